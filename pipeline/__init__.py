@@ -1,0 +1,1 @@
+"""Learned token merging for Vision Transformers, and the training around it."""

@@ -1,0 +1,216 @@
+"""What a run is made of: strict, frozen, keyword-only sections. Standard library only.
+
+A section checks what it can see alone; `resolve.py` checks what takes two sections to see.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError
+
+Reduction = int | float | tuple[float, ...] | list[int]
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The shared ViT."""
+
+    name: str
+    """A timm VisionTransformer name, for instance `deit_small_patch16_224`."""
+    pretrained: bool = False
+    """Load timm's weights of that name (downloads)."""
+    weights: str | None = None
+    """A .safetensors or .pth file with timm keys, our keys or those of the authors' release; or a run's checkpoint folder."""
+    img_size: int | None = None
+    """Pixels per side that the position embedding is made for; None keeps timm's."""
+    drop_path: float = 0.0
+    proportional_attention: Literal["always", "train", "never"] = "always"
+    """When `log size` is added to the attention logits; `train` is the paper's setting for MAE."""
+    grad_checkpointing: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm's class: embed_dim, depth, num_heads, patch_size, global_pool, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergingConfig:
+    """How tokens are merged between attention and MLP."""
+
+    policy: str = "none"
+    reduction: Any = 0
+    """Tokens removed per block: int, (r, inflection), list per block, or a keep rate in (0, 1]."""
+    target_macs: float | None = None
+    """Fraction of the unmerged MACs, in (0, 1); the solver finds the reduction. Excludes `reduction`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the policy."""
+
+    def __post_init__(self) -> None:
+        require(self.target_macs is None or 0 < self.target_macs < 1, f"merging.target_macs is {self.target_macs}; give a fraction in (0, 1)")
+        require(self.target_macs is None or not self.reduction, "merging.target_macs and merging.reduction exclude each other: give one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training images, and the fixed way of evaluation images."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area range of the random resized crop; (1, 1) resizes only."""
+    pad: int = 0
+    """Reflect padding before a random crop at full scale (small images); excludes crop_scale."""
+    hflip: float = 0.5
+    rand_augment: str | None = None
+    """timm's notation, for instance `rand-m9-mstd0.5-inc1`."""
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: float = 0.0
+    crop_pct: float = 0.875
+    """Evaluation: the centre crop's share of the resized side."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where a task's samples are and how they become batches."""
+
+    schema: str
+    """Name in the dataset registry: which members a sample has and how they decode."""
+    train: str | list[str] | None = None
+    """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest."""
+    val: str | list[str] | None = None
+    img_size: int = 224
+    """Pixels per side of the crop the model sees."""
+    batch_size: int = 128
+    """Samples of one micro-batch on one rank."""
+    eval_batch_size: int = 128
+    workers: int = 4
+    shuffle_shards: int = 8
+    """Shards that are open at once; samples are shuffled within such a window (bounds memory and disk cache)."""
+    max_bad_samples: int = 100
+    """Corrupt samples in a row that stop the run."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0 and self.eval_batch_size > 0, f"data.batch_size is {self.batch_size}, eval_batch_size {self.eval_batch_size}; give 1 or more")
+        require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
+        require(self.shuffle_shards >= 1, f"data.shuffle_shards is {self.shuffle_shards}; give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One task: its head, its data, its share of the loss."""
+
+    type: str
+    data: DataConfig
+    weight: float = 1.0
+    head: dict[str, Any] = field(default_factory=dict)
+    """Options of the task's class, for instance num_classes, label_smoothing."""
+
+    def __post_init__(self) -> None:
+        require(self.weight > 0, f"task weight is {self.weight}; give a number above 0, or leave the task out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the loss is."""
+
+    type: str = "supervised"
+    """`supervised`: the task's own loss. `distill`: agreement with an unmerged teacher."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule, a closed form of the step."""
+
+    lr: float = 1e-4
+    """Learning rate of backbone and heads."""
+    metric_lr: float | None = None
+    """Learning rate of the metric embeddings; None: the same as lr."""
+    min_lr: float = 1e-6
+    warmup_steps: int = 0
+    weight_decay: float = 1e-4
+    """0 for biases, norms and other one-dimensional parameters."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 1.0
+    clip_grad: float | None = 5.0
+    ema_decay: float = 0.0
+    """0 keeps no average."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"optim.lr is {self.lr}; give a number above 0")
+        require(0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}; give a number in (0, 1]")
+        require(0 <= self.ema_decay < 1, f"optim.ema_decay is {self.ema_decay}; give a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What is trained, how long, and what is written when."""
+
+    mode: Literal["modular", "end_to_end", "joint", "backbone"] = "modular"
+    """`modular`: only the metric embeddings. `end_to_end`: backbone under hard merging and embeddings under soft merging, in turn.
+    `joint`: everything at once under soft merging. `backbone`: everything but the embeddings, under the inference-time merge."""
+    epochs: float | None = None
+    steps: int | None = None
+    """Optimizer steps; give one of epochs and steps."""
+    alternate_period: int = 10
+    """end_to_end: every such-th step trains the embeddings, the others the backbone."""
+    reduction_range: tuple[int, int] | None = None
+    """Draw each step's reduction from this range (both ends included), a function of (seed, step)."""
+    log_every: int = 50
+    eval_every: int | None = None
+    """Steps; None: at the end only."""
+    save_every: int | None = None
+    """Steps; None: at the end only (and on SIGTERM)."""
+    keep_checkpoints: int = 2
+    max_nonfinite: int = 5
+    """Steps in a row whose loss is not finite on some rank, which are skipped; one more stops the run."""
+
+    def __post_init__(self) -> None:
+        require((self.epochs is None) != (self.steps is None), "give exactly one of train.epochs and train.steps")
+        require(self.log_every > 0, f"train.log_every is {self.log_every}; give 1 or more")
+        require(self.alternate_period >= 2, f"train.alternate_period is {self.alternate_period}; give 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a step is carried out."""
+
+    type: Literal["local", "deepspeed"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    accumulation: int = 1
+    """Micro-batches per optimizer step."""
+    threads: int | None = None
+    """CPU threads of torch per process; None leaves torch's choice."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Merged into the generated DeepSpeed configuration; a field that both own must agree."""
+
+    def __post_init__(self) -> None:
+        require(self.accumulation >= 1, f"engine.accumulation is {self.accumulation}; give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, from data to checkpoint."""
+
+    backbone: BackboneConfig
+    tasks: dict[str, TaskConfig]
+    train: TrainConfig
+    output: str
+    """Folder of the run: resolved config, metrics, checkpoints."""
+    seed: int = 42
+    merging: MergingConfig = field(default_factory=MergingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.tasks), "tasks is empty: give at least one, for instance tasks=dict(imagenet=dict(type='classification', ...))")

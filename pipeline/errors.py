@@ -1,0 +1,20 @@
+"""The three mistakes that are not ours: the user's, the data's, the disk's.
+
+Each message says what is wrong, where, and the way out. The command line prints them without a traceback and exits with 2.
+"""
+
+
+class PipelineError(Exception):
+    """Base of every error that a user of the pipeline can act on."""
+
+
+class ConfigError(PipelineError):
+    """The configuration, or an argument, is wrong."""
+
+
+class SampleError(PipelineError):
+    """A shard, manifest or sample is wrong."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint is missing, incomplete, or of another model or run."""

@@ -1,0 +1,151 @@
+"""What the parts of the pipeline promise one another."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.token_state import BackboneOutput, TokenState
+
+Sums = dict[str, tuple[Tensor, Tensor]]
+"""Name -> (sum, count), detached scalars on the device; they add over steps and ranks, and the value is sum / count."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one task.
+
+    images [B, 3, H, W] float32, normalised. targets: the task's own dataclass of tensors. keys: the samples' names.
+    """
+
+    task: str
+    images: Tensor
+    targets: Any
+    keys: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return replace(self, images=self.images.to(device, non_blocking=True), targets=_to(self.targets, device))
+
+
+def _to(targets: Any, device: torch.device | str) -> Any:
+    if isinstance(targets, Tensor):
+        return targets.to(device, non_blocking=True)
+    if is_dataclass(targets) and not isinstance(targets, type):
+        return replace(targets, **{f.name: _to(getattr(targets, f.name), device) for f in fields(targets)})
+    return targets
+
+
+@dataclass(frozen=True)
+class TaskOutput:
+    """loss: scalar with gradient. logs: sums to report. predictions: the task's own form (for classification, logits [B, K])."""
+
+    loss: Tensor
+    logs: Sums = field(default_factory=dict)
+    predictions: Any = None
+
+
+class MergePolicy(Protocol):
+    """Decides which tokens to merge in a block, and merges them. Holds options, never state."""
+
+    metric_source: str
+    """`none`, `keys` (the mean over heads of the attention keys), or `embedding` (a learned linear layer of the block)."""
+    relaxed: bool
+    """Whether training uses a differentiable merge that keeps all M tokens."""
+
+    def metric_dim(self, dim: int, head_dim: int) -> int:
+        """Width of the metric embedding (0 where metric_source is not `embedding`)."""
+        ...
+
+    def merge(self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False) -> TokenState:
+        """Removes r tokens (fewer where too few are left). metric [B, M, F] or None."""
+        ...
+
+
+class Task(Protocol):
+    """A head and its loss. An nn.Module; what it returns in `logs` is what is reported."""
+
+    taps: tuple[int, ...]
+    """Blocks whose states the head reads (empty: the final state only)."""
+    main_metric: str
+    """Name of the metric that ranks checkpoints; larger is better."""
+
+    def __call__(self, output: BackboneOutput, batch: Batch) -> TaskOutput: ...
+
+    def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
+        """Disagreement of two outputs for the same batch, a scalar; 0 where they agree."""
+        ...
+
+    def evaluate(self, output: BackboneOutput, batch: Batch) -> Sums:
+        """Sums of the evaluation metrics over the batch's samples; counts are samples, so that batches and ranks add."""
+        ...
+
+
+class BatchStream(Protocol):
+    """An endless stream of this rank's micro-batches of one task.
+
+    Micro-batch k of rank `rank` holds positions [k * G + rank * b, ... + b) of an endless sample order, in which each epoch is a
+    permutation that is a pure function of (seed, epoch, manifest); b is the micro-batch size and G = b * world_size.
+    """
+
+    num_samples: int
+    """Samples of one epoch."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state_dict(self) -> dict[str, int]:
+        """`samples`: position in the global order after the last batch handed out. A few integers: loading them costs no replay."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None: ...
+
+
+class Engine(Protocol):
+    """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed."""
+
+    module: nn.Module
+    """The bare model."""
+    device: torch.device
+    rank: int
+    world_size: int
+
+    def forward(self, batch: Batch, **options: Any) -> TaskOutput:
+        """The model's output, under the engine's precision."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates gradients of loss / accumulation."""
+        ...
+
+    def step(self, lrs: Mapping[str, float]) -> Tensor | None:
+        """Ends a micro-batch. On an accumulation boundary: clips, updates with `lrs` per parameter group, clears; returns the
+        gradient norm before clipping (a device scalar), else None."""
+        ...
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks; the tensor itself where there is one rank."""
+        ...
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Full fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`, `step`), on the CPU, on
+        rank 0 (other ranks may return an empty dict). A collective."""
+        ...
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_tensors`, at any world size and ZeRO stage. A collective; every rank gives all tensors."""
+        ...
+
+
+@dataclass
+class Progress:
+    """The loop's whole memory."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    samples: dict[str, int] = field(default_factory=dict)
+    """Samples seen, per task, over all ranks."""
+    nonfinite: int = 0
+    """Steps in a row that were skipped because a loss was not finite."""
+    best: float | None = None
+    """Best value of the main metric so far."""

@@ -1,0 +1,53 @@
+"""Names in a config, mapped to the classes that are allowed behind them."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from pipeline.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """One line that says `name` is unknown, which known name is nearest, and what all of them are."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"unknown {kind} '{name}'{hint} (known: {', '.join(known) or 'none'})"
+
+
+class Registry(Generic[T]):
+    """A closed table of factories: a name that is not in it is an error that lists what is."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._factories: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Decorator that files a class or function under `name`; a name is given once."""
+
+        def add(factory: Callable[..., T]) -> Callable[..., T]:
+            if name in self._factories:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            self._factories[name] = factory
+            return factory
+
+        return add
+
+    def get(self, name: str) -> Callable[..., T]:
+        """The factory behind `name`; raises ConfigError with the nearest name and the full list."""
+        if name not in self._factories:
+            raise ConfigError(unknown_name(self.kind, name, self._factories))
+        return self._factories[name]
+
+    def build(self, name: str, /, *args: object, **options: object) -> T:
+        """Calls the factory; options that it does not take raise ConfigError."""
+        factory = self.get(name)
+        try:
+            return factory(*args, **options)
+        except TypeError as err:
+            raise ConfigError(f"{self.kind} '{name}': {err}") from err
+
+    def names(self) -> list[str]:
+        return sorted(self._factories)
