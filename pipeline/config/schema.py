@@ -8,12 +8,24 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 
-Reduction = int | float | tuple[float, ...] | list[int]
+Reduction = int | float | tuple[int, float] | list[int]
+"""r per block, a keep rate in (0, 1], (r, inflection), or one r for each block; a sequence of two is always (r, inflection)."""
+
+
+REDUCTION_FORMS = "an integer from 0, a keep rate in (0, 1], (r, inflection) with inflection in [-1, 1], or a list of integers"
 
 
 def require(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)
+
+
+def _is_reduction(value: Reduction) -> bool:
+    if isinstance(value, tuple):
+        return value[0] >= 0 and -1 <= value[1] <= 1
+    if isinstance(value, list):
+        return all(r >= 0 for r in value)
+    return value >= 0 if isinstance(value, int) else 0 < value <= 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +53,7 @@ class MergingConfig:
     """How tokens are merged between attention and MLP."""
 
     policy: str = "none"
-    reduction: Any = 0
+    reduction: Reduction = 0
     """Tokens removed per block: int, (r, inflection), list per block, or a keep rate in (0, 1]."""
     target_macs: float | None = None
     """Fraction of the unmerged MACs, in (0, 1); the solver finds the reduction. Excludes `reduction`."""
@@ -49,8 +61,10 @@ class MergingConfig:
     """Options of the policy."""
 
     def __post_init__(self) -> None:
-        require(self.target_macs is None or 0 < self.target_macs < 1, f"merging.target_macs is {self.target_macs}; give a fraction in (0, 1)")
-        require(self.target_macs is None or not self.reduction, "merging.target_macs and merging.reduction exclude each other: give one")
+        macs = self.target_macs
+        require(macs is None or 0 < macs < 1, f"merging.target_macs is {macs}; give a fraction in (0, 1)")
+        require(_is_reduction(self.reduction), f"merging.reduction is {self.reduction}; give {REDUCTION_FORMS}")
+        require(macs is None or not self.reduction, "merging.target_macs and merging.reduction exclude each other: give one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +89,16 @@ class AugmentConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"augment.crop_scale is {self.crop_scale}; give (low, high) with 0 < low <= high <= 1")
+        require(0 < self.crop_pct <= 1, f"augment.crop_pct is {self.crop_pct}; give a number in (0, 1]")
+        require(min(self.std) > 0, f"augment.std is {self.std}; give numbers above 0")
+        for name in ("hflip", "random_erasing"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
+        for name in ("pad", "color_jitter", "mixup", "cutmix"):
+            require(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; give 0 (off) or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -98,9 +122,8 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        require(self.batch_size > 0 and self.eval_batch_size > 0, f"data.batch_size is {self.batch_size}, eval_batch_size {self.eval_batch_size}; give 1 or more")
-        require(self.workers >= 0, f"data.workers is {self.workers}; give 0 or more")
-        require(self.shuffle_shards >= 1, f"data.shuffle_shards is {self.shuffle_shards}; give 1 or more")
+        for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
+            require(getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +169,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr is {self.lr}; give a number above 0")
+        require(self.metric_lr is None or self.metric_lr > 0, f"optim.metric_lr is {self.metric_lr}; give a number above 0")
+        require(0 <= self.min_lr <= self.lr, f"optim.min_lr is {self.min_lr}; give a number in [0, optim.lr = {self.lr}]")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; give 0 or more")
+        require(self.clip_grad is None or self.clip_grad > 0, f"optim.clip_grad is {self.clip_grad}; give a number above 0, or None")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}; give a number in (0, 1]")
         require(0 <= self.ema_decay < 1, f"optim.ema_decay is {self.ema_decay}; give a number in [0, 1)")
 
@@ -175,8 +202,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require((self.epochs is None) != (self.steps is None), "give exactly one of train.epochs and train.steps")
-        require(self.log_every > 0, f"train.log_every is {self.log_every}; give 1 or more")
+        for name in ("epochs", "steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"train.{name} is {value}; give a number above 0")
         require(self.alternate_period >= 2, f"train.alternate_period is {self.alternate_period}; give 2 or more")
+        low, high = self.reduction_range or (0, 0)
+        require(0 <= low <= high, f"train.reduction_range is {self.reduction_range}; give (low, high) with 0 <= low <= high")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,159 @@
+"""The border between files and `RunConfig`; the only file that names mmengine.
+
+A `.py` config is the user's own program, with mmengine's `_base_` and `_delete_`. A `.json` or `.yaml` file is data, for instance
+the resolved config of a stranger's run: it is parsed by readers that cannot run code.
+"""
+
+import ast
+import hashlib
+import json
+import re
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.build import build_dataclass, plain
+from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError
+
+MAX_BYTES = 1 << 20
+"""A config is a page of text; anything beyond this is not one."""
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run that a file describes, after `a.b=value` overrides.
+
+    `.py`: mmengine's format. `.json`, `.yaml`, `.yml`: plain data. Raises ConfigError with all mistakes at once.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config {path} does not exist; the ones that come with the project are in configs/")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"config {path} has {path.stat().st_size} bytes, more than {MAX_BYTES}; is it a config?")
+    readers = {".py": _read_python, ".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}
+    if path.suffix not in readers:
+        raise ConfigError(f"config {path} ends in '{path.suffix}'; give a file that ends in {', '.join(readers)}")
+    data = _override(readers[path.suffix](path), overrides)
+    try:
+        return build_dataclass(RunConfig, data, str(path))
+    except RecursionError as err:
+        raise ConfigError(f"config {path} is nested too deeply") from err
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """The whole run, defaults included, as data that JSON can hold; `from_plain` takes it back."""
+    return plain(config)
+
+
+def from_plain(data: dict[str, Any]) -> RunConfig:
+    """The inverse of `to_plain`; raises ConfigError on anything that the schema does not know."""
+    return build_dataclass(RunConfig, data, "resolved config")
+
+
+def digest(config: RunConfig) -> str:
+    """sha256 of the canonical JSON: equal for equal runs, however they were written down."""
+    text = json.dumps(to_plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override: a Python literal, true/false/null, a comma list, or else the string itself.
+
+    Commas inside brackets and braces do not split, so that a brace pattern of shards stays whole.
+    """
+    text = text.strip()
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    if text[:1] + text[-1:] in ("[]", "()"):
+        return [parse_value(part) for part in _split(text[1:-1])]
+    parts = _split(text)
+    return [parse_value(part) for part in parts] if len(parts) > 1 else text
+
+
+def _split(text: str) -> list[str]:
+    """Parts between the commas that stand outside of every bracket."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part for part in parts if part.strip()]
+
+
+def _override(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    from mmengine.config import Config
+
+    options = {}
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"override '{item}' is not of the form section.key=value, for instance optim.lr=1e-4")
+        options[key.strip()] = parse_value(value)
+    config = Config(data)
+    try:
+        config.merge_from_dict(options)
+    except (TypeError, KeyError, AttributeError) as err:
+        raise ConfigError(f"override {', '.join(options)} does not fit the config: {err}") from err
+    return config.to_dict()
+
+
+def _read_python(path: Path) -> dict[str, Any]:
+    """Runs the file; names with a leading underscore are its own helpers. No text of the environment enters the program."""
+    from mmengine.config import Config
+
+    try:
+        ast.parse(path.read_text(encoding="utf-8"), str(path))  # mmengine would report a syntax error under a temporary name
+        config = Config.fromfile(path, use_environment_variables=False, import_custom_modules=False, lazy_import=False)
+    except Exception as err:  # whatever the user's program raises
+        raise ConfigError(f"config {path} cannot be read: {_where(err)}{type(err).__name__}: {err}") from err
+    return {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+
+
+def _where(err: Exception) -> str:
+    """`FILE, line N: ` of the innermost module: the config or one of its bases. A syntax error says so itself."""
+    modules = [frame for frame in traceback.extract_tb(err.__traceback__) if frame.name == "<module>"]
+    return f"{modules[-1].filename}, line {modules[-1].lineno}: " if modules and not isinstance(err, SyntaxError) else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return _as_dict(json.loads(path.read_text(encoding="utf-8")), path)
+    except (ValueError, RecursionError) as err:
+        raise ConfigError(f"config {path} is not JSON: {err}") from err
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases, which can make a page of text stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (&name, *name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+_PlainLoader.add_implicit_resolver(  # YAML 1.1 takes 1e-4 for a string
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return _as_dict(yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader), path)
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise ConfigError(f"config {path} is not plain YAML: {err}") from err
+
+
+def _as_dict(data: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path} holds a {type(data).__name__}; its top level must be a mapping of sections")
+    return data

@@ -1,0 +1,190 @@
+"""Config files become strict dataclasses: all mistakes are told at once, and nothing that is only data can run code."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.load import digest, from_plain, load_config, parse_value, to_plain
+from pipeline.errors import ConfigError
+
+BASE = "backbone = dict(name='deit_tiny_patch16_224')\noptim = dict(lr=1e-3, warmup_steps=5)\n"
+RUN = """
+_base_ = ['base.py']
+_size = 64
+output = 'runs/{{ fileBasenameNoExtension }}'
+tasks = dict(a=dict(type='classification', data=dict(schema='s', train='x-{a,b}.tar', img_size=_size)))
+train = dict(steps=3)
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    (tmp_path / "base.py").write_text(BASE)
+    path = tmp_path / "run.py"
+    path.write_text(RUN)
+    return path
+
+
+def message(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_base_child_and_override_merge_in_this_order(run_file):
+    config = load_config(run_file, ["optim.lr=0.5", "tasks.a.data.augment.crop_scale=(1, 1)"])
+    assert (config.optim.lr, config.optim.warmup_steps, config.output) == (0.5, 5, "runs/run")
+    assert config.tasks["a"].data.augment.crop_scale == (1.0, 1.0)
+    assert config.tasks["a"].data.img_size == 64
+
+
+def test_delete_drops_what_the_base_says(run_file):
+    run_file.write_text(RUN + "optim = dict(_delete_=True, lr=2e-3)\n")
+    assert load_config(run_file).optim.warmup_steps == 0
+
+
+def test_plain_form_round_trips_through_json_and_yaml(run_file, tmp_path):
+    config = load_config(run_file, ["merging.policy=tome", "merging.reduction=(4,1)", "merging.options.split=parity"])
+    text = json.dumps(to_plain(config))
+    assert from_plain(json.loads(text)) == config
+    for name in ("run.json", "run.yaml"):  # JSON is YAML
+        (tmp_path / name).write_text(text)
+        assert load_config(tmp_path / name) == config
+        assert digest(load_config(tmp_path / name)) == digest(config)
+    assert digest(load_config(run_file)) != digest(config)
+
+
+def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
+    sections = ["merging.reducton=3", "train.log_every=x", "train.mode=moduler", "seed=1.5"]
+    said = message(run_file, *sections, "tasks.a.data.batch_size=0", "optim.betas=[1]")
+    assert "6 mistakes" in said
+    assert "merging.reducton: unknown key 'reducton'; did you mean 'reduction'?" in said
+    assert "train.log_every: expected an integer, got str 'x'" in said
+    assert "train.mode: expected one of 'modular', 'end_to_end', 'joint', 'backbone', got str 'moduler'" in said
+    assert "seed: expected an integer, got float 1.5" in said
+    assert "tasks.a.data: data.batch_size is 0" in said
+    assert "optim.betas: expected (a finite number, a finite number), got list [1]" in said
+
+
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("seed=True", "seed: expected an integer, got bool True"),
+        ("optim.lr=1e999", "optim.lr: expected a finite number, got float inf"),
+        ("backbone.name=3", "backbone.name: expected a string"),
+        ("tasks.a=3", "tasks.a: expected a dict of settings"),
+        ("merging.reduction=[8, 8]", "inflection in [-1, 1]"),
+        ("merging.reduction=-1", "merging.reduction is -1"),
+        ("merging.reduction=1.5", "merging.reduction is 1.5"),
+        ("merging.options.x={1: 2}", "merging.options.x: the key 1 is not a string"),
+        ("merging.options.x={1, 2}", "merging.options.x: expected plain data"),
+        ("train.epochs=1", "give exactly one of train.epochs and train.steps"),
+        ("seed", "not of the form section.key=value"),
+        ("=3", "not of the form section.key=value"),
+    ],
+)
+def test_a_wrong_override_says_what_and_where(run_file, override, part):
+    assert part in message(run_file, override)
+
+
+def test_a_missing_section_is_named(tmp_path):
+    (tmp_path / "empty.json").write_text("{}")
+    said = message(tmp_path / "empty.json")
+    for name in ("backbone", "tasks", "train", "output"):
+        assert f"{name}: required, but not given" in said
+
+
+@pytest.mark.parametrize("where", ["run.py", "base.py"])
+@pytest.mark.parametrize("line, error", [("1 / 0", "ZeroDivisionError"), ("import no_such_module", "ModuleNotFoundError")])
+def test_a_config_that_raises_is_told_with_its_line(run_file, where, line, error):
+    path = run_file.parent / where
+    path.write_text("# a comment\n" + line + "\n" + ("_base_ = ['base.py']\n" if where == "run.py" else ""))
+    said = message(run_file)
+    assert f"{where}, line 2: {error}" in said
+
+
+def test_a_syntax_error_is_told_with_its_line(run_file):
+    run_file.write_text("a = 1\nfor\n")
+    assert "SyntaxError: invalid syntax (run.py, line 2)" in message(run_file)
+
+
+@pytest.mark.parametrize(
+    "name, text, part",
+    [
+        ("a.json", "{", "not JSON"),
+        ("a.json", "[]", "top level must be a mapping"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.json", "\x00", "not JSON"),
+        ("a.yaml", "a: [", "not plain YAML"),
+        ("a.yaml", "a: &x [1]\nb: *x\n", "aliases"),
+        ("a.yaml", "a: " + "[" * 50_000, "not plain YAML"),
+        ("a.yaml", "!!python/object/apply:os.system ['touch CANARY']", "not plain YAML"),
+        ("a.yaml", "a: !!python/name:os.system ", "not plain YAML"),
+        ("a.toml", "", "ends in '.toml'"),
+        ("a.json", " " * (1 << 20) + "{}", "bytes"),
+        ("a.yaml", "_base_: http://example.com/x.yaml", "unknown key '_base_'"),
+    ],
+)
+def test_a_hostile_data_file_is_an_error_and_nothing_more(tmp_path, monkeypatch, name, text, part):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    assert part in message(tmp_path / name)
+    assert not (tmp_path / "CANARY").exists()
+
+
+def test_overrides_and_environment_cannot_run_code(run_file, monkeypatch):
+    monkeypatch.setenv("CANARY", "__import__('pathlib').Path('CANARY').touch()")
+    monkeypatch.chdir(run_file.parent)
+    config = load_config(run_file, ["merging.options.x=__import__('pathlib').Path('CANARY').touch()", "output={{$CANARY:x}}"])
+    assert config.merging.options["x"] == "__import__('pathlib').Path('CANARY').touch()"
+    assert config.output == "{{$CANARY:x}}"
+    assert not Path("CANARY").exists()
+
+
+def test_a_missing_file_says_where_configs_are(tmp_path):
+    assert "does not exist; the ones that come with the project are in configs/" in message(tmp_path / "nope.py")
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e-4", 1e-4),
+        ("16", 16),
+        ("true", True),
+        ("None", None),
+        ("null", None),
+        ("(8, -1.0)", (8, -1.0)),
+        ("[1,2]", [1, 2]),
+        ("1,2", (1, 2)),
+        ("a,b", ["a", "b"]),
+        ("[a,[b,1]]", ["a", ["b", 1]]),
+        ("'1'", "1"),
+        ("d/x-{0..3}.tar", "d/x-{0..3}.tar"),
+        ("d/x-{a,b}.tar,e.tar", ["d/x-{a,b}.tar", "e.tar"]),
+        ("https://h/x?a=1", "https://h/x?a=1"),
+        ("", ""),
+    ],
+)
+def test_override_values(text, value):
+    assert parse_value(text) == value
+
+
+@given(st.text(max_size=40))
+def test_any_override_text_is_a_value(text):
+    parse_value(text)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=20,
+    )
+)
+def test_any_data_is_a_run_or_a_config_error(data):
+    for candidate in (data, {"backbone": data, "tasks": {"a": data}, "train": data, "output": data, "merging": {"options": data}}):
+        with pytest.raises(ConfigError):
+            from_plain(candidate)
