@@ -53,6 +53,8 @@ class MergePolicy(Protocol):
     """`none`, `keys` (the mean over heads of the attention keys), or `embedding` (a learned linear layer of the block)."""
     relaxed: bool
     """Whether training uses a differentiable merge that keeps all M tokens."""
+    exact_attention: bool
+    """Whether a relaxed pass needs attention that rounds as the authors' release does, in place of a fused kernel."""
 
     def metric_dim(self, dim: int, head_dim: int) -> int:
         """Width of the metric embedding (0 where metric_source is not `embedding`)."""
@@ -68,6 +70,8 @@ class Task(Protocol):
 
     taps: tuple[int, ...]
     """Blocks whose states the head reads (empty: the final state only)."""
+    needs_source: bool
+    """Whether the head unmerges, so that a relaxed merge has to keep a soft source map."""
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
 

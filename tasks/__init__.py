@@ -1,0 +1,3 @@
+"""Task adapters: one file each, found by this list."""
+
+from tasks import classification  # noqa: F401  (registration)

@@ -1,0 +1,8 @@
+"""Merge policies: one file each, found by this list."""
+
+from pipeline.interfaces import MergePolicy
+from pipeline.registry import Registry
+
+POLICIES: Registry[MergePolicy] = Registry("merge policy")
+
+from pipeline.merging.policies import dtem, none, random, tome  # noqa: E402, F401  (registration)

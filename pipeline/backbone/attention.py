@@ -1,0 +1,83 @@
+"""Attention in which a token counts as often as the patches it holds (proportional attention, ToMe section 3.2).
+
+B batch, M tokens, H heads, D channels per head.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.backbone.exact_attention import exact_attention
+
+SMALLEST_SIZE = 1e-6
+"""A token of size 0 attends like one of this size: the forward pass cannot tell, and the gradient to the size stays finite."""
+
+
+def log_size(size: Tensor) -> Tensor:
+    """log(max(size, SMALLEST_SIZE)), whose gradient reaches `size` also where it is 0. Any shape, float32."""
+    floored = size + (SMALLEST_SIZE - size).clamp(min=0.0).detach()
+    return floored.log()
+
+
+def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float, dropout: float = 0.0) -> Tensor:
+    """softmax(scale * q k^T + log size) v through PyTorch's fused kernels. q, k, v [B, H, M, D]; size [B, M] float32 or None.
+
+    A mask that needs a gradient, or a bfloat16 mask, would cost the fused kernel or the precision. There the logarithm rides along
+    as extra channels of the key instead, against ones in the query.
+    """
+    if size is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+    bias = log_size(size)
+    if q.dtype == torch.float32 and not bias.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None, None, :], dropout_p=dropout, scale=scale)
+    dim = q.shape[-1]
+    q, k, v = _with_bias_channels(q, k, v, bias / scale)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., :dim]
+
+
+def _with_bias_channels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Appends the bias to k and ones to q; pads all three to a multiple of 8 channels, which the GPU kernels want.
+
+    The bias is split into a rounded part and its remainder, so that bfloat16 keeps about 16 bits of it.
+    """
+    batch, heads, num_tokens, dim = k.shape
+    rounded = bias.to(k.dtype)
+    remainder = (bias - rounded).detach().to(k.dtype)
+    channels = torch.stack([rounded, remainder], dim=-1)[:, None].expand(batch, heads, num_tokens, 2)
+    padding = -(dim + 2) % 8
+    ones = q.new_ones(*q.shape[:-1], 2)
+    return (
+        F.pad(torch.cat([q, ones], dim=-1), (0, padding)),
+        F.pad(torch.cat([k, channels], dim=-1), (0, padding)),
+        F.pad(v, (0, padding + 2)),
+    )
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float) -> Tensor:
+    """The same by its definition, softmax weights times size, renormalised, in float32: what the tests compare with."""
+    logits = (q.float() @ k.float().mT) * scale
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
+    if size is not None:
+        weights = weights * size[:, None, None, :]
+    return (weights / weights.sum(dim=-1, keepdim=True)) @ v.float()
+
+
+def attend(attn: nn.Module, x: Tensor, size: Tensor | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
+    """timm's Attention with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C], keys [B, H, M, D].
+
+    exact: round as the authors' release does (attention dropout excluded); see `exact_attention`.
+    """
+    batch, num_tokens, _ = x.shape
+    qkv = attn.qkv(x).reshape(batch, num_tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    if exact:
+        size = torch.ones(batch, num_tokens, device=x.device) if size is None else size
+        mixed = exact_attention(q, k, v, size, scale=attn.scale)
+    else:
+        mixed = proportional_attention(q, k, v, size, scale=attn.scale, dropout=dropout)
+    mixed = attn.norm(mixed.transpose(1, 2).reshape(batch, num_tokens, attn.attn_dim))
+    if attn.gate is not None:
+        mixed = mixed * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(mixed)), k

@@ -1,0 +1,90 @@
+"""The one way to a backbone: a timm name and a merge policy."""
+
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from pipeline.backbone.vit import MergingViT
+from pipeline.errors import ConfigError
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import ReductionSpec
+from pipeline.registry import unknown_name
+
+
+def build_backbone(
+    name: str,
+    *,
+    policy: str = "none",
+    reduction: ReductionSpec = 0,
+    pretrained: bool = False,
+    img_size: int | tuple[int, int] | None = None,
+    proportional_attention: str = "always",
+    grad_checkpointing: bool = False,
+    drop_path: float = 0.0,
+    timm_options: dict[str, Any] | None = None,
+    **policy_options: Any,
+) -> MergingViT:
+    """Any timm VisionTransformer, merging tokens by `policy`.
+
+    reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE) or `never`.
+    timm_options go to timm's class, policy_options to the policy. Raises ConfigError for a name that is not a plain ViT.
+    """
+    merge_policy = POLICIES.build(policy, **policy_options)
+    vit = create_vit(name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options)
+    return MergingViT(
+        vit, merge_policy, reduction, proportional_attention=proportional_attention, grad_checkpointing=grad_checkpointing
+    )
+
+
+def create_vit(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = 0,
+    img_size: int | tuple[int, int] | None = None,
+    drop_path: float = 0.0,
+    timm_options: dict[str, Any] | None = None,
+) -> VisionTransformer:
+    """timm's model itself, checked to be one that MergingViT can drive; num_classes None keeps its own head. Raises ConfigError."""
+    if not timm.is_model(name.partition(".")[0]):
+        raise ConfigError(unknown_name("timm model", name, timm.list_models("*vit*") + timm.list_models("deit*")))
+    options = {"drop_path_rate": drop_path, **(timm_options or {})}
+    if img_size is not None:
+        options["img_size"] = img_size
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    try:
+        vit = timm.create_model(name, pretrained=pretrained, **options)
+    except (TypeError, AssertionError, RuntimeError) as err:
+        raise ConfigError(f"timm cannot build '{name}' with {options}: {err}") from err
+    _check_supported(vit, name)
+    return vit
+
+
+def _check_supported(vit: nn.Module, name: str) -> None:
+    """Refuses what MergingViT would compute wrongly, by the part that is in the way."""
+    if not isinstance(vit, VisionTransformer):
+        raise ConfigError(f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer class (ViT, DeiT, MAE, DINOv2, ...)")
+    strange_block = next((type(b).__name__ for b in vit.blocks if type(b) is not Block), None)
+    strange_attention = next((type(b.attn).__name__ for b in vit.blocks if type(getattr(b, "attn", None)) is not Attention), None)
+    obstacle = None
+    if strange_block:
+        obstacle = f"its blocks are {strange_block}, not the plain pre-norm Block"
+    elif strange_attention:
+        obstacle = f"its attention is {strange_attention}, which may add positions that merged tokens do not have"
+    elif type(vit.patch_embed) is not PatchEmbed:
+        obstacle = f"its patch embedding is {type(vit.patch_embed).__name__}, not one convolution"
+    elif not isinstance(vit.patch_drop, nn.Identity):
+        obstacle = "patch dropout removes patches, so that the grid could not be restored; set patch_drop_rate to 0"
+    if obstacle:
+        raise ConfigError(f"'{name}' is not supported: {obstacle}")
+
+
+def empty_vit(name: str, **options: Any) -> VisionTransformer:
+    """The model without memory or initialisation (meta device): its shapes can be asked before anything is allocated."""
+    with torch.device("meta"):
+        return create_vit(name, **options)

@@ -1,0 +1,113 @@
+"""Weights into a backbone or a whole model, whatever style their keys are in."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from pipeline.backbone.vit import MergingViT
+from pipeline.errors import CheckpointError
+
+_RELEASE_LAYER = re.compile(r"^(.*blocks\.\d+\.)attn\.qkv\.(qkv_layer|metric_layer)\.(weight|bias)$")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """taken: parameters of the module that got a value. missing: those that kept theirs. left: given keys that nothing wanted."""
+
+    taken: tuple[str, ...]
+    missing: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def some(names: tuple[str, ...]) -> str:
+            return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "none"
+
+        return f"took {len(self.taken)} tensors; kept own values: {some(self.missing)}; left unused: {some(self.left)}"
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
+    """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, or those of the authors' DTEM release.
+
+    Position embeddings of another grid are resampled. A timm classifier finds the task head of the same shape and name.
+    Raises CheckpointError where nothing fits or a tensor has another shape, naming the first.
+    """
+    own = dict(module.state_dict(keep_vars=True))
+    wanted = {_plain(key): key for key in own}
+    given = _release_to_timm({_plain(key): value for key, value in state_dict.items()})
+    fitting = {wanted[key]: value for key, value in given.items() if key in wanted}
+    if not fitting:
+        raise CheckpointError(f"no key of the checkpoint fits this model: it has {next(iter(given), 'none')}, the model {next(iter(own))}")
+    backbone = module if isinstance(module, MergingViT) else module.get_submodule("backbone")
+    for key, value in fitting.items():
+        _copy(key, own[key], _resampled(key, own[key], value, backbone))
+    left = tuple(key for key in given if key not in wanted)
+    return LoadReport(tuple(fitting), tuple(key for key in own if key not in fitting), left)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pth/.pt/.bin file (tensors only: nothing in it can run code).
+
+    The usual wrappers (`model`, `state_dict`, `model_ema`) are opened. Raises CheckpointError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as err:
+        raise CheckpointError(f"{path} cannot be read: {err}") from err
+    except Exception as err:  # the unpickler's own error class lives in pickle, which this project does not import
+        raise CheckpointError(f"{path} holds more than tensors, so it is not read; save its state_dict as .safetensors ({err})") from err
+    for wrapper in ("state_dict", "model", "model_ema"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} is not a state dict of tensors")
+    return content
+
+
+def _plain(key: str) -> str:
+    """timm's spelling: our `backbone.` and `tasks.NAME.`, and wrappers' `module.`, go."""
+    key = key.removeprefix("module.").removeprefix("model.").removeprefix("backbone.")
+    return re.sub(r"^tasks\.[^.]+\.", "", key)
+
+
+def _release_to_timm(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The release keeps qkv and metric layers inside a fused layer that repeats them."""
+    renamed, fused = {}, set()
+    for key, value in given.items():
+        match = _RELEASE_LAYER.match(key)
+        if match is None:
+            renamed[key] = value
+            continue
+        block, layer, kind = match.groups()
+        renamed[f"{block}attn.qkv.{kind}" if layer == "qkv_layer" else f"{block}metric.{kind}"] = value
+        fused.add(f"{block}attn.qkv.{kind}")
+    for key in fused:
+        inner = key.replace("attn.qkv.", "attn.qkv.qkv_layer.")
+        renamed[key] = given[inner]
+    return renamed
+
+
+def _resampled(key: str, own: Tensor, value: Tensor, backbone: nn.Module) -> Tensor:
+    assert isinstance(backbone, MergingViT)
+    if not key.endswith("pos_embed") or own.shape == value.shape:
+        return value
+    prefix = 0 if backbone.no_embed_class else backbone.num_prefix
+    return resample_abs_pos_embed(value, new_size=list(backbone.grid), num_prefix_tokens=prefix)
+
+
+def _copy(key: str, own: Tensor, value: Tensor) -> None:
+    if own.shape != value.shape:
+        raise CheckpointError(f"'{key}' is {tuple(value.shape)} in the checkpoint and {tuple(own.shape)} in the model: another architecture")
+    with torch.no_grad():
+        own.copy_(value)

@@ -1,0 +1,140 @@
+"""A timm VisionTransformer, driven block by block so that tokens can merge between attention and MLP.
+
+The parts of the timm model become parts of this one under their own names, so state-dict keys stay timm's. B batch, N patches +
+prefix, M slots left, C channels.
+"""
+
+from collections.abc import Collection
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.backbone.attention import attend
+from pipeline.errors import ConfigError
+from pipeline.interfaces import MergePolicy
+from pipeline.merging.schedule import ReductionSpec, resolve_schedule
+from pipeline.token_state import BackboneOutput, TokenState
+
+PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+
+
+class MergingBlock(nn.Module):
+    """timm's pre-norm Block with a merge between attention and MLP."""
+
+    def __init__(self, block: nn.Module, policy: MergePolicy, proportional_attention: str):
+        super().__init__()
+        for name, part in block.named_children():
+            self.add_module(name, part)
+        self.policy = policy
+        self.proportional_attention = proportional_attention
+        attn = block.attn
+        width = policy.metric_dim(attn.qkv.in_features, attn.head_dim)
+        self.metric = nn.Linear(attn.qkv.in_features, width) if policy.metric_source == "embedding" else None
+
+    def forward(self, state: TokenState, r: int, *, merged: bool, relaxed: bool) -> TokenState:
+        """merged: whether an earlier block merged, so that sizes differ. relaxed: use the policy's differentiable merge."""
+        use_size = merged and (self.proportional_attention == "always" or (self.proportional_attention == "train" and self.training))
+        x = self.norm1(state.tokens)
+        mixed, keys = attend(self.attn, x, state.size if use_size else None, exact=relaxed and self.policy.exact_attention)
+        state = state.with_tokens(state.tokens + self.drop_path1(self.ls1(mixed)))
+        if r > 0:
+            state = self.policy.merge(state, self._metric_of(x, keys), r, training=relaxed)
+        return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
+
+    def _metric_of(self, x: Tensor, keys: Tensor) -> Tensor | None:
+        """[B, M, F]: what the policy compares. The embedding never shapes the backbone's features: its input is detached."""
+        if self.metric is not None:
+            return self.metric(x.detach())
+        return keys.mean(dim=1) if self.policy.metric_source == "keys" else None
+
+
+class MergingViT(nn.Module):
+    """The shared backbone. `forward` is a function of its arguments and the weights: nothing is noted on the module."""
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        policy: MergePolicy,
+        reduction: ReductionSpec = 0,
+        *,
+        proportional_attention: str = "always",
+        grad_checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.patch_embed, self.pos_drop, self.norm_pre, self.norm = vit.patch_embed, vit.pos_drop, vit.norm_pre, vit.norm
+        for name in (*PREFIX_TOKENS, "pos_embed"):
+            self.register_parameter(name, getattr(vit, name, None))
+        self.blocks = nn.ModuleList(MergingBlock(block, policy, proportional_attention) for block in vit.blocks)
+        self.policy = policy
+        self.grad_checkpointing = grad_checkpointing
+        self.no_embed_class: bool = vit.no_embed_class
+        self.num_prefix: int = vit.num_prefix_tokens
+        self.embed_dim: int = vit.embed_dim
+        self.depth = len(self.blocks)
+        self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.patch_size: tuple[int, int] = tuple(vit.patch_embed.patch_size)
+        self.global_pool: str = vit.global_pool
+        self.norm_after_pool = isinstance(vit.norm, nn.Identity)
+        self.set_reduction(reduction)
+
+    def set_reduction(self, reduction: ReductionSpec) -> None:
+        """The reduction that `forward` uses when it is given none. Raises ConfigError for what is not a reduction."""
+        self.schedule(self.grid, reduction)
+        self._reduction = reduction
+
+    def schedule(self, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
+        """r of each block for an input of grid (h, w) patches."""
+        num_tokens = grid[0] * grid[1] + self.num_prefix
+        return resolve_schedule(self._reduction if reduction is None else reduction, self.depth, num_tokens, self.num_prefix)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        reduction: ReductionSpec | None = None,
+        taps: Collection[int] = (),
+        soft_source: bool = False,
+        relaxed: bool | None = None,
+    ) -> BackboneOutput:
+        """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order.
+
+        relaxed: merge differentiably; None does so in training mode where the policy can. soft_source: keep a soft source map
+        (B * N * N floats) through a relaxed merge, for heads that unmerge. Raises ConfigError where H or W does not divide by the patch.
+        """
+        relaxed = self.policy.relaxed and (self.training if relaxed is None else relaxed)
+        tokens, grid = self._embed(images)
+        state = TokenState.start(tokens, grid, self.num_prefix, soft_source=soft_source and relaxed)
+        tapped: list[TokenState] = []
+        merged = False
+        for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                state = checkpoint(block, state, r, merged=merged, relaxed=relaxed, use_reentrant=False)
+            else:
+                state = block(state, r, merged=merged, relaxed=relaxed)
+            merged = merged or r > 0
+            if i in taps:
+                tapped.append(state)
+        return BackboneOutput(state.with_tokens(self.norm(state.tokens)), tuple(tapped))
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""
+        (height, width), (patch_h, patch_w) = images.shape[-2:], self.patch_size
+        if height % patch_h or width % patch_w:
+            near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"
+            raise ConfigError(f"input {height}x{width} does not divide by the patch {patch_h}x{patch_w}; nearest: {near}")
+        grid = (height // patch_h, width // patch_w)
+        patches = self.patch_embed.proj(images).flatten(2).mT
+        patches = self.patch_embed.norm(patches)
+        prefix = [token.expand(len(patches), -1, -1) for name in PREFIX_TOKENS if (token := getattr(self, name)) is not None]
+        if self.pos_embed is None:
+            return self.norm_pre(self.pos_drop(torch.cat([*prefix, patches], dim=1))), grid
+        embedded_prefix = 0 if self.no_embed_class else self.num_prefix
+        position = resample_abs_pos_embed(self.pos_embed, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=embedded_prefix)
+        if self.no_embed_class:
+            tokens = torch.cat([*prefix, patches + position], dim=1)
+        else:
+            tokens = torch.cat([*prefix, patches], dim=1) + position
+        return self.norm_pre(self.pos_drop(tokens)), grid

@@ -1,0 +1,103 @@
+"""Multiply-accumulates of a merging ViT, by formula. What papers call GFLOPs are these MACs; a FLOP counter shows twice as many.
+
+Counted: patch embedding, every linear layer, both products of attention, the metric embedding and its similarities. Not counted,
+as nowhere in the field: norms, activations, softmax, sorting and gathering; measured time holds them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.merging.matching import Split
+from pipeline.merging.schedule import ReductionSpec, mergeable, tokens_per_block
+
+
+@dataclass(frozen=True)
+class MacCount:
+    """MACs of one image. `total` holds all the others."""
+
+    total: int
+    embed: int
+    blocks: tuple[int, ...]
+    """Per block: attention and MLP."""
+    metric: tuple[int, ...]
+    """Per block: metric embedding and similarities."""
+    tokens: tuple[int, ...]
+    """Tokens left after each block, prefix included."""
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.total
+
+
+def count_macs(backbone: Any, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None) -> MacCount:
+    """MACs of one image through a MergingViT in inference, its head excluded. grid: (h, w) patches; None: the backbone's own."""
+    grid = grid or backbone.grid
+    schedule = backbone.schedule(grid, reduction)
+    patches = grid[0] * grid[1]
+    start = patches + backbone.num_prefix
+    after = tokens_per_block(schedule, start)
+    before = (start, *after[:-1])
+    blocks = [_block_macs(block, n, m) for block, n, m in zip(backbone.blocks, before, after, strict=True)]
+    metric = [_metric_macs(block, n, backbone.num_prefix, r) for block, n, r in zip(backbone.blocks, before, schedule, strict=True)]
+    embed = patches * backbone.patch_embed.proj.weight.numel()
+    return MacCount(embed + sum(blocks) + sum(metric), embed, tuple(blocks), tuple(metric), after)
+
+
+def reduction_for_macs(backbone: Any, fraction: float, grid: tuple[int, int] | None = None) -> list[int]:
+    """The most even schedule (entries differ by at most one, the larger first) whose MACs are at most `fraction` of the unmerged.
+
+    Raises ConfigError where merging as much as can be does not reach it.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"target of {fraction} of the unmerged MACs: give a fraction in (0, 1]")
+    goal = fraction * count_macs(backbone, grid, 0).total
+    height, width = grid or backbone.grid
+    most = backbone.depth * mergeable(height * width + backbone.num_prefix, backbone.num_prefix)
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        if count_macs(backbone, grid, spread(middle, backbone.depth)).total <= goal:
+            high = middle
+        else:
+            low = middle + 1
+    schedule = spread(low, backbone.depth)
+    reached = count_macs(backbone, grid, schedule).total
+    if reached > goal:
+        raise ConfigError(f"{fraction:.0%} of the MACs cannot be reached: merging all that can be leaves {reached * fraction / goal:.0%}")
+    return schedule
+
+
+def spread(total: int, depth: int) -> list[int]:
+    """`total` removed tokens over `depth` blocks as evenly as can be, larger entries first."""
+    return [total // depth + (i < total % depth) for i in range(depth)]
+
+
+def _block_macs(block: Any, before: int, after: int) -> int:
+    attn = block.attn
+    linear = _linear_macs(attn) * before
+    return linear + 2 * before * before * attn.attn_dim + _linear_macs(block.mlp) * after
+
+
+def _metric_macs(block: Any, num_tokens: int, num_prefix: int, r: int) -> int:
+    if r <= 0 or block.policy.metric_source == "none":
+        return 0
+    split = Split.by_parity(num_tokens, num_prefix)
+    pairs = _length(split.sources, num_tokens) * _length(split.destinations, num_tokens)
+    if block.metric is None:
+        return pairs * block.attn.head_dim
+    return num_tokens * block.metric.weight.numel() + pairs * block.metric.out_features
+
+
+def _length(part: slice, num_tokens: int) -> int:
+    return len(range(num_tokens)[part])
+
+
+def _linear_macs(module: nn.Module) -> int:
+    """Per token."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+

@@ -1,0 +1,75 @@
+"""DTEM (Lee & Hong, NeurIPS 2024): match by an embedding that is learned for merging alone.
+
+Inference is ToMe's hard merge with the learned metric. Training relaxes it; see `relaxation` and `split`.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.merging.matching import Split, best_pairs, match_and_merge, similarity
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import mergeable
+from pipeline.merging.soft import merge_soft, one_hot_weights, relaxed_top_r
+from pipeline.token_state import TokenState
+
+
+@POLICIES.register("dtem")
+class DTEM:
+    """split: `parity` (training partitions tokens as inference does) or `reference` (as the authors' release does in training).
+    relaxation: `soft` (the paper's) or `straight_through` (the forward pass is the hard merge, the gradient that of the soft one);
+    None picks `soft` for split `reference`, else `straight_through`.
+    candidates (k2), tau1, tau2: see `relaxed_top_r`. embed_dim: width of the embedding; None: the head's, twice that from 1024 channels on.
+    """
+
+    metric_source = "embedding"
+    relaxed = True
+
+    def __init__(
+        self,
+        *,
+        split: str = "parity",
+        relaxation: str | None = None,
+        candidates: int = 3,
+        tau1: float = 0.1,
+        tau2: float = 0.1,
+        embed_dim: int | None = None,
+    ):
+        if split not in ("parity", "reference"):
+            raise ConfigError(f"dtem: split is '{split}'; give 'parity' or 'reference'")
+        relaxation = relaxation or ("soft" if split == "reference" else "straight_through")
+        if relaxation not in ("soft", "straight_through"):
+            raise ConfigError(f"dtem: relaxation is '{relaxation}'; give 'soft' or 'straight_through'")
+        if split == "reference" and relaxation == "straight_through":
+            raise ConfigError("dtem: split 'reference' orders tokens by soft sizes, so it goes with relaxation 'soft' only")
+        if candidates < 1 or tau1 <= 0 or tau2 <= 0:
+            raise ConfigError(f"dtem: candidates {candidates}, tau1 {tau1}, tau2 {tau2} must be above 0")
+        self.split = Split.of_release if split == "reference" else Split.by_parity
+        self.follows_inference = split == "parity"
+        self.exact_attention = split == "reference"
+        self.straight_through = relaxation == "straight_through"
+        self.candidates, self.tau1, self.tau2, self.embed_dim = candidates, tau1, tau2, embed_dim
+
+    def metric_dim(self, dim: int, head_dim: int) -> int:
+        return self.embed_dim or (head_dim if dim < 1024 else 2 * head_dim)
+
+    def merge(self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False) -> TokenState:
+        assert metric is not None
+        if not training:
+            return match_and_merge(state, metric, r)
+        r = min(r, mergeable(state.num_active, state.num_prefix))
+        if r <= 0:
+            return state
+        with torch.autocast(metric.device.type, enabled=False):
+            return self._merge_relaxed(state, metric, r)
+
+    def _merge_relaxed(self, state: TokenState, metric: Tensor, r: int) -> TokenState:
+        split = self.split(state.num_active, state.num_prefix)
+        scores = similarity(metric, split)
+        weights = relaxed_top_r(scores, r, candidates=self.candidates, tau1=self.tau1, tau2=self.tau2)
+        if not self.follows_inference:
+            return merge_soft(state, weights, split, r)
+        matching = best_pairs(scores.detach(), r)
+        if self.straight_through:
+            weights = one_hot_weights(matching, weights) + (weights - weights.detach())
+        return merge_soft(state, weights, split, r, matching)

@@ -1,0 +1,95 @@
+"""Reduction schedules: how many tokens each block removes.
+
+N patches + prefix before a block, p prefix tokens. A block can remove at most (N - p) // 2 tokens: each merge needs a partner.
+"""
+
+from collections.abc import Sequence
+
+from pipeline.errors import ConfigError
+
+ReductionSpec = int | float | tuple[float, float] | Sequence[int]
+"""int r: r tokens per block. (r, inflection): linear from r * (1 - inflection) to r * (1 + inflection). list: r per block, short
+ones continue with 0. float in (0, 1]: keep rate, the share of patches that a block keeps."""
+
+
+def mergeable(num_tokens: int, num_prefix: int) -> int:
+    """Most tokens that one block can remove."""
+    return max(0, (num_tokens - num_prefix) // 2)
+
+
+def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix: int) -> tuple[int, ...]:
+    """r of each block, each capped to what can be merged there.
+
+    Raises ConfigError for a spec that is not one of the forms of ReductionSpec.
+    """
+    if isinstance(spec, float):
+        return _keep_rate_schedule(spec, depth, num_tokens, num_prefix)
+    schedule, left = [], num_tokens
+    for r in _planned(spec, depth):
+        schedule.append(min(r, mergeable(left, num_prefix)))
+        left -= schedule[-1]
+    return tuple(schedule)
+
+
+def check_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix: int) -> None:
+    """Raises ConfigError where the spec asks for more tokens than the input has patches."""
+    if isinstance(spec, float):
+        resolve_schedule(spec, depth, num_tokens, num_prefix)
+        return
+    asked, patches = sum(_planned(spec, depth)), num_tokens - num_prefix
+    if asked >= patches:
+        raise ConfigError(
+            f"reduction {spec!r} removes {asked} tokens over {depth} blocks, but the input has {patches} patches; "
+            f"the largest even reduction is {(patches - 1) // depth} per block"
+        )
+
+
+def tokens_per_block(schedule: Sequence[int], num_tokens: int) -> tuple[int, ...]:
+    """Tokens left after each block, prefix included."""
+    counts = []
+    for r in schedule:
+        num_tokens -= r
+        counts.append(num_tokens)
+    return tuple(counts)
+
+
+def _planned(spec: ReductionSpec, depth: int) -> list[int]:
+    if isinstance(spec, bool) or not isinstance(spec, int | tuple | list):
+        raise ConfigError(f"reduction is {spec!r}; give an int, (r, inflection), a list of ints per block, or a keep rate in (0, 1]")
+    if isinstance(spec, int):
+        planned = [spec] * depth
+    elif isinstance(spec, tuple) and len(spec) == 2:
+        planned = _inflected(*spec, depth)
+    else:
+        planned = [_whole(r) for r in spec] + [0] * (depth - len(spec))
+    if len(planned) > depth:
+        raise ConfigError(f"reduction lists {len(planned)} blocks, but the backbone has {depth}")
+    if min(planned) < 0:
+        raise ConfigError(f"reduction {spec!r} has a negative entry; it counts removed tokens, so give 0 or more")
+    return planned
+
+
+def _whole(r: object) -> int:
+    if isinstance(r, bool) or not isinstance(r, int):
+        raise ConfigError(f"reduction has the entry {r!r}; a list gives a whole number of tokens per block")
+    return r
+
+
+def _inflected(r: float, inflection: float, depth: int) -> list[int]:
+    """ToMe's (r, inflection): -1 removes most tokens early, +1 late; the entries are truncated."""
+    if not -1 <= inflection <= 1 or int(r) != r:
+        raise ConfigError(f"reduction ({r}, {inflection}): give a whole r and an inflection in [-1, 1]")
+    low = int(r * (1 - inflection))
+    step = (2 * r - 2 * low) / (depth - 1) if depth > 1 else 0
+    return [int(low + step * i) for i in range(depth)]
+
+
+def _keep_rate_schedule(rate: float, depth: int, num_tokens: int, num_prefix: int) -> tuple[int, ...]:
+    if not 0 < rate <= 1:
+        raise ConfigError(f"keep rate is {rate}; give a number in (0, 1]")
+    schedule, left = [], num_tokens
+    for _ in range(depth):
+        wanted = round((left - num_prefix) * (1 - rate))
+        schedule.append(min(wanted, mergeable(left, num_prefix)))
+        left -= schedule[-1]
+    return tuple(schedule)

@@ -1,0 +1,78 @@
+"""The one module that is trained: a shared backbone, a head per task, and the objective that turns a batch into a loss."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pipeline.backbone.build import build_backbone, create_vit
+from pipeline.backbone.load import load_weights, read_state_dict
+from pipeline.backbone.vit import MergingViT
+from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.merging.macs import reduction_for_macs
+from pipeline.merging.schedule import ReductionSpec
+from pipeline.objectives import OBJECTIVES
+from pipeline.registry import Registry
+
+TASKS: Registry[nn.Module] = Registry("task")
+"""Filled by the package `tasks`, which whoever builds a model imports."""
+
+
+class MultiTaskModel(nn.Module):
+    """What an engine is given. `forward` trains, `predict` runs one task, `evaluate` counts."""
+
+    def __init__(self, backbone: MergingViT, tasks: Mapping[str, nn.Module], objective: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.tasks = nn.ModuleDict(tasks)
+        self.objective = objective
+
+    def forward(self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None) -> TaskOutput:
+        """The training loss of a batch. reduction, relaxed: see MergingViT.forward."""
+        return self.objective(self, batch, reduction=reduction, relaxed=relaxed)
+
+    def predict(self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None) -> TaskOutput:
+        """The task's own loss and predictions."""
+        task: Any = self.tasks[batch.task]
+        output = self.backbone(
+            batch.images, reduction=reduction, taps=task.taps, soft_source=task.needs_source, relaxed=relaxed
+        )
+        return task(output, batch)
+
+    def evaluate(self, batch: Batch, *, reduction: ReductionSpec | None = None) -> Sums:
+        """Sums of the task's evaluation metrics, under the merge of inference."""
+        task: Any = self.tasks[batch.task]
+        return task.evaluate(self.backbone(batch.images, reduction=reduction, taps=task.taps, relaxed=False), batch)
+
+
+def build_model(config: RunConfig) -> MultiTaskModel:
+    """The model of a run with its starting weights. Raises ConfigError, CheckpointError."""
+    spec, merging = config.backbone, config.merging
+    backbone = build_backbone(
+        spec.name,
+        policy=merging.policy,
+        img_size=spec.img_size,
+        proportional_attention=spec.proportional_attention,
+        grad_checkpointing=spec.grad_checkpointing,
+        drop_path=spec.drop_path,
+        timm_options=spec.options,
+        **merging.options,
+    )
+    if merging.target_macs is not None:
+        backbone.set_reduction(reduction_for_macs(backbone, merging.target_macs))
+    else:
+        backbone.set_reduction(merging.reduction)
+    tasks = {name: TASKS.build(task.type, backbone, **task.head) for name, task in config.tasks.items()}
+    bad = [name for name in tasks if not re.fullmatch(r"\w+", name)]
+    if bad:
+        raise ConfigError(f"task names {bad} are not identifiers; they become part of parameter names")
+    model = MultiTaskModel(backbone, tasks, OBJECTIVES.build(config.objective.type, **config.objective.options))
+    if spec.pretrained:
+        pretrained = create_vit(spec.name, pretrained=True, num_classes=None, img_size=spec.img_size, timm_options=spec.options)
+        load_weights(model, pretrained.state_dict())
+    if spec.weights:
+        load_weights(model, read_state_dict(spec.weights))
+    return model

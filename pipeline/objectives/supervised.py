@@ -1,0 +1,14 @@
+"""The task's own loss."""
+
+from typing import Any
+
+from torch import nn
+
+from pipeline.interfaces import Batch, TaskOutput
+from pipeline.objectives import OBJECTIVES
+
+
+@OBJECTIVES.register("supervised")
+class Supervised(nn.Module):
+    def forward(self, model: Any, batch: Batch, **options: Any) -> TaskOutput:
+        return model.predict(batch, **options)

@@ -1,0 +1,73 @@
+"""ImageNet-style classification. B batch, C channels, K classes."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.backbone.vit import MergingViT
+from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.model import TASKS
+from pipeline.token_state import BackboneOutput
+from tasks.pooling import pool
+
+
+@TASKS.register("classification")
+class ClassificationTask(nn.Module):
+    """Pool, norm where the backbone has none of its own, linear layer: timm's head under timm's names.
+
+    Where the backbone has a distillation token, the mean of two heads. pool: `token`, `avg`, or None for what the backbone was made for.
+    """
+
+    taps: tuple[int, ...] = ()
+    needs_source = False
+    main_metric = "top1"
+
+    def __init__(
+        self, backbone: MergingViT, *, num_classes: int, pool: str | None = None, label_smoothing: float = 0.0, dropout: float = 0.0
+    ):
+        super().__init__()
+        dim = backbone.embed_dim
+        self.num_classes = num_classes
+        self.pool = pool or backbone.global_pool
+        self.label_smoothing = label_smoothing
+        self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if backbone.norm_after_pool else nn.Identity()
+        self.head_drop = nn.Dropout(dropout)
+        self.head = _linear_head(dim, num_classes)
+        self.head_dist = _linear_head(dim, num_classes) if backbone.dist_token is not None else None
+
+    def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
+        """targets: ClassificationTargets, labels int64 [B] or float [B, K]. predictions: logits [B, K], float32."""
+        logits, labels = self.logits(output), batch.targets.labels
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        logs = {"loss": (loss.detach() * len(logits), torch.tensor(len(logits), device=logits.device))}
+        return TaskOutput(loss, logs, predictions=logits)
+
+    def logits(self, output: BackboneOutput) -> Tensor:
+        """[B, K] float32"""
+        logits = self.head(self.head_drop(self.fc_norm(pool(output.final, self.pool))))
+        if self.head_dist is not None:
+            logits = (logits + self.head_dist(output.final.tokens[:, 1])) / 2
+        return logits.float()
+
+    def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
+        """KL of the student's classes from the teacher's at a temperature, times its square (Hinton et al., 2015)."""
+        wanted = F.log_softmax(teacher.predictions / temperature, dim=-1)
+        given = F.log_softmax(student.predictions / temperature, dim=-1)
+        return F.kl_div(given, wanted, log_target=True, reduction="batchmean") * temperature**2
+
+    @torch.no_grad()
+    def evaluate(self, output: BackboneOutput, batch: Batch) -> Sums:
+        """top1, top5 (shares of samples) and loss, as sums over the batch and its sample count."""
+        logits, labels = self.logits(output), batch.targets.labels
+        count = torch.tensor(len(labels), device=logits.device)
+        best = logits.topk(min(5, self.num_classes), dim=-1).indices
+        hits = best == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        return {"top1": (hits[:, 0].sum(), count), "top5": (hits.sum(), count), "loss": (loss, count)}
+
+
+def _linear_head(dim: int, num_classes: int) -> nn.Linear:
+    head = nn.Linear(dim, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
