@@ -1,0 +1,50 @@
+"""The `dtem` command: finds the subcommand, and turns the user's mistakes into one message and exit code 2.
+
+Each subcommand is a module of this folder with `add_parser(subparsers)` and `run(args) -> int`. They import torch inside `run`, so
+that `--help` answers at once.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+COMMANDS = ("doctor",)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dtem", description="Vision Transformers made cheap by learned token merging.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        _module(command).add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 130 interrupted."""
+    args = build_parser().parse_args(argv)
+    try:
+        return _module(args.command).run(args)
+    except KeyboardInterrupt:
+        print(f"dtem {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as err:
+        if not _is_users_mistake(err):
+            raise
+        print(f"dtem {args.command}: {err}", file=sys.stderr)
+        return 2
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"launch.{command}")
+
+
+def _is_users_mistake(err: Exception) -> bool:
+    from pipeline.errors import PipelineError  # imports torch, for which --help should not wait
+
+    return isinstance(err, PipelineError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The command line answers at once, says what a user did wrong in one message, and exits as agreed."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from launch import cli
+from pipeline.errors import CheckpointError, ConfigError, SampleError
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_each_command_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main([command, "--help"])
+    assert done.value.code == 0
+    assert f"dtem {command}" in capsys.readouterr().out.split("example", 1)[1]
+
+
+def test_no_parser_waits_for_torch():
+    code = "import sys; from launch.cli import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.fixture
+def doctor_raises(monkeypatch):
+    def arrange(error):
+        def run(args):
+            raise error
+
+        monkeypatch.setattr(importlib.import_module("launch.doctor"), "run", run)
+        return cli.main(["doctor"])
+
+    return arrange
+
+
+@pytest.mark.parametrize("kind", [ConfigError, SampleError, CheckpointError])
+def test_a_users_mistake_is_one_message_and_exit_2(kind, doctor_raises, capsys):
+    assert doctor_raises(kind("x is wrong; do y")) == 2
+    said = capsys.readouterr()
+    assert said.err == "dtem doctor: x is wrong; do y\n" and not said.out
+
+
+def test_an_interrupt_exits_with_130(doctor_raises):
+    assert doctor_raises(KeyboardInterrupt()) == 130
+
+
+def test_our_own_bug_keeps_its_traceback(doctor_raises):
+    with pytest.raises(ZeroDivisionError):
+        doctor_raises(ZeroDivisionError())
+
+
+@pytest.mark.parametrize("argv", [[], ["trian"], ["doctor", "--shrads"]])
+def test_a_wrong_command_line_exits_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(argv)
+    assert done.value.code == 2
+    assert "usage: dtem" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""The doctor's findings: each lack has a way out, and only what is needed fails the command."""
+
+import json
+import os
+import time
+
+import pytest
+
+from launch import cli, doctor
+from launch.doctor import Finding
+
+
+@pytest.fixture(scope="module")
+def findings():
+    checks = [check for check in doctor.CHECKS if check is not doctor.check_imports]  # those take 10 s
+    return [finding for check in checks for finding in check()]
+
+
+def test_every_lack_has_a_way_out(findings):
+    assert all(finding.way_out for finding in findings if finding.status != "ok")
+    assert {"python", "torch", "gpu", "g++", "memory", "/dev/shm", "java"} <= {f.name.split()[0] for f in findings}
+
+
+def test_the_environment_of_the_tests_has_all_packages(findings):
+    assert not [f for f in findings if f.status == "missing" and f.way_out == "make install"]
+
+
+@pytest.mark.parametrize("status, code", [("ok", 0), ("warn", 0), ("missing", 1)])
+def test_only_a_missing_need_fails(status, code, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([Finding("x", status, "detail", "do y")]),))
+    assert cli.main(["doctor", "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == [{"name": "x", "status": status, "detail": "detail", "way_out": "do y"}]
+    assert cli.main(["doctor"]) == code
+    assert "-> do y" in capsys.readouterr().out
+
+
+def test_a_check_whose_package_is_missing_is_a_finding(monkeypatch, capsys):
+    def check_torch():
+        import no_such_package
+
+        yield no_such_package
+
+    monkeypatch.setattr(doctor, "CHECKS", (check_torch,))
+    assert cli.main(["doctor"]) == 1
+    assert "No module named 'no_such_package'" in capsys.readouterr().out
+
+
+def test_an_old_compiler_lock_is_found_and_a_fresh_one_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for name, age in (("old", 3600), ("fresh", 1)):
+        lock = tmp_path / name / "lock"
+        lock.parent.mkdir()
+        lock.touch()
+        os.utime(lock, (time.time() - age,) * 2)
+    found = [f.detail for f in doctor.check_compiler() if f.name == "torch_extensions"]
+    assert len(found) == 1 and str(tmp_path / "old" / "lock") in found[0]
+
+
+def test_missing_shards_are_said(tmp_path):
+    finding = doctor.check_shards(str(tmp_path / "nowhere"))
+    assert finding.status == "missing" and "nowhere" in finding.detail
+
+
+def test_two_families_of_one_package_are_said(monkeypatch):
+    monkeypatch.setattr(doctor, "_installed", lambda name: name in ("mmcv", "onedl-mmcv"))
+    assert [f.detail for f in doctor.check_mm_families()] == ["mmcv and onedl-mmcv overwrite each other's files"]
+
+
+@pytest.mark.slow
+def test_the_fragile_packages_import():
+    assert {f.status for f in doctor.check_imports()} == {"ok"}
