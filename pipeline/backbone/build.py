@@ -9,6 +9,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.config.resolve import ModelFacts
+from pipeline.config.schema import BackboneConfig
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
@@ -84,7 +86,13 @@ def _check_supported(vit: nn.Module, name: str) -> None:
         raise ConfigError(f"'{name}' is not supported: {obstacle}")
 
 
-def empty_vit(name: str, **options: Any) -> VisionTransformer:
-    """The model without memory or initialisation (meta device): its shapes can be asked before anything is allocated."""
+def model_facts(config: BackboneConfig) -> ModelFacts:
+    """What the checks of a run need to know, from a model without memory (meta device). Raises ConfigError."""
     with torch.device("meta"):
-        return create_vit(name, **options)
+        vit = create_vit(config.name, img_size=config.img_size, timm_options=config.options)
+    return ModelFacts(
+        patch=tuple(vit.patch_embed.patch_size),
+        depth=len(vit.blocks),
+        num_prefix=vit.num_prefix_tokens,
+        grid=tuple(vit.patch_embed.grid_size),
+    )
