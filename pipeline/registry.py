@@ -10,11 +10,12 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
-    """One line that says `name` is unknown, which known name is nearest, and what all of them are."""
+    """One line that says `name` is unknown, which known name is nearest, and what all of them are (the nearest few of very many)."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"unknown {kind} '{name}'{hint} (known: {', '.join(known) or 'none'})"
+    listed = known if len(known) <= 40 else [*near, f"{len(known)} in all"]
+    return f"unknown {kind} '{name}'{hint} (known: {', '.join(listed) or 'none'})"
 
 
 class Registry(Generic[T]):
