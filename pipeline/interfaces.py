@@ -106,16 +106,26 @@ class BatchStream(Protocol):
 
 
 class Engine(Protocol):
-    """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed."""
+    """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed.
+
+    A step whose gradient norm is not finite is skipped on all ranks: weights, moments and step counts stay as they are. A loss that
+    is not finite makes it so. A parameter group whose lr is 0 rests in the same sense.
+    """
 
     module: nn.Module
     """The bare model."""
     device: torch.device
     rank: int
     world_size: int
+    accumulation: int
+    """Micro-batches per optimizer step."""
 
     def forward(self, batch: Batch, **options: Any) -> TaskOutput:
         """The model's output, under the engine's precision."""
+        ...
+
+    def evaluate(self, batch: Batch, **options: Any) -> Sums:
+        """The model's evaluation sums, under the engine's precision and without gradients. At ZeRO 3 a collective."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -132,8 +142,8 @@ class Engine(Protocol):
         ...
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Full fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`, `step`), on the CPU, on
-        rank 0 (other ranks may return an empty dict). A collective."""
+        """Full fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`), on the CPU,
+        on rank 0 (other ranks may return an empty dict). A collective."""
         ...
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,58 @@
+"""The optimizer of both engines: AdamW that can be told, on the device, to skip a step, and groups that rest."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class GroupAdamW(torch.optim.AdamW):
+    """torch's fused AdamW with two more rules.
+
+    A group whose lr is 0 rests: its weights, moments and step count stay as they are (alternating training).
+    Where `found_inf`, a float scalar on the device, is 1 the step is skipped likewise, without asking the device.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], betas: tuple[float, float]):
+        super().__init__([dict(group) for group in groups], lr=0.0, betas=betas, fused=True)
+        self.found_inf: Tensor | None = None
+        self.grad_scale: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """`closure` is torch's signature; it is not called."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if group["lr"] > 0]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def set_lrs(self, lrs: Mapping[str, float]) -> None:
+        for group in self.param_groups:
+            group["lr"] = lrs[group["name"]]
+
+    def create_state(self, params: Iterable[Tensor]) -> None:
+        """Zero moments for these tensors now, so that they can be saved and loaded before the first step."""
+        for param in params:
+            zeros = {name: torch.zeros_like(param, memory_format=torch.preserve_format) for name in MOMENTS}
+            self.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device), **zeros}
+
+
+def clip_gradients(grads: Sequence[Tensor], max_norm: float | None) -> Tensor:
+    """Scales the gradients in place to a total norm of at most max_norm (None: leaves them); the norm before, a device scalar."""
+    norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+    if max_norm is not None:
+        torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def mark_nonfinite(loss: Tensor) -> Tensor:
+    """The loss with a gradient that is NaN where the loss is not finite.
+
+    So the gradient itself, which is summed over ranks anyway, tells every rank to skip the step.
+    """
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan).detach()

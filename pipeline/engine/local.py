@@ -1,0 +1,79 @@
+"""One process of plain PyTorch."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import RunConfig
+from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
+from pipeline.interfaces import Batch, Sums, TaskOutput
+
+
+class LocalEngine:
+    """Accumulates, clips and updates in fp32 (weights, gradients and moments); bf16 is autocast."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = model.to(self.device)
+        self.accumulation = config.engine.accumulation
+        self._bf16 = config.engine.precision == "bf16"
+        self._clip = config.optim.clip_grad
+        self._params = [parameter for group in parameter_groups for parameter in group["params"]]
+        self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
+        self._optimizer.create_state(self._params)
+        self._micro_step = 0
+        for parameter in self._params:
+            parameter.grad = torch.zeros_like(parameter)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
+
+    def forward(self, batch: Batch, **options: Any) -> TaskOutput:
+        with self.autocast():
+            return self.module(batch, **options)
+
+    def evaluate(self, batch: Batch, **options: Any) -> Sums:
+        with self.autocast(), torch.no_grad():
+            return self.module.evaluate(batch, **options)
+
+    def backward(self, loss: Tensor) -> None:
+        mark_nonfinite(loss / self.accumulation).backward()
+
+    def step(self, lrs: Mapping[str, float]) -> Tensor | None:
+        self._micro_step += 1
+        if self._micro_step % self.accumulation:
+            return None
+        grads = [parameter.grad for parameter in self._params]
+        norm = clip_gradients(grads, self._clip)
+        self._optimizer.found_inf = (~norm.isfinite()).float()
+        self._optimizer.set_lrs(lrs)
+        self._optimizer.step()
+        torch._foreach_zero_(grads)
+        return norm
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+        for name, parameter in self._trained():
+            state = self._optimizer.state[parameter]
+            tensors |= {f"{key}.{name}": state[key].detach().cpu().clone() for key in (*MOMENTS, "step")}
+        return tensors
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.module.state_dict().items():
+            tensor.copy_(tensors[f"model.{name}"])
+        for name, parameter in self._trained():
+            for key in (*MOMENTS, "step"):
+                self._optimizer.state[parameter][key].copy_(tensors[f"{key}.{name}"])
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]

@@ -1,0 +1,161 @@
+"""DeepSpeed, ZeRO stages 0 to 3. The only file that names the package."""
+
+import atexit
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import RunConfig
+from pipeline.engine import launched
+from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
+from pipeline.engine.zero_config import zero_config
+from pipeline.engine.zero_state import STATE_OF_STAGE
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch, Sums, TaskOutput
+
+
+class ZeroEngine:
+    """The protocol over a DeepSpeed engine. A step whose gradient norm is not finite is skipped, by all ranks or by none."""
+
+    def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
+        settings = zero_config(config)
+        deepspeed = start_deepspeed()
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.device = torch.device("cuda", launched.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+        self.module = model.to(self.device)
+        self.accumulation = config.engine.accumulation
+        self._bf16, self._clip, self._stage = config.engine.precision == "bf16", config.optim.clip_grad, config.engine.zero_stage
+        self._params = [parameter for group in parameter_groups for parameter in group["params"]]
+        self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
+        groups = {id(parameter): i for i, group in enumerate(parameter_groups) for parameter in group["params"]}
+        self._deepspeed, *_ = deepspeed.initialize(model=self.module, optimizer=self._optimizer, config=settings)
+        self._state = STATE_OF_STAGE[self._stage](self._deepspeed.optimizer, self._optimizer, groups, deepspeed.zero.GatheredParameters)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
+
+    def forward(self, batch: Batch, **options: Any) -> TaskOutput:
+        return self._deepspeed(batch, **options)
+
+    def evaluate(self, batch: Batch, **options: Any) -> Sums:
+        with self.autocast(), torch.no_grad():
+            return self.module.evaluate(batch, **options)
+
+    def backward(self, loss: Tensor) -> None:
+        self._deepspeed.backward(mark_nonfinite(loss))
+
+    def step(self, lrs: Mapping[str, float]) -> Tensor | None:
+        if not self._deepspeed.is_gradient_accumulation_boundary():
+            self._deepspeed.step()
+            return None
+        self._optimizer.set_lrs(lrs)
+        norm = self._clip_reduced_gradients() if self._stage == 0 else None
+        self._deepspeed.step()
+        self._state.forget_gradients()
+        return torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device) if norm is None else norm
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    @torch.no_grad()
+    def state_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self._weights():
+            with self._state.whole(tensor):
+                self._keep(tensors, f"model.{name}", tensor)
+        for name, parameter in self._trained():
+            for key in MOMENTS:
+                self._keep(tensors, f"{key}.{name}", self._state.moment(parameter, key))
+            self._keep(tensors, f"step.{name}", self._state.step_count(parameter))
+        return tensors
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._weights():
+            with self._state.whole(tensor, written=True):
+                tensor.copy_(tensors[f"model.{name}"])
+        for name, parameter in self._trained():
+            self._state.set_master(parameter, tensors[f"model.{name}"].to(self.device))
+            for key in MOMENTS:
+                self._state.set_moment(parameter, key, tensors[f"{key}.{name}"].to(self.device))
+            self._state.step_count(parameter).copy_(tensors[f"step.{name}"])
+
+    def _clip_reduced_gradients(self) -> Tensor:
+        """Stage 0, after the sum over ranks: what the local engine does. A parameter that no rank used has a gradient of 0."""
+        for parameter in self._params:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norm = clip_gradients([parameter.grad for parameter in self._params], self._clip)
+        self._optimizer.found_inf = (~norm.isfinite()).float()
+        return norm
+
+    def _keep(self, tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+        if self.rank == 0:
+            tensors[name] = tensor.cpu().clone()
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters, frozen ones too, and buffers, as the module itself holds them (a state dict has empty ones at stage 3)."""
+        tensors = dict(self.module.named_parameters(remove_duplicate=False)) | dict(self.module.named_buffers(remove_duplicate=False))
+        return ((name, tensors[name]) for name in self.module.state_dict())
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+
+
+def start_deepspeed() -> Any:
+    """The package, with the processes of this run connected. Raises ConfigError where it is not installed."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where ninja is
+    try:
+        import deepspeed
+    except ImportError as err:
+        way_out = "run `pip install -e .`, or give engine.type='local'"
+        raise ConfigError(f"engine.type is 'deepspeed', which cannot be imported ({err}); {way_out}") from err
+    deepspeed.utils.logger.setLevel("WARNING")
+    if not torch.distributed.is_initialized():
+        _build_shared_memory_op(deepspeed)
+        _describe_single_process()
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        atexit.register(torch.distributed.destroy_process_group)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(launched.local_rank())
+    return deepspeed
+
+
+def _build_shared_memory_op(deepspeed: Any) -> None:
+    """Compiles, once per environment, what DeepSpeed needs on CPUs (about a minute).
+
+    torch guards the build by the existence of a file, which outlives a killed process and then blocks every later one for ever.
+    Here one process of the machine builds at a time under a lock that dies with it, so a file found inside is stale.
+    """
+    builder = deepspeed.accelerator.get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if torch.cuda.is_available() or builder is None or not builder.is_compatible():
+        return
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "dtem.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in folder.glob(f"**/{builder.NAME}/lock"):
+            stale.unlink()
+        builder.load()
+
+
+def _describe_single_process() -> None:
+    """What a launcher would have set, for a process that was started without one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=port).items():
+        os.environ.setdefault(name, str(value))

@@ -1,0 +1,50 @@
+"""Starts scripts with DeepSpeed's own launcher, as a user would, on this machine's CPU."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+SHIM = "from deepspeed.launcher.runner import main; main()"
+
+
+def command(script: Path, *args: str, processes: int) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [sys.executable, "-c", SHIM, "--num_accelerators", str(processes), "--master_port", str(port), str(script), *args]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    extensions = str(Path(sys.prefix) / "torch_extensions")
+    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": extensions}
+
+
+def start(script: Path, *args: str, processes: int) -> subprocess.Popen:
+    """The launcher in a process group of its own, so that a hang can be ended with everything it started."""
+    return subprocess.Popen(
+        command(script, *args, processes=processes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+    """Exit status and output; a launch that takes longer is killed, and fails."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"the launch hung; its output was\n{process.communicate()[0]}") from None
+    return process.returncode, output
+
+
+def launch(script: Path, *args: str, processes: int = 2) -> tuple[int, str]:
+    return finish(start(script, *args, processes=processes))

@@ -1,0 +1,80 @@
+import json
+import math
+from pathlib import Path
+
+import engine_worker
+import pytest
+import torch
+from deepspeed_launch import launch
+from safetensors.torch import load_file, save_file
+
+STAGES = range(4)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[dict, Path, dict]:
+    """One launch of two processes that trains at every stage; beside it the same by the local engine in this process."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("zero")
+    parts = engine_worker.make("joint", 0, "local")
+    engine_worker.run("joint", *parts, 0, 3)
+    save_file(parts[0].state_tensors(), folder / "local.safetensors")
+    code, output = launch(Path(engine_worker.__file__), str(folder))
+    assert code == 0, output
+    local = {}
+    for kind in engine_worker.RUNS:
+        parts = engine_worker.make(kind, 0, "local")
+        local[kind] = engine_worker.run(kind, *parts, 0, engine_worker.STEPS), parts[0].state_tensors()
+    return json.loads((folder / "results.json").read_text()), folder, local
+
+
+def assert_same_curve(ours, reference):
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(reference), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", engine_worker.RUNS)
+def test_two_processes_equal_one_at_every_stage(runs, kind, stage):
+    results, _, local = runs
+    assert_same_curve(results[f"{kind}.{stage}"], local[kind][0])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", engine_worker.RUNS)
+def test_the_saved_state_is_the_same_at_every_stage(runs, kind, stage):
+    _, folder, local = runs
+    ours, reference = load_file(folder / f"{kind}.{stage}.safetensors"), local[kind][1]
+    assert ours.keys() == reference.keys()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(ours[name], tensor, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_local_state_continues_in_two_processes(runs, stage):
+    results, _, local = runs
+    assert_same_curve(results[f"continued.{stage}"], local["joint"][0][3:])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_state_of_two_processes_continues_in_one(runs, stage):
+    _, folder, local = runs
+    parts = engine_worker.make("joint", 0, "local")
+    parts[0].load_state_tensors(load_file(folder / f"joint.{stage}.safetensors"))
+    for name, tensor in parts[0].state_tensors().items():
+        assert torch.equal(tensor, load_file(folder / f"joint.{stage}.safetensors")[name])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_ranks_nan_skips_the_step_everywhere(runs, stage):
+    results, _, local = runs
+    curve = results[f"nan.{stage}"]
+    assert_same_curve(curve[:2], local["joint"][0][:2])
+    assert not math.isfinite(curve[2][1])
+    assert all(math.isfinite(loss) and math.isfinite(norm) for loss, norm in curve[3:])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_is_the_same_autocast_at_every_stage(runs, stage):
+    results, _, local = runs
+    torch.testing.assert_close(torch.tensor(results[f"bf16.{stage}"]), torch.tensor(local["joint"][0]), atol=1e-2, rtol=1e-2)
+    assert results[f"bf16.{stage}"] != local["joint"][0]

@@ -1,0 +1,110 @@
+import copy
+
+import pytest
+import torch
+from standin import StandinModel, standin_batch, standin_config
+
+from pipeline.engine import build_engine
+from pipeline.errors import ConfigError
+from pipeline.train.optim import GradientGate, learning_rates, parameter_groups, phase_at, set_trainable
+
+
+def make_engine(model=None, **sections):
+    config = standin_config(**sections)
+    model = copy.deepcopy(model) if model else StandinModel()
+    set_trainable(model, config.train.mode)
+    groups = parameter_groups(model, config)
+    return build_engine(config, model, groups), groups, config
+
+
+def steps(engine, groups, config, count, size=8, first=0, task="a"):
+    """`count` optimizer steps; the losses and norms."""
+    curve = []
+    for step in range(first, first + count):
+        for micro in range(config.engine.accumulation):
+            batch = standin_batch((step * config.engine.accumulation + micro) * size, size, task)
+            loss = engine.forward(batch, relaxed=True).loss
+            engine.backward(loss)
+            norm = engine.step(learning_rates(groups, step, config, 6))
+        curve.append((loss.item(), norm.item()))
+    return curve
+
+
+def test_accumulated_micro_batches_equal_one_batch():
+    start = StandinModel()
+    whole, halves = make_engine(start), make_engine(start, engine={"accumulation": 2})
+    steps(*whole, 4, size=8), steps(*halves, 4, size=4)
+    for a, b in zip(whole[0].module.parameters(), halves[0].module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_matches_plain_adamw_and_clipping():
+    start = StandinModel()
+    engine, groups, config = make_engine(start)
+    reference = copy.deepcopy(start)
+    ref_groups = parameter_groups(reference, config)
+    plain_groups = [{key: group[key] for key in ("params", "weight_decay")} for group in ref_groups]
+    adamw = torch.optim.AdamW(plain_groups, betas=config.optim.betas, foreach=False, fused=False)
+    steps(engine, groups, config, 3)
+    for step in range(3):
+        for group, lr in zip(adamw.param_groups, learning_rates(ref_groups, step, config, 6).values(), strict=True):
+            group["lr"] = lr
+        reference(standin_batch(step * 8, 8), relaxed=True).loss.backward()
+        for parameter in reference.tasks["b"].parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), config.optim.clip_grad)
+        adamw.step()
+        adamw.zero_grad()
+    for a, b in zip(engine.module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing(bad):
+    engine, groups, config = make_engine()
+    steps(engine, groups, config, 2)
+    before = engine.state_tensors()
+    batch = standin_batch(0, 8)
+    engine.backward(engine.forward(batch).loss + bad)  # the gradient of a constant would be finite
+    norm = engine.step(learning_rates(groups, 2, config, 6))
+    after = engine.state_tensors()
+    assert not norm.isfinite()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(norm > 0 and loss == loss for loss, norm in steps(engine, groups, config, 1, first=3))
+
+
+def test_alternating_steps_leave_the_resting_kind_as_it_is():
+    engine, groups, config = make_engine(train={"mode": "end_to_end", "alternate_period": 3})
+    gate = GradientGate(groups, engine.device)
+    for step in range(6):
+        phase = phase_at(step, config.train)
+        gate.open(phase.trained)
+        before = engine.state_tensors()
+        engine.backward(engine.forward(standin_batch(8 * step, 8), relaxed=True).loss)
+        resting = [p.grad for g in groups if g["kind"] not in phase.trained for p in g["params"]]
+        assert all(grad.count_nonzero() == 0 for grad in resting)
+        engine.step(learning_rates(groups, step, config, 6))
+        after = engine.state_tensors()
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert phase.relaxed == (step in (2, 5))
+        assert all((".metric." in name) == phase.relaxed for name in moved) and moved
+
+
+def test_state_goes_through_plain_tensors():
+    first, again = make_engine(), make_engine()
+    steps(*first, 3)
+    again[0].load_state_tensors(first[0].state_tensors())
+    assert steps(*first, 2, first=3) == steps(*again, 2, first=3)
+
+
+def test_local_refuses_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="engine.type is 'local'.*there are 2"):
+        make_engine()
+
+
+def test_bf16_keeps_the_weights_in_fp32():
+    engine, groups, config = make_engine(engine={"precision": "bf16"})
+    curve = steps(engine, groups, config, 2)
+    assert {parameter.dtype for parameter in engine.module.parameters()} == {torch.float32}
+    assert all(norm > 0 for _, norm in curve)

@@ -1,0 +1,25 @@
+import pytest
+from standin import standin_config
+
+from pipeline.engine.zero_config import zero_config
+from pipeline.errors import ConfigError
+
+
+def test_the_user_may_add_what_we_do_not_own():
+    user = {"zero_optimization": {"overlap_comm": True}, "wall_clock_breakdown": True}
+    merged = zero_config(standin_config(engine={"deepspeed": user}))
+    assert merged["zero_optimization"]["overlap_comm"] and merged["zero_optimization"]["stage"] == 1 and merged["wall_clock_breakdown"]
+
+
+def test_agreeing_is_allowed():
+    merged = zero_config(standin_config(engine={"zero_stage": 2, "deepspeed": {"zero_optimization": {"stage": 2}}}))
+    assert merged["zero_optimization"]["stage"] == 2
+
+
+def test_all_contradictions_are_named_with_both_fields():
+    user = {"zero_optimization": {"stage": 3}, "gradient_clipping": 7.0, "optimizer": {"type": "Adam"}, "bf16": {"enabled": True}}
+    with pytest.raises(ConfigError) as caught:
+        zero_config(standin_config(engine={"deepspeed": user}))
+    fields = ("gradient_clipping", "optim.clip_grad", "optimizer.type", "bf16.enabled", "engine.precision")
+    for words in ("zero_optimization.stage is 3, but engine.zero_stage says 1", *fields):
+        assert words in str(caught.value)

@@ -1,0 +1,100 @@
+"""A model, a stream and a configuration of the real interfaces, small enough that an engine is what is tested."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import BackboneConfig, DataConfig, EngineConfig, OptimConfig, RunConfig, TaskConfig, TrainConfig
+from pipeline.data.targets import ClassificationTargets
+from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.train.rng import generator
+
+DIM, CLASSES = 12, 5
+
+
+class StandinBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(DIM, DIM)
+        self.metric = nn.Linear(DIM, 3)
+
+    def forward(self, x: Tensor, relaxed: bool) -> Tensor:
+        x = x + torch.tanh(self.fc(x))
+        return x + torch.tanh(self.metric(x)).repeat(1, DIM // 3) if relaxed else x
+
+
+class StandinBackbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, DIM))
+        self.blocks = nn.ModuleList([StandinBlock(), StandinBlock()])
+        self.norm = nn.LayerNorm(DIM)
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, images: Tensor, relaxed: bool) -> Tensor:
+        x = images.flatten(1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, relaxed)
+        return self.norm(x)
+
+
+class StandinModel(nn.Module):
+    """Two heads; a batch uses the one of its task, so the other one is idle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = StandinBackbone()
+        self.tasks = nn.ModuleDict({"a": nn.Linear(DIM, CLASSES), "b": nn.Linear(DIM, CLASSES)})
+
+    def forward(self, batch: Batch, *, reduction: Any = None, relaxed: bool | None = None) -> TaskOutput:
+        logits = self.tasks[batch.task](self.backbone(batch.images, relaxed is not False))
+        losses = nn.functional.cross_entropy(logits.float(), batch.targets.labels, reduction="none")
+        count = torch.tensor(float(len(losses)), device=losses.device)
+        return TaskOutput(losses.mean(), {"loss": (losses.detach().sum(), count)}, logits)
+
+    def evaluate(self, batch: Batch, *, reduction: Any = None) -> Sums:
+        logits = self(batch, relaxed=False).predictions
+        right = (logits.argmax(-1) == batch.targets.labels).double().sum()
+        return {"top1": (right, torch.tensor(float(len(logits)), dtype=torch.float64, device=logits.device))}
+
+
+def standin_batch(first: int, size: int, task: str = "a") -> Batch:
+    """Samples first ... first + size - 1 of an endless sequence in which a sample depends on its position only."""
+    images = torch.stack([torch.randn(3, 2, 2, generator=generator("image", first + i)) for i in range(size)])
+    labels = (images.flatten(1)[:, :CLASSES]).argmax(1)
+    return Batch(task, images, ClassificationTargets(labels), tuple(str(first + i) for i in range(size)))
+
+
+class StandinStream:
+    num_samples = 64
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1, task: str = "a"):
+        self.size, self.rank, self.world_size, self.task, self.samples = size, rank, world_size, task, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            first = self.samples + self.rank * self.size
+            self.samples += self.size * self.world_size
+            yield standin_batch(first, self.size, self.task)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"samples": self.samples}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.samples = state["samples"]
+
+
+def standin_config(
+    output: str = "runs/standin", *, batch_size: int = 8, train: Any = None, optim: Any = None, engine: Any = None
+) -> RunConfig:
+    data = DataConfig(schema="standin", train="-", val="-", batch_size=batch_size)
+    return RunConfig(
+        backbone=BackboneConfig(name="standin"),
+        tasks={"a": TaskConfig(type="classification", data=data)},
+        train=TrainConfig(**({"mode": "joint", "steps": 6} | (train or {}))),
+        optim=OptimConfig(**({"lr": 1e-2, "weight_decay": 0.05, "clip_grad": 0.5, "warmup_steps": 2} | (optim or {}))),
+        engine=EngineConfig(**({"type": "local", "precision": "fp32"} | (engine or {}))),
+        output=output,
+    )
