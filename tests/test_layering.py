@@ -18,7 +18,7 @@ ROOMS = {
     "config": {"errors", "registry"},
     "config.resolve": {"errors", "config", "merging"},
     "merging": BASE,
-    "backbone": BASE | {"config", "merging"},
+    "backbone": BASE | {"config", "config.resolve", "merging"},
     "data": {"config", "interfaces", "errors", "registry"},
     "objectives": BASE | {"config", "merging", "backbone"},
     "model": BASE | {"config", "merging", "backbone", "objectives"},

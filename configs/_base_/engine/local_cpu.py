@@ -1,0 +1,3 @@
+"""One process of plain PyTorch in fp32."""
+
+engine = dict(type="local", precision="fp32")

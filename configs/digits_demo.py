@@ -1,0 +1,15 @@
+"""DTEM on the frozen digits ViT: the second half of `make demo`.
+
+command    make demo, or: dtem train --config configs/digits_demo.py      (after configs/digits_vit.py)
+then       dtem sweep --run runs/digits_demo
+hardware   2 CPU cores
+expected   to be measured
+"""
+
+_base_ = ["digits_vit.py", "_base_/merging/dtem.py"]
+backbone = dict(weights="runs/digits_vit")
+merging = dict(reduction=8)
+objective = dict(type="distill")
+optim = dict(_delete_=True, lr=1e-3, min_lr=1e-5, weight_decay=1e-4, clip_grad=5.0)
+train = dict(_delete_=True, mode="modular", steps=200, reduction_range=(4, 16), log_every=20)
+output = "runs/{{ fileBasenameNoExtension }}"

@@ -1,0 +1,51 @@
+"""Every file in configs/ that a user would start resolves, and names only what is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import pipeline.data.datasets  # noqa: F401  (registration)
+import tasks  # noqa: F401  (registration)
+from pipeline.backbone.build import model_facts
+from pipeline.config.load import from_plain, load_config, to_plain
+from pipeline.config.resolve import resolve
+from pipeline.data.schema import DATASETS
+from pipeline.model import TASKS
+from pipeline.objectives import OBJECTIVES
+
+NUM_SAMPLES = {"imagenet": 1_281_167, "cifar10": 45_000, "digits": 10_000}
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_resolves(path):
+    config = load_config(path)
+    world_size = 1 if config.engine.type == "local" else 8
+    resolved = resolve(config, world_size, model_facts(config.backbone), NUM_SAMPLES)
+    assert resolved.total_steps and resolved.total_steps > 0
+    assert from_plain(to_plain(config)) == config
+    assert config.output == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_names_only_what_is_registered(path):
+    config = load_config(path)
+    OBJECTIVES.get(config.objective.type)
+    for task in config.tasks.values():
+        TASKS.get(task.type)
+        DATASETS.get(task.data.schema)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_says_how_it_is_run(path):
+    head = path.read_text().split('"""')[1]
+    for word in ("command", "hardware", "expected"):
+        assert re.search(rf"^{word} ", head, re.M), f"the head comment of {path.name} does not say its {word}"
+    assert f"configs/{path.name}" in head
+
+
+def test_the_papers_global_batch_is_1024():
+    for path in (path for path in CONFIGS if path.stem.startswith("imagenet")):
+        config = load_config(path)
+        assert resolve(config, 8, model_facts(config.backbone)).global_batch == {"imagenet": 1024}
