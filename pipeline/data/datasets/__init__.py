@@ -1,0 +1,3 @@
+"""The dataset schemas, found by this list."""
+
+from pipeline.data.datasets import classification as classification

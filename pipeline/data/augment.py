@@ -1,0 +1,146 @@
+"""Random changes of training images and the fixed way of evaluation images, from `AugmentConfig`.
+
+Draws come from the global CPU generators, which the caller sets to the sample's address (see rng.py) before each call.
+Images are uint8 [3, H, W] until `normalise`, which works on a whole batch.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.config.schema import AugmentConfig
+from pipeline.data.rng import preserved_generators, seed_generators
+from pipeline.data.targets import ClassificationTargets
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch
+
+Transform = Callable[[Tensor], Tensor]
+ASPECT = (3 / 4, 4 / 3)
+"""Width over height of a random resized crop."""
+
+
+def train_transform(config: AugmentConfig, size: int) -> Transform:
+    """uint8 [3, H, W] -> uint8 [3, size, size]: crop, flip, colour jitter, RandAugment."""
+    crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
+    steps = [crop, *_colour(config, size)]
+
+    def transform(image: Tensor) -> Tensor:
+        image = steps[0](image)
+        if random.random() < config.hflip:
+            image = image.flip(-1)
+        for step in steps[1:]:
+            image = step(image)
+        return image
+
+    return transform
+
+
+def eval_transform(config: AugmentConfig, size: int) -> Transform:
+    """uint8 [3, H, W] -> uint8 [3, size, size]: the shorter side resized to size / crop_pct, then the centre crop."""
+    resized = round(size / config.crop_pct)
+    interpolation = F.InterpolationMode(config.interpolation)
+
+    def transform(image: Tensor) -> Tensor:
+        if min(image.shape[-2:]) != resized:
+            image = F.resize(image, [resized], interpolation=interpolation, antialias=True)
+        return image if image.shape[-2:] == (size, size) else F.center_crop(image, [size, size])
+
+    return transform
+
+
+def pad_crop(pad: int, size: int) -> Transform:
+    """A random crop at full scale out of the image with reflected borders of `pad` pixels."""
+
+    def transform(image: Tensor) -> Tensor:
+        if min(image.shape[-2:]) != size or image.shape[-1] != image.shape[-2]:
+            image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
+        padded = F.pad(image, [pad], padding_mode="reflect")
+        top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
+        return padded[:, top : top + size, left : left + size]
+
+    return transform
+
+
+def resized_crop(config: AugmentConfig, size: int) -> Transform:
+    """A random area and aspect, resized to size x size."""
+    interpolation = F.InterpolationMode(config.interpolation)
+
+    def transform(image: Tensor) -> Tensor:
+        if config.crop_scale == (1, 1):
+            return F.resize(image, [size, size], interpolation=interpolation, antialias=True)
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, config.crop_scale, ASPECT)
+        return F.resized_crop(image, top, left, height, width, [size, size], interpolation=interpolation, antialias=True)
+
+    return transform
+
+
+def _colour(config: AugmentConfig, size: int) -> list[Transform]:
+    steps: list[Transform] = []
+    if config.color_jitter:
+        steps.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
+    if config.rand_augment:
+        steps.append(_rand_augment(config, size))
+    return steps
+
+
+def _rand_augment(config: AugmentConfig, size: int) -> Transform:
+    fill = tuple(round(255 * channel) for channel in config.mean)
+    name = config.rand_augment or ""
+    try:
+        augment = rand_augment_transform(name, {"img_mean": fill, "translate_const": int(0.45 * size)})
+    except (AssertionError, ValueError, KeyError) as err:
+        raise ConfigError(f"augment.rand_augment is '{name}' ({err}); give timm's notation, such as rand-m9-mstd0.5-inc1") from err
+    for op in augment.ops:
+        if op.name.startswith("Posterize"):
+            op.level_fn = partial(_at_least_one_bit, op.level_fn)
+    return lambda image: F.pil_to_tensor(augment(F.to_pil_image(image)))
+
+
+def _at_least_one_bit(level_fn: Callable[..., tuple[int]], *args: Any) -> tuple[int]:
+    """At magnitude 10 timm posterises to 0 bits, which is a black image in older Pillow and an error in Pillow 13."""
+    return (max(1, level_fn(*args)[0]),)
+
+
+class Normalise:
+    """uint8 [B, 3, H, W] -> float32, (x / 255 - mean) / std."""
+
+    def __init__(self, config: AugmentConfig):
+        mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+        self._scale = (1 / (255 * std)).view(3, 1, 1)
+        self._shift = (-mean / std).view(3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self._shift, images, self._scale)
+
+
+def eraser(probability: float) -> Transform | None:
+    """timm's random erasing of a normalised image, with noise per pixel; None where it is off."""
+    return RandomErasing(probability, mode="pixel", device="cpu") if probability else None
+
+
+class BatchMixer:
+    """Mixup and cutmix of a training batch; where both are on, a draw per batch chooses. Identity where both are 0."""
+
+    def __init__(self, augment: AugmentConfig, num_classes: int):
+        mixers = [v2.MixUp(alpha=augment.mixup, num_classes=num_classes)] if augment.mixup else []
+        mixers += [v2.CutMix(alpha=augment.cutmix, num_classes=num_classes)] if augment.cutmix else []
+        self._mix = v2.RandomChoice(mixers) if mixers else None
+
+    def __call__(self, batch: Batch, seed: int, step: int) -> Batch:
+        """labels int64 [B] -> float32 [B, num_classes]. The draw is a function of (seed, step): give each micro-batch its own step."""
+        if self._mix is None:
+            return batch
+        with preserved_generators():
+            seed_generators(seed, "mix", step)
+            images, labels = self._mix(batch.images, batch.targets.labels)
+        return replace(batch, images=images, targets=ClassificationTargets(labels))

@@ -1,0 +1,42 @@
+"""An image and its class: members jpg (or jpeg, png, webp) and cls."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config.schema import DataConfig
+from pipeline.data.augment import eval_transform, train_transform
+from pipeline.data.decode import IMAGES, decode_class, decode_image
+from pipeline.data.schema import DATASETS
+from pipeline.data.targets import ClassificationTargets
+from pipeline.errors import SampleError
+
+
+@DATASETS.register("classification")
+class Classification:
+    """See DatasetSchema. The target of a sample is its class number."""
+
+    def __init__(self, config: DataConfig, classes: Sequence[str]):
+        self._num_classes = len(classes)
+        self._train = train_transform(config.augment, config.img_size)
+        self._eval = eval_transform(config.augment, config.img_size)
+
+    def missing(self, schema: Sequence[str]) -> str:
+        lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]
+        return " and ".join(lacks + ([] if "cls" in schema else ["cls"]))
+
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, int]:
+        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+        if image is None or "cls" not in members:
+            raise SampleError(f"it has the members {', '.join(members) or 'none'}; classification needs {self.missing(list(members))}")
+        return decode_image(image), decode_class(members["cls"], self._num_classes)
+
+    def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:
+        return self._train(image), target
+
+    def eval(self, image: Tensor, target: int) -> tuple[Tensor, int]:
+        return self._eval(image), target
+
+    def targets(self, targets: Sequence[int]) -> ClassificationTargets:
+        return ClassificationTargets(torch.tensor(targets, dtype=torch.int64))

@@ -1,0 +1,70 @@
+"""Makes the manifest of tars as they lie on this disk."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from pipeline.data.decode import decode_class
+from pipeline.data.manifest_format import Manifest, Shard
+from pipeline.data.source import join, split
+from pipeline.data.storage import sha256_of
+from pipeline.data.tarindex import ShardIndex, index_tar
+from pipeline.errors import SampleError
+
+CLASSES = "classes.json"
+Described = tuple[Shard, ShardIndex, int]
+Mapper = Callable[[Callable[[str], Described], Sequence[str]], Iterable[Described]]
+
+
+def describe(tars: Sequence[str], *, hashes: bool, classes: Sequence[str] | None = None, mapper: Mapper = map) -> Manifest:
+    """Indexes local tars; hashes: with the sha256 of each. mapper: a `map` that may use several processes.
+
+    classes: their names; else those of `classes.json` beside the shards; else, where samples have a class, the numbers as names.
+    """
+    described = list(mapper(partial(describe_shard, hashed=hashes), tars))
+    shards = tuple(shard for shard, _, _ in described)
+    schema = tuple(sorted({suffix for _, index, _ in described for suffix in index.suffixes}))
+    if classes is None:
+        classes = _named_classes(split(tars[0])[0]) or [str(number) for number in range(max(count for _, _, count in described))]
+    return Manifest(shards, schema, tuple(classes), {shard.url: index for shard, index, _ in described})
+
+
+def describe_shard(tar: str, *, hashed: bool) -> Described:
+    """(shard, index, 1 + its highest class, or 0 where it has none)."""
+    index = index_tar(tar)
+    folder, name = split(tar)
+    index_sha256 = hashlib.sha256(index.to_json()).hexdigest()
+    sha256 = sha256_of(tar) if hashed else ""
+    shard = Shard(name, len(index.keys), os.path.getsize(tar), sha256, index_sha256, tar, join(folder, f"{name}.index.json"))
+    return shard, index, _count_classes(tar, index)
+
+
+def _count_classes(tar: str, index: ShardIndex) -> int:
+    """Labels that cannot be read count as no class: reading the sample says what is wrong with them."""
+    highest = -1
+    with open(tar, "rb") as file:
+        for sample in range(len(index.keys)):
+            offset, size = index.members(sample).get("cls", (0, 0))
+            if 0 < size < 32:
+                file.seek(offset)
+                try:
+                    highest = max(highest, decode_class(file.read(size)))
+                except SampleError:
+                    continue
+    return highest + 1
+
+
+def _named_classes(folder: str) -> list[str]:
+    path = Path(folder, CLASSES)
+    try:
+        names = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as err:
+        raise SampleError(f"{path}: {err}; give a JSON list of class names, or remove the file") from err
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise SampleError(f"{path}: give a JSON list of different class names")
+    return names

@@ -1,0 +1,134 @@
+"""What a set of shards holds: counts, bytes, hashes, member suffixes, class names, and where every member lies.
+
+On disk: `manifest.json` beside the shards (or elsewhere, with `root` saying where they are), and `SHARD.index.json` for each of them.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.source import checked, join
+from pipeline.data.storage import read_bytes
+from pipeline.data.tarindex import ShardIndex
+from pipeline.errors import SampleError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar. `sha256` is of its bytes (empty where it was indexed on the fly), `index_sha256` of its index."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+    index_sha256: str
+    url: str = ""
+    index_url: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("name", "num_samples", "num_bytes", "sha256", "index_sha256")}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """schema: member suffixes of the samples. classes: names of the classes 0, 1, ... (empty where samples have no class)."""
+
+    shards: tuple[Shard, ...]
+    schema: tuple[str, ...]
+    classes: tuple[str, ...]
+    indexes: Mapping[str, ShardIndex] = field(default_factory=dict, repr=False, compare=False)
+    """By URL, of the shards that were indexed on the fly."""
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Names the set: it changes with any key, member position, class or shard."""
+        parts = [[shard.name, shard.num_samples, shard.num_bytes, shard.index_sha256] for shard in self.shards]
+        return hashlib.sha256(json.dumps([parts, self.schema, self.classes]).encode()).hexdigest()
+
+    def index(self, number: int) -> ShardIndex:
+        """The index of shard `number`; raises SampleError where it is missing or not the one that the manifest names."""
+        shard = self.shards[number]
+        return self.indexes[shard.url] if shard.url in self.indexes else read_index(shard)
+
+    def to_json(self, root: str | None) -> bytes:
+        plain = {"format": FORMAT, "root": root, "schema": self.schema, "classes": self.classes, "digest": self.digest}
+        return json.dumps(plain | {"shards": [shard.plain() for shard in self.shards]}, indent=1).encode() + b"\n"
+
+
+def read_index(shard: Shard) -> ShardIndex:
+    try:
+        data = read_bytes(shard.index_url)
+        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+            raise ValueError("it is not the one that the manifest names")
+        index = ShardIndex.from_json(data, shard.num_bytes)
+        if len(index.keys) != shard.num_samples:
+            raise ValueError(f"it has {len(index.keys)} samples and the manifest says {shard.num_samples}")
+        return index
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+        raise SampleError(f"index {shard.index_url}: {err or type(err).__name__}; make it anew: {remedy(shard.url)}") from err
+
+
+def parse_manifest(data: bytes, folder: str) -> Manifest:
+    """The inverse of `Manifest.to_json`; `folder` is where the manifest lies."""
+    plain = json.loads(data)
+    if plain["format"] != FORMAT:
+        raise ValueError(f"its format is {plain['format']!r:.20} and this program reads {FORMAT}")
+    root = checked(plain["root"]) if plain["root"] is not None else folder
+    shards = tuple(_parse_shard(entry, root, folder) for entry in plain["shards"])
+    manifest = Manifest(shards, tuple(plain["schema"]), tuple(plain["classes"]))
+    if not shards or not all(isinstance(text, str) for text in manifest.schema + manifest.classes):
+        raise ValueError("it lists no shard, or names that are not text")
+    if plain["digest"] != manifest.digest:
+        raise ValueError("its digest does not fit its content")
+    return manifest
+
+
+def _parse_shard(entry: dict[str, Any], root: str, folder: str) -> Shard:
+    name, sha256, index_sha256 = (entry[field] for field in ("name", "sha256", "index_sha256"))
+    counts = entry["num_samples"], entry["num_bytes"]
+    if not isinstance(name, str) or not name.isprintable() or "/" in name or name.startswith((".", "-")) or not name.endswith(".tar"):
+        raise ValueError(f"shard name {name!r:.100} is not a plain name that ends in .tar")
+    if not all(type(count) is int and count > 0 for count in counts) or not isinstance(sha256, str) or not isinstance(index_sha256, str):
+        raise ValueError(f"the entry of {name} is not made of counts and hashes")
+    return Shard(name, *counts, sha256, index_sha256, join(root, name), join(folder, f"{name}.index.json"))
+
+
+def write_manifest(folder: Path, manifest: Manifest, root: str | None = None) -> Path:
+    """Writes the indexes, and last the manifest; each appears whole or not at all. root: where the shards are, if not in `folder`."""
+    for number, shard in enumerate(manifest.shards):
+        write_bytes(folder / f"{shard.name}.index.json", manifest.index(number).to_json())
+    write_bytes(folder / MANIFEST, manifest.to_json(root))
+    return folder / MANIFEST
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Atomic: a reader sees the old file or the new one."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def remedy(location: str) -> str:
+    """The command that makes the manifest of a folder, or of a tar's folder, anew."""
+    folder = location.rpartition("/")[0] if location.endswith(".tar") else location
+    return f"`dtem shards make index {folder}`"

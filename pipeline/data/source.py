@@ -1,0 +1,92 @@
+"""Where shards are, as a user writes it: a folder, a brace pattern, a list, or a URL. A location is data: nothing in it is ever run."""
+
+import os
+import re
+from collections.abc import Iterator
+
+from pipeline.errors import SampleError
+
+SCHEMES = ("file", "http", "https", "s3", "gs")
+MAX_SHARDS = 100_000
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_GROUP = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
+
+
+def checked(location: str) -> str:
+    """The location with `file://` taken off; raises SampleError for whatever is not a plain path or an allowed URL."""
+
+    def refuse(why: str) -> SampleError:
+        return SampleError(f"shard location {location!r:.200}: {why}; give a path, or a URL of {', '.join(SCHEMES)}")
+
+    if not isinstance(location, str) or not location or len(location) > 4096:
+        raise refuse("it is empty, too long or not text")
+    if not location.isprintable() or location != location.strip():
+        raise refuse("it holds control characters or outer spaces")
+    if location.startswith("-") or "::" in location or "$" in location or "`" in location:
+        raise refuse("it starts with '-', chains file systems ('::') or holds '$' or '`'")
+    scheme = _SCHEME.match(location)
+    if scheme is None:
+        return location
+    if scheme[1] not in SCHEMES or not location.startswith(f"{scheme[1]}://"):
+        raise refuse(f"'{scheme[1]}:' is not an allowed scheme")
+    if scheme[1] == "file":
+        return location.removeprefix("file://")
+    if "?" in location or "#" in location:
+        raise refuse("a query or fragment does not name a file beside which a manifest can lie")
+    return location
+
+
+def is_remote(location: str) -> bool:
+    return "://" in location
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def split(location: str) -> tuple[str, str]:
+    """(folder, name) of a file."""
+    folder, _, name = location.rpartition("/")
+    return folder or ("/" if location.startswith("/") else "."), name
+
+
+def expand(pattern: str) -> list[str]:
+    """Every location of a brace pattern: `{00000..00008}` counts with its zeros, `{a,b}` lists."""
+    found: list[str] = []
+    for location in _expand(checked(pattern)):
+        if len(found) == MAX_SHARDS:
+            raise SampleError(f"shard pattern {pattern!r:.200} names more than {MAX_SHARDS} shards")
+        found.append(location)
+    return found
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    group = _GROUP.search(pattern)
+    if group is None:
+        yield pattern
+        return
+    for choice in _choices(group[1], pattern):
+        yield from _expand(pattern[: group.start()] + choice + pattern[group.end() :])
+
+
+def _choices(group: str, pattern: str) -> Iterator[str]:
+    numbers = _RANGE.fullmatch(group)
+    if numbers is None:
+        if "," not in group:
+            raise SampleError(f"shard pattern {pattern!r:.200}: '{{{group}}}' is neither a range {{000..012}} nor a list {{a,b}}")
+        yield from group.split(",")
+        return
+    first, last = numbers.groups()
+    width = max(len(first), len(last)) if first.startswith("0") else 0
+    for number in range(int(first), int(last) + 1):
+        yield str(number).zfill(width)
+
+
+def local_shards(folder: str) -> list[str]:
+    """The tar files of a local folder, by name; a missing folder raises SampleError."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".tar") and not entry.name.startswith("."))
+    except OSError as err:
+        raise SampleError(f"shards: cannot list {folder}: {err.strerror}; give an existing folder, tar or pattern") from err
+    return [join(folder, name) for name in names]

@@ -1,0 +1,183 @@
+"""Streams of batches: positions in the sample order go in, augmented batches come out, in worker processes or in this one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import pipeline.data.datasets  # noqa: F401 - fills the registry
+from pipeline.config.schema import DataConfig
+from pipeline.data.augment import Normalise, eraser
+from pipeline.data.manifest import load_manifest
+from pipeline.data.manifest_format import Manifest
+from pipeline.data.order import SampleOrder
+from pipeline.data.quarantine import BadSample, Loaded, Quarantine
+from pipeline.data.reader import SampleReader
+from pipeline.data.rng import preserved_generators, seed_generators
+from pipeline.data.schema import DATASETS, DatasetSchema, Sample
+from pipeline.errors import CheckpointError, ConfigError, SampleError
+from pipeline.interfaces import Batch
+
+STALL = 1200.0
+"""Seconds without a batch from the workers after which a run stops (a download has 600 before it is given up)."""
+
+
+class BatchReader(Dataset[Loaded]):
+    """Maps a range of positions to its batch. A pure function of (seed, positions): any process may compute any batch."""
+
+    def __init__(self, task: str, config: DataConfig, manifest: Manifest, schema: DatasetSchema, seed: int | None):
+        counts = [shard.num_samples for shard in manifest.shards]
+        self.order = SampleOrder(counts, seed, config.shuffle_shards)
+        self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
+        self._reader = SampleReader(manifest, config.shuffle_shards)
+        self._normalise = Normalise(config.augment)
+        self._erase = eraser(config.augment.random_erasing) if seed is not None else None
+
+    def __getitem__(self, positions: range) -> Loaded:
+        self._reader.prefetch(self.order.upcoming(positions.start))
+        samples: list[Sample] = []
+        bad: list[BadSample] = []
+        with preserved_generators():
+            for place, position in enumerate(positions):
+                sample = self._load(place, position)
+                (samples if isinstance(sample, Sample) else bad).append(sample)  # pyright: ignore[reportArgumentType]
+            return Loaded(self._collate(samples) if samples else None, len(positions), tuple(bad))
+
+    def _load(self, place: int, position: int) -> Sample | BadSample:
+        """A bad sample is a value here, so that it passes from a worker to the run as data."""
+        at = self.order[position]
+        key = f"#{at.sample}"
+        try:
+            key = self._reader.key(at.shard, at.sample)
+            image, target = self._schema.decode(self._reader.read(at.shard, at.sample))
+            if self._seed is None:
+                return Sample(key, at.epoch, *self._schema.eval(image, target))
+            seed_generators(self._seed, "augment", at.epoch, key)
+            return Sample(key, at.epoch, *self._schema.train(image, target))
+        except (SampleError, OSError) as err:
+            return BadSample(place, self._manifest.shards[at.shard].name, key, str(err))
+
+    def _collate(self, samples: Sequence[Sample]) -> Batch:
+        images = self._normalise(torch.stack([sample.image for sample in samples]))
+        if self._erase is not None:
+            for image, sample in zip(images, samples, strict=True):
+                seed_generators(self._seed or 0, "erase", sample.epoch, sample.key)
+                self._erase(image)  # in place
+        targets = self._schema.targets([sample.target for sample in samples])
+        return Batch(self._task, images, targets, tuple(sample.key for sample in samples))
+
+
+class TrainStream:
+    """The BatchStream of a task's training samples (see interfaces.py). bad_samples: how many were skipped by this process."""
+
+    def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int, batch_size: int):
+        self.num_samples = manifest.num_samples
+        self.classes = manifest.classes
+        self._reader, self._workers = reader, config.workers
+        self._quarantine = Quarantine(config.max_bad_samples)
+        self._offset, self._batch, self._global = rank * batch_size, batch_size, batch_size * world_size
+        self._samples = 0
+        self._fingerprint = int(manifest.digest[:12], 16)
+
+    @property
+    def bad_samples(self) -> int:
+        return self._quarantine.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        for loaded in _loader(self._reader, _Positions(self._ranges), self._workers):
+            batch = self._quarantine.passed(loaded)
+            self._samples += self._global  # before the batch is out: a state taken while it is used counts it
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"samples": self._samples, "manifest": self._fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Takes effect with the next `iter`. A position in other shards raises CheckpointError."""
+        if state.get("manifest", self._fingerprint) != self._fingerprint:
+            raise CheckpointError("the data position belongs to other shards; resume with those that the run was started on, or start anew")
+        self._samples = state["samples"]
+
+    def _ranges(self) -> Iterator[range]:
+        start = self._samples + self._offset
+        while True:
+            yield range(start, start + self._batch)
+            start += self._global
+
+
+class EvalLoader:
+    """Every sample once over the ranks, in the order of the shards: rank r has the batches r, r + world_size, ..."""
+
+    def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int):
+        self.num_samples = manifest.num_samples
+        self.classes = manifest.classes
+        size, step = config.eval_batch_size, config.eval_batch_size * world_size
+        self._ranges = [range(start, min(start + size, self.num_samples)) for start in range(rank * size, self.num_samples, step)]
+        self._reader, self._workers = reader, config.workers
+        self._quarantine = Quarantine(config.max_bad_samples)
+
+    @property
+    def bad_samples(self) -> int:
+        return self._quarantine.count
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for loaded in _loader(self._reader, _Positions(lambda: iter(self._ranges)), self._workers):
+            yield self._quarantine.passed(loaded)
+
+
+def build_stream(
+    task_name: str, config: DataConfig, *, seed: int, rank: int, world_size: int, batch_size: int | None = None
+) -> TrainStream:
+    """This rank's endless training stream; batch_size None takes config.batch_size. Raises ConfigError and SampleError."""
+    reader, manifest = _reader(task_name, config, "train", seed)
+    return TrainStream(reader, config, manifest, rank, world_size, batch_size or config.batch_size)
+
+
+def build_eval_loader(task_name: str, config: DataConfig, *, rank: int, world_size: int) -> EvalLoader:
+    """This rank's share of the validation samples. Raises ConfigError and SampleError."""
+    reader, manifest = _reader(task_name, config, "val", None)
+    return EvalLoader(reader, config, manifest, rank, world_size)
+
+
+def _reader(task_name: str, config: DataConfig, subset: str, seed: int | None) -> tuple[BatchReader, Manifest]:
+    source = getattr(config, subset)
+    if source is None:
+        raise ConfigError(f"task '{task_name}' has no data.{subset}: name its shards, or leave the task out")
+    manifest = load_manifest(source, subset)
+    schema = DATASETS.build(config.schema, config, manifest.classes)
+    if lacks := schema.missing(manifest.schema):
+        held = ", ".join(manifest.schema)
+        raise SampleError(f"task '{task_name}': samples of {source} have the members {held}; schema '{config.schema}' needs {lacks}")
+    return BatchReader(task_name, config, manifest, schema, seed), manifest
+
+
+class _Positions(torch.utils.data.Sampler[range]):
+    """What the loader asks its workers for, batch after batch."""
+
+    def __init__(self, ranges: Callable[[], Iterator[range]]):
+        self._ranges = ranges
+
+    def __iter__(self) -> Iterator[range]:
+        return self._ranges()
+
+
+def _loader(reader: BatchReader, positions: _Positions, workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        reader,
+        batch_size=None,
+        sampler=positions,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        timeout=STALL if workers else 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else the loader draws its (unused) worker seeds from the run's own generator
+    )
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
