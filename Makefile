@@ -1,0 +1,56 @@
+# One environment in .venv; every target that needs it makes it first. `make` alone lists the targets.
+PYTHON = $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# DeepSpeed's CPU operator is compiled once per environment, with the ninja that is installed there.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
+
+.PHONY: help install demo test check bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+install: $(STAMP) ## make .venv with the locked versions (again only when setup.cfg or the lock changed)
+
+$(STAMP): setup.cfg pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 on PATH: apt-get install python3.11-venv, or make install PYTHON=/path/to/python"; exit 2; }
+	@command -v g++ >/dev/null || { echo "needs a C++ compiler for DeepSpeed's CPU communication: apt-get install g++"; exit 2; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## shards, a small ViT, its merge embeddings, and ToMe against DTEM as a table and a plot (10 minutes on 2 cores)
+	$(BIN)/dtem shards make digit_scenes data/digits
+	$(BIN)/dtem train --config configs/digits_vit.py
+	$(BIN)/dtem train --config configs/digits_demo.py
+	$(BIN)/dtem sweep --run runs/digits_demo
+
+test: export OMP_NUM_THREADS := 1
+test: export DS_ACCELERATOR := cpu
+test: export HF_HUB_OFFLINE := 1
+test: export WDS_SECURE := 1
+test: $(STAMP) ## run the tests, CPU only, without network
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(STAMP) ## run the scripts of benchmarks/ one after the other; they write benchmarks/records/
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+lock: ## write requirements.lock anew from what setup.cfg allows today, with torch and torchvision as they are locked
+	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
+	.cache/lock/bin/python -m pip install --quiet --upgrade pip
+	grep -E '^(torch|torchvision)==' requirements.lock > .cache/torch.lock
+	.cache/lock/bin/python -m pip install --quiet --constraint .cache/torch.lock --editable '.[dev]'
+	.cache/lock/bin/python -m pip freeze --all --exclude-editable --exclude setuptools > requirements.lock
+	rm -rf .cache/lock .cache/torch.lock
+
+clean: ## remove the environment and the caches; data/ and runs/ stay
+	rm -rf .venv .cache .pytest_cache .ruff_cache *.egg-info
