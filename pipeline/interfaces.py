@@ -119,6 +119,8 @@ class Engine(Protocol):
     world_size: int
     accumulation: int
     """Micro-batches per optimizer step."""
+    forward_is_collective: bool
+    """Whether all ranks must run equally many forwards (ZeRO 3)."""
 
     def forward(self, batch: Batch, **options: Any) -> TaskOutput:
         """The model's output, under the engine's precision."""

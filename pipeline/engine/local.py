@@ -17,6 +17,7 @@ class LocalEngine:
 
     rank = 0
     world_size = 1
+    forward_is_collective = False
 
     def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

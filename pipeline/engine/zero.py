@@ -35,6 +35,7 @@ class ZeroEngine:
         self._bf16, self._clip, self._stage = config.engine.precision == "bf16", config.optim.clip_grad, config.engine.zero_stage
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
         self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
+        self.forward_is_collective = self._stage == 3
         groups = {id(parameter): i for i, group in enumerate(parameter_groups) for parameter in group["params"]}
         self._deepspeed, *_ = deepspeed.initialize(model=self.module, optimizer=self._optimizer, config=settings)
         self._state = STATE_OF_STAGE[self._stage](self._deepspeed.optimizer, self._optimizer, groups, deepspeed.zero.GatheredParameters)

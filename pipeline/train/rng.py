@@ -1,17 +1,12 @@
 """Randomness by address: the same address gives the same numbers, whoever asks and whenever."""
 
-import hashlib
 import random
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-def seed_of(*address: int | str) -> int:
-    """A 63-bit seed that depends on every part of the address and on nothing else (stable over processes and versions)."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in address)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+from pipeline.data.rng import seed_generators, seed_of
 
 
 def generator(*address: int | str) -> torch.Generator:
@@ -20,11 +15,9 @@ def generator(*address: int | str) -> torch.Generator:
 
 
 def seed_everything(*address: int | str) -> None:
-    """Sets the global generators, which only dropout and drop path draw from."""
-    seed = seed_of(*address)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    """Sets the global generators of the CPU and the GPU, from which starting weights, dropout and drop path are drawn."""
+    seed_generators(*address)
+    torch.cuda.manual_seed(seed_of(*address))
 
 
 def rng_state() -> Tensor:

@@ -3,7 +3,8 @@ import random
 import numpy as np
 import torch
 
-from pipeline.train.rng import generator, rng_state, seed_everything, seed_of, set_rng_state
+from pipeline.data.rng import seed_of
+from pipeline.train.rng import generator, rng_state, seed_everything, set_rng_state
 
 
 def draws() -> list[float]:

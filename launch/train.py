@@ -1,0 +1,71 @@
+"""`dtem train`, and the script that launchers start: `deepspeed launch/train.py --config configs/x.py`."""
+
+import argparse
+import os
+import sys
+import time
+
+EXAMPLE = """examples:
+  dtem train --config configs/debug_cpu.py
+  deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py --cfg-options engine.type=deepspeed optim.lr=1e-3
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "train", help="train a run of a config file", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
+    )
+    _add_arguments(parser)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="a config (.py), or the config.json of an earlier run")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="replace fields, for instance optim.lr=1e-3")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|none|PATH",
+        help="auto: continue the run's newest checkpoint, if any (default); none: start anew; or a checkpoint's folder",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # launchers give it
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the run is done or was stopped as asked. Raises PipelineError for the user's mistakes."""
+    import logging
+
+    import tasks  # noqa: F401 - fills the registry
+    from pipeline.config.load import load_config
+    from pipeline.train.loop import train
+
+    main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if main else logging.ERROR, format="%(levelname)s %(message)s")
+    folder = train(load_config(args.config, args.cfg_options), args.resume)
+    if main:
+        print(f"wrote {folder}: config.json, metrics.jsonl, tensorboard/, checkpoints/")
+    return 0
+
+
+def main() -> int:
+    """As a script. A mistake of the user is told once, by rank 0, without a traceback."""
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter)
+    _add_arguments(parser)
+    args = parser.parse_args()
+    try:
+        from pipeline.errors import ConfigError, PipelineError
+    except ImportError as err:
+        print(f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the project's folder", file=sys.stderr)
+        return 2
+    try:
+        return run(args)
+    except PipelineError as err:
+        rank = os.environ.get("RANK", "0")
+        if rank != "0" and isinstance(err, ConfigError):
+            time.sleep(3)  # rank 0 has the same to say, and the launcher ends it as soon as another one exits
+        else:
+            print(f"train.py{'' if rank == '0' else f', rank {rank}'}: {err}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

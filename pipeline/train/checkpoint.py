@@ -1,0 +1,173 @@
+"""Exact continuation: what a run is made of at a step, saved and loaded by all ranks together."""
+
+import fnmatch
+import logging
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from pipeline.config.load import digest, to_plain
+from pipeline.config.schema import RunConfig
+from pipeline.errors import CheckpointError
+from pipeline.interfaces import Engine
+from pipeline.train import storage
+from pipeline.train.collective import anywhere, from_rank0, rows
+from pipeline.train.rng import rng_state, seed_everything, set_rng_state
+from pipeline.train.storage import Checkpoint
+
+log = logging.getLogger(__name__)
+
+HARMLESS = (
+    "output",
+    "engine.type",
+    "engine.zero_stage",
+    "engine.threads",
+    "engine.accumulation",
+    "engine.deepspeed*",
+    "train.log_every",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.max_nonfinite",
+    "backbone.weights",
+    "backbone.pretrained",
+    "backbone.grad_checkpointing",
+    "tasks.*.data.train",
+    "tasks.*.data.val",
+    "tasks.*.data.batch_size",
+    "tasks.*.data.eval_batch_size",
+    "tasks.*.data.workers",
+    "tasks.*.data.max_bad_samples",
+)
+"""Fields that may differ when a run is resumed: they do not change what is learned from which samples. Where the shards are may
+change, not what they hold (the stream checks that); batch size, accumulation and ranks may change, not their product."""
+
+
+def save(
+    engine: Engine, root: Path, step: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], *, keep: int, best: bool = False
+) -> Path:
+    """Writes the engine's state, `tensors` and `facts` on rank 0, and removes old checkpoints. A collective.
+
+    Raises CheckpointError on all ranks where the disk does not take it or a weight is not finite; the older ones stay.
+    """
+    content = engine.state_tensors() | {"rng.states": rows(engine, rng_state())} | dict(tensors)
+    trouble = ""
+    if engine.rank == 0:
+        try:
+            _refuse_nonfinite(content)
+            folder = storage.write_checkpoint(root, step, content, facts)
+            if best:
+                storage.point(root, "best", folder)
+            storage.prune(root, keep)
+        except (OSError, SafetensorError, CheckpointError) as err:
+            trouble = f"checkpoint of step {step} was not saved in {root}: {err}"
+    if trouble := from_rank0(engine, trouble):
+        raise CheckpointError(trouble)
+    return root / storage.folder_name(step)
+
+
+def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
+    """The newest checkpoint under `root` that is whole, or None where there is none. A collective; ranks share the disk.
+
+    A damaged one is passed over, and said so. Where all are damaged CheckpointError is raised: starting anew would hide the loss.
+    """
+    loaded, damaged = _newest_whole(root) if engine.rank == 0 else (None, False)
+    if chosen := from_rank0(engine, loaded.folder.name if loaded else ""):
+        return loaded or storage.read_checkpoint(root / chosen)
+    if anywhere(engine, damaged):
+        raise CheckpointError(f"no checkpoint in {root} is whole; resume from another one, or start anew in another output folder")
+    return None
+
+
+def _newest_whole(root: Path) -> tuple[Checkpoint | None, bool]:
+    """The newest checkpoint that can be read, and whether any could not."""
+    damaged = False
+    for folder in storage.complete_folders(root):
+        try:
+            return storage.read_checkpoint(folder), damaged
+        except CheckpointError as err:
+            damaged = True
+            log.warning("%s; trying the checkpoint before it", err)
+    return None, damaged
+
+
+def load_path(path: Path) -> Checkpoint:
+    """The checkpoint at `path`: its own folder, or a run's folder, whose pointer is followed. Raises CheckpointError."""
+    for root in (path, path / "checkpoints"):
+        if (folder := storage.pointed(root, "latest")) is not None:
+            return storage.read_checkpoint(folder)
+    return storage.read_checkpoint(path)
+
+
+def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """What a checkpoint says about the run that it belongs to."""
+    packages = ("torch", "numpy", "timm", "deepspeed", "safetensors")
+    return {
+        "config": to_plain(config),
+        "digest": digest(config),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "world_size": world_size,
+    }
+
+
+def check_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError that names the first parameters in which the checkpoint's model is another one."""
+    saved = {name.removeprefix("model."): tuple(t.shape) for name, t in checkpoint.tensors.items() if name.startswith("model.")}
+    differing = [name for name in sorted(saved.keys() | shapes.keys()) if saved.get(name) != shapes.get(name)]
+    if differing:
+        lines = [f"{name}: {saved.get(name, 'absent')} there, {shapes.get(name, 'absent')} here" for name in differing[:3]]
+        more = f"\n  and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise CheckpointError("\n  ".join([f"{checkpoint.folder} is of another model:", *lines]) + more)
+
+
+def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int]) -> list[str]:
+    """The harmless differences to the run that was saved; CheckpointError lists those that would make it another run."""
+    facts = checkpoint.facts
+    differences = [] if facts["digest"] == digest(config) else list(_differences(facts["config"], to_plain(config)))
+    harmful = [text for field, text in differences if not any(fnmatch.fnmatch(field, pattern) for pattern in HARMLESS)]
+    if facts["global_batch"] != dict(global_batch):
+        harmful.append(f"samples per step (batch size x accumulation x ranks): {facts['global_batch']} there, {dict(global_batch)} here")
+    if harmful:
+        way_out = "undo the changes, or start a new run with backbone.weights"
+        raise CheckpointError("\n  ".join([f"{checkpoint.folder} belongs to another run ({way_out}):", *harmful]))
+    return [text for _, text in differences]
+
+
+def restore_rng(checkpoint: Checkpoint, engine: Engine, seed: int) -> None:
+    """This rank's generators as they were; with another number of ranks they start from an address that includes the step."""
+    states = checkpoint.tensors["rng.states"]
+    if len(states) == engine.world_size:
+        set_rng_state(states[engine.rank])
+    else:
+        seed_everything(seed, "resumed", checkpoint.facts["step"], engine.rank)
+
+
+def _differences(saved: Any, own: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted field and a line about it, for every leaf that differs."""
+    if isinstance(saved, dict) and isinstance(own, dict):
+        for key in sorted(saved.keys() | own.keys()):
+            yield from _differences(saved.get(key), own.get(key), f"{path}.{key}" if path else key)
+    elif saved != own:
+        yield path, f"{path}: {saved!r} there, {own!r} here"
+
+
+def _refuse_nonfinite(tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{name} is not finite; the older checkpoints stay")
+
+
+def _commit() -> str | None:
+    """Of the source that runs, where it is a git checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

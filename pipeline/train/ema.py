@@ -1,0 +1,49 @@
+"""An exponential moving average of the trained weights, for evaluation."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError
+
+
+class Ema:
+    """Follows the trainable parameters of a module in place; frozen ones are their own average."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self._decay = decay
+        self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._params = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._average = [parameter.detach().clone() for parameter in self._params]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(self._average, self._params, 1 - self._decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While it is open, the module holds the averages."""
+        with torch.no_grad():
+            weights = [parameter.detach().clone() for parameter in self._params]
+            torch._foreach_copy_(self._params, self._average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._params, weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: average.cpu() for name, average in zip(self._names, self._average, strict=True)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, average in zip(self._names, self._average, strict=True):
+            average.copy_(state[name])
+
+
+def check_ema(config: RunConfig) -> None:
+    """Raises ConfigError at ZeRO 3, where no rank holds a whole parameter to follow."""
+    if config.optim.ema_decay and config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
+        raise ConfigError("optim.ema_decay needs whole parameters, which engine.zero_stage=3 cuts up; give zero_stage=2, or ema_decay=0")

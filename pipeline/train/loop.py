@@ -1,0 +1,159 @@
+"""The order of things in a run. It knows no task, no policy and no launcher, and asks the device nothing between two reports."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config.schema import RunConfig
+from pipeline.errors import PipelineError
+from pipeline.interfaces import Batch
+from pipeline.train import checkpoint
+from pipeline.train.evaluate import Scores, evaluate
+from pipeline.train.metrics import MetricSums, mean
+from pipeline.train.optim import learning_rates, phase_at
+from pipeline.train.reporting import Reporter, Stopwatch
+from pipeline.train.rng import generator, seed_of
+from pipeline.train.setup import Run, build_run, write_config
+from pipeline.train.signals import StopRequest
+
+
+def train(config: RunConfig, resume: str = "auto") -> Path:
+    """Trains until the last step, or until SIGTERM or SIGUSR1; the run's folder. resume: see `build_run`. Raises PipelineError."""
+    with StopRequest() as stop:
+        run = build_run(config, resume)
+        write_config(run)
+        main, step = run.engine.rank == 0, run.progress.step
+        with Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
+            if step:
+                reporter.say(f"continues after step {step} of {run.total_steps}")
+            _loop(run, reporter, stop)
+    return Path(config.output)
+
+
+def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
+    settings, sums, watch = run.config.train, MetricSums(only_finite=True), Stopwatch()
+    streams = {name: iter(stream) for name, stream in run.streams.items()}
+    run.engine.module.train()
+    while run.progress.step < run.total_steps:
+        norm = _train_step(run, streams, sums, watch)
+        reporter.advance()
+        step, last = run.progress.step, run.progress.step == run.total_steps
+        stopping = stop.agreed(run.engine)
+        if last or stopping or step % settings.log_every == 0:
+            _report(run, reporter, sums, watch, norm)
+        better = _score(run, reporter) if run.loaders and (last or _due(step, settings.eval_every)) and not stopping else False
+        if last or stopping or better or _due(step, settings.save_every):
+            folder = _save(run, better)
+            reporter.say(f"saved {folder}")
+        if stopping and not last:
+            reporter.say(f"stopped as asked after step {step} of {run.total_steps}; --resume auto continues")
+            return
+
+
+def _train_step(run: Run, streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch) -> torch.Tensor:
+    """One optimizer step; the gradient norm before clipping, on the device."""
+    config, engine, step = run.config, run.engine, run.progress.step
+    phase = phase_at(step, config.train)
+    run.gate.open(phase.trained)
+    reduction, lrs = _draw_reduction(config, step), learning_rates(run.groups, step, config, run.total_steps)
+    norm = None
+    for micro_step in range(step * engine.accumulation, (step + 1) * engine.accumulation):
+        batch = _next_batch(run, streams, watch, micro_step)
+        output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed)
+        engine.backward(output.loss * config.tasks[batch.task].weight)
+        norm = engine.step(lrs)
+        sums.add(output.logs, f"{batch.task}/")
+    assert norm is not None, "the engine accumulates as many micro-batches as it says"
+    if run.ema is not None:
+        run.ema.update()
+    skipped = (~norm.isfinite()).float()
+    run.nonfinite[0].add_(1).mul_(skipped)
+    run.nonfinite[1].copy_(run.nonfinite.max())
+    run.progress.step += 1
+    return norm
+
+
+def _next_batch(run: Run, streams: dict[str, Iterator[Batch]], watch: Stopwatch, micro_step: int) -> Batch:
+    """The batch of a micro-step on the device: its task is the same on all ranks, its mixture (mixup, cutmix) the rank's own."""
+    name = _draw_task(run, micro_step)
+    batch = watch.next_of(streams[name]).to(run.engine.device)
+    samples = run.config.tasks[name].data.batch_size * run.engine.world_size
+    watch.count(samples)
+    run.progress.samples[name] = run.progress.samples.get(name, 0) + samples
+    if name not in run.mixers:
+        return batch
+    return run.mixers[name](batch, seed_of(run.config.seed, "mix", name, run.engine.rank), micro_step)
+
+
+def _draw_task(run: Run, micro_step: int) -> str:
+    """As often as a task has micro-batches in an epoch, so that all tasks' epochs end together; a function of (seed, micro-step)."""
+    names = list(run.streams)
+    if len(names) == 1:
+        return names[0]
+    batches = [run.streams[name].num_samples / run.config.tasks[name].data.batch_size for name in names]
+    drawn = torch.multinomial(torch.tensor(batches), 1, generator=generator(run.config.seed, "task", micro_step))
+    return names[int(drawn)]
+
+
+def _draw_reduction(config: RunConfig, step: int) -> int | None:
+    """A function of (seed, step), and so the same on every rank; None leaves the model's own."""
+    if config.train.reduction_range is None:
+        return None
+    low, high = config.train.reduction_range
+    return int(torch.randint(low, high + 1, (), generator=generator(config.seed, "reduction", step)))
+
+
+def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:
+    """Reads the device, on every rank. Raises PipelineError where too many steps in a row were skipped."""
+    bad_samples = torch.tensor([float(sum(stream.bad_samples for stream in run.streams.values()))], device=run.engine.device)
+    bad_samples = float(run.engine.all_reduce(bad_samples))
+    values = {name: mean(pair) for name, pair in sums.reduce(run.engine).items()}
+    rates = learning_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
+    values |= {"lr": max(rates.values()), "grad_norm": float(norm), "bad_samples": bad_samples, **watch.read()}
+    in_row, most = run.nonfinite.tolist()
+    run.progress.nonfinite = int(in_row)
+    reporter.write(run.progress.step, values | ({"skipped_in_row": most} if most else {}))
+    if most > run.config.train.max_nonfinite:
+        raise PipelineError(
+            f"{int(most)} steps in a row until step {run.progress.step} had a loss or gradient that is not finite, and were skipped; "
+            f"lower optim.lr, give optim.clip_grad or engine.precision='fp32', and continue from {run.root} with --resume"
+        )
+    run.nonfinite[1] = in_row
+
+
+def _score(run: Run, reporter: Reporter) -> bool:
+    """Evaluates the averaged weights where there is an average; whether it is the best so far."""
+    with run.ema.applied() if run.ema is not None else nullcontext():
+        scores = evaluate(run.engine, run.loaders)
+    reporter.write(run.progress.step, {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()})
+    score, best = _main_score(run, scores), run.progress.best
+    if best is not None and score <= best:
+        return False
+    run.progress.best = score
+    return True
+
+
+def _main_score(run: Run, scores: Scores) -> float:
+    """The mean over tasks of each one's main metric."""
+    tasks: Any = run.engine.module.tasks
+    return sum(values[tasks[name].main_metric] for name, values in scores.items()) / len(scores)
+
+
+def _save(run: Run, better: bool) -> Path:
+    run.progress.nonfinite = int(run.nonfinite[0])
+    facts = checkpoint.run_facts(run.config, run.engine.world_size) | {
+        "global_batch": run.resolved.global_batch,
+        "progress": asdict(run.progress),
+        "streams": {name: stream.state_dict() for name, stream in run.streams.items()},
+    }
+    average = {f"ema.{name}": tensor for name, tensor in run.ema.state_dict().items()} if run.ema is not None else {}
+    keep = run.config.train.keep_checkpoints
+    return checkpoint.save(run.engine, run.root, run.progress.step, average, facts, keep=keep, best=better)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,99 @@
+"""Where the figures of a run go: metrics.jsonl, TensorBoard, and a terminal. Rank 0 only; the others get a reporter that is silent."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class Reporter:
+    """Context manager. A progress bar where there is a terminal, one line per report otherwise."""
+
+    def __init__(self, folder: Path, *, main: bool, step: int, total_steps: int):
+        """step: where the run starts; figures of later steps, which an interrupted run left behind, are removed."""
+        self._main = main
+        self._total = total_steps
+        if not main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        _drop_after(path, step)
+        self._file = open(path, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._bar = tqdm(total=total_steps, initial=step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            self._file.close()
+            self._board.close()
+            self._bar.close()
+
+    def advance(self) -> None:
+        """One more step is done."""
+        if self._main:
+            self._bar.update()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Values by name, at a step. What is not finite is null in the file, as JSON has no word for it."""
+        if not self._main:
+            return
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"step {step}/{self._total}  {line}")
+
+    def say(self, text: str) -> None:
+        """A line for the user, above the bar."""
+        if self._main:
+            tqdm.write(text, file=sys.stderr)
+
+
+class Stopwatch:
+    """Wall time since the last reading, and how much of it was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
+
+    def next_of(self, stream: Any) -> Any:
+        """The stream's next item; the wait is counted."""
+        start = time.perf_counter()
+        item = next(stream)
+        self._waited += time.perf_counter() - start
+        return item
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    def read(self) -> dict[str, float]:
+        """samples_per_s over all ranks, and data_wait, the share of time; starts anew."""
+        elapsed = time.perf_counter() - self._start
+        values = {"samples_per_s": self._samples / elapsed, "data_wait": self._waited / elapsed}
+        self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        return values
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    """A line that a killed process left unfinished belongs to no step that is kept."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,145 @@
+"""Builds a run from its configuration and, where there is one, from its checkpoint."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.backbone.build import model_facts
+from pipeline.config.load import to_plain
+from pipeline.config.resolve import ResolvedRun, resolve
+from pipeline.config.schema import RunConfig
+from pipeline.data.augment import BatchMixer
+from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
+from pipeline.engine import build_engine, launched
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Engine, Progress
+from pipeline.model import MultiTaskModel, build_model
+from pipeline.train import checkpoint
+from pipeline.train.ema import Ema, check_ema
+from pipeline.train.optim import GradientGate, parameter_groups, set_trainable
+from pipeline.train.rng import seed_everything
+from pipeline.train.storage import Checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything that the loop orders about. What moves is in `engine`, `ema`, `streams` and `progress`; the rest stays as built."""
+
+    resolved: ResolvedRun
+    engine: Engine
+    groups: list[dict[str, Any]]
+    gate: GradientGate
+    ema: Ema | None
+    streams: dict[str, TrainStream]
+    loaders: dict[str, EvalLoader]
+    mixers: dict[str, BatchMixer]
+    progress: Progress
+    nonfinite: Tensor
+    """[2] on the device: skipped steps in a row now, and the most in a row since the last report."""
+
+    @property
+    def config(self) -> RunConfig:
+        return self.resolved.config
+
+    @property
+    def total_steps(self) -> int:
+        assert self.resolved.total_steps is not None, "the streams say how long an epoch is"
+        return self.resolved.total_steps
+
+    @property
+    def root(self) -> Path:
+        """Where the checkpoints are."""
+        return Path(self.config.output) / "checkpoints"
+
+
+def build_run(config: RunConfig, resume: str) -> Run:
+    """resume: `auto` continues the newest checkpoint of the run's folder, if any; `none` starts anew; else a checkpoint's path.
+
+    Everything that can be wrong with the configuration is found before processes are connected. Raises PipelineError.
+    """
+    world_size, rank = launched.world_size(), launched.rank()
+    facts = model_facts(config.backbone)
+    resolve(config, world_size, facts)
+    check_ema(config)
+    streams, loaders = _build_data(config, rank, world_size)
+    resolved = resolve(config, world_size, facts, {name: stream.num_samples for name, stream in streams.items()})
+    if resume == "none" and any(Path(config.output).glob("checkpoints/step_*")):
+        raise ConfigError(f"{config.output} holds checkpoints of a run; continue it with --resume auto, or give another output")
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    seed_everything(config.seed, "weights")
+    model = build_model(config)
+    set_trainable(model, config.train.mode)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    groups = parameter_groups(model, config)
+    engine = build_engine(config, model, groups)
+    seed_everything(config.seed, "rank", engine.rank)
+    run = Run(
+        resolved=resolved,
+        engine=engine,
+        groups=groups,
+        gate=GradientGate(groups, engine.device),
+        ema=Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None,
+        streams=streams,
+        loaders=loaders,
+        mixers=_build_mixers(config, model),
+        progress=Progress(),
+        nonfinite=torch.zeros(2, device=engine.device),
+    )
+    if (found := _find(run, resume)) is not None:
+        _restore(run, found, shapes)
+    return run
+
+
+def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
+    streams, loaders = {}, {}
+    for name, task in config.tasks.items():
+        streams[name] = build_stream(name, task.data, seed=config.seed, rank=rank, world_size=world_size)
+        if task.data.val:
+            loaders[name] = build_eval_loader(name, task.data, rank=rank, world_size=world_size)
+    return streams, loaders
+
+
+def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMixer]:
+    """Only for the tasks that ask for mixup or cutmix, which have classes."""
+    augments = {name: task.data.augment for name, task in config.tasks.items()}
+    return {
+        name: BatchMixer(augment, model.tasks[name].num_classes)  # pyright: ignore[reportArgumentType]
+        for name, augment in augments.items()
+        if augment.mixup or augment.cutmix
+    }
+
+
+def _find(run: Run, resume: str) -> Checkpoint | None:
+    if resume == "auto":
+        return checkpoint.load_latest(run.engine, run.root)
+    return None if resume == "none" else checkpoint.load_path(Path(resume))
+
+
+def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
+    checkpoint.check_model(found, shapes)
+    for difference in checkpoint.check_run(found, run.config, run.resolved.global_batch):
+        log.warning("the run continues with %s", difference)
+    run.engine.load_state_tensors(found.tensors)
+    if run.ema is not None:
+        run.ema.load_state_dict({name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")})
+    for name, stream in run.streams.items():
+        stream.load_state_dict(found.facts["streams"][name])
+    run.progress = Progress(**found.facts["progress"])
+    run.nonfinite[0] = run.progress.nonfinite
+    checkpoint.restore_rng(found, run.engine, run.config.seed)
+
+
+def write_config(run: Run) -> None:
+    """The resolved configuration as plain data, which evaluation reads."""
+    if run.engine.rank == 0:
+        path = Path(run.config.output) / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(to_plain(run.config), indent=1))
