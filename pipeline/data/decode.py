@@ -24,7 +24,7 @@ _CLASS = re.compile(rb"\s*([0-9]{1,9})\s*")
 
 def decode_image(data: bytes) -> Tensor:
     """uint8 [3, H, W] in RGB, whatever colours the file has. Raises SampleError."""
-    _check_header(data)
+    check_header(data)
     try:
         image = torchvision_decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as err:
@@ -38,7 +38,7 @@ def decode_image(data: bytes) -> Tensor:
 
 def decode_mask(data: bytes) -> Tensor:
     """uint8 [H, W]: class numbers of a grey or palette image. Raises SampleError."""
-    _check_header(data)
+    check_header(data)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in ("L", "P", "1"):
@@ -72,8 +72,8 @@ def decode_captions(data: bytes) -> tuple[str, ...]:
     return tuple(captions)
 
 
-def _check_header(data: bytes) -> None:
-    """Only the header is read here: a small file can promise a picture that fills the memory."""
+def check_header(data: bytes) -> None:
+    """Reads the header alone, because a small file can promise a picture that fills the memory. Raises SampleError."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             width, height = image.size

@@ -1,16 +1,18 @@
-"""Makes the manifest of tars as they lie on this disk."""
+"""Makes the manifest of tars by reading them."""
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pipeline.data.decode import decode_class
 from pipeline.data.manifest_format import Manifest, Shard
-from pipeline.data.source import join, split
-from pipeline.data.storage import sha256_of
+from pipeline.data.source import is_remote, join, split
+from pipeline.data.storage import download, read_bytes, sha256_of
 from pipeline.data.tarindex import ShardIndex, index_tar
 from pipeline.errors import SampleError
 
@@ -20,7 +22,7 @@ Mapper = Callable[[Callable[[str], Described], Sequence[str]], Iterable[Describe
 
 
 def describe(tars: Sequence[str], *, hashes: bool, classes: Sequence[str] | None = None, mapper: Mapper = map) -> Manifest:
-    """Indexes local tars; hashes: with the sha256 of each. mapper: a `map` that may use several processes.
+    """Indexes tars; hashes: with the sha256 of each. mapper: a `map` that may use several processes.
 
     classes: their names; else those of `classes.json` beside the shards; else, where samples have a class, the numbers as names.
     """
@@ -33,13 +35,26 @@ def describe(tars: Sequence[str], *, hashes: bool, classes: Sequence[str] | None
 
 
 def describe_shard(tar: str, *, hashed: bool) -> Described:
-    """(shard, index, 1 + its highest class, or 0 where it has none)."""
-    index = index_tar(tar)
+    """(shard, index, 1 + its highest class, or 0 where it has none). A remote tar is downloaded for it, and not kept."""
     folder, name = split(tar)
+    if is_remote(tar):
+        with TemporaryDirectory(prefix="dtem-") as scratch:
+            path = Path(scratch, name)
+            _download(tar, path)
+            shard, index, num_classes = describe_shard(str(path), hashed=hashed)
+        return replace(shard, url=tar), index, num_classes
+    index = index_tar(tar)
     index_sha256 = hashlib.sha256(index.to_json()).hexdigest()
     sha256 = sha256_of(tar) if hashed else ""
     shard = Shard(name, len(index.keys), os.path.getsize(tar), sha256, index_sha256, tar, join(folder, f"{name}.index.json"))
     return shard, index, _count_classes(tar, index)
+
+
+def _download(tar: str, path: Path) -> None:
+    try:
+        download(tar, path)
+    except FileNotFoundError as err:
+        raise SampleError(f"{tar} is missing; name the shards that are there") from err
 
 
 def _count_classes(tar: str, index: ShardIndex) -> int:
@@ -58,9 +73,9 @@ def _count_classes(tar: str, index: ShardIndex) -> int:
 
 
 def _named_classes(folder: str) -> list[str]:
-    path = Path(folder, CLASSES)
+    path = join(folder, CLASSES)
     try:
-        names = json.loads(path.read_bytes())
+        names = json.loads(read_bytes(path))
     except FileNotFoundError:
         return []
     except (OSError, ValueError, RecursionError) as err:

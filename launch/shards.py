@@ -1,0 +1,143 @@
+"""`dtem shards`: makes WebDataset shards with a manifest, and checks them."""
+
+import argparse
+import os
+from pathlib import Path
+
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("shards", help="make shards with a manifest, and verify them", description=__doc__)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    make = actions.add_parser("make", help="write shards, or the manifest of existing ones")
+    kinds = make.add_subparsers(dest="kind", metavar="KIND", required=True)
+    _add_imagefolder(kinds)
+    _add_digit_scenes(kinds)
+    _add_index(kinds)
+    _add_verify(actions)
+
+
+def _add_imagefolder(kinds) -> None:
+    parser = kinds.add_parser(
+        "imagefolder",
+        help="from SRC/{train,val}/CLASS/*.JPEG (ImageNet's layout) or SRC/CLASS/*.jpg",
+        epilog="example: dtem shards make imagefolder /data/imagenet data/imagenet --workers 16",
+    )
+    parser.add_argument("src", metavar="SRC", help="the tree; LOC_synset_mapping.txt in or beside it gives human names")
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    parser.add_argument("--shard-size", type=_count, default=1000, metavar="N", help="samples per shard (default 1000)")
+    parser.add_argument("--size", type=_count, metavar="PX", help="resize larger pictures to this shorter side (default: keep the files)")
+    _add_common(parser)
+
+
+def _add_digit_scenes(kinds) -> None:
+    parser = kinds.add_parser(
+        "digit_scenes",
+        help="the embedded set: classes, captions and masks of handwritten digits",
+        epilog="example: dtem shards make digit_scenes data/digits",
+    )
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    parser.add_argument("--train", type=_count, default=4000, metavar="N", help="training scenes (default 4000)")
+    parser.add_argument("--val", type=_count, default=500, metavar="N", help="validation scenes (default 500)")
+    parser.add_argument("--size", type=_count, default=64, metavar="PX", help="pixels per side (default 64)")
+    parser.add_argument("--shard-size", type=_count, default=500, metavar="N", help="samples per shard (default 500)")
+    _add_common(parser)
+
+
+def _add_index(kinds) -> None:
+    parser = kinds.add_parser(
+        "index",
+        help="the manifest of existing shards",
+        epilog="example: dtem shards make index data/cifar10; dtem shards make index 'https://host/set/train-{000..099}.tar' data/set",
+    )
+    parser.add_argument("shards", metavar="SHARDS", help="folder, brace pattern or URL; classes.json beside the shards names the classes")
+    parser.add_argument("out", nargs="?", metavar="OUT", help="folder for the manifest (default: beside the shards)")
+    parser.add_argument("--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="of the order, or of the scenes (default 0)")
+    parser.add_argument("--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})")
+
+
+def _add_verify(actions) -> None:
+    parser = actions.add_parser(
+        "verify",
+        help="list everything that is wrong with shards; exit code 2 if anything is",
+        epilog="example: dtem shards verify data/digits",
+    )
+    parser.add_argument("path", metavar="PATH", help="folder or brace pattern")
+    parser.add_argument("--quick", action="store_true", help="hashes and structure only; do not decode the samples")
+    parser.add_argument("--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "verify":
+        return _verify(args)
+    makers = {"imagefolder": _make_imagefolder, "digit_scenes": _make_digit_scenes, "index": _make_index}
+    return _report(makers[args.kind](args))
+
+
+def _make_imagefolder(args: argparse.Namespace) -> Path:
+    from pipeline.data.imagefolder import imagefolder_jobs
+    from pipeline.data.write import write_shards
+
+    jobs, classes = imagefolder_jobs(Path(args.src), shard_size=args.shard_size, size=args.size, seed=args.seed)
+    return write_shards(jobs, Path(args.out), classes=classes, workers=args.workers)
+
+
+def _make_digit_scenes(args: argparse.Namespace) -> Path:
+    from pipeline.data.digit_scenes import CLASSES, digit_scenes_jobs
+    from pipeline.data.write import write_shards
+
+    jobs = digit_scenes_jobs(train=args.train, val=args.val, size=args.size, shard_size=args.shard_size, seed=args.seed)
+    return write_shards(jobs, Path(args.out), classes=CLASSES, workers=args.workers)
+
+
+def _make_index(args: argparse.Namespace) -> Path:
+    from pipeline.data.source import expand, is_remote, local_shards, split
+    from pipeline.data.write import index_shards
+    from pipeline.errors import ConfigError
+
+    tars = [tar for location in expand(args.shards) for tar in ([location] if location.endswith(".tar") else local_shards(location))]
+    folders = {split(tar)[0] for tar in tars}
+    if len(folders) != 1:
+        raise ConfigError(f"{args.shards} names {len(tars)} shards in {len(folders)} folders; name the shards of one folder")
+    folder = folders.pop()
+    if args.out is None and (is_remote(folder) or not os.access(folder, os.W_OK)):
+        raise ConfigError(f"{folder} cannot be written to: give OUT, a folder for the manifest, which is then the source to train from")
+    root = folder if is_remote(folder) else os.path.realpath(folder)
+    out = Path(args.out or folder)
+    return index_shards(tars, out, root=None if root == str(out.resolve()) else root, workers=args.workers)
+
+
+def _report(manifest: Path) -> int:
+    from pipeline.data.manifest import load_manifest
+
+    made = load_manifest(str(manifest.parent))
+    size = sum(shard.num_bytes for shard in made.shards) / 2**20
+    members = ", ".join(made.schema)
+    print(
+        f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB, {len(made.classes)} classes, members {members}"
+    )
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pipeline.data.verify import verify
+    from pipeline.data.write import processes
+
+    with processes(args.workers, "shards verified") as mapped:
+        count, problems = verify(args.path, quick=args.quick, mapper=mapped)
+    for problem in problems:
+        print(problem)
+    print(f"{args.path}: {count} samples, {len(problems)} problems")
+    return 2 if problems else 0
