@@ -16,30 +16,28 @@ class ExactAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, size: Tensor, scale: float) -> Tensor:
-        exponentials = _exponentials(q, k, scale).mul_(size[:, None, None, :])
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        logits = (q * scale) @ k.mT
+        highest = logits.amax(dim=-1, keepdim=True)
+        exponentials = logits.sub_(highest).exp_().mul_(size[:, None, None, :])
         total = exponentials.sum(dim=-1, keepdim=True)
         output = exponentials.div_(total) @ v
-        ctx.save_for_backward(q, k, v, size, output)
+        ctx.save_for_backward(q, k, v, size, output, highest + total.log())
         ctx.scale = scale
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        q, k, v, size, output = ctx.saved_tensors
-        size = size[:, None, None, :]
-        unsized = _exponentials(q, k, ctx.scale)
-        unsized = unsized.div_((unsized * size).sum(dim=-1, keepdim=True))
-        weights = unsized * size
-        grad_v = weights.mT @ grad
+        """A weight is size_j * unsized_ij. The sizes are multiplied into [M, D] factors: cheaper than into [M, M], and right at 0."""
+        q, k, v, size, output, normaliser = ctx.saved_tensors
+        of_key = size[:, None, :, None]
+        unsized = ((q * ctx.scale) @ k.mT).sub_(normaliser).exp_()
+        grad_v = (unsized.mT @ grad).mul_(of_key)
         centred = (grad @ v.mT).sub_((grad * output).sum(dim=-1, keepdim=True))
-        grad_size = unsized.mul_(centred).sum(dim=(1, 2))
-        grad_logits = weights.mul_(centred)
-        return (grad_logits @ k).mul_(ctx.scale), (grad_logits.mT @ q).mul_(ctx.scale), grad_v, grad_size, None
-
-
-def _exponentials(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    logits = (q * scale) @ k.mT
-    return logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
+        grad_unsized = unsized.mul_(centred)
+        grad_q = (grad_unsized @ (k * of_key)).mul_(ctx.scale)
+        grad_k = (grad_unsized.mT @ q).mul_(of_key * ctx.scale)
+        return grad_q, grad_k, grad_v, grad_unsized.sum(dim=(1, 2)), None
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor, *, scale: float) -> Tensor:
