@@ -24,8 +24,10 @@ $(STAMP): setup.cfg pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## shards, a small ViT, its merge embeddings, and ToMe against DTEM as a table and a plot (10 minutes on 2 cores)
+data/digits/manifest.json: | $(STAMP)
 	$(BIN)/dtem shards make digit_scenes data/digits
+
+demo: $(STAMP) data/digits/manifest.json ## shards, a small ViT, its merge embeddings, and ToMe against DTEM as a table and a plot (10 minutes on 2 cores)
 	$(BIN)/dtem train --config configs/digits_vit.py
 	$(BIN)/dtem train --config configs/digits_demo.py
 	$(BIN)/dtem sweep --run runs/digits_demo
