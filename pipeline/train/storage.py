@@ -53,7 +53,8 @@ def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts
         save_file(content, partial / name)
         files[name] = {"sha256": sha256(partial / name), "bytes": (partial / name).stat().st_size}
     manifest = {"format": FORMAT, "step": step, "files": files, **facts}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, allow_nan=False))
+    text = json.dumps(manifest | {"sha256": _sha256_of_facts(manifest)}, indent=1, allow_nan=False)
+    (partial / "manifest.json").write_text(text)
     for path in (*partial.iterdir(), partial):
         _sync(path)
     if folder.exists():
@@ -86,10 +87,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_MANIFEST:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST}")
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict) or facts.pop("sha256", None) != _sha256_of_facts(facts):
+            raise CheckpointError(f"{path} is damaged: its sha256 is not that of its content")
     except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(f"{folder} is not a complete checkpoint: {err}") from err
     known = {f"{name}.safetensors" for name in FILE_OF.values()}
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("files"), dict):
+    if facts.get("format") != FORMAT or not isinstance(facts.get("files"), dict):
         raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
     if strange := facts["files"].keys() - known:
         raise CheckpointError(f"{path} names the file {min(strange)!r}; a checkpoint has {', '.join(sorted(known))}")
@@ -134,6 +137,10 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _sha256_of_facts(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _by_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,169 @@
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from standin import StandinModel, standin_config
+
+from pipeline.engine import build_engine
+from pipeline.errors import CheckpointError
+from pipeline.train import checkpoint, storage
+from pipeline.train.optim import parameter_groups, set_trainable
+
+BATCH = {"a": 8}
+
+
+def make_engine(config=None):
+    config = config or standin_config()
+    model = StandinModel()
+    set_trainable(model, config.train.mode)
+    return build_engine(config, model, parameter_groups(model, config))
+
+
+def save(engine, root: Path, step: int, config=None, *, keep: int = 10, best: bool = False):
+    facts = checkpoint.run_facts(config or standin_config(), engine.world_size) | {"global_batch": BATCH}
+    return checkpoint.save(engine, root, step, {"ema.x": torch.full((2,), float(step))}, facts, keep=keep, best=best)
+
+
+def shapes(model) -> dict:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    engine = make_engine()
+    save(engine, tmp_path, 3)
+    loaded = checkpoint.load_latest(engine, tmp_path)
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in engine.state_tensors().items())
+    assert loaded.facts["step"] == 3 and loaded.facts["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (tmp_path / "latest").read_text() == "step_00000003"
+    assert checkpoint.load_path(tmp_path).folder == checkpoint.load_path(loaded.folder).folder == loaded.folder
+
+
+def test_nothing_to_load_is_none(tmp_path):
+    assert checkpoint.load_latest(make_engine(), tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "rng.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "empty"])
+def test_a_damaged_file_means_the_checkpoint_before(tmp_path, caplog, name, damage):
+    engine = make_engine()
+    save(engine, tmp_path, 1), save(engine, tmp_path, 2)
+    path = tmp_path / "step_00000002" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    changed = {"truncated": path.read_bytes()[: len(content) // 2], "flipped": bytes(content), "empty": b""}
+    path.unlink() if damage == "missing" else path.write_bytes(changed[damage])
+    assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 1
+    assert "step_00000002" in caplog.text and "trying the checkpoint before it" in caplog.text
+
+
+def test_when_all_are_damaged_the_run_does_not_start_anew(tmp_path):
+    engine = make_engine()
+    (save(engine, tmp_path, 1) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+        checkpoint.load_latest(engine, tmp_path)
+
+
+@pytest.mark.parametrize("operation", ["fsync", "rename"])
+def test_a_full_disk_at_any_moment_leaves_a_whole_checkpoint(tmp_path, monkeypatch, operation):
+    engine = make_engine()
+    save(engine, tmp_path, 1)
+    owner = os if operation == "fsync" else Path
+    real, failures = getattr(owner, operation), 0
+    for moment in range(20):
+        calls = iter(range(100))
+
+        def fail(*args, calls=calls, moment=moment):
+            if next(calls) == moment:
+                raise OSError(28, "No space left on device")
+            return real(*args)
+
+        monkeypatch.setattr(owner, operation, fail)
+        try:
+            save(engine, tmp_path, 2)
+        except CheckpointError as err:
+            failures += 1
+            assert "No space left" in str(err)
+        monkeypatch.setattr(owner, operation, real)
+        assert checkpoint.load_latest(engine, tmp_path).facts["step"] in (1, 2)
+    assert failures >= 2
+    save(engine, tmp_path, 2)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    engine = make_engine()
+    save(engine, tmp_path, 1)
+    pause, newest = random.Random(0), 1
+    for _ in range(15):
+        if (child := os.fork()) == 0:
+            while True:
+                newest += 1
+                save(engine, tmp_path, newest, keep=2)
+        time.sleep(pause.uniform(0.02, 0.2))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = checkpoint.load_latest(engine, tmp_path).facts["step"]
+        assert found >= newest
+        newest = found
+    assert newest > 15
+
+
+def test_old_ones_go_but_never_the_best(tmp_path):
+    engine = make_engine()
+    for step in range(1, 7):
+        save(engine, tmp_path, step, keep=2, best=step == 2)
+    assert [path.name[-1] for path in storage.complete_folders(tmp_path)] == ["6", "5", "2"]
+    assert storage.pointed(tmp_path, "best").name.endswith("2")
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    engine = make_engine()
+    save(engine, tmp_path, 1)
+    with torch.no_grad():
+        engine.module.tasks["a"].weight[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match="step 2 was not saved.*tasks.a.weight is not finite"):
+        save(engine, tmp_path, 2)
+    assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 1
+
+
+def test_another_model_names_the_parameters(tmp_path):
+    engine = make_engine()
+    save(engine, tmp_path, 1)
+    loaded = checkpoint.load_latest(engine, tmp_path)
+    checkpoint.check_model(loaded, shapes(StandinModel()))
+    other = StandinModel()
+    other.tasks["a"] = torch.nn.Linear(12, 7)
+    del other.backbone.blocks[1].metric
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.check_model(loaded, shapes(other))
+    assert "backbone.blocks.1.metric.bias: (3,) there, absent here" in str(caught.value)
+    assert "tasks.a.bias: (5,) there, (7,) here" in str(caught.value)
+
+
+def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
+    engine = make_engine()
+    save(engine, tmp_path, 1)
+    loaded, config = checkpoint.load_latest(engine, tmp_path), standin_config()
+    assert checkpoint.check_run(loaded, config, BATCH) == []
+    elsewhere = replace(config, output="elsewhere", engine=replace(config.engine, type="deepspeed", zero_stage=3))
+    assert len(checkpoint.check_run(loaded, elsewhere, BATCH)) == 3
+    with pytest.raises(CheckpointError, match=r"another run[\s\S]*optim.lr: 0.01 there, 0.02 here[\s\S]*seed: 42 there, 7 here"):
+        checkpoint.check_run(loaded, replace(config, seed=7, optim=replace(config.optim, lr=2e-2)), BATCH)
+    with pytest.raises(CheckpointError, match="samples per step"):
+        checkpoint.check_run(loaded, config, {"a": 16})
+
+
+@pytest.mark.parametrize("files", [{"../../etc/passwd": {"sha256": ""}}, {"/tmp/x": {"sha256": ""}}, [], None, {"model.safetensors": {}}])
+def test_a_hostile_manifest_is_refused(tmp_path, files):
+    folder = save(make_engine(), tmp_path, 1)
+    facts = json.loads((folder / "manifest.json").read_text()) | {"files": files}
+    del facts["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(facts | {"sha256": storage._sha256_of_facts(facts)}))
+    with pytest.raises(CheckpointError, match="manifest|sha256"):
+        storage.read_checkpoint(folder)

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+from standin import StandinModel, standin_config
+
+from pipeline.config.schema import OptimConfig, TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.train.optim import kind_of, learning_rates, lr_at, parameter_groups, phase_at, set_trainable
+
+
+def groups_of(mode="joint", **optim):
+    model, config = StandinModel(), standin_config(train={"mode": mode}, optim=optim)
+    set_trainable(model, mode)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, config)
+    return {names[id(parameter)]: group for group in groups for parameter in group["params"]}, groups, config
+
+
+@pytest.mark.parametrize(("mode", "kinds"), [("modular", {"metric"}), ("backbone", {"base"}), ("joint", {"metric", "base"})])
+def test_a_mode_trains_its_kinds_and_every_parameter_is_in_one_group(mode, kinds):
+    by_name, groups, _ = groups_of(mode)
+    assert {kind_of(name) for name in by_name} == kinds
+    assert sum(len(group["params"]) for group in groups) == len(by_name)
+    assert set(by_name) == {name for name, _ in StandinModel().named_parameters() if kind_of(name) in kinds}
+
+
+def test_biases_norms_and_position_embeddings_do_not_decay():
+    by_name, _, config = groups_of()
+    decaying = {name for name, group in by_name.items() if group["weight_decay"] == config.optim.weight_decay}
+    assert decaying == {name for name in by_name if name.endswith("weight") and "norm" not in name}
+
+
+def test_layer_decay_falls_towards_the_input_and_spares_heads_and_metric():
+    by_name, _, _ = groups_of(layer_decay=0.5)
+    scale = {name: group["lr_scale"] for name, group in by_name.items()}
+    assert scale["tasks.a.weight"] == scale["backbone.norm.weight"] == scale["backbone.blocks.0.metric.weight"] == 1
+    assert scale["backbone.blocks.1.fc.weight"] == 0.5
+    assert scale["backbone.blocks.0.fc.weight"] == 0.25
+    assert scale["backbone.pos_embed"] == 0.125
+
+
+def test_the_schedule_warms_up_to_the_peak_and_ends_at_the_floor():
+    config = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=4)
+    curve = [lr_at(step, config, 24) for step in range(25)]
+    assert curve[:4] == [0.25, 0.5, 0.75, 1.0] and curve[4] == 1.0
+    assert math.isclose(curve[14], 0.55) and math.isclose(curve[24], 0.1)
+    assert curve[4:] == sorted(curve[4:], reverse=True)
+
+
+def test_metric_has_its_own_rate_and_a_resting_kind_has_none():
+    _, groups, config = groups_of("end_to_end", metric_lr=0.5, warmup_steps=0)
+    period = config.train.alternate_period
+    for step in (0, period - 1):
+        rates = learning_rates(groups, step, config, 100)
+        phase = phase_at(step, config.train)
+        assert all((rates[group["name"]] > 0) == (group["kind"] in phase.trained) for group in groups)
+    assert max(rates.values()) > 0.4
+
+
+def test_phases_of_each_mode():
+    phases = [phase_at(step, TrainConfig(mode="end_to_end", steps=9, alternate_period=3)) for step in range(6)]
+    assert [phase.relaxed for phase in phases] == [False, False, True] * 2
+    assert phase_at(0, TrainConfig(mode="backbone", steps=1)).relaxed is False
+    assert phase_at(0, TrainConfig(mode="modular", steps=1)).relaxed is None
+
+
+@pytest.mark.parametrize("mode", ["modular", "end_to_end", "joint"])
+def test_nothing_to_learn_is_a_mistake(mode):
+    with pytest.raises(ConfigError, match="no metric embedding to learn"):
+        set_trainable(torch.nn.Linear(2, 2), mode)
