@@ -44,7 +44,7 @@ check: $(STAMP) ## ruff and pyright
 	$(BIN)/pyright
 
 bench: $(STAMP) ## run the scripts of benchmarks/ one after the other; they write benchmarks/records/
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	set -e; for script in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$script; done
 
 lock: ## write requirements.lock anew from what setup.cfg allows today, with torch and torchvision as they are locked
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
