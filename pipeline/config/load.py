@@ -48,9 +48,9 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     return plain(config)
 
 
-def from_plain(data: dict[str, Any]) -> RunConfig:
-    """The inverse of `to_plain`; raises ConfigError on anything that the schema does not know."""
-    return build_dataclass(RunConfig, data, "resolved config")
+def from_plain(data: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
+    """The inverse of `to_plain`, after `a.b=value` overrides; raises ConfigError on anything that the schema does not know."""
+    return build_dataclass(RunConfig, _override(data, overrides) if overrides else data, "resolved config")
 
 
 def digest(config: RunConfig) -> str:

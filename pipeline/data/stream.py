@@ -137,9 +137,9 @@ def build_stream(
     return TrainStream(reader, config, manifest, rank, world_size, batch_size or config.batch_size)
 
 
-def build_eval_loader(task_name: str, config: DataConfig, *, rank: int, world_size: int) -> EvalLoader:
-    """This rank's share of the validation samples. Raises ConfigError and SampleError."""
-    reader, manifest = _reader(task_name, config, "val", None)
+def build_eval_loader(task_name: str, config: DataConfig, *, rank: int, world_size: int, split: str = "val") -> EvalLoader:
+    """This rank's share of the samples of a split (`val` or `train`), as evaluation sees them. Raises ConfigError and SampleError."""
+    reader, manifest = _reader(task_name, config, split, None)
     return EvalLoader(reader, config, manifest, rank, world_size)
 
 
