@@ -27,6 +27,7 @@ from pipeline.interfaces import Batch
 Transform = Callable[[Tensor], Tensor]
 ASPECT = (3 / 4, 4 / 3)
 """Width over height of a random resized crop."""
+MAX_ASPECT = 8
 
 
 def train_transform(config: AugmentConfig, size: int) -> Transform:
@@ -52,7 +53,7 @@ def eval_transform(config: AugmentConfig, size: int) -> Transform:
 
     def transform(image: Tensor) -> Tensor:
         if min(image.shape[-2:]) != resized:
-            image = F.resize(image, [resized], interpolation=interpolation, antialias=True)
+            image = _resize_short(image, resized, interpolation)
         return image if image.shape[-2:] == (size, size) else F.center_crop(image, [size, size])
 
     return transform
@@ -63,7 +64,7 @@ def pad_crop(pad: int, size: int) -> Transform:
 
     def transform(image: Tensor) -> Tensor:
         if min(image.shape[-2:]) != size or image.shape[-1] != image.shape[-2]:
-            image = F.center_crop(F.resize(image, [size], antialias=True), [size, size])
+            image = F.center_crop(_resize_short(image, size, F.InterpolationMode.BILINEAR), [size, size])
         padded = F.pad(image, [pad], padding_mode="reflect")
         top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
         return padded[:, top : top + size, left : left + size]
@@ -79,9 +80,19 @@ def resized_crop(config: AugmentConfig, size: int) -> Transform:
         if config.crop_scale == (1, 1):
             return F.resize(image, [size, size], interpolation=interpolation, antialias=True)
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, config.crop_scale, ASPECT)
+        height, width = max(1, height), max(1, width)  # of an image of one pixel, the area may round to none
         return F.resized_crop(image, top, left, height, width, [size, size], interpolation=interpolation, antialias=True)
 
     return transform
+
+
+def _resize_short(image: Tensor, size: int, interpolation: F.InterpolationMode) -> Tensor:
+    """The shorter side becomes `size`. Of a thread of pixels only the middle is taken: enlarged as a whole it would fill the memory."""
+    height, width = image.shape[-2:]
+    longest = MAX_ASPECT * min(height, width)
+    if max(height, width) > longest:
+        image = F.center_crop(image, [min(height, longest), min(width, longest)])
+    return F.resize(image, [size], interpolation=interpolation, antialias=True)
 
 
 def _colour(config: AugmentConfig, size: int) -> list[Transform]:

@@ -6,6 +6,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ T = TypeVar("T")
 ATTEMPTS = 5
 DEADLINE = 600.0
 """Seconds for all attempts at one file together."""
+PAUSE = 0.25
+"""Seconds before the second attempt, about; each further pause is twice as long."""
 STALL = 60.0
 """Seconds without a byte that end an attempt over http."""
 MAX_TEXT = 1 << 28
@@ -84,7 +87,7 @@ def _local(location: str, action: Callable[[], T]) -> T:
 def _retry(location: str, action: Callable[[Any, float], T]) -> T:
     """`action(filesystem, seconds left)`, tried again after a pause that doubles, within ATTEMPTS and DEADLINE."""
     end = time.monotonic() + DEADLINE
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in count(1):
         try:
             return action(_filesystem(location), end - time.monotonic())
         except (FileNotFoundError, SampleError):
@@ -92,12 +95,12 @@ def _retry(location: str, action: Callable[[Any, float], T]) -> T:
         except PermissionError as err:
             raise SampleError(f"{location}: access is denied; see the credentials of this account") from err
         except Exception as err:  # noqa: BLE001 - each backend has its own errors, and each of them means that the transfer failed
-            pause = 0.25 * 2**attempt * (0.5 + random.Random().random())
-            if attempt == ATTEMPTS or time.monotonic() + pause > end:
+            pause = PAUSE * 2 ** (attempt - 1) * (0.5 + random.Random().random())
+            if attempt >= ATTEMPTS or time.monotonic() + pause > end:
                 reason = str(err) or type(err).__name__
                 raise SampleError(f"{location}: {reason} (after {attempt} attempts); see that the server answers, then resume") from err
             time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
+    raise AssertionError("count does not end")
 
 
 def _filesystem(location: str) -> Any:

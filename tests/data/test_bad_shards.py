@@ -1,0 +1,165 @@
+"""What is wrong with a shard is said with its name, and does not become a batch."""
+
+import io
+import logging
+import os
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import pytest
+from shardkit import config, image, samples, write_tar
+
+from pipeline.data.stream import build_eval_loader, build_stream
+from pipeline.data.tarindex import index_tar
+from pipeline.data.write import index_shards
+from pipeline.errors import SampleError
+
+
+def special(path: Path, kind: bytes, size: int = 0) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number, (name, data) in enumerate(samples("s", 3)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if number == 2:
+                info.type, info.linkname, info.size, data = kind, "/etc/passwd", size, b""
+            tar.addfile(info, io.BytesIO(data) if data else None)
+    return path
+
+
+def bomb() -> bytes:
+    """A PNG of 40 bytes whose header says 60,000 x 60,000."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE])
+def test_only_regular_files_are_samples(tmp_path, kind):
+    with pytest.raises(SampleError, match=r"x\.tar.*s_001\.png.* regular files only|x\.tar: not a readable plain tar"):
+        index_tar(special(tmp_path / "x.tar", kind))
+
+
+@pytest.mark.parametrize("cut", [1, 511, 512, 700, 5000])
+def test_a_shard_that_was_cut_off_is_named_with_the_place(tmp_path, cut):
+    path = write_tar(tmp_path / "x.tar", samples("s", 9))
+    whole = index_tar(path)
+    end = int((whole.offsets + whole.sizes).max())
+    os.truncate(path, (end - cut) if cut != 512 else -(-end // 512) * 512)  # 512: cut right behind the last member
+    with pytest.raises(SampleError, match=r"x\.tar.*byte \d+"):
+        index_tar(path)
+
+
+def test_bytes_of_noise_in_the_middle_are_not_the_end(tmp_path):
+    path = write_tar(tmp_path / "x.tar", samples("s", 9))
+    data = bytearray(path.read_bytes())
+    at = int(index_tar(path).offsets[4, 0]) - 512
+    data[at : at + 512] = os.urandom(512)
+    path.write_bytes(data)
+    with pytest.raises(SampleError, match=r"x\.tar"):
+        index_tar(path)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.cls", b"0"), ("b.cls", b"0"), ("a.png", b"")], "sample 'a' are not side by side"),
+        ([("a.cls", b"0"), ("a.cls", b"1")], r"sample 'a' has two members \.cls"),
+        ([("a.cls", b"0"), ("a.CLS", b"1")], r"two members \.cls"),
+        ([("a\nb.cls", b"0")], "printable"),
+        ([("k" * 2000 + ".cls", b"0")], "name that is too long"),
+        ([("README", b"hello")], "holds no sample"),
+    ],
+)
+def test_a_shard_whose_samples_cannot_be_told_apart_is_refused(tmp_path, members, message):
+    with pytest.raises(SampleError, match=message):
+        index_tar(write_tar(tmp_path / "x.tar", members))
+
+
+def test_a_negative_size_does_not_send_the_reader_in_circles(tmp_path):
+    path = write_tar(tmp_path / "x.tar", samples("s", 3))
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"\xff" * 4 + struct.pack(">q", -2048)
+    data[148:156] = b"        "
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    with pytest.raises(SampleError, match=r"x\.tar"):
+        index_tar(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x1f\x8b\x08\0" + b"x" * 600, b"hello" * 300])
+def test_what_is_no_tar_is_refused(tmp_path, data):
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(SampleError, match=r"x\.tar"):
+        index_tar(tmp_path / "x.tar")
+
+
+def test_keys_and_suffixes_are_those_of_webdataset(tmp_path):
+    members = [("./d.1/a.seg.PNG", b"1"), ("./d.1/a.cls", b"22"), ("b.cls", b"3"), ("__doc__", b"")]
+    index = index_tar(write_tar(tmp_path / "x.tar", members))
+    assert index.keys == ("./d.1/a", "b") and index.suffixes == ("cls", "seg.png")
+    assert index.sizes.tolist() == [[2, 1], [1, -1]]
+
+
+BAD = {
+    "bomb": ([("png", bomb()), ("cls", b"0")], "image bomb"),
+    "empty": ([("png", b""), ("cls", b"0")], "0 bytes are not a JPEG, PNG or WebP"),
+    "half": ([("png", image(3, (60, 60))[:4000]), ("cls", b"0")], "image"),
+    "halfjpg": ([("jpg", image(3, (60, 60), "JPEG")[:2000]), ("cls", b"0")], "image"),
+    "text": ([("png", b"import os"), ("cls", b"0")], "not a JPEG"),
+    "label": ([("png", image()), ("cls", b"3")], "class 3 is not below 3"),
+    "negative": ([("png", image()), ("cls", b"-1")], "is not a number"),
+    "words": ([("png", image()), ("cls", b"cat")], "is not a number"),
+    "nolabel": ([("png", image())], "classification needs cls"),
+    "noimage": ([("cls", b"1")], "classification needs an image"),
+}
+
+
+def mixed(folder: Path, bad: list[str]) -> Path:
+    """Ten good samples with the bad ones in their middle."""
+    members = samples("a", 5)
+    for name in bad:
+        members += [(f"{name}.{suffix}", data) for suffix, data in BAD[name][0]]
+    path = write_tar(folder / "part-00000.tar", members + samples("z", 5))
+    index_shards([str(path)], folder, classes=["a", "b", "c"])
+    return folder
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_sample_is_counted_named_and_left_out(tmp_path, name, caplog):
+    loader = build_eval_loader("t", config(mixed(tmp_path, [name]), eval_batch_size=4), rank=0, world_size=1)
+    with caplog.at_level(logging.WARNING):
+        keys = [key for batch in loader for key in batch.keys]
+    assert len(keys) == 10 and name not in keys and loader.bad_samples == 1
+    (line,) = [record.getMessage() for record in caplog.records if "bad sample" in record.getMessage()]
+    assert "part-00000.tar" in line and f"'{name}'" in line and BAD[name][1] in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_in_a_row_stop_the_run(tmp_path, workers):
+    folder = mixed(tmp_path, list(BAD))
+    passes = build_eval_loader("t", config(folder, eval_batch_size=20, max_bad_samples=len(BAD), workers=workers), rank=0, world_size=1)
+    assert sum(len(batch.keys) for batch in passes) == 10 and passes.bad_samples == len(BAD)
+    stops = build_eval_loader("t", config(folder, eval_batch_size=20, max_bad_samples=len(BAD) - 1, workers=workers), rank=0, world_size=1)
+    with pytest.raises(SampleError, match=f"{len(BAD)} bad samples in a row, the last one: part-00000.tar, sample 'noimage'"):
+        list(stops)
+
+
+def test_a_batch_without_a_good_sample_stops_the_run(tmp_path):
+    loader = build_eval_loader("t", config(mixed(tmp_path, list(BAD)), eval_batch_size=5), rank=0, world_size=1)
+    with pytest.raises(SampleError, match="all 5 samples of a batch are bad"):
+        list(loader)
+
+
+def test_a_shard_that_shrinks_during_a_run_is_bad_samples_not_a_crash(tmp_path):
+    stream = build_stream("t", config(mixed(tmp_path, []), batch_size=2, max_bad_samples=3), seed=0, rank=0, world_size=1)
+    batches = iter(stream)
+    next(batches)
+    os.truncate(tmp_path / "part-00000.tar", 1024)
+    with pytest.raises(SampleError, match="shorter than its index"):
+        for _ in range(5):
+            next(batches)
