@@ -54,9 +54,15 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRep
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth/.pt/.bin file (tensors only: nothing in it can run code).
 
+    A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights, averaged ones first.
     The usual wrappers (`model`, `state_dict`, `model_ema`) are opened. Raises CheckpointError.
     """
     path = Path(path)
+    if path.is_dir():
+        folder = _checkpoint_of_run(path)
+        average = folder / "ema.safetensors"
+        weights = read_state_dict(folder / "model.safetensors")
+        return weights | (read_state_dict(average) if average.is_file() else {})
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
     try:
@@ -73,6 +79,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path} is not a state dict of tensors")
     return content
+
+
+def _checkpoint_of_run(folder: Path) -> Path:
+    """Where the folder of a run points to; a folder without pointers is taken for a checkpoint's own."""
+    root = folder / "checkpoints"
+    names = [(root / pointer).read_text()[:64].strip() for pointer in ("best", "latest") if (root / pointer).is_file()]
+    return next((root / name for name in names if re.fullmatch(r"step_\d+", name)), folder)
 
 
 def _plain(key: str) -> str:
