@@ -1,0 +1,37 @@
+"""What the commands that start from a trained run have in common. Imports nothing heavy, so that `--help` answers at once."""
+
+import argparse
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    nargs = "+" if several else None
+    parser.add_argument("run", metavar="RUN", nargs=nargs, help="folder of a run, or of one checkpoint")
+    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), last, or a name such as step_00000500")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace fields of the run's config, for instance tasks.imagenet.data.val=/data/imagenet",
+    )
+
+
+def names(text: str) -> list[str]:
+    """`a,b` as a list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def fractions(text: str) -> list[float]:
+    """`0.7,0.5` as a list of shares of the unmerged MACs."""
+    values = [float(part) for part in names(text)]
+    if not values or not all(0 < value < 1 for value in values):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of fractions in (0, 1), such as 0.7,0.5,0.3")
+    return values
+
+
+def numbers(text: str) -> list[int]:
+    """`0,4,8` as a list of counts."""
+    values = [int(part) for part in names(text)]
+    if not values or min(values) < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of counts from 0, such as 0,4,8")
+    return values

@@ -1,0 +1,110 @@
+"""The accuracy-compute plot of a sweep. Colours are those of Okabe and Ito, which colour-blind readers tell apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+INK, FAINT = "#222222", "#8a8a8a"
+STYLE = {
+    "font.size": 10,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": "#e6e6e6",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dtem",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One policy. macs [K] in multiply-accumulates; scores [K][runs] in percent."""
+
+    label: str
+    macs: Sequence[float]
+    scores: Sequence[Sequence[float]]
+
+    @property
+    def means(self) -> list[float]:
+        return [sum(values) / len(values) for values in self.scores]
+
+
+def plot_curves(curves: Sequence[Curve], whole: Curve, metric: str, title: str, stem: Path) -> list[Path]:
+    """Writes STEM.png and STEM.svg: a line per policy, a band from worst to best run, `whole` (the unmerged model) as a star."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        ends = [_draw(axes, curve, colour, dashed) for curve, (colour, dashed) in zip(curves, _styles(curves), strict=True)]
+        axes.plot(whole.macs, whole.means, "*", color=INK, markersize=14, zorder=5)
+        axes.annotate("unmerged", (whole.macs[0], whole.means[0]), (-11, 0), textcoords="offset points", ha="right", va="center", color=INK)
+        _dress(axes, metric, title, whole)
+        _label_ends(figure, axes, ends)
+        paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+        for path in paths:
+            figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
+
+
+def _styles(curves: Sequence[Curve]) -> list[tuple[str, bool]]:
+    """An untrained control is dashed, in the colour of what it controls."""
+    bases = sorted({curve.label.removesuffix("_untrained") for curve in curves})
+    colours = {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
+    return [(colours[curve.label.removesuffix("_untrained")], curve.label.endswith("_untrained")) for curve in curves]
+
+
+def _draw(axes: Any, curve: Curve, colour: str, dashed: bool) -> tuple[float, float, str, str]:
+    """Draws a curve; returns (x, y, label, colour) of its cheap end, where its name goes."""
+    order = sorted(range(len(curve.macs)), key=lambda k: curve.macs[k])
+    x = [curve.macs[k] for k in order]
+    y = [curve.means[k] for k in order]
+    axes.plot(x, y, "o--" if dashed else "o-", color=colour, linewidth=1.8, markersize=4.5, markerfacecolor="white" if dashed else colour)
+    low, high = [min(curve.scores[k]) for k in order], [max(curve.scores[k]) for k in order]
+    if low != high:
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    return x[0], y[0], curve.label, colour
+
+
+def _dress(axes: Any, metric: str, title: str, whole: Curve) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    unit = _unit(whole.macs[0])
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / unit[0]:g}")
+    axes.set_xlabel(f"{unit[1]}MACs per image (what papers call {unit[1]}FLOPs)")
+    axes.set_ylabel(f"{metric} (%)")
+    axes.grid(True, linewidth=0.8)
+    axes.set_axisbelow(True)
+    top = axes.secondary_xaxis("top", functions=(lambda x: 100 * x / whole.macs[0], lambda x: x * whole.macs[0] / 100))
+    top.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
+    top.spines["top"].set_visible(False)
+    top.tick_params(length=0, labelcolor=FAINT, labelsize=8)
+
+
+def _unit(macs: float) -> tuple[float, str]:
+    return (1e9, "G") if macs >= 1e8 else (1e6, "M")
+
+
+def _label_ends(figure: Figure, axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names the curves left of their cheap ends, moved apart where they would overlap."""
+    low, high = axes.get_xlim()
+    axes.set_xlim(low - 0.2 * (high - low), high)
+    figure.draw_without_rendering()
+    bottom, top = axes.get_ylim()
+    least = 0.05 * (top - bottom)
+    placed = float("-inf")
+    for x, y, label, colour in sorted(ends, key=lambda end: end[1]):
+        placed = max(y, placed + least)
+        offset = (-9, (placed - y) * _points_per_unit(axes))
+        axes.annotate(label, (x, y), offset, textcoords="offset points", ha="right", va="center", color=colour)
+
+
+def _points_per_unit(axes: Any) -> float:
+    """Points on paper of one unit of y."""
+    (_, zero), (_, one) = axes.transData.transform([(0, 0), (0, 1)])
+    return (one - zero) * 72 / axes.figure.dpi

@@ -1,0 +1,129 @@
+"""From the folder of a run to its model: plain configuration and tensors, never code."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tasks  # noqa: F401 - fills the registry
+from pipeline.config.load import from_plain, parse_value
+from pipeline.config.schema import MergingConfig, RunConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import ReductionSpec, check_schedule
+from pipeline.model import MultiTaskModel, build_model
+from pipeline.train import storage
+
+UNTRAINED = "_untrained"
+"""`NAME_untrained` is policy NAME with its embedding as it was drawn: the control that tells learning from architecture."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run as its checkpoint holds it. `tensors`: the model's state, averaged (EMA) where `averaged` says so."""
+
+    folder: Path
+    config: RunConfig
+    tensors: dict[str, Tensor]
+    averaged: bool
+    facts: dict[str, Any]
+
+    @property
+    def root(self) -> Path:
+        """The run's folder, where results go; the checkpoint's own where it lies alone."""
+        return self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
+
+    def __str__(self) -> str:
+        return f"{self.folder} (step {self.facts['step']}, {'averaged (EMA)' if self.averaged else 'last'} weights)"
+
+
+def load_run(path: str | Path, checkpoint: str = "best") -> tuple[RunConfig, MultiTaskModel]:
+    """The resolved configuration of a run and its model in evaluation mode. See `read_run`."""
+    run = read_run(path, checkpoint)
+    return run.config, build(run)
+
+
+def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str] = ()) -> SavedRun:
+    """path: a run's folder, or a checkpoint's own. checkpoint: `best` (the last where none is marked), `last`, or a folder's name.
+
+    overrides: `a.b=value` changes of the configuration, for instance where the data is now. Raises CheckpointError, ConfigError.
+    """
+    found = storage.read_checkpoint(_find(Path(path), checkpoint))
+    tensors = {name.removeprefix("model."): tensor for name, tensor in found.tensors.items() if name.startswith("model.")}
+    average = {name.removeprefix("ema."): tensor for name, tensor in found.tensors.items() if name.startswith("ema.")}
+    return SavedRun(found.folder, from_plain(found.facts["config"], overrides), tensors | average, bool(average), found.facts)
+
+
+def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) -> MultiTaskModel:
+    """The model of a run in evaluation mode; its weights are the run's own tensors, shared by all models that are built from them.
+
+    policy: another one than the run's, or NAME_untrained, whose embedding is drawn from `seed` (the run's seed). A policy other than
+    the run's has its default options, and reduction 0. Raises ConfigError where the run never learned what the policy needs.
+    """
+    own = run.config.merging
+    policy = policy or own.policy
+    name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
+    learned = POLICIES.build(name).metric_source == "embedding"
+    if untrained and not learned:
+        raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
+    merging = own if name == own.policy else MergingConfig(policy=name)
+    backbone = replace(run.config.backbone, pretrained=False, weights=None)
+    with torch.random.fork_rng():
+        torch.manual_seed(run.config.seed if seed is None else seed)
+        model = build_model(replace(run.config, backbone=backbone, merging=merging))
+    _load(model, run, drawn=untrained)
+    return model.eval()
+
+
+def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
+    """drawn: the metric embedding keeps its random start."""
+    tensors = {name: tensor for name, tensor in run.tensors.items() if not (drawn and ".metric." in name)}
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as err:
+        raise CheckpointError(f"{run.folder} does not fit the model of its own configuration: {err}") from err
+    lacking = [name for name in missing if ".metric." in name]
+    if lacking and not drawn:
+        raise ConfigError(f"{run.folder} has no metric embedding ({lacking[0]}): train one with train.mode='modular', or take {UNTRAINED}")
+    wrong = [name for name in (*missing, *unexpected) if ".metric." not in name]
+    if wrong:
+        raise CheckpointError(f"{run.folder} and its own configuration differ in {len(wrong)} tensors, the first is {wrong[0]}")
+
+
+def _find(path: Path, checkpoint: str) -> Path:
+    if (path / "manifest.json").is_file():
+        return path
+    root = path / "checkpoints"
+    names = [folder.name for folder in storage.complete_folders(root)]
+    if not names:
+        raise CheckpointError(f"{path} is not the folder of a run: it has no checkpoints/step_*; give the `output` of a `dtem train`")
+    last = storage.pointed(root, "latest") or root / names[0]
+    if checkpoint == "best":
+        return storage.pointed(root, "best") or last
+    if checkpoint != "last" and checkpoint not in names:
+        raise CheckpointError(f"{path} has no checkpoint '{checkpoint}'; give best, last or one of {', '.join(names)}")
+    return last if checkpoint == "last" else root / checkpoint
+
+
+def parse_reduction(text: str) -> ReductionSpec:
+    """`8` (per block), `0.9` (keep rate), `(8,-1)` (with inflection) or `[8,8,4]` (by block). Raises ConfigError."""
+    value = parse_value(text)
+    if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):
+        raise ConfigError(f"reduction '{text}' is not an integer, a keep rate such as 0.9, '(8,-1)' or a list '[8,8,4]'")
+    return value
+
+
+def grid_of(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[int, int]:
+    """Patches (rows, columns) of the task's images."""
+    pixels, (height, width) = run.config.tasks[task].data.img_size, model.backbone.patch_size
+    return pixels // height, pixels // width
+
+
+def checked_reduction(run: SavedRun, model: MultiTaskModel, task: str, reduction: ReductionSpec) -> ReductionSpec:
+    """The reduction, where the task's images have that many tokens to merge; else ConfigError."""
+    height, width = grid_of(run, model, task)
+    check_schedule(reduction, model.backbone.depth, height * width + model.backbone.num_prefix, model.backbone.num_prefix)
+    return reduction

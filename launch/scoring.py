@@ -1,0 +1,92 @@
+"""Running trained models over data: exact scores on any number of processes, many models in one pass, and speed in turns."""
+
+import atexit
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.engine import launched
+from pipeline.interfaces import Batch, Sums
+from pipeline.merging.schedule import ReductionSpec
+from pipeline.model import MultiTaskModel
+
+
+class Evaluator:
+    """As much of an engine as evaluation needs, without an optimizer. With WORLD_SIZE above 1 the processes connect to one another."""
+
+    forward_is_collective = False
+
+    def __init__(self, module: nn.Module, *, bf16: bool = False):
+        self.rank, self.world_size = launched.rank(), launched.world_size()
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", launched.local_rank()) if cuda else torch.device("cpu")
+        self.module = module.to(self.device)
+        self.precision = "bf16" if bf16 else "fp32"
+        if self.world_size > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if cuda else "gloo")
+            atexit.register(torch.distributed.destroy_process_group)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def evaluate(self, batch: Batch, **options: Any) -> Sums:
+        with self.autocast(), torch.no_grad():
+            return self.module.evaluate(batch, **options)
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+
+Entry = tuple[MultiTaskModel, ReductionSpec]
+
+
+class Panel(nn.Module):
+    """Many models at many reductions as one, so that a batch is read and decoded once: entry i's sums are named `i/NAME`."""
+
+    def __init__(self, entries: Sequence[Entry]):
+        super().__init__()
+        self.models = nn.ModuleList(model for model, _ in entries)
+        self.reductions = [reduction for _, reduction in entries]
+
+    def evaluate(self, batch: Batch, *, reduction: None = None) -> Sums:
+        sums: Sums = {}
+        for i, (model, own) in enumerate(zip(self.models, self.reductions, strict=True)):
+            sums |= {f"{i}/{name}": pair for name, pair in model.evaluate(batch, reduction=own).items()}
+        return sums
+
+
+def images_per_second(evaluator: Evaluator, entries: Sequence[Entry], batch: Batch, rounds: int) -> list[list[float]]:
+    """Per entry, one figure per round. Entries take turns, so that a machine that slows down slows all of them; a first round warms up."""
+    figures: list[list[float]] = [[] for _ in entries]
+    with evaluator.autocast(), torch.no_grad():
+        for turn in progress(range(rounds + 1), "speed"):
+            for own, (model, reduction) in zip(figures, entries, strict=True):
+                seconds = _seconds(evaluator.device, model, batch, reduction)
+                if turn > 0:
+                    own.append(len(batch.images) / seconds)
+    return figures
+
+
+def _seconds(device: torch.device, model: MultiTaskModel, batch: Batch, reduction: ReductionSpec) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    model.predict(batch, reduction=reduction, relaxed=False)
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def progress(items: Iterable[Any], label: str) -> Any:
+    """A bar where there is a terminal, on rank 0."""
+    return tqdm(items, desc=label, leave=False, disable=None if launched.rank() == 0 else True)

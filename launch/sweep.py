@@ -1,0 +1,52 @@
+"""`dtem sweep`: merge policies at several reductions on one trained backbone: accuracy, MACs, tokens and speed, as table and plot."""
+
+import argparse
+
+from launch.arguments import add_run_arguments, fractions, names, numbers
+
+EXAMPLE = """examples:
+  dtem sweep runs/digits_demo
+  dtem sweep runs/seed0 runs/seed1 runs/seed2 --policies tome,dtem_untrained,dtem --macs 0.7,0.5,0.3 --out runs/sweep
+"""
+POLICIES = "random,tome,dtem_untrained,dtem"
+MACS = "0.7,0.6,0.5,0.4,0.3"
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "sweep",
+        help="accuracy against compute, for policies x reductions",
+        description=__doc__ + " Several runs (seeds of one setup) give a spread.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add_run_arguments(parser, several=True)
+    parser.add_argument(
+        "--policies", type=names, default=names(POLICIES), metavar="A,B", help=f"default {POLICIES}; the unmerged model is always there"
+    )
+    targets = parser.add_mutually_exclusive_group()
+    targets.add_argument(
+        "--macs", type=fractions, default=fractions(MACS), metavar="F,F", help=f"shares of the unmerged MACs (default {MACS})"
+    )
+    targets.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block instead")
+    parser.add_argument("--split", choices=("val", "train"), default="val")
+    parser.add_argument("--seed", type=int, metavar="N", help="of embeddings that are drawn anew (default: each run's seed)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds per model; 0 leaves speed out (default 5)")
+    parser.add_argument("--out", metavar="DIR", help="default: RUN/sweep of the first run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when table and plot are written. Raises PipelineError."""
+    from pathlib import Path
+
+    from launch.points import sweep
+    from launch.restore import read_run
+    from launch.sweep_report import print_sweep, write_sweep
+
+    runs = [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
+    targets = args.reductions or args.macs
+    results = sweep(runs, args.policies, targets, split=args.split, seed=args.seed, rounds=args.rounds)
+    print_sweep(results)
+    folder = Path(args.out) if args.out else runs[0].root / "sweep"
+    print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
+    return 0
