@@ -51,6 +51,8 @@ class MergePolicy(Protocol):
 
     metric_source: str
     """`none`, `keys` (the mean over heads of the attention keys), or `embedding` (a learned linear layer of the block)."""
+    merges: bool
+    """Whether it merges at all; one that does not takes any reduction and removes nothing."""
     relaxed: bool
     """Whether training uses a differentiable merge that keeps all M tokens."""
     exact_attention: bool

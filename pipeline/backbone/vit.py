@@ -88,7 +88,8 @@ class MergingViT(nn.Module):
     def schedule(self, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
         """r of each block for an input of grid (h, w) patches."""
         num_tokens = grid[0] * grid[1] + self.num_prefix
-        return resolve_schedule(self._reduction if reduction is None else reduction, self.depth, num_tokens, self.num_prefix)
+        schedule = resolve_schedule(self._reduction if reduction is None else reduction, self.depth, num_tokens, self.num_prefix)
+        return schedule if self.policy.merges else (0,) * self.depth
 
     def forward(
         self,

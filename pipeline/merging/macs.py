@@ -4,7 +4,6 @@ Counted: patch embedding, every linear layer, both products of attention, the me
 as nowhere in the field: norms, activations, softmax, sorting and gathering; measured time holds them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,5 +98,3 @@ def _length(part: slice, num_tokens: int) -> int:
 def _linear_macs(module: nn.Module) -> int:
     """Per token."""
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
-
-

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.merging.schedule import mergeable
-from pipeline.token_state import SourceMap, TokenState
+from pipeline.token_state import TokenState
+
+SMALLEST = torch.finfo(torch.float32).eps
+"""Least size that is divided by: tokens of size 0 merge to 0, not to 0 / 0."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def merge_hard(state: TokenState, matching: Matching, split: Split) -> TokenStat
     leaving = sources.gather(1, _columns(merged, sources)).float() * leaving_size[..., None]
     total_size = destination_size.scatter_add(1, target, leaving_size)
     total = (destinations.float() * destination_size[..., None]).scatter_add(1, _columns(target, destinations), leaving)
-    mean = (total / total_size[..., None]).to(tokens.dtype)
+    mean = (total / total_size.clamp(min=SMALLEST)[..., None]).to(tokens.dtype)
 
     assert state.source is not None
     return TokenState(

@@ -6,10 +6,8 @@ B batch, N all tokens, n live ones, Na sources, Nb destinations, r merges. Every
 import torch
 from torch import Tensor
 
-from pipeline.merging.matching import Matching, Split, slots_after
+from pipeline.merging.matching import SMALLEST, Matching, Split, slots_after
 from pipeline.token_state import SourceMap, TokenState
-
-SMALLEST = torch.finfo(torch.float32).eps
 
 
 def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2: float) -> Tensor:
@@ -37,12 +35,15 @@ def one_hot_weights(matching: Matching, like: Tensor) -> Tensor:
     return torch.zeros_like(like).scatter(1, matching.merged[..., None].expand_as(rows), rows)
 
 
-def merge_soft(state: TokenState, weights: Tensor, split: Split, r: int, matching: Matching | None = None) -> TokenState:
+def merge_soft(
+    state: TokenState, weights: Tensor, split: Split, r: int, matching: Matching | None = None, *, one_hot: bool = False
+) -> TokenState:
     """Moves the share weights[b, i, j] of source i into destination j; nothing is removed, and the total size stays.
 
     weights [B, Na, Nb] with row sums in [0, 1]. With a matching, the order becomes that of the hard merge, [prefix, kept sources,
     destinations], followed by the matching's leaving sources and the old tail: training then sees inference's partitions. Without
-    one, the live tokens are sorted by their new size, largest first, as in the release. num_active falls by r.
+    one, the live tokens are sorted by their new size, largest first, as in the release. num_active falls by r. one_hot: the weights
+    have the values of the matching, so that a hard source map stays true.
     """
     live, prefix = state.num_active, state.num_prefix
     tokens, size = state.tokens.float(), state.size
@@ -61,7 +62,7 @@ def merge_soft(state: TokenState, weights: Tensor, split: Split, r: int, matchin
     return TokenState(
         tokens=torch.cat([state.tokens[:, :prefix], changed, state.tokens[:, live:]], dim=1),
         size=torch.cat([size[:, :prefix], changed_size.gather(1, order), size[:, live:]], dim=1),
-        source=_follow(state, weights, split, order, matching),
+        source=_follow(state, weights, split, order, matching if one_hot else None),
         grid=state.grid,
         num_prefix=prefix,
         num_active=live - r,

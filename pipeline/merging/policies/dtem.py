@@ -23,6 +23,7 @@ class DTEM:
     """
 
     metric_source = "embedding"
+    merges = True
     relaxed = True
 
     def __init__(
@@ -72,4 +73,4 @@ class DTEM:
         matching = best_pairs(scores.detach(), r)
         if self.straight_through:
             weights = one_hot_weights(matching, weights) + (weights - weights.detach())
-        return merge_soft(state, weights, split, r, matching)
+        return merge_soft(state, weights, split, r, matching, one_hot=self.straight_through)

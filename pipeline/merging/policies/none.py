@@ -9,6 +9,7 @@ from pipeline.token_state import TokenState
 @POLICIES.register("none")
 class NoMerging:
     metric_source = "none"
+    merges = False
     relaxed = False
     exact_attention = False
 

@@ -14,6 +14,7 @@ class RandomMerging:
     """Pairs are drawn from the global generator of the device in training, and from `seed` in inference, so that evaluation repeats."""
 
     metric_source = "none"
+    merges = True
     relaxed = False
     exact_attention = False
 

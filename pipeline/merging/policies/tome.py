@@ -10,6 +10,7 @@ from pipeline.token_state import TokenState
 @POLICIES.register("tome")
 class ToMe:
     metric_source = "keys"
+    merges = True
     relaxed = False
     exact_attention = False
 

@@ -1,0 +1,228 @@
+"""What a backbone promises, whatever the merge policy and whatever is in front of the patches."""
+
+import copy
+
+import pytest
+import torch
+from tiny import IMG, MERGING, PREFIXES, RELAXED, SIZES, VARIANTS, images, tiny_vit
+
+from pipeline import unmerge
+from pipeline.backbone.build import create_vit
+from pipeline.backbone.load import load_weights
+from pipeline.errors import ConfigError
+from pipeline.merging.unmerge import unmerge_tokens
+
+VARIANT = pytest.mark.parametrize("variant", MERGING)
+TRAINING = pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+
+
+def one_hot(source):
+    return source.weights if source.weights is not None else torch.nn.functional.one_hot(source.slots).float()
+
+
+def gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def probe(output):
+    """A scalar that every live patch token and the class token reach, and sizes as well."""
+    state = output.final
+    live = slice(0, state.num_active)
+    weights = torch.linspace(-1, 1, state.tokens.shape[-1])
+    return ((state.tokens[:, live].float() @ weights) * state.size[:, live]).sum() + (state.tokens[:, 0].float() @ weights.cos()).sum()
+
+
+@TRAINING
+@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_no_reduction_equals_timm(variant, prefix, training):
+    name, timm_options = PREFIXES[prefix]
+    model = tiny_vit(variant, prefix=prefix, reduction=0)
+    vit = create_vit(name, img_size=IMG, timm_options=SIZES | timm_options)
+    load_weights(model, vit.state_dict())
+    with torch.no_grad():
+        expected = vit.train(training).forward_features(images())
+        state = model.train(training)(images()).final
+    torch.testing.assert_close(state.tokens, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(unmerge(state).flatten(2).mT, state.patch_tokens)
+
+
+@VARIANT
+@TRAINING
+@pytest.mark.parametrize("prefix", ["class token", "distilled", "registers", "no prefix, average pooling"])
+def test_size_is_conserved_and_prefix_tokens_keep_size_one(variant, training, prefix):
+    model = tiny_vit(variant, prefix=prefix).train(training)
+    state = model(images()).final
+    torch.testing.assert_close(state.size.sum(1), torch.full((2,), 64.0 + model.num_prefix), atol=1e-3, rtol=0)
+    assert torch.equal(state.size[:, : model.num_prefix], torch.ones(2, model.num_prefix))
+    assert state.num_active == 64 + model.num_prefix - 3 * 8
+
+
+@VARIANT
+@TRAINING
+def test_token_counts_of_deit_at_r_16(variant, training):
+    sizes = {"patch_size": 16, "depth": 12, "embed_dim": 24, "num_heads": 3}
+    model = tiny_vit(variant, reduction=16, timm_options=sizes, img_size=224).train(training)
+    with torch.no_grad():
+        output = model(images(1, 224), taps=range(12))
+    live = [181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11]
+    assert [state.num_active for state in output.taps] == live
+    slots = 197 if training and model.policy.relaxed else None
+    assert [state.tokens.shape[1] for state in output.taps] == [slots or count for count in live]
+    torch.testing.assert_close(output.final.size.sum(1), torch.tensor([197.0]), atol=1e-3, rtol=0)
+
+
+@VARIANT
+@TRAINING
+def test_the_source_map_of_every_tap_is_that_of_its_block(variant, training):
+    """Slots of a tap hold what their sizes say, and a later tap only joins what an earlier one had apart."""
+    model = tiny_vit(variant).train(training)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        output = model(images(), taps=(0, 1, 2), soft_source=True)
+    for count, state in zip((57, 49, 41), output.taps, strict=True):
+        weights = one_hot(state.source)
+        assert state.num_active == count and weights.shape == (2, 65, state.tokens.shape[1])
+        torch.testing.assert_close(weights.sum(1), state.size, atol=1e-4, rtol=1e-4)
+        assert unmerge(state).shape == (2, 48, 8, 8)
+    if output.final.source.slots is not None:
+        early, late = output.taps[0].source.slots, output.taps[2].source.slots
+        for image in range(2):
+            joined = {tuple(pair) for pair in torch.stack([early[image], late[image]], dim=1).tolist()}
+            assert len(joined) == len({slot for slot, _ in joined})
+    shallow = tiny_vit(variant, reduction=[8, 0, 0]).train(training)
+    shallow.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.manual_seed(5)
+        first = shallow(images(), taps=(0,), soft_source=True).taps[0]
+    assert torch.equal(unmerge(first), unmerge(output.taps[0]))
+
+
+@pytest.mark.parametrize("variant", ["dtem_soft", "dtem_reference"])
+def test_a_soft_merge_that_kept_no_map_says_how_to_keep_one(variant):
+    with pytest.raises(ConfigError, match="soft_source=True"):
+        unmerge(tiny_vit(variant).train()(images()).final)
+
+
+@pytest.mark.parametrize(("variant", "training"), [(v, t) for v in VARIANTS for t in (False, True) if (v, t) != ("random", True)])
+def test_permuting_the_batch_permutes_the_output(variant, training):
+    model, batch, order = tiny_vit(variant).train(training), images(4), torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        plain, permuted = model(batch).final, model(batch[order]).final
+    torch.testing.assert_close(permuted.tokens, plain.tokens[order], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(permuted.size, plain.size[order], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", RELAXED)
+def test_the_gradient_reaches_every_metric_embedding(variant):
+    model = tiny_vit(variant).train()
+    probe(model(images())).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} is idle"
+        assert parameter.grad.isfinite().all(), name
+        if ".metric." in name:
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("variant", RELAXED)
+def test_a_class_token_alone_leaves_only_the_last_metric_without_gradient(variant):
+    model = tiny_vit(variant).train()
+    model(images()).final.tokens[:, 0].pow(3).sum().backward()
+    reached = [block.metric.weight.grad.abs().max().item() > 0 for block in model.blocks]
+    assert reached == [True, True, False]
+
+
+@pytest.mark.parametrize("variant", RELAXED)
+def test_the_metric_sends_no_gradient_into_the_norm_before_it(variant):
+    model, seen = tiny_vit(variant).train(), {}
+    block = model.blocks[1]
+    block.norm1.register_forward_hook(lambda module, args, output: seen.update(norm=output))
+    block.metric.register_forward_hook(lambda module, args, output: seen.update(metric=output))
+    model(images())
+    assert torch.autograd.grad(seen["metric"].sum(), seen["norm"], allow_unused=True, retain_graph=True) == (None,)
+
+
+@TRAINING
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_nothing_is_remembered_between_two_forwards(variant, training):
+    model = tiny_vit(variant).train(training)
+    fresh = copy.deepcopy(model)
+    with torch.no_grad():
+        model(images(), reduction=3)
+        model(images(3, seed=7), reduction=12, taps=(1,), soft_source=True)
+        torch.manual_seed(5)
+        again = model(images(), reduction=10).final
+        torch.manual_seed(5)
+        expected = fresh(images(), reduction=10).final
+    assert torch.equal(again.tokens, expected.tokens) and torch.equal(again.size, expected.size)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_two_forwards_may_come_before_one_backward(variant):
+    model = tiny_vit(variant).train()
+    first, second = images(seed=1), images(seed=2)
+    expected = {}
+    for batch in (first, second):
+        torch.manual_seed(5)
+        model.zero_grad()
+        probe(model(batch)).backward()
+        for name, grad in gradients(model).items():
+            expected[name] = expected.get(name, 0) + grad
+    model.zero_grad()
+    torch.manual_seed(5)
+    one = probe(model(first))
+    torch.manual_seed(5)
+    other = probe(model(second))
+    (one + other).backward()
+    torch.testing.assert_close(gradients(model), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_activation_checkpointing_changes_neither_result_nor_gradients(variant):
+    results = []
+    for grad_checkpointing in (False, True):
+        model = tiny_vit(variant, drop_path=0.2, grad_checkpointing=grad_checkpointing).train()
+        torch.manual_seed(5)
+        output = model(images(4))
+        probe(output).backward()
+        results.append((output.final.tokens, output.final.size, gradients(model)))
+    torch.testing.assert_close(results[1], results[0], atol=0, rtol=0)
+
+
+@TRAINING
+@VARIANT
+def test_bfloat16_keeps_sizes_and_weights_in_float32(variant, training):
+    model = tiny_vit(variant).train(training)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images(), soft_source=True)
+    state = output.final
+    assert state.size.dtype == torch.float32
+    torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)
+    if state.source.weights is not None:
+        assert state.source.weights.dtype == torch.float32
+    if training and model.policy.relaxed:
+        probe(output).backward()
+        assert all(block.metric.weight.grad.isfinite().all() for block in model.blocks)
+
+
+@VARIANT
+@pytest.mark.parametrize("size", [(64, 96), (48, 64), (32, 32)])
+def test_any_input_size_that_divides_is_taken(variant, size):
+    model = tiny_vit(variant, reduction=0.8).eval()
+    with torch.no_grad():
+        output = model(torch.randn(2, 3, *size), taps=(1,))
+    assert output.final.grid == (size[0] // 8, size[1] // 8)
+    assert unmerge(output.final).shape == (2, 48, size[0] // 8, size[1] // 8)
+    assert unmerge_tokens(output.taps[0].tokens, output.taps[0].source).shape[1] == size[0] * size[1] // 64 + 1
+
+
+@VARIANT
+@TRAINING
+def test_merging_until_nothing_is_left_to_merge(variant, training):
+    model = tiny_vit(variant, reduction=64).train(training)
+    output = model(images(), taps=(0, 1, 2))
+    assert [state.num_active for state in output.taps] == [33, 17, 9]
+    assert output.final.tokens.isfinite().all()
+    if training and model.policy.relaxed:
+        probe(output).backward()
+        assert all(grad.isfinite().all() for grad in gradients(model).values())

@@ -1,0 +1,153 @@
+"""What every merge policy promises about one merge, in inference and in training."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import MERGING, VARIANTS, random_state
+
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import mergeable
+from pipeline.merging.unmerge import unmerge_tokens
+from pipeline.token_state import SourceMap, TokenState
+
+TRAINING = pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+VARIANT = pytest.mark.parametrize("variant", MERGING)
+
+
+def build(variant):
+    policy, options = VARIANTS[variant]
+    return POLICIES.build(policy, **options)
+
+
+def keeps_tokens(policy, training):
+    return training and policy.relaxed
+
+
+@TRAINING
+@VARIANT
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+def test_a_merge_conserves_size_and_the_size_weighted_mean(variant, training, prefix):
+    before = random_state(num_tokens=33, prefix=prefix)
+    after = build(variant).merge(before, before.tokens, 7, training=training)
+    torch.testing.assert_close(after.size.sum(1), before.size.sum(1))
+    total = [(state.tokens * state.size[..., None]).sum(1) for state in (before, after)]
+    torch.testing.assert_close(total[1], total[0], atol=1e-4, rtol=1e-5)
+
+
+@TRAINING
+@VARIANT
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+def test_a_merge_leaves_the_prefix_alone_and_r_fewer_live_tokens(variant, training, prefix):
+    policy, before = build(variant), random_state(num_tokens=33, prefix=prefix)
+    after = policy.merge(before, before.tokens, 7, training=training)
+    assert torch.equal(after.tokens[:, :prefix], before.tokens[:, :prefix])
+    assert torch.equal(after.size[:, :prefix], before.size[:, :prefix])
+    assert after.num_active == 33 - 7
+    assert after.tokens.shape[1] == (33 if keeps_tokens(policy, training) else 33 - 7)
+
+
+@TRAINING
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_no_reduction_is_the_identity(variant, training):
+    before = random_state()
+    after = build(variant).merge(before, before.tokens, 0, training=training)
+    assert torch.equal(after.tokens, before.tokens) and torch.equal(after.size, before.size)
+    assert torch.equal(unmerge_tokens(after.tokens, after.source), before.tokens)
+
+
+@pytest.mark.parametrize(("variant", "training"), [(v, t) for v in MERGING for t in (False, True) if (v, t) != ("random", True)])
+def test_permuting_the_batch_permutes_the_merge(variant, training):
+    before, order = random_state(num_tokens=33, batch=4), torch.tensor([2, 0, 3, 1])
+    permuted = TokenState(before.tokens[order], before.size[order], before.source, before.grid, before.num_prefix, before.num_active)
+    policy = build(variant)
+    after = policy.merge(before, before.tokens, 7, training=training)
+    after_permuted = policy.merge(permuted, permuted.tokens, 7, training=training)
+    torch.testing.assert_close(after_permuted.tokens, after.tokens[order])
+    torch.testing.assert_close(after_permuted.size, after.size[order])
+
+
+@TRAINING
+@VARIANT
+@pytest.mark.parametrize("prefix", [0, 1, 2, 4])
+@pytest.mark.parametrize("patches", [0, 1, 2, 3, 4])
+def test_with_too_few_live_tokens_the_reduction_is_capped(variant, training, prefix, patches):
+    live = prefix + patches
+    tail = 3 if keeps_tokens(build(variant), training) else 0
+    if live + tail == 0:
+        pytest.skip("no tokens at all")
+    before = random_state(num_tokens=live + tail, prefix=prefix, live=live)
+    after = build(variant).merge(before, before.tokens, 8, training=training)
+    assert after.num_active == live - mergeable(live, prefix) == live - patches // 2
+    assert after.tokens.isfinite().all()
+    assert torch.equal(after.tokens[:, after.tokens.shape[1] - tail :], before.tokens[:, live:])
+
+
+@TRAINING
+@VARIANT
+def test_tokens_of_size_zero_leave_everything_finite(variant, training):
+    before = random_state(num_tokens=17)
+    size = before.size.clone()
+    size[:, 3:12] = 0
+    size.requires_grad_()
+    tokens = before.tokens.clone().requires_grad_()
+    metric = before.tokens.clone().requires_grad_()
+    after = build(variant).merge(replace(before, tokens=tokens, size=size), metric, 7, training=training)
+    assert after.tokens.isfinite().all() and after.size.isfinite().all()
+    (after.tokens.pow(2).sum() + after.size.pow(2).sum()).backward()
+    for leaf in (tokens, size, metric):
+        assert leaf.grad is None or leaf.grad.isfinite().all()
+
+
+@TRAINING
+@VARIANT
+def test_a_metric_of_zeros_leaves_everything_finite(variant, training):
+    before = random_state()
+    metric = torch.zeros_like(before.tokens, requires_grad=True)
+    after = build(variant).merge(before, metric, 4, training=training)
+    assert after.tokens.isfinite().all()
+    if keeps_tokens(build(variant), training):
+        after.tokens.pow(2).sum().backward()
+        assert metric.grad.isfinite().all()
+
+
+@TRAINING
+@VARIANT
+def test_columns_of_the_source_map_are_the_sizes(variant, training):
+    """From tokens of size 1, over two merges; the map that a head would ask for: soft through a relaxed merge."""
+    policy = build(variant)
+    num_tokens, prefix = 33, 1
+    source = SourceMap.identity(2, num_tokens, torch.device("cpu"), soft=keeps_tokens(policy, training))
+    state = TokenState(torch.randn(2, num_tokens, 6), torch.ones(2, num_tokens), source, (4, 8), prefix, num_tokens)
+    original = state.tokens
+    for _ in range(2):
+        state = policy.merge(state, state.tokens, 7, training=training)
+    weights = state.source.weights
+    if weights is None:
+        weights = torch.nn.functional.one_hot(state.source.slots, state.tokens.shape[1]).float()
+    torch.testing.assert_close(weights.sum(2), torch.ones(2, num_tokens))
+    torch.testing.assert_close(weights.sum(1), state.size)
+    torch.testing.assert_close(weights.mT @ original / state.size[..., None].clamp(min=1e-12), state.tokens * (state.size[..., None] > 0))
+
+
+@pytest.mark.parametrize("variant", [v for v in MERGING if build(v).metric_source != "none"])
+@pytest.mark.parametrize("prefix", [0, 1, 2, 5])
+def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
+    pairs = torch.randint(-8, 8, (2, 8, 5)).float()
+    patches = pairs.repeat_interleave(2, dim=1)
+    tokens = torch.cat([torch.randn(2, prefix, 5), patches], dim=1)
+    state = TokenState.start(tokens, (4, 4), prefix)
+    merged = build(variant).merge(state, tokens, 8)
+    assert merged.tokens.shape[1] == prefix + 8
+    assert torch.equal(unmerge_tokens(merged.tokens, merged.source), tokens)
+
+
+@VARIANT
+def test_bfloat16_tokens_merge_with_sizes_in_float32(variant):
+    before = random_state(num_tokens=33)
+    state = TokenState(before.tokens.bfloat16(), before.size, before.source, before.grid, before.num_prefix, before.num_active)
+    for training in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            after = build(variant).merge(state, before.tokens.bfloat16(), 7, training=training)
+        assert after.tokens.dtype == torch.bfloat16 and after.size.dtype == torch.float32
+        torch.testing.assert_close(after.size.sum(1), before.size.sum(1))

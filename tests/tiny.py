@@ -1,0 +1,62 @@
+"""ViTs of a few thousand weights, and every way of merging that the laws run over."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import build_backbone
+from pipeline.backbone.vit import MergingViT
+from pipeline.merging.policies import POLICIES
+from pipeline.token_state import SourceMap, TokenState
+
+SIZES: dict[str, Any] = {"depth": 3, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
+IMG = 64
+
+DTEM_VARIANTS: dict[str, dict[str, Any]] = {
+    "dtem_soft": {"split": "parity", "relaxation": "soft"},
+    "dtem_straight_through": {"split": "parity", "relaxation": "straight_through"},
+    "dtem_reference": {"split": "reference", "relaxation": "soft"},
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in POLICIES.names()} | {
+    name: ("dtem", options) for name, options in DTEM_VARIANTS.items()
+}
+"""Name -> (policy, its options): every registered policy as it comes, and each variant of dtem."""
+MERGING = [name for name in VARIANTS if name != "none"]
+RELAXED = [name for name, (policy, options) in VARIANTS.items() if POLICIES.build(policy, **options).relaxed]
+
+PREFIXES: dict[str, tuple[str, dict[str, Any]]] = {
+    "class token": ("deit_tiny_patch16_224", {}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "registers": ("vit_small_patch14_reg4_dinov2", {}),
+    "registers, no class token, average pooling": ("vit_medium_patch16_reg4_gap_256", {}),
+    "no prefix, average pooling": ("vit_base_patch16_gap_224", {}),
+    "mae: class token, average pooling, norm after it": ("vit_base_patch16_224", {"global_pool": "avg", "fc_norm": True}),
+    "clip: norm before the blocks": ("vit_base_patch16_clip_224", {}),
+    "query and key norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
+    "swiglu": ("vit_giant_patch14_dinov2", {}),
+}
+"""What is in front of the patches, and how the rest differs -> (timm name, timm options)."""
+
+
+def tiny_vit(variant: str, *, reduction: Any = 8, prefix: str = "class token", seed: int = 0, **arguments: Any) -> MergingViT:
+    """65 tokens with a class token, 3 blocks, 3 heads of 16 channels; the same weights for the same seed."""
+    policy, options = VARIANTS[variant]
+    name, timm_options = PREFIXES[prefix]
+    torch.manual_seed(seed)
+    arguments = {"img_size": IMG} | arguments | {"timm_options": SIZES | timm_options | arguments.get("timm_options", {})}
+    return build_backbone(name, policy=policy, reduction=reduction, **arguments, **options)
+
+
+def images(batch: int = 2, size: int = IMG, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def random_state(num_tokens: int = 17, prefix: int = 1, *, batch: int = 2, dim: int = 6, live: int | None = None) -> TokenState:
+    """Tokens with sizes from 1 to 3, as after some merging; the source map is the identity all the same."""
+    tokens = torch.randn(batch, num_tokens, dim)
+    size = torch.randint(1, 4, (batch, num_tokens)).float()
+    size[:, :prefix] = 1
+    source = SourceMap.identity(batch, num_tokens, tokens.device)
+    live = num_tokens if live is None else live
+    return TokenState(tokens, size, source, (1, num_tokens - prefix), prefix, live)
