@@ -21,7 +21,6 @@ class SampleReader:
 
     def __init__(self, manifest: Manifest, width: int):
         self._manifest = manifest
-        self._width = width
         self._kept = 2 * width + 1
         self._index = lru_cache(maxsize=self._kept)(manifest.index)
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -72,9 +71,6 @@ class SampleReader:
             return os.open(self._cache.fetch(shard) if is_remote(shard.url) else shard.url, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as err:
             raise SampleError(f"{shard.url}: {err.strerror or err}") from err
-
-    def __reduce__(self) -> tuple[type["SampleReader"], tuple[Manifest, int]]:
-        return SampleReader, (self._manifest, self._width)  # a spawned worker opens its own files
 
     def __del__(self) -> None:
         for file in self._files.values():

@@ -34,7 +34,7 @@ class DatasetSchema(Protocol):
         """Random changes, drawn from the global CPU generators; the image becomes uint8 [3, img_size, img_size]."""
         ...
 
-    def eval(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
+    def evaluate(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
         """The fixed way of evaluation samples."""
         ...
 

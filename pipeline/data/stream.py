@@ -52,7 +52,7 @@ class BatchReader(Dataset[Loaded]):
             key = self._reader.key(at.shard, at.sample)
             image, target = self._schema.decode(self._reader.read(at.shard, at.sample))
             if self._seed is None:
-                return Sample(key, at.epoch, *self._schema.eval(image, target))
+                return Sample(key, at.epoch, *self._schema.evaluate(image, target))
             seed_generators(self._seed, "augment", at.epoch, key)
             return Sample(key, at.epoch, *self._schema.train(image, target))
         except (SampleError, OSError) as err:
@@ -171,6 +171,7 @@ def _loader(reader: BatchReader, positions: _Positions, workers: int) -> DataLoa
         batch_size=None,
         sampler=positions,
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # open files and decoded indexes are shared, not sent
         prefetch_factor=2 if workers else None,
         timeout=STALL if workers else 0,
         pin_memory=torch.cuda.is_available(),

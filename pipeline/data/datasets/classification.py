@@ -20,7 +20,7 @@ class Classification:
     def __init__(self, config: DataConfig, classes: Sequence[str]):
         self._num_classes = len(classes)
         self._train = train_transform(config.augment, config.img_size)
-        self._eval = eval_transform(config.augment, config.img_size)
+        self._evaluate = eval_transform(config.augment, config.img_size)
 
     def missing(self, schema: Sequence[str]) -> str:
         lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]
@@ -35,8 +35,8 @@ class Classification:
     def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:
         return self._train(image), target
 
-    def eval(self, image: Tensor, target: int) -> tuple[Tensor, int]:
-        return self._eval(image), target
+    def evaluate(self, image: Tensor, target: int) -> tuple[Tensor, int]:
+        return self._evaluate(image), target
 
     def targets(self, targets: Sequence[int]) -> ClassificationTargets:
         return ClassificationTargets(torch.tensor(targets, dtype=torch.int64))
