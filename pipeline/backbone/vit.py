@@ -129,7 +129,7 @@ class MergingViT(nn.Module):
         grid = (height // patch_h, width // patch_w)
         patches = self.patch_embed.proj(images).flatten(2).mT
         patches = self.patch_embed.norm(patches)
-        prefix = [token.expand(len(patches), -1, -1) for name in PREFIX_TOKENS if (token := getattr(self, name)) is not None]
+        prefix = [token.expand(patches.shape[0], -1, -1) for name in PREFIX_TOKENS if (token := getattr(self, name)) is not None]
         if self.pos_embed is None:
             return self.norm_pre(self.pos_drop(torch.cat([*prefix, patches], dim=1))), grid
         embedded_prefix = 0 if self.no_embed_class else self.num_prefix
