@@ -91,17 +91,18 @@ def _unit(macs: float) -> tuple[float, str]:
 
 
 def _label_ends(figure: Figure, axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names the curves left of their cheap ends, moved apart where they would overlap."""
+    """Names the curves at their cheap ends, in one column left of them all, moved apart where they would overlap."""
+    left = min((x for x, *_ in ends), default=0.0)
     low, high = axes.get_xlim()
     axes.set_xlim(low - 0.2 * (high - low), high)
     figure.draw_without_rendering()
     bottom, top = axes.get_ylim()
     least = 0.05 * (top - bottom)
     placed = float("-inf")
-    for x, y, label, colour in sorted(ends, key=lambda end: end[1]):
+    for _, y, label, colour in sorted(ends, key=lambda end: end[1]):
         placed = max(y, placed + least)
         offset = (-9, (placed - y) * _points_per_unit(axes))
-        axes.annotate(label, (x, y), offset, textcoords="offset points", ha="right", va="center", color=colour)
+        axes.annotate(label, (left, y), offset, textcoords="offset points", ha="right", va="center", color=colour)
 
 
 def _points_per_unit(axes: Any) -> float:

@@ -1,0 +1,56 @@
+"""`dtem export`: the model of a run for other programs, with a card that says what it is."""
+
+import argparse
+
+from launch.arguments import add_run_arguments
+
+EXAMPLE = """examples:
+  dtem export runs/digits_demo --to exported                       # weights under timm's names
+  dtem export runs/digits_demo --to exported --format pt2 --reduction 8
+"""
+FORMATS = ("safetensors", "pt2", "onnx")
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a run's model for other programs",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add_run_arguments(parser)
+    parser.add_argument("--to", required=True, metavar="OUT", help="folder for model.FORMAT and model.json")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="safetensors",
+        help="safetensors: weights with timm's keys, plus blocks.N.metric.* (default)\n"
+        "pt2, onnx: a program from images to logits, at one fixed reduction and any batch size",
+    )
+    parser.add_argument("--task", metavar="NAME", help="default: the run's only one")
+    parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's")
+    parser.add_argument("--reduction", metavar="R", help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the files are written. Raises PipelineError."""
+    import json
+    from pathlib import Path
+
+    from launch.programs import WRITERS, model_card, only_task
+    from launch.restore import build, checked_reduction, parse_reduction, read_run
+
+    saved = read_run(args.run, args.checkpoint, args.cfg_options)
+    task = only_task(saved, args.task)
+    model = build(saved, args.policy)
+    if args.reduction is not None:
+        model.backbone.set_reduction(checked_reduction(saved, model, task, parse_reduction(args.reduction)))
+    folder = Path(args.to)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, card = folder / f"model.{args.format}", folder / "model.json"
+    WRITERS[args.format](saved, model, task, path)
+    policy = args.policy or saved.config.merging.policy
+    card.write_text(json.dumps(model_card(saved, model, task, args.format, policy), indent=1))
+    print(f"{saved}\nwrote {path}, {card}")
+    return 0
