@@ -1,5 +1,9 @@
-"""Shared fixtures. This folder is on sys.path while tests run, so `standin` can be imported from all of them."""
+"""Shared fixtures. pytest puts this folder on sys.path, so `standin` can be imported from all tests.
 
+The project's folder stands before it, or else tests/tasks and tests/launch would shadow the packages of the same name.
+"""
+
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-import tasks  # noqa: F401 - fills the registry
-from pipeline.config.load import from_plain
-from pipeline.config.schema import RunConfig
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tasks  # noqa: E402, F401 - fills the registry
+from pipeline.config.load import from_plain  # noqa: E402
+from pipeline.config.schema import RunConfig  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

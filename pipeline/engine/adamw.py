@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -42,11 +43,11 @@ class GroupAdamW(torch.optim.AdamW):
             self.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device), **zeros}
 
 
-def clip_gradients(grads: Sequence[Tensor], max_norm: float | None) -> Tensor:
-    """Scales the gradients in place to a total norm of at most max_norm (None: leaves them); the norm before, a device scalar."""
-    norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:
+    """Scales the gradients to a total norm of at most max_norm (None: leaves them); the norm before, a device scalar."""
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None], foreach=True)
     if max_norm is not None:
-        torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
     return norm
 
 

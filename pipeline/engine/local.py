@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class LocalEngine:
 
     def evaluate(self, batch: Batch, **options: Any) -> Sums:
         with self.autocast(), torch.no_grad():
-            return self.module.evaluate(batch, **options)
+            return cast(Any, self.module).evaluate(batch, **options)
 
     def backward(self, loss: Tensor) -> None:
         mark_nonfinite(loss / self.accumulation).backward()
@@ -50,12 +50,11 @@ class LocalEngine:
         self._micro_step += 1
         if self._micro_step % self.accumulation:
             return None
-        grads = [parameter.grad for parameter in self._params]
-        norm = clip_gradients(grads, self._clip)
+        norm = clip_gradients(self._params, self._clip)
         self._optimizer.found_inf = (~norm.isfinite()).float()
         self._optimizer.set_lrs(lrs)
         self._optimizer.step()
-        torch._foreach_zero_(grads)
+        self._optimizer.zero_grad(set_to_none=False)
         return norm
 
     def all_reduce(self, tensor: Tensor) -> Tensor:

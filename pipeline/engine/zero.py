@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +48,11 @@ class ZeroEngine:
 
     def evaluate(self, batch: Batch, **options: Any) -> Sums:
         with self.autocast(), torch.no_grad():
-            return self.module.evaluate(batch, **options)
+            return cast(Any, self.module).evaluate(batch, **options)
 
     def backward(self, loss: Tensor) -> None:
-        self._deepspeed.backward(mark_nonfinite(loss))
+        with self._state.backward(self.module):
+            self._deepspeed.backward(mark_nonfinite(loss))
 
     def step(self, lrs: Mapping[str, float]) -> Tensor | None:
         if not self._deepspeed.is_gradient_accumulation_boundary():
@@ -96,7 +97,7 @@ class ZeroEngine:
         for parameter in self._params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = clip_gradients([parameter.grad for parameter in self._params], self._clip)
+        norm = clip_gradients(self._params, self._clip)
         self._optimizer.found_inf = (~norm.isfinite()).float()
         return norm
 
@@ -125,13 +126,13 @@ def start_deepspeed() -> Any:
         way_out = "run `pip install -e .`, or give engine.type='local'"
         raise ConfigError(f"engine.type is 'deepspeed', which cannot be imported ({err}); {way_out}") from err
     deepspeed.utils.logger.setLevel("WARNING")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(launched.local_rank())
     if not torch.distributed.is_initialized():
         _build_shared_memory_op(deepspeed)
         _describe_single_process()
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         atexit.register(torch.distributed.destroy_process_group)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(launched.local_rank())
     return deepspeed
 
 

@@ -29,6 +29,10 @@ class ReplicatedState:
         """While it is open, `tensor` is all there; where `written`, rank 0's content is everybody's afterwards."""
         return nullcontext()
 
+    def backward(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Open while gradients of `module` are computed."""
+        return nullcontext()
+
     def flat(self, parameter: nn.Parameter) -> Tensor:
         """The tensor that the optimizer updates, of which `parameter` is a part."""
         return parameter
@@ -59,13 +63,13 @@ class PartitionedMoments(ReplicatedState):
     def flat(self, parameter: nn.Parameter) -> Tensor:
         return self.optimizer.param_groups[self.groups[id(parameter)]]["params"][0]
 
-    def moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+    def moment(self, parameter: Any, key: str) -> Tensor:
         return parameter.get_full_hp_param(key)
 
-    def set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+    def set_moment(self, parameter: Any, key: str, value: Tensor) -> None:
         parameter.set_full_hp_param(value, key)
 
-    def set_master(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def set_master(self, parameter: Any, value: Tensor) -> None:
         parameter.set_full_hp_param(value)
 
 
@@ -77,6 +81,15 @@ class PartitionedWeights(ReplicatedState):
 
     def whole(self, tensor: Tensor, *, written: bool = False) -> AbstractContextManager[Any]:
         return self.gather([tensor], modifier_rank=0 if written else None) if isinstance(tensor, nn.Parameter) else nullcontext()
+
+    def backward(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """DeepSpeed gathers a module's weights when the gradient of its output arrives, which it sees in tensors, lists and dicts only.
+
+        Our modules that have children exchange dataclasses; what they own themselves (position embedding, prefix tokens) is gathered here.
+        """
+        owners = (part for part in module.modules() if next(part.children(), None) is not None)
+        owned = [parameter for owner in owners for parameter in owner.parameters(recurse=False)]
+        return self.gather(owned) if owned else nullcontext()
 
     def flat(self, parameter: nn.Parameter) -> Tensor:
         return self.zero.fp32_partitioned_groups_flat[self.zero.grad_position[self.zero.get_param_id(parameter)][0]]

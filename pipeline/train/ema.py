@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
@@ -14,26 +15,28 @@ class Ema:
     """Follows the trainable parameters of a module in place; frozen ones are their own average."""
 
     def __init__(self, module: nn.Module, decay: float):
-        self._decay = decay
+        self._follow = get_ema_multi_avg_fn(decay)
         self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self._params = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._params: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._average = [parameter.detach().clone() for parameter in self._params]
 
-    @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(self._average, self._params, 1 - self._decay)
+        self._follow(self._average, self._params, None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """While it is open, the module holds the averages."""
-        with torch.no_grad():
-            weights = [parameter.detach().clone() for parameter in self._params]
-            torch._foreach_copy_(self._params, self._average)
+        weights = [parameter.detach().clone() for parameter in self._params]
+        self._fill(self._average)
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self._params, weights)
+            self._fill(weights)
+
+    @torch.no_grad()
+    def _fill(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._params, values, strict=True):
+            parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: average.cpu() for name, average in zip(self._names, self._average, strict=True)}

@@ -56,5 +56,5 @@ def _in_step(engine: Engine, loader: SizedBatches) -> Iterable[tuple[Batch, bool
     for batch in loader:
         done += 1
         yield batch, True
-    for _ in range(done, rounds if batch is not None else 0):
-        yield batch, False
+    if batch is not None:
+        yield from ((batch, False) for _ in range(done, rounds))

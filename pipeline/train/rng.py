@@ -1,6 +1,7 @@
 """Randomness by address: the same address gives the same numbers, whoever asks and whenever."""
 
 import random
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def seed_everything(*address: int | str) -> None:
 
 def rng_state() -> Tensor:
     """The global generators of this process as one int64 tensor: torch, Python, NumPy, and CUDA's where there is one."""
-    _, key, position, has_gauss, gauss = np.random.get_state()
+    _, key, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     version, words, python_gauss = random.getstate()
     parts = [
         torch.get_rng_state().long(),

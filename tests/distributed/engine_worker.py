@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the launcher puts only this folder on the path
+sys.path[:0] = [str(Path(__file__).parents[i]) for i in (2, 1)]  # the launcher puts only this folder on the path
 from standin import StandinModel, standin_batch, standin_config  # noqa: E402
 
 from pipeline.engine import build_engine  # noqa: E402
