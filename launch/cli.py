@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-COMMANDS = ("shards", "doctor")
+COMMANDS = ("train", "evaluate", "sweep", "visualise", "export", "shards", "doctor")
 
 
 def build_parser() -> argparse.ArgumentParser:
