@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import tiny_plain
 from deepspeed_launch import finish, launch, start
+from tinyrun import tiny_plain
 
 from launch.train import main
 from pipeline.config.load import from_plain

@@ -1,0 +1,108 @@
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from launch.restore import build, load_run, parse_reduction, read_run
+from pipeline.errors import CheckpointError, ConfigError
+
+
+def scores(dtem, tmp_path, *argv) -> dict:
+    dtem("evaluate", *argv, "--json", tmp_path / "scores.json")
+    return json.loads((tmp_path / "scores.json").read_text())
+
+
+def test_the_saved_run_scores_what_training_said(trained, dtem, tmp_path):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    said = {name.removeprefix("val/digits/"): value for line in lines for name, value in line.items() if name.startswith("val/")}
+    result = scores(dtem, tmp_path, trained)
+    assert result["weights"] == "ema" and result["scores"]["digits"] == pytest.approx(said) and said["samples"] == 25
+
+
+def test_averaged_weights_are_announced(trained, dtem):
+    assert "averaged (EMA) weights" in dtem("evaluate", trained)
+
+
+@pytest.mark.parametrize("policy", ["random", "tome", "dtem", "dtem_untrained"])
+def test_without_reduction_every_policy_is_the_unmerged_model(trained, dtem, tmp_path, policy):
+    whole = scores(dtem, tmp_path, trained, "--policy", "none")["scores"]["digits"]
+    assert scores(dtem, tmp_path, trained, "--policy", policy, "--reduction", 0)["scores"]["digits"] == whole
+
+
+def test_two_processes_count_what_one_counts(trained, dtem, tmp_path):
+    alone = scores(dtem, tmp_path, trained)["scores"]["digits"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "launch.cli", "evaluate", str(trained), "--json", str(tmp_path / "two.json")]
+    children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
+    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    assert json.loads((tmp_path / "two.json").read_text())["scores"]["digits"] == pytest.approx(alone, rel=1e-6)
+
+
+def test_a_checkpoint_that_lies_alone_is_enough(trained, dtem, tmp_path):
+    (folder,) = (trained / "checkpoints").glob("step_*")
+    shutil.copytree(folder, tmp_path / "alone")
+    assert scores(dtem, tmp_path, tmp_path / "alone")["scores"] == scores(dtem, tmp_path, trained)["scores"]
+
+
+def test_the_training_split_is_there_too(trained, dtem, tmp_path):
+    assert scores(dtem, tmp_path, trained, "--split", "train")["scores"]["digits"]["samples"] == 80
+
+
+def test_models_of_one_run_share_its_weights(trained):
+    run = read_run(trained)
+    one, other = build(run, "tome"), build(run, "dtem")
+    assert one.backbone.pos_embed.data_ptr() == other.backbone.pos_embed.data_ptr()
+
+
+def test_an_untrained_control_differs_in_its_embedding_only(trained):
+    run = read_run(trained)
+    learned, drawn, again = build(run), build(run, "dtem_untrained", seed=1), build(run, "dtem_untrained", seed=1)
+    for name, tensor in learned.state_dict().items():
+        same = torch.equal(tensor, drawn.state_dict()[name])
+        assert same == (not name.endswith("metric.weight")) or name.endswith("metric.bias"), name
+        assert torch.equal(again.state_dict()[name], drawn.state_dict()[name])
+
+
+def test_load_run_gives_config_and_model(trained):
+    config, model = load_run(trained, "last")
+    assert config.merging.policy == "dtem" and not model.training
+    assert model.backbone.schedule((4, 4)) == (2, 2, 2)
+
+
+def test_wrong_folders_and_names_say_the_way_out(trained, tmp_path):
+    with pytest.raises(CheckpointError, match="not the folder of a run"):
+        read_run(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint '../x'; give best, last or one of step_00000004"):
+        read_run(trained, "../x")
+    with pytest.raises(ConfigError, match="policy 'tome' has no embedding"):
+        build(read_run(trained), "tome_untrained")
+
+
+def test_a_damaged_checkpoint_is_refused(trained, dtem, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (weights,) = (tmp_path / "run").glob("checkpoints/step_*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "sha256" in dtem("evaluate", tmp_path / "run", code=2)
+
+
+@pytest.mark.parametrize("text, meant", [("8", 8), ("0.9", 0.9), ("(8,-1)", (8, -1)), ("[3,2]", [3, 2])])
+def test_reductions_in_all_forms(text, meant):
+    assert parse_reduction(text) == meant
+
+
+@pytest.mark.parametrize("text", ["many", "true", "{}", "none"])
+def test_what_is_no_reduction_is_refused(text):
+    with pytest.raises(ConfigError, match="is not an integer, a keep rate"):
+        parse_reduction(text)
+
+
+def test_a_reduction_that_is_too_large_names_the_largest(trained, dtem):
+    assert "largest even reduction is 5" in dtem("evaluate", trained, "--reduction", 9, code=2)

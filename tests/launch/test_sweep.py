@@ -1,0 +1,100 @@
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from launch.plots import Curve, plot_curves
+from launch.points import sweep
+from launch.restore import read_run
+from launch.scoring import Evaluator
+from launch.tables import markdown, spread
+from pipeline.data.stream import build_eval_loader
+from pipeline.errors import ConfigError
+from pipeline.train.evaluate import evaluate
+
+POLICIES = ["random", "tome", "dtem_untrained", "dtem"]
+
+
+@pytest.fixture(scope="module")
+def swept(trained):
+    return sweep([read_run(trained)], POLICIES, [0.85, 0.7], rounds=1)[0]
+
+
+def test_one_pass_over_all_models_scores_what_each_scores_alone(trained, swept):
+    from launch.restore import build
+
+    run = read_run(trained)
+    for point in (swept.whole, *swept.points):
+        evaluator = Evaluator(build(run, point.policy))
+        loader = build_eval_loader("digits", run.config.tasks["digits"].data, rank=0, world_size=1)
+        alone = evaluate(evaluator, {"digits": loader}, reduction=list(point.schedule))["digits"]
+        assert {name: values[0] for name, values in point.scores.items()} == pytest.approx({k: alone[k] for k in point.scores})
+
+
+def test_points_are_at_most_the_asked_macs_and_close_to_them(swept):
+    assert [point.policy for point in swept.points] == [policy for policy in POLICIES for _ in range(2)]
+    for point in swept.points:
+        ratio = point.macs / swept.whole.macs
+        assert point.target - 0.08 < ratio <= point.target + 0.001, point
+
+
+def test_macs_hold_the_metric_and_the_head(swept):
+    assert swept.whole.metric_macs == 0 and swept.whole.head_macs == 24 * 10
+    assert all((point.metric_macs > 0) == (point.policy != "random") for point in swept.points)
+    assert swept.whole.tokens == (17, 17, 17) and swept.metric == "top1"
+
+
+def test_seeds_of_one_backbone_give_one_score_where_the_embedding_plays_no_part(trained):
+    run = read_run(trained)
+    other = replace(run, tensors={name: -tensor if ".metric." in name else tensor for name, tensor in run.tensors.items()})
+    result = sweep([run, other], ["tome", "dtem"], [2], rounds=0)[0]
+    assert [len(point.scores["top1"]) for point in (result.whole, *result.points)] == [1, 1, 2]
+    moved = replace(run, tensors={name: tensor + 1 if name.endswith("pos_embed") else tensor for name, tensor in run.tensors.items()})
+    result = sweep([run, moved], ["tome"], [2], rounds=0)[0]
+    assert len(result.points[0].scores["top1"]) == 2
+
+
+def test_runs_of_two_setups_are_not_mixed(trained):
+    run = read_run(trained)
+    other = replace(run, config=replace(run.config, backbone=replace(run.config.backbone, drop_path=0.5)))
+    with pytest.raises(ConfigError, match="differ in backbone or tasks"):
+        sweep([run, other], ["tome"], [2], rounds=0)
+
+
+def test_the_command_writes_table_json_csv_and_plots(trained, dtem, tmp_path):
+    said = dtem("sweep", trained, trained, "--policies", "tome,dtem", "--reductions", "0,2", "--rounds", "1", "--out", tmp_path)
+    rows = json.loads((tmp_path / "sweep.json").read_text())[0]["points"]
+    assert [(row["policy"], row["target"]) for row in rows] == [("none", 0), ("tome", 2), ("dtem", 2)]
+    assert rows[2]["schedule"] == [2, 2, 2] and len(rows[2]["scores"]["top1"]) == 2 and rows[1]["gflops"] == 2 * rows[1]["gmacs"]
+    assert "| dtem" in said and "GMACs (papers' GFLOPs)" in said and "images/s" in said
+    with open(tmp_path / "sweep.csv", encoding="utf-8") as file:
+        assert [row["policy"] for row in csv.DictReader(file)] == ["none", "tome", "dtem"]
+    assert (tmp_path / "sweep_digits.png").read_bytes().startswith(b"\x89PNG")
+    assert all(f">{name}<" in (tmp_path / "sweep_digits.svg").read_text() for name in ("tome", "dtem", "unmerged"))
+
+
+@pytest.mark.parametrize("argv", [["--macs", "1.5"], ["--macs", "half"], ["--reductions", "-1"], ["--macs", "0.5", "--reductions", "2"]])
+def test_a_wrong_command_line_exits_with_2(argv, capsys):
+    from launch import cli
+
+    with pytest.raises(SystemExit) as done:
+        cli.main(["sweep", "runs/x", *argv])
+    assert done.value.code == 2
+
+
+def test_macs_that_cannot_be_reached_are_refused_before_anything_runs(trained, dtem):
+    assert "cannot be reached" in dtem("sweep", trained, "--macs", "0.05", code=2)
+    assert "unknown merge policy 'tme'; did you mean 'tome'" in dtem("sweep", trained, "--policies", "tme", code=2)
+
+
+def test_equal_plots_are_equal_files(tmp_path):
+    whole, curve = Curve("none", [4e6], [[90.0]]), Curve("tome", [3e6, 2e6], [[80.0, 82.0], [70.0, 71.0]])
+    first = [path.read_bytes() for path in plot_curves([curve], whole, "top1", "x", tmp_path / "a")]
+    assert first == [path.read_bytes() for path in plot_curves([curve], whole, "top1", "x", tmp_path / "b")]
+
+
+def test_tables_line_up():
+    table = markdown(["policy", "top1"], [["tome", "1"], ["dtem_untrained", "12.345"]])
+    assert len({len(line) for line in table.splitlines()}) == 1 and table.splitlines()[1].endswith("-: |")
+    assert spread([1.0]) == "1.00" and spread([1.0, 3.0]) == "2.00 ± 1.00"
