@@ -1,7 +1,7 @@
 """DTEM on the frozen CIFAR-10 ViT, taught by the unmerged model; each step draws its own reduction.
 
 command    dtem train --config configs/cifar10_vit_dtem.py      (after configs/cifar10_vit.py)
-then       dtem sweep --run runs/cifar10_vit_dtem
+then       dtem sweep runs/cifar10_vit_dtem
 hardware   2 CPU cores
 expected   to be measured
 """

@@ -1,7 +1,7 @@
 """DTEM on a frozen DeiT-Tiny: only the metric embeddings are trained.
 
 command    deepspeed --num_gpus 8 launch/train.py --config configs/imagenet_deit_tiny_dtem_modular.py
-then       dtem sweep --run runs/imagenet_deit_tiny_dtem_modular
+then       dtem sweep runs/imagenet_deit_tiny_dtem_modular
 hardware   8 GPUs for the paper's global batch of 1024; memory not measured: on small ones, halve batch_size and double accumulation
 expected   no published figure for this setting that we could check; merged: to be measured
            unmerged: 72.2 top-1 (DeiT, arXiv 2012.12877), which merging approaches from below
