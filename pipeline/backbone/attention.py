@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from pipeline.backbone.exact_attention import exact_attention
 
-SMALLEST_SIZE = 1e-6
-"""A token of size 0 attends like one of this size: the forward pass cannot tell, and the gradient to the size stays finite."""
+SMALLEST_SIZE = 1e-20
+"""A token of size 0 attends like one of this size: even a logit 30 above all others does not show in the forward pass, and the
+gradient to the size stays finite, as the weight that it multiplies is as small as its inverse is large."""
 
 
 def log_size(size: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Weights into a backbone or a whole model, whatever style their keys are in."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRep
     """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, or those of the authors' DTEM release.
 
     Position embeddings of another grid are resampled. A timm classifier finds the task head of the same shape and name.
-    Raises CheckpointError where nothing fits or a tensor has another shape, naming the first.
+    Raises CheckpointError where nothing fits or a tensor has another shape, naming the first; the module is then as it was.
     """
     own = dict(module.state_dict(keep_vars=True))
     wanted = {_plain(key): key for key in own}
@@ -45,8 +46,10 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRep
     if not fitting:
         raise CheckpointError(f"no key of the checkpoint fits this model: it has {next(iter(given), 'none')}, the model {next(iter(own))}")
     backbone = module if isinstance(module, MergingViT) else module.get_submodule("backbone")
-    for key, value in fitting.items():
-        _copy(key, own[key], _resampled(key, own[key], value, backbone))
+    ready = {key: _checked(key, own[key], _resampled(key, own[key], value, backbone)) for key, value in fitting.items()}
+    with torch.no_grad():
+        for key, value in ready.items():
+            own[key].copy_(value)
     left = tuple(key for key in given if key not in wanted)
     return LoadReport(tuple(fitting), tuple(key for key in own if key not in fitting), left)
 
@@ -112,15 +115,19 @@ def _release_to_timm(given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _resampled(key: str, own: Tensor, value: Tensor, backbone: nn.Module) -> Tensor:
+    """A position embedding brought to the module's grid, where it comes from a square one; anything else as it is."""
     assert isinstance(backbone, MergingViT)
     if not key.endswith("pos_embed") or own.shape == value.shape:
         return value
     prefix = 0 if backbone.no_embed_class else backbone.num_prefix
+    positions = value.shape[1] - prefix
+    if positions <= 0 or math.isqrt(positions) ** 2 != positions:
+        return value
     return resample_abs_pos_embed(value, new_size=list(backbone.grid), num_prefix_tokens=prefix)
 
 
-def _copy(key: str, own: Tensor, value: Tensor) -> None:
+def _checked(key: str, own: Tensor, value: Tensor) -> Tensor:
     if own.shape != value.shape:
-        raise CheckpointError(f"'{key}' is {tuple(value.shape)} in the checkpoint and {tuple(own.shape)} in the model: another architecture")
-    with torch.no_grad():
-        own.copy_(value)
+        shapes = f"{tuple(value.shape)} in the checkpoint and {tuple(own.shape)} in the model"
+        raise CheckpointError(f"'{key}' is {shapes}: another architecture")
+    return value

@@ -226,3 +226,13 @@ def test_merging_until_nothing_is_left_to_merge(variant, training):
     if training and model.policy.relaxed:
         probe(output).backward()
         assert all(grad.isfinite().all() for grad in gradients(model).values())
+
+
+def test_straight_through_trains_on_the_forward_pass_of_inference():
+    model = tiny_vit("dtem_straight_through", reduction=14)
+    with torch.no_grad():
+        trained, inferred = model.train()(images()).final, model.eval()(images()).final
+    live = inferred.num_active
+    torch.testing.assert_close(trained.tokens[:, :live], inferred.tokens, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trained.size[:, :live], inferred.size)
+    assert not trained.size[:, live:].any()

@@ -1,0 +1,168 @@
+"""Weights in three styles of keys, and what is refused."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import IMG, SIZES, images, tiny_vit
+
+from pipeline.backbone.build import create_vit
+from pipeline.backbone.load import load_weights, read_state_dict
+from pipeline.errors import CheckpointError
+from pipeline.model import MultiTaskModel
+from pipeline.objectives import OBJECTIVES
+from tasks.classification import ClassificationTask
+
+NAME = "deit_tiny_patch16_224"
+
+
+def timm_vit(**options):
+    return create_vit(NAME, num_classes=10, img_size=options.pop("img_size", IMG), timm_options=SIZES | options)
+
+
+def classifier(variant="dtem", num_classes=10, **arguments):
+    backbone = tiny_vit(variant, **arguments)
+    return MultiTaskModel(backbone, {"animals": ClassificationTask(backbone, num_classes=num_classes)}, OBJECTIVES.build("supervised"))
+
+
+def release_style(state, dim=48, metric_dim=16):
+    """As the authors' release saves: qkv and metric apart, and once more side by side."""
+    given = {}
+    for key, value in state.items():
+        if ".attn.qkv." not in key:
+            given[key] = value
+            continue
+        block, _, kind = key.partition(".attn.qkv.")
+        metric = torch.randn(metric_dim, dim) if kind == "weight" else torch.randn(metric_dim)
+        given |= {
+            f"{block}.attn.qkv.qkv_layer.{kind}": value,
+            f"{block}.attn.qkv.metric_layer.{kind}": metric,
+            f"{block}.attn.qkv.{kind}": torch.full((len(value) + metric_dim, *value.shape[1:]), torch.nan),
+        }
+    return given
+
+
+def test_timm_keys_leave_only_the_metric_embeddings_as_they_were():
+    vit, model = timm_vit(), tiny_vit("dtem", seed=3)
+    report = load_weights(model, vit.state_dict())
+    assert set(report.taken) == set(vit.state_dict()) - {"head.weight", "head.bias"}
+    assert set(report.missing) == {name for name in model.state_dict() if ".metric." in name}
+    assert set(report.left) == {"head.weight", "head.bias"}
+    for key in report.taken:
+        assert torch.equal(model.state_dict()[key], vit.state_dict()[key])
+    assert "took" in str(report) and "head.weight" in str(report)
+
+
+def test_a_timm_classifier_finds_the_head_of_the_task():
+    vit, model = timm_vit(), classifier()
+    report = load_weights(model, vit.state_dict())
+    assert not report.left and all(".metric." in name for name in report.missing)
+    with torch.no_grad():
+        logits = model.tasks["animals"].logits(model.eval().backbone(images(), reduction=0))
+        torch.testing.assert_close(logits, vit.eval()(images()), atol=1e-5, rtol=1e-5)
+
+
+def test_our_own_keys_go_around_in_full():
+    model, other = classifier(seed=3), classifier(seed=4)
+    report = load_weights(other, model.state_dict())
+    assert not report.missing and not report.left
+    assert all(torch.equal(other.state_dict()[key], value) for key, value in model.state_dict().items())
+    backbone = tiny_vit("dtem", seed=5)
+    assert not load_weights(backbone, model.state_dict()).missing
+    assert torch.equal(backbone.blocks[1].metric.weight, model.backbone.blocks[1].metric.weight)
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "backbone."])
+def test_keys_of_the_release_bring_their_metric_layers(wrapper):
+    given = release_style(timm_vit().state_dict())
+    model = tiny_vit("dtem")
+    report = load_weights(model, {wrapper + key: value for key, value in given.items()})
+    assert not report.missing and set(report.left) == {"head.weight", "head.bias"}
+    for i, block in enumerate(model.blocks):
+        assert torch.equal(block.metric.weight, given[f"blocks.{i}.attn.qkv.metric_layer.weight"])
+        assert torch.equal(block.attn.qkv.bias, given[f"blocks.{i}.attn.qkv.qkv_layer.bias"])
+
+
+def test_keys_of_the_release_leave_their_metric_layers_where_nothing_takes_them():
+    report = load_weights(tiny_vit("tome"), release_style(timm_vit().state_dict()))
+    assert not report.missing
+    assert {key for key in report.left if "metric" in key} == {f"blocks.{i}.metric.{kind}" for i in range(3) for kind in ("weight", "bias")}
+
+
+def test_another_shape_is_refused_by_name():
+    wide = create_vit(NAME, num_classes=0, img_size=IMG, timm_options=SIZES | {"embed_dim": 96})
+    with pytest.raises(CheckpointError, match=r"'cls_token' is \(1, 1, 96\) in the checkpoint and \(1, 1, 48\) in the model"):
+        load_weights(tiny_vit("dtem"), wide.state_dict())
+    with pytest.raises(CheckpointError, match="no key of the checkpoint fits"):
+        load_weights(tiny_vit("dtem"), {"conv1.weight": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match="no key of the checkpoint fits"):
+        load_weights(tiny_vit("dtem"), {})
+
+
+def test_a_refused_state_leaves_the_module_as_it_was():
+    model = tiny_vit("dtem")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {key: value + 1 for key, value in before.items()} | {"norm.bias": torch.zeros(7)}
+    with pytest.raises(CheckpointError, match="norm.bias"):
+        load_weights(model, state)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_position_embeddings_with_other_prefix_tokens_are_refused():
+    with pytest.raises(CheckpointError, match="pos_embed"):
+        load_weights(tiny_vit("tome", prefix="distilled"), tiny_vit("tome").state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["class token", "distilled", "registers", "no prefix, average pooling"])
+def test_position_embeddings_of_another_grid_are_resampled(prefix):
+    small, large = tiny_vit("tome", prefix=prefix), tiny_vit("tome", prefix=prefix, img_size=96)
+    load_weights(large, small.state_dict())
+    with torch.no_grad():
+        resampled_before = large.eval()(images(2, 96), reduction=0).final.tokens
+        resampled_inside = small.eval()(images(2, 96), reduction=0).final.tokens
+    torch.testing.assert_close(resampled_before, resampled_inside)
+
+
+class Hostile:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_a_file_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path):
+    marker = tmp_path / "it ran"
+    torch.save({"model": Hostile(str(marker))}, tmp_path / "hostile.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Hostile(str(marker))))
+    for name in ("hostile.pth", "bare.pth"):
+        with pytest.raises(CheckpointError, match=name):
+            read_state_dict(tmp_path / name)
+    assert not marker.exists()
+
+
+def test_files_are_read_whatever_wraps_the_state(tmp_path):
+    state = {"head.bias": torch.arange(3.0)}
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save({"model": state}, tmp_path / "c.pth")
+    torch.save({"state_dict": state}, tmp_path / "d.pt")
+    for path in tmp_path.iterdir():
+        assert torch.equal(read_state_dict(path)["head.bias"], state["head.bias"])
+
+
+def test_files_that_hold_no_weights_are_refused_by_name(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save({"epoch": 3}, tmp_path / "numbers.pth")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    for path in tmp_path.iterdir():
+        with pytest.raises(CheckpointError, match=path.name):
+            read_state_dict(path)
+    with pytest.raises(CheckpointError, match="no checkpoint file"):
+        read_state_dict(tmp_path / "missing.pth")
