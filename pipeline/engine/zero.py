@@ -23,7 +23,10 @@ from pipeline.interfaces import Batch, Sums, TaskOutput
 
 
 class ZeroEngine:
-    """The protocol over a DeepSpeed engine. A step whose gradient norm is not finite is skipped, by all ranks or by none."""
+    """The protocol over a DeepSpeed engine. A step whose gradient norm is not finite is skipped, by all ranks or by none.
+
+    At stages 1 to 3 DeepSpeed itself decides that, for which it reads the norm from the device in every step.
+    """
 
     def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
         settings = zero_config(config)

@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,33 +13,41 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Context manager that catches SIGTERM and SIGUSR1. A second signal changes nothing."""
+    """Context manager that catches SIGTERM and SIGUSR1. A second signal changes nothing.
+
+    Launchers and schedulers signal a whole process group. The signals are therefore blocked, which worker processes inherit: they
+    go on loading until the run has stopped. A thread that was there before may still receive one, which is what the handler is for.
+    """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._received = False
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._mask: set[Any] = set()
         self._asked: _Later | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def agreed(self, engine: Engine) -> bool:
         """Whether any rank was asked to stop; the same answer on every rank. Called by all ranks after every step.
 
         With several ranks it is the answer of the step before, which has long arrived: the device never waits for it.
         """
+        here = self._received or not signal.sigpending().isdisjoint(SIGNALS)
         if engine.world_size == 1:
-            return self.received is not None
-        asked, self._asked = self._asked, _Later(engine.all_reduce(torch.tensor([float(self.received is not None)], device=engine.device)))
+            return here
+        asked, self._asked = self._asked, _Later(engine.all_reduce(torch.tensor([float(here)], device=engine.device)))
         return asked is not None and asked.read() > 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+        self._received = True
 
 
 class _Later:

@@ -1,6 +1,7 @@
 import os
 import signal
 
+import psutil
 import pytest
 import torch
 
@@ -39,18 +40,20 @@ def test_ten_steps_equal_six_saved_loaded_and_four(tiny_run, tmp_path, name):
     assert not all(torch.equal(whole.tensors[name], tensor) for name, tensor in read_checkpoint(part_way).tensors.items())
 
 
-def test_a_signal_saves_and_auto_continues_to_the_same_end(tiny_run, tmp_path, monkeypatch, capfd):
+def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny_run, tmp_path, monkeypatch, capfd):
+    """A scheduler signals data workers too."""
     train(tiny_run(tmp_path / "whole"))
     step = loop._train_step
 
     def step_with_signal(run, *rest):
         if run.progress.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for pid in (os.getpid(), *(child.pid for child in psutil.Process().children())):
+                os.kill(pid, signal.SIGTERM)
         return step(run, *rest)
 
     monkeypatch.setattr(loop, "_train_step", step_with_signal)
     before = signal.getsignal(signal.SIGTERM)
-    train(tiny_run(tmp_path / "parts"))
+    train(tiny_run(tmp_path / "parts", data=dict(workers=1)))
     assert "stopped as asked after step 3 of 6" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (tmp_path / "parts/checkpoints/step_00000006").exists()
