@@ -1,0 +1,71 @@
+"""Objectives: the task's own loss, and agreement with the unmerged model."""
+
+import pytest
+import torch
+from tiny import RELAXED, images, tiny_vit
+
+from pipeline.data.targets import ClassificationTargets
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch
+from pipeline.model import MultiTaskModel
+from pipeline.objectives import OBJECTIVES
+from tasks.classification import ClassificationTask
+
+
+def model(objective, variant="dtem", reduction=8, **options):
+    backbone = tiny_vit(variant, reduction=reduction)
+    return MultiTaskModel(backbone, {"animals": ClassificationTask(backbone, num_classes=10)}, OBJECTIVES.build(objective, **options))
+
+
+def batch(size=4):
+    return Batch("animals", images(size), ClassificationTargets(torch.arange(size)))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("variant", RELAXED)
+def test_every_objective_trains_every_metric_embedding_but_the_last(objective, variant):
+    """The last one reaches a class-token head through nothing, so its gradient is there and zero."""
+    trained = model(objective, variant).train()
+    for name, parameter in trained.named_parameters():
+        parameter.requires_grad_(".metric." in name)
+    with torch.no_grad():
+        trained.tasks["animals"].head.weight.normal_()
+    output = trained(batch())
+    output.loss.backward()
+    assert output.loss.isfinite() and all(not total.requires_grad for total, _ in output.logs.values())
+    reached = [block.metric.weight.grad.abs().max().item() > 0 for block in trained.backbone.blocks]
+    assert reached[:-1] == [True, True]
+
+
+def test_the_supervised_loss_is_that_of_the_task():
+    trained = model("supervised").train()
+    torch.testing.assert_close(trained(batch()).loss, trained.predict(batch()).loss)
+
+
+def test_distillation_finds_nothing_to_change_in_an_unmerged_model():
+    trained = model("distill", reduction=0).eval()
+    output = trained(batch())
+    torch.testing.assert_close(output.loss, torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert output.logs["distill"][1] == 4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_is_the_divergence_from_the_unmerged_model_held_fixed(temperature):
+    trained = model("distill", temperature=temperature, weight=0.75).train()
+    parameters = [parameter for name, parameter in trained.named_parameters() if "blocks.2.metric" not in name]
+    with torch.no_grad():
+        trained.tasks["animals"].head.weight.normal_()
+        teacher = trained.predict(batch(), reduction=0, relaxed=False).predictions
+    student = trained.predict(batch())
+    p, q = (torch.softmax(logits / temperature, dim=1) for logits in (teacher, student.predictions))
+    divergence = (p * (p / q).log()).sum(1).mean() * temperature**2
+    expected, loss = 0.75 * divergence + 0.25 * student.loss, trained(batch()).loss
+    torch.testing.assert_close(loss, expected)
+    for got, wanted in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        assert (got - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6
+
+
+@pytest.mark.parametrize("options", [{"weight": 0}, {"weight": 1.5}, {"temperature": 0}, {"wieght": 1}])
+def test_options_that_mean_nothing_are_refused(options):
+    with pytest.raises(ConfigError):
+        OBJECTIVES.build("distill", **options)

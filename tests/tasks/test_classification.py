@@ -1,0 +1,121 @@
+"""Pooling, and classification with timm's heads."""
+
+import pytest
+import torch
+from tiny import IMG, PREFIXES, SIZES, VARIANTS, images, tiny_vit
+
+from pipeline.backbone.build import create_vit
+from pipeline.backbone.load import load_weights
+from pipeline.data.targets import ClassificationTargets
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch
+from pipeline.merging.policies import POLICIES
+from pipeline.model import TASKS, MultiTaskModel
+from pipeline.objectives import OBJECTIVES
+from pipeline.token_state import TokenState
+from tasks.classification import ClassificationTask
+from tasks.pooling import pool
+
+
+def classifier(variant="dtem", prefix="class token", reduction=8, **head):
+    backbone = tiny_vit(variant, prefix=prefix, reduction=reduction)
+    task = TASKS.build("classification", backbone, **{"num_classes": 10} | head)
+    return MultiTaskModel(backbone, {"animals": task}, OBJECTIVES.build("supervised"))
+
+
+def batch(size=8, labels=None):
+    return Batch("animals", images(size), ClassificationTargets(torch.arange(size) % 10 if labels is None else labels))
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_unmerged_logits_are_those_of_timm(prefix):
+    name, timm_options = PREFIXES[prefix]
+    vit = create_vit(name, num_classes=10, img_size=IMG, timm_options=SIZES | timm_options).eval()
+    model = classifier(prefix=prefix, reduction=0).eval()
+    report = load_weights(model, vit.state_dict())
+    assert not report.left and all(".metric." in key for key in report.missing)
+    with torch.no_grad():
+        torch.testing.assert_close(model.predict(batch()).predictions, vit(images(8)), atol=1e-5, rtol=1e-5)
+
+
+def test_average_pooling_counts_a_token_by_its_size():
+    tokens = torch.tensor([[[9.0], [1.0], [4.0]]])
+    state = TokenState(tokens, torch.tensor([[1.0, 3.0, 1.0]]), None, (2, 2), 1, 3)
+    assert pool(state, "avg").tolist() == [[(3 * 1 + 4) / 4]] and pool(state, "token").tolist() == [[9.0]]
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES.names() if name != "none"])
+def test_a_merge_does_not_change_the_average(policy):
+    tokens = torch.randn(2, 17, 5)
+    state = TokenState.start(tokens, (4, 4), 1)
+    merged = POLICIES.build(policy).merge(state, tokens, 6)
+    torch.testing.assert_close(pool(merged, "avg"), tokens[:, 1:].mean(1))
+
+
+def test_pooling_that_cannot_be_is_refused():
+    state = TokenState.start(torch.randn(2, 16, 5), (4, 4), 0)
+    with pytest.raises(ConfigError, match="use pool='avg'"):
+        pool(state, "token")
+    with pytest.raises(ConfigError, match="'max'"):
+        pool(state, "max")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_eight_samples_can_be_learned_by_heart(variant):
+    model, samples = classifier(variant), batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model.train()
+    for _ in range(40):
+        output = model(samples)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert output.loss < 0.2
+    assert output.logs["loss"][1] == 8 and not output.logs["loss"][0].requires_grad
+
+
+@pytest.mark.parametrize("variant", ["none", "tome", "dtem"])
+def test_evaluation_counts_samples_so_that_batches_add(variant):
+    model, samples = classifier(variant).eval(), batch(8)
+    whole = model.evaluate(samples)
+    halves = [
+        model.evaluate(Batch("animals", samples.images[part], ClassificationTargets(samples.targets.labels[part])))
+        for part in (slice(0, 3), slice(3, 8))
+    ]
+    for name in ("top1", "top5", "loss"):
+        for i in (0, 1):
+            torch.testing.assert_close(halves[0][name][i] + halves[1][name][i], whole[name][i], atol=1e-4, rtol=1e-5)
+    assert whole["top1"][1] == 8 and whole["top1"][0] <= whole["top5"][0]
+
+
+def test_top1_and_top5_by_hand():
+    task = ClassificationTask(tiny_vit("none"), num_classes=10)
+    logits = torch.zeros(3, 10)
+    logits[:, :6] = torch.tensor([6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
+    task.logits = lambda output: logits
+    sums = task.evaluate(None, batch(3, labels=torch.tensor([0, 4, 5])))
+    assert sums["top1"][0] == 1 and sums["top5"][0] == 2
+
+
+def test_a_model_in_training_mode_is_evaluated_under_the_merge_of_inference():
+    model, samples = classifier("dtem_soft"), batch()
+    torch.testing.assert_close(model.train().evaluate(samples), model.eval().evaluate(samples))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_labels_are_cross_entropy_with_soft_targets(smoothing):
+    model = classifier("none", label_smoothing=smoothing).eval()
+    soft = torch.softmax(torch.randn(8, 10), dim=1)
+    output = model(batch(labels=soft))
+    wanted = soft * (1 - smoothing) + smoothing / 10
+    expected = -(wanted * torch.log_softmax(output.predictions, dim=1)).sum(1).mean()
+    torch.testing.assert_close(output.loss, expected)
+    one_hot = torch.nn.functional.one_hot(torch.arange(8), 10).float()
+    torch.testing.assert_close(model(batch(labels=one_hot)).loss, model(batch()).loss)
+
+
+def test_logits_are_float32_under_autocast():
+    model = classifier("dtem").train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(batch())
+    assert output.predictions.dtype == output.loss.dtype == torch.float32
