@@ -70,7 +70,7 @@ def create_vit(
 def _check_supported(vit: nn.Module, name: str) -> None:
     """Refuses what MergingViT would compute wrongly, by the part that is in the way."""
     if not isinstance(vit, VisionTransformer):
-        raise ConfigError(f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer class (ViT, DeiT, MAE, DINOv2, ...)")
+        raise ConfigError(f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer (ViT, DeiT, MAE, DINOv2, ...)")
     strange_block = next((type(b).__name__ for b in vit.blocks if type(b) is not Block), None)
     strange_attention = next((type(b.attn).__name__ for b in vit.blocks if type(getattr(b, "attn", None)) is not Attention), None)
     obstacle = None
