@@ -67,30 +67,30 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
 
 
-def inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def inference(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
     """One call classifies the batch."""
     model.to(images.device).eval()
 
     @torch.inference_mode()
     def run() -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.dtype == torch.bfloat16):
-            return logits_of(model, images.float())
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            return logits_of(model, images)
 
     return run
 
 
-def modular_step(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """One call is a training step: forward, backward, AdamW, all but the metric embeddings frozen."""
+def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32, *, only: str = "") -> Callable[[], Tensor]:
+    """One call is a step: forward, backward, AdamW. only: part of the names of what is trained; `metric` is modular training."""
     model.to(images.device).train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("metric" in name)
+        parameter.requires_grad_(only in name)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-4)
     labels = torch.arange(len(images), device=images.device) % CLASSES
-    batch = Batch("imagenet", images.float(), ClassificationTargets(labels))
+    batch = Batch("imagenet", images, ClassificationTargets(labels))
 
     def run() -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.dtype == torch.bfloat16):
-            loss = model(batch).loss if isinstance(model, MultiTaskModel) else F.cross_entropy(model(batch.images), labels)
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            loss = model(batch).loss if isinstance(model, MultiTaskModel) else F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

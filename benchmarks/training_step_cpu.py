@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from contestants import modular_step, ours, release, unmerged
+from contestants import ours, release, training_step, unmerged
 from measure import in_turns, peak_memory, ratio, summary, write_record
 from torch import Tensor
 
@@ -19,8 +19,8 @@ def step(variant: str, model: str, batch: int, r: int, path: str) -> Callable[[]
     images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     theirs = release(unmerged(model), path, r=r)
     if variant == "release":
-        return modular_step(theirs, images)
-    return modular_step(ours(theirs, model, policy="dtem", r=r, **VARIANTS[variant]), images)
+        return training_step(theirs, images, only="metric")
+    return training_step(ours(theirs, model, policy="dtem", r=r, **VARIANTS[variant]), images, only="metric")
 
 
 def main() -> None:
