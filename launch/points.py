@@ -1,5 +1,6 @@
 """What a sweep measures: one point per policy and reduction, on the weights of one or several runs of one setup."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
 from pipeline.train.evaluate import evaluate
+
+log = logging.getLogger(__name__)
 
 Target = float | int
 """A share of the unmerged MACs in (0, 1), or tokens removed per block."""
@@ -91,16 +94,26 @@ Plan = list[tuple[str, Target, ReductionSpec]]
 
 
 def _plan(run: SavedRun, task: str, models: dict[str, list[MultiTaskModel]], wanted: dict[str, list[Target]]) -> Plan:
-    """Policy, target and reduction of each point. The metric's own cost counts, so equal MACs can be different reductions."""
+    """Policy, target and reduction of each point. The metric's own cost counts, so equal MACs can be different reductions.
+
+    What a policy cannot reach is left out, and said so; ConfigError where nothing is left.
+    """
     plan: Plan = []
     for policy, targets in wanted.items():
-        model = models[policy][0]
         for target in targets:
-            if isinstance(target, float):
-                plan.append((policy, target, reduction_for_macs(model.backbone, target, grid_of(run, model, task))))
-            else:
-                plan.append((policy, target, checked_reduction(run, model, task, target)))
+            try:
+                plan.append((policy, target, _reduction(run, models[policy][0], task, target)))
+            except ConfigError as err:
+                log.warning("%s, task %s, is left out at %s: %s", policy, task, target, err)
+    if {policy for policy, _, _ in plan} == {"none"} != set(wanted):
+        raise ConfigError(f"no policy can be run at any of the asked points of task '{task}': see the reasons above")
     return plan
+
+
+def _reduction(run: SavedRun, model: MultiTaskModel, task: str, target: Target) -> ReductionSpec:
+    if isinstance(target, float):
+        return reduction_for_macs(model.backbone, target, grid_of(run, model, task))
+    return checked_reduction(run, model, task, target)
 
 
 def _sweep_task(

@@ -83,8 +83,13 @@ def test_a_wrong_command_line_exits_with_2(argv, capsys):
     assert done.value.code == 2
 
 
-def test_macs_that_cannot_be_reached_are_refused_before_anything_runs(trained, dtem):
-    assert "cannot be reached" in dtem("sweep", trained, "--macs", "0.05", code=2)
+def test_a_point_that_cannot_be_reached_is_left_out_and_said_so(trained, caplog):
+    points = sweep([read_run(trained)], ["tome"], [0.05, 0.8], rounds=0)[0].points
+    assert [point.target for point in points] == [0.8] and "5% of the MACs cannot be reached" in caplog.text
+
+
+def test_a_sweep_without_points_or_with_strange_policies_is_refused(trained, dtem):
+    assert "no policy can be run at any of the asked points" in dtem("sweep", trained, "--macs", "0.05", code=2)
     assert "unknown merge policy 'tme'; did you mean 'tome'" in dtem("sweep", trained, "--policies", "tme", code=2)
 
 
