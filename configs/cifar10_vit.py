@@ -1,18 +1,21 @@
-"""A ViT of 2.9 M parameters on CIFAR-10, unmerged: the backbone that cifar10_vit_dtem.py freezes.
+"""A ViT of 0.7 M parameters on CIFAR-10, unmerged: the backbone that cifar10_vit_dtem.py freezes.
 
 data       CIFAR-10 as shards in data/cifar10 (dtem shards make imagefolder PATH data/cifar10)
 command    dtem train --config configs/cifar10_vit.py
-hardware   2 CPU cores
-expected   to be measured
+           or, on both cores: deepspeed --num_accelerators 2 launch/train.py --config configs/cifar10_vit.py \
+               --cfg-options engine.type=deepspeed tasks.cifar10.data.batch_size=32
+hardware   2 CPU cores, about half an hour
+expected   benchmarks/records/cifar10_dtem_vs_tome.json, the unmerged score
 """
 
 _base_ = ["_base_/task/cifar10.py", "_base_/engine/local_cpu.py"]
 backbone = dict(
     name="vit_tiny_patch16_224",
     img_size=32,
-    drop_path=0.05,
-    options=dict(patch_size=4, embed_dim=192, depth=8, num_heads=6, mlp_ratio=3),
+    options=dict(patch_size=4, embed_dim=96, depth=6, num_heads=3),
 )
-optim = dict(lr=1e-3, min_lr=1e-5, warmup_steps=500, weight_decay=0.05, clip_grad=1.0)
-train = dict(mode="backbone", epochs=20, eval_every=1760, save_every=880)
+engine = dict(precision="bf16", threads=1, zero_stage=0)
+tasks = dict(cifar10=dict(data=dict(batch_size=64), head=dict(label_smoothing=0.05)))
+optim = dict(lr=1e-3, min_lr=1e-5, warmup_steps=300, weight_decay=0.05, betas=(0.9, 0.99), clip_grad=1.0)
+train = dict(mode="backbone", epochs=6, eval_every=1406, save_every=703)
 output = "runs/{{ fileBasenameNoExtension }}"

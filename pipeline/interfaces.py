@@ -83,6 +83,11 @@ class Task(Protocol):
         """Disagreement of two outputs for the same batch, a scalar; 0 where they agree."""
         ...
 
+    def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
+        """Log-likelihood, summed over samples, of targets drawn from the output's own predictions: its gradient's square is their Fisher
+        information. Draws from the global generator."""
+        ...
+
     def evaluate(self, output: BackboneOutput, batch: Batch) -> Sums:
         """Sums of the evaluation metrics over the batch's samples; counts are samples, so that batches and ranks add."""
         ...

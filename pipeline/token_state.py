@@ -76,8 +76,20 @@ class TokenState:
 
 
 @dataclass(frozen=True)
+class MergePoint:
+    """What a block's merge is decided on: the state right before it, whose tokens are in the graph, and the metric [B, M, F]."""
+
+    state: TokenState
+    metric: Tensor
+
+
+@dataclass(frozen=True)
 class BackboneOutput:
-    """final: the state after the backbone's last norm. taps: the states after the asked-for blocks, before that norm."""
+    """final: the state after the backbone's last norm. taps: the states after the asked-for blocks, before that norm.
+
+    merge_points: one per block, where they were asked for.
+    """
 
     final: TokenState
     taps: tuple[TokenState, ...] = ()
+    merge_points: tuple[MergePoint, ...] = ()

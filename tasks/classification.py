@@ -55,6 +55,12 @@ class ClassificationTask(nn.Module):
         given = F.log_softmax(student.predictions / temperature, dim=-1)
         return F.kl_div(given, wanted, log_target=True, reduction="batchmean") * temperature**2
 
+    def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
+        """For each image a class drawn from the predicted ones; the sum of their log-likelihoods."""
+        log_likelihood = F.log_softmax(output.predictions, dim=-1)
+        drawn = torch.multinomial(log_likelihood.detach().exp(), 1)
+        return log_likelihood.gather(1, drawn).sum()
+
     @torch.no_grad()
     def evaluate(self, output: BackboneOutput, batch: Batch) -> Sums:
         """top1, top5 (shares of samples) and loss, as sums over the batch and its sample count."""

@@ -16,7 +16,7 @@ from pipeline.backbone.attention import attend
 from pipeline.errors import ConfigError
 from pipeline.interfaces import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
-from pipeline.token_state import BackboneOutput, TokenState
+from pipeline.token_state import BackboneOutput, MergePoint, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
@@ -34,15 +34,32 @@ class MergingBlock(nn.Module):
         width = policy.metric_dim(attn.qkv.in_features, attn.head_dim)
         self.metric = nn.Linear(attn.qkv.in_features, width) if policy.metric_source == "embedding" else None
 
-    def forward(self, state: TokenState, r: int, *, merged: bool, relaxed: bool) -> TokenState:
-        """merged: whether an earlier block merged, so that sizes differ. relaxed: use the policy's differentiable merge."""
+    def forward(
+        self, state: TokenState, r: int, *, merged: bool, relaxed: bool, points: list[MergePoint] | None = None
+    ) -> TokenState:
+        """merged: whether an earlier block merged, so that sizes differ. relaxed: use the policy's differentiable merge.
+
+        points: receives what the merge is decided on.
+        """
         use_size = merged and (self.proportional_attention == "always" or (self.proportional_attention == "train" and self.training))
         x = self.norm1(state.tokens)
         mixed, keys = attend(self.attn, x, state.size if use_size else None, exact=relaxed and self.policy.exact_attention)
         state = state.with_tokens(state.tokens + self.drop_path1(self.ls1(mixed)))
+        if points is not None:
+            state = self._observe(state, x, keys, points)
         if r > 0:
             state = self.policy.merge(state, self._metric_of(x, keys), r, training=relaxed)
         return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
+
+    def _observe(self, state: TokenState, x: Tensor, keys: Tensor, points: list[MergePoint]) -> TokenState:
+        """The state with tokens that a gradient can be asked for, also where everything before them is frozen."""
+        metric = self._metric_of(x, keys)
+        if metric is None:
+            raise ConfigError("merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')")
+        if not state.tokens.requires_grad:
+            state = state.with_tokens(state.tokens.detach().requires_grad_())
+        points.append(MergePoint(state, metric))
+        return state
 
     def _metric_of(self, x: Tensor, keys: Tensor) -> Tensor | None:
         """[B, M, F]: what the policy compares. The embedding never shapes the backbone's features: its input is detached."""
@@ -99,8 +116,11 @@ class MergingViT(nn.Module):
         taps: Collection[int] = (),
         soft_source: bool = False,
         relaxed: bool | None = None,
+        merge_points: bool = False,
     ) -> BackboneOutput:
         """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order.
+
+        merge_points: return what every block's merge is decided on, too; this needs gradients enabled.
 
         relaxed: merge differentiably; None does so in training mode where the policy can. soft_source: keep a soft source map
         (B * N * N floats) through a relaxed merge, for heads that unmerge. Raises ConfigError where H or W does not divide by the patch.
@@ -109,16 +129,17 @@ class MergingViT(nn.Module):
         tokens, grid = self._embed(images)
         state = TokenState.start(tokens, grid, self.num_prefix, soft_source=soft_source and relaxed)
         tapped: list[TokenState] = []
+        points: list[MergePoint] | None = [] if merge_points else None
         merged = False
         for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
-            if self.grad_checkpointing and torch.is_grad_enabled():
+            if self.grad_checkpointing and torch.is_grad_enabled() and points is None:
                 state = checkpoint(block, state, r, merged=merged, relaxed=relaxed, use_reentrant=False)
             else:
-                state = block(state, r, merged=merged, relaxed=relaxed)
+                state = block(state, r, merged=merged, relaxed=relaxed, points=points)
             merged = merged or r > 0
             if i in taps:
                 tapped.append(state)
-        return BackboneOutput(state.with_tokens(self.norm(state.tokens)), tuple(tapped))
+        return BackboneOutput(state.with_tokens(self.norm(state.tokens)), tuple(tapped), tuple(points or ()))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""

@@ -6,4 +6,4 @@ from pipeline.registry import Registry
 
 OBJECTIVES: Registry[nn.Module] = Registry("objective")
 
-from pipeline.objectives import distill, supervised  # noqa: E402, F401  (registration)
+from pipeline.objectives import distill, merge_cost, supervised  # noqa: E402, F401  (registration)

@@ -1,0 +1,44 @@
+"""Teaches the metric what merging costs: the similarity of two tokens should be high where merging them changes the predictions little.
+
+The paper's relaxation lets the embedding feel a loss through soft merges, which hardly merge; this objective prices every pair of
+tokens instead, from one backward pass through the unmerged model, and needs neither labels nor a relaxed pass.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch, TaskOutput
+from pipeline.merging.cost import expected_cost
+from pipeline.objectives import OBJECTIVES
+
+
+@OBJECTIVES.register("merge_cost")
+class MergeCost(nn.Module):
+    """The mean over blocks of `pipeline.merging.cost.expected_cost`; no gradient reaches the backbone.
+
+    So it goes with modular training, and with end_to_end, whose backbone steps take the task's own loss under the hard merge.
+    temperature: of the choice among pairs.
+    """
+
+    def __init__(self, *, temperature: float = 0.05):
+        super().__init__()
+        if temperature <= 0:
+            raise ConfigError(f"merge_cost: temperature is {temperature}; give a number above 0")
+        self.temperature = temperature
+
+    def forward(self, model: Any, batch: Batch, *, relaxed: bool | None = None, **options: Any) -> TaskOutput:
+        """relaxed False asks for a step of the backbone. Otherwise tokens are priced, unmerged, whatever the reduction."""
+        if relaxed is False:
+            return model.predict(batch, relaxed=False, **options)
+        task = model.tasks[batch.task]
+        output = model.backbone(batch.images, reduction=0, relaxed=False, taps=task.taps, merge_points=True)
+        result = task(output, batch)
+        points = output.merge_points
+        grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.state.tokens for point in points])
+        costs = [expected_cost(point, grad, self.temperature) for point, grad in zip(points, grads, strict=True)]
+        loss = torch.stack(costs).mean()
+        count = torch.tensor(len(batch.images), device=loss.device)
+        return TaskOutput(loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions)
