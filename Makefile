@@ -31,6 +31,7 @@ demo: $(STAMP) data/digits/manifest.json ## shards, a small ViT, its merge embed
 	$(BIN)/dtem train --config configs/digits_vit.py
 	$(BIN)/dtem train --config configs/digits_demo.py
 	$(BIN)/dtem sweep runs/digits_demo
+	$(BIN)/dtem visualise runs/digits_demo
 
 test: export OMP_NUM_THREADS := 1
 test: export DS_ACCELERATOR := cpu

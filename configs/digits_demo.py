@@ -1,7 +1,7 @@
 """DTEM on the frozen digits ViT: the second half of `make demo`.
 
 command    make demo, or: dtem train --config configs/digits_demo.py      (after configs/digits_vit.py)
-then       dtem sweep runs/digits_demo
+then       dtem sweep runs/digits_demo; dtem visualise runs/digits_demo
 hardware   2 CPU cores
 expected   to be measured
 """

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{task}: reduction per block {result['schedule'][task]}")
         print(f"{task}: " + "  ".join(f"{name} {value:.6g}" for name, value in values.items()))
     if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(result, indent=1))
         print(f"wrote {args.json}")
     return 0

@@ -16,9 +16,13 @@ from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec, check_schedule
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.train import storage
+from pipeline.train.rng import seed_of
 
 UNTRAINED = "_untrained"
 """`NAME_untrained` is policy NAME with its embedding as it was drawn: the control that tells learning from architecture."""
+
+FACTS = {"config", "digest", "step", "commit", "versions"}
+"""What a manifest says beside its files."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str
     overrides: `a.b=value` changes of the configuration, for instance where the data is now. Raises CheckpointError, ConfigError.
     """
     found = storage.read_checkpoint(_find(Path(path), checkpoint))
+    if lacking := FACTS - found.facts.keys():
+        raise CheckpointError(f"{found.folder} does not say its {min(lacking)}: it was not written by `dtem train`")
     tensors = {name.removeprefix("model."): tensor for name, tensor in found.tensors.items() if name.startswith("model.")}
     average = {name.removeprefix("ema."): tensor for name, tensor in found.tensors.items() if name.startswith("ema.")}
     return SavedRun(found.folder, from_plain(found.facts["config"], overrides), tensors | average, bool(average), found.facts)
@@ -72,7 +78,7 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
     merging = own if name == own.policy else MergingConfig(policy=name)
     backbone = replace(run.config.backbone, pretrained=False, weights=None)
     with torch.random.fork_rng():
-        torch.manual_seed(run.config.seed if seed is None else seed)
+        torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))  # as training starts
         model = build_model(replace(run.config, backbone=backbone, merging=merging))
     _load(model, run, drawn=untrained)
     return model.eval()

@@ -10,6 +10,7 @@ import torch
 
 from launch.restore import build, load_run, parse_reduction, read_run
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.train import storage
 
 
 def scores(dtem, tmp_path, *argv) -> dict:
@@ -91,6 +92,15 @@ def test_a_damaged_checkpoint_is_refused(trained, dtem, tmp_path):
     (weights,) = (tmp_path / "run").glob("checkpoints/step_*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "sha256" in dtem("evaluate", tmp_path / "run", code=2)
+
+
+@pytest.mark.parametrize("change", [{"config": None}, {"config": {"backbone": {}}}, {"config": "x"}, {"step": None}])
+def test_a_strange_manifest_is_refused_with_a_typed_error(trained, dtem, tmp_path, change):
+    shutil.copytree(trained, tmp_path / "run")
+    (path,) = (tmp_path / "run").glob("checkpoints/step_*/manifest.json")
+    facts = {key: value for key, value in (json.loads(path.read_text()) | change).items() if value is not None and key != "sha256"}
+    path.write_text(json.dumps(facts | {"sha256": storage._sha256_of_facts(facts)}))
+    assert "dtem evaluate: " in dtem("evaluate", tmp_path / "run", code=2)
 
 
 @pytest.mark.parametrize("text, meant", [("8", 8), ("0.9", 0.9), ("(8,-1)", (8, -1)), ("[3,2]", [3, 2])])
