@@ -1,15 +1,17 @@
-"""DTEM on the frozen CIFAR-10 ViT, taught by the unmerged model; each step draws its own reduction.
+"""DTEM on the frozen CIFAR-10 ViT, taught what merging costs.
 
 command    dtem train --config configs/cifar10_vit_dtem.py      (after configs/cifar10_vit.py)
 then       dtem sweep runs/cifar10_vit_dtem
-hardware   2 CPU cores
-expected   to be measured
+hardware   1 CPU core, about 6 minutes
+expected   benchmarks/records/cifar10_dtem_vs_tome.json; the choice of recipe: benchmarks/records/cifar10_recipes.json
 """
 
 _base_ = ["cifar10_vit.py", "_base_/merging/dtem.py"]
-backbone = dict(weights="runs/cifar10_vit", drop_path=0.0)
-merging = dict(reduction=7)
-objective = dict(type="distill")
-optim = dict(_delete_=True, lr=1e-3, min_lr=1e-5, weight_decay=1e-4, clip_grad=5.0)
-train = dict(_delete_=True, mode="modular", epochs=3, reduction_range=(4, 16), eval_every=352)
+backbone = dict(weights="runs/cifar10_vit")
+merging = dict(reduction=8)
+objective = dict(type="merge_cost")
+tasks = dict(cifar10=dict(data=dict(batch_size=128)))
+engine = dict(precision="fp32")
+optim = dict(_delete_=True, lr=2e-3, min_lr=1e-5, warmup_steps=10, weight_decay=1e-4, clip_grad=5.0)
+train = dict(_delete_=True, mode="modular", steps=400)
 output = "runs/{{ fileBasenameNoExtension }}"

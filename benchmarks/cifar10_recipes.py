@@ -1,0 +1,69 @@
+"""Ways to train DTEM's embedding, on one frozen CIFAR-10 ViT with the same images: what closes the gap between soft and hard merging.
+
+Uses the backbone of cifar10_dtem_vs_tome.py in --work, or trains it. The divergence is that of the hard-merged model's classes from
+the unmerged one's, over the validation shards: less noisy than accuracy.
+
+    python benchmarks/cifar10_recipes.py --train 'data/cifar10/train-{00000..00008}.tar' --val 'data/cifar10/val-00000.tar'
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from cifar10_stages import arguments, data_options, percent, train_backbone, train_embeddings
+from measure import write_record
+
+from launch.points import sweep
+from launch.restore import UNTRAINED, build, grid_of, read_run
+from pipeline.data.stream import build_eval_loader
+from pipeline.merging.macs import reduction_for_macs
+
+MACS = (0.7, 0.5, 0.3)
+STEPS = 120
+REFERENCE = "merging.options.split=reference"
+DISTILL = "objective.type=distill"
+RECIPES = {
+    "paper (soft, labels)": [REFERENCE, "objective.type=supervised"],
+    "soft, reference split, distilled": [REFERENCE, DISTILL],
+    "soft, one partition, distilled": ["merging.options.relaxation=soft", DISTILL],
+    "straight-through, distilled": ["merging.options.relaxation=straight_through", DISTILL],
+    "merge cost": [],
+}
+CLAIM = f"CIFAR-10, {STEPS} steps of 128 images: top-1 (%) and divergence from the unmerged model, by training recipe"
+
+
+def main() -> None:
+    args = arguments(__doc__, "cifar10_recipes.json").parse_args()
+    data = data_options(args)
+    backbone = train_backbone(args.work / "backbone", data)
+    short = [*data, f"train.steps={STEPS}", "train.reduction_range=(4, 20)"]
+    jobs = {(name, seed): args.work / f"recipe{i}_seed{seed}" for i, name in enumerate(RECIPES) for seed in args.seeds}
+    train_embeddings(list(jobs.values()), backbone, [[*short, f"seed={seed}", *RECIPES[name]] for name, seed in jobs])
+    results = [compare(name, [folder for (recipe, _), folder in jobs.items() if recipe == name], data) for name in RECIPES]
+    untrained = compare("untrained", [folder for (recipe, _), folder in jobs.items() if recipe == "merge cost"], data, suffix=UNTRAINED)
+    write_record(args.record, CLAIM, [untrained, *results], seeds=args.seeds)
+
+
+def compare(name: str, folders: list[Path], data: list[str], *, suffix: str = "") -> dict[str, Any]:
+    runs = [read_run(folder, "last", data) for folder in folders]
+    [result] = sweep(runs, ["dtem" + suffix], MACS, rounds=0)
+    points = {f"{point.target:.0%}": percent(point, result.metric) for point in result.points}
+    gaps = {f"{target:.0%}": [round(divergence(run, target, suffix), 5) for run in runs] for target in MACS}
+    return {"name": name, "scores": points, "divergence": gaps}
+
+
+@torch.no_grad()
+def divergence(run: Any, target: float, suffix: str) -> float:
+    """Mean KL of the hard-merged model's classes from the unmerged model's."""
+    model, task = build(run, "dtem" + suffix), "cifar10"
+    reduction = reduction_for_macs(model.backbone, target, grid_of(run, model, task))
+    total, samples = 0.0, 0
+    for batch in build_eval_loader(task, run.config.tasks[task].data, rank=0, world_size=1):
+        whole, merged = (model.predict(batch, reduction=r, relaxed=False) for r in (0, reduction))
+        total += float(model.tasks[task].distill(merged, whole, 1.0)) * len(batch.images)
+        samples += len(batch.images)
+    return total / samples
+
+
+if __name__ == "__main__":
+    main()
