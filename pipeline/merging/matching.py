@@ -65,20 +65,19 @@ def best_pairs(scores: Tensor, r: int) -> Matching:
 def merge_hard(state: TokenState, matching: Matching, split: Split) -> TokenState:
     """Size-weighted mean of every merged source with its destination; the order becomes [prefix, kept sources, destinations]."""
     num_prefix, tokens, size = state.num_prefix, state.tokens, state.size
-    kept, merged, target = matching.kept, matching.merged, matching.target
-    sources, source_size = tokens[:, split.sources], size[:, split.sources]
+    kept, merged = positions(matching.kept, split.sources), positions(matching.merged, split.sources)
     destinations, destination_size = tokens[:, split.destinations], size[:, split.destinations]
 
-    leaving_size = source_size.gather(1, merged)
-    leaving = sources.gather(1, _columns(merged, sources)).float() * leaving_size[..., None]
-    total_size = destination_size.scatter_add(1, target, leaving_size)
-    total = (destinations.float() * destination_size[..., None]).scatter_add(1, _columns(target, destinations), leaving)
+    leaving_size = size.gather(1, merged)
+    leaving = take_rows(tokens, merged).float() * leaving_size[..., None]
+    total_size = destination_size.scatter_add(1, matching.target, leaving_size)
+    total = add_rows(destinations.float() * destination_size[..., None], matching.target, leaving)
     mean = (total / total_size.clamp(min=SMALLEST)[..., None]).to(tokens.dtype)
 
     assert state.source is not None
     return TokenState(
-        tokens=torch.cat([tokens[:, :num_prefix], sources.gather(1, _columns(kept, sources)), mean], dim=1),
-        size=torch.cat([size[:, :num_prefix], source_size.gather(1, kept), total_size], dim=1),
+        tokens=torch.cat([tokens[:, :num_prefix], take_rows(tokens, kept), mean], dim=1),
+        size=torch.cat([size[:, :num_prefix], size.gather(1, kept), total_size], dim=1),
         source=state.source.then(slots_after(matching, split, num_prefix, state.num_active)),
         grid=state.grid,
         num_prefix=num_prefix,
@@ -111,5 +110,21 @@ def match_and_merge(state: TokenState, metric: Tensor, r: int) -> TokenState:
     return merge_hard(state, matching, split)
 
 
-def _columns(index: Tensor, like: Tensor) -> Tensor:
-    return index[..., None].expand(-1, -1, like.shape[-1])
+def positions(index: Tensor, part: slice) -> Tensor:
+    """From positions within a part of the tokens (`Split`) to positions among all of them."""
+    return part.start + part.step * index
+
+
+def take_rows(tokens: Tensor, index: Tensor) -> Tensor:
+    """tokens [B, M, C], index [B, K] in [0, M) -> [B, K, C]. Copies whole rows: on a CPU about ten times as fast as gather."""
+    return tokens.flatten(0, 1).index_select(0, _flat(index, tokens.shape[1])).unflatten(0, index.shape)
+
+
+def add_rows(tokens: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """tokens [B, M, C] plus rows [B, K, C] at index [B, K], where an index may come more than once."""
+    return tokens.flatten(0, 1).index_add(0, _flat(index, tokens.shape[1]), rows.flatten(0, 1)).unflatten(0, (-1, tokens.shape[1]))
+
+
+def _flat(index: Tensor, num_rows: int) -> Tensor:
+    """[B, K] within each image -> [B * K] within the batch."""
+    return (index + num_rows * torch.arange(index.shape[0], device=index.device)[:, None]).flatten()

@@ -6,7 +6,7 @@ B batch, N all tokens, n live ones, Na sources, Nb destinations, r merges. Every
 import torch
 from torch import Tensor
 
-from pipeline.merging.matching import SMALLEST, Matching, Split, slots_after
+from pipeline.merging.matching import SMALLEST, Matching, Split, slots_after, take_rows
 from pipeline.token_state import SourceMap, TokenState
 
 
@@ -58,7 +58,7 @@ def merge_soft(
     changed_size = torch.cat([source_size, total_size], dim=1)
     changed = torch.cat([sources, destinations], dim=1)
     order = _order(changed_size, matching)
-    changed = changed.gather(1, order[..., None].expand_as(changed)).to(state.tokens.dtype)
+    changed = take_rows(changed, order).to(state.tokens.dtype)
     return TokenState(
         tokens=torch.cat([state.tokens[:, :prefix], changed, state.tokens[:, live:]], dim=1),
         size=torch.cat([size[:, :prefix], changed_size.gather(1, order), size[:, live:]], dim=1),

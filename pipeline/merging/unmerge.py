@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.merging.matching import take_rows
 from pipeline.token_state import SourceMap, TokenState
 
 
@@ -11,7 +12,7 @@ def unmerge_tokens(values: Tensor, source: SourceMap | None) -> Tensor:
     if source is None:
         raise ConfigError("this state has no source map: call the backbone with soft_source=True to unmerge a relaxed merge")
     if source.slots is not None:
-        return values.gather(1, source.slots[..., None].expand(-1, -1, values.shape[-1]))
+        return take_rows(values, source.slots)
     assert source.weights is not None
     return source.weights.to(values.dtype) @ values
 
