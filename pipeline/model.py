@@ -30,9 +30,14 @@ class MultiTaskModel(nn.Module):
         self.tasks = nn.ModuleDict(tasks)
         self.objective = objective
 
-    def forward(self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None) -> TaskOutput:
-        """The training loss of a batch. reduction, relaxed: see MergingViT.forward."""
-        return self.objective(self, batch, reduction=reduction, relaxed=relaxed)
+    def forward(
+        self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None, draw: float = 0.0
+    ) -> TaskOutput:
+        """The training loss of a batch. reduction, relaxed: see MergingViT.forward.
+
+        draw: a number in [0, 1), the same on all ranks, for objectives that choose at random what they compute.
+        """
+        return self.objective(self, batch, reduction=reduction, relaxed=relaxed, draw=draw)
 
     def predict(self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None) -> TaskOutput:
         """The task's own loss and predictions."""

@@ -48,7 +48,7 @@ class StandinModel(nn.Module):
         self.backbone = StandinBackbone()
         self.tasks = nn.ModuleDict({"a": nn.Linear(DIM, CLASSES), "b": nn.Linear(DIM, CLASSES)})
 
-    def forward(self, batch: Batch, *, reduction: Any = None, relaxed: bool | None = None) -> TaskOutput:
+    def forward(self, batch: Batch, *, reduction: Any = None, relaxed: bool | None = None, draw: float = 0.0) -> TaskOutput:
         logits = self.tasks[batch.task](self.backbone(batch.images, relaxed is not False))
         losses = nn.functional.cross_entropy(logits.float(), batch.targets.labels, reduction="none")
         count = torch.tensor(float(len(losses)), device=losses.device)

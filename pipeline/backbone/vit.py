@@ -108,6 +108,14 @@ class MergingViT(nn.Module):
         schedule = resolve_schedule(self._reduction if reduction is None else reduction, self.depth, num_tokens, self.num_prefix)
         return schedule if self.policy.merges else (0,) * self.depth
 
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """(h, w) patches of images [B, 3, H, W]. Raises ConfigError where H or W does not divide by the patch."""
+        (height, width), (patch_h, patch_w) = images.shape[-2:], self.patch_size
+        if height % patch_h or width % patch_w:
+            near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"
+            raise ConfigError(f"input {height}x{width} does not divide by the patch {patch_h}x{patch_w}; nearest: {near}")
+        return height // patch_h, width // patch_w
+
     def forward(
         self,
         images: Tensor,
@@ -116,38 +124,35 @@ class MergingViT(nn.Module):
         taps: Collection[int] = (),
         soft_source: bool = False,
         relaxed: bool | None = None,
-        merge_points: bool = False,
+        merge_points_from: int | None = None,
     ) -> BackboneOutput:
         """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order.
 
-        merge_points: return what every block's merge is decided on, too; this needs gradients enabled.
-
         relaxed: merge differentiably; None does so in training mode where the policy can. soft_source: keep a soft source map
-        (B * N * N floats) through a relaxed merge, for heads that unmerge. Raises ConfigError where H or W does not divide by the patch.
+        (B * N * N floats) through a relaxed merge, for heads that unmerge. merge_points_from: also return what the merges of this block
+        and of those behind it are decided on, which needs gradients enabled. Raises ConfigError where H or W does not divide by the patch.
         """
         relaxed = self.policy.relaxed and (self.training if relaxed is None else relaxed)
         tokens, grid = self._embed(images)
         state = TokenState.start(tokens, grid, self.num_prefix, soft_source=soft_source and relaxed)
         tapped: list[TokenState] = []
-        points: list[MergePoint] | None = [] if merge_points else None
+        points: list[MergePoint] = []
         merged = False
         for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
-            if self.grad_checkpointing and torch.is_grad_enabled() and points is None:
+            if merge_points_from is not None and i >= merge_points_from:
+                state = block(state, r, merged=merged, relaxed=relaxed, points=points)
+            elif self.grad_checkpointing and torch.is_grad_enabled():
                 state = checkpoint(block, state, r, merged=merged, relaxed=relaxed, use_reentrant=False)
             else:
-                state = block(state, r, merged=merged, relaxed=relaxed, points=points)
+                state = block(state, r, merged=merged, relaxed=relaxed)
             merged = merged or r > 0
             if i in taps:
                 tapped.append(state)
-        return BackboneOutput(state.with_tokens(self.norm(state.tokens)), tuple(tapped), tuple(points or ()))
+        return BackboneOutput(state.with_tokens(self.norm(state.tokens)), tuple(tapped), tuple(points))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""
-        (height, width), (patch_h, patch_w) = images.shape[-2:], self.patch_size
-        if height % patch_h or width % patch_w:
-            near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"
-            raise ConfigError(f"input {height}x{width} does not divide by the patch {patch_h}x{patch_w}; nearest: {near}")
-        grid = (height // patch_h, width // patch_w)
+        grid = self.grid_of(images)
         patches = self.patch_embed.proj(images).flatten(2).mT
         patches = self.patch_embed.norm(patches)
         prefix = [token.expand(patches.shape[0], -1, -1) for name in PREFIX_TOKENS if (token := getattr(self, name)) is not None]

@@ -40,6 +40,8 @@ def expected_cost(point: MergePoint, grad: Tensor, temperature: float) -> Tensor
     state = point.state
     split = Split.by_parity(state.num_active, state.num_prefix)
     with torch.autocast(grad.device.type, enabled=False):
+        if min(len(range(state.num_active)[part]) for part in (split.sources, split.destinations)) == 0:
+            return point.metric.sum() * 0  # no pair is left
         costs = pair_costs(state.tokens.detach(), state.size, grad, split)
         chosen = (similarity(point.metric, split) / temperature).flatten(1).softmax(dim=-1)
         cost = (chosen * costs.flatten(1)).sum(dim=-1).mean()

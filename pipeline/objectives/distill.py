@@ -24,7 +24,7 @@ class Distill(nn.Module):
             raise ConfigError(f"distill: weight {weight} must be in (0, 1] and temperature {temperature} above 0")
         self.weight, self.temperature = weight, temperature
 
-    def forward(self, model: Any, batch: Batch, **options: Any) -> TaskOutput:
+    def forward(self, model: Any, batch: Batch, *, draw: float = 0.0, **options: Any) -> TaskOutput:
         with torch.no_grad():
             teacher = model.predict(batch, reduction=0, relaxed=False)
         student = model.predict(batch, **options)

@@ -1,7 +1,7 @@
 """Teaches the metric what merging costs: the similarity of two tokens should be high where merging them changes the predictions little.
 
 The paper's relaxation lets the embedding feel a loss through soft merges, which hardly merge; this objective prices every pair of
-tokens instead, from one backward pass through the unmerged model, and needs neither labels nor a relaxed pass.
+tokens instead, from one backward pass, and needs neither labels nor a relaxed pass.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, TaskOutput
 from pipeline.merging.cost import expected_cost
+from pipeline.merging.schedule import ReductionSpec
 from pipeline.objectives import OBJECTIVES
 
 
@@ -19,22 +20,28 @@ from pipeline.objectives import OBJECTIVES
 class MergeCost(nn.Module):
     """The mean over blocks of `pipeline.merging.cost.expected_cost`; no gradient reaches the backbone.
 
-    So it goes with modular training, and with end_to_end, whose backbone steps take the task's own loss under the hard merge.
-    temperature: of the choice among pairs.
+    Each step draws a block: those before it merge for real, with the step's reduction, and it and those behind it are priced. So a
+    block learns from the merged tokens that it will see. It goes with modular training, and with end_to_end, whose backbone steps
+    take the task's own loss under the hard merge. temperature: of the choice among pairs.
     """
 
-    def __init__(self, *, temperature: float = 0.05):
+    def __init__(self, *, temperature: float = 0.1):
         super().__init__()
         if temperature <= 0:
             raise ConfigError(f"merge_cost: temperature is {temperature}; give a number above 0")
         self.temperature = temperature
 
-    def forward(self, model: Any, batch: Batch, *, relaxed: bool | None = None, **options: Any) -> TaskOutput:
-        """relaxed False asks for a step of the backbone. Otherwise tokens are priced, unmerged, whatever the reduction."""
+    def forward(
+        self, model: Any, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None, draw: float = 0.0
+    ) -> TaskOutput:
+        """relaxed False asks for a step of the backbone; otherwise this is one of the embeddings. draw picks the block."""
         if relaxed is False:
-            return model.predict(batch, relaxed=False, **options)
-        task = model.tasks[batch.task]
-        output = model.backbone(batch.images, reduction=0, relaxed=False, taps=task.taps, merge_points=True)
+            return model.predict(batch, reduction=reduction, relaxed=False)
+        task, backbone = model.tasks[batch.task], model.backbone
+        first = int(draw * backbone.depth)
+        merged = backbone.schedule(backbone.grid_of(batch.images), reduction)[:first]
+        schedule = [*merged, *(0 for _ in backbone.blocks[first:])]
+        output = backbone(batch.images, reduction=schedule, relaxed=False, taps=task.taps, merge_points_from=first)
         result = task(output, batch)
         points = output.merge_points
         grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.state.tokens for point in points])

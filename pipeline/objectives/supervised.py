@@ -10,5 +10,5 @@ from pipeline.objectives import OBJECTIVES
 
 @OBJECTIVES.register("supervised")
 class Supervised(nn.Module):
-    def forward(self, model: Any, batch: Batch, **options: Any) -> TaskOutput:
+    def forward(self, model: Any, batch: Batch, *, draw: float = 0.0, **options: Any) -> TaskOutput:
         return model.predict(batch, **options)

@@ -63,7 +63,7 @@ def _train_step(run: Run, streams: dict[str, Iterator[Batch]], sums: MetricSums,
     norm = None
     for micro_step in range(step * engine.accumulation, (step + 1) * engine.accumulation):
         batch = _next_batch(run, streams, watch, micro_step)
-        output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed)
+        output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed, draw=_draw(config, micro_step))
         engine.backward(output.loss * config.tasks[batch.task].weight)
         norm = engine.step(lrs)
         sums.add(output.logs, f"{batch.task}/")
@@ -105,6 +105,11 @@ def _draw_reduction(config: RunConfig, step: int) -> int | None:
         return None
     low, high = config.train.reduction_range
     return int(torch.randint(low, high + 1, (), generator=generator(config.seed, "reduction", step)))
+
+
+def _draw(config: RunConfig, micro_step: int) -> float:
+    """In [0, 1), the same on every rank: a choice that changes which layers compute would otherwise block collectives."""
+    return float(torch.rand((), generator=generator(config.seed, "draw", micro_step), dtype=torch.float64))
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:

@@ -69,3 +69,23 @@ def test_distillation_is_the_divergence_from_the_unmerged_model_held_fixed(tempe
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(ConfigError):
         OBJECTIVES.build("distill", **options)
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.34, 0.99])
+def test_merge_cost_prices_the_drawn_block_and_those_behind_it(draw):
+    trained = model("merge_cost").train()
+    first = int(draw * trained.backbone.depth)
+    loss = trained(batch(), draw=draw).loss
+    grads = torch.autograd.grad(loss, [block.metric.weight for block in trained.backbone.blocks], allow_unused=True)
+    assert [grad is not None for grad in grads] == [i >= first for i in range(trained.backbone.depth)]
+    assert not any(parameter.grad is not None for parameter in trained.parameters()), "the backbone takes no part"
+
+
+def test_merge_cost_lets_the_backbone_learn_its_task_in_its_own_steps():
+    trained = model("merge_cost").train()
+    torch.testing.assert_close(trained(batch(), relaxed=False).loss, trained.predict(batch(), relaxed=False).loss)
+
+
+def test_merge_cost_survives_running_out_of_tokens():
+    trained = model("merge_cost", reduction=[8, 4, 2]).train()
+    assert trained(batch(), draw=0.99, reduction=100).loss.isfinite()
