@@ -13,5 +13,5 @@ objective = dict(type="merge_cost")
 tasks = dict(cifar10=dict(data=dict(batch_size=128)))
 engine = dict(precision="fp32")
 optim = dict(_delete_=True, lr=2e-3, min_lr=1e-5, warmup_steps=10, weight_decay=1e-4, clip_grad=5.0)
-train = dict(_delete_=True, mode="modular", steps=400)
+train = dict(_delete_=True, mode="modular", steps=400, reduction_range=(4, 24))
 output = "runs/{{ fileBasenameNoExtension }}"
