@@ -10,7 +10,9 @@ import torch
 
 from launch.restore import build, load_run, parse_reduction, read_run
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.model import build_model
 from pipeline.train import storage
+from pipeline.train.rng import seed_everything
 
 
 def scores(dtem, tmp_path, *argv) -> dict:
@@ -43,7 +45,7 @@ def test_two_processes_count_what_one_counts(trained, dtem, tmp_path):
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "launch.cli", "evaluate", str(trained), "--json", str(tmp_path / "two.json")]
     children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
-    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    assert [child.wait(timeout=240) for child in children] == [0, 0]
     assert json.loads((tmp_path / "two.json").read_text())["scores"]["digits"] == pytest.approx(alone, rel=1e-6)
 
 
@@ -70,6 +72,14 @@ def test_an_untrained_control_differs_in_its_embedding_only(trained):
         same = torch.equal(tensor, drawn.state_dict()[name])
         assert same == (not name.endswith("metric.weight")) or name.endswith("metric.bias"), name
         assert torch.equal(again.state_dict()[name], drawn.state_dict()[name])
+
+
+def test_an_untrained_control_starts_where_training_started(trained):
+    run = read_run(trained)
+    seed_everything(run.config.seed, "weights")
+    start, control = build_model(run.config).state_dict(), build(run, "dtem_untrained").state_dict()
+    metric = [name for name in start if ".metric." in name]
+    assert len(metric) == 6 and all(torch.equal(start[name], control[name]) for name in metric)
 
 
 def test_load_run_gives_config_and_model(trained):
