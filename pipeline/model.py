@@ -66,8 +66,8 @@ def build_model(config: RunConfig) -> MultiTaskModel:
         timm_options=spec.options,
         **merging.options,
     )
-    if merging.target_macs is not None:
-        backbone.set_reduction(reduction_for_macs(backbone, merging.target_macs))
+    if merging.target_macs or merging.target_gmacs:
+        backbone.set_reduction(reduction_for_macs(backbone, merging.target_macs, gmacs=merging.target_gmacs))
     else:
         backbone.set_reduction(merging.reduction)
     tasks = {name: TASKS.build(task.type, backbone, **task.head) for name, task in config.tasks.items()}

@@ -89,9 +89,9 @@ def _check_images(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
 def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
     merging, span = config.merging, config.train.reduction_range
     if merging.policy == "none":
-        if merging.reduction != 0 or merging.target_macs is not None or span is not None:
+        if merging.reduction != 0 or merging.target_macs or merging.target_gmacs or span is not None:
             yield (
-                "merging.policy is 'none', which removes no tokens; leave merging.reduction, merging.target_macs and "
+                "merging.policy is 'none', which removes no tokens; leave merging.reduction, merging.target_macs, merging.target_gmacs and "
                 f"train.reduction_range out, or give a policy ({', '.join(POLICIES.names())})"
             )
         return

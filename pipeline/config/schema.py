@@ -57,14 +57,18 @@ class MergingConfig:
     """Tokens removed per block: int, (r, inflection), list per block, or a keep rate in (0, 1]."""
     target_macs: float | None = None
     """Fraction of the unmerged MACs, in (0, 1); the solver finds the reduction. Excludes `reduction`."""
+    target_gmacs: float | None = None
+    """10^9 multiply-accumulates of one image through the backbone, which papers call GFLOPs; the solver finds the reduction."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the policy."""
 
     def __post_init__(self) -> None:
-        macs = self.target_macs
+        macs, gmacs = self.target_macs, self.target_gmacs
         require(macs is None or 0 < macs < 1, f"merging.target_macs is {macs}; give a fraction in (0, 1)")
+        require(gmacs is None or gmacs > 0, f"merging.target_gmacs is {gmacs}; give a number above 0")
         require(_is_reduction(self.reduction), f"merging.reduction is {self.reduction}; give {REDUCTION_FORMS}")
-        require(macs is None or not self.reduction, "merging.target_macs and merging.reduction exclude each other: give one")
+        given = [name for name in ("reduction", "target_macs", "target_gmacs") if getattr(self, name)]
+        require(len(given) <= 1, f"merging.{' and merging.'.join(given)} exclude one another: give one")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Counted: patch embedding, every linear layer, both products of attention, the me
 as nowhere in the field: norms, activations, softmax, sorting and gathering; measured time holds them.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,27 +47,30 @@ def count_macs(backbone: Any, grid: tuple[int, int] | None = None, reduction: Re
     return MacCount(embed + sum(blocks) + sum(metric), embed, tuple(blocks), tuple(metric), after)
 
 
-def reduction_for_macs(backbone: Any, fraction: float, grid: tuple[int, int] | None = None) -> list[int]:
-    """The most even schedule (entries differ by at most one, the larger first) whose MACs are at most `fraction` of the unmerged.
+def reduction_for_macs(
+    backbone: Any, fraction: float | None = None, grid: tuple[int, int] | None = None, *, gmacs: float | None = None
+) -> list[int]:
+    """The most even schedule (entries differ by at most one, the larger first) that costs at most `fraction` of the unmerged MACs,
+    or at most `gmacs` * 10^9 MACs: give one of the two.
 
     Raises ConfigError where merging as much as can be does not reach it.
     """
-    if not 0 < fraction <= 1:
+    if (fraction is None) == (gmacs is None):
+        raise ConfigError("a schedule is solved for a fraction of the unmerged MACs or for gmacs: give one of the two")
+    if fraction is not None and not 0 < fraction <= 1:
         raise ConfigError(f"target of {fraction} of the unmerged MACs: give a fraction in (0, 1]")
-    goal = fraction * count_macs(backbone, grid, 0).total
+    whole = count_macs(backbone, grid, 0).total
+    goal = fraction * whole if fraction is not None else gmacs * 1e9
     height, width = grid or backbone.grid
     most = backbone.depth * mergeable(height * width + backbone.num_prefix, backbone.num_prefix)
-    low, high = 0, most
-    while low < high:
-        middle = (low + high) // 2
-        if count_macs(backbone, grid, spread(middle, backbone.depth)).total <= goal:
-            high = middle
-        else:
-            low = middle + 1
-    schedule = spread(low, backbone.depth)
+    total = bisect_left(range(most), True, key=lambda total: count_macs(backbone, grid, spread(total, backbone.depth)).total <= goal)
+    schedule = spread(total, backbone.depth)
     reached = count_macs(backbone, grid, schedule).total
     if reached > goal:
-        raise ConfigError(f"{fraction:.0%} of the MACs cannot be reached: merging all that can be leaves {reached * fraction / goal:.0%}")
+        raise ConfigError(
+            f"{goal / 1e9:.4g} GMACs ({goal / whole:.0%} of the unmerged) cannot be reached: "
+            f"merging all that can be leaves {reached / 1e9:.4g} ({reached / whole:.0%})"
+        )
     return schedule
 
 

@@ -72,3 +72,12 @@ def test_a_target_out_of_reach_says_what_is_in_reach():
         reduction_for_macs(tiny_vit("tome"), 0.1)
     with pytest.raises(ConfigError, match="fraction"):
         reduction_for_macs(tiny_vit("tome"), 1.5)
+
+
+def test_a_schedule_for_gmacs_is_that_for_the_same_fraction():
+    model = tiny_vit("dtem")
+    whole = count_macs(model, None, 0).total
+    assert reduction_for_macs(model, gmacs=0.6 * whole / 1e9) == reduction_for_macs(model, 0.6)
+    for wrong in ({}, {"fraction": 0.5, "gmacs": 1.0}):
+        with pytest.raises(ConfigError, match="one of the two"):
+            reduction_for_macs(model, **wrong)
