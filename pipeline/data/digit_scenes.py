@@ -21,14 +21,14 @@ from pipeline.data.write import ShardJob
 from pipeline.errors import ConfigError
 
 CLASSES = NAMES
-NUM_DIGITS = (0.2, 0.35, 0.3, 0.15)
-"""Chance of 1, 2, 3 and 4 digits in a scene."""
-LARGEST = (0.40, 0.58)
+NUM_DIGITS = (0.3, 0.4, 0.3)
+"""Chance of 1, 2 and 3 digits in a scene."""
+LARGEST = (0.50, 0.70)
 """Height of the largest digit, as a share of the canvas."""
 SMALLEST = 0.17
 MARGIN = 0.62
 """The other digits have at most this share of the largest one's height, and of its box."""
-ROTATION = 20.0
+ROTATION = 12.0
 """Degrees to either side: a six stays a six."""
 MIN_SIZE = 32
 
@@ -84,15 +84,13 @@ def write_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def make_scene(seed: int, split: str, number: int, size: int) -> Scene:
     rng = np.random.Generator(np.random.PCG64(seed_of(seed, "digit_scenes", split, number, size)))
-    dark = rng.random() < 0.5
-    canvas = _texture(rng, size, dark)
+    canvas = _texture(rng, size)
     mask = np.zeros((size, size), dtype=np.uint8)
     digits = []
     for digit, ink, top, left in _layout(rng, split, size):
         height, width = ink.shape
         box = np.s_[top : top + height, left : left + width]
-        colour = rng.uniform(175, 255, 3) if dark else rng.uniform(0, 70, 3)
-        canvas[box] += ink[..., None] * (colour - canvas[box])
+        canvas[box] += ink[..., None] * (rng.uniform(0, 70, 3) - canvas[box])
         mask[box][ink > 0.5] = 1 + digit
         digits.append(Placed(digit, (left + width / 2) / size, (top + height / 2) / size))
     image = np.clip(canvas, 0, 255).astype(np.uint8)
@@ -140,15 +138,15 @@ def _drawn(stroke: NDArray[np.uint8], height: float, angle: float) -> NDArray[np
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _texture(rng: Rng, size: int, dark: bool) -> NDArray[np.float64]:
-    """Coloured clouds, stripes and grain, [S, S, 3], all darker (or all lighter) than the ink will be."""
+def _texture(rng: Rng, size: int) -> NDArray[np.float64]:
+    """Coloured clouds, stripes and grain, [S, S, 3], all lighter than the ink will be."""
     cells = int(rng.integers(3, 9))
     clouds = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     rows, columns = np.mgrid[0:size, 0:size] / size
     angle, waves = rng.uniform(0, np.pi), rng.uniform(2, 12)
     stripes = np.sin(2 * np.pi * waves * (rows * np.cos(angle) + columns * np.sin(angle)))[..., None]
     canvas = np.asarray(clouds) * (80 / 255) + 12 * rng.random() * stripes + rng.normal(0, 6, (size, size, 1))
-    return canvas + (20 if dark else 150)
+    return canvas + 150
 
 
 @lru_cache(maxsize=2)
