@@ -25,7 +25,7 @@ $(STAMP): setup.cfg pyproject.toml requirements.lock
 	@touch $@
 
 data/digits/manifest.json: | $(STAMP)
-	$(BIN)/dtem shards make digit_scenes data/digits
+	$(BIN)/dtem shards make digit_scenes data/digits --train 12000
 
 demo: $(STAMP) data/digits/manifest.json ## shards, a small ViT, its merge embeddings, and ToMe against DTEM as a table and a plot (10 minutes on 2 cores)
 	$(BIN)/dtem train --config configs/digits_vit.py
