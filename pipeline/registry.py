@@ -1,6 +1,7 @@
 """Names in a config, mapped to the classes that are allowed behind them."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
@@ -48,7 +49,8 @@ class Registry(Generic[T]):
         try:
             return factory(*args, **options)
         except TypeError as err:
-            raise ConfigError(f"{self.kind} '{name}': {err}") from err
+            known = ", ".join(p.name for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY)
+            raise ConfigError(f"{self.kind} '{name}': {err} (its options: {known or 'none'})") from err
 
     def names(self) -> list[str]:
         return sorted(self._factories)

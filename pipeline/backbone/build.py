@@ -1,5 +1,7 @@
 """The one way to a backbone: a timm name and a merge policy."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -8,13 +10,25 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.vit import PROPORTIONAL_ATTENTION, MergingViT
 from pipeline.config.resolve import ModelFacts
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.registry import unknown_name
+
+NOT_OPTIONS = {
+    "img_size": "set backbone.img_size",
+    "drop_path_rate": "set backbone.drop_path",
+    "num_classes": "the head of the task has it",
+    "in_chans": "images have three channels",
+    "device": "the engine moves the model",
+    "dtype": "set engine.precision",
+}
+"""Arguments of timm's class that are settled elsewhere."""
+OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"} - NOT_OPTIONS.keys()
+"""What timm's class takes, and nothing of what timm's loader takes besides: `checkpoint_path` and `pretrained_cfg` read files and URLs."""
 
 
 def build_backbone(
@@ -35,6 +49,8 @@ def build_backbone(
     reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE) or `never`.
     timm_options go to timm's class, policy_options to the policy. Raises ConfigError for a name that is not a plain ViT.
     """
+    if proportional_attention not in PROPORTIONAL_ATTENTION:
+        raise ConfigError(f"proportional_attention is '{proportional_attention}'; give one of {', '.join(PROPORTIONAL_ATTENTION)}")
     merge_policy = POLICIES.build(policy, **policy_options)
     vit = create_vit(name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options)
     return MergingViT(
@@ -54,6 +70,7 @@ def create_vit(
     """timm's model itself, checked to be one that MergingViT can drive; num_classes None keeps its own head. Raises ConfigError."""
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigError(unknown_name("timm model", name, timm.list_models("*vit*") + timm.list_models("deit*")))
+    _check_options(timm_options or {})
     options = {"drop_path_rate": drop_path, **(timm_options or {})}
     if img_size is not None:
         options["img_size"] = img_size
@@ -61,10 +78,20 @@ def create_vit(
         options["num_classes"] = num_classes
     try:
         vit = timm.create_model(name, pretrained=pretrained, **options)
-    except (TypeError, AssertionError, RuntimeError) as err:
-        raise ConfigError(f"timm cannot build '{name}' with {options}: {err}") from err
+    except (TypeError, AssertionError, RuntimeError, ArithmeticError, ValueError, LookupError) as err:
+        raise ConfigError(f"timm cannot build '{name}' with {options}: {str(err) or type(err).__name__}") from err
+    except OSError as err:
+        raise ConfigError(f"timm cannot load the weights of '{name}' ({err}); give backbone.weights, a file, instead") from err
     _check_supported(vit, name)
     return vit
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name in NOT_OPTIONS:
+            raise ConfigError(f"backbone option '{name}' is not given here; {NOT_OPTIONS[name]}")
+        if name not in OPTIONS:
+            raise ConfigError(unknown_name("backbone option", name, OPTIONS))
 
 
 def _check_supported(vit: nn.Module, name: str) -> None:
@@ -74,7 +101,9 @@ def _check_supported(vit: nn.Module, name: str) -> None:
     strange_block = next((type(b).__name__ for b in vit.blocks if type(b) is not Block), None)
     strange_attention = next((type(b.attn).__name__ for b in vit.blocks if type(getattr(b, "attn", None)) is not Attention), None)
     obstacle = None
-    if strange_block:
+    if len(vit.blocks) == 0:
+        obstacle = "it has no blocks"
+    elif strange_block:
         obstacle = f"its blocks are {strange_block}, not the plain pre-norm Block"
     elif strange_attention:
         obstacle = f"its attention is {strange_attention}, which may add positions that merged tokens do not have"

@@ -19,6 +19,7 @@ from pipeline.merging.schedule import ReductionSpec, resolve_schedule
 from pipeline.token_state import BackboneOutput, MergePoint, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+PROPORTIONAL_ATTENTION = ("always", "train", "never")
 
 
 class MergingBlock(nn.Module):
@@ -109,7 +110,9 @@ class MergingViT(nn.Module):
         return schedule if self.policy.merges else (0,) * self.depth
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """(h, w) patches of images [B, 3, H, W]. Raises ConfigError where H or W does not divide by the patch."""
+        """(h, w) patches of images [B, 3, H, W]. Raises ConfigError for another shape, and where H or W does not divide by the patch."""
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+            raise ConfigError(f"images have the shape {list(images.shape)}; give [batch, 3, height, width]")
         (height, width), (patch_h, patch_w) = images.shape[-2:], self.patch_size
         if height % patch_h or width % patch_w:
             near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"

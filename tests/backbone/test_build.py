@@ -53,6 +53,16 @@ def test_other_models_are_refused_with_the_reason(name, reason):
         {"timm_options": {"embed_dimm": 3}},
         {"timm_options": {"embed_dim": 50, "num_heads": 3}},
         {"timm_options": {"patch_drop_rate": 0.5}},
+        {"timm_options": {"patch_size": 0}},
+        {"timm_options": {"embed_dim": 0}},
+        {"timm_options": {"mlp_ratio": "wide"}},
+        {"timm_options": {"depth": 0}},
+        {"timm_options": {"in_chans": 1}},
+        {"timm_options": {"img_size": 32}},
+        {"img_size": -32},
+        {"proportional_attention": "sometimes"},
+        {"policy": "dtem", "embed_dim": 0},
+        {"policy": "dtem", "candidates": 1.5},
     ],
     ids=str,
 )
@@ -92,3 +102,18 @@ def test_relaxed_can_be_asked_for_in_either_mode(variant):
 def test_shapes_can_be_asked_without_memory():
     facts = model_facts(BackboneConfig(name="vit_large_patch14_reg4_dinov2", img_size=518))
     assert (facts.patch, facts.depth, facts.num_prefix, facts.grid) == ((14, 14), 24, 5, (37, 37))
+
+
+@pytest.mark.parametrize(
+    "option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained", "cache_dir", "features_only"]
+)
+def test_options_of_timms_loader_do_not_pass(option, tmp_path):
+    """They would read files and URLs that a config of data, such as a stranger's config.json, names."""
+    with pytest.raises(ConfigError, match=f"unknown backbone option '{option}'"):
+        build_backbone("deit_tiny_patch16_224", timm_options={"depth": 1, option: str(tmp_path)})
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 64, 64), (3, 64, 64), (2, 3, 0, 64), (2, 3, 60, 64)])
+def test_images_of_another_shape_are_config_errors(shape):
+    with pytest.raises(ConfigError):
+        tiny_vit("tome")(torch.zeros(shape))

@@ -5,7 +5,7 @@ import torch
 from tiny import images, tiny_vit
 
 
-@pytest.mark.parametrize("variant", ["none", "tome", "dtem"])
+@pytest.mark.parametrize("variant", ["none", "tome", "dtem", "random"])
 def test_inference_compiles_without_a_graph_break(variant):
     """fullgraph=True raises at a break."""
     torch.compiler.reset()

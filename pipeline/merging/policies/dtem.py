@@ -43,8 +43,11 @@ class DTEM:
             raise ConfigError(f"dtem: relaxation is '{relaxation}'; give 'soft' or 'straight_through'")
         if split == "reference" and relaxation == "straight_through":
             raise ConfigError("dtem: split 'reference' orders tokens by soft sizes, so it goes with relaxation 'soft' only")
-        if candidates < 1 or tau1 <= 0 or tau2 <= 0:
-            raise ConfigError(f"dtem: candidates {candidates}, tau1 {tau1}, tau2 {tau2} must be above 0")
+        if tau1 <= 0 or tau2 <= 0:
+            raise ConfigError(f"dtem: tau1 {tau1} and tau2 {tau2} must be above 0")
+        for name, count in {"candidates": candidates, "embed_dim": 1 if embed_dim is None else embed_dim}.items():
+            if not isinstance(count, int) or count < 1:
+                raise ConfigError(f"dtem: {name} is {count!r}; give a whole number above 0")
         self.split = Split.of_release if split == "reference" else Split.by_parity
         self.follows_inference = split == "parity"
         self.exact_attention = split == "reference"

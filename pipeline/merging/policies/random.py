@@ -32,9 +32,18 @@ class RandomMerging:
         batch, device = state.tokens.shape[0], state.tokens.device
         num_sources = len(range(state.num_active)[split.sources])
         num_destinations = len(range(state.num_active)[split.destinations])
-        # Inference draws one row per layer for the whole batch, so that an image's result does not depend on its neighbours.
-        generator = None if training else torch.Generator(device).manual_seed(self.seed * 1_000_003 + state.num_active)
-        rows = batch if training else 1
-        order = torch.rand(rows, num_sources, device=device, generator=generator).argsort(dim=-1).expand(batch, -1)
-        target = torch.randint(num_destinations, (rows, r), device=device, generator=generator).expand(batch, -1)
+        if training:
+            noise = torch.rand(batch, num_sources, device=device)
+            target = torch.randint(num_destinations, (batch, r), device=device)
+        else:
+            rows = _repeated_draw(self.seed * 1_000_003 + state.num_active, num_sources, num_destinations, r)
+            noise, target = (row.to(device).expand(batch, -1) for row in rows)
+        order = noise.argsort(dim=-1)
         return merge_hard(state, Matching(kept=order[:, r:].sort(dim=-1).values, merged=order[:, :r], target=target), split)
+
+
+@torch.compiler.assume_constant_result
+def _repeated_draw(seed: int, num_sources: int, num_destinations: int, r: int) -> tuple[Tensor, Tensor]:
+    """[1, Na], [1, r]: one row per layer for the whole batch, so that an image's result does not depend on its neighbours."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(1, num_sources, generator=generator), torch.randint(num_destinations, (1, r), generator=generator)
