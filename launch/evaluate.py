@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         name: build_eval_loader(name, task.data, rank=rank, world_size=world_size, split=args.split)
         for name, task in saved.config.tasks.items()
     }
+    model.check_data(loaders)
     scores = evaluate(evaluator, {name: progress(loader, name) for name, loader in loaders.items()})
     if rank != 0:
         return 0

@@ -120,6 +120,7 @@ def _sweep_task(
     evaluator: Evaluator, runs: Sequence[SavedRun], task: str, models: dict[str, list[MultiTaskModel]], plan: Plan, split: str, rounds: int
 ) -> Sweep:
     loader = build_eval_loader(task, runs[0].config.tasks[task].data, rank=0, world_size=1, split=split)
+    models["none"][0].check_data({task: loader})
     entries = [(model, reduction) for policy, _, reduction in plan for model in models[policy]]
     evaluator.module = Panel(entries)
     scores = evaluate(evaluator, {task: progress(loader, task)})[task]

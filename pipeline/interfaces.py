@@ -1,6 +1,6 @@
 """What the parts of the pipeline promise one another."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -78,6 +78,10 @@ class Task(Protocol):
     """Name of the metric that ranks checkpoints; larger is better."""
 
     def __call__(self, output: BackboneOutput, batch: Batch) -> TaskOutput: ...
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raises ConfigError where shards with these classes have more than the head can tell."""
+        ...
 
     def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
         """Disagreement of two outputs for the same batch, a scalar; 0 where they agree."""

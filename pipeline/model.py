@@ -47,6 +47,15 @@ class MultiTaskModel(nn.Module):
         )
         return task(output, batch)
 
+    def check_data(self, loaders: Mapping[str, Any]) -> None:
+        """loaders: of each task, with the `classes` of its shards. Raises ConfigError where a head does not fit its data."""
+        for name, loader in loaders.items():
+            task: Any = self.tasks[name]
+            try:
+                task.check_classes(loader.classes)
+            except ConfigError as err:
+                raise ConfigError(f"tasks.{name}: {err}") from err
+
     def evaluate(self, batch: Batch, *, reduction: ReductionSpec | None = None) -> Sums:
         """Sums of the task's evaluation metrics, under the merge of inference."""
         task: Any = self.tasks[batch.task]

@@ -1,10 +1,13 @@
 """ImageNet-style classification. B batch, C channels, K classes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Sums, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
@@ -26,6 +29,10 @@ class ClassificationTask(nn.Module):
         self, backbone: MergingViT, *, num_classes: int, pool: str | None = None, label_smoothing: float = 0.0, dropout: float = 0.0
     ):
         super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ConfigError(f"classification: num_classes is {num_classes!r}; give a whole number above 0")
+        if not (0 <= label_smoothing < 1 and 0 <= dropout < 1):
+            raise ConfigError(f"classification: label_smoothing {label_smoothing} and dropout {dropout} must be in [0, 1)")
         dim = backbone.embed_dim
         self.num_classes = num_classes
         self.pool = pool or backbone.global_pool
@@ -34,6 +41,11 @@ class ClassificationTask(nn.Module):
         self.head_drop = nn.Dropout(dropout)
         self.head = _linear_head(dim, num_classes)
         self.head_dist = _linear_head(dim, num_classes) if backbone.dist_token is not None else None
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raises ConfigError where the data has more classes than the head."""
+        if (needed := len(classes)) > self.num_classes:
+            raise ConfigError(f"the shards have {needed} classes, the head has {self.num_classes}; give head.num_classes={needed}")
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         """targets: ClassificationTargets, labels int64 [B] or float [B, K]. predictions: logits [B, K], float32."""

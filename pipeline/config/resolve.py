@@ -110,6 +110,8 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
     policy, mode = config.merging.policy, config.train.mode
     if config.objective.type == "distill" and policy == "none":
         yield "objective.type is 'distill' and merging.policy is 'none': teacher and student would be the same; give a policy"
+    if config.objective.type == "merge_cost" and mode not in ("modular", "end_to_end"):
+        yield f"objective.type is 'merge_cost', which teaches the embeddings alone; train.mode is '{mode}', give 'modular' or 'end_to_end'"
     yield from _complaint("merging", POLICIES.build, policy, **config.merging.options)
     if policy not in POLICIES.names() or mode not in NEEDS_EMBEDDING:
         return

@@ -47,6 +47,10 @@ class BackboneConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's class: embed_dim, depth, num_heads, patch_size, global_pool, ..."""
 
+    def __post_init__(self) -> None:
+        require(0 <= self.drop_path < 1, f"backbone.drop_path is {self.drop_path}; give a number in [0, 1)")
+        require(self.img_size is None or self.img_size > 0, f"backbone.img_size is {self.img_size}; give a number of pixels, or None")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MergingConfig:
@@ -128,6 +132,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
             require(getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more")
+        pad = self.augment.pad
+        require(pad == 0 or pad < self.img_size, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +181,8 @@ class OptimConfig:
         require(self.lr > 0, f"optim.lr is {self.lr}; give a number above 0")
         require(self.metric_lr is None or self.metric_lr > 0, f"optim.metric_lr is {self.metric_lr}; give a number above 0")
         require(0 <= self.min_lr <= self.lr, f"optim.min_lr is {self.min_lr}; give a number in [0, optim.lr = {self.lr}]")
+        require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give 0 or more")
+        require(all(0 <= beta < 1 for beta in self.betas), f"optim.betas is {self.betas}; give two numbers in [0, 1)")
         require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; give 0 or more")
         require(self.clip_grad is None or self.clip_grad > 0, f"optim.clip_grad is {self.clip_grad}; give a number above 0, or None")
         require(0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}; give a number in (0, 1]")
@@ -230,6 +238,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         require(self.accumulation >= 1, f"engine.accumulation is {self.accumulation}; give 1 or more")
+        require(self.threads is None or self.threads >= 1, f"engine.threads is {self.threads}; give 1 or more, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,4 +257,5 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        require(bool(self.output), "output is empty; name a folder for the run")
         require(bool(self.tasks), "tasks is empty: give at least one, for instance tasks=dict(imagenet=dict(type='classification', ...))")

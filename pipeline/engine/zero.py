@@ -40,7 +40,12 @@ class ZeroEngine:
         self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
         self.forward_is_collective = self._stage == 3
         groups = {id(parameter): i for i, group in enumerate(parameter_groups) for parameter in group["params"]}
-        self._deepspeed, *_ = deepspeed.initialize(model=self.module, optimizer=self._optimizer, config=settings)
+        try:
+            self._deepspeed, *_ = deepspeed.initialize(model=self.module, optimizer=self._optimizer, config=settings)
+        except (ValueError, TypeError, AssertionError, KeyError) as err:
+            if not config.engine.deepspeed:
+                raise
+            raise ConfigError(f"DeepSpeed does not take the settings with those of engine.deepspeed: {err}") from err
         self._state = STATE_OF_STAGE[self._stage](self._deepspeed.optimizer, self._optimizer, groups, deepspeed.zero.GatheredParameters)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ def build_run(config: RunConfig, resume: str) -> Run:
         torch.set_num_threads(config.engine.threads)
     seed_everything(config.seed, "weights")
     model = build_model(config)
+    model.check_data(streams)
+    model.check_data(loaders)
+    _make_output(Path(config.output))
     set_trainable(model, config.train.mode)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     groups = parameter_groups(model, config)
@@ -96,6 +100,16 @@ def build_run(config: RunConfig, resume: str) -> Run:
     if (found := _find(run, resume)) is not None:
         _restore(run, found, shapes)
     return run
+
+
+def _make_output(folder: Path) -> None:
+    """Before the first step, not at the first checkpoint, is the time to learn that nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"output {folder} cannot be made ({err.strerror}); give a folder, or a place where one can be made") from err
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"output {folder} cannot be written to; give another folder, or change its permissions")
 
 
 def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
@@ -141,5 +155,4 @@ def write_config(run: Run) -> None:
     """The resolved configuration as plain data, which evaluation reads."""
     if run.engine.rank == 0:
         path = Path(run.config.output) / "config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(to_plain(run.config), indent=1))

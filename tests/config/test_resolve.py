@@ -64,6 +64,7 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
         ({"merging": {"policy": "dtem", "reduction": [1] * 13}}, "lists 13 blocks, but the backbone has 12"),
         ({"train": {"steps": 9, "reduction_range": [8, 99]}}, "a block can merge at most 98 of the 196 patches"),
         ({"objective": {"type": "distill"}, "merging": {"policy": "none"}}, "teacher and student would be the same"),
+        ({"objective": {"type": "merge_cost"}, "train": {"steps": 9, "mode": "joint"}}, "teaches the embeddings alone"),
         ({"data": {"train": None}}, "tasks.a.data.train is not given"),
         ({"train": {"steps": 9, "eval_every": 3}}, "tasks.a.data.val is not given"),
         ({"optim": {"warmup_steps": 10}}, "optim.warmup_steps is 10, but the run has 10 steps"),

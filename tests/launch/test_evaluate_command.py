@@ -4,11 +4,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from launch.restore import build, load_run, parse_reduction, read_run
+from pipeline.data.manifest import load_manifest
+from pipeline.data.manifest_format import write_manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import build_model
 from pipeline.train import storage
@@ -126,3 +129,11 @@ def test_what_is_no_reduction_is_refused(text):
 
 def test_a_reduction_that_is_too_large_names_the_largest(trained, dtem):
     assert "largest even reduction is 5" in dtem("evaluate", trained, "--reduction", 9, code=2)
+
+
+def test_shards_with_more_classes_than_the_head_are_refused(trained, digits, dtem, tmp_path):
+    classes = [str(number) for number in range(11)]
+    write_manifest(tmp_path, replace(load_manifest(str(digits)), classes=tuple(classes)), str(digits))
+    option = f"tasks.digits.data.val={tmp_path}"
+    assert "the shards have 11 classes, the head has 10" in dtem("evaluate", trained, "--cfg-options", option, code=2)
+    assert "the shards have 11 classes" in dtem("sweep", trained, "--reductions", "1", "--cfg-options", option, code=2)
