@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dtem {args.command}: interrupted", file=sys.stderr)
         return 130
     except Exception as err:
-        if not _is_users_mistake(err):
+        from pipeline.errors import is_users  # imports torch, for which --help should not wait
+
+        if not is_users(err):
             raise
         print(f"dtem {args.command}: {err}", file=sys.stderr)
         return 2
@@ -38,12 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _module(command: str) -> ModuleType:
     return importlib.import_module(f"launch.{command}")
-
-
-def _is_users_mistake(err: Exception) -> bool:
-    from pipeline.errors import PipelineError  # imports torch, for which --help should not wait
-
-    return isinstance(err, PipelineError)
 
 
 if __name__ == "__main__":

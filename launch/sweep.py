@@ -44,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from launch.sweep_report import print_sweep, write_sweep
 
     runs = [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
+    folder = Path(args.out) if args.out else runs[0].root / "sweep"
+    folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
     targets = args.reductions or args.macs
     results = sweep(runs, args.policies, targets, split=args.split, seed=args.seed, rounds=args.rounds)
     print_sweep(results)
-    folder = Path(args.out) if args.out else runs[0].root / "sweep"
     print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
     return 0

@@ -52,13 +52,15 @@ def main() -> int:
     _add_arguments(parser)
     args = parser.parse_args()
     try:
-        from pipeline.errors import ConfigError, PipelineError
+        from pipeline.errors import ConfigError, is_users
     except ImportError as err:
         print(f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the project's folder", file=sys.stderr)
         return 2
     try:
         return run(args)
-    except PipelineError as err:
+    except Exception as err:
+        if not is_users(err):
+            raise
         rank = os.environ.get("RANK", "0")
         if rank != "0" and isinstance(err, ConfigError):
             time.sleep(3)  # rank 0 has the same to say, and the launcher ends it as soon as another one exits

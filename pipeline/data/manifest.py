@@ -1,10 +1,11 @@
 """Finds the manifest of what a user names as data, and checks it against the shards before training."""
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from pipeline.data.describe import describe
 from pipeline.data.manifest_format import MANIFEST, Manifest, Shard, parse_manifest, remedy
@@ -27,7 +28,7 @@ def load_manifest(source: str | Sequence[str], subset: str | None = None) -> Man
         raise SampleError("no shards are given: give a folder, a pattern such as 'train-{00000..00008}.tar', or a list of tars")
     parts = [_load_tars(group) if group[0].endswith(".tar") else _load_folder(group[0], subset) for group in _groups(locations)]
     manifest = _joined(parts)
-    _check_sizes(manifest)
+    _check_files(manifest)
     return manifest
 
 
@@ -110,20 +111,22 @@ def _joined(parts: list[Manifest]) -> Manifest:
     return Manifest(shards, schema, first.classes, {url: index for part in parts for url, index in part.indexes.items()})
 
 
-def _check_sizes(manifest: Manifest) -> None:
-    """Every shard is there, once, with the bytes that the manifest says."""
+def _check_files(manifest: Manifest) -> None:
+    """Every shard is there, once, with the bytes that the manifest says; local ones with their index."""
     urls = [shard.url for shard in manifest.shards]
     if len(set(urls)) != len(urls):
         raise SampleError(f"shard {next(url for url in urls if urls.count(url) > 1)} is given twice")
     with ThreadPoolExecutor(16) as pool:
-        problems = [problem for problem in pool.map(_size_problem, manifest.shards) if problem]
+        problems = [problem for problem in pool.map(partial(_problem, manifest), manifest.shards) if problem]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         folder = split(urls[0])[0]
         raise SampleError(f"shards do not match their manifest: {'; '.join(problems[:5])}{more}. Restore them, or: {remedy(folder)}")
 
 
-def _size_problem(shard: Shard) -> str:
+def _problem(manifest: Manifest, shard: Shard) -> str:
+    if shard.url not in manifest.indexes and not is_remote(shard.index_url) and not os.path.isfile(shard.index_url):
+        return f"{shard.index_url} is missing"
     try:
         size = file_size(shard.url)
     except FileNotFoundError:

@@ -83,6 +83,7 @@ CHANGES = {
     "missing shard": (lambda folder: (folder / "part-00002.tar").unlink(), "part-00002.tar is missing"),
     "longer shard": (lambda folder: (folder / "part-00001.tar").open("ab").write(b"x"), r"part-00001.tar has \d+ bytes instead of"),
     "edited counts": (lambda folder: edit(folder, lambda plain: plain["shards"][0].update(num_samples=70)), "digest"),
+    "index gone": (lambda folder: (folder / "part-00000.tar.index.json").unlink(), "part-00000.tar.index.json is missing"),
     "not json": (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
     "deep json": (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json"),
     "wrong types": (lambda folder: edit(folder, lambda plain: plain.update(shards=3)), "manifest.json"),

@@ -46,6 +46,12 @@ def test_a_users_mistake_is_one_message_and_exit_2(kind, doctor_raises, capsys):
     assert said.err == "dtem doctor: x is wrong; do y\n" and not said.out
 
 
+def test_a_file_of_the_users_that_cannot_be_used_is_no_bug(doctor_raises, capsys):
+    assert doctor_raises(FileExistsError(17, "File exists", "out")) == 2
+    assert "out" in capsys.readouterr().err
+    assert doctor_raises(OSError(28, "No space left on device")) == 2
+
+
 def test_an_interrupt_exits_with_130(doctor_raises):
     assert doctor_raises(KeyboardInterrupt()) == 130
 

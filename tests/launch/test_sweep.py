@@ -85,7 +85,7 @@ def test_a_wrong_command_line_exits_with_2(argv, capsys):
 
 def test_a_point_that_cannot_be_reached_is_left_out_and_said_so(trained, caplog):
     points = sweep([read_run(trained)], ["tome"], [0.05, 0.8], rounds=0)[0].points
-    assert [point.target for point in points] == [0.8] and "5% of the MACs cannot be reached" in caplog.text
+    assert [point.target for point in points] == [0.8] and "(5% of the unmerged) cannot be reached" in caplog.text
 
 
 def test_a_sweep_without_points_or_with_strange_policies_is_refused(trained, dtem):
