@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,8 @@ def build_run(config: RunConfig, resume: str) -> Run:
     resolve(config, world_size, facts)
     check_ema(config)
     streams, loaders = _build_data(config, rank, world_size)
+    if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
+        _check_shares(config, loaders, world_size)
     resolved = resolve(config, world_size, facts, {name: stream.num_samples for name, stream in streams.items()})
     if resume == "none" and any(Path(config.output).glob("checkpoints/step_*")):
         raise ConfigError(f"{config.output} holds checkpoints of a run; continue it with --resume auto, or give another output")
@@ -79,7 +83,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     model = build_model(config)
     model.check_data(streams)
     model.check_data(loaders)
-    _make_output(Path(config.output))
+    _check_output(Path(config.output))
     set_trainable(model, config.train.mode)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     groups = parameter_groups(model, config)
@@ -102,14 +106,22 @@ def build_run(config: RunConfig, resume: str) -> Run:
     return run
 
 
-def _make_output(folder: Path) -> None:
-    """Before the first step, not at the first checkpoint, is the time to learn that nothing can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise ConfigError(f"output {folder} cannot be made ({err.strerror}); give a folder, or a place where one can be made") from err
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"output {folder} cannot be written to; give another folder, or change its permissions")
+def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_size: int) -> None:
+    """Where a forward is a collective, every rank needs something to evaluate."""
+    for name, loader in loaders.items():
+        size, samples = config.tasks[name].data.eval_batch_size, loader.num_samples
+        if math.ceil(samples / size) < world_size:
+            raise ConfigError(
+                f"tasks.{name}.data.eval_batch_size is {size} and there are {samples} samples to evaluate: "
+                f"not a batch for each of the {world_size} ranks of ZeRO 3; give {max(1, samples // world_size)}"
+            )
+
+
+def _check_output(folder: Path) -> None:
+    """Before the first step, not at the first checkpoint, is the time to learn that nothing can be written. Makes nothing."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"output {folder} cannot be made or written to, because of {nearest}; give another folder")
 
 
 def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
@@ -155,4 +167,5 @@ def write_config(run: Run) -> None:
     """The resolved configuration as plain data, which evaluation reads."""
     if run.engine.rank == 0:
         path = Path(run.config.output) / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(to_plain(run.config), indent=1))

@@ -16,5 +16,12 @@ def test_shards_with_more_classes_than_the_head_are_refused(tiny_run, tmp_path):
 @pytest.mark.parametrize("inside", [".", "deeper"])
 def test_an_output_that_cannot_be_made_is_found_before_training(tiny_run, tmp_path, inside):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be made or written to"):
         train(tiny_run(tmp_path / "file" / inside))
+
+
+def test_too_few_samples_for_the_ranks_of_zero_3_are_found_before_training(tiny_run, monkeypatch):
+    for name, value in dict(RANK="0", WORLD_SIZE="4").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="eval_batch_size is 10 and there are 25 .* give 6"):
+        train(tiny_run(engine=dict(type="deepspeed", zero_stage=3), optim=dict(ema_decay=0.0)))
