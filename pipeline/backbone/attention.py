@@ -3,8 +3,10 @@
 B batch, M tokens, H heads, D channels per head.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbone.exact_attention import exact_attention
@@ -63,8 +65,8 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
     return (weights / weights.sum(dim=-1, keepdim=True)) @ v.float()
 
 
-def attend(attn: nn.Module, x: Tensor, size: Tensor | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
-    """timm's Attention with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C], keys [B, H, M, D].
+def attend(attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
+    """timm's Attention, `attn`, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C], keys [B, H, M, D].
 
     exact: round as the authors' release does (attention dropout excluded); see `exact_attention`.
     """

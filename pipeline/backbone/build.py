@@ -6,7 +6,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Attention, PatchEmbed
+from timm.layers.attention import Attention
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -82,8 +83,7 @@ def create_vit(
         raise ConfigError(f"timm cannot build '{name}' with {options}: {str(err) or type(err).__name__}") from err
     except OSError as err:
         raise ConfigError(f"timm cannot load the weights of '{name}' ({err}); give backbone.weights, a file, instead") from err
-    _check_supported(vit, name)
-    return vit
+    return _supported(vit, name)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -94,14 +94,15 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise ConfigError(unknown_name("backbone option", name, OPTIONS))
 
 
-def _check_supported(vit: nn.Module, name: str) -> None:
+def _supported(vit: nn.Module, name: str) -> VisionTransformer:
     """Refuses what MergingViT would compute wrongly, by the part that is in the way."""
     if not isinstance(vit, VisionTransformer):
         raise ConfigError(f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer (ViT, DeiT, MAE, DINOv2, ...)")
-    strange_block = next((type(b).__name__ for b in vit.blocks if type(b) is not Block), None)
-    strange_attention = next((type(b.attn).__name__ for b in vit.blocks if type(getattr(b, "attn", None)) is not Attention), None)
+    blocks: Any = vit.blocks
+    strange_block = next((type(b).__name__ for b in blocks if type(b) is not Block), None)
+    strange_attention = next((type(b.attn).__name__ for b in blocks if type(getattr(b, "attn", None)) is not Attention), None)
     obstacle = None
-    if len(vit.blocks) == 0:
+    if len(blocks) == 0:
         obstacle = "it has no blocks"
     elif strange_block:
         obstacle = f"its blocks are {strange_block}, not the plain pre-norm Block"
@@ -113,6 +114,7 @@ def _check_supported(vit: nn.Module, name: str) -> None:
         obstacle = "patch dropout removes patches, so that the grid could not be restored; set patch_drop_rate to 0"
     if obstacle:
         raise ConfigError(f"'{name}' is not supported: {obstacle}")
+    return vit
 
 
 def model_facts(config: BackboneConfig) -> ModelFacts:
@@ -121,7 +123,7 @@ def model_facts(config: BackboneConfig) -> ModelFacts:
         vit = create_vit(config.name, img_size=config.img_size, timm_options=config.options)
     return ModelFacts(
         patch=tuple(vit.patch_embed.patch_size),
-        depth=len(vit.blocks),
+        depth=len(list(vit.blocks.children())),
         num_prefix=vit.num_prefix_tokens,
         grid=tuple(vit.patch_embed.grid_size),
     )

@@ -27,7 +27,7 @@ class ExactAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A weight is size_j * unsized_ij. The sizes are multiplied into [M, D] factors: cheaper than into [M, M], and right at 0."""
         q, k, v, size, output, normaliser = ctx.saved_tensors
         of_key = size[:, None, :, None]

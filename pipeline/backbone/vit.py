@@ -5,9 +5,10 @@ prefix, M slots left, C channels.
 """
 
 from collections.abc import Collection
+from typing import Any, cast
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,15 +26,24 @@ PROPORTIONAL_ATTENTION = ("always", "train", "never")
 class MergingBlock(nn.Module):
     """timm's pre-norm Block with a merge between attention and MLP."""
 
+    norm1: nn.Module
+    attn: Any
+    ls1: nn.Module
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    ls2: nn.Module
+    drop_path2: nn.Module
+
     def __init__(self, block: nn.Module, policy: MergePolicy, proportional_attention: str):
         super().__init__()
         for name, part in block.named_children():
             self.add_module(name, part)
         self.policy = policy
         self.proportional_attention = proportional_attention
-        attn = block.attn
-        width = policy.metric_dim(attn.qkv.in_features, attn.head_dim)
-        self.metric = nn.Linear(attn.qkv.in_features, width) if policy.metric_source == "embedding" else None
+        dim: int = self.attn.qkv.in_features
+        width = policy.metric_dim(dim, self.attn.head_dim)
+        self.metric = nn.Linear(dim, width) if policy.metric_source == "embedding" else None
 
     def forward(
         self, state: TokenState, r: int, *, merged: bool, relaxed: bool, points: list[MergePoint] | None = None
@@ -72,6 +82,8 @@ class MergingBlock(nn.Module):
 class MergingViT(nn.Module):
     """The shared backbone. `forward` is a function of its arguments and the weights: nothing is noted on the module."""
 
+    pos_embed: nn.Parameter | None
+
     def __init__(
         self,
         vit: VisionTransformer,
@@ -85,7 +97,7 @@ class MergingViT(nn.Module):
         self.patch_embed, self.pos_drop, self.norm_pre, self.norm = vit.patch_embed, vit.pos_drop, vit.norm_pre, vit.norm
         for name in (*PREFIX_TOKENS, "pos_embed"):
             self.register_parameter(name, getattr(vit, name, None))
-        self.blocks = nn.ModuleList(MergingBlock(block, policy, proportional_attention) for block in vit.blocks)
+        self.blocks = nn.ModuleList(MergingBlock(block, policy, proportional_attention) for block in vit.blocks.children())
         self.policy = policy
         self.grad_checkpointing = grad_checkpointing
         self.no_embed_class: bool = vit.no_embed_class
@@ -145,7 +157,7 @@ class MergingViT(nn.Module):
             if merge_points_from is not None and i >= merge_points_from:
                 state = block(state, r, merged=merged, relaxed=relaxed, points=points)
             elif self.grad_checkpointing and torch.is_grad_enabled():
-                state = checkpoint(block, state, r, merged=merged, relaxed=relaxed, use_reentrant=False)
+                state = cast(TokenState, checkpoint(block, state, r, merged=merged, relaxed=relaxed, use_reentrant=False))
             else:
                 state = block(state, r, merged=merged, relaxed=relaxed)
             merged = merged or r > 0

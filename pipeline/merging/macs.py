@@ -35,9 +35,9 @@ class MacCount:
 
 def count_macs(backbone: Any, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None) -> MacCount:
     """MACs of one image through a MergingViT in inference, its head excluded. grid: (h, w) patches; None: the backbone's own."""
-    grid = grid or backbone.grid
+    height, width = grid = grid or backbone.grid
     schedule = backbone.schedule(grid, reduction)
-    patches = grid[0] * grid[1]
+    patches = height * width
     start = patches + backbone.num_prefix
     after = tokens_per_block(schedule, start)
     before = (start, *after[:-1])
@@ -55,12 +55,8 @@ def reduction_for_macs(
 
     Raises ConfigError where merging as much as can be does not reach it.
     """
-    if (fraction is None) == (gmacs is None):
-        raise ConfigError("a schedule is solved for a fraction of the unmerged MACs or for gmacs: give one of the two")
-    if fraction is not None and not 0 < fraction <= 1:
-        raise ConfigError(f"target of {fraction} of the unmerged MACs: give a fraction in (0, 1]")
     whole = count_macs(backbone, grid, 0).total
-    goal = fraction * whole if fraction is not None else gmacs * 1e9
+    goal = _goal(whole, fraction, gmacs)
     height, width = grid or backbone.grid
     most = backbone.depth * mergeable(height * width + backbone.num_prefix, backbone.num_prefix)
     total = bisect_left(range(most), True, key=lambda total: count_macs(backbone, grid, spread(total, backbone.depth)).total <= goal)
@@ -72,6 +68,16 @@ def reduction_for_macs(
             f"merging all that can be leaves {reached / 1e9:.4g} ({reached / whole:.0%})"
         )
     return schedule
+
+
+def _goal(whole: int, fraction: float | None, gmacs: float | None) -> float:
+    if fraction is None and gmacs is not None:
+        return gmacs * 1e9
+    if fraction is None or gmacs is not None:
+        raise ConfigError("a schedule is solved for a fraction of the unmerged MACs or for gmacs: give one of the two")
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"target of {fraction} of the unmerged MACs: give a fraction in (0, 1]")
+    return fraction * whole
 
 
 def spread(total: int, depth: int) -> list[int]:
