@@ -33,18 +33,21 @@ def main() -> None:
 
 
 def results_of(result: Sweep) -> list[dict[str, Any]]:
-    """One entry per point, with the scores of every policy there; random and ToMe have nothing to draw per seed."""
+    """One entry per point, with the scores of every policy there; random and ToMe have nothing to draw per seed.
+
+    reduction and macs_ratio are DTEM's, which pays for its embedding; every policy's own are in `policies`.
+    """
     whole = percent(result.whole, result.metric)
-    return [
-        {
-            "name": f"{target:.0%} of the MACs",
-            "reduction": {point.policy: list(point.schedule) for point in points},
-            "macs_ratio": {point.policy: round(point.macs / result.whole.macs, 4) for point in points},
-            "scores": {"none": whole} | {point.policy: percent(point, result.metric) for point in points},
+    results = []
+    for target in MACS:
+        points = {point.policy: point for point in result.points if point.target == target}
+        own = {
+            policy: {"reduction": list(point.schedule), "macs_ratio": round(point.macs / result.whole.macs, 4)}
+            for policy, point in points.items()
         }
-        for target in MACS
-        if (points := [point for point in result.points if point.target == target])
-    ]
+        scores = {"none": whole} | {policy: percent(point, result.metric) for policy, point in points.items()}
+        results.append({"name": f"{target:.0%} of the MACs", **own["dtem"], "scores": scores, "policies": own})
+    return results
 
 
 if __name__ == "__main__":
