@@ -9,7 +9,6 @@ expected   benchmarks/records/cifar10_dtem_vs_tome.json; the choice of recipe: b
 _base_ = ["cifar10_vit.py", "_base_/merging/dtem.py"]
 backbone = dict(weights="runs/cifar10_vit")
 merging = dict(reduction=8)
-objective = dict(type="merge_cost")
 tasks = dict(cifar10=dict(data=dict(batch_size=128)))
 engine = dict(precision="fp32")
 optim = dict(_delete_=True, lr=2e-3, min_lr=1e-5, warmup_steps=10, weight_decay=1e-4, clip_grad=5.0)

@@ -13,6 +13,7 @@ backbone = dict(
     options=dict(patch_size=16, embed_dim=48, depth=3, num_heads=3, mlp_ratio=2),
 )
 merging = dict(reduction=2)
+objective = dict(type="supervised")
 tasks = dict(digits=dict(data=dict(batch_size=8, workers=0)))
 optim = dict(lr=1e-3)
 train = dict(mode="end_to_end", steps=8, alternate_period=2, log_every=2, save_every=4)

@@ -9,7 +9,6 @@ expected   docs/images/demo_sweep.png
 _base_ = ["digits_vit.py", "_base_/merging/dtem.py"]
 backbone = dict(weights="runs/digits_vit")
 merging = dict(reduction=10)
-objective = dict(type="merge_cost")
 tasks = dict(digits=dict(data=dict(batch_size=64)))
 optim = dict(_delete_=True, lr=2e-3, min_lr=1e-5, warmup_steps=10, weight_decay=1e-4, clip_grad=5.0)
 train = dict(_delete_=True, mode="modular", steps=300, reduction_range=(4, 24), log_every=50)

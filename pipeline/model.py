@@ -1,21 +1,24 @@
 """The one module that is trained: a shared backbone, a head per task, and the objective that turns a batch into a loss."""
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.backbone.build import build_backbone, create_vit
 from pipeline.backbone.load import load_weights, read_state_dict
 from pipeline.backbone.vit import MergingViT
 from pipeline.config.schema import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.interfaces import Batch, Sums, TaskOutput
 from pipeline.merging.macs import reduction_for_macs
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.objectives import OBJECTIVES
 from pipeline.registry import Registry
+
+log = logging.getLogger(__name__)
 
 TASKS: Registry[nn.Module] = Registry("task")
 """Filled by the package `tasks`, which whoever builds a model imports."""
@@ -84,9 +87,25 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     if bad:
         raise ConfigError(f"task names {bad} are not identifiers; they become part of parameter names")
     model = MultiTaskModel(backbone, tasks, OBJECTIVES.build(config.objective.type, **config.objective.options))
-    if spec.pretrained:
-        pretrained = create_vit(spec.name, pretrained=True, num_classes=None, img_size=spec.img_size, timm_options=spec.options)
-        load_weights(model, pretrained.state_dict())
-    if spec.weights:
-        load_weights(model, read_state_dict(spec.weights))
+    _load_start(model, config)
     return model
+
+
+def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
+    """The weights that training starts from, and what they filled. In modular training what they lack would stay random for good."""
+    spec = config.backbone
+    sources: dict[str, Mapping[str, Tensor]] = {}
+    if spec.pretrained:
+        vit = create_vit(spec.name, pretrained=True, num_classes=None, img_size=spec.img_size, timm_options=spec.options)
+        sources[f"timm's {spec.name}"] = vit.state_dict()
+    if spec.weights:
+        sources[spec.weights] = read_state_dict(spec.weights)
+    for source, tensors in sources.items():
+        report = load_weights(model, tensors)
+        log.info("%s: %s", source, report)
+        lacking = [name for name in report.missing if ".metric." not in name]
+        if lacking and config.train.mode == "modular":
+            raise CheckpointError(
+                f"{source} has no {lacking[0]} ({len(lacking)} tensors in all), which train.mode='modular' would freeze as it was drawn; "
+                "give weights that have it, or train it first with train.mode='backbone'"
+            )

@@ -1,3 +1,4 @@
-"""DTEM as this project trains it best; the ablation behind each choice is in docs/."""
+"""DTEM as this project trains it best: the embedding learns what merging costs (docs/merge_cost.md; the ablation is in docs/log.md)."""
 
 merging = dict(policy="dtem", reduction=16)
+objective = dict(type="merge_cost")
