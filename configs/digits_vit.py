@@ -12,6 +12,7 @@ backbone = dict(
     img_size=64,
     options=dict(patch_size=8, embed_dim=64, depth=4, num_heads=2, class_token=False, global_pool="avg"),
 )
+engine = dict(threads=1)  # two OpenMP threads wait for each other in layers this small
 tasks = dict(digits=dict(data=dict(batch_size=32)))
 optim = dict(lr=2e-3, min_lr=1e-5, warmup_steps=200, weight_decay=0.05, betas=(0.9, 0.99), clip_grad=1.0)
 train = dict(mode="backbone", steps=4000, log_every=200, eval_every=1000)
