@@ -19,7 +19,7 @@ from pipeline.data.stream import build_eval_loader
 from pipeline.merging.macs import reduction_for_macs
 
 MACS = (0.7, 0.5, 0.3)
-STEPS = 120
+STEPS = 300
 REFERENCE = "merging.options.split=reference"
 DISTILL = "objective.type=distill"
 RECIPES = {
@@ -36,7 +36,7 @@ def main() -> None:
     args = arguments(__doc__, "cifar10_recipes.json").parse_args()
     data = data_options(args)
     backbone = train_backbone(args.work / "backbone", data)
-    short = [*data, f"train.steps={STEPS}", "train.reduction_range=(4, 20)"]
+    short = [*data, f"train.steps={STEPS}", "train.reduction_range=(1, 6)"]
     jobs = {(name, seed): args.work / f"recipe{i}_seed{seed}" for i, name in enumerate(RECIPES) for seed in args.seeds}
     train_embeddings(list(jobs.values()), backbone, [[*short, f"seed={seed}", *RECIPES[name]] for name, seed in jobs])
     results = [compare(name, [folder for (recipe, _), folder in jobs.items() if recipe == name], data) for name in RECIPES]
