@@ -30,7 +30,7 @@ data/digits/manifest.json: | $(STAMP)
 demo: $(STAMP) data/digits/manifest.json ## shards, a small ViT, its merge embeddings, and ToMe against DTEM as a table and a plot (10 minutes on 2 cores)
 	$(BIN)/dtem train --config configs/digits_vit.py
 	$(BIN)/dtem train --config configs/digits_demo.py
-	$(BIN)/dtem sweep runs/digits_demo
+	$(BIN)/dtem sweep runs/digits_demo --macs 0.8,0.7,0.6,0.5,0.4
 	$(BIN)/dtem visualise runs/digits_demo
 
 test: export OMP_NUM_THREADS := 1
