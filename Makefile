@@ -4,7 +4,7 @@ PYTHON = $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# DeepSpeed's CPU operator is compiled once per environment, with the ninja that is installed there.
+# DeepSpeed's CPU operator is compiled once per environment (by `make install`, a minute), with the ninja that is installed there.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
@@ -22,6 +22,7 @@ $(STAMP): setup.cfg pyproject.toml requirements.lock
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	DS_ACCELERATOR=cpu $(BIN)/python -c 'from pipeline.engine.zero import start_deepspeed; start_deepspeed()' >/dev/null
 	@touch $@
 
 data/digits/manifest.json: | $(STAMP)
