@@ -85,7 +85,7 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(digits, tmp_path):
     ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if str(SCRIPT) in child.cmdline()[2:4]]
     second = next(child for child in ranks if "--local_rank=1" in child.cmdline() and child.environ().get("RANK") == "1")
     os.kill(second.pid, signal.SIGTERM)
-    code, text = finish(process, timeout=60)
+    code, text = finish(process)
     assert code == 0, text
     assert text.count("stopped as asked after step") == 1
     assert len(list((output / "checkpoints").glob("step_*"))) == 1
