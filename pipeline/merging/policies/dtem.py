@@ -18,7 +18,7 @@ from pipeline.token_state import TokenState
 class DTEM:
     """split: `parity` (training partitions tokens as inference does) or `reference` (as the authors' release does in training).
     relaxation: `soft` (the paper's) or `straight_through` (the forward pass is the hard merge, the gradient that of the soft one);
-    None picks `soft` for split `reference`, else `straight_through`.
+    None picks `soft` for split `reference`, else `straight_through`. The defaults are those that measured best (docs/log.md).
     candidates (k2), tau1, tau2: see `relaxed_top_r`. embed_dim: width of the embedding; None: the head's, twice that from 1024 channels on.
     """
 
