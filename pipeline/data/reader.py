@@ -91,8 +91,9 @@ class ShardCache:
         with open(path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if not path.exists() or path.stat().st_size != shard.num_bytes:
-                self._make_room()
+                self._make_room(1)
                 self._download(shard, path)
+                self._make_room(0)  # another process or thread may have fetched another shard meanwhile
             os.utime(path)
         return path
 
@@ -103,10 +104,10 @@ class ShardCache:
         except FileNotFoundError as err:
             raise SampleError(f"{shard.url} is missing; restore it, or name the shards that are there") from err
 
-    def _make_room(self) -> None:
+    def _make_room(self, incoming: int) -> None:
         """An evicted file that another process has open stays readable there until it is closed."""
         found = sorted(self._folder.glob("*.tar"), key=_last_use)
-        for path in found[: max(0, len(found) + 1 - self._max)]:
+        for path in found[: max(0, len(found) + incoming - self._max)]:
             path.unlink(missing_ok=True)
 
 
