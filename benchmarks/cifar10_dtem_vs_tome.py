@@ -1,7 +1,8 @@
 """DTEM against ToMe, random merging and its own untrained embedding on CIFAR-10, at five points from -30 % to -70 % MACs.
 
 Trains one small ViT from scratch (two DeepSpeed processes), then its merge embeddings once per seed with the backbone frozen, then
-sweeps all policies over the validation shards. About an hour on 2 idle cores; a stopped script continues.
+sweeps all policies over the validation shards. Estimated at twenty
+minutes on 2 idle cores (its stages were timed apart); a stopped script continues.
 
     python benchmarks/cifar10_dtem_vs_tome.py --train 'data/cifar10/train-{00000..00008}.tar' --val 'data/cifar10/val-00000.tar'
 """
