@@ -72,8 +72,8 @@ class Task(Protocol):
 
     taps: tuple[int, ...]
     """Blocks whose states the head reads (empty: the final state only)."""
-    needs_source: bool
-    """Whether the head unmerges, so that a relaxed merge has to keep a soft source map."""
+    unmerge: str | None
+    """How the head unmerges (one of `pipeline.merging.unmerge.UNMERGES`), or None where it does not."""
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
 

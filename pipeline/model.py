@@ -46,7 +46,7 @@ class MultiTaskModel(nn.Module):
         """The task's own loss and predictions."""
         task: Any = self.tasks[batch.task]
         output = self.backbone(
-            batch.images, reduction=reduction, taps=task.taps, soft_source=task.needs_source, relaxed=relaxed
+            batch.images, reduction=reduction, taps=task.taps, unmerge=task.unmerge, relaxed=relaxed
         )
         return task(output, batch)
 
@@ -62,7 +62,7 @@ class MultiTaskModel(nn.Module):
     def evaluate(self, batch: Batch, *, reduction: ReductionSpec | None = None) -> Sums:
         """Sums of the task's evaluation metrics, under the merge of inference."""
         task: Any = self.tasks[batch.task]
-        return task.evaluate(self.backbone(batch.images, reduction=reduction, taps=task.taps, relaxed=False), batch)
+        return task.evaluate(self.backbone(batch.images, reduction=reduction, taps=task.taps, unmerge=task.unmerge, relaxed=False), batch)
 
 
 def build_model(config: RunConfig) -> MultiTaskModel:

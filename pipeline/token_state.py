@@ -43,6 +43,7 @@ class TokenState:
     grid: (h, w) of the N - num_prefix patches.
     num_active: tokens that still take part in merging, prefix included. In inference it equals M; in training with a relaxed
     merge the M - num_active last tokens are what inference would have removed, with what is left of their size.
+    residual: [B, N, C], what each position has beyond its token's value, or None where nobody asked (see `merging.unmerge`).
     """
 
     tokens: Tensor
@@ -51,6 +52,7 @@ class TokenState:
     grid: tuple[int, int]
     num_prefix: int
     num_active: int
+    residual: Tensor | None = None
 
     @classmethod
     def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int, *, soft_source: bool = False) -> "TokenState":
@@ -77,10 +79,14 @@ class TokenState:
 
 @dataclass(frozen=True)
 class MergePoint:
-    """What a block's merge is decided on: the state right before it, whose tokens are in the graph, and the metric [B, M, F]."""
+    """What a block's merge is decided on: the state right before it, and the metric [B, M, F].
+
+    probe: zeros [B, M, C] that were added to the tokens; the gradient for it is that of moving tokens as a merge would.
+    """
 
     state: TokenState
     metric: Tensor
+    probe: Tensor
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class ClassificationTask(nn.Module):
     """
 
     taps: tuple[int, ...] = ()
-    needs_source = False
+    unmerge: str | None = None
     main_metric = "top1"
 
     def __init__(

@@ -5,6 +5,7 @@ prefix, M slots left, C channels.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from pipeline.backbone.attention import attend
 from pipeline.errors import ConfigError
 from pipeline.interfaces import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
+from pipeline.merging.unmerge import carry_residual, harden, start_unmerge, unmerge_state, unmerge_tokens
 from pipeline.token_state import BackboneOutput, MergePoint, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -59,18 +61,17 @@ class MergingBlock(nn.Module):
         if points is not None:
             state = self._observe(state, x, keys, points)
         if r > 0:
-            state = self.policy.merge(state, self._metric_of(x, keys), r, training=relaxed)
+            state = carry_residual(state, self.policy.merge(state, self._metric_of(x, keys), r, training=relaxed))
         return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
 
     def _observe(self, state: TokenState, x: Tensor, keys: Tensor, points: list[MergePoint]) -> TokenState:
-        """The state with tokens that a gradient can be asked for, also where everything before them is frozen."""
+        """The state with a probe in it, for which a gradient can be asked also where the backbone is frozen."""
         metric = self._metric_of(x, keys)
         if metric is None:
             raise ConfigError("merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')")
-        if not state.tokens.requires_grad:
-            state = state.with_tokens(state.tokens.detach().requires_grad_())
-        points.append(MergePoint(state, metric))
-        return state
+        probe = torch.zeros_like(state.tokens, requires_grad=True)
+        points.append(MergePoint(state, metric, probe))
+        return carry_residual(state, state.with_tokens(state.tokens + probe))
 
     def _metric_of(self, x: Tensor, keys: Tensor) -> Tensor | None:
         """[B, M, F]: what the policy compares. The embedding never shapes the backbone's features: its input is detached."""
@@ -137,19 +138,21 @@ class MergingViT(nn.Module):
         *,
         reduction: ReductionSpec | None = None,
         taps: Collection[int] = (),
-        soft_source: bool = False,
+        unmerge: str | None = None,
         relaxed: bool | None = None,
         merge_points_from: int | None = None,
     ) -> BackboneOutput:
         """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order.
 
-        relaxed: merge differentiably; None does so in training mode where the policy can. soft_source: keep a soft source map
-        (B * N * N floats) through a relaxed merge, for heads that unmerge. merge_points_from: also return what the merges of this block
-        and of those behind it are decided on, which needs gradients enabled. Raises ConfigError where H or W does not divide by the patch.
+        relaxed: merge differentiably; None does so in training mode where the policy can. unmerge: how the states will be unmerged, one of
+        `pipeline.merging.unmerge.UNMERGES`; without it a relaxed merge keeps no source map, which is B * N * N floats.
+        merge_points_from: also return what the merges of this block and of those behind it are decided on, which needs gradients enabled.
+        Raises ConfigError where H or W does not divide by the patch.
         """
         relaxed = self.policy.relaxed and (self.training if relaxed is None else relaxed)
         tokens, grid = self._embed(images)
-        state = TokenState.start(tokens, grid, self.num_prefix, soft_source=soft_source and relaxed)
+        state = TokenState.start(tokens, grid, self.num_prefix, soft_source=relaxed and unmerge is not None)
+        state = start_unmerge(state, unmerge)
         tapped: list[TokenState] = []
         points: list[MergePoint] = []
         merged = False
@@ -163,7 +166,17 @@ class MergingViT(nn.Module):
             merged = merged or r > 0
             if i in taps:
                 tapped.append(state)
-        return BackboneOutput(state.with_tokens(self.norm(state.tokens)), tuple(tapped), tuple(points))
+        states = [self._normed(state), *tapped]
+        if unmerge == "copy":
+            states = [harden(state) for state in states]
+        return BackboneOutput(states[0], tuple(states[1:]), tuple(points))
+
+    def _normed(self, state: TokenState) -> TokenState:
+        """After the last norm, which is taken of each position with its residual."""
+        after = state.with_tokens(self.norm(state.tokens))
+        if state.residual is None:
+            return after
+        return replace(after, residual=self.norm(unmerge_state(state)) - unmerge_tokens(after.tokens, after.source))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""

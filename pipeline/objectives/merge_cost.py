@@ -41,10 +41,10 @@ class MergeCost(nn.Module):
         first = int(draw * backbone.depth)
         merged = backbone.schedule(backbone.grid_of(batch.images), reduction)[:first]
         schedule = [*merged, *(0 for _ in backbone.blocks[first:])]
-        output = backbone(batch.images, reduction=schedule, relaxed=False, taps=task.taps, merge_points_from=first)
+        output = backbone(batch.images, reduction=schedule, relaxed=False, taps=task.taps, unmerge=task.unmerge, merge_points_from=first)
         result = task(output, batch)
         points = output.merge_points
-        grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.state.tokens for point in points])
+        grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.probe for point in points])
         costs = [expected_cost(point, grad, self.temperature) for point, grad in zip(points, grads, strict=True)]
         loss = torch.stack(costs).mean()
         count = torch.tensor(len(batch.images), device=loss.device)

@@ -79,7 +79,7 @@ def test_the_source_map_of_every_tap_is_that_of_its_block(variant, training):
     model = tiny_vit(variant).train(training)
     with torch.no_grad():
         torch.manual_seed(5)
-        output = model(images(), taps=(0, 1, 2), soft_source=True)
+        output = model(images(), taps=(0, 1, 2), unmerge="soft")
     for count, state in zip((57, 49, 41), output.taps, strict=True):
         weights = one_hot(state.source)
         assert state.num_active == count and weights.shape == (2, 65, state.tokens.shape[1])
@@ -94,13 +94,13 @@ def test_the_source_map_of_every_tap_is_that_of_its_block(variant, training):
     shallow.load_state_dict(model.state_dict())
     with torch.no_grad():
         torch.manual_seed(5)
-        first = shallow(images(), taps=(0,), soft_source=True).taps[0]
+        first = shallow(images(), taps=(0,), unmerge="soft").taps[0]
     assert torch.equal(unmerge(first), unmerge(output.taps[0]))
 
 
 @pytest.mark.parametrize("variant", ["dtem_soft", "dtem_reference"])
 def test_a_soft_merge_that_kept_no_map_says_how_to_keep_one(variant):
-    with pytest.raises(ConfigError, match="soft_source=True"):
+    with pytest.raises(ConfigError, match="unmerge='soft'"):
         unmerge(tiny_vit(variant).train()(images()).final)
 
 
@@ -149,7 +149,7 @@ def test_nothing_is_remembered_between_two_forwards(variant, training):
     fresh = copy.deepcopy(model)
     with torch.no_grad():
         model(images(), reduction=3)
-        model(images(3, seed=7), reduction=12, taps=(1,), soft_source=True)
+        model(images(3, seed=7), reduction=12, taps=(1,), unmerge="soft")
         torch.manual_seed(5)
         again = model(images(), reduction=10).final
         torch.manual_seed(5)
@@ -194,7 +194,7 @@ def test_activation_checkpointing_changes_neither_result_nor_gradients(variant):
 def test_bfloat16_keeps_sizes_and_weights_in_float32(variant, training):
     model = tiny_vit(variant).train(training)
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(images(), soft_source=True)
+        output = model(images(), unmerge="soft")
     state = output.final
     assert state.size.dtype == torch.float32
     torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)

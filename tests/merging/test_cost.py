@@ -56,7 +56,7 @@ def test_equal_tokens_merge_for_nothing(setting):
 
 def point_of(metric, tokens):
     state = TokenState.start(tokens, (2, 3), num_prefix=1)
-    return MergePoint(state, metric)
+    return MergePoint(state, metric, torch.zeros_like(tokens))
 
 
 def test_expected_cost_falls_along_its_gradient_and_is_one_for_an_indifferent_metric(setting):
