@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.config.build import all_mistakes
-from pipeline.config.schema import RunConfig, TaskConfig
+from pipeline.config.schema import RunConfig, TaskConfig, height_width
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import check_schedule
@@ -79,11 +79,12 @@ def _check_images(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
     sizes = {f"tasks.{name}.data.img_size": task.data.img_size for name, task in config.tasks.items()}
     if config.backbone.img_size is not None:
         sizes["backbone.img_size"] = config.backbone.img_size
-    for where, pixels in sizes.items():
-        for side in sorted(set(facts.patch)):
+    for where, size in sizes.items():
+        for pixels, side in sorted(set(zip(height_width(size), facts.patch, strict=True))):
             if pixels <= 0 or pixels % side:
-                near = " or ".join(str(size) for size in near_multiples(max(pixels, 1), side))
-                yield f"{where} is {pixels}, which does not divide by patch {side}; nearest: {near}"
+                near = " or ".join(str(multiple) for multiple in near_multiples(max(pixels, 1), side))
+                of = "" if pixels == size else f" ({pixels})"
+                yield f"{where} is {size}, which does not divide by patch {side}{of}; nearest: {near}"
 
 
 def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
@@ -139,7 +140,8 @@ def _check_engine(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
 
 
 def _num_patches(task: TaskConfig, facts: ModelFacts) -> int:
-    return (task.data.img_size // facts.patch[0]) * (task.data.img_size // facts.patch[1])
+    height, width = height_width(task.data.img_size)
+    return (height // facts.patch[0]) * (width // facts.patch[1])
 
 
 def _complaint(where: str, check: Callable[..., object], *args: object, **options: object) -> Iterator[str]:

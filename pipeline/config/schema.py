@@ -15,6 +15,14 @@ Reduction = int | float | tuple[int, float] | list[int]
 REDUCTION_FORMS = "an integer from 0, a keep rate in (0, 1], (r, inflection) with inflection in [-1, 1], or a list of integers"
 
 
+ImgSize = int | tuple[int, int]
+"""Pixels: of both sides, or (height, width)."""
+
+
+def height_width(size: ImgSize) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
 def require(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)
@@ -38,8 +46,8 @@ class BackboneConfig:
     """Load timm's weights of that name (downloads)."""
     weights: str | None = None
     """A .safetensors or .pth file with timm keys, our keys or those of the authors' release; or a run's checkpoint folder."""
-    img_size: int | None = None
-    """Pixels per side that the position embedding is made for; None keeps timm's."""
+    img_size: ImgSize | None = None
+    """Pixels per side, or (height, width), that the position embedding is made for; None keeps timm's."""
     drop_path: float = 0.0
     proportional_attention: Literal["always", "train", "never"] = "always"
     """When `log size` is added to the attention logits; `train` is the paper's setting for MAE."""
@@ -49,7 +57,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_path < 1, f"backbone.drop_path is {self.drop_path}; give a number in [0, 1)")
-        require(self.img_size is None or self.img_size > 0, f"backbone.img_size is {self.img_size}; give a number of pixels, or None")
+        positive = self.img_size is None or min(height_width(self.img_size)) > 0
+        require(positive, f"backbone.img_size is {self.img_size}; give a number of pixels, (height, width), or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +103,14 @@ class AugmentConfig:
     crop_pct: float = 0.875
     """Evaluation: the centre crop's share of the resized side."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    short_side: int | None = None
+    """Masks: pixels of the shorter side before the random resizing, and in evaluation; None: as stored."""
+    resize_range: tuple[float, float] = (0.5, 2.0)
+    """Masks: range of the factor by which a training image is resized before the crop."""
+    max_class_share: float = 0.75
+    """Masks: a crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times; 1 is off."""
+    photometric: bool = False
+    """Masks: random brightness, contrast, saturation and hue."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -101,6 +118,10 @@ class AugmentConfig:
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"augment.crop_scale is {self.crop_scale}; give (low, high) with 0 < low <= high <= 1")
         require(0 < self.crop_pct <= 1, f"augment.crop_pct is {self.crop_pct}; give a number in (0, 1]")
+        least, most = self.resize_range
+        require(0 < least <= most <= 10, f"augment.resize_range is {self.resize_range}; give (low, high) with 0 < low <= high <= 10")
+        require(self.short_side is None or self.short_side > 0, f"augment.short_side is {self.short_side}; give pixels, or None")
+        require(0 < self.max_class_share <= 1, f"augment.max_class_share is {self.max_class_share}; give a share in (0, 1]")
         require(min(self.std) > 0, f"augment.std is {self.std}; give numbers above 0")
         for name in ("hflip", "random_erasing"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
@@ -117,8 +138,8 @@ class DataConfig:
     train: str | list[str] | None = None
     """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest."""
     val: str | list[str] | None = None
-    img_size: int = 224
-    """Pixels per side of the crop the model sees."""
+    img_size: ImgSize = 224
+    """Pixels per side, or (height, width), of the crop the model sees."""
     batch_size: int = 128
     """Samples of one micro-batch on one rank."""
     eval_batch_size: int = 128
@@ -132,8 +153,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
             require(getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more")
-        pad = self.augment.pad
-        require(pad == 0 or pad < self.img_size, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
+        pad, side = self.augment.pad, min(height_width(self.img_size))
+        require(pad == 0 or pad < side, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,10 +70,20 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
         ({"optim": {"warmup_steps": 10}}, "optim.warmup_steps is 10, but the run has 10 steps"),
         ({"engine": {"type": "local", "deepspeed": {"zero_optimization": {}}}}, "engine.type is 'local'"),
         ({"backbone": {"name": "x", "img_size": 100}}, "backbone.img_size is 100"),
+        ({"backbone": {"name": "x", "img_size": [96, 100]}}, "backbone.img_size is (96, 100), which does not divide by patch 16 (100)"),
+        ({"data": {"img_size": [64, 100]}, "merging": {"policy": "dtem"}}, "nearest: 96 or 112"),
     ],
 )
 def test_a_disagreement_is_named(sections, part):
     assert part in complaint(run(**sections))
+
+
+def test_a_crop_need_not_be_square():
+    oblong = {"data": {"img_size": [96, 160]}, "merging": {"policy": "dtem", "reduction": 4}}
+    assert resolve(run(**oblong), 1, FACTS).config.tasks["a"].data.img_size == (96, 160)
+    assert "60 patches" in complaint(run(**oblong | {"train": {"steps": 9, "reduction_range": [0, 31]}}))
+    tall = ModelFacts(patch=(16, 10), depth=12, num_prefix=1, grid=(6, 16))
+    assert resolve(run(**oblong), 1, tall).total_steps == 10, "each side has its own patch"
 
 
 def test_a_local_engine_is_one_process():
