@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.engine import launched
-from pipeline.interfaces import Batch, Sums
+from pipeline.interfaces import Batch, Scores, Tallies
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
 
@@ -34,7 +34,7 @@ class Evaluator:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
-    def evaluate(self, batch: Batch, **options: Any) -> Sums:
+    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
         with self.autocast(), torch.no_grad():
             return self.module.evaluate(batch, **options)
 
@@ -48,18 +48,26 @@ Entry = tuple[MultiTaskModel, ReductionSpec]
 
 
 class Panel(nn.Module):
-    """Many models at many reductions as one, so that a batch is read and decoded once: entry i's sums are named `i/NAME`."""
+    """Many models at many reductions as one, so that a batch is read and decoded once: what entry i counts and scores is named `i/NAME`."""
 
     def __init__(self, entries: Sequence[Entry]):
         super().__init__()
         self.models = nn.ModuleList(model for model, _ in entries)
         self.reductions = [reduction for _, reduction in entries]
 
-    def evaluate(self, batch: Batch, *, reduction: None = None) -> Sums:
-        sums: Sums = {}
+    def evaluate(self, batch: Batch, *, reduction: None = None) -> Tallies:
+        tallies: Tallies = {}
         for i, (model, own) in enumerate(zip(self.models, self.reductions, strict=True)):
-            sums |= {f"{i}/{name}": pair for name, pair in model.evaluate(batch, reduction=own).items()}
-        return sums
+            tallies |= {f"{i}/{name}": tensor for name, tensor in model.evaluate(batch, reduction=own).items()}
+        return tallies
+
+    def scores(self, task: str, tallies: Tallies) -> Scores:
+        scores: Scores = {}
+        for i, model in enumerate(self.models):
+            own = {name.removeprefix(f"{i}/"): tensor for name, tensor in tallies.items() if name.startswith(f"{i}/")}
+            found = model.scores(task, own | {"samples": tallies["samples"]})
+            scores |= {f"{i}/{name}": value for name, value in found.items()}
+        return scores
 
 
 def images_per_second(evaluator: Evaluator, entries: Sequence[Entry], batch: Batch, rounds: int) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """What the parts of the pipeline promise one another."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -11,6 +11,16 @@ from pipeline.token_state import BackboneOutput, TokenState
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Name -> (sum, count), detached scalars on the device; they add over steps and ranks, and the value is sum / count."""
+
+Tallies = dict[str, Tensor]
+"""What an evaluation counts: name -> detached tensor of any shape on the device. They add over batches and ranks: whole numbers as
+int64 and so exactly, others as float64."""
+
+Scores = dict[str, float | None]
+"""Metric -> value; None is n/a, for instance the IoU of a class that the samples do not have."""
+
+Encode = Callable[[Tensor], BackboneOutput]
+"""images [B, 3, H, W] -> the backbone's output under the merge of inference, with what the task reads (taps, source maps)."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,12 @@ class Task(Protocol):
         information. Draws from the global generator."""
         ...
 
-    def evaluate(self, output: BackboneOutput, batch: Batch) -> Sums:
-        """Sums of the evaluation metrics over the batch's samples; counts are samples, so that batches and ranks add."""
+    def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
+        """What the metrics are made of, over the batch's samples. Calls `encode` as often as it likes: per window, per scale."""
+        ...
+
+    def scores(self, tallies: Tallies) -> Scores:
+        """The metrics of tallies that were added up, `samples` (how many) among them."""
         ...
 
 
@@ -137,8 +151,8 @@ class Engine(Protocol):
         """The model's output, under the engine's precision."""
         ...
 
-    def evaluate(self, batch: Batch, **options: Any) -> Sums:
-        """The model's evaluation sums, under the engine's precision and without gradients. At ZeRO 3 a collective."""
+    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
+        """The model's tallies of a batch, under the engine's precision and without gradients. At ZeRO 3 a collective."""
         ...
 
     def backward(self, loss: Tensor) -> None:

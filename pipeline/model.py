@@ -12,11 +12,12 @@ from pipeline.backbone.load import load_weights, read_state_dict
 from pipeline.backbone.vit import MergingViT
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.interfaces import Batch, Scores, Tallies, TaskOutput
 from pipeline.merging.macs import reduction_for_macs
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.objectives import OBJECTIVES
 from pipeline.registry import Registry
+from pipeline.token_state import BackboneOutput
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ TASKS: Registry[nn.Module] = Registry("task")
 
 
 class MultiTaskModel(nn.Module):
-    """What an engine is given. `forward` trains, `predict` runs one task, `evaluate` counts."""
+    """What an engine is given. `forward` trains, `predict` runs one task, `evaluate` counts, `scores` divides."""
 
     def __init__(self, backbone: MergingViT, tasks: Mapping[str, nn.Module], objective: nn.Module):
         super().__init__()
@@ -45,9 +46,7 @@ class MultiTaskModel(nn.Module):
     def predict(self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None) -> TaskOutput:
         """The task's own loss and predictions."""
         task: Any = self.tasks[batch.task]
-        output = self.backbone(
-            batch.images, reduction=reduction, taps=task.taps, unmerge=task.unmerge, relaxed=relaxed
-        )
+        output = self.backbone(batch.images, reduction=reduction, taps=task.taps, unmerge=task.unmerge, relaxed=relaxed)
         return task(output, batch)
 
     def check_data(self, loaders: Mapping[str, Any]) -> None:
@@ -59,10 +58,19 @@ class MultiTaskModel(nn.Module):
             except ConfigError as err:
                 raise ConfigError(f"tasks.{name}: {err}") from err
 
-    def evaluate(self, batch: Batch, *, reduction: ReductionSpec | None = None) -> Sums:
-        """Sums of the task's evaluation metrics, under the merge of inference."""
+    def evaluate(self, batch: Batch, *, reduction: ReductionSpec | None = None) -> Tallies:
+        """What the task counts over a batch, under the merge of inference."""
         task: Any = self.tasks[batch.task]
-        return task.evaluate(self.backbone(batch.images, reduction=reduction, taps=task.taps, unmerge=task.unmerge, relaxed=False), batch)
+
+        def encode(images: Tensor) -> BackboneOutput:
+            return self.backbone(images, reduction=reduction, taps=task.taps, unmerge=task.unmerge, relaxed=False)
+
+        return task.evaluate(encode, batch)
+
+    def scores(self, task: str, tallies: Tallies) -> Scores:
+        """The task's metrics from tallies that were added up over batches and ranks, with `samples` among them."""
+        head: Any = self.tasks[task]
+        return head.scores(tallies)
 
 
 def build_model(config: RunConfig) -> MultiTaskModel:

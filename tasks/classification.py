@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.interfaces import Batch, Encode, Scores, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
 from tasks.pooling import pool
@@ -74,14 +74,17 @@ class ClassificationTask(nn.Module):
         return log_likelihood.gather(1, drawn).sum()
 
     @torch.no_grad()
-    def evaluate(self, output: BackboneOutput, batch: Batch) -> Sums:
-        """top1, top5 (shares of samples) and loss, as sums over the batch and its sample count."""
-        logits, labels = self.logits(output), batch.targets.labels
-        count = torch.tensor(len(labels), device=logits.device)
+    def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
+        """How many samples have their class first (top1) and among the first five (top5), and the sum of their losses."""
+        logits, labels = self.logits(encode(batch.images)), batch.targets.labels
         best = logits.topk(min(5, self.num_classes), dim=-1).indices
         hits = best == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        return {"top1": (hits[:, 0].sum(), count), "top5": (hits.sum(), count), "loss": (loss, count)}
+        return {"top1": hits[:, 0].sum(), "top5": hits.sum(), "loss": F.cross_entropy(logits, labels, reduction="sum")}
+
+    def scores(self, tallies: Tallies) -> Scores:
+        """top1 and top5 as shares of the samples, and the mean loss."""
+        samples = int(tallies["samples"])
+        return {name: float(tallies[name]) / samples for name in ("top1", "top5", "loss")}
 
 
 def _linear_head(dim: int, num_classes: int) -> nn.Linear:

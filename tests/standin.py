@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import BackboneConfig, DataConfig, EngineConfig, OptimConfig, RunConfig, TaskConfig, TrainConfig
 from pipeline.data.targets import ClassificationTargets
-from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.interfaces import Batch, Scores, Tallies, TaskOutput
 from pipeline.train.rng import generator
 
 DIM, CLASSES = 12, 5
@@ -54,10 +54,15 @@ class StandinModel(nn.Module):
         count = torch.tensor(float(len(losses)), device=losses.device)
         return TaskOutput(losses.mean(), {"loss": (losses.detach().sum(), count)}, logits)
 
-    def evaluate(self, batch: Batch, *, reduction: Any = None) -> Sums:
-        logits = self(batch, relaxed=False).predictions
-        right = (logits.argmax(-1) == batch.targets.labels).double().sum()
-        return {"top1": (right, torch.tensor(float(len(logits)), dtype=torch.float64, device=logits.device))}
+    def evaluate(self, batch: Batch, *, reduction: Any = None) -> Tallies:
+        """`table`: how often each class was taken for each."""
+        said, labels = self(batch, relaxed=False).predictions.argmax(-1), batch.targets.labels
+        return {"top1": (said == labels).sum(), "table": torch.bincount(labels * CLASSES + said, minlength=CLASSES**2).view(CLASSES, -1)}
+
+    def scores(self, task: str, tallies: Tallies) -> Scores:
+        table = tallies["table"]
+        of_class = {f"Acc/{i}": float(table[i, i] / table[i].sum()) if table[i].sum() else None for i in range(CLASSES)}
+        return {"top1": float(tallies["top1"] / tallies["samples"])} | of_class
 
 
 def standin_batch(first: int, size: int, task: str = "a") -> Batch:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import RunConfig
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
-from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.interfaces import Batch, Tallies, TaskOutput
 
 
 class LocalEngine:
@@ -39,7 +39,7 @@ class LocalEngine:
         with self.autocast():
             return self.module(batch, **options)
 
-    def evaluate(self, batch: Batch, **options: Any) -> Sums:
+    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
         with self.autocast(), torch.no_grad():
             return cast(Any, self.module).evaluate(batch, **options)
 

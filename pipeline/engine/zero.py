@@ -19,7 +19,7 @@ from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonf
 from pipeline.engine.zero_config import zero_config
 from pipeline.engine.zero_state import STATE_OF_STAGE
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.interfaces import Batch, Tallies, TaskOutput
 
 
 class ZeroEngine:
@@ -54,7 +54,7 @@ class ZeroEngine:
     def forward(self, batch: Batch, **options: Any) -> TaskOutput:
         return self._deepspeed(batch, **options)
 
-    def evaluate(self, batch: Batch, **options: Any) -> Sums:
+    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
         with self.autocast(), torch.no_grad():
             return cast(Any, self.module).evaluate(batch, **options)
 

@@ -1,15 +1,16 @@
 """Evaluation that counts every sample once, on any number of ranks."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
+
+import torch
 
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Engine
-from pipeline.train.collective import from_rank0, maximum
-from pipeline.train.metrics import MetricSums, mean
+from pipeline.interfaces import Batch, Engine, Scores
+from pipeline.train.collective import maximum
+from pipeline.train.metrics import TallySums
 
-Scores = dict[str, dict[str, float]]
+TaskScores = dict[str, Scores]
 """Task -> metric -> value, with `samples` among the metrics: how many were counted."""
 
 
@@ -19,7 +20,7 @@ class SizedBatches(Protocol):
     def __len__(self) -> int: ...
 
 
-def evaluate(engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: Any = None) -> Scores:
+def evaluate(engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: Any = None) -> TaskScores:
     """Scores of engine.module on this rank's share of each task's samples, summed over ranks. Called by every rank.
 
     Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one.
@@ -27,21 +28,21 @@ def evaluate(engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: 
     was_training = engine.module.training
     engine.module.eval()
     try:
-        return {task: _evaluate_task(engine, loader, reduction) for task, loader in loaders.items()}
+        return {task: _evaluate_task(engine, task, loader, reduction) for task, loader in loaders.items()}
     finally:
         engine.module.train(was_training)
 
 
-def _evaluate_task(engine: Engine, loader: SizedBatches, reduction: Any) -> dict[str, float]:
-    sums = MetricSums()
+def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: Any) -> Scores:
+    sums = TallySums()
     for batch, counts in _in_step(engine, loader):
-        result = engine.evaluate(batch.to(engine.device), reduction=reduction)
+        tallies = engine.evaluate(batch.to(engine.device), reduction=reduction)
         if counts:
-            sums.add(result)
-    names = json.loads(from_rank0(engine, json.dumps(sums.names())))  # rank 0 has a batch if any rank has
-    totals = sums.reduce(engine, names)
-    samples = max((count for _, count in totals.values()), default=0.0)
-    return {name: mean(pair) for name, pair in totals.items()} | {"samples": samples}
+            sums.add(tallies | {"samples": torch.tensor(len(batch.images), device=engine.device)})
+    totals = sums.reduce(engine)
+    if not totals:
+        return {"samples": 0.0}
+    return cast(Any, engine.module).scores(task, totals) | {"samples": float(totals["samples"])}
 
 
 def _in_step(engine: Engine, loader: SizedBatches) -> Iterable[tuple[Batch, bool]]:

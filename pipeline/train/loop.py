@@ -12,7 +12,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import PipelineError
 from pipeline.interfaces import Batch
 from pipeline.train import checkpoint
-from pipeline.train.evaluate import Scores, evaluate
+from pipeline.train.evaluate import TaskScores, evaluate
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.optim import learning_rates, phase_at
 from pipeline.train.reporting import Reporter, Stopwatch
@@ -136,16 +136,17 @@ def _score(run: Run, reporter: Reporter) -> bool:
         scores = evaluate(run.engine, run.loaders)
     reporter.write(run.progress.step, {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()})
     score, best = _main_score(run, scores), run.progress.best
-    if best is not None and score <= best:
+    if score is None or (best is not None and score <= best):
         return False
     run.progress.best = score
     return True
 
 
-def _main_score(run: Run, scores: Scores) -> float:
-    """The mean over tasks of each one's main metric."""
+def _main_score(run: Run, scores: TaskScores) -> float | None:
+    """The mean over tasks of each one's main metric; None where one of them is n/a."""
     tasks: Any = run.engine.module.tasks
-    return sum(values[tasks[name].main_metric] for name, values in scores.items()) / len(scores)
+    values = [value for name, found in scores.items() if (value := found.get(tasks[name].main_metric)) is not None]
+    return sum(values) / len(values) if len(values) == len(scores) else None
 
 
 def _save(run: Run, better: bool) -> Path:

@@ -42,16 +42,20 @@ class Reporter:
         if self._main:
             self._bar.update()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Values by name, at a step. What is not finite is null in the file, as JSON has no word for it."""
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Values by name, at a step; None is n/a. What is not finite is null in the file, as JSON has no word for it.
+
+        Details (`val/TASK/METRIC/CLASS`) go to the file and the board only.
+        """
         if not self._main:
             return
-        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        known = {name: value for name, value in values.items() if value is not None}
+        plain = {name: known[name] if math.isfinite(known.get(name, math.nan)) else None for name in values}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in known.items():
             self._board.add_scalar(name, value, step)
-        line = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        line = "  ".join(f"{name} {known[name]:.4g}" if name in known else f"{name} n/a" for name in values if name.count("/") <= 2)
         self.say(f"step {step}/{self._total}  {line}")
 
     def say(self, text: str) -> None:

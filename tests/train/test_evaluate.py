@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from standin import StandinModel, standin_batch, standin_config
 from pipeline.engine import build_engine
 from pipeline.interfaces import Batch
 from pipeline.train.evaluate import evaluate
-from pipeline.train.metrics import MetricSums
+from pipeline.train.metrics import MetricSums, TallySums
 from pipeline.train.optim import parameter_groups
 from pipeline.train.reporting import Reporter
 
@@ -40,6 +41,35 @@ def test_no_batches_are_no_samples(engine):
     assert evaluate(engine, {"a": []}) == {"a": {"samples": 0.0}}
 
 
+class TwoRanks:
+    """Of two engines, the one that is rank 0; what rank 1 would add to each sum is given in their order."""
+
+    world_size, rank, device = 2, 0, torch.device("cpu")
+
+    def __init__(self, *others):
+        self.others = list(others)
+
+    def all_reduce(self, tensor):
+        return tensor + self.others.pop(0)
+
+
+def test_tallies_of_any_shape_add_exactly():
+    sums, big = TallySums(), 2**60 + 1  # which no float holds
+    sums.add({"table": torch.tensor([[big, 0], [0, 2]]), "loss": torch.tensor(1.5), "hits": torch.tensor(True)})
+    sums.add({"table": torch.tensor([[1, 0], [3, 0]], dtype=torch.int32), "loss": torch.tensor(0.25), "hits": torch.tensor(True)})
+    layout = 0  # rank 1 sends nothing where rank 0 says its names
+    totals = sums.reduce(TwoRanks(layout, layout, torch.arange(5), torch.tensor([0.25]).double()))
+    assert totals["table"].tolist() == [[big + 1, 1], [5, 5]] and totals["table"].dtype == torch.int64
+    assert totals["hits"] == 6 and totals["loss"] == 2.0 and totals["loss"].dtype == torch.float64
+
+
+def test_a_class_that_is_not_there_is_none_and_not_nan(engine):
+    whole: Batch = standin_batch(0, 23)
+    labels = whole.targets.labels.clamp(max=3)
+    scores = evaluate(engine, {"a": [replace(whole, targets=replace(whole.targets, labels=labels))]})["a"]
+    assert scores["Acc/4"] is None and 0 <= scores["Acc/0"] <= 1
+
+
 def test_sums_leave_out_what_is_not_finite_only_where_asked(engine):
     one, bad = torch.tensor(1.0), torch.tensor(float("nan"))
     strict, lenient = MetricSums(), MetricSums(only_finite=True)
@@ -55,6 +85,14 @@ def test_figures_of_steps_that_will_be_repeated_are_removed(tmp_path):
     with Reporter(tmp_path, main=True, step=1, total_steps=5) as reporter:
         reporter.write(2, {"loss": float("nan")})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1}\n{"step": 2, "loss": null}\n'
+
+
+def test_what_is_not_applicable_is_null_and_details_stay_out_of_the_terminal(tmp_path, capsys):
+    with Reporter(tmp_path, main=True, step=0, total_steps=5) as reporter:
+        reporter.write(1, {"val/a/mIoU": None, "val/a/IoU/3": 0.5})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "val/a/mIoU": None, "val/a/IoU/3": 0.5}
+    said = capsys.readouterr().err
+    assert "val/a/mIoU n/a" in said and "IoU/3" not in said
 
 
 def test_other_ranks_write_nothing(tmp_path):
