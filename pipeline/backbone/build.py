@@ -11,7 +11,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from pipeline.backbone.vit import PROPORTIONAL_ATTENTION, MergingViT
+from pipeline.backbone.vit import MergingViT
 from pipeline.config.resolve import ModelFacts
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import ConfigError
@@ -50,8 +50,6 @@ def build_backbone(
     reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE) or `never`.
     timm_options go to timm's class, policy_options to the policy. Raises ConfigError for a name that is not a plain ViT.
     """
-    if proportional_attention not in PROPORTIONAL_ATTENTION:
-        raise ConfigError(f"proportional_attention is '{proportional_attention}'; give one of {', '.join(PROPORTIONAL_ATTENTION)}")
     merge_policy = POLICIES.build(policy, **policy_options)
     vit = create_vit(name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options)
     return MergingViT(

@@ -95,6 +95,8 @@ class MergingViT(nn.Module):
         grad_checkpointing: bool = False,
     ):
         super().__init__()
+        if proportional_attention not in PROPORTIONAL_ATTENTION:
+            raise ConfigError(f"proportional_attention is '{proportional_attention}'; give one of {', '.join(PROPORTIONAL_ATTENTION)}")
         self.patch_embed, self.pos_drop, self.norm_pre, self.norm = vit.patch_embed, vit.pos_drop, vit.norm_pre, vit.norm
         for name in (*PREFIX_TOKENS, "pos_embed"):
             self.register_parameter(name, getattr(vit, name, None))
