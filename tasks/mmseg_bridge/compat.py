@@ -1,0 +1,41 @@
+"""MMSegmentation, whichever family of OpenMMLab's packages is installed: the onedl forks (what `setup.cfg` asks for) or upstream."""
+
+import sys
+from importlib import metadata, util
+from types import ModuleType
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+OPERATORS = "mmcv._ext"
+"""mmcv's compiled code."""
+
+
+class MissingOperators(ModuleType):
+    """Stands in for mmcv's compiled code: every operator is there, and raises ConfigError with its name when it is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise ConfigError(f"mmcv's operator '{name}' is not compiled here; choose a head without it, or build mmcv with MMCV_WITH_OPS=1")
+
+        return refuse
+
+
+def import_mmseg() -> None:
+    """Imports mmseg's models, before anybody else does. Raises ConfigError where that cannot be."""
+    try:
+        if _is_upstream_without_operators():
+            sys.modules[OPERATORS] = MissingOperators(OPERATORS)
+        import mmseg.models  # noqa: F401
+    except (ImportError, AssertionError) as err:  # mmseg asserts the versions of its neighbours
+        raise ConfigError(f"MMSegmentation cannot be imported ({err}); install the project with `pip install -e .`") from err
+
+
+def _is_upstream_without_operators() -> bool:
+    """Upstream's mmseg imports operators that it never calls; the forks do without. Asked before mmseg: half an import cannot be repeated."""
+    if OPERATORS in sys.modules or util.find_spec("mmcv") is None:
+        return False
+    return util.find_spec(OPERATORS) is None and any(True for _ in metadata.distributions(name="mmsegmentation"))
