@@ -1,3 +1,3 @@
 """Task adapters: one file each, found by this list."""
 
-from tasks import classification  # noqa: F401  (registration)
+from tasks import classification, segmentation  # noqa: F401  (registration)

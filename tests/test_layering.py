@@ -29,14 +29,14 @@ ROOMS = {
 
 DOORS = {
     "deepspeed": {"pipeline/engine/zero.py"},
-    "mmengine": {"pipeline/config/load.py", "tasks/mmseg_bridge.py"},
-    "mmseg": {"tasks/mmseg_bridge.py"},
-    "mmcv": {"tasks/mmseg_bridge.py"},
+    "mmengine": {"pipeline/config/load.py", "tasks/mmseg_bridge/"},
+    "mmseg": {"tasks/mmseg_bridge/"},
+    "mmcv": {"tasks/mmseg_bridge/"},
     "open_clip": {"tasks/open_clip_bridge.py"},
     "webdataset": set(),
     "transformers": set(),
 }
-"""Package -> the only files that may name it."""
+"""Package -> the only files, or folders, that may name it."""
 
 CODE_CARRIERS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 
@@ -79,7 +79,9 @@ def test_imports_go_downwards(path):
 def test_a_package_has_one_door(path):
     for name in imported(path):
         doors = DOORS.get(name.split(".")[0])
-        assert doors is None or path.as_posix() in doors, f"{path} names {name}; its door is {sorted(doors or ()) or 'in tests only'}"
+        assert doors is None or path.as_posix().startswith(tuple(doors)), (
+            f"{path} names {name}; its door is {sorted(doors or ()) or 'in tests only'}"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -1,0 +1,154 @@
+"""MMSegmentation's necks and decode heads, built from its own config dicts. B batch, K classes, h w cells of a head's logits."""
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.structures import PixelData
+from mmseg.models import decode_heads, necks
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.registry import MODELS, TASK_UTILS
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.registry import unknown_name
+
+HEADS = {name for name in decode_heads.__all__ if isinstance(getattr(decode_heads, name), type)}
+NECKS = set(necks.__all__)
+MASK_CLASSIFIERS = {"MaskFormerHead", "Mask2FormerHead"}
+PROBE_CELLS = 4
+"""Side of the features that a new head is tried with."""
+
+
+def build_decode_head(spec: Mapping[str, Any], *, in_channels: Sequence[int], num_classes: int, field: str = "decode_head") -> nn.Module:
+    """The head that mmseg builds from `spec`, which stays as it is, with its starting weights.
+
+    in_channels: of each feature that the head can read (of the neck's, where there is one). in_channels and num_classes are filled in
+    where `spec` lacks them. Raises ConfigError for what cannot be built, does not fit the features, or needs what is not installed.
+    """
+    _check_spec(spec, field, HEADS)
+    filled = _fill(spec, in_channels, num_classes, field)
+    _refuse_unsupported(filled, field)
+    head = _build(filled, field)
+    logits = _try(head, in_channels, field)
+    if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != num_classes:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"{field} {spec['type']} gives {shape} where logits [B, {num_classes}, h, w] are needed")
+    return head
+
+
+def build_neck(spec: Mapping[str, Any], in_channels: Sequence[int]) -> tuple[nn.Module, list[int]]:
+    """The neck, and the channels of each of its features. Raises ConfigError as `build_decode_head` does."""
+    _check_spec(spec, "neck", NECKS)
+    filled = copy.deepcopy(dict(spec))
+    if spec["type"] == "Feature2Pyramid":
+        _agree(filled, "embed_dim", in_channels[0], "neck")
+    else:
+        _agree(filled, "in_channels", list(in_channels), "neck")
+    neck = _build(filled, "neck")
+    return neck, [feature.shape[1] for feature in _try(neck, in_channels, "neck")]
+
+
+def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The head's own losses by mmseg's names, and its acc_seg as a share; scalars. logits [B, K, h, w], mask [B, H, W] uint8.
+
+    mmseg's accuracy counts the labelled pixels on the host, so this waits for the device.
+    """
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in mask.long()[:, None]]
+    values = head.loss_by_feat(logits, samples)
+    return {name: value.mean() / (100 if name == "acc_seg" else 1) for name, value in values.items()}
+
+
+def _check_spec(spec: Any, field: str, known: Iterable[str]) -> None:
+    """mmseg would import a `type` with dots, and unpickle files that a spec names: neither may come from a configuration."""
+    if not isinstance(spec, Mapping) or "type" not in spec:
+        raise ConfigError(f"{field} is {spec!r}; give dict(type=..., ...) as MMSegmentation's configs do")
+    if spec["type"] not in known:
+        raise ConfigError(f"{field}: {unknown_name('type', spec['type'], known)}")
+    registries = (MODELS, MODELS.parent, WEIGHT_INITIALIZERS, TASK_UTILS)
+    registered = {name for registry in registries if registry is not None for name in registry.module_dict}
+    for part in _parts(spec):
+        if "type" in part and part["type"] not in registered:
+            raise ConfigError(f"{field} {spec['type']}: {unknown_name('type', part['type'], registered)}")
+        if part.get("type") == "Pretrained" or isinstance(part.get("class_weight"), str):
+            raise ConfigError(f"{field} {spec['type']}: {dict(part)} reads a file; give a list of class weights, or backbone.weights")
+
+
+def _parts(spec: Any) -> Iterator[Mapping[str, Any]]:
+    """All dicts of a spec, itself among them."""
+    if isinstance(spec, Mapping):
+        yield spec
+    for value in spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, list | tuple) else ():
+        yield from _parts(value)
+
+
+def _fill(spec: Mapping[str, Any], in_channels: Sequence[int], num_classes: int, field: str) -> dict[str, Any]:
+    filled, index = copy.deepcopy(dict(spec)), spec.get("in_index", -1)
+    many = isinstance(index, list | tuple)
+    try:
+        channels = [in_channels[i] for i in index] if many else in_channels[index]
+    except IndexError:
+        raise ConfigError(f"{field} {spec['type']}: in_index {index} is past the {len(in_channels)} features that it can read") from None
+    _agree(filled, "in_channels", channels, field)
+    _agree(filled, "num_classes", num_classes, field)
+    return filled
+
+
+def _agree(filled: dict[str, Any], name: str, value: Any, field: str) -> None:
+    given = filled.setdefault(name, value)
+    if (list(given) if isinstance(given, tuple) else given) != value:
+        raise ConfigError(f"{field} {filled['type']}: {name} is {given}, but here it is {value}; leave it out to have it filled in")
+
+
+def _refuse_unsupported(spec: Mapping[str, Any], field: str) -> None:
+    kind = spec["type"]
+    if kind in MASK_CLASSIFIERS:
+        raise ConfigError(f"{field} {kind} needs mmdet and compiled operators of mmcv; take for instance SegmenterMaskTransformerHead")
+    if issubclass(getattr(decode_heads, kind), BaseCascadeDecodeHead):
+        raise ConfigError(f"{field} {kind} refines another head's output; use mmseg's CascadeEncoderDecoder with the backbone DTEMBackbone")
+    if spec.get("out_channels", spec["num_classes"]) != spec["num_classes"]:
+        raise ConfigError(f"{field} {kind}: out_channels is {spec['out_channels']}; give one channel per class, or leave it out")
+
+
+def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
+    try:
+        module = MODELS.build(ConfigDict(spec, _scope_="mmseg"))
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError) as err:
+        raise ConfigError(f"{field} {spec['type']} cannot be built: {err or 'its options contradict one another'}") from err
+    if hasattr(module, "init_weights"):
+        with _quiet():
+            module.init_weights()
+    return module if torch.cuda.is_available() else revert_sync_batchnorm(module)  # SyncBN wants a GPU in more than one process
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """mmengine logs three lines for every parameter that it initialises."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _try(module: nn.Module, in_channels: Sequence[int], field: str) -> Any:
+    """Its output for small features, in evaluation."""
+    features = tuple(torch.zeros(1, channels, PROBE_CELLS, PROBE_CELLS) for channels in in_channels)
+    try:
+        with torch.no_grad():
+            return module.eval()(features)
+    except (TypeError, ValueError, IndexError, AttributeError, AssertionError, RuntimeError) as err:
+        shown = f"{len(in_channels)} features of {list(in_channels)} channels"
+        raise ConfigError(f"{field} {type(module).__name__} does not take {shown}: {err or type(err).__name__}") from err
+    finally:
+        module.train()
