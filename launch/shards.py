@@ -95,11 +95,11 @@ def _make_imagefolder(args: argparse.Namespace) -> Path:
 
 
 def _make_digit_scenes(args: argparse.Namespace) -> Path:
-    from pipeline.data.digit_scenes import CLASSES, digit_scenes_jobs
+    from pipeline.data.digit_scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
     from pipeline.data.write import write_shards
 
     jobs = digit_scenes_jobs(train=args.train, val=args.val, size=args.size, shard_size=args.shard_size, seed=args.seed)
-    return write_shards(jobs, Path(args.out), classes=CLASSES, workers=args.workers)
+    return write_shards(jobs, Path(args.out), classes=CLASSES, mask_classes=MASK_CLASSES, workers=args.workers)
 
 
 def _make_index(args: argparse.Namespace) -> Path:

@@ -28,11 +28,11 @@ def one_thread_and_a_fixed_seed():
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """A folder of digit_scenes shards: 80 samples to train on, 25 to evaluate, 32x32 pixels."""
-    from pipeline.data.digit_scenes import CLASSES, digit_scenes_jobs
+    from pipeline.data.digit_scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
     from pipeline.data.write import write_shards
 
     folder = tmp_path_factory.mktemp("digits")
-    write_shards(digit_scenes_jobs(train=80, val=25, size=32, shard_size=32), folder, classes=CLASSES)
+    write_shards(digit_scenes_jobs(train=80, val=25, size=32, shard_size=32), folder, classes=CLASSES, mask_classes=MASK_CLASSES)
     return folder
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.schema import AugmentConfig, ImgSize, height_width
 from pipeline.data.rng import preserved_generators, seed_generators
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
@@ -30,10 +30,11 @@ ASPECT = (3 / 4, 4 / 3)
 MAX_ASPECT = 8
 
 
-def train_transform(config: AugmentConfig, size: int) -> Transform:
-    """uint8 [3, H, W] -> uint8 [3, size, size]: crop, flip, colour jitter, RandAugment."""
+def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
+    """uint8 [3, H, W] -> uint8 [3, *img_size]: crop, flip, colour jitter, RandAugment."""
+    size = height_width(img_size)
     crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
-    steps = [crop, *_colour(config, size)]
+    steps = [crop, *_colour(config, min(size))]
 
     def transform(image: Tensor) -> Tensor:
         image = steps[0](image)
@@ -46,53 +47,59 @@ def train_transform(config: AugmentConfig, size: int) -> Transform:
     return transform
 
 
-def eval_transform(config: AugmentConfig, size: int) -> Transform:
-    """uint8 [3, H, W] -> uint8 [3, size, size]: the shorter side resized to size / crop_pct, then the centre crop."""
-    resized = round(size / config.crop_pct)
+def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
+    """uint8 [3, H, W] -> uint8 [3, *img_size]: resized to just cover img_size / crop_pct, then the centre crop."""
+    height, width = height_width(img_size)
+    resized = round(height / config.crop_pct), round(width / config.crop_pct)
     interpolation = F.InterpolationMode(config.interpolation)
 
     def transform(image: Tensor) -> Tensor:
-        if min(image.shape[-2:]) != resized:
-            image = _resize_short(image, resized, interpolation)
-        return image if image.shape[-2:] == (size, size) else F.center_crop(image, [size, size])
+        image = _resize_to_cover(image, resized, interpolation)
+        return image if image.shape[-2:] == (height, width) else F.center_crop(image, [height, width])
 
     return transform
 
 
-def pad_crop(pad: int, size: int) -> Transform:
+def pad_crop(pad: int, size: tuple[int, int]) -> Transform:
     """A random crop at full scale out of the image with reflected borders of `pad` pixels."""
 
     def transform(image: Tensor) -> Tensor:
-        if min(image.shape[-2:]) != size or image.shape[-1] != image.shape[-2]:
-            image = F.center_crop(_resize_short(image, size, F.InterpolationMode.BILINEAR), [size, size])
+        if image.shape[-2:] != size:
+            image = F.center_crop(_resize_to_cover(image, size, F.InterpolationMode.BILINEAR), list(size))
         padded = F.pad(image, [pad], padding_mode="reflect")
         top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
-        return padded[:, top : top + size, left : left + size]
+        return padded[:, top : top + size[0], left : left + size[1]]
 
     return transform
 
 
-def resized_crop(config: AugmentConfig, size: int) -> Transform:
-    """A random area and aspect, resized to size x size."""
+def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Transform:
+    """A random area and aspect, resized to (height, width)."""
     interpolation = F.InterpolationMode(config.interpolation)
 
     def transform(image: Tensor) -> Tensor:
         if config.crop_scale == (1, 1):
-            return F.resize(image, [size, size], interpolation=interpolation, antialias=True)
+            return F.resize(image, list(size), interpolation=interpolation, antialias=True)
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, config.crop_scale, ASPECT)
         height, width = max(1, height), max(1, width)  # of an image of one pixel, the area may round to none
-        return F.resized_crop(image, top, left, height, width, [size, size], interpolation=interpolation, antialias=True)
+        return F.resized_crop(image, top, left, height, width, list(size), interpolation=interpolation, antialias=True)
 
     return transform
 
 
-def _resize_short(image: Tensor, size: int, interpolation: F.InterpolationMode) -> Tensor:
-    """The shorter side becomes `size`. Of a thread of pixels only the middle is taken: enlarged as a whole it would fill the memory."""
+def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.InterpolationMode) -> Tensor:
+    """The smallest picture of its aspect that covers (height, width): where these are equal, the shorter side becomes as long.
+
+    Of a thread of pixels only the middle is taken: enlarged as a whole it would fill the memory.
+    """
     height, width = image.shape[-2:]
     longest = MAX_ASPECT * min(height, width)
     if max(height, width) > longest:
         image = F.center_crop(image, [min(height, longest), min(width, longest)])
-    return F.resize(image, [size], interpolation=interpolation, antialias=True)
+        height, width = image.shape[-2:]
+    high = size[0] * width >= size[1] * height  # the height decides
+    covering = [size[0], int(size[0] * width / height)] if high else [int(size[1] * height / width), size[1]]
+    return F.resize(image, covering, interpolation=interpolation, antialias=True)
 
 
 def _colour(config: AugmentConfig, size: int) -> list[Transform]:

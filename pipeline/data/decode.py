@@ -19,6 +19,8 @@ MAX_PIXELS = 1 << 26
 """Pixels of the largest image that is decoded (64 million); a header that promises more is refused as an image bomb."""
 MAX_JSON = 1 << 20
 MAX_CLASS = 1_000_000
+_PNG_DEPTH = 24
+"""Byte of a PNG that says its bits per channel."""
 _CLASS = re.compile(rb"\s*([0-9]{1,9})\s*")
 
 
@@ -42,7 +44,9 @@ def decode_mask(data: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in ("L", "P", "1"):
-                raise SampleError(f"mask is a PNG of mode {image.mode}; give 8-bit grey or palette")
+                raise SampleError(f"mask is a PNG of mode {image.mode}, which holds colours, not labels; give 8-bit grey or palette")
+            if image.mode == "L" and data[_PNG_DEPTH] != 8:  # Pillow would stretch labels 0..15 to 0..255
+                raise SampleError(f"mask is a grey PNG of {data[_PNG_DEPTH]} bits; give 8-bit grey or palette")
             return torch.from_numpy(np.array(image, dtype=np.uint8))
     except (OSError, ValueError, SyntaxError) as err:
         raise SampleError(f"mask does not decode: {err}") from err

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,17 +21,25 @@ Described = tuple[Shard, ShardIndex, int]
 Mapper = Callable[[Callable[[str], Described], Sequence[str]], Iterable[Described]]
 
 
-def describe(tars: Sequence[str], *, hashes: bool, classes: Sequence[str] | None = None, mapper: Mapper = map) -> Manifest:
+@dataclass(frozen=True)
+class Names:
+    """Of the classes, and of the labels of masks where these are numbered otherwise."""
+
+    classes: tuple[str, ...] = ()
+    mask_classes: tuple[str, ...] = ()
+
+
+def describe(tars: Sequence[str], *, hashes: bool, names: Names | None = None, mapper: Mapper = map) -> Manifest:
     """Indexes tars; hashes: with the sha256 of each. mapper: a `map` that may use several processes.
 
-    classes: their names; else those of `classes.json` beside the shards; else, where samples have a class, the numbers as names.
+    names: else those of `classes.json` beside the shards; without names, where samples have a class, the numbers are the names.
     """
     described = list(mapper(partial(describe_shard, hashed=hashes), tars))
     shards = tuple(shard for shard, _, _ in described)
     schema = tuple(sorted({suffix for _, index, _ in described for suffix in index.suffixes}))
-    if classes is None:
-        classes = _named_classes(split(tars[0])[0]) or [str(number) for number in range(max(count for _, _, count in described))]
-    return Manifest(shards, schema, tuple(classes), {shard.url: index for shard, index, _ in described})
+    names = _read_names(split(tars[0])[0]) if names is None else names
+    classes = names.classes or tuple(str(number) for number in range(max(count for _, _, count in described)))
+    return Manifest(shards, schema, classes, names.mask_classes, {shard.url: index for shard, index, _ in described})
 
 
 def describe_shard(tar: str, *, hashed: bool) -> Described:
@@ -72,14 +80,21 @@ def _count_classes(tar: str, index: ShardIndex) -> int:
     return highest + 1
 
 
-def _named_classes(folder: str) -> list[str]:
+def _read_names(folder: str) -> Names:
+    """`classes.json`: a list of class names, or {"classes": [...], "mask_classes": [...]}."""
     path = join(folder, CLASSES)
     try:
-        names = json.loads(read_bytes(path))
+        plain = json.loads(read_bytes(path))
     except FileNotFoundError:
-        return []
+        return Names()
     except (OSError, ValueError, RecursionError) as err:
         raise SampleError(f"{path}: {err}; give a JSON list of class names, or remove the file") from err
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise SampleError(f"{path}: give a JSON list of different class names")
-    return names
+    lists = {"classes": plain} if isinstance(plain, list) else plain
+    known = isinstance(lists, dict) and 0 < len(lists) == len(lists.keys() & {"classes", "mask_classes"})
+    if not known or not all(map(_distinct, lists.values())):
+        raise SampleError(f'{path}: give a JSON list of different class names, or {{"classes": [...], "mask_classes": [...]}} of lists')
+    return Names(**{kind: tuple(names) for kind, names in lists.items()})
+
+
+def _distinct(names: object) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)

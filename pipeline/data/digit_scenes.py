@@ -21,6 +21,7 @@ from pipeline.data.write import ShardJob
 from pipeline.errors import ConfigError
 
 CLASSES = NAMES
+MASK_CLASSES = ("ground", *NAMES)
 NUM_DIGITS = (0.3, 0.4, 0.3)
 """Chance of 1, 2 and 3 digits in a scene."""
 LARGEST = (0.50, 0.70)

@@ -102,13 +102,14 @@ def _index_now(tars: list[str]) -> Manifest:
 
 def _joined(parts: list[Manifest]) -> Manifest:
     first = parts[0]
-    if any(part.classes != first.classes for part in parts):
+    if any((part.classes, part.mask_classes) != (first.classes, first.mask_classes) for part in parts):
         raise SampleError("the shards come from sets with different classes; give shards of one set")
     shards = tuple(shard for part in parts for shard in part.shards)
     if not shards:
         raise SampleError("the folder has no shard of this split; name the shards by a pattern, for instance 'FOLDER/part-{000..012}.tar'")
     schema = tuple(sorted({suffix for part in parts for suffix in part.schema}))
-    return Manifest(shards, schema, first.classes, {url: index for part in parts for url, index in part.indexes.items()})
+    indexes = {url: index for part in parts for url, index in part.indexes.items()}
+    return Manifest(shards, schema, first.classes, first.mask_classes, indexes)
 
 
 def _check_files(manifest: Manifest) -> None:

@@ -44,8 +44,14 @@ class Manifest:
     shards: tuple[Shard, ...]
     schema: tuple[str, ...]
     classes: tuple[str, ...]
+    mask_classes: tuple[str, ...] = ()
+    """Names of the labels 0, 1, ... of masks; empty where masks are numbered like `classes`, or there are none."""
     indexes: Mapping[str, ShardIndex] = field(default_factory=dict, repr=False, compare=False)
     """By URL, of the shards that were indexed on the fly."""
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        return self.mask_classes or self.classes
 
     @property
     def num_samples(self) -> int:
@@ -55,7 +61,8 @@ class Manifest:
     def digest(self) -> str:
         """Names the set: it changes with any key, member position, class or shard."""
         parts = [[shard.name, shard.num_samples, shard.num_bytes, shard.index_sha256] for shard in self.shards]
-        return hashlib.sha256(json.dumps([parts, self.schema, self.classes]).encode()).hexdigest()
+        mask_classes = [self.mask_classes] if self.mask_classes else []  # sets without keep the digest that they had before these
+        return hashlib.sha256(json.dumps([parts, self.schema, self.classes, *mask_classes]).encode()).hexdigest()
 
     def index(self, number: int) -> ShardIndex:
         """The index of shard `number`; raises SampleError where it is missing or not the one that the manifest names."""
@@ -63,8 +70,9 @@ class Manifest:
         return self.indexes[shard.url] if shard.url in self.indexes else read_index(shard)
 
     def to_json(self, root: str | None) -> bytes:
-        plain = {"format": FORMAT, "root": root, "schema": self.schema, "classes": self.classes, "digest": self.digest}
-        return json.dumps(plain | {"shards": [shard.plain() for shard in self.shards]}, indent=1).encode() + b"\n"
+        plain: dict[str, Any] = {"format": FORMAT, "root": root, "schema": self.schema, "classes": self.classes}
+        plain |= {"mask_classes": self.mask_classes} if self.mask_classes else {}
+        return json.dumps(plain | {"digest": self.digest, "shards": [shard.plain() for shard in self.shards]}, indent=1).encode() + b"\n"
 
 
 def read_index(shard: Shard) -> ShardIndex:
@@ -87,8 +95,8 @@ def parse_manifest(data: bytes, folder: str) -> Manifest:
         raise ValueError(f"its format is {plain['format']!r:.20} and this program reads {FORMAT}")
     root = checked(plain["root"]) if plain["root"] is not None else folder
     shards = tuple(_parse_shard(entry, root, folder) for entry in plain["shards"])
-    manifest = Manifest(shards, tuple(plain["schema"]), tuple(plain["classes"]))
-    if not shards or not all(isinstance(text, str) for text in manifest.schema + manifest.classes):
+    manifest = Manifest(shards, tuple(plain["schema"]), tuple(plain["classes"]), tuple(plain.get("mask_classes", ())))
+    if not shards or not all(isinstance(text, str) for text in manifest.schema + manifest.classes + manifest.mask_classes):
         raise ValueError("it lists no shard, or names that are not text")
     if plain["digest"] != manifest.digest:
         raise ValueError("its digest does not fit its content")

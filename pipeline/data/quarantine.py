@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from pipeline.errors import SampleError
+from pipeline.errors import ConfigError, SampleError
 from pipeline.interfaces import Batch
 
 log = logging.getLogger(__name__)
@@ -26,11 +26,15 @@ class BadSample:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker hands over: the batch (None where every sample is bad), how many samples it tried, and the bad ones among them."""
+    """What a worker hands over: the batch (None where every sample is bad), how many samples it tried, and the bad ones among them.
+
+    mistake: why the good samples make no batch, which is then None; empty otherwise.
+    """
 
     batch: Batch | None
     tried: int
     bad: tuple[BadSample, ...]
+    mistake: str = ""
 
     def pin_memory(self, device: str | None = None) -> "Loaded":
         """torch's loader calls this in its pinning thread."""
@@ -51,12 +55,14 @@ class Quarantine:
         self._in_row = 0
 
     def passed(self, loaded: Loaded) -> Batch:
-        """The batch without its bad samples; raises SampleError past the limit, and for a batch that has no good sample."""
+        """The batch without its bad samples; raises SampleError past the limit or where none is good, ConfigError for a mistake."""
         bad = {sample.place: sample for sample in loaded.bad}
         for place in range(loaded.tried) if bad else ():
             self._note(bad.get(place))
         if not bad:
             self._in_row = 0
+        if loaded.mistake:
+            raise ConfigError(loaded.mistake)
         if loaded.batch is None:
             raise SampleError(f"all {loaded.tried} samples of a batch are bad, the last one: {loaded.bad[-1]}; see `dtem shards verify`")
         return loaded.batch

@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from pipeline.config.schema import AugmentConfig, DataConfig
+from pipeline.errors import ConfigError
 from pipeline.registry import Registry
 
 
@@ -20,7 +23,10 @@ class Sample:
 
 
 class DatasetSchema(Protocol):
-    """Built with (config: DataConfig, classes: tuple of names); holds options, never state."""
+    """Built with (config: DataConfig, manifest: Manifest), ConfigError for options that it does not use; holds options, never state."""
+
+    classes: tuple[str, ...]
+    """Names of what its labels 0, 1, ... stand for."""
 
     def missing(self, schema: Sequence[str]) -> str:
         """What a set with these member suffixes lacks for this schema, in words; empty where it lacks nothing."""
@@ -31,7 +37,7 @@ class DatasetSchema(Protocol):
         ...
 
     def train(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
-        """Random changes, drawn from the global CPU generators; the image becomes uint8 [3, img_size, img_size]."""
+        """Random changes, drawn from the global CPU generators; the image becomes uint8 [3, *img_size]."""
         ...
 
     def evaluate(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
@@ -39,8 +45,26 @@ class DatasetSchema(Protocol):
         ...
 
     def targets(self, targets: Sequence[Any]) -> Any:
-        """The task's dataclass of tensors for a batch."""
+        """The task's dataclass of tensors for a batch. Raises ConfigError where they do not stack (see `stacked`)."""
         ...
 
 
 DATASETS: Registry[DatasetSchema] = Registry("dataset schema")
+
+
+def refuse_unused(config: DataConfig, names: Sequence[str]) -> None:
+    """ConfigError where an option of config.augment that the schema does not use differs from its default."""
+    default = AugmentConfig()
+    values = {name: getattr(config.augment, name) for name in names}
+    given = [f"data.augment.{name}={value!r}" for name, value in values.items() if value != getattr(default, name)]
+    if given:
+        raise ConfigError(f"schema '{config.schema}' does not use {', '.join(given)}; leave that out")
+
+
+def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
+    """[...] of equal shapes -> [B, ...]; ConfigError for different ones, which only evaluation in the stored sizes has."""
+    shapes = sorted({tuple(tensor.shape[-2:]) for tensor in tensors})
+    if len(shapes) > 1:
+        sizes = " and ".join(f"{height}x{width}" for height, width in shapes[:2])
+        raise ConfigError(f"a batch holds {what} of different sizes ({sizes}), which do not stack; give data.eval_batch_size=1")
+    return torch.stack(list(tensors))

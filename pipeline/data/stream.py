@@ -15,7 +15,7 @@ from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import BadSample, Loaded, Quarantine
 from pipeline.data.reader import SampleReader
 from pipeline.data.rng import preserved_generators, seed_generators
-from pipeline.data.schema import DATASETS, DatasetSchema, Sample
+from pipeline.data.schema import DATASETS, DatasetSchema, Sample, stacked
 from pipeline.errors import CheckpointError, ConfigError, SampleError
 from pipeline.interfaces import Batch
 
@@ -28,6 +28,7 @@ class BatchReader(Dataset[Loaded]):
 
     def __init__(self, task: str, config: DataConfig, manifest: Manifest, schema: DatasetSchema, seed: int | None):
         counts = [shard.num_samples for shard in manifest.shards]
+        self.classes = schema.classes
         self.order = SampleOrder(counts, seed, config.shuffle_shards)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
         self._reader = SampleReader(manifest, config.shuffle_shards)
@@ -42,7 +43,10 @@ class BatchReader(Dataset[Loaded]):
             for place, position in enumerate(positions):
                 sample = self._load(place, position)
                 (samples if isinstance(sample, Sample) else bad).append(sample)  # pyright: ignore[reportArgumentType]
-            return Loaded(self._collate(samples) if samples else None, len(positions), tuple(bad))
+            try:
+                return Loaded(self._collate(samples) if samples else None, len(positions), tuple(bad))
+            except ConfigError as err:
+                return Loaded(None, len(positions), tuple(bad), str(err))
 
     def _load(self, place: int, position: int) -> Sample | BadSample:
         """A bad sample is a value here, so that it passes from a worker to the run as data."""
@@ -59,7 +63,7 @@ class BatchReader(Dataset[Loaded]):
             return BadSample(place, self._manifest.shards[at.shard].name, key, str(err))
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
-        images = self._normalise(torch.stack([sample.image for sample in samples]))
+        images = self._normalise(stacked([sample.image for sample in samples], "images"))
         if self._erase is not None:
             for image, sample in zip(images, samples, strict=True):
                 seed_generators(self._seed or 0, "erase", sample.epoch, sample.key)
@@ -73,7 +77,7 @@ class TrainStream:
 
     def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int, batch_size: int):
         self.num_samples = manifest.num_samples
-        self.classes = manifest.classes
+        self.classes = reader.classes
         self._reader, self._workers = reader, config.workers
         self._quarantine = Quarantine(config.max_bad_samples)
         self._offset, self._batch, self._global = rank * batch_size, batch_size, batch_size * world_size
@@ -111,7 +115,7 @@ class EvalLoader:
 
     def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int):
         self.num_samples = manifest.num_samples
-        self.classes = manifest.classes
+        self.classes = reader.classes
         size, step = config.eval_batch_size, config.eval_batch_size * world_size
         self._ranges = [range(start, min(start + size, self.num_samples)) for start in range(rank * size, self.num_samples, step)]
         self._reader, self._workers = reader, config.workers
@@ -148,7 +152,7 @@ def _reader(task_name: str, config: DataConfig, subset: str, seed: int | None) -
     if source is None:
         raise ConfigError(f"task '{task_name}' has no data.{subset}: name its shards, or leave the task out")
     manifest = load_manifest(source, subset)
-    schema = DATASETS.build(config.schema, config, manifest.classes)
+    schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):
         held = ", ".join(manifest.schema)
         raise SampleError(f"task '{task_name}': samples of {source} have the members {held}; schema '{config.schema}' needs {lacks}")

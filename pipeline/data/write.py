@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from pipeline.data.describe import describe
+from pipeline.data.describe import Names, describe
 from pipeline.data.manifest_format import write_manifest
 from pipeline.errors import ConfigError
 
@@ -32,7 +32,9 @@ class ShardJob:
     arguments: Any
 
 
-def write_shards(jobs: Sequence[ShardJob], out: Path, *, classes: Sequence[str], workers: int = 1) -> Path:
+def write_shards(
+    jobs: Sequence[ShardJob], out: Path, *, classes: Sequence[str] = (), mask_classes: Sequence[str] = (), workers: int = 1
+) -> Path:
     """Writes the shards and their manifest into an empty (or new) folder; returns the manifest's path. Every file appears whole."""
     if out.exists() and any(path.suffix == ".tar" or path.name == "manifest.json" for path in out.iterdir()):
         raise ConfigError(f"{out} holds shards already; give an empty folder, or remove them")
@@ -40,16 +42,26 @@ def write_shards(jobs: Sequence[ShardJob], out: Path, *, classes: Sequence[str],
     with processes(workers, "shards written") as mapped:
         for _ in mapped(_write_shard, [(job, str(out)) for job in jobs]):
             pass
-    return index_shards([f"{out}/{job.name}" for job in jobs], out, classes=classes, workers=workers)
+    return index_shards([f"{out}/{job.name}" for job in jobs], out, classes=classes, mask_classes=mask_classes, workers=workers)
 
 
 def index_shards(
-    tars: Sequence[str], out: Path, *, root: str | None = None, classes: Sequence[str] | None = None, workers: int = 1
+    tars: Sequence[str],
+    out: Path,
+    *,
+    root: str | None = None,
+    classes: Sequence[str] | None = None,
+    mask_classes: Sequence[str] = (),
+    workers: int = 1,
 ) -> Path:
-    """Writes the manifest of tars into `out`; root: where readers find the shards, if not there. Remote ones are downloaded in passing."""
+    """Writes the manifest of tars into `out`; root: where readers find the shards, if not there. Remote ones are downloaded in passing.
+
+    classes None: the names are those of `classes.json` beside the shards (see `describe`).
+    """
+    names = Names(tuple(classes), tuple(mask_classes)) if classes is not None else None
     out.mkdir(parents=True, exist_ok=True)
     with processes(workers, "shards indexed") as mapped:
-        manifest = describe(tars, hashes=True, classes=classes, mapper=mapped)
+        manifest = describe(tars, hashes=True, names=names, mapper=mapped)
     return write_manifest(out, manifest, root)
 
 

@@ -1,13 +1,16 @@
 """Laws of streams: one order for every number of ranks and workers, and a position that is one integer."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 from shardkit import config
 
+from pipeline.config.schema import AugmentConfig
 from pipeline.data.datasets import classification  # noqa: F401
+from pipeline.data.manifest_format import Manifest
 from pipeline.data.schema import DATASETS
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream
 from pipeline.errors import CheckpointError, ConfigError, SampleError
@@ -129,7 +132,7 @@ def test_a_task_without_data_or_with_members_that_do_not_fit_is_refused(uneven):
 
 @pytest.mark.parametrize("name", DATASETS.names())
 def test_every_schema_says_what_a_set_lacks(name):
-    schema = DATASETS.build(name, config("unused"), ("a", "b"))
+    schema = DATASETS.build(name, replace(config("unused"), augment=AugmentConfig()), Manifest((), (), ("a", "b")))
     assert schema.missing(["txt"]) and not schema.missing(["jpg", "cls", "json", "seg.png"])
     with pytest.raises(SampleError):
         schema.decode({"txt": b"hello"})

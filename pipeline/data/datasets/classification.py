@@ -8,17 +8,21 @@ from torch import Tensor
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment import eval_transform, train_transform
 from pipeline.data.decode import IMAGES, decode_class, decode_image
-from pipeline.data.schema import DATASETS
+from pipeline.data.manifest_format import Manifest
+from pipeline.data.schema import DATASETS, refuse_unused
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import SampleError
+
+UNUSED = ("short_side", "resize_range", "max_class_share", "photometric")
 
 
 @DATASETS.register("classification")
 class Classification:
     """See DatasetSchema. The target of a sample is its class number."""
 
-    def __init__(self, config: DataConfig, classes: Sequence[str]):
-        self._num_classes = len(classes)
+    def __init__(self, config: DataConfig, manifest: Manifest):
+        refuse_unused(config, UNUSED)
+        self.classes = manifest.classes
         self._train = train_transform(config.augment, config.img_size)
         self._evaluate = eval_transform(config.augment, config.img_size)
 
@@ -30,7 +34,7 @@ class Classification:
         image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
         if image is None or "cls" not in members:
             raise SampleError(f"it has the members {', '.join(members) or 'none'}; classification needs {self.missing(list(members))}")
-        return decode_image(image), decode_class(members["cls"], self._num_classes)
+        return decode_image(image), decode_class(members["cls"], len(self.classes))
 
     def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:
         return self._train(image), target

@@ -1,0 +1,94 @@
+"""Random changes that an image and its mask undergo together, and the fixed way of evaluation images.
+
+Draws come from the global CPU generators, as in augment.py. The window is cut out of the stored image and then resized, which is
+the resized image's window up to rounding, and does not pay for what lies outside of it.
+"""
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.config.schema import AugmentConfig, DataConfig, height_width
+from pipeline.data.decode import MAX_PIXELS
+from pipeline.data.masks import IGNORED, label_counts
+from pipeline.errors import SampleError
+
+Window = tuple[int, int, int, int]
+"""top, left, height, width in the stored image."""
+ATTEMPTS = 10
+NEAREST = F.InterpolationMode.NEAREST_EXACT  # of the pixels' centres, as the image's interpolations: NEAREST would shift the mask
+
+
+class JointCrop:
+    """image uint8 [3, H, W], mask uint8 [H, W] -> both [.., *img_size]: random resize, crop, flip and colours.
+
+    What is smaller than the crop is padded at the right and below: the image with the mean colour, the mask with 255.
+    """
+
+    def __init__(self, config: DataConfig):
+        self._config = config.augment
+        self._size = height_width(config.img_size)
+        self._interpolation = F.InterpolationMode(config.augment.interpolation)
+        self._colours = _photometric() if config.augment.photometric else None
+        self._fill = torch.tensor([round(255 * channel) for channel in config.augment.mean], dtype=torch.uint8).view(3, 1, 1)
+
+    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        window, mask = self._draw(mask)
+        image = F.resized_crop(image, *window, size=list(mask.shape), interpolation=self._interpolation, antialias=True)
+        if random.random() < self._config.hflip:
+            image, mask = image.flip(-1), mask.flip(-1)
+        if self._colours is not None:
+            image = self._colours(image)
+        return self._padded(image, mask)
+
+    def _draw(self, mask: Tensor) -> tuple[Window, Tensor]:
+        """A window and the mask in it, resized; drawn anew where one class fills too much of it, the last draw is taken as it is."""
+        scale = random.uniform(*self._config.resize_range) * _stored_scale(mask.shape, self._config)
+        height, width = mask.shape
+        cut_height, cut_width = (min(side, max(1, round(crop / scale))) for side, crop in zip(mask.shape, self._size, strict=True))
+        # what is smaller than the crop keeps the drawn scale, and is padded afterwards
+        target = [min(crop, max(1, round(cut * scale))) for cut, crop in zip((cut_height, cut_width), self._size, strict=True)]
+        for _ in range(ATTEMPTS):
+            window = random.randint(0, height - cut_height), random.randint(0, width - cut_width), cut_height, cut_width
+            resized = F.resized_crop(mask[None], *window, size=target, interpolation=NEAREST)[0]
+            if _largest_share(resized) <= self._config.max_class_share:
+                break
+        return window, resized
+
+    def _padded(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = mask.shape
+        if (height, width) == self._size:
+            return image, mask
+        whole = self._fill.expand(3, *self._size).clone()
+        whole[:, :height, :width] = image
+        return whole, F.pad(mask, [0, 0, self._size[1] - width, self._size[0] - height], fill=IGNORED)
+
+
+def resize_for_evaluation(image: Tensor, config: AugmentConfig) -> Tensor:
+    """uint8 [3, H, W], whole, with config.short_side as its shorter side. Raises SampleError where that would fill the memory."""
+    scale = _stored_scale(image.shape[1:], config)
+    height, width = (max(1, round(side * scale)) for side in image.shape[1:])
+    if height * width > MAX_PIXELS:
+        raise SampleError(f"image would have {height}x{width} pixels at augment.short_side={config.short_side}; the limit is {MAX_PIXELS}")
+    return F.resize(image, [height, width], interpolation=F.InterpolationMode(config.interpolation), antialias=True)
+
+
+def _stored_scale(shape: torch.Size, config: AugmentConfig) -> float:
+    """From the stored pixels to those of short_side."""
+    return config.short_side / min(shape) if config.short_side else 1.0
+
+
+def _largest_share(mask: Tensor) -> float:
+    """Of the labelled pixels, those of the most frequent class; 1 where no pixel is labelled."""
+    counts = label_counts(mask.numpy())[:IGNORED]
+    return counts.max() / counts.sum() if counts.any() else 1.0
+
+
+def _photometric() -> Any:
+    """Each with an even chance; the ranges are those that segmentation systems share."""
+    ranges = {"brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
+    return v2.Compose([v2.RandomApply([v2.ColorJitter(**{name: limits})], p=0.5) for name, limits in ranges.items()])

@@ -1,0 +1,63 @@
+"""What masks are: uint8, label k is class k, 255 is ignored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORED = 255
+BAR = 30
+"""Characters of the longest bar."""
+
+
+def label_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Pixels of each label, int64 [256]."""
+    return np.bincount(mask.ravel(), minlength=256)
+
+
+def strange_labels(counts: NDArray[np.int64], num_classes: int) -> str:
+    """Which labels of a mask are neither a class nor 255, in words; empty where all are."""
+    strange = np.flatnonzero(counts[num_classes:IGNORED]) + num_classes
+    if not len(strange):
+        return ""
+    labels = ", ".join(f"{label} ({counts[label]} pixels)" for label in strange[:5]) + (", ..." if len(strange) > 5 else "")
+    return f"mask has label {labels}: neither below {num_classes}, the number of classes, nor {IGNORED}, which is ignored"
+
+
+def size_mismatch(image: Sequence[int], mask: Sequence[int]) -> str:
+    """For two different (height, width)."""
+    return f"mask has {mask[0]}x{mask[1]} pixels (height x width) and its image {image[0]}x{image[1]}"
+
+
+@dataclass(frozen=True)
+class LabelHistogram:
+    """pixels, samples: int64 [256], pixels of each label and samples in which it is. They add over shards."""
+
+    pixels: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    num_samples: int = 0
+
+    @classmethod
+    def empty(cls) -> "LabelHistogram":
+        return cls(np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64))
+
+    def __add__(self, other: "LabelHistogram") -> "LabelHistogram":
+        return LabelHistogram(self.pixels + other.pixels, self.samples + other.samples, self.num_samples + other.num_samples)
+
+    def with_mask(self, counts: NDArray[np.int64]) -> "LabelHistogram":
+        return self + LabelHistogram(counts, (counts > 0).astype(np.int64), 1)
+
+    def drawn(self, names: Sequence[str]) -> list[str]:
+        """One line per class, and one per other label that occurs: label, name, share of the pixels, share of the masks, and a bar."""
+        shown = [label for label in range(256) if label < len(names) or self.pixels[label]]
+        title = {label: name for label, name in enumerate(names)} | {IGNORED: "(ignored)"}
+        width = max((len(title.get(label, "")[:40]) for label in shown), default=0)
+        shares = self.pixels / max(1, self.pixels.sum())
+        lines = [f"{'label':>5}  {'class':<{width}}  pixels   masks"]
+        for label in shown:
+            in_masks = self.samples[label] / max(1, self.num_samples)
+            bar = "#" * round(BAR * shares[label] / max(shares.max(), 1e-12))
+            name = title.get(label, "(not a class)")[:40]
+            lines.append(f"{label:>5}  {name:<{width}}  {shares[label]:6.2%}  {in_masks:6.1%}  {bar}".rstrip())
+        return lines
