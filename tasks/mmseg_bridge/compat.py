@@ -19,7 +19,7 @@ class MissingOperators(ModuleType):
             raise AttributeError(name)
 
         def refuse(*_: Any, **__: Any) -> None:
-            raise ConfigError(f"mmcv's operator '{name}' is not compiled here; choose a head without it, or build mmcv with MMCV_WITH_OPS=1")
+            raise ConfigError(f"mmcv's operator '{name}' is not compiled here; take a head without it, or build mmcv with MMCV_WITH_OPS=1")
 
         return refuse
 
@@ -35,7 +35,7 @@ def import_mmseg() -> None:
 
 
 def _is_upstream_without_operators() -> bool:
-    """Upstream's mmseg imports operators that it never calls; the forks do without. Asked before mmseg: half an import cannot be repeated."""
+    """Upstream's mmseg imports operators that few heads call; the forks do without. Asked first, as half an import cannot be repeated."""
     if OPERATORS in sys.modules or util.find_spec("mmcv") is None:
         return False
     return util.find_spec(OPERATORS) is None and any(True for _ in metadata.distributions(name="mmsegmentation"))
