@@ -19,7 +19,7 @@ from pipeline.errors import SampleError
 
 Window = tuple[int, int, int, int]
 """top, left, height, width in the stored image."""
-ATTEMPTS = 10
+REDRAWS = 10
 NEAREST = F.InterpolationMode.NEAREST_EXACT  # of the pixels' centres, as the image's interpolations: NEAREST would shift the mask
 
 
@@ -46,26 +46,29 @@ class JointCrop:
         return self._padded(image, mask)
 
     def _draw(self, mask: Tensor) -> tuple[Window, Tensor]:
-        """A window and the mask in it, resized; drawn anew where one class fills too much of it, the last draw is taken as it is."""
+        """A window and the mask in it, resized; drawn again where one class fills too much of it, and after the last draw taken as it is."""
         scale = random.uniform(*self._config.resize_range) * _stored_scale(mask.shape, self._config)
-        height, width = mask.shape
-        cut_height, cut_width = (min(side, max(1, round(crop / scale))) for side, crop in zip(mask.shape, self._size, strict=True))
-        # what is smaller than the crop keeps the drawn scale, and is padded afterwards
-        target = [min(crop, max(1, round(cut * scale))) for cut, crop in zip((cut_height, cut_width), self._size, strict=True)]
-        for _ in range(ATTEMPTS):
-            window = random.randint(0, height - cut_height), random.randint(0, width - cut_width), cut_height, cut_width
-            resized = F.resized_crop(mask[None], *window, size=target, interpolation=NEAREST)[0]
-            if _largest_share(resized) <= self._config.max_class_share:
+        height, width = (min(side, max(1, round(crop / scale))) for side, crop in zip(mask.shape, self._size, strict=True))
+        target = [min(crop, max(1, round(cut * scale))) for cut, crop in zip((height, width), self._size, strict=True)]
+
+        def draw() -> tuple[Window, Tensor]:
+            window = random.randint(0, mask.shape[0] - height), random.randint(0, mask.shape[1] - width), height, width
+            return window, F.resized_crop(mask[None], *window, size=target, interpolation=NEAREST)[0]
+
+        window, drawn = draw()
+        for _ in range(REDRAWS):
+            if _largest_share(drawn) <= self._config.max_class_share:
                 break
-        return window, resized
+            window, drawn = draw()
+        return window, drawn
 
     def _padded(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         height, width = mask.shape
         if (height, width) == self._size:
             return image, mask
-        whole = self._fill.expand(3, *self._size).clone()
-        whole[:, :height, :width] = image
-        return whole, F.pad(mask, [0, 0, self._size[1] - width, self._size[0] - height], fill=IGNORED)
+        whole_image, whole_mask = self._fill.repeat(1, *self._size), torch.full(self._size, IGNORED, dtype=torch.uint8)
+        whole_image[:, :height, :width], whole_mask[:height, :width] = image, mask
+        return whole_image, whole_mask
 
 
 def resize_for_evaluation(image: Tensor, config: AugmentConfig) -> Tensor:
