@@ -1,6 +1,8 @@
 """MMSegmentation, whichever family of OpenMMLab's packages is installed: the onedl forks (what `setup.cfg` asks for) or upstream."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import metadata, util
 from types import ModuleType
 from typing import Any
@@ -12,7 +14,7 @@ OPERATORS = "mmcv._ext"
 
 
 class MissingOperators(ModuleType):
-    """Stands in for mmcv's compiled code: every operator is there, and raises ConfigError with its name when it is called."""
+    """In place of mmcv's compiled code: every operator is there, and raises ConfigError with its name when it is called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -27,15 +29,23 @@ class MissingOperators(ModuleType):
 def import_mmseg() -> None:
     """Imports mmseg's models, before anybody else does. Raises ConfigError where that cannot be."""
     try:
-        if _is_upstream_without_operators():
-            sys.modules[OPERATORS] = MissingOperators(OPERATORS)
-        import mmseg.models  # noqa: F401
+        with _operators_replaced() if _is_upstream_without_operators() else nullcontext():
+            import mmseg.models  # noqa: F401
     except (ImportError, AssertionError) as err:  # mmseg asserts the versions of its neighbours
         raise ConfigError(f"MMSegmentation cannot be imported ({err}); install the project with `pip install -e .`") from err
 
 
 def _is_upstream_without_operators() -> bool:
     """Upstream's mmseg imports operators that few heads call; the forks do without. Asked first, as half an import cannot be repeated."""
-    if OPERATORS in sys.modules or util.find_spec("mmcv") is None:
-        return False
-    return util.find_spec(OPERATORS) is None and any(True for _ in metadata.distributions(name="mmsegmentation"))
+    upstream = any(True for _ in metadata.distributions(name="mmsegmentation"))
+    return upstream and util.find_spec("mmcv") is not None and util.find_spec(OPERATORS) is None
+
+
+@contextmanager
+def _operators_replaced() -> Iterator[None]:
+    """For the time of an import. Afterwards whoever looks for compiled operators, as mmengine does, finds none."""
+    sys.modules[OPERATORS] = MissingOperators(OPERATORS)
+    try:
+        yield
+    finally:
+        del sys.modules[OPERATORS]
