@@ -12,9 +12,9 @@ from pipeline.backbone.load import load_weights, read_state_dict
 from pipeline.backbone.vit import MergingViT
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.interfaces import Batch, Scores, Tallies, TaskOutput
+from pipeline.interfaces import Batch, Encode, Scores, Tallies, TaskOutput
 from pipeline.merging.macs import reduction_for_macs
-from pipeline.merging.schedule import ReductionSpec
+from pipeline.merging.schedule import GridReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES
 from pipeline.registry import Registry
 from pipeline.token_state import BackboneOutput
@@ -58,14 +58,23 @@ class MultiTaskModel(nn.Module):
             except ConfigError as err:
                 raise ConfigError(f"tasks.{name}: {err}") from err
 
-    def evaluate(self, batch: Batch, *, reduction: ReductionSpec | None = None) -> Tallies:
-        """What the task counts over a batch, under the merge of inference."""
+    def evaluate(self, batch: Batch, *, reduction: ReductionSpec | GridReduction | None = None) -> Tallies:
+        """What the task counts over a batch, under the merge of inference. reduction: see `encoder`."""
         task: Any = self.tasks[batch.task]
+        return task.evaluate(self.encoder(batch.task, reduction), batch)
+
+    def encoder(self, task: str, reduction: ReductionSpec | GridReduction | None = None) -> Encode:
+        """The backbone under the merge of inference, with what the task reads.
+
+        reduction: None is the backbone's own. A function is asked for each input's grid, so that inputs of all sizes can merge one share.
+        """
+        head: Any = self.tasks[task]
 
         def encode(images: Tensor) -> BackboneOutput:
-            return self.backbone(images, reduction=reduction, taps=task.taps, unmerge=task.unmerge, relaxed=False)
+            asked = reduction(self.backbone.grid_of(images)) if callable(reduction) else reduction
+            return self.backbone(images, reduction=asked, taps=head.taps, unmerge=head.unmerge, relaxed=False)
 
-        return task.evaluate(encode, batch)
+        return encode
 
     def scores(self, task: str, tallies: Tallies) -> Scores:
         """The task's metrics from tallies that were added up over batches and ranks, with `samples` among them."""

@@ -3,13 +3,17 @@
 N patches + prefix before a block, p prefix tokens. A block can remove at most (N - p) // 2 tokens: each merge needs a partner.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pipeline.errors import ConfigError
 
 ReductionSpec = int | float | tuple[float, float] | Sequence[int]
 """int r: r tokens per block. (r, inflection): linear from r * (1 - inflection) to r * (1 + inflection). list: r per block, short
 ones continue with 0. float in (0, 1]: keep rate, the share of patches that a block keeps."""
+
+GridReduction = Callable[[tuple[int, int]], ReductionSpec]
+"""The reduction for an input of a grid (h, w) of patches."""
 
 
 def mergeable(num_tokens: int, num_prefix: int) -> int:
@@ -29,6 +33,26 @@ def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefi
         schedule.append(min(r, mergeable(left, num_prefix)))
         left -= schedule[-1]
     return tuple(schedule)
+
+
+def reduction_for_merged(backbone: Any, share: float, grid: tuple[int, int]) -> list[int]:
+    """r of each block, such that exactly `share` of the grid's patches (rounded) is merged behind the last block of a MergingViT.
+
+    Each block keeps the same share of what it is given, to rounding: the keep rate is (1 - share) ** (1 / depth).
+    Raises ConfigError for a share that is not in (0, 1), or that the blocks cannot reach.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"share of merged patches is {share}; give a number in (0, 1)")
+    patches = left = grid[0] * grid[1]
+    schedule: list[int] = []
+    for block in range(1, backbone.depth + 1):
+        wanted = round(patches * (1 - share) ** (block / backbone.depth))
+        schedule.append(min(left - wanted, mergeable(left, 0)))
+        left -= schedule[-1]
+    if left != round(patches * (1 - share)):
+        reached = 1 - left / patches
+        raise ConfigError(f"{share:.0%} of {patches} patches cannot be merged in {backbone.depth} blocks: at most {reached:.0%} can")
+    return schedule
 
 
 def check_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix: int) -> None:

@@ -1,9 +1,11 @@
 """From what a user writes to the tokens each block removes."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.merging.schedule import check_schedule, mergeable, resolve_schedule, tokens_per_block
+from pipeline.merging.schedule import check_schedule, mergeable, reduction_for_merged, resolve_schedule, tokens_per_block
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,22 @@ def test_more_than_the_input_has_is_refused_with_the_largest_that_fits():
     check_schedule(16, 12, 197, 1)
     with pytest.raises(ConfigError, match="removes 204 tokens over 12 blocks, but the input has 196 patches; .* 16 per block"):
         check_schedule(17, 12, 197, 1)
+
+
+@pytest.mark.parametrize("depth", [3, 6, 12])
+@pytest.mark.parametrize("grid", [(14, 14), (9, 13), (32, 64), (5, 1)], ids=str)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.7])
+def test_a_share_of_the_patches_is_merged_exactly_and_evenly(depth, grid, share):
+    patches = grid[0] * grid[1]
+    schedule = reduction_for_merged(SimpleNamespace(depth=depth), share, grid)
+    left = tokens_per_block(schedule, patches)
+    assert left[-1] == round((1 - share) * patches)
+    assert resolve_schedule(schedule, depth, patches + 1, 1) == tuple(schedule)  # nothing is capped
+    rate = (1 - share) ** (1 / depth)
+    assert all(abs(after - before * rate) <= 1 for before, after in zip((patches, *left), left, strict=False))
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, 0.9])
+def test_a_share_that_cannot_be_merged_is_refused(share):
+    with pytest.raises(ConfigError, match="give a number|at most 88% can"):
+        reduction_for_merged(SimpleNamespace(depth=3), share, (8, 8))

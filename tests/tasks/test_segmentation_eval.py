@@ -1,5 +1,6 @@
 """Windows, scales, flips and metrics of segmentation are those of MMSegmentation, whose own code is what they are compared with."""
 
+import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ VIEWS = Inference(scales=[0.5, 1.0, 1.75], flip=True)
 @pytest.fixture(scope="module")
 def mmseg():
     """Their classes; the import takes seconds, which tests of others need not wait for."""
-    import tasks.mmseg_bridge  # noqa: F401
+    importlib.import_module("tasks.mmseg_bridge")  # sees to it that mmseg can be imported
     from mmseg.evaluation import IoUMetric
     from mmseg.models import EncoderDecoder
     from mmseg.models.segmentors.seg_tta import SegTTAModel
