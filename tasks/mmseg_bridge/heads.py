@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +13,10 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.structures import PixelData
+from mmengine.utils.dl_utils import mmcv_full_available
 from mmseg.models import decode_heads, necks
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS, TASK_UTILS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -21,27 +24,31 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.registry import unknown_name
 
-HEADS = {name for name in decode_heads.__all__ if isinstance(getattr(decode_heads, name), type)}
+OF_MMDET = {"MaskFormerHead", "Mask2FormerHead"}
+OPERATORS = {"CCHead": "CrissCrossAttention", "PSAHead": "PSAMask"}
+"""Heads that need an operator of mmcv that has to be compiled."""
+HEADS = OF_MMDET | {name for name in decode_heads.__all__ if issubclass(getattr(decode_heads, name), BaseDecodeHead)}
 NECKS = set(necks.__all__)
-MASK_CLASSIFIERS = {"MaskFormerHead", "Mask2FormerHead"}
-PROBE_CELLS = 4
-"""Side of the features that a new head is tried with."""
+PROBE = 4
+"""Side of the features with which a new head is tried."""
 
 
 def build_decode_head(spec: Mapping[str, Any], *, in_channels: Sequence[int], num_classes: int, field: str = "decode_head") -> nn.Module:
-    """The head that mmseg builds from `spec`, which stays as it is, with its starting weights.
+    """The head that mmseg builds from `spec` (which stays as it is), with its starting weights.
 
     in_channels: of each feature that the head can read (of the neck's, where there is one). in_channels and num_classes are filled in
     where `spec` lacks them. Raises ConfigError for what cannot be built, does not fit the features, or needs what is not installed.
     """
     _check_spec(spec, field, HEADS)
-    filled = _fill(spec, in_channels, num_classes, field)
+    filled = _fill_head(spec, in_channels, num_classes, field)
     _refuse_unsupported(filled, field)
     head = _build(filled, field)
-    logits = _try(head, in_channels, field)
-    if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != num_classes:
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"{field} {spec['type']} gives {shape} where logits [B, {num_classes}, h, w] are needed")
+    with _trial(head, in_channels, field) as features:
+        logits = head(features)
+        if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != num_classes:
+            shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ConfigError(f"{field} {spec['type']} gives {shape} where logits [B, {num_classes}, h, w] are needed")
+        head_losses(head, logits, torch.zeros(1, PROBE, PROBE))
     return head
 
 
@@ -54,7 +61,8 @@ def build_neck(spec: Mapping[str, Any], in_channels: Sequence[int]) -> tuple[nn.
     else:
         _agree(filled, "in_channels", list(in_channels), "neck")
     neck = _build(filled, "neck")
-    return neck, [feature.shape[1] for feature in _try(neck, in_channels, "neck")]
+    with _trial(neck, in_channels, "neck") as features:
+        return neck, [feature.shape[1] for feature in neck(features)]
 
 
 def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -67,8 +75,8 @@ def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return {name: value.mean() / (100 if name == "acc_seg" else 1) for name, value in values.items()}
 
 
-def _check_spec(spec: Any, field: str, known: Iterable[str]) -> None:
-    """mmseg would import a `type` with dots, and unpickle files that a spec names: neither may come from a configuration."""
+def _check_spec(spec: Any, field: str, known: Collection[str]) -> None:
+    """Only registered names. mmseg would import a `type` with dots, and unpickle a file that a spec names: neither may a config do."""
     if not isinstance(spec, Mapping) or "type" not in spec:
         raise ConfigError(f"{field} is {spec!r}; give dict(type=..., ...) as MMSegmentation's configs do")
     if spec["type"] not in known:
@@ -90,11 +98,10 @@ def _parts(spec: Any) -> Iterator[Mapping[str, Any]]:
         yield from _parts(value)
 
 
-def _fill(spec: Mapping[str, Any], in_channels: Sequence[int], num_classes: int, field: str) -> dict[str, Any]:
+def _fill_head(spec: Mapping[str, Any], in_channels: Sequence[int], num_classes: int, field: str) -> dict[str, Any]:
     filled, index = copy.deepcopy(dict(spec)), spec.get("in_index", -1)
-    many = isinstance(index, list | tuple)
     try:
-        channels = [in_channels[i] for i in index] if many else in_channels[index]
+        channels = [in_channels[i] for i in index] if isinstance(index, list | tuple) else in_channels[index]
     except IndexError:
         raise ConfigError(f"{field} {spec['type']}: in_index {index} is past the {len(in_channels)} features that it can read") from None
     _agree(filled, "in_channels", channels, field)
@@ -110,10 +117,15 @@ def _agree(filled: dict[str, Any], name: str, value: Any, field: str) -> None:
 
 def _refuse_unsupported(spec: Mapping[str, Any], field: str) -> None:
     kind = spec["type"]
-    if kind in MASK_CLASSIFIERS:
-        raise ConfigError(f"{field} {kind} needs mmdet and compiled operators of mmcv; take for instance SegmenterMaskTransformerHead")
+    with_runner = "train it with mmseg's own Runner and the backbone DTEMBackbone (docs/mmseg.md)"
+    if kind in OF_MMDET:
+        raise ConfigError(f"{field} {kind} needs mmdet, which this project does not install (docs/dependencies.md); with it, {with_runner}")
+    if kind in OPERATORS and not mmcv_full_available():
+        raise ConfigError(
+            f"{field} {kind} needs mmcv's operator {OPERATORS[kind]}, which is not compiled here; build mmcv with MMCV_WITH_OPS=1"
+        )
     if issubclass(getattr(decode_heads, kind), BaseCascadeDecodeHead):
-        raise ConfigError(f"{field} {kind} refines another head's output; use mmseg's CascadeEncoderDecoder with the backbone DTEMBackbone")
+        raise ConfigError(f"{field} {kind} refines the output of another head; {with_runner}")
     if spec.get("out_channels", spec["num_classes"]) != spec["num_classes"]:
         raise ConfigError(f"{field} {kind}: out_channels is {spec['out_channels']}; give one channel per class, or leave it out")
 
@@ -121,12 +133,17 @@ def _refuse_unsupported(spec: Mapping[str, Any], field: str) -> None:
 def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
     try:
         module = MODELS.build(ConfigDict(spec, _scope_="mmseg"))
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError) as err:
-        raise ConfigError(f"{field} {spec['type']} cannot be built: {err or 'its options contradict one another'}") from err
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError) as err:
+        hint = (
+            ""
+            if "in_index" in spec or isinstance(err, TypeError)
+            else "; a head that reads several features needs in_index, for instance [0, 1, 2, 3]"
+        )
+        raise ConfigError(f"{field} {spec['type']} cannot be built: {_reason(err)}{hint}") from err
     if hasattr(module, "init_weights"):
         with _quiet():
             module.init_weights()
-    return module if torch.cuda.is_available() else revert_sync_batchnorm(module)  # SyncBN wants a GPU in more than one process
+    return module if torch.cuda.is_available() else revert_sync_batchnorm(module)  # on CPUs SyncBN runs in one process only
 
 
 @contextmanager
@@ -141,14 +158,20 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _try(module: nn.Module, in_channels: Sequence[int], field: str) -> Any:
-    """Its output for small features, in evaluation."""
-    features = tuple(torch.zeros(1, channels, PROBE_CELLS, PROBE_CELLS) for channels in in_channels)
+@contextmanager
+def _trial(module: nn.Module, in_channels: Sequence[int], field: str) -> Iterator[tuple[Tensor, ...]]:
+    """Small features for a module in evaluation; what goes wrong with them is a ConfigError."""
+    module.eval()
     try:
         with torch.no_grad():
-            return module.eval()(features)
-    except (TypeError, ValueError, IndexError, AttributeError, AssertionError, RuntimeError) as err:
+            yield tuple(torch.zeros(1, channels, PROBE, PROBE) for channels in in_channels)
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as err:
         shown = f"{len(in_channels)} features of {list(in_channels)} channels"
-        raise ConfigError(f"{field} {type(module).__name__} does not take {shown}: {err or type(err).__name__}") from err
+        raise ConfigError(f"{field} {type(module).__name__} does not take {shown}: {_reason(err)}") from err
     finally:
         module.train()
+
+
+def _reason(err: Exception) -> str:
+    """Its message, or else the line that raised it, as mmseg's assertions have none."""
+    return str(err) or str(traceback.extract_tb(err.__traceback__)[-1].line)
