@@ -5,6 +5,13 @@ import os
 from pathlib import Path
 
 WORKERS = min(8, os.cpu_count() or 1)
+LAYOUTS = {
+    "ade20k": "ADE20K: SRC/{images,annotations}/{training,validation}; objectInfo150.txt in SRC names the 150 classes",
+    "cityscapes": "Cityscapes: SRC/leftImg8bit and SRC/gtFine (*_labelIds.png); its 19 evaluated classes",
+    "pascal": "PASCAL VOC 2012's layout: SRC/{JPEGImages,SegmentationClass,ImageSets/Segmentation}; VOC's classes or SRC/classes.json",
+    "camvid": "CamVid in SegNet's layout: SRC/{train,trainannot,val,valannot,test,testannot}; 11 classes",
+}
+"""Images with masks; the readers are in pipeline/data/layouts."""
 
 
 def add_parser(subparsers) -> None:
@@ -13,6 +20,8 @@ def add_parser(subparsers) -> None:
     make = actions.add_parser("make", help="write shards, or the manifest of existing ones")
     kinds = make.add_subparsers(dest="kind", metavar="KIND", required=True)
     _add_imagefolder(kinds)
+    for kind, tree in LAYOUTS.items():
+        _add_layout(kinds, kind, tree)
     _add_digit_scenes(kinds)
     _add_index(kinds)
     _add_verify(actions)
@@ -27,6 +36,15 @@ def _add_imagefolder(kinds) -> None:
     parser.add_argument("src", metavar="SRC", help="the tree; LOC_synset_mapping.txt in or beside it gives human names")
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
     parser.add_argument("--shard-size", type=_count, default=1000, metavar="N", help="samples per shard (default 1000)")
+    parser.add_argument("--size", type=_count, metavar="PX", help="resize larger pictures to this shorter side (default: keep the files)")
+    _add_common(parser)
+
+
+def _add_layout(kinds, kind: str, tree: str) -> None:
+    parser = kinds.add_parser(kind, help=tree, epilog=f"example: dtem shards make {kind} /data/{kind} data/{kind} --workers 16")
+    parser.add_argument("src", metavar="SRC", help="the tree")
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    parser.add_argument("--shard-size", type=_count, default=500, metavar="N", help="samples per shard (default 500)")
     parser.add_argument("--size", type=_count, metavar="PX", help="resize larger pictures to this shorter side (default: keep the files)")
     _add_common(parser)
 
@@ -83,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "verify":
         return _verify(args)
     makers = {"imagefolder": _make_imagefolder, "digit_scenes": _make_digit_scenes, "index": _make_index}
-    return _report(makers[args.kind](args))
+    return _report(makers.get(args.kind, _make_layout)(args))
 
 
 def _make_imagefolder(args: argparse.Namespace) -> Path:
@@ -92,6 +110,16 @@ def _make_imagefolder(args: argparse.Namespace) -> Path:
 
     jobs, classes = imagefolder_jobs(Path(args.src), shard_size=args.shard_size, size=args.size, seed=args.seed)
     return write_shards(jobs, Path(args.out), classes=classes, workers=args.workers)
+
+
+def _make_layout(args: argparse.Namespace) -> Path:
+    from pipeline.data.layouts import LAYOUTS
+    from pipeline.data.paired import layout_jobs
+    from pipeline.data.write import write_shards
+
+    layout = LAYOUTS[args.kind](Path(args.src))
+    jobs = layout_jobs(layout, shard_size=args.shard_size, size=args.size, seed=args.seed)
+    return write_shards(jobs, Path(args.out), classes=layout.classes, workers=args.workers)
 
 
 def _make_digit_scenes(args: argparse.Namespace) -> Path:
@@ -124,10 +152,9 @@ def _report(manifest: Path) -> int:
 
     made = load_manifest(str(manifest.parent))
     size = sum(shard.num_bytes for shard in made.shards) / 2**20
+    classes = f"{len(made.classes)} classes" + (f", {len(made.mask_classes)} mask classes" if made.mask_classes else "")
     members = ", ".join(made.schema)
-    print(
-        f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB, {len(made.classes)} classes, members {members}"
-    )
+    print(f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB, {classes}, members {members}")
     return 0
 
 
@@ -136,8 +163,8 @@ def _verify(args: argparse.Namespace) -> int:
     from pipeline.data.write import processes
 
     with processes(args.workers, "shards verified") as mapped:
-        count, problems = verify(args.path, quick=args.quick, mapper=mapped)
-    for problem in problems:
-        print(problem)
-    print(f"{args.path}: {count} samples, {len(problems)} problems")
-    return 2 if problems else 0
+        found = verify(args.path, quick=args.quick, mapper=mapped)
+    for line in (*found.problems, *(found.histogram.drawn(found.mask_names) if found.histogram.num_samples else ())):
+        print(line)
+    print(f"{args.path}: {found.num_samples} samples, {len(found.problems)} problems")
+    return 2 if found.problems else 0

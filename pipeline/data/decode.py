@@ -76,8 +76,8 @@ def decode_captions(data: bytes) -> tuple[str, ...]:
     return tuple(captions)
 
 
-def check_header(data: bytes) -> None:
-    """Reads the header alone, because a small file can promise a picture that fills the memory. Raises SampleError."""
+def check_header(data: bytes) -> tuple[int, int]:
+    """(height, width) by the header alone, because a small file can promise a picture that fills the memory. Raises SampleError."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             width, height = image.size
@@ -89,6 +89,7 @@ def check_header(data: bytes) -> None:
         raise SampleError(f"image header does not read: {err}") from err
     if width * height > MAX_PIXELS:
         raise SampleError(f"image bomb: {width}x{height} pixels; the limit is {MAX_PIXELS}")
+    return height, width
 
 
 DECODERS = {**dict.fromkeys(IMAGES, decode_image), "cls": decode_class, "json": decode_captions, "seg.png": decode_mask}

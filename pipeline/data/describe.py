@@ -37,7 +37,7 @@ def describe(tars: Sequence[str], *, hashes: bool, names: Names | None = None, m
     described = list(mapper(partial(describe_shard, hashed=hashes), tars))
     shards = tuple(shard for shard, _, _ in described)
     schema = tuple(sorted({suffix for _, index, _ in described for suffix in index.suffixes}))
-    names = _read_names(split(tars[0])[0]) if names is None else names
+    names = read_names(split(tars[0])[0]) if names is None else names
     classes = names.classes or tuple(str(number) for number in range(max(count for _, _, count in described)))
     return Manifest(shards, schema, classes, names.mask_classes, {shard.url: index for shard, index, _ in described})
 
@@ -80,7 +80,7 @@ def _count_classes(tar: str, index: ShardIndex) -> int:
     return highest + 1
 
 
-def _read_names(folder: str) -> Names:
+def read_names(folder: str) -> Names:
     """`classes.json`: a list of class names, or {"classes": [...], "mask_classes": [...]}."""
     path = join(folder, CLASSES)
     try:

@@ -5,7 +5,6 @@ A sample has a `jpg`, a `cls` (the largest digit, 0..9), a `json` with five capt
 (seed, split, i, size) alone.
 """
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.digit_captions import NAMES, Placed, captions
+from pipeline.data.pictures import encoded
 from pipeline.data.rng import seed_of
 from pipeline.data.write import ShardJob
 from pipeline.errors import ConfigError
@@ -75,10 +75,10 @@ def write_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield (
             f"{number:06d}",
             {
-                "jpg": _encoded(Image.fromarray(scene.image), "JPEG", quality=92, subsampling=0),
+                "jpg": encoded(Image.fromarray(scene.image), "JPEG", quality=92, subsampling=0),
                 "cls": str(scene.digits[0].digit).encode(),
                 "json": json.dumps({"captions": scene.captions}).encode(),
-                "seg.png": _encoded(Image.fromarray(scene.mask), "PNG"),
+                "seg.png": encoded(Image.fromarray(scene.mask), "PNG"),
             },
         )
 
@@ -175,9 +175,3 @@ def _pick(rng: Rng, split: str) -> tuple[int, NDArray[np.uint8]]:
     digit = int(rng.integers(10))
     pictures = strokes(split)[digit]
     return digit, pictures[int(rng.integers(len(pictures)))]
-
-
-def _encoded(image: Image.Image, form: str, **options: int) -> bytes:
-    out = io.BytesIO()
-    image.save(out, form, **options)
-    return out.getvalue()

@@ -46,7 +46,7 @@ class JointCrop:
         return self._padded(image, mask)
 
     def _draw(self, mask: Tensor) -> tuple[Window, Tensor]:
-        """A window and the mask in it, resized; drawn again where one class fills too much of it, and after the last draw taken as it is."""
+        """A window and the mask in it, resized; drawn again where one class fills too much of it; the last draw is taken as it is."""
         scale = random.uniform(*self._config.resize_range) * _stored_scale(mask.shape, self._config)
         height, width = (min(side, max(1, round(crop / scale))) for side, crop in zip(mask.shape, self._size, strict=True))
         target = [min(crop, max(1, round(cut * scale))) for cut, crop in zip((height, width), self._size, strict=True)]

@@ -97,8 +97,8 @@ def test_a_pickle_in_a_shard_is_never_opened(tmp_path):
     from pipeline.data.verify import verify
 
     index_shards([str(folder / "x.tar")], folder)
-    count, problems = verify(str(folder), quick=False)
-    assert count == 1 and len(problems) == 4 and not canary.exists()
+    found = verify(str(folder), quick=False)
+    assert found.num_samples == 1 and len(found.problems) == 5 and not canary.exists()
 
 
 def test_a_manifest_leads_nowhere_but_to_its_root(tmp_path):

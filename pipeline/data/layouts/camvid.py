@@ -1,0 +1,17 @@
+"""CamVid in the form that came with SegNet: 11 classes; label 11 is everything else, and ignored."""
+
+from pathlib import Path
+
+from pipeline.data.masks import IGNORED
+from pipeline.data.paired import Layout, non_empty, paired
+from pipeline.data.pictures import pictures_of
+
+CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+SPLITS = ("train", "val", "test")
+TREE = "SRC/{train,val,test}/*.png and SRC/{trainannot,valannot,testannot}/*.png"
+
+
+def read_camvid(source: Path) -> Layout:
+    splits = {split: paired(pictures_of(source / split), pictures_of(source / f"{split}annot", suffixes=[".png"])) for split in SPLITS}
+    labels = {label: label for label in range(len(CLASSES))} | {len(CLASSES): IGNORED}
+    return Layout(CLASSES, labels, non_empty(source, splits, TREE))
