@@ -10,12 +10,15 @@ import tasks  # noqa: F401  (registration)
 from pipeline.backbone.build import model_facts
 from pipeline.config.load import from_plain, load_config, to_plain
 from pipeline.config.resolve import resolve
+from pipeline.data.manifest_format import Manifest
 from pipeline.data.schema import DATASETS
 from pipeline.model import TASKS
 from pipeline.objectives import OBJECTIVES
 
-NUM_SAMPLES = {"imagenet": 1_281_167, "cifar10": 45_000, "digits": 10_000}
+NUM_SAMPLES = {"imagenet": 1_281_167, "cifar10": 45_000, "digits": 10_000, "digits_segmentation": 4_000}
+NUM_SAMPLES |= {"ade20k": 20_210, "cityscapes": 2_975, "pascal_voc": 1_464, "camvid": 367}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+BASE_TASKS = sorted((Path(__file__).parents[2] / "configs" / "_base_" / "task").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -35,6 +38,16 @@ def test_a_config_names_only_what_is_registered(path):
     for task in config.tasks.values():
         TASKS.get(task.type)
         DATASETS.get(task.data.schema)
+
+
+@pytest.mark.parametrize("path", BASE_TASKS, ids=lambda path: path.stem)
+def test_a_base_task_fits_its_schema(path, tmp_path):
+    run = tmp_path / "run.py"
+    run.write_text(f"_base_ = ['{path}']\nbackbone = dict(name='x')\ntrain = dict(steps=1)\noutput = 'x'\n")
+    for name, task in load_config(run).tasks.items():
+        names = tuple(str(number) for number in range(task.head["num_classes"]))
+        assert DATASETS.build(task.data.schema, task.data, Manifest((), (), names)).classes == names
+        assert name == path.stem and name in NUM_SAMPLES
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
