@@ -1,7 +1,7 @@
 """Segmenter's mask transformer on merged tokens: its own weights, fewer tokens.
 
-With hard merging this equals the decoder on copies of the tokens, which attention cannot tell from one token of their number: a key
-of size s counts s times. B batch, M slots, N patches, C channels, K classes.
+With hard merging this equals the decoder on copies of the tokens, as attention cannot tell s copies of a key from one of size s.
+B batch, M slots, K classes, L = merged patches + K, C channels, h w patches.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbone.attention import log_size
+from pipeline.backbone.attention import proportional_attention
 from pipeline.merging.unmerge import unmerge_tokens
 from pipeline.token_state import TokenState
 
@@ -18,13 +18,12 @@ HEAD = "SegmenterMaskTransformerHead"
 
 
 def decode_merged(head: Any, state: TokenState) -> Tensor:
-    """Logits [B, K, h, w]. head: mmseg's SegmenterMaskTransformerHead. Prefix tokens take no part."""
+    """Logits [B, K, h, w]. head: mmseg's SegmenterMaskTransformerHead. Prefix tokens take no part; a class embedding has size 1."""
     tokens = head.dec_proj(state.patch_tokens)
-    classes = head.cls_emb.expand(len(tokens), -1, -1)
-    tokens = torch.cat([tokens, classes], dim=1)
+    tokens = torch.cat([tokens, head.cls_emb.expand(len(tokens), -1, -1)], dim=1)
     size = F.pad(state.patch_size, (0, head.num_classes), value=1.0)
     for layer in head.layers:
-        tokens = _layer(layer, tokens, log_size(size))
+        tokens = _layer(layer, tokens, size)
     tokens = head.decoder_norm(tokens)
     patches = F.normalize(head.patch_proj(tokens[:, : -head.num_classes]), dim=2)
     classes = F.normalize(head.classes_proj(tokens[:, -head.num_classes :]), dim=2)
@@ -33,10 +32,13 @@ def decode_merged(head: Any, state: TokenState) -> Tensor:
     return unmerge_tokens(with_prefix, state.source)[:, state.num_prefix :].mT.unflatten(2, state.grid)
 
 
-def _layer(layer: Any, tokens: Tensor, bias: Tensor) -> Tensor:
-    """mmseg's TransformerEncoderLayer with a bias [B, L] on the attention logits of each key."""
-    wrapped = layer.attn
-    x = layer.norm1(tokens).transpose(0, 1)
-    mixed, _ = wrapped.attn(x, x, x, key_padding_mask=bias, need_weights=False)
-    tokens = tokens + wrapped.dropout_layer(wrapped.proj_drop(mixed.transpose(0, 1)))
+def _layer(layer: Any, tokens: Tensor, size: Tensor) -> Tensor:
+    """mmseg's TransformerEncoderLayer with sizes. tokens [B, L, C], size [B, L]"""
+    wrapped, attn = layer.attn, layer.attn.attn
+    qkv = F.linear(layer.norm1(tokens), attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    dropout = attn.dropout if attn.training else 0.0
+    mixed = proportional_attention(q, k, v, size, scale=attn.head_dim**-0.5, dropout=dropout)
+    mixed = attn.out_proj(mixed.transpose(1, 2).flatten(2))
+    tokens = tokens + wrapped.dropout_layer(wrapped.proj_drop(mixed))
     return layer.ffn(layer.norm2(tokens), identity=tokens)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Scores, Sums, Tallies, TaskOutput
+from pipeline.merging.unmerge import UNMERGES
 from pipeline.merging.unmerge import unmerge as unmerged
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput, TokenState
@@ -51,6 +52,8 @@ class SegmentationTask(nn.Module):
         self.reads_final = final_norm and indices[-1] == backbone.depth - 1
         self.taps = indices[:-1] if self.reads_final else indices
         self.unmerge = unmerge or ("copy" if merged_decoder else "residual")
+        if self.unmerge not in UNMERGES:
+            raise ConfigError(f"segmentation: unmerge is {unmerge!r}; give one of {', '.join(UNMERGES)}")
         self.num_classes, self.patch_size, self.merged_decoder = num_classes, backbone.patch_size, merged_decoder
         self.inference = Inference.of(inference)
         channels = [backbone.embed_dim] * len(indices)

@@ -1,0 +1,161 @@
+"""What every task promises, whatever its head. A task that is registered joins by an example below."""
+
+import pytest
+import torch
+from segheads import CLASSES, HEADS
+from tiny import IMG, images, tiny_vit
+
+from pipeline.data.targets import ClassificationTargets, MaskTargets
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch
+from pipeline.model import TASKS, MultiTaskModel
+from pipeline.objectives import OBJECTIVES
+
+EXAMPLES = {
+    "classification": ({"num_classes": CLASSES}, lambda n: ClassificationTargets(torch.arange(n) % CLASSES)),
+    "segmentation": ({"num_classes": CLASSES} | HEADS["segmenter"], lambda n: MaskTargets(stripes(n))),
+}
+"""Task -> a small head, and targets of n images."""
+TASK = pytest.mark.parametrize("name", TASKS.names())
+
+
+def stripes(num: int) -> torch.Tensor:
+    """Each image in broad stripes, in an order of its own, with a rim that is ignored."""
+    columns = torch.arange(IMG) * CLASSES // IMG
+    mask = torch.stack([(columns + i) % CLASSES for i in range(num)])[:, None].repeat(1, IMG, 1).to(torch.uint8)
+    mask[:, :4] = 255
+    return mask
+
+
+def model(*names, variant="dtem", objective="supervised"):
+    backbone = tiny_vit(variant)
+    tasks = {name: TASKS.build(name, backbone, **EXAMPLES[name][0]) for name in names}
+    return MultiTaskModel(backbone, tasks, OBJECTIVES.build(objective))
+
+
+def batch(name, size=8):
+    return Batch(name, images(size), EXAMPLES[name][1](size))
+
+
+def test_every_task_has_an_example():
+    assert sorted(EXAMPLES) == TASKS.names(), "give the new task an example, so that the laws run on it"
+
+
+@TASK
+@pytest.mark.parametrize("variant", ["none", "tome", "dtem"])
+def test_eight_samples_can_be_learned(name, variant):
+    trained, samples = model(name, variant=variant).train(), batch(name)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        output = trained(samples)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[-1] < 0.6 * losses[0], losses
+    unreached = [key for key, parameter in trained.tasks.named_parameters() if parameter.grad is None]
+    assert not unreached, f"no gradient reaches {unreached}"
+
+
+@TASK
+def test_logs_are_detached_sums_over_samples_and_have_the_loss(name):
+    output = model(name).train()(batch(name))
+    total, count = output.logs["loss"]
+    assert count == 8 and not any(total.requires_grad for total, _ in output.logs.values())
+    torch.testing.assert_close(total / count, output.loss.detach())
+
+
+@TASK
+def test_losses_are_float32_under_autocast(name):
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(name).train()(batch(name))
+    assert output.loss.dtype == output.predictions.dtype == torch.float32 and output.loss.isfinite()
+
+
+@TASK
+def test_a_state_dict_is_all_that_a_task_is(name):
+    one, other = model(name), model(name)
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        other.load_state_dict(one.state_dict())
+        first, second = (each.eval().predict(batch(name)).predictions for each in (one, other))
+    assert torch.equal(first, second)
+
+
+@TASK
+def test_an_idle_head_gets_no_gradient(name):
+    trained = model(*TASKS.names()).train()
+    trained(batch(name)).loss.backward()
+    for key, parameter in trained.tasks.named_parameters():
+        assert (parameter.grad is not None) == key.startswith(f"{name}."), key
+
+
+@TASK
+@pytest.mark.parametrize("parts", [(3, 5), (8,), (1, 6, 1)])
+def test_tallies_of_batches_add_to_those_of_all(name, parts):
+    evaluated, samples = model(name).eval(), batch(name)
+    whole = evaluated.evaluate(samples)
+    sums = {key: torch.zeros_like(value) for key, value in whole.items()}
+    start = 0
+    for size in parts:
+        target = {key: value[start : start + size] for key, value in vars(samples.targets).items()}
+        piece = Batch(name, samples.images[start : start + size], type(samples.targets)(**target))
+        sums = {key: sums[key] + value for key, value in evaluated.evaluate(piece).items()}
+        start += size
+    torch.testing.assert_close(sums, whole, atol=1e-4, rtol=1e-5)
+    totals = evaluated.scores(name, whole | {"samples": torch.tensor(8)})
+    assert evaluated.tasks[name].main_metric in totals
+    assert all(value is None or isinstance(value, float) for value in totals.values())
+
+
+@TASK
+def test_a_backbone_in_training_mode_is_evaluated_under_the_merge_of_inference(name):
+    evaluated = model(name, variant="dtem_soft").eval()
+    expected = evaluated.evaluate(batch(name))
+    evaluated.backbone.train()
+    torch.testing.assert_close(evaluated.evaluate(batch(name)), expected)
+
+
+@TASK
+def test_an_output_agrees_with_itself_and_no_other(name):
+    built = model(name).eval()
+    with torch.no_grad():
+        plain, merged = (built.predict(batch(name), reduction=reduction) for reduction in (0, 12))
+        assert built.tasks[name].distill(plain, plain, 2.0).abs() < 1e-6 < built.tasks[name].distill(merged, plain, 2.0)
+
+
+@TASK
+def test_sampled_log_likelihood_is_a_sum_over_samples_of_what_is_certain_or_not(name):
+    """Its mean over draws is the negative entropy of the predictions."""
+    built = model(name).eval()
+    with torch.no_grad():
+        output = built.predict(batch(name))
+        drawn = torch.stack([built.tasks[name].sampled_log_likelihood(output) for _ in range(200)])
+    log_p = output.predictions.log_softmax(dim=1)
+    expected = (log_p.exp() * log_p).sum()
+    assert (drawn.mean() - expected).abs() <= 4 * drawn.std() / 200**0.5 + 1e-3 * expected.abs()
+
+
+@TASK
+def test_more_classes_than_the_head_has_are_refused(name):
+    task = model(name).tasks[name]
+    task.check_classes(["x"] * CLASSES)
+    with pytest.raises(ConfigError, match=f"num_classes={CLASSES + 1}"):
+        task.check_classes(["x"] * (CLASSES + 1))
+
+
+@TASK
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+def test_every_objective_trains_the_metric_embeddings_alone(name, objective):
+    trained = model(name, objective=objective)
+    for key, parameter in trained.named_parameters():
+        parameter.requires_grad_(".metric." in key)
+    with torch.no_grad():
+        for parameter in trained.tasks.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    output = trained.train()(batch(name, 4))
+    output.loss.backward()
+    assert output.loss.isfinite() and all(parameter.grad is None for parameter in trained.tasks.parameters())
+    assert all(block.metric.weight.grad.abs().max() > 0 for block in trained.backbone.blocks[:-1])
