@@ -86,6 +86,8 @@ def _check_spec(spec: Any, field: str, known: Collection[str]) -> None:
     for part in _parts(spec):
         if "type" in part and part["type"] not in registered:
             raise ConfigError(f"{field} {spec['type']}: {unknown_name('type', part['type'], registered)}")
+        if "_scope_" in part:
+            raise ConfigError(f"{field} {spec['type']}: _scope_ would import another package; leave it out")
         if part.get("type") == "Pretrained" or isinstance(part.get("class_weight"), str):
             raise ConfigError(f"{field} {spec['type']}: {dict(part)} reads a file; give a list of class weights, or backbone.weights")
 
