@@ -22,7 +22,7 @@ def names(text: str) -> list[str]:
 
 
 def fractions(text: str) -> list[float]:
-    """`0.7,0.5` as a list of shares of the unmerged MACs."""
+    """`0.7,0.5` as a list of shares."""
     values = [float(part) for part in names(text)]
     if not values or not all(0 < value < 1 for value in values):
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of fractions in (0, 1), such as 0.7,0.5,0.3")

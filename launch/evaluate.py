@@ -1,6 +1,7 @@
 """`dtem evaluate`: the scores of a trained run, each sample counted once, on any number of processes."""
 
 import argparse
+from typing import Any
 
 from launch.arguments import add_run_arguments
 
@@ -8,6 +9,8 @@ EXAMPLE = """examples:
   dtem evaluate runs/digits_demo
   dtem evaluate runs/digits_demo --policy tome --reduction 8 --json scores.json
   torchrun --nproc_per_node 8 -m launch.cli evaluate runs/imagenet --cfg-options tasks.imagenet.data.val=/data/imagenet
+  dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide tasks.ade20k.head.inference.crop_size=512 \
+      tasks.ade20k.head.inference.stride=341 tasks.ade20k.head.inference.flip=True 'tasks.ade20k.head.inference.scales=[0.75,1.0,1.25]'
 """
 
 
@@ -24,21 +27,15 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when the scores are printed. Raises PipelineError."""
-    import json
-    from pathlib import Path
-
-    from launch.restore import build, checked_reduction, grid_of, parse_reduction, read_run
+    from launch.restore import build, parse_reduction, read_run
     from launch.scoring import Evaluator, progress
+    from launch.workload import first_schedule
     from pipeline.data.stream import build_eval_loader
     from pipeline.train.evaluate import evaluate
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
+    reduction = None if args.reduction is None else parse_reduction(args.reduction)
     model = build(saved, args.policy)
-    if args.reduction is not None:
-        reduction = parse_reduction(args.reduction)
-        for task in saved.config.tasks:
-            checked_reduction(saved, model, task, reduction)
-        model.backbone.set_reduction(reduction)
     evaluator = Evaluator(model, bf16=saved.config.engine.precision == "bf16")
     rank, world_size = evaluator.rank, evaluator.world_size
     loaders = {
@@ -46,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         for name, task in saved.config.tasks.items()
     }
     model.check_data(loaders)
-    scores = evaluate(evaluator, {name: progress(loader, name) for name, loader in loaders.items()})
+    schedules = {name: first_schedule(model, name, task.data, args.split, reduction) for name, task in saved.config.tasks.items()}
+    scores = evaluate(evaluator, {name: progress(loader, name) for name, loader in loaders.items()}, reduction=reduction)
     if rank != 0:
         return 0
     result = {
@@ -54,17 +52,30 @@ def run(args: argparse.Namespace) -> int:
         "step": saved.facts["step"],
         "weights": "ema" if saved.averaged else "last",
         "policy": args.policy or saved.config.merging.policy,
-        "schedule": {task: list(model.backbone.schedule(grid_of(saved, model, task))) for task in scores},
+        "schedule": schedules,
         "split": args.split,
         "precision": evaluator.precision,
         "scores": scores,
+        "classes": {name: list(loader.classes) for name, loader in loaders.items()},
     }
-    print(f"{saved}, policy {result['policy']}, {args.split} split, {evaluator.precision}")
-    for task, values in scores.items():
-        print(f"{task}: reduction per block {result['schedule'][task]}")
-        print(f"{task}: " + "  ".join(f"{name} {value:.6g}" for name, value in values.items()))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1))
-        print(f"wrote {args.json}")
+    _report(result, str(saved), args.json)
     return 0
+
+
+def _report(result: dict[str, Any], run: str, path: str | None) -> None:
+    import json
+    from pathlib import Path
+
+    from launch.tables import class_table, of_classes
+
+    print(f"{run}, policy {result['policy']}, {result['split']} split, {result['precision']}")
+    for task, values in result["scores"].items():
+        whole = {name: value for name, value in values.items() if name not in of_classes(values)}
+        print(f"{task}: reduction per block {result['schedule'][task]}")
+        print(f"{task}: " + "  ".join(f"{name} n/a" if value is None else f"{name} {value:.6g}" for name, value in whole.items()))
+        if table := class_table(values, result["classes"][task]):
+            print(table)
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(result, indent=1))
+        print(f"wrote {path}")

@@ -39,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from launch.programs import WRITERS, model_card, only_task
-    from launch.restore import build, checked_reduction, parse_reduction, read_run
+    from launch.restore import build, checked_reduction, grid_of, parse_reduction, read_run
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     task = only_task(saved, args.task)
     model = build(saved, args.policy)
     if args.reduction is not None:
-        model.backbone.set_reduction(checked_reduction(saved, model, task, parse_reduction(args.reduction)))
+        model.backbone.set_reduction(checked_reduction(model, grid_of(saved, model, task), parse_reduction(args.reduction)))
     folder = Path(args.to)
     folder.mkdir(parents=True, exist_ok=True)
     path, card = folder / f"model.{args.format}", folder / "model.json"

@@ -3,32 +3,40 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from launch.restore import UNTRAINED, SavedRun, build, checked_reduction, grid_of
-from launch.scoring import Entry, Evaluator, Panel, images_per_second, progress
-from pipeline.data.stream import build_eval_loader
+from launch.restore import UNTRAINED, SavedRun, build, checked_reduction
+from launch.scoring import Evaluator, Panel, images_per_second, progress
+from launch.tables import of_classes
+from launch.workload import Grid, first_batch, first_grid, workload
+from pipeline.config.schema import DataConfig
+from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch
-from pipeline.merging.macs import count_macs, reduction_for_macs
+from pipeline.interfaces import Batch, Scores
+from pipeline.merging.macs import reduction_for_macs
 from pipeline.merging.policies import POLICIES
-from pipeline.merging.schedule import ReductionSpec
+from pipeline.merging.schedule import GridReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
 from pipeline.train.evaluate import evaluate
 
 log = logging.getLogger(__name__)
 
 Target = float | int
-"""A share of the unmerged MACs in (0, 1), or tokens removed per block."""
+"""A share in (0, 1), of the encoder's unmerged MACs or of the patches that are merged; or tokens removed per block."""
+MACS, MERGED, TOKENS = "share of the encoder's unmerged MACs", "share of the patches that is merged", "tokens removed per block"
+"""What the targets of a sweep can be, as its conditions say it."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """target: as asked, 0 for the unmerged model. macs: of one image, head and merging included. scores: metric -> one value per run,
-    or one value where all runs have the weights that count. images_per_s: one value per round."""
+    """target: as asked, 0 for the unmerged model. schedule, tokens: of the first input. macs: of one image, head and merging included.
+
+    scores: metric -> one value per run (None is n/a), or one value where all runs have the weights that count. images_per_s: of the
+    whole evaluation, encoder_images_per_s: of its encoder, one value per round.
+    """
 
     policy: str
     target: Target
@@ -37,8 +45,13 @@ class Point:
     macs: int
     metric_macs: int
     head_macs: int
-    scores: dict[str, list[float]]
+    scores: dict[str, list[float | None]]
     images_per_s: list[float]
+    encoder_images_per_s: list[float]
+
+    @property
+    def encoder_macs(self) -> int:
+        return self.macs - self.head_macs
 
 
 @dataclass(frozen=True)
@@ -52,16 +65,27 @@ class Sweep:
     conditions: dict[str, Any]
 
 
+Models = dict[str, list[MultiTaskModel]]
+"""By policy, one model per run whose weights count."""
+Planned = tuple[str, Target, ReductionSpec | GridReduction]
+"""Policy, target and reduction of a point."""
+
+
 def sweep(
     runs: Sequence[SavedRun],
     policies: Sequence[str],
     targets: Sequence[Target],
     *,
+    merged: bool = False,
     split: str = "val",
     seed: int | None = None,
     rounds: int = 5,
 ) -> list[Sweep]:
-    """All tasks of the runs, each sample read once for all points. Raises ConfigError before anything is measured."""
+    """All tasks of the runs, each sample read once for all points. Raises ConfigError before anything is measured.
+
+    merged: targets that are shares are shares of the patches, merged after the last block, not of the encoder's unmerged MACs. A
+    share is reached exactly for every input: the schedule is solved for each grid of patches that comes.
+    """
     _check_one_setup(runs)
     config = runs[0].config
     evaluator = Evaluator(torch.nn.Identity(), bf16=config.engine.precision == "bf16")
@@ -70,8 +94,10 @@ def sweep(
     runs = [replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()}) for run in runs]
     wanted = {"none": [0]} | {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)] for policy in wanted}
-    plans = {task: _plan(runs[0], task, models, wanted) for task in config.tasks}
-    return [_sweep_task(evaluator, runs, task, models, plan, split, rounds) for task, plan in plans.items()]
+    jobs = [_prepare(evaluator, config.tasks[task].data, task, models, wanted, merged, split) for task in config.tasks]
+    kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
+    conditions = _conditions(evaluator, runs, split) | {"targets": kind}
+    return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
 
 
 def _check_one_setup(runs: Sequence[SavedRun]) -> None:
@@ -90,19 +116,32 @@ def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
     return runs[:1] if same else runs
 
 
-Plan = list[tuple[str, Target, ReductionSpec]]
+@dataclass(frozen=True)
+class _Job:
+    loader: EvalLoader
+    batch: Batch
+    plan: list[Planned]
 
 
-def _plan(run: SavedRun, task: str, models: dict[str, list[MultiTaskModel]], wanted: dict[str, list[Target]]) -> Plan:
-    """Policy, target and reduction of each point. The metric's own cost counts, so equal MACs can be different reductions.
+def _prepare(
+    evaluator: Evaluator, data: DataConfig, task: str, models: Models, wanted: dict[str, list[Target]], merged: bool, split: str
+) -> _Job:
+    loader = build_eval_loader(task, data, rank=0, world_size=1, split=split)
+    models["none"][0].check_data({task: loader})
+    batch = first_batch(task, data, split).to(evaluator.device)
+    return _Job(loader, batch, _plan(task, models, wanted, merged, first_grid(models["none"][0], batch)))
 
-    What a policy cannot reach is left out, and said so; ConfigError where nothing is left.
+
+def _plan(task: str, models: Models, wanted: dict[str, list[Target]], merged: bool, grid: Grid) -> list[Planned]:
+    """The metric's own cost counts, so equal MACs can be different reductions.
+
+    What a policy cannot reach on the first input's grid is left out, and said so; ConfigError where nothing is left.
     """
-    plan: Plan = []
+    plan: list[Planned] = []
     for policy, targets in wanted.items():
         for target in targets:
             try:
-                plan.append((policy, target, _reduction(run, models[policy][0], task, target)))
+                plan.append((policy, target, _reduction(models[policy][0], target, merged, grid)))
             except ConfigError as err:
                 log.warning("%s, task %s, is left out at %s: %s", policy, task, target, err)
     if {policy for policy, _, _ in plan} == {"none"} != set(wanted):
@@ -110,63 +149,47 @@ def _plan(run: SavedRun, task: str, models: dict[str, list[MultiTaskModel]], wan
     return plan
 
 
-def _reduction(run: SavedRun, model: MultiTaskModel, task: str, target: Target) -> ReductionSpec:
-    if isinstance(target, float):
-        return reduction_for_macs(model.backbone, target, grid_of(run, model, task))
-    return checked_reduction(run, model, task, target)
+def _reduction(model: MultiTaskModel, target: Target, merged: bool, grid: Grid) -> ReductionSpec | GridReduction:
+    if isinstance(target, int):
+        return checked_reduction(model, grid, target)
+    solved = cache(partial(reduction_for_merged if merged else reduction_for_macs, model.backbone, target))
+    solved(grid)  # to fail now, not in the middle
+    return solved
 
 
-def _sweep_task(
-    evaluator: Evaluator, runs: Sequence[SavedRun], task: str, models: dict[str, list[MultiTaskModel]], plan: Plan, split: str, rounds: int
-) -> Sweep:
-    loader = build_eval_loader(task, runs[0].config.tasks[task].data, rank=0, world_size=1, split=split)
-    models["none"][0].check_data({task: loader})
-    entries = [(model, reduction) for policy, _, reduction in plan for model in models[policy]]
-    evaluator.module = Panel(entries)
-    scores = evaluate(evaluator, {task: progress(loader, task)})[task]
-    batch = next(iter(loader)).to(evaluator.device)
-    speeds = images_per_second(evaluator, [(models[policy][0], reduction) for policy, _, reduction in plan], batch, rounds)
+def _measure(evaluator: Evaluator, models: Models, job: _Job, rounds: int, conditions: dict[str, Any]) -> Sweep:
+    task, batch = job.batch.task, job.batch
+    evaluator.module = Panel([(model, reduction) for policy, _, reduction in job.plan for model in models[policy]])
+    scores = evaluate(evaluator, {task: progress(job.loader, task)})[task]
+    firsts = [(models[policy][0], reduction) for policy, _, reduction in job.plan]
+    speeds = images_per_second(evaluator, firsts, batch, rounds)
     points, start = [], 0
-    for (policy, target, reduction), speed in zip(plan, speeds, strict=True):
+    for (policy, target, _), entry, speed in zip(job.plan, firsts, speeds, strict=True):
         numbers = range(start, start := start + len(models[policy]))
-        point = _count(runs[0], (models[policy][0], reduction), batch)
-        points.append(replace(point, policy=policy, target=target, scores=_scores_of(scores, numbers), images_per_s=speed))
-    conditions = _conditions(evaluator, runs, batch, int(scores["samples"]), split)
+        work = workload(entry, batch)
+        macs = work.encoder_macs + work.head_macs, work.metric_macs, work.head_macs
+        points.append(Point(policy, target, work.schedule, work.tokens, *macs, _scores_of(scores, numbers), speed.whole, speed.encoder))
     head: Any = models["none"][0].tasks[task]
-    return Sweep(task, head.main_metric, points[0], points[1:], conditions)
+    seen = {"samples": int(scores["samples"] or 0), "batch": len(batch.images), "pixels": list(batch.images.shape[-2:])}
+    classes = {"classes": list(job.loader.classes)} if of_classes(points[0].scores) else {}
+    return Sweep(task, head.main_metric, points[0], points[1:], conditions | seen | classes)
 
 
-def _scores_of(scores: dict[str, float], entries: range) -> dict[str, list[float]]:
+def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:
     """Metric -> values of the entries of one point."""
     first = f"{entries.start}/"
     metrics = [name.removeprefix(first) for name in scores if name.startswith(first)]
     return {metric: [scores[f"{i}/{metric}"] for i in entries] for metric in metrics}
 
 
-def _count(run: SavedRun, entry: Entry, batch: Batch) -> Point:
-    """A point without its measurements. The head's MACs are counted in a pass, as its form is the task's own business."""
-    model, reduction = entry
-    grid, task = grid_of(run, model, batch.task), model.tasks[batch.task]
-    macs = count_macs(model.backbone, grid, reduction)
-    with torch.no_grad():
-        output = model.backbone(batch.images, reduction=reduction, taps=task.taps, relaxed=False)
-        with FlopCounterMode(display=False) as counter:
-            task(output, batch)
-    head = counter.get_total_flops() // 2 // len(batch.images)
-    schedule = model.backbone.schedule(grid, reduction)
-    return Point("", 0, schedule, macs.tokens, macs.total + head, sum(macs.metric), head, {}, [])
-
-
-def _conditions(evaluator: Evaluator, runs: Sequence[SavedRun], batch: Batch, samples: int, split: str) -> dict[str, Any]:
+def _conditions(evaluator: Evaluator, runs: Sequence[SavedRun], split: str) -> dict[str, Any]:
     device = torch.cuda.get_device_name(evaluator.device) if evaluator.device.type == "cuda" else "CPU"
     return {
         "runs": [str(run) for run in runs],
         "digests": [run.facts["digest"] for run in runs],
         "split": split,
-        "samples": samples,
         "device": device,
         "threads": torch.get_num_threads(),
-        "batch": len(batch.images),
         "precision": evaluator.precision,
         "torch": torch.__version__,
     }

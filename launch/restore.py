@@ -10,7 +10,7 @@ from torch import Tensor
 
 import tasks  # noqa: F401 - fills the registry
 from pipeline.config.load import from_plain, parse_value
-from pipeline.config.schema import MergingConfig, RunConfig
+from pipeline.config.schema import MergingConfig, RunConfig, height_width
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec, check_schedule
@@ -123,13 +123,13 @@ def parse_reduction(text: str) -> ReductionSpec:
 
 
 def grid_of(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[int, int]:
-    """Patches (rows, columns) of the task's images."""
-    pixels, (height, width) = run.config.tasks[task].data.img_size, model.backbone.patch_size
-    return pixels // height, pixels // width
+    """Patches (rows, columns) of the crop that the task is trained on."""
+    (height, width), (patch_h, patch_w) = height_width(run.config.tasks[task].data.img_size), model.backbone.patch_size
+    return height // patch_h, width // patch_w
 
 
-def checked_reduction(run: SavedRun, model: MultiTaskModel, task: str, reduction: ReductionSpec) -> ReductionSpec:
-    """The reduction, where the task's images have that many tokens to merge; else ConfigError."""
-    height, width = grid_of(run, model, task)
-    check_schedule(reduction, model.backbone.depth, height * width + model.backbone.num_prefix, model.backbone.num_prefix)
+def checked_reduction(model: MultiTaskModel, grid: tuple[int, int], reduction: ReductionSpec) -> ReductionSpec:
+    """The reduction, where images of that grid have that many tokens to merge; else ConfigError."""
+    prefix = model.backbone.num_prefix
+    check_schedule(reduction, model.backbone.depth, grid[0] * grid[1] + prefix, prefix)
     return reduction

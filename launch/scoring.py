@@ -4,16 +4,17 @@ import atexit
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from launch.workload import Entry
 from pipeline.engine import launched
 from pipeline.interfaces import Batch, Scores, Tallies
-from pipeline.merging.schedule import ReductionSpec
-from pipeline.model import MultiTaskModel
+from pipeline.token_state import BackboneOutput
 
 
 class Evaluator:
@@ -44,9 +45,6 @@ class Evaluator:
         return tensor
 
 
-Entry = tuple[MultiTaskModel, ReductionSpec]
-
-
 class Panel(nn.Module):
     """Many models at many reductions as one, so that a batch is read and decoded once: what entry i counts and scores is named `i/NAME`."""
 
@@ -70,29 +68,48 @@ class Panel(nn.Module):
         return scores
 
 
-def images_per_second(evaluator: Evaluator, entries: Sequence[Entry], batch: Batch, rounds: int) -> list[list[float]]:
-    """Per entry, one figure per round. Entries take turns, so that a machine that slows down slows all of them; a first round warms up."""
-    figures: list[list[float]] = [[] for _ in entries]
+@dataclass(frozen=True)
+class Speed:
+    """Images per second, one figure per round: of a whole evaluation (encoder, head, pixels, metrics), and of its encoder alone."""
+
+    whole: list[float] = field(default_factory=list)
+    encoder: list[float] = field(default_factory=list)
+
+
+def images_per_second(evaluator: Evaluator, entries: Sequence[Entry], batch: Batch, rounds: int) -> list[Speed]:
+    """Per entry. Entries take turns, so that a machine that slows down slows all of them; a first round warms up."""
+    speeds = [Speed() for _ in entries]
     with evaluator.autocast(), torch.no_grad():
-        for turn in progress(range(rounds + 1), "speed"):
-            for own, (model, reduction) in zip(figures, entries, strict=True):
-                seconds = _seconds(evaluator.device, model, batch, reduction)
+        for turn in progress(range(rounds + 1) if rounds else (), "speed"):
+            for own, entry in zip(speeds, entries, strict=True):
+                seconds, inside = _seconds(evaluator.device, entry, batch)
                 if turn > 0:
-                    own.append(len(batch.images) / seconds)
-    return figures
+                    own.whole.append(len(batch.images) / seconds)
+                    own.encoder.append(len(batch.images) / inside)
+    return speeds
 
 
-def _seconds(device: torch.device, model: MultiTaskModel, batch: Batch, reduction: ReductionSpec) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    model.predict(batch, reduction=reduction, relaxed=False)
-    _wait(device)
-    return time.perf_counter() - start
+def _seconds(device: torch.device, entry: Entry, batch: Batch) -> tuple[float, float]:
+    """Of an evaluation of the batch, and of its encoder."""
+    (model, reduction), inside = entry, 0.0
+    plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
+
+    def encode(images: Tensor) -> BackboneOutput:
+        nonlocal inside
+        start = _now(device)
+        output = plain(images)
+        inside += _now(device) - start
+        return output
+
+    start = _now(device)
+    task.evaluate(encode, batch)  # pyright: ignore[reportCallIssue]
+    return _now(device) - start, inside
 
 
-def _wait(device: torch.device) -> None:
+def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def progress(items: Iterable[Any], label: str) -> Any:

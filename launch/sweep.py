@@ -1,4 +1,4 @@
-"""`dtem sweep`: merge policies at several reductions on one trained backbone: accuracy, MACs, tokens and speed, as table and plot."""
+"""`dtem sweep`: merge policies at several reductions on one trained backbone: scores, MACs, tokens and speed, as table and plot."""
 
 import argparse
 
@@ -7,6 +7,7 @@ from launch.arguments import add_run_arguments, fractions, names, numbers
 EXAMPLE = """examples:
   dtem sweep runs/digits_demo
   dtem sweep runs/seed0 runs/seed1 runs/seed2 --policies tome,dtem_untrained,dtem --macs 0.7,0.5,0.3 --out runs/sweep
+  dtem sweep runs/camvid --merged 0.3,0.5,0.7 --rounds 3
 """
 POLICIES = "random,tome,dtem_untrained,dtem"
 MACS = "0.7,0.6,0.5,0.4,0.3"
@@ -15,7 +16,7 @@ MACS = "0.7,0.6,0.5,0.4,0.3"
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "sweep",
-        help="accuracy against compute, for policies x reductions",
+        help="scores against compute, for policies x reductions",
         description=__doc__ + " Several runs (seeds of one setup) give a spread.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawTextHelpFormatter,
@@ -26,8 +27,9 @@ def add_parser(subparsers) -> None:
     )
     targets = parser.add_mutually_exclusive_group()
     targets.add_argument(
-        "--macs", type=fractions, default=fractions(MACS), metavar="F,F", help=f"shares of the unmerged MACs (default {MACS})"
+        "--macs", type=fractions, default=fractions(MACS), metavar="F,F", help=f"shares of the encoder's unmerged MACs (default {MACS})"
     )
+    targets.add_argument("--merged", type=fractions, metavar="F,F", help="shares of the patches merged after the last block instead")
     targets.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block instead")
     parser.add_argument("--split", choices=("val", "train"), default="val")
     parser.add_argument("--seed", type=int, metavar="N", help="of embeddings that are drawn anew (default: each run's seed)")
@@ -46,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     runs = [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
     folder = Path(args.out) if args.out else runs[0].root / "sweep"
     folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
-    targets = args.reductions or args.macs
-    results = sweep(runs, args.policies, targets, split=args.split, seed=args.seed, rounds=args.rounds)
+    targets = args.reductions or args.merged or args.macs
+    results = sweep(runs, args.policies, targets, merged=bool(args.merged), split=args.split, seed=args.seed, rounds=args.rounds)
     print_sweep(results)
     print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
     return 0

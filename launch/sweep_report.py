@@ -2,15 +2,15 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from launch.plots import Curve, plot_curves
-from launch.points import Point, Sweep
-from launch.tables import markdown, spread
+from launch.points import MACS, Point, Sweep
+from launch.tables import markdown, of_classes, percent, spread
 
 
 def print_sweep(sweeps: Sequence[Sweep]) -> None:
@@ -20,7 +20,7 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
         print(f"\n{result.task}: {where['samples']} samples of {where['split']}, {len(where['runs'])} run(s)")
         print(*(f"  {run}" for run in where["runs"]), sep="\n")
         print(markdown(*_table(result)))
-        print(f"images/s: median of rounds in turns, {machine}")
+        print(f"images/s: median of rounds in turns, {machine}, images of {'x'.join(map(str, where['pixels']))} pixels (the first)")
 
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
@@ -36,40 +36,66 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
         writer.writerows(
             {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in row.items()} for row in rows
         )
-    return [path, sheet, *(plot for result in sweeps for plot in _plot(result, folder / f"sweep_{result.task}"))]
+    return [path, sheet, *(plot for result in sweeps for plot in _plots(result, folder / f"sweep_{result.task}"))]
 
 
 def _rows(result: Sweep) -> list[dict[str, Any]]:
-    """Plain data. `gmacs` is what papers call GFLOPs; `gflops` counts a multiply and an add as two."""
+    """Plain data. `gmacs` is what papers call GFLOPs; `gflops` counts a multiply and an add as two; `encoder_...` is without the head."""
     rows = []
     for point in (result.whole, *result.points):
         row = json.loads(json.dumps(asdict(point)))
         extra = {"gmacs": point.macs / 1e9, "gflops": 2 * point.macs / 1e9, "macs_ratio": point.macs / result.whole.macs}
-        rows.append({"task": result.task, **row, **extra})
+        encoder = {"encoder_macs": point.encoder_macs, "encoder_macs_ratio": point.encoder_macs / result.whole.encoder_macs}
+        rows.append({"task": result.task, **row, **extra, **encoder})
     return rows
 
 
+def _has_decoder(result: Sweep) -> bool:
+    """Whether the head costs enough to be told from the encoder."""
+    return result.whole.head_macs > 0.01 * result.whole.macs
+
+
 def _table(result: Sweep) -> tuple[list[str], list[list[str]]]:
-    metrics = [result.metric, *(name for name in result.whole.scores if name not in (result.metric, "loss"))]
-    macs = ["GMACs (papers' GFLOPs)", "GFLOPs", "MACs %"]
-    columns = ["policy", *(f"{name} %" for name in metrics), *macs, "images/s", "tokens after each block"]
-    return columns, [_cells(point, metrics, result.whole) for point in (result.whole, *result.points)]
+    columns: dict[str, Callable[[Point], str]] = {"policy": lambda point: point.policy}
+    if result.conditions["targets"] != MACS:
+        columns["target"] = lambda point: f"{point.target:g}"
+    hidden = {result.metric, "loss", *of_classes(result.whole.scores)}
+    for name in (result.metric, *(name for name in result.whole.scores if name not in hidden)):
+        columns[f"{name} %"] = lambda point, name=name: spread(percent(point.scores[name]))
+    if _has_decoder(result):
+        columns["encoder GMACs"] = lambda point: f"{point.encoder_macs / 1e9:.4g}"
+        columns["encoder %"] = lambda point: f"{100 * point.encoder_macs / result.whole.encoder_macs:.1f}"
+    columns["GMACs (papers' GFLOPs)"] = lambda point: f"{point.macs / 1e9:.4g}"
+    columns["GFLOPs"] = lambda point: f"{2 * point.macs / 1e9:.4g}"
+    columns["MACs %"] = lambda point: f"{100 * point.macs / result.whole.macs:.1f}"
+    if _has_decoder(result):
+        columns["encoder images/s"] = lambda point: _median(point.encoder_images_per_s)
+    columns["images/s"] = lambda point: _median(point.images_per_s)
+    columns["tokens after each block"] = lambda point: " ".join(map(str, point.tokens))
+    return list(columns), [[cell(point) for cell in columns.values()] for point in (result.whole, *result.points)]
 
 
-def _cells(point: Point, metrics: Sequence[str], whole: Point) -> list[str]:
-    scores = [spread([100 * value for value in point.scores[name]]) for name in metrics]
-    macs = [f"{point.macs / 1e9:.4g}", f"{2 * point.macs / 1e9:.4g}", f"{100 * point.macs / whole.macs:.1f}"]
-    speed = f"{median(point.images_per_s):.4g}" if point.images_per_s else "-"
-    return [point.policy, *scores, *macs, speed, " ".join(map(str, point.tokens))]
+def _median(figures: Sequence[float]) -> str:
+    return f"{median(figures):.4g}" if figures else "-"
 
 
-def _plot(result: Sweep, stem: Path) -> list[Path]:
+def _plots(result: Sweep, stem: Path) -> list[Path]:
+    """Against all MACs, and, where the head costs something, against the encoder's."""
+    if any(None in point.scores[result.metric] for point in (result.whole, *result.points)):
+        return []
+    whole = _plot(result, stem, "compute", lambda point: point.macs)
+    if not _has_decoder(result):
+        return whole
+    return whole + _plot(result, stem.with_name(f"{stem.name}_encoder"), "the encoder's compute", lambda point: point.encoder_macs)
+
+
+def _plot(result: Sweep, stem: Path, what: str, macs: Callable[[Point], int]) -> list[Path]:
+    def curve(label: str, points: Sequence[Point]) -> Curve:
+        scores = [[100 * value for value in point.scores[result.metric] if value is not None] for point in points]
+        return Curve(label, [macs(point) for point in points], scores)
+
     policies = dict.fromkeys(point.policy for point in result.points)
-    curves = [_curve(policy, result, [point for point in result.points if point.policy == policy]) for policy in policies]
+    curves = [curve(policy, [point for point in result.points if point.policy == policy]) for policy in policies]
     runs = len(result.conditions["runs"])
-    title = f"{result.task}: {result.metric} against compute" + (f", {runs} runs" if runs > 1 else "")
-    return plot_curves(curves, _curve("unmerged", result, [result.whole]), result.metric, title, stem)
-
-
-def _curve(label: str, result: Sweep, points: Sequence[Point]) -> Curve:
-    return Curve(label, [p.macs for p in points], [[100 * value for value in p.scores[result.metric]] for p in points])
+    title = f"{result.task}: {result.metric} against {what}" + (f", {runs} runs" if runs > 1 else "")
+    return plot_curves(curves, curve("unmerged", [result.whole]), result.metric, title, stem)

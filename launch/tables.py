@@ -1,6 +1,6 @@
 """Tables as Markdown: a terminal, a log and a report take the same text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -15,8 +15,29 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
 
 
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """One value as it is; several as their mean and half their range."""
-    mean = sum(values) / len(values)
-    text = form.format(mean)
-    return text if len(values) == 1 else f"{text} ± {form.format((max(values) - min(values)) / 2)}"
+def spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
+    """One value as it is; several as their mean and half their range; n/a where one is."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "n/a"
+    text = form.format(sum(known) / len(known))
+    return text if len(known) == 1 else f"{text} ± {form.format((max(known) - min(known)) / 2)}"
+
+
+def percent(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
+
+
+def of_classes(scores: Iterable[str]) -> list[str]:
+    """Of metrics named `METRIC` and `METRIC/CLASS`, those of single classes."""
+    return [name for name in scores if "/" in name]
+
+
+def class_table(scores: Mapping[str, float | None], classes: Sequence[str]) -> str:
+    """One row per class for the metrics named `METRIC/i`; empty where there are none. classes: names, by i."""
+    metrics = list(dict.fromkeys(name.split("/")[0] for name in of_classes(scores)))
+    if not metrics:
+        return ""
+    shares = {i: [scores.get(f"{metric}/{i}") for metric in metrics] for i in range(len(classes))}
+    rows = [[classes[i], *(spread([value]) for value in percent(values))] for i, values in shares.items()]
+    return markdown(["class", *(f"{metric} %" for metric in metrics)], rows)

@@ -1,4 +1,7 @@
-"""`dtem visualise`: which patches were merged: every image with each group in its mean colour and a border around it."""
+"""`dtem visualise`: which patches were merged: every image with each group in its mean colour and a border around it.
+
+For segmentation also the reference and the predictions, unmerged and merged, as colours over the image.
+"""
 
 import argparse
 
@@ -7,6 +10,7 @@ from launch.arguments import add_run_arguments, numbers
 EXAMPLE = """examples:
   dtem visualise runs/digits_demo
   dtem visualise runs/digits_demo --num 4 --reductions 4,8 --blocks 1,5 --policy tome
+  dtem visualise runs/camvid --num 3 --reductions 16,32 --blocks 11
 """
 
 
@@ -31,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     """0 when the page is written. Raises PipelineError."""
     from pathlib import Path
 
-    from launch.groups import default_blocks, draw_groups, write_html, write_png
-    from launch.restore import build, checked_reduction, read_run
-    from pipeline.data.stream import build_eval_loader
+    from launch.gallery import make_page
+    from launch.pages import write_html, write_png
+    from launch.restore import build, read_run
     from pipeline.errors import ConfigError
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
@@ -41,28 +45,11 @@ def run(args: argparse.Namespace) -> int:
     task = args.task or next(iter(saved.config.tasks))
     if task not in saved.config.tasks:
         raise ConfigError(f"the run has no task '{task}'; it has {', '.join(saved.config.tasks)}")
-    blocks = args.blocks or default_blocks(model.backbone.depth)
-    if max(blocks) >= model.backbone.depth:
-        raise ConfigError(f"--blocks {max(blocks)}: the backbone's blocks are 0 to {model.backbone.depth - 1}")
-    reductions = [checked_reduction(saved, model, task, r) for r in args.reductions] if args.reductions else [None]
-    data = saved.config.tasks[task].data
-    images = _first_images(build_eval_loader(task, data, rank=0, world_size=1), args.num)
-    rows = draw_groups(model.backbone, images, reductions, blocks, data.augment)
+    policy = args.policy or saved.config.merging.policy
+    title = f"{saved}, policy {policy}"
+    page = make_page(model, task, saved.config.tasks[task].data, title, num=args.num, reductions=args.reductions, blocks=args.blocks)
     folder = Path(args.out) if args.out else saved.root / "visualise"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"groups_{task}_{args.policy or saved.config.merging.policy}"
-    title = f"{saved}, policy {args.policy or saved.config.merging.policy}"
-    print(f"wrote {write_png(rows, title, stem.with_suffix('.png'))}, {write_html(rows, title, stem.with_suffix('.html'))}")
+    stem = folder / f"groups_{task}_{policy}"
+    print(f"wrote {write_png(page, stem.with_suffix('.png'))}, {write_html(page, stem.with_suffix('.html'))}")
     return 0
-
-
-def _first_images(loader, num: int):
-    """[num, 3, H, W], as the model sees them."""
-    import torch
-
-    images = []
-    for batch in loader:
-        images.extend(batch.images)
-        if len(images) >= num:
-            break
-    return torch.stack(images[:num])

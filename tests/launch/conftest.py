@@ -1,5 +1,6 @@
-"""One run that was really trained, for all commands that start from one."""
+"""Runs that were really trained, for all commands that start from one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from tinyrun import tiny_plain
 
 from launch import cli
 from pipeline.config.load import from_plain
+from pipeline.data.digit_scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
+from pipeline.data.write import write_shards
 from pipeline.train.loop import train
 
 
@@ -15,6 +18,26 @@ def trained(digits, tmp_path_factory) -> Path:
     """The folder of a run of 4 steps with averaged weights: policy dtem, reduction 2 of 16 patches, 3 blocks."""
     output = tmp_path_factory.mktemp("trained") / "run"
     return train(from_plain(tiny_plain(digits, output, train=dict(steps=4))))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Shards whose 9 val images are of 32, 44 and 72 pixels; the middle ones do not divide by the patch of 8."""
+    folder = tmp_path_factory.mktemp("scenes")
+    jobs = digit_scenes_jobs(train=16, val=3, size=32, shard_size=16)
+    jobs += [replace(digit_scenes_jobs(train=0, val=3, size=size, shard_size=3)[-1], name=f"val-{size:05d}.tar") for size in (44, 72)]
+    write_shards(jobs, folder, classes=CLASSES, mask_classes=MASK_CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def segmenter(scenes, tmp_path_factory) -> Path:
+    """The folder of a segmentation run of 4 steps on crops of 32 pixels; else as `trained`."""
+    plain = tiny_plain(scenes, tmp_path_factory.mktemp("segmenter") / "run", train=dict(steps=4))
+    data = plain["tasks"].pop("digits")["data"]
+    data |= dict(schema="segmentation", eval_batch_size=1, augment={})
+    head = dict(num_classes=11, decode_head=dict(type="FCNHead", channels=8, num_convs=1, kernel_size=1, concat_input=False))
+    return train(from_plain(plain | dict(tasks=dict(scenes=dict(type="segmentation", head=head, data=data)))))
 
 
 @pytest.fixture

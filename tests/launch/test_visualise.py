@@ -8,14 +8,14 @@ from launch.groups import BORDER, default_blocks, paint_groups
 
 def test_one_group_is_one_colour_and_no_border():
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    painted = paint_groups(picture, np.zeros((2, 2), dtype=np.int64))
+    painted = paint_groups(picture, np.zeros((2, 2), dtype=np.int64), (4, 4))
     assert (painted == picture.reshape(-1, 3).mean(0).round().astype(np.uint8)).all()
 
 
 def test_a_group_in_two_places_has_one_colour_and_borders_stand_between_groups():
     picture = np.zeros((4, 8, 3), dtype=np.uint8)
     picture[:, 4:] = 100
-    painted = paint_groups(picture, np.array([[5, 5, 9, 5]]))
+    painted = paint_groups(picture, np.array([[5, 5, 9, 5]]), (4, 2))
     inside = [painted[0, 0], painted[0, 2], painted[0, 7]]
     assert all((colour == round(100 / 3)).all() for colour in inside) and (painted[0, 4] == 100).all()
     assert (painted[:, [3, 5]] == BORDER).all()
