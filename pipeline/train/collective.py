@@ -30,3 +30,18 @@ def maximum(engine: Engine, value: int) -> int:
 
 def anywhere(engine: Engine, flag: bool) -> bool:
     return maximum(engine, int(flag)) > 0
+
+
+@torch.no_grad()
+def average_buffers(engine: Engine) -> None:
+    """The model's floating-point buffers (running statistics of norms), which each rank fills from its own samples, become their mean.
+
+    A running mean is linear in what it has seen, so how often this is done changes nothing but rounding. The sum is float64, in which a
+    float32 value that is the same on all ranks comes back as it was.
+    """
+    buffers = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
+    if engine.world_size == 1 or not buffers:
+        return
+    total = engine.all_reduce(torch.cat([buffer.double().flatten() for buffer in buffers]))
+    for buffer, mean in zip(buffers, (total / engine.world_size).split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

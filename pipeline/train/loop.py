@@ -12,6 +12,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import PipelineError
 from pipeline.interfaces import Batch
 from pipeline.train import checkpoint
+from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import TaskScores, evaluate
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.optim import learning_rates, phase_at
@@ -132,6 +133,7 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
 
 def _score(run: Run, reporter: Reporter) -> bool:
     """Evaluates the averaged weights where there is an average; whether it is the best so far."""
+    average_buffers(run.engine)
     with run.ema.applied() if run.ema is not None else nullcontext():
         scores = evaluate(run.engine, run.loaders)
     reporter.write(run.progress.step, {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()})
@@ -150,6 +152,7 @@ def _main_score(run: Run, scores: TaskScores) -> float | None:
 
 
 def _save(run: Run, better: bool) -> Path:
+    average_buffers(run.engine)
     run.progress.nonfinite = int(run.nonfinite[0])
     facts = checkpoint.run_facts(run.config, run.engine.world_size) | {
         "global_batch": run.resolved.global_batch,
