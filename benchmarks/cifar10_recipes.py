@@ -2,8 +2,8 @@
 
 All with the learning rate of configs/cifar10_vit_dtem.py (2e-3) but the first, which has the paper's.
 
-Uses the backbone of cifar10_dtem_vs_tome.py in --work, or trains it. The divergence is that of the hard-merged model's classes from
-the unmerged one's, over the validation shards: less noisy than accuracy.
+Uses the backbone of cifar10_dtem_vs_tome.py where --work is its folder, else trains it. The divergence is that of the hard-merged
+model's classes from the unmerged one's, over the validation shards: less noisy than accuracy.
 
     python benchmarks/cifar10_recipes.py --train 'data/cifar10/train-{00000..00008}.tar' --val 'data/cifar10/val-00000.tar'
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_stages import arguments, data_options, percent, train_backbone, train_embeddings
 from measure import write_record
+from stages import arguments, data_options, percent, train_on_two_cores, train_side_by_side
 
 from launch.points import sweep
 from launch.restore import UNTRAINED, build, grid_of, read_run
@@ -36,12 +36,13 @@ CLAIM = f"CIFAR-10, {STEPS} steps of 128 images: top-1 (%) and divergence from t
 
 
 def main() -> None:
-    args = arguments(__doc__, "cifar10_recipes.json").parse_args()
-    data = data_options(args)
-    backbone = train_backbone(args.work / "backbone", data)
-    short = [*data, f"train.steps={STEPS}", "train.reduction_range=(1, 6)"]
+    args = arguments(__doc__, "cifar10_recipes").parse_args()
+    data = data_options(args, "cifar10")
+    backbone = train_on_two_cores("configs/cifar10_vit.py", args.work / "backbone", [*data, "tasks.cifar10.data.batch_size=32"])
+    short = [*data, f"backbone.weights={backbone}", f"train.steps={STEPS}", "train.reduction_range=(1, 6)"]
     jobs = {(name, seed): args.work / f"recipe_{slug(name)}_seed{seed}" for name in RECIPES for seed in args.seeds}
-    train_embeddings(list(jobs.values()), backbone, [[*short, f"seed={seed}", *RECIPES[name]] for name, seed in jobs])
+    options = [[*short, f"seed={seed}", *RECIPES[name]] for name, seed in jobs]
+    train_side_by_side("configs/cifar10_vit_dtem.py", list(jobs.values()), options)
     results = [compare(name, [folder for (recipe, _), folder in jobs.items() if recipe == name], data) for name in RECIPES]
     untrained = compare("untrained", [folder for (recipe, _), folder in jobs.items() if recipe == "merge cost"], data, suffix=UNTRAINED)
     write_record(args.record, CLAIM, [untrained, *results], seeds=args.seeds)

@@ -1,0 +1,33 @@
+"""DTEM against ToMe, random merging and its own untrained embedding on CamVid, with 30, 50 and 70 % of the patches merged.
+
+Trains one small Segmenter from a CIFAR-10 ViT, or from scratch (two DeepSpeed processes), then its merge embeddings once per seed with all
+else frozen, then sweeps all policies over the validation shards. A stopped script continues.
+
+    python benchmarks/camvid_dtem_vs_tome.py --train 'data/camvid/train-{00000..00003}.tar' --val data/camvid/val-00000.tar \
+        --start runs/cifar10_vit
+"""
+
+from stages import arguments, data_options, record_sweep, train_on_two_cores, train_side_by_side
+
+MERGED = (0.3, 0.5, 0.7)
+CLAIM = (
+    "CamVid mIoU (%) of a frozen Segmenter, unmerged by residual: DTEM above ToMe and above its untrained embedding with 30, 50 and 70 % "
+    "of the patches merged, and at most 1.0 below the unmerged model at half"
+)
+
+
+def main() -> None:
+    parser = arguments(__doc__, "camvid_dtem_vs_tome")
+    parser.add_argument("--start", default="None", help="weights of the ViT to start from: a file or run of configs/cifar10_vit.py's model")
+    args = parser.parse_args()
+    data = data_options(args, "camvid")
+    options = [*data, f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]
+    backbone = train_on_two_cores("configs/camvid_segmenter_vit_tiny.py", args.work / "backbone", options)
+    folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
+    seeds = [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds]
+    runs = train_side_by_side("configs/camvid_segmenter_vit_tiny_dtem.py", folders, seeds)
+    record_sweep(args, CLAIM, runs, data, MERGED, "{} of the patches merged", merged=True)
+
+
+if __name__ == "__main__":
+    main()

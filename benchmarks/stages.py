@@ -1,0 +1,95 @@
+"""The stages of a comparison of merge policies: runs of this project's own commands, kept in a folder, and their scores."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from measure import ROOT, write_record
+
+from launch.points import Point, Sweep, Target, sweep
+from launch.restore import read_run
+from launch.sweep_report import print_sweep, write_sweep
+
+SCRIPTS = Path(sys.executable).parent
+POLICIES = ("random", "tome", "dtem_untrained", "dtem")
+
+
+def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
+    """name: of the record, and of the folder of its runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", required=True, help="training shards: folder, brace pattern or URL")
+    parser.add_argument("--val", required=True, help="shards to report on")
+    parser.add_argument("--work", type=Path, default=Path("runs") / name, help="folder of the runs; finished ones are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--record", type=Path, default=ROOT / f"benchmarks/records/{name}.json")
+    return parser
+
+
+def data_options(args: argparse.Namespace, task: str) -> list[str]:
+    return [f"tasks.{task}.data.train={args.train}", f"tasks.{task}.data.val={args.val}"]
+
+
+def train_on_two_cores(config: str, folder: Path, options: list[str]) -> Path:
+    """One run in two DeepSpeed processes."""
+    launcher = [str(SCRIPTS / "deepspeed"), "--num_accelerators", "2", "launch/train.py"]
+    return _train(launcher, config, folder, [*options, "engine.type=deepspeed"])
+
+
+def train_side_by_side(config: str, folders: Sequence[Path], options: Sequence[list[str]]) -> list[Path]:
+    """Runs of one process each, two at a time; options: what each changes in the config."""
+
+    def train_one(folder: Path, changed: list[str]) -> Path:
+        return _train([str(SCRIPTS / "dtem"), "train"], config, folder, changed)
+
+    with ThreadPoolExecutor(2) as two_cores:
+        return list(two_cores.map(train_one, folders, options))
+
+
+def _train(command: list[str], config: str, folder: Path, options: list[str]) -> Path:
+    """The folder of the finished run; a run that was finished before only confirms that."""
+    folder = folder.resolve()
+    subprocess.run([*command, "--config", config, "--cfg-options", f"output={folder}", *options], cwd=ROOT, check=True)
+    return folder
+
+
+def record_sweep(
+    args: argparse.Namespace,
+    claim: str,
+    runs: Sequence[Path],
+    data: list[str],
+    targets: Sequence[Target],
+    name: str,
+    *,
+    merged: bool = False,
+) -> None:
+    """Sweeps all policies over the runs (seeds of one setup) and writes table, plot and record.
+
+    name: of a point, with {} for its target, which is a share of the MACs, or, where `merged`, of the patches that are merged.
+    """
+    [result] = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged)
+    print_sweep([result])
+    print("wrote", *write_sweep([result], args.work / "sweep"))
+    write_record(args.record, claim, [_point(result, target, name) for target in targets], seeds=args.seeds)
+
+
+def _point(result: Sweep, target: Target, name: str) -> dict[str, Any]:
+    """The scores of every policy at one point; random and ToMe have nothing to draw per seed.
+
+    reduction and macs_ratio are DTEM's, which pays for its embedding; every policy's own are in `policies`.
+    """
+    points = {point.policy: point for point in result.points if point.target == target}
+    own = {
+        policy: {"reduction": list(point.schedule), "macs_ratio": round(point.macs / result.whole.macs, 4)}
+        for policy, point in points.items()
+    }
+    scores = {"none": percent(result.whole, result.metric)} | {policy: percent(point, result.metric) for policy, point in points.items()}
+    return {"name": name.format(f"{target:.0%}"), **own["dtem"], "scores": scores, "policies": own}
+
+
+def percent(point: Point, metric: str) -> list[float]:
+    """One score per seed."""
+    return [round(100 * score, 2) for score in point.scores[metric]]
