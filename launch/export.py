@@ -26,7 +26,7 @@ def add_parser(subparsers) -> None:
         choices=FORMATS,
         default="safetensors",
         help="safetensors: weights with timm's keys, plus blocks.N.metric.* (default)\n"
-        "pt2, onnx: a program from images to logits, at one fixed reduction and any batch size",
+        "pt2, onnx: a program from images of the training crop's size to logits, at one fixed reduction and any batch size",
     )
     parser.add_argument("--task", metavar="NAME", help="default: the run's only one")
     parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's")

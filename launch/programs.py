@@ -1,4 +1,4 @@
-"""Forms in which a model leaves the project: weights under timm's names, or a program from images to logits."""
+"""Forms in which a model leaves the project: weights under timm's names, or a program from images of the training crop's size to logits."""
 
 import importlib.util
 from collections.abc import Callable
@@ -10,20 +10,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from launch.restore import SavedRun, grid_of
+from pipeline.config.schema import height_width
 from pipeline.errors import ConfigError
 from pipeline.merging.macs import count_macs
 from pipeline.model import MultiTaskModel
 
 
 class Program(nn.Module):
-    """images [B, 3, H, W], normalised -> logits [B, K], under the merge of inference."""
+    """images [B, 3, H, W], normalised -> the task's logits, [B, K] or [B, K, h, w], under the merge of inference."""
 
     def __init__(self, model: MultiTaskModel, task: str):
         super().__init__()
         self.backbone, self.head = model.backbone, model.tasks[task]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head.logits(self.backbone(images, taps=self.head.taps, relaxed=False))
+        return self.head.logits(self.backbone(images, taps=self.head.taps, unmerge=self.head.unmerge, relaxed=False))
 
 
 def only_task(run: SavedRun, task: str | None) -> str:
@@ -95,8 +96,7 @@ def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, 
     if not hasattr(model.tasks[task], "logits"):
         kind = run.config.tasks[task].type
         raise ConfigError(f"a task of type '{kind}' is not a function from images to logits; use --format safetensors")
-    pixels = run.config.tasks[task].data.img_size
-    return Program(model, task).eval(), torch.zeros(2, 3, pixels, pixels)
+    return Program(model, task).eval(), torch.zeros(2, 3, *height_width(run.config.tasks[task].data.img_size))
 
 
 def _batch_shape() -> dict[int, Any]:

@@ -42,6 +42,19 @@ def test_an_exported_program_gives_our_logits_for_any_batch(trained, dtem, tmp_p
     assert json.loads((tmp_path / "model.json").read_text())["merging"]["policy"] == policy
 
 
+@pytest.mark.parametrize("policy", ["none", "tome", "dtem"])
+def test_a_segmentation_program_gives_unmerged_logits(segmenter, dtem, tmp_path, images, policy):
+    reduction = [] if policy == "none" else ["--reduction", "3"]
+    dtem("export", segmenter, "--to", tmp_path, "--format", "pt2", "--policy", policy, *reduction)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    ours = build(read_run(segmenter), policy)
+    ours.backbone.set_reduction(3 if reduction else 0)
+    with torch.no_grad():
+        logits = program(images)
+        torch.testing.assert_close(logits, Program(ours, "scenes")(images))
+    assert logits.shape == (5, 11, 4, 4)
+
+
 @pytest.mark.skipif(not LACKS_ONNX, reason="onnx is installed")
 def test_onnx_says_what_to_install(trained, dtem, tmp_path):
     assert "pip install onnx" in dtem("export", trained, "--to", tmp_path, "--format", "onnx", code=2)
