@@ -1,0 +1,32 @@
+"""Segmenter with a ViT-Small of 16x16 patches on ADE20K, unmerged: Seg-S-Mask/16, the paper's model, which DTEM then starts from.
+
+data       dtem shards make ade20k PATH/TO/ADEChallengeData2016 data/ade20k
+command    deepspeed --num_gpus 8 launch/train.py --config configs/ade20k_segmenter_vit_small.py
+hardware   8 GPUs for the usual batch of 8
+expected   to be measured; 45.3 mIoU by Segmenter's own code (arXiv 2105.05633, README), 46.2 by MMSegmentation's (both: SGD, 160k steps)
+
+AdamW and its rates are ours. Windows overlap by 32 pixels, as in MMSegmentation.
+"""
+
+_base_ = ["_base_/task/ade20k.py", "_base_/engine/deepspeed.py"]
+backbone = dict(name="vit_small_patch16_384.augreg_in21k_ft_in1k", pretrained=True, img_size=512, drop_path=0.1)
+tasks = dict(
+    ade20k=dict(
+        head=dict(
+            decode_head=dict(
+                type="SegmenterMaskTransformerHead",
+                channels=384,
+                num_layers=2,
+                num_heads=6,
+                embed_dims=384,
+                dropout_ratio=0.0,
+                loss_decode=dict(type="CrossEntropyLoss", avg_non_ignore=True),
+            ),
+            inference=dict(mode="slide", crop_size=512, stride=480),
+        ),
+        data=dict(batch_size=1, augment=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))),
+    )
+)
+optim = dict(lr=1e-4, min_lr=1e-6, warmup_steps=1500, weight_decay=0.01, layer_decay=0.9, clip_grad=5.0)
+train = dict(mode="backbone", steps=160_000, eval_every=16_000, save_every=4_000)
+output = "runs/{{ fileBasenameNoExtension }}"
