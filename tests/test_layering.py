@@ -32,7 +32,7 @@ DOORS = {
     "mmengine": {"pipeline/config/load.py", "tasks/mmseg_bridge/"},
     "mmseg": {"tasks/mmseg_bridge/"},
     "mmcv": {"tasks/mmseg_bridge/"},
-    "open_clip": {"tasks/open_clip_bridge.py"},
+    "open_clip": {"tasks/open_clip_bridge/"},
     "webdataset": set(),
     "transformers": set(),
 }
