@@ -1,1 +1,1 @@
-"""The door to open_clip: its tokenizer, its captioning parts, and weights that come in its keys. Importing this folder imports none of it."""
+"""The door to open_clip: tokenizer, captioning parts, and weights in its keys. Importing this folder imports none of it."""

@@ -80,7 +80,9 @@ def read_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"model: {unknown_name('option', name, SPEC)}")
     lacking = [name for name in ("embed_dim", "text_cfg", "multimodal_cfg") if name not in config]
     if lacking:
-        raise ConfigError(f"model {spec!r} has no {', '.join(lacking)}, so it is no CoCa; give one of {', '.join(_coca_names())}, or a dict")
+        raise ConfigError(
+            f"model {spec!r} has no {', '.join(lacking)}, so it is no CoCa; give one of {', '.join(_coca_names())}, or a dict"
+        )
     config.setdefault("vision_cfg", {})
     for section, kind in SECTIONS.items():
         config[section] = dict(config[section])
@@ -109,7 +111,9 @@ def _coca_names() -> list[str]:
 def _agree(section: dict[str, Any], where: str, name: str, value: Any, whose: str) -> None:
     given = section.setdefault(name, value)
     if given != value:
-        raise ConfigError(f"model.{where}.{name} is {given}, but {whose} {value}; make them agree, or leave {name} out to have it filled in")
+        raise ConfigError(
+            f"model.{where}.{name} is {given}, but {whose} {value}; make them agree, or leave {name} out to have it filled in"
+        )
 
 
 def _pooler_sizes(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,0 +1,54 @@
+"""CLIP's byte-pair tokenizer, whose 49,408 tokens come with open_clip. open_clip is imported when one is built."""
+
+from collections.abc import Sequence
+
+from pipeline.data.text import TOKENIZERS
+from pipeline.errors import ConfigError
+
+
+@TOKENIZERS.register("clip")
+class ClipTokenizer:
+    """Lower-cased text by open_clip's SimpleTokenizer.
+
+    name: an open_clip model, whose context length and way of cleaning text are taken. context_length: of the longest text with its
+    two marks; by default that of the model, or CLIP's 77. Raises ConfigError.
+    """
+
+    pad_id = 0
+
+    def __init__(self, *, context_length: int | None = None, name: str | None = None):
+        from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, SimpleTokenizer
+
+        text_cfg = _text_config(name) if name else {}
+        length = context_length or text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
+        if not isinstance(length, int) or length < 3:
+            raise ConfigError(f"tokenizer: context_length is {context_length!r}; give a whole number from 3 (a word and its two marks)")
+        self.context_length: int = length
+        self._bpe = SimpleTokenizer(context_length=length, **text_cfg.get("tokenizer_kwargs", {}))
+        self.vocab_size: int = self._bpe.vocab_size
+        self.bos_id: int = self._bpe.sot_token_id
+        self.eos_id: int = self._bpe.eot_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """bos, the text's tokens, eos: at most context_length of them, as a longer text loses its end."""
+        return [self.bos_id, *self._bpe.encode(text)[: self.context_length - 2], self.eos_id]
+
+    def is_cut(self, text: str) -> bool:
+        """Whether `encode` leaves out some of the text."""
+        return len(self._bpe.encode(text)) > self.context_length - 2
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the first eos; bos and pad are left out."""
+        ids = list(ids)
+        if self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
+        return self._bpe.decode([i for i in ids if i not in (self.bos_id, self.pad_id)]).strip()
+
+
+def _text_config(name: str) -> dict:
+    from tasks.open_clip_bridge.parts import named_config
+
+    config = named_config(name)["text_cfg"]
+    if config.get("hf_tokenizer_name") or config.get("hf_model_name") or "siglip" in name.lower():
+        raise ConfigError(f"tokenizer: open_clip model '{name}' does not read text by CLIP's tokens; give the name of one that does")
+    return config
