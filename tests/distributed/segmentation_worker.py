@@ -1,0 +1,19 @@
+"""Run by `deepspeed` in every rank: whole runs one after the other, each of a resolved config and of the checkpoint that it continues."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the launcher puts only this folder on the path
+import tasks  # noqa: E402, F401 - fills the registry
+from pipeline.config.load import from_plain  # noqa: E402
+from pipeline.train.loop import train  # noqa: E402
+
+
+def main(plan: Path) -> None:
+    for plain, resume in json.loads(plan.read_text()):
+        train(from_plain(plain), resume)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[-1]))
