@@ -37,5 +37,5 @@ tasks = dict(
     )
 )
 optim = dict(lr=1.5e-3, min_lr=1e-5, warmup_steps=100, weight_decay=0.05, betas=(0.9, 0.99), clip_grad=1.0)
-train = dict(mode="backbone", steps=2500, eval_every=500, save_every=250)
+train = dict(mode="backbone", steps=2000, eval_every=500, save_every=250)
 output = "runs/{{ fileBasenameNoExtension }}"
