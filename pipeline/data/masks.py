@@ -22,7 +22,7 @@ def strange_labels(counts: NDArray[np.int64], num_classes: int) -> str:
     if not len(strange):
         return ""
     labels = ", ".join(f"{label} ({counts[label]} pixels)" for label in strange[:5]) + (", ..." if len(strange) > 5 else "")
-    return f"mask has label {labels}: neither below {num_classes}, the number of classes, nor {IGNORED}, which is ignored"
+    return f"mask has label {labels}: not one of the {num_classes} classes that the manifest names for masks, nor {IGNORED} (ignored)"
 
 
 def size_mismatch(image: Sequence[int], mask: Sequence[int]) -> str:

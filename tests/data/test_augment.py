@@ -113,3 +113,18 @@ def test_generators_are_put_back_also_after_an_error():
         seed_generators("x")
         raise ZeroDivisionError
     assert (torch.rand(1), random.random()) == expected
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("size", [(24, 40), (40, 24)])
+def test_a_crop_need_not_be_square(name, size):
+    transform, evaluate = train_transform(CONFIGS[name], size), eval_transform(CONFIGS[name], size)
+    for shape in ((40, 50), (24, 40), (9, 200), (1, 1)):
+        seed_generators(name)
+        assert transform(picture(*shape)).shape == evaluate(picture(*shape)).shape == (3, *size)
+
+
+def test_evaluation_covers_a_crop_of_another_aspect_without_stretching():
+    ramp = torch.arange(80, dtype=torch.uint8).expand(3, 80, 80)
+    tall = eval_transform(AugmentConfig(crop_pct=1.0), (80, 40))(ramp)
+    assert tall[0, 0].tolist() == list(range(20, 60)), "the height decides, and the middle of the width is taken"
