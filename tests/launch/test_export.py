@@ -42,13 +42,11 @@ def test_an_exported_program_gives_our_logits_for_any_batch(trained, dtem, tmp_p
     assert json.loads((tmp_path / "model.json").read_text())["merging"]["policy"] == policy
 
 
-@pytest.mark.parametrize("policy", ["none", "tome", "dtem"])
-def test_a_segmentation_program_gives_unmerged_logits(segmenter, dtem, tmp_path, images, policy):
-    reduction = [] if policy == "none" else ["--reduction", "3"]
-    dtem("export", segmenter, "--to", tmp_path, "--format", "pt2", "--policy", policy, *reduction)
+def test_a_segmentation_program_gives_unmerged_logits(segmenter, dtem, tmp_path, images):
+    dtem("export", segmenter, "--to", tmp_path, "--format", "pt2", "--reduction", "3")
     program = torch.export.load(tmp_path / "model.pt2").module()
-    ours = build(read_run(segmenter), policy)
-    ours.backbone.set_reduction(3 if reduction else 0)
+    ours = build(read_run(segmenter))
+    ours.backbone.set_reduction(3)
     with torch.no_grad():
         logits = program(images)
         torch.testing.assert_close(logits, Program(ours, "scenes")(images))
