@@ -20,7 +20,6 @@ tasks = dict(
                 num_heads=6,
                 embed_dims=384,
                 dropout_ratio=0.0,
-                loss_decode=dict(type="CrossEntropyLoss", avg_non_ignore=True),
             ),
             inference=dict(mode="slide", crop_size=512, stride=480),
         ),

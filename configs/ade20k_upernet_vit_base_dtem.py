@@ -24,7 +24,6 @@ tasks = dict(
                 channels=512,
                 dropout_ratio=0.1,
                 norm_cfg=dict(type="SyncBN", requires_grad=True),
-                loss_decode=dict(type="CrossEntropyLoss", avg_non_ignore=True),
             ),
             auxiliary_head=dict(
                 type="FCNHead",
@@ -34,7 +33,7 @@ tasks = dict(
                 concat_input=False,
                 dropout_ratio=0.1,
                 norm_cfg=dict(type="SyncBN", requires_grad=True),
-                loss_decode=dict(type="CrossEntropyLoss", avg_non_ignore=True, loss_weight=0.4),
+                loss_decode=dict(type="CrossEntropyLoss", loss_weight=0.4),
             ),
         ),
         data=dict(batch_size=2, augment=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))),

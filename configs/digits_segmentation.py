@@ -26,7 +26,6 @@ tasks = dict(
                 embed_dims=64,
                 drop_path_rate=0.0,
                 dropout_ratio=0.0,
-                loss_decode=dict(type="CrossEntropyLoss", avg_non_ignore=True),
             )
         ),
         data=dict(batch_size=16),

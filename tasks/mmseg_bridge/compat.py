@@ -1,6 +1,7 @@
 """MMSegmentation, whichever family of OpenMMLab's packages is installed: the onedl forks (what `setup.cfg` asks for) or upstream."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import metadata, util
@@ -29,7 +30,7 @@ class MissingOperators(ModuleType):
 def import_mmseg() -> None:
     """Imports mmseg's models, before anybody else does. Raises ConfigError where that cannot be."""
     try:
-        with _operators_replaced() if _is_upstream_without_operators() else nullcontext():
+        with _operators_replaced() if _is_upstream_without_operators() else nullcontext(), warnings.catch_warnings(action="ignore"):
             import mmseg.models  # noqa: F401
     except (ImportError, AssertionError) as err:  # mmseg asserts the versions of its neighbours
         raise ConfigError(f"MMSegmentation cannot be imported ({err}); install the project with `pip install -e .`") from err

@@ -3,6 +3,7 @@
 import copy
 import logging
 import traceback
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from mmengine.utils.dl_utils import mmcv_full_available
 from mmseg.models import decode_heads, necks
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.utils import resize
 from mmseg.registry import MODELS, TASK_UTILS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -66,13 +68,23 @@ def build_neck(spec: Mapping[str, Any], in_channels: Sequence[int]) -> tuple[nn.
 
 
 def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The head's own losses by mmseg's names, and its acc_seg as a share; scalars. logits [B, K, h, w], mask [B, H, W] uint8.
+    """The head's own losses by mmseg's names, and its accuracy as a share; scalars. logits [B, K, h, w], mask [B, H, W] uint8.
 
-    mmseg's accuracy counts the labelled pixels on the host, so this waits for the device.
+    mmseg's accuracy reads a number from the device in every step, so it is counted here, behind the losses of an ordinary head.
     """
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in mask.long()[:, None]]
-    values = head.loss_by_feat(logits, samples)
-    return {name: value.mean() / (100 if name == "acc_seg" else 1) for name, value in values.items()}
+    label = mask.long()
+    if type(head).loss_by_feat is not BaseDecodeHead.loss_by_feat:
+        values = head.loss_by_feat(logits, [SegDataSample(gt_sem_seg=PixelData(data=one)) for one in label[:, None]])
+        return {name: value.mean() / (100 if name == "acc_seg" else 1) for name, value in values.items()}
+    logits = resize(logits, size=label.shape[1:], mode="bilinear", align_corners=head.align_corners)
+    weight = None if head.sampler is None else head.sampler.sample(logits, label[:, None])
+    values = {}
+    for loss in head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]:
+        value = loss(logits, label, weight=weight, ignore_index=head.ignore_index).mean()
+        values[loss.loss_name] = values.get(loss.loss_name, 0) + value
+    counted = label != head.ignore_index
+    hits = (logits.detach().argmax(dim=1) == label) & counted
+    return values | {"acc_seg": hits.sum() / counted.sum().clamp(min=1)}
 
 
 def _check_spec(spec: Any, field: str, known: Collection[str]) -> None:
@@ -134,7 +146,8 @@ def _refuse_unsupported(spec: Mapping[str, Any], field: str) -> None:
 
 def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
     try:
-        module = MODELS.build(ConfigDict(spec, _scope_="mmseg"))
+        with warnings.catch_warnings(action="ignore"):
+            module = MODELS.build(ConfigDict(spec, _scope_="mmseg"))
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError) as err:
         hint = (
             ""

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from segheads import HEADS, NORM, SETR_PUP, UPER, fcn, segmenter
 
 from pipeline.errors import ConfigError
@@ -120,3 +122,21 @@ def test_a_neck_that_does_not_fit_is_named():
 def test_a_dict_can_neither_import_nor_read_a_file(part):
     with pytest.raises(ConfigError, match="unknown type|reads a file|another package"):
         build(fcn() | part)
+
+
+TWO_LOSSES = [{"type": "CrossEntropyLoss", "class_weight": [1.0, 2.0, 1.0, 0.5, 1.0]}, {"type": "DiceLoss", "loss_weight": 0.5}]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"loss_decode": TWO_LOSSES}, {"sampler": {"type": "OHEMPixelSampler", "thresh": 0.7, "min_kept": 9}}]
+)
+def test_losses_and_accuracy_are_those_that_mmseg_computes(options):
+    """Which needs a number from the device for the accuracy; ours does not."""
+    head, mask = build(SEGMENTER | options), torch.randint(0, 5, (2, 24, 20), dtype=torch.uint8)
+    mask[:, :5] = 255
+    logits = head([torch.randn(2, 48, 6, 5)])
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None].long())) for label in mask]
+    wanted, got = head.loss_by_feat(logits, samples), heads.head_losses(head, logits, mask)
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name] * (100 if name == "acc_seg" else 1), value.squeeze(), rtol=1e-5, atol=1e-5)
