@@ -1,0 +1,60 @@
+"""CoCa's losses, over all ranks: ranks with a part of a batch each have, on average, the loss and the gradient of one with the whole.
+
+Called by every rank, or none. B captions of this rank, L words, V vocabulary, E embedding.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional as F
+
+
+def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the words. logits [B, L, V] float32, labels [B, L]; where the label is `pad`, there is no word."""
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=pad, label_smoothing=label_smoothing, reduction="sum")
+    words = (labels != pad).sum().float()
+    if (world_size := _world_size()) > 1:
+        distributed.all_reduce(words)
+    return total * world_size / words.clamp(min=1)
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's: this rank's images among all captions, and its captions among all images. image, text [B, E] of norm 1, float32."""
+    first = _rank() * len(image)
+    labels = torch.arange(first, first + len(image), device=image.device)
+    image_to_text, text_to_image = scale * image @ gathered(text).mT, scale * text @ gathered(image).mT
+    return (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2
+
+
+def normalised(features: Tensor | None) -> Tensor:
+    """[B, E] float32, of norm 1."""
+    assert features is not None
+    return F.normalize(features.float(), dim=-1)
+
+
+def gathered(features: Tensor) -> Tensor:
+    """[ranks * B, E], with a gradient to every rank's; equally many of each."""
+    return features if _world_size() == 1 else _Gather.apply(features)  # pyright: ignore[reportReturnType]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        everybodys = [torch.empty_like(features) for _ in range(_world_size())]
+        distributed.all_gather(everybodys, features.contiguous())
+        return torch.cat(everybodys)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous().clone()
+        distributed.all_reduce(grad)
+        return grad.chunk(_world_size())[_rank()]
+
+
+def _world_size() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return distributed.get_rank() if _world_size() > 1 else 0

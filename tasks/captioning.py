@@ -1,0 +1,171 @@
+"""Captioning with open_clip's CoCa parts on merged tokens. B images, L tokens of a caption, V vocabulary, E embedding."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.backbone.vit import MergingViT
+from pipeline.data.text import TOKENIZERS, Tokenizer
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.model import TASKS
+from pipeline.token_state import BackboneOutput
+from tasks.caption_image import Direct, Pooler
+from tasks.caption_losses import caption_loss, contrastive_loss, normalised
+from tasks.caption_towers import Decoder, ImageTokens, Past, TextTower
+from tasks.generation import Generation, Marks, Step, generate
+
+ROUTES = ("pooler", "direct")
+CERTAIN = 1e4
+"""The logit of `pad` where a caption has ended, against 0 for all others."""
+LARGEST_SCALE = 100.0
+"""Of the contrastive logits, as in CLIP."""
+
+
+@TASKS.register("captioning")
+class CaptioningTask(nn.Module):
+    """A text tower and a decoder that looks at an image's merged tokens, whose sizes it is told.
+
+    model: open_clip's name of a CoCa, or its config as a dict; see `tasks.open_clip_bridge.parts.build_parts`. tokenizer: the data's.
+    route: `pooler`, CoCa's attentional pooler between tokens and decoder; or `direct`, as in GIT, where the decoder's cost falls with
+    the tokens. contrastive_weight 0 leaves out the parts that compare images with captions. generation: options of
+    `tasks.generation.Generation`, whose lengths are cut to what the tokenizer's context holds.
+    """
+
+    taps: tuple[int, ...] = ()
+    unmerge: str | None = None
+    main_metric = "CIDEr"
+
+    def __init__(
+        self,
+        backbone: MergingViT,
+        *,
+        model: str | Mapping[str, Any],
+        tokenizer: Mapping[str, Any],
+        route: str = "pooler",
+        caption_weight: float = 2.0,
+        contrastive_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        generation: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if route not in ROUTES:
+            raise ConfigError(f"captioning: route is {route!r}; give {' or '.join(ROUTES)}")
+        if not (caption_weight > 0 and contrastive_weight >= 0 and 0 <= label_smoothing < 1):
+            given = f"caption_weight {caption_weight}, contrastive_weight {contrastive_weight}, label_smoothing {label_smoothing}"
+            raise ConfigError(f"captioning: {given}; give a weight above 0, one from 0, and a number in [0, 1)")
+        self.caption_weight, self.contrastive_weight, self.label_smoothing = caption_weight, contrastive_weight, label_smoothing
+        self.tokenizer = build_tokenizer(tokenizer)
+        self.marks = Marks(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
+        self.generation = Generation.of(generation)
+        parts = _open_clip().build_parts(model, vocab_size=self.tokenizer.vocab_size, context_length=self.tokenizer.context_length)
+        self.text, self.decoder = TextTower(parts.text), Decoder(parts.decoder)
+        self.route = route
+        sizes = (backbone, parts.width, parts.embed_dim)
+        self.add_module(route, Pooler(parts.pooler(backbone.embed_dim), *sizes) if route == "pooler" else Direct(*sizes))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07))) if contrastive_weight else None
+        if not contrastive_weight:
+            self.text.drop_feature()
+            self.get_submodule(route).drop_feature()
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Captions have none, whatever else the shards hold."""
+
+    def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
+        """targets: CaptionTargets, tokens int64 [B, L]. predictions: logits of each token after the first [B, L - 1, V], float32; where
+        the caption has ended, they say so for certain. With more than one rank, a collective."""
+        tokens = batch.targets.tokens
+        image, labels = self.image_tokens(output), tokens[:, 1:]
+        words, feature, _ = self.text(tokens, feature=self.contrastive_weight > 0)
+        logits = self._certain_of_padding(self.decoder(words[:, :-1], image)[0].float(), labels)
+        losses = {"caption_loss": self.caption_weight * caption_loss(logits, labels, self.marks.pad, self.label_smoothing)}
+        if feature is not None:
+            contrast = contrastive_loss(normalised(image.feature), normalised(feature), self.contrastive_scale())
+            losses["contrastive_loss"] = self.contrastive_weight * contrast
+        loss = torch.stack(list(losses.values())).sum()
+        count = torch.tensor(len(tokens), device=tokens.device)
+        logs: Sums = {name: (value.detach() * count, count) for name, value in ({"loss": loss} | losses).items()}
+        return TaskOutput(loss, logs, predictions=logits)
+
+    def image_tokens(self, output: BackboneOutput) -> ImageTokens:
+        """What the decoder looks at."""
+        return self.get_submodule(self.route)(output.final)
+
+    def image_features(self, output: BackboneOutput) -> Tensor:
+        """[B, E] float32, of norm 1. Raises ConfigError without the contrastive part."""
+        self._needs_contrast()
+        return normalised(self.image_tokens(output).feature)
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """int64 [B, L] -> [B, E] float32, of norm 1, whatever the tokens are padded to. Raises ConfigError without the contrastive part."""
+        self._needs_contrast()
+        return normalised(self.text(tokens, feature=True)[1])
+
+    def contrastive_scale(self) -> Tensor:
+        """What the products of image and text features are multiplied by."""
+        self._needs_contrast()
+        return self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+
+    def _needs_contrast(self) -> None:
+        if self.logit_scale is None:
+            raise ConfigError("captioning: contrastive_weight is 0, so images and captions have no features to compare")
+
+    def _certain_of_padding(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """In place: behind a caption's end all is known, so that nothing is learned, drawn or disagreed about there."""
+        ended = labels == self.marks.pad
+        logits.masked_fill_(ended[..., None], 0.0)[..., self.marks.pad].masked_fill_(ended, CERTAIN)
+        return logits
+
+    def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
+        """KL of the student's next tokens from the teacher's at a temperature, times its square; the mean over tokens."""
+        wanted = F.log_softmax(teacher.predictions / temperature, dim=-1)
+        given = F.log_softmax(student.predictions / temperature, dim=-1)
+        tokens = (teacher.predictions[..., self.marks.pad] != CERTAIN).sum()
+        return F.kl_div(given, wanted, log_target=True, reduction="sum") / tokens * temperature**2
+
+    def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
+        """For each token one drawn from the predicted ones (Gumbel's maximum); the sum of their log-likelihoods."""
+        log_likelihood = F.log_softmax(output.predictions, dim=-1)
+        noise = -torch.empty_like(log_likelihood).exponential_().log()
+        drawn = (log_likelihood.detach() + noise).argmax(dim=-1, keepdim=True)
+        return log_likelihood.gather(-1, drawn).sum()
+
+    @torch.no_grad()
+    def generate(self, output: BackboneOutput, *, keys: Sequence[str] = (), config: Generation | None = None) -> list[str]:
+        """A caption of each image. keys: the images' names, which address what is drawn for them under top_p. config: None, the task's."""
+        config = config or self.generation
+        longest = min(config.max_length, self.tokenizer.context_length - 1)
+        config = replace(config, max_length=longest, min_length=min(config.min_length, longest))
+        image = self.image_tokens(output)
+        start = torch.full((len(image.tokens),), self.marks.bos, device=image.tokens.device)
+        together = any(parameter.numel() == 0 for parameter in self.parameters())  # ZeRO 3: weights that every call gathers over ranks
+        words = generate(self._next_words(image), start, self.marks, config, keys=keys, stop_early=not together)
+        return [self.tokenizer.decode(row) for row in words.tolist()]
+
+    def _next_words(self, image: ImageTokens) -> Step:
+        def step(last: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+            words, _, of_text = self.text(last[:, None], past.text if past else ())
+            logits, of_words, of_image = self.decoder(words, image, past)
+            return logits[:, 0], Past(of_text, of_words, of_image)
+
+        return step
+
+
+def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
+    """From the configuration's plain data. Raises ConfigError."""
+    options = dict(spec)
+    if "type" not in options:
+        raise ConfigError(f"tokenizer has no type; give one of {', '.join(TOKENIZERS.names())}")
+    return TOKENIZERS.build(options.pop("type"), **options)
+
+
+def _open_clip() -> Any:
+    """The module, whose import takes seconds that other tasks need not pay."""
+    from tasks.open_clip_bridge import parts
+
+    return parts
