@@ -17,7 +17,7 @@ from pipeline.train.storage import read_checkpoint
 
 STAGES = (1, 3)
 STEPS, SAVED = 4, 2
-NORM = dict(type="BN")
+NORM = dict(type="BN", momentum=1.0)  # so the statistics are those of the last batch, which is another one on each rank
 UPER = dict(type="UPerHead", channels=8, in_index=[0, 1], pool_scales=(1, 2), norm_cfg=NORM)
 FCN = dict(type="FCNHead", channels=8, num_convs=1, in_index=0, norm_cfg=NORM)
 SEGMENTER = dict(type="SegmenterMaskTransformerHead", channels=24, num_layers=1, num_heads=2, embed_dims=24)
