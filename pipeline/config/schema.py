@@ -149,6 +149,8 @@ class DataConfig:
     max_bad_samples: int = 100
     """Corrupt samples in a row that stop the run."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    tokenizer: dict[str, Any] | None = None
+    """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
 
     def __post_init__(self) -> None:
         for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
@@ -169,6 +171,8 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         require(self.weight > 0, f"task weight is {self.weight}; give a number above 0, or leave the task out")
+        agree = "tokenizer" not in self.head or self.head["tokenizer"] == self.data.tokenizer
+        require(agree, "head.tokenizer is not data.tokenizer: the task would misread its captions; give both the same dict")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
-"""Counts and names the samples that cannot be used, and stops the run when they are too many."""
+"""Counts and names the samples that cannot be used, or not in full, and stops the run when too many cannot be used."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -28,13 +29,14 @@ class BadSample:
 class Loaded:
     """What a worker hands over: the batch (None where every sample is bad), how many samples it tried, and the bad ones among them.
 
-    mistake: why the good samples make no batch, which is then None; empty otherwise.
+    mistake: why the good samples make no batch, which is then None; empty otherwise. shortened: (key, what was left out of it).
     """
 
     batch: Batch | None
     tried: int
     bad: tuple[BadSample, ...]
     mistake: str = ""
+    shortened: tuple[tuple[str, str], ...] = ()
 
     def pin_memory(self, device: str | None = None) -> "Loaded":
         """torch's loader calls this in its pinning thread."""
@@ -51,6 +53,8 @@ class Quarantine:
 
     def __init__(self, limit: int):
         self.count = 0
+        self.shortened: Counter[str] = Counter()
+        """What was left out -> of how many samples."""
         self._limit = limit
         self._in_row = 0
 
@@ -63,6 +67,10 @@ class Quarantine:
             self._in_row = 0
         if loaded.mistake:
             raise ConfigError(loaded.mistake)
+        for key, part in loaded.shortened:
+            if part not in self.shortened:
+                log.warning("sample %r loses %s; others that do are counted, and not told again", key, part)
+            self.shortened[part] += 1
         if loaded.batch is None:
             raise SampleError(f"all {loaded.tried} samples of a batch are bad, the last one: {loaded.bad[-1]}; see `dtem shards verify`")
         return loaded.batch

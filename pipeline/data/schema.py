@@ -1,7 +1,7 @@
 """What a dataset schema offers to the stream: which members a sample has, how they decode, and how samples become a batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -44,21 +44,30 @@ class DatasetSchema(Protocol):
         """The fixed way of evaluation samples."""
         ...
 
+    def shortened(self, target: Any) -> str:
+        """What `train` or `evaluate` left out of a target to make it fit, in words that are the same for every sample; mostly nothing."""
+        ...
+
     def targets(self, targets: Sequence[Any]) -> Any:
-        """The task's dataclass of tensors for a batch. Raises ConfigError where they do not stack (see `stacked`)."""
+        """The task's dataclass for a batch. Raises ConfigError where they do not stack (see `stacked`)."""
         ...
 
 
 DATASETS: Registry[DatasetSchema] = Registry("dataset schema")
 
 
-def refuse_unused(config: DataConfig, names: Sequence[str]) -> None:
-    """ConfigError where an option of config.augment that the schema does not use differs from its default."""
-    default = AugmentConfig()
-    values = {name: getattr(config.augment, name) for name in names}
-    given = [f"data.augment.{name}={value!r}" for name, value in values.items() if value != getattr(default, name)]
+def refuse_unused(config: DataConfig, augment: Sequence[str], own: Sequence[str] = ("tokenizer",)) -> None:
+    """ConfigError where an option that the schema does not use (of config.augment, or config's own) differs from its default."""
+    given = [f"data.augment.{name}={value!r}" for name, value in _changed(config.augment, augment).items()]
+    given += [f"data.{name}={value!r}" for name, value in _changed(config, own).items()]
     if given:
         raise ConfigError(f"schema '{config.schema}' does not use {', '.join(given)}; leave that out")
+
+
+def _changed(section: AugmentConfig | DataConfig, names: Sequence[str]) -> dict[str, Any]:
+    """The values, by name, that are not their field's default; every field that is asked for has a plain one."""
+    default = {field.name: field.default for field in fields(section)}
+    return {name: getattr(section, name) for name in names if getattr(section, name) != default[name]}
 
 
 def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:

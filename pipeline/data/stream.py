@@ -44,7 +44,8 @@ class BatchReader(Dataset[Loaded]):
                 sample = self._load(place, position)
                 (samples if isinstance(sample, Sample) else bad).append(sample)  # pyright: ignore[reportArgumentType]
             try:
-                return Loaded(self._collate(samples) if samples else None, len(positions), tuple(bad))
+                shortened = tuple((sample.key, part) for sample in samples if (part := self._schema.shortened(sample.target)))
+                return Loaded(self._collate(samples) if samples else None, len(positions), tuple(bad), shortened=shortened)
             except ConfigError as err:
                 return Loaded(None, len(positions), tuple(bad), str(err))
 
@@ -73,7 +74,10 @@ class BatchReader(Dataset[Loaded]):
 
 
 class TrainStream:
-    """The BatchStream of a task's training samples (see interfaces.py). bad_samples: how many were skipped by this process."""
+    """The BatchStream of a task's training samples (see interfaces.py). bad_samples: how many were skipped by this process.
+
+    shortened_samples: how many lost a part to fit, for instance the end of a caption.
+    """
 
     def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int, batch_size: int):
         self.num_samples = manifest.num_samples
@@ -87,6 +91,10 @@ class TrainStream:
     @property
     def bad_samples(self) -> int:
         return self._quarantine.count
+
+    @property
+    def shortened_samples(self) -> int:
+        return self._quarantine.shortened.total()
 
     def __iter__(self) -> Iterator[Batch]:
         for loaded in _loader(self._reader, _Positions(self._ranges), self._workers):
@@ -124,6 +132,10 @@ class EvalLoader:
     @property
     def bad_samples(self) -> int:
         return self._quarantine.count
+
+    @property
+    def shortened_samples(self) -> int:
+        return self._quarantine.shortened.total()
 
     def __len__(self) -> int:
         return len(self._ranges)

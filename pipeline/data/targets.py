@@ -1,4 +1,4 @@
-"""What a batch asks of a task, one dataclass of tensors per task."""
+"""What a batch asks of a task: one dataclass per task, of tensors and, where a metric needs it, text."""
 
 from dataclasses import dataclass
 
@@ -17,3 +17,12 @@ class MaskTargets:
     """mask: uint8 [B, H, W], the class of each pixel in [0, K), or 255 where it is ignored."""
 
     mask: Tensor
+
+
+@dataclass(frozen=True)
+class CaptionTargets:
+    """tokens: int64 [B, L], a caption of each image from bos to eos, then pad; L is a multiple of 8, or the tokenizer's context_length."""
+
+    tokens: Tensor
+    references: tuple[tuple[str, ...], ...]
+    """All captions of each image, the one of `tokens` first; in training none of any."""

@@ -1,8 +1,8 @@
 """Text as token numbers. A tokenizer is named in the configuration as plain data, so that a run carries its vocabulary with it."""
 
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from pipeline.errors import ConfigError
 from pipeline.registry import Registry
@@ -35,6 +35,14 @@ class Tokenizer(Protocol):
 
 TOKENIZERS: Registry[Tokenizer] = Registry("tokenizer")
 """`clip` is added by the package `tasks`."""
+
+
+def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
+    """spec: the configuration's dict of a name (`type`) and its options. Raises ConfigError."""
+    options = dict(spec)
+    if "type" not in options:
+        raise ConfigError(f"tokenizer has no type; give one of {', '.join(TOKENIZERS.names())}")
+    return TOKENIZERS.build(options.pop("type"), **options)
 
 
 def split_words(text: str) -> list[str]:

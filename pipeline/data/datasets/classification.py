@@ -42,5 +42,8 @@ class Classification:
     def evaluate(self, image: Tensor, target: int) -> tuple[Tensor, int]:
         return self._evaluate(image), target
 
+    def shortened(self, target: int) -> str:
+        return ""
+
     def targets(self, targets: Sequence[int]) -> ClassificationTargets:
         return ClassificationTargets(torch.tensor(targets, dtype=torch.int64))

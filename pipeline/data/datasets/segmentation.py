@@ -50,5 +50,8 @@ class Segmentation:
     def evaluate(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         return resize_for_evaluation(image, self._augment), target
 
+    def shortened(self, target: Tensor) -> str:
+        return ""
+
     def targets(self, targets: Sequence[Tensor]) -> MaskTargets:
         return MaskTargets(stacked(targets, "masks"))
