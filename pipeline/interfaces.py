@@ -12,9 +12,17 @@ from pipeline.token_state import BackboneOutput, TokenState
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Name -> (sum, count), detached scalars on the device; they add over steps and ranks, and the value is sum / count."""
 
-Tallies = dict[str, Tensor]
-"""What an evaluation counts: name -> detached tensor of any shape on the device. They add over batches and ranks: whole numbers as
-int64 and so exactly, others as float64."""
+
+@dataclass(frozen=True)
+class Rows:
+    """What an evaluation lists: a tensor [n, ...] on the device, or a tuple of n values that JSON can say."""
+
+    values: Tensor | tuple[Any, ...]
+
+
+Tallies = dict[str, Any]
+"""What an evaluation counts and lists. A detached tensor of any shape on the device adds over batches and ranks: whole numbers as int64
+and so exactly, others as float64. `Rows` are joined, batch by batch and rank by rank, so that rows of several names stay side by side."""
 
 Scores = dict[str, float | None]
 """Metric -> value; None is n/a, for instance the IoU of a class that the samples do not have."""
@@ -86,6 +94,9 @@ class Task(Protocol):
     """How the head unmerges (one of `pipeline.merging.unmerge.UNMERGES`), or None where it does not."""
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
+    metric_units: Mapping[str, str]
+    """The metrics that tables and plots show, main_metric first, and their units: `%` for a share in [0, 1], else what stands behind the
+    number as it is (may be nothing)."""
 
     def __call__(self, output: BackboneOutput, batch: Batch) -> TaskOutput: ...
 
@@ -102,12 +113,17 @@ class Task(Protocol):
         information. Draws from the global generator."""
         ...
 
+    def infer(self, encode: Encode, batch: Batch) -> Any:
+        """What a user is given for the batch's images: classes, masks, captions. Calls `encode` as often as it likes: per window, per
+        scale. Compute and speed are measured on it."""
+        ...
+
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """What the metrics are made of, over the batch's samples. Calls `encode` as often as it likes: per window, per scale."""
+        """What the metrics are made of, over the batch's samples."""
         ...
 
     def scores(self, tallies: Tallies) -> Scores:
-        """The metrics of tallies that were added up, `samples` (how many) among them."""
+        """The metrics of tallies that were added up, tensors on the CPU, `samples` (how many) among them. Called on rank 0 alone."""
         ...
 
 

@@ -24,6 +24,7 @@ class ClassificationTask(nn.Module):
     taps: tuple[int, ...] = ()
     unmerge: str | None = None
     main_metric = "top1"
+    metric_units = {"top1": "%", "top5": "%"}
 
     def __init__(
         self, backbone: MergingViT, *, num_classes: int, pool: str | None = None, label_smoothing: float = 0.0, dropout: float = 0.0
@@ -73,10 +74,14 @@ class ClassificationTask(nn.Module):
         drawn = torch.multinomial(log_likelihood.detach().exp(), 1)
         return log_likelihood.gather(1, drawn).sum()
 
+    def infer(self, encode: Encode, batch: Batch) -> Tensor:
+        """The logits [B, K]."""
+        return self.logits(encode(batch.images))
+
     @torch.no_grad()
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """How many samples have their class first (top1) and among the first five (top5), and the sum of their losses."""
-        logits, labels = self.logits(encode(batch.images)), batch.targets.labels
+        logits, labels = self.infer(encode, batch), batch.targets.labels
         best = logits.topk(min(5, self.num_classes), dim=-1).indices
         hits = best == labels[:, None]
         return {"top1": hits[:, 0].sum(), "top5": hits.sum(), "loss": F.cross_entropy(logits, labels, reduction="sum")}

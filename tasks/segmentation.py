@@ -15,7 +15,7 @@ from pipeline.merging.unmerge import unmerge as unmerged
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput, TokenState
 from tasks.merged_segmenter import HEAD, decode_merged
-from tasks.segmentation_eval import Inference, count_confusion, scores_of
+from tasks.segmentation_eval import Inference, classify, count_confusion, scores_of
 
 
 @TASKS.register("segmentation")
@@ -29,6 +29,7 @@ class SegmentationTask(nn.Module):
     """
 
     main_metric = "mIoU"
+    metric_units = {"mIoU": "%", "aAcc": "%", "mAcc": "%"}
 
     def __init__(
         self,
@@ -131,6 +132,10 @@ class SegmentationTask(nn.Module):
         noise = -torch.empty_like(log_likelihood).exponential_().log()
         drawn = (log_likelihood.detach() + noise).argmax(dim=1, keepdim=True)
         return log_likelihood.gather(1, drawn).sum()
+
+    def infer(self, encode: Encode, batch: Batch) -> list[Tensor]:
+        """Of each image, the class of every pixel of its mask [H, W]."""
+        return list(classify(encode, self.logits, batch, self.inference, self.patch_size))
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """confusion [K, K] int64: pixels by label and prediction."""

@@ -152,10 +152,14 @@ def _resize(logits: Tensor, size: Size) -> Tensor:
 
 def count_confusion(encode: Encode, logits: Logits, batch: Batch, inference: Inference, patch_size: Size, num_classes: int) -> Tensor:
     """[K, K] int64: the confusion matrix of a batch with MaskTargets, whose masks may be larger or smaller than the images."""
-    masks = batch.targets.mask
-    images = segment(encode, logits, batch.images, (masks.shape[-2], masks.shape[-1]), inference, patch_size)
-    pairs = zip(images, masks, strict=True)
-    return torch.stack([confusion(pixels.argmax(dim=0), mask, num_classes) for pixels, mask in pairs]).sum(dim=0)
+    pairs = zip(classify(encode, logits, batch, inference, patch_size), batch.targets.mask, strict=True)
+    return torch.stack([confusion(predicted, mask, num_classes) for predicted, mask in pairs]).sum(dim=0)
+
+
+def classify(encode: Encode, logits: Logits, batch: Batch, inference: Inference, patch_size: Size) -> Iterator[Tensor]:
+    """One image after another: the class of every pixel [H, W] of its mask."""
+    height, width = batch.targets.mask.shape[-2:]
+    return (pixels.argmax(dim=0) for pixels in segment(encode, logits, batch.images, (height, width), inference, patch_size))
 
 
 def confusion(predicted: Tensor, mask: Tensor, num_classes: int) -> Tensor:

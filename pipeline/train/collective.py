@@ -1,5 +1,9 @@
 """What ranks have to agree on, said with one sum each. All of it is called by every rank, in the same order."""
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,11 +14,28 @@ def from_rank0(engine: Engine, text: str) -> str:
     """Rank 0's text, on every rank. Bytes go over the wire, never objects."""
     if engine.world_size == 1:
         return text
-    content = torch.tensor(list(text.encode()) if engine.rank == 0 else [], dtype=torch.int64, device=engine.device)
-    size = engine.all_reduce(torch.tensor([len(content)], device=engine.device))
-    wire = torch.zeros(int(size), dtype=torch.int64, device=engine.device)
-    wire[: len(content)] = content
-    return bytes(engine.all_reduce(wire).tolist()).decode()
+    return _joined_bytes(engine, text.encode() if engine.rank == 0 else b"").decode()
+
+
+def joined_json(engine: Engine, values: Sequence[Any]) -> list[Any]:
+    """The values of all ranks behind one another, in the order of ranks, as JSON gives them back."""
+    lines = _joined_bytes(engine, json.dumps(list(values)).encode() + b"\n").splitlines()
+    return [value for line in lines for value in json.loads(line)]
+
+
+def _joined_bytes(engine: Engine, own: bytes) -> bytes:
+    return joined(engine, torch.tensor(list(own), dtype=torch.uint8, device=engine.device)).numpy().tobytes()
+
+
+def joined(engine: Engine, own: Tensor) -> Tensor:
+    """[n, ...] on the CPU: the tensors of all ranks behind one another, in the order of ranks. They differ in their first dimension only."""
+    if engine.world_size == 1:
+        return own.cpu()
+    counts = rows(engine, torch.tensor(len(own))).tolist()
+    table = torch.zeros(sum(counts), *own.shape[1:], dtype=own.dtype, device=engine.device)
+    start = sum(counts[: engine.rank])
+    table[start : start + len(own)] = own
+    return engine.all_reduce(table).cpu()
 
 
 def rows(engine: Engine, row: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Evaluation that counts every sample once, on any number of ranks."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
@@ -7,7 +8,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Engine, Scores
-from pipeline.train.collective import maximum
+from pipeline.train.collective import from_rank0, maximum
 from pipeline.train.metrics import TallySums
 
 TaskScores = dict[str, Scores]
@@ -21,7 +22,7 @@ class SizedBatches(Protocol):
 
 
 def evaluate(engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: Any = None) -> TaskScores:
-    """Scores of engine.module on this rank's share of each task's samples, summed over ranks. Called by every rank.
+    """Scores of engine.module on this rank's share of each task's samples, summed over ranks. Called by every rank; rank 0 computes.
 
     Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one.
     """
@@ -42,7 +43,8 @@ def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: A
     totals = sums.reduce(engine)
     if not totals:
         return {"samples": 0.0}
-    return cast(Any, engine.module).scores(task, totals) | {"samples": float(totals["samples"])}
+    scores = cast(Any, engine.module).scores(task, totals) if engine.rank == 0 else {}  # ranks must not differ in what is best
+    return json.loads(from_rank0(engine, json.dumps(scores))) | {"samples": float(totals["samples"])}
 
 
 def _in_step(engine: Engine, loader: SizedBatches) -> Iterable[tuple[Batch, bool]]:

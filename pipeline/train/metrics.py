@@ -1,12 +1,14 @@
 """Sums that stay on the device until somebody asks for them."""
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.interfaces import Engine, Sums, Tallies
-from pipeline.train.collective import from_rank0
+from pipeline.interfaces import Engine, Rows, Sums, Tallies
+from pipeline.train.collective import from_rank0, joined, joined_json
 
 
 class MetricSums:
@@ -37,27 +39,39 @@ class MetricSums:
 
 
 class TallySums:
-    """Adds tallies by name: whole numbers exactly, others in float64."""
+    """Adds tallies by name: whole numbers exactly, others in float64. Joins rows: whole numbers as int64, other tensors as float32."""
 
     def __init__(self) -> None:
-        self._sums: Tallies = {}
+        self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, list[Any]] = {}
 
     def add(self, tallies: Tallies) -> None:
         """Asks the device nothing."""
-        for name, tensor in tallies.items():
-            tensor = tensor.detach().to(torch.float64 if tensor.is_floating_point() else torch.int64)
-            self._sums[name] = self._sums[name] + tensor if name in self._sums else tensor
+        for name, tally in tallies.items():
+            if not isinstance(tally, Rows):
+                tensor = tally.detach().to(torch.float64 if tally.is_floating_point() else torch.int64)
+                self._sums[name] = self._sums[name] + tensor if name in self._sums else tensor
+                continue
+            values = tally.values
+            if isinstance(values, Tensor):
+                values = values.detach().to(torch.float32 if values.is_floating_point() else torch.int64)
+            self._rows.setdefault(name, []).append(values)
 
     def reduce(self, engine: Engine) -> Tallies:
-        """The sums over all ranks, on the CPU. Called by every rank; those that added nothing learn names and shapes from rank 0.
+        """Sums and rows of all ranks, on the CPU; tuples of rows as a list of what JSON makes of them. Called by every rank; those that
+        added nothing learn names and shapes from rank 0.
 
-        One sum over ranks per dtype.
+        One sum over ranks per dtype of what is added, two for each name of rows.
         """
-        own = {name: (tensor.is_floating_point(), list(tensor.shape)) for name, tensor in self._sums.items()}
-        layout = json.loads(from_rank0(engine, json.dumps(own)))  # rank 0 has a batch if any rank has
+        sums = {name: [tensor.is_floating_point(), *tensor.shape] for name, tensor in self._sums.items()}
+        rows = {name: _row_layout(parts[0]) for name, parts in self._rows.items()}
+        sums, rows = json.loads(from_rank0(engine, json.dumps([sums, rows])))  # rank 0 has a batch if any rank has
+        return self._added(engine, sums) | {name: self._joined(engine, name, layout) for name, layout in rows.items()}
+
+    def _added(self, engine: Engine, layout: Mapping[str, Any]) -> Tallies:
         totals: Tallies = {}
         for dtype in (torch.int64, torch.float64):
-            shapes = {name: shape for name, (floating, shape) in layout.items() if floating == dtype.is_floating_point}
+            shapes = {name: shape for name, (floating, *shape) in layout.items() if floating == dtype.is_floating_point}
             if not shapes:
                 continue
             parts = [self._sums.get(name, torch.zeros(shape, dtype=dtype, device=engine.device)) for name, shape in shapes.items()]
@@ -65,6 +79,19 @@ class TallySums:
             pieces = flat.split([part.numel() for part in parts])
             totals |= {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
         return totals
+
+    def _joined(self, engine: Engine, name: str, layout: Sequence[Any] | None) -> Any:
+        parts = self._rows.get(name, [])
+        if layout is None:
+            return joined_json(engine, [value for part in parts for value in part])
+        floating, *shape = layout
+        empty = torch.zeros(0, *shape, dtype=torch.float32 if floating else torch.int64, device=engine.device)
+        return joined(engine, torch.cat([empty, *parts]))
+
+
+def _row_layout(values: Any) -> list[Any] | None:
+    """Whether the numbers of tensors have fractions, and the shape of a row; None for tuples."""
+    return [values.is_floating_point(), *values.shape[1:]] if isinstance(values, Tensor) else None
 
 
 def mean(pair: tuple[float, float]) -> float:

@@ -1,5 +1,7 @@
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from standin import StandinModel, standin_batch, standin_config
 
 from pipeline.engine import build_engine
-from pipeline.interfaces import Batch
+from pipeline.interfaces import Batch, Rows
 from pipeline.train.evaluate import evaluate
 from pipeline.train.metrics import MetricSums, TallySums
 from pipeline.train.optim import parameter_groups
@@ -53,6 +55,33 @@ class TwoRanks:
         return tensor + self.others.pop(0)
 
 
+class Rank:
+    """One of some engines in threads; a sum over ranks waits for all of them."""
+
+    device, forward_is_collective = torch.device("cpu"), False
+
+    def __init__(self, rank: int, shared: list, barrier: threading.Barrier):
+        self.rank, self.world_size, self.shared, self.barrier = rank, len(shared), shared, barrier
+
+    def all_reduce(self, tensor):
+        self.shared[self.rank] = tensor.clone()
+        self.barrier.wait(timeout=60)
+        total = sum(self.shared[1:], self.shared[0])
+        self.barrier.wait(timeout=60)
+        return total
+
+    def evaluate(self, batch, **options):
+        with torch.no_grad():
+            return self.module.evaluate(batch, **options)
+
+
+def together(world_size, function) -> list:
+    """function(rank, engine) on so many ranks at once; what each returned."""
+    shared, barrier = [None] * world_size, threading.Barrier(world_size)
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(lambda rank: function(rank, Rank(rank, shared, barrier)), range(world_size)))
+
+
 def test_tallies_of_any_shape_add_exactly():
     sums, big = TallySums(), 2**60 + 1  # which no float holds
     sums.add({"table": torch.tensor([[big, 0], [0, 2]]), "loss": torch.tensor(1.5), "hits": torch.tensor(True)})
@@ -61,6 +90,46 @@ def test_tallies_of_any_shape_add_exactly():
     totals = sums.reduce(TwoRanks(layout, layout, torch.arange(5), torch.tensor([0.25]).double()))
     assert totals["table"].tolist() == [[big + 1, 1], [5, 5]] and totals["table"].dtype == torch.int64
     assert totals["hits"] == 6 and totals["loss"] == 2.0 and totals["loss"].dtype == torch.float64
+
+
+def test_rows_of_all_ranks_stay_side_by_side():
+    """A rank's rows: two names that belong together, in batches of their own number."""
+    batches = {0: [["a", "b"], ["c"]], 1: [["\u2028 \n", "é"]], 2: []}
+    numbers = {"a": [0.0, 1.0], "b": [2.0, 3.0], "c": [4.0, 5.0], "\u2028 \n": [6.0, 7.0], "é": [8.0, 9.0]}
+
+    def tallies(rank):
+        sums = TallySums()
+        for keys in batches[rank]:
+            features = torch.tensor([numbers[key] for key in keys], dtype=torch.bfloat16)
+            sums.add({"key": Rows(tuple((key, 1) for key in keys)), "feature": Rows(features), "hits": torch.tensor(len(keys))})
+        return sums
+
+    found = together(3, lambda rank, engine: tallies(rank).reduce(engine))
+    assert found[0]["key"] == [[key, 1] for key in numbers] and found[0]["hits"] == 5  # as JSON says a tuple
+    assert found[0]["feature"].tolist() == list(numbers.values()) and found[0]["feature"].dtype == torch.float32
+    assert all(str(other) == str(found[0]) for other in found)
+
+
+def test_one_rank_has_the_rows_that_many_have():
+    engine = build_engine(standin_config(), model := StandinModel(), parameter_groups(model, standin_config()))
+    sums = TallySums()
+    sums.add({"key": Rows((("a", 1),)), "feature": Rows(torch.tensor([[1, 2]], dtype=torch.int32))})
+    assert str(sums.reduce(engine)) == str({"key": [["a", 1]], "feature": torch.tensor([[1, 2]])})
+
+
+def test_scores_are_computed_once_and_every_rank_has_them():
+    """What one process measures another might not: an external scorer can fail on one of them."""
+
+    class Model(StandinModel):
+        def scores(self, task, tallies):
+            return {"asked": float(torch.rand(())), "absent": None}
+
+    def run(rank, engine):
+        engine.module = Model()
+        return evaluate(engine, {"a": [standin_batch(4 * i, 4) for i in range(rank + 1)]})
+
+    first, second = together(2, run)
+    assert first == second and first["a"]["samples"] == 12 and first["a"]["absent"] is None
 
 
 def test_a_class_that_is_not_there_is_none_and_not_nan(engine):
