@@ -1,7 +1,9 @@
 """From a backbone's merged tokens to what a caption decoder looks at: two ways. B images, M merged tokens, N handed on, E embedding."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.backbone.vit import MergingViT
 from pipeline.token_state import TokenState
@@ -16,10 +18,11 @@ class Pooler(nn.Module):
     backbone's last norm where it has one.
     """
 
-    def __init__(self, pooler: nn.Module, backbone: MergingViT, width: int, embed_dim: int):
+    def __init__(self, pooler: Any, backbone: MergingViT, width: int, embed_dim: int):
         super().__init__()
-        self.query, self.ln_q = pooler.query, pooler.ln_q
-        self.attn = CrossAttention(pooler.attn)  # pyright: ignore[reportArgumentType]
+        self.query: nn.Parameter = pooler.query
+        self.ln_q: nn.Module = pooler.ln_q
+        self.attn = CrossAttention(pooler.attn)
         self.ln_k = nn.LayerNorm(backbone.embed_dim) if backbone.norm_after_pool else nn.Identity()
         self.ln_post = nn.LayerNorm(width)
         self.proj: nn.Parameter | None = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)

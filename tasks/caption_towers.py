@@ -15,12 +15,17 @@ from pipeline.backbone.attention import proportional_attention
 from pipeline.errors import ConfigError
 
 Keys = tuple[Tensor, Tensor]
-"""Keys and values [B, H, M, D] of a layer."""
+"""Keys and values [B, H, M, D]."""
+Layers = tuple[Keys, ...]
+"""What each layer of a stack keeps."""
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What the decoder looks at. tokens [I, N, W], size [I, N] float32 or None where all count once, feature [I, E], not normalised, or None."""
+    """What the decoder looks at, and an image's feature in the contrastive loss, not normalised.
+
+    tokens [I, N, W]; size [I, N] float32, or None where all count once; feature [I, E] or None.
+    """
 
     tokens: Tensor
     size: Tensor | None
@@ -29,11 +34,11 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class Past:
-    """What each layer keeps of the words so far, and what the decoder's keep of the images."""
+    """What the text tower and the decoder keep of the words so far, and the decoder of the images."""
 
-    text: tuple[Keys, ...]
-    decoder: tuple[Keys, ...]
-    image: tuple[Keys, ...]
+    text: Layers
+    decoder: Layers
+    image: Layers
 
     def take(self, rows: Tensor) -> "Past":
         """The words of these captions [B]; they are of the same images."""
@@ -44,7 +49,12 @@ class Past:
 class Attention(nn.Module):
     """An nn.MultiheadAttention's weights under their names."""
 
+    in_proj_weight: Tensor
+    q_proj_weight: Tensor
+    k_proj_weight: Tensor
+    v_proj_weight: Tensor
     in_proj_bias: Tensor
+    out_proj: nn.Module
 
     def __init__(self, attn: nn.Module):
         super().__init__()
@@ -71,49 +81,55 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     def forward(self, x: Tensor, tokens: Tensor | None, size: Tensor | None, kept: Keys | None = None) -> tuple[Tensor, Keys]:
         """x [B, L, W] looks at tokens [I, N, C], or at their kept keys. All captions of an image ask them at once."""
-        weights = self.in_proj_weight.chunk(3) if hasattr(self, "in_proj_weight") else self._apart()
-        (q_weight, q_bias), *rest = zip(weights, self.in_proj_bias.chunk(3), strict=True)
+        (q_weight, k_weight, v_weight), (q_bias, k_bias, v_bias) = self._weights(), self.in_proj_bias.chunk(3)
         if kept is None:
-            k, v = (self.heads(F.linear(cast(Tensor, tokens), weight, bias)) for weight, bias in rest)
-        else:
-            k, v = kept
+            assert tokens is not None
+            kept = self.heads(F.linear(tokens, k_weight, k_bias)), self.heads(F.linear(tokens, v_weight, v_bias))
+        k, v = kept
         q = self.heads(F.linear(x, q_weight, q_bias).reshape(len(k), -1, x.shape[2]))
         mixed = proportional_attention(q, k, v, size, scale=self.scale)
         return self.out_proj(mixed.transpose(1, 2).reshape(x.shape)), (k, v)
 
-    def _apart(self) -> tuple[Any, Any, Any]:
+    def _weights(self) -> tuple[Tensor, ...]:
+        """Of queries, keys and values; apart where image tokens have another width than words."""
+        if hasattr(self, "in_proj_weight"):
+            return self.in_proj_weight.chunk(3)
         return self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
 
 
-class SelfBlock(nn.Module):
-    """open_clip's ResidualAttentionBlock over words."""
+class Block(nn.Module):
+    """open_clip's ResidualAttentionBlock around an attention."""
 
     ln_1: nn.Module
     ls_1: nn.Module
     ln_2: nn.Module
     mlp: nn.Module
     ls_2: nn.Module
-    kind: type[Attention] = SelfAttention
 
-    def __init__(self, block: Any):
+    def __init__(self, block: Any, attention: type[Attention]):
         super().__init__()
         _adopt(self, block)
-        self.attn = self.kind(block.attn)
-
-    def forward(self, x: Tensor, mask: Tensor | None, past: Keys | None) -> tuple[Tensor, Keys]:
-        mixed, keys = self.attn(self.ln_1(x), mask, past)
-        return self.behind(x, mixed), keys
+        self.attn = attention(block.attn)
 
     def behind(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.ls_1(mixed)
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
-class CrossBlock(SelfBlock):
-    """open_clip's ResidualAttentionBlock from words to image tokens."""
+class SelfBlock(Block):
+    def __init__(self, block: Any):
+        super().__init__(block, SelfAttention)
 
+    def forward(self, x: Tensor, mask: Tensor | None, past: Keys | None) -> tuple[Tensor, Keys]:
+        mixed, keys = self.attn(self.ln_1(x), mask, past)
+        return self.behind(x, mixed), keys
+
+
+class CrossBlock(Block):
     ln_1_kv: nn.Module
-    kind = CrossAttention
+
+    def __init__(self, block: Any):
+        super().__init__(block, CrossAttention)
 
     def forward(self, x: Tensor, image: ImageTokens, kept: Keys | None) -> tuple[Tensor, Keys]:
         tokens = self.ln_1_kv(image.tokens) if kept is None else None
@@ -124,8 +140,10 @@ class CrossBlock(SelfBlock):
 class TextTower(nn.Module):
     """open_clip's TextTransformer with a class token. Words see those before them; the class token sees all, and no word sees it."""
 
+    token_embedding: nn.Module
     positional_embedding: Tensor
     cls_emb: Tensor
+    ln_final: nn.Module
     text_projection: Tensor
 
     def __init__(self, text: Any):
@@ -141,7 +159,7 @@ class TextTower(nn.Module):
         self.cls_emb = self.text_projection = cast(Tensor, None)
         self.ln_final = nn.Identity()
 
-    def forward(self, tokens: Tensor, past: tuple[Keys, ...] = (), *, feature: bool = False) -> tuple[Tensor, Tensor | None, tuple[Keys, ...]]:
+    def forward(self, tokens: Tensor, past: Layers = (), *, feature: bool = False) -> tuple[Tensor, Tensor | None, Layers]:
         """tokens int64 [B, L] behind those of `past` -> words [B, L, W], the caption's feature [B, E] if asked for, and what to keep."""
         length, start = tokens.shape[1], past[0][0].shape[2] if past else 0
         if feature:
@@ -174,6 +192,7 @@ class TextTower(nn.Module):
 class Decoder(nn.Module):
     """open_clip's MultimodalTransformer: words look at the words before them and at an image, in turn."""
 
+    ln_final: nn.Module
     text_projection: Tensor
 
     def __init__(self, decoder: Any):
@@ -182,7 +201,7 @@ class Decoder(nn.Module):
         self.resblocks = nn.ModuleList(map(SelfBlock, decoder.resblocks))
         self.cross_attn = nn.ModuleList(map(CrossBlock, decoder.cross_attn))
 
-    def forward(self, words: Tensor, image: ImageTokens, past: Past | None = None) -> tuple[Tensor, tuple[Keys, ...], tuple[Keys, ...]]:
+    def forward(self, words: Tensor, image: ImageTokens, past: Past | None = None) -> tuple[Tensor, Layers, Layers]:
         """words [B, L, W] -> logits of the words that follow each [B, L, V], and what to keep: of the words, and of the images."""
         x, of_words, of_image = words, [], []
         for i, (block, cross) in enumerate(zip(self.resblocks, self.cross_attn, strict=True)):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
-from pipeline.data.text import TOKENIZERS, Tokenizer
+from pipeline.data.text import build_tokenizer
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Sums, TaskOutput
 from pipeline.model import TASKS
@@ -67,11 +67,12 @@ class CaptioningTask(nn.Module):
         self.text, self.decoder = TextTower(parts.text), Decoder(parts.decoder)
         self.route = route
         sizes = (backbone, parts.width, parts.embed_dim)
-        self.add_module(route, Pooler(parts.pooler(backbone.embed_dim), *sizes) if route == "pooler" else Direct(*sizes))
+        part = Pooler(parts.pooler(backbone.embed_dim), *sizes) if route == "pooler" else Direct(*sizes)
+        self.add_module(route, part)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07))) if contrastive_weight else None
         if not contrastive_weight:
             self.text.drop_feature()
-            self.get_submodule(route).drop_feature()
+            part.drop_feature()
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Captions have none, whatever else the shards hold."""
@@ -98,22 +99,23 @@ class CaptioningTask(nn.Module):
 
     def image_features(self, output: BackboneOutput) -> Tensor:
         """[B, E] float32, of norm 1. Raises ConfigError without the contrastive part."""
-        self._needs_contrast()
+        self._compared()
         return normalised(self.image_tokens(output).feature)
 
     def text_features(self, tokens: Tensor) -> Tensor:
         """int64 [B, L] -> [B, E] float32, of norm 1, whatever the tokens are padded to. Raises ConfigError without the contrastive part."""
-        self._needs_contrast()
+        self._compared()
         return normalised(self.text(tokens, feature=True)[1])
 
     def contrastive_scale(self) -> Tensor:
         """What the products of image and text features are multiplied by."""
-        self._needs_contrast()
-        return self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+        return self._compared().clamp(max=math.log(LARGEST_SCALE)).exp()
 
-    def _needs_contrast(self) -> None:
+    def _compared(self) -> Tensor:
+        """logit_scale, where there is one."""
         if self.logit_scale is None:
             raise ConfigError("captioning: contrastive_weight is 0, so images and captions have no features to compare")
+        return self.logit_scale
 
     def _certain_of_padding(self, logits: Tensor, labels: Tensor) -> Tensor:
         """In place: behind a caption's end all is known, so that nothing is learned, drawn or disagreed about there."""
@@ -154,14 +156,6 @@ class CaptioningTask(nn.Module):
             return logits[:, 0], Past(of_text, of_words, of_image)
 
         return step
-
-
-def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
-    """From the configuration's plain data. Raises ConfigError."""
-    options = dict(spec)
-    if "type" not in options:
-        raise ConfigError(f"tokenizer has no type; give one of {', '.join(TOKENIZERS.names())}")
-    return TOKENIZERS.build(options.pop("type"), **options)
 
 
 def _open_clip() -> Any:

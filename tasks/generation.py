@@ -78,9 +78,7 @@ class Marks:
     eos: int
 
 
-def generate(
-    step: Step, start: Tensor, marks: Marks, config: Generation, *, keys: Sequence[str] = (), stop_early: bool = True
-) -> Tensor:
+def generate(step: Step, start: Tensor, marks: Marks, config: Generation, *, keys: Sequence[str] = (), stop_early: bool = True) -> Tensor:
     """[B, T] int64: each caption's words behind `bos`, up to `eos` and then padded.
 
     start [B]: `bos` for each image, on the device. keys: the images' names, which address what is drawn for them under top_p; without
@@ -127,33 +125,38 @@ def _beam_search(step: Step, start: Tensor, marks: Marks, config: Generation, st
     An image is done when K captions have ended and none that goes on has, at its present length, a better score than the worst of
     them; what has not ended at max_length counts as it is.
     """
-    batch, beams, device = len(start), config.num_beams, start.device
-    words = torch.empty(batch, beams, 0, dtype=torch.int64, device=device)
-    total = torch.full((batch, beams), -torch.inf, device=device)
-    total[:, 0] = 0
-    ended = torch.full((batch, beams, config.max_length), marks.pad, device=device)
-    score = torch.full((batch, beams), -torch.inf, device=device)
-    done = torch.zeros(batch, dtype=torch.bool, device=device)
+    batch, beams, longest = len(start), config.num_beams, config.max_length
+    words = start.new_empty(batch, beams, 0)
+    total = torch.full((batch, beams), -torch.inf, device=start.device)
+    ended, score, done = start.new_full((batch, beams, longest), marks.pad), total.clone(), torch.zeros_like(start, dtype=torch.bool)
+    total[:, 0] = 0.0
     kept, last = None, start.repeat_interleave(beams)
-    for length in range(1, config.max_length + 1):
+    for length in range(1, longest + 1):
         logits, kept = step(last, kept)
-        scores = _allowed(logits.float().log_softmax(dim=-1), words.flatten(0, 1), marks, config).view(batch, beams, -1)
-        best, where = (total[..., None] + scores).flatten(1).topk(2 * beams, dim=-1)
-        beam, word = where // scores.shape[-1], where % scores.shape[-1]
+        likelihood = _allowed(logits.float().log_softmax(dim=-1), words.flatten(0, 1), marks, config).view(batch, beams, -1)
+        best, place = (total[..., None] + likelihood).flatten(1).topk(2 * beams, dim=-1)
+        beam, word = place // likelihood.shape[-1], place % likelihood.shape[-1]
         found = torch.cat([_rows(words, beam), word[..., None]], dim=-1)
+
         ends = word == marks.eos
-        counts = (ends if length < config.max_length else torch.ones_like(ends)) & ~done[:, None]
-        counts[:, beams:] = False
-        reached = (best / length**config.length_penalty).masked_fill(~counts, -torch.inf)
+        counts = (ends[:, :beams] | (length == longest)) & ~done[:, None]
+        reached = (best[:, :beams] / length**config.length_penalty).masked_fill(~counts, -torch.inf)
         score, rank = torch.cat([score, reached], dim=1).topk(beams, dim=-1)
-        ended = _rows(torch.cat([ended, F.pad(found, (0, config.max_length - length), value=marks.pad)], dim=1), rank)
+        padded = F.pad(found[:, :beams], (0, longest - length), value=marks.pad)
+        ended = _rows(torch.cat([ended, padded], dim=1), rank)
+
         total, rank = best.masked_fill(ends, -torch.inf).topk(beams, dim=-1)
         words, beam = _rows(found, rank), beam.gather(1, rank)
         done = done | (total[:, 0] / length**config.length_penalty <= score[:, -1])
-        if length == config.max_length or (stop_early and done.all()):
+        if stop_early and done.all():
             break
-        last, kept = words[..., -1].flatten(), kept.take((beam + torch.arange(batch, device=device)[:, None] * beams).flatten())
-    return ended[:, 0, :length]
+        last, kept = words[..., -1].flatten(), kept.take(_flat(beam))
+    return ended[:, 0]
+
+
+def _flat(beam: Tensor) -> Tensor:
+    """[B, K] beams of each image -> [R] rows."""
+    return (beam + torch.arange(len(beam), device=beam.device)[:, None] * beam.shape[1]).flatten()
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:
