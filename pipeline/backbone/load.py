@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import CheckpointError
 
+DIALECTS: list[Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor] | None]] = []
+"""Each puts the state dict of another project into our keys for a module, or gives None for one that is not that project's."""
+SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}
+"""Name -> what reads the path `name:...`. Both tables are filled by the package `tasks`, as TASKS is."""
 _RELEASE_LAYER = re.compile(r"^(.*blocks\.\d+\.)attn\.qkv\.(qkv_layer|metric_layer)\.(weight|bias)$")
 
 
@@ -34,18 +38,20 @@ class LoadReport:
 
 
 def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
-    """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, or those of the authors' DTEM release.
+    """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, those of the authors' DTEM release, or
+    another project's in DIALECTS.
 
     Position embeddings of another grid are resampled. A timm classifier finds the task head of the same shape and name.
     Raises CheckpointError where nothing fits or a tensor has another shape, naming the first; the module is then as it was.
     """
     own = dict(module.state_dict(keep_vars=True))
+    state_dict = next((read for dialect in DIALECTS if (read := dialect(state_dict, module)) is not None), state_dict)
     wanted = {_plain(key): key for key in own}
     given = _release_to_timm({_plain(key): value for key, value in state_dict.items()})
     fitting = {wanted[key]: value for key, value in given.items() if key in wanted}
     if not fitting:
         raise CheckpointError(f"no key of the checkpoint fits this model: it has {next(iter(given), 'none')}, the model {next(iter(own))}")
-    backbone = module if isinstance(module, MergingViT) else module.get_submodule("backbone")
+    backbone = backbone_of(module)
     ready = {key: _checked(key, own[key], _resampled(key, own[key], value, backbone)) for key, value in fitting.items()}
     with torch.no_grad():
         for key, value in ready.items():
@@ -54,12 +60,23 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRep
     return LoadReport(tuple(fitting), tuple(key for key in own if key not in fitting), left)
 
 
+def backbone_of(module: nn.Module) -> MergingViT:
+    """Of a MultiTaskModel, or the module itself."""
+    backbone = module if isinstance(module, MergingViT) else module.get_submodule("backbone")
+    assert isinstance(backbone, MergingViT)
+    return backbone
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth/.pt/.bin file (tensors only: nothing in it can run code).
 
     A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights, averaged ones first.
-    The usual wrappers (`model`, `state_dict`, `model_ema`) are opened. Raises CheckpointError.
+    The usual wrappers (`model`, `state_dict`, `model_ema`) are opened. `NAME:...` goes to the reader of that name in SOURCES.
+    Raises CheckpointError.
     """
+    source, _, where = str(path).partition(":")
+    if source in SOURCES:
+        return SOURCES[source](where)
     path = Path(path)
     if path.is_dir():
         folder = _checkpoint_of_run(path)
@@ -114,9 +131,8 @@ def _release_to_timm(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _resampled(key: str, own: Tensor, value: Tensor, backbone: nn.Module) -> Tensor:
+def _resampled(key: str, own: Tensor, value: Tensor, backbone: MergingViT) -> Tensor:
     """A position embedding brought to the module's grid, where it comes from a square one; anything else as it is."""
-    assert isinstance(backbone, MergingViT)
     if not key.endswith("pos_embed") or own.shape == value.shape:
         return value
     prefix = 0 if backbone.no_embed_class else backbone.num_prefix

@@ -65,6 +65,7 @@ def build_parts(spec: str | Mapping[str, Any], *, vocab_size: int, context_lengt
         decoder = _build_text_decoder_tower(vocab_size, config["multimodal_cfg"], config.get("quick_gelu", False))
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as err:
         raise ConfigError(f"open_clip cannot build {spec}: {str(err) or type(err).__name__}") from err
+    assert isinstance(text, TextTransformer), "other towers are refused above"
     nn.init.normal_(decoder.text_projection, std=width**-0.5)  # open_clip leaves it as the memory was
     n_queries, heads = _pooler_sizes(config)
     if width % heads:

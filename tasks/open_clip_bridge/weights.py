@@ -1,0 +1,188 @@
+"""State dicts of open_clip's CLIP and CoCa models, put into our keys: the image tower's into the backbone's, the rest of a CoCa into the
+captioning task's. The names of the tensors are all that this knows of open_clip.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.backbone.load import DIALECTS, SOURCES, backbone_of
+from pipeline.backbone.vit import MergingViT
+from pipeline.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+_IN_BLOCK = {
+    "ln_1.": "norm1.",
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj.": "attn.proj.",
+    "ls_1.": "ls1.",
+    "ln_2.": "norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+    "ls_2.": "ls2.",
+}
+_IN_TOWER = {"class_embedding": "cls_token", "positional_embedding": "pos_embed", "conv1.": "patch_embed.proj.", "ln_pre.": "norm_pre."}
+_BEHIND_TOKENS = ("proj", "ln_post.", "attn_pool.", "head.", "trunk.head.", "trunk.fc_norm.", "trunk.attn_pool.")
+_POOLER_NORM = "attn_pool.ln_k."
+_IN_CAPTIONING = {
+    "text.": "text.",
+    "text_decoder.": "decoder.",
+    "visual.attn_pool.": "pooler.",
+    "visual.ln_post.": "pooler.ln_post.",
+    "visual.proj": "pooler.proj",
+    "logit_scale": "logit_scale",
+}
+
+
+class OpenClipWeights(dict[str, Tensor]):
+    """A state dict of open_clip, and the config of its model, which says what shapes do not."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]):
+        super().__init__(tensors)
+        self.config = config
+
+
+def image_tower_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a native (`visual.*`) or timm (`visual.trunk.*`) image tower under timm's keys, which are a MergingViT's.
+
+    With them the backbone's tokens behind its last norm are, at r = 0, CLIP's behind `ln_post`, and what a CoCa's pooler reads behind its
+    `ln_k`. A tensor that no ViT has keeps its key.
+    """
+    tower = {ours: state_dict[theirs] for theirs, ours in _tower_names(state_dict).items()}
+    for key in tower.keys() & {"cls_token", "pos_embed"}:
+        tower[key] = tower[key].reshape(1, -1, tower[key].shape[-1])
+    if "visual.conv1.weight" in state_dict and "norm_pre.weight" not in tower:
+        tower["patch_embed.proj.bias"] = torch.zeros(len(state_dict["visual.conv1.weight"]))  # a timm ViT without norm_pre has one
+    return tower
+
+
+def caption_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CoCa's other tensors under the captioning task's keys: text.*, decoder.*, pooler.*, logit_scale. None for a CLIP."""
+    parts = {ours: state_dict[theirs] for theirs, ours in _caption_names(state_dict).items()}
+    return parts | {"logit_scale": parts["logit_scale"].reshape(())} if "logit_scale" in parts else parts
+
+
+def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
+    """The tensors of an open_clip checkpoint under the keys of a MergingViT or MultiTaskModel; None for another's checkpoint.
+
+    The whole image tower has to be the module's. A CoCa's other parts go along where the module has a captioning task of the same
+    vocabulary. What goes nowhere stands behind `open_clip:`. Raises CheckpointError that names the first tensor that differs.
+    """
+    given = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    if not any(key.startswith("visual.") for key in given):
+        return None
+    backbone = backbone_of(module)
+    tower, names = image_tower_weights(given), _tower_names(given)
+    behind = {key: tower.pop(key) for key in list(tower) if backbone.norm_after_pool and key.startswith("norm.")}
+    home = "pooler.ln_k." if _last_norm(given) == _POOLER_NORM else "fc_norm."
+    behind = {home + key.removeprefix("norm."): value for key, value in behind.items()}
+    _check_tower(tower, {ours: theirs for theirs, ours in names.items()}, backbone)
+    if isinstance(state_dict, OpenClipWeights):
+        _check_config(state_dict.config, backbone)
+    parts = {}
+    if _same_vocabulary(given, module):
+        parts, names = caption_weights(given), names | _caption_names(given)
+    return tower | behind | parts | {f"open_clip:{key}": value for key, value in given.items() if key not in names}
+
+
+def _last_norm(state_dict: Mapping[str, Tensor]) -> str:
+    """The norm of the tokens. Behind a pooler `ln_post` is the norm of what the pooler gives."""
+    return _POOLER_NORM if any(key.startswith("visual.attn_pool.") for key in state_dict) else "ln_post."
+
+
+def _tower_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """Key in the checkpoint -> key in the backbone, in the checkpoint's order."""
+    last_norm, names = _last_norm(state_dict), {}
+    for theirs in state_dict:
+        name = theirs.removeprefix("visual.")
+        if name == theirs or (name.startswith(_BEHIND_TOKENS) and not name.startswith(last_norm)):
+            continue
+        if name.startswith("trunk."):
+            names[theirs] = name.removeprefix("trunk.")
+        elif match := _BLOCK.fullmatch(name):
+            inside = _renamed(match[2], _IN_BLOCK)
+            names[theirs] = f"blocks.{match[1]}.{inside}" if inside else theirs
+        else:
+            names[theirs] = _renamed(name, _IN_TOWER | {last_norm: "norm."}) or theirs
+    return names
+
+
+def _caption_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    if not any(key.startswith("text_decoder.") for key in state_dict):
+        return {}
+    last_norm = f"visual.{_last_norm(state_dict)}"
+    names = {theirs: _renamed(theirs, _IN_CAPTIONING) for theirs in state_dict if not theirs.startswith(last_norm)}
+    return {theirs: ours for theirs, ours in names.items() if ours}
+
+
+def _renamed(key: str, prefixes: Mapping[str, str]) -> str | None:
+    return next((ours + key.removeprefix(theirs) for theirs, ours in prefixes.items() if key.startswith(theirs)), None)
+
+
+def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbone: MergingViT) -> None:
+    """All of the tower and nothing else, but for the metric embeddings; positions may be of another grid."""
+
+    def differs(what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{what}: another image tower; give backbone.name and backbone.options of the checkpoint's (timm calls them vit_*_clip_*)"
+        )
+
+    own = {key: value.shape for key, value in backbone.state_dict().items() if ".metric." not in key}
+    for key, value in tower.items():
+        name = theirs.get(key, key)
+        if key not in own:
+            raise differs(f"'{name}' of the checkpoint has no place in the backbone")
+        if own[key] != value.shape and not (key == "pos_embed" and own[key][-1] == value.shape[-1]):
+            raise differs(f"'{name}' is {tuple(value.shape)} in the checkpoint, and '{key}' {tuple(own[key])} in the backbone")
+    for key in own:
+        if key not in tower:
+            raise differs(f"'{key}' of the backbone is not in the checkpoint")
+
+
+def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
+    """What a tower computes that its shapes do not show: heads and activation."""
+    vision, block = config["vision_cfg"], cast(Any, backbone.blocks[0])
+    if vision.get("timm_model_name"):
+        return
+    heads, own_heads = vision.get("width", 768) // vision.get("head_width", 64), block.attn.num_heads
+    if heads != own_heads:
+        raise CheckpointError(
+            f"the checkpoint's image tower has {heads} heads, the backbone {own_heads}; give backbone.options num_heads={heads}"
+        )
+    tanh = (vision.get("act_kwargs") or {}).get("approximate") == "tanh"
+    wanted = "quick_gelu" if config.get("quick_gelu") else "gelu_tanh" if tanh else "gelu"
+    x = torch.linspace(-3, 3, 7)
+    values = {"quick_gelu": x * (1.702 * x).sigmoid(), "gelu_tanh": F.gelu(x, approximate="tanh"), "gelu": F.gelu(x)}
+    if not torch.allclose(block.mlp.act(x), values[wanted], atol=1e-5):
+        raise CheckpointError(
+            f"the checkpoint's image tower has the activation {wanted}, the backbone another; give backbone.options act_layer='{wanted}', "
+            f"or the timm name {'with' if wanted == 'quick_gelu' else 'without'} 'quickgelu'"
+        )
+
+
+def _same_vocabulary(given: Mapping[str, Tensor], module: nn.Module) -> bool:
+    """Whether a captioning task of the module could read the checkpoint's tokens. Where one reads others, that is said."""
+    key = "text.token_embedding.weight"
+    own = [len(value) for name, value in module.state_dict().items() if name.endswith(f".{key}")]
+    if not own or key not in given:
+        return False
+    if len(given[key]) not in own:
+        log.warning("the checkpoint reads %d different tokens and the task %d: only its image tower is taken", len(given[key]), own[0])
+    return len(given[key]) in own
+
+
+def _from_source(where: str) -> OpenClipWeights:
+    from tasks.open_clip_bridge.pretrained import read_pretrained
+
+    return read_pretrained(where)
+
+
+DIALECTS.append(open_clip_weights)
+SOURCES["open_clip"] = _from_source
