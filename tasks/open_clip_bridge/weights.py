@@ -83,7 +83,7 @@ def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
     behind = {key: tower.pop(key) for key in list(tower) if backbone.norm_after_pool and key.startswith("norm.")}
     home = "pooler.ln_k." if _last_norm(given) == _POOLER_NORM else "fc_norm."
     behind = {home + key.removeprefix("norm."): value for key, value in behind.items()}
-    _check_tower(tower, {ours: theirs for theirs, ours in names.items()}, backbone)
+    _check_tower(tower, {ours: theirs for theirs, ours in names.items() if ours in tower}, backbone)
     if isinstance(state_dict, OpenClipWeights):
         _check_config(state_dict.config, backbone)
     parts = {}
@@ -135,8 +135,8 @@ def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbon
         )
 
     own = {key: value.shape for key, value in backbone.state_dict().items() if ".metric." not in key}
-    for key, value in tower.items():
-        name = theirs.get(key, key)
+    for key, name in theirs.items():
+        value = tower[key]
         if key not in own:
             raise differs(f"'{name}' of the checkpoint has no place in the backbone")
         if own[key] != value.shape and not (key == "pos_embed" and own[key][-1] == value.shape[-1]):

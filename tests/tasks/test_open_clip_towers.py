@@ -11,16 +11,16 @@ from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
 from torch import nn
 
-import tasks  # noqa: F401  (registers the readers of weights)
+import tasks  # noqa: F401  (registration)
 from pipeline import build_backbone
 from pipeline.backbone.load import load_weights, read_state_dict
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model import MultiTaskModel
+from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from tasks.classification import ClassificationTask
 from tasks.open_clip_bridge import pretrained
 from tasks.open_clip_bridge.parts import build_parts
-from tasks.open_clip_bridge.weights import OpenClipWeights, caption_weights, image_tower_weights
+from tasks.open_clip_bridge.weights import OpenClipWeights, caption_weights, image_tower_weights, open_clip_weights
 
 VOCABULARY, LENGTH, WIDTH = 40, 12, 64
 TEXT = {"width": WIDTH, "heads": 4, "layers": 2}
@@ -137,6 +137,26 @@ def test_a_timm_tower_computes_the_same(name, monkeypatch):
         agree(backbone, model.visual.trunk.forward_features(images()), images())
 
 
+PUBLISHED = {
+    "ViT-B-32-quickgelu": "vit_base_patch32_clip_quickgelu_224",
+    "coca_ViT-B-32": "vit_base_patch32_clip_224",
+    "coca_ViT-L-14": "vit_large_patch14_clip_224",
+    "ViT-H-14": "vit_huge_patch14_clip_224",
+    "ViT-B-16-SigLIP": "vit_base_patch16_siglip_224",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_towers_have_a_name_in_timm(name):
+    """Heads and activation too; on the meta device, as some are large."""
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        visual = open_clip.model._build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
+        backbone = build_backbone(PUBLISHED[name])
+    given = OpenClipWeights({f"visual.{key}": value for key, value in visual.state_dict().items()}, config)
+    assert set(backbone.state_dict()) <= set(open_clip_weights(given, backbone))
+
+
 def test_a_file_is_enough(tmp_path):
     model, backbone = coca(), tower()
     save_file({key: value.clone() for key, value in model.state_dict().items()}, tmp_path / "coca.safetensors")
@@ -160,7 +180,7 @@ ANOTHER = {
     "deeper": ({"layers": 3}, {}, r"'visual.transformer.resblocks.2.ln_1.weight' of the checkpoint has no place"),
     "shallower": ({"layers": 1}, {}, r"'blocks.1.norm1.weight' of the backbone is not in the checkpoint"),
     "mlp": ({"mlp_ratio": 2.0}, {}, r"'visual.transformer.resblocks.0.mlp.c_fc.weight' is \(128, 64\)"),
-    "norm before the blocks": ({"no_ln_pre": True}, {}, r"'patch_embed.proj.bias' of the checkpoint has no place"),
+    "norm before the blocks": ({"no_ln_pre": True}, {}, r"'norm_pre.weight' of the backbone is not in the checkpoint"),
     "no norm before the blocks": ({}, {"pre_norm": False}, r"'visual.ln_pre.weight' of the checkpoint has no place"),
     "layer scale": ({"ls_init_value": 0.1}, {}, r"'visual.transformer.resblocks.0.ls_1.gamma' of the checkpoint has no place"),
     "no layer scale": ({}, {"init_values": 0.1}, r"'blocks.0.ls1.gamma' of the backbone is not in the checkpoint"),
@@ -254,34 +274,27 @@ def test_the_parts_on_our_tower_are_open_clips_coca():
     torch.testing.assert_close(nn.functional.normalize(feature), wanted["text_features"])
 
 
-class Captioner(nn.Module):
-    """A task with the captioning task's keys."""
-
-    def __init__(self, parts, pooler=True):
-        super().__init__()
-        modules = filled(parts)
-        self.text, self.decoder = modules["text"], modules["decoder"]
-        if pooler:
-            self.pooler = modules["pooler"]
-        self.logit_scale = nn.Parameter(torch.zeros(()))
-
-
-def captioning_model(read=READ, **options):
-    backbone = tower()
-    return MultiTaskModel(backbone, {"captions": Captioner(build_parts(SPEC, **read), **options)}, OBJECTIVES.build("supervised"))
+def captioning_model(num_words=VOCABULARY - 4, context_length=LENGTH, route="pooler", **options):
+    backbone = tower(**options)
+    tokenizer = {"type": "words", "words": [f"w{i}" for i in range(num_words)], "context_length": context_length}
+    task = TASKS.build("captioning", backbone, model=SPEC, tokenizer=tokenizer, route=route)
+    return MultiTaskModel(backbone, {"captions": task}, OBJECTIVES.build("supervised"))
 
 
 def test_a_coca_checkpoint_fills_the_whole_captioning_model():
     model = captioning_model()
     report = load_weights(model, coca().state_dict())
     assert not report.missing and not report.left
-    assert model.tasks["captions"].logit_scale == coca().logit_scale
     assert torch.equal(model.tasks["captions"].decoder.text_projection, coca().text_decoder.text_projection)
 
 
+def test_without_a_last_norm_in_the_backbone_the_pooler_has_its_own():
+    report = load_weights(captioning_model(global_pool="avg", fc_norm=True), coca().state_dict())
+    assert not report.missing and not report.left and "tasks.captions.pooler.ln_k.weight" in report.taken
+
+
 def test_another_vocabulary_takes_the_tower_only_and_says_so(caplog):
-    model = captioning_model({"vocab_size": 7, "context_length": LENGTH})
-    report = load_weights(model, coca().state_dict())
+    report = load_weights(captioning_model(num_words=3), coca().state_dict())
     assert {key.split(".")[0] for key in report.taken} == {"backbone"} and "open_clip:text.token_embedding.weight" in report.left
     assert "reads 40 different tokens and the task 7: only its image tower is taken" in caplog.text
 
@@ -291,14 +304,15 @@ def test_a_clip_gives_a_captioner_its_tower_only():
     assert {key.split(".")[0] for key in report.taken} == {"backbone"}
 
 
-def test_a_captioner_without_a_pooler_leaves_it():
-    report = load_weights(captioning_model(pooler=False), coca().state_dict())
-    assert not report.missing and report.left and all(key.startswith("pooler.") for key in report.left)
+def test_the_direct_route_leaves_the_pooler():
+    report = load_weights(captioning_model(route="direct"), coca().state_dict())
+    assert all(key.startswith("tasks.captions.direct.") for key in report.missing)
+    assert report.left and all(key.startswith("pooler.") for key in report.left)
 
 
 def test_another_context_is_refused_by_name():
     with pytest.raises(CheckpointError, match=r"text.positional_embedding' is \(13, 64\) in the checkpoint and \(17, 64\) in the model"):
-        load_weights(captioning_model({"vocab_size": VOCABULARY, "context_length": 16}), coca().state_dict())
+        load_weights(captioning_model(context_length=16), coca().state_dict())
 
 
 def test_a_new_decoder_learns_below_its_last_matrix_from_the_first_step():
