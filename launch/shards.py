@@ -1,7 +1,9 @@
-"""`dtem shards`: makes WebDataset shards with a manifest, and checks them."""
+"""`dtem shards`: makes WebDataset shards with a manifest, checks them, and counts the words of their captions."""
 
 import argparse
 import os
+import pprint
+import sys
 from pathlib import Path
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -12,19 +14,25 @@ LAYOUTS = {
     "camvid": "CamVid in SegNet's layout: SRC/{train,trainannot,val,valannot,test,testannot}; 11 classes",
 }
 """Images with masks; the readers are in pipeline/data/layouts."""
+CAPTIONED = {
+    "coco_captions": "COCO with Karpathy's splits: SRC/dataset_coco.json and SRC/{train2014,val2014}",
+    "captions": "SRC: a .csv with the columns image and caption, or a .jsonl, of images below its folder; a column split is optional",
+}
+"""Images with captions; the readers are there too."""
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser("shards", help="make shards with a manifest, and verify them", description=__doc__)
+    parser = subparsers.add_parser("shards", help="make shards with a manifest, verify them, count words", description=__doc__)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     make = actions.add_parser("make", help="write shards, or the manifest of existing ones")
     kinds = make.add_subparsers(dest="kind", metavar="KIND", required=True)
     _add_imagefolder(kinds)
-    for kind, tree in LAYOUTS.items():
+    for kind, tree in (LAYOUTS | CAPTIONED).items():
         _add_layout(kinds, kind, tree)
     _add_digit_scenes(kinds)
     _add_index(kinds)
     _add_verify(actions)
+    _add_words(actions)
 
 
 def _add_imagefolder(kinds) -> None:
@@ -41,8 +49,9 @@ def _add_imagefolder(kinds) -> None:
 
 
 def _add_layout(kinds, kind: str, tree: str) -> None:
-    parser = kinds.add_parser(kind, help=tree, epilog=f"example: dtem shards make {kind} /data/{kind} data/{kind} --workers 16")
-    parser.add_argument("src", metavar="SRC", help="the tree")
+    source = f"/data/{kind}" + (".csv" if kind == "captions" else "")
+    parser = kinds.add_parser(kind, help=tree, epilog=f"example: dtem shards make {kind} {source} data/{kind} --workers 16")
+    parser.add_argument("src", metavar="SRC", help="the table" if kind == "captions" else "the tree")
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
     parser.add_argument("--shard-size", type=_count, default=500, metavar="N", help="samples per shard (default 500)")
     parser.add_argument("--size", type=_count, metavar="PX", help="resize larger pictures to this shorter side (default: keep the files)")
@@ -90,6 +99,16 @@ def _add_verify(actions) -> None:
     parser.add_argument("--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})")
 
 
+def _add_words(actions) -> None:
+    parser = actions.add_parser(
+        "words",
+        help="print the words of the training captions, the most frequent first, as a list for data.tokenizer.words",
+        epilog="example: dtem shards words data/digits",
+    )
+    parser.add_argument("path", metavar="PATH", help="folder or brace pattern")
+    parser.add_argument("--min-count", type=_count, default=1, metavar="N", help="leave out rarer words (default 1: none)")
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -98,9 +117,10 @@ def _count(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.action == "verify":
-        return _verify(args)
+    if args.action != "make":
+        return {"verify": _verify, "words": _words}[args.action](args)
     makers = {"imagefolder": _make_imagefolder, "digit_scenes": _make_digit_scenes, "index": _make_index}
+    makers |= dict.fromkeys(CAPTIONED, _make_captioned)
     return _report(makers.get(args.kind, _make_layout)(args))
 
 
@@ -120,6 +140,16 @@ def _make_layout(args: argparse.Namespace) -> Path:
     layout = LAYOUTS[args.kind](Path(args.src))
     jobs = layout_jobs(layout, shard_size=args.shard_size, size=args.size, seed=args.seed)
     return write_shards(jobs, Path(args.out), classes=layout.classes, workers=args.workers)
+
+
+def _make_captioned(args: argparse.Namespace) -> Path:
+    from pipeline.data.captioned import caption_jobs
+    from pipeline.data.layouts import CAPTIONED
+    from pipeline.data.write import write_shards
+
+    splits = CAPTIONED[args.kind](Path(args.src))
+    jobs = caption_jobs(splits, shard_size=args.shard_size, size=args.size, seed=args.seed)
+    return write_shards(jobs, Path(args.out), workers=args.workers)
 
 
 def _make_digit_scenes(args: argparse.Namespace) -> Path:
@@ -152,9 +182,10 @@ def _report(manifest: Path) -> int:
 
     made = load_manifest(str(manifest.parent))
     size = sum(shard.num_bytes for shard in made.shards) / 2**20
-    classes = f"{len(made.classes)} classes" + (f", {len(made.mask_classes)} mask classes" if made.mask_classes else "")
+    classes = f", {len(made.classes)} classes" if made.classes else ""
+    classes += f", {len(made.mask_classes)} mask classes" if made.mask_classes else ""
     members = ", ".join(made.schema)
-    print(f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB, {classes}, members {members}")
+    print(f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB{classes}, members {members}")
     return 0
 
 
@@ -168,3 +199,19 @@ def _verify(args: argparse.Namespace) -> int:
         print(line)
     print(f"{args.path}: {found.num_samples} samples, {len(found.problems)} problems")
     return 2 if found.problems else 0
+
+
+def _words(args: argparse.Namespace) -> int:
+    """The list on stdout, what there is to know about it on stderr."""
+    from pipeline.data.words import count_words
+
+    found = count_words(args.path)
+    kept = found.vocabulary(args.min_count)
+    print(pprint.pformat(kept, width=140, compact=True))
+    share = sum(found.counts[word] for word in kept) / max(1, found.counts.total())
+    print(
+        f"{args.path}: {found.num_captions} captions; {len(kept)} of {len(found.counts)} words, which are {share:.2%} of the text; "
+        f"the longest caption has {found.longest} words, so context_length={found.longest + 2} cuts none",
+        file=sys.stderr,
+    )
+    return 0

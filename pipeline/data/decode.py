@@ -69,9 +69,12 @@ def decode_captions(data: bytes) -> tuple[str, ...]:
         raise SampleError(f"json has {len(data)} bytes; the limit is {MAX_JSON}")
     try:
         captions = json.loads(data)["captions"]
+        json.dumps(captions, ensure_ascii=False).encode()  # half a surrogate pair is no text: nothing could print it
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise SampleError(f"json does not hold captions: {err}") from err
-    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) and text.strip() for text in captions):
+    if captions == []:
+        raise SampleError("json: 'captions' is empty: the image has no caption")
+    if not isinstance(captions, list) or not all(isinstance(text, str) and text.strip() for text in captions):
         raise SampleError("json: 'captions' is not a list of texts")
     return tuple(captions)
 

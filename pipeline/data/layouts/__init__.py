@@ -1,11 +1,14 @@
-"""How public data sets lay out images and masks: one reader each, found by this table."""
+"""How public data sets lay out images, with masks or with captions: one reader each, found by these tables."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.data.captioned import Captioned
 from pipeline.data.layouts.ade20k import read_ade20k
 from pipeline.data.layouts.camvid import read_camvid
+from pipeline.data.layouts.captions_table import read_captions_table
 from pipeline.data.layouts.cityscapes import read_cityscapes
+from pipeline.data.layouts.coco_captions import read_coco_captions
 from pipeline.data.layouts.pascal import read_pascal
 from pipeline.data.paired import Layout
 
@@ -15,4 +18,10 @@ LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "pascal": read_pascal,
     "camvid": read_camvid,
 }
-"""Each reader raises ConfigError where the tree is not there, SampleError for files that do not pair."""
+"""With masks. Each reader raises ConfigError where the tree is not there, SampleError for files that do not pair."""
+
+CAPTIONED: dict[str, Callable[[Path], dict[str, list[Captioned]]]] = {
+    "coco_captions": read_coco_captions,
+    "captions": read_captions_table,
+}
+"""With captions, by split. Each reader raises ConfigError where there is nothing to read, SampleError for what cannot be used."""
