@@ -14,8 +14,9 @@ from torch import nn
 import tasks  # noqa: F401  (registration)
 from pipeline import build_backbone
 from pipeline.backbone.load import load_weights, read_state_dict
+from pipeline.config.load import from_plain
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model import TASKS, MultiTaskModel
+from pipeline.model import TASKS, MultiTaskModel, build_model
 from pipeline.objectives import OBJECTIVES
 from tasks.classification import ClassificationTask
 from tasks.open_clip_bridge import pretrained
@@ -286,6 +287,26 @@ def test_a_coca_checkpoint_fills_the_whole_captioning_model():
     report = load_weights(model, coca().state_dict())
     assert not report.missing and not report.left
     assert torch.equal(model.tasks["captions"].decoder.text_projection, coca().text_decoder.text_projection)
+
+
+def test_a_modular_run_starts_from_the_file_of_a_coca(tmp_path, caplog):
+    """Modular training refuses weights that leave anything random that it would freeze."""
+    torch.save({"epoch": 1, "state_dict": coca().state_dict()}, tmp_path / "coca.pt")
+    tokenizer = {"type": "words", "words": [f"w{i}" for i in range(VOCABULARY - 4)], "context_length": LENGTH}
+    head = {"model": SPEC, "tokenizer": tokenizer}
+    data = {"train": "unread", "schema": "captioning", "tokenizer": tokenizer}
+    backbone = {"name": "vit_base_patch32_clip_224", "img_size": 32, "weights": str(tmp_path / "coca.pt"), "options": SIZES}
+    plain = {
+        "output": str(tmp_path),
+        "backbone": backbone,
+        "merging": {"policy": "dtem", "reduction": 2},
+        "tasks": {"captions": {"type": "captioning", "head": head, "data": data}},
+        "train": {"mode": "modular", "steps": 1},
+    }
+    with caplog.at_level("INFO"):
+        model = build_model(from_plain(plain))
+    assert "coca.pt: took" in caplog.text and "left unused: none" in caplog.text
+    agree(model.eval().backbone, coca().visual.attn_pool.ln_k(tokens_of(coca().visual, images())), images())
 
 
 def test_without_a_last_norm_in_the_backbone_the_pooler_has_its_own():
