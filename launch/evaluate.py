@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     }
     model.check_data(loaders)
     schedules = {name: first_schedule(model, name, task.data, args.split, reduction) for name, task in saved.config.tasks.items()}
-    scores = evaluate(evaluator, {name: progress(loader, name) for name, loader in loaders.items()}, reduction=reduction)
+    scores = evaluate(evaluator, {name: progress(loader, name) for name, loader in loaders.items()}, reduction=reduction, thorough=True)
     if rank != 0:
         return 0
     result = {

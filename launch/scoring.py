@@ -59,11 +59,11 @@ class Panel(nn.Module):
             tallies |= {f"{i}/{name}": tensor for name, tensor in model.evaluate(batch, reduction=own).items()}
         return tallies
 
-    def scores(self, task: str, tallies: Tallies) -> Scores:
+    def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
         scores: Scores = {}
         for i, model in enumerate(self.models):
             own = {name.removeprefix(f"{i}/"): tensor for name, tensor in tallies.items() if name.startswith(f"{i}/")}
-            found = model.scores(task, own | {"samples": tallies["samples"]})
+            found = model.scores(task, own | {"samples": tallies["samples"]}, thorough=thorough)
             scores |= {f"{i}/{name}": value for name, value in found.items()}
         return scores
 

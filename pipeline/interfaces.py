@@ -122,8 +122,11 @@ class Task(Protocol):
         """What the metrics are made of, over the batch's samples."""
         ...
 
-    def scores(self, tallies: Tallies) -> Scores:
-        """The metrics of tallies that were added up, tensors on the CPU, `samples` (how many) among them. Called on rank 0 alone."""
+    def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
+        """The metrics of tallies that were added up, tensors on the CPU, `samples` (how many) among them. Called on rank 0 alone.
+
+        thorough: also those that take long, for which training does not wait.
+        """
         ...
 
 

@@ -76,10 +76,10 @@ class MultiTaskModel(nn.Module):
 
         return encode
 
-    def scores(self, task: str, tallies: Tallies) -> Scores:
-        """The task's metrics from tallies that were added up over batches and ranks, with `samples` among them."""
+    def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
+        """The task's metrics from tallies that were added up over batches and ranks, with `samples` among them. thorough: see Task."""
         head: Any = self.tasks[task]
-        return head.scores(tallies)
+        return head.scores(tallies, thorough=thorough)
 
 
 def build_model(config: RunConfig) -> MultiTaskModel:

@@ -86,7 +86,7 @@ class ClassificationTask(nn.Module):
         hits = best == labels[:, None]
         return {"top1": hits[:, 0].sum(), "top5": hits.sum(), "loss": F.cross_entropy(logits, labels, reduction="sum")}
 
-    def scores(self, tallies: Tallies) -> Scores:
+    def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """top1 and top5 as shares of the samples, and the mean loss."""
         samples = int(tallies["samples"])
         return {name: float(tallies[name]) / samples for name in ("top1", "top5", "loss")}

@@ -141,7 +141,7 @@ class SegmentationTask(nn.Module):
         """confusion [K, K] int64: pixels by label and prediction."""
         return {"confusion": count_confusion(encode, self.logits, batch, self.inference, self.patch_size, self.num_classes)}
 
-    def scores(self, tallies: Tallies) -> Scores:
+    def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         return scores_of(tallies["confusion"])
 
 

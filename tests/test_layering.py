@@ -33,6 +33,7 @@ DOORS = {
     "mmseg": {"tasks/mmseg_bridge/"},
     "mmcv": {"tasks/mmseg_bridge/"},
     "open_clip": {"tasks/open_clip_bridge/"},
+    "pycocoevalcap": {"tasks/caption_metrics.py"},
     "webdataset": set(),
     "transformers": set(),
 }

@@ -28,7 +28,7 @@ def _joined_bytes(engine: Engine, own: bytes) -> bytes:
 
 
 def joined(engine: Engine, own: Tensor) -> Tensor:
-    """[n, ...] on the CPU: the tensors of all ranks behind one another, in the order of ranks. They differ in their first dimension only."""
+    """[n, ...] on the CPU: the tensors of all ranks behind one another, in the order of ranks. They may differ in n."""
     if engine.world_size == 1:
         return own.cpu()
     counts = rows(engine, torch.tensor(len(own))).tolist()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 
@@ -21,20 +21,21 @@ class SizedBatches(Protocol):
     def __len__(self) -> int: ...
 
 
-def evaluate(engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: Any = None) -> TaskScores:
+def evaluate(engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: Any = None, thorough: bool = False) -> TaskScores:
     """Scores of engine.module on this rank's share of each task's samples, summed over ranks. Called by every rank; rank 0 computes.
 
-    Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one.
+    Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one. thorough: also the
+    metrics that take long.
     """
     was_training = engine.module.training
     engine.module.eval()
     try:
-        return {task: _evaluate_task(engine, task, loader, reduction) for task, loader in loaders.items()}
+        return {task: _evaluate_task(engine, task, loader, reduction, thorough) for task, loader in loaders.items()}
     finally:
         engine.module.train(was_training)
 
 
-def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: Any) -> Scores:
+def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: Any, thorough: bool) -> Scores:
     sums = TallySums()
     for batch, counts in _in_step(engine, loader):
         tallies = engine.evaluate(batch.to(engine.device), reduction=reduction)
@@ -43,7 +44,8 @@ def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: A
     totals = sums.reduce(engine)
     if not totals:
         return {"samples": 0.0}
-    scores = cast(Any, engine.module).scores(task, totals) if engine.rank == 0 else {}  # ranks must not differ in what is best
+    module: Any = engine.module
+    scores = module.scores(task, totals, thorough=thorough) if engine.rank == 0 else {}  # ranks must not differ in what is best
     return json.loads(from_rank0(engine, json.dumps(scores))) | {"samples": float(totals["samples"])}
 
 

@@ -121,7 +121,7 @@ def test_scores_are_computed_once_and_every_rank_has_them():
     """What one process measures another might not: an external scorer can fail on one of them."""
 
     class Model(StandinModel):
-        def scores(self, task, tallies):
+        def scores(self, task, tallies, *, thorough=False):
             return {"asked": float(torch.rand(())), "absent": None}
 
     def run(rank, engine):
