@@ -50,9 +50,10 @@ def _json_rows(table: Path) -> Iterator[Row]:
 def _row(where: str, entry: Any) -> Row:
     """A missing caption is told later, of the image, because another row may have one."""
     plain = entry if isinstance(entry, dict) else {}
-    image, split, captions = plain.get("image"), plain.get("split", "train"), plain.get("captions", [])
-    captions = [*captions, plain["caption"]] if "caption" in plain and isinstance(captions, list) else captions
-    texts = [image, split, *captions] if isinstance(captions, list) else [None]
+    captions = plain.get("captions", [])
+    texts: list[Any] = [plain.get("image"), plain.get("split", "train"), *(captions if isinstance(captions, list) else [None])]
+    texts += [plain["caption"]] if "caption" in plain else []
     if not all(isinstance(text, str) for text in texts):
         raise SampleError(f'{where}: give "image" and "caption" (or "captions", a list) as texts')
+    image, split, *captions = texts
     return Row(where, image, captions, split)
