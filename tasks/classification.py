@@ -81,15 +81,22 @@ class ClassificationTask(nn.Module):
     @torch.no_grad()
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """How many samples have their class first (top1) and among the first five (top5), and the sum of their losses."""
-        logits, labels = self.infer(encode, batch), batch.targets.labels
-        best = logits.topk(min(5, self.num_classes), dim=-1).indices
-        hits = best == labels[:, None]
-        return {"top1": hits[:, 0].sum(), "top5": hits.sum(), "loss": F.cross_entropy(logits, labels, reduction="sum")}
+        return count_hits(self.infer(encode, batch), batch.targets.labels)
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """top1 and top5 as shares of the samples, and the mean loss."""
-        samples = int(tallies["samples"])
-        return {name: float(tallies[name]) / samples for name in ("top1", "top5", "loss")}
+        return hit_shares(tallies)
+
+
+def count_hits(logits: Tensor, labels: Tensor) -> Tallies:
+    """What `hit_shares` needs. logits [B, K], labels [B]."""
+    hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
+    return {"top1": hits[:, 0].sum(), "top5": hits.sum(), "loss": F.cross_entropy(logits, labels, reduction="sum")}
+
+
+def hit_shares(tallies: Tallies) -> Scores:
+    samples = int(tallies["samples"])
+    return {name: float(tallies[name]) / samples for name in ("top1", "top5", "loss")}
 
 
 def _linear_head(dim: int, num_classes: int) -> nn.Linear:
