@@ -152,7 +152,7 @@ class TextTower(nn.Module):
             raise ConfigError("model: captioning takes a text_projection that is a matrix; leave proj_type and proj_bias out of text_cfg")
         _adopt(self, text)
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(map(SelfBlock, text.transformer.resblocks))})
-        self.context_length, self.pad_id, self.correct_cls_mask = text.context_length, text.pad_id, text.correct_cls_mask
+        self.context_length, self.pad_id = text.context_length, text.pad_id
 
     def drop_feature(self) -> None:
         """Leaves out what only the feature needs."""
@@ -177,14 +177,14 @@ class TextTower(nn.Module):
         """Embeddings [B, P + 1, W], the class token last, and who sees whom [B, 1, P + 1, P + 1].
 
         The class token has the place behind the longest caption, so that the feature does not depend on what a batch is padded to.
-        Published weights were trained with padding masked one place too late (correct_cls_mask False), which lets the class token see
-        the first padding, if there is one, and not itself: so there is one wherever it fits.
+        CoCas are trained with padding masked one place too late, which lets the class token see the first padding, if there is one,
+        and itself if there is none: so there is one wherever it fits.
         """
         tokens = F.pad(tokens, (0, 1), value=self.pad_id)[:, : self.context_length]
         place = torch.arange(tokens.shape[1] + 1, device=tokens.device)
         place[-1] = self.context_length
         x = torch.cat([self.token_embedding(tokens), self.cls_emb.expand(len(tokens), 1, -1)], dim=1) + self.positional_embedding[place]
-        seen = F.pad(tokens != self.pad_id, (0, 1) if self.correct_cls_mask else (1, 0), value=True)
+        seen = F.pad(tokens != self.pad_id, (1, 0), value=True)
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         return x, causal & seen[:, None, None, :]
 

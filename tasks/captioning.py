@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from pipeline.backbone.vit import MergingViT
 from pipeline.data.text import build_tokenizer
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Sums, TaskOutput
+from pipeline.interfaces import Batch, Encode, Rows, Scores, Sums, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
 from tasks.caption_image import Direct, Pooler
 from tasks.caption_losses import caption_loss, contrastive_loss, normalised
+from tasks.caption_metrics import METRIC_UNITS, CaptionRow, caption_scores
 from tasks.caption_towers import Decoder, ImageTokens, Past, TextTower
 from tasks.generation import Generation, Marks, Step, generate
+from tasks.retrieval import retrieval_rows, retrieval_scores
 
 ROUTES = ("pooler", "direct")
 CERTAIN = 1e4
@@ -40,6 +42,7 @@ class CaptioningTask(nn.Module):
     taps: tuple[int, ...] = ()
     unmerge: str | None = None
     main_metric = "CIDEr"
+    metric_units = METRIC_UNITS
 
     def __init__(
         self,
@@ -137,17 +140,38 @@ class CaptioningTask(nn.Module):
         drawn = (log_likelihood.detach() + noise).argmax(dim=-1, keepdim=True)
         return log_likelihood.gather(-1, drawn).sum()
 
-    @torch.no_grad()
     def generate(self, output: BackboneOutput, *, keys: Sequence[str] = (), config: Generation | None = None) -> list[str]:
         """A caption of each image. keys: the images' names, which address what is drawn for them under top_p. config: None, the task's."""
-        config = config or self.generation
+        return self._captions(self.image_tokens(output), keys, config or self.generation)
+
+    @torch.no_grad()
+    def _captions(self, image: ImageTokens, keys: Sequence[str], config: Generation) -> list[str]:
         longest = min(config.max_length, self.tokenizer.context_length - 1)
         config = replace(config, max_length=longest, min_length=min(config.min_length, longest))
-        image = self.image_tokens(output)
         start = torch.full((len(image.tokens),), self.marks.bos, device=image.tokens.device)
         together = any(parameter.numel() == 0 for parameter in self.parameters())  # ZeRO 3: weights that every call gathers over ranks
         words = generate(self._next_words(image), start, self.marks, config, keys=keys, stop_early=not together)
         return [self.tokenizer.decode(row) for row in words.tolist()]
+
+    def infer(self, encode: Encode, batch: Batch) -> list[str]:
+        """A caption of each image, made as the task's options say."""
+        return self.generate(encode(batch.images), keys=batch.keys)
+
+    @torch.no_grad()
+    def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
+        """captions: CaptionRows. loss: of the first references' tokens, and how many those are. With the contrastive part, features."""
+        image, tokens, references = self.image_tokens(encode(batch.images)), batch.targets.tokens, batch.targets.references
+        made = self._captions(image, batch.keys, self.generation)
+        rows = tuple(CaptionRow(*row) for row in zip(batch.keys, made, references, strict=True))
+        logits, labels = self.decoder(self.text(tokens[:, :-1])[0], image)[0].float(), tokens[:, 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.marks.pad, reduction="sum")
+        tallies = {"captions": Rows(rows), "loss": loss, "tokens": (labels != self.marks.pad).sum()}
+        return tallies if image.feature is None else tallies | retrieval_rows(normalised(image.feature), self, references)
+
+    def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
+        """Those of `tasks.caption_metrics`, of `tasks.retrieval` with the contrastive part, and the mean loss of a token."""
+        scores = caption_scores(tallies["captions"], thorough=thorough) | {"loss": float(tallies["loss"] / tallies["tokens"])}
+        return scores | retrieval_scores(tallies) if "image" in tallies else scores
 
     def _next_words(self, image: ImageTokens) -> Step:
         def step(last: Tensor, past: Past | None) -> tuple[Tensor, Past]:
