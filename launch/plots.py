@@ -26,7 +26,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One policy. macs [K] in multiply-accumulates; scores [K][runs] in percent."""
+    """One policy. macs [K] in multiply-accumulates; scores [K][runs] in the metric's unit."""
 
     label: str
     macs: Sequence[float]
@@ -38,7 +38,10 @@ class Curve:
 
 
 def plot_curves(curves: Sequence[Curve], whole: Curve, metric: str, title: str, stem: Path) -> list[Path]:
-    """Writes STEM.png and STEM.svg: a line per policy, a band from worst to best run, `whole` (the unmerged model) as a star."""
+    """Writes STEM.png and STEM.svg: a line per policy, a band from worst to best run, `whole` (the unmerged model) as a star.
+
+    metric: its name, and unit if any.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.5), layout="constrained")
         axes = figure.add_subplot()
@@ -77,7 +80,7 @@ def _dress(axes: Any, metric: str, title: str, whole: Curve) -> None:
     unit = _unit(whole.macs[0])
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / unit[0]:g}")
     axes.set_xlabel(f"{unit[1]}MACs per image (what papers call {unit[1]}FLOPs)")
-    axes.set_ylabel(f"{metric} (%)")
+    axes.set_ylabel(metric)
     axes.grid(True, linewidth=0.8)
     axes.set_axisbelow(True)
     top = axes.secondary_xaxis("top", functions=(lambda x: 100 * x / whole.macs[0], lambda x: x * whole.macs[0] / 100))

@@ -1,7 +1,7 @@
 """What a sweep measures: one point per policy and reduction, on the weights of one or several runs of one setup."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -35,7 +35,7 @@ class Point:
     """target: as asked, 0 for the unmerged model. schedule, tokens: of the first input. macs: of one image, head and merging included.
 
     scores: metric -> one value per run (None is n/a), or one value where all runs have the weights that count. images_per_s: of the
-    whole evaluation, encoder_images_per_s: of its encoder, one value per round.
+    whole inference, encoder_images_per_s: of its encoder, one value per round.
     """
 
     policy: str
@@ -56,13 +56,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One task. `metric` is the one that the task ranks by; `whole` the unmerged model."""
+    """One task. units: of the metrics that the task shows, the one that it ranks by first. `whole` is the unmerged model."""
 
     task: str
-    metric: str
+    units: Mapping[str, str]
     whole: Point
     points: list[Point]
     conditions: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return next(iter(self.units))
 
 
 Models = dict[str, list[MultiTaskModel]]
@@ -172,7 +176,7 @@ def _measure(evaluator: Evaluator, models: Models, job: _Job, rounds: int, condi
     head: Any = models["none"][0].tasks[task]
     seen = {"samples": int(scores["samples"] or 0), "batch": len(batch.images), "pixels": list(batch.images.shape[-2:])}
     classes = {"classes": list(job.loader.classes)} if of_classes(points[0].scores) else {}
-    return Sweep(task, head.main_metric, points[0], points[1:], conditions | seen | classes)
+    return Sweep(task, head.metric_units, points[0], points[1:], conditions | seen | classes)
 
 
 def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:

@@ -70,7 +70,7 @@ class Panel(nn.Module):
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second, one figure per round: of a whole evaluation (encoder, head, pixels, metrics), and of its encoder alone."""
+    """Images per second, one figure per round: of the whole inference (encoder, head, pixels or words), and of its encoder alone."""
 
     whole: list[float] = field(default_factory=list)
     encoder: list[float] = field(default_factory=list)
@@ -90,7 +90,7 @@ def images_per_second(evaluator: Evaluator, entries: Sequence[Entry], batch: Bat
 
 
 def _seconds(device: torch.device, entry: Entry, batch: Batch) -> tuple[float, float]:
-    """Of an evaluation of the batch, and of its encoder."""
+    """Of the batch's inference, and of its encoder."""
     (model, reduction), inside = entry, 0.0
     plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
 
@@ -102,7 +102,7 @@ def _seconds(device: torch.device, entry: Entry, batch: Batch) -> tuple[float, f
         return output
 
     start = _now(device)
-    task.evaluate(encode, batch)  # pyright: ignore[reportCallIssue]
+    task.infer(encode, batch)  # pyright: ignore[reportCallIssue]
     return _now(device) - start, inside
 
 

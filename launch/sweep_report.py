@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.plots import Curve, plot_curves
 from launch.points import MACS, Point, Sweep
-from launch.tables import markdown, of_classes, percent, spread
+from launch.tables import in_unit, markdown, score
 
 
 def print_sweep(sweeps: Sequence[Sweep]) -> None:
@@ -20,7 +20,8 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
         print(f"\n{result.task}: {where['samples']} samples of {where['split']}, {len(where['runs'])} run(s)")
         print(*(f"  {run}" for run in where["runs"]), sep="\n")
         print(markdown(*_table(result)))
-        print(f"images/s: median of rounds in turns, {machine}, images of {'x'.join(map(str, where['pixels']))} pixels (the first)")
+        machine += f", images of {'x'.join(map(str, where['pixels']))} pixels (the first)"
+        print(f"images/s: of the whole inference, a caption and its like included, median of rounds in turns, {machine}")
 
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
@@ -28,7 +29,8 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for result in sweeps for row in _rows(result)]
     path, sheet = folder / "sweep.json", folder / "sweep.csv"
-    content = [{"task": s.task, "metric": s.metric, "conditions": s.conditions, "points": list(_rows(s))} for s in sweeps]
+    facts = [{"task": s.task, "metric": s.metric, "units": dict(s.units), "conditions": s.conditions} for s in sweeps]
+    content = [fact | {"points": _rows(result)} for fact, result in zip(facts, sweeps, strict=True)]
     path.write_text(json.dumps(content, indent=1))
     with open(sheet, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
@@ -59,12 +61,12 @@ def _table(result: Sweep) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, Callable[[Point], str]] = {"policy": lambda point: point.policy}
     if result.conditions["targets"] != MACS:
         columns["target"] = lambda point: f"{point.target:g}"
-    hidden = {result.metric, "loss", *of_classes(result.whole.scores)}
-    for name in (result.metric, *(name for name in result.whole.scores if name not in hidden)):
-        columns[f"{name} %"] = lambda point, name=name: spread(percent(point.scores[name]))
+    for name, unit in result.units.items():
+        columns[f"{name} {unit}".rstrip()] = lambda point, name=name, unit=unit: score(point.scores[name], unit)
     if _has_decoder(result):
         columns["encoder GMACs"] = lambda point: f"{point.encoder_macs / 1e9:.4g}"
         columns["encoder %"] = lambda point: f"{100 * point.encoder_macs / result.whole.encoder_macs:.1f}"
+        columns["decoder GMACs"] = lambda point: f"{point.head_macs / 1e9:.4g}"
     columns["GMACs (papers' GFLOPs)"] = lambda point: f"{point.macs / 1e9:.4g}"
     columns["GFLOPs"] = lambda point: f"{2 * point.macs / 1e9:.4g}"
     columns["MACs %"] = lambda point: f"{100 * point.macs / result.whole.macs:.1f}"
@@ -90,12 +92,14 @@ def _plots(result: Sweep, stem: Path) -> list[Path]:
 
 
 def _plot(result: Sweep, stem: Path, what: str, macs: Callable[[Point], int]) -> list[Path]:
+    unit = result.units[result.metric]
+
     def curve(label: str, points: Sequence[Point]) -> Curve:
-        scores = [[100 * value for value in point.scores[result.metric] if value is not None] for point in points]
+        scores = [[value for value in in_unit(point.scores[result.metric], unit) if value is not None] for point in points]
         return Curve(label, [macs(point) for point in points], scores)
 
     policies = dict.fromkeys(point.policy for point in result.points)
     curves = [curve(policy, [point for point in result.points if point.policy == policy]) for policy in policies]
     runs = len(result.conditions["runs"])
     title = f"{result.task}: {result.metric} against {what}" + (f", {runs} runs" if runs > 1 else "")
-    return plot_curves(curves, curve("unmerged", [result.whole]), result.metric, title, stem)
+    return plot_curves(curves, curve("unmerged", [result.whole]), f"{result.metric} ({unit})" if unit else result.metric, title, stem)

@@ -24,8 +24,14 @@ def spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
     return text if len(known) == 1 else f"{text} ± {form.format((max(known) - min(known)) / 2)}"
 
 
-def percent(values: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None else 100 * value for value in values]
+def in_unit(values: Sequence[float | None], unit: str) -> list[float | None]:
+    """Shares in percent where that is the unit; others as they are."""
+    return [None if value is None else 100 * value if unit == "%" else value for value in values]
+
+
+def score(values: Sequence[float | None], unit: str) -> str:
+    """The spread of a metric's values in its unit."""
+    return spread(in_unit(values, unit), "{:.2f}" if unit == "%" else "{:.3f}")
 
 
 def of_classes(scores: Iterable[str]) -> list[str]:
@@ -34,10 +40,10 @@ def of_classes(scores: Iterable[str]) -> list[str]:
 
 
 def class_table(scores: Mapping[str, float | None], classes: Sequence[str]) -> str:
-    """One row per class for the metrics named `METRIC/i`; empty where there are none. classes: names, by i."""
+    """One row per class for the metrics named `METRIC/i`, which are shares; empty where there are none. classes: names, by i."""
     metrics = list(dict.fromkeys(name.split("/")[0] for name in of_classes(scores)))
     if not metrics:
         return ""
     shares = {i: [scores.get(f"{metric}/{i}") for metric in metrics] for i in range(len(classes))}
-    rows = [[classes[i], *(spread([value]) for value in percent(values))] for i, values in shares.items()]
+    rows = [[classes[i], *(score([value], "%") for value in values)] for i, values in shares.items()]
     return markdown(["class", *(f"{metric} %" for metric in metrics)], rows)

@@ -1,10 +1,11 @@
-"""What an evaluation asks of a model, seen on one batch: the grids that its backbone is given, and multiply-accumulates."""
+"""What inference asks of a model, seen on one batch: the grids that its backbone is given, and multiply-accumulates."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from launch.restore import checked_reduction
@@ -28,11 +29,11 @@ def first_batch(task: str, data: DataConfig, split: str = "val") -> Batch:
 
 
 class _Seen(Exception):
-    """Ends an evaluation whose first input has been seen."""
+    """Ends an inference whose first input has been seen."""
 
 
 def first_grid(model: MultiTaskModel, batch: Batch) -> Grid:
-    """The grid of what the backbone is given first in an evaluation: of a window where there are windows, padded to whole patches."""
+    """The grid of what the backbone is given first: of a window where there are windows, padded to whole patches."""
     seen: list[Grid] = []
 
     def encode(images: Tensor) -> BackboneOutput:
@@ -41,14 +42,14 @@ def first_grid(model: MultiTaskModel, batch: Batch) -> Grid:
 
     task: Any = model.tasks[batch.task]
     try:
-        task.evaluate(encode, batch)
+        task.infer(encode, batch)
     except _Seen:
         pass
     return seen[0]
 
 
 def first_schedule(model: MultiTaskModel, task: str, data: DataConfig, split: str, reduction: ReductionSpec | None) -> list[int]:
-    """r of each block for the first input of an evaluation; ConfigError where it has fewer tokens than the reduction takes."""
+    """r of each block for the first input of a split; ConfigError where it has fewer tokens than the reduction takes."""
     grid = first_grid(model, first_batch(task, data, split).to(next(model.parameters()).device))
     if reduction is not None:
         checked_reduction(model, grid, reduction)
@@ -57,7 +58,7 @@ def first_schedule(model: MultiTaskModel, task: str, data: DataConfig, split: st
 
 @dataclass(frozen=True)
 class Workload:
-    """MACs of one image, the mean over a batch, with all its windows and views: encoder_macs hold metric_macs.
+    """MACs of one image, the mean over a batch, with all its windows and views, or all its words: encoder_macs hold metric_macs.
 
     schedule, tokens: r and tokens left by block, of the backbone's first input.
     """
@@ -70,7 +71,10 @@ class Workload:
 
 
 def workload(entry: Entry, batch: Batch) -> Workload:
-    """Evaluates the batch once. The encoder's MACs are by formula; the head's are counted, as its form is the task's own business."""
+    """Infers the batch once. The encoder's MACs are by formula; the head's are counted, as its form is the task's own business.
+
+    Attention runs by its definition: the counter does not know the CPU's kernel for it.
+    """
     (model, reduction), inputs, inside = entry, [], 0
     plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
 
@@ -82,8 +86,8 @@ def workload(entry: Entry, batch: Batch) -> Workload:
         inside += counter.get_total_flops()
         return output
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        task.evaluate(encode, batch)  # pyright: ignore[reportCallIssue]
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        task.infer(encode, batch)  # pyright: ignore[reportCallIssue]
     specs = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
     counts = [(number, count_macs(model.backbone, grid, spec)) for (number, grid), spec in zip(inputs, specs, strict=True)]
     images = len(batch.images)
