@@ -72,7 +72,7 @@ class CaptioningTask(nn.Module):
         sizes = (backbone, parts.width, parts.embed_dim)
         part = Pooler(parts.pooler(backbone.embed_dim), *sizes) if route == "pooler" else Direct(*sizes)
         self.add_module(route, part)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07))) if contrastive_weight else None
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)])) if contrastive_weight else None
         if not contrastive_weight:
             self.text.drop_feature()
             part.drop_feature()
@@ -115,7 +115,7 @@ class CaptioningTask(nn.Module):
         return self._compared().clamp(max=math.log(LARGEST_SCALE)).exp()
 
     def _compared(self) -> Tensor:
-        """logit_scale, where there is one."""
+        """logit_scale [1] (DeepSpeed takes no scalars), where there is one."""
         if self.logit_scale is None:
             raise ConfigError("captioning: contrastive_weight is 0, so images and captions have no features to compare")
         return self.logit_scale

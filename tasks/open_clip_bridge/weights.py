@@ -66,7 +66,7 @@ def image_tower_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def caption_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A CoCa's other tensors under the captioning task's keys: text.*, decoder.*, pooler.*, logit_scale. None for a CLIP."""
     parts = {ours: state_dict[theirs] for theirs, ours in _caption_names(state_dict).items()}
-    return parts | {"logit_scale": parts["logit_scale"].reshape(())} if "logit_scale" in parts else parts
+    return parts | {"logit_scale": parts["logit_scale"].reshape(1)} if "logit_scale" in parts else parts
 
 
 def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
