@@ -12,13 +12,14 @@ from stages import arguments, data_options, record_sweep, train_on_two_cores, tr
 MERGED = (0.3, 0.5, 0.7)
 CLAIM = (
     "CamVid mIoU (%) of a frozen Segmenter, unmerged by residual: DTEM above ToMe and above its untrained embedding with 30, 50 and 70 % "
-    "of the patches merged, and at most 1.0 below the unmerged model at half"
+    "of the patches merged in the first {:.0%} of the blocks, and at most 1.0 below the unmerged model at half"
 )
 
 
 def main() -> None:
     parser = arguments(__doc__, "camvid_dtem_vs_tome")
     parser.add_argument("--start", default="None", help="weights of the ViT to start from: a file or run of configs/cifar10_vit.py's model")
+    parser.add_argument("--within", type=float, default=0.5, help="share of the blocks, from the first, that merge")
     args = parser.parse_args()
     data = data_options(args, "camvid")
     options = [*data, f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]
@@ -26,7 +27,8 @@ def main() -> None:
     folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
     seeds = [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds]
     runs = train_side_by_side("configs/camvid_segmenter_vit_tiny_dtem.py", folders, seeds)
-    record_sweep(args, CLAIM, runs, data, MERGED, "{} of the patches merged", merged=True)
+    name = f"{{}} of the patches merged in {args.within:.0%} of the blocks"
+    record_sweep(args, CLAIM.format(args.within), runs, data, MERGED, name, merged_within=args.within)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from launch.restore import read_run
 from pipeline.merging.unmerge import UNMERGES
 
 MERGED = (0.3, 0.5, 0.7)
+WITHIN = 0.5
 STEPS = 200
 DECODERS = {
     "grid by copy": ["tasks.camvid.head.unmerge=copy"],
@@ -48,7 +49,7 @@ def main() -> None:
 
 def compare(name: str, runs: list[Path], overrides: list[str], policies: list[str]) -> list[dict[str, Any]]:
     """One entry per point. images_per_s_ratio: of encoder and decoder, over the unmerged model with the same decoder."""
-    [result] = sweep([read_run(run, "last", overrides) for run in runs], policies, MERGED, merged=True)
+    [result] = sweep([read_run(run, "last", overrides) for run in runs], policies, MERGED, merged_within=WITHIN)
 
     def entry(target: float) -> dict[str, Any]:
         points = {point.policy: point for point in result.points if point.target == target}

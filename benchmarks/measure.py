@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -71,7 +71,7 @@ def write_record(path: str | Path, claim: str, results: list[dict[str, Any]], *,
         "claim": claim,
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": _hardware(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
         "seeds": list(seeds),

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels per side")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--merged", type=float, default=0.5, help="share of the patches that is merged after the last block")
+    parser.add_argument("--within", type=float, default=1.0, help="share of the blocks, from the first, that merge")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--record", default="benchmarks/records/segmentation_cpu.json")
@@ -30,15 +31,15 @@ def main() -> None:
     torch.manual_seed(0)
     backbone = build_backbone(args.model, policy="dtem", img_size=args.size).eval()
     images = torch.randn(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
-    results = [result for threads in args.threads for result in compare(backbone, images, args.merged, threads, args.repeats)]
-    what = f"{args.model}, {args.size}x{args.size}, {args.merged:.0%} of the patches merged, fp32"
+    results = [result for threads in args.threads for result in compare(backbone, images, args.merged, args.within, threads, args.repeats)]
+    what = f"{args.model}, {args.size}x{args.size}, {args.merged:.0%} of the patches merged in {args.within:.0%} of the blocks, fp32"
     claim = f"{what}: the encoder's images/s over r = 0, and its seconds over those without unmerging"
     write_record(args.record, claim, results)
 
 
-def compare(backbone: MergingViT, images: Tensor, share: float, threads: int, repeats: int) -> list[dict]:
+def compare(backbone: MergingViT, images: Tensor, share: float, within: float, threads: int, repeats: int) -> list[dict]:
     torch.set_num_threads(threads)
-    reduction = reduction_for_merged(backbone, share, backbone.grid)
+    reduction = reduction_for_merged(backbone, share, backbone.grid, within=within)
     runs = {"r = 0": encoder(backbone, images, 0, None), "merged": encoder(backbone, images, reduction, None)}
     runs |= {how: encoder(backbone, images, reduction, how) for how in UNMERGES if how != "soft"}  # soft is copy in inference
     seconds = in_turns(runs, repeats)

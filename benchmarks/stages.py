@@ -64,13 +64,13 @@ def record_sweep(
     targets: Sequence[Target],
     name: str,
     *,
-    merged: bool = False,
+    merged_within: float | None = None,
 ) -> None:
     """Sweeps all policies over the runs (seeds of one setup) and writes table, plot and record.
 
-    name: of a point, with {} for its target, which is a share of the MACs, or, where `merged`, of the patches that are merged.
+    name: of a point, with {} for its target. merged_within: see `launch.points.sweep`.
     """
-    [result] = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged)
+    [result] = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged_within=merged_within)
     print_sweep([result])
     print("wrote", *write_sweep([result], args.work / "sweep"))
     write_record(args.record, claim, [_point(result, target, name) for target in targets], seeds=args.seeds)

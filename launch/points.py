@@ -1,7 +1,7 @@
 """What a sweep measures: one point per policy and reduction, on the weights of one or several runs of one setup."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 Target = float | int
 """A share in (0, 1), of the encoder's unmerged MACs or of the patches that are merged; or tokens removed per block."""
-MACS, MERGED, TOKENS = "share of the encoder's unmerged MACs", "share of the patches that is merged", "tokens removed per block"
+MACS, TOKENS = "share of the encoder's unmerged MACs", "tokens removed per block"
+MERGED = "share of the patches that is merged within the first {:.0%} of the blocks"
 """What the targets of a sweep can be, as its conditions say it."""
 
 
@@ -71,6 +72,8 @@ class Sweep:
 
 Models = dict[str, list[MultiTaskModel]]
 """By policy, one model per run whose weights count."""
+Solver = Callable[[Any, float, Grid], ReductionSpec]
+"""(backbone, share, grid of patches) -> the reduction that reaches the share."""
 Planned = tuple[str, Target, ReductionSpec | GridReduction]
 """Policy, target and reduction of a point."""
 
@@ -80,17 +83,19 @@ def sweep(
     policies: Sequence[str],
     targets: Sequence[Target],
     *,
-    merged: bool = False,
+    merged_within: float | None = None,
     split: str = "val",
     seed: int | None = None,
     rounds: int = 5,
 ) -> list[Sweep]:
     """All tasks of the runs, each sample read once for all points. Raises ConfigError before anything is measured.
 
-    merged: targets that are shares are shares of the patches, merged after the last block, not of the encoder's unmerged MACs. A
+    merged_within: targets that are shares are shares of the patches, merged within this share of the blocks, not of the encoder's MACs. A
     share is reached exactly for every input: the schedule is solved for each grid of patches that comes.
     """
     _check_one_setup(runs)
+    solve: Solver = reduction_for_macs if merged_within is None else partial(reduction_for_merged, within=merged_within)
+    kind = MACS if merged_within is None else MERGED.format(merged_within)
     config = runs[0].config
     evaluator = Evaluator(torch.nn.Identity(), bf16=config.engine.precision == "bf16")
     if evaluator.world_size > 1:
@@ -98,9 +103,8 @@ def sweep(
     runs = [replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()}) for run in runs]
     wanted = {"none": [0]} | {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)] for policy in wanted}
-    jobs = [_prepare(evaluator, config.tasks[task].data, task, models, wanted, merged, split) for task in config.tasks]
-    kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
-    conditions = _conditions(evaluator, runs, split) | {"targets": kind}
+    jobs = [_prepare(evaluator, config.tasks[task].data, task, models, wanted, solve, split) for task in config.tasks]
+    conditions = _conditions(evaluator, runs, split) | {"targets": TOKENS if all(isinstance(target, int) for target in targets) else kind}
     return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
 
 
@@ -128,15 +132,15 @@ class _Job:
 
 
 def _prepare(
-    evaluator: Evaluator, data: DataConfig, task: str, models: Models, wanted: dict[str, list[Target]], merged: bool, split: str
+    evaluator: Evaluator, data: DataConfig, task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, split: str
 ) -> _Job:
     loader = build_eval_loader(task, data, rank=0, world_size=1, split=split)
     models["none"][0].check_data({task: loader})
     batch = first_batch(task, data, split).to(evaluator.device)
-    return _Job(loader, batch, _plan(task, models, wanted, merged, first_grid(models["none"][0], batch)))
+    return _Job(loader, batch, _plan(task, models, wanted, solve, first_grid(models["none"][0], batch)))
 
 
-def _plan(task: str, models: Models, wanted: dict[str, list[Target]], merged: bool, grid: Grid) -> list[Planned]:
+def _plan(task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, grid: Grid) -> list[Planned]:
     """The metric's own cost counts, so equal MACs can be different reductions.
 
     What a policy cannot reach on the first input's grid is left out, and said so; ConfigError where nothing is left.
@@ -145,7 +149,7 @@ def _plan(task: str, models: Models, wanted: dict[str, list[Target]], merged: bo
     for policy, targets in wanted.items():
         for target in targets:
             try:
-                plan.append((policy, target, _reduction(models[policy][0], target, merged, grid)))
+                plan.append((policy, target, _reduction(models[policy][0], target, solve, grid)))
             except ConfigError as err:
                 log.warning("%s, task %s, is left out at %s: %s", policy, task, target, err)
     if {policy for policy, _, _ in plan} == {"none"} != set(wanted):
@@ -153,10 +157,10 @@ def _plan(task: str, models: Models, wanted: dict[str, list[Target]], merged: bo
     return plan
 
 
-def _reduction(model: MultiTaskModel, target: Target, merged: bool, grid: Grid) -> ReductionSpec | GridReduction:
+def _reduction(model: MultiTaskModel, target: Target, solve: Solver, grid: Grid) -> ReductionSpec | GridReduction:
     if isinstance(target, int):
         return checked_reduction(model, grid, target)
-    solved = cache(partial(reduction_for_merged if merged else reduction_for_macs, model.backbone, target))
+    solved = cache(partial(solve, model.backbone, target))
     solved(grid)  # to fail now, not in the middle
     return solved
 

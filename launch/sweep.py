@@ -30,6 +30,9 @@ def add_parser(subparsers) -> None:
         "--macs", type=fractions, default=fractions(MACS), metavar="F,F", help=f"shares of the encoder's unmerged MACs (default {MACS})"
     )
     targets.add_argument("--merged", type=fractions, metavar="F,F", help="shares of the patches merged after the last block instead")
+    parser.add_argument(
+        "--within", type=float, default=1.0, metavar="F", help="with --merged: share of the blocks, from the first, that merge (default 1)"
+    )
     targets.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block instead")
     parser.add_argument("--split", choices=("val", "train"), default="val")
     parser.add_argument("--seed", type=int, metavar="N", help="of embeddings that are drawn anew (default: each run's seed)")
@@ -49,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out) if args.out else runs[0].root / "sweep"
     folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
     targets = args.reductions or args.merged or args.macs
-    results = sweep(runs, args.policies, targets, merged=bool(args.merged), split=args.split, seed=args.seed, rounds=args.rounds)
+    within = args.within if args.merged else None
+    results = sweep(runs, args.policies, targets, merged_within=within, split=args.split, seed=args.seed, rounds=args.rounds)
     print_sweep(results)
     print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
     return 0

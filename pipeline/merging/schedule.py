@@ -35,23 +35,26 @@ def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefi
     return tuple(schedule)
 
 
-def reduction_for_merged(backbone: Any, share: float, grid: tuple[int, int]) -> list[int]:
+def reduction_for_merged(backbone: Any, share: float, grid: tuple[int, int], *, within: float = 1.0) -> list[int]:
     """r of each block, such that exactly `share` of the grid's patches (rounded) is merged behind the last block of a MergingViT.
 
-    Each block keeps the same share of what it is given, to rounding: the keep rate is (1 - share) ** (1 / depth).
-    Raises ConfigError for a share that is not in (0, 1), or that the blocks cannot reach.
+    within: the share of the blocks, from the first one, that merge; the fewer, the more is saved. Each of them keeps the same share of
+    what it is given, to rounding. Raises ConfigError for a share that is not in (0, 1), or that the blocks cannot reach.
     """
     if not 0 < share < 1:
         raise ConfigError(f"share of merged patches is {share}; give a number in (0, 1)")
+    if not 0 < within <= 1:
+        raise ConfigError(f"share of the blocks that merge is {within}; give a number in (0, 1]")
+    merging = max(1, round(within * backbone.depth))
     patches = left = grid[0] * grid[1]
     schedule: list[int] = []
     for block in range(1, backbone.depth + 1):
-        wanted = round(patches * (1 - share) ** (block / backbone.depth))
+        wanted = round(patches * (1 - share) ** min(block / merging, 1))
         schedule.append(min(left - wanted, mergeable(left, 0)))
         left -= schedule[-1]
     if left != round(patches * (1 - share)):
         reached = 1 - left / patches
-        raise ConfigError(f"{share:.0%} of {patches} patches cannot be merged in {backbone.depth} blocks: at most {reached:.0%} can")
+        raise ConfigError(f"{share:.0%} of {patches} patches cannot be merged in {merging} blocks: at most {reached:.0%} can")
     return schedule
 
 

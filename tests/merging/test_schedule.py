@@ -73,6 +73,14 @@ def test_a_share_of_the_patches_is_merged_exactly_and_evenly(depth, grid, share)
     assert all(abs(after - before * rate) <= 1 for before, after in zip((patches, *left), left, strict=False))
 
 
+@pytest.mark.parametrize(("within", "merging"), [(0.5, 6), (0.25, 3), (0.01, 1), (1, 12)])
+def test_a_share_may_be_merged_early(within, merging):
+    schedule = reduction_for_merged(SimpleNamespace(depth=12), 0.4, (15, 20), within=within)
+    assert sum(schedule) == 120 and all(schedule[:merging]) and not any(schedule[merging:])
+    with pytest.raises(ConfigError, match="give a number in"):
+        reduction_for_merged(SimpleNamespace(depth=12), 0.4, (15, 20), within=0.0)
+
+
 @pytest.mark.parametrize("share", [0, 1, 1.5, 0.9])
 def test_a_share_that_cannot_be_merged_is_refused(share):
     with pytest.raises(ConfigError, match="give a number|at most 88% can"):
