@@ -11,6 +11,7 @@ EXAMPLE = """examples:
   torchrun --nproc_per_node 8 -m launch.cli evaluate runs/imagenet --cfg-options tasks.imagenet.data.val=/data/imagenet
   dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide tasks.ade20k.head.inference.crop_size=512 \
       tasks.ade20k.head.inference.stride=341 tasks.ade20k.head.inference.flip=True 'tasks.ade20k.head.inference.scales=[0.75,1.0,1.25]'
+  dtem evaluate runs/coco --zero-shot data/imagenet --class-names names.json --templates 'a photo of a {}.' 'a drawing of a {}.'
 """
 
 
@@ -22,6 +23,11 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's; NAME_untrained draws its embedding anew")
     parser.add_argument("--reduction", metavar="R", help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's")
     parser.add_argument("--split", choices=("val", "train"), default="val")
+    parser.add_argument("--zero-shot", metavar="SHARDS", help="also classify these images by a captioner's contrastive part")
+    parser.add_argument(
+        "--templates", nargs="+", default=["a photo of a {}."], metavar="TEXT", help="captions of a class (default 'a photo of a {}.')"
+    )
+    parser.add_argument("--class-names", metavar="FILE", help="JSON list of names (default: those of the shards)")
     parser.add_argument("--json", metavar="OUT", help="also write the scores to this file")
 
 
@@ -30,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.restore import build, parse_reduction, read_run
     from launch.scoring import Evaluator, progress
     from launch.workload import first_schedule
+    from launch.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
     from pipeline.train.evaluate import evaluate
 
@@ -38,12 +45,13 @@ def run(args: argparse.Namespace) -> int:
     model = build(saved, args.policy)
     evaluator = Evaluator(model, bf16=saved.config.engine.precision == "bf16")
     rank, world_size = evaluator.rank, evaluator.world_size
-    loaders = {
-        name: build_eval_loader(name, task.data, rank=rank, world_size=world_size, split=args.split)
-        for name, task in saved.config.tasks.items()
-    }
+    datas = {name: task.data for name, task in saved.config.tasks.items()}
+    if args.zero_shot:
+        name, data = add_zero_shot(model, saved.config, args.zero_shot, args.templates, args.class_names)
+        datas[name] = data
+    loaders = {name: build_eval_loader(name, data, rank=rank, world_size=world_size, split=args.split) for name, data in datas.items()}
     model.check_data(loaders)
-    schedules = {name: first_schedule(model, name, task.data, args.split, reduction) for name, task in saved.config.tasks.items()}
+    schedules = {name: first_schedule(model, name, data, args.split, reduction) for name, data in datas.items()}
     scores = evaluate(evaluator, {name: progress(loader, name) for name, loader in loaders.items()}, reduction=reduction, thorough=True)
     if rank != 0:
         return 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
+from launch.captions import write_captions
 from launch.groups import default_blocks, draw_groups, picture_of
 from launch.overlay import class_colours, draw_segmentation
 from launch.pages import Page, Panel
@@ -11,7 +12,7 @@ from launch.restore import checked_reduction
 from launch.workload import first_grid
 from pipeline.config.schema import DataConfig
 from pipeline.data.stream import build_eval_loader
-from pipeline.data.targets import MaskTargets
+from pipeline.data.targets import CaptionTargets, MaskTargets
 from pipeline.errors import ConfigError
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
@@ -27,7 +28,9 @@ def make_page(
     reductions: Sequence[int] | None = None,
     blocks: Sequence[int] | None = None,
 ) -> Page:
-    """Image, reference and predictions where the task has masks, and the groups after each block at each reduction (None: the run's).
+    """Image, reference and predictions where the task has masks or captions, and the groups after each block at each reduction.
+
+    reductions None: the run's own.
 
     Raises ConfigError for blocks that are not there, and reductions that the first image has too few tokens for.
     """
@@ -48,6 +51,8 @@ def make_page(
             panels, found = draw_segmentation(model, batch, picture, specs)
             rows[-1] += panels
             present |= found
+        if isinstance(batch.targets, CaptionTargets):
+            rows[-1] += write_captions(model, batch, specs)
         rows[-1] += draw_groups(model.backbone, batch.images[0], picture, specs, blocks)
     colours = class_colours(max(present, default=0) + 1)
     return Page(title, rows, {loader.classes[i]: colours[i] for i in sorted(present) if i < len(loader.classes)})

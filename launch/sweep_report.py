@@ -21,7 +21,7 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
         print(*(f"  {run}" for run in where["runs"]), sep="\n")
         print(markdown(*_table(result)))
         machine += f", images of {'x'.join(map(str, where['pixels']))} pixels (the first)"
-        print(f"images/s: of the whole inference, a caption and its like included, median of rounds in turns, {machine}")
+        print(f"images/s: of the whole inference (all windows, all words), median of rounds in turns, {machine}")
 
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:

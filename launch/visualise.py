@@ -1,6 +1,6 @@
 """`dtem visualise`: which patches were merged: every image with each group in its mean colour and a border around it.
 
-For segmentation also the reference and the predictions, unmerged and merged, as colours over the image.
+For segmentation also the reference and the predictions, unmerged and merged, as colours over the image; for captioning the texts.
 """
 
 import argparse

@@ -139,7 +139,8 @@ def _java_words(java: _Java, texts: Sequence[str]) -> list[list[str]]:
 def _meteor(java: _Java, references: Texts, generated: Texts) -> float:
     left = java.time_left()
     scorer = Meteor()
-    watchdog = Timer(left, scorer.meteor_p.kill)
+    process: Any = scorer.meteor_p
+    watchdog = Timer(left, process.kill)
     watchdog.start()
     try:
         return scorer.compute_score(_without_bars(references), _without_bars(generated))[0]
@@ -150,7 +151,7 @@ def _meteor(java: _Java, references: Texts, generated: Texts) -> float:
         if scorer.lock.locked():  # for which its destructor would wait
             scorer.lock.release()
         with suppress(OSError):
-            scorer.meteor_p.stdin.close()
+            process.stdin.close()
 
 
 def _without_bars(texts: Texts) -> Texts:

@@ -28,4 +28,5 @@ def ptb_words(text: str) -> list[str]:
     """Lower-cased words and marks of punctuation."""
     text = _CLITIC.sub(r" \1", text.lower().translate(_PLAIN))
     text = _TOGETHER.sub(lambda found: " ".join(part for part in found.groups() if part), text)
-    return [_WRITTEN.get(token, token) for token in _TOKEN.findall(text)]
+    tokens: list[str] = _TOKEN.findall(text)
+    return [_WRITTEN.get(token, token) for token in tokens]

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Rows, Scores, Tallies
 from tasks.caption_losses import normalised
-from tasks.classification import ClassificationTask, count_hits, hit_shares
+from tasks.classification import count_hits, hit_shares
 
 RANKS = (1, 5, 10)
 CHUNK = 1024
@@ -73,8 +73,8 @@ def class_features(text_features: Callable[[Sequence[str]], Tensor], classes: Se
 class ZeroShotTask(nn.Module):
     """Classification without a head of its own: the class whose captions are nearest to the image. captioner: a CaptioningTask."""
 
-    main_metric = ClassificationTask.main_metric
-    metric_units = ClassificationTask.metric_units
+    main_metric = "top1"
+    metric_units = {"top1": "%", "top5": "%"}
 
     @torch.no_grad()
     def __init__(self, captioner: Any, classes: Sequence[str], templates: Sequence[str]):

@@ -1,0 +1,150 @@
+"""The commands on a run that captions images and compares them with captions."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from launch.pages import Page, Panel, write_html, write_png
+from launch.points import sweep
+from launch.restore import build, read_run
+from launch.workload import first_batch, workload
+from pipeline.model import TASKS
+from tasks.caption_metrics import caption_scores
+from tasks.retrieval import recalls
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch):
+    """Whose programs would take most of the time; tests/tasks/test_caption_metrics.py runs them."""
+    monkeypatch.setenv("PATH", "")
+
+
+def scores(dtem, tmp_path, *argv) -> dict:
+    dtem("evaluate", *argv, "--json", tmp_path / "scores.json")
+    return json.loads((tmp_path / "scores.json").read_text())["scores"]
+
+
+def test_the_saved_run_scores_what_training_said(captioner, dtem, tmp_path):
+    lines = [json.loads(line) for line in (captioner / "metrics.jsonl").read_text().splitlines()]
+    said = {name.removeprefix("val/scenes/"): value for line in lines for name, value in line.items() if name.startswith("val/")}
+    found = scores(dtem, tmp_path, captioner)["scenes"]
+    assert said["samples"] == 25 and said.keys() | {"METEOR", "SPICE"} == found.keys()  # training does not wait for those
+    same = {"CIDEr", "BLEU-1", "BLEU-4", "ROUGE-L", "loss", "image_to_text_R@1", "text_to_image_R@10", "samples"}
+    assert {name: found[name] for name in same} == pytest.approx({name: said[name] for name in same})
+
+
+def test_what_was_not_run_is_na_and_null(captioner, dtem, tmp_path):
+    said = dtem("evaluate", captioner, "--json", tmp_path / "scores.json")
+    found = json.loads((tmp_path / "scores.json").read_text())["scores"]["scenes"]
+    assert found["METEOR"] is found["SPICE"] is found["PTB"] is None
+    assert "METEOR n/a" in said and "SPICE n/a" in said and "PTB n/a" in said and f"CIDEr {found['CIDEr']:.6g}" in said
+
+
+def test_scores_are_those_of_all_images_at_once(captioner, dtem, tmp_path):
+    """However they are batched: features and texts stay with their images."""
+    run = read_run(captioner)
+    model, data = build(run), replace(run.config.tasks["scenes"].data, eval_batch_size=25)
+    tallies = model.evaluate(first_batch("scenes", data))
+    image, text, captions = (tallies[name].values for name in ("image", "text", "captions_of_image"))
+    assert len(image) == len(captions) == 25 and len(text) == 125 and len(tallies["captions"].values) == 25
+    expected = caption_scores(tallies["captions"].values) | recalls(image, text, captions)
+    found = scores(dtem, tmp_path, captioner)["scenes"]
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_image_once(captioner, dtem, tmp_path):
+    alone = scores(dtem, tmp_path, captioner)["scenes"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "launch.cli", "evaluate", str(captioner), "--json", str(tmp_path / "two.json")]
+    children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
+    assert [child.wait(timeout=240) for child in children] == [0, 0]
+    two = json.loads((tmp_path / "two.json").read_text())["scores"]["scenes"]  # of 2 batches and of 1
+    known = {name for name, value in alone.items() if value is not None}
+    assert two.keys() == alone.keys() and two["samples"] == 25
+    assert {name: two[name] for name in known} == pytest.approx({name: alone[name] for name in known}, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def swept(captioner):
+    return sweep([read_run(captioner)], ["tome"], [2, 4], rounds=1)[0]
+
+
+def test_encoder_and_decoder_are_counted_apart_and_both_fall_with_the_tokens(captioner, swept):
+    run = read_run(captioner)
+    batch = first_batch("scenes", run.config.tasks["scenes"].data)
+    unseen = replace(batch, targets=replace(batch.targets, references=batch.targets.references[::-1], tokens=batch.targets.tokens[:, :3]))
+    assert workload((build(run, "none"), 0), unseen).head_macs == swept.whole.head_macs  # what is compared with is no work
+    points = (swept.whole, *swept.points)
+    for kind in ("encoder_macs", "head_macs"):
+        macs = [getattr(point, kind) for point in points]
+        assert macs == sorted(macs, reverse=True) and len(set(macs)) == 3, (kind, macs)
+    width, vocabulary, tokens = 16, 28, swept.whole.tokens[-1]
+    mlp, projections = 2 * 4 * width * width, 4 * width * width
+    attended = 2 * width * sum(range(1, 7))  # six words, each looks at those so far
+    text, decoder = (6 * (mlp + projections) + attended for _ in range(2))
+    cross = 6 * (mlp + 2 * projections // 4 + 2 * width * tokens) + 2 * tokens * width * width
+    assert swept.whole.head_macs == text + decoder + cross + 6 * width * vocabulary + tokens * 24 * width + 24 * width
+
+
+def test_the_sweep_shows_captions_in_their_units(captioner, dtem, tmp_path):
+    said = dtem("sweep", captioner, "--policies", "tome", "--reductions", "2", "--rounds", "1", "--out", tmp_path)
+    (head, *_) = (line for line in said.splitlines() if line.startswith("| policy"))
+    columns = [column.strip() for column in head.split("|")[3:-1]]
+    assert columns[:5] == ["CIDEr", "BLEU-4 %", "encoder GMACs", "encoder %", "decoder GMACs"] and "images/s" in columns
+    (result,) = json.loads((tmp_path / "sweep.json").read_text())
+    assert result["units"] == {"CIDEr": "", "BLEU-4": "%"} and 0 <= result["points"][0]["scores"]["CIDEr"][0] <= 10
+    figures = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
+    assert set(figures) == {"sweep_scenes.svg", "sweep_scenes_encoder.svg"}
+    assert all(">CIDEr<" in figure and "CIDEr (" not in figure for figure in figures.values())
+
+
+@pytest.mark.parametrize("task", TASKS.names())
+def test_what_ranks_checkpoints_is_shown_first(task):
+    kind = TASKS.get(task)
+    assert next(iter(kind.metric_units)) == kind.main_metric and set(kind.metric_units.values()) <= {"%", ""}
+
+
+def test_the_page_holds_references_and_captions_at_every_reduction(captioner, dtem, tmp_path):
+    dtem("visualise", captioner, "--num", 3, "--reductions", "2,4", "--blocks", "2", "--out", tmp_path)
+    page = (tmp_path / "groups_scenes_dtem.html").read_text()
+    run = read_run(captioner)
+    batch = first_batch("scenes", replace(run.config.tasks["scenes"].data, eval_batch_size=3))
+    model = build(run)
+    for reduction in (0, 2, 4):
+        assert page.count(f"<td>caption, r {reduction}<br>") == 1
+        made = model.tasks["scenes"].infer(model.encoder("scenes", reduction), batch)
+        assert all(f"<p>{caption}</p>" in page for caption in made)
+    assert all(f"<p>{text}</p>" in page for own in batch.targets.references for text in own) and "<td>references<br>" in page
+    assert page.count("<img") == 3 * (1 + 2) and (tmp_path / "groups_scenes_dtem.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_in_a_page_is_text(tmp_path):
+    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    page = Page("a page", [[Panel(picture, "image"), Panel(["<b>costs $5 & $6_x</b>" * 5], "caption")]], {})
+    assert "<p>&lt;b&gt;costs $5 &amp; $6_x&lt;/b&gt;" in write_html(page, tmp_path / "page.html").read_text()
+    assert write_png(page, tmp_path / "page.png").stat().st_size > 1000
+
+
+def test_a_captioner_classifies(captioner, digits, dtem, tmp_path):
+    zero_shot = ["--zero-shot", digits, "--templates", "a photo of a {}", "a big {}"]
+    found = scores(dtem, tmp_path, captioner, *zero_shot)
+    assert found["zero_shot"]["samples"] == 25 and 0 <= found["zero_shot"]["top1"] <= found["zero_shot"]["top5"] <= 1
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps(["zero", "one"]))
+    assert "have 10 classes, and 2 have a name" in dtem("evaluate", captioner, *zero_shot, "--class-names", names, code=2)
+    assert "cannot be read" in dtem("evaluate", captioner, *zero_shot, "--class-names", tmp_path / "no.json", code=2)
+    assert "a photo of a {}." in dtem("evaluate", captioner, "--zero-shot", digits, "--templates", "a photo", code=2)
+
+
+def test_other_runs_do_not_classify_without_a_head(trained, digits, dtem):
+    assert "needs a run with a task of type captioning" in dtem("evaluate", trained, "--zero-shot", digits, code=2)
