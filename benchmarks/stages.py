@@ -65,18 +65,21 @@ def record_sweep(
     name: str,
     *,
     merged_within: float | None = None,
+    metrics: Sequence[str] = (),
 ) -> None:
     """Sweeps all policies over the runs (seeds of one setup) and writes table, plot and record.
 
-    name: of a point, with {} for its target. merged_within: see `launch.points.sweep`.
+    name: of a point, with {} for its target. merged_within: see `launch.points.sweep`. metrics: what is recorded, one result for each
+    point and metric; by default the one that the task ranks by. All times 100.
     """
     [result] = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged_within=merged_within)
     print_sweep([result])
     print("wrote", *write_sweep([result], args.work / "sweep"))
-    write_record(args.record, claim, [_point(result, target, name) for target in targets], seeds=args.seeds)
+    points = [_point(result, target, name, metric) for metric in metrics or [result.metric] for target in targets]
+    write_record(args.record, claim, points, seeds=args.seeds)
 
 
-def _point(result: Sweep, target: Target, name: str) -> dict[str, Any]:
+def _point(result: Sweep, target: Target, name: str, metric: str) -> dict[str, Any]:
     """The scores of every policy at one point; random and ToMe have nothing to draw per seed.
 
     reduction and macs_ratio are DTEM's, which pays for its embedding; every policy's own are in `policies`.
@@ -86,8 +89,8 @@ def _point(result: Sweep, target: Target, name: str) -> dict[str, Any]:
         policy: {"reduction": list(point.schedule), "macs_ratio": round(point.macs / result.whole.macs, 4)}
         for policy, point in points.items()
     }
-    scores = {"none": percent(result.whole, result.metric)} | {policy: percent(point, result.metric) for policy, point in points.items()}
-    return {"name": name.format(f"{target:.0%}"), **own["dtem"], "scores": scores, "policies": own}
+    scores = {"none": percent(result.whole, metric)} | {policy: percent(point, metric) for policy, point in points.items()}
+    return {"name": f"{metric}, {name.format(f'{target:.0%}')}", **own["dtem"], "scores": scores, "policies": own}
 
 
 def percent(point: Point, metric: str) -> list[float]:

@@ -16,7 +16,7 @@ from pipeline.model import TASKS
 from pipeline.objectives import OBJECTIVES
 
 NUM_SAMPLES = {"imagenet": 1_281_167, "cifar10": 45_000, "digits": 10_000, "digits_segmentation": 4_000}
-NUM_SAMPLES |= {"ade20k": 20_210, "cityscapes": 2_975, "pascal_voc": 1_464, "camvid": 367}
+NUM_SAMPLES |= {"ade20k": 20_210, "cityscapes": 2_975, "pascal_voc": 1_464, "camvid": 367, "scenes_captioning": 12_000}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 BASE_TASKS = sorted((Path(__file__).parents[2] / "configs" / "_base_" / "task").glob("*.py"))
 
@@ -45,7 +45,7 @@ def test_a_base_task_fits_its_schema(path, tmp_path):
     run = tmp_path / "run.py"
     run.write_text(f"_base_ = ['{path}']\nbackbone = dict(name='x')\ntrain = dict(steps=1)\noutput = 'x'\n")
     for name, task in load_config(run).tasks.items():
-        names = tuple(str(number) for number in range(task.head["num_classes"]))
+        names = tuple(str(number) for number in range(task.head.get("num_classes", 0)))
         assert DATASETS.build(task.data.schema, task.data, Manifest((), (), names)).classes == names
         assert name == path.stem and name in NUM_SAMPLES
 

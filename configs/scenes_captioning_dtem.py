@@ -1,0 +1,15 @@
+"""DTEM under a frozen captioner of scenes: the embedding learns what merging costs the words.
+
+command    dtem train --config configs/scenes_captioning_dtem.py      (after configs/scenes_captioning.py)
+then       dtem sweep runs/scenes_captioning_dtem --macs 0.7,0.5
+hardware   1 CPU core, about five minutes
+expected   benchmarks/records/scenes_captioning_dtem_vs_tome.json
+"""
+
+_base_ = ["scenes_captioning.py", "_base_/merging/dtem.py"]
+backbone = dict(weights="runs/scenes_captioning")
+merging = dict(reduction=6)
+engine = dict(precision="fp32")
+optim = dict(_delete_=True, lr=2e-3, min_lr=1e-5, warmup_steps=10, weight_decay=1e-4, clip_grad=5.0)
+train = dict(_delete_=True, mode="modular", steps=400, reduction_range=(2, 12))
+output = "runs/{{ fileBasenameNoExtension }}"
