@@ -208,7 +208,8 @@ def check_compiler() -> Iterator[Finding]:
 
 
 def check_optional_tools() -> Iterator[Finding]:
-    for tool, use in {"java": "METEOR", "ssh": "several machines", "pdsh": "several machines with the deepspeed launcher"}.items():
+    deepspeed = "several machines with the deepspeed launcher"
+    for tool, use in {"java": "METEOR, SPICE and PTB", "ssh": "several machines", "pdsh": deepspeed}.items():
         path = shutil.which(tool)
         yield (
             Finding(tool, "ok", path)
