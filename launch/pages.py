@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-TEXT_WIDTH = 2.4
-"""Inches of a column of text, in which lines have so many characters."""
+PICTURE_WIDTH, TEXT_WIDTH = 1.9, 2.4
+"""Inches of a column of pictures, and of one of text, in which lines have so many characters."""
 TEXT_CHARACTERS = 50
 
 
@@ -42,10 +42,11 @@ class Page:
 
 
 def write_png(page: Page, path: Path) -> Path:
-    widths = [1.9 if isinstance(panel.content, np.ndarray) else TEXT_WIDTH for panel in page.rows[0]]
-    figure = Figure(figsize=(sum(widths), 1.85 * len(page.rows) + 0.6 + (0.4 if page.legend else 0)), layout="constrained")
+    widths = [PICTURE_WIDTH if isinstance(panel.content, np.ndarray) else TEXT_WIDTH for panel in page.rows[0]]
+    heights = [_height(row) for row in page.rows]
+    figure = Figure(figsize=(sum(widths), sum(heights) + 0.6 + (0.4 if page.legend else 0)), layout="constrained")
     figure.suptitle(page.title, fontsize=8, x=0.01, ha="left")
-    grid = figure.subplots(len(page.rows), len(widths), squeeze=False, width_ratios=widths)
+    grid = figure.subplots(len(page.rows), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
     for i, (row, cells) in enumerate(zip(page.rows, grid, strict=True)):
         for j, (panel, axes) in enumerate(zip(row, cells, strict=True)):
             _draw(panel.content, axes)
@@ -56,6 +57,12 @@ def write_png(page: Page, path: Path) -> Path:
         figure.legend(handles=patches, loc="outside lower left", ncols=max(1, 2 * len(widths)), fontsize=7, frameon=False)
     figure.savefig(path, dpi=120)
     return path
+
+
+def _height(row: Sequence[Panel]) -> float:
+    """Inches, which its tallest picture fills beside a caption above."""
+    tallest = max((panel.content.shape[0] / panel.content.shape[1] for panel in row if isinstance(panel.content, np.ndarray)), default=1.0)
+    return (PICTURE_WIDTH - 0.25) * tallest + 0.2
 
 
 def _draw(content: np.ndarray | Sequence[str], axes: Any) -> None:
