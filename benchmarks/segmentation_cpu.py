@@ -1,10 +1,13 @@
 """What unmerging costs, and what merging half of the tokens saves, in the encoder of a segmentation model on the CPU.
 
-python benchmarks/segmentation_cpu.py
+All runs take turns in one process; random weights and images.
+
+    python benchmarks/segmentation_cpu.py
 """
 
 import argparse
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from measure import in_turns, ratio, summary, write_record
@@ -22,7 +25,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels per side")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--merged", type=float, default=0.5, help="share of the patches that is merged after the last block")
-    parser.add_argument("--within", type=float, default=1.0, help="share of the blocks, from the first, that merge")
+    parser.add_argument("--within", type=float, nargs="+", default=[1.0, 0.5], help="shares of the blocks, from the first, that merge")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--record", default="benchmarks/records/segmentation_cpu.json")
@@ -31,29 +34,24 @@ def main() -> None:
     torch.manual_seed(0)
     backbone = build_backbone(args.model, policy="dtem", img_size=args.size).eval()
     images = torch.randn(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
-    results = [result for threads in args.threads for result in compare(backbone, images, args.merged, args.within, threads, args.repeats)]
-    what = f"{args.model}, {args.size}x{args.size}, {args.merged:.0%} of the patches merged in {args.within:.0%} of the blocks, fp32"
+    results = []
+    for within, threads in product(args.within, args.threads):
+        reduction = reduction_for_merged(backbone, args.merged, backbone.grid, within=within)
+        results += compare(backbone, images, reduction, f"merged in {within:.0%} of the blocks, {threads} threads", threads, args.repeats)
+    what = f"{args.model}, {args.size}x{args.size}, {args.merged:.0%} of the patches merged, fp32"
     claim = f"{what}: the encoder's images/s over r = 0, and its seconds over those without unmerging"
     write_record(args.record, claim, results)
 
 
-def compare(backbone: MergingViT, images: Tensor, share: float, within: float, threads: int, repeats: int) -> list[dict]:
+def compare(backbone: MergingViT, images: Tensor, reduction: list[int], name: str, threads: int, repeats: int) -> list[dict]:
     torch.set_num_threads(threads)
-    reduction = reduction_for_merged(backbone, share, backbone.grid, within=within)
+    ways = [how for how in UNMERGES if how != "soft"]  # soft is copy in inference
     runs = {"r = 0": encoder(backbone, images, 0, None), "merged": encoder(backbone, images, reduction, None)}
-    runs |= {how: encoder(backbone, images, reduction, how) for how in UNMERGES if how != "soft"}  # soft is copy in inference
+    runs |= {how: encoder(backbone, images, reduction, how) for how in ways}
     seconds = in_turns(runs, repeats)
-    speed = {name: [len(images) / s for s in times] for name, times in seconds.items()}
-    saved = [
-        _result(f"images/s, merged and unmerged by {how}, vs r = 0, {threads} threads", speed[how], speed["r = 0"])
-        for how in runs
-        if how in UNMERGES
-    ]
-    cost = [
-        _result(f"seconds, unmerged by {how}, vs not unmerged, {threads} threads", seconds[how], seconds["merged"])
-        for how in runs
-        if how in UNMERGES
-    ]
+    speed = {run: [len(images) / s for s in times] for run, times in seconds.items()}
+    saved = [_result(f"images/s, unmerged by {how}, over r = 0; {name}", speed[how], speed["r = 0"]) for how in ways]
+    cost = [_result(f"seconds, unmerged by {how}, over not unmerged; {name}", seconds[how], seconds["merged"]) for how in ways]
     return saved + cost
 
 

@@ -24,8 +24,21 @@ def record_of(tmp_path, script, *arguments):
         ("inference_cpu.py", ["--threads", "1"], ["ours_dtem vs timm, 1 threads", "ours_tome vs timm, 1 threads"]),
         ("gpu_speed.py", ["--what", "inference", "--device", "cpu", "--r", "8"], ["dtem r=8"]),
         ("gpu_speed.py", ["--what", "training", "--device", "cpu", "--r", "0", "16"], ["dtem r=0", "dtem r=16"]),
+        (
+            "segmentation_cpu.py",
+            ["--size", "96", "--threads", "1", "--within", "0.5"],
+            [
+                f"{what}; merged in 50% of the blocks, 1 threads"
+                for what in (
+                    "images/s, unmerged by copy, over r = 0",
+                    "images/s, unmerged by residual, over r = 0",
+                    "seconds, unmerged by copy, over not unmerged",
+                    "seconds, unmerged by residual, over not unmerged",
+                )
+            ],
+        ),
     ],
-    ids=["inference on the CPU", "inference on a device", "training on a device"],
+    ids=["inference on the CPU", "inference on a device", "training on a device", "encoder of segmentation on the CPU"],
 )
 def test_a_script_writes_its_record(tmp_path, script, arguments, names):
     record = record_of(tmp_path, script, *arguments)
