@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--length", type=int, default=20, help="of every caption")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--record", default="benchmarks/records/beam_search_cpu.json")
     args = parser.parse_args()
 

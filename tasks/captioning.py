@@ -150,7 +150,7 @@ class CaptioningTask(nn.Module):
         config = replace(config, max_length=longest, min_length=min(config.min_length, longest))
         start = torch.full((len(image.tokens),), self.marks.bos, device=image.tokens.device)
         together = any(parameter.numel() == 0 for parameter in self.parameters())  # ZeRO 3: weights that every call gathers over ranks
-        words = generate(self._next_words(image), start, self.marks, config, keys=keys, stop_early=not together)
+        words = generate(self.next_words(image), start, self.marks, config, keys=keys, stop_early=not together)
         return [self.tokenizer.decode(row) for row in words.tolist()]
 
     def infer(self, encode: Encode, batch: Batch) -> list[str]:
@@ -173,7 +173,9 @@ class CaptioningTask(nn.Module):
         scores = caption_scores(tallies["captions"], thorough=thorough) | {"loss": float(tallies["loss"] / tallies["tokens"])}
         return scores | retrieval_scores(tallies) if "image" in tallies else scores
 
-    def _next_words(self, image: ImageTokens) -> Step:
+    def next_words(self, image: ImageTokens) -> Step:
+        """What `tasks.generation.generate` asks: the logits of a caption's next word, from its last and what was kept of the others."""
+
         def step(last: Tensor, past: Past | None) -> tuple[Tensor, Past]:
             words, _, of_text = self.text(last[:, None], past.text if past else ())
             logits, of_words, of_image = self.decoder(words, image, past)

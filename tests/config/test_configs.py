@@ -17,6 +17,7 @@ from pipeline.objectives import OBJECTIVES
 
 NUM_SAMPLES = {"imagenet": 1_281_167, "cifar10": 45_000, "digits": 10_000, "digits_segmentation": 4_000}
 NUM_SAMPLES |= {"ade20k": 20_210, "cityscapes": 2_975, "pascal_voc": 1_464, "camvid": 367, "scenes_captioning": 12_000}
+NUM_SAMPLES |= {"coco_captions": 113_287, "digits_captioning": 12_000}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 BASE_TASKS = sorted((Path(__file__).parents[2] / "configs" / "_base_" / "task").glob("*.py"))
 

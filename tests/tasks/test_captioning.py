@@ -11,8 +11,10 @@ from tiny import RELAXED, images
 from tinycoca import LENGTH, ROUTES, SPEC, caption_batch, caption_model, captions, jitter, open_clip_coca, repeated, with_weights_of
 from torch.nn import functional as F
 
+from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
 from pipeline.interfaces import TaskOutput
+from pipeline.model import build_model
 from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import BackboneOutput
 from tasks.open_clip_bridge.weights import caption_weights, image_tower_weights
@@ -209,6 +211,17 @@ def test_a_caption_loss_is_the_same_with_and_without_the_contrastive_part():
 def test_a_task_that_cannot_be_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         caption_model(**options)
+
+
+@pytest.mark.parametrize("name", ["coco_coca_vit_base_dtem", "coco_git_style_vit_base_dtem", "digits_captioning"])
+def test_the_model_of_a_config_can_be_built(name):
+    """Without memory for its weights, and without loading any."""
+    config = load_config(ROOT / f"configs/{name}.py")
+    (task,) = config.tasks.values()
+    with torch.device("meta"):
+        model = build_model(replace(config, backbone=replace(config.backbone, pretrained=False, weights=None)))
+    captioner = next(iter(model.tasks.values()))
+    assert captioner.route == task.head["route"] and captioner.generation.max_length < captioner.tokenizer.context_length
 
 
 def test_the_task_is_registered_without_the_seconds_that_open_clip_takes():

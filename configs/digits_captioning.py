@@ -1,0 +1,36 @@
+"""Sentences about digit scenes: a small ViT, a small decoder that looks at its merged tokens, and DTEM learn together, in one command.
+
+data       dtem shards make digit_scenes data/digits --train 12000
+command    dtem train --config configs/digits_captioning.py
+then       dtem sweep runs/digits_captioning; dtem visualise runs/digits_captioning
+hardware   1 CPU core, MINUTES
+expected   to be measured
+"""
+
+_base_ = ["_base_/merging/dtem.py", "_base_/task/digits_captioning.py", "_base_/engine/local_cpu.py"]
+backbone = dict(
+    name="vit_tiny_patch16_224",
+    img_size=64,
+    options=dict(patch_size=8, embed_dim=64, depth=4, num_heads=2, class_token=False, global_pool="avg"),
+)
+merging = dict(reduction=10)
+engine = dict(threads=1)  # two OpenMP threads wait for each other in layers this small
+tasks = dict(
+    digits_captioning=dict(
+        head=dict(
+            route="direct",
+            contrastive_weight=0.0,
+            caption_weight=1.0,
+            model=dict(
+                embed_dim=64,
+                text_cfg=dict(width=64, heads=2, layers=1),
+                multimodal_cfg=dict(width=64, heads=2, layers=2),
+            ),
+            generation=dict(max_length=35),
+        ),
+        data=dict(batch_size=32),
+    )
+)
+optim = dict(lr=2e-3, min_lr=1e-5, warmup_steps=200, weight_decay=0.05, betas=(0.9, 0.99), clip_grad=1.0)
+train = dict(mode="end_to_end", steps=4000, alternate_period=5, log_every=200, eval_every=1000)
+output = "runs/{{ fileBasenameNoExtension }}"
