@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--model", default="coca_ViT-B-32", help="open_clip's name of a CoCa")
     parser.add_argument("--backbone", default="vit_base_patch16_224")
     parser.add_argument("--reduction", type=int, default=8)
+    parser.add_argument("--routes", nargs="+", default=["pooler", "direct"])
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--length", type=int, default=20, help="of every caption")
     parser.add_argument("--repeats", type=int, default=3)
@@ -38,7 +39,7 @@ def main() -> None:
     backbone = build_backbone(args.backbone, policy="tome", reduction=args.reduction).eval()
     images = torch.randn(BATCH, 3, *(side * patch for side, patch in zip(backbone.grid, backbone.patch_size, strict=True)))
     results = []
-    for route in ("pooler", "direct"):
+    for route in args.routes:
         tokenizer = {"type": "clip", "name": args.model}
         task = CaptioningTask(backbone, model=args.model, tokenizer=tokenizer, route=route, contrastive_weight=0.0).eval()
         with torch.inference_mode():
