@@ -3,7 +3,7 @@
 data       dtem shards make digit_scenes data/digits --train 12000
 command    dtem train --config configs/digits_captioning.py
 then       dtem sweep runs/digits_captioning; dtem visualise runs/digits_captioning
-hardware   1 CPU core, MINUTES
+hardware   1 CPU core, about 6 minutes
 expected   to be measured
 """
 
