@@ -53,7 +53,7 @@ def main() -> None:
 def compare(task: CaptioningTask, image: ImageTokens, config: Generation, repeats: int) -> dict:
     found: dict[str, Tensor] = {}
     steps = {"kept": task.next_words(image), "whole": whole_model(task, image)}
-    seconds = in_turns({name: search(task, step, config, name, found) for name, step in steps.items()}, repeats, warmup=0)
+    seconds = in_turns({name: search(task, step, config, name, found) for name, step in steps.items()}, repeats)
     if not torch.equal(found["kept"], found["whole"]):
         raise SystemExit("the two searches find different captions")
     ours, peer = ([len(image.tokens) / s for s in seconds[name]] for name in ("kept", "whole"))
