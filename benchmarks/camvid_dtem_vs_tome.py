@@ -28,7 +28,7 @@ def main() -> None:
     seeds = [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds]
     runs = train_side_by_side("configs/camvid_segmenter_vit_tiny_dtem.py", folders, seeds)
     name = f"{{}} of the patches merged in {args.within:.0%} of the blocks"
-    record_sweep(args, CLAIM.format(args.within), runs, data, MERGED, name, merged_within=args.within)
+    record_sweep(args, CLAIM.format(args.within), runs, data, MERGED, name, merged=True, within=args.within)
 
 
 if __name__ == "__main__":

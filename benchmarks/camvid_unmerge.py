@@ -49,7 +49,7 @@ def main() -> None:
 
 def compare(name: str, runs: list[Path], overrides: list[str], policies: list[str]) -> list[dict[str, Any]]:
     """One entry per point. images_per_s_ratio: of encoder and decoder, over the unmerged model with the same decoder."""
-    [result] = sweep([read_run(run, "last", overrides) for run in runs], policies, MERGED, merged_within=WITHIN)
+    [result] = sweep([read_run(run, "last", overrides) for run in runs], policies, MERGED, merged=True, within=WITHIN)
 
     def entry(target: float) -> dict[str, Any]:
         points = {point.policy: point for point in result.points if point.target == target}

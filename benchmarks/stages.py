@@ -64,15 +64,16 @@ def record_sweep(
     targets: Sequence[Target],
     name: str,
     *,
-    merged_within: float | None = None,
+    merged: bool = False,
+    within: float = 1.0,
     metrics: Sequence[str] = (),
 ) -> None:
     """Sweeps all policies over the runs (seeds of one setup) and writes table, plot and record.
 
-    name: of a point, with {} for its target. merged_within: see `launch.points.sweep`. metrics: what is recorded, one result for each
+    name: of a point, with {} for its target. merged, within: see `launch.points.sweep`. metrics: what is recorded, one result for each
     point and metric; by default the one that the task ranks by. All times 100.
     """
-    [result] = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged_within=merged_within)
+    [result] = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged, within=within)
     print_sweep([result])
     print("wrote", *write_sweep([result], args.work / "sweep"))
     points = [_point(result, target, name, metric) for metric in metrics or [result.metric] for target in targets]

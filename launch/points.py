@@ -26,8 +26,7 @@ log = logging.getLogger(__name__)
 
 Target = float | int
 """A share in (0, 1), of the encoder's unmerged MACs or of the patches that are merged; or tokens removed per block."""
-MACS, TOKENS = "share of the encoder's unmerged MACs", "tokens removed per block"
-MERGED = "share of the patches that is merged within the first {:.0%} of the blocks"
+MACS, MERGED, TOKENS = "share of the encoder's unmerged MACs", "share of the patches that is merged", "tokens removed per block"
 """What the targets of a sweep can be, as its conditions say it."""
 
 
@@ -83,19 +82,20 @@ def sweep(
     policies: Sequence[str],
     targets: Sequence[Target],
     *,
-    merged_within: float | None = None,
+    merged: bool = False,
+    within: float = 1.0,
     split: str = "val",
     seed: int | None = None,
     rounds: int = 5,
 ) -> list[Sweep]:
     """All tasks of the runs, each sample read once for all points. Raises ConfigError before anything is measured.
 
-    merged_within: targets that are shares are shares of the patches, merged within this share of the blocks, not of the encoder's MACs. A
-    share is reached exactly for every input: the schedule is solved for each grid of patches that comes.
+    merged: targets that are shares are shares of the patches that are merged, not of the encoder's MACs. within: the share of the
+    blocks, from the first one, that merge to reach it, which is solved for each grid of patches that comes.
     """
     _check_one_setup(runs)
-    solve: Solver = reduction_for_macs if merged_within is None else partial(reduction_for_merged, within=merged_within)
-    kind = MACS if merged_within is None else MERGED.format(merged_within)
+    solve: Solver = partial(reduction_for_merged if merged else reduction_for_macs, within=within)
+    kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
     config = runs[0].config
     evaluator = Evaluator(torch.nn.Identity(), bf16=config.engine.precision == "bf16")
     if evaluator.world_size > 1:
@@ -104,7 +104,7 @@ def sweep(
     wanted = {"none": [0]} | {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)] for policy in wanted}
     jobs = [_prepare(evaluator, config.tasks[task].data, task, models, wanted, solve, split) for task in config.tasks]
-    conditions = _conditions(evaluator, runs, split) | {"targets": TOKENS if all(isinstance(target, int) for target in targets) else kind}
+    conditions = _conditions(evaluator, runs, split) | {"targets": kind, "within": within}
     return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
 
 

@@ -31,7 +31,7 @@ def add_parser(subparsers) -> None:
     )
     targets.add_argument("--merged", type=fractions, metavar="F,F", help="shares of the patches merged after the last block instead")
     parser.add_argument(
-        "--within", type=float, default=1.0, metavar="F", help="with --merged: share of the blocks, from the first, that merge (default 1)"
+        "--within", type=float, default=1.0, metavar="F", help="with shares: that of the blocks, from the first, that merge (default 1)"
     )
     targets.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block instead")
     parser.add_argument("--split", choices=("val", "train"), default="val")
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out) if args.out else runs[0].root / "sweep"
     folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
     targets = args.reductions or args.merged or args.macs
-    within = args.within if args.merged else None
-    results = sweep(runs, args.policies, targets, merged_within=within, split=args.split, seed=args.seed, rounds=args.rounds)
+    options = dict(merged=bool(args.merged), within=args.within, split=args.split, seed=args.seed, rounds=args.rounds)
+    results = sweep(runs, args.policies, targets, **options)
     print_sweep(results)
     print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
     return 0

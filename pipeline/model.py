@@ -96,7 +96,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
         **merging.options,
     )
     if merging.target_macs or merging.target_gmacs:
-        backbone.set_reduction(reduction_for_macs(backbone, merging.target_macs, gmacs=merging.target_gmacs))
+        backbone.set_reduction(reduction_for_macs(backbone, merging.target_macs, gmacs=merging.target_gmacs, within=merging.within))
     else:
         backbone.set_reduction(merging.reduction)
     tasks = {name: TASKS.build(task.type, backbone, **task.head) for name, task in config.tasks.items()}

@@ -72,6 +72,8 @@ class MergingConfig:
     """Fraction of the unmerged MACs, in (0, 1); the solver finds the reduction. Excludes `reduction`."""
     target_gmacs: float | None = None
     """10^9 multiply-accumulates of one image through the backbone, which papers call GFLOPs; the solver finds the reduction."""
+    within: float = 1.0
+    """With a target: the share of the blocks, from the first one, that merge."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the policy."""
 
@@ -79,6 +81,10 @@ class MergingConfig:
         macs, gmacs = self.target_macs, self.target_gmacs
         require(macs is None or 0 < macs < 1, f"merging.target_macs is {macs}; give a fraction in (0, 1)")
         require(gmacs is None or gmacs > 0, f"merging.target_gmacs is {gmacs}; give a number above 0")
+        require(0 < self.within <= 1, f"merging.within is {self.within}; give a share of the blocks, in (0, 1]")
+        require(
+            self.within == 1 or macs is not None or gmacs is not None, "merging.within goes with target_macs or target_gmacs; leave it out"
+        )
         require(_is_reduction(self.reduction), f"merging.reduction is {self.reduction}; give {REDUCTION_FORMS}")
         given = [name for name in ("reduction", "target_macs", "target_gmacs") if getattr(self, name)]
         require(len(given) <= 1, f"merging.{' and merging.'.join(given)} exclude one another: give one")

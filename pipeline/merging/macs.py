@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.merging.matching import Split
-from pipeline.merging.schedule import ReductionSpec, mergeable, tokens_per_block
+from pipeline.merging.schedule import ReductionSpec, mergeable, merging_blocks, tokens_per_block
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,20 @@ def count_macs(backbone: Any, grid: tuple[int, int] | None = None, reduction: Re
 
 
 def reduction_for_macs(
-    backbone: Any, fraction: float | None = None, grid: tuple[int, int] | None = None, *, gmacs: float | None = None
+    backbone: Any, fraction: float | None = None, grid: tuple[int, int] | None = None, *, gmacs: float | None = None, within: float = 1.0
 ) -> list[int]:
     """The most even schedule (entries differ by at most one, the larger first) that costs at most `fraction` of the unmerged MACs,
     or at most `gmacs` * 10^9 MACs: give one of the two.
 
-    Raises ConfigError where merging as much as can be does not reach it.
+    within: the share of the blocks, from the first one, that merge. Raises ConfigError where merging as much as can be does not reach it.
     """
+    merging = merging_blocks(backbone.depth, within)
     whole = count_macs(backbone, grid, 0).total
     goal = _goal(whole, fraction, gmacs)
     height, width = grid or backbone.grid
-    most = backbone.depth * mergeable(height * width + backbone.num_prefix, backbone.num_prefix)
-    total = bisect_left(range(most), True, key=lambda total: count_macs(backbone, grid, spread(total, backbone.depth)).total <= goal)
-    schedule = spread(total, backbone.depth)
+    most = merging * mergeable(height * width + backbone.num_prefix, backbone.num_prefix)
+    total = bisect_left(range(most), True, key=lambda total: count_macs(backbone, grid, spread(total, merging)).total <= goal)
+    schedule = spread(total, merging)
     reached = count_macs(backbone, grid, schedule).total
     if reached > goal:
         raise ConfigError(

@@ -43,9 +43,7 @@ def reduction_for_merged(backbone: Any, share: float, grid: tuple[int, int], *, 
     """
     if not 0 < share < 1:
         raise ConfigError(f"share of merged patches is {share}; give a number in (0, 1)")
-    if not 0 < within <= 1:
-        raise ConfigError(f"share of the blocks that merge is {within}; give a number in (0, 1]")
-    merging = max(1, round(within * backbone.depth))
+    merging = merging_blocks(backbone.depth, within)
     patches = left = grid[0] * grid[1]
     schedule: list[int] = []
     for block in range(1, backbone.depth + 1):
@@ -56,6 +54,13 @@ def reduction_for_merged(backbone: Any, share: float, grid: tuple[int, int], *, 
         reached = 1 - left / patches
         raise ConfigError(f"{share:.0%} of {patches} patches cannot be merged in {merging} blocks: at most {reached:.0%} can")
     return schedule
+
+
+def merging_blocks(depth: int, within: float) -> int:
+    """How many blocks `within`, a share of them from the first one, is: one at least. Raises ConfigError."""
+    if not 0 < within <= 1:
+        raise ConfigError(f"share of the blocks that merge is {within}; give a number in (0, 1]")
+    return max(1, round(within * depth))
 
 
 def check_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix: int) -> None:

@@ -71,7 +71,7 @@ def test_inference_can_be_replaced_when_evaluating(segmenter, dtem, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(segmenter):
-    return sweep([read_run(segmenter)], ["tome", "dtem"], [0.25, 0.5], merged_within=1.0, rounds=1)[0]
+    return sweep([read_run(segmenter)], ["tome", "dtem"], [0.25, 0.5], merged=True, rounds=1)[0]
 
 
 def test_a_share_is_merged_exactly_whatever_the_images_size(segmenter, swept):
@@ -119,7 +119,7 @@ def test_the_sweep_writes_both_computes(segmenter, dtem, tmp_path):
 
 def test_a_share_that_cannot_be_reached_is_left_out(segmenter, caplog):
     with pytest.raises(ConfigError, match="no policy can be run"):
-        sweep([read_run(segmenter)], ["tome"], [0.95], merged_within=1.0, rounds=0)
+        sweep([read_run(segmenter)], ["tome"], [0.95], merged=True, rounds=0)
     assert "at most 88% can" in caplog.text
 
 

@@ -77,6 +77,8 @@ def test_a_target_out_of_reach_says_what_is_in_reach():
 def test_a_schedule_for_gmacs_is_that_for_the_same_fraction():
     model = tiny_vit("dtem")
     whole = count_macs(model, None, 0).total
+    early = reduction_for_macs(model, 0.8, within=0.4)
+    assert early[0] > 0 == sum(early[1:]) and count_macs(model, reduction=early).total <= 0.8 * whole
     assert reduction_for_macs(model, gmacs=0.6 * whole / 1e9) == reduction_for_macs(model, 0.6)
     for wrong in ({}, {"fraction": 0.5, "gmacs": 1.0}):
         with pytest.raises(ConfigError, match="one of the two"):
