@@ -36,6 +36,17 @@ class SourceMap:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """Of the last time that tokens were moved: the unmerged grid [B, N, C], prefix included, and the tokens [B, M, C] right behind it.
+
+    Both are None before the first time.
+    """
+
+    grid: Tensor | None = None
+    tokens: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class TokenState:
     """tokens [B, M, C]; size [B, M] float32, patches held by each token; the first `num_prefix` tokens are never merged.
 
@@ -43,7 +54,7 @@ class TokenState:
     grid: (h, w) of the N - num_prefix patches.
     num_active: tokens that still take part in merging, prefix included. In inference it equals M; in training with a relaxed
     merge the M - num_active last tokens are what inference would have removed, with what is left of their size.
-    residual: [B, N, C], what each position has beyond its token's value, or None where nobody asked (see `merging.unmerge`).
+    residual: what unmerging by residual needs, or None where nobody asked for it (see `merging.unmerge`).
     """
 
     tokens: Tensor
@@ -52,7 +63,7 @@ class TokenState:
     grid: tuple[int, int]
     num_prefix: int
     num_active: int
-    residual: Tensor | None = None
+    residual: Residual | None = None
 
     @classmethod
     def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int, *, soft_source: bool = False) -> "TokenState":

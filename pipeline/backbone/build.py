@@ -52,9 +52,7 @@ def build_backbone(
     """
     merge_policy = POLICIES.build(policy, **policy_options)
     vit = create_vit(name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options)
-    return MergingViT(
-        vit, merge_policy, reduction, proportional_attention=proportional_attention, grad_checkpointing=grad_checkpointing
-    )
+    return MergingViT(vit, merge_policy, reduction, proportional_attention=proportional_attention, grad_checkpointing=grad_checkpointing)
 
 
 def create_vit(

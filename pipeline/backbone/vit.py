@@ -18,8 +18,8 @@ from pipeline.backbone.attention import attend
 from pipeline.errors import ConfigError
 from pipeline.interfaces import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
-from pipeline.merging.unmerge import carry_residual, harden, start_unmerge, unmerge_state, unmerge_tokens
-from pipeline.token_state import BackboneOutput, MergePoint, TokenState
+from pipeline.merging.unmerge import carry_residual, harden, start_unmerge, unmerge_state
+from pipeline.token_state import BackboneOutput, MergePoint, Residual, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 PROPORTIONAL_ATTENTION = ("always", "train", "never")
@@ -47,9 +47,7 @@ class MergingBlock(nn.Module):
         width = policy.metric_dim(dim, self.attn.head_dim)
         self.metric = nn.Linear(dim, width) if policy.metric_source == "embedding" else None
 
-    def forward(
-        self, state: TokenState, r: int, *, merged: bool, relaxed: bool, points: list[MergePoint] | None = None
-    ) -> TokenState:
+    def forward(self, state: TokenState, r: int, *, merged: bool, relaxed: bool, points: list[MergePoint] | None = None) -> TokenState:
         """merged: whether an earlier block merged, so that sizes differ. relaxed: use the policy's differentiable merge.
 
         points: receives what the merge is decided on.
@@ -176,9 +174,9 @@ class MergingViT(nn.Module):
     def _normed(self, state: TokenState) -> TokenState:
         """After the last norm, which is taken of each position with its residual."""
         after = state.with_tokens(self.norm(state.tokens))
-        if state.residual is None:
+        if state.residual is None or state.residual.grid is None:
             return after
-        return replace(after, residual=self.norm(unmerge_state(state)) - unmerge_tokens(after.tokens, after.source))
+        return replace(after, residual=Residual(self.norm(unmerge_state(state)), after.tokens))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""

@@ -10,12 +10,11 @@ B batch, N positions, M slots, C channels.
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.merging.matching import take_rows
-from pipeline.token_state import SourceMap, TokenState
+from pipeline.token_state import Residual, SourceMap, TokenState
 
 UNMERGES = ("copy", "soft", "residual")
 
@@ -28,9 +27,14 @@ def unmerge(state: TokenState) -> Tensor:
 
 
 def unmerge_state(state: TokenState) -> Tensor:
-    """tokens [B, M, C] -> [B, N, C], prefix included, with the state's residual where it keeps one."""
-    values = unmerge_tokens(state.tokens, state.source)
-    return values if state.residual is None else values + state.residual
+    """tokens [B, M, C] -> [B, N, C], prefix included: with a residual, the grid of the last merge and what its group has gained since."""
+    past = state.residual
+    if past is None or past.grid is None:
+        return unmerge_tokens(state.tokens, state.source)
+    if past.tokens is state.tokens:
+        return past.grid
+    gained = unmerge_tokens(state.tokens - past.tokens, state.source)
+    return gained.add_(past.grid) if gained.dtype == past.grid.dtype else gained + past.grid  # in place: half of the cost is new memory
 
 
 def unmerge_tokens(values: Tensor, source: SourceMap | None) -> Tensor:
@@ -47,15 +51,14 @@ def start_unmerge(state: TokenState, how: str | None) -> TokenState:
     """The state before the first block, made ready for a way of unmerging (None: its grid will not be asked for)."""
     if how not in (None, *UNMERGES):
         raise ConfigError(f"unmerge is '{how}'; give one of {', '.join(UNMERGES)}")
-    return replace(state, residual=torch.zeros_like(state.tokens)) if how == "residual" else state
+    return replace(state, residual=Residual()) if how == "residual" else state
 
 
 def carry_residual(before: TokenState, after: TokenState) -> TokenState:
     """`after`, which came from `before` by moving tokens, with the residual that leaves the unmerged grid as it was."""
     if before.residual is None or after is before:
         return after
-    moved = unmerge_tokens(before.tokens, before.source) - unmerge_tokens(after.tokens, after.source)
-    return replace(after, residual=before.residual + moved)
+    return replace(after, residual=Residual(unmerge_state(before), after.tokens))
 
 
 def harden(state: TokenState) -> TokenState:
