@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.load import digest, from_plain, load_config, parse_value, to_plain
@@ -179,11 +179,13 @@ def test_override_values(text, value):
     assert parse_value(text) == value
 
 
+@settings(deadline=None)  # a busy machine is no mistake
 @given(st.text(max_size=40))
 def test_any_override_text_is_a_value(text):
     parse_value(text)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
