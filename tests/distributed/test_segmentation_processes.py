@@ -75,8 +75,13 @@ def test_running_statistics_are_saved_as_they_were_learned(runs, stage):
     assert {int(tensor) for name, tensor in tensors.items() if name.endswith("num_batches_tracked")} == {STEPS}
 
 
+def without_key_bias(name, tensor):
+    """Attention does not depend on it, so its gradient is rounding, which AdamW makes as large as any other."""
+    return torch.cat(tensor.chunk(3)[::2]) if name.endswith(("in_proj_bias", "qkv.bias")) else tensor
+
+
 def test_the_stages_learn_the_same(runs):
-    one, other = (at_the_end(runs / f"whole{stage}") for stage in STAGES)
+    one, other = ({name: without_key_bias(name, t) for name, t in at_the_end(runs / f"whole{stage}").items()} for stage in STAGES)
     for name, tensor in one.items():
         if name.startswith("model."):
             torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
