@@ -29,7 +29,7 @@ def unmerge(state: TokenState) -> Tensor:
 def unmerge_state(state: TokenState) -> Tensor:
     """tokens [B, M, C] -> [B, N, C], prefix included: with a residual, the grid of the last merge and what its group has gained since."""
     past = state.residual
-    if past is None or past.grid is None:
+    if past is None or past.grid is None or past.tokens is None:
         return unmerge_tokens(state.tokens, state.source)
     if past.tokens is state.tokens:
         return past.grid
