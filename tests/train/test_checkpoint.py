@@ -105,13 +105,16 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
             while True:
                 newest += 1
                 save(engine, tmp_path, newest, keep=2)
-        time.sleep(pause.uniform(0.02, 0.2))
+        started = (tmp_path / "latest").read_text()
+        while (tmp_path / "latest").read_text() == started:  # however busy the machine is, it saves once at least
+            time.sleep(0.005)
+        time.sleep(pause.uniform(0.0, 0.1))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = checkpoint.load_latest(engine, tmp_path).facts["step"]
         assert found >= newest
         newest = found
-    assert newest > 15
+    assert newest > 15, "each child saved"
 
 
 def test_old_ones_go_but_never_the_best(tmp_path):
