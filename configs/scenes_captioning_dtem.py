@@ -5,7 +5,8 @@ then       dtem sweep runs/scenes_captioning_dtem --macs 0.7,0.5
 hardware   1 CPU core, about five minutes
 expected   benchmarks/records/scenes_captioning_dtem_vs_tome.json
 
-With 65 tokens and half of the MACs to save, most merges are not of the cheapest pairs: a higher temperature prices more of them (docs/log.md).
+With 65 tokens and half of the MACs to save, most merges are not of the cheapest pairs: a higher
+temperature prices more of them (docs/log.md).
 """
 
 _base_ = ["scenes_captioning.py", "_base_/merging/dtem.py"]

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 SHIM = "from deepspeed.launcher.runner import main; main()"
 
 
@@ -48,3 +51,8 @@ def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
 
 def launch(script: Path, *args: str, processes: int = 2) -> tuple[int, str]:
     return finish(start(script, *args, processes=processes))
+
+
+def without_key_bias(name: str, tensor: Tensor) -> Tensor:
+    """Attention does not depend on it, so its gradient is rounding, which AdamW makes as large as any other."""
+    return torch.cat(tensor.chunk(3)[::2]) if tensor.ndim and name.endswith(("in_proj_bias", "qkv.bias")) else tensor

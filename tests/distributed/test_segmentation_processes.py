@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import segmentation_worker
 import torch
-from deepspeed_launch import launch
+from deepspeed_launch import launch, without_key_bias
 from tinyrun import tiny_plain
 
 from pipeline.config.load import from_plain
@@ -73,11 +73,6 @@ def test_running_statistics_are_saved_as_they_were_learned(runs, stage):
     tensors = at_the_end(runs / f"whole{stage}")
     assert all(tensor.any() for name, tensor in tensors.items() if name.endswith("running_mean"))
     assert {int(tensor) for name, tensor in tensors.items() if name.endswith("num_batches_tracked")} == {STEPS}
-
-
-def without_key_bias(name, tensor):
-    """Attention does not depend on it, so its gradient is rounding, which AdamW makes as large as any other."""
-    return torch.cat(tensor.chunk(3)[::2]) if name.endswith(("in_proj_bias", "qkv.bias")) else tensor
 
 
 def test_the_stages_learn_the_same(runs):
