@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     task = only_task(saved, args.task)
     model = build(saved, args.policy)
     if args.reduction is not None:
-        model.backbone.set_reduction(checked_reduction(model, grid_of(saved, model, task), parse_reduction(args.reduction)))
+        model.set_reduction(task, checked_reduction(model, grid_of(saved, model, task), parse_reduction(args.reduction)))
     folder = Path(args.to)
     folder.mkdir(parents=True, exist_ok=True)
     path, card = folder / f"model.{args.format}", folder / "model.json"

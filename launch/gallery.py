@@ -53,6 +53,6 @@ def make_page(
             present |= found
         if isinstance(batch.targets, CaptionTargets):
             rows[-1] += write_captions(model, batch, specs)
-        rows[-1] += draw_groups(model.backbone, batch.images[0], picture, specs, blocks)
+        rows[-1] += draw_groups(model, task, batch.images[0], picture, specs, blocks)
     colours = class_colours(max(present, default=0) + 1)
     return Page(title, rows, {loader.classes[i]: colours[i] for i in sorted(present) if i < len(loader.classes)})

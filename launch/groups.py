@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from launch.pages import Panel
-from pipeline.backbone.vit import MergingViT
 from pipeline.config.schema import AugmentConfig
 from pipeline.merging.schedule import ReductionSpec
+from pipeline.model import MultiTaskModel
 from pipeline.token_state import TokenState
 
 WIDTH = 224
@@ -33,18 +33,23 @@ def picture_of(image: Tensor, augment: AugmentConfig) -> np.ndarray:
 
 @torch.no_grad()
 def draw_groups(
-    backbone: MergingViT, image: Tensor, picture: np.ndarray, reductions: Sequence[ReductionSpec | None], blocks: Sequence[int]
+    model: MultiTaskModel,
+    task: str,
+    image: Tensor,
+    picture: np.ndarray,
+    reductions: Sequence[ReductionSpec | None],
+    blocks: Sequence[int],
 ) -> list[Panel]:
-    """The groups of an image [3, H, W] after each block, for each reduction (None: the backbone's own); picture: see `picture_of`.
+    """The groups of an image [3, H, W] after each block, for each reduction (None: the task's own); picture: see `picture_of`.
 
     An image that does not fill its patches is padded with zeros at the right and below, as in evaluation.
     """
-    (height, width), (patch_h, patch_w), blocks = image.shape[1:], backbone.patch_size, sorted(set(blocks))
+    (height, width), (patch_h, patch_w), blocks = image.shape[1:], model.backbone.patch_size, sorted(set(blocks))
     padded = F.pad(image, (0, -width % patch_w, 0, -height % patch_h))
     cell = patch_h * picture.shape[0] // height, patch_w * picture.shape[1] // width
     panels = []
     for reduction in reductions:
-        states = backbone(padded[None], reduction=reduction, taps=blocks, relaxed=False).taps
+        states = model.encode(task, padded[None], reduction=reduction, taps=blocks, unmerge=None, relaxed=False).taps
         asked = "" if reduction is None else f"r {reduction}, "
         for block, state in zip(blocks, states, strict=True):
             panels.append(Panel(paint_groups(picture, _slot_grid(state), cell), f"{asked}block {block}: {state.tokens.shape[1]} tokens"))

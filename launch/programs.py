@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ class Program(nn.Module):
     def __init__(self, model: MultiTaskModel, task: str):
         super().__init__()
         self.backbone, self.head = model.backbone, model.tasks[task]
+        self._encode = partial(model.encode, task, relaxed=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head.logits(self.backbone(images, taps=self.head.taps, unmerge=self.head.unmerge, relaxed=False))
+        return self.head.logits(self._encode(images))
 
 
 def only_task(run: SavedRun, task: str | None) -> str:
@@ -38,9 +40,13 @@ def only_task(run: SavedRun, task: str | None) -> str:
 
 
 def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
-    """Backbone and the task's head under timm's names; metric embeddings as blocks.N.metric.{weight,bias}."""
+    """Backbone and the task's head under timm's names; metric embeddings, as they are for the task, as blocks.N.metric.{weight,bias}."""
     parts = (model.backbone, model.tasks[task])
-    return {name: tensor.contiguous() for part in parts for name, tensor in part.state_dict().items()}
+    tensors = {name: tensor for part in parts for name, tensor in part.state_dict().items() if ".metric." not in name}
+    for i, block in enumerate(model.backbone.blocks):
+        folded = {} if block.metric is None else block.metric.fold(task)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        tensors |= {f"blocks.{i}.metric.{name}": tensor for name, tensor in folded.items()}
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
@@ -74,7 +80,7 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
     """What a reader has to know to use the file, as plain data."""
     backbone, data, facts = run.config.backbone, run.config.tasks[task].data, run.facts
     grid = grid_of(run, model, task)
-    macs = count_macs(model.backbone, grid)
+    macs = count_macs(model.backbone, grid, model.reduction_of(task))
     return {
         "format": form,
         "architecture": {"timm": backbone.name, "img_size": backbone.img_size, **backbone.options},
@@ -82,7 +88,7 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
         "input": {"pixels": data.img_size, "mean": data.augment.mean, "std": data.augment.std, "crop_pct": data.augment.crop_pct},
         "merging": {
             "policy": policy,
-            "schedule": model.backbone.schedule(grid),
+            "schedule": model.schedule(task, grid),
             "tokens_after_each_block": macs.tokens,
             "backbone_macs": macs.total,
         },

@@ -53,7 +53,7 @@ def first_schedule(model: MultiTaskModel, task: str, data: DataConfig, split: st
     grid = first_grid(model, first_batch(task, data, split).to(next(model.parameters()).device))
     if reduction is not None:
         checked_reduction(model, grid, reduction)
-    return list(model.backbone.schedule(grid, reduction))
+    return list(model.schedule(task, grid, reduction))
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,14 @@ def workload(entry: Entry, batch: Batch) -> Workload:
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         task.infer(encode, batch)  # pyright: ignore[reportCallIssue]
-    specs = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
+    asked = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
+    specs = [model.reduction_of(batch.task, spec) for spec in asked]
     counts = [(number, count_macs(model.backbone, grid, spec)) for (number, grid), spec in zip(inputs, specs, strict=True)]
     images = len(batch.images)
     return Workload(
         encoder_macs=sum(number * count.total for number, count in counts) // images,
         metric_macs=sum(number * sum(count.metric) for number, count in counts) // images,
         head_macs=(counter.get_total_flops() - inside) // 2 // images,
-        schedule=model.backbone.schedule(inputs[0][1], specs[0]),
+        schedule=model.schedule(batch.task, inputs[0][1], specs[0]),
         tokens=counts[0][1].tokens,
     )

@@ -57,11 +57,15 @@ def _to(targets: Any, device: torch.device | str) -> Any:
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """loss: scalar with gradient. logs: sums to report. predictions: the task's own form (for classification, logits [B, K])."""
+    """loss: scalar with gradient. logs: sums to report. predictions: the task's own form (for classification, logits [B, K]).
+
+    unweighed: the loss before it was weighed against other tasks', detached; None where it was not.
+    """
 
     loss: Tensor
     logs: Sums = field(default_factory=dict)
     predictions: Any = None
+    unweighed: Tensor | None = None
 
 
 class MergePolicy(Protocol):
@@ -161,8 +165,6 @@ class Engine(Protocol):
     device: torch.device
     rank: int
     world_size: int
-    accumulation: int
-    """Micro-batches per optimizer step."""
     forward_is_collective: bool
     """Whether all ranks must run equally many forwards (ZeRO 3)."""
 
@@ -174,13 +176,16 @@ class Engine(Protocol):
         """The model's tallies of a batch, under the engine's precision and without gradients. At ZeRO 3 a collective."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulates gradients of loss / accumulation."""
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulates the gradients of a micro-batch; last: of the step's last one, behind which ranks exchange what they have not yet.
+
+        Parameters that no micro-batch of the step uses have a gradient of 0.
+        """
         ...
 
-    def step(self, lrs: Mapping[str, float]) -> Tensor | None:
-        """Ends a micro-batch. On an accumulation boundary: clips, updates with `lrs` per parameter group, clears; returns the
-        gradient norm before clipping (a device scalar), else None."""
+    def step(self, lrs: Mapping[str, float]) -> Tensor:
+        """Behind the last micro-batch: clips, updates with `lrs` per parameter group, clears. The gradient's norm before clipping, a
+        device scalar."""
         ...
 
     def all_reduce(self, tensor: Tensor) -> Tensor:

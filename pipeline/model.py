@@ -1,16 +1,20 @@
 """The one module that is trained: a shared backbone, a head per task, and the objective that turns a batch into a loss."""
 
 import logging
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.build import build_backbone, create_vit
 from pipeline.backbone.load import load_weights, read_state_dict
+from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.vit import MergingViT
-from pipeline.config.schema import RunConfig
+from pipeline.balancing import Balancing, Fixed, build_balancing
+from pipeline.config.resolve import reduction_of
+from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig, height_width
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.interfaces import Batch, Encode, Scores, Tallies, TaskOutput
 from pipeline.merging.macs import reduction_for_macs
@@ -28,26 +32,56 @@ TASKS: Registry[nn.Module] = Registry("task")
 class MultiTaskModel(nn.Module):
     """What an engine is given. `forward` trains, `predict` runs one task, `evaluate` counts, `scores` divides."""
 
-    def __init__(self, backbone: MergingViT, tasks: Mapping[str, nn.Module], objective: nn.Module):
+    def __init__(
+        self,
+        backbone: MergingViT,
+        tasks: Mapping[str, nn.Module],
+        objective: nn.Module,
+        *,
+        balancing: Balancing | None = None,
+        reductions: Mapping[str, ReductionSpec] | None = None,
+    ):
+        """balancing None weighs all losses by 1. reductions: of the tasks that do not take the backbone's."""
         super().__init__()
         self.backbone = backbone
         self.tasks = nn.ModuleDict(tasks)
         self.objective = objective
+        self.balancing = balancing or Fixed(dict.fromkeys(tasks, 1.0))
+        self._reductions = dict(reductions or {})
 
     def forward(
         self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None, draw: float = 0.0
     ) -> TaskOutput:
-        """The training loss of a batch. reduction, relaxed: see MergingViT.forward.
+        """The training loss of a batch, weighed against the other tasks'. reduction, relaxed: see `encode`.
 
         draw: a number in [0, 1), the same on all ranks, for objectives that choose at random what they compute.
         """
-        return self.objective(self, batch, reduction=reduction, relaxed=relaxed, draw=draw)
+        output: TaskOutput = self.objective(self, batch, reduction=reduction, relaxed=relaxed, draw=draw)
+        loss, weight = self.balancing(batch.task, output.loss)
+        logs = output.logs if weight is None else output.logs | {"weight": (weight, torch.ones_like(weight))}
+        return replace(output, loss=loss, logs=logs, unweighed=output.loss.detach())
 
     def predict(self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None) -> TaskOutput:
         """The task's own loss and predictions."""
-        task: Any = self.tasks[batch.task]
-        output = self.backbone(batch.images, reduction=reduction, taps=task.taps, unmerge=task.unmerge, relaxed=relaxed)
-        return task(output, batch)
+        return self.tasks[batch.task](self.encode(batch.task, batch.images, reduction=reduction, relaxed=relaxed), batch)
+
+    def encode(self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any) -> BackboneOutput:
+        """The backbone's output with what the task reads. reduction None: the task's own, or the backbone's. options: see MergingViT."""
+        head: Any = self.tasks[task]
+        options = {"taps": head.taps, "unmerge": head.unmerge} | options
+        return self.backbone(images, reduction=self.reduction_of(task, reduction), task=task, **options)
+
+    def reduction_of(self, task: str, reduction: ReductionSpec | None = None) -> ReductionSpec | None:
+        """The reduction, else the task's own; None where it takes the backbone's."""
+        return self._reductions.get(task) if reduction is None else reduction
+
+    def schedule(self, task: str, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
+        """r of each block for the task's input of grid (h, w) patches."""
+        return self.backbone.schedule(grid, self.reduction_of(task, reduction))
+
+    def set_reduction(self, task: str, reduction: ReductionSpec) -> None:
+        """The reduction that the task is run at when none is given."""
+        self._reductions[task] = reduction
 
     def check_data(self, loaders: Mapping[str, Any]) -> None:
         """loaders: of each task, with the `classes` of its shards. Raises ConfigError where a head does not fit its data."""
@@ -66,13 +100,12 @@ class MultiTaskModel(nn.Module):
     def encoder(self, task: str, reduction: ReductionSpec | GridReduction | None = None) -> Encode:
         """The backbone under the merge of inference, with what the task reads.
 
-        reduction: None is the backbone's own. A function is asked for each input's grid, so that inputs of all sizes can merge one share.
+        reduction: None is the task's own. A function is asked for each input's grid, so that inputs of all sizes can merge one share.
         """
-        head: Any = self.tasks[task]
 
         def encode(images: Tensor) -> BackboneOutput:
             asked = reduction(self.backbone.grid_of(images)) if callable(reduction) else reduction
-            return self.backbone(images, reduction=asked, taps=head.taps, unmerge=head.unmerge, relaxed=False)
+            return self.encode(task, images, reduction=asked, relaxed=False)
 
         return encode
 
@@ -93,19 +126,34 @@ def build_model(config: RunConfig) -> MultiTaskModel:
         grad_checkpointing=spec.grad_checkpointing,
         drop_path=spec.drop_path,
         timm_options=spec.options,
+        embedding=EmbeddingSpec(merging.embedding, tuple(config.tasks), merging.adapter_rank),
         **merging.options,
     )
-    if merging.target_macs or merging.target_gmacs:
-        backbone.set_reduction(reduction_for_macs(backbone, merging.target_macs, gmacs=merging.target_gmacs, within=merging.within))
-    else:
-        backbone.set_reduction(merging.reduction)
+    backbone.set_reduction(_reduction(backbone, merging))
     tasks = {name: TASKS.build(task.type, backbone, **task.head) for name, task in config.tasks.items()}
-    bad = [name for name in tasks if not re.fullmatch(r"\w+", name)]
-    if bad:
-        raise ConfigError(f"task names {bad} are not identifiers; they become part of parameter names")
-    model = MultiTaskModel(backbone, tasks, OBJECTIVES.build(config.objective.type, **config.objective.options))
+    own = {name: task for name, task in config.tasks.items() if task.merging is not None}
+    model = MultiTaskModel(
+        backbone,
+        tasks,
+        OBJECTIVES.build(config.objective.type, **config.objective.options),
+        balancing=build_balancing(config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}),
+        reductions={name: _reduction(backbone, reduction_of(config, name), _grid(backbone, task)) for name, task in own.items()},
+    )
     _load_start(model, config)
     return model
+
+
+def _reduction(backbone: MergingViT, asked: ReductionConfig, grid: tuple[int, int] | None = None) -> ReductionSpec:
+    """As asked, solved for an input of the grid where a target is asked for (None: the backbone's)."""
+    if asked.target_macs or asked.target_gmacs:
+        return reduction_for_macs(backbone, asked.target_macs, grid, gmacs=asked.target_gmacs, within=asked.within)
+    return asked.reduction
+
+
+def _grid(backbone: MergingViT, task: TaskConfig) -> tuple[int, int]:
+    """Patches (rows, columns) of the crop that the task is trained on."""
+    (height, width), (patch_h, patch_w) = height_width(task.data.img_size), backbone.patch_size
+    return height // patch_h, width // patch_w
 
 
 def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
@@ -120,7 +168,7 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
     for source, tensors in sources.items():
         report = load_weights(model, tensors)
         log.info("%s: %s", source, report)
-        lacking = [name for name in report.missing if ".metric." not in name]
+        lacking = [name for name in report.missing if ".metric." not in name and not name.startswith("balancing.")]
         if lacking and config.train.mode == "modular":
             raise CheckpointError(
                 f"{source} has no {lacking[0]} ({len(lacking)} tensors in all), which train.mode='modular' would freeze as it was drawn; "

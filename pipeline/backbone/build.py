@@ -11,6 +11,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.vit import MergingViT
 from pipeline.config.resolve import ModelFacts
 from pipeline.config.schema import BackboneConfig
@@ -43,16 +44,25 @@ def build_backbone(
     grad_checkpointing: bool = False,
     drop_path: float = 0.0,
     timm_options: dict[str, Any] | None = None,
+    embedding: EmbeddingSpec | None = None,
     **policy_options: Any,
 ) -> MergingViT:
     """Any timm VisionTransformer, merging tokens by `policy`.
 
-    reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE) or `never`.
+    reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE) or `never`. embedding:
+    whether tasks share the metric embedding (None: they do).
     timm_options go to timm's class, policy_options to the policy. Raises ConfigError for a name that is not a plain ViT.
     """
     merge_policy = POLICIES.build(policy, **policy_options)
     vit = create_vit(name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options)
-    return MergingViT(vit, merge_policy, reduction, proportional_attention=proportional_attention, grad_checkpointing=grad_checkpointing)
+    return MergingViT(
+        vit,
+        merge_policy,
+        reduction,
+        proportional_attention=proportional_attention,
+        grad_checkpointing=grad_checkpointing,
+        embedding=embedding,
+    )
 
 
 def create_vit(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from pipeline.backbone.metric import shared_name
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import CheckpointError
 
@@ -20,6 +21,7 @@ DIALECTS: list[Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor] | N
 SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}
 """Name -> what reads the path `name:...`. Both tables are filled by the package `tasks`, as TASKS is."""
 _RELEASE_LAYER = re.compile(r"^(.*blocks\.\d+\.)attn\.qkv\.(qkv_layer|metric_layer)\.(weight|bias)$")
+_HEAD = re.compile(r"^tasks\.([^.]+)\.(.*)$")
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,15 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRep
     """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, those of the authors' DTEM release, or
     another project's in DIALECTS.
 
-    Position embeddings of another grid are resampled. A timm classifier finds the task head of the same shape and name.
+    Position embeddings of another grid are resampled. A timm classifier finds the head with its names: of the only task, or of all tasks
+    whose head has its shapes. A head of another model finds the task of its own name; where both models have one task, that one.
     Raises CheckpointError where nothing fits or a tensor has another shape, naming the first; the module is then as it was.
     """
     own = dict(module.state_dict(keep_vars=True))
     state_dict = next((read for dialect in DIALECTS if (read := dialect(state_dict, module)) is not None), state_dict)
-    wanted = {_plain(key): key for key in own}
     given = _release_to_timm({_plain(key): value for key, value in state_dict.items()})
-    fitting = {wanted[key]: value for key, value in given.items() if key in wanted}
+    sources = _sources(own, given)
+    fitting = {key: given[source] for key, source in sources.items()}
     if not fitting:
         raise CheckpointError(f"no key of the checkpoint fits this model: it has {next(iter(given), 'none')}, the model {next(iter(own))}")
     backbone = backbone_of(module)
@@ -56,7 +59,7 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRep
     with torch.no_grad():
         for key, value in ready.items():
             own[key].copy_(value)
-    left = tuple(key for key in given if key not in wanted)
+    left = tuple(key for key in given if key not in set(sources.values()))
     return LoadReport(tuple(fitting), tuple(key for key in own if key not in fitting), left)
 
 
@@ -109,9 +112,24 @@ def _checkpoint_of_run(folder: Path) -> Path:
 
 
 def _plain(key: str) -> str:
-    """timm's spelling: our `backbone.` and `tasks.NAME.`, and wrappers' `module.`, go."""
-    key = key.removeprefix("module.").removeprefix("model.").removeprefix("backbone.")
-    return re.sub(r"^tasks\.[^.]+\.", "", key)
+    """timm's spelling: our `backbone.` and wrappers' `module.` go."""
+    return key.removeprefix("module.").removeprefix("model.").removeprefix("backbone.")
+
+
+def _sources(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
+    """Key of the module -> plain key that it is filled from."""
+    heads = {key: match.groups() for key in own if (match := _HEAD.match(key))}
+    of_tasks = {match[1] for key in given if (match := _HEAD.match(key))}
+    tasks = {task for task, _ in heads.values()}
+    renamed = dict(zip(tasks, of_tasks, strict=True)) if len(tasks) == len(of_tasks) == 1 else {}
+    sources: dict[str, str] = {}
+    for key in own:
+        task, part = heads.get(key, ("", ""))
+        names = [_plain(key), f"tasks.{renamed.get(task, task)}.{part}", part, shared_name(key)]
+        found = next((name for name in names if name in given), None)
+        if found is not None and (found != part or len(tasks) == 1 or given[found].shape == own[key].shape):
+            sources[key] = found
+    return sources
 
 
 def _release_to_timm(given: dict[str, Tensor]) -> dict[str, Tensor]:

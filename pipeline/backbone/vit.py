@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.backbone.attention import attend
+from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.errors import ConfigError
 from pipeline.interfaces import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
@@ -37,7 +38,7 @@ class MergingBlock(nn.Module):
     ls2: nn.Module
     drop_path2: nn.Module
 
-    def __init__(self, block: nn.Module, policy: MergePolicy, proportional_attention: str):
+    def __init__(self, block: nn.Module, policy: MergePolicy, proportional_attention: str, embedding: EmbeddingSpec):
         super().__init__()
         for name, part in block.named_children():
             self.add_module(name, part)
@@ -45,36 +46,45 @@ class MergingBlock(nn.Module):
         self.proportional_attention = proportional_attention
         dim: int = self.attn.qkv.in_features
         width = policy.metric_dim(dim, self.attn.head_dim)
-        self.metric = nn.Linear(dim, width) if policy.metric_source == "embedding" else None
+        self.metric = embedding.build(dim, width) if policy.metric_source == "embedding" else None
 
-    def forward(self, state: TokenState, r: int, *, merged: bool, relaxed: bool, points: list[MergePoint] | None = None) -> TokenState:
+    def forward(
+        self,
+        state: TokenState,
+        r: int,
+        *,
+        merged: bool,
+        relaxed: bool,
+        task: str | None = None,
+        points: list[MergePoint] | None = None,
+    ) -> TokenState:
         """merged: whether an earlier block merged, so that sizes differ. relaxed: use the policy's differentiable merge.
 
-        points: receives what the merge is decided on.
+        task: whose metric embedding, where tasks have their own. points: receives what the merge is decided on.
         """
         use_size = merged and (self.proportional_attention == "always" or (self.proportional_attention == "train" and self.training))
         x = self.norm1(state.tokens)
         mixed, keys = attend(self.attn, x, state.size if use_size else None, exact=relaxed and self.policy.exact_attention)
         state = state.with_tokens(state.tokens + self.drop_path1(self.ls1(mixed)))
         if points is not None:
-            state = self._observe(state, x, keys, points)
+            state = self._observe(state, self._metric_of(x, keys, task), points)
         if r > 0:
-            state = carry_residual(state, self.policy.merge(state, self._metric_of(x, keys), r, training=relaxed))
+            state = carry_residual(state, self.policy.merge(state, self._metric_of(x, keys, task), r, training=relaxed))
         return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
 
-    def _observe(self, state: TokenState, x: Tensor, keys: Tensor, points: list[MergePoint]) -> TokenState:
+    @staticmethod
+    def _observe(state: TokenState, metric: Tensor | None, points: list[MergePoint]) -> TokenState:
         """The state with a probe in it, for which a gradient can be asked also where the backbone is frozen."""
-        metric = self._metric_of(x, keys)
         if metric is None:
             raise ConfigError("merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')")
         probe = torch.zeros_like(state.tokens, requires_grad=True)
         points.append(MergePoint(state, metric, probe))
         return carry_residual(state, state.with_tokens(state.tokens + probe))
 
-    def _metric_of(self, x: Tensor, keys: Tensor) -> Tensor | None:
+    def _metric_of(self, x: Tensor, keys: Tensor, task: str | None) -> Tensor | None:
         """[B, M, F]: what the policy compares. The embedding never shapes the backbone's features: its input is detached."""
         if self.metric is not None:
-            return self.metric(x.detach())
+            return self.metric(x.detach(), task)
         return keys.mean(dim=1) if self.policy.metric_source == "keys" else None
 
 
@@ -91,6 +101,7 @@ class MergingViT(nn.Module):
         *,
         proportional_attention: str = "always",
         grad_checkpointing: bool = False,
+        embedding: EmbeddingSpec | None = None,
     ):
         super().__init__()
         if proportional_attention not in PROPORTIONAL_ATTENTION:
@@ -98,7 +109,8 @@ class MergingViT(nn.Module):
         self.patch_embed, self.pos_drop, self.norm_pre, self.norm = vit.patch_embed, vit.pos_drop, vit.norm_pre, vit.norm
         for name in (*PREFIX_TOKENS, "pos_embed"):
             self.register_parameter(name, getattr(vit, name, None))
-        self.blocks = nn.ModuleList(MergingBlock(block, policy, proportional_attention) for block in vit.blocks.children())
+        spec = embedding or EmbeddingSpec()
+        self.blocks = nn.ModuleList(MergingBlock(block, policy, proportional_attention, spec) for block in vit.blocks.children())
         self.policy = policy
         self.grad_checkpointing = grad_checkpointing
         self.no_embed_class: bool = vit.no_embed_class
@@ -140,6 +152,7 @@ class MergingViT(nn.Module):
         taps: Collection[int] = (),
         unmerge: str | None = None,
         relaxed: bool | None = None,
+        task: str | None = None,
         merge_points_from: int | None = None,
     ) -> BackboneOutput:
         """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order.
@@ -147,6 +160,7 @@ class MergingViT(nn.Module):
         relaxed: merge differentiably; None does so in training mode where the policy can. unmerge: how the states will be unmerged, one of
         `pipeline.merging.unmerge.UNMERGES`; without it a relaxed merge keeps no source map, which is B * N * N floats.
         merge_points_from: also return what the merges of this block and of those behind it are decided on, which needs gradients enabled.
+        task: whose metric embedding, where tasks have their own.
         Raises ConfigError where H or W does not divide by the patch.
         """
         relaxed = self.policy.relaxed and (self.training if relaxed is None else relaxed)
@@ -155,14 +169,15 @@ class MergingViT(nn.Module):
         state = start_unmerge(state, unmerge)
         tapped: list[TokenState] = []
         points: list[MergePoint] = []
+        options: dict[str, Any] = {"relaxed": relaxed, "task": task}
         merged = False
         for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
             if merge_points_from is not None and i >= merge_points_from:
-                state = block(state, r, merged=merged, relaxed=relaxed, points=points)
+                state = block(state, r, **options, merged=merged, points=points)
             elif self.grad_checkpointing and torch.is_grad_enabled():
-                state = cast(TokenState, checkpoint(block, state, r, merged=merged, relaxed=relaxed, use_reentrant=False))
+                state = cast(TokenState, checkpoint(block, state, r, **options, merged=merged, use_reentrant=False))
             else:
-                state = block(state, r, merged=merged, relaxed=relaxed)
+                state = block(state, r, **options, merged=merged)
             merged = merged or r > 0
             if i in taps:
                 tapped.append(state)

@@ -112,11 +112,54 @@ def _read_python(path: Path) -> dict[str, Any]:
     from mmengine.config import Config
 
     try:
-        ast.parse(path.read_text(encoding="utf-8"), str(path))  # mmengine would report a syntax error under a temporary name
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))  # mmengine would report a syntax error under a temporary name
+        _refuse_repeated_keys(tree, path)
         config = Config.fromfile(path, use_environment_variables=False, import_custom_modules=False, lazy_import=False)
+    except ConfigError:
+        raise
     except Exception as err:  # whatever the user's program raises
         raise ConfigError(f"config {path} cannot be read: {_where(err)}{type(err).__name__}: {err}") from err
-    return {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    data = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    return _join_tasks(data, path)
+
+
+def _join_tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`tasks=dict(_base_=[FILE, ...], ...)`: the tasks of several files, beside `path`, over which the other entries merge."""
+    from mmengine.config import Config
+
+    tasks = data.get("tasks")
+    if not isinstance(tasks, dict) or "_base_" not in tasks:
+        return data
+    files = tasks.pop("_base_")
+    if not isinstance(files, list | tuple) or not all(isinstance(file, str) for file in files):
+        raise ConfigError(f"config {path}: tasks._base_ is {files!r}; give a list of config files")
+    joined: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    twice: list[str] = []
+    for file in files:
+        base = path.parent / file
+        if base.suffix != ".py" or not base.is_file():
+            raise ConfigError(f"config {path}: tasks._base_ names {base}, which is not a config (.py) that is there")
+        found = _read_python(base).get("tasks") or {}
+        twice += [f"'{name}' is in {origin[name]} and in {file}" for name in found if name in joined]
+        joined |= found
+        origin |= dict.fromkeys(found, file)
+    if twice:
+        raise ConfigError(f"config {path}: two tasks of one name: {'; '.join(twice)}; leave one out, or rename it in a file of your own")
+    return data | {"tasks": Config._merge_a_into_b(tasks, joined)}
+
+
+def _refuse_repeated_keys(tree: ast.AST, path: Path) -> None:
+    """Python keeps the last of two equal keys; the first, a task perhaps, would be lost without a word."""
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
+        if twice := _repeated(key.value for key in node.keys if isinstance(key, ast.Constant)):
+            raise ConfigError(f"config {path}, line {node.lineno}: the key {twice!r} is there twice; leave one out, or rename it")
+
+
+def _repeated(keys: Iterable[Any]) -> Any:
+    """The first key that is there twice, or None."""
+    seen: set[Any] = set()
+    return next((key for key in keys if key in seen or seen.add(key)), None)
 
 
 def _where(err: Exception) -> str:
@@ -127,13 +170,24 @@ def _where(err: Exception) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return _as_dict(json.loads(path.read_text(encoding="utf-8")), path)
+        return _as_dict(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition), path)
     except (ValueError, RecursionError) as err:
         raise ConfigError(f"config {path} is not JSON: {err}") from err
 
 
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := _repeated(key for key, _ in pairs):
+        raise ValueError(f"the key '{twice}' is there twice")
+    return dict(pairs)
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, which can make a page of text stand for gigabytes."""
+    """Safe YAML without repeated keys, and without aliases, which can make a page of text stand for gigabytes."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if twice := _repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            raise yaml.YAMLError(f"the key '{twice}' is there twice")
+        return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

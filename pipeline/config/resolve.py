@@ -4,11 +4,12 @@ This file stands above `pipeline.merging`, whose rules it asks; the rest of `pip
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.config.build import all_mistakes
-from pipeline.config.schema import RunConfig, TaskConfig, height_width
+from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig, height_width
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import check_schedule
@@ -35,8 +36,12 @@ class ResolvedRun:
 
     config: RunConfig
     world_size: int
+    micro_batches: dict[str, int]
+    """Of each fed task, in a step that holds it, on one rank."""
     global_batch: dict[str, int]
-    """Samples of one optimizer step, were all its micro-batches of that task."""
+    """Samples of each fed task in a step that holds it, over all ranks."""
+    shares: dict[str, float]
+    """Of the steps, those that hold the task: 1 where every step holds all. Empty where `num_samples` is needed and not known."""
     total_steps: int | None
     """Optimizer steps; None where `train.epochs` is given and the number of samples is not known."""
 
@@ -47,15 +52,42 @@ def resolve(config: RunConfig, world_size: int, facts: ModelFacts, num_samples: 
     num_samples: training samples of each task, needed to turn `train.epochs` into steps.
     """
     mistakes: list[str] = []
-    for check in (_check_images, _check_merging, _check_mode, _check_data, _check_engine):
+    for check in (_check_images, _check_merging, _check_mode, _check_tasks, _check_data, _check_engine):
         mistakes.extend(check(config, world_size, facts))
-    total_steps = _total_steps(config, world_size, num_samples)
+    micro_batches = {name: task.accumulation * config.engine.accumulation for name, task in fed_tasks(config).items()}
+    global_batch = {name: config.tasks[name].data.batch_size * world_size * count for name, count in micro_batches.items()}
+    shares = _shares(config, global_batch, num_samples)
+    total_steps = _total_steps(config, global_batch, shares, num_samples)
     if total_steps is not None and config.optim.warmup_steps >= total_steps:
         mistakes.append(f"optim.warmup_steps is {config.optim.warmup_steps}, but the run has {total_steps} steps; give fewer")
     if mistakes:
         raise ConfigError(all_mistakes("the sections of the config do not agree", mistakes))
-    global_batch = {name: task.data.batch_size * world_size * config.engine.accumulation for name, task in config.tasks.items()}
-    return ResolvedRun(config=config, world_size=world_size, global_batch=global_batch, total_steps=total_steps)
+    return ResolvedRun(
+        config=config,
+        world_size=world_size,
+        micro_batches=micro_batches,
+        global_batch=global_batch,
+        shares=shares,
+        total_steps=total_steps,
+    )
+
+
+def fed_tasks(config: RunConfig) -> dict[str, TaskConfig]:
+    """Those that training feeds: all that are not frozen."""
+    return {name: task for name, task in config.tasks.items() if not task.frozen}
+
+
+def reduction_of(config: RunConfig, task: str) -> ReductionConfig:
+    """The task's own, or the run's."""
+    return config.tasks[task].merging or config.merging
+
+
+def range_of(config: RunConfig, task: str) -> tuple[str, tuple[int, int] | None]:
+    """The range that a step's reduction for the task is drawn from, and where it is given."""
+    own = config.tasks[task].merging
+    if own is not None:
+        return f"tasks.{task}.merging.reduction_range", own.reduction_range
+    return "train.reduction_range", config.train.reduction_range
 
 
 def near_multiples(pixels: int, patch: int) -> list[int]:
@@ -64,15 +96,31 @@ def near_multiples(pixels: int, patch: int) -> list[int]:
     return sorted((size for size in (low, low + patch) if size > 0), key=lambda size: abs(size - pixels))
 
 
-def _total_steps(config: RunConfig, world_size: int, num_samples: Mapping[str, int] | None) -> int | None:
-    """An epoch is as many micro-batches as all tasks together need to see each sample once."""
+def _shares(config: RunConfig, global_batch: Mapping[str, int], num_samples: Mapping[str, int] | None) -> dict[str, float]:
+    """Of each fed task. Drawn tasks: what the config says, or else so that all epochs end together, to the power of 1 / temperature."""
+    tasks = fed_tasks(config)
+    if config.mixing.mode == "all" or len(tasks) == 1:
+        return dict.fromkeys(tasks, 1.0)
+    given = {name: task.share for name, task in tasks.items() if task.share is not None}
+    if len(given) < len(tasks):
+        if num_samples is None:
+            return {}
+        given = {name: num_samples[name] / global_batch[name] for name in tasks}
+    powers = {name: share ** (1 / config.mixing.temperature) for name, share in given.items()}
+    return {name: power / sum(powers.values()) for name, power in powers.items()}
+
+
+def _total_steps(
+    config: RunConfig, global_batch: Mapping[str, int], shares: Mapping[str, float], num_samples: Mapping[str, int] | None
+) -> int | None:
+    """An epoch is as many steps as it takes until every task has seen (where tasks are drawn: is expected to) each of its samples."""
     if config.train.steps is not None:
         return config.train.steps
     if num_samples is None:
         return None
     assert config.train.epochs is not None, "the schema asks for one of epochs and steps"
-    micro_batches = sum(num_samples[name] / (task.data.batch_size * world_size) for name, task in config.tasks.items())
-    return max(1, math.ceil(config.train.epochs * micro_batches / config.engine.accumulation))
+    epoch = max((num_samples[name] / (global_batch[name] * share) for name, share in shares.items()), default=1.0)
+    return max(1, math.ceil(config.train.epochs * epoch))
 
 
 def _check_images(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
@@ -88,23 +136,23 @@ def _check_images(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
 
 
 def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
-    merging, span = config.merging, config.train.reduction_range
+    merging, own = config.merging, [f"tasks.{name}.merging" for name, task in config.tasks.items() if task.merging is not None]
     if merging.policy == "none":
-        if merging.reduction != 0 or merging.target_macs or merging.target_gmacs or span is not None:
+        if own or merging.reduction != 0 or merging.target_macs or merging.target_gmacs or config.train.reduction_range is not None:
+            settings = ["merging.reduction", "merging.target_macs", "merging.target_gmacs", "train.reduction_range", *own]
             yield (
-                "merging.policy is 'none', which removes no tokens; leave merging.reduction, merging.target_macs, merging.target_gmacs and "
-                f"train.reduction_range out, or give a policy ({', '.join(POLICIES.names())})"
+                f"merging.policy is 'none', which removes no tokens; leave {', '.join(settings[:-1])} and {settings[-1]} out, "
+                f"or give a policy ({', '.join(POLICIES.names())})"
             )
         return
     for name, task in config.tasks.items():
         patches = _num_patches(task, facts)
         num_tokens = patches + facts.num_prefix
-        yield from _complaint(f"tasks.{name}", check_schedule, merging.reduction, facts.depth, num_tokens, facts.num_prefix)
+        reduction = reduction_of(config, name).reduction
+        yield from _complaint(f"tasks.{name}", check_schedule, reduction, facts.depth, num_tokens, facts.num_prefix)
+        where, span = range_of(config, name)
         if span is not None and span[1] > patches // 2:
-            yield (
-                f"train.reduction_range goes to {span[1]}, but a block can merge at most {patches // 2} of the {patches} "
-                f"patches of task '{name}'"
-            )
+            yield (f"{where} goes to {span[1]}, but a block can merge at most {patches // 2} of the {patches} patches of task '{name}'")
 
 
 def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
@@ -124,10 +172,36 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
         )
 
 
+def _check_tasks(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    fed = fed_tasks(config)
+    for name in config.tasks:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            yield f"the task name '{name}' is not an identifier; it becomes part of parameter names"
+    if not fed:
+        yield f"tasks.{', tasks.'.join(config.tasks)}: all are frozen, so there is nothing to train; take frozen off one of them"
+    shared = [name for name, task in fed.items() if task.share is None]
+    if shared and len(shared) < len(fed):
+        yield f"tasks.{shared[0]}.share is not given, but that of another task is; give all tasks a share, or none"
+    if len(shared) < len(fed) and config.mixing.mode == "all":
+        yield "tasks.NAME.share is how often a task is drawn, but mixing.mode is 'all'; leave it out, or give mixing.mode='sampled'"
+    if config.balancing.type == "gradient_norm" and len(fed) > 1:
+        if config.mixing.mode == "sampled":
+            yield "balancing.type is 'gradient_norm', which compares the tasks' gradients of one step; give mixing.mode='all'"
+        if config.balancing.every == 0:
+            yield "balancing.type is 'gradient_norm' and balancing.every is 0: nothing would be measured; give a number of steps"
+    if config.train.best is not None and config.train.best not in config.tasks:
+        yield f"train.best is '{config.train.best}', which is not a task; give one of {', '.join(config.tasks)}, or None"
+
+
 def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
     for name, task in config.tasks.items():
-        if not task.data.train:
-            yield f"tasks.{name}.data.train is not given; name the shards to train on, or leave the task out"
+        if task.frozen and task.data.train:
+            yield f"tasks.{name} is frozen, so no head reads tasks.{name}.data.train; give data.train=None, or take frozen off"
+        elif not task.frozen and not task.data.train:
+            yield (
+                f"tasks.{name}.data.train is not given, so no stream feeds its head; name the shards to train on, leave the task out, "
+                "or give frozen=True"
+            )
         if config.train.eval_every is not None and not task.data.val:
             yield f"train.eval_every is {config.train.eval_every}, but tasks.{name}.data.val is not given; name the shards to evaluate on"
 

@@ -6,34 +6,19 @@ A section checks what it can see alone; `resolve.py` checks what takes two secti
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.errors import ConfigError
+from pipeline.config.task_schema import (
+    AugmentConfig,
+    DataConfig,
+    ImgSize,
+    ReductionConfig,
+    TaskConfig,
+    TaskMergingConfig,
+    height_width,
+    require,
+    require_range,
+)
 
-Reduction = int | float | tuple[int, float] | list[int]
-"""r per block, a keep rate in (0, 1], (r, inflection), or one r for each block; a sequence of two is always (r, inflection)."""
-
-
-REDUCTION_FORMS = "an integer from 0, a keep rate in (0, 1], (r, inflection) with inflection in [-1, 1], or a list of integers"
-
-
-ImgSize = int | tuple[int, int]
-"""Pixels: of both sides, or (height, width)."""
-
-
-def height_width(size: ImgSize) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
-
-
-def _is_reduction(value: Reduction) -> bool:
-    if isinstance(value, tuple):
-        return value[0] >= 0 and -1 <= value[1] <= 1
-    if isinstance(value, list):
-        return all(r >= 0 for r in value)
-    return value >= 0 if isinstance(value, int) else 0 < value <= 1
+__all__ = ["AugmentConfig", "DataConfig", "ImgSize", "ReductionConfig", "TaskConfig", "TaskMergingConfig", "height_width"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,123 +47,50 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergingConfig:
+class MergingConfig(ReductionConfig):
     """How tokens are merged between attention and MLP."""
 
     policy: str = "none"
-    reduction: Reduction = 0
-    """Tokens removed per block: int, (r, inflection), list per block, or a keep rate in (0, 1]."""
-    target_macs: float | None = None
-    """Fraction of the unmerged MACs, in (0, 1); the solver finds the reduction. Excludes `reduction`."""
-    target_gmacs: float | None = None
-    """10^9 multiply-accumulates of one image through the backbone, which papers call GFLOPs; the solver finds the reduction."""
-    within: float = 1.0
-    """With a target: the share of the blocks, from the first one, that merge."""
+    embedding: Literal["shared", "per_task", "adapter"] = "shared"
+    """Metric embeddings: one for all tasks, one of each task, or one for all with a low-rank change of each task's own."""
+    adapter_rank: int = 4
+    """Of that change."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the policy."""
 
     def __post_init__(self) -> None:
-        macs, gmacs = self.target_macs, self.target_gmacs
-        require(macs is None or 0 < macs < 1, f"merging.target_macs is {macs}; give a fraction in (0, 1)")
-        require(gmacs is None or gmacs > 0, f"merging.target_gmacs is {gmacs}; give a number above 0")
-        require(0 < self.within <= 1, f"merging.within is {self.within}; give a share of the blocks, in (0, 1]")
-        require(
-            self.within == 1 or macs is not None or gmacs is not None, "merging.within goes with target_macs or target_gmacs; leave it out"
-        )
-        require(_is_reduction(self.reduction), f"merging.reduction is {self.reduction}; give {REDUCTION_FORMS}")
-        given = [name for name in ("reduction", "target_macs", "target_gmacs") if getattr(self, name)]
-        require(len(given) <= 1, f"merging.{' and merging.'.join(given)} exclude one another: give one")
+        super().__post_init__()
+        require(self.adapter_rank >= 1, f"merging.adapter_rank is {self.adapter_rank}; give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random changes of training images, and the fixed way of evaluation images."""
+class MixingConfig:
+    """Which tasks a step holds."""
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area range of the random resized crop; (1, 1) resizes only."""
-    pad: int = 0
-    """Reflect padding before a random crop at full scale (small images); excludes crop_scale."""
-    hflip: float = 0.5
-    rand_augment: str | None = None
-    """timm's notation, for instance `rand-m9-mstd0.5-inc1`."""
-    color_jitter: float = 0.0
-    random_erasing: float = 0.0
-    mixup: float = 0.0
-    """Alpha of mixup; 0 is off."""
-    cutmix: float = 0.0
-    crop_pct: float = 0.875
-    """Evaluation: the centre crop's share of the resized side."""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    short_side: int | None = None
-    """Masks: pixels of the shorter side before the random resizing, and in evaluation; None: as stored."""
-    resize_range: tuple[float, float] = (0.5, 2.0)
-    """Masks: range of the factor by which a training image is resized before the crop."""
-    max_class_share: float = 0.75
-    """Masks: a crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times; 1 is off."""
-    photometric: bool = False
-    """Masks: random brightness, contrast, saturation and hue."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mode: Literal["all", "sampled"] = "all"
+    """`all`: every step holds every task. `sampled`: every step holds one task, drawn from (seed, step)."""
+    temperature: float = 1.0
+    """`sampled`: a task's probability is its share to the power of 1 / temperature; above 1 evens the tasks out."""
 
     def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        require(0 < low <= high <= 1, f"augment.crop_scale is {self.crop_scale}; give (low, high) with 0 < low <= high <= 1")
-        require(0 < self.crop_pct <= 1, f"augment.crop_pct is {self.crop_pct}; give a number in (0, 1]")
-        least, most = self.resize_range
-        require(0 < least <= most <= 10, f"augment.resize_range is {self.resize_range}; give (low, high) with 0 < low <= high <= 10")
-        require(self.short_side is None or self.short_side > 0, f"augment.short_side is {self.short_side}; give pixels, or None")
-        require(0 < self.max_class_share <= 1, f"augment.max_class_share is {self.max_class_share}; give a share in (0, 1]")
-        require(min(self.std) > 0, f"augment.std is {self.std}; give numbers above 0")
-        for name in ("hflip", "random_erasing"):
-            require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
-        for name in ("pad", "color_jitter", "mixup", "cutmix"):
-            require(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; give 0 (off) or more")
+        require(self.temperature > 0, f"mixing.temperature is {self.temperature}; give a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where a task's samples are and how they become batches."""
+class BalancingConfig:
+    """How the tasks' losses are weighed against one another, and how their gradients are watched."""
 
-    schema: str
-    """Name in the dataset registry: which members a sample has and how they decode."""
-    train: str | list[str] | None = None
-    """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest."""
-    val: str | list[str] | None = None
-    img_size: ImgSize = 224
-    """Pixels per side, or (height, width), of the crop the model sees."""
-    batch_size: int = 128
-    """Samples of one micro-batch on one rank."""
-    eval_batch_size: int = 128
-    workers: int = 4
-    shuffle_shards: int = 8
-    """Shards that are open at once; samples are shuffled within such a window (bounds memory and disk cache)."""
-    max_bad_samples: int = 100
-    """Corrupt samples in a row that stop the run."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    tokenizer: dict[str, Any] | None = None
-    """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
+    type: str = "fixed"
+    """`fixed`: tasks.NAME.weight. `uncertainty`: learned (Kendall et al., 2018). `gradient_norm`: after GradNorm (Chen et al., 2018)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    lr: float = 1e-2
+    """Learning rate of what the balance learns."""
+    every: int = 50
+    """Steps between measurements of each task's gradient on what the tasks share: norms and cosines; 0: never."""
 
     def __post_init__(self) -> None:
-        for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
-            require(getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more")
-        pad, side = self.augment.pad, min(height_width(self.img_size))
-        require(pad == 0 or pad < side, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """One task: its head, its data, its share of the loss."""
-
-    type: str
-    data: DataConfig
-    weight: float = 1.0
-    head: dict[str, Any] = field(default_factory=dict)
-    """Options of the task's class, for instance num_classes, label_smoothing."""
-
-    def __post_init__(self) -> None:
-        require(self.weight > 0, f"task weight is {self.weight}; give a number above 0, or leave the task out")
-        agree = "tokenizer" not in self.head or self.head["tokenizer"] == self.data.tokenizer
-        require(agree, "head.tokenizer is not data.tokenizer: the task would misread its captions; give both the same dict")
+        require(self.lr > 0, f"balancing.lr is {self.lr}; give a number above 0")
+        require(self.every >= 0, f"balancing.every is {self.every}; give a number of steps, or 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +136,10 @@ class OptimConfig:
 class TrainConfig:
     """What is trained, how long, and what is written when."""
 
-    mode: Literal["modular", "end_to_end", "joint", "backbone"] = "modular"
+    mode: Literal["modular", "end_to_end", "joint", "backbone", "heads"] = "modular"
     """`modular`: only the metric embeddings. `end_to_end`: backbone under hard merging and embeddings under soft merging, in turn.
-    `joint`: everything at once under soft merging. `backbone`: everything but the embeddings, under the inference-time merge."""
+    `joint`: everything at once under soft merging. `backbone`: everything but the embeddings, under the inference-time merge.
+    `heads`: the heads alone, under the inference-time merge."""
     epochs: float | None = None
     steps: int | None = None
     """Optimizer steps; give one of epochs and steps."""
@@ -234,6 +147,8 @@ class TrainConfig:
     """end_to_end: every such-th step trains the embeddings, the others the backbone."""
     reduction_range: tuple[int, int] | None = None
     """Draw each step's reduction from this range (both ends included), a function of (seed, step)."""
+    best: str | None = None
+    """Task whose main metric ranks checkpoints; None: the geometric mean of all tasks' main metrics."""
     log_every: int = 50
     eval_every: int | None = None
     """Steps; None: at the end only."""
@@ -249,8 +164,7 @@ class TrainConfig:
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name} is {value}; give a number above 0")
         require(self.alternate_period >= 2, f"train.alternate_period is {self.alternate_period}; give 2 or more")
-        low, high = self.reduction_range or (0, 0)
-        require(0 <= low <= high, f"train.reduction_range is {self.reduction_range}; give (low, high) with 0 <= low <= high")
+        require_range("train.reduction_range", self.reduction_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +175,7 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
     accumulation: int = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches of a task in an optimizer step that holds it."""
     threads: int | None = None
     """CPU threads of torch per process; None leaves torch's choice."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
@@ -283,6 +197,8 @@ class RunConfig:
     """Folder of the run: resolved config, metrics, checkpoints."""
     seed: int = 42
     merging: MergingConfig = field(default_factory=MergingConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    balancing: BalancingConfig = field(default_factory=BalancingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

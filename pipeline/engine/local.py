@@ -22,13 +22,11 @@ class LocalEngine:
     def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = model.to(self.device)
-        self.accumulation = config.engine.accumulation
         self._bf16 = config.engine.precision == "bf16"
         self._clip = config.optim.clip_grad
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
         self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
         self._optimizer.create_state(self._params)
-        self._micro_step = 0
         for parameter in self._params:
             parameter.grad = torch.zeros_like(parameter)
 
@@ -43,13 +41,10 @@ class LocalEngine:
         with self.autocast(), torch.no_grad():
             return cast(Any, self.module).evaluate(batch, **options)
 
-    def backward(self, loss: Tensor) -> None:
-        mark_nonfinite(loss / self.accumulation).backward()
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        mark_nonfinite(loss).backward()
 
-    def step(self, lrs: Mapping[str, float]) -> Tensor | None:
-        self._micro_step += 1
-        if self._micro_step % self.accumulation:
-            return None
+    def step(self, lrs: Mapping[str, float]) -> Tensor:
         norm = clip_gradients(self._params, self._clip)
         self._optimizer.found_inf = (~norm.isfinite()).float()
         self._optimizer.set_lrs(lrs)

@@ -34,7 +34,6 @@ class ZeroEngine:
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device("cuda", launched.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
         self.module = model.to(self.device)
-        self.accumulation = config.engine.accumulation
         self._bf16, self._clip, self._stage = config.engine.precision == "bf16", config.optim.clip_grad, config.engine.zero_stage
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
         self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
@@ -58,14 +57,12 @@ class ZeroEngine:
         with self.autocast(), torch.no_grad():
             return cast(Any, self.module).evaluate(batch, **options)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._deepspeed.set_gradient_accumulation_boundary(last)
         with self._state.backward(self.module):
             self._deepspeed.backward(mark_nonfinite(loss))
 
-    def step(self, lrs: Mapping[str, float]) -> Tensor | None:
-        if not self._deepspeed.is_gradient_accumulation_boundary():
-            self._deepspeed.step()
-            return None
+    def step(self, lrs: Mapping[str, float]) -> Tensor:
         self._optimizer.set_lrs(lrs)
         norm = self._clip_reduced_gradients() if self._stage == 0 else None
         self._deepspeed.step()

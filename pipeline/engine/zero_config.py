@@ -21,7 +21,7 @@ def zero_config(config: RunConfig) -> dict[str, Any]:
     """
     owned = {
         "train_micro_batch_size_per_gpu": ("tasks.*.data.batch_size", next(iter(config.tasks.values())).data.batch_size),
-        "gradient_accumulation_steps": ("engine.accumulation", config.engine.accumulation),
+        "gradient_accumulation_steps": ("the step's plan (engine.accumulation, tasks.*.accumulation)", 1),
         "gradient_clipping": ("optim.clip_grad", config.optim.clip_grad or 0.0),
         "zero_optimization.stage": ("engine.zero_stage", config.engine.zero_stage),
         "torch_autocast.enabled": ("engine.precision", config.engine.precision == "bf16"),
@@ -29,6 +29,8 @@ def zero_config(config: RunConfig) -> dict[str, Any]:
         "bf16.enabled": ("engine.precision (autocast; DeepSpeed's own bf16 is not used)", False),
         "fp16.enabled": ("engine.precision", False),
     }
+    if config.engine.zero_stage == 1:  # with it only what the last micro-batch used would be summed over ranks
+        owned["zero_optimization.overlap_comm"] = ("engine.zero_stage=1 (take 2 or 3)", False)
     user = _flat(config.engine.deepspeed)
     _refuse_contradictions(user, owned)
     defaults = {

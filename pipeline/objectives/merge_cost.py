@@ -39,9 +39,9 @@ class MergeCost(nn.Module):
             return model.predict(batch, reduction=reduction, relaxed=False)
         task, backbone = model.tasks[batch.task], model.backbone
         first = int(draw * backbone.depth)
-        merged = backbone.schedule(backbone.grid_of(batch.images), reduction)[:first]
+        merged = model.schedule(batch.task, backbone.grid_of(batch.images), reduction)[:first]
         schedule = [*merged, *(0 for _ in backbone.blocks[first:])]
-        output = backbone(batch.images, reduction=schedule, relaxed=False, taps=task.taps, unmerge=task.unmerge, merge_points_from=first)
+        output = model.encode(batch.task, batch.images, reduction=schedule, relaxed=False, merge_points_from=first)
         result = task(output, batch)
         points = output.merge_points
         grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.probe for point in points])

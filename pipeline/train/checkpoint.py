@@ -38,6 +38,7 @@ HARMLESS = (
     "backbone.weights",
     "backbone.pretrained",
     "backbone.grad_checkpointing",
+    "tasks.*.accumulation",
     "tasks.*.data.train",
     "tasks.*.data.val",
     "tasks.*.data.batch_size",

@@ -1,5 +1,6 @@
 """The order of things in a run. It knows no task, no policy and no launcher, and asks the device nothing between two reports."""
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.config.resolve import range_of
 from pipeline.config.schema import RunConfig
 from pipeline.errors import PipelineError
 from pipeline.interfaces import Batch
@@ -15,6 +17,7 @@ from pipeline.train import checkpoint
 from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import TaskScores, evaluate
 from pipeline.train.metrics import MetricSums, mean
+from pipeline.train.mixing import tasks_of_step
 from pipeline.train.optim import learning_rates, phase_at
 from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.rng import generator, seed_of
@@ -58,17 +61,23 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
 def _train_step(run: Run, streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch) -> torch.Tensor:
     """One optimizer step; the gradient norm before clipping, on the device."""
     config, engine, step = run.config, run.engine, run.progress.step
-    phase = phase_at(step, config.train)
+    phase, plan = phase_at(step, config.train), tasks_of_step(run.resolved, step)
     run.gate.open(phase.trained)
-    reduction, lrs = _draw_reduction(config, step), learning_rates(run.groups, step, config, run.total_steps)
-    norm = None
-    for micro_step in range(step * engine.accumulation, (step + 1) * engine.accumulation):
-        batch = _next_batch(run, streams, watch, micro_step)
-        output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed, draw=_draw(config, micro_step))
-        engine.backward(output.loss * config.tasks[batch.task].weight)
-        norm = engine.step(lrs)
-        sums.add(output.logs, f"{batch.task}/")
-    assert norm is not None, "the engine accumulates as many micro-batches as it says"
+    probe = run.probe if run.probe is not None and run.probe.due(step, phase.trained) else None
+    for i, task in enumerate(plan):
+        batch = _next_batch(run, streams, watch, task, i)
+        reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
+        output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed, draw=draw)
+        share = 1 / run.resolved.micro_batches[task]
+        if probe is not None:
+            probe.watch(task, output, share)
+        engine.backward(output.loss * share, last=i == len(plan) - 1)
+        sums.add(output.logs, f"{task}/")
+    norm = engine.step(learning_rates(run.groups, step, config, run.total_steps, plan))
+    if probe is not None and (conflict := probe.read(engine)) is not None:
+        balancing: Any = engine.module.balancing
+        balancing.follow(conflict.norms, conflict.losses)
+        sums.add(conflict.logs())
     if run.ema is not None:
         run.ema.update()
     skipped = (~norm.isfinite()).float()
@@ -78,39 +87,29 @@ def _train_step(run: Run, streams: dict[str, Iterator[Batch]], sums: MetricSums,
     return norm
 
 
-def _next_batch(run: Run, streams: dict[str, Iterator[Batch]], watch: Stopwatch, micro_step: int) -> Batch:
-    """The batch of a micro-step on the device: its task is the same on all ranks, its mixture (mixup, cutmix) the rank's own."""
-    name = _draw_task(run, micro_step)
-    batch = watch.next_of(streams[name]).to(run.engine.device)
-    samples = run.config.tasks[name].data.batch_size * run.engine.world_size
+def _next_batch(run: Run, streams: dict[str, Iterator[Batch]], watch: Stopwatch, task: str, micro_step: int) -> Batch:
+    """The task's next batch on the device; its mixture (mixup, cutmix) is the rank's own. micro_step: within the step."""
+    batch = watch.next_of(streams[task]).to(run.engine.device)
+    samples = run.config.tasks[task].data.batch_size * run.engine.world_size
     watch.count(samples)
-    run.progress.samples[name] = run.progress.samples.get(name, 0) + samples
-    if name not in run.mixers:
+    run.progress.samples[task] = run.progress.samples.get(task, 0) + samples
+    if task not in run.mixers:
         return batch
-    return run.mixers[name](batch, seed_of(run.config.seed, "mix", name, run.engine.rank), micro_step)
+    return run.mixers[task](batch, seed_of(run.config.seed, "mix", task, run.engine.rank, run.progress.step), micro_step)
 
 
-def _draw_task(run: Run, micro_step: int) -> str:
-    """As often as a task has micro-batches in an epoch, so that all tasks' epochs end together; a function of (seed, micro-step)."""
-    names = list(run.streams)
-    if len(names) == 1:
-        return names[0]
-    batches = [run.streams[name].num_samples / run.config.tasks[name].data.batch_size for name in names]
-    drawn = torch.multinomial(torch.tensor(batches), 1, generator=generator(run.config.seed, "task", micro_step))
-    return names[int(drawn)]
-
-
-def _draw_reduction(config: RunConfig, step: int) -> int | None:
-    """A function of (seed, step), and so the same on every rank; None leaves the model's own."""
-    if config.train.reduction_range is None:
+def _draw_reduction(config: RunConfig, task: str, step: int) -> int | None:
+    """A function of (seed, task, step), and so the same on every rank; None leaves the model's own."""
+    _, span = range_of(config, task)
+    if span is None:
         return None
-    low, high = config.train.reduction_range
-    return int(torch.randint(low, high + 1, (), generator=generator(config.seed, "reduction", step)))
+    low, high = span
+    return int(torch.randint(low, high + 1, (), generator=generator(config.seed, "reduction", task, step)))
 
 
-def _draw(config: RunConfig, micro_step: int) -> float:
+def _draw(config: RunConfig, step: int, micro_step: int) -> float:
     """In [0, 1), the same on every rank: a choice that changes which layers compute would otherwise block collectives."""
-    return float(torch.rand((), generator=generator(config.seed, "draw", micro_step), dtype=torch.float64))
+    return float(torch.rand((), generator=generator(config.seed, "draw", step, micro_step), dtype=torch.float64))
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:
@@ -122,6 +121,7 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     values |= {"lr": max(rates.values()), "grad_norm": float(norm), "bad_samples": bad_samples, **watch.read()}
     in_row, most = run.nonfinite.tolist()
     run.progress.nonfinite = int(in_row)
+    values |= {f"epoch/{task}": run.progress.samples.get(task, 0) / stream.num_samples for task, stream in run.streams.items()}
     reporter.write(run.progress.step, values | ({"skipped_in_row": most} if most else {}))
     if most > run.config.train.max_nonfinite:
         raise PipelineError(
@@ -145,10 +145,13 @@ def _score(run: Run, reporter: Reporter) -> bool:
 
 
 def _main_score(run: Run, scores: TaskScores) -> float | None:
-    """The mean over tasks of each one's main metric; None where one of them is n/a."""
+    """The main metric of `train.best`, or the geometric mean of all tasks' main metrics, for which a tenth more of any counts alike,
+    whatever its unit. None where one of them is n/a or was not evaluated."""
     tasks: Any = run.engine.module.tasks
-    values = [value for name, found in scores.items() if (value := found.get(tasks[name].main_metric)) is not None]
-    return sum(values) / len(values) if len(values) == len(scores) else None
+    ranking = [run.config.train.best] if run.config.train.best else list(scores)
+    values = [scores[task].get(tasks[task].main_metric) if task in scores else None for task in ranking]
+    known = [max(value, 0.0) for value in values if value is not None]
+    return math.prod(known) ** (1 / len(known)) if known and len(known) == len(values) else None
 
 
 def _save(run: Run, better: bool) -> Path:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,64 +12,86 @@ from torch import Tensor, nn
 from pipeline.config.schema import OptimConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
 
-METRIC, BASE = "metric", "base"
-"""The kinds of parameters: metric embeddings; backbone and heads."""
+METRIC, BASE, HEAD, BALANCE = "metric", "base", "head", "balance"
+"""The kinds of parameters: metric embeddings, backbone, heads, and what weighs the tasks' losses."""
 
 NO_DECAY_NAMES = ("pos_embed", "cls_token", "reg_token", "dist_token")
+_OWNER = re.compile(r"(?:^|\.)(?:tasks|adapters|log_variance)\.(\w+)")
 
 
 def kind_of(name: str) -> str:
+    if name.startswith("balancing."):
+        return BALANCE
+    if name.startswith("tasks."):
+        return HEAD
     return METRIC if ".metric." in name else BASE
+
+
+def owner_of(name: str) -> str | None:
+    """The task that alone uses the parameter; None for what tasks share."""
+    found = _OWNER.search(name)
+    return found[1] if found else None
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What one step does. relaxed: passed to the model (None: the policy's own way). trained: kinds that move in this step."""
+    """What one step does. relaxed: passed to the model (None: the policy's own way). trained: kinds that move in this step; what
+    weighs the losses always does."""
 
     relaxed: bool | None
     trained: frozenset[str]
 
 
+TRAINED = {
+    "modular": {METRIC},
+    "backbone": {BASE, HEAD},
+    "heads": {HEAD},
+    "joint": {METRIC, BASE, HEAD},
+    "end_to_end": {METRIC, BASE, HEAD},
+}
+"""Mode -> kinds that it trains, sooner or later."""
+
+
 def phase_at(step: int, config: TrainConfig) -> Phase:
     """end_to_end: every `alternate_period`-th step trains the embeddings under the relaxed merge, the others the rest, merged hard."""
+    relaxed, trained = (False if config.mode in ("backbone", "heads") else None), TRAINED[config.mode]
     if config.mode == "end_to_end":
-        metric_turn = step % config.alternate_period == config.alternate_period - 1
-        return Phase(metric_turn, frozenset({METRIC if metric_turn else BASE}))
-    if config.mode == "backbone":
-        return Phase(False, frozenset({BASE}))
-    return Phase(None, frozenset({METRIC} if config.mode == "modular" else {METRIC, BASE}))
+        relaxed = step % config.alternate_period == config.alternate_period - 1
+        trained = {METRIC} if relaxed else {BASE, HEAD}
+    return Phase(relaxed, frozenset(trained | {BALANCE}))
 
 
-def set_trainable(model: nn.Module, mode: str) -> None:
-    """Freezes what the mode does not train. ConfigError where a mode that learns embeddings finds none."""
-    wanted = {"modular": {METRIC}, "backbone": {BASE}}.get(mode, {METRIC, BASE})
-    found = {kind_of(name) for name, _ in model.named_parameters()}
-    if METRIC in wanted and METRIC not in found:
+def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> None:
+    """Freezes what the mode does not train, and what frozen tasks own. ConfigError where a mode finds nothing to learn."""
+    kinds = {name: kind_of(name) for name, _ in model.named_parameters()}
+    if METRIC in TRAINED[mode] and METRIC not in kinds.values():
         raise ConfigError(
             f"train.mode is '{mode}', but the merge policy has no metric embedding to learn; "
             "give train.mode='backbone', or merging.policy='dtem' with a reduction"
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(kind_of(name) in wanted and parameter.is_floating_point())
+        wanted = kinds[name] in TRAINED[mode] | {BALANCE} and owner_of(name) not in frozen
+        parameter.requires_grad_(wanted and parameter.is_floating_point())
 
 
 def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """Trainable parameters as dicts of name, kind, params, weight_decay and lr_scale, in a fixed order.
+    """Trainable parameters as dicts of name, kind, owner, params, weight_decay and lr_scale, in a fixed order.
 
-    Biases, norms and other one-dimensional parameters and timm's position and prefix embeddings do not decay.
+    owner: the task that alone uses them, or None. Biases, norms and other one-dimensional parameters and timm's position and prefix
+    embeddings do not decay.
     """
     depth = 1 + max((int(found[1]) for name, _ in model.named_parameters() if (found := _BLOCK.match(name))), default=-1)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        kind, layer = kind_of(name), _layer_of(name, depth)
+        kind, owner, layer = kind_of(name), owner_of(name), _layer_of(name, depth)
         decays = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in NO_DECAY_NAMES
         lr_scale = config.optim.layer_decay ** (depth + 1 - layer) if kind == BASE else 1.0
-        where = f"{kind}.{layer}" if lr_scale != 1 else kind
+        place = [kind, *([owner] if owner else []), *([str(layer)] if lr_scale != 1 else []), "decay" if decays else "plain"]
         group = groups.setdefault(
-            f"{where}.{'decay' if decays else 'plain'}",
-            dict(kind=kind, params=[], weight_decay=config.optim.weight_decay if decays else 0.0, lr_scale=lr_scale),
+            ".".join(place),
+            dict(kind=kind, owner=owner, params=[], weight_decay=config.optim.weight_decay if decays else 0.0, lr_scale=lr_scale),
         )
         group["params"].append(parameter)
     return [dict(name=name, **groups[name]) for name in sorted(groups)]
@@ -96,12 +118,18 @@ def lr_at(step: int, config: OptimConfig, total_steps: int, peak: float | None =
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def learning_rates(groups: Sequence[Mapping[str, Any]], step: int, config: RunConfig, total_steps: int) -> dict[str, float]:
-    """Learning rate of each parameter group, by its name; 0 for a group that rests in this step."""
+def learning_rates(
+    groups: Sequence[Mapping[str, Any]], step: int, config: RunConfig, total_steps: int, tasks: Collection[str] | None = None
+) -> dict[str, float]:
+    """Learning rate of each parameter group, by its name; 0 for a group that rests in this step.
+
+    tasks: those that the step holds; what only others use rests. None: all.
+    """
     optim, trained = config.optim, phase_at(step, config.train).trained
-    peaks = {BASE: optim.lr, METRIC: optim.lr if optim.metric_lr is None else optim.metric_lr}
+    peaks = {BASE: optim.lr, HEAD: optim.lr, METRIC: optim.lr if optim.metric_lr is None else optim.metric_lr, BALANCE: config.balancing.lr}
     rates = {kind: lr_at(step, optim, total_steps, peaks[kind]) if kind in trained else 0.0 for kind in peaks}
-    return {group["name"]: rates[group["kind"]] * group["lr_scale"] for group in groups}
+    idle = [group["owner"] is not None and tasks is not None and group["owner"] not in tasks for group in groups]
+    return {g["name"]: 0.0 if rests else rates[g["kind"]] * g["lr_scale"] for g, rests in zip(groups, idle, strict=True)}
 
 
 class GradientGate:

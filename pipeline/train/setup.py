@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.backbone.build import model_facts
 from pipeline.config.load import to_plain
-from pipeline.config.resolve import ResolvedRun, resolve
+from pipeline.config.resolve import ResolvedRun, fed_tasks, resolve
 from pipeline.config.schema import RunConfig
 from pipeline.data.augment import BatchMixer
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.train import checkpoint
+from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
 from pipeline.train.optim import GradientGate, parameter_groups, set_trainable
 from pipeline.train.rng import seed_everything
@@ -40,6 +41,7 @@ class Run:
     groups: list[dict[str, Any]]
     gate: GradientGate
     ema: Ema | None
+    probe: GradientProbe | None
     streams: dict[str, TrainStream]
     loaders: dict[str, EvalLoader]
     mixers: dict[str, BatchMixer]
@@ -84,9 +86,10 @@ def build_run(config: RunConfig, resume: str) -> Run:
     model.check_data(streams)
     model.check_data(loaders)
     _check_output(Path(config.output))
-    set_trainable(model, config.train.mode)
+    set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     groups = parameter_groups(model, config)
+    probe = build_probe(config, groups, list(streams))
     engine = build_engine(config, model, groups)
     seed_everything(config.seed, "rank", engine.rank)
     run = Run(
@@ -95,6 +98,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
         groups=groups,
         gate=GradientGate(groups, engine.device),
         ema=Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None,
+        probe=probe,
         streams=streams,
         loaders=loaders,
         mixers=_build_mixers(config, model),
@@ -127,7 +131,8 @@ def _check_output(folder: Path) -> None:
 def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
     streams, loaders = {}, {}
     for name, task in config.tasks.items():
-        streams[name] = build_stream(name, task.data, seed=config.seed, rank=rank, world_size=world_size)
+        if not task.frozen:
+            streams[name] = build_stream(name, task.data, seed=config.seed, rank=rank, world_size=world_size)
         if task.data.val:
             loaders[name] = build_eval_loader(name, task.data, rank=rank, world_size=world_size)
     return streams, loaders
@@ -135,7 +140,7 @@ def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str
 
 def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMixer]:
     """Only for the tasks that ask for mixup or cutmix, which have classes."""
-    augments = {name: task.data.augment for name, task in config.tasks.items()}
+    augments = {name: task.data.augment for name, task in fed_tasks(config).items()}
     return {
         name: BatchMixer(augment, model.tasks[name].num_classes)  # pyright: ignore[reportArgumentType]
         for name, augment in augments.items()

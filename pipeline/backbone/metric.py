@@ -1,0 +1,110 @@
+"""The metric embedding of a block, shared by all tasks or not. C channels of the backbone, F of the embedding, R the adapter's rank.
+
+All forms are one linear layer for a task, so that they cost the same at inference and leave the project as one (see `fold`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+
+EMBEDDINGS = ("shared", "per_task", "adapter")
+
+
+class MetricEmbedding(nn.Linear):
+    """[B, M, C] -> [B, M, F], the same for all tasks: `blocks.N.metric.{weight,bias}`, as in the authors' release."""
+
+    def forward(self, input: Tensor, task: str | None = None) -> Tensor:
+        return super().forward(input)
+
+    def fold(self, task: str | None) -> dict[str, Tensor]:
+        """weight [F, C] and bias [F] of the linear layer that this is for a task."""
+        return {"weight": self.weight, "bias": self.bias}
+
+
+class AdaptedEmbedding(MetricEmbedding):
+    """The shared layer, whose weight each task changes by a product of rank R, at first by nothing: `metric.adapters.TASK.{down,up}`."""
+
+    def __init__(self, channels: int, width: int, tasks: Sequence[str], rank: int):
+        super().__init__(channels, width)
+        self.adapters = nn.ModuleDict({task: _Change(channels, width, rank) for task in tasks})
+
+    def forward(self, input: Tensor, task: str | None = None) -> Tensor:
+        return F.linear(input, self.weight + _of(self.adapters, task)(), self.bias)
+
+    def fold(self, task: str | None) -> dict[str, Tensor]:
+        return {"weight": self.weight + _of(self.adapters, task)(), "bias": self.bias}
+
+
+class _Change(nn.Module):
+    """[F, C] of rank R."""
+
+    def __init__(self, channels: int, width: int, rank: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, channels) * channels**-0.5)
+        self.up = nn.Parameter(torch.zeros(width, rank))
+
+    def forward(self) -> Tensor:
+        return self.up @ self.down
+
+
+class EmbeddingPerTask(nn.Module):
+    """A layer of each task's own: `metric.tasks.TASK.{weight,bias}`."""
+
+    def __init__(self, channels: int, width: int, tasks: Sequence[str]):
+        super().__init__()
+        self.tasks = nn.ModuleDict({task: MetricEmbedding(channels, width) for task in tasks})
+
+    @property
+    def weight(self) -> Tensor:
+        """[F, C] of some task; all are alike in shape."""
+        return next(self.parameters())
+
+    @property
+    def out_features(self) -> int:
+        return len(self.weight)
+
+    def forward(self, x: Tensor, task: str | None = None) -> Tensor:
+        return _of(self.tasks, task)(x)
+
+    def fold(self, task: str | None) -> dict[str, Tensor]:
+        return _of(self.tasks, task).fold(task)
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """kind: one of EMBEDDINGS; tasks: those that have a part of their own; rank: of an adapter. Raises ConfigError."""
+
+    kind: str = "shared"
+    tasks: tuple[str, ...] = ()
+    rank: int = 4
+
+    def __post_init__(self) -> None:
+        if self.kind not in EMBEDDINGS:
+            raise ConfigError(f"metric embedding is '{self.kind}'; give one of {', '.join(EMBEDDINGS)}")
+        if self.kind != "shared" and not self.tasks:
+            raise ConfigError(f"metric embedding '{self.kind}' has a part for each task; name the tasks")
+
+    def build(self, channels: int, width: int) -> nn.Module:
+        if self.kind == "per_task":
+            return EmbeddingPerTask(channels, width, self.tasks)
+        if self.kind == "adapter":
+            return AdaptedEmbedding(channels, width, self.tasks, self.rank)
+        return MetricEmbedding(channels, width)
+
+
+def _of(parts: nn.ModuleDict, task: str | None) -> Any:
+    if task is None or task not in parts:
+        raise ConfigError(f"the metric embedding has a part for each of {', '.join(parts)}, not for {task!r}; name one of these tasks")
+    return parts[task]
+
+
+def shared_name(key: str) -> str:
+    """Of a task's own embedding, the plain key of the shared one, which it can start from; else nothing."""
+    block, marker, rest = key.removeprefix("backbone.").partition(".metric.tasks.")
+    return f"{block}.metric.{rest.partition('.')[2]}" if marker else ""

@@ -1,0 +1,98 @@
+"""How the losses of several tasks are weighed against one another. Each class is a part of the model, so that its state is saved with it.
+
+T tasks, in the order of the configuration.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import BalancingConfig
+from pipeline.errors import ConfigError
+from pipeline.registry import Registry
+
+BALANCING: Registry["Balancing"] = Registry("balancing")
+
+
+class Balancing(nn.Module):
+    """Built with the weights of the tasks, by name. A call weighs a loss; some also follow what is measured."""
+
+    def __init__(self, weights: Mapping[str, float]):
+        super().__init__()
+        self.names = tuple(weights)
+
+    def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A task's loss (a scalar) -> its part of what is minimised, and the weight (detached) where that moves."""
+        raise NotImplementedError
+
+    def follow(self, norms: Tensor, losses: Tensor) -> None:
+        """norms [T]: of each task's gradient on what the tasks share, as it was weighed. losses [T]: of the same batches, not weighed.
+        Both are the same on all ranks."""
+
+
+@BALANCING.register("fixed")
+class Fixed(Balancing):
+    """The weights of the configuration."""
+
+    def __init__(self, weights: Mapping[str, float]):
+        super().__init__(weights)
+        self._weights = dict(weights)
+
+    def forward(self, task: str, loss: Tensor) -> tuple[Tensor, None]:
+        return loss * self._weights[task], None
+
+
+@BALANCING.register("uncertainty")
+class Uncertainty(Balancing):
+    """weight * (exp(-s) * loss + s / 2) with a learned s = log sigma^2 of each task (Kendall, Gal and Cipolla, CVPR 2018, eq. 10)."""
+
+    def __init__(self, weights: Mapping[str, float]):
+        super().__init__(weights)
+        self._weights = dict(weights)
+        self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(1)) for name in weights})  # DeepSpeed takes no scalars
+
+    def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
+        s, start = self.log_variance[task].squeeze(), self._weights[task]
+        return start * (torch.exp(-s) * loss + s / 2), start * torch.exp(-s.detach())
+
+
+@BALANCING.register("gradient_norm")
+class GradientNorm(Balancing):
+    """Weights that bring the norms of the tasks' gradients on what they share together (after GradNorm, Chen et al., ICML 2018).
+
+    The paper takes a gradient step on the weights in every step; here they are solved for at each measurement, and averaged: with G the
+    norm of a task's unweighed gradient, L its loss and r = (L / L_first) over its mean, the weights are in proportion to
+    weight * r^alpha / G, and their sum stays. A task that learns slower (r above 1) is given more. momentum: of the average.
+    """
+
+    first: Tensor
+    weights: Tensor
+
+    def __init__(self, weights: Mapping[str, float], *, alpha: float = 0.5, momentum: float = 0.9):
+        super().__init__(weights)
+        if not (alpha >= 0 and 0 <= momentum < 1):
+            raise ConfigError(f"gradient_norm: alpha {alpha} must be 0 or more, and momentum {momentum} in [0, 1)")
+        self.alpha, self.momentum, self._start = alpha, momentum, tuple(weights.values())
+        self.register_buffer("weights", torch.tensor(self._start))
+        self.register_buffer("first", torch.zeros(len(weights)))
+
+    def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.weights[self.names.index(task)].clone()  # autograd keeps it, and the weights move in place
+        return loss * weight, weight
+
+    @torch.no_grad()
+    def follow(self, norms: Tensor, losses: Tensor) -> None:
+        losses = losses.float()
+        self.first.copy_(torch.where(self.first > 0, self.first, losses))
+        rate = losses / self.first
+        start = self.weights.new_tensor(self._start)
+        wanted = start * (rate / rate.mean()) ** self.alpha * self.weights / norms.float()
+        wanted = wanted * start.sum() / wanted.sum()
+        new = self.momentum * self.weights + (1 - self.momentum) * wanted
+        self.weights.copy_(torch.where(new.isfinite().all(), new, self.weights))
+
+
+def build_balancing(config: BalancingConfig, weights: Mapping[str, float]) -> Balancing:
+    """weights: of the tasks that are trained, by name. Raises ConfigError for an unknown type or option."""
+    return BALANCING.build(config.type, weights, **config.options)

@@ -1,0 +1,178 @@
+"""What a task is made of: its head, its data, its reduction. Standard library only; `schema.py` is the door to all sections."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError
+
+Reduction = int | float | tuple[int, float] | list[int]
+"""r per block, a keep rate in (0, 1], (r, inflection), or one r for each block; a sequence of two is always (r, inflection)."""
+
+
+REDUCTION_FORMS = "an integer from 0, a keep rate in (0, 1], (r, inflection) with inflection in [-1, 1], or a list of integers"
+
+
+ImgSize = int | tuple[int, int]
+"""Pixels: of both sides, or (height, width)."""
+
+
+def height_width(size: ImgSize) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def require_range(name: str, span: tuple[int, int] | None) -> None:
+    low, high = span or (0, 0)
+    require(0 <= low <= high, f"{name} is {span}; give (low, high) with 0 <= low <= high")
+
+
+def _is_reduction(value: Reduction) -> bool:
+    if isinstance(value, tuple):
+        return value[0] >= 0 and -1 <= value[1] <= 1
+    if isinstance(value, list):
+        return all(r >= 0 for r in value)
+    return value >= 0 if isinstance(value, int) else 0 < value <= 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReductionConfig:
+    """How many tokens are removed: by one of three numbers."""
+
+    reduction: Reduction = 0
+    """Tokens removed per block: int, (r, inflection), list per block, or a keep rate in (0, 1]."""
+    target_macs: float | None = None
+    """Fraction of the unmerged MACs, in (0, 1); the solver finds the reduction. Excludes `reduction`."""
+    target_gmacs: float | None = None
+    """10^9 multiply-accumulates of one image through the backbone, which papers call GFLOPs; the solver finds the reduction."""
+    within: float = 1.0
+    """With a target: the share of the blocks, from the first one, that merge."""
+
+    def __post_init__(self) -> None:
+        macs, gmacs = self.target_macs, self.target_gmacs
+        require(macs is None or 0 < macs < 1, f"merging.target_macs is {macs}; give a fraction in (0, 1)")
+        require(gmacs is None or gmacs > 0, f"merging.target_gmacs is {gmacs}; give a number above 0")
+        require(0 < self.within <= 1, f"merging.within is {self.within}; give a share of the blocks, in (0, 1]")
+        require(
+            self.within == 1 or macs is not None or gmacs is not None, "merging.within goes with target_macs or target_gmacs; leave it out"
+        )
+        require(_is_reduction(self.reduction), f"merging.reduction is {self.reduction}; give {REDUCTION_FORMS}")
+        given = [name for name in ("reduction", "target_macs", "target_gmacs") if getattr(self, name)]
+        require(len(given) <= 1, f"merging.{' and merging.'.join(given)} exclude one another: give one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMergingConfig(ReductionConfig):
+    """A task's own reduction, in place of the run's."""
+
+    reduction_range: tuple[int, int] | None = None
+    """In place of train.reduction_range."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("merging.reduction_range", self.reduction_range)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training images, and the fixed way of evaluation images."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area range of the random resized crop; (1, 1) resizes only."""
+    pad: int = 0
+    """Reflect padding before a random crop at full scale (small images); excludes crop_scale."""
+    hflip: float = 0.5
+    rand_augment: str | None = None
+    """timm's notation, for instance `rand-m9-mstd0.5-inc1`."""
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: float = 0.0
+    crop_pct: float = 0.875
+    """Evaluation: the centre crop's share of the resized side."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    short_side: int | None = None
+    """Masks: pixels of the shorter side before the random resizing, and in evaluation; None: as stored."""
+    resize_range: tuple[float, float] = (0.5, 2.0)
+    """Masks: range of the factor by which a training image is resized before the crop."""
+    max_class_share: float = 0.75
+    """Masks: a crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times; 1 is off."""
+    photometric: bool = False
+    """Masks: random brightness, contrast, saturation and hue."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        require(0 < low <= high <= 1, f"augment.crop_scale is {self.crop_scale}; give (low, high) with 0 < low <= high <= 1")
+        require(0 < self.crop_pct <= 1, f"augment.crop_pct is {self.crop_pct}; give a number in (0, 1]")
+        least, most = self.resize_range
+        require(0 < least <= most <= 10, f"augment.resize_range is {self.resize_range}; give (low, high) with 0 < low <= high <= 10")
+        require(self.short_side is None or self.short_side > 0, f"augment.short_side is {self.short_side}; give pixels, or None")
+        require(0 < self.max_class_share <= 1, f"augment.max_class_share is {self.max_class_share}; give a share in (0, 1]")
+        require(min(self.std) > 0, f"augment.std is {self.std}; give numbers above 0")
+        for name in ("hflip", "random_erasing"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
+        for name in ("pad", "color_jitter", "mixup", "cutmix"):
+            require(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; give 0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where a task's samples are and how they become batches."""
+
+    schema: str
+    """Name in the dataset registry: which members a sample has and how they decode."""
+    train: str | list[str] | None = None
+    """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest."""
+    val: str | list[str] | None = None
+    img_size: ImgSize = 224
+    """Pixels per side, or (height, width), of the crop the model sees."""
+    batch_size: int = 128
+    """Samples of one micro-batch on one rank."""
+    eval_batch_size: int = 128
+    workers: int = 4
+    shuffle_shards: int = 8
+    """Shards that are open at once; samples are shuffled within such a window (bounds memory and disk cache)."""
+    max_bad_samples: int = 100
+    """Corrupt samples in a row that stop the run."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    tokenizer: dict[str, Any] | None = None
+    """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
+            require(getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more")
+        pad, side = self.augment.pad, min(height_width(self.img_size))
+        require(pad == 0 or pad < side, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One task: its head, its data, its part in each step."""
+
+    type: str
+    data: DataConfig
+    head: dict[str, Any] = field(default_factory=dict)
+    """Options of the task's class, for instance num_classes, label_smoothing."""
+    weight: float = 1.0
+    """Of its loss; where the losses are balanced, what the balance starts from or is multiplied by."""
+    share: float | None = None
+    """Mixing `sampled`: how often the task is drawn, relative to the others; None: as often as its epoch has micro-batches."""
+    accumulation: int = 1
+    """Micro-batches of this task in a step that holds it, times engine.accumulation."""
+    merging: TaskMergingConfig | None = None
+    """The task's own reduction; None: that of the run."""
+    frozen: bool = False
+    """The head stays as it is: evaluated and saved with the others, but neither fed nor trained."""
+
+    def __post_init__(self) -> None:
+        require(self.weight > 0, f"task weight is {self.weight}; give a number above 0, or leave the task out")
+        require(self.share is None or self.share > 0, f"task share is {self.share}; give a number above 0, or leave the task out")
+        require(self.accumulation >= 1, f"task accumulation is {self.accumulation}; give 1 or more")
+        agree = "tokenizer" not in self.head or self.head["tokenizer"] == self.data.tokenizer
+        require(agree, "head.tokenizer is not data.tokenizer: the task would misread its captions; give both the same dict")

@@ -1,0 +1,102 @@
+"""Each task's own gradient on what the tasks share: how large it is, and whether tasks pull in one direction. D shared parameters.
+
+Measured by hooks on the leaves, in one step of `balancing.every`; in the others there are no hooks and no memory is held. A measurement
+holds one vector [D] in float32 per task, and costs one sum over ranks of each.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import RunConfig
+from pipeline.interfaces import Engine, Sums, TaskOutput
+from pipeline.train.optim import BALANCE, phase_at
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """tasks: T of them. norms [T]: of the gradients as they were weighed, over all ranks. cosines [T, T]. losses [T]: of the same
+    batches, not weighed. All on the device."""
+
+    tasks: tuple[str, ...]
+    norms: Tensor
+    cosines: Tensor
+    losses: Tensor
+
+    def logs(self) -> Sums:
+        """`grad_norm/TASK` and, of each pair, `grad_cosine/TASK/TASK`."""
+        one = torch.ones_like(self.norms[0])
+        logs = {f"grad_norm/{task}": (norm, one) for task, norm in zip(self.tasks, self.norms, strict=True)}
+        for i, first in enumerate(self.tasks):
+            logs |= {f"grad_cosine/{first}/{self.tasks[j]}": (self.cosines[i, j], one) for j in range(i + 1, len(self.tasks))}
+        return logs
+
+
+class GradientProbe:
+    """A measurement begins with a step that is due, and is read once each task was seen in a step. In a step that is `due`, `watch`
+    comes before each backward pass and `read` after the step."""
+
+    def __init__(self, tasks: Sequence[str], shared: Sequence[nn.Parameter], every: int, trained: frozenset[str]):
+        """shared: still whole, as ZeRO 3 cuts them up later. trained: the kinds that move in the steps that are measured."""
+        self._tasks, self._shared, self._every, self._trained = tuple(tasks), list(shared), every, trained
+        self._sizes = [parameter.numel() for parameter in shared]
+        self._begun = False
+        self._vectors: dict[str, Tensor] = {}
+        self._losses: dict[str, Tensor] = {}
+        self._seen: set[str] = set()
+        self._hooks: list[Any] = []
+
+    def due(self, step: int, trained: Collection[str]) -> bool:
+        self._begun = self._begun or step % self._every == 0
+        return self._begun and trained == self._trained
+
+    def watch(self, task: str, output: TaskOutput, share: float) -> None:
+        """What the next backward pass finds is the task's. share: of this loss in the task's loss of the step."""
+        self._unhook()
+        if task in self._seen or output.unweighed is None:
+            return
+        zero = torch.zeros((), device=output.loss.device)
+        vector = self._vectors.setdefault(task, zero.new_zeros(sum(self._sizes)))
+        self._losses[task] = self._losses.get(task, zero) + output.unweighed.float() * share
+        for parameter, part in zip(self._shared, vector.split(self._sizes), strict=True):
+            self._hooks.append(parameter.register_hook(_adder(part)))
+
+    def read(self, engine: Engine) -> Conflict | None:
+        """The measurement, a collective, where no task is missing any more."""
+        self._unhook()
+        self._seen = set(self._vectors)
+        if len(self._seen) < len(self._tasks):
+            return None
+        vectors = torch.stack([engine.all_reduce(self._vectors[task]) for task in self._tasks]) / engine.world_size
+        losses = engine.all_reduce(torch.stack([self._losses[task] for task in self._tasks])) / engine.world_size
+        self._begun, self._vectors, self._losses, self._seen = False, {}, {}, set()
+        products = vectors @ vectors.T
+        norms = products.diagonal().clamp(min=0).sqrt()
+        cosines = products / (norms[:, None] * norms).clamp(min=torch.finfo(torch.float32).tiny)
+        return Conflict(self._tasks, norms, cosines, losses)
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def _adder(part: Tensor) -> Any:
+    """A hook that adds a gradient to `part` and leaves it as it is."""
+
+    def add(gradient: Tensor) -> None:
+        part.add_(gradient.detach().reshape(-1))
+
+    return add
+
+
+def build_probe(config: RunConfig, groups: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> GradientProbe | None:
+    """Over what the first phase trains and no task owns; None where there is nothing to compare, or no wish to."""
+    trained = phase_at(0, config.train).trained
+    shared = [p for group in groups if group["owner"] is None and group["kind"] in trained - {BALANCE} for p in group["params"]]
+    if len(tasks) < 2 or not shared or config.balancing.every == 0:
+        return None
+    return GradientProbe(tasks, shared, config.balancing.every, trained)
