@@ -1,6 +1,7 @@
 """The stages of a comparison of merge policies: runs of this project's own commands, kept in a folder, and their scores."""
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from measure import ROOT, write_record
 from launch.points import Point, Sweep, Target, sweep
 from launch.restore import read_run
 from launch.sweep_report import print_sweep, write_sweep
+from pipeline.config.load import load_config, to_plain
 
 SCRIPTS = Path(sys.executable).parent
 POLICIES = ("random", "tome", "dtem_untrained", "dtem")
@@ -29,8 +31,8 @@ def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def data_options(args: argparse.Namespace, task: str) -> list[str]:
-    return [f"tasks.{task}.data.train={args.train}", f"tasks.{task}.data.val={args.val}"]
+def data_options(args: argparse.Namespace, *tasks: str) -> list[str]:
+    return [f"tasks.{task}.data.{split}={getattr(args, split)}" for task in tasks for split in ("train", "val")]
 
 
 def train_on_two_cores(config: str, folder: Path, options: list[str]) -> Path:
@@ -39,14 +41,24 @@ def train_on_two_cores(config: str, folder: Path, options: list[str]) -> Path:
     return _train(launcher, config, folder, [*options, "engine.type=deepspeed"])
 
 
-def train_side_by_side(config: str, folders: Sequence[Path], options: Sequence[list[str]]) -> list[Path]:
-    """Runs of one process each, two at a time; options: what each changes in the config."""
+def train_side_by_side(config: str | Sequence[str], folders: Sequence[Path], options: Sequence[list[str]]) -> list[Path]:
+    """Runs of one process each, two at a time; config: of all, or one for each; options: what each changes in it."""
+    configs = [config] * len(folders) if isinstance(config, str) else config
 
-    def train_one(folder: Path, changed: list[str]) -> Path:
-        return _train([str(SCRIPTS / "dtem"), "train"], config, folder, changed)
+    def train_one(own: str, folder: Path, changed: list[str]) -> Path:
+        return _train([str(SCRIPTS / "dtem"), "train"], own, folder, changed)
 
     with ThreadPoolExecutor(2) as two_cores:
-        return list(two_cores.map(train_one, folders, options))
+        return list(two_cores.map(train_one, configs, folders, options))
+
+
+def alone(config: str, task: str, folder: Path, options: Sequence[str]) -> str:
+    """A config file, written to the folder, of one task of a run with several: all else is the same."""
+    plain = to_plain(load_config(ROOT / config, options))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{task}.json"
+    path.write_text(json.dumps(plain | {"tasks": {task: plain["tasks"][task]}}))
+    return str(path.resolve())
 
 
 def _train(command: list[str], config: str, folder: Path, options: list[str]) -> Path:
@@ -71,12 +83,18 @@ def record_sweep(
     """Sweeps all policies over the runs (seeds of one setup) and writes table, plot and record.
 
     name: of a point, with {} for its target. merged, within: see `launch.points.sweep`. metrics: what is recorded, one result for each
-    point and metric; by default the one that the task ranks by. All times 100.
+    task, point and metric; by default the one that a task ranks by. All times 100.
     """
-    [result] = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged, within=within)
-    print_sweep([result])
-    print("wrote", *write_sweep([result], args.work / "sweep"))
-    points = [_point(result, target, name, metric) for metric in metrics or [result.metric] for target in targets]
+    results = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged, within=within)
+    print_sweep(results)
+    print("wrote", *write_sweep(results, args.work / "sweep"))
+    several = len(results) > 1
+    points = [
+        _point(result, target, f"{result.task}, {name}" if several else name, metric)
+        for result in results
+        for metric in metrics or [result.metric]
+        for target in targets
+    ]
     write_record(args.record, claim, points, seeds=args.seeds)
 
 
@@ -92,6 +110,14 @@ def _point(result: Sweep, target: Target, name: str, metric: str) -> dict[str, A
     }
     scores = {"none": percent(result.whole, metric)} | {policy: percent(point, metric) for policy, point in points.items()}
     return {"name": f"{metric}, {name.format(f'{target:.0%}')}", **own["dtem"], "scores": scores, "policies": own}
+
+
+def scores_of(run: Path, task: str) -> dict[str, float]:
+    """The validation scores of a task at the end of a finished run."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    prefix = f"val/{task}/"
+    *_, last = (line for line in lines if any(name.startswith(prefix) for name in line))
+    return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
 
 
 def percent(point: Point, metric: str) -> list[float]:

@@ -12,14 +12,9 @@ expected   benchmarks/records/camvid_dtem_vs_tome.json, the unmerged score
 in evaluation.
 """
 
-_base_ = ["_base_/task/camvid.py", "_base_/engine/local_cpu.py"]
-backbone = dict(
-    name="vit_tiny_patch16_224",
-    img_size=(120, 160),
-    weights="runs/cifar10_vit",
-    options=dict(patch_size=8, embed_dim=128, depth=6, num_heads=4),
-)
-engine = dict(precision="bf16", threads=1, zero_stage=0)
+_base_ = ["_base_/backbone/cifar_vit.py", "_base_/task/camvid.py", "_base_/engine/local_cpu.py"]
+backbone = dict(img_size=(120, 160), weights="runs/cifar10_vit")
+engine = dict(precision="bf16", zero_stage=0)
 tasks = dict(
     camvid=dict(
         data=dict(img_size=(120, 160), batch_size=16, augment=dict(short_side=120, resize_range=(0.75, 1.6))),

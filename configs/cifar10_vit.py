@@ -10,13 +10,9 @@ expected   benchmarks/records/cifar10_dtem_vs_tome.json, the unmerged score
 Patches of 8 pixels: with smaller ones merging costs so little until half the MACs are gone that comparisons compare noise (docs/log.md).
 """
 
-_base_ = ["_base_/task/cifar10.py", "_base_/engine/local_cpu.py"]
-backbone = dict(
-    name="vit_tiny_patch16_224",
-    img_size=32,
-    options=dict(patch_size=8, embed_dim=128, depth=6, num_heads=4),
-)
-engine = dict(precision="bf16", threads=1, zero_stage=0)
+_base_ = ["_base_/backbone/cifar_vit.py", "_base_/task/cifar10.py", "_base_/engine/local_cpu.py"]
+backbone = dict(img_size=32)
+engine = dict(precision="bf16", zero_stage=0)
 tasks = dict(cifar10=dict(data=dict(batch_size=64), head=dict(label_smoothing=0.05)))
 optim = dict(lr=1e-3, min_lr=1e-5, warmup_steps=300, weight_decay=0.05, betas=(0.9, 0.99), clip_grad=1.0)
 train = dict(mode="backbone", epochs=8, eval_every=1406, save_every=703)

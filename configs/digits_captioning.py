@@ -7,14 +7,14 @@ hardware   1 CPU core, about 6 minutes
 expected   CIDEr 1.34 and BLEU-4 47 % on the 500 validation scenes after 4000 steps (one run)
 """
 
-_base_ = ["_base_/merging/dtem.py", "_base_/task/digits_captioning.py", "_base_/engine/local_cpu.py"]
-backbone = dict(
-    name="vit_tiny_patch16_224",
-    img_size=64,
-    options=dict(patch_size=8, embed_dim=64, depth=4, num_heads=2, class_token=False, global_pool="avg"),
-)
+_base_ = [
+    "_base_/backbone/digits_vit.py",
+    "_base_/merging/dtem.py",
+    "_base_/task/digits_captioning.py",
+    "_base_/schedule/digits.py",
+    "_base_/engine/local_cpu.py",
+]
 merging = dict(reduction=10)
-engine = dict(threads=1)  # two OpenMP threads wait for each other in layers this small
 tasks = dict(
     digits_captioning=dict(
         head=dict(
@@ -31,6 +31,5 @@ tasks = dict(
         data=dict(batch_size=32),
     )
 )
-optim = dict(lr=2e-3, min_lr=1e-5, warmup_steps=200, weight_decay=0.05, betas=(0.9, 0.99), clip_grad=1.0)
 train = dict(mode="end_to_end", steps=4000, alternate_period=5, log_every=200, eval_every=1000)
 output = "runs/{{ fileBasenameNoExtension }}"

@@ -8,15 +8,15 @@ hardware   1 CPU core, about 3 minutes
 expected   mIoU 39.3 % on the 500 validation scenes (one run); nine pixels of ten are ground, so read mIoU, not aAcc
 """
 
-_base_ = ["_base_/merging/dtem.py", "_base_/task/digits_segmentation.py", "_base_/engine/local_cpu.py"]
-backbone = dict(
-    name="vit_tiny_patch16_224",
-    img_size=64,
-    weights="runs/digits_vit",
-    options=dict(patch_size=8, embed_dim=64, depth=4, num_heads=2, class_token=False, global_pool="avg"),
-)
+_base_ = [
+    "_base_/backbone/digits_vit.py",
+    "_base_/merging/dtem.py",
+    "_base_/task/digits_segmentation.py",
+    "_base_/schedule/digits.py",
+    "_base_/engine/local_cpu.py",
+]
+backbone = dict(weights="runs/digits_vit")
 merging = dict(reduction=8)
-engine = dict(threads=1)  # two OpenMP threads wait for each other in layers this small
 tasks = dict(
     digits_segmentation=dict(
         head=dict(
@@ -34,6 +34,5 @@ tasks = dict(
         data=dict(batch_size=32),
     )
 )
-optim = dict(lr=2e-3, min_lr=1e-5, warmup_steps=200, weight_decay=0.05, betas=(0.9, 0.99), clip_grad=1.0)
 train = dict(mode="end_to_end", steps=1500, alternate_period=5, log_every=200)
 output = "runs/{{ fileBasenameNoExtension }}"

@@ -9,14 +9,9 @@ hardware   2 CPU cores, about 20 minutes
 expected   benchmarks/records/scenes_captioning_dtem_vs_tome.json, the unmerged scores
 """
 
-_base_ = ["_base_/task/scenes_captioning.py", "_base_/engine/local_cpu.py"]
-backbone = dict(
-    name="vit_tiny_patch16_224",
-    img_size=64,
-    weights="runs/cifar10_vit",
-    options=dict(patch_size=8, embed_dim=128, depth=6, num_heads=4),
-)
-engine = dict(precision="bf16", threads=1, zero_stage=0)
+_base_ = ["_base_/backbone/cifar_vit.py", "_base_/task/scenes_captioning.py", "_base_/engine/local_cpu.py"]
+backbone = dict(img_size=64, weights="runs/cifar10_vit")
+engine = dict(precision="bf16", zero_stage=0)
 tasks = dict(
     scenes_captioning=dict(
         head=dict(

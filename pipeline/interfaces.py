@@ -92,6 +92,8 @@ class MergePolicy(Protocol):
 class Task(Protocol):
     """A head and its loss. An nn.Module; what it returns in `logs` is what is reported."""
 
+    reads: type
+    """The dataclass of targets (see `pipeline.data.targets`) that its batches have."""
     taps: tuple[int, ...]
     """Blocks whose states the head reads (empty: the final state only)."""
     unmerge: str | None

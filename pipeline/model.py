@@ -48,6 +48,7 @@ class MultiTaskModel(nn.Module):
         self.objective = objective
         self.balancing = balancing or Fixed(dict.fromkeys(tasks, 1.0))
         self._reductions = dict(reductions or {})
+        self._like: dict[str, str] = {}
 
     def forward(
         self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None, draw: float = 0.0
@@ -69,11 +70,11 @@ class MultiTaskModel(nn.Module):
         """The backbone's output with what the task reads. reduction None: the task's own, or the backbone's. options: see MergingViT."""
         head: Any = self.tasks[task]
         options = {"taps": head.taps, "unmerge": head.unmerge} | options
-        return self.backbone(images, reduction=self.reduction_of(task, reduction), task=task, **options)
+        return self.backbone(images, reduction=self.reduction_of(task, reduction), task=self._like.get(task, task), **options)
 
     def reduction_of(self, task: str, reduction: ReductionSpec | None = None) -> ReductionSpec | None:
         """The reduction, else the task's own; None where it takes the backbone's."""
-        return self._reductions.get(task) if reduction is None else reduction
+        return self._reductions.get(self._like.get(task, task)) if reduction is None else reduction
 
     def schedule(self, task: str, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
         """r of each block for the task's input of grid (h, w) patches."""
@@ -83,14 +84,26 @@ class MultiTaskModel(nn.Module):
         """The reduction that the task is run at when none is given."""
         self._reductions[task] = reduction
 
+    def add_task(self, name: str, task: nn.Module, *, like: str) -> None:
+        """A head that is given images as the task `like` is: merged by its reduction and its metric embedding."""
+        self.tasks[name] = task
+        self._like[name] = like
+
     def check_data(self, loaders: Mapping[str, Any]) -> None:
-        """loaders: of each task, with the `classes` of its shards. Raises ConfigError where a head does not fit its data."""
+        """loaders: of each task, with the `classes` of its shards and the type of targets that it `gives`. Raises ConfigError that tells
+        all heads that do not fit their data."""
+        mistakes: list[str] = []
         for name, loader in loaders.items():
             task: Any = self.tasks[name]
             try:
+                if loader.gives is not task.reads:
+                    given, read = loader.gives.__name__, task.reads.__name__
+                    raise ConfigError(f"its stream gives {given}, which no head reads: its own reads {read}; give another data.schema")
                 task.check_classes(loader.classes)
             except ConfigError as err:
-                raise ConfigError(f"tasks.{name}: {err}") from err
+                mistakes.append(f"tasks.{name}: {err}")
+        if mistakes:
+            raise ConfigError("\n  ".join(mistakes))
 
     def evaluate(self, batch: Batch, *, reduction: ReductionSpec | GridReduction | None = None) -> Tallies:
         """What the task counts over a batch, under the merge of inference. reduction: see `encoder`."""

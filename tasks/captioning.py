@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.data.targets import CaptionTargets
 from pipeline.data.text import build_tokenizer
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Rows, Scores, Sums, Tallies, TaskOutput
@@ -39,6 +40,7 @@ class CaptioningTask(nn.Module):
     `tasks.generation.Generation`, whose lengths are cut to what the tokenizer's context holds.
     """
 
+    reads = CaptionTargets
     taps: tuple[int, ...] = ()
     unmerge: str | None = None
     main_metric = "CIDEr"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Scores, Tallies, TaskOutput
 from pipeline.model import TASKS
@@ -21,6 +22,7 @@ class ClassificationTask(nn.Module):
     Where the backbone has a distillation token, the mean of two heads. pool: `token`, `avg`, or None for what the backbone was made for.
     """
 
+    reads = ClassificationTargets
     taps: tuple[int, ...] = ()
     unmerge: str | None = None
     main_metric = "top1"

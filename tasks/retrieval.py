@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Rows, Scores, Tallies
 from tasks.caption_losses import normalised
@@ -73,6 +74,7 @@ def class_features(text_features: Callable[[Sequence[str]], Tensor], classes: Se
 class ZeroShotTask(nn.Module):
     """Classification without a head of its own: the class whose captions are nearest to the image. captioner: a CaptioningTask."""
 
+    reads = ClassificationTargets
     main_metric = "top1"
     metric_units = {"top1": "%", "top5": "%"}
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.data.targets import MaskTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Scores, Sums, Tallies, TaskOutput
 from pipeline.merging.unmerge import UNMERGES
@@ -28,6 +29,7 @@ class SegmentationTask(nn.Module):
     unmerge its logits. inference: options of `tasks.segmentation_eval.Inference`.
     """
 
+    reads = MaskTargets
     main_metric = "mIoU"
     metric_units = {"mIoU": "%", "aAcc": "%", "mAcc": "%"}
 

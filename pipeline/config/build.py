@@ -89,7 +89,10 @@ def _build_section(cls: type, data: Any, path: str, mistakes: list[str]) -> Any:
 
 
 def _build_union(kind: Any, args: tuple[Any, ...], data: Any, path: str, mistakes: list[str]) -> Any:
-    """The first member that fits, in the order of the annotation."""
+    """The first member that fits, in the order of the annotation; a dict is the section among them, whose mistakes are told."""
+    section = next((arg for arg in args if dataclasses.is_dataclass(arg)), None)
+    if isinstance(section, type) and isinstance(data, Mapping):
+        return _build_section(section, data, path, mistakes)
     for arg in args:
         trial: list[str] = []
         value = _build(arg, data, path, trial)

@@ -36,9 +36,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     readers = {".py": _read_python, ".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}
     if path.suffix not in readers:
         raise ConfigError(f"config {path} ends in '{path.suffix}'; give a file that ends in {', '.join(readers)}")
-    data = _override(readers[path.suffix](path), overrides)
     try:
-        return build_dataclass(RunConfig, data, str(path))
+        return build_dataclass(RunConfig, _override(readers[path.suffix](path), overrides), str(path))
     except RecursionError as err:
         raise ConfigError(f"config {path} is nested too deeply") from err
 
@@ -112,8 +111,7 @@ def _read_python(path: Path) -> dict[str, Any]:
     from mmengine.config import Config
 
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))  # mmengine would report a syntax error under a temporary name
-        _refuse_repeated_keys(tree, path)
+        _refuse_repeated_keys(path)
         config = Config.fromfile(path, use_environment_variables=False, import_custom_modules=False, lazy_import=False)
     except ConfigError:
         raise
@@ -149,11 +147,25 @@ def _join_tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
     return data | {"tasks": Config._merge_a_into_b(tasks, joined)}
 
 
-def _refuse_repeated_keys(tree: ast.AST, path: Path) -> None:
-    """Python keeps the last of two equal keys; the first, a task perhaps, would be lost without a word."""
+def _refuse_repeated_keys(path: Path) -> None:
+    """In the file and its bases. Python keeps the last of two equal keys; the first, a task perhaps, would be lost without a word."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))  # mmengine would report a syntax error under a temporary name
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
         if twice := _repeated(key.value for key in node.keys if isinstance(key, ast.Constant)):
             raise ConfigError(f"config {path}, line {node.lineno}: the key {twice!r} is there twice; leave one out, or rename it")
+    for base in map(path.parent.joinpath, _bases(tree)):
+        if base.suffix == ".py" and base.is_file():
+            _refuse_repeated_keys(base)
+
+
+def _bases(tree: ast.Module) -> list[str]:
+    """The files of `_base_`, as mmengine finds them: in the first line that sets it."""
+    lines = (node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_")
+    try:
+        found = ast.literal_eval(line.value) if (line := next(lines, None)) is not None else []
+    except ValueError:
+        return []
+    return [base for base in (found if isinstance(found, list | tuple) else [found]) if isinstance(base, str)]
 
 
 def _repeated(keys: Iterable[Any]) -> Any:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 from pipeline.config.build import all_mistakes
 from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig, height_width
 from pipeline.errors import ConfigError
@@ -177,6 +179,8 @@ def _check_tasks(config: RunConfig, world_size: int, facts: ModelFacts) -> Itera
     for name in config.tasks:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             yield f"the task name '{name}' is not an identifier; it becomes part of parameter names"
+        elif any(hasattr(kind, name) for kind in (nn.ModuleDict(), nn.ParameterDict())):
+            yield f"the task name '{name}' is one that torch keeps for itself; give another"
     if not fed:
         yield f"tasks.{', tasks.'.join(config.tasks)}: all are frozen, so there is nothing to train; take frozen off one of them"
     shared = [name for name, task in fed.items() if task.share is None]

@@ -25,6 +25,8 @@ class Sample:
 class DatasetSchema(Protocol):
     """Built with (config: DataConfig, manifest: Manifest), ConfigError for options that it does not use; holds options, never state."""
 
+    gives: type
+    """The dataclass of its targets."""
     classes: tuple[str, ...]
     """Names of what its labels 0, 1, ... stand for."""
 

@@ -28,7 +28,7 @@ class BatchReader(Dataset[Loaded]):
 
     def __init__(self, task: str, config: DataConfig, manifest: Manifest, schema: DatasetSchema, seed: int | None):
         counts = [shard.num_samples for shard in manifest.shards]
-        self.classes = schema.classes
+        self.classes, self.gives = schema.classes, schema.gives
         self.order = SampleOrder(counts, seed, config.shuffle_shards)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
         self._reader = SampleReader(manifest, config.shuffle_shards)
@@ -81,7 +81,7 @@ class TrainStream:
 
     def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int, batch_size: int):
         self.num_samples = manifest.num_samples
-        self.classes = reader.classes
+        self.classes, self.gives = reader.classes, reader.gives
         self._reader, self._workers = reader, config.workers
         self._quarantine = Quarantine(config.max_bad_samples)
         self._offset, self._batch, self._global = rank * batch_size, batch_size, batch_size * world_size
@@ -123,7 +123,7 @@ class EvalLoader:
 
     def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int):
         self.num_samples = manifest.num_samples
-        self.classes = reader.classes
+        self.classes, self.gives = reader.classes, reader.gives
         size, step = config.eval_batch_size, config.eval_batch_size * world_size
         self._ranges = [range(start, min(start + size, self.num_samples)) for start in range(rank * size, self.num_samples, step)]
         self._reader, self._workers = reader, config.workers

@@ -11,6 +11,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+MOST_GROUPS = 3
+"""Of names in one line: more make it unreadable."""
+
 
 class Reporter:
     """Context manager. A progress bar where there is a terminal, one line per report otherwise."""
@@ -55,8 +58,7 @@ class Reporter:
         self._file.flush()
         for name, value in known.items():
             self._board.add_scalar(name, value, step)
-        line = "  ".join(f"{name} {known[name]:.4g}" if name in known else f"{name} n/a" for name in values if name.count("/") <= 2)
-        self.say(f"step {step}/{self._total}  {line}")
+        self.say(f"step {step}/{self._total}  {_text({name: known.get(name) for name in values if name.count('/') <= 2})}")
 
     def say(self, text: str) -> None:
         """A line for the user, above the bar."""
@@ -86,6 +88,17 @@ class Stopwatch:
         values = {"samples_per_s": self._samples / elapsed, "data_wait": self._waited / elapsed}
         self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
         return values
+
+
+def _text(values: Mapping[str, float | None]) -> str:
+    """One line; with several tasks one for each group `a/b` of names `a/b/c`."""
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        group, _, last = name.rpartition("/")
+        groups.setdefault(group, []).append(f"{last} n/a" if value is None else f"{last} {value:.4g}")
+    if len(groups) > MOST_GROUPS:
+        return "  ".join(groups.pop("", [])) + "".join(f"\n  {group:<24}" + "  ".join(said) for group, said in groups.items())
+    return "  ".join(f"{group}/{text}" if group else text for group, said in groups.items() for text in said)
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -19,7 +19,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.augment import BatchMixer
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, launched
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SampleError
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.train import checkpoint
@@ -83,7 +83,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
         torch.set_num_threads(config.engine.threads)
     seed_everything(config.seed, "weights")
     model = build_model(config)
-    model.check_data(streams)
+    model.check_data(loaders | streams)
     model.check_data(loaders)
     _check_output(Path(config.output))
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
@@ -129,12 +129,19 @@ def _check_output(folder: Path) -> None:
 
 
 def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
+    """Raises what is wrong with all tasks' data at once."""
     streams, loaders = {}, {}
+    troubles: list[ConfigError | SampleError] = []
     for name, task in config.tasks.items():
-        if not task.frozen:
-            streams[name] = build_stream(name, task.data, seed=config.seed, rank=rank, world_size=world_size)
-        if task.data.val:
-            loaders[name] = build_eval_loader(name, task.data, rank=rank, world_size=world_size)
+        try:
+            if not task.frozen:
+                streams[name] = build_stream(name, task.data, seed=config.seed, rank=rank, world_size=world_size)
+            if task.data.val:
+                loaders[name] = build_eval_loader(name, task.data, rank=rank, world_size=world_size)
+        except (ConfigError, SampleError) as err:
+            troubles.append(err)
+    if troubles:
+        raise type(troubles[0])("\n".join(map(str, troubles))) from troubles[0]
     return streams, loaders
 
 

@@ -36,6 +36,8 @@ class Captioning:
 
     classes: tuple[str, ...] = ()
 
+    gives = CaptionTargets
+
     def __init__(self, config: DataConfig, manifest: Manifest):
         refuse_unused(config, UNUSED, own=())
         if config.tokenizer is None:

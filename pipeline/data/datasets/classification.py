@@ -20,6 +20,8 @@ UNUSED = ("short_side", "resize_range", "max_class_share", "photometric")
 class Classification:
     """See DatasetSchema. The target of a sample is its class number."""
 
+    gives = ClassificationTargets
+
     def __init__(self, config: DataConfig, manifest: Manifest):
         refuse_unused(config, UNUSED)
         self.classes = manifest.classes

@@ -21,6 +21,8 @@ MASK = "seg.png"
 class Segmentation:
     """See DatasetSchema. The target of a sample is its mask, uint8 [H, W]; in evaluation of the size that it is stored in."""
 
+    gives = MaskTargets
+
     def __init__(self, config: DataConfig, manifest: Manifest):
         refuse_unused(config, UNUSED)
         self.classes = manifest.mask_names

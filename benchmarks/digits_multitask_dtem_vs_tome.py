@@ -1,0 +1,28 @@
+"""DTEM against ToMe, random merging and its own untrained embedding, at half the encoder's MACs of a model with three tasks.
+
+Trains configs/digits_multitask.py (two DeepSpeed processes), then its merge embeddings, which the tasks share, once per seed with all else
+frozen, then sweeps all policies over the validation shards. A stopped script continues.
+
+    python benchmarks/digits_multitask_dtem_vs_tome.py --train data/digits --val data/digits
+"""
+
+from digits_multitask import METRICS
+from stages import arguments, data_options, record_sweep, train_on_two_cores, train_side_by_side
+
+MACS = (0.5,)
+CLAIM = "three tasks on one frozen ViT (digit scenes): DTEM above ToMe and its untrained embedding in each task at half the encoder's MACs"
+
+
+def main() -> None:
+    args = arguments(__doc__, "digits_multitask_dtem_vs_tome").parse_args()
+    data = data_options(args, *METRICS)
+    halves = [f"tasks.{task}.data.batch_size=16" for task in METRICS]
+    backbone = train_on_two_cores("configs/digits_multitask.py", args.work / "backbone", [*data, *halves])
+    folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
+    options = [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds]
+    runs = train_side_by_side("configs/digits_multitask_dtem.py", folders, options)
+    record_sweep(args, CLAIM, runs, data, MACS, "{} of the encoder's MACs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What a step with several tasks costs, against the sum of the steps with one of them each.
+
+Whole optimizer steps of the training loop, on batches that are held in memory; all runs take turns in one process.
+
+    python benchmarks/multitask_step_cpu.py --data data/digits
+"""
+
+import argparse
+from collections.abc import Callable
+from itertools import repeat
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from digits_multitask import CONFIG, METRICS
+from measure import in_turns, ratio, summary, write_record
+from stages import ROOT, alone
+
+from pipeline.config.load import load_config
+from pipeline.train.loop import _train_step
+from pipeline.train.metrics import MetricSums
+from pipeline.train.reporting import Stopwatch
+from pipeline.train.setup import build_run
+
+CLAIM = (
+    "a step that holds three tasks (digit scenes, 32 images of each, 1 thread) over the sum of those that hold one: at most 1.05"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="shards of digit scenes")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--record", default=ROOT / "benchmarks/records/multitask_step_cpu.json")
+    args = parser.parse_args()
+
+    options = [f"tasks.{task}.data.{split}={args.data}" for task in METRICS for split in ("train", "val")]
+    with TemporaryDirectory() as folder:
+        runs = {"together": step(CONFIG, [*options, f"output={folder}/run", "balancing.every=1000000"])}
+        runs["together, gradients measured in every step"] = step(CONFIG, [*options, f"output={folder}/run", "balancing.every=1"])
+        for task in METRICS:
+            runs[task] = step(alone(CONFIG, task, Path(folder), options), [f"output={folder}/run"])
+    seconds = in_turns(runs, args.repeats, warmup=3)
+    summed = [sum(turn) for turn in zip(*(seconds[task] for task in METRICS), strict=True)]
+    results = []
+    for name in runs.keys() - METRICS.keys():
+        own = seconds[name]
+        results.append({"name": f"seconds of a step: {name}", "ours": summary(own), "peer": summary(summed), "ratio": ratio(own, summed)})
+    write_record(args.record, CLAIM, sorted(results, key=lambda result: result["name"]))
+
+
+def step(config: str, options: list[str]) -> Callable[[], object]:
+    """One call takes one optimizer step."""
+    run = build_run(load_config(ROOT / config, options), "none")
+    run.engine.module.train()
+    streams = {name: repeat(next(iter(stream))) for name, stream in run.streams.items()}
+    sums, watch = MetricSums(), Stopwatch()
+    return lambda: _train_step(run, streams, sums, watch)  # pyright: ignore[reportArgumentType]
+
+
+if __name__ == "__main__":
+    main()
