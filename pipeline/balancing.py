@@ -84,13 +84,14 @@ class GradientNorm(Balancing):
     @torch.no_grad()
     def follow(self, norms: Tensor, losses: Tensor) -> None:
         losses = losses.float()
-        self.first.copy_(torch.where(self.first > 0, self.first, losses))
+        finite = norms.isfinite().all() & losses.isfinite().all()  # what is not is of a step that was skipped
+        self.first.copy_(torch.where((self.first > 0) | ~finite, self.first, losses))
         rate = losses / self.first
         start = self.weights.new_tensor(self._start)
         wanted = start * (rate / rate.mean()) ** self.alpha * self.weights / norms.float()
         wanted = wanted * start.sum() / wanted.sum()
         new = self.momentum * self.weights + (1 - self.momentum) * wanted
-        self.weights.copy_(torch.where(new.isfinite().all(), new, self.weights))
+        self.weights.copy_(torch.where(finite & new.isfinite().all(), new, self.weights))
 
 
 def build_balancing(config: BalancingConfig, weights: Mapping[str, float]) -> Balancing:

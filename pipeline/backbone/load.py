@@ -44,7 +44,8 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadRep
     another project's in DIALECTS.
 
     Position embeddings of another grid are resampled. A timm classifier finds the head with its names: of the only task, or of all tasks
-    whose head has its shapes. A head of another model finds the task of its own name; where both models have one task, that one.
+    whose head has its shapes. A head of another model finds the task of its own name; where both models have one task, that one. What
+    weighs the losses belongs to a run and stays as it is.
     Raises CheckpointError where nothing fits or a tensor has another shape, naming the first; the module is then as it was.
     """
     own = dict(module.state_dict(keep_vars=True))
@@ -123,7 +124,7 @@ def _sources(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str
     tasks = {task for task, _ in heads.values()}
     renamed = dict(zip(tasks, of_tasks, strict=True)) if len(tasks) == len(of_tasks) == 1 else {}
     sources: dict[str, str] = {}
-    for key in own:
+    for key in (key for key in own if not key.startswith("balancing.")):
         task, part = heads.get(key, ("", ""))
         names = [_plain(key), f"tasks.{renamed.get(task, task)}.{part}", part, shared_name(key)]
         found = next((name for name in names if name in given), None)

@@ -195,6 +195,8 @@ def _check_tasks(config: RunConfig, world_size: int, facts: ModelFacts) -> Itera
             yield "balancing.type is 'gradient_norm' and balancing.every is 0: nothing would be measured; give a number of steps"
     if config.train.best is not None and config.train.best not in config.tasks:
         yield f"train.best is '{config.train.best}', which is not a task; give one of {', '.join(config.tasks)}, or None"
+    elif config.train.best is not None and not config.tasks[config.train.best].data.val:
+        yield f"train.best is '{config.train.best}', but tasks.{config.train.best}.data.val is not given; name the shards to evaluate on"
 
 
 def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:

@@ -31,18 +31,38 @@ def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tens
     return ((moved_a + moved_b) / (size_a + size_b)).square() / 2
 
 
-def expected_cost(point: MergePoint, grad: Tensor, temperature: float) -> Tensor:
-    """Mean cost of the pair that the metric would merge first, drawn from softmax(similarity / temperature) over all pairs.
+def expected_cost(point: MergePoint, grad: Tensor, temperature: float, share: float | None = None) -> Tensor:
+    """Mean cost of what the metric would merge: of the one pair that would be first, or of all pairs where `share` of the patches merge.
 
-    Scaled by the mean cost of all pairs, so that every block counts alike: 1 is what a random metric gets. A scalar, differentiable
-    in the metric alone. grad [B, M, C]: see `pair_costs`.
+    Scaled by the mean cost of all pairs, so that every block counts alike: 1 is what an indifferent metric gets. A scalar,
+    differentiable in the metric alone. grad [B, M, C]: see `pair_costs`.
     """
     state = point.state
     split = Split.by_parity(state.num_active, state.num_prefix)
     with torch.autocast(grad.device.type, enabled=False):
         if min(len(range(state.num_active)[part]) for part in (split.sources, split.destinations)) == 0:
             return point.metric.sum() * 0  # no pair is left
-        costs = pair_costs(state.tokens.detach(), state.size, grad, split)
-        chosen = (similarity(point.metric, split) / temperature).flatten(1).softmax(dim=-1)
-        cost = (chosen * costs.flatten(1)).sum(dim=-1).mean()
+        costs, scores = pair_costs(state.tokens.detach(), state.size, grad, split), similarity(point.metric, split)
+        if share is None:
+            cost = _cost_of_first(costs, scores, temperature)
+        else:
+            cost = _cost_of_merged(costs, scores, temperature, round(share * (state.num_active - state.num_prefix)))
         return cost / costs.mean().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _cost_of_first(costs: Tensor, scores: Tensor, temperature: float) -> Tensor:
+    """The first pair is drawn from softmax(score / temperature) over all pairs."""
+    chosen = (scores / temperature).flatten(1).softmax(dim=-1)
+    return (chosen * costs.flatten(1)).sum(dim=-1).mean()
+
+
+def _cost_of_merged(costs: Tensor, scores: Tensor, temperature: float, r: int) -> Tensor:
+    """Each source draws its destination from softmax(score / temperature); the r sources with the highest scores merge, where the edge
+    between those that do and those that do not is a sigmoid of the same temperature."""
+    own = ((scores / temperature).softmax(dim=-1) * costs).sum(dim=-1)
+    best = scores.amax(dim=-1)
+    r = min(max(r, 1), best.shape[-1])
+    ranked = best.detach().sort(dim=-1, descending=True).values
+    edge = ranked[:, r - 1 : r + 1].mean(dim=-1, keepdim=True) if r < best.shape[-1] else ranked[:, -1:] - 1e3 * temperature
+    merged = ((best - edge) / temperature).sigmoid()
+    return ((merged * own).sum(dim=-1) / merged.sum(dim=-1)).mean()

@@ -85,6 +85,12 @@ def tokens_per_block(schedule: Sequence[int], num_tokens: int) -> tuple[int, ...
     return tuple(counts)
 
 
+def merged_shares(schedule: Sequence[int], patches: int) -> list[float]:
+    """Of each block, the share of the patches that it is given which it removes."""
+    before = (patches, *tokens_per_block(schedule, patches)[:-1])
+    return [r / max(1, left) for r, left in zip(schedule, before, strict=True)]
+
+
 def _planned(spec: ReductionSpec, depth: int) -> list[int]:
     if isinstance(spec, bool) or not isinstance(spec, int | tuple | list):
         raise ConfigError(f"reduction is {spec!r}; give an int, (r, inflection), a list of ints per block, or a keep rate in (0, 1]")

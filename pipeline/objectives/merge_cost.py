@@ -4,6 +4,7 @@ The paper's relaxation lets the embedding feel a loss through soft merges, which
 tokens instead, from one backward pass, and needs neither labels nor a relaxed pass.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, TaskOutput
 from pipeline.merging.cost import expected_cost
-from pipeline.merging.schedule import ReductionSpec
+from pipeline.merging.schedule import ReductionSpec, merged_shares
 from pipeline.objectives import OBJECTIVES
 
 
@@ -22,14 +23,17 @@ class MergeCost(nn.Module):
 
     Each step draws a block: those before it merge for real, with the step's reduction, and it and those behind it are priced. So a
     block learns from the merged tokens that it will see. It goes with modular training, and with end_to_end, whose backbone steps
-    take the task's own loss under the hard merge. temperature: of the choice among pairs.
+    take the task's own loss under the hard merge. temperature: of the choice among pairs. pairs: `first`, the price of the pair that would
+    merge first, whatever the reduction; or `merged`, that of as many as the step's reduction merges, for where most tokens do.
     """
 
-    def __init__(self, *, temperature: float = 0.1):
+    def __init__(self, *, temperature: float = 0.1, pairs: str = "first"):
         super().__init__()
         if temperature <= 0:
             raise ConfigError(f"merge_cost: temperature is {temperature}; give a number above 0")
-        self.temperature = temperature
+        if pairs not in ("first", "merged"):
+            raise ConfigError(f"merge_cost: pairs is {pairs!r}; give 'first' or 'merged'")
+        self.temperature, self.pairs = temperature, pairs
 
     def forward(
         self, model: Any, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None, draw: float = 0.0
@@ -39,13 +43,15 @@ class MergeCost(nn.Module):
             return model.predict(batch, reduction=reduction, relaxed=False)
         task, backbone = model.tasks[batch.task], model.backbone
         first = int(draw * backbone.depth)
-        merged = model.schedule(batch.task, backbone.grid_of(batch.images), reduction)[:first]
-        schedule = [*merged, *(0 for _ in backbone.blocks[first:])]
+        whole = model.schedule(batch.task, backbone.grid_of(batch.images), reduction)
+        schedule = [*whole[:first], *(0 for _ in whole[first:])]
         output = model.encode(batch.task, batch.images, reduction=schedule, relaxed=False, merge_points_from=first)
         result = task(output, batch)
         points = output.merge_points
         grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.probe for point in points])
-        costs = [expected_cost(point, grad, self.temperature) for point, grad in zip(points, grads, strict=True)]
+        shares = merged_shares(whole, math.prod(backbone.grid_of(batch.images))) if self.pairs == "merged" else [None] * len(whole)
+        priced = zip(points, grads, shares[first:], strict=True)
+        costs = [expected_cost(point, grad, self.temperature, share) for point, grad, share in priced]
         loss = torch.stack(costs).mean()
         count = torch.tensor(len(batch.images), device=loss.device)
         return TaskOutput(loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions)

@@ -4,7 +4,7 @@ Measured by hooks on the leaves, in one step of `balancing.every`; in the others
 holds one vector [D] in float32 per task, and costs one sum over ranks of each.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,9 @@ class GradientProbe:
     """A measurement begins with a step that is due, and is read once each task was seen in a step. In a step that is `due`, `watch`
     comes before each backward pass and `read` after the step."""
 
-    def __init__(self, tasks: Sequence[str], shared: Sequence[nn.Parameter], every: int, trained: frozenset[str]):
-        """shared: still whole, as ZeRO 3 cuts them up later. trained: the kinds that move in the steps that are measured."""
-        self._tasks, self._shared, self._every, self._trained = tuple(tasks), list(shared), every, trained
+    def __init__(self, tasks: Sequence[str], shared: Sequence[nn.Parameter], every: int, measurable: Callable[[int], bool]):
+        """shared: still whole, as ZeRO 3 cuts them up later. measurable: whether a step moves them."""
+        self._tasks, self._shared, self._every, self._measurable = tuple(tasks), list(shared), every, measurable
         self._sizes = [parameter.numel() for parameter in shared]
         self._begun = False
         self._vectors: dict[str, Tensor] = {}
@@ -49,9 +49,10 @@ class GradientProbe:
         self._seen: set[str] = set()
         self._hooks: list[Any] = []
 
-    def due(self, step: int, trained: Collection[str]) -> bool:
-        self._begun = self._begun or step % self._every == 0
-        return self._begun and trained == self._trained
+    def due(self, step: int) -> bool:
+        """Which step begins a measurement does not hang on what this process did before: it may have been resumed."""
+        self._begun = self._begun or not any(map(self._measurable, range(step - step % self._every, step)))
+        return self._begun and self._measurable(step)
 
     def watch(self, task: str, output: TaskOutput, share: float) -> None:
         """What the next backward pass finds is the task's. share: of this loss in the task's loss of the step."""
@@ -99,4 +100,4 @@ def build_probe(config: RunConfig, groups: Sequence[Mapping[str, Any]], tasks: S
     shared = [p for group in groups if group["owner"] is None and group["kind"] in trained - {BALANCE} for p in group["params"]]
     if len(tasks) < 2 or not shared or config.balancing.every == 0:
         return None
-    return GradientProbe(tasks, shared, config.balancing.every, trained)
+    return GradientProbe(tasks, shared, config.balancing.every, lambda step: phase_at(step, config.train).trained == trained)

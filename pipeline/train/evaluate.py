@@ -1,10 +1,12 @@
 """Evaluation that counts every sample once, on any number of ranks."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Engine, Scores
@@ -47,6 +49,15 @@ def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: A
     module: Any = engine.module
     scores = module.scores(task, totals, thorough=thorough) if engine.rank == 0 else {}  # ranks must not differ in what is best
     return json.loads(from_rank0(engine, json.dumps(scores))) | {"samples": float(totals["samples"])}
+
+
+def ranking_score(module: nn.Module, scores: TaskScores, best: str | None = None) -> float | None:
+    """What ranks checkpoints: the main metric of the task `best`, or the geometric mean of all tasks' main metrics, for which a tenth more
+    of any counts alike, whatever its unit. None where one of them is n/a or was not evaluated."""
+    tasks: Any = module.tasks
+    values = [scores[task].get(tasks[task].main_metric) if task in scores else None for task in ([best] if best else scores)]
+    known = [max(value, 0.0) for value in values if value is not None]
+    return math.prod(known) ** (1 / len(known)) if known and len(known) == len(values) else None
 
 
 def _in_step(engine: Engine, loader: SizedBatches) -> Iterable[tuple[Batch, bool]]:

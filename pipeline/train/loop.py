@@ -1,6 +1,5 @@
 """The order of things in a run. It knows no task, no policy and no launcher, and asks the device nothing between two reports."""
 
-import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.interfaces import Batch
 from pipeline.train import checkpoint
 from pipeline.train.collective import average_buffers
-from pipeline.train.evaluate import TaskScores, evaluate
+from pipeline.train.evaluate import evaluate, ranking_score
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
 from pipeline.train.optim import learning_rates, phase_at
@@ -63,7 +62,7 @@ def _train_step(run: Run, streams: dict[str, Iterator[Batch]], sums: MetricSums,
     config, engine, step = run.config, run.engine, run.progress.step
     phase, plan = phase_at(step, config.train), tasks_of_step(run.resolved, step)
     run.gate.open(phase.trained)
-    probe = run.probe if run.probe is not None and run.probe.due(step, phase.trained) else None
+    probe = run.probe if run.probe is not None and run.probe.due(step) else None
     for i, task in enumerate(plan):
         batch = _next_batch(run, streams, watch, task, i)
         reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
@@ -137,21 +136,11 @@ def _score(run: Run, reporter: Reporter) -> bool:
     with run.ema.applied() if run.ema is not None else nullcontext():
         scores = evaluate(run.engine, run.loaders)
     reporter.write(run.progress.step, {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()})
-    score, best = _main_score(run, scores), run.progress.best
+    score, best = ranking_score(run.engine.module, scores, run.config.train.best), run.progress.best
     if score is None or (best is not None and score <= best):
         return False
     run.progress.best = score
     return True
-
-
-def _main_score(run: Run, scores: TaskScores) -> float | None:
-    """The main metric of `train.best`, or the geometric mean of all tasks' main metrics, for which a tenth more of any counts alike,
-    whatever its unit. None where one of them is n/a or was not evaluated."""
-    tasks: Any = run.engine.module.tasks
-    ranking = [run.config.train.best] if run.config.train.best else list(scores)
-    values = [scores[task].get(tasks[task].main_metric) if task in scores else None for task in ranking]
-    known = [max(value, 0.0) for value in values if value is not None]
-    return math.prod(known) ** (1 / len(known)) if known and len(known) == len(values) else None
 
 
 def _save(run: Run, better: bool) -> Path:

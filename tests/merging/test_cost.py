@@ -1,11 +1,13 @@
 """The price of a merge: what the formula says is what a small step towards the merge does to the predictions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pipeline.merging.cost import expected_cost, pair_costs
-from pipeline.merging.matching import Split
+from pipeline.merging.matching import Split, best_pairs, similarity
 from pipeline.token_state import MergePoint, TokenState
 
 NUM_TOKENS, DIM, CLASSES = 7, 5, 4
@@ -59,15 +61,32 @@ def point_of(metric, tokens):
     return MergePoint(state, metric, torch.zeros_like(tokens))
 
 
-def test_expected_cost_falls_along_its_gradient_and_is_one_for_an_indifferent_metric(setting):
+SHARES = pytest.mark.parametrize("share", [None, 0.0, 0.2, 0.5])
+
+
+@SHARES
+def test_expected_cost_falls_along_its_gradient_and_is_one_for_an_indifferent_metric(setting, share):
     tokens = setting[0].float()
     grad = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1))
-    indifferent = expected_cost(point_of(torch.ones(2, NUM_TOKENS, 3), tokens), grad, 0.05)
+    indifferent = expected_cost(point_of(torch.ones(2, NUM_TOKENS, 3), tokens), grad, 0.05, share)
     torch.testing.assert_close(indifferent, torch.tensor(1.0))
     metric = torch.randn(2, NUM_TOKENS, 3, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    before = expected_cost(point_of(metric, tokens), grad, 0.5)
+    before = expected_cost(point_of(metric, tokens), grad, 0.5, share)
     (slope,) = torch.autograd.grad(before, metric)
-    assert expected_cost(point_of(metric - 0.1 * slope, tokens), grad, 0.5) < before
+    assert expected_cost(point_of(metric - 0.1 * slope, tokens), grad, 0.5, share) < before
+
+
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_at_a_low_temperature_the_price_is_that_of_the_hard_merge(setting, r):
+    tokens, size, _ = setting
+    state = replace(point_of(None, tokens.float()).state, size=size.float())
+    grad = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1))
+    metric = torch.randn(2, NUM_TOKENS, 3, generator=torch.Generator().manual_seed(2))
+    costs = pair_costs(tokens.float(), size.float(), grad, SPLIT)
+    matching = best_pairs(similarity(metric, SPLIT), r)
+    expected = torch.stack([costs[i, matching.merged[i], matching.target[i]].mean() for i in range(2)]).mean() / costs.mean()
+    priced = expected_cost(MergePoint(state, metric, torch.zeros_like(tokens)), grad, 1e-4, r / (NUM_TOKENS - 1))
+    torch.testing.assert_close(priced, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_no_gradient_reaches_the_tokens(setting):
