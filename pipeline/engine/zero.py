@@ -137,6 +137,8 @@ def start_deepspeed() -> Any:
         _build_shared_memory_op(deepspeed)
         _describe_single_process()
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        if not torch.cuda.is_available():
+            _forget_shared_memory()
         atexit.register(torch.distributed.destroy_process_group)
     return deepspeed
 
@@ -157,6 +159,14 @@ def _build_shared_memory_op(deepspeed: Any) -> None:
         for stale in folder.glob(f"**/{builder.NAME}/lock"):
             stale.unlink()
         builder.load()
+
+
+def _forget_shared_memory() -> None:
+    """DeepSpeed's communication on CPUs leaves a file of 67 MB per process in /dev/shm for good, and takes an old one of the same port
+    for its own. All ranks have mapped the files by now, so that their names can go."""
+    torch.distributed.barrier()
+    address = "_".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    Path("/dev/shm", f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{torch.distributed.get_rank()}").unlink(missing_ok=True)
 
 
 def _describe_single_process() -> None:
