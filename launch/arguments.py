@@ -16,6 +16,10 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False)
     )
 
 
+def add_tasks_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tasks", type=names, metavar="A,B", help="some of the run's tasks (default: all)")
+
+
 def names(text: str) -> list[str]:
     """`a,b` as a list."""
     return [name.strip() for name in text.split(",") if name.strip()]

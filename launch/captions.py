@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from launch.groups import said
 from launch.pages import Panel
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
@@ -18,5 +19,5 @@ def write_captions(model: MultiTaskModel, batch: Batch, reductions: Sequence[Red
     panels = [Panel(batch.targets.references[0], "references")]
     for reduction in (0, *(spec for spec in reductions if spec != 0)):
         made = task.infer(model.encoder(batch.task, reduction), batch)
-        panels.append(Panel(made, "caption, own reduction" if reduction is None else f"caption, r {reduction}"))
+        panels.append(Panel(made, f"caption, {said(reduction)}"))
     return panels

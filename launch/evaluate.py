@@ -3,11 +3,12 @@
 import argparse
 from typing import Any
 
-from launch.arguments import add_run_arguments
+from launch.arguments import add_run_arguments, add_tasks_argument
 
 EXAMPLE = """examples:
   dtem evaluate runs/digits_demo
   dtem evaluate runs/digits_demo --policy tome --reduction 8 --json scores.json
+  dtem evaluate runs/digits_multitask_dtem --tasks digits,digits_captioning
   torchrun --nproc_per_node 8 -m launch.cli evaluate runs/imagenet --cfg-options tasks.imagenet.data.val=/data/imagenet
   dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide tasks.ade20k.head.inference.crop_size=512 \
       tasks.ade20k.head.inference.stride=341 tasks.ade20k.head.inference.flip=True 'tasks.ade20k.head.inference.scales=[0.75,1.0,1.25]'
@@ -20,6 +21,7 @@ def add_parser(subparsers) -> None:
         "evaluate", help="score a trained run", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
     )
     add_run_arguments(parser)
+    add_tasks_argument(parser)
     parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's; NAME_untrained draws its embedding anew")
     parser.add_argument("--reduction", metavar="R", help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's")
     parser.add_argument("--split", choices=("val", "train"), default="val")
@@ -33,19 +35,19 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when the scores are printed. Raises PipelineError."""
-    from launch.restore import build, parse_reduction, read_run
+    from launch.restore import build, chosen_tasks, parse_reduction, read_run
     from launch.scoring import Evaluator, progress
     from launch.workload import first_schedule
     from launch.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
-    from pipeline.train.evaluate import evaluate
+    from pipeline.train.evaluate import evaluate, ranking_score
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
     model = build(saved, args.policy)
     evaluator = Evaluator(model, bf16=saved.config.engine.precision == "bf16")
     rank, world_size = evaluator.rank, evaluator.world_size
-    datas = {name: task.data for name, task in saved.config.tasks.items()}
+    datas = {name: saved.config.tasks[name].data for name in chosen_tasks(saved.config, args.tasks)}
     if args.zero_shot:
         name, data = add_zero_shot(model, saved.config, args.zero_shot, args.templates, args.class_names)
         datas[name] = data
@@ -64,6 +66,11 @@ def run(args: argparse.Namespace) -> int:
         "split": args.split,
         "precision": evaluator.precision,
         "scores": scores,
+        "ranking": {
+            "of": saved.config.train.best or "geometric mean",
+            "main_metrics": {name: model.tasks[name].main_metric for name in saved.config.tasks},
+            "score": ranking_score(model, {name: scores.get(name, {}) for name in saved.config.tasks}, saved.config.train.best),
+        },
         "classes": {name: list(loader.classes) for name, loader in loaders.items()},
     }
     _report(result, str(saved), args.json)
@@ -83,7 +90,18 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
         print(f"{task}: " + "  ".join(f"{name} n/a" if value is None else f"{name} {value:.6g}" for name, value in whole.items()))
         if table := class_table(values, result["classes"][task]):
             print(table)
+    if (ranking := result["ranking"])["score"] is not None and len(ranking["main_metrics"]) > 1:
+        print(_ranked(ranking, result["scores"]))
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(result, indent=1))
         print(f"wrote {path}")
+
+
+def _ranked(ranking: dict[str, Any], scores: dict[str, Any]) -> str:
+    """What ranks checkpoints, and the main metrics that it is made of."""
+    metrics = ranking["main_metrics"]
+    values = {task: f"{task} {metric} {scores[task][metric]:.6g}" for task, metric in metrics.items() if task in scores}
+    if ranking["of"] in values:
+        return f"checkpoints are ranked by {values[ranking['of']]}"
+    return f"checkpoints are ranked by the {ranking['of']} of {', '.join(values.values())}: {ranking['score']:.6g}"

@@ -7,6 +7,7 @@ from launch.arguments import add_run_arguments
 EXAMPLE = """examples:
   dtem export runs/digits_demo --to exported                       # weights under timm's names
   dtem export runs/digits_demo --to exported --format pt2 --reduction 8
+  dtem export runs/digits_multitask_dtem --to exported --task digits_segmentation    # without the other heads
 """
 FORMATS = ("safetensors", "pt2", "onnx")
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from launch.programs import WRITERS, model_card, only_task
+    from launch.programs import WRITERS, fold_embeddings, model_card, only_task
     from launch.restore import build, checked_reduction, grid_of, parse_reduction, read_run
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     model = build(saved, args.policy)
     if args.reduction is not None:
         model.set_reduction(task, checked_reduction(model, grid_of(saved, model, task), parse_reduction(args.reduction)))
+    fold_embeddings(model, task)
     folder = Path(args.to)
     folder.mkdir(parents=True, exist_ok=True)
     path, card = folder / f"model.{args.format}", folder / "model.json"

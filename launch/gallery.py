@@ -1,58 +1,155 @@
-"""The page of `dtem visualise`: a row for each of the first validation images."""
+"""The page of `dtem visualise`: a row for each of the first validation images, with what each task makes of it."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from launch.captions import write_captions
+from launch.classes import write_classes
 from launch.groups import default_blocks, draw_groups, picture_of
 from launch.overlay import class_colours, draw_segmentation
-from launch.pages import Page, Panel
+from launch.pages import Page, Panel, Section
 from launch.restore import checked_reduction
 from launch.workload import first_grid
 from pipeline.config.schema import DataConfig
-from pipeline.data.stream import build_eval_loader
-from pipeline.data.targets import CaptionTargets, MaskTargets
+from pipeline.data.stream import EvalLoader, build_eval_loader
+from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets
 from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
+
+ALL_TASKS = "groups, alike for all tasks"
 
 
 def make_page(
     model: MultiTaskModel,
-    task: str,
-    data: DataConfig,
+    datas: Mapping[str, DataConfig],
     title: str,
     *,
     num: int,
     reductions: Sequence[int] | None = None,
     blocks: Sequence[int] | None = None,
 ) -> Page:
-    """Image, reference and predictions where the task has masks or captions, and the groups after each block at each reduction.
+    """Image, what is right and what is predicted, and the groups after each block at each reduction, for each task of `datas`.
 
-    reductions None: the run's own.
+    Tasks that are shown the same images share their rows. reductions None: each task's own.
 
     Raises ConfigError for blocks that are not there, and reductions that the first image has too few tokens for.
     """
+    if num < 1:
+        raise ConfigError(f"--num {num}: give 1 image or more")
     blocks = blocks or default_blocks(model.backbone.depth)
     if max(blocks) >= model.backbone.depth:
         raise ConfigError(f"--blocks {max(blocks)}: the backbone's blocks are 0 to {model.backbone.depth - 1}")
-    loader = build_eval_loader(task, replace(data, eval_batch_size=1, workers=0), rank=0, world_size=1)
-    model.check_data({task: loader})
-    rows: list[list[Panel]] = []
-    present: set[int] = set()
-    specs: list[ReductionSpec | None] = list(reductions or [None])
-    for batch in islice(loader, num):
-        for reduction in (reductions or ()) if not rows else ():
-            checked_reduction(model, first_grid(model, batch), reduction)
-        picture = picture_of(batch.images[0], data.augment)
-        rows.append([Panel(picture, "image")])
+    loaders = {
+        task: build_eval_loader(task, replace(data, eval_batch_size=1, workers=0), rank=0, world_size=1) for task, data in datas.items()
+    }
+    model.check_data(loaders)
+    painter = _Painter(model, datas, loaders, list(reductions or [None]), blocks)
+    sections = [painter.section(tasks, num) for tasks in _of_one_source(datas)]
+    if len(sections) > 1:
+        headings = [", ".join(tasks) for tasks in _of_one_source(datas)]
+        sections = [replace(section, heading=heading) for section, heading in zip(sections, headings, strict=True)]
+    return Page(title, sections)
+
+
+def _of_one_source(datas: Mapping[str, DataConfig]) -> list[list[str]]:
+    """Tasks together whose images are the same: one list for each."""
+    sources: dict[str, list[str]] = {}
+    for task, data in datas.items():
+        sources.setdefault(repr((data.val, data.img_size)), []).append(task)
+    return list(sources.values())
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Of one image: by task what is right and predicted, and the groups."""
+
+    image: Panel
+    answers: dict[str, list[Panel]] = field(default_factory=dict)
+    groups: dict[str, list[Panel]] = field(default_factory=dict)
+
+
+@dataclass
+class _Painter:
+    model: MultiTaskModel
+    datas: Mapping[str, DataConfig]
+    loaders: Mapping[str, EvalLoader]
+    reductions: Sequence[ReductionSpec | None]
+    blocks: Sequence[int]
+    present: dict[str, set[int]] = field(default_factory=dict)
+    """By task the classes that its masks show."""
+
+    def section(self, tasks: Sequence[str], num: int) -> Section:
+        rows: list[_Row] = []
+        for batches in zip(*(self.loaders[task] for task in tasks), strict=False):
+            if len(rows) == num:
+                break
+            if len({batch.keys for batch in batches}) == 1:  # a sample that one task cannot read would shift the others
+                rows.append(self._row(batches, first=not rows))
+        together = _arranged(rows, tasks)
+        return Section(together, self._legend(tasks))
+
+    def _row(self, batches: Sequence[Batch], *, first: bool) -> _Row:
+        pictures = {batch.task: picture_of(batch.images[0], self.datas[batch.task].augment) for batch in batches}
+        row = _Row(Panel(pictures[batches[0].task], "image"))
+        for batch in batches:
+            for reduction in self.reductions if first else ():
+                if reduction is not None:
+                    checked_reduction(self.model, first_grid(self.model, batch), reduction)
+            row.answers[batch.task] = self._answers(batch, pictures[batch.task])
+            row.groups[batch.task] = draw_groups(
+                self.model, batch.task, batch.images[0], pictures[batch.task], self.reductions, self.blocks
+            )
+        return row
+
+    def _answers(self, batch: Batch, picture: np.ndarray) -> list[Panel]:
         if isinstance(batch.targets, MaskTargets):
-            panels, found = draw_segmentation(model, batch, picture, specs)
-            rows[-1] += panels
-            present |= found
+            panels, found = draw_segmentation(self.model, batch, picture, self.reductions)
+            self.present.setdefault(batch.task, set()).update(found)
+            return panels
         if isinstance(batch.targets, CaptionTargets):
-            rows[-1] += write_captions(model, batch, specs)
-        rows[-1] += draw_groups(model, task, batch.images[0], picture, specs, blocks)
-    colours = class_colours(max(present, default=0) + 1)
-    return Page(title, rows, {loader.classes[i]: colours[i] for i in sorted(present) if i < len(loader.classes)})
+            return write_captions(self.model, batch, self.reductions)
+        if isinstance(batch.targets, ClassificationTargets):
+            return [write_classes(self.model, batch, self.reductions, self.loaders[batch.task].classes)]
+        return []
+
+    def _legend(self, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+        """Of the classes that are there; with the task's name where several tasks have masks."""
+        legend: dict[str, np.ndarray] = {}
+        several = len([task for task in tasks if task in self.present]) > 1
+        for task in tasks:
+            classes, found = self.loaders[task].classes, sorted(self.present.get(task, ()))
+            colours = class_colours(max(found, default=0) + 1)
+            legend |= {f"{task}: {classes[i]}" if several else classes[i]: colours[i] for i in found if i < len(classes)}
+        return legend
+
+
+def _arranged(rows: Sequence[_Row], tasks: Sequence[str]) -> list[list[Panel]]:
+    """The panels of each row in their order. Groups that are alike for all tasks in all rows are there once."""
+    if len(tasks) == 1:
+        return [[row.image, *row.answers[tasks[0]], *row.groups[tasks[0]]] for row in rows]
+    alike = all(_equal(row.groups[tasks[0]], row.groups[task]) for row in rows for task in tasks)
+    owners = {tasks[0]: ALL_TASKS} if alike else {task: f"groups of {task}" for task in tasks}
+    arranged = []
+    for row in rows:
+        answers = [replace(panel, owner=task) for task in tasks for panel in _texts_together(row.answers[task])]
+        arranged.append(
+            [row.image, *answers, *(replace(panel, owner=owner) for task, owner in owners.items() for panel in row.groups[task])]
+        )
+    return arranged
+
+
+def _equal(panels: Sequence[Panel], others: Sequence[Panel]) -> bool:
+    pairs = list(zip(panels, others, strict=True))
+    return all(one.caption == other.caption and np.array_equal(one.content, other.content) for one, other in pairs)
+
+
+def _texts_together(panels: Sequence[Panel]) -> list[Panel]:
+    """Where a task has several texts, one panel in which each stands under its caption."""
+    if len(panels) < 2 or any(isinstance(panel.content, np.ndarray) for panel in panels):
+        return list(panels)
+    lines = [line for panel in panels for line in (f"{panel.caption}:", *(f"  {text}" for text in panel.content))]
+    return [Panel(lines, "")]

@@ -31,6 +31,11 @@ def picture_of(image: Tensor, augment: AugmentConfig) -> np.ndarray:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def said(reduction: ReductionSpec | None) -> str:
+    """A reduction in a caption; None: the task's own."""
+    return "merged" if reduction is None else "unmerged" if reduction == 0 else f"r {reduction}"
+
+
 @torch.no_grad()
 def draw_groups(
     model: MultiTaskModel,

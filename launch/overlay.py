@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from launch.groups import said
 from launch.pages import Panel
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
@@ -47,7 +48,7 @@ def draw_segmentation(
     named = {"reference": mask[0]}
     for reduction in (0, *(spec for spec in reductions if spec != 0)):
         (pixels,) = segment(model.encoder(batch.task, reduction), task.logits, batch.images, size, task.inference, task.patch_size)
-        named["prediction, own reduction" if reduction is None else f"prediction, r {reduction}"] = pixels.argmax(dim=0)
+        named[f"prediction, {said(reduction)}"] = pixels.argmax(dim=0)
     labels = {caption: values.cpu().numpy() for caption, values in named.items()}
     present = {int(label) for values in labels.values() for label in np.unique(values) if label < task.num_classes}
     return [Panel(paint_classes(picture, values, colours), caption) for caption, values in labels.items()], present

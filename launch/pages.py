@@ -5,7 +5,7 @@ import html
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +16,106 @@ from PIL import Image
 
 PICTURE_WIDTH, TEXT_WIDTH = 1.9, 2.4
 """Inches of a column of pictures, and of one of text, in which lines have so many characters."""
-TEXT_CHARACTERS = 50
+TEXT_CHARACTERS, LEAST_CHARACTERS = 50, 20
+SMALL, LARGE = 6, 8
+"""Points of text; large in a column whose texts are all so short: lines, and characters of a line."""
+FEW_LINES, FEW_CHARACTERS = 6, 36
+HEADING, LEGEND, OWNER = 0.3, 0.4, 0.25
+"""Inches of a section's heading, of its legend, and of the line that says whose the columns are."""
+
+
+Content = np.ndarray | Sequence[str]
+"""A picture [H, W, 3] uint8, or texts."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """content: a picture [H, W, 3] uint8, or texts."""
+    """owner: what it belongs to, a task for instance, where a row has several."""
 
-    content: np.ndarray | Sequence[str]
+    content: Content
     caption: str
+    owner: str = ""
 
 
 @dataclass(frozen=True)
-class Page:
+class Section:
     """rows: alike in number and kinds of panels. legend: what colours [3] uint8 mean, by name."""
 
-    title: str
     rows: list[list[Panel]]
-    legend: dict[str, np.ndarray]
+    legend: dict[str, np.ndarray] = field(default_factory=dict)
+    heading: str = ""
 
     def caption(self, row: int, column: int) -> str:
         """Empty where it is that of the row above."""
         own = self.rows[row][column].caption
         return "" if row and own == self.rows[row - 1][column].caption else own
 
+    def owner(self, row: int, column: int) -> str:
+        """Above the first row, at an owner's first column; else empty."""
+        own = self.rows[row][column].owner
+        return "" if row or (column and own == self.rows[row][column - 1].owner) else own
+
+    @property
+    def widths(self) -> list[float]:
+        """Inches of the columns; a text takes what its longest line needs."""
+        return [_width([row[j].content for row in self.rows]) for j in range(len(self.rows[0]))]
+
+    @property
+    def points(self) -> list[int]:
+        """The font sizes of the columns' texts."""
+        return [_points([row[j].content for row in self.rows]) for j in range(len(self.rows[0]))]
+
+    @property
+    def heights(self) -> list[float]:
+        """Inches of the rows."""
+        return list(map(_height, self.rows))
+
+    @property
+    def height(self) -> float:
+        """Inches of all."""
+        owned = any(panel.owner for panel in self.rows[0])
+        return sum(self.heights) + (HEADING if self.heading else 0) + (LEGEND if self.legend else 0) + (OWNER if owned else 0)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A section for each kind of rows."""
+
+    title: str
+    sections: Sequence[Section]
+
 
 def write_png(page: Page, path: Path) -> Path:
-    widths = [PICTURE_WIDTH if isinstance(panel.content, np.ndarray) else TEXT_WIDTH for panel in page.rows[0]]
-    heights = [_height(row) for row in page.rows]
-    figure = Figure(figsize=(sum(widths), sum(heights) + 0.6 + (0.4 if page.legend else 0)), layout="constrained")
+    width, heights = max(sum(section.widths) for section in page.sections), [section.height for section in page.sections]
+    figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(page.title, fontsize=8, x=0.01, ha="left")
-    grid = figure.subplots(len(page.rows), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
-    for i, (row, cells) in enumerate(zip(page.rows, grid, strict=True)):
-        for j, (panel, axes) in enumerate(zip(row, cells, strict=True)):
-            _draw(panel.content, axes)
-            axes.axis("off")
-            axes.set_title(page.caption(i, j), fontsize=8)
-    if page.legend:
-        patches = [Patch(color=tuple(colour / 255), label=name) for name, colour in page.legend.items()]
-        figure.legend(handles=patches, loc="outside lower left", ncols=max(1, 2 * len(widths)), fontsize=7, frameon=False)
+    parts = figure.subfigures(len(page.sections), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, section in zip(parts, page.sections, strict=True):
+        _draw_section(part, section, width)
     figure.savefig(path, dpi=120)
     return path
+
+
+def _draw_section(figure: Any, section: Section, width: float) -> None:
+    """width: inches of the page, to which a section that is narrower is filled up."""
+    if section.heading:
+        figure.suptitle(section.heading, fontsize=9, x=0.01, ha="left", weight="bold")
+    rest = width - sum(section.widths)
+    widths = [*section.widths, rest] if rest > 0.01 else section.widths
+    grid = figure.subplots(len(section.rows), len(widths), squeeze=False, width_ratios=widths, height_ratios=section.heights)
+    for axes in grid.flat:
+        axes.axis("off")
+    for i, row in enumerate(section.rows):
+        for j, panel in enumerate(row):
+            _draw(panel.content, grid[i, j], section.points[j])
+            grid[i, j].set_title(section.caption(i, j), fontsize=8)
+            if owner := section.owner(i, j):
+                above = dict(xytext=(0, 18), textcoords="offset points", ha="left", va="bottom", fontsize=9, weight="bold")
+                grid[i, j].annotate(owner, (0, 1), xycoords="axes fraction", annotation_clip=False, **above)
+    if section.legend:
+        patches = [Patch(color=tuple(colour / 255), label=name) for name, colour in section.legend.items()]
+        columns = max(1, 2 * len(section.widths))
+        figure.legend(handles=patches, loc="outside lower left", ncols=columns, fontsize=7, frameon=False)
 
 
 def _height(row: Sequence[Panel]) -> float:
@@ -65,35 +124,57 @@ def _height(row: Sequence[Panel]) -> float:
     return (PICTURE_WIDTH - 0.25) * tallest + 0.2
 
 
-def _draw(content: np.ndarray | Sequence[str], axes: Any) -> None:
+def _width(column: Sequence[Content]) -> float:
+    """Inches."""
+    if isinstance(column[0], np.ndarray):
+        return PICTURE_WIDTH
+    longest = max(LEAST_CHARACTERS, *(len(text) for content in column for text in content))
+    return TEXT_WIDTH * min(1.0, longest / TEXT_CHARACTERS) * _points(column) / SMALL
+
+
+def _points(column: Sequence[Content]) -> int:
+    few = not isinstance(column[0], np.ndarray) and all(
+        len(content) <= FEW_LINES and all(len(text) <= FEW_CHARACTERS for text in content) for content in column
+    )
+    return LARGE if few else SMALL
+
+
+def _draw(content: Content, axes: Any, points: int) -> None:
+    """points: of text."""
+    axes.set_anchor("N")
     if isinstance(content, np.ndarray):
         axes.imshow(content)
         return
     lines = [textwrap.fill(text, TEXT_CHARACTERS, subsequent_indent="  ") for text in content]
-    axes.text(0, 1, "\n".join(lines), fontsize=6, va="top", parse_math=False, transform=axes.transAxes)
+    axes.text(0, 1, "\n".join(lines), fontsize=points, va="top", parse_math=False, transform=axes.transAxes)
 
 
 def write_html(page: Page, path: Path) -> Path:
-    body = "".join("<tr>" + "".join(_cell(page, i, j) for j in range(len(row))) + "</tr>" for i, row in enumerate(page.rows))
-    style = "body{font:14px sans-serif;margin:2em}td{padding:4px;vertical-align:bottom}"
+    style = "body{font:14px sans-serif;margin:2em}td{padding:4px;vertical-align:bottom}h2{font-size:15px;margin:2em 0 0}"
     style += "p{max-width:16em;margin:0 0 .5em}i{display:inline-block;width:1em;height:1em}"
-    keys = " &ensp; ".join(f"<i style='background:rgb{tuple(map(int, c))}'></i> {html.escape(name)}" for name, c in page.legend.items())
     path.write_text(
         f"<!doctype html><meta charset=utf-8><title>{html.escape(page.title)}</title><style>{style}</style>"
-        f"<h1 style='font-size:16px'>{html.escape(page.title)}</h1><p>{keys}</p><table>{body}</table>",
+        f"<h1 style='font-size:16px'>{html.escape(page.title)}</h1>{''.join(map(_html_section, page.sections))}",
         encoding="utf-8",
     )
     return path
 
 
-def _cell(page: Page, row: int, column: int) -> str:
-    caption = html.escape(page.caption(row, column))
-    content = page.rows[row][column].content
+def _html_section(section: Section) -> str:
+    heading = f"<h2>{html.escape(section.heading)}</h2>" if section.heading else ""
+    keys = " &ensp; ".join(f"<i style='background:rgb{tuple(map(int, c))}'></i> {html.escape(name)}" for name, c in section.legend.items())
+    rows = ("".join(_cell(section, i, j) for j in range(len(row))) for i, row in enumerate(section.rows))
+    return f"{heading}<p style='max-width:none'>{keys}</p><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def _cell(section: Section, row: int, column: int) -> str:
+    owner, caption = html.escape(section.owner(row, column)), html.escape(section.caption(row, column))
+    content = section.rows[row][column].content
     if isinstance(content, np.ndarray):
         shown = f'<img alt="" src="{_data_url(content)}">'
     else:
         shown = "".join(f"<p>{html.escape(text)}</p>" for text in content)
-    return f"<td>{caption}{'<br>' if caption else ''}{shown}</td>"
+    return f"<td>{f'<b>{owner}</b><br>' if owner else ''}{caption}{'<br>' if caption else ''}{shown}</td>"
 
 
 def _data_url(picture: np.ndarray) -> str:

@@ -1,6 +1,6 @@
 """The accuracy-compute plot of a sweep. Colours are those of Okabe and Ito, which colour-blind readers tell apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+WIDTH, NARROW, HEIGHT = 7.2, 5.6, 4.5
+"""Inches of one plot, and of one among several."""
+NAMES = 1.6
+"""Inches left of the curves for their names."""
 INK, FAINT = "#222222", "#8a8a8a"
 STYLE = {
     "font.size": 10,
@@ -37,30 +41,45 @@ class Curve:
         return [sum(values) / len(values) for values in self.scores]
 
 
-def plot_curves(curves: Sequence[Curve], whole: Curve, metric: str, title: str, stem: Path) -> list[Path]:
-    """Writes STEM.png and STEM.svg: a line per policy, a band from worst to best run, `whole` (the unmerged model) as a star.
+@dataclass(frozen=True)
+class Plot:
+    """One pair of axes. whole: the unmerged model. metric: its name, and unit if any."""
 
-    metric: its name, and unit if any.
-    """
+    curves: Sequence[Curve]
+    whole: Curve
+    metric: str
+    title: str
+
+
+def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
+    """Writes STEM.png and STEM.svg, plot beside plot: a line per policy, a band from worst to best run, the unmerged model as a star."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        ends = [_draw(axes, curve, colour, dashed) for curve, (colour, dashed) in zip(curves, _styles(curves), strict=True)]
-        axes.plot(whole.macs, whole.means, "*", color=INK, markersize=14, zorder=5)
-        axes.annotate("unmerged", (whole.macs[0], whole.means[0]), (-11, 0), textcoords="offset points", ha="right", va="center", color=INK)
-        _dress(axes, metric, title, whole)
-        _label_ends(figure, axes, ends)
+        width = WIDTH if len(plots) == 1 else NARROW
+        figure = Figure(figsize=(width * len(plots), HEIGHT), layout="constrained")
+        styles = _styles([curve.label for plot in plots for curve in plot.curves])
+        for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+            _draw_plot(figure, axes, plot, styles, NAMES / width)
         paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
         for path in paths:
             figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
-def _styles(curves: Sequence[Curve]) -> list[tuple[str, bool]]:
-    """An untrained control is dashed, in the colour of what it controls."""
-    bases = sorted({curve.label.removesuffix("_untrained") for curve in curves})
+def _styles(labels: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """Colour, and whether dashed, by label. An untrained control is dashed, in the colour of what it controls."""
+    bases = sorted({label.removesuffix("_untrained") for label in labels})
     colours = {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
-    return [(colours[curve.label.removesuffix("_untrained")], curve.label.endswith("_untrained")) for curve in curves]
+    return {label: (colours[label.removesuffix("_untrained")], label.endswith("_untrained")) for label in labels}
+
+
+def _draw_plot(figure: Figure, axes: Any, plot: Plot, styles: Mapping[str, tuple[str, bool]], room: float) -> None:
+    """room: for names, as a share of the width."""
+    whole = plot.whole
+    ends = [_draw(axes, curve, *styles[curve.label]) for curve in plot.curves]
+    axes.plot(whole.macs, whole.means, "*", color=INK, markersize=14, zorder=5)
+    axes.annotate("unmerged", (whole.macs[0], whole.means[0]), (-11, 0), textcoords="offset points", ha="right", va="center", color=INK)
+    _dress(axes, plot.metric, plot.title, whole)
+    _label_ends(figure, axes, ends, room)
 
 
 def _draw(axes: Any, curve: Curve, colour: str, dashed: bool) -> tuple[float, float, str, str]:
@@ -93,11 +112,11 @@ def _unit(macs: float) -> tuple[float, str]:
     return (1e9, "G") if macs >= 1e8 else (1e6, "M")
 
 
-def _label_ends(figure: Figure, axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def _label_ends(figure: Figure, axes: Any, ends: Sequence[tuple[float, float, str, str]], room: float) -> None:
     """Names the curves at their cheap ends, in one column left of them all, moved apart where they would overlap."""
     left = min((x for x, *_ in ends), default=0.0)
     low, high = axes.get_xlim()
-    axes.set_xlim(low - 0.2 * (high - low), high)
+    axes.set_xlim(low - room * (high - low), high)
     figure.draw_without_rendering()
     bottom, top = axes.get_ylim()
     least = 0.05 * (top - bottom)

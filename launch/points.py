@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from launch.restore import UNTRAINED, SavedRun, build, checked_reduction
+from launch.restore import UNTRAINED, SavedRun, build, checked_reduction, chosen_tasks
 from launch.scoring import Evaluator, Panel, images_per_second, progress
 from launch.tables import of_classes
 from launch.workload import Grid, first_batch, first_grid, workload
-from pipeline.config.schema import DataConfig
+from pipeline.config.schema import DataConfig, RunConfig
 from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores
@@ -87,8 +87,9 @@ def sweep(
     split: str = "val",
     seed: int | None = None,
     rounds: int = 5,
+    tasks: Sequence[str] | None = None,
 ) -> list[Sweep]:
-    """All tasks of the runs, each sample read once for all points. Raises ConfigError before anything is measured.
+    """The named tasks of the runs (None: all), each sample read once for all points. Raises ConfigError before anything is measured.
 
     merged: targets that are shares are shares of the patches that are merged, not of the encoder's MACs. within: the share of the
     blocks, from the first one, that merge to reach it, which is solved for each grid of patches that comes.
@@ -97,30 +98,40 @@ def sweep(
     solve: Solver = partial(reduction_for_merged if merged else reduction_for_macs, within=within)
     kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
     config = runs[0].config
+    chosen = chosen_tasks(config, tasks)
     evaluator = Evaluator(torch.nn.Identity(), bf16=config.engine.precision == "bf16")
     if evaluator.world_size > 1:
         raise ConfigError(f"a sweep measures speed, so it is one process, not {evaluator.world_size}; start it without a launcher")
     runs = [replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()}) for run in runs]
     wanted = {"none": [0]} | {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)] for policy in wanted}
-    jobs = [_prepare(evaluator, config.tasks[task].data, task, models, wanted, solve, split) for task in config.tasks]
+    jobs = [_prepare(evaluator, config.tasks[task].data, task, models, wanted, solve, split) for task in chosen]
     conditions = _conditions(evaluator, runs, split) | {"targets": kind, "within": within}
     return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
 
 
 def _check_one_setup(runs: Sequence[SavedRun]) -> None:
-    setups = [(replace(run.config.backbone, weights=None, pretrained=False), run.config.tasks) for run in runs]
-    for run, setup in zip(runs, setups, strict=True):
-        if setup != setups[0]:
-            raise ConfigError(f"{run.folder} and {runs[0].folder} differ in backbone or tasks; sweep runs of one setup together")
+    first = _setup(runs[0].config)
+    for run in runs[1:]:
+        if _setup(run.config) != first:
+            raise ConfigError(
+                f"{run.folder} and {runs[0].folder} differ in backbone or tasks, or in what their embeddings share; "
+                "sweep runs of one setup together"
+            )
+
+
+def _setup(config: RunConfig) -> tuple[Any, ...]:
+    backbone = replace(config.backbone, weights=None, pretrained=False)
+    return backbone, config.tasks, config.merging.embedding, config.merging.adapter_rank
 
 
 def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
-    """All runs, or the first alone where they have the same weights apart from embeddings, which the policy does not use."""
+    """All runs, or the first alone where they have the same weights apart from what the policy does not use: embeddings, and what weighed
+    the tasks' losses."""
     if POLICIES.build(policy.removesuffix(UNTRAINED)).metric_source == "embedding":
         return runs
-    first = runs[0].tensors
-    same = all(torch.equal(first[name], tensor) for run in runs[1:] for name, tensor in run.tensors.items() if ".metric." not in name)
+    used = [name for name in runs[0].tensors if ".metric." not in name and not name.startswith("balancing.")]
+    same = all(torch.equal(runs[0].tensors[name], run.tensors[name]) for run in runs[1:] for name in used)
     return runs[:1] if same else runs
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from launch.restore import SavedRun, grid_of
+from pipeline.backbone.metric import MetricEmbedding
 from pipeline.config.schema import height_width
 from pipeline.errors import ConfigError
 from pipeline.merging.macs import count_macs
@@ -39,14 +40,21 @@ def only_task(run: SavedRun, task: str | None) -> str:
     return task
 
 
+def fold_embeddings(model: MultiTaskModel, task: str) -> None:
+    """Puts one linear layer, the metric embedding as it is for the task, in place of each block's own."""
+    blocks: Any = model.backbone.blocks
+    for block in blocks:
+        if block.metric is not None:
+            folded = block.metric.fold(task)
+            width, channels = folded["weight"].shape
+            block.metric = MetricEmbedding(channels, width)
+            block.metric.load_state_dict({name: tensor.detach() for name, tensor in folded.items()}, assign=True)
+
+
 def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
-    """Backbone and the task's head under timm's names; metric embeddings, as they are for the task, as blocks.N.metric.{weight,bias}."""
+    """Backbone and the task's head under timm's names; metric embeddings as blocks.N.metric.{weight,bias}."""
     parts = (model.backbone, model.tasks[task])
-    tensors = {name: tensor for part in parts for name, tensor in part.state_dict().items() if ".metric." not in name}
-    for i, block in enumerate(model.backbone.blocks):
-        folded = {} if block.metric is None else block.metric.fold(task)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-        tensors |= {f"blocks.{i}.metric.{name}": tensor for name, tensor in folded.items()}
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.detach().contiguous() for part in parts for name, tensor in part.state_dict().items()}
 
 
 def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
@@ -83,6 +91,7 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
     macs = count_macs(model.backbone, grid, model.reduction_of(task))
     return {
         "format": form,
+        "task": task,
         "architecture": {"timm": backbone.name, "img_size": backbone.img_size, **backbone.options},
         "head": {"task": run.config.tasks[task].type, **run.config.tasks[task].head},
         "input": {"pixels": data.img_size, "mean": data.augment.mean, "std": data.augment.std, "crop_pct": data.augment.crop_pct},

@@ -67,7 +67,7 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
     """The model of a run in evaluation mode; its weights are the run's own tensors, shared by all models that are built from them.
 
     policy: another one than the run's, or NAME_untrained, whose embedding is drawn from `seed` (the run's seed). A policy other than
-    the run's has its default options, and reduction 0. Raises ConfigError where the run never learned what the policy needs.
+    the run's has its default options, and reduction 0 for all tasks. Raises ConfigError where the run never learned what it needs.
     """
     own = run.config.merging
     policy = policy or own.policy
@@ -75,11 +75,14 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
     learned = POLICIES.build(name).metric_source == "embedding"
     if untrained and not learned:
         raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
-    merging = own if name == own.policy else MergingConfig(policy=name)
     backbone = replace(run.config.backbone, pretrained=False, weights=None)
+    config = replace(run.config, backbone=backbone)
+    if name != own.policy:
+        tasks = {name: replace(task, merging=None) for name, task in config.tasks.items()}
+        config = replace(config, merging=MergingConfig(policy=name), tasks=tasks)
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))  # as training starts
-        model = build_model(replace(run.config, backbone=backbone, merging=merging))
+        model = build_model(config)
     _load(model, run, drawn=untrained)
     return model.eval()
 
@@ -97,6 +100,14 @@ def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
     wrong = [name for name in (*missing, *unexpected) if ".metric." not in name]
     if wrong:
         raise CheckpointError(f"{run.folder} and its own configuration differ in {len(wrong)} tensors, the first is {wrong[0]}")
+
+
+def chosen_tasks(config: RunConfig, names: Sequence[str] | None) -> list[str]:
+    """The named tasks in the run's order; None: all of them. Raises ConfigError for one that is not there."""
+    for name in names or ():
+        if name not in config.tasks:
+            raise ConfigError(f"the run has no task '{name}'; it has {', '.join(config.tasks)}")
+    return [name for name in config.tasks if names is None or name in names]
 
 
 def _find(path: Path, checkpoint: str) -> Path:

@@ -2,12 +2,13 @@
 
 import argparse
 
-from launch.arguments import add_run_arguments, fractions, names, numbers
+from launch.arguments import add_run_arguments, add_tasks_argument, fractions, names, numbers
 
 EXAMPLE = """examples:
   dtem sweep runs/digits_demo
   dtem sweep runs/seed0 runs/seed1 runs/seed2 --policies tome,dtem_untrained,dtem --macs 0.7,0.5,0.3 --out runs/sweep
   dtem sweep runs/camvid --merged 0.3,0.5,0.7 --rounds 3
+  dtem sweep runs/digits_multitask_dtem --tasks digits,digits_captioning --macs 0.7,0.5
 """
 POLICIES = "random,tome,dtem_untrained,dtem"
 MACS = "0.7,0.6,0.5,0.4,0.3"
@@ -22,6 +23,7 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     add_run_arguments(parser, several=True)
+    add_tasks_argument(parser)
     parser.add_argument(
         "--policies", type=names, default=names(POLICIES), metavar="A,B", help=f"default {POLICIES}; the unmerged model is always there"
     )
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
     targets = args.reductions or args.merged or args.macs
     options = dict(merged=bool(args.merged), within=args.within, split=args.split, seed=args.seed, rounds=args.rounds)
-    results = sweep(runs, args.policies, targets, **options)
+    results = sweep(runs, args.policies, targets, tasks=args.tasks, **options)
     print_sweep(results)
     print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
     return 0

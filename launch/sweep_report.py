@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from launch.plots import Curve, plot_curves
+from launch.plots import Curve, Plot, draw_plots
 from launch.points import MACS, Point, Sweep
 from launch.tables import in_unit, markdown, score
 
@@ -25,7 +25,7 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
 
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
-    """sweep.json and sweep.csv for all tasks, and a plot of each (PNG, SVG); the paths."""
+    """sweep.json and sweep.csv for all tasks, a plot of each (PNG, SVG), and for several one figure with all of them; the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for result in sweeps for row in _rows(result)]
     path, sheet = folder / "sweep.json", folder / "sweep.csv"
@@ -38,7 +38,7 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
         writer.writerows(
             {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in row.items()} for row in rows
         )
-    return [path, sheet, *(plot for result in sweeps for plot in _plots(result, folder / f"sweep_{result.task}"))]
+    return [path, sheet, *_write_plots(sweeps, folder)]
 
 
 def _rows(result: Sweep) -> list[dict[str, Any]]:
@@ -81,17 +81,21 @@ def _median(figures: Sequence[float]) -> str:
     return f"{median(figures):.4g}" if figures else "-"
 
 
-def _plots(result: Sweep, stem: Path) -> list[Path]:
-    """Against all MACs, and, where the head costs something, against the encoder's."""
-    if any(None in point.scores[result.metric] for point in (result.whole, *result.points)):
-        return []
-    whole = _plot(result, stem, "compute", lambda point: point.macs)
-    if not _has_decoder(result):
-        return whole
-    return whole + _plot(result, stem.with_name(f"{stem.name}_encoder"), "the encoder's compute", lambda point: point.encoder_macs)
+def _write_plots(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
+    """Of each task against all MACs, and, where the head costs something, against the encoder's; all tasks side by side against all."""
+    known = [result for result in sweeps if not any(None in point.scores[result.metric] for point in (result.whole, *result.points))]
+    paths: list[Path] = []
+    for result in known:
+        paths += draw_plots([_plot(result, "compute", lambda point: point.macs)], folder / f"sweep_{result.task}")
+        if _has_decoder(result):
+            of_encoder = _plot(result, "the encoder's compute", lambda point: point.encoder_macs)
+            paths += draw_plots([of_encoder], folder / f"sweep_{result.task}_encoder")
+    if len(known) > 1:
+        paths += draw_plots([_plot(result, "compute", lambda point: point.macs) for result in known], folder / "sweep")
+    return paths
 
 
-def _plot(result: Sweep, stem: Path, what: str, macs: Callable[[Point], int]) -> list[Path]:
+def _plot(result: Sweep, what: str, macs: Callable[[Point], int]) -> Plot:
     unit = result.units[result.metric]
 
     def curve(label: str, points: Sequence[Point]) -> Curve:
@@ -102,4 +106,4 @@ def _plot(result: Sweep, stem: Path, what: str, macs: Callable[[Point], int]) ->
     curves = [curve(policy, [point for point in result.points if point.policy == policy]) for policy in policies]
     runs = len(result.conditions["runs"])
     title = f"{result.task}: {result.metric} against {what}" + (f", {runs} runs" if runs > 1 else "")
-    return plot_curves(curves, curve("unmerged", [result.whole]), f"{result.metric} ({unit})" if unit else result.metric, title, stem)
+    return Plot(curves, curve("unmerged", [result.whole]), f"{result.metric} ({unit})" if unit else result.metric, title)

@@ -1,6 +1,7 @@
 """`dtem visualise`: which patches were merged: every image with each group in its mean colour and a border around it.
 
-For segmentation also the reference and the predictions, unmerged and merged, as colours over the image; for captioning the texts.
+Beside it what is right and what is predicted, unmerged and merged: class and probability, masks as colours over the image, captions.
+Tasks that are evaluated on the same images share one row for each.
 """
 
 import argparse
@@ -11,6 +12,7 @@ EXAMPLE = """examples:
   dtem visualise runs/digits_demo
   dtem visualise runs/digits_demo --num 4 --reductions 4,8 --blocks 1,5 --policy tome
   dtem visualise runs/camvid --num 3 --reductions 16,32 --blocks 11
+  dtem visualise runs/digits_multitask_dtem --task digits_captioning
 """
 
 
@@ -24,7 +26,7 @@ def add_parser(subparsers) -> None:
     )
     add_run_arguments(parser)
     parser.add_argument("--num", type=int, default=8, metavar="N", help="images of the validation split (default 8)")
-    parser.add_argument("--task", metavar="NAME", help="default: the run's first")
+    parser.add_argument("--task", metavar="NAME", help="default: all, on one page")
     parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's; NAME_untrained draws its embedding anew")
     parser.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block (default: the run's reduction)")
     parser.add_argument("--blocks", type=numbers, metavar="I,I", help="counted from 0 (default: three, spread over the depth)")
@@ -37,19 +39,17 @@ def run(args: argparse.Namespace) -> int:
 
     from launch.gallery import make_page
     from launch.pages import write_html, write_png
-    from launch.restore import build, read_run
-    from pipeline.errors import ConfigError
+    from launch.restore import build, chosen_tasks, read_run
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     model = build(saved, args.policy)
-    task = args.task or next(iter(saved.config.tasks))
-    if task not in saved.config.tasks:
-        raise ConfigError(f"the run has no task '{task}'; it has {', '.join(saved.config.tasks)}")
+    tasks = chosen_tasks(saved.config, [args.task] if args.task else None)
     policy = args.policy or saved.config.merging.policy
     title = f"{saved}, policy {policy}"
-    page = make_page(model, task, saved.config.tasks[task].data, title, num=args.num, reductions=args.reductions, blocks=args.blocks)
+    datas = {task: saved.config.tasks[task].data for task in tasks}
+    page = make_page(model, datas, title, num=args.num, reductions=args.reductions, blocks=args.blocks)
     folder = Path(args.out) if args.out else saved.root / "visualise"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"groups_{task}_{policy}"
+    stem = folder / (f"groups_{tasks[0]}_{policy}" if len(tasks) == 1 else f"tasks_{policy}")
     print(f"wrote {write_png(page, stem.with_suffix('.png'))}, {write_html(page, stem.with_suffix('.html'))}")
     return 0

@@ -11,15 +11,28 @@ sys.path[:0] = [str(Path(__file__).parents[i]) for i in (2, 1)]  # the launcher 
 from standin import StandinModel, standin_batch, standin_config  # noqa: E402
 
 from pipeline.engine import build_engine  # noqa: E402
-from pipeline.train.optim import GradientGate, learning_rates, parameter_groups, phase_at, set_trainable  # noqa: E402
+from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, phase_at, set_trainable  # noqa: E402
 
 STEPS, GLOBAL_BATCH = 6, 16
-RUNS = {"joint": {}, "modular": {"mode": "modular"}, "end_to_end": {"mode": "end_to_end", "alternate_period": 2}, "two_tasks": {}}
+RUNS = {
+    "joint": {},
+    "modular": {"mode": "modular"},
+    "end_to_end": {"mode": "end_to_end", "alternate_period": 2},
+    "all": {},
+    "sampled": {},
+}
+DRAWN = "aababb"
+"""The task of each step of `sampled`: b's head rests before it is first used and in between, a's at the end."""
 
 
-def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str = "fp32", accumulation: int = 2):
+def plan(kind: str, step: int) -> str:
+    """The task of each of the step's two micro-batches; in `all` the last one does not touch b's head."""
+    return {"all": "ba", "sampled": 2 * DRAWN[step]}.get(kind, "aa")
+
+
+def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str = "fp32"):
     torch.manual_seed(1)
-    engine = {"type": engine_type, "zero_stage": stage, "precision": precision, "accumulation": accumulation}
+    engine = {"type": engine_type, "zero_stage": stage, "precision": precision}
     config = standin_config(train=RUNS[kind], engine=engine)
     model = StandinModel()
     set_trainable(model, config.train.mode)
@@ -30,21 +43,32 @@ def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str =
 def run(kind: str, engine, groups, config, first: int, last: int, nan_at: tuple[int, int] | None = None) -> list[list[float]]:
     """[loss over the global batch, gradient norm] of steps first ... last - 1; at nan_at = (step, rank) one rank's loss is NaN."""
     gate = GradientGate(groups, engine.device)
-    size = GLOBAL_BATCH // config.engine.accumulation // engine.world_size
-    curve = []
-    for step in range(first, last):
-        phase = phase_at(step, config.train)
-        gate.open(phase.trained)
-        total = torch.zeros(())
-        for micro in range(config.engine.accumulation):
-            position = step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size
-            task = "ab"[(step + micro) % 3 == 2] if kind == "two_tasks" else "a"
-            loss = engine.forward(standin_batch(position, size, task), relaxed=phase.relaxed is not False).loss
-            total += loss.detach() / config.engine.accumulation
-            engine.backward(loss * float("nan") if nan_at == (step, engine.rank) else loss)
-            norm = engine.step(learning_rates(groups, step, config, STEPS))
-        curve.append([float(engine.all_reduce(total)) / engine.world_size, float(norm)])
-    return curve
+    return [train_step(kind, engine, groups, config, gate, step, bad=nan_at == (step, engine.rank)) for step in range(first, last)]
+
+
+def train_step(kind: str, engine, groups, config, gate: GradientGate, step: int, *, bad: bool = False) -> list[float]:
+    phase, tasks = phase_at(step, config.train), plan(kind, step)
+    gate.open(phase.trained)
+    size = GLOBAL_BATCH // len(tasks) // engine.world_size
+    total = torch.zeros(())
+    for micro, task in enumerate(tasks):
+        position = step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size
+        loss = engine.forward(standin_batch(position, size, task), relaxed=phase.relaxed is not False).loss / tasks.count(task)
+        total += loss.detach()
+        engine.backward(loss * float("nan") if bad else loss, last=micro == len(tasks) - 1)
+    norm = engine.step(learning_rates(groups, step, config, STEPS, tasks))
+    return [float(engine.all_reduce(total)) / engine.world_size, float(norm)]
+
+
+def moved_heads(engine, groups, config) -> list[list[str]]:
+    """Of a run of `sampled`: what each step changed to any bit of the heads, weights, moments and step counts."""
+    gate, before, moved = GradientGate(groups, engine.device), engine.state_tensors(), []
+    for step in range(STEPS):
+        train_step("sampled", engine, groups, config, gate, step)
+        after = engine.state_tensors()
+        moved.append([name for name in after if owner_of(name) and not torch.equal(before[name], after[name])])
+        before = after
+    return moved
 
 
 def main(folder: Path) -> None:
@@ -61,6 +85,7 @@ def main(folder: Path) -> None:
         results[f"continued.{stage}"] = run("joint", *parts, 3, STEPS)
         results[f"nan.{stage}"] = run("joint", *make("joint", stage), 0, STEPS, nan_at=(2, parts[0].world_size - 1))
         results[f"bf16.{stage}"] = run("joint", *make("joint", stage, precision="bf16"), 0, STEPS)
+        results[f"moved.{stage}"] = moved_heads(*make("sampled", stage))
     if parts[0].rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import segmentation_worker
+import run_worker
 from deepspeed_launch import launch
 from tinycoca import ROUTES
 from tinyrun import tiny_plain
@@ -48,7 +48,7 @@ def runs(digits, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("captions")
     plan = [(plain_of(digits, folder / name, batch_size=4, type="deepspeed", **engine), "none") for name, engine in ENGINES.items()]
     (folder / "plan.json").write_text(json.dumps(plan))
-    code, output = launch(Path(segmentation_worker.__file__), str(folder / "plan.json"))
+    code, output = launch(Path(run_worker.__file__), str(folder / "plan.json"))
     assert code == 0, output
     train(from_plain(plain_of(digits, folder / "local", batch_size=8, type="local")), "none")
     return folder

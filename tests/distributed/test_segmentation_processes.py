@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import segmentation_worker
+import run_worker
 import torch
 from deepspeed_launch import launch, without_key_bias
 from tinyrun import tiny_plain
@@ -51,7 +51,7 @@ def runs(digits, tmp_path_factory) -> Path:
         plan.append((plain_of(digits, whole, **engine), "none"))
         plan.append((plain_of(digits, resumed, val=False, **engine), str(whole / f"checkpoints/step_{SAVED:08d}")))
     (folder / "plan.json").write_text(json.dumps(plan))
-    code, output = launch(Path(segmentation_worker.__file__), str(folder / "plan.json"))
+    code, output = launch(Path(run_worker.__file__), str(folder / "plan.json"))
     assert code == 0, output
     return folder
 

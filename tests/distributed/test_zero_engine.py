@@ -21,7 +21,7 @@ def runs(tmp_path_factory) -> tuple[dict, Path, dict]:
     save_file(parts[0].state_tensors(), folder / "local.safetensors")
     code, output = launch(Path(engine_worker.__file__), str(folder))
     if code and "terminate called without an active exception" in output:
-        # Seen once in many launches: a thread of gloo or DeepSpeed ends badly when one of the 28 engines of this process is collected.
+        # Seen once in many launches: a thread of gloo or DeepSpeed ends badly when one of the 36 engines of this process is collected.
         # A run has one engine. What the tests compare comes whole from one launch or the other.
         code, output = launch(Path(engine_worker.__file__), str(folder))
     assert code == 0, output
@@ -51,6 +51,14 @@ def test_the_saved_state_is_the_same_at_every_stage(runs, kind, stage):
     assert ours.keys() == reference.keys()
     for name, tensor in reference.items():
         torch.testing.assert_close(ours[name], tensor, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_head_rests_to_the_last_bit_in_a_step_that_does_not_hold_its_task(runs, stage):
+    """Its moments and step counts too, and though its weights decay."""
+    parts = ("model", "exp_avg", "exp_avg_sq", "step")
+    for moved, task in zip(runs[0][f"moved.{stage}"], engine_worker.DRAWN, strict=True):
+        assert set(moved) == {f"{part}.tasks.{task}.{name}" for part in parts for name in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("stage", STAGES)

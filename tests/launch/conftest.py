@@ -1,10 +1,12 @@
 """Runs that were really trained, for all commands that start from one."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
-from tinyrun import tiny_plain
+from tinyrun import tiny_plain, tiny_tasks_plain
 
 from launch import cli
 from pipeline.config.load import from_plain
@@ -51,6 +53,23 @@ def captioner(digits, tmp_path_factory) -> Path:
     head = dict(route="direct", model=model, tokenizer=tokenizer, generation=dict(max_length=6, min_length=6))
     data = plain["tasks"].pop("digits")["data"] | dict(schema="captioning", tokenizer=tokenizer)
     return train(from_plain(plain | dict(tasks=dict(scenes=dict(type="captioning", head=head, data=data)))))
+
+
+@pytest.fixture(scope="session")
+def three_tasks(digits, tmp_path_factory) -> Callable[[str], Path]:
+    """`three_tasks(kind)`: the folder of a run of 4 steps with such metric embeddings, trained once; `masks` has r 1, the others r 2."""
+
+    @cache
+    def run(embedding: str) -> Path:
+        merging = dict(policy="dtem", reduction=2, embedding=embedding, adapter_rank=2)
+        own = dict(masks=dict(merging=dict(reduction=1)))
+        optim = dict(lr=1e-2, ema_decay=0.0, warmup_steps=0)  # so that the tasks' own parts come to differ
+        output = tmp_path_factory.mktemp("tasks") / embedding
+        return train(
+            from_plain(tiny_tasks_plain(digits, output, merging=merging, train=dict(mode="joint", steps=4), optim=optim, tasks=own))
+        )
+
+    return run
 
 
 @pytest.fixture

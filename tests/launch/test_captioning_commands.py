@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from launch.pages import Page, Panel, write_html, write_png
+from launch.pages import Page, Panel, Section, write_html, write_png
 from launch.points import sweep
 from launch.restore import build, read_run
 from launch.workload import first_batch, workload
@@ -121,7 +121,7 @@ def test_the_page_holds_references_and_captions_at_every_reduction(captioner, dt
     batch = first_batch("scenes", replace(run.config.tasks["scenes"].data, eval_batch_size=3))
     model = build(run)
     for reduction in (0, 2, 4):
-        assert page.count(f"<td>caption, r {reduction}<br>") == 1
+        assert page.count(f"<td>caption, {f'r {reduction}' if reduction else 'unmerged'}<br>") == 1
         made = model.tasks["scenes"].infer(model.encoder("scenes", reduction), batch)
         assert all(f"<p>{caption}</p>" in page for caption in made)
     assert all(f"<p>{text}</p>" in page for own in batch.targets.references for text in own) and "<td>references<br>" in page
@@ -130,7 +130,7 @@ def test_the_page_holds_references_and_captions_at_every_reduction(captioner, dt
 
 def test_text_in_a_page_is_text(tmp_path):
     picture = np.zeros((8, 8, 3), dtype=np.uint8)
-    page = Page("a page", [[Panel(picture, "image"), Panel(["<b>costs $5 & $6_x</b>" * 5], "caption")]], {})
+    page = Page("a page", [Section([[Panel(picture, "image"), Panel(["<b>costs $5 & $6_x</b>" * 5], "caption")]])])
     assert "<p>&lt;b&gt;costs $5 &amp; $6_x&lt;/b&gt;" in write_html(page, tmp_path / "page.html").read_text()
     assert write_png(page, tmp_path / "page.png").stat().st_size > 1000
 

@@ -135,7 +135,7 @@ def test_pictures_show_reference_predictions_and_groups(segmenter, dtem, tmp_pat
     page = (tmp_path / "groups_scenes_dtem.html").read_text()
     assert page.count("<img") == 7 * (1 + 1 + 3 + 2)
     groups = ["r 3, block 2: 8 tokens", "r 3, block 2: 73 tokens"]
-    for caption in ("reference", "prediction, r 0", "prediction, r 1", "prediction, r 3", *groups):
+    for caption in ("reference", "prediction, unmerged", "prediction, r 1", "prediction, r 3", *groups):
         assert page.count(f"<td>{caption}<br>") == 1
     assert "</i> ground" in page and (tmp_path / "groups_scenes_dtem.png").read_bytes().startswith(b"\x89PNG")
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from launch.plots import Curve, plot_curves
+from launch.plots import Curve, Plot, draw_plots
 from launch.points import sweep
 from launch.restore import read_run
 from launch.scoring import Evaluator
@@ -95,8 +95,9 @@ def test_a_sweep_without_points_or_with_strange_policies_is_refused(trained, dte
 
 def test_equal_plots_are_equal_files(tmp_path):
     whole, curve = Curve("none", [4e6], [[90.0]]), Curve("tome", [3e6, 2e6], [[80.0, 82.0], [70.0, 71.0]])
-    first = [path.read_bytes() for path in plot_curves([curve], whole, "top1", "x", tmp_path / "a")]
-    assert first == [path.read_bytes() for path in plot_curves([curve], whole, "top1", "x", tmp_path / "b")]
+    plots = [Plot([curve], whole, "top1", "x"), Plot([curve], whole, "top5", "y")]
+    first = [path.read_bytes() for path in draw_plots(plots, tmp_path / "a")]
+    assert first == [path.read_bytes() for path in draw_plots(plots, tmp_path / "b")]
 
 
 def test_tables_line_up():

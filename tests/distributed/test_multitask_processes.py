@@ -1,0 +1,129 @@
+"""Three tasks in two DeepSpeed processes, held against one local process with the same samples in each step."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import run_worker
+import torch
+from deepspeed_launch import launch, without_key_bias
+from tinyrun import SEGMENTER, tiny_tasks_plain
+
+from pipeline.config.load import from_plain
+from pipeline.train.loop import train
+from pipeline.train.storage import Checkpoint, read_checkpoint
+
+STEPS, SAVED = 6, 3
+TASKS = {"digits": 8, "captions": 4, "masks": 4}
+"""Task -> samples of a step that holds it."""
+MIXTURES: dict[str, dict[str, Any]] = {
+    "all": dict(merging=dict(embedding="adapter", adapter_rank=2), balancing=dict(type="gradient_norm", every=2)),
+    "sampled": dict(mixing=dict(mode="sampled"), merging=dict(embedding="per_task"), balancing=dict(type="uncertainty", every=1)),
+}
+DIVIDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+WHOLE: dict[str, dict[str, Any]] = {"stage1": dict(zero_stage=1), "stage3": dict(zero_stage=3, deepspeed=DIVIDED)}
+"""Engines that run all steps."""
+SEED = 33
+"""With which `sampled` draws masks, masks, captions, digits, captions, masks."""
+CONTINUED: dict[str, dict[str, Any]] = {"all": dict(zero_stage=2), "sampled": dict(zero_stage=0)}
+"""Engines that continue what one process has saved."""
+
+
+def plain_of(digits: Path, output: Path, mixture: str, *, processes: int, **engine: Any) -> dict[str, Any]:
+    """Without what is drawn by rank: dropout and drop path."""
+    sections, decode_head = MIXTURES[mixture], cast(Any, SEGMENTER["decode_head"])
+    merging: dict[str, Any] = dict(policy="dtem", reduction=2)
+    plain = tiny_tasks_plain(
+        digits,
+        output,
+        backbone=dict(drop_path=0.0),
+        train=dict(steps=STEPS, log_every=1, save_every=SAVED, keep_checkpoints=5),
+        optim=dict(weight_decay=0.05),
+        engine=dict(precision="fp32", **engine),
+        tasks=dict(masks=dict(head=SEGMENTER | dict(decode_head=decode_head | dict(dropout_ratio=0.0)))),
+        **sections | dict(merging=merging | sections["merging"]),
+    )
+    for name, task in plain["tasks"].items():
+        task["data"] |= dict(batch_size=TASKS[name] // processes)
+    return plain | dict(seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def runs(digits, tmp_path_factory) -> Path:
+    """Beside one launch of two processes: the same by one process, and by one that continues what the two have saved."""
+    folder, plan = tmp_path_factory.mktemp("tasks"), []
+    for mixture in MIXTURES:
+        saved = train(from_plain(plain_of(digits, folder / mixture / "one", mixture, processes=1)), "none") / part_way()
+        for name, engine in (WHOLE | {"continued": CONTINUED[mixture]}).items():
+            plain = plain_of(digits, folder / mixture / name, mixture, processes=2, type="deepspeed", **engine)
+            plan.append((plain, "none" if name in WHOLE else str(saved)))
+    (folder / "plan.json").write_text(json.dumps(plan))
+    code, output = launch(Path(run_worker.__file__), str(folder / "plan.json"))
+    assert code == 0, output
+    for mixture in MIXTURES:
+        plain = plain_of(digits, folder / mixture / "again", mixture, processes=1)
+        train(from_plain(plain), str(folder / mixture / "stage3" / part_way()))
+    return folder
+
+
+def part_way(step: int = SAVED) -> str:
+    return f"checkpoints/step_{step:08d}"
+
+
+def at_the_end(folder: Path) -> Checkpoint:
+    return read_checkpoint(folder / part_way(STEPS))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+
+
+def figures(line: Mapping[str, Any], *names: str) -> dict[str, float]:
+    """Without those that are n/a."""
+    return {name: value for name, value in line.items() if value is not None and (name.startswith(names) or name.endswith(names))}
+
+
+ENDS = [*WHOLE, "continued", "again"]
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_two_processes_end_where_one_does(runs, mixture, name):
+    ours, one = (at_the_end(runs / mixture / run) for run in (name, "one"))
+    assert ours.tensors.keys() == one.tensors.keys()
+    for key in (key for key in one.tensors if not key.startswith("rng.")):
+        pair = without_key_bias(key, ours.tensors[key]), without_key_bias(key, one.tensors[key])
+        torch.testing.assert_close(*pair, atol=1e-4, rtol=1e-3, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_each_task_is_as_far_in_the_same_order_however_many_processes_read_it(runs, mixture, name):
+    ours, one = (at_the_end(runs / mixture / run).facts for run in (name, "one"))
+    assert ours["streams"] == one["streams"]
+    assert ours["progress"]["samples"] == one["progress"]["samples"]
+    assert {task: state["samples"] for task, state in ours["streams"].items()} == ours["progress"]["samples"]
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_each_step_has_the_losses_weights_and_gradients_of_one_process(runs, mixture, name):
+    told = ("loss", "/weight", "epoch/", "val/")
+    ours, one = ([figures(line, *told) for line in lines(runs / mixture / run)] for run in (name, "one"))
+    assert len(one) == STEPS + 1 and len(ours) == (len(one) if name in WHOLE else STEPS - SAVED + 1)
+    for got, wanted in zip(ours, one[-len(ours) :], strict=True):
+        assert got == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("mixture, measured", [("all", [1, 3, 5]), ("sampled", [4])])
+def test_the_tasks_gradients_are_measured_as_in_one_process(runs, mixture, measured, name):
+    """`sampled`: once each of the tasks was drawn."""
+    ours, one = ([figures(line, "grad_norm/", "grad_cosine/") for line in lines(runs / mixture / run)] for run in (name, "one"))
+    pairs = {"grad_cosine/digits/captions", "grad_cosine/digits/masks", "grad_cosine/captions/masks"}
+    assert [step for step, line in enumerate(one, 1) if line] == measured
+    assert all(line.keys() == pairs | {f"grad_norm/{task}" for task in TASKS} for line in one if line)
+    for got, wanted in zip(ours, one, strict=True):
+        assert got == pytest.approx(wanted, rel=1e-3, abs=1e-3)
