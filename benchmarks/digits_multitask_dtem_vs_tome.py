@@ -10,18 +10,23 @@ from digits_multitask import METRICS
 from stages import arguments, data_options, record_sweep, train_on_two_cores, train_side_by_side
 
 MACS = (0.5,)
-CLAIM = "three tasks on one frozen ViT (digit scenes): DTEM above ToMe and its untrained embedding in each task at half the encoder's MACs"
+CLAIM = (
+    "three tasks on one frozen ViT (digit scenes): DTEM above ToMe and its untrained embedding in each task at half the encoder's MACs, "
+    "merging in the first {:.0%} of the blocks"
+)
 
 
 def main() -> None:
-    args = arguments(__doc__, "digits_multitask_dtem_vs_tome").parse_args()
+    parser = arguments(__doc__, "digits_multitask_dtem_vs_tome")
+    parser.add_argument("--within", type=float, default=0.5, help="share of the blocks, from the first, that merge")
+    args = parser.parse_args()
     data = data_options(args, *METRICS)
     halves = [f"tasks.{task}.data.batch_size=16" for task in METRICS]
     backbone = train_on_two_cores("configs/digits_multitask.py", args.work / "backbone", [*data, *halves])
     folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
     options = [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds]
     runs = train_side_by_side("configs/digits_multitask_dtem.py", folders, options)
-    record_sweep(args, CLAIM, runs, data, MACS, "{} of the encoder's MACs")
+    record_sweep(args, CLAIM.format(args.within), runs, data, MACS, "{} of the encoder's MACs", within=args.within)
 
 
 if __name__ == "__main__":

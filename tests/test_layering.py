@@ -18,10 +18,11 @@ ROOMS = {
     "config": {"errors", "registry"},
     "config.resolve": {"errors", "config", "merging"},
     "merging": BASE,
+    "balancing": {"errors", "registry", "config"},
     "backbone": BASE | {"config", "config.resolve", "merging"},
     "data": {"config", "interfaces", "errors", "registry"},
     "objectives": BASE | {"config", "merging", "backbone"},
-    "model": BASE | {"config", "merging", "backbone", "objectives"},
+    "model": BASE | {"config", "config.resolve", "merging", "backbone", "objectives", "balancing"},
     "engine": BASE | {"config", "backbone", "model"},
     "train": BASE | {"config", "config.resolve", "merging", "backbone", "data", "objectives", "model", "engine"},
 }

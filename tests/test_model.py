@@ -1,14 +1,19 @@
-"""Starting weights: what they lack is said, and refused where it would stay random."""
+"""Starting weights: what they lack is said, and refused where it would stay random. Tasks: each its own weight and reduction."""
 
 import logging
 
 import pytest
+import torch
 from safetensors.torch import save_file
-from tinyrun import tiny_plain
+from tinyrun import tiny_plain, tiny_tasks_plain
 
 import tasks  # noqa: F401 - fills the registry
+from pipeline.balancing import BALANCING
 from pipeline.config.load import from_plain
+from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import CheckpointError
+from pipeline.interfaces import Batch
+from pipeline.merging.macs import count_macs
 from pipeline.model import build_model
 
 
@@ -39,3 +44,53 @@ def test_other_modes_train_what_the_weights_lack_and_say_so(tmp_path, headless, 
     with caplog.at_level(logging.INFO):
         build_model(config_with(tmp_path, headless, "joint"))
     assert "took" in caplog.text and "kept own values" in caplog.text
+
+
+def model_of(tmp_path, **sections):
+    return build_model(from_plain(tiny_tasks_plain(tmp_path, tmp_path / "run", **sections)))
+
+
+def digits_batch(task="digits"):
+    return Batch(task, torch.randn(3, 3, 32, 32), ClassificationTargets(torch.arange(3)), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("kind", BALANCING.names())
+def test_the_loss_is_weighed_and_the_logs_are_not(tmp_path, kind):
+    model = model_of(tmp_path, balancing={"type": kind}, tasks={"digits": {"weight": 0.25}}).train()
+    output = model(digits_batch())
+    torch.testing.assert_close(output.loss, output.unweighed * 0.25)
+    total, count = output.logs["loss"]
+    assert count == 3 and not output.unweighed.requires_grad and output.loss.requires_grad
+    assert ("weight" in output.logs) == (kind != "fixed")
+    assert all(not total.requires_grad for total, _ in output.logs.values())
+
+
+def test_a_task_has_its_own_reduction_or_that_of_the_run(tmp_path):
+    own = {"masks": {"merging": {"reduction": 3}}, "captions": {"merging": {"reduction": 0}}}
+    model, x = model_of(tmp_path, merging={"reduction": 2}, tasks=own).eval(), torch.randn(2, 3, 32, 32)
+    left = {task: model.encode(task, x).final.num_active for task in model.tasks}
+    assert left == {"digits": 17 - 6, "captions": 17, "masks": 17 - 9}
+    assert {task: model.schedule(task, (4, 4)) for task in left} == {"digits": (2, 2, 2), "captions": (0, 0, 0), "masks": (3, 3, 3)}
+    for task in left:
+        assert model.encode(task, x, reduction=1).final.num_active == 17 - 3, "what is asked for goes before what is set"
+        assert model.encoder(task)(x).final.num_active == left[task]
+    model.set_reduction("digits", 4)
+    assert {task: model.encode(task, x).final.num_active for task in left} == left | {"digits": 17 - 12}
+
+
+def test_a_target_is_solved_for_the_tasks_own_crop(tmp_path):
+    own = {"masks": {"merging": {"target_macs": 0.7}}}
+    plain = tiny_tasks_plain(tmp_path, tmp_path / "run", merging={"reduction": 0}, tasks=own)
+    plain["tasks"]["masks"]["data"] |= {"img_size": 64}
+    model = build_model(from_plain(plain))
+    large = (8, 8)
+    whole, merged = (count_macs(model.backbone, large, reduction).total for reduction in (0, model.reduction_of("masks")))
+    assert 0.66 < merged / whole <= 0.7
+    assert sum(model.schedule("digits", (4, 4))) == 0 < sum(model.schedule("masks", large))
+
+
+def test_a_frozen_task_is_in_the_model_and_weighs_nothing(tmp_path):
+    plain = tiny_tasks_plain(tmp_path, tmp_path / "run", balancing={"type": "uncertainty"})
+    plain["tasks"]["masks"] |= {"frozen": True}
+    model = build_model(from_plain(plain))
+    assert set(model.tasks) == {"digits", "captions", "masks"} and set(model.balancing.names) == {"digits", "captions"}

@@ -1,20 +1,55 @@
-"""A real run of a few steps, as plain data."""
+"""Real runs of a few steps, as plain data."""
 
 from pathlib import Path
 from typing import Any
 
+WORDS = "a big zero one two three four five six seven eight nine and to the left right of above below with it digits photo".split()
+TOKENIZER: dict[str, Any] = dict(type="words", words=WORDS, context_length=20)
+TOWER = dict(width=16, heads=2, layers=1)
+CAPTIONER: dict[str, Any] = dict(route="direct", model=dict(embed_dim=16, text_cfg=TOWER, multimodal_cfg=TOWER), tokenizer=TOKENIZER)
+CAPTIONER |= dict(generation=dict(max_length=6, min_length=6))
+SEGMENTER = dict(num_classes=11, decode_head=dict(type="FCNHead", channels=8, num_convs=1, kernel_size=1, concat_input=False))
+
 
 def tiny_plain(digits: Path, output: Path, *, augment: Any = None, data: Any = None, **sections: dict[str, Any]) -> dict[str, Any]:
-    shards: dict[str, Any] = dict(schema="classification", train=str(digits), val=str(digits), img_size=32, batch_size=8, workers=0)
-    shards |= dict(eval_batch_size=10, **(data or {}), augment=dict(crop_scale=[0.8, 1.0], crop_pct=1.0) | (augment or {}))
+    shards = _shards(digits, batch_size=8, eval_batch_size=10)
+    shards |= dict(schema="classification", **(data or {}), augment=dict(crop_scale=[0.8, 1.0], crop_pct=1.0) | (augment or {}))
+    task = dict(type="classification", head=dict(num_classes=10, label_smoothing=0.1), data=shards)
+    return dict(**_sections(sections, ema_decay=0.9), tasks=dict(digits=task), output=str(output))
+
+
+def tiny_tasks_plain(digits: Path, output: Path, **sections: Any) -> dict[str, Any]:
+    """Three tasks over one folder of shards: `digits` (classification), `captions` and `masks`, in micro-batches of 8, 4 and 4.
+
+    No average of the weights. `tasks={"masks": {"weight": 2.0}}` replaces fields of a task, every other section those of its own.
+    """
+    data = {
+        "digits": _shards(digits, batch_size=8) | dict(schema="classification", augment=dict(crop_scale=[0.8, 1.0], crop_pct=1.0)),
+        "captions": _shards(digits, batch_size=4) | dict(schema="captioning", augment=dict(crop_pct=1.0), tokenizer=TOKENIZER),
+        "masks": _shards(digits, batch_size=4) | dict(schema="segmentation", augment=dict(max_class_share=1.0)),
+    }
+    heads: dict[str, tuple[str, dict[str, Any]]] = {
+        "digits": ("classification", dict(num_classes=10, label_smoothing=0.1)),
+        "captions": ("captioning", CAPTIONER),
+        "masks": ("segmentation", SEGMENTER),
+    }
+    changes = sections.pop("tasks", {})
+    tasks = {name: dict(type=kind, head=head, data=data[name]) | changes.get(name, {}) for name, (kind, head) in heads.items()}
+    return dict(**_sections(sections, ema_decay=0.0), tasks=tasks, output=str(output))
+
+
+def _shards(folder: Path, *, batch_size: int, eval_batch_size: int = 5) -> dict[str, Any]:
+    shards: dict[str, Any] = dict(train=str(folder), val=str(folder), img_size=32, workers=0)
+    return shards | dict(batch_size=batch_size, eval_batch_size=eval_batch_size)
+
+
+def _sections(sections: dict[str, dict[str, Any]], ema_decay: float) -> dict[str, Any]:
     options = dict(patch_size=8, embed_dim=24, depth=3, num_heads=2, mlp_ratio=2)
     defaults: dict[str, dict[str, Any]] = dict(
         backbone=dict(name="vit_tiny_patch16_224", img_size=32, options=options, drop_path=0.1),
         merging=dict(policy="dtem", reduction=2),
         train=dict(mode="joint", steps=6, log_every=2),
-        optim=dict(lr=1e-3, ema_decay=0.9, warmup_steps=2),
+        optim=dict(lr=1e-3, ema_decay=ema_decay, warmup_steps=2),
         engine=dict(type="local", precision="fp32"),
     )
-    merged = {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}
-    task = dict(type="classification", head=dict(num_classes=10, label_smoothing=0.1), data=shards)
-    return dict(**merged, tasks=dict(digits=task), output=str(output))
+    return {name: defaults.get(name, {}) | sections.get(name, {}) for name in defaults | sections}

@@ -10,9 +10,11 @@ from tiny import IMG, SIZES, images, tiny_vit
 
 from pipeline.backbone.build import create_vit
 from pipeline.backbone.load import load_weights, read_state_dict
+from pipeline.balancing import BALANCING
 from pipeline.errors import CheckpointError
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
+from pipeline.train.optim import owner_of
 from tasks.classification import ClassificationTask
 
 NAME = "deit_tiny_patch16_224"
@@ -62,6 +64,76 @@ def test_a_timm_classifier_finds_the_head_of_the_task():
     with torch.no_grad():
         logits = model.tasks["animals"].logits(model.eval().backbone(images(), reduction=0))
         torch.testing.assert_close(logits, vit.eval()(images()), atol=1e-5, rtol=1e-5)
+
+
+def several(heads, seed=0, balancing=None):
+    """heads: number of classes of each task."""
+    backbone = tiny_vit("dtem", seed=seed)
+    tasks = {name: ClassificationTask(backbone, num_classes=classes) for name, classes in heads.items()}
+    balance = BALANCING.build(balancing, dict.fromkeys(heads, 1.0)) if balancing else None
+    return MultiTaskModel(backbone, tasks, OBJECTIVES.build("supervised"), balancing=balance)
+
+
+def copied(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_a_timm_classifier_goes_to_all_heads_of_its_shapes():
+    vit, model = timm_vit(), several({"animals": 10, "plants": 7, "pets": 10})
+    own = copied(model)
+    report = load_weights(model, vit.state_dict())
+    assert {name for name in report.missing if ".metric." not in name} == {"tasks.plants.head.weight", "tasks.plants.head.bias"}
+    for kind in ("weight", "bias"):
+        given = vit.state_dict()[f"head.{kind}"]
+        assert all(torch.equal(model.state_dict()[f"tasks.{task}.head.{kind}"], given) for task in ("animals", "pets"))
+        assert torch.equal(model.state_dict()[f"tasks.plants.head.{kind}"], own[f"tasks.plants.head.{kind}"])
+
+
+@pytest.mark.parametrize("heads", [("animals", "plants"), ("plants", "animals"), ("animals", "pets"), ("pets", "animals", "plants")])
+def test_heads_are_matched_by_the_name_of_their_task(heads):
+    """Their inner names and shapes are the same."""
+    old, new = several({"animals": 10, "plants": 10}, seed=3), several(dict.fromkeys(heads, 10), seed=4)
+    own = copied(new)
+    report = load_weights(new, old.state_dict())
+    known = {"animals", "plants"} & set(heads)
+    assert {owner_of(name) for name in report.left} == {"animals", "plants"} - known
+    assert {owner_of(name) for name in report.missing} == set(heads) - known
+    for name, tensor in new.state_dict().items():
+        assert torch.equal(tensor, own[name] if owner_of(name) in set(heads) - known else old.state_dict()[name])
+
+
+def test_a_new_task_beside_the_only_old_one_keeps_its_own_start():
+    old, new = several({"animals": 10}, seed=3), several({"animals": 10, "pets": 10}, seed=4)
+    own = copied(new)
+    report = load_weights(new, old.state_dict())
+    assert {owner_of(name) for name in report.missing} == {"pets"} and not report.left
+    assert all(torch.equal(new.state_dict()[name], own[name]) for name in report.missing)
+
+
+def test_one_task_takes_its_own_head_of_several():
+    old, new = several({"animals": 10, "plants": 7}, seed=3), several({"plants": 7}, seed=4)
+    report = load_weights(new, old.state_dict())
+    assert not report.missing and {owner_of(name) for name in report.left} == {"animals"}
+    assert torch.equal(new.tasks["plants"].head.weight, old.tasks["plants"].head.weight)
+
+
+def test_the_only_task_takes_the_head_of_the_only_other_whatever_its_name():
+    old, new = several({"animals": 10}, seed=3), several({"pets": 10}, seed=4)
+    assert not load_weights(new, old.state_dict()).missing
+    assert torch.equal(new.tasks["pets"].head.weight, old.tasks["animals"].head.weight)
+
+
+@pytest.mark.parametrize("balancing", BALANCING.names())
+@pytest.mark.parametrize("heads", [{"animals": 10}, {"animals": 10, "plants": 7}, {"animals": 10, "plants": 7, "pets": 3}])
+def test_how_losses_were_weighed_stays_with_the_run_that_did(balancing, heads):
+    """Also where the tasks are the same: how far they have come since the other run's first step is not this run's matter."""
+    old, new = several({"animals": 10, "plants": 7}, 3, balancing), several(heads, 4, balancing)
+    with torch.no_grad():
+        for tensor in old.balancing.state_dict(keep_vars=True).values():
+            tensor.add_(1)
+    own = copied(new.balancing)
+    load_weights(new, old.state_dict())
+    assert all(torch.equal(tensor, own[name]) for name, tensor in new.balancing.state_dict().items())
 
 
 def test_our_own_keys_go_around_in_full():

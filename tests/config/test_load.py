@@ -63,7 +63,7 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
     assert "6 mistakes" in said
     assert "merging.reducton: unknown key 'reducton'; did you mean 'reduction'?" in said
     assert "train.log_every: expected an integer, got str 'x'" in said
-    assert "train.mode: expected one of 'modular', 'end_to_end', 'joint', 'backbone', got str 'moduler'" in said
+    assert "train.mode: expected one of 'modular', 'end_to_end', 'joint', 'backbone', 'heads', got str 'moduler'" in said
     assert "seed: expected an integer, got float 1.5" in said
     assert "tasks.a.data: data.batch_size is 0" in said
     assert "optim.betas: expected (a finite number, a finite number), got list [1]" in said

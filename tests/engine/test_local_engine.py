@@ -6,7 +6,7 @@ from standin import StandinModel, standin_batch, standin_config
 
 from pipeline.engine import build_engine
 from pipeline.errors import ConfigError
-from pipeline.train.optim import GradientGate, learning_rates, parameter_groups, phase_at, set_trainable
+from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, phase_at, set_trainable
 
 
 def make_engine(model=None, **sections):
@@ -17,23 +17,22 @@ def make_engine(model=None, **sections):
     return build_engine(config, model, groups), groups, config
 
 
-def steps(engine, groups, config, count, size=8, first=0, task="a"):
-    """`count` optimizer steps; the losses and norms."""
+def steps(engine, groups, config, count, size=8, first=0, tasks="a"):
+    """`count` optimizer steps, each with a micro-batch of each of the tasks; the last losses and the norms."""
     curve = []
     for step in range(first, first + count):
-        for micro in range(config.engine.accumulation):
-            batch = standin_batch((step * config.engine.accumulation + micro) * size, size, task)
-            loss = engine.forward(batch, relaxed=True).loss
-            engine.backward(loss)
-            norm = engine.step(learning_rates(groups, step, config, 6))
+        for micro, task in enumerate(tasks):
+            loss = engine.forward(standin_batch((step * len(tasks) + micro) * size, size, task), relaxed=True).loss
+            engine.backward(loss / tasks.count(task), last=micro == len(tasks) - 1)
+        norm = engine.step(learning_rates(groups, step, config, 6, tasks))
         curve.append((loss.item(), norm.item()))
     return curve
 
 
 def test_accumulated_micro_batches_equal_one_batch():
     start = StandinModel()
-    whole, halves = make_engine(start), make_engine(start, engine={"accumulation": 2})
-    steps(*whole, 4, size=8), steps(*halves, 4, size=4)
+    whole, halves = make_engine(start), make_engine(start)
+    steps(*whole, 4, size=8), steps(*halves, 4, size=4, tasks="aa")
     for a, b in zip(whole[0].module.parameters(), halves[0].module.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
@@ -47,7 +46,7 @@ def test_matches_plain_adamw_and_clipping():
     adamw = torch.optim.AdamW(plain_groups, betas=config.optim.betas, foreach=False, fused=False)
     steps(engine, groups, config, 3)
     for step in range(3):
-        for group, lr in zip(adamw.param_groups, learning_rates(ref_groups, step, config, 6).values(), strict=True):
+        for group, lr in zip(adamw.param_groups, learning_rates(ref_groups, step, config, 6, "a").values(), strict=True):
             group["lr"] = lr
         reference(standin_batch(step * 8, 8), relaxed=True).loss.backward()
         for parameter in reference.tasks["b"].parameters():
@@ -65,7 +64,7 @@ def test_a_step_that_is_not_finite_changes_nothing(bad):
     steps(engine, groups, config, 2)
     before = engine.state_tensors()
     batch = standin_batch(0, 8)
-    engine.backward(engine.forward(batch).loss + bad)  # the gradient of a constant would be finite
+    engine.backward(engine.forward(batch).loss + bad, last=True)  # the gradient of a constant would be finite
     norm = engine.step(learning_rates(groups, 2, config, 6))
     after = engine.state_tensors()
     assert not norm.isfinite()
@@ -80,7 +79,7 @@ def test_alternating_steps_leave_the_resting_kind_as_it_is():
         phase = phase_at(step, config.train)
         gate.open(phase.trained)
         before = engine.state_tensors()
-        engine.backward(engine.forward(standin_batch(8 * step, 8), relaxed=True).loss)
+        engine.backward(engine.forward(standin_batch(8 * step, 8), relaxed=True).loss, last=True)
         resting = [p.grad for g in groups if g["kind"] not in phase.trained for p in g["params"]]
         assert all(grad.count_nonzero() == 0 for grad in resting)
         engine.step(learning_rates(groups, step, config, 6))
@@ -88,6 +87,19 @@ def test_alternating_steps_leave_the_resting_kind_as_it_is():
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         assert phase.relaxed == (step in (2, 5))
         assert all((".metric." in name) == phase.relaxed for name in moved) and moved
+
+
+@pytest.mark.parametrize("drawn", ["aab", "bba", "abab"])
+def test_a_head_that_no_micro_batch_uses_rests_to_the_last_bit(drawn):
+    """Neither decay nor the moments of earlier steps move it."""
+    engine, groups, config = make_engine()
+    steps(engine, groups, config, 1, tasks="ab")
+    for step, task in enumerate(drawn, start=1):
+        before = engine.state_tensors()
+        steps(engine, groups, config, 1, first=step, tasks=task)
+        after = engine.state_tensors()
+        moved = {owner_of(name) for name in before if not torch.equal(before[name], after[name])}
+        assert moved == {None, task}
 
 
 def test_state_goes_through_plain_tensors():

@@ -7,8 +7,13 @@ from pipeline.errors import ConfigError
 
 def test_the_user_may_add_what_we_do_not_own():
     user = {"zero_optimization": {"overlap_comm": True}, "wall_clock_breakdown": True}
-    merged = zero_config(standin_config(engine={"deepspeed": user}))
-    assert merged["zero_optimization"]["overlap_comm"] and merged["zero_optimization"]["stage"] == 1 and merged["wall_clock_breakdown"]
+    merged = zero_config(standin_config(engine={"zero_stage": 2, "deepspeed": user}))
+    assert merged["zero_optimization"]["overlap_comm"] and merged["zero_optimization"]["stage"] == 2 and merged["wall_clock_breakdown"]
+
+
+def test_overlapped_sums_are_refused_at_stage_1_where_they_lose_idle_heads():
+    with pytest.raises(ConfigError, match=r"zero_optimization.overlap_comm is True, but engine.zero_stage=1 \(take 2 or 3\) says False"):
+        zero_config(standin_config(engine={"zero_stage": 1, "deepspeed": {"zero_optimization": {"overlap_comm": True}}}))
 
 
 def test_agreeing_is_allowed():

@@ -8,12 +8,15 @@ from segheads import CLASSES, HEADS
 from tiny import IMG, images, tiny_vit
 from tinycoca import SPEC, TOKENIZER, captions
 
+from pipeline.backbone.metric import EmbeddingSpec
+from pipeline.balancing import BALANCING
 from pipeline.data.targets import ClassificationTargets, MaskTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from pipeline.train.metrics import TallySums
+from pipeline.train.optim import owner_of
 
 EXAMPLES = {
     "captioning": ({"model": SPEC, "tokenizer": TOKENIZER}, captions),
@@ -35,10 +38,11 @@ def stripes(num: int) -> torch.Tensor:
     return mask
 
 
-def model(*names, variant="dtem", objective="supervised"):
-    backbone = tiny_vit(variant)
+def model(*names, variant="dtem", objective="supervised", balancing="fixed", embedding="shared"):
+    backbone = tiny_vit(variant, embedding=EmbeddingSpec(embedding, names))
     tasks = {name: TASKS.build(name, backbone, **EXAMPLES[name][0]) for name in names}
-    return MultiTaskModel(backbone, tasks, OBJECTIVES.build(objective))
+    balance = BALANCING.build(balancing, dict.fromkeys(names, 1.0))
+    return MultiTaskModel(backbone, tasks, OBJECTIVES.build(objective), balancing=balance)
 
 
 def batch(name, size=8):
@@ -115,6 +119,19 @@ def test_an_idle_head_gets_no_gradient(name):
     trained(batch(name)).loss.backward()
     for key, parameter in trained.tasks.named_parameters():
         assert (parameter.grad is not None) == key.startswith(f"{name}."), key
+
+
+@TASK
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("embedding, balancing", [("per_task", "uncertainty"), ("adapter", "gradient_norm")])
+def test_a_batch_reaches_what_its_task_owns_and_nothing_of_another(name, objective, embedding, balancing):
+    """Head, embedding and what weighs its loss."""
+    trained = model(*TASKS.names(), objective=objective, balancing=balancing, embedding=embedding).train()
+    trained(batch(name, 4)).loss.backward()
+    reached = {key for key, parameter in trained.named_parameters() if parameter.grad is not None}
+    assert {owner_of(key) for key in reached} - {None} == {name}
+    assert any(".metric." in key and owner_of(key) == name for key in reached)
+    assert (f"balancing.log_variance.{name}" in reached) == (balancing == "uncertainty")
 
 
 @TASK

@@ -4,7 +4,10 @@ import signal
 import psutil
 import pytest
 import torch
+from tinyrun import tiny_tasks_plain
 
+from pipeline.config.load import from_plain
+from pipeline.errors import CheckpointError
 from pipeline.train import loop
 from pipeline.train.loop import train
 from pipeline.train.storage import read_checkpoint
@@ -18,8 +21,27 @@ VARIANTS = {
 }
 
 
-def variant(name, **train_options):
-    sections = dict(VARIANTS[name])
+OF_TASKS = {
+    "all_fixed_shared": dict(tasks=dict(masks=dict(merging=dict(reduction=1), accumulation=2), captions=dict(weight=0.3))),
+    "all_gradient_norm_adapter": dict(balancing=dict(type="gradient_norm", every=4), merging=dict(embedding="adapter")),
+    "all_uncertainty_with_average": dict(balancing=dict(type="uncertainty", every=0), optim=dict(ema_decay=0.9)),
+    "sampled_uncertainty_per_task": dict(
+        mixing=dict(mode="sampled"), balancing=dict(type="uncertainty", every=4), merging=dict(embedding="per_task")
+    ),
+    "sampled_by_share_and_temperature": dict(
+        mixing=dict(mode="sampled", temperature=2.0),
+        tasks=dict(digits=dict(share=1.0), captions=dict(share=4.0), masks=dict(share=2.0, merging=dict(reduction_range=[0, 3]))),
+        engine=dict(accumulation=2),
+    ),
+    "alternating_gradient_norm_measured_late": dict(
+        train=dict(mode="end_to_end", alternate_period=3), balancing=dict(type="gradient_norm", every=5)
+    ),
+}
+"""Three tasks. In the last one a measurement is due in step 5, which trains the embeddings alone, and so made in step 6, after the save."""
+
+
+def variant(name, table=VARIANTS, **train_options):
+    sections = dict(table[name])
     return sections | {"train": dict(steps=10) | sections.get("train", {}) | train_options}
 
 
@@ -29,15 +51,57 @@ def test_ten_steps_equal_six_saved_loaded_and_four(tiny_run, tmp_path, name):
     part_way = tmp_path / "whole/checkpoints/step_00000006"
     torch.manual_seed(99)  # what the process did before must not matter
     train(tiny_run(tmp_path / "parts", **variant(name)), resume=str(part_way))
-    whole = read_checkpoint(tmp_path / "whole/checkpoints/step_00000010")
-    parts = read_checkpoint(tmp_path / "parts/checkpoints/step_00000010")
-    assert whole.tensors.keys() == parts.tensors.keys()
+    whole = assert_same_end(tmp_path, part_way)
     assert {name.split(".")[0] for name in whole.tensors} == {"model", "exp_avg", "exp_avg_sq", "step", "ema", "rng"}
+
+
+@pytest.mark.parametrize("name", OF_TASKS)
+def test_ten_steps_of_three_tasks_equal_six_saved_loaded_and_four(digits, tmp_path, name):
+    def run(folder, **train_options):
+        plain = tiny_tasks_plain(digits, tmp_path / folder, **variant(name, OF_TASKS, **train_options))
+        for task in plain["tasks"].values():
+            task["data"] |= dict(val=None)
+        return from_plain(plain)
+
+    train(run("whole", save_every=6, keep_checkpoints=5))
+    part_way = tmp_path / "whole/checkpoints/step_00000006"
+    torch.manual_seed(99)
+    train(run("parts"), resume=str(part_way))
+    progress = assert_same_end(tmp_path, part_way).facts["progress"]
+    before = read_checkpoint(part_way).facts["progress"]["samples"]
+    batches = {task: settings.data.batch_size for task, settings in run("x").tasks.items()}
+    assert all(progress["samples"].get(task, 0) % size == 0 for task, size in batches.items())
+    assert any(progress["samples"][task] > count for task, count in before.items())
+
+
+def test_a_tasks_micro_batches_may_be_cut_otherwise_but_the_mix_may_not_change(digits, tmp_path):
+    def run(output, masks, **sections):
+        plain = tiny_tasks_plain(digits, tmp_path / output, train=dict(steps=4, save_every=2), **sections)
+        for task in plain["tasks"].values():
+            task["data"] |= dict(val=None)
+        plain["tasks"]["masks"]["accumulation"] = masks
+        plain["tasks"]["masks"]["data"]["batch_size"] = 4 // masks
+        return from_plain(plain)
+
+    train(run("whole", 1))
+    half = str(tmp_path / "whole/checkpoints/step_00000002")
+    train(run("parts", 2), resume=half)
+    whole, parts = (read_checkpoint(tmp_path / name / "checkpoints/step_00000004").facts for name in ("whole", "parts"))
+    assert (whole["progress"], whole["streams"]) == (parts["progress"], parts["streams"])
+    for change in (dict(mixing=dict(mode="sampled")), dict(balancing=dict(type="uncertainty")), dict(tasks=dict(digits=dict(weight=2.0)))):
+        with pytest.raises(CheckpointError, match="another"):
+            train(run("other", 1, **change), resume=half)
+
+
+def assert_same_end(folder, part_way):
+    whole, parts = (read_checkpoint(folder / name / "checkpoints/step_00000010") for name in ("whole", "parts"))
+    assert whole.tensors.keys() == parts.tensors.keys()
     differing = [name for name in whole.tensors if not torch.equal(whole.tensors[name], parts.tensors[name])]
     assert differing == []
     assert whole.facts["progress"] == parts.facts["progress"]
     assert whole.facts["streams"] == parts.facts["streams"]
     assert not all(torch.equal(whole.tensors[name], tensor) for name, tensor in read_checkpoint(part_way).tensors.items())
+    return whole
 
 
 def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny_run, tmp_path, monkeypatch, capfd):

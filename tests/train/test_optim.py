@@ -1,4 +1,5 @@
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -6,23 +7,74 @@ from standin import StandinModel, standin_config
 
 from pipeline.config.schema import OptimConfig, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.train.optim import kind_of, learning_rates, lr_at, parameter_groups, phase_at, set_trainable
+from pipeline.train.optim import kind_of, learning_rates, lr_at, owner_of, parameter_groups, phase_at, set_trainable
+
+KINDS = {
+    "modular": {"metric"},
+    "backbone": {"base", "head"},
+    "heads": {"head"},
+    "joint": {"metric", "base", "head"},
+    "end_to_end": {"metric", "base", "head"},
+}
 
 
-def groups_of(mode="joint", **optim):
+def groups_of(mode="joint", frozen=(), **optim):
     model, config = StandinModel(), standin_config(train={"mode": mode}, optim=optim)
-    set_trainable(model, mode)
+    set_trainable(model, mode, frozen)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, config)
     return {names[id(parameter)]: group for group in groups for parameter in group["params"]}, groups, config
 
 
-@pytest.mark.parametrize(("mode", "kinds"), [("modular", {"metric"}), ("backbone", {"base"}), ("joint", {"metric", "base"})])
+@pytest.mark.parametrize(("mode", "kinds"), KINDS.items())
 def test_a_mode_trains_its_kinds_and_every_parameter_is_in_one_group(mode, kinds):
     by_name, groups, _ = groups_of(mode)
     assert {kind_of(name) for name in by_name} == kinds
     assert sum(len(group["params"]) for group in groups) == len(by_name)
     assert set(by_name) == {name for name, _ in StandinModel().named_parameters() if kind_of(name) in kinds}
+
+
+def test_every_mode_of_the_schema_is_tested():
+    assert set(KINDS) == set(get_args(get_type_hints(TrainConfig)["mode"]))
+
+
+def test_a_frozen_task_is_in_no_group():
+    by_name, _, _ = groups_of(frozen=("b",))
+    assert {owner_of(name) for name in by_name} == {None, "a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "owner"),
+    [
+        ("backbone.blocks.0.attn.qkv.weight", "base", None),
+        ("backbone.blocks.0.metric.weight", "metric", None),
+        ("backbone.blocks.0.metric.tasks.masks.weight", "metric", "masks"),
+        ("backbone.blocks.0.metric.adapters.masks.up", "metric", "masks"),
+        ("tasks.masks.decode_head.adapters.other.weight", "head", "masks"),
+        ("tasks.metric.metric.weight", "head", "metric"),
+        ("balancing.log_variance.masks", "balance", "masks"),
+        ("balancing.weights", "balance", None),
+    ],
+)
+def test_a_name_tells_kind_and_owner(name, kind, owner):
+    assert (kind_of(name), owner_of(name)) == (kind, owner)
+
+
+@pytest.mark.parametrize("held", [("a",), ("b",), ("a", "b"), None])
+def test_what_only_absent_tasks_use_rests(held):
+    _, groups, config = groups_of(warmup_steps=0)
+    rates = learning_rates(groups, 0, config, 100, held)
+    awake = {group["owner"] for group in groups if rates[group["name"]] > 0}
+    assert awake == {None, *(held or ("a", "b"))}
+    assert all((rates[group["name"]] > 0) == (group["owner"] in awake) for group in groups)
+
+
+def test_what_weighs_the_losses_has_its_own_rate_in_every_mode():
+    group = [{"name": "balance", "kind": "balance", "owner": None, "lr_scale": 1.0}]
+    for mode in KINDS:
+        config = standin_config(train={"mode": mode}, optim={"warmup_steps": 0})
+        for step in range(2 * config.train.alternate_period):
+            assert learning_rates(group, step, config, 10**6)["balance"] == pytest.approx(config.balancing.lr)
 
 
 def test_biases_norms_and_position_embeddings_do_not_decay():
@@ -62,6 +114,7 @@ def test_phases_of_each_mode():
     phases = [phase_at(step, TrainConfig(mode="end_to_end", steps=9, alternate_period=3)) for step in range(6)]
     assert [phase.relaxed for phase in phases] == [False, False, True] * 2
     assert phase_at(0, TrainConfig(mode="backbone", steps=1)).relaxed is False
+    assert phase_at(0, TrainConfig(mode="heads", steps=1)).relaxed is False
     assert phase_at(0, TrainConfig(mode="modular", steps=1)).relaxed is None
 
 

@@ -1,9 +1,12 @@
 """What a run refuses before its first step."""
 
 import pytest
+from tinyrun import tiny_tasks_plain
 
+from pipeline.config.load import from_plain
 from pipeline.errors import ConfigError
 from pipeline.train.loop import train
+from pipeline.train.setup import build_run
 
 
 def test_shards_with_more_classes_than_the_head_are_refused(tiny_run, tmp_path):
@@ -11,6 +14,21 @@ def test_shards_with_more_classes_than_the_head_are_refused(tiny_run, tmp_path):
     config.tasks["digits"].head["num_classes"] = 3
     with pytest.raises(ConfigError, match="tasks.digits: the shards have 10 classes, the head has 3; give head.num_classes=10"):
         train(config)
+
+
+def test_each_task_is_held_against_its_own_shards(digits, tmp_path):
+    plain = tiny_tasks_plain(digits, tmp_path / "run")
+    plain["tasks"]["masks"]["head"] = plain["tasks"]["masks"]["head"] | {"num_classes": 4}
+    with pytest.raises(ConfigError, match="tasks.masks: the shards have 11 mask classes, the head has 4"):
+        train(from_plain(plain))
+
+
+def test_a_frozen_task_has_no_stream_and_is_evaluated(digits, tmp_path):
+    plain = tiny_tasks_plain(digits, tmp_path / "run")
+    plain["tasks"]["masks"] |= {"frozen": True, "data": plain["tasks"]["masks"]["data"] | {"train": None}}
+    run = build_run(from_plain(plain), "none")
+    assert (list(run.streams), list(run.loaders)) == (["digits", "captions"], ["digits", "captions", "masks"])
+    assert {group["owner"] for group in run.groups} == {None, "digits", "captions"}
 
 
 @pytest.mark.parametrize("inside", [".", "deeper"])
