@@ -1,6 +1,7 @@
 """The one module that is trained: a shared backbone, a head per task, and the objective that turns a batch into a loss."""
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -170,7 +171,7 @@ def _grid(backbone: MergingViT, task: TaskConfig) -> tuple[int, int]:
 
 
 def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
-    """The weights that training starts from, and what they filled. In modular training what they lack would stay random for good."""
+    """The weights that training starts from, and what they filled. What they lack and training freezes would stay random for good."""
     spec = config.backbone
     sources: dict[str, Mapping[str, Tensor]] = {}
     if spec.pretrained:
@@ -181,9 +182,19 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
     for source, tensors in sources.items():
         report = load_weights(model, tensors)
         log.info("%s: %s", source, report)
-        lacking = [name for name in report.missing if ".metric." not in name and not name.startswith("balancing.")]
-        if lacking and config.train.mode == "modular":
+        if lacking := [name for name in report.missing if _stays(name, config)]:
             raise CheckpointError(
-                f"{source} has no {lacking[0]} ({len(lacking)} tensors in all), which train.mode='modular' would freeze as it was drawn; "
-                "give weights that have it, or train it first with train.mode='backbone'"
+                f"{source} has no {lacking[0]} ({len(lacking)} tensors in all), which train.mode='{config.train.mode}' would freeze "
+                "as it was drawn; give weights that have it, or train it first with train.mode='backbone'"
             )
+        drawn = [name for name in report.missing if ".metric." in name]
+        if drawn and config.train.mode == "heads":
+            log.warning("tokens merge by %s, which stays as it was drawn; teach it with train.mode='modular'", drawn[0])
+
+
+def _stays(name: str, config: RunConfig) -> bool:
+    """Whether training leaves a parameter of the backbone or of a head as it is."""
+    head = re.match(r"tasks\.(\w+)\.", name)
+    if name.startswith("balancing.") or ".metric." in name:
+        return False
+    return config.train.mode == "modular" or (config.tasks[head[1]].frozen if head else config.train.mode == "heads")

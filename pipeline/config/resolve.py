@@ -54,16 +54,15 @@ def resolve(config: RunConfig, world_size: int, facts: ModelFacts, num_samples: 
     num_samples: training samples of each task, needed to turn `train.epochs` into steps.
     """
     mistakes: list[str] = []
-    for check in (_check_images, _check_merging, _check_mode, _check_tasks, _check_data, _check_engine):
+    for check in (_check_images, _check_merging, _check_mode, _check_tasks, _check_mixture, _check_data, _check_engine):
         mistakes.extend(check(config, world_size, facts))
+    mistakes.extend(_check_warmup(config, config.train.steps))
+    _raise(mistakes)
     micro_batches = {name: task.accumulation * config.engine.accumulation for name, task in fed_tasks(config).items()}
     global_batch = {name: config.tasks[name].data.batch_size * world_size * count for name, count in micro_batches.items()}
     shares = _shares(config, global_batch, num_samples)
     total_steps = _total_steps(config, global_batch, shares, num_samples)
-    if total_steps is not None and config.optim.warmup_steps >= total_steps:
-        mistakes.append(f"optim.warmup_steps is {config.optim.warmup_steps}, but the run has {total_steps} steps; give fewer")
-    if mistakes:
-        raise ConfigError(all_mistakes("the sections of the config do not agree", mistakes))
+    _raise(list(_check_warmup(config, total_steps)))
     return ResolvedRun(
         config=config,
         world_size=world_size,
@@ -72,6 +71,16 @@ def resolve(config: RunConfig, world_size: int, facts: ModelFacts, num_samples: 
         shares=shares,
         total_steps=total_steps,
     )
+
+
+def _raise(mistakes: list[str]) -> None:
+    if mistakes:
+        raise ConfigError(all_mistakes("the sections of the config do not agree", mistakes))
+
+
+def _check_warmup(config: RunConfig, total_steps: int | None) -> Iterator[str]:
+    if total_steps is not None and config.optim.warmup_steps >= total_steps:
+        yield f"optim.warmup_steps is {config.optim.warmup_steps}, but the run has {total_steps} steps; give fewer"
 
 
 def fed_tasks(config: RunConfig) -> dict[str, TaskConfig]:
@@ -175,28 +184,42 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
 
 
 def _check_tasks(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
-    fed = fed_tasks(config)
-    for name in config.tasks:
+    for name, task in config.tasks.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             yield f"the task name '{name}' is not an identifier; it becomes part of parameter names"
         elif any(hasattr(kind, name) for kind in (nn.ModuleDict(), nn.ParameterDict())):
             yield f"the task name '{name}' is one that torch keeps for itself; give another"
-    if not fed:
+        if task.weight <= 0:
+            yield f"tasks.{name}.weight is {task.weight}; give a number above 0, or leave the task out"
+        if task.share is not None and task.share <= 0:
+            yield f"tasks.{name}.share is {task.share}; give a number above 0, or leave the task out"
+        if task.accumulation < 1:
+            yield f"tasks.{name}.accumulation is {task.accumulation}; give 1 or more"
+    if not fed_tasks(config):
         yield f"tasks.{', tasks.'.join(config.tasks)}: all are frozen, so there is nothing to train; take frozen off one of them"
-    shared = [name for name, task in fed.items() if task.share is None]
-    if shared and len(shared) < len(fed):
-        yield f"tasks.{shared[0]}.share is not given, but that of another task is; give all tasks a share, or none"
-    if len(shared) < len(fed) and config.mixing.mode == "all":
+    best = config.train.best
+    if best is not None and best not in config.tasks:
+        yield f"train.best is '{best}', which is not a task; give one of {', '.join(config.tasks)}, or None"
+    elif best is not None and not config.tasks[best].data.val:
+        yield f"train.best is '{best}', but tasks.{best}.data.val is not given; name the shards to evaluate on"
+
+
+def _check_mixture(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    fed = fed_tasks(config)
+    without = [name for name, task in fed.items() if task.share is None]
+    if without and len(without) < len(fed):
+        yield f"tasks.{without[0]}.share is not given, but that of another task is; give all tasks a share, or none"
+    if len(without) < len(fed) and config.mixing.mode == "all":
         yield "tasks.NAME.share is how often a task is drawn, but mixing.mode is 'all'; leave it out, or give mixing.mode='sampled'"
-    if config.balancing.type == "gradient_norm" and len(fed) > 1:
-        if config.mixing.mode == "sampled":
-            yield "balancing.type is 'gradient_norm', which compares the tasks' gradients of one step; give mixing.mode='all'"
-        if config.balancing.every == 0:
-            yield "balancing.type is 'gradient_norm' and balancing.every is 0: nothing would be measured; give a number of steps"
-    if config.train.best is not None and config.train.best not in config.tasks:
-        yield f"train.best is '{config.train.best}', which is not a task; give one of {', '.join(config.tasks)}, or None"
-    elif config.train.best is not None and not config.tasks[config.train.best].data.val:
-        yield f"train.best is '{config.train.best}', but tasks.{config.train.best}.data.val is not given; name the shards to evaluate on"
+    if config.balancing.type != "gradient_norm" or len(fed) < 2:
+        return
+    if config.mixing.mode == "sampled":
+        yield "balancing.type is 'gradient_norm', which compares the tasks' gradients of one step; give mixing.mode='all'"
+    if config.balancing.every == 0:
+        yield "balancing.type is 'gradient_norm' and balancing.every is 0: nothing would be measured; give a number of steps"
+    mode, embedding = config.train.mode, config.merging.embedding
+    if mode == "heads" or (mode == "modular" and embedding == "per_task"):
+        yield f"balancing.type is 'gradient_norm', but in train.mode='{mode}' the tasks share nothing that is trained; give type='fixed'"
 
 
 def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:

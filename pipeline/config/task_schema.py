@@ -171,8 +171,5 @@ class TaskConfig:
     """The head stays as it is: evaluated and saved with the others, but neither fed nor trained."""
 
     def __post_init__(self) -> None:
-        require(self.weight > 0, f"task weight is {self.weight}; give a number above 0, or leave the task out")
-        require(self.share is None or self.share > 0, f"task share is {self.share}; give a number above 0, or leave the task out")
-        require(self.accumulation >= 1, f"task accumulation is {self.accumulation}; give 1 or more")
         agree = "tokenizer" not in self.head or self.head["tokenizer"] == self.data.tokenizer
         require(agree, "head.tokenizer is not data.tokenizer: the task would misread its captions; give both the same dict")

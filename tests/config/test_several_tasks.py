@@ -59,6 +59,12 @@ SAMPLED = {"mixing": {"mode": "sampled"}}
         ({"items": {}}, {}, "the task name 'items' is"),
         ({"get": {}}, {}, "the task name 'get' is"),
         ({"training": {}}, {}, "the task name 'training' is"),
+        ({"b": {"weight": 0}}, {}, "tasks.b.weight is 0"),
+        ({"b": {"weight": -1.0}}, {}, "tasks.b.weight is -1.0; give a number above 0, or leave the task out"),
+        ({"a": {"share": 1}, "b": {"share": 0}}, SAMPLED, "tasks.b.share is 0"),
+        ({"a": {"share": 1}, "b": {"share": -2}}, SAMPLED, "tasks.b.share is -2"),
+        ({"b": {"accumulation": 0}}, {}, "tasks.b.accumulation is 0"),
+        ({}, {"balancing": {"type": "gradient_norm"}, "train": {"steps": 1, "mode": "heads"}}, "share nothing that is trained"),
         ({"b": {"img_size": 100}}, {}, "tasks.b.data.img_size is 100, which does not divide by patch 16"),
         ({"b": {"merging": {"reduction": 17}}}, {}, "tasks.b: "),
         ({"b": {"merging": {"reduction_range": [0, 99]}}}, {}, "tasks.b.merging.reduction_range goes to 99"),
@@ -76,14 +82,8 @@ def test_tasks_that_are_no_run_together_are_refused(tasks, sections, part):
 @pytest.mark.parametrize(
     "tasks, part",
     [
-        ({"b": {"weight": 0}}, "tasks.b: task weight is 0"),
-        ({"b": {"weight": -1.0}}, "tasks.b: task weight is -1.0; give a number above 0, or leave the task out"),
         ({"b": {"weight": float("nan")}}, "tasks.b.weight: expected a finite number"),
-        ({"b": {"share": 0}}, "tasks.b: task share is 0"),
-        ({"b": {"share": -2}}, "tasks.b: task share is -2"),
-        ({"b": {"accumulation": 0}}, "tasks.b: task accumulation is 0"),
         ({"b": {"merging": {"reduction": 4, "target_macs": 0.5}}}, "tasks.b.merging: merging.reduction and merging.target_macs exclude"),
-        ({"a": {"weight": 0}, "b": {"share": 0}}, "2 mistakes"),
     ],
 )
 def test_a_setting_of_a_task_that_cannot_be_is_refused(tasks, part):
@@ -93,9 +93,9 @@ def test_a_setting_of_a_task_that_cannot_be_is_refused(tasks, part):
 
 
 def test_all_that_is_wrong_with_the_tasks_is_told_at_once():
-    tasks = {"a": {"train": None}, "b": {"frozen": True, "share": 2}, "c": {"share": 1}, "d-e": {}}
+    tasks = {"a": {"train": None, "weight": 0}, "b": {"frozen": True, "share": 2}, "c": {"share": 1}, "d-e": {}}
     said = complaint(tasks, train={"steps": 1, "best": "z"}, balancing={"type": "gradient_norm", "every": 0})
-    assert "7 mistakes" in said and len(said.splitlines()) == 8
+    assert "9 mistakes" in said and len(said.splitlines()) == 10
 
 
 def test_tasks_whose_shards_are_not_there_are_told_at_once(digits, tmp_path):
