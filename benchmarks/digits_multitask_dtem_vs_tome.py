@@ -1,12 +1,12 @@
 """DTEM against ToMe, random merging and its own untrained embedding, at half the encoder's MACs of a model with three tasks.
 
-Trains configs/digits_multitask.py (two DeepSpeed processes), then its merge embeddings, which the tasks share, once per seed with all else
-frozen, then sweeps all policies over the validation shards. A stopped script continues.
+Trains configs/digits_multitask.py (two DeepSpeed processes) unless a run of it is given, then its merge embeddings, which the tasks share,
+once per seed with all else frozen, then sweeps all policies over the validation shards. A stopped script continues.
 
-    python benchmarks/digits_multitask_dtem_vs_tome.py --train data/digits --val data/digits
+    python benchmarks/digits_multitask_dtem_vs_tome.py --train data/digits --val data/digits --start runs/digits_multitask/together_seed0
 """
 
-from digits_multitask import METRICS
+from digits_multitask import CONFIG, METRICS
 from stages import arguments, data_options, record_sweep, train_on_two_cores, train_side_by_side
 
 MACS = (0.5,)
@@ -19,10 +19,11 @@ CLAIM = (
 def main() -> None:
     parser = arguments(__doc__, "digits_multitask_dtem_vs_tome")
     parser.add_argument("--within", type=float, default=0.5, help="share of the blocks, from the first, that merge")
+    parser.add_argument("--start", help="a finished run of configs/digits_multitask.py")
     args = parser.parse_args()
     data = data_options(args, *METRICS)
-    halves = [f"tasks.{task}.data.batch_size=16" for task in METRICS]
-    backbone = train_on_two_cores("configs/digits_multitask.py", args.work / "backbone", [*data, *halves])
+    halves = [*data, *(f"tasks.{task}.data.batch_size=16" for task in METRICS)]
+    backbone = args.start or train_on_two_cores(CONFIG, args.work / "backbone", halves)
     folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
     options = [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds]
     runs = train_side_by_side("configs/digits_multitask_dtem.py", folders, options)

@@ -1,4 +1,4 @@
-"""Which pixels are which digit's ink: Segmenter's decoder on the digits ViT of the demo, and DTEM, learn together.
+"""Which pixels are which digit's ink: Segmenter's decoder on the ViT of digits_vit.py, and DTEM, learn together.
 
 data       dtem shards make digit_scenes data/digits --train 12000
 start      dtem train --config configs/digits_vit.py; without it: --cfg-options backbone.weights=None, and many more steps

@@ -1,4 +1,4 @@
-"""A small ViT that names the largest digit of a 64x64 scene, unmerged: the first half of `make demo`.
+"""A small ViT that names the largest digit of a 64x64 scene, unmerged.
 
 data       dtem shards make digit_scenes data/digits --train 12000
 command    dtem train --config configs/digits_vit.py

@@ -6,8 +6,8 @@ from typing import Any
 from launch.arguments import add_run_arguments, add_tasks_argument
 
 EXAMPLE = """examples:
-  dtem evaluate runs/digits_demo
-  dtem evaluate runs/digits_demo --policy tome --reduction 8 --json scores.json
+  dtem evaluate runs/digits_multitask_dtem
+  dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --json scores.json
   dtem evaluate runs/digits_multitask_dtem --tasks digits,digits_captioning
   torchrun --nproc_per_node 8 -m launch.cli evaluate runs/imagenet --cfg-options tasks.imagenet.data.val=/data/imagenet
   dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide tasks.ade20k.head.inference.crop_size=512 \

@@ -5,8 +5,8 @@ import argparse
 from launch.arguments import add_run_arguments
 
 EXAMPLE = """examples:
-  dtem export runs/digits_demo --to exported                       # weights under timm's names
-  dtem export runs/digits_demo --to exported --format pt2 --reduction 8
+  dtem export runs/digits_multitask_dtem --task digits --to exported  # weights under timm's names
+  dtem export runs/digits_multitask_dtem --task digits --to exported --format pt2 --reduction 8
   dtem export runs/digits_multitask_dtem --to exported --task digits_segmentation    # without the other heads
 """
 FORMATS = ("safetensors", "pt2", "onnx")

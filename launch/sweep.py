@@ -5,7 +5,7 @@ import argparse
 from launch.arguments import add_run_arguments, add_tasks_argument, fractions, names, numbers
 
 EXAMPLE = """examples:
-  dtem sweep runs/digits_demo
+  dtem sweep runs/digits_multitask_dtem
   dtem sweep runs/seed0 runs/seed1 runs/seed2 --policies tome,dtem_untrained,dtem --macs 0.7,0.5,0.3 --out runs/sweep
   dtem sweep runs/camvid --merged 0.3,0.5,0.7 --rounds 3
   dtem sweep runs/digits_multitask_dtem --tasks digits,digits_captioning --macs 0.7,0.5

@@ -9,8 +9,8 @@ import argparse
 from launch.arguments import add_run_arguments, numbers
 
 EXAMPLE = """examples:
-  dtem visualise runs/digits_demo
-  dtem visualise runs/digits_demo --num 4 --reductions 4,8 --blocks 1,5 --policy tome
+  dtem visualise runs/digits_multitask_dtem
+  dtem visualise runs/digits_multitask_dtem --num 4 --reductions 4,8 --blocks 1,5 --policy tome
   dtem visualise runs/camvid --num 3 --reductions 16,32 --blocks 11
   dtem visualise runs/digits_multitask_dtem --task digits_captioning
 """
