@@ -7,7 +7,7 @@ else frozen, then sweeps all policies over the validation shards. A stopped scri
         --start runs/cifar10_vit
 """
 
-from stages import arguments, data_options, record_sweep, train_on_two_cores, train_side_by_side
+from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores
 
 MERGED = (0.3, 0.5, 0.7)
 CLAIM = (
@@ -24,9 +24,7 @@ def main() -> None:
     data = data_options(args, "camvid")
     options = [*data, f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]
     backbone = train_on_two_cores("configs/camvid_segmenter_vit_tiny.py", args.work / "backbone", options)
-    folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
-    seeds = [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds]
-    runs = train_side_by_side("configs/camvid_segmenter_vit_tiny_dtem.py", folders, seeds)
+    runs = modular_stage(args, "configs/camvid_segmenter_vit_tiny_dtem.py", data, backbone)
     name = f"{{}} of the patches merged in {args.within:.0%} of the blocks"
     record_sweep(args, CLAIM.format(args.within), runs, data, MERGED, name, merged=True, within=args.within)
 

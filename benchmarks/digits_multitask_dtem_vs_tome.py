@@ -7,7 +7,7 @@ once per seed with all else frozen, then sweeps all policies over the validation
 """
 
 from digits_multitask import CONFIG, METRICS
-from stages import arguments, data_options, record_sweep, train_on_two_cores, train_side_by_side
+from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores
 
 MACS = (0.5,)
 CLAIM = (
@@ -24,9 +24,7 @@ def main() -> None:
     data = data_options(args, *METRICS)
     halves = [*data, *(f"tasks.{task}.data.batch_size=16" for task in METRICS)]
     backbone = args.start or train_on_two_cores(CONFIG, args.work / "backbone", halves)
-    folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
-    options = [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds]
-    runs = train_side_by_side("configs/digits_multitask_dtem.py", folders, options)
+    runs = modular_stage(args, "configs/digits_multitask_dtem.py", data, backbone)
     record_sweep(args, CLAIM.format(args.within), runs, data, MACS, "{} of the encoder's MACs", within=args.within)
 
 

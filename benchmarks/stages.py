@@ -52,6 +52,12 @@ def train_side_by_side(config: str | Sequence[str], folders: Sequence[Path], opt
         return list(two_cores.map(train_one, configs, folders, options))
 
 
+def modular_stage(args: argparse.Namespace, config: str, data: list[str], backbone: Path | str) -> list[Path]:
+    """The embeddings of a trained model, learned once per seed with all else frozen."""
+    folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
+    return train_side_by_side(config, folders, [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds])
+
+
 def alone(config: str, task: str, folder: Path, options: Sequence[str]) -> str:
     """A config file, written to the folder, of one task of a run with several: all else is the same."""
     plain = to_plain(load_config(ROOT / config, options))
