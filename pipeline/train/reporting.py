@@ -97,7 +97,7 @@ def _text(values: Mapping[str, float | None]) -> str:
         group, _, last = name.rpartition("/")
         groups.setdefault(group, []).append(f"{last} n/a" if value is None else f"{last} {value:.4g}")
     if len(groups) > MOST_GROUPS:
-        return "  ".join(groups.pop("", [])) + "".join(f"\n  {group:<24}" + "  ".join(said) for group, said in groups.items())
+        return "  ".join(groups.pop("", [])) + "".join(f"\n  {group:<22}  " + "  ".join(said) for group, said in groups.items())
     return "  ".join(f"{group}/{text}" if group else text for group, said in groups.items() for text in said)
 
 
