@@ -24,7 +24,7 @@ class Evaluator:
 
     def __init__(self, module: nn.Module, *, bf16: bool = False):
         self.rank, self.world_size = launched.rank(), launched.world_size()
-        cuda = torch.cuda.is_available()
+        cuda = launched.cuda()
         self.device = torch.device("cuda", launched.local_rank()) if cuda else torch.device("cpu")
         self.module = module.to(self.device)
         self.precision = "bf16" if bf16 else "fp32"

@@ -2,6 +2,8 @@
 
 import os
 
+import torch
+
 from pipeline.errors import ConfigError
 
 
@@ -22,3 +24,9 @@ def rank() -> int:
 
 def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
+
+
+def cuda() -> bool:
+    """Whether GPUs are used: there are some, and DS_ACCELERATOR, which DeepSpeed obeys too, does not say `cpu`. (Its launcher makes GPUs
+    visible again that CUDA_VISIBLE_DEVICES hides.)"""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

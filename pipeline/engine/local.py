@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema import RunConfig
+from pipeline.engine import launched
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
 from pipeline.interfaces import Batch, Tallies, TaskOutput
 
@@ -20,7 +21,7 @@ class LocalEngine:
     forward_is_collective = False
 
     def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if launched.cuda() else "cpu")
         self.module = model.to(self.device)
         self._bf16 = config.engine.precision == "bf16"
         self._clip = config.optim.clip_grad

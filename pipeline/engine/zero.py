@@ -32,7 +32,7 @@ class ZeroEngine:
         settings = zero_config(config)
         deepspeed = start_deepspeed()
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.device = torch.device("cuda", launched.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = torch.device("cuda", launched.local_rank()) if launched.cuda() else torch.device("cpu")
         self.module = model.to(self.device)
         self._bf16, self._clip, self._stage = config.engine.precision == "bf16", config.optim.clip_grad, config.engine.zero_stage
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
@@ -121,7 +121,7 @@ class ZeroEngine:
 
 def start_deepspeed() -> Any:
     """The package, with the processes of this run connected. Raises ConfigError where it is not installed."""
-    if not torch.cuda.is_available():
+    if not launched.cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where ninja is
@@ -131,13 +131,13 @@ def start_deepspeed() -> Any:
         way_out = "run `pip install -e .`, or give engine.type='local'"
         raise ConfigError(f"engine.type is 'deepspeed', which cannot be imported ({err}); {way_out}") from err
     deepspeed.utils.logger.setLevel("WARNING")
-    if torch.cuda.is_available():
+    if launched.cuda():
         torch.cuda.set_device(launched.local_rank())
     if not torch.distributed.is_initialized():
         _build_shared_memory_op(deepspeed)
         _describe_single_process()
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-        if not torch.cuda.is_available():
+        if not launched.cuda():
             _forget_shared_memory()
         atexit.register(torch.distributed.destroy_process_group)
     return deepspeed
@@ -150,7 +150,7 @@ def _build_shared_memory_op(deepspeed: Any) -> None:
     Here one process of the machine builds at a time under a lock that dies with it, so a file found inside is stale.
     """
     builder = deepspeed.accelerator.get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if torch.cuda.is_available() or builder is None or not builder.is_compatible():
+    if launched.cuda() or builder is None or not builder.is_compatible():
         return
     folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     folder.mkdir(parents=True, exist_ok=True)

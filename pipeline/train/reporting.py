@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-MOST_GROUPS = 3
+MOST_GROUPS = 2
 """Of names in one line: more make it unreadable."""
 
 
@@ -96,7 +96,7 @@ def _text(values: Mapping[str, float | None]) -> str:
     for name, value in values.items():
         group, _, last = name.rpartition("/")
         groups.setdefault(group, []).append(f"{last} n/a" if value is None else f"{last} {value:.4g}")
-    if len(groups) > MOST_GROUPS:
+    if len(groups.keys() - {""}) > MOST_GROUPS:
         return "  ".join(groups.pop("", [])) + "".join(f"\n  {group:<22}  " + "  ".join(said) for group, said in groups.items())
     return "  ".join(f"{group}/{text}" if group else text for group, said in groups.items() for text in said)
 

@@ -23,6 +23,7 @@ from mmseg.registry import MODELS, TASK_UTILS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from pipeline.engine import launched
 from pipeline.errors import ConfigError
 from pipeline.registry import unknown_name
 
@@ -158,7 +159,7 @@ def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
     if hasattr(module, "init_weights"):
         with _quiet():
             module.init_weights()
-    return module if torch.cuda.is_available() else revert_sync_batchnorm(module)  # on CPUs SyncBN runs in one process only
+    return module if launched.cuda() else revert_sync_batchnorm(module)  # on CPUs SyncBN runs in one process only
 
 
 @contextmanager

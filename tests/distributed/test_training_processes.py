@@ -127,3 +127,12 @@ def test_a_new_run_does_not_overwrite_an_old_one(digits, tmp_path, monkeypatch, 
 def test_without_the_package_it_says_how_to_install():
     result = subprocess.run([sys.executable, "-I", "-S", str(SCRIPT), "--config", "x"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and "pip install -e ." in result.stderr
+
+
+def test_a_run_on_cpus_leaves_nothing_in_shared_memory(digits, tmp_path):
+    before = set(Path("/dev/shm").iterdir())
+    engine = dict(type="deepspeed", zero_stage=1, precision="fp32")
+    plain = plain_of(digits, tmp_path / "run", batch_size=4, engine=engine, train=dict(steps=1))
+    code, output = launch(SCRIPT, "--config", write(plain, tmp_path / "run.json"))
+    assert code == 0, output
+    assert not [path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("deepspeed")]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from standin import StandinModel, standin_batch, standin_config
 
-from pipeline.engine import build_engine
+from pipeline.engine import build_engine, launched
 from pipeline.errors import ConfigError
 from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, phase_at, set_trainable
 
@@ -120,3 +120,12 @@ def test_bf16_keeps_the_weights_in_fp32():
     curve = steps(engine, groups, config, 2)
     assert {parameter.dtype for parameter in engine.module.parameters()} == {torch.float32}
     assert all(norm > 0 for _, norm in curve)
+
+
+def test_deepspeeds_word_for_the_accelerator_counts(monkeypatch):
+    """Its launcher makes GPUs visible again that CUDA_VISIBLE_DEVICES hides."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert not launched.cuda() and make_engine()[0].device.type == "cpu"
+    monkeypatch.delenv("DS_ACCELERATOR")
+    assert launched.cuda()
