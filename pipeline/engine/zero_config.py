@@ -9,7 +9,12 @@ from pipeline.errors import ConfigError
 BUCKET = 50_000_000
 """Elements of a communication buffer: 200 MB, where DeepSpeed's 500 million would take 2 GB for any model."""
 
-OURS = {"optimizer": "optim", "scheduler": "optim.lr, optim.min_lr and optim.warmup_steps", "train_batch_size": "tasks.*.data.batch_size"}
+OURS = {
+    "optimizer": "optim",
+    "scheduler": "optim.lr, optim.min_lr and optim.warmup_steps",
+    "train_batch_size": "tasks.*.data.batch_size",
+    "gradient_accumulation_steps": "engine.accumulation or tasks.*.accumulation",
+}
 """Sections that are not merged at all, and what to set instead."""
 
 
@@ -21,7 +26,6 @@ def zero_config(config: RunConfig) -> dict[str, Any]:
     """
     owned = {
         "train_micro_batch_size_per_gpu": ("tasks.*.data.batch_size", next(iter(config.tasks.values())).data.batch_size),
-        "gradient_accumulation_steps": ("the step's plan (engine.accumulation, tasks.*.accumulation)", 1),
         "gradient_clipping": ("optim.clip_grad", config.optim.clip_grad or 0.0),
         "zero_optimization.stage": ("engine.zero_stage", config.engine.zero_stage),
         "torch_autocast.enabled": ("engine.precision", config.engine.precision == "bf16"),
@@ -31,13 +35,14 @@ def zero_config(config: RunConfig) -> dict[str, Any]:
     }
     if config.engine.zero_stage == 1:  # with it only what the last micro-batch used would be summed over ranks
         owned["zero_optimization.overlap_comm"] = ("engine.zero_stage=1 (take 2 or 3)", False)
-    user = _flat(config.engine.deepspeed)
+    user = {field: value for field, value in _flat(config.engine.deepspeed).items() if value != "auto"}
     _refuse_contradictions(user, owned)
     defaults = {
         "torch_autocast.lower_precision_safe_modules": [],
         "zero_optimization.reduce_bucket_size": BUCKET,
         "zero_optimization.allgather_bucket_size": BUCKET,
         "zero_allow_untested_optimizer": True,
+        "gradient_accumulation_steps": 1,  # the loop tells which micro-batch is a step's last
         "steps_per_print": None,
     }
     merged = _nested(defaults | user | {field: value for field, (_, value) in owned.items()})
@@ -51,7 +56,7 @@ def _refuse_contradictions(user: Mapping[str, Any], owned: Mapping[str, tuple[st
     for field, value in user.items():
         if (section := field.split(".")[0]) in OURS:
             mistakes.append(f"engine.deepspeed.{field} is {value!r}; leave it out and set {OURS[section]}")
-        elif field in owned and value not in (owned[field][1], "auto"):
+        elif field in owned and value != owned[field][1]:
             name, ours = owned[field]
             mistakes.append(f"engine.deepspeed.{field} is {value!r}, but {name} says {ours!r}; change one of them")
     if mistakes:

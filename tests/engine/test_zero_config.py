@@ -28,3 +28,18 @@ def test_all_contradictions_are_named_with_both_fields():
     fields = ("gradient_clipping", "optim.clip_grad", "optimizer.type", "bf16.enabled", "engine.precision")
     for words in ("zero_optimization.stage is 3, but engine.zero_stage says 1", *fields):
         assert words in str(caught.value)
+
+
+def test_auto_is_what_the_run_says():
+    user = {
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": {"stage": "auto"},
+    }
+    assert zero_config(standin_config(engine={"deepspeed": user})) == zero_config(standin_config())
+
+
+def test_accumulation_is_the_runs():
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps is 4; leave it out and set engine.accumulation"):
+        zero_config(standin_config(engine={"accumulation": 4, "deepspeed": {"gradient_accumulation_steps": 4}}))
