@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,8 @@ def _read_python(path: Path) -> dict[str, Any]:
 
 
 def _join_tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`tasks=dict(_base_=[FILE, ...], ...)`: the tasks of several files, beside `path`, over which the other entries merge."""
+    """`tasks=dict(_base_=[FILE, ...], ...)`: the tasks of several files, over which the other entries merge. The files lie beside `path`
+    or, where it inherited the line, beside the base that has it."""
     from mmengine.config import Config
 
     tasks = data.get("tasks")
@@ -131,11 +132,12 @@ def _join_tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
     files = tasks.pop("_base_")
     if not isinstance(files, list | tuple) or not all(isinstance(file, str) for file in files):
         raise ConfigError(f"config {path}: tasks._base_ is {files!r}; give a list of config files")
+    folders = list(dict.fromkeys(file.parent for file, _ in _with_bases(path)))
     joined: dict[str, Any] = {}
     origin: dict[str, str] = {}
     twice: list[str] = []
     for file in files:
-        base = path.parent / file
+        base = next((folder / file for folder in folders if (folder / file).is_file()), path.parent / file)
         if base.suffix != ".py" or not base.is_file():
             raise ConfigError(f"config {path}: tasks._base_ names {base}, which is not a config (.py) that is there")
         found = _read_python(base).get("tasks") or {}
@@ -147,25 +149,26 @@ def _join_tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
     return data | {"tasks": Config._merge_a_into_b(tasks, joined)}
 
 
-def _refuse_repeated_keys(path: Path) -> None:
-    """In the file and its bases. Python keeps the last of two equal keys; the first, a task perhaps, would be lost without a word."""
+def _with_bases(path: Path) -> Iterator[tuple[Path, ast.Module]]:
+    """The file, then its bases and theirs, as mmengine finds them: in the first line that sets `_base_`."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))  # mmengine would report a syntax error under a temporary name
-    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
-        if twice := _repeated(key.value for key in node.keys if isinstance(key, ast.Constant)):
-            raise ConfigError(f"config {path}, line {node.lineno}: the key {twice!r} is there twice; leave one out, or rename it")
-    for base in map(path.parent.joinpath, _bases(tree)):
-        if base.suffix == ".py" and base.is_file():
-            _refuse_repeated_keys(base)
-
-
-def _bases(tree: ast.Module) -> list[str]:
-    """The files of `_base_`, as mmengine finds them: in the first line that sets it."""
+    yield path, tree
     lines = (node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_")
     try:
         found = ast.literal_eval(line.value) if (line := next(lines, None)) is not None else []
     except ValueError:
-        return []
-    return [base for base in (found if isinstance(found, list | tuple) else [found]) if isinstance(base, str)]
+        return
+    for base in (path.parent / base for base in (found if isinstance(found, list | tuple) else [found]) if isinstance(base, str)):
+        if base.suffix == ".py" and base.is_file():
+            yield from _with_bases(base)
+
+
+def _refuse_repeated_keys(path: Path) -> None:
+    """In the file and its bases. Python keeps the last of two equal keys; the first, a task perhaps, would be lost without a word."""
+    for file, tree in _with_bases(path):
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
+            if twice := _repeated(key.value for key in node.keys if isinstance(key, ast.Constant)):
+                raise ConfigError(f"config {file}, line {node.lineno}: the key {twice!r} is there twice; leave one out, or rename it")
 
 
 def _repeated(keys: Iterable[Any]) -> Any:

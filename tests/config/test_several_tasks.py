@@ -141,6 +141,13 @@ def refused(path) -> str:
     return str(caught.value)
 
 
+def test_files_of_an_inherited_line_lie_beside_the_base_that_has_it(files):
+    files(tasks__both=START + "tasks = dict(_base_=['a.py', 'b.py'])\n")
+    path = files(run="_base_ = ['tasks/both.py']\ntasks = dict(a=dict(weight=5))\n")
+    tasks = load_config(path).tasks
+    assert (tasks["a"].weight, tasks["b"].weight) == (5, 3)
+
+
 def test_tasks_of_several_files_are_joined_in_their_order_and_then_changed(files):
     path = files(run=START + "tasks = dict(_base_=['tasks/b.py', 'tasks/a.py'], a=dict(weight=5, data=dict(batch_size=7)))\n")
     tasks = load_config(path, ["tasks.b.share=4"]).tasks
