@@ -23,6 +23,17 @@ def test_each_task_is_held_against_its_own_shards(digits, tmp_path):
         train(from_plain(plain))
 
 
+def test_streams_that_no_head_reads_are_told_together(digits, tmp_path):
+    plain = tiny_tasks_plain(digits, tmp_path / "run")
+    plain["tasks"]["masks"]["data"] |= {"schema": "classification", "augment": {}}
+    plain["tasks"]["digits"]["data"] |= {"schema": "segmentation", "augment": {}}
+    with pytest.raises(ConfigError) as caught:
+        train(from_plain(plain))
+    for task, given, read in (("masks", "ClassificationTargets", "MaskTargets"), ("digits", "MaskTargets", "ClassificationTargets")):
+        assert f"tasks.{task}: its stream gives {given}, which no head reads: its own reads {read}" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_frozen_task_has_no_stream_and_is_evaluated(digits, tmp_path):
     plain = tiny_tasks_plain(digits, tmp_path / "run")
     plain["tasks"]["masks"] |= {"frozen": True, "data": plain["tasks"]["masks"]["data"] | {"train": None}}
