@@ -1,11 +1,13 @@
 """Starts scripts with DeepSpeed's own launcher, as a user would, on this machine's CPU."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +53,13 @@ def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
 
 def launch(script: Path, *args: str, processes: int = 2) -> tuple[int, str]:
     return finish(start(script, *args, processes=processes))
+
+
+def launch_runs(plan: list[tuple[dict[str, Any], str]], folder: Path) -> None:
+    """Whole runs one after the other in one launch of two processes: plain configs, and what each continues (`none`: nothing)."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    code, output = launch(Path(__file__).with_name("run_worker.py"), str(folder / "plan.json"))
+    assert code == 0, output
 
 
 def without_key_bias(name: str, tensor: Tensor) -> Tensor:

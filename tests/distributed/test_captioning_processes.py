@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_worker
-from deepspeed_launch import launch
+from deepspeed_launch import launch_runs
 from tinycoca import ROUTES
 from tinyrun import tiny_plain
 
@@ -47,9 +46,7 @@ def runs(digits, tmp_path_factory) -> Path:
     """One launch of two processes with every engine; beside it the same run by the local engine, in this process."""
     folder = tmp_path_factory.mktemp("captions")
     plan = [(plain_of(digits, folder / name, batch_size=4, type="deepspeed", **engine), "none") for name, engine in ENGINES.items()]
-    (folder / "plan.json").write_text(json.dumps(plan))
-    code, output = launch(Path(run_worker.__file__), str(folder / "plan.json"))
-    assert code == 0, output
+    launch_runs(plan, folder)
     train(from_plain(plain_of(digits, folder / "local", batch_size=8, type="local")), "none")
     return folder
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import run_worker
 import torch
-from deepspeed_launch import launch, without_key_bias
+from deepspeed_launch import launch_runs, without_key_bias
 from tinyrun import SEGMENTER, tiny_tasks_plain
 
 from pipeline.config.load import from_plain
@@ -59,9 +58,7 @@ def runs(digits, tmp_path_factory) -> Path:
         for name, engine in (WHOLE | {"continued": CONTINUED[mixture]}).items():
             plain = plain_of(digits, folder / mixture / name, mixture, processes=2, type="deepspeed", **engine)
             plan.append((plain, "none" if name in WHOLE else str(saved)))
-    (folder / "plan.json").write_text(json.dumps(plan))
-    code, output = launch(Path(run_worker.__file__), str(folder / "plan.json"))
-    assert code == 0, output
+    launch_runs(plan, folder)
     for mixture in MIXTURES:
         plain = plain_of(digits, folder / mixture / "again", mixture, processes=1)
         train(from_plain(plain), str(folder / mixture / "stage3" / part_way()))

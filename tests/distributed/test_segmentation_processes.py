@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_worker
 import torch
-from deepspeed_launch import launch, without_key_bias
+from deepspeed_launch import launch_runs, without_key_bias
 from tinyrun import tiny_plain
 
 from pipeline.config.load import from_plain
@@ -50,9 +49,7 @@ def runs(digits, tmp_path_factory) -> Path:
         engine = dict(batch_size=4, type="deepspeed", zero_stage=stage)
         plan.append((plain_of(digits, whole, **engine), "none"))
         plan.append((plain_of(digits, resumed, val=False, **engine), str(whole / f"checkpoints/step_{SAVED:08d}")))
-    (folder / "plan.json").write_text(json.dumps(plan))
-    code, output = launch(Path(run_worker.__file__), str(folder / "plan.json"))
-    assert code == 0, output
+    launch_runs(plan, folder)
     return folder
 
 
