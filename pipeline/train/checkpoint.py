@@ -55,7 +55,7 @@ def save(
 ) -> Path:
     """Writes the engine's state, `tensors` and `facts` on rank 0, and removes old checkpoints. A collective.
 
-    Raises CheckpointError on all ranks where the disk does not take it or a weight is not finite; the older ones stay.
+    Raises CheckpointError on all ranks whatever went wrong on rank 0 (a full disk, a weight that is not finite); the older ones stay.
     """
     content = engine.state_tensors() | {"rng.states": rows(engine, rng_state())} | dict(tensors)
     trouble = ""
@@ -66,8 +66,9 @@ def save(
             if best:
                 storage.point(root, "best", folder)
             storage.prune(root, keep)
-        except (OSError, SafetensorError, CheckpointError) as err:
-            trouble = f"checkpoint of step {step} was not saved in {root}: {err}"
+        except Exception as err:  # of any kind: the other ranks wait to hear of it
+            reason = str(err) if isinstance(err, OSError | SafetensorError | CheckpointError) else repr(err)
+            trouble = f"checkpoint of step {step} was not saved in {root}: {reason}"
     if trouble := from_rank0(engine, trouble):
         raise CheckpointError(trouble)
     return root / storage.folder_name(step)

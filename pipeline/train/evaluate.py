@@ -42,7 +42,7 @@ def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: A
     for batch, counts in _in_step(engine, loader):
         tallies = engine.evaluate(batch.to(engine.device), reduction=reduction)
         if counts:
-            sums.add(tallies | {"samples": torch.tensor(len(batch.images), device=engine.device)})
+            sums.add(tallies | {"samples": torch.full((), len(batch.images), device=engine.device)})
     totals = sums.reduce(engine)
     if not totals:
         return {"samples": 0.0}
@@ -53,10 +53,10 @@ def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: A
 
 def ranking_score(module: nn.Module, scores: TaskScores, best: str | None = None) -> float | None:
     """What ranks checkpoints: the main metric of the task `best`, or the geometric mean of all tasks' main metrics, for which a tenth more
-    of any counts alike, whatever its unit. None where one of them is n/a or was not evaluated."""
+    of any counts alike, whatever its unit. None where one of them is n/a, not finite, or was not evaluated."""
     tasks: Any = module.tasks
     values = [scores[task].get(tasks[task].main_metric) if task in scores else None for task in ([best] if best else scores)]
-    known = [max(value, 0.0) for value in values if value is not None]
+    known = [max(value, 0.0) for value in values if value is not None and math.isfinite(value)]
     return math.prod(known) ** (1 / len(known)) if known and len(known) == len(values) else None
 
 

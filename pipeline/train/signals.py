@@ -43,7 +43,7 @@ class StopRequest:
         here = self._received or not signal.sigpending().isdisjoint(SIGNALS)
         if engine.world_size == 1:
             return here
-        asked, self._asked = self._asked, _Later(engine.all_reduce(torch.tensor([float(here)], device=engine.device)))
+        asked, self._asked = self._asked, _Later(engine.all_reduce(torch.full((1,), float(here), device=engine.device)))
         return asked is not None and asked.read() > 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

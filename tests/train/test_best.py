@@ -2,12 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from tinyrun import tiny_tasks_plain
+from torch import nn
 
 from pipeline.config.load import from_plain
 from pipeline.train import loop
+from pipeline.train.evaluate import ranking_score
 from pipeline.train.loop import train
 from pipeline.train.storage import pointed, read_checkpoint
 
@@ -38,6 +41,16 @@ def test_the_best_checkpoint_is_by_the_geometric_mean_or_by_the_task_that_is_nam
     score = values[list(MAIN).index(best)] if best else math.prod(values) ** (1 / 3)
     found = read_checkpoint(tmp_path / f"run/checkpoints/step_{step:08d}").facts["progress"]["best"]
     assert found == pytest.approx(score)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("best, score", [(None, None), ("masks", None), ("digits", 0.9)])
+def test_a_score_that_is_not_finite_ranks_nothing(best, score, value):
+    """As the best one so far a NaN would be below every later score, and could not be saved."""
+    model = nn.Module()
+    model.tasks = {task: SimpleNamespace(main_metric=metric) for task, metric in MAIN.items()}
+    scores = {"digits": {"top1": 0.9}, "captions": {"CIDEr": 0.9}, "masks": {"mIoU": value}}
+    assert ranking_score(model, scores, best) == score
 
 
 @pytest.mark.parametrize("task", MAIN)

@@ -135,6 +135,13 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 1
 
 
+def test_whatever_goes_wrong_on_rank_0_is_told_to_every_rank(tmp_path):
+    """They wait for it: here for a number that JSON does not know."""
+    engine = make_engine()
+    with pytest.raises(CheckpointError, match="step 2 was not saved.*ValueError"):
+        checkpoint.save(engine, tmp_path, 2, {}, {"progress": {"best": float("nan")}}, keep=1)
+
+
 def test_another_model_names_the_parameters(tmp_path):
     engine = make_engine()
     save(engine, tmp_path, 1)
