@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from measure import in_turns, ratio, summary, write_record
+from measure import in_turns, ratio, summary
+from record import write_record
 from torch import Tensor
 
 from pipeline import build_backbone

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import write_record
+from record import write_record
 from stages import arguments, data_options, percent, train_side_by_side
 
 from launch.points import Point, sweep
@@ -44,7 +44,7 @@ def main() -> None:
     for how, run in zip(UNMERGES, trained, strict=True):
         name = f"embedding trained by relaxed merges, grid by {how}"
         results += compare(name, [run], [*data, *DECODERS["grid by residual"]], ["dtem"])
-    write_record(args.record, CLAIM, results, seeds=args.seeds)
+    write_record(args.record, CLAIM, results, seeds=args.seeds, runs=[*seeds, *trained])
 
 
 def compare(name: str, runs: list[Path], overrides: list[str], policies: list[str]) -> list[dict[str, Any]]:

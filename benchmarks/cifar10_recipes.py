@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_record
+from record import write_record
 from stages import arguments, data_options, percent, train_on_two_cores, train_side_by_side
 
 from launch.points import sweep
@@ -45,7 +45,7 @@ def main() -> None:
     train_side_by_side("configs/cifar10_vit_dtem.py", list(jobs.values()), options)
     results = [compare(name, [folder for (recipe, _), folder in jobs.items() if recipe == name], data) for name in RECIPES]
     untrained = compare("untrained", [folder for (recipe, _), folder in jobs.items() if recipe == "merge cost"], data, suffix=UNTRAINED)
-    write_record(args.record, CLAIM, [untrained, *results], seeds=args.seeds)
+    write_record(args.record, CLAIM, [untrained, *results], seeds=args.seeds, runs=list(jobs.values()))
 
 
 def slug(name: str) -> str:

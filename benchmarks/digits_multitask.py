@@ -9,7 +9,8 @@ shards. A stopped script continues.
 from collections.abc import Sequence
 from pathlib import Path
 
-from measure import ratio, summary, write_record
+from measure import ratio, summary
+from record import write_record
 from stages import alone, arguments, data_options, scores_of, train_side_by_side
 
 CONFIG = "configs/digits_multitask.py"
@@ -31,7 +32,7 @@ def main() -> None:
             options.append([*(data if task is None else []), f"seed={seed}"])
     train_side_by_side(configs, folders, options)
     results = [_result(task, metric, args.work, args.seeds) for task, metric in METRICS.items()]
-    write_record(args.record, CLAIM, results, seeds=args.seeds)
+    write_record(args.record, CLAIM, results, seeds=args.seeds, runs=folders)
 
 
 def _result(task: str, metric: str, work: Path, seeds: Sequence[int]) -> dict:

@@ -9,7 +9,8 @@ import argparse
 
 import torch
 from contestants import inference, ours, training_step, unmerged
-from measure import in_turns, ratio, summary, write_record
+from measure import in_turns, ratio, summary
+from record import write_record
 
 STEPS = {"inference": inference, "training": training_step}
 

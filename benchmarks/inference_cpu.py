@@ -7,7 +7,8 @@ import argparse
 
 import torch
 from contestants import inference, ours, release, tome, unmerged
-from measure import in_turns, ratio, summary, write_record
+from measure import in_turns, ratio, summary
+from record import write_record
 
 
 def main() -> None:

@@ -1,25 +1,15 @@
-"""Measuring in turns, and records that say how they were made (docs/design.md section 8)."""
+"""Measuring in turns."""
 
-import json
-import os
-import platform
 import resource
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import timm
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def in_turns(runs: Mapping[str, Callable[[], object]], repeats: int, *, warmup: int = 1) -> dict[str, list[float]]:
@@ -63,40 +53,3 @@ def _added_memory(job: Callable[..., Callable[[], object]], args: tuple[Any, ...
     for _ in range(steps):
         run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-
-
-def write_record(path: str | Path, claim: str, results: list[dict[str, Any]], *, seeds: Sequence[int] = (0,)) -> None:
-    """Writes the record, and prints it."""
-    record = {
-        "claim": claim,
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": _hardware(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
-        "seeds": list(seeds),
-        "results": results,
-    }
-    text = json.dumps(record, indent=2)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text + "\n")
-    print(text)
-    print(f"wrote {path}")
-
-
-def _commit() -> str:
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "pipeline", "tasks", "benchmarks/*.py")
-    return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-
-
-def _hardware() -> dict[str, Any]:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

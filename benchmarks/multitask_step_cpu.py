@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from digits_multitask import CONFIG, METRICS
-from measure import in_turns, ratio, summary, write_record
+from measure import in_turns, ratio, summary
+from record import write_record
 from stages import ROOT, alone
 
 from pipeline.config.load import load_config

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from itertools import product
 
 import torch
-from measure import in_turns, ratio, summary, write_record
+from measure import in_turns, ratio, summary
+from record import write_record
 from torch import Tensor
 
 from pipeline import build_backbone, unmerge

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, write_record
+from record import ROOT, write_record
 
 from launch.points import Point, Sweep, Target, sweep
 from launch.restore import read_run
@@ -101,7 +101,7 @@ def record_sweep(
         for metric in metrics or [result.metric]
         for target in targets
     ]
-    write_record(args.record, claim, points, seeds=args.seeds)
+    write_record(args.record, claim, points, seeds=args.seeds, runs=runs)
 
 
 def _point(result: Sweep, target: Target, name: str, metric: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 from contestants import ours, release, training_step, unmerged
-from measure import in_turns, peak_memory, ratio, summary, write_record
+from measure import in_turns, peak_memory, ratio, summary
+from record import write_record
 from torch import Tensor
 
 VARIANTS: dict[str, dict[str, str]] = {"default": {}, "reference": {"split": "reference"}}

@@ -1,0 +1,102 @@
+"""Records that say how they were made (docs/design.md section 8)."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import timm
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_FOLDERS = ("data", "runs")
+"""Where a checkout keeps what git ignores: the part of an outer path that a reader has too."""
+_ABSOLUTE = re.compile(r"(^|=)(/.*)")
+
+
+def write_record(
+    path: str | Path, claim: str, results: list[dict[str, Any]], *, seeds: Sequence[int] = (0,), runs: Sequence[Path] = ()
+) -> None:
+    """Writes the record, and prints its results. runs: folders of the runs that were scored; the record has digests of their configs."""
+    record = {
+        "claim": claim,
+        "command": shlex.join(["python", *(as_read(argument) for argument in sys.argv)]),
+        "commit": _COMMIT if commit_of(ROOT) in (_COMMIT, _COMMIT + CHANGES) else _COMMIT + CHANGES,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": _hardware(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
+        "digests": _digests(runs),
+        "seeds": list(seeds),
+        "results": results,
+    }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(record, indent=2) + "\n")
+    for result in results:
+        print(f"  {result['name']}: {json.dumps(result.get('ratio') or result['scores'])}")
+    print(f"wrote {path}", flush=True)
+
+
+def as_read(argument: str, root: Path = ROOT) -> str:
+    """An argument of a command as a reader of the repository would give it: no path in it is this machine's own."""
+    return _ABSOLUTE.sub(lambda found: found[1] + _as_read(PurePosixPath(found[2]), root), argument)
+
+
+def _as_read(path: PurePosixPath, root: Path) -> str:
+    if path.is_relative_to(root):
+        return str(path.relative_to(root))
+    shared = [place for place, part in enumerate(path.parts) if part in SHARED_FOLDERS]
+    return str(PurePosixPath(*path.parts[shared[-1] :])) if shared else f"PATH/{path.name}"
+
+
+CHANGES = "+changes"
+
+
+def commit_of(root: Path) -> str:
+    """The commit that is checked out, `+changes` where any file that git does not ignore differs, but for records; or why it is unknown."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=all", "--", ":/", ":(top,exclude)benchmarks/records")
+    if commit is None or changed is None:
+        return "unknown: no git checkout"
+    return commit + (CHANGES if changed else "")
+
+
+_COMMIT = commit_of(ROOT)
+"""As a script starts: what it measures is the code of then."""
+
+
+def _digests(runs: Sequence[Path]) -> dict[str, Any]:
+    """sha256 of the lock, of the names and versions of all that is installed, and of the resolved config of each run."""
+    installed = sorted({f"{found.metadata['Name']}=={found.version}".lower() for found in distributions()})
+    return {
+        "lock": _sha256((ROOT / "requirements.lock").read_text()),
+        "installed": _sha256("\n".join(installed)),
+        "configs": {run.name: _sha256((run / "config.json").read_text().replace(f"{ROOT}/", "")) for run in runs},
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hardware() -> dict[str, Any]:
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
