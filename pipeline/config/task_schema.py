@@ -87,7 +87,8 @@ class AugmentConfig:
     hflip: float = 0.5
     rand_augment: str | None = None
     """timm's notation, for instance `rand-m9-mstd0.5-inc1`."""
-    color_jitter: float = 0.0
+    color_jitter: float | tuple[float, float, float, float] = 0.0
+    """Strength of brightness, contrast and saturation; or of each of these and of hue."""
     random_erasing: float = 0.0
     mixup: float = 0.0
     """Alpha of mixup; 0 is off."""
@@ -117,8 +118,11 @@ class AugmentConfig:
         require(min(self.std) > 0, f"augment.std is {self.std}; give numbers above 0")
         for name in ("hflip", "random_erasing"):
             require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
-        for name in ("pad", "color_jitter", "mixup", "cutmix"):
+        for name in ("pad", "mixup", "cutmix"):
             require(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; give 0 (off) or more")
+        jitter = self.color_jitter if isinstance(self.color_jitter, tuple) else (self.color_jitter, 0.0)
+        strengths = "0 (off) or more, or four such strengths, that of hue at most 0.5"
+        require(min(jitter) >= 0 and jitter[-1] <= 0.5, f"augment.color_jitter is {self.color_jitter}; give {strengths}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Draws come from the global CPU generators, which the caller sets to the sample's
 Images are uint8 [3, H, W] until `normalise`, which works on a whole batch.
 """
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -31,7 +32,10 @@ MAX_ASPECT = 8
 
 
 def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
-    """uint8 [3, H, W] -> uint8 [3, *img_size]: crop, flip, colour jitter, RandAugment."""
+    """uint8 [3, H, W] -> uint8 [3, *img_size]: crop, flip, RandAugment, colour jitter, in timm's order.
+
+    timm leaves the jitter out under RandAugment; here it is off unless it is asked for.
+    """
     size = height_width(img_size)
     crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
     steps = [crop, *_colour(config, min(size))]
@@ -48,9 +52,13 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
 
 
 def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
-    """uint8 [3, H, W] -> uint8 [3, *img_size]: resized to just cover img_size / crop_pct, then the centre crop."""
+    """uint8 [3, H, W] -> uint8 [3, *img_size]: resized to just cover img_size / crop_pct, then the centre crop.
+
+    The pixels are those of timm's evaluation transform, but for roundings of at most 2 of 255: timm resizes by Pillow, which takes
+    six times as long as torchvision does on tensors.
+    """
     height, width = height_width(img_size)
-    resized = round(height / config.crop_pct), round(width / config.crop_pct)
+    resized = math.floor(height / config.crop_pct), math.floor(width / config.crop_pct)
     interpolation = F.InterpolationMode(config.interpolation)
 
     def transform(image: Tensor) -> Tensor:
@@ -98,24 +106,28 @@ def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.Inte
         image = F.center_crop(image, [min(height, longest), min(width, longest)])
         height, width = image.shape[-2:]
     high = size[0] * width >= size[1] * height  # the height decides
-    covering = [size[0], int(size[0] * width / height)] if high else [int(size[1] * height / width), size[1]]
+    whole = int if size[0] == size[1] else round  # as torchvision does for a square, and timm for another crop
+    covering = [size[0], whole(size[0] * width / height)] if high else [whole(size[1] * height / width), size[1]]
     return F.resize(image, covering, interpolation=interpolation, antialias=True)
 
 
 def _colour(config: AugmentConfig, size: int) -> list[Transform]:
     steps: list[Transform] = []
-    if config.color_jitter:
-        steps.append(v2.ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
     if config.rand_augment:
         steps.append(_rand_augment(config, size))
+    jitter = config.color_jitter
+    if any(jitter) if isinstance(jitter, tuple) else jitter:
+        steps.append(v2.ColorJitter(*(jitter if isinstance(jitter, tuple) else (jitter,) * 3)))
     return steps
 
 
 def _rand_augment(config: AugmentConfig, size: int) -> Transform:
-    fill = tuple(round(255 * channel) for channel in config.mean)
+    """timm's operators, which fill what they uncover with the mean, and interpolate as the crop does."""
+    fill = tuple(min(255, round(255 * channel)) for channel in config.mean)
+    options = {"img_mean": fill, "translate_const": int(0.45 * size), "interpolation": str_to_pil_interp(config.interpolation)}
     name = config.rand_augment or ""
     try:
-        augment = rand_augment_transform(name, {"img_mean": fill, "translate_const": int(0.45 * size)})
+        augment = rand_augment_transform(name, options)
     except (AssertionError, ValueError, KeyError) as err:
         raise ConfigError(f"augment.rand_augment is '{name}' ({err}); give timm's notation, such as rand-m9-mstd0.5-inc1") from err
     for op in augment.ops:
