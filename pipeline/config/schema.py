@@ -153,7 +153,7 @@ class TrainConfig:
     eval_every: int | None = None
     """Steps; None: at the end only."""
     save_every: int | None = None
-    """Steps; None: at the end only (and on SIGTERM)."""
+    """Steps; None: a twentieth of the run, but no fewer than 100 and no more than 1000 steps. The last step is saved in any case."""
     keep_checkpoints: int = 2
     max_nonfinite: int = 5
     """Steps in a row whose loss is not finite on some rank, which are skipped; one more stops the run."""

@@ -25,15 +25,14 @@ from pipeline.train.signals import StopRequest
 
 
 def train(config: RunConfig, resume: str = "auto") -> Path:
-    """Trains until the last step, or until SIGTERM or SIGUSR1; the run's folder. resume: see `build_run`. Raises PipelineError."""
-    with StopRequest() as stop:
-        run = build_run(config, resume)
-        write_config(run)
-        main, step = run.engine.rank == 0, run.progress.step
-        with Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
-            if step:
-                reporter.say(f"continues after step {step} of {run.total_steps}")
-            _loop(run, reporter, stop)
+    """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT; the run's folder. resume: see `build_run`. Raises PipelineError."""
+    run = build_run(config, resume)
+    write_config(run)
+    main, step = run.engine.rank == 0, run.progress.step
+    with StopRequest() as stop, Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
+        if step:
+            reporter.say(f"continues after step {step} of {run.total_steps}")
+        _loop(run, reporter, stop)
     return Path(config.output)
 
 
@@ -49,7 +48,7 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
         if last or stopping or step % settings.log_every == 0:
             _report(run, reporter, sums, watch, norm)
         better = _score(run, reporter) if run.loaders and (last or _due(step, settings.eval_every)) and not stopping else False
-        if last or stopping or better or _due(step, settings.save_every):
+        if last or stopping or better or _due(step, settings.save_every or default_save_every(run.total_steps)):
             folder = _save(run, better)
             reporter.say(f"saved {folder}")
         if stopping and not last:
@@ -154,6 +153,11 @@ def _save(run: Run, better: bool) -> Path:
     average = {f"ema.{name}": tensor for name, tensor in run.ema.state_dict().items()} if run.ema is not None else {}
     keep = run.config.train.keep_checkpoints
     return checkpoint.save(run.engine, run.root, run.progress.step, average, facts, keep=keep, best=better)
+
+
+def default_save_every(total_steps: int) -> int:
+    """Steps. A function of the run alone: ranks that looked at their clocks would not agree."""
+    return min(1000, max(100, total_steps // 20))
 
 
 def _due(step: int, every: int | None) -> bool:

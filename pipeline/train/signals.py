@@ -1,6 +1,8 @@
 """A request to stop is a flag that is looked at between steps, so that a run ends with a checkpoint and not inside one."""
 
+import multiprocessing
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -9,28 +11,37 @@ from torch import Tensor
 
 from pipeline.interfaces import Engine
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+BLOCKED = (signal.SIGTERM, signal.SIGUSR1)
+REPEATED = 1.0
+"""Seconds in which another SIGINT is the same key press: launchers send on what the terminal has already sent to all."""
 
 
 class StopRequest:
-    """Context manager that catches SIGTERM and SIGUSR1. A second signal changes nothing.
+    """Context manager that catches SIGTERM, SIGUSR1 and SIGINT. A second SIGINT raises KeyboardInterrupt, a third ends the process.
 
-    Launchers and schedulers signal a whole process group. The signals are therefore blocked, which worker processes inherit: they
+    Launchers and schedulers signal a whole process group. SIGTERM and SIGUSR1 are therefore blocked, which worker processes inherit: they
     go on loading until the run has stopped. A thread that was there before may still receive one, which is what the handler is for.
+    What blocks SIGTERM cannot be ended by it, as Python does to what is left at exit; so at the end, or at an error, the workers that
+    were started meanwhile are killed.
     """
 
     def __init__(self) -> None:
         self._received = False
+        self._interrupted: float | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         self._mask: set[Any] = set()
+        self._before: set[Any] = set()
         self._asked: _Later | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._before = set(multiprocessing.active_children())
+        self._handlers = {number: signal.signal(number, self._receive) for number in BLOCKED}
+        self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _kill(set(multiprocessing.active_children()) - self._before)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -40,7 +51,7 @@ class StopRequest:
 
         With several ranks it is the answer of the step before, which has long arrived: the device never waits for it.
         """
-        here = self._received or not signal.sigpending().isdisjoint(SIGNALS)
+        here = self._received or not signal.sigpending().isdisjoint(BLOCKED)
         if engine.world_size == 1:
             return here
         asked, self._asked = self._asked, _Later(engine.all_reduce(torch.full((1,), float(here), device=engine.device)))
@@ -48,6 +59,26 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._interrupted is None:
+            self._received, self._interrupted = True, now
+        elif now - self._interrupted > REPEATED:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise KeyboardInterrupt
+
+
+def _kill(children: set[Any]) -> None:
+    """While torch's own handler, which takes a worker's end for an error, is off."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        for child in children:
+            child.kill()
+        for child in children:
+            child.join()
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 class _Later:

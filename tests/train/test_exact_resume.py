@@ -104,22 +104,23 @@ def assert_same_end(folder, part_way):
     return whole
 
 
-def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny_run, tmp_path, monkeypatch, capfd):
-    """A scheduler signals data workers too."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny_run, tmp_path, monkeypatch, capfd, number):
+    """A scheduler signals data workers too, and so does a terminal."""
     train(tiny_run(tmp_path / "whole"))
     step = loop._train_step
 
     def step_with_signal(run, *rest):
         if run.progress.step == 2:
             for pid in (os.getpid(), *(child.pid for child in psutil.Process().children())):
-                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, number)
         return step(run, *rest)
 
     monkeypatch.setattr(loop, "_train_step", step_with_signal)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     train(tiny_run(tmp_path / "parts", data=dict(workers=1)))
     assert "stopped as asked after step 3 of 6" in capfd.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert not (tmp_path / "parts/checkpoints/step_00000006").exists()
     monkeypatch.undo()
     train(tiny_run(tmp_path / "parts"))

@@ -1,0 +1,133 @@
+"""However a run ends, its process ends too, with all that it started. Real processes, with data workers."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pipeline.data.augment import Normalise
+from pipeline.model import MultiTaskModel
+from pipeline.train import loop, signals
+from pipeline.train.loop import default_save_every, train
+from pipeline.train.storage import complete_folders
+
+GENEROUS = 90.0
+"""Seconds. A process that has not ended then never will."""
+
+
+class Injected(Exception):
+    """The error that a test puts into a run."""
+
+
+def failing(output, process=os.getpid):
+    """Raises where it is called, in the process that it is called with, having noted that process' workers."""
+
+    def fail(*_: object, **__: object):
+        note_workers(output, process())
+        raise Injected
+
+    return fail
+
+
+def in_forward(monkeypatch, output):
+    monkeypatch.setattr(MultiTaskModel, "forward", failing(output))
+
+
+def in_evaluation(monkeypatch, output):
+    monkeypatch.setattr(MultiTaskModel, "evaluate", failing(output))
+
+
+def in_a_worker(monkeypatch, output):
+    monkeypatch.setattr(Normalise, "__call__", failing(output, os.getppid))
+
+
+def while_the_output_is_deleted(monkeypatch, output):
+    after_two_steps(monkeypatch, lambda: shutil.rmtree(output))
+
+
+def a_killed_worker(monkeypatch, output):
+    after_two_steps(monkeypatch, lambda: os.kill(psutil.Process().children()[0].pid, signal.SIGKILL))
+
+
+def an_interrupt_in_a_step(monkeypatch, output):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    after_two_steps(monkeypatch, interrupt)
+
+
+def after_two_steps(monkeypatch, action):
+    step = loop._train_step
+
+    def then(run, *rest):
+        if run.progress.step == 2:
+            note_workers(Path(run.config.output), os.getpid())
+            action()
+        return step(run, *rest)
+
+    monkeypatch.setattr(loop, "_train_step", then)
+
+
+def note_workers(output: Path, process: int) -> None:
+    (output.parent / "workers.json").write_text(json.dumps([child.pid for child in psutil.Process(process).children()]))
+
+
+def ended(target, *args) -> int | None:
+    """Exit code of a process of its own, which ends as every Python process does: it waits for the workers that are left."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    process.start()
+    process.join(GENEROUS)
+    if process.exitcode is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.join()
+        raise AssertionError("the process did not end")
+    return process.exitcode
+
+
+def run_alone(config, arrange=None) -> None:
+    """In the child."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if arrange is not None:
+            arrange(monkeypatch, Path(config.output))
+        train(config)
+
+
+@pytest.mark.parametrize(
+    "arrange", [in_forward, in_evaluation, in_a_worker, a_killed_worker, while_the_output_is_deleted, an_interrupt_in_a_step]
+)
+def test_a_run_that_fails_with_open_workers_is_gone_with_them(tiny_run, tmp_path, arrange):
+    config = tiny_run(data=dict(workers=2), train=dict(steps=4, eval_every=2, save_every=2, log_every=1))
+    assert ended(run_alone, config, arrange) == 1
+    workers = json.loads((tmp_path / "workers.json").read_text())
+    assert workers and not [pid for pid in workers if psutil.pid_exists(pid)]
+
+
+@pytest.mark.parametrize(("pause", "steps"), [(60.0, [3]), (0.0, [])])
+def test_a_second_interrupt_ends_at_once_unless_it_is_the_first_one_sent_on(tiny_run, tmp_path, monkeypatch, pause, steps):
+    monkeypatch.setattr(signals, "REPEATED", pause)
+    after_two_steps(monkeypatch, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt) if not steps else nullcontext():
+        train(tiny_run())
+    assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == [f"step_{step:08d}" for step in steps]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("total_steps", "every"), [(1, 100), (99, 100), (2_500, 125), (20_000, 1_000), (10**6, 1_000)])
+def test_without_save_every_a_run_loses_a_twentieth_at_most_or_a_hundred_steps(total_steps, every):
+    assert default_save_every(total_steps) == every
+
+
+def test_a_run_without_save_every_saves_in_between(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "default_save_every", lambda total_steps: total_steps // 3)
+    train(tiny_run(train=dict(steps=6, keep_checkpoints=9)))
+    assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == [f"step_{step:08d}" for step in (6, 4, 2)]
