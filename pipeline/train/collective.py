@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def joined_json(engine: Engine, values: Sequence[Any]) -> list[Any]:
 
 
 def _joined_bytes(engine: Engine, own: bytes) -> bytes:
-    return joined(engine, torch.tensor(list(own), dtype=torch.uint8, device=engine.device)).numpy().tobytes()
+    return joined(engine, torch.from_numpy(np.frombuffer(own, np.uint8).copy()).to(engine.device)).numpy().tobytes()
 
 
 def joined(engine: Engine, own: Tensor) -> Tensor:
