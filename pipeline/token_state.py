@@ -9,12 +9,22 @@ import torch
 from torch import Tensor
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which tokens of a dtype are sized, compared and merged: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in `wide` of its dtype."""
+    return x.to(wide(x.dtype))
+
+
 @dataclass(frozen=True)
 class SourceMap:
     """Which slot each input position went to. Exactly one of the two forms is set.
 
     slots [B, N] int64 in [0, M): hard, every position went to one slot.
-    weights [B, N, M] float32: soft, rows sum to 1 and columns to the slot's size.
+    weights [B, N, M], in the dtype of the sizes: soft, rows sum to 1 and columns to the slot's size.
     """
 
     slots: Tensor | None = None
@@ -24,9 +34,12 @@ class SourceMap:
         assert (self.slots is None) != (self.weights is None), "a source map is hard or soft"
 
     @classmethod
-    def identity(cls, batch: int, num_tokens: int, device: torch.device, *, soft: bool = False) -> "SourceMap":
+    def identity(
+        cls, batch: int, num_tokens: int, device: torch.device, *, soft: bool = False, dtype: torch.dtype = torch.float32
+    ) -> "SourceMap":
+        """Each position is its own slot. dtype: of the weights of a soft map."""
         if soft:
-            return cls(weights=torch.eye(num_tokens, device=device).expand(batch, -1, -1))
+            return cls(weights=torch.eye(num_tokens, dtype=dtype, device=device).expand(batch, -1, -1))
         return cls(slots=torch.arange(num_tokens, device=device).expand(batch, -1))
 
     def then(self, to_slot: Tensor) -> "SourceMap":
@@ -48,7 +61,8 @@ class Residual:
 
 @dataclass(frozen=True)
 class TokenState:
-    """tokens [B, M, C]; size [B, M] float32, patches held by each token; the first `num_prefix` tokens are never merged.
+    """tokens [B, M, C]; size [B, M] float32 (float64 with tokens in float64), patches held by each token; the first
+    `num_prefix` tokens are never merged.
 
     source: where each of the N input positions went, or None where nobody asked for a soft one.
     grid: (h, w) of the N - num_prefix patches.
@@ -70,8 +84,8 @@ class TokenState:
         """The state before the first block: every token has size 1 and is its own source."""
         batch, num_tokens, _ = tokens.shape
         assert num_tokens == grid[0] * grid[1] + num_prefix, "tokens do not fill the grid"
-        size = torch.ones(batch, num_tokens, device=tokens.device)
-        source = SourceMap.identity(batch, num_tokens, tokens.device, soft=soft_source)
+        size = torch.ones(batch, num_tokens, dtype=wide(tokens.dtype), device=tokens.device)
+        source = SourceMap.identity(batch, num_tokens, tokens.device, soft=soft_source, dtype=size.dtype)
         return cls(tokens, size, source, grid, num_prefix, num_tokens)
 
     def with_tokens(self, tokens: Tensor) -> "TokenState":

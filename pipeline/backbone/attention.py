@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbone.exact_attention import exact_attention
+from pipeline.token_state import wide, widened
 
 SMALLEST_SIZE = 1e-20
 """A token of size 0 attends like one of this size: even a logit 30 above all others does not show in the forward pass, and the
@@ -17,21 +18,22 @@ gradient to the size stays finite, as the weight that it multiplies is as small 
 
 
 def log_size(size: Tensor) -> Tensor:
-    """log(max(size, SMALLEST_SIZE)), whose gradient reaches `size` also where it is 0. Any shape, float32."""
+    """log(max(size, SMALLEST_SIZE)), whose gradient reaches `size` also where it is 0. Any shape, float32 or wider."""
     floored = size + (SMALLEST_SIZE - size).clamp(min=0.0).detach()
     return floored.log()
 
 
 def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float, dropout: float = 0.0) -> Tensor:
-    """softmax(scale * q k^T + log size) v through PyTorch's fused kernels. q, k, v [B, H, M, D]; size [B, M] float32 or None.
+    """softmax(scale * q k^T + log size) v through PyTorch's fused kernels.
 
+    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None.
     A mask that needs a gradient, or a bfloat16 mask, would cost the fused kernel or the precision. There the logarithm rides along
     as extra channels of the key instead, against ones in the query.
     """
     if size is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     bias = log_size(size)
-    if q.dtype == torch.float32 and not bias.requires_grad:
+    if q.dtype == bias.dtype and not bias.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None, None, :], dropout_p=dropout, scale=scale)
     dim = q.shape[-1]
     q, k, v = _with_bias_channels(q, k, v, bias / scale)
@@ -57,12 +59,12 @@ def _with_bias_channels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float) -> Tensor:
-    """The same by its definition, softmax weights times size, renormalised, in float32: what the tests compare with."""
-    logits = (q.float() @ k.float().mT) * scale
+    """The same by its definition, softmax weights times size, renormalised, in float32 or wider: for tests."""
+    logits = (widened(q) @ widened(k).mT) * scale
     weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
     if size is not None:
         weights = weights * size[:, None, None, :]
-    return (weights / weights.sum(dim=-1, keepdim=True)) @ v.float()
+    return (weights / weights.sum(dim=-1, keepdim=True)) @ widened(v)
 
 
 def attend(attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,7 @@ def attend(attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False) ->
     q, k = attn.q_norm(q), attn.k_norm(k)
     dropout = attn.attn_drop.p if attn.training else 0.0
     if exact:
-        size = torch.ones(batch, num_tokens, device=x.device) if size is None else size
+        size = torch.ones(batch, num_tokens, dtype=wide(x.dtype), device=x.device) if size is None else size
         mixed = exact_attention(q, k, v, size, scale=attn.scale)
     else:
         mixed = proportional_attention(q, k, v, size, scale=attn.scale, dropout=dropout)

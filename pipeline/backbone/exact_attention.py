@@ -1,4 +1,4 @@
-"""Proportional attention in the authors' own order of operations, in float32, with the weights recomputed in the backward pass.
+"""Proportional attention in the authors' own order of operations, in float32 or wider. The backward pass recomputes the weights.
 
 The release's soft merge amplifies rounding: a difference of 1e-7 in the attention grows about tenfold per block, until two sizes
 swap places in its sort. To train exactly what the release trains, the attention has to round as it does; a fused kernel does not.
@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.token_state import widened
+
 
 class ExactAttention(torch.autograd.Function):
-    """softmax over keys j of scale * q k^T, each weight multiplied by size_j; q, k, v [B, H, M, D], size [B, M], all float32."""
+    """softmax over keys j of scale * q k^T, each weight times size_j; q, k, v [B, H, M, D], size [B, M], one dtype."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, size: Tensor, scale: float) -> Tensor:
@@ -43,4 +45,4 @@ class ExactAttention(torch.autograd.Function):
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor, *, scale: float) -> Tensor:
     """As `proportional_attention`, whatever autocast says; the result has q's dtype."""
     with torch.autocast(q.device.type, enabled=False):
-        return ExactAttention.apply(q.float(), k.float(), v.float(), size, scale).to(q.dtype)
+        return ExactAttention.apply(widened(q), widened(k), widened(v), size, scale).to(q.dtype)

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from pipeline.merging.matching import Split, similarity
-from pipeline.token_state import MergePoint
+from pipeline.token_state import MergePoint, widened
 
 
 def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tensor:
-    """Costs [B, Na, Nb], float32, of merging each source into each destination.
+    """Costs [B, Na, Nb], float32 or wider, of merging each source into each destination.
 
     tokens, grad [B, M, C]: the tokens before the merge and the gradient of a drawn label's log-likelihood. size [B, M].
     """
-    x, g = tokens.float(), grad.float()
+    x, g = widened(tokens), widened(grad)
     along = (g * x).sum(dim=-1)
     a, b = split.sources, split.destinations
     size_a, size_b = size[:, a, None], size[:, None, b]

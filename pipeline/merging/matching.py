@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.merging.schedule import mergeable
-from pipeline.token_state import TokenState
+from pipeline.token_state import TokenState, widened
 
 SMALLEST = torch.finfo(torch.float32).eps
 """Least size that is divided by: tokens of size 0 merge to 0, not to 0 / 0."""
@@ -49,8 +49,8 @@ class Matching:
 
 
 def similarity(metric: Tensor, split: Split) -> Tensor:
-    """Cosine similarity [B, Na, Nb], float32, of sources and destinations; metric [B, M, F], any float dtype."""
-    unit = F.normalize(metric.float(), dim=-1)
+    """Cosine similarity [B, Na, Nb] of sources and destinations, float32 or wider; metric [B, M, F], any float dtype."""
+    unit = F.normalize(widened(metric), dim=-1)
     return unit[:, split.sources] @ unit[:, split.destinations].mT
 
 
@@ -69,9 +69,9 @@ def merge_hard(state: TokenState, matching: Matching, split: Split) -> TokenStat
     destinations, destination_size = tokens[:, split.destinations], size[:, split.destinations]
 
     leaving_size = size.gather(1, merged)
-    leaving = take_rows(tokens, merged).float() * leaving_size[..., None]
+    leaving = widened(take_rows(tokens, merged)) * leaving_size[..., None]
     total_size = destination_size.scatter_add(1, matching.target, leaving_size)
-    total = add_rows(destinations.float() * destination_size[..., None], matching.target, leaving)
+    total = add_rows(widened(destinations) * destination_size[..., None], matching.target, leaving)
     mean = (total / total_size.clamp(min=SMALLEST)[..., None]).to(tokens.dtype)
 
     assert state.source is not None

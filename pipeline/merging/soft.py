@@ -1,13 +1,14 @@
 """DTEM's continuously relaxed merge (Lee & Hong, NeurIPS 2024): which tokens merge becomes a weight that has a gradient.
 
-B batch, N all tokens, n live ones, Na sources, Nb destinations, r merges. Everything here is float32.
+B batch, N all tokens, n live ones, Na sources, Nb destinations, r merges. Everything is float32, or float64 where the
+tokens are.
 """
 
 import torch
 from torch import Tensor
 
 from pipeline.merging.matching import SMALLEST, Matching, Split, slots_after, take_rows
-from pipeline.token_state import SourceMap, TokenState
+from pipeline.token_state import SourceMap, TokenState, widened
 
 
 def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2: float) -> Tensor:
@@ -46,7 +47,7 @@ def merge_soft(
     have the values of the matching, so that a hard source map stays true.
     """
     live, prefix = state.num_active, state.num_prefix
-    tokens, size = state.tokens.float(), state.size
+    tokens, size = widened(state.tokens), state.size
     sources, destinations = tokens[:, split.sources], tokens[:, split.destinations]
     source_size, destination_size = size[:, split.sources], size[:, split.destinations]
 
@@ -71,8 +72,8 @@ def merge_soft(
 
 def _order(changed_size: Tensor, matching: Matching | None) -> Tensor:
     """[B, Na + Nb] positions within [sources, destinations], in their new order."""
-    if matching is None:
-        return changed_size.argsort(dim=-1, descending=True)
+    if matching is None:  # what nothing merges into keeps size 1, so many are equal
+        return changed_size.argsort(dim=-1, descending=True, stable=True)
     batch, num_changed = changed_size.shape
     num_sources = matching.kept.shape[1] + matching.merged.shape[1]
     destinations = torch.arange(num_sources, num_changed, device=changed_size.device).expand(batch, -1)
