@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.build import build_backbone, create_vit
-from pipeline.backbone.load import load_weights, read_state_dict
+from pipeline.backbone.load import check_filled, load_weights
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weight_files import Weights, read_state_dict
 from pipeline.balancing import Balancing, Fixed, build_balancing
 from pipeline.config.resolve import reduction_of
 from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig, height_width
@@ -176,20 +177,33 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
     sources: dict[str, Mapping[str, Tensor]] = {}
     if spec.pretrained:
         vit = create_vit(spec.name, pretrained=True, num_classes=None, img_size=spec.img_size, timm_options=spec.options)
-        sources[f"timm's {spec.name}"] = vit.state_dict()
+        sources[f"timm's {spec.name}"] = Weights(vit.state_dict(), model.backbone.grid)
     if spec.weights:
         sources[spec.weights] = read_state_dict(spec.weights)
+    if not sources:
+        return
+    filled: dict[str, str] = {}
+    redrawn: dict[str, str] = {}
     for source, tensors in sources.items():
-        report = load_weights(model, tensors)
+        try:
+            report = load_weights(model, tensors)
+        except CheckpointError as err:
+            raise CheckpointError(f"{source}: {err}") from err
         log.info("%s: %s", source, report)
-        if lacking := [name for name in report.missing if _stays(name, config)]:
-            raise CheckpointError(
-                f"{source} has no {lacking[0]} ({len(lacking)} tensors in all), which train.mode='{config.train.mode}' would freeze "
-                "as it was drawn; give weights that have it, or train it first with train.mode='backbone'"
-            )
-        drawn = [name for name in report.missing if ".metric." in name]
-        if drawn and config.train.mode == "heads":
-            log.warning("tokens merge by %s, which stays as it was drawn; teach it with train.mode='modular'", drawn[0])
+        filled, redrawn = filled | report.sources, redrawn | report.redrawn
+    names, mode = " and ".join(sources), config.train.mode
+    check_filled(model, filled, names)
+    missing = [name for name in model.state_dict() if name not in filled]
+    if lacking := [name for name in missing if _stays(name, config)]:
+        first = lacking[0]
+        shapes = f" for this number of classes: it is {redrawn[first]}" if first in redrawn else ""
+        raise CheckpointError(
+            f"{names} has no {first}{shapes} ({len(lacking)} tensors in all), which train.mode='{mode}' would freeze as it "
+            "was drawn; give weights that have it, or train it first with train.mode='backbone'"
+        )
+    drawn = [name for name in missing if ".metric." in name]
+    if drawn and mode == "heads":
+        log.warning("tokens merge by %s, which stays as it was drawn; teach it with train.mode='modular'", drawn[0])
 
 
 def _stays(name: str, config: RunConfig) -> bool:

@@ -4,10 +4,11 @@ import logging
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tinyrun import tiny_plain, tiny_tasks_plain
 
 import tasks  # noqa: F401 - fills the registry
+from pipeline.backbone.build import create_vit
 from pipeline.balancing import BALANCING
 from pipeline.config.load import from_plain
 from pipeline.data.targets import ClassificationTargets
@@ -44,6 +45,58 @@ def test_other_modes_train_what_the_weights_lack_and_say_so(tmp_path, headless, 
     with caplog.at_level(logging.INFO):
         build_model(config_with(tmp_path, headless, "joint"))
     assert "took" in caplog.text and "kept own values" in caplog.text
+
+
+@pytest.fixture
+def classifier_of_1000(tmp_path):
+    """A timm classifier's weights, of the size that the configs here build."""
+    backbone = tiny_plain(tmp_path, tmp_path / "run")["backbone"]
+    vit = create_vit(backbone["name"], num_classes=1000, img_size=32, timm_options=backbone["options"])
+    save_file(vit.state_dict(), path := tmp_path / "classifier.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("mode", ["joint", "end_to_end", "backbone", "heads"])
+def test_a_pretrained_classifier_starts_training_on_another_number_of_classes(tmp_path, classifier_of_1000, mode, caplog):
+    with caplog.at_level(logging.INFO):
+        model = build_model(config_with(tmp_path, classifier_of_1000, mode))
+    assert "tasks.digits.head.weight is drawn anew: (1000, 24) in the checkpoint and (10, 24) in the model" in caplog.text
+    assert torch.equal(model.backbone.norm.weight, load_file(classifier_of_1000)["norm.weight"])
+
+
+def test_so_do_timms_own_weights(tmp_path, monkeypatch, caplog):
+    """Without the download."""
+    plain = tiny_plain(tmp_path, tmp_path / "run", backbone={"pretrained": True})
+    monkeypatch.setattr("pipeline.model.create_vit", lambda name, *, pretrained, **options: create_vit(name, **options))
+    with caplog.at_level(logging.INFO):
+        build_model(from_plain(plain))
+    assert "tasks.digits.head.weight is drawn anew: (1000, 24) in the checkpoint and (10, 24) in the model" in caplog.text
+
+
+def test_a_head_drawn_anew_is_not_frozen(tmp_path, classifier_of_1000):
+    with pytest.raises(CheckpointError, match=r"has no tasks\.digits\.head\.weight for this number of classes: it is \(1000, 24\)"):
+        build_model(config_with(tmp_path, classifier_of_1000, "modular"))
+
+
+@pytest.mark.parametrize("mode", ["modular", "joint", "end_to_end", "backbone", "heads"])
+@pytest.mark.parametrize("kept", ["cls_token", "head.", "pos_embed"])
+def test_weights_that_leave_most_of_the_backbone_random_are_refused_in_every_mode(tmp_path, classifier_of_1000, mode, kept):
+    state = load_file(classifier_of_1000)
+    strange = {name if name.startswith(kept) else f"my.{name}": tensor for name, tensor in state.items()}
+    save_file(strange, path := tmp_path / "my.safetensors")
+    with pytest.raises(CheckpointError, match="of the backbone's numbers|no key of the checkpoint fits"):
+        build_model(config_with(tmp_path, path, mode))
+
+
+def test_metric_embeddings_of_one_file_join_the_backbone_of_timm(tmp_path, monkeypatch):
+    plain = tiny_plain(tmp_path, tmp_path / "run", train={"mode": "heads"}, backbone={"pretrained": True})
+    taught = build_model(from_plain(tiny_plain(tmp_path, tmp_path / "run"))).backbone
+    metric = {name: tensor for name, tensor in taught.state_dict().items() if ".metric." in name}
+    save_file(metric, tmp_path / "metric.safetensors")
+    plain["backbone"]["weights"] = str(tmp_path / "metric.safetensors")
+    monkeypatch.setattr("pipeline.model.create_vit", lambda name, *, pretrained, **options: create_vit(name, **options))
+    model = build_model(from_plain(plain))
+    assert torch.equal(model.backbone.state_dict()["blocks.1.metric.weight"], metric["blocks.1.metric.weight"])
 
 
 def model_of(tmp_path, **sections):

@@ -3,65 +3,115 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from pipeline.backbone.metric import shared_name
+from pipeline.backbone.openmmlab import openmmlab_weights
 from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weight_files import Grid
 from pipeline.errors import CheckpointError
 
-DIALECTS: list[Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor] | None]] = []
-"""Each puts the state dict of another project into our keys for a module, or gives None for one that is not that project's."""
-SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}
-"""Name -> what reads the path `name:...`. Both tables are filled by the package `tasks`, as TASKS is."""
+DIALECTS: list[Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor] | None]] = [openmmlab_weights]
+"""Each puts the state dict of another project into our keys for a module, or gives None for one that is not that project's. The package
+`tasks` adds to them."""
+FILLED = 0.9
+"""Of a backbone's numbers, metric embeddings apart: weights that fill fewer are of another architecture, or have keys
+of a style that is not known."""
 _RELEASE_LAYER = re.compile(r"^(.*blocks\.\d+\.)attn\.qkv\.(qkv_layer|metric_layer)\.(weight|bias)$")
 _HEAD = re.compile(r"^tasks\.([^.]+)\.(.*)$")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """taken: parameters of the module that got a value. missing: those that kept theirs. left: given keys that nothing wanted."""
+    """sources: parameter of the module -> key of the checkpoint that it got its value from. missing: those that
+    kept theirs. left: given keys that nothing wanted. redrawn: of `missing`, what depends on another number of
+    classes -> both shapes. grids: of the position embedding before and after, where it was resampled."""
 
-    taken: tuple[str, ...]
+    sources: Mapping[str, str]
     missing: tuple[str, ...]
     left: tuple[str, ...]
+    redrawn: Mapping[str, str] = field(default_factory=dict)
+    grids: tuple[Grid, Grid] | None = None
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        return tuple(self.sources)
 
     def __str__(self) -> str:
-        def some(names: tuple[str, ...]) -> str:
+        def some(names: list[str] | tuple[str, ...]) -> str:
             return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "none"
 
-        return f"took {len(self.taken)} tensors; kept own values: {some(self.missing)}; left unused: {some(self.left)}"
+        matches = {key: match for key in self.sources if (match := _HEAD.match(key))}
+        places = {match[1]: self.sources[key].removesuffix(match[2]).rstrip(".") for key, match in matches.items()}
+        heads = "".join(f"; the head of {task} from {place or 'a classifier'}" for task, place in places.items())
+        drawn = "".join(f"; {name} is drawn anew: {shapes}" for name, shapes in self.redrawn.items())
+        missing = some([name for name in self.missing if name not in self.redrawn])
+        grids = "; positions from a grid of {}x{} to {}x{}".format(*self.grids[0], *self.grids[1]) if self.grids else ""
+        took = f"took {len(self.sources)} tensors{heads}{grids}{drawn}"
+        return f"{took}; kept own values: {missing}; left unused: {some(self.left)}"
 
 
-def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
-    """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, those of the authors' DTEM release, or
-    another project's in DIALECTS.
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], *, grid: Grid | None = None) -> LoadReport:
+    """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, those of the authors'
+    DTEM release, or another project's in DIALECTS.
 
-    Position embeddings of another grid are resampled. A timm classifier finds the head with its names: of the only task, or of all tasks
-    whose head has its shapes. A head of another model finds the task of its own name; where both models have one task, that one. What
-    weighs the losses belongs to a run and stays as it is.
-    Raises CheckpointError where nothing fits or a tensor has another shape, naming the first; the module is then as it was.
+    A position embedding of another grid is resampled; `grid` is that of the checkpoint, (rows, columns), and None is
+    what its file says, else a square. A timm classifier finds the head with its names: of the only task, or of all
+    tasks whose head has its shapes. A head of another model finds the task of its own name; where both models have
+    one task, that one. What depends on another number of classes stays as it was drawn, as with timm's `num_classes`.
+    What weighs the losses belongs to a run and stays as it is.
+    Raises CheckpointError where nothing fits, where some of the backbone is filled but most of it is not, or where a
+    tensor has another shape, naming the first; the module is then as it was.
     """
     own = dict(module.state_dict(keep_vars=True))
+    grid = grid or getattr(state_dict, "grid", None)
     state_dict = next((read for dialect in DIALECTS if (read := dialect(state_dict, module)) is not None), state_dict)
     given = _release_to_timm({_plain(key): value for key, value in state_dict.items()})
-    sources = _sources(own, given)
+    sources, redrawn = _sources(own, given, {name: task.num_classes for name, task in _classifiers(module)})
     fitting = {key: given[source] for key, source in sources.items()}
     if not fitting:
         raise CheckpointError(f"no key of the checkpoint fits this model: it has {next(iter(given), 'none')}, the model {next(iter(own))}")
     backbone = backbone_of(module)
-    ready = {key: _checked(key, own[key], _resampled(key, own[key], value, backbone)) for key, value in fitting.items()}
+    left = tuple(key for key in given if key not in set(sources.values()))
+    if any(map(_of_backbone, sources)):
+        check_filled(module, sources, f"tensors such as {left[0]}" if left else "the tensors")
+    grids = None
+    if place := next((key for key in fitting if key.removeprefix("backbone.") == "pos_embed"), None):
+        fitting[place], grids = _resampled(fitting[place], own[place], backbone, grid)
+    ready = {key: _checked(key, own[key], value) for key, value in fitting.items()}
     with torch.no_grad():
         for key, value in ready.items():
             own[key].copy_(value)
-    left = tuple(key for key in given if key not in set(sources.values()))
-    return LoadReport(tuple(fitting), tuple(key for key in own if key not in fitting), left)
+    return LoadReport(sources, tuple(key for key in own if key not in fitting), left, redrawn, grids)
+
+
+def check_filled(module: nn.Module, filled: Mapping[str, Any], source: str) -> None:
+    """filled: keys of the module that got a value. Raises CheckpointError where most of its backbone did not."""
+    own = {key: value.numel() for key, value in module.state_dict().items() if _of_backbone(key)}
+    share = sum(number for key, number in own.items() if key in filled) / sum(own.values())
+    if share < FILLED:
+        lacking = next(key for key in own if key not in filled)
+        raise CheckpointError(
+            f"{source} fill {share:.0%} of the backbone's numbers, and not {lacking}: another architecture, or keys of a "
+            "style that is not known; give weights with timm's, mmseg's, mmpretrain's, open_clip's or our own keys, "
+            "of the model in backbone.name and backbone.options"
+        )
+
+
+def _of_backbone(key: str) -> bool:
+    """Of the module's keys: what pretrained weights are expected to have."""
+    return not key.startswith(("tasks.", "balancing.", "objective.")) and ".metric." not in key
+
+
+def _classifiers(module: nn.Module) -> list[tuple[str, Any]]:
+    """Tasks with a number of classes."""
+    tasks = getattr(module, "tasks", None) or {}
+    return [(name, task) for name, task in tasks.items() if hasattr(task, "num_classes")]
 
 
 def backbone_of(module: nn.Module) -> MergingViT:
@@ -71,66 +121,39 @@ def backbone_of(module: nn.Module) -> MergingViT:
     return backbone
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pth/.pt/.bin file (tensors only: nothing in it can run code).
-
-    A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights, averaged ones first.
-    The usual wrappers (`model`, `state_dict`, `model_ema`) are opened. `NAME:...` goes to the reader of that name in SOURCES.
-    Raises CheckpointError.
-    """
-    source, _, where = str(path).partition(":")
-    if source in SOURCES:
-        return SOURCES[source](where)
-    path = Path(path)
-    if path.is_dir():
-        folder = _checkpoint_of_run(path)
-        average = folder / "ema.safetensors"
-        weights = read_state_dict(folder / "model.safetensors")
-        return weights | (read_state_dict(average) if average.is_file() else {})
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as err:
-        raise CheckpointError(f"{path} cannot be read: {err}") from err
-    except Exception as err:  # the unpickler's own error class lives in pickle, which this project does not import
-        raise CheckpointError(f"{path} holds more than tensors, so it is not read; save its state_dict as .safetensors ({err})") from err
-    for wrapper in ("state_dict", "model", "model_ema"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} is not a state dict of tensors")
-    return content
-
-
-def _checkpoint_of_run(folder: Path) -> Path:
-    """Where the folder of a run points to; a folder without pointers is taken for a checkpoint's own."""
-    root = folder / "checkpoints"
-    names = [(root / pointer).read_text()[:64].strip() for pointer in ("best", "latest") if (root / pointer).is_file()]
-    return next((root / name for name in names if re.fullmatch(r"step_\d+", name)), folder)
-
-
 def _plain(key: str) -> str:
     """timm's spelling: our `backbone.` and wrappers' `module.` go."""
     return key.removeprefix("module.").removeprefix("model.").removeprefix("backbone.")
 
 
-def _sources(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
-    """Key of the module -> plain key that it is filled from."""
+def _sources(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], num_classes: Mapping[str, int]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Key of the module -> plain key that it is filled from; and what depends on another number of classes -> shapes."""
     heads = {key: match.groups() for key in own if (match := _HEAD.match(key))}
     of_tasks = {match[1] for key in given if (match := _HEAD.match(key))}
     tasks = {task for task, _ in heads.values()}
     renamed = dict(zip(tasks, of_tasks, strict=True)) if len(tasks) == len(of_tasks) == 1 else {}
     sources: dict[str, str] = {}
+    redrawn: dict[str, str] = {}
     for key in (key for key in own if not key.startswith("balancing.")):
         task, part = heads.get(key, ("", ""))
         names = [_plain(key), f"tasks.{renamed.get(task, task)}.{part}", part, shared_name(key)]
         found = next((name for name in names if name in given), None)
-        if found is not None and (found != part or len(tasks) == 1 or given[found].shape == own[key].shape):
+        if found is None:
+            continue
+        if _of_other_classes(own[key], given[found], num_classes.get(task)):
+            redrawn[key] = _shapes(own[key], given[found])
+        elif found != part or len(tasks) == 1 or given[found].shape == own[key].shape:
             sources[key] = found
-    return sources
+    return sources, redrawn
+
+
+def _of_other_classes(own: Tensor, given: Tensor, num_classes: int | None) -> bool:
+    """Whether the number of classes is all that differs."""
+    if num_classes is None or own.ndim != given.ndim:
+        return False
+    return [size for size, other in zip(own.shape, given.shape, strict=True) if size != other] == [num_classes]
 
 
 def _release_to_timm(given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,19 +173,44 @@ def _release_to_timm(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _resampled(key: str, own: Tensor, value: Tensor, backbone: MergingViT) -> Tensor:
-    """A position embedding brought to the module's grid, where it comes from a square one; anything else as it is."""
-    if not key.endswith("pos_embed") or own.shape == value.shape:
-        return value
+def _resampled(
+    value: Tensor, own: Tensor, backbone: MergingViT, grid: Grid | None
+) -> tuple[Tensor, tuple[Grid, Grid] | None]:
+    """A position embedding [1, prefix + rows * columns, C] brought from its grid (None: not known) to the module's, and
+    both grids where they differ."""
+    if value.ndim != own.ndim or value.shape[-1] != own.shape[-1]:
+        return value, None
     prefix = 0 if backbone.no_embed_class else backbone.num_prefix
-    positions = value.shape[1] - prefix
-    if positions <= 0 or math.isqrt(positions) ** 2 != positions:
-        return value
-    return resample_abs_pos_embed(value, new_size=list(backbone.grid), num_prefix_tokens=prefix)
+    grid = grid or _likely_grid(value.shape[1] - prefix, backbone.grid)
+    if grid is None or grid == backbone.grid or grid[0] * grid[1] + prefix != value.shape[1]:
+        return value, None
+    new = resample_abs_pos_embed(value, new_size=list(backbone.grid), old_size=list(grid), num_prefix_tokens=prefix)
+    return new, (grid, backbone.grid)
+
+
+def _likely_grid(positions: int, own: Grid) -> Grid | None:
+    """A square, else the module's own; None where the positions are of neither. Raises CheckpointError where they could
+    be of both."""
+    side = math.isqrt(max(positions, 0))
+    is_square, is_own = side > 0 and side**2 == positions, positions == own[0] * own[1]
+    if is_square and is_own and own != (side, side):
+        raise CheckpointError(
+            f"'pos_embed' has {positions} positions, which could be a grid of {side}x{side} or of {own[0]}x{own[1]}, and "
+            "the file does not say; give the folder of a run or a file of `dtem export`, which do, or call load_weights "
+            "with grid=(rows, columns)"
+        )
+    return (side, side) if is_square else own if is_own else None
 
 
 def _checked(key: str, own: Tensor, value: Tensor) -> Tensor:
     if own.shape != value.shape:
-        shapes = f"{tuple(value.shape)} in the checkpoint and {tuple(own.shape)} in the model"
-        raise CheckpointError(f"'{key}' is {shapes}: another architecture")
+        where = " (of another grid than a square one, or with other prefix tokens)" if key.endswith("pos_embed") else ""
+        raise CheckpointError(
+            f"'{key}' is {_shapes(own, value)}{where}: another architecture; give backbone.name and backbone.options "
+            "of the checkpoint's model"
+        )
     return value
+
+
+def _shapes(own: Tensor, value: Tensor) -> str:
+    return f"{tuple(value.shape)} in the checkpoint and {tuple(own.shape)} in the model"

@@ -9,8 +9,9 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.load import load_weights, read_state_dict
+from pipeline.backbone.load import check_filled, load_weights
 from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weight_files import read_state_dict
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
@@ -95,6 +96,7 @@ class DTEMBackbone(MergingViT, BaseModule):
 
     def _load(self, weights: str) -> None:
         report = load_weights(self, read_state_dict(weights))
+        check_filled(self, report.sources, weights)
         print_log(f"{weights}: {report}", logger="current")
         lacking = [name for name in report.missing if kind_of(name) != METRIC]
         if lacking and self.frozen:

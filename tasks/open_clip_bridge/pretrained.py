@@ -4,7 +4,7 @@ from pathlib import Path
 
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
-from pipeline.backbone.load import read_state_dict
+from pipeline.backbone.weight_files import read_state_dict
 from pipeline.errors import CheckpointError
 from pipeline.registry import unknown_name
 from tasks.open_clip_bridge.parts import named_config

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbone.load import DIALECTS, SOURCES, backbone_of
+from pipeline.backbone.load import DIALECTS, backbone_of
 from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weight_files import SOURCES
 from pipeline.errors import CheckpointError
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """Weights in three styles of keys, and what is refused."""
 
+import argparse
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from safetensors.torch import save_file
 from tiny import IMG, SIZES, images, tiny_vit
 
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.load import load_weights, read_state_dict
+from pipeline.backbone.load import load_weights
+from pipeline.backbone.weight_files import read_state_dict
 from pipeline.balancing import BALANCING
 from pipeline.errors import CheckpointError
 from pipeline.model import MultiTaskModel
@@ -163,6 +165,47 @@ def test_keys_of_the_release_leave_their_metric_layers_where_nothing_takes_them(
     assert {key for key in report.left if "metric" in key} == {f"blocks.{i}.metric.{kind}" for i in range(3) for kind in ("weight", "bias")}
 
 
+@pytest.mark.parametrize("heads", [{"animals": 4}, {"animals": 4, "plants": 10}])
+@pytest.mark.parametrize("keys", ["timm", "ours"])
+def test_a_head_for_another_number_of_classes_is_drawn_anew_and_that_is_said(heads, keys):
+    given = timm_vit() if keys == "timm" else several({"animals": 10}, seed=3)
+    new = several(heads, seed=4)
+    own = copied(new)
+    report = load_weights(new, given.state_dict())
+    redrawn = {"tasks.animals.head.weight", "tasks.animals.head.bias"}
+    assert report.redrawn.keys() == redrawn <= set(report.missing)
+    assert all(torch.equal(new.state_dict()[name], own[name]) for name in redrawn)
+    assert "tasks.animals.head.weight is drawn anew: (10, 48) in the checkpoint and (4, 48) in the model" in str(report)
+    theirs = given.backbone if keys == "ours" else given
+    assert torch.equal(new.backbone.blocks[1].mlp.fc1.weight, theirs.blocks[1].mlp.fc1.weight)
+    if keys == "timm" and "plants" in heads:
+        assert torch.equal(new.tasks["plants"].head.weight, given.head.weight)
+        assert "the head of plants from a classifier" in str(report)
+
+
+def test_a_head_that_differs_in_more_than_its_classes_is_another_architecture():
+    given = several({"animals": 10}).state_dict() | {"tasks.animals.head.weight": torch.zeros(10, 96)}
+    with pytest.raises(CheckpointError, match=r"'tasks.animals.head.weight' is \(10, 96\) in the checkpoint and \(10, 48\)"):
+        load_weights(several({"animals": 10}), given)
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load_weights(several({"animals": 4}), given)
+
+
+@pytest.mark.parametrize("stranger", ["blocks.", "mlp.", "attn.qkv."])
+def test_keys_of_an_unknown_style_are_refused_even_where_some_fit_by_chance(stranger):
+    state, model = timm_vit().state_dict(), tiny_vit("dtem")
+    before = copied(model)
+    with pytest.raises(CheckpointError, match=r"fill \d+% of the backbone's numbers, and not blocks.0"):
+        load_weights(model, {name.replace(stranger, f"my_{stranger}"): value for name, value in state.items()})
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_metric_embeddings_alone_are_a_checkpoint_too():
+    old, new = tiny_vit("dtem", seed=3), tiny_vit("dtem", seed=4)
+    metric = {name: tensor for name, tensor in old.state_dict().items() if ".metric." in name}
+    assert set(load_weights(new, metric).taken) == set(metric)
+
+
 def test_another_shape_is_refused_by_name():
     wide = create_vit(NAME, num_classes=0, img_size=IMG, timm_options=SIZES | {"embed_dim": 96})
     with pytest.raises(CheckpointError, match=r"'cls_token' is \(1, 1, 96\) in the checkpoint and \(1, 1, 48\) in the model"):
@@ -197,6 +240,36 @@ def test_position_embeddings_of_another_grid_are_resampled(prefix):
     torch.testing.assert_close(resampled_before, resampled_inside)
 
 
+def wide_vit(**options):
+    """A grid of 8x18 patches, 144 as in a square of 12x12."""
+    return tiny_vit("tome", seed=3, img_size=(64, 144), **options)
+
+
+@pytest.mark.parametrize("size", [96, 64, (48, 192)])
+def test_positions_of_a_grid_that_is_known_are_resampled_from_it(size, tmp_path):
+    """96 pixels are 12x12 patches, as many as 8x18."""
+    wide, new, pixels = wide_vit(), tiny_vit("tome", img_size=size), size if isinstance(size, tuple) else (size, size)
+    save_file(wide.state_dict(), tmp_path / "exported.safetensors", metadata={"grid": "8x18"})
+    for report in (
+        load_weights(new, wide.state_dict(), grid=(8, 18)),
+        load_weights(new, read_state_dict(tmp_path / "exported.safetensors")),
+    ):
+        assert report.grids == ((8, 18), new.grid) and "positions from a grid of 8x18 to" in str(report)
+        given = torch.randn(2, 3, *pixels)
+        with torch.no_grad():
+            ours, theirs = (model.eval()(given, reduction=0).final.tokens for model in (new, wide))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_positions_that_could_be_of_two_grids_are_refused():
+    with pytest.raises(CheckpointError, match="144 positions, which could be a grid of 12x12 or of 8x18"):
+        load_weights(wide_vit(), tiny_vit("tome", img_size=96).state_dict())
+    assert not load_weights(wide_vit(), wide_vit().state_dict(), grid=(8, 18)).missing
+    assert load_weights(wide_vit(), tiny_vit("tome", img_size=96).state_dict(), grid=(12, 12)).grids == ((12, 12), (8, 18))
+    with pytest.raises(CheckpointError, match="pos_embed.*of another grid than a square one"):
+        load_weights(tiny_vit("tome"), tiny_vit("tome", img_size=(64, 72)).state_dict())
+
+
 class Hostile:
     """Unpickling it creates a file."""
 
@@ -217,6 +290,19 @@ def test_a_file_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path)
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("extra", [argparse.Namespace(lr=1e-3), Path("x")], ids=["timm's arguments", "a path"])
+def test_a_file_with_python_objects_is_refused_in_one_sentence_with_the_way_out(extra, tmp_path):
+    torch.save({"state_dict": {"head.bias": torch.arange(3.0)}, "args": extra}, tmp_path / "model_best.pth.tar")
+    with pytest.raises(CheckpointError) as raised:
+        read_state_dict(tmp_path / "model_best.pth.tar")
+    message = str(raised.value)
+    assert "\x1b" not in message and "\n" not in message and len(message) < 500
+    assert type(extra).__name__ in message
+    command = message.partition('python -c "')[2].removesuffix('"').replace("weights.pth", str(tmp_path / "weights.pth"))
+    exec(command, {})
+    assert torch.equal(read_state_dict(tmp_path / "weights.pth")["head.bias"], torch.arange(3.0))
+
+
 def test_files_are_read_whatever_wraps_the_state(tmp_path):
     state = {"head.bias": torch.arange(3.0)}
     save_file(state, tmp_path / "a.safetensors")
@@ -234,7 +320,8 @@ def test_files_that_hold_no_weights_are_refused_by_name(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "numbers.pth")
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     for path in tmp_path.iterdir():
-        with pytest.raises(CheckpointError, match=path.name):
+        with pytest.raises(CheckpointError, match=path.name) as raised:
             read_state_dict(path)
+        assert not str(raised.value).endswith(": "), "says no reason"
     with pytest.raises(CheckpointError, match="no checkpoint file"):
         read_state_dict(tmp_path / "missing.pth")

@@ -1,0 +1,97 @@
+"""Files and folders that hold weights -> state dicts. Nothing in them can run code."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.backbone.build import model_facts
+from pipeline.config.build import build_dataclass
+from pipeline.config.schema import BackboneConfig
+from pipeline.errors import CheckpointError, ConfigError
+
+Grid = tuple[int, int]
+"""Patches: (rows, columns)."""
+SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}
+"""Name -> what reads the path `name:...`. Filled by the package `tasks`, as TASKS is."""
+
+
+class Weights(dict[str, Tensor]):
+    """A state dict whose file says what grid its position embedding is made for, or does not (None)."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], grid: Grid | None):
+        super().__init__(tensors)
+        self.grid = grid
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pth/.pt/.bin file (tensors only: nothing in it can run code).
+
+    A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights, averaged ones first.
+    The usual wrappers (`model`, `state_dict`, `model_ema`) are opened. `NAME:...` goes to the reader of that name in SOURCES.
+    Raises CheckpointError.
+    """
+    source, _, where = str(path).partition(":")
+    if source in SOURCES:
+        return SOURCES[source](where)
+    path = Path(path)
+    if path.is_dir():
+        folder = _checkpoint_of_run(path)
+        average = folder / "ema.safetensors"
+        weights = read_state_dict(folder / "model.safetensors")
+        return Weights(weights | (read_state_dict(average) if average.is_file() else {}), _grid_of_run(folder))
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as err:
+        raise CheckpointError(f"{path} cannot be read: {str(err) or 'it is empty or cut short'}") from err
+    except Exception as err:  # the unpickler's own error class lives in pickle, which this project does not import
+        raise CheckpointError(_more_than_tensors(path, str(err))) from err
+    for wrapper in ("state_dict", "model", "model_ema"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} is not a state dict of tensors")
+    return content
+
+
+def _read_safetensors(path: Path) -> Weights:
+    """With the grid that `dtem export` notes beside the tensors."""
+    with safe_open(path, framework="pt") as file:
+        sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", (file.metadata() or {}).get("grid", ""))
+        return Weights({key: file.get_tensor(key) for key in file.keys()}, (int(sides[1]), int(sides[2])) if sides else None)
+
+
+def _more_than_tensors(path: Path, reason: str) -> str:
+    """timm's train script and mmengine's Runner save their arguments and their log along with the weights."""
+    found = re.search(r"GLOBAL ([\w.]+)", reason)
+    inside = f" ({found[1]})" if found else ""
+    keep = f"torch.save(torch.load('{path}', weights_only=False)['state_dict'], 'weights.pth')"
+    return (
+        f"{path} holds Python objects besides tensors{inside}, and to read them could run code; if you trust whoever "
+        f'made it, keep its tensors alone: python -c "import torch; {keep}"'
+    )
+
+
+def _checkpoint_of_run(folder: Path) -> Path:
+    """Where the folder of a run points to; a folder without pointers is taken for a checkpoint's own."""
+    root = folder / "checkpoints"
+    pointers = [root / pointer for pointer in ("best", "latest") if (root / pointer).is_file()]
+    names = [pointer.read_bytes()[:64].decode(errors="replace").strip() for pointer in pointers]
+    return next((root / name for name in names if re.fullmatch(r"step_\d+", name)), folder)
+
+
+def _grid_of_run(folder: Path) -> Grid | None:
+    """Of the position embedding in a checkpoint, by the backbone's section of the config in its manifest."""
+    try:
+        section = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["config"]["backbone"]
+        return model_facts(build_dataclass(BackboneConfig, section)).grid
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, ConfigError):
+        return None
