@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import tasks  # noqa: F401 - fills the registry
-from pipeline.config.load import from_plain, parse_value
+from pipeline.config.load import from_plain
+from pipeline.config.overrides import parse_value
 from pipeline.config.schema import MergingConfig, RunConfig, height_width
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES

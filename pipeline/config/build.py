@@ -45,6 +45,9 @@ def plain(value: Any) -> Any:
 def _build(kind: Any, data: Any, path: str, mistakes: list[str]) -> Any:
     if kind is Any:
         return _build_plain(data, path, mistakes)
+    if reason := _unsound(data):
+        mistakes.append(f"{path}: {reason}")
+        return _INVALID
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _build_section(kind, data, path, mistakes)
     origin, args = get_origin(kind), get_args(kind)
@@ -113,10 +116,18 @@ def _build_plain(data: Any, path: str, mistakes: list[str]) -> Any:
         return _build_mapping(Any, data, path, mistakes)
     if isinstance(data, (list, tuple)):
         return [_build_plain(item, f"{path}.{i}", mistakes) for i, item in enumerate(data)]
-    if (data is None or type(data) in (bool, int, float, str)) and _is_finite(data):
+    if (data is None or type(data) in (bool, int, float, str)) and _is_finite(data) and not _unsound(data):
         return data
-    mistakes.append(f"{path}: expected plain data (None, bool, finite number, string, list or dict), got {_shown(data)}")
+    expected = "expected plain data (None, bool, finite number, string, list or dict)"
+    mistakes.append(f"{path}: {_unsound(data) or f'{expected}, got {_shown(data)}'}")
     return _INVALID
+
+
+def _unsound(data: object) -> str | None:
+    """What nothing can mean, whatever is expected: no file, tensor or JSON holds it."""
+    if isinstance(data, int) and data.bit_length() > 63:
+        return f"an integer of {data.bit_length()} bits; give one of at most 63"
+    return f"{_shown(data)} has a NUL character in it" if isinstance(data, str) and "\0" in data else None
 
 
 def _is_finite(data: object) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from pipeline.config.build import build_dataclass, plain
+from pipeline.config.overrides import override
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 
@@ -37,7 +38,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     if path.suffix not in readers:
         raise ConfigError(f"config {path} ends in '{path.suffix}'; give a file that ends in {', '.join(readers)}")
     try:
-        return build_dataclass(RunConfig, _override(readers[path.suffix](path), overrides), str(path))
+        return build_dataclass(RunConfig, override(readers[path.suffix](path), overrides), str(path))
     except RecursionError as err:
         raise ConfigError(f"config {path} is nested too deeply") from err
 
@@ -49,61 +50,13 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
 
 def from_plain(data: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
     """The inverse of `to_plain`, after `a.b=value` overrides; raises ConfigError on anything that the schema does not know."""
-    return build_dataclass(RunConfig, _override(data, overrides) if overrides else data, "resolved config")
+    return build_dataclass(RunConfig, override(data, overrides) if overrides else data, "resolved config")
 
 
 def digest(config: RunConfig) -> str:
     """sha256 of the canonical JSON: equal for equal runs, however they were written down."""
     text = json.dumps(to_plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def parse_value(text: str) -> Any:
-    """The value of an override: a Python literal, true/false/null, a comma list, or else the string itself.
-
-    Commas inside brackets and braces do not split, so that a brace pattern of shards stays whole.
-    """
-    text = text.strip()
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        pass
-    if text[:1] + text[-1:] in ("[]", "()"):
-        return [parse_value(part) for part in _split(text[1:-1])]
-    parts = _split(text)
-    return [parse_value(part) for part in parts] if len(parts) > 1 else text
-
-
-def _split(text: str) -> list[str]:
-    """Parts between the commas that stand outside of every bracket."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return [part for part in parts if part.strip()]
-
-
-def _override(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    from mmengine.config import Config
-
-    options = {}
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"override '{item}' is not of the form section.key=value, for instance optim.lr=1e-4")
-        options[key.strip()] = parse_value(value)
-    config = Config(data)
-    try:
-        config.merge_from_dict(options)
-    except (TypeError, KeyError, AttributeError) as err:
-        raise ConfigError(f"override {', '.join(options)} does not fit the config: {err}") from err
-    return config.to_dict()
 
 
 def _read_python(path: Path) -> dict[str, Any]:
@@ -151,7 +104,10 @@ def _join_tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _with_bases(path: Path) -> Iterator[tuple[Path, ast.Module]]:
     """The file, then its bases and theirs, as mmengine finds them: in the first line that sets `_base_`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))  # mmengine would report a syntax error under a temporary name
+    text = path.read_text(encoding="utf-8")
+    if text.startswith("\ufeff"):
+        raise ConfigError(f"config {path} begins with a byte order mark, which mmengine cannot read; save it as UTF-8 without BOM")
+    tree = ast.parse(text, str(path))  # mmengine would report a syntax error under a temporary name
     yield path, tree
     lines = (node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_")
     try:
@@ -185,7 +141,7 @@ def _where(err: Exception) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return _as_dict(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition), path)
+        return _as_dict(json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repetition), path)
     except (ValueError, RecursionError) as err:
         raise ConfigError(f"config {path} is not JSON: {err}") from err
 
@@ -217,9 +173,9 @@ _PlainLoader.add_implicit_resolver(  # YAML 1.1 takes 1e-4 for a string
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        return _as_dict(yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader), path)
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise ConfigError(f"config {path} is not plain YAML: {err}") from err
+        return _as_dict(yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_PlainLoader), path)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
+        raise ConfigError(f"config {path} is not plain YAML: {err}") from err  # `!!bool abc` is a KeyError
 
 
 def _as_dict(data: Any, path: Path) -> dict[str, Any]:

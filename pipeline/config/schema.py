@@ -30,7 +30,8 @@ class BackboneConfig:
     pretrained: bool = False
     """Load timm's weights of that name (downloads)."""
     weights: str | None = None
-    """A .safetensors or .pth file with timm keys, our keys or those of the authors' release; or a run's checkpoint folder."""
+    """A .safetensors or .pth file with the keys of timm, mmseg, mmpretrain, open_clip, the authors' release, or ours; a
+    run's folder; or `open_clip:MODEL@TAG`."""
     img_size: ImgSize | None = None
     """Pixels per side, or (height, width), that the position embedding is made for; None keeps timm's."""
     drop_path: float = 0.0

@@ -1,13 +1,16 @@
 """Config files become strict dataclasses: all mistakes are told at once, and nothing that is only data can run code."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.load import digest, from_plain, load_config, parse_value, to_plain
+from pipeline.config.load import digest, from_plain, load_config, to_plain
+from pipeline.config.overrides import parse_value
+from pipeline.config.schema import MergingConfig
 from pipeline.errors import ConfigError
 
 BASE = "backbone = dict(name='deit_tiny_patch16_224')\noptim = dict(lr=1e-3, warmup_steps=5)\n"
@@ -74,7 +77,14 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
     [
         ("seed=True", "seed: expected an integer, got bool True"),
         ("optim.lr=1e999", "optim.lr: expected a finite number, got float inf"),
-        ("backbone.name=3", "backbone.name: expected a string"),
+        ("optim.lr={[]:1}", "optim.lr: expected a finite number, got str '{[]:1}'"),
+        ("output=a\0b", r"output: str 'a\x00b' has a NUL character in it"),
+        ("merging.options.x=a\0b", "merging.options.x: str 'a\\x00b' has a NUL character in it"),
+        ("seed=" + "9" * 20, "seed: an integer of 67 bits; give one of at most 63"),
+        ("optim.lr=0x" + "f" * 5000, "optim.lr: an integer of 20000 bits"),
+        ("merging.options.x=0x" + "f" * 5000, "merging.options.x: an integer of 20000 bits"),
+        ("output.x=1", "override output.x: output is 'runs/run', which has no parts"),
+        ("tasks.a.data.train.0=x", "tasks.a.data.train is 'x-{a,b}.tar', which has no parts"),
         ("tasks.a=3", "tasks.a: expected a dict of settings"),
         ("merging.reduction=[8, 8]", "inflection in [-1, 1]"),
         ("merging.reduction=-1", "merging.reduction is -1"),
@@ -95,6 +105,67 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
 )
 def test_a_wrong_override_says_what_and_where(run_file, override, part):
     assert part in message(run_file, override)
+
+
+@pytest.mark.parametrize(
+    "overrides, part",
+    [
+        ([f"tasks.a.data.train=x-{i}.tar" for i in range(6)], "tasks.a.data.train is given 6 times; give it once"),
+        (["seed=1", "seed=1"], "seed is given 2 times"),
+        (["merging.policy=tome", "merging={'reduction': 4}"], "merging and merging.policy set the same thing"),
+        (["tasks.a.data={}", "tasks.a.data.augment.pad=4"], "tasks.a.data and tasks.a.data.augment.pad set the same thing"),
+    ],
+)
+def test_a_setting_is_given_once(run_file, overrides, part):
+    """A shell that expands a brace pattern gives one setting several times, and the last would win."""
+    for order in (overrides, overrides[::-1]):
+        assert part in message(run_file, *order)
+    assert load_config(run_file, ["merging.policy=tome", "merging.reduction=4"]).merging.policy == "tome"
+
+
+@pytest.mark.parametrize("text", ["none", "None", "true", "3", "1e-4", "a,b", "[1, 2]", "None "])
+def test_a_field_of_text_takes_the_text_as_it_is_typed(run_file, text):
+    assert load_config(run_file, [f"backbone.name={text}"]).backbone.name == text.strip()
+    assert load_config(run_file, [f"tasks.a.type={text}"]).tasks["a"].type == text.strip()
+
+
+def test_quotes_say_that_a_value_is_text_and_none_is_no_text_where_none_is_allowed(run_file):
+    config = load_config(run_file, ["output='none'", "backbone.weights=none", "train.best=null", "tasks.a.data.val='none'"])
+    assert (config.output, config.backbone.weights, config.train.best, config.tasks["a"].data.val) == ("none", None, None, "none")
+
+
+def test_an_override_reaches_every_field_of_a_resolved_run(run_file):
+    """Sections that are None are made, parts of lists are named by their number."""
+    data = to_plain(load_config(run_file, ["tasks.a.data.train=a.tar,b.tar"]))
+    before = json.dumps(data)
+    changes = ["tasks.a.merging.reduction=4", "tasks.a.data.train.1=c.tar", "backbone.options.depth=3", "optim.betas.0=0.5"]
+    config = from_plain(data, [*changes, "objective={'type': 'distill'}", "engine.deepspeed.a.b=[{'x': 1}]"])
+    assert config.tasks["a"].merging.reduction == 4 and config.tasks["a"].data.train == ["a.tar", "c.tar"]
+    assert config.backbone.options == {"depth": 3} and config.optim.betas == (0.5, 0.999)
+    assert config.objective.type == "distill" and config.engine.deepspeed == {"a": {"b": [{"x": 1}]}}
+    assert json.dumps(data) == before, "what was given stays as it is"
+    for part in ("2", "-1", "x", "²"):
+        with pytest.raises(ConfigError, match="no position in a list of 2; give 0 to 1"):
+            from_plain(data, [f"tasks.a.data.train.{part}=c.tar"])
+
+
+def test_a_dict_merges_into_a_section_or_replaces_it(run_file):
+    assert load_config(run_file, ["optim={'lr': 0.5}"]).optim.warmup_steps == 5
+    assert load_config(run_file, ["optim={'lr': 0.5, '_delete_': True}"]).optim.warmup_steps == 0
+
+
+def test_the_unmerged_control_of_a_run_is_one_override(run_file):
+    run_file.write_text(
+        RUN.replace("steps=3", "steps=3, reduction_range=(1, 4)")
+        + "merging = dict(policy='dtem', reduction=8, embedding='per_task', options=dict(tau1=0.2))\n"
+        + "tasks['a']['merging'] = dict(reduction=4)\n"
+    )
+    config = load_config(run_file, ["merging.policy=none"])
+    assert config.merging == replace(MergingConfig(), policy="none", embedding="per_task")
+    assert config.tasks["a"].merging is None and config.train.reduction_range is None
+    kept = load_config(run_file, ["merging.policy=none", "merging.reduction=2", "tasks.a.merging.reduction=1"])
+    assert kept.merging.reduction == 2 and kept.tasks["a"].merging.reduction == 1, "what is typed is refused later, not dropped"
+    assert load_config(run_file, ["merging.policy=tome"]).merging.reduction == 8
 
 
 def test_a_missing_section_is_named(tmp_path):
@@ -130,6 +201,9 @@ def test_a_syntax_error_is_told_with_its_line(run_file):
         ("a.yaml", "a: " + "[" * 50_000, "not plain YAML"),
         ("a.yaml", "!!python/object/apply:os.system ['touch CANARY']", "not plain YAML"),
         ("a.yaml", "a: !!python/name:os.system ", "not plain YAML"),
+        ("a.yaml", "a: !!bool abc", "not plain YAML"),
+        ("a.yaml", "a: !!timestamp abc", "not plain YAML"),
+        ("a.yaml", "a: !!int abc", "not plain YAML"),
         ("a.toml", "", "ends in '.toml'"),
         ("a.json", " " * (1 << 20) + "{}", "bytes"),
         ("a.yaml", "_base_: http://example.com/x.yaml", "unknown key '_base_'"),
@@ -140,6 +214,15 @@ def test_a_hostile_data_file_is_an_error_and_nothing_more(tmp_path, monkeypatch,
     (tmp_path / name).write_text(text)
     assert part in message(tmp_path / name)
     assert not (tmp_path / "CANARY").exists()
+
+
+def test_a_byte_order_mark_is_read_over_or_named(run_file, tmp_path):
+    text = json.dumps(to_plain(load_config(run_file)))
+    for name in ("run.json", "run.yaml"):
+        (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
+        assert load_config(tmp_path / name) == load_config(run_file)
+    (tmp_path / "base.py").write_text("\ufeff" + BASE, encoding="utf-8")
+    assert "base.py begins with a byte order mark" in message(run_file)
 
 
 def test_overrides_and_environment_cannot_run_code(run_file, monkeypatch):

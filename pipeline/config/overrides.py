@@ -1,0 +1,157 @@
+"""`a.b=value` changes of a config, as the command line gives them. Standard library only."""
+
+import ast
+import copy
+import dataclasses
+import logging
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+KEPT_UNMERGED = ("policy", "embedding", "adapter_rank")
+"""Of the section `merging`, what says nothing of how many tokens merge, and how."""
+
+
+def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The config with the values in place of what it says; sections that are missing or None are made, and a part of a
+    list is named by its number (`data.train.0=...`). A dict merges into the one that is there, or replaces it with
+    `_delete_=True` in it.
+
+    A field that the schema declares a string takes the text as it is typed. `merging.policy=none` leaves out what the
+    config says of how to merge. Raises ConfigError for a key that is given twice, or along with a section that holds it.
+    """
+    changes = [_parse(item) for item in overrides]
+    _refuse_overlaps([key for key, _ in changes])
+    config = copy.deepcopy(dict(data))
+    for key, text in changes:
+        _set(config, key, _typed(key, text))
+    if ("merging.policy", "none") in changes:
+        _leave_merging_out(config, {key for key, _ in changes})
+    return config
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override: a Python literal, true/false/null, a comma list, or else the string itself.
+
+    Commas inside brackets and braces do not split, so that a brace pattern of shards stays whole.
+    """
+    text = text.strip()
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        pass
+    if text[:1] + text[-1:] in ("[]", "()"):
+        return [parse_value(part) for part in _split(text[1:-1])]
+    parts = _split(text)
+    return [parse_value(part) for part in parts] if len(parts) > 1 else text
+
+
+def _split(text: str) -> list[str]:
+    """Parts between the commas that stand outside of every bracket."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part for part in parts if part.strip()]
+
+
+def _parse(item: str) -> tuple[str, str]:
+    key, equals, text = item.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"override '{item}' is not of the form section.key=value, for instance optim.lr=1e-4")
+    return key.strip(), text.strip()
+
+
+def _refuse_overlaps(keys: list[str]) -> None:
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            raise ConfigError(
+                f"override {key} is given {keys.count(key)} times; give it once. Was it a brace pattern of shards? A shell "
+                "expands those, also the remote one of a launcher on several hosts, where quotes do not help: write the "
+                "pattern in the config file, or name the folder"
+            )
+        if whole := next((other for other in keys if key.startswith(f"{other}.")), None):
+            raise ConfigError(f"overrides {whole} and {key} set the same thing; give one of them")
+
+
+def _typed(key: str, text: str) -> Any:
+    value = parse_value(text)
+    return text if _declared(key.split(".")) is str and not isinstance(value, str) else value
+
+
+def _declared(parts: list[str]) -> Any:
+    """The type of the field, or Any where the schema leaves it open or does not know it."""
+    kind: Any = RunConfig
+    for part in parts:
+        members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+        section = next((member for member in members if dataclasses.is_dataclass(member)), None)
+        if section is not None:
+            kind = get_type_hints(section).get(part, Any)
+        else:
+            kind = get_args(kind)[1] if get_origin(kind) is dict else Any
+    return kind
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    place: Any = config
+    *parents, last = key.split(".")
+    for i, part in enumerate(parents):
+        index = _index(place, part, key)
+        if isinstance(place, dict):
+            place.setdefault(part, None)
+        if place[index] is None:
+            place[index] = {}
+        place = place[index]
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"override {key}: {'.'.join(parents[: i + 1])} is {place!r}, which has no parts")
+    index = _index(place, last, key)
+    old = place.get(last) if isinstance(place, dict) else None
+    place[index] = _merged(old, value)
+
+
+def _index(place: dict[str, Any] | list[Any], part: str, key: str) -> Any:
+    """The key of a dict, or the position in a list."""
+    if isinstance(place, dict):
+        return part
+    if not part.isdecimal() or not part.isascii() or len(part) > 9 or int(part) >= len(place):
+        raise ConfigError(f"override {key}: '{part}' is no position in a list of {len(place)}; give 0 to {len(place) - 1}")
+    return int(part)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(new, dict):
+        return new
+    rest = {key: value for key, value in new.items() if key != "_delete_"}
+    if new.get("_delete_") or not isinstance(old, dict):
+        return {key: _merged(None, value) for key, value in rest.items()}
+    return old | {key: _merged(old.get(key), value) for key, value in rest.items()}
+
+
+def _leave_merging_out(config: dict[str, Any], given: set[str]) -> None:
+    """The unmerged control of a run: what was written for another policy goes, but not what the command line gives."""
+    tasks = config.get("tasks")
+    sections = {"merging": config["merging"], "train": config.get("train")}
+    sections |= {f"tasks.{name}": task for name, task in (tasks.items() if isinstance(tasks, dict) else ())}
+    left = []
+    for where, section in sections.items():
+        names = list(section) if isinstance(section, dict) else []
+        if where == "merging":
+            names = [name for name in names if name not in KEPT_UNMERGED]
+        else:
+            names = [name for name in names if name == ("reduction_range" if where == "train" else "merging")]
+        for name in names:
+            if not any(key == f"{where}.{name}" or key.startswith(f"{where}.{name}.") for key in given):
+                del section[name]
+                left.append(f"{where}.{name}")
+    log.info("merging.policy=none leaves out %s", ", ".join(left) or "nothing else")
