@@ -23,7 +23,7 @@ tasks = dict(
             ),
             inference=dict(mode="slide", crop_size=512, stride=480),
         ),
-        data=dict(batch_size=1, augment=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))),
+        data=dict(batch_size=1),
     )
 )
 optim = dict(lr=1e-4, min_lr=1e-6, warmup_steps=1500, weight_decay=0.01, layer_decay=0.9, clip_grad=5.0)

@@ -36,7 +36,7 @@ tasks = dict(
                 loss_decode=dict(type="CrossEntropyLoss", loss_weight=0.4),
             ),
         ),
-        data=dict(batch_size=2, augment=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))),
+        data=dict(batch_size=2),
     )
 )
 optim = dict(lr=6e-5, metric_lr=1e-4, min_lr=1e-6, warmup_steps=1500, weight_decay=0.01, clip_grad=5.0)

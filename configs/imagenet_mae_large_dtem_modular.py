@@ -17,7 +17,7 @@ _base_ = [
     "_base_/engine/deepspeed.py",
 ]
 backbone = dict(
-    name="vit_large_patch16_224",
+    name="vit_large_patch16_224.mae",  # whose pixels are ImageNet's
     weights="weights/mae_finetuned_vit_large.pth",
     proportional_attention="train",
     options=dict(global_pool="avg"),

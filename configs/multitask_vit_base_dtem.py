@@ -11,19 +11,15 @@ own: 197 tokens lose 13 a block, ADE20K's 1025 tokens 43, which merges half of i
 the tasks' gradients every 200 steps; `balancing.type=gradient_norm` lets the norms set the weights.
 """
 
-_clip = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 _base_ = ["_base_/merging/dtem.py", "_base_/engine/deepspeed.py"]
 backbone = dict(name="vit_base_patch16_clip_224.openai", pretrained=True, drop_path=0.1)
 merging = dict(reduction=13)
 balancing = dict(every=200)
 tasks = dict(
     _base_=["_base_/task/imagenet.py", "coco_coca_vit_base_dtem.py", "ade20k_upernet_vit_base_dtem.py"],
-    imagenet=dict(data=dict(batch_size=64, augment=_clip)),
+    imagenet=dict(data=dict(batch_size=64)),
     coco_captions=dict(data=dict(batch_size=32)),
-    ade20k=dict(
-        merging=dict(reduction=43),
-        data=dict(augment=_clip),
-    ),
+    ade20k=dict(merging=dict(reduction=43)),
 )
 optim = dict(lr=1e-4, metric_lr=1e-3, min_lr=1e-6, warmup_steps=2500, weight_decay=0.05, layer_decay=0.75, clip_grad=1.0)
 train = dict(mode="end_to_end", epochs=30, alternate_period=10, eval_every=12_515, save_every=2503)

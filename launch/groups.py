@@ -25,7 +25,7 @@ def default_blocks(depth: int) -> list[int]:
 
 def picture_of(image: Tensor, augment: AugmentConfig) -> np.ndarray:
     """Normalised [3, H, W] -> uint8 [H, W, 3], enlarged by a whole factor where it is small."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (augment.mean, augment.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (augment.preprocessing.mean, augment.preprocessing.std))
     pixels = ((image.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     factor = max(1, -(-WIDTH // max(pixels.shape[:2])))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)

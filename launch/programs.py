@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from launch.restore import SavedRun, grid_of
 from pipeline.backbone.metric import MetricEmbedding
-from pipeline.config.schema import height_width
 from pipeline.errors import ConfigError
 from pipeline.merging.macs import count_macs
 from pipeline.model import MultiTaskModel
@@ -94,7 +94,7 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
         "task": task,
         "architecture": {"timm": backbone.name, "img_size": backbone.img_size, **backbone.options},
         "head": {"task": run.config.tasks[task].type, **run.config.tasks[task].head},
-        "input": {"pixels": data.img_size, "mean": data.augment.mean, "std": data.augment.std, "crop_pct": data.augment.crop_pct},
+        "input": {"pixels": data.img_size} | asdict(data.augment.preprocessing),
         "merging": {
             "policy": policy,
             "schedule": model.schedule(task, grid),
@@ -111,7 +111,7 @@ def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, 
     if not hasattr(model.tasks[task], "logits"):
         kind = run.config.tasks[task].type
         raise ConfigError(f"a task of type '{kind}' is not a function from images to logits; use --format safetensors")
-    return Program(model, task).eval(), torch.zeros(2, 3, *height_width(run.config.tasks[task].data.img_size))
+    return Program(model, task).eval(), torch.zeros(2, 3, *run.config.tasks[task].data.size)
 
 
 def _batch_shape() -> dict[int, Any]:

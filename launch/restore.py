@@ -11,7 +11,7 @@ from torch import Tensor
 import tasks  # noqa: F401 - fills the registry
 from pipeline.config.load import from_plain
 from pipeline.config.overrides import parse_value
-from pipeline.config.schema import MergingConfig, RunConfig, height_width
+from pipeline.config.schema import MergingConfig, RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec, check_schedule
@@ -136,7 +136,7 @@ def parse_reduction(text: str) -> ReductionSpec:
 
 def grid_of(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[int, int]:
     """Patches (rows, columns) of the crop that the task is trained on."""
-    (height, width), (patch_h, patch_w) = height_width(run.config.tasks[task].data.img_size), model.backbone.patch_size
+    (height, width), (patch_h, patch_w) = run.config.tasks[task].data.size, model.backbone.patch_size
     return height // patch_h, width // patch_w
 
 

@@ -16,7 +16,7 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weight_files import Weights, read_state_dict
 from pipeline.balancing import Balancing, Fixed, build_balancing
 from pipeline.config.resolve import reduction_of
-from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig, height_width
+from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.interfaces import Batch, Encode, Scores, Tallies, TaskOutput
 from pipeline.merging.macs import reduction_for_macs
@@ -167,7 +167,9 @@ def _reduction(backbone: MergingViT, asked: ReductionConfig, grid: tuple[int, in
 
 def _grid(backbone: MergingViT, task: TaskConfig) -> tuple[int, int]:
     """Patches (rows, columns) of the crop that the task is trained on."""
-    (height, width), (patch_h, patch_w) = height_width(task.data.img_size), backbone.patch_size
+    if task.data.img_size is None:
+        return backbone.grid
+    (height, width), (patch_h, patch_w) = task.data.size, backbone.patch_size
     return height // patch_h, width // patch_w
 
 

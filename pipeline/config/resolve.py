@@ -135,10 +135,9 @@ def _total_steps(
 
 
 def _check_images(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
-    sizes = {f"tasks.{name}.data.img_size": task.data.img_size for name, task in config.tasks.items()}
-    if config.backbone.img_size is not None:
-        sizes["backbone.img_size"] = config.backbone.img_size
-    for where, size in sizes.items():
+    given = {f"tasks.{name}.data.img_size": task.data.img_size for name, task in config.tasks.items()}
+    given["backbone.img_size"] = config.backbone.img_size
+    for where, size in ((where, size) for where, size in given.items() if size is not None):
         for pixels, side in sorted(set(zip(height_width(size), facts.patch, strict=True))):
             if pixels <= 0 or pixels % side:
                 near = " or ".join(str(multiple) for multiple in near_multiples(max(pixels, 1), side))
@@ -243,7 +242,10 @@ def _check_engine(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
 
 
 def _num_patches(task: TaskConfig, facts: ModelFacts) -> int:
-    height, width = height_width(task.data.img_size)
+    """Of the task's crop, or of the backbone's own grid."""
+    if task.data.img_size is None:
+        return math.prod(facts.grid)
+    height, width = task.data.size
     return (height // facts.patch[0]) * (width // facts.patch[1])
 
 

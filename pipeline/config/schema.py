@@ -10,6 +10,7 @@ from pipeline.config.task_schema import (
     AugmentConfig,
     DataConfig,
     ImgSize,
+    Preprocessing,
     ReductionConfig,
     TaskConfig,
     TaskMergingConfig,
@@ -18,7 +19,7 @@ from pipeline.config.task_schema import (
     require_range,
 )
 
-__all__ = ["AugmentConfig", "DataConfig", "ImgSize", "ReductionConfig", "TaskConfig", "TaskMergingConfig", "height_width"]
+__all__ = ["AugmentConfig", "DataConfig", "ImgSize", "Preprocessing", "ReductionConfig", "TaskConfig", "TaskMergingConfig", "height_width"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What a task is made of: its head, its data, its reduction. Standard library only; `schema.py` is the door to all sections."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError
@@ -77,6 +77,16 @@ class TaskMergingConfig(ReductionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a model's weights want their pixels. The defaults are ImageNet's, for data that comes without a model."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_pct: float = 0.875
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random changes of training images, and the fixed way of evaluation images."""
 
@@ -84,7 +94,8 @@ class AugmentConfig:
     """Area range of the random resized crop; (1, 1) resizes only."""
     pad: int = 0
     """Reflect padding before a random crop at full scale (small images); excludes crop_scale."""
-    hflip: float = 0.5
+    hflip: float | None = None
+    """Probability of a mirrored image; None: 0.5, and 0 for captions, which may tell left from right."""
     rand_augment: str | None = None
     """timm's notation, for instance `rand-m9-mstd0.5-inc1`."""
     color_jitter: float | tuple[float, float, float, float] = 0.0
@@ -93,9 +104,13 @@ class AugmentConfig:
     mixup: float = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: float = 0.0
-    crop_pct: float = 0.875
-    """Evaluation: the centre crop's share of the resized side."""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_pct: float | None = None
+    """Evaluation of classes and captions: the centre crop's share of the resized side. This and the next three: None takes what the
+    backbone's weights want."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    mean: tuple[float, float, float] | None = None
+    """Of the pixels in [0, 1]."""
+    std: tuple[float, float, float] | None = None
     short_side: int | None = None
     """Masks: pixels of the shorter side before the random resizing, and in evaluation; None: as stored."""
     resize_range: tuple[float, float] = (0.5, 2.0)
@@ -104,25 +119,29 @@ class AugmentConfig:
     """Masks: a crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times; 1 is off."""
     photometric: bool = False
     """Masks: random brightness, contrast, saturation and hue."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"augment.crop_scale is {self.crop_scale}; give (low, high) with 0 < low <= high <= 1")
-        require(0 < self.crop_pct <= 1, f"augment.crop_pct is {self.crop_pct}; give a number in (0, 1]")
+        require(self.crop_pct is None or 0 < self.crop_pct <= 1, f"augment.crop_pct is {self.crop_pct}; give a number in (0, 1]")
         least, most = self.resize_range
         require(0 < least <= most <= 10, f"augment.resize_range is {self.resize_range}; give (low, high) with 0 < low <= high <= 10")
         require(self.short_side is None or self.short_side > 0, f"augment.short_side is {self.short_side}; give pixels, or None")
         require(0 < self.max_class_share <= 1, f"augment.max_class_share is {self.max_class_share}; give a share in (0, 1]")
-        require(min(self.std) > 0, f"augment.std is {self.std}; give numbers above 0")
+        require(self.std is None or min(self.std) > 0, f"augment.std is {self.std}; give numbers above 0")
         for name in ("hflip", "random_erasing"):
-            require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
+            require(0 <= (getattr(self, name) or 0) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
         for name in ("pad", "mixup", "cutmix"):
             require(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; give 0 (off) or more")
         jitter = self.color_jitter if isinstance(self.color_jitter, tuple) else (self.color_jitter, 0.0)
         strengths = "0 (off) or more, or four such strengths, that of hue at most 0.5"
         require(min(jitter) >= 0 and jitter[-1] <= 0.5, f"augment.color_jitter is {self.color_jitter}; give {strengths}")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is given, and ImageNet's for the rest, which a run has taken from its backbone's weights by now."""
+        given = {item.name: getattr(self, item.name) for item in fields(Preprocessing)}
+        return Preprocessing(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +153,8 @@ class DataConfig:
     train: str | list[str] | None = None
     """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest."""
     val: str | list[str] | None = None
-    img_size: ImgSize = 224
-    """Pixels per side, or (height, width), of the crop the model sees."""
+    img_size: ImgSize | None = None
+    """Pixels per side, or (height, width), of the crop the model sees; None: what the backbone's position embedding is made for."""
     batch_size: int = 128
     """Samples of one micro-batch on one rank."""
     eval_batch_size: int = 128
@@ -151,8 +170,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
             require(getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more")
-        pad, side = self.augment.pad, min(height_width(self.img_size))
-        require(pad == 0 or pad < side, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
+        pad = self.augment.pad
+        fits = pad == 0 or self.img_size is None or pad < min(self.size)
+        require(fits, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the crop: img_size, which a run has taken from its backbone by now, and 224 for data without a model."""
+        return height_width(224 if self.img_size is None else self.img_size)
 
 
 @dataclass(frozen=True, kw_only=True)

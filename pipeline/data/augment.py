@@ -38,11 +38,11 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
     """
     size = height_width(img_size)
     crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
-    steps = [crop, *_colour(config, min(size))]
+    steps, hflip = [crop, *_colour(config, min(size))], 0.5 if config.hflip is None else config.hflip
 
     def transform(image: Tensor) -> Tensor:
         image = steps[0](image)
-        if random.random() < config.hflip:
+        if random.random() < hflip:
             image = image.flip(-1)
         for step in steps[1:]:
             image = step(image)
@@ -57,9 +57,9 @@ def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
     The pixels are those of timm's evaluation transform, but for roundings of at most 2 of 255: timm resizes by Pillow, which takes
     six times as long as torchvision does on tensors.
     """
-    height, width = height_width(img_size)
-    resized = math.floor(height / config.crop_pct), math.floor(width / config.crop_pct)
-    interpolation = F.InterpolationMode(config.interpolation)
+    (height, width), wanted = height_width(img_size), config.preprocessing
+    resized = math.floor(height / wanted.crop_pct), math.floor(width / wanted.crop_pct)
+    interpolation = F.InterpolationMode(wanted.interpolation)
 
     def transform(image: Tensor) -> Tensor:
         image = _resize_to_cover(image, resized, interpolation)
@@ -83,7 +83,7 @@ def pad_crop(pad: int, size: tuple[int, int]) -> Transform:
 
 def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Transform:
     """A random area and aspect, resized to (height, width)."""
-    interpolation = F.InterpolationMode(config.interpolation)
+    interpolation = F.InterpolationMode(config.preprocessing.interpolation)
 
     def transform(image: Tensor) -> Tensor:
         if config.crop_scale == (1, 1):
@@ -123,8 +123,9 @@ def _colour(config: AugmentConfig, size: int) -> list[Transform]:
 
 def _rand_augment(config: AugmentConfig, size: int) -> Transform:
     """timm's operators, which fill what they uncover with the mean, and interpolate as the crop does."""
-    fill = tuple(min(255, round(255 * channel)) for channel in config.mean)
-    options = {"img_mean": fill, "translate_const": int(0.45 * size), "interpolation": str_to_pil_interp(config.interpolation)}
+    fill = tuple(min(255, round(255 * channel)) for channel in config.preprocessing.mean)
+    interpolation = str_to_pil_interp(config.preprocessing.interpolation)
+    options = {"img_mean": fill, "translate_const": int(0.45 * size), "interpolation": interpolation}
     name = config.rand_augment or ""
     try:
         augment = rand_augment_transform(name, options)
@@ -145,7 +146,7 @@ class Normalise:
     """uint8 [B, 3, H, W] -> float32, (x / 255 - mean) / std."""
 
     def __init__(self, config: AugmentConfig):
-        mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+        mean, std = torch.tensor(config.preprocessing.mean), torch.tensor(config.preprocessing.std)
         self._scale = (1 / (255 * std)).view(3, 1, 1)
         self._shift = (-mean / std).view(3, 1, 1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.config.schema import AugmentConfig, DataConfig, height_width
+from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.data.decode import MAX_PIXELS
 from pipeline.data.masks import IGNORED, label_counts
 from pipeline.errors import SampleError
@@ -30,16 +30,15 @@ class JointCrop:
     """
 
     def __init__(self, config: DataConfig):
-        self._config = config.augment
-        self._size = height_width(config.img_size)
-        self._interpolation = F.InterpolationMode(config.augment.interpolation)
+        self._config, self._size = config.augment, config.size
+        self._interpolation = F.InterpolationMode(config.augment.preprocessing.interpolation)
         self._colours = _photometric() if config.augment.photometric else None
-        self._fill = torch.tensor([round(255 * channel) for channel in config.augment.mean], dtype=torch.uint8).view(3, 1, 1)
+        self._fill = torch.tensor([round(255 * channel) for channel in config.augment.preprocessing.mean], dtype=torch.uint8).view(3, 1, 1)
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         window, mask = self._draw(mask)
         image = F.resized_crop(image, *window, size=list(mask.shape), interpolation=self._interpolation, antialias=True)
-        if random.random() < self._config.hflip:
+        if random.random() < (0.5 if self._config.hflip is None else self._config.hflip):
             image, mask = image.flip(-1), mask.flip(-1)
         if self._colours is not None:
             image = self._colours(image)
@@ -77,7 +76,7 @@ def resize_for_evaluation(image: Tensor, config: AugmentConfig) -> Tensor:
     height, width = (max(1, round(side * scale)) for side in image.shape[1:])
     if height * width > MAX_PIXELS:
         raise SampleError(f"image would have {height}x{width} pixels at augment.short_side={config.short_side}; the limit is {MAX_PIXELS}")
-    return F.resize(image, [height, width], interpolation=F.InterpolationMode(config.interpolation), antialias=True)
+    return F.resize(image, [height, width], interpolation=F.InterpolationMode(config.preprocessing.interpolation), antialias=True)
 
 
 def _stored_scale(shape: torch.Size, config: AugmentConfig) -> float:

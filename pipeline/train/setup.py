@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backbone.build import model_facts
+from pipeline.backbone.preprocessing import complete_data
 from pipeline.config.load import to_plain
 from pipeline.config.resolve import ResolvedRun, fed_tasks, resolve
 from pipeline.config.schema import RunConfig
@@ -72,6 +73,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     world_size, rank = launched.world_size(), launched.rank()
     facts = model_facts(config.backbone)
     resolve(config, world_size, facts)
+    config = complete_data(config, facts)
     check_ema(config)
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:

@@ -1,14 +1,19 @@
 """Checkpoints by open_clip's names. Importing this module imports open_clip, which takes seconds."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transform import PreprocessCfg
 
 from pipeline.backbone.weight_files import read_state_dict
 from pipeline.errors import CheckpointError
 from pipeline.registry import unknown_name
 from tasks.open_clip_bridge.parts import named_config
 from tasks.open_clip_bridge.weights import OpenClipWeights
+
+PIXELS = ("mean", "std", "interpolation")
 
 
 def read_pretrained(where: str) -> OpenClipWeights:
@@ -27,6 +32,24 @@ def read_pretrained(where: str) -> OpenClipWeights:
     else:
         raise CheckpointError(f"open_clip:{where}: no such file, and {unknown_name('tag', tag, list_pretrained_tags_by_model(model))}")
     return OpenClipWeights(read_state_dict(path), config)
+
+
+def read_preprocessing(where: str) -> dict[str, Any]:
+    """How the image tower of `MODEL@TAG` or `MODEL@FILE` wants its pixels: open_clip's own evaluation, whose crop is the whole short side.
+
+    Of a file that is what all published weights of its model want, else CLIP's. Raises ConfigError for an unknown model.
+    """
+    model, _, tag = where.partition("@")
+    named_config(model)
+    usual = asdict(PreprocessCfg())
+    tags = [tag] if get_pretrained_cfg(model, tag) else list_pretrained_tags_by_model(model)
+    published = [usual | get_pretrained_cfg(model, name) for name in tags]
+    own = published[0] if published and all(_pixels(one) == _pixels(published[0]) for one in published) else usual
+    return dict(zip(PIXELS, _pixels(own), strict=True)) | {"crop_pct": 1.0}
+
+
+def _pixels(config: dict[str, Any]) -> list[Any]:
+    return [config[name] for name in PIXELS]
 
 
 def _downloaded(where: str, published: dict) -> Path:

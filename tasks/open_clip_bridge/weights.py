@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.backbone import preprocessing
 from pipeline.backbone.load import DIALECTS, backbone_of
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weight_files import SOURCES
@@ -185,5 +186,12 @@ def _from_source(where: str) -> OpenClipWeights:
     return read_pretrained(where)
 
 
+def _preprocessing(where: str) -> dict[str, Any]:
+    from tasks.open_clip_bridge.pretrained import read_preprocessing
+
+    return read_preprocessing(where)
+
+
 DIALECTS.append(open_clip_weights)
 SOURCES["open_clip"] = _from_source
+preprocessing.SOURCES["open_clip"] = _preprocessing

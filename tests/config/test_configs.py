@@ -8,6 +8,7 @@ import pytest
 import pipeline.data.datasets  # noqa: F401  (registration)
 import tasks  # noqa: F401  (registration)
 from pipeline.backbone.build import model_facts
+from pipeline.backbone.preprocessing import complete_data
 from pipeline.config.load import from_plain, load_config, to_plain
 from pipeline.config.resolve import resolve
 from pipeline.data.manifest_format import Manifest
@@ -23,11 +24,12 @@ BASE_TASKS = sorted((Path(__file__).parents[2] / "configs" / "_base_" / "task").
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_resolves(path):
+def test_a_config_resolves(path, caplog):
     config = load_config(path)
-    world_size = 1 if config.engine.type == "local" else 8
-    resolved = resolve(config, world_size, model_facts(config.backbone), NUM_SAMPLES)
+    world_size, facts = 1 if config.engine.type == "local" else 8, model_facts(config.backbone)
+    resolved = resolve(complete_data(config, facts), world_size, facts, NUM_SAMPLES)
     assert resolved.total_steps and resolved.total_steps > 0
+    assert "has mean" not in caplog.text and "has std" not in caplog.text, "its weights want other pixels"
     assert from_plain(to_plain(config)) == config
     assert config.output == f"runs/{path.stem}"
 

@@ -40,7 +40,7 @@ def inside(mask: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("augment", [{}, {"short_side": 40}, {"resize_range": (1, 1)}, {"hflip": 1.0}], ids=str)
 def test_the_mask_stays_on_its_picture(size, stored, augment):
     crop = JointCrop(dense("x", img_size=size, augment={"interpolation": "bilinear", "photometric": False} | augment))
-    fill, seen = torch.tensor([round(255 * channel) for channel in AugmentConfig().mean]), 0
+    fill, seen = torch.tensor([round(255 * channel) for channel in AugmentConfig().preprocessing.mean]), 0
     for seed in range(25):
         seed_generators(seed)
         picture, mask = crop(painted(source := blocks(*stored, seed=seed)), source)

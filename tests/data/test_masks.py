@@ -138,7 +138,6 @@ UNUSED = {
         "random_erasing": 0.1,
         "mixup": 0.2,
         "cutmix": 1.0,
-        "crop_pct": 1.0,
     },
     "classification": {"short_side": 64, "resize_range": (1.0, 2.0), "max_class_share": 1.0, "photometric": True},
 }

@@ -113,7 +113,8 @@ def test_images_are_float_and_normalised(uneven):
     (batch,) = build_eval_loader("t", made, rank=0, world_size=1)
     assert batch.task == "t" and batch.images.shape == (28, 3, 12, 12) and batch.images.dtype == torch.float32
     assert batch.targets.labels.dtype == torch.int64
-    pixels = batch.images * torch.tensor(made.augment.std).view(3, 1, 1) + torch.tensor(made.augment.mean).view(3, 1, 1)
+    wanted = made.augment.preprocessing
+    pixels = batch.images * torch.tensor(wanted.std).view(3, 1, 1) + torch.tensor(wanted.mean).view(3, 1, 1)
     assert 0.4 < pixels.mean() < 0.6 and pixels.min() > -1e-6 and pixels.max() < 1 + 1e-6
 
 

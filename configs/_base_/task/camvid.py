@@ -15,7 +15,9 @@ tasks = dict(
             batch_size=8,
             eval_batch_size=8,
             workers=1,
-            augment=dict(photometric=True, interpolation="bilinear"),
+            augment=dict(
+                photometric=True, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+            ),
         ),
     )
 )

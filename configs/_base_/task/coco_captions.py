@@ -17,13 +17,7 @@ tasks = dict(
             batch_size=64,
             eval_batch_size=64,
             workers=8,
-            augment=dict(
-                crop_scale=(0.5, 1.0),
-                hflip=0.0,
-                crop_pct=1.0,
-                mean=(0.48145466, 0.4578275, 0.40821073),
-                std=(0.26862954, 0.26130258, 0.27577711),
-            ),
+            augment=dict(crop_scale=(0.5, 1.0), hflip=0.0, crop_pct=1.0),
         ),
     )
 )

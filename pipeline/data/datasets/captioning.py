@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,8 +44,9 @@ class Captioning:
             names = ", ".join(TOKENIZERS.names())
             raise ConfigError(f"schema '{config.schema}' needs data.tokenizer, for instance dict(type='clip') (known: {names})")
         self._tokenizer = build_tokenizer(config.tokenizer)
-        self._train = train_transform(config.augment, config.img_size)
-        self._evaluate = eval_transform(config.augment, config.img_size)
+        unflipped = replace(config.augment, hflip=config.augment.hflip or 0.0)
+        self._train = train_transform(unflipped, config.size)
+        self._evaluate = eval_transform(config.augment, config.size)
 
     def missing(self, schema: Sequence[str]) -> str:
         lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]

@@ -25,8 +25,8 @@ class Classification:
     def __init__(self, config: DataConfig, manifest: Manifest):
         refuse_unused(config, UNUSED)
         self.classes = manifest.classes
-        self._train = train_transform(config.augment, config.img_size)
-        self._evaluate = eval_transform(config.augment, config.img_size)
+        self._train = train_transform(config.augment, config.size)
+        self._evaluate = eval_transform(config.augment, config.size)
 
     def missing(self, schema: Sequence[str]) -> str:
         lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]

@@ -13,7 +13,7 @@ from pipeline.data.schema import DATASETS, refuse_unused, stacked
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import SampleError
 
-UNUSED = ("crop_scale", "pad", "rand_augment", "color_jitter", "random_erasing", "mixup", "cutmix", "crop_pct")
+UNUSED = ("crop_scale", "pad", "rand_augment", "color_jitter", "random_erasing", "mixup", "cutmix")
 MASK = "seg.png"
 
 

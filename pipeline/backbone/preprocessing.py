@@ -1,0 +1,94 @@
+"""What a run's data is not told it takes from the backbone: the size of the crop, and how the weights want their pixels."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from timm.models import get_pretrained_cfg
+
+from pipeline.config.load import load_config
+from pipeline.config.resolve import ModelFacts
+from pipeline.config.schema import BackboneConfig, DataConfig, Preprocessing, RunConfig
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+SOURCES: dict[str, Callable[[str], Mapping[str, Any]]] = {}
+"""Name -> what says how the weights at the path `name:...` want their pixels. Filled by the package `tasks`, as `load.SOURCES` is."""
+
+
+def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
+    """The run with `data.img_size` and the fields of Preprocessing filled in where they are None. Explicit values stay.
+
+    Warns of an explicit size that is not the backbone's, whose position embedding is then resampled in every forward, and of an explicit
+    mean or std that is not that of the weights. Crop and interpolation may differ by a recipe: they are told. Raises ConfigError.
+    """
+    wanted, whose = preprocessing_of(config.backbone)
+    size = facts.grid[0] * facts.patch[0], facts.grid[1] * facts.patch[1]
+    tasks = {}
+    for name, task in config.tasks.items():
+        _compare(f"tasks.{name}.data", task.data, size, wanted, whose)
+        tasks[name] = replace(task, data=_filled(task.data, size, wanted))
+    return replace(config, tasks=tasks)
+
+
+def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]:
+    """How the backbone's weights want their pixels, and who says so.
+
+    Of `NAME:...` SOURCES says it, of a run its own config, and of timm's weights timm's table. Of another file nothing is known: it is
+    taken for one of the weights that timm has under `backbone.name`, and so are weights that are drawn anew; then nobody says so (None).
+    """
+    source, _, where = (config.weights or "").partition(":")
+    if source in SOURCES:
+        return _preprocessing(SOURCES[source](where)), config.weights
+    if config.weights and (of_run := _preprocessing_of_run(Path(config.weights))) is not None:
+        return of_run, config.weights
+    known = get_pretrained_cfg(config.name)
+    return _preprocessing({} if known is None else known.to_dict()), config.name if config.pretrained and not config.weights else None
+
+
+def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
+    """ImageNet's where the values lack some, or have another interpolation than ours."""
+    known = {item.name: values[item.name] for item in fields(Preprocessing) if values.get(item.name) is not None}
+    if known.get("interpolation") not in ("bilinear", "bicubic"):
+        known.pop("interpolation", None)
+    return Preprocessing(**known | {name: tuple(known[name]) for name in ("mean", "std") if name in known})
+
+
+def _preprocessing_of_run(folder: Path) -> Preprocessing | None:
+    """Of the run whose folder, or checkpoint's folder, this is; None where its tasks do not agree, or there is no run."""
+    root = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    try:
+        tasks = load_config(root / "config.json").tasks.values()
+    except (ConfigError, OSError):
+        return None
+    own = {task.data.augment.preprocessing for task in tasks}
+    return own.pop() if len(own) == 1 else None
+
+
+def _filled(data: DataConfig, size: tuple[int, int], wanted: Preprocessing) -> DataConfig:
+    lacking = {name: value for name, value in asdict(wanted).items() if getattr(data.augment, name) is None}
+    img_size = data.img_size if data.img_size is not None else size[0] if size[0] == size[1] else size
+    return replace(data, img_size=img_size, augment=replace(data.augment, **lacking))
+
+
+def _compare(where: str, data: DataConfig, size: tuple[int, int], wanted: Preprocessing, whose: str | None) -> None:
+    if data.img_size is not None and data.size != size:
+        text = "%s.img_size is %s, but the backbone's position embedding is made for %dx%d and is resampled in every forward; %s"
+        log.warning(text, where, data.img_size, *size, "leave it out, or give backbone.img_size, unless tasks differ in size")
+    own = {name: getattr(data.augment, name) for name in asdict(wanted)}
+    taken = {name: value for name, value in asdict(wanted).items() if own[name] is None}
+    if taken:
+        log.info("%s.augment: %s, %s", where, _told(taken), f"as {whose} wants it" if whose else "as timm's weights of that name have it")
+    differing = {name: value for name, value in asdict(wanted).items() if own[name] not in (None, value)}
+    if whose is None or not differing:
+        return
+    level = logging.WARNING if differing.keys() & {"mean", "std"} else logging.INFO
+    told = _told({name: own[name] for name in differing}), _told(differing)
+    log.log(level, "%s.augment has %s, where %s has %s; leave it out to have the same", where, told[0], whose, told[1])
+
+
+def _told(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
