@@ -50,8 +50,8 @@ check: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(STAMP) ## run the scripts of benchmarks/ one after the other; they write benchmarks/records/
-	set -e; for script in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$script; done
+bench: $(STAMP) ## run each script of benchmarks/ with a short setting; what lacks data or a peer is named (10 minutes on 2 cores)
+	$(BIN)/python benchmarks/run_all.py
 
 lock: ## write requirements.lock anew from what setup.cfg allows today, with torch and torchvision as they are locked
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock

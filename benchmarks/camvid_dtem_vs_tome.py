@@ -7,7 +7,7 @@ else frozen, then sweeps all policies over the validation shards. A stopped scri
         --start runs/cifar10_vit
 """
 
-from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores
+from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
 
 MERGED = (0.3, 0.5, 0.7)
 CLAIM = (
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=0.5, help="share of the blocks, from the first, that merge")
     args = parser.parse_args()
     data = data_options(args, "camvid")
-    options = [*data, f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]
+    options = [*data, *trial(args), f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]
     backbone = train_on_two_cores("configs/camvid_segmenter_vit_tiny.py", args.work / "backbone", options)
     runs = modular_stage(args, "configs/camvid_segmenter_vit_tiny_dtem.py", data, backbone)
     name = f"{{}} of the patches merged in {args.within:.0%} of the blocks"

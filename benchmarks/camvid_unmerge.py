@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from record import write_record
-from stages import arguments, data_options, percent, train_side_by_side
+from stages import arguments, data_options, percent, train_side_by_side, trial
 
 from launch.points import Point, sweep
 from launch.restore import read_run
@@ -25,7 +25,7 @@ DECODERS = {
     "grid by residual": ["tasks.camvid.head.unmerge=residual"],
     "decoder on merged tokens, logits by copy": ["tasks.camvid.head.unmerge=copy", "tasks.camvid.head.merged_decoder=True"],
 }
-RELAXED = ["objective.type=supervised", "merging.options.relaxation=soft", f"train.steps={STEPS}"]
+RELAXED = ["objective.type=supervised", "merging.options.relaxation=soft"]
 CLAIM = "CamVid mIoU (%) of a frozen Segmenter by the way of unmerging: residual is the best in inference; soft or residual in training"
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     seeds = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
     results = [entry for name, changed in DECODERS.items() for entry in compare(name, seeds, [*data, *changed], ["tome", "dtem"])]
     trained = [args.work / f"relaxed_{how}" for how in UNMERGES]
-    common = [*data, *RELAXED, f"backbone.weights={(args.work / 'backbone').resolve()}"]
+    common = [*data, *RELAXED, *(trial(args) or [f"train.steps={STEPS}"]), f"backbone.weights={(args.work / 'backbone').resolve()}"]
     train_side_by_side(
         "configs/camvid_segmenter_vit_tiny_dtem.py", trained, [[*common, f"tasks.camvid.head.unmerge={how}"] for how in UNMERGES]
     )

@@ -7,7 +7,7 @@ continues.
     python benchmarks/cifar10_dtem_vs_tome.py --train 'data/cifar10/train-{00000..00008}.tar' --val 'data/cifar10/val-00000.tar'
 """
 
-from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores
+from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
 
 MACS = (0.7, 0.6, 0.5, 0.4, 0.3)
 CLAIM = "CIFAR-10 top-1 (%) of a frozen ViT: DTEM above ToMe and above its untrained embedding at every point from -30 % to -70 % MACs"
@@ -16,7 +16,8 @@ CLAIM = "CIFAR-10 top-1 (%) of a frozen ViT: DTEM above ToMe and above its untra
 def main() -> None:
     args = arguments(__doc__, "cifar10_dtem_vs_tome").parse_args()
     data = data_options(args, "cifar10")
-    backbone = train_on_two_cores("configs/cifar10_vit.py", args.work / "backbone", [*data, "tasks.cifar10.data.batch_size=32"])
+    options = [*data, *trial(args), "tasks.cifar10.data.batch_size=32"]
+    backbone = train_on_two_cores("configs/cifar10_vit.py", args.work / "backbone", options)
     runs = modular_stage(args, "configs/cifar10_vit_dtem.py", data, backbone)
     record_sweep(args, CLAIM, runs, data, MACS, "{} of the MACs")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from record import write_record
-from stages import arguments, data_options, percent, train_on_two_cores, train_side_by_side
+from stages import arguments, data_options, percent, train_on_two_cores, train_side_by_side, trial
 
 from launch.points import sweep
 from launch.restore import UNTRAINED, build, grid_of, read_run
@@ -38,8 +38,9 @@ CLAIM = f"CIFAR-10, {STEPS} steps of 128 images: top-1 (%) and divergence from t
 def main() -> None:
     args = arguments(__doc__, "cifar10_recipes").parse_args()
     data = data_options(args, "cifar10")
-    backbone = train_on_two_cores("configs/cifar10_vit.py", args.work / "backbone", [*data, "tasks.cifar10.data.batch_size=32"])
-    short = [*data, f"backbone.weights={backbone}", f"train.steps={STEPS}", "train.reduction_range=(1, 6)"]
+    halves = [*data, *trial(args), "tasks.cifar10.data.batch_size=32"]
+    backbone = train_on_two_cores("configs/cifar10_vit.py", args.work / "backbone", halves)
+    short = [*data, *(trial(args) or [f"train.steps={STEPS}"]), f"backbone.weights={backbone}", "train.reduction_range=(1, 6)"]
     jobs = {(name, seed): args.work / f"recipe_{slug(name)}_seed{seed}" for name in RECIPES for seed in args.seeds}
     options = [[*short, f"seed={seed}", *RECIPES[name]] for name, seed in jobs]
     train_side_by_side("configs/cifar10_vit_dtem.py", list(jobs.values()), options)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from measure import ratio, summary
 from record import write_record
-from stages import alone, arguments, data_options, scores_of, train_side_by_side
+from stages import alone, arguments, data_options, scores_of, train_side_by_side, trial
 
 CONFIG = "configs/digits_multitask.py"
 METRICS = {"digits": "top1", "digits_captioning": "CIDEr", "digits_segmentation": "mIoU"}
@@ -29,7 +29,7 @@ def main() -> None:
         for task in (None, *METRICS):
             configs.append(CONFIG if task is None else alone(CONFIG, task, args.work, data))
             folders.append(args.work / f"{task or 'together'}_seed{seed}")
-            options.append([*(data if task is None else []), f"seed={seed}"])
+            options.append([*(data if task is None else []), *trial(args), f"seed={seed}"])
     train_side_by_side(configs, folders, options)
     results = [_result(task, metric, args.work, args.seeds) for task, metric in METRICS.items()]
     write_record(args.record, CLAIM, results, seeds=args.seeds, runs=folders)

@@ -7,7 +7,7 @@ once per seed with all else frozen, then sweeps all policies over the validation
 """
 
 from digits_multitask import CONFIG, METRICS
-from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores
+from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
 
 MACS = (0.5,)
 CLAIM = (
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--start", help="a finished run of configs/digits_multitask.py")
     args = parser.parse_args()
     data = data_options(args, *METRICS)
-    halves = [*data, *(f"tasks.{task}.data.batch_size=16" for task in METRICS)]
+    halves = [*data, *trial(args), *(f"tasks.{task}.data.batch_size=16" for task in METRICS)]
     backbone = args.start or train_on_two_cores(CONFIG, args.work / "backbone", halves)
     runs = modular_stage(args, "configs/digits_multitask_dtem.py", data, backbone)
     record_sweep(args, CLAIM.format(args.within), runs, data, MACS, "{} of the encoder's MACs", within=args.within)

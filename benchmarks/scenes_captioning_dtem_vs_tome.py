@@ -7,7 +7,7 @@ seed with all else frozen, then sweeps all policies over the validation shards. 
         --val data/cifar_scenes/val-00000.tar --start runs/cifar10_vit
 """
 
-from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores
+from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
 
 MACS = (0.7, 0.5)
 CLAIM = "CIDEr and BLEU-4 of a frozen captioner: DTEM at or above ToMe and its untrained embedding at -30 % and -50 % of the encoder's MACs"
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--start", default="None", help="weights of the ViT to start from: a file or run of configs/cifar10_vit.py's model")
     args = parser.parse_args()
     data = data_options(args, "scenes_captioning")
-    options = [*data, f"backbone.weights={args.start}", "tasks.scenes_captioning.data.batch_size=32"]
+    options = [*data, *trial(args), f"backbone.weights={args.start}", "tasks.scenes_captioning.data.batch_size=32"]
     backbone = train_on_two_cores("configs/scenes_captioning.py", args.work / "backbone", options)
     runs = modular_stage(args, "configs/scenes_captioning_dtem.py", data, backbone)
     record_sweep(args, CLAIM, runs, data, MACS, "{} of the encoder's MACs", metrics=("CIDEr", "BLEU-4"))

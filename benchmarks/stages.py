@@ -27,12 +27,18 @@ def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--val", required=True, help="shards to report on")
     parser.add_argument("--work", type=Path, default=Path("runs") / name, help="folder of the runs; finished ones are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="of every run, for a trial of the script; a record has its configs'")
     parser.add_argument("--record", type=Path, default=ROOT / f"benchmarks/records/{name}.json")
     return parser
 
 
 def data_options(args: argparse.Namespace, *tasks: str) -> list[str]:
     return [f"tasks.{task}.data.{split}={getattr(args, split)}" for task in tasks for split in ("train", "val")]
+
+
+def trial(args: argparse.Namespace) -> list[str]:
+    """Options of a short run; fp32, as many CPUs have no bf16 and are slow at it."""
+    return [] if args.steps is None else [f"train.steps={args.steps}", "train.epochs=None", "optim.warmup_steps=1", "engine.precision=fp32"]
 
 
 def train_on_two_cores(config: str, folder: Path, options: list[str]) -> Path:
@@ -55,7 +61,8 @@ def train_side_by_side(config: str | Sequence[str], folders: Sequence[Path], opt
 def modular_stage(args: argparse.Namespace, config: str, data: list[str], backbone: Path | str) -> list[Path]:
     """The embeddings of a trained model, learned once per seed with all else frozen."""
     folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
-    return train_side_by_side(config, folders, [[*data, f"backbone.weights={backbone}", f"seed={seed}"] for seed in args.seeds])
+    common = [*data, *trial(args), f"backbone.weights={backbone}"]
+    return train_side_by_side(config, folders, [[*common, f"seed={seed}"] for seed in args.seeds])
 
 
 def alone(config: str, task: str, folder: Path, options: Sequence[str]) -> str:
@@ -91,7 +98,8 @@ def record_sweep(
     name: of a point, with {} for its target. merged, within: see `launch.points.sweep`. metrics: what is recorded, one result for each
     task, point and metric; by default the one that a task ranks by. All times 100.
     """
-    results = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged, within=within)
+    rounds = 5 if args.steps is None else 1
+    results = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged, within=within, rounds=rounds)
     print_sweep(results)
     print("wrote", *write_sweep(results, args.work / "sweep"))
     several = len(results) > 1

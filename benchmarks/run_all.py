@@ -1,0 +1,140 @@
+"""Runs the scripts of this folder one after the other: `make bench`.
+
+As it is, each takes a short setting that shows that it runs, and its record goes to a new folder in runs/bench. With --record it takes
+hours, and benchmarks/records is written anew. What a script needs and this machine lacks is named, with the command for later.
+
+    python benchmarks/run_all.py
+    python benchmarks/run_all.py --record --only inference_cpu training_step_cpu --release DTEM/deit.py
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = "WORK"
+"""In arguments: the folder of the runs that scripts train, and from which later scripts start."""
+TRIAL = "--seeds 0 --steps 4"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record. arguments: of the record; short: follow them in a short run; peers: options that are passed on; needs: see `lacking`."""
+
+    name: str
+    script: str
+    arguments: str = ""
+    short: str = ""
+    needs: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+
+    def command(self, work: Path, record: Path, *, short: bool, peers: dict[str, str]) -> list[str]:
+        words = shlex.split(f"{self.arguments} {self.short if short else ''}".replace(WORK, str(work)))
+        given = [word for peer in self.peers if peer in peers for word in (f"--{peer}", peers[peer])]
+        return ["python", f"benchmarks/{self.script}", *words, *given, "--record", str(record)]
+
+
+def _shards(name: str, train: int) -> str:
+    return f"--train 'data/{name}/train-{{00000..{train - 1:05}}}.tar' --val data/{name}/val-00000.tar"
+
+
+CIFAR, SCENES, CAMVID = _shards("cifar10", 9), _shards("cifar_scenes", 6), _shards("camvid", 4)
+DIGITS = "--train data/digits --val data/digits"
+DIGITS_DTEM = f"{DIGITS} --start {WORK}/digits_multitask/together_seed0 --work {WORK}/digits_multitask_dtem_vs_tome"
+CAMVID_DTEM = f"{CAMVID} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/camvid_dtem_vs_tome"
+SCENES_DTEM = f"{SCENES} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/scenes_captioning_dtem_vs_tome"
+TABLE = (
+    Row("inference_cpu", "inference_cpu.py", short="--repeats 2 --threads 2", peers=("release", "tome")),
+    Row("training_step_cpu", "training_step_cpu.py", short="--repeats 2", needs=("release",), peers=("release",)),
+    Row("segmentation_cpu", "segmentation_cpu.py", short="--repeats 2 --threads 2 --within 0.5"),
+    Row("beam_search_cpu", "beam_search_cpu.py", short="--repeats 1 --length 8 --routes direct"),
+    Row("multitask_step_cpu", "multitask_step_cpu.py", "--data data/digits --repeats 60", "--repeats 5", ("digits",)),
+    Row("digits_multitask", "digits_multitask.py", f"{DIGITS} --work {WORK}/digits_multitask", TRIAL, ("digits",)),
+    Row("digits_multitask_dtem_vs_tome", "digits_multitask_dtem_vs_tome.py", DIGITS_DTEM, TRIAL, ("digits",)),
+    Row("digits_multitask_dtem_vs_tome_even", "digits_multitask_dtem_vs_tome.py", f"{DIGITS_DTEM} --within 1", TRIAL, ("digits",)),
+    Row("cifar10_dtem_vs_tome", "cifar10_dtem_vs_tome.py", f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome", TRIAL, ("cifar10",)),
+    Row("cifar10_recipes", "cifar10_recipes.py", f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome --seeds 0", TRIAL, ("cifar10",)),
+    Row("camvid_dtem_vs_tome", "camvid_dtem_vs_tome.py", CAMVID_DTEM, TRIAL, ("camvid", "cifar10")),
+    Row("camvid_dtem_vs_tome_even", "camvid_dtem_vs_tome.py", f"{CAMVID_DTEM} --within 1", TRIAL, ("camvid", "cifar10")),
+    Row("camvid_unmerge", "camvid_unmerge.py", f"{CAMVID} --work {WORK}/camvid_dtem_vs_tome", TRIAL, ("camvid", "cifar10")),
+    Row("scenes_captioning_dtem_vs_tome", "scenes_captioning_dtem_vs_tome.py", SCENES_DTEM, TRIAL, ("cifar_scenes", "cifar10")),
+    Row("gpu_inference_fp32", "gpu_speed.py", "--what inference --precision fp32", "--repeats 5", ("cuda",)),
+    Row("gpu_inference_bf16", "gpu_speed.py", "--what inference --precision bf16", "--repeats 5", ("cuda",)),
+    Row("gpu_training_fp32", "gpu_speed.py", "--what training --precision fp32", "--repeats 5", ("cuda",)),
+    Row("gpu_training_bf16", "gpu_speed.py", "--what training --precision bf16", "--repeats 5", ("cuda",)),
+)
+MADE = {"digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "12000"]}
+"""Sets that `dtem` makes where they are not there yet."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="full settings; benchmarks/records is written anew")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[row.name for row in TABLE], help="records to make; default: all")
+    parser.add_argument("--release", help="the authors' file with patch_deit")
+    parser.add_argument("--tome", help="the folder that holds the authors' package tome")
+    args = parser.parse_args()
+    peers = {name: value for name in ("release", "tome") if (value := getattr(args, name))}
+    work = Path("runs") if args.record else Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    records = Path("benchmarks/records") if args.record else work / "records"
+    rows = [row for row in TABLE if row.name in (args.only or [row.name])]
+    return run_all(rows, work, records, short=not args.record, peers=peers)
+
+
+def run_all(rows: list[Row], work: Path, records: Path, *, short: bool, peers: dict[str, str]) -> int:
+    """Tries every row and says at the end what became of each; 1 where one failed."""
+    lines, failed = [], False
+    for place, row in enumerate(rows, 1):
+        record = records / f"{row.name}.json"
+        if reason := lacking(row, peers):
+            kept = Path("benchmarks/records") / record.name
+            later = row.command(Path("runs"), kept, short=False, peers={"release": "PATH/deit.py", **peers})
+            lines.append(f"  skipped  {row.name}: {reason}; then: {shlex.join(later)}")
+            print(f"[{place}/{len(rows)}]{lines[-1]}", flush=True)
+            continue
+        command = row.command(work, record, short=short, peers=peers)
+        print(f"[{place}/{len(rows)}]  {shlex.join(command)}", flush=True)
+        started = time.monotonic()
+        done = all(run(step, on_gpu="cuda" in row.needs) for step in [*preparation(row), [sys.executable, *command[1:]]])
+        failed |= not done
+        minutes = (time.monotonic() - started) / 60
+        lines.append(f"  {'done   ' if done else 'FAILED '}  {row.name}: {minutes:.1f} min{f', {record}' if done else ''}")
+    print("\n".join(["", "bench:", *lines]))
+    return int(failed)
+
+
+def lacking(row: Row, peers: dict[str, str]) -> str:
+    """What of the row's needs this machine does not have, in words; empty where all is there or can be made."""
+    reasons = []
+    for need in row.needs:
+        if need == "cuda":
+            import torch  # takes seconds: only where it is asked for
+
+            reasons += [] if torch.cuda.is_available() else ["there is no CUDA device"]
+        elif need == "release":
+            reasons += [] if need in peers else ["the authors' file is not here (--release PATH/deit.py)"]
+        elif need not in MADE and not list((ROOT / "data" / need).glob("*.tar")):
+            reasons.append(f"data/{need} has no shards (benchmarks/README.md says which)")
+    return ", and ".join(reasons)
+
+
+def preparation(row: Row) -> list[list[str]]:
+    """Commands that make what the row needs."""
+    missing = [need for need in row.needs if need in MADE and not (ROOT / "data" / need / "manifest.json").exists()]
+    return [[str(Path(sys.executable).parent / "dtem"), *MADE[need]] for need in missing]
+
+
+def run(command: list[str], *, on_gpu: bool) -> bool:
+    """Whether it ended well. What is measured on the CPU sees no GPU, and one thread per process unless the script says otherwise."""
+    hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ, **hidden}, check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""`make bench`: every script has its row, every row's words are those of its script, and one failure stops nothing."""
+
+import argparse
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import run_all
+from run_all import TABLE, WORK, Row
+
+BENCHMARKS = Path(run_all.__file__).parent
+SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text() and path.name != "run_all.py")
+RECORDS = sorted(path.stem for path in (BENCHMARKS / "records").glob("*.json"))
+PEERS = {"release": "DTEM/deit.py", "tome": "ToMe"}
+
+
+class Parsed(Exception):
+    pass
+
+
+@pytest.fixture
+def words_of(monkeypatch) -> Callable[..., argparse.Namespace]:
+    """A script's words as it reads them, and nothing of what it would do then."""
+    read: list[argparse.Namespace] = []
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser, *arguments):
+        read.append(parse(parser, *arguments))
+        raise Parsed
+
+    def words(script: str, *arguments: str) -> argparse.Namespace:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(Parsed):
+            runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+        return read.pop()
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    return words
+
+
+def test_every_script_and_every_record_has_its_row():
+    assert sorted({row.script for row in TABLE}) == SCRIPTS
+    assert len({row.name for row in TABLE}) == len(TABLE)
+    assert set(RECORDS) <= {row.name for row in TABLE}
+
+
+@pytest.mark.parametrize("short", [True, False], ids=["short", "for the record"])
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_a_row_has_the_words_of_its_script(words_of, row, short):
+    _, _, *arguments = row.command(Path("runs/bench/x"), Path(f"a/{row.name}.json"), short=short, peers=PEERS)
+    words = words_of(row.script, *arguments)
+    assert Path(words.record) == Path(f"a/{row.name}.json")
+    assert {getattr(words, peer) for peer in row.peers} == {PEERS[peer] for peer in row.peers}
+    assert not any(WORK in word for word in arguments)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "run_all.py"])
+def test_a_script_tells_its_arguments(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    assert done.value.code == 0 and "--record" in capsys.readouterr().out
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch) -> Path:
+    """A repository with two scripts: one writes what it was told to its record, the other fails."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/writes.py").write_text(
+        "import os, sys\nos.makedirs(os.path.dirname(sys.argv[-1]))\nopen(sys.argv[-1], 'w').write(' '.join(sys.argv[1:-2]))\n"
+    )
+    (tmp_path / "benchmarks/fails.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.setattr(run_all, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_what_fails_or_lacks_something_stops_nothing_and_is_named(house, capsys):
+    rows = [
+        Row("broken", "fails.py"),
+        Row("peerless", "writes.py", "--long 9", "--long 1", needs=("release",), peers=("release",)),
+        Row("dataless", "writes.py", f"--train data/birds --work {WORK}/dataless", needs=("birds",)),
+        Row("fine", "writes.py", f"--long 9 --work {WORK}/fine", "--long 1"),
+    ]
+    work = Path("runs/bench/x")
+    assert run_all.run_all(rows, work, work / "records", short=True, peers={}) == 1
+    *_, broken, peerless, dataless, fine = capsys.readouterr().out.splitlines()
+    assert "FAILED" in broken and "done" in fine
+    assert "--release" in peerless
+    assert peerless.endswith("python benchmarks/writes.py --long 9 --release PATH/deit.py --record benchmarks/records/peerless.json")
+    assert "data/birds" in dataless and "--work runs/dataless" in dataless
+    assert (house / work / "records/fine.json").read_text() == "--long 9 --work runs/bench/x/fine --long 1"
+    assert not (house / "benchmarks/records").exists()
+
+
+def test_all_well_is_said_by_the_exit_status(house):
+    assert run_all.run_all([Row("fine", "writes.py")], Path("runs/x"), Path("runs/x/records"), short=True, peers={}) == 0
+
+
+def test_data_that_can_be_made_is_no_lack(house):
+    row = Row("digits", "writes.py", needs=("digits",))
+    assert run_all.lacking(row, {}) == ""
+    [[_, *made]] = run_all.preparation(row)
+    assert made == run_all.MADE["digits"]
+    (house / "data/digits").mkdir(parents=True)
+    (house / "data/digits/manifest.json").write_text("{}")
+    assert run_all.preparation(row) == []
+
+
+def test_make_bench_is_this_table():
+    told = subprocess.run(["make", "--dry-run", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=True)
+    assert "benchmarks/run_all.py" in told.stdout
