@@ -23,6 +23,7 @@ def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tens
     tokens, grad [B, M, C]: the tokens before the merge and the gradient of a drawn label's log-likelihood. size [B, M].
     """
     x, g = widened(tokens), widened(grad)
+    x = x - x.mean(dim=1, keepdim=True)  # what all tokens share, as in massive activations, cancels here and not by rounding
     along = (g * x).sum(dim=-1)
     a, b = split.sources, split.destinations
     size_a, size_b = size[:, a, None], size[:, None, b]

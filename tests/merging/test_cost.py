@@ -56,6 +56,20 @@ def test_equal_tokens_merge_for_nothing(setting):
     assert pair_costs(same, size.float(), grad, SPLIT).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("shared", [0.0, 100.0, 3000.0])
+def test_what_all_tokens_share_does_not_blur_the_price_of_their_difference(setting, shared):
+    """ViTs have channels that are thousands in every token."""
+    tokens, size, _ = setting
+    grad = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tokens = (tokens + shared * torch.eye(DIM, dtype=torch.float64)[0]).float()
+    costs, x, s = pair_costs(tokens, size.float(), grad.float(), SPLIT), tokens.double(), size
+    for i, a in enumerate(range(NUM_TOKENS)[SPLIT.sources]):
+        for j, b in enumerate(range(NUM_TOKENS)[SPLIT.destinations]):
+            moved = (s[:, b, None] * grad[:, a] - s[:, a, None] * grad[:, b]) * (x[:, b] - x[:, a])
+            exact = (moved.sum(-1) / (s[:, a] + s[:, b])).square() / 2
+            assert (costs[:, i, j] - exact).abs().max() <= 1e-5 * costs.mean()
+
+
 def point_of(metric, tokens):
     state = TokenState.start(tokens, (2, 3), num_prefix=1)
     return MergePoint(state, metric, torch.zeros_like(tokens))
