@@ -155,14 +155,15 @@ class MergingViT(nn.Module):
         task: str | None = None,
         merge_points_from: int | None = None,
     ) -> BackboneOutput:
-        """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order.
+        """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order; -1 is the last.
 
         relaxed: merge differentiably; None does so in training mode where the policy can. unmerge: how the states will be unmerged, one of
         `pipeline.merging.unmerge.UNMERGES`; without it a relaxed merge keeps no source map, which is B * N * N floats.
         merge_points_from: also return what the merges of this block and of those behind it are decided on, which needs gradients enabled.
         task: whose metric embedding, where tasks have their own.
-        Raises ConfigError where H or W does not divide by the patch.
+        Raises ConfigError where H or W does not divide by the patch, and for a tap that is no block.
         """
+        taps = self._blocks_of(taps)
         relaxed = self.policy.relaxed and (self.training if relaxed is None else relaxed)
         tokens, grid = self._embed(images)
         state = TokenState.start(tokens, grid, self.num_prefix, soft_source=relaxed and unmerge is not None)
@@ -185,6 +186,12 @@ class MergingViT(nn.Module):
         if unmerge == "copy":
             states = [harden(state) for state in states]
         return BackboneOutput(states[0], tuple(states[1:]), tuple(points))
+
+    def _blocks_of(self, taps: Collection[int]) -> set[int]:
+        if any(not -self.depth <= tap < self.depth for tap in taps):
+            last = self.depth - 1
+            raise ConfigError(f"taps are {tuple(taps)}; give blocks of the {self.depth}, 0 to {last}, or -1 for the last and so on")
+        return {tap % self.depth for tap in taps}
 
     def _normed(self, state: TokenState) -> TokenState:
         """After the last norm, which is taken of each position with its residual."""

@@ -205,6 +205,34 @@ def test_bfloat16_keeps_sizes_and_weights_in_float32(variant, training):
         assert all(block.metric.weight.grad.isfinite().all() for block in model.blocks)
 
 
+@TRAINING
+@VARIANT
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_model_of_16_bits_keeps_sizes_and_weights_in_float32(variant, training, dtype):
+    """Without autocast; and whatever the default dtype is, in which sizes above 2048 would be rounded."""
+    model = tiny_vit(variant).to(dtype).train(training)
+    torch.set_default_dtype(dtype)
+    try:
+        state = model(images().to(dtype), unmerge="soft").final
+        grid = unmerge(state)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert state.tokens.dtype == grid.dtype == dtype and state.size.dtype == torch.float32
+    assert state.tokens.isfinite().all() and grid.isfinite().all()
+    assert state.source.weights is None or state.source.weights.dtype == torch.float32
+    torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)
+
+
+def test_negative_taps_count_from_the_end_and_blocks_that_are_not_there_are_refused():
+    model = tiny_vit("tome").eval()
+    with torch.no_grad():
+        asked, wanted = model(images(), taps=(-1, 0)).taps, model(images(), taps=(0, 2)).taps
+    assert all(torch.equal(one.tokens, other.tokens) for one, other in zip(asked, wanted, strict=True))
+    for taps in [(3,), (0, 7), (-4,)]:
+        with pytest.raises(ConfigError, match="taps are .*; give blocks of the 3, 0 to 2"):
+            model(images(), taps=taps)
+
+
 @VARIANT
 @pytest.mark.parametrize("size", [(64, 96), (48, 64), (32, 32)])
 def test_any_input_size_that_divides_is_taken(variant, size):
