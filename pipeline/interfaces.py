@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pipeline.token_state import BackboneOutput, TokenState
 
-Sums = dict[str, tuple[Tensor, Tensor]]
-"""Name -> (sum, count), detached scalars on the device; they add over steps and ranks, and the value is sum / count."""
+Sums = dict[str, tuple[Tensor, Tensor | float]]
+"""Name -> (sum, count), which add over steps and ranks; the value is sum / count. The sum is a detached scalar on the device. So is a
+count that only the device knows; any other is a number, as a tensor made of it would be a copy that the host waits for."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class Task(Protocol):
     reads: type
     """The dataclass of targets (see `pipeline.data.targets`) that its batches have."""
     taps: tuple[int, ...]
-    """Blocks whose states the head reads (empty: the final state only)."""
+    """Blocks whose states the head reads."""
+    reads_final: bool
+    """Whether it reads the final state as well; if not, what is behind the last tap changes nothing."""
     unmerge: str | None
     """How the head unmerges (one of `pipeline.merging.unmerge.UNMERGES`), or None where it does not."""
     main_metric: str

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.build import build_backbone, create_vit
@@ -61,7 +60,7 @@ class MultiTaskModel(nn.Module):
         """
         output: TaskOutput = self.objective(self, batch, reduction=reduction, relaxed=relaxed, draw=draw)
         loss, weight = self.balancing(batch.task, output.loss)
-        logs = output.logs if weight is None else output.logs | {"weight": (weight, torch.ones_like(weight))}
+        logs = output.logs if weight is None else output.logs | {"weight": (weight, 1)}
         return replace(output, loss=loss, logs=logs, unweighed=output.loss.detach())
 
     def predict(self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None) -> TaskOutput:

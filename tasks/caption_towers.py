@@ -181,8 +181,7 @@ class TextTower(nn.Module):
         and itself if there is none: so there is one wherever it fits.
         """
         tokens = F.pad(tokens, (0, 1), value=self.pad_id)[:, : self.context_length]
-        place = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-        place[-1] = self.context_length
+        place = F.pad(torch.arange(tokens.shape[1], device=tokens.device), (0, 1), value=self.context_length)
         x = torch.cat([self.token_embedding(tokens), self.cls_emb.expand(len(tokens), 1, -1)], dim=1) + self.positional_embedding[place]
         seen = F.pad(tokens != self.pad_id, (1, 0), value=True)
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()

@@ -42,6 +42,7 @@ class CaptioningTask(nn.Module):
 
     reads = CaptionTargets
     taps: tuple[int, ...] = ()
+    reads_final = True
     unmerge: str | None = None
     main_metric = "CIDEr"
     metric_units = METRIC_UNITS
@@ -94,7 +95,7 @@ class CaptioningTask(nn.Module):
             contrast = contrastive_loss(normalised(image.feature), normalised(feature), self.contrastive_scale())
             losses["contrastive_loss"] = self.contrastive_weight * contrast
         loss = torch.stack(list(losses.values())).sum()
-        count = torch.tensor(len(tokens), device=tokens.device)
+        count = len(tokens)
         logs: Sums = {name: (value.detach() * count, count) for name, value in ({"loss": loss} | losses).items()}
         return TaskOutput(loss, logs, predictions=logits)
 

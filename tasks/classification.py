@@ -24,6 +24,7 @@ class ClassificationTask(nn.Module):
 
     reads = ClassificationTargets
     taps: tuple[int, ...] = ()
+    reads_final = True
     unmerge: str | None = None
     main_metric = "top1"
     metric_units = {"top1": "%", "top5": "%"}
@@ -54,8 +55,7 @@ class ClassificationTask(nn.Module):
         """targets: ClassificationTargets, labels int64 [B] or float [B, K]. predictions: logits [B, K], float32."""
         logits, labels = self.logits(output), batch.targets.labels
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        logs = {"loss": (loss.detach() * len(logits), torch.tensor(len(logits), device=logits.device))}
-        return TaskOutput(loss, logs, predictions=logits)
+        return TaskOutput(loss, {"loss": (loss.detach() * len(logits), len(logits))}, predictions=logits)
 
     def logits(self, output: BackboneOutput) -> Tensor:
         """[B, K] float32"""
@@ -73,7 +73,8 @@ class ClassificationTask(nn.Module):
     def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
         """For each image a class drawn from the predicted ones; the sum of their log-likelihoods."""
         log_likelihood = F.log_softmax(output.predictions, dim=-1)
-        drawn = torch.multinomial(log_likelihood.detach().exp(), 1)
+        waiting = torch.empty_like(log_likelihood).exponential_()
+        drawn = (log_likelihood.detach().exp() / waiting).argmax(dim=1, keepdim=True)  # torch.multinomial's draw, which refuses a NaN
         return log_likelihood.gather(1, drawn).sum()
 
     def infer(self, encode: Encode, batch: Batch) -> Tensor:

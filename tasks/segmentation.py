@@ -101,7 +101,7 @@ class SegmentationTask(nn.Module):
         for i, head in enumerate(self.auxiliary_head):
             values |= {f"aux_{i}.{name}": value for name, value in losses(head, head(features).float(), mask).items()}
         loss = torch.stack([value for name, value in values.items() if "loss" in name]).sum()
-        count = torch.tensor(len(mask), device=loss.device)
+        count = len(mask)
         logs: Sums = {name: (value.detach() * count, count) for name, value in ({"loss": loss} | values).items()}
         return TaskOutput(loss, logs, predictions=logits)
 

@@ -51,8 +51,7 @@ class StandinModel(nn.Module):
     def forward(self, batch: Batch, *, reduction: Any = None, relaxed: bool | None = None, draw: float = 0.0) -> TaskOutput:
         logits = self.tasks[batch.task](self.backbone(batch.images, relaxed is not False))
         losses = nn.functional.cross_entropy(logits.float(), batch.targets.labels, reduction="none")
-        count = torch.tensor(float(len(losses)), device=losses.device)
-        return TaskOutput(losses.mean(), {"loss": (losses.detach().sum(), count)}, logits)
+        return TaskOutput(losses.mean(), {"loss": (losses.detach().sum(), len(losses))}, logits)
 
     def evaluate(self, batch: Batch, *, reduction: Any = None) -> Tallies:
         """`table`: how often each class was taken for each."""

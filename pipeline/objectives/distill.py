@@ -29,6 +29,6 @@ class Distill(nn.Module):
             teacher = model.predict(batch, reduction=0, relaxed=False)
         student = model.predict(batch, **options)
         gap = model.tasks[batch.task].distill(student, teacher, self.temperature)
-        count = torch.tensor(len(batch.images), device=gap.device)
+        count = len(batch.images)
         logs = {**student.logs, "distill": (gap.detach() * count, count)}
         return replace(student, loss=self.weight * gap + (1 - self.weight) * student.loss, logs=logs)

@@ -21,10 +21,11 @@ from pipeline.objectives import OBJECTIVES
 class MergeCost(nn.Module):
     """The mean over blocks of `pipeline.merging.cost.expected_cost`; no gradient reaches the backbone.
 
-    Each step draws a block: those before it merge for real, with the step's reduction, and it and those behind it are priced. So a
-    block learns from the merged tokens that it will see. It goes with modular training, and with end_to_end, whose backbone steps
-    take the task's own loss under the hard merge. temperature: of the choice among pairs. pairs: `first`, the price of the pair that would
-    merge first, whatever the reduction; or `merged`, that of as many as the step's reduction merges, for where most tokens do.
+    Each step draws a block: those before it merge for real, with the step's reduction, and it and those behind it are priced, up to
+    the last block that the head reads. So a block learns from the merged tokens that it will see. It goes with modular training, and
+    with end_to_end, whose backbone steps take the task's own loss under the hard merge. temperature: of the choice among pairs. pairs:
+    `first`, the price of the pair that would merge first, whatever the reduction; or `merged`, that of as many as the step's reduction
+    merges, for where most tokens do.
     """
 
     def __init__(self, *, temperature: float = 0.1, pairs: str = "first"):
@@ -42,16 +43,17 @@ class MergeCost(nn.Module):
         if relaxed is False:
             return model.predict(batch, reduction=reduction, relaxed=False)
         task, backbone = model.tasks[batch.task], model.backbone
-        first = int(draw * backbone.depth)
+        depth = backbone.depth if task.reads_final else max(task.taps) + 1
+        first = int(draw * depth)
         whole = model.schedule(batch.task, backbone.grid_of(batch.images), reduction)
         schedule = [*whole[:first], *(0 for _ in whole[first:])]
         output = model.encode(batch.task, batch.images, reduction=schedule, relaxed=False, merge_points_from=first)
         result = task(output, batch)
-        points = output.merge_points
+        points = output.merge_points[: depth - first]
         grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.probe for point in points])
         shares = merged_shares(whole, math.prod(backbone.grid_of(batch.images))) if self.pairs == "merged" else [None] * len(whole)
-        priced = zip(points, grads, shares[first:], strict=True)
+        priced = zip(points, grads, shares[first:depth], strict=True)
         costs = [expected_cost(point, grad, self.temperature, share) for point, grad, share in priced]
         loss = torch.stack(costs).mean()
-        count = torch.tensor(len(batch.images), device=loss.device)
+        count = len(batch.images)
         return TaskOutput(loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions)

@@ -28,10 +28,9 @@ class Conflict:
 
     def logs(self) -> Sums:
         """`grad_norm/TASK` and, of each pair, `grad_cosine/TASK/TASK`."""
-        one = torch.ones_like(self.norms[0])
-        logs = {f"grad_norm/{task}": (norm, one) for task, norm in zip(self.tasks, self.norms, strict=True)}
+        logs: Sums = {f"grad_norm/{task}": (norm, 1) for task, norm in zip(self.tasks, self.norms, strict=True)}
         for i, first in enumerate(self.tasks):
-            logs |= {f"grad_cosine/{first}/{self.tasks[j]}": (self.cosines[i, j], one) for j in range(i + 1, len(self.tasks))}
+            logs |= {f"grad_cosine/{first}/{self.tasks[j]}": (self.cosines[i, j], 1) for j in range(i + 1, len(self.tasks))}
         return logs
 
 

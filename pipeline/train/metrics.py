@@ -21,7 +21,9 @@ class MetricSums:
     def add(self, sums: Sums, prefix: str = "") -> None:
         """Asks the device nothing."""
         for name, (total, count) in sums.items():
-            pair = torch.stack([total.double(), count.to(total.device).double()])
+            total = total.double()
+            count = count.to(total) if isinstance(count, Tensor) else torch.full_like(total, count)
+            pair = torch.stack([total, count])
             if self._only_finite:
                 pair = torch.where(pair.isfinite().all(), pair, 0.0)
             key = prefix + name

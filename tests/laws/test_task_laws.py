@@ -7,15 +7,17 @@ import torch
 from segheads import CLASSES, HEADS
 from tiny import IMG, images, tiny_vit
 from tinycoca import SPEC, TOKENIZER, captions
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.balancing import BALANCING
 from pipeline.data.targets import ClassificationTargets, MaskTargets
+from pipeline.engine.adamw import mark_nonfinite
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
-from pipeline.train.metrics import TallySums
+from pipeline.train.metrics import MetricSums, TallySums
 from pipeline.train.optim import owner_of
 
 EXAMPLES = {
@@ -185,6 +187,36 @@ def test_more_classes_than_the_head_has_are_refused(name):
     task.check_classes(["x"] * CLASSES)
     with pytest.raises(ConfigError, match=f"num_classes={CLASSES + 1}"):
         task.check_classes(["x"] * (CLASSES + 1))
+
+
+@TASK
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+def test_a_pixel_that_is_not_a_number_makes_a_loss_that_is_none(name, objective):
+    """By which all ranks skip the step: an error here would leave the other ranks waiting."""
+    samples = batch(name)
+    samples.images[3, 0, 0, 0] = torch.nan
+    assert not model(name, objective=objective).train()(samples).loss.isfinite()
+
+
+class AsksNothing(TorchDispatchMode):
+    """Refuses what makes the host wait for a GPU: reading a value, shapes that depend on values, and copies of the host's own numbers."""
+
+    WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "_unique2", "equal", "bincount")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.WAITS, f"{func} waits for the device"
+        return func(*args, **kwargs or {})
+
+
+@TASK
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("balancing", BALANCING.names())
+def test_a_micro_batch_asks_the_device_nothing(name, objective, balancing):
+    trained, samples, sums = model(name, objective=objective, balancing=balancing).train(), batch(name), MetricSums(only_finite=True)
+    with AsksNothing():
+        output = trained(samples)
+        mark_nonfinite(output.loss).backward()
+        sums.add(output.logs)
 
 
 @TASK

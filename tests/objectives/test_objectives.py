@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from tiny import RELAXED, images, tiny_vit
+from segheads import CLASSES, LINEAR
+from tiny import IMG, RELAXED, images, tiny_vit
 
-from pipeline.data.targets import ClassificationTargets
+from pipeline.data.targets import ClassificationTargets, MaskTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from tasks.classification import ClassificationTask
+from tasks.segmentation import SegmentationTask
 
 
 def model(objective, variant="dtem", reduction=8, **options):
@@ -84,6 +86,16 @@ def test_merge_cost_prices_the_drawn_block_and_those_behind_it(draw):
 def test_merge_cost_lets_the_backbone_learn_its_task_in_its_own_steps():
     trained = model("merge_cost").train()
     torch.testing.assert_close(trained(batch(), relaxed=False).loss, trained.predict(batch(), relaxed=False).loss)
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.51, 0.99])
+def test_merge_cost_prices_no_block_behind_the_last_that_the_head_reads(draw):
+    backbone = tiny_vit("dtem")
+    early = SegmentationTask(backbone, num_classes=CLASSES, decode_head=LINEAR, out_indices=[1])
+    trained = MultiTaskModel(backbone, {"scenes": early}, OBJECTIVES.build("merge_cost", pairs="merged")).train()
+    mask = torch.arange(IMG).expand(4, IMG, IMG).remainder(CLASSES).to(torch.uint8)
+    trained(Batch("scenes", images(4), MaskTargets(mask)), draw=draw).loss.backward()
+    assert [block.metric.weight.grad is not None for block in backbone.blocks] == [draw < 0.5, True, False]
 
 
 def test_merge_cost_survives_running_out_of_tokens():
