@@ -15,16 +15,17 @@ ROOMS = {
     "registry": {"errors"},
     "token_state": set(),
     "interfaces": {"token_state"},
+    "files": {"errors"},
     "config": {"errors", "registry"},
     "config.resolve": {"errors", "config", "merging"},
     "merging": BASE,
     "balancing": {"errors", "registry", "config"},
     "backbone": BASE | {"config", "config.resolve", "merging"},
-    "data": {"config", "interfaces", "errors", "registry"},
+    "data": {"config", "interfaces", "errors", "registry", "files"},
     "objectives": BASE | {"config", "merging", "backbone"},
     "model": BASE | {"config", "config.resolve", "merging", "backbone", "objectives", "balancing"},
     "engine": BASE | {"config", "backbone", "model"},
-    "train": BASE | {"config", "config.resolve", "merging", "backbone", "data", "objectives", "model", "engine"},
+    "train": BASE | {"files", "config", "config.resolve", "merging", "backbone", "data", "objectives", "model", "engine"},
 }
 """Room of `pipeline` -> rooms that it may import, besides itself."""
 

@@ -4,7 +4,7 @@ import fnmatch
 import logging
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 
 from pipeline.config.load import digest, to_plain
 from pipeline.config.schema import RunConfig
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, PipelineError
 from pipeline.interfaces import Engine
 from pipeline.train import storage
 from pipeline.train.collective import anywhere, from_rank0, rows
+from pipeline.train.facts import TO_CONTINUE, check_facts
 from pipeline.train.rng import rng_state, seed_everything, set_rng_state
 from pipeline.train.storage import Checkpoint
 
@@ -51,10 +52,19 @@ change, not what they hold (the stream checks that); batch size, accumulation an
 
 
 def save(
-    engine: Engine, root: Path, step: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], *, keep: int, best: bool = False
+    engine: Engine,
+    root: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    facts: Mapping[str, Any],
+    *,
+    since: int,
+    keep: int,
+    best: bool = False,
 ) -> Path:
     """Writes the engine's state, `tensors` and `facts` on rank 0, and removes old checkpoints. A collective.
 
+    since: the step that the run last saved, or continued from; checkpoints of later steps are set aside, and said so.
     Raises CheckpointError on all ranks whatever went wrong on rank 0 (a full disk, a weight that is not finite); the older ones stay.
     """
     content = engine.state_tensors() | {"rng.states": rows(engine, rng_state())} | dict(tensors)
@@ -62,12 +72,12 @@ def save(
     if engine.rank == 0:
         try:
             _refuse_nonfinite(content)
-            folder = storage.write_checkpoint(root, step, content, facts)
+            folder = storage.write_checkpoint(root, step, content, facts, since=since)
             if best:
                 storage.point(root, "best", folder)
-            storage.prune(root, keep)
+            storage.prune(root, keep, folder)
         except Exception as err:  # of any kind: the other ranks wait to hear of it
-            reason = str(err) if isinstance(err, OSError | SafetensorError | CheckpointError) else repr(err)
+            reason = str(err) if isinstance(err, OSError | SafetensorError | PipelineError) else repr(err)
             trouble = f"checkpoint of step {step} was not saved in {root}: {reason}"
     if trouble := from_rank0(engine, trouble):
         raise CheckpointError(trouble)
@@ -75,7 +85,8 @@ def save(
 
 
 def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
-    """The newest checkpoint under `root` that is whole, or None where there is none. A collective; ranks share the disk.
+    """The checkpoint under `root` that `latest` names, or else the newest that is whole, or None where there is none. A collective; ranks
+    share the disk.
 
     A damaged one is passed over, and said so. Where all are damaged CheckpointError is raised: starting anew would hide the loss.
     """
@@ -88,19 +99,24 @@ def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
 
 
 def _newest_whole(root: Path) -> tuple[Checkpoint | None, bool]:
-    """The newest checkpoint that can be read, and whether any could not."""
-    damaged = False
-    for folder in storage.complete_folders(root):
+    """The first checkpoint that can be read, and whether any could not."""
+    damaged, latest = False, storage.pointed(root, "latest")
+    folders = storage.complete_folders(root)
+    for folder in sorted(folders, key=lambda folder: folder != latest):
         try:
             return storage.read_checkpoint(folder), damaged
         except CheckpointError as err:
             damaged = True
-            log.warning("%s; trying the checkpoint before it", err)
+            log.warning("%s; trying another one", err)
     return None, damaged
 
 
 def load_path(path: Path) -> Checkpoint:
     """The checkpoint at `path`: its own folder, or a run's folder, whose pointer is followed. Raises CheckpointError."""
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}, to be continued, is not a folder; give auto, none, the folder of a run, or one of its checkpoints/step_*"
+        )
     for root in (path, path / "checkpoints"):
         if (folder := storage.pointed(root, "latest")) is not None:
             return storage.read_checkpoint(folder)
@@ -119,19 +135,36 @@ def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
     }
 
 
-def check_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises CheckpointError that names the first parameters in which the checkpoint's model is another one."""
+def check_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], trained: Collection[str] = ()) -> None:
+    """Raises CheckpointError that names the first parameters in which the checkpoint's model is another one.
+
+    trained: names of the parameters that an optimizer follows, whose moments have to be there too.
+    """
     saved = {name.removeprefix("model."): tuple(t.shape) for name, t in checkpoint.tensors.items() if name.startswith("model.")}
     differing = [name for name in sorted(saved.keys() | shapes.keys()) if saved.get(name) != shapes.get(name)]
     if differing:
         lines = [f"{name}: {saved.get(name, 'absent')} there, {shapes.get(name, 'absent')} here" for name in differing[:3]]
         more = f"\n  and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise CheckpointError("\n  ".join([f"{checkpoint.folder} is of another model:", *lines]) + more)
+    expected = {
+        f"{key}.{name}": shape for name in trained for key, shape in dict(exp_avg=shapes[name], exp_avg_sq=shapes[name], step=()).items()
+    }
+    check_tensors(checkpoint, expected)
+
+
+def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError where one of these tensors, by prefixed name, is absent or of another shape."""
+    for name, shape in shapes.items():
+        if name not in checkpoint.tensors or tuple(checkpoint.tensors[name].shape) != shape:
+            raise CheckpointError(f"{checkpoint.folder} cannot be continued: it lacks the tensor {name} of shape {shape}")
 
 
 def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int]) -> list[str]:
     """The harmless differences to the run that was saved; CheckpointError lists those that would make it another run."""
     facts = checkpoint.facts
+    check_facts(checkpoint.folder, facts, TO_CONTINUE)
+    if facts["progress"]["step"] != facts["step"] or not all("samples" in facts["streams"].get(task, {}) for task in global_batch):
+        raise CheckpointError(f"{checkpoint.folder} is damaged or made by hand: its step, progress and streams do not fit one another")
     differences = [] if facts["digest"] == digest(config) else list(_differences(facts["config"], to_plain(config)))
     harmful = [text for field, text in differences if not any(fnmatch.fnmatch(field, pattern) for pattern in HARMLESS)]
     if facts["global_batch"] != dict(global_batch):
@@ -144,9 +177,14 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
 
 def restore_rng(checkpoint: Checkpoint, engine: Engine, seed: int) -> None:
     """This rank's generators as they were; with another number of ranks they start from an address that includes the step."""
-    states = checkpoint.tensors["rng.states"]
+    states = checkpoint.tensors.get("rng.states", torch.empty(0))
+    if states.ndim != 2 or states.dtype != torch.int64:
+        raise CheckpointError(f"{checkpoint.folder} cannot be continued: it lacks the states of the generators (rng.states)")
     if len(states) == engine.world_size:
-        set_rng_state(states[engine.rank])
+        try:
+            set_rng_state(states[engine.rank])
+        except (RuntimeError, ValueError, TypeError, OverflowError) as err:
+            raise CheckpointError(f"{checkpoint.folder} cannot be continued: its rng.states are no states of generators ({err})") from err
     else:
         seed_everything(seed, "resumed", checkpoint.facts["step"], engine.rank)
 

@@ -152,7 +152,9 @@ def _save(run: Run, better: bool) -> Path:
     }
     average = {f"ema.{name}": tensor for name, tensor in run.ema.state_dict().items()} if run.ema is not None else {}
     keep = run.config.train.keep_checkpoints
-    return checkpoint.save(run.engine, run.root, run.progress.step, average, facts, keep=keep, best=better)
+    folder = checkpoint.save(run.engine, run.root, run.progress.step, average, facts, since=run.saved, keep=keep, best=better)
+    run.saved = run.progress.step
+    return folder
 
 
 def default_save_every(total_steps: int) -> int:

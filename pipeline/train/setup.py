@@ -21,6 +21,7 @@ from pipeline.data.augment import BatchMixer
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, launched
 from pipeline.errors import ConfigError, SampleError
+from pipeline.files import write_text
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.train import checkpoint
@@ -47,6 +48,8 @@ class Run:
     loaders: dict[str, EvalLoader]
     mixers: dict[str, BatchMixer]
     progress: Progress
+    saved: int
+    """The step of the newest checkpoint that belongs to this run: continued from, or written since."""
     nonfinite: Tensor
     """[2] on the device: skipped steps in a row now, and the most in a row since the last report."""
 
@@ -90,6 +93,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     _check_output(Path(config.output))
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams))
     engine = build_engine(config, model, groups)
@@ -105,10 +109,11 @@ def build_run(config: RunConfig, resume: str) -> Run:
         loaders=loaders,
         mixers=_build_mixers(config, model),
         progress=Progress(),
+        saved=0,
         nonfinite=torch.zeros(2, device=engine.device),
     )
     if (found := _find(run, resume)) is not None:
-        _restore(run, found, shapes)
+        _restore(run, found, shapes, trained)
     return run
 
 
@@ -163,16 +168,19 @@ def _find(run: Run, resume: str) -> Checkpoint | None:
     return None if resume == "none" else checkpoint.load_path(Path(resume))
 
 
-def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
-    checkpoint.check_model(found, shapes)
+def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], trained: list[str]) -> None:
     for difference in checkpoint.check_run(found, run.config, run.resolved.global_batch):
         log.warning("the run continues with %s", difference)
+    checkpoint.check_model(found, shapes, trained)
+    if run.ema is not None:
+        checkpoint.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
         run.ema.load_state_dict({name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")})
     for name, stream in run.streams.items():
         stream.load_state_dict(found.facts["streams"][name])
     run.progress = Progress(**found.facts["progress"])
+    run.saved = run.progress.step
     run.nonfinite[0] = run.progress.nonfinite
     checkpoint.restore_rng(found, run.engine, run.config.seed)
 
@@ -182,4 +190,4 @@ def write_config(run: Run) -> None:
     if run.engine.rank == 0:
         path = Path(run.config.output) / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(to_plain(run.config), indent=1))
+        write_text(path, json.dumps(to_plain(run.config), indent=1))

@@ -1,7 +1,8 @@
 """One checkpoint on disk: a folder that is there as a whole or not at all.
 
-    step_00000500/ model.safetensors optimizer.safetensors ema.safetensors rng.safetensors manifest.json
-    latest, best    text files that hold a folder's name
+    step_00000500/       model.safetensors optimizer.safetensors ema.safetensors rng.safetensors manifest.json
+    latest, best         text files that hold a folder's name
+    aside-step_00000600/ of a branch that was left, when the run went on from an older step; never read, never removed
 
 Tensors are filed by the first part of their name (`model.backbone.pos_embed` is `backbone.pos_embed` in model.safetensors). The
 manifest has the sha256 of every file and everything that is not a tensor. Nothing in a checkpoint can run code.
@@ -9,7 +10,8 @@ manifest has the sha256 of every file and everything that is not a tensor. Nothi
 
 import hashlib
 import json
-import os
+import logging
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +23,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
+from pipeline.files import folder_within, sync, write_text
+from pipeline.train.facts import check_facts
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 FILE_OF = {"model": "model", "exp_avg": "optimizer", "exp_avg_sq": "optimizer", "step": "optimizer", "ema": "ema", "rng": "rng"}
 PLAIN = {"model", "ema", "rng"}
 """Files of one prefix only, which is left out inside."""
 MAX_MANIFEST = 1 << 26
+_STEP = re.compile(r"step_[0-9]{1,15}")
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,13 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Raises OSError."""
-    root.mkdir(parents=True, exist_ok=True)
+def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, since: int) -> Path:
+    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Raises OSError, ConfigError.
+
+    since: the step that the run last saved, or continued from. Checkpoints of later steps belong to a branch that was left: they are set
+    aside first, so that whenever this is cut short, what is newest is of one branch.
+    """
+    folder_within(root.parent, root.name)
     _remove_leftovers(root)
     folder, partial = root / folder_name(step), root / f".partial-{folder_name(step)}"
     partial.mkdir()
@@ -56,13 +67,23 @@ def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts
     text = json.dumps(manifest | {"sha256": _sha256_of_facts(manifest)}, indent=1, allow_nan=False)
     (partial / "manifest.json").write_text(text)
     for path in (*partial.iterdir(), partial):
-        _sync(path)
-    if folder.exists():
-        folder.rename(root / f".replaced-{folder_name(step)}")
+        sync(path)
+    for left in complete_folders(root):
+        if step_of(left) > since:
+            _set_aside(left, since)
     partial.rename(folder)
-    _sync(root)
+    sync(root)
     point(root, "latest", folder)
     return folder
+
+
+def _set_aside(folder: Path, since: int) -> None:
+    names = (f"aside-{folder.name}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 10_000))))
+    place = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
+    folder.rename(place)
+    log.warning(
+        "%s is later than step %d, from which the run went on: it is kept as %s; remove it when it is not needed", folder, since, place
+    )
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -72,6 +93,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     for name, expected in facts["files"].items():
         prefix = "" if (kind := name.removesuffix(".safetensors")) not in PLAIN else f"{kind}."
         try:
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder / name} is not there, or is no regular file")
             if sha256(folder / name) != expected["sha256"]:
                 raise CheckpointError(f"{folder / name} is damaged: its sha256 is not the manifest's")
             tensors |= {prefix + key: tensor for key, tensor in load_file(folder / name).items()}
@@ -81,8 +104,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError where it is missing, damaged, or names files that a checkpoint does not have."""
+    """Raises CheckpointError where it is missing or damaged, names files that a checkpoint does not have, or a fact is of another type."""
     path = folder / "manifest.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a complete checkpoint: it has no manifest.json")
     try:
         if path.stat().st_size > MAX_MANIFEST:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST}")
@@ -98,35 +123,42 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} names the file {min(strange)!r}; a checkpoint has {', '.join(sorted(known))}")
     if not all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in facts["files"].values()):
         raise CheckpointError(f"{path} lacks the sha256 of a file")
+    check_facts(path, facts, needed=("step",))
     return facts
 
 
 def complete_folders(root: Path) -> list[Path]:
-    """Folders that were renamed into place, newest first; their content is not checked."""
-    return sorted((path for path in root.glob("step_*") if path.is_dir()), reverse=True)
+    """Folders that were renamed into place, newest first; their content is not checked. Links are none of ours."""
+    found = (path for path in root.glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def point(root: Path, name: str, folder: Path) -> None:
     """Makes the text file `name` hold the folder's name, at once."""
-    partial = root / f".partial-{name}"
-    partial.write_text(folder.name)
-    _sync(partial)
-    partial.rename(root / name)
-    _sync(root)
+    write_text(root / name, folder.name)
+    sync(root)
 
 
 def pointed(root: Path, name: str) -> Path | None:
     """The folder that a pointer names, or None where there is no pointer or no such folder."""
     path = root / name
-    folder = root / path.read_text()[:64].strip() if path.is_file() else None
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        folder = root / file.read(64).decode(errors="replace").strip()
     return folder if folder in complete_folders(root) else None
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints and the best one."""
-    best = pointed(root, "best")
-    for folder in complete_folders(root)[max(1, keep) :]:
-        if folder != best:
+def prune(root: Path, keep: int, saved: Path) -> None:
+    """Removes all but the newest `keep` checkpoints, `saved` among them, and the best one."""
+    stay = {saved, pointed(root, "best")}
+    others = [folder for folder in complete_folders(root) if folder != saved]
+    for folder in others[max(0, keep - 1) :]:
+        if folder not in stay:
             folder.rename(root / f".replaced-{folder.name}")
     _remove_leftovers(root)
 
@@ -156,12 +188,4 @@ def _remove_leftovers(root: Path) -> None:
     """What an interrupted save or removal left; no reader ever looks at it."""
     for pattern in (".partial-*", ".replaced-*"):
         for path in root.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -3,7 +3,7 @@ import os
 import random
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from standin import StandinModel, standin_config
 
 from pipeline.engine import build_engine
 from pipeline.errors import CheckpointError
+from pipeline.interfaces import Progress
 from pipeline.train import checkpoint, storage
 from pipeline.train.optim import parameter_groups, set_trainable
 
@@ -25,9 +26,12 @@ def make_engine(config=None):
     return build_engine(config, model, parameter_groups(model, config))
 
 
-def save(engine, root: Path, step: int, config=None, *, keep: int = 10, best: bool = False):
-    facts = checkpoint.run_facts(config or standin_config(), engine.world_size) | {"global_batch": BATCH}
-    return checkpoint.save(engine, root, step, {"ema.x": torch.full((2,), float(step))}, facts, keep=keep, best=best)
+def save(engine, root: Path, step: int, config=None, *, since: int | None = None, keep: int = 10, best: bool = False):
+    since = step - 1 if since is None else since
+    progress = asdict(Progress(step=step))
+    facts = checkpoint.run_facts(config or standin_config(), engine.world_size)
+    facts |= {"global_batch": BATCH, "progress": progress, "streams": {"a": {"samples": 0}}}
+    return checkpoint.save(engine, root, step, {"ema.x": torch.full((2,), float(step))}, facts, since=since, keep=keep, best=best)
 
 
 def shapes(model) -> dict:
@@ -59,7 +63,7 @@ def test_a_damaged_file_means_the_checkpoint_before(tmp_path, caplog, name, dama
     changed = {"truncated": path.read_bytes()[: len(content) // 2], "flipped": bytes(content), "empty": b""}
     path.unlink() if damage == "missing" else path.write_bytes(changed[damage])
     assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 1
-    assert "step_00000002" in caplog.text and "trying the checkpoint before it" in caplog.text
+    assert "step_00000002" in caplog.text and "trying another one" in caplog.text
 
 
 def test_when_all_are_damaged_the_run_does_not_start_anew(tmp_path):
@@ -139,7 +143,7 @@ def test_whatever_goes_wrong_on_rank_0_is_told_to_every_rank(tmp_path):
     """They wait for it: here for a number that JSON does not know."""
     engine = make_engine()
     with pytest.raises(CheckpointError, match="step 2 was not saved.*ValueError"):
-        checkpoint.save(engine, tmp_path, 2, {}, {"progress": {"best": float("nan")}}, keep=1)
+        checkpoint.save(engine, tmp_path, 2, {}, {"progress": {"best": float("nan")}}, since=1, keep=1)
 
 
 def test_another_model_names_the_parameters(tmp_path):

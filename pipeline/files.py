@@ -1,0 +1,57 @@
+"""How results are written into a folder: a file is there as a whole or not at all, and never somewhere else, by way of a link.
+
+A run may come from a stranger, and a folder that was unpacked from an archive may hold symbolic links to anywhere.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to write to, with the same suffix, which is synced and takes its place at the end.
+
+    A link at `path` is replaced, not followed. After an error the file of before is still there. Raises OSError.
+    """
+    part = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    try:
+        yield part
+        sync(part)
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8, see `replacing`; the path."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def folder_within(root: Path, name: str) -> Path:
+    """The folder `name` of `root`, which is made where it is not there.
+
+    Raises ConfigError for a link, as what is written would land wherever it points. `root` itself, which the user names, may be one.
+    """
+    folder = root / name
+    if folder.is_symlink():
+        raise ConfigError(f"{folder} is a symbolic link, through which nothing is written; put a folder in its place")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,59 @@
+"""What a checkpoint says beside its tensors. It may be a stranger's: each fact is of its type before anything believes it."""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError
+
+LARGEST = 2**53
+"""Of a count: JSON readers agree on whole numbers up to here."""
+
+
+def check_facts(path: Path, facts: Mapping[str, Any], needed: Collection[str] = ()) -> None:
+    """Raises CheckpointError for a fact of the manifest at `path` that is of another type, or needed and not there."""
+    for name, (fits, kind) in _KINDS.items():
+        if name in needed and name not in facts:
+            raise CheckpointError(f"{path} does not say its {name}; another version wrote it, or another program")
+        if name in facts and not fits(facts[name]):
+            raise CheckpointError(f"{path} is damaged or made by hand: its {name} is not {kind}")
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _table(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(of, value.values()))
+
+
+def _progress(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"step", "samples", "nonfinite", "best"}:
+        return False
+    best = value["best"]
+    return (
+        _count(value["step"])
+        and _table(_count)(value["samples"])
+        and _count(value["nonfinite"])
+        and (best is None or (type(best) in (int, float) and math.isfinite(best)))
+    )
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step": (_count, "a whole number from 0"),
+    "config": (lambda value: isinstance(value, dict), "a configuration"),
+    "digest": (_text, "text"),
+    "commit": (lambda value: value is None or _text(value), "text"),
+    "versions": (_table(_text), "a version for each package"),
+    "world_size": (lambda value: _count(value) and value > 0, "a number of ranks"),
+    "global_batch": (_table(_count), "a number of samples for each task"),
+    "progress": (_progress, "step, samples, nonfinite and best"),
+    "streams": (_table(_table(_count)), "a position in the data for each task"),
+}
+TO_CONTINUE = tuple(_KINDS)
+"""What a run needs that goes on from a checkpoint."""
