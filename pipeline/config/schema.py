@@ -100,7 +100,8 @@ class ObjectiveConfig:
     """What the loss is."""
 
     type: str = "supervised"
-    """`supervised`: the task's own loss. `distill`: agreement with an unmerged teacher."""
+    """`supervised`: the task's own loss. `distill`: agreement with an unmerged teacher. `merge_cost`: what
+    each merge would cost (docs/merge_cost.md)."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
