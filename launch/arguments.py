@@ -20,6 +20,12 @@ def add_tasks_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=names, metavar="A,B", help="some of the run's tasks (default: all)")
 
 
+def add_split_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split", default="val", metavar="NAME", help="val (default), train, test, or another split that the shards' manifest names"
+    )
+
+
 def names(text: str) -> list[str]:
     """`a,b` as a list."""
     return [name.strip() for name in text.split(",") if name.strip()]

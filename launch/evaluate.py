@@ -3,12 +3,13 @@
 import argparse
 from typing import Any
 
-from launch.arguments import add_run_arguments, add_tasks_argument
+from launch.arguments import add_run_arguments, add_split_argument, add_tasks_argument
 
 EXAMPLE = """examples:
   dtem evaluate runs/digits_multitask_dtem
   dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --json scores.json
   dtem evaluate runs/digits_multitask_dtem --tasks digits,digits_captioning
+  dtem evaluate runs/coco --split test
   torchrun --nproc_per_node 8 -m launch.cli evaluate runs/imagenet --cfg-options tasks.imagenet.data.val=/data/imagenet
   dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide tasks.ade20k.head.inference.crop_size=512 \
       tasks.ade20k.head.inference.stride=341 tasks.ade20k.head.inference.flip=True 'tasks.ade20k.head.inference.scales=[0.75,1.0,1.25]'
@@ -24,7 +25,7 @@ def add_parser(subparsers) -> None:
     add_tasks_argument(parser)
     parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's; NAME_untrained draws its embedding anew")
     parser.add_argument("--reduction", metavar="R", help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's")
-    parser.add_argument("--split", choices=("val", "train"), default="val")
+    add_split_argument(parser)
     parser.add_argument("--zero-shot", metavar="SHARDS", help="also classify these images by a captioner's contrastive part")
     parser.add_argument(
         "--templates", nargs="+", default=["a photo of a {}."], metavar="TEXT", help="captions of a class (default 'a photo of a {}.')"
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """0 when the scores are printed. Raises PipelineError."""
     from launch.restore import build, chosen_tasks, parse_reduction, read_run
     from launch.scoring import Evaluator, progress
-    from launch.workload import first_schedule
+    from launch.workload import first_batch, first_schedule
     from launch.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
     from pipeline.train.evaluate import evaluate, ranking_score
@@ -51,9 +52,11 @@ def run(args: argparse.Namespace) -> int:
     if args.zero_shot:
         name, data = add_zero_shot(model, saved.config, args.zero_shot, args.templates, args.class_names)
         datas[name] = data
-    loaders = {name: build_eval_loader(name, data, rank=rank, world_size=world_size, split=args.split) for name, data in datas.items()}
+    share = dict(rank=rank, world_size=world_size, split=args.split)
+    loaders = {name: build_eval_loader(name, data, **share, classes=saved.classes(name)) for name, data in datas.items()}
     model.check_data(loaders)
-    schedules = {name: first_schedule(model, name, data, args.split, reduction) for name, data in datas.items()}
+    firsts = {name: first_batch(name, data, args.split, saved.classes(name)) for name, data in datas.items()}
+    schedules = {name: first_schedule(model, batch, reduction) for name, batch in firsts.items()}
     scores = evaluate(evaluator, {name: progress(loader, name) for name, loader in loaders.items()}, reduction=reduction, thorough=True)
     if rank != 0:
         return 0

@@ -13,6 +13,7 @@ from launch.pages import Page, Panel, Section
 from launch.restore import checked_reduction
 from launch.workload import first_grid
 from pipeline.config.schema import DataConfig
+from pipeline.data.held_out import setting_of
 from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets
 from pipeline.errors import ConfigError
@@ -31,10 +32,13 @@ def make_page(
     num: int,
     reductions: Sequence[int] | None = None,
     blocks: Sequence[int] | None = None,
+    split: str = "val",
+    classes: Mapping[str, Sequence[str]] | None = None,
 ) -> Page:
     """Image, what is right and what is predicted, and the groups after each block at each reduction, for each task of `datas`.
 
-    Tasks that are shown the same images share their rows. reductions None: each task's own.
+    Tasks that are shown the same images share their rows. reductions None: each task's own. split, classes (by task): see
+    build_eval_loader.
 
     Raises ConfigError for blocks that are not there, and reductions that the first image has too few tokens for.
     """
@@ -43,23 +47,25 @@ def make_page(
     blocks = blocks or default_blocks(model.backbone.depth)
     if max(blocks) >= model.backbone.depth:
         raise ConfigError(f"--blocks {max(blocks)}: the backbone's blocks are 0 to {model.backbone.depth - 1}")
+    one, names = dict(eval_batch_size=1, workers=0), classes or {}
     loaders = {
-        task: build_eval_loader(task, replace(data, eval_batch_size=1, workers=0), rank=0, world_size=1) for task, data in datas.items()
+        task: build_eval_loader(task, replace(data, **one), rank=0, world_size=1, split=split, classes=names.get(task, ()))
+        for task, data in datas.items()
     }
     model.check_data(loaders)
     painter = _Painter(model, datas, loaders, list(reductions or [None]), blocks)
-    sections = [painter.section(tasks, num) for tasks in _of_one_source(datas)]
+    sections = [painter.section(tasks, num) for tasks in _of_one_source(datas, split)]
     if len(sections) > 1:
-        headings = [", ".join(tasks) for tasks in _of_one_source(datas)]
+        headings = [", ".join(tasks) for tasks in _of_one_source(datas, split)]
         sections = [replace(section, heading=heading) for section, heading in zip(sections, headings, strict=True)]
     return Page(title, sections)
 
 
-def _of_one_source(datas: Mapping[str, DataConfig]) -> list[list[str]]:
+def _of_one_source(datas: Mapping[str, DataConfig], split: str) -> list[list[str]]:
     """Tasks together whose images are the same: one list for each."""
     sources: dict[str, list[str]] = {}
     for task, data in datas.items():
-        sources.setdefault(repr((data.val, data.img_size)), []).append(task)
+        sources.setdefault(repr((setting_of(data, split)[1], data.img_size)), []).append(task)
     return list(sources.values())
 
 

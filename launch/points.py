@@ -12,7 +12,7 @@ from launch.restore import UNTRAINED, SavedRun, build, checked_reduction, chosen
 from launch.scoring import Evaluator, Panel, images_per_second, progress
 from launch.tables import of_classes
 from launch.workload import Grid, first_batch, first_grid, workload
-from pipeline.config.schema import DataConfig, RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores
@@ -105,7 +105,7 @@ def sweep(
     runs = [replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()}) for run in runs]
     wanted = {"none": [0]} | {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)] for policy in wanted}
-    jobs = [_prepare(evaluator, config.tasks[task].data, task, models, wanted, solve, split) for task in chosen]
+    jobs = [_prepare(evaluator, runs[0], task, models, wanted, solve, split) for task in chosen]
     conditions = _conditions(evaluator, runs, split) | {"targets": kind, "within": within}
     return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
 
@@ -143,11 +143,12 @@ class _Job:
 
 
 def _prepare(
-    evaluator: Evaluator, data: DataConfig, task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, split: str
+    evaluator: Evaluator, run: SavedRun, task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, split: str
 ) -> _Job:
-    loader = build_eval_loader(task, data, rank=0, world_size=1, split=split)
+    data = run.config.tasks[task].data
+    loader = build_eval_loader(task, data, rank=0, world_size=1, split=split, classes=run.classes(task))
     models["none"][0].check_data({task: loader})
-    batch = first_batch(task, data, split).to(evaluator.device)
+    batch = first_batch(task, data, split, run.classes(task)).to(evaluator.device)
     return _Job(loader, batch, _plan(task, models, wanted, solve, first_grid(models["none"][0], batch)))
 
 

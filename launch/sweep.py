@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import add_run_arguments, add_tasks_argument, fractions, names, numbers
+from launch.arguments import add_run_arguments, add_split_argument, add_tasks_argument, fractions, names, numbers
 
 EXAMPLE = """examples:
   dtem sweep runs/digits_multitask_dtem
@@ -36,7 +36,7 @@ def add_parser(subparsers) -> None:
         "--within", type=float, default=1.0, metavar="F", help="with shares: that of the blocks, from the first, that merge (default 1)"
     )
     targets.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block instead")
-    parser.add_argument("--split", choices=("val", "train"), default="val")
+    add_split_argument(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="of embeddings that are drawn anew (default: each run's seed)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds per model; 0 leaves speed out (default 5)")
     parser.add_argument("--out", metavar="DIR", help="default: RUN/sweep of the first run")

@@ -6,7 +6,7 @@ Tasks that are evaluated on the same images share one row for each.
 
 import argparse
 
-from launch.arguments import add_run_arguments, numbers
+from launch.arguments import add_run_arguments, add_split_argument, numbers
 
 EXAMPLE = """examples:
   dtem visualise runs/digits_multitask_dtem
@@ -25,7 +25,8 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     add_run_arguments(parser)
-    parser.add_argument("--num", type=int, default=8, metavar="N", help="images of the validation split (default 8)")
+    parser.add_argument("--num", type=int, default=8, metavar="N", help="images of the split (default 8)")
+    add_split_argument(parser)
     parser.add_argument("--task", metavar="NAME", help="default: all, on one page")
     parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's; NAME_untrained draws its embedding anew")
     parser.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block (default: the run's reduction)")
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     policy = args.policy or saved.config.merging.policy
     title = f"{saved}, policy {policy}"
     datas = {task: saved.config.tasks[task].data for task in tasks}
-    page = make_page(model, datas, title, num=args.num, reductions=args.reductions, blocks=args.blocks)
+    shown = dict(num=args.num, reductions=args.reductions, blocks=args.blocks, split=args.split)
+    page = make_page(model, datas, title, **shown, classes={task: saved.classes(task) for task in tasks})
     folder = Path(args.out) if args.out else saved.root / "visualise"
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / (f"groups_{tasks[0]}_{policy}" if len(tasks) == 1 else f"tasks_{policy}")

@@ -1,5 +1,6 @@
 """What inference asks of a model, seen on one batch: the grids that its backbone is given, and multiply-accumulates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +24,9 @@ Entry = tuple[MultiTaskModel, ReductionSpec | GridReduction]
 """A model in evaluation mode and the reduction it is run at; a function of the grid where images of all sizes merge one share."""
 
 
-def first_batch(task: str, data: DataConfig, split: str = "val") -> Batch:
-    """The first evaluation batch, the same in every process."""
-    return next(iter(build_eval_loader(task, replace(data, workers=0), rank=0, world_size=1, split=split)))
+def first_batch(task: str, data: DataConfig, split: str = "val", classes: Sequence[str] = ()) -> Batch:
+    """The first evaluation batch, the same in every process. classes: see build_eval_loader."""
+    return next(iter(build_eval_loader(task, replace(data, workers=0), rank=0, world_size=1, split=split, classes=classes)))
 
 
 class _Seen(Exception):
@@ -48,12 +49,12 @@ def first_grid(model: MultiTaskModel, batch: Batch) -> Grid:
     return seen[0]
 
 
-def first_schedule(model: MultiTaskModel, task: str, data: DataConfig, split: str, reduction: ReductionSpec | None) -> list[int]:
-    """r of each block for the first input of a split; ConfigError where it has fewer tokens than the reduction takes."""
-    grid = first_grid(model, first_batch(task, data, split).to(next(model.parameters()).device))
+def first_schedule(model: MultiTaskModel, batch: Batch, reduction: ReductionSpec | None) -> list[int]:
+    """r of each block for the first input of a batch; ConfigError where it has fewer tokens than the reduction takes."""
+    grid = first_grid(model, batch.to(next(model.parameters()).device))
     if reduction is not None:
         checked_reduction(model, grid, reduction)
-    return list(model.schedule(task, grid, reduction))
+    return list(model.schedule(batch.task, grid, reduction))
 
 
 @dataclass(frozen=True)

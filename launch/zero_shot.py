@@ -28,7 +28,7 @@ def add_zero_shot(
         raise ConfigError(f"--zero-shot needs a run with a task of type captioning; this one has {', '.join(model.tasks)}")
     classes = load_manifest(shards, "val").classes if names is None else _listed(names)
     model.add_task(NAME, ZeroShotTask(model.tasks[captioners[0]], classes, templates), like=captioners[0])
-    return NAME, replace(config.tasks[captioners[0]].data, schema="classification", train=shards, val=shards, tokenizer=None)
+    return NAME, replace(config.tasks[captioners[0]].data, schema="classification", train=None, val=shards, test=shards, tokenizer=None)
 
 
 def _listed(path: str) -> list[str]:

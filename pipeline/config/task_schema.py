@@ -153,6 +153,10 @@ class DataConfig:
     train: str | list[str] | None = None
     """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest."""
     val: str | list[str] | None = None
+    test: str | list[str] | None = None
+    """What `--split test` evaluates; None: the `test` shards of the folder of `val`."""
+    allow_overlap: bool = False
+    """Let shards be evaluated that are trained on, for instance to see whether a few samples can be fitted."""
     img_size: ImgSize | None = None
     """Pixels per side, or (height, width), of the crop the model sees; None: what the backbone's position embedding is made for."""
     batch_size: int = 128

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from pipeline.data.decode import decode_class
 from pipeline.data.manifest_format import Manifest, Shard
 from pipeline.data.source import is_remote, join, split
+from pipeline.data.splits import split_of
 from pipeline.data.storage import download, read_bytes, sha256_of
 from pipeline.data.tarindex import ShardIndex, index_tar
 from pipeline.errors import SampleError
@@ -54,7 +55,8 @@ def describe_shard(tar: str, *, hashed: bool) -> Described:
     index = index_tar(tar)
     index_sha256 = hashlib.sha256(index.to_json()).hexdigest()
     sha256 = sha256_of(tar) if hashed else ""
-    shard = Shard(name, len(index.keys), os.path.getsize(tar), sha256, index_sha256, tar, join(folder, f"{name}.index.json"))
+    place = tar, join(folder, f"{name}.index.json")
+    shard = Shard(name, len(index.keys), os.path.getsize(tar), sha256, index_sha256, *place, split_of(name))
     return shard, index, _count_classes(tar, index)
 
 

@@ -2,25 +2,30 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
+from typing import TypeVar
 
-from pipeline.data.describe import describe
+from pipeline.data.describe import CLASSES, describe
 from pipeline.data.manifest_format import MANIFEST, Manifest, Shard, parse_manifest, remedy
 from pipeline.data.source import expand, is_remote, join, local_shards, split
+from pipeline.data.splits import split_of
 from pipeline.data.storage import file_size, read_bytes
 from pipeline.errors import SampleError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-def load_manifest(source: str | Sequence[str], subset: str | None = None) -> Manifest:
-    """The manifest of a folder, brace pattern, list of tars, or URL of those; checked against the sizes of the shards.
+def load_manifest(source: str | Sequence[str], subset: str | None = None, *, checked: bool = True) -> Manifest:
+    """The manifest of a folder, brace pattern, list of tars, or URL of those.
 
-    subset: of a folder that holds `train-*` and `val-*` shards, take those of one split. Local shards without a manifest are indexed
-    in memory. Anything that does not fit raises SampleError.
+    subset: of a folder whose shards name their splits, take those of one. A folder in which none does is one set; tars and
+    patterns are taken as given. Local shards without a manifest are indexed in memory. checked: compare the sizes of the shards
+    with the manifest's. Anything that does not fit raises SampleError.
     """
     names = [source] if isinstance(source, str) else list(source)
     locations = [location for name in names for location in expand(name)]
@@ -28,6 +33,18 @@ def load_manifest(source: str | Sequence[str], subset: str | None = None) -> Man
         raise SampleError("no shards are given: give a folder, a pattern such as 'train-{00000..00008}.tar', or a list of tars")
     parts = [_load_tars(group) if group[0].endswith(".tar") else _load_folder(group[0], subset) for group in _groups(locations)]
     manifest = _joined(parts)
+    if checked:
+        _check_files(manifest)
+    return manifest
+
+
+def split_named(source: str | Sequence[str], subset: str) -> Manifest:
+    """The shards of `source` that name the split themselves; SampleError, which lists the splits that there are, where none does."""
+    whole = load_manifest(source, checked=False)
+    chosen = tuple(shard for shard in whole.shards if shard.split == subset)
+    if not chosen:
+        raise SampleError(f"{source} has no shard of split '{subset}'; {_counted(shard.split for shard in whole.shards)}")
+    manifest = replace(whole, shards=chosen)
     _check_files(manifest)
     return manifest
 
@@ -53,16 +70,30 @@ def _load_folder(folder: str, subset: str | None) -> Manifest:
         tars = local_shards(folder)
         if not tars:
             raise SampleError(f"{folder}: no manifest and no .tar in it; make shards with `dtem shards make --help`")
-        return _index_now([tar for tar in tars if _in_subset(tar, subset, tars)])
-    names = [shard.name for shard in manifest.shards]
-    return replace(manifest, shards=tuple(shard for shard in manifest.shards if _in_subset(shard.name, subset, names)))
+        named = {tar: split_of(split(tar)[1]) for tar in tars}
+        return _index_now(_of_split(named, subset, folder))
+    named = {shard: shard.split for shard in manifest.shards}
+    return replace(manifest, shards=tuple(_of_split(named, subset, folder)))
 
 
-def _in_subset(name: str, subset: str | None, names: Sequence[str]) -> bool:
-    """Shards of another split stay out; a folder whose shards name no split is one set."""
-    prefixes = ("train-", "val-")
-    named = any(split(other)[1].startswith(prefixes) for other in names)
-    return subset is None or not named or split(name)[1].startswith(f"{subset}-")
+def _of_split(named: Mapping[T, str], subset: str | None, folder: str) -> list[T]:
+    """Of shards (and the split that each names, or none), those of one split: all of them where none names any."""
+    there = set(named.values())
+    if subset is None or there == {""}:
+        return list(named)
+    where = f"{folder} has no shard of split '{subset}'" if subset not in there else f"{folder} cannot be divided into splits"
+    if subset not in there or "" in there:
+        raise SampleError(
+            f"{where}: {_counted(named.values())}. Give the shards by a pattern, for instance '{folder}/part-{{000..012}}.tar', "
+            f"or make the set anew with this split (`dtem shards make --help`)"
+        )
+    return [shard for shard, own in named.items() if own == subset]
+
+
+def _counted(splits: Iterable[str]) -> str:
+    """`2 shards name train, 1 names none`"""
+    counts = sorted(Counter(splits).items())
+    return ", ".join(f"{count} {'shard names' if count == 1 else 'shards name'} {own or 'no split'}" for own, count in counts)
 
 
 def _load_tars(tars: list[str]) -> Manifest:
@@ -96,7 +127,22 @@ def _say_once(folder: str) -> None:
 
 
 def _index_now(tars: list[str]) -> Manifest:
-    _say_once(split(tars[0])[0])
+    folder = split(tars[0])[0]
+    _say_once(folder)
+    return _indexed(tuple(tars), tuple(_state(path) for path in (*tars, join(folder, CLASSES))))
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    """Size and time of a file: one that was changed is another one."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _indexed(tars: tuple[str, ...], states: tuple[tuple[int, int] | None, ...]) -> Manifest:
     return describe(tars, hashes=False)
 
 
@@ -105,8 +151,6 @@ def _joined(parts: list[Manifest]) -> Manifest:
     if any((part.classes, part.mask_classes) != (first.classes, first.mask_classes) for part in parts):
         raise SampleError("the shards come from sets with different classes; give shards of one set")
     shards = tuple(shard for part in parts for shard in part.shards)
-    if not shards:
-        raise SampleError("the folder has no shard of this split; name the shards by a pattern, for instance 'FOLDER/part-{000..012}.tar'")
     schema = tuple(sorted({suffix for part in parts for suffix in part.schema}))
     indexes = {url: index for part in parts for url, index in part.indexes.items()}
     return Manifest(shards, schema, first.classes, first.mask_classes, indexes)
@@ -115,8 +159,9 @@ def _joined(parts: list[Manifest]) -> Manifest:
 def _check_files(manifest: Manifest) -> None:
     """Every shard is there, once, with the bytes that the manifest says; local ones with their index."""
     urls = [shard.url for shard in manifest.shards]
-    if len(set(urls)) != len(urls):
-        raise SampleError(f"shard {next(url for url in urls if urls.count(url) > 1)} is given twice")
+    url, count = Counter(urls).most_common(1)[0]
+    if count > 1:
+        raise SampleError(f"shard {url} is given twice")
     with ThreadPoolExecutor(16) as pool:
         problems = [problem for problem in pool.map(partial(_problem, manifest), manifest.shards) if problem]
     if problems:

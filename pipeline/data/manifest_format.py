@@ -6,6 +6,7 @@ On disk: `manifest.json` beside the shards (or elsewhere, with `root` saying whe
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.source import checked, join
+from pipeline.data.splits import split_of
 from pipeline.data.storage import read_bytes
 from pipeline.data.tarindex import ShardIndex
 from pipeline.errors import SampleError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_SPLIT = re.compile(r"[A-Za-z0-9_-]{0,40}")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. `sha256` is of its bytes (empty where it was indexed on the fly), `index_sha256` of its index."""
+    """One tar. `sha256` is of its bytes (empty where it was indexed on the fly), `index_sha256` of its index.
+
+    split: `train`, `val`, `test` or another word; empty where neither the manifest nor the name tells it.
+    """
 
     name: str
     num_samples: int
@@ -32,9 +38,16 @@ class Shard:
     index_sha256: str
     url: str = ""
     index_url: str = ""
+    split: str = ""
 
     def plain(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("name", "num_samples", "num_bytes", "sha256", "index_sha256")}
+        fields = ("name", "split", "num_samples", "num_bytes", "sha256", "index_sha256")
+        return {name: getattr(self, name) for name in fields}
+
+    def identity(self) -> list[Any]:
+        """What the digest of a set is made of. A split counts where the name does not say it: sets keep the digest that they had."""
+        own = [self.split] if self.split != split_of(self.name) else []
+        return [self.name, self.num_samples, self.num_bytes, self.index_sha256, *own]
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Names the set: it changes with any key, member position, class or shard."""
-        parts = [[shard.name, shard.num_samples, shard.num_bytes, shard.index_sha256] for shard in self.shards]
+        """Names the set: it changes with any key, member position, class, split or shard."""
+        parts = [shard.identity() for shard in self.shards]
         mask_classes = [self.mask_classes] if self.mask_classes else []  # sets without keep the digest that they had before these
         return hashlib.sha256(json.dumps([parts, self.schema, self.classes, *mask_classes]).encode()).hexdigest()
 
@@ -110,7 +123,10 @@ def _parse_shard(entry: dict[str, Any], root: str, folder: str) -> Shard:
         raise ValueError(f"shard name {name!r:.100} is not a plain name that ends in .tar")
     if not all(type(count) is int and count > 0 for count in counts) or not isinstance(sha256, str) or not isinstance(index_sha256, str):
         raise ValueError(f"the entry of {name} is not made of counts and hashes")
-    return Shard(name, *counts, sha256, index_sha256, join(root, name), join(folder, f"{name}.index.json"))
+    split = entry.get("split", split_of(name))
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split):
+        raise ValueError(f"the split {split!r:.100} of {name} is not a plain word")
+    return Shard(name, *counts, sha256, index_sha256, join(root, name), join(folder, f"{name}.index.json"), split)
 
 
 def write_manifest(folder: Path, manifest: Manifest, root: str | None = None) -> Path:

@@ -23,7 +23,10 @@ class Sample:
 
 
 class DatasetSchema(Protocol):
-    """Built with (config: DataConfig, manifest: Manifest), ConfigError for options that it does not use; holds options, never state."""
+    """Built with (config: DataConfig, manifest: Manifest), ConfigError for options that it does not use; holds options, never state.
+
+    Where its samples have classes it also takes labels: Labels, what the labels of the shards become.
+    """
 
     gives: type
     """The dataclass of its targets."""

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 import pipeline.data.datasets  # noqa: F401 - fills the registry
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment import Normalise, eraser
-from pipeline.data.manifest import load_manifest
+from pipeline.data.class_names import Labels, agreed
+from pipeline.data.held_out import find_split, refuse_training_shards, training_shards
 from pipeline.data.manifest_format import Manifest
 from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import BadSample, Loaded, Quarantine
@@ -153,21 +154,34 @@ def build_stream(
     return TrainStream(reader, config, manifest, rank, world_size, batch_size or config.batch_size)
 
 
-def build_eval_loader(task_name: str, config: DataConfig, *, rank: int, world_size: int, split: str = "val") -> EvalLoader:
-    """This rank's share of the samples of a split (`val` or `train`), as evaluation sees them. Raises ConfigError and SampleError."""
-    reader, manifest = _reader(task_name, config, split, None)
+def build_eval_loader(
+    task_name: str, config: DataConfig, *, rank: int, world_size: int, split: str = "val", classes: Sequence[str] = ()
+) -> EvalLoader:
+    """This rank's share of the samples of a split, as evaluation sees them. Raises ConfigError and SampleError.
+
+    split: `val`, `train`, or another one that the config or the shards name. classes: the names that the model's labels stand for;
+    else those of the training shards, where these can be read.
+    """
+    reader, manifest = _reader(task_name, config, split, None, classes)
     return EvalLoader(reader, config, manifest, rank, world_size)
 
 
-def _reader(task_name: str, config: DataConfig, subset: str, seed: int | None) -> tuple[BatchReader, Manifest]:
-    source = getattr(config, subset)
-    if source is None:
-        raise ConfigError(f"task '{task_name}' has no data.{subset}: name its shards, or leave the task out")
-    manifest = load_manifest(source, subset)
+def _reader(
+    task_name: str, config: DataConfig, split: str, seed: int | None, classes: Sequence[str] = ()
+) -> tuple[BatchReader, Manifest]:
+    """classes: see build_eval_loader."""
+    where, manifest = find_split(task_name, config, split)
     schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):
         held = ", ".join(manifest.schema)
-        raise SampleError(f"task '{task_name}': samples of {source} have the members {held}; schema '{config.schema}' needs {lacks}")
+        raise SampleError(f"{where}: its samples have the members {held}; schema '{config.schema}' needs {lacks}")
+    if split != "train" and (trained := training_shards(config, where)) is not None:
+        if not config.allow_overlap:
+            refuse_training_shards(trained, manifest, where)
+        classes = classes or DATASETS.build(config.schema, config, trained).classes
+    labels = agreed(schema.classes, classes, where)
+    if labels != Labels.as_stored(schema.classes):
+        schema = DATASETS.build(config.schema, config, manifest, labels=labels)
     return BatchReader(task_name, config, manifest, schema, seed), manifest
 
 

@@ -42,6 +42,8 @@ HARMLESS = (
     "tasks.*.accumulation",
     "tasks.*.data.train",
     "tasks.*.data.val",
+    "tasks.*.data.test",
+    "tasks.*.data.allow_overlap",
     "tasks.*.data.batch_size",
     "tasks.*.data.eval_batch_size",
     "tasks.*.data.workers",

@@ -147,6 +147,7 @@ def _save(run: Run, better: bool) -> Path:
     run.progress.nonfinite = int(run.nonfinite[0])
     facts = checkpoint.run_facts(run.config, run.engine.world_size) | {
         "global_batch": run.resolved.global_batch,
+        "classes": run.classes,
         "progress": asdict(run.progress),
         "streams": {name: stream.state_dict() for name, stream in run.streams.items()},
     }

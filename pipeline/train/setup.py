@@ -18,9 +18,10 @@ from pipeline.config.load import to_plain
 from pipeline.config.resolve import ResolvedRun, fed_tasks, resolve
 from pipeline.config.schema import RunConfig
 from pipeline.data.augment import BatchMixer
+from pipeline.data.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, launched
-from pipeline.errors import ConfigError, SampleError
+from pipeline.errors import CheckpointError, ConfigError, SampleError
 from pipeline.files import write_text
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
@@ -63,6 +64,11 @@ class Run:
         return self.resolved.total_steps
 
     @property
+    def classes(self) -> dict[str, list[str]]:
+        """By task, the names that the labels of its head stand for; empty where it has none."""
+        return {name: list(data.classes) for name, data in (self.loaders | self.streams).items()}
+
+    @property
     def root(self) -> Path:
         """Where the checkpoints are."""
         return Path(self.config.output) / "checkpoints"
@@ -90,6 +96,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     model = build_model(config)
     model.check_data(loaders | streams)
     model.check_data(loaders)
+    _tell_spare_classes(model, streams)
     _check_output(Path(config.output))
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -125,6 +132,18 @@ def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_si
             raise ConfigError(
                 f"tasks.{name}.data.eval_batch_size is {size} and there are {samples} samples to evaluate: "
                 f"not a batch for each of the {world_size} ranks of ZeRO 3; give {max(1, samples // world_size)}"
+            )
+
+
+def _tell_spare_classes(model: MultiTaskModel, streams: Mapping[str, TrainStream]) -> None:
+    """Absent classes can be meant, when a head is tuned on some of them; more often a config has another set's number."""
+    for name, stream in streams.items():
+        given, there = getattr(model.tasks[name], "num_classes", 0), len(stream.classes)
+        if 0 < there < given:
+            log.warning(
+                "tasks.%s.head.num_classes is %d and the shards have %d classes: %d outputs have no sample to learn from. "
+                "For a head of this set give %d",
+                *(name, given, there, given - there, there),
             )
 
 
@@ -177,6 +196,9 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
         run.ema.load_state_dict({name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")})
+    for name, names in found.facts.get("classes", {}).items():  # older checkpoints do not say them
+        if name in run.loaders and run.loaders[name].classes != agreed(run.loaders[name].classes, names, f"tasks.{name}.data").names:
+            raise CheckpointError(f"{found.folder}: its classes of task '{name}' are in another order; resume with the shards of then")
     for name, stream in run.streams.items():
         stream.load_state_dict(found.facts["streams"][name])
     run.progress = Progress(**found.facts["progress"])

@@ -42,6 +42,7 @@ def masked_shards(folder: Path, bad: dict[str, dict[str, bytes]] | None = None, 
 
 def dense(source: Path | str, *, augment: dict | None = None, **options) -> DataConfig:
     fields = {"schema": "segmentation", "train": str(source), "val": str(source), "img_size": (8, 10), "batch_size": 3, "workers": 0}
+    fields |= {"allow_overlap": True}
     return DataConfig(**(fields | options), augment=AugmentConfig(**{"photometric": True} | (augment or {})))
 
 

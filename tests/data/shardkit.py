@@ -41,8 +41,9 @@ def write_tar(path: Path, members: Members) -> Path:
 
 
 def config(folder: Path | str | list[str], **options: Any) -> DataConfig:
-    """Everything random is on."""
+    """Everything random is on; one set is both splits."""
     augment = AugmentConfig(crop_scale=(0.3, 1.0), rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.2, random_erasing=0.5)
     source = str(folder) if isinstance(folder, Path) else folder
     fields = {"schema": "classification", "train": source, "val": source, "img_size": 8, "batch_size": 3, "workers": 0, "shuffle_shards": 2}
+    fields |= {"allow_overlap": True}
     return DataConfig(**({"augment": augment} | fields | options))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment import eval_transform, train_transform
+from pipeline.data.class_names import Labels
 from pipeline.data.decode import IMAGES, decode_class, decode_image
 from pipeline.data.manifest_format import Manifest
 from pipeline.data.schema import DATASETS, refuse_unused
@@ -22,9 +23,10 @@ class Classification:
 
     gives = ClassificationTargets
 
-    def __init__(self, config: DataConfig, manifest: Manifest):
+    def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
         refuse_unused(config, UNUSED)
-        self.classes = manifest.classes
+        labels = labels or Labels.as_stored(manifest.classes)
+        self.classes, self._numbers = labels.names, labels.numbers
         self._train = train_transform(config.augment, config.size)
         self._evaluate = eval_transform(config.augment, config.size)
 
@@ -36,7 +38,7 @@ class Classification:
         image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
         if image is None or "cls" not in members:
             raise SampleError(f"it has the members {', '.join(members) or 'none'}; classification needs {self.missing(list(members))}")
-        return decode_image(image), decode_class(members["cls"], len(self.classes))
+        return decode_image(image), self._numbers[decode_class(members["cls"], len(self._numbers))]
 
     def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:
         return self._train(image), target

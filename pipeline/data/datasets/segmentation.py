@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from pipeline.config.schema import DataConfig
+from pipeline.data.class_names import Labels
 from pipeline.data.decode import IMAGES, decode_image, decode_mask
 from pipeline.data.joint import JointCrop, resize_for_evaluation
 from pipeline.data.manifest_format import Manifest
@@ -23,9 +25,10 @@ class Segmentation:
 
     gives = MaskTargets
 
-    def __init__(self, config: DataConfig, manifest: Manifest):
+    def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
         refuse_unused(config, UNUSED)
-        self.classes = manifest.mask_names
+        labels = labels or Labels.as_stored(manifest.mask_names)
+        self.classes, self._numbers = labels.names, labels.numbers
         self._train = JointCrop(config)
         self._augment = config.augment
 
@@ -42,9 +45,16 @@ class Segmentation:
         image, mask = decode_image(data), decode_mask(members[MASK])
         if image.shape[1:] != mask.shape:
             raise SampleError(size_mismatch(image.shape[1:], mask.shape))
-        if strange := strange_labels(label_counts(mask.numpy()), len(self.classes)):
+        if strange := strange_labels(label_counts(mask.numpy()), len(self._numbers)):
             raise SampleError(strange)
-        return image, mask
+        return image, self._renumbered(mask)
+
+    def _renumbered(self, mask: Tensor) -> Tensor:
+        if self._numbers == tuple(range(len(self._numbers))):
+            return mask
+        table = torch.arange(256, dtype=torch.uint8)
+        table[: len(self._numbers)] = torch.tensor(self._numbers, dtype=torch.uint8)
+        return table[mask.long()]
 
     def train(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         return self._train(image, target)
