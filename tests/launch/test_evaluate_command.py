@@ -137,3 +137,43 @@ def test_shards_with_more_classes_than_the_head_are_refused(trained, digits, dte
     option = f"tasks.digits.data.val={tmp_path}"
     assert "the shards have 11 classes, the head has 10" in dtem("evaluate", trained, "--cfg-options", option, code=2)
     assert "the shards have 11 classes" in dtem("sweep", trained, "--reductions", "1", "--cfg-options", option, code=2)
+
+
+def renamed(digits, folder, rename) -> str:
+    """The same shards, whose classes have other names."""
+    folder.mkdir()
+    manifest = load_manifest(str(digits))
+    write_manifest(folder, replace(manifest, classes=tuple(rename(manifest.classes))), str(digits))
+    return f"tasks.digits.data.val={folder}"
+
+
+def test_shards_with_other_class_names_are_read_by_name_or_refused(trained, digits, dtem, tmp_path):
+    plain = scores(dtem, tmp_path, trained)
+    turned = scores(dtem, tmp_path, trained, "--cfg-options", renamed(digits, tmp_path / "turned", lambda names: names[::-1]))
+    assert turned["classes"] == plain["classes"] and turned["scores"]["digits"]["loss"] != plain["scores"]["digits"]["loss"]
+    option = renamed(digits, tmp_path / "strange", lambda names: ["strange", *names[1:]])
+    for command in (("evaluate",), ("sweep", "--reductions", "1"), ("visualise", "--num", "1")):
+        said = dtem(command[0], trained, *command[1:], "--cfg-options", option, code=2)
+        assert "tasks.digits.data.val: 1 of its 10 classes ('strange') are not among those that are trained on" in said
+    gone = [option, "tasks.digits.data.train=nowhere"]
+    assert "'strange'" in dtem("evaluate", trained, "--cfg-options", *gone, code=2), "the checkpoint knows them"
+    numbered = renamed(digits, tmp_path / "numbered", lambda names: map(str, range(len(names))))
+    assert scores(dtem, tmp_path, trained, "--cfg-options", numbered)["scores"] == plain["scores"]
+
+
+def test_any_split_of_the_shards_can_be_evaluated(trained, digits, dtem, tmp_path):
+    manifest = load_manifest(str(digits))
+    held_out = [replace(shard, split="test" if shard.split == "val" else shard.split) for shard in manifest.shards]
+    write_manifest(tmp_path, replace(manifest, shards=tuple(held_out)), str(digits))
+    options = ["--cfg-options", f"tasks.digits.data.val={tmp_path}"]
+    asked = scores(dtem, tmp_path, trained, "--split", "test", *options)
+    assert asked["split"] == "test" and asked["scores"] == scores(dtem, tmp_path, trained)["scores"]
+    assert "has no shard of split 'val': 1 shard names test, 3 shards name train" in dtem("evaluate", trained, *options, code=2)
+    assert scores(dtem, tmp_path, trained, "--split", "train")["scores"]["digits"]["samples"] == 80
+    for command in (("sweep", "--reductions", "1", "--rounds", "0"), ("visualise", "--num", "1")):
+        assert "wrote " in dtem(command[0], trained, *command[1:], "--split", "test", "--out", tmp_path / "out", *options)
+
+
+def test_shards_that_the_run_was_trained_on_are_not_scored_as_others(trained, digits, dtem):
+    option = f"tasks.digits.data.val={digits}/train-00001.tar"
+    assert "holds shards that are trained on: " in dtem("evaluate", trained, "--cfg-options", option, code=2)
