@@ -1,4 +1,4 @@
-"""The three mistakes that are not ours: the user's, the data's, the disk's.
+"""The mistakes that are not ours: the user's, the data's, the storage's, the checkpoint's.
 
 Each message says what is wrong, where, and the way out. The command line prints them without a traceback and exits with 2.
 """
@@ -17,7 +17,18 @@ class ConfigError(PipelineError):
 
 
 class SampleError(PipelineError):
-    """A shard, manifest or sample is wrong."""
+    """A shard, manifest or sample is wrong. A run passes over a few such samples."""
+
+
+class StorageError(PipelineError):
+    """A shard cannot be read, whatever its bytes: it is gone, access is denied, or its storage has failed for long.
+
+    Never a bad sample: a run that went on without it would learn from other data than it says.
+    """
+
+
+class OutageError(StorageError):
+    """The storage does not answer now; asking again may help."""
 
 
 class CheckpointError(PipelineError):

@@ -166,7 +166,13 @@ class DataConfig:
     shuffle_shards: int = 8
     """Shards that are open at once; samples are shuffled within such a window (bounds memory and disk cache)."""
     max_bad_samples: int = 100
-    """Corrupt samples in a row that stop the run."""
+    """Corrupt samples in a row that a rank passes over; one more stops the run."""
+    max_bad_share: float = 0.001
+    """Share of the samples, over all ranks, that may be corrupt (ten may in any set); more stop the run."""
+    max_wait: float = 300.0
+    """Seconds that a batch may take before the run stops; storage that fails is asked again for four fifths of it."""
+    cache_gib: float = 32.0
+    """GiB of downloaded shards that a machine keeps, for all of its runs; what is in use stays."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tokenizer: dict[str, Any] | None = None
     """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
@@ -174,6 +180,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
             require(getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more")
+        require(0 <= self.max_bad_share <= 1, f"data.max_bad_share is {self.max_bad_share}; give a share in [0, 1]")
+        require(self.max_wait > 0, f"data.max_wait is {self.max_wait}; give seconds, more than 0")
+        require(self.cache_gib > 0, f"data.cache_gib is {self.cache_gib}; give a number above 0")
         pad = self.augment.pad
         fits = pad == 0 or self.img_size is None or pad < min(self.size)
         require(fits, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")

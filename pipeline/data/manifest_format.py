@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.data.source import checked, join
 from pipeline.data.splits import split_of
-from pipeline.data.storage import read_bytes
+from pipeline.data.storage import read_bytes, storage_error
 from pipeline.data.tarindex import ShardIndex
 from pipeline.errors import SampleError
 
@@ -77,10 +77,11 @@ class Manifest:
         mask_classes = [self.mask_classes] if self.mask_classes else []  # sets without keep the digest that they had before these
         return hashlib.sha256(json.dumps([parts, self.schema, self.classes, *mask_classes]).encode()).hexdigest()
 
-    def index(self, number: int) -> ShardIndex:
-        """The index of shard `number`; raises SampleError where it is missing or not the one that the manifest names."""
+    def index(self, number: int, patience: float | None = None) -> ShardIndex:
+        """The index of shard `number`; raises SampleError where it is not the one that the manifest names, StorageError where it
+        cannot be read for `patience` seconds."""
         shard = self.shards[number]
-        return self.indexes[shard.url] if shard.url in self.indexes else read_index(shard)
+        return self.indexes[shard.url] if shard.url in self.indexes else read_index(shard, patience)
 
     def to_json(self, root: str | None) -> bytes:
         plain: dict[str, Any] = {"format": FORMAT, "root": root, "schema": self.schema, "classes": self.classes}
@@ -88,16 +89,18 @@ class Manifest:
         return json.dumps(plain | {"digest": self.digest, "shards": [shard.plain() for shard in self.shards]}, indent=1).encode() + b"\n"
 
 
-def read_index(shard: Shard) -> ShardIndex:
+def read_index(shard: Shard, patience: float | None = None) -> ShardIndex:
     try:
-        data = read_bytes(shard.index_url)
+        data = read_bytes(shard.index_url, patience)
         if hashlib.sha256(data).hexdigest() != shard.index_sha256:
             raise ValueError("it is not the one that the manifest names")
         index = ShardIndex.from_json(data, shard.num_bytes)
         if len(index.keys) != shard.num_samples:
             raise ValueError(f"it has {len(index.keys)} samples and the manifest says {shard.num_samples}")
         return index
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+    except OSError as err:
+        raise storage_error(f"index {shard.index_url}", err) from err
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
         raise SampleError(f"index {shard.index_url}: {err or type(err).__name__}; make it anew: {remedy(shard.url)}") from err
 
 

@@ -1,4 +1,4 @@
-"""Counts and names the samples that cannot be used, or not in full, and stops the run when too many cannot be used."""
+"""Counts and names the samples that cannot be used, or not in full, and stops the run when many in a row cannot be used."""
 
 import logging
 from collections import Counter
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from pipeline.errors import ConfigError, SampleError
+from pipeline.errors import PipelineError, SampleError
 from pipeline.interfaces import Batch
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,16 @@ class BadSample:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker hands over: the batch (None where every sample is bad), how many samples it tried, and the bad ones among them.
+    """What a worker hands over: the batch, how many samples were asked for, and the bad ones among them.
 
-    mistake: why the good samples make no batch, which is then None; empty otherwise. shortened: (key, what was left out of it).
+    batch: None where there is an error, and in evaluation where no sample is good. error: as data, since a worker's exception would
+    arrive as a traceback. shortened: (key, what was left out of it).
     """
 
     batch: Batch | None
     tried: int
     bad: tuple[BadSample, ...]
-    mistake: str = ""
+    error: PipelineError | None = None
     shortened: tuple[tuple[str, str], ...] = ()
 
     def pin_memory(self, device: str | None = None) -> "Loaded":
@@ -52,36 +53,39 @@ class Quarantine:
     """limit: bad samples in a row that are passed over; one more stops the run."""
 
     def __init__(self, limit: int):
-        self.count = 0
+        self.shards: Counter[str] = Counter()
+        """Shard -> its bad samples, each counted as often as it was asked for."""
         self.shortened: Counter[str] = Counter()
         """What was left out -> of how many samples."""
         self._limit = limit
         self._in_row = 0
 
-    def passed(self, loaded: Loaded) -> Batch:
-        """The batch without its bad samples; raises SampleError past the limit or where none is good, ConfigError for a mistake."""
+    @property
+    def count(self) -> int:
+        return self.shards.total()
+
+    def passed(self, loaded: Loaded) -> Batch | None:
+        """The batch, without its bad samples; raises its error, and SampleError past the limit."""
         bad = {sample.place: sample for sample in loaded.bad}
         for place in range(loaded.tried) if bad else ():
             self._note(bad.get(place))
         if not bad:
             self._in_row = 0
-        if loaded.mistake:
-            raise ConfigError(loaded.mistake)
+        if loaded.error is not None:
+            raise loaded.error
         for key, part in loaded.shortened:
             if part not in self.shortened:
                 log.warning("sample %r loses %s; others that do are counted, and not told again", key, part)
             self.shortened[part] += 1
-        if loaded.batch is None:
-            raise SampleError(f"all {loaded.tried} samples of a batch are bad, the last one: {loaded.bad[-1]}; see `dtem shards verify`")
         return loaded.batch
 
     def _note(self, sample: BadSample | None) -> None:
         if sample is None:
             self._in_row = 0
             return
-        self.count += 1
+        self.shards[sample.shard] += 1
         self._in_row += 1
         if self.count <= 10 or self.count % 1000 == 0:
-            log.warning("bad sample %d is left out: %s", self.count, sample)
+            log.warning("bad sample %d is not used: %s", self.count, sample)
         if self._in_row > self._limit:
             raise SampleError(f"{self._in_row} bad samples in a row, the last one: {sample}; see `dtem shards verify`")

@@ -1,41 +1,41 @@
 """Reads the members of a sample by their place in the shard: from local files, or from a bounded cache of remote shards."""
 
-import fcntl
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
 from threading import Thread
 
 from pipeline.data.manifest_format import Manifest, Shard
+from pipeline.data.shardcache import ShardCache, cache_folder
 from pipeline.data.source import is_remote
-from pipeline.data.storage import download
-from pipeline.data.tarindex import ShardIndex
-from pipeline.errors import SampleError
+from pipeline.data.storage import persist, storage_error
+from pipeline.errors import PipelineError, SampleError
 
 
 class SampleReader:
-    """width: shards that are in use at once; twice as many indexes, open files and cached downloads are kept."""
+    """width: shards that are in use at once; twice as many indexes and open files are kept. cache_bytes: of the machine's downloads.
 
-    def __init__(self, manifest: Manifest, width: int):
-        self._manifest = manifest
+    patience: seconds for which storage that fails is asked again.
+    """
+
+    def __init__(self, manifest: Manifest, width: int, cache_bytes: int, patience: float):
+        self._manifest, self._patience = manifest, patience
         self._kept = 2 * width + 1
-        self._index = lru_cache(maxsize=self._kept)(manifest.index)
+        self._index = lru_cache(maxsize=self._kept)(partial(manifest.index, patience=patience))
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._cache = ShardCache(cache_folder() / manifest.digest[:16], self._kept)
+        self._cache = ShardCache(cache_folder(), cache_bytes, patience)
         self._asked: set[int] = set()
 
     def key(self, shard: int, sample: int) -> str:
-        """Raises SampleError where the index cannot be read."""
+        """Raises SampleError where the index is not the manifest's, StorageError where it cannot be read."""
         return self._index(shard).keys[sample]
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
-        """suffix -> bytes of every member. Raises SampleError."""
-        index: ShardIndex = self._index(shard)
-        file = self._file(shard)
-        return {suffix: self._read(file, offset, size) for suffix, (offset, size) in index.members(sample).items()}
+        """suffix -> bytes of every member. Raises SampleError where the shard is too short, StorageError where it cannot be read."""
+        members = self._index(shard).members(sample)
+        return persist(self._manifest.shards[shard].url, lambda: self._members(shard, members), self._patience)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Downloads remote shards that will be read soon, in the background; what fails here fails again, and is told, on reading."""
@@ -47,8 +47,18 @@ class SampleReader:
 
     def _fetch_all(self, shards: list[Shard]) -> None:
         for shard in shards:
-            with suppress(SampleError, OSError):
-                self._cache.fetch(shard, wait=False)
+            with suppress(PipelineError):
+                self._cache.prefetch(shard)
+
+    def _members(self, shard: int, members: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
+        try:
+            file = self._file(shard)
+            return {suffix: self._read(file, offset, size) for suffix, (offset, size) in members.items()}
+        except OSError as err:
+            if shard in self._files:  # a network disk that was away leaves dead descriptors behind
+                with suppress(OSError):
+                    os.close(self._files.pop(shard))
+            raise storage_error(self._manifest.shards[shard].url, err) from err
 
     @staticmethod
     def _read(file: int, offset: int, size: int) -> bytes:
@@ -67,56 +77,8 @@ class SampleReader:
         return self._files[shard]
 
     def _open(self, shard: Shard) -> int:
-        try:
-            return os.open(self._cache.fetch(shard) if is_remote(shard.url) else shard.url, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as err:
-            raise SampleError(f"{shard.url}: {err.strerror or err}") from err
+        return self._cache.open(shard) if is_remote(shard.url) else os.open(shard.url, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
         for file in self._files.values():
             os.close(file)
-
-
-class ShardCache:
-    """Downloaded shards in a folder that all ranks and workers of a machine share; the least recently used ones are deleted."""
-
-    def __init__(self, folder: Path, max_shards: int):
-        self._folder = folder
-        self._max = max_shards
-
-    def fetch(self, shard: Shard, *, wait: bool = True) -> Path:
-        """The local copy, downloaded first where it is not there. One process downloads; the others wait for it, or leave it to it."""
-        path = self._folder / f"{shard.index_sha256[:32]}.tar"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if not path.exists() or path.stat().st_size != shard.num_bytes:
-                self._make_room(1)
-                self._download(shard, path)
-                self._make_room(0)  # another process or thread may have fetched another shard meanwhile
-            os.utime(path)
-        return path
-
-    @staticmethod
-    def _download(shard: Shard, path: Path) -> None:
-        try:
-            download(shard.url, path, shard.num_bytes, shard.sha256)
-        except FileNotFoundError as err:
-            raise SampleError(f"{shard.url} is missing; restore it, or name the shards that are there") from err
-
-    def _make_room(self, incoming: int) -> None:
-        """An evicted file that another process has open stays readable there until it is closed."""
-        found = sorted(self._folder.glob("*.tar"), key=_last_use)
-        for path in found[: max(0, len(found) + incoming - self._max)]:
-            path.unlink(missing_ok=True)
-
-
-def _last_use(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # another process evicted it just now
-        return 0.0
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dtem", "shards")

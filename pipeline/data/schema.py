@@ -14,10 +14,10 @@ from pipeline.registry import Registry
 
 @dataclass(frozen=True)
 class Sample:
-    """image: uint8 [3, H, W]. target: whatever the schema's `targets` takes. `key` and `epoch` address its randomness."""
+    """image: uint8 [3, H, W]. target: whatever the schema's `targets` takes. address: of its randomness."""
 
     key: str
-    epoch: int
+    address: tuple[int | str, ...]
     image: Tensor
     target: Any
 

@@ -1,6 +1,8 @@
 """Streams of batches: positions in the sample order go in, augmented batches come out, in worker processes or in this one."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,76 +19,102 @@ from pipeline.data.quarantine import BadSample, Loaded, Quarantine
 from pipeline.data.reader import SampleReader
 from pipeline.data.rng import preserved_generators, seed_generators
 from pipeline.data.schema import DATASETS, DatasetSchema, Sample, stacked
-from pipeline.errors import CheckpointError, ConfigError, SampleError
+from pipeline.data.stalls import WorkerNotes, patiently, poll_seconds
+from pipeline.errors import CheckpointError, ConfigError, PipelineError, SampleError
 from pipeline.interfaces import Batch
 
-STALL = 1200.0
-"""Seconds without a batch from the workers after which a run stops (a download has 600 before it is given up)."""
+FEW = 10
+"""Bad samples that any set may have, however small."""
+PATIENT = 0.8
+"""Of data.max_wait, for which storage is asked again: what is wrong is said before the wait for the batch ends."""
 
 
 class BatchReader(Dataset[Loaded]):
-    """Maps a range of positions to its batch. A pure function of (seed, positions): any process may compute any batch."""
+    """Maps a range of positions to its batch. A pure function of (seed, positions): any process may compute any batch.
+
+    In training the place of a sample that is bad is taken by the next good one in the order, so that all batches have one shape; in
+    evaluation (seed None) it is left out.
+    """
 
     def __init__(self, task: str, config: DataConfig, manifest: Manifest, schema: DatasetSchema, seed: int | None):
         counts = [shard.num_samples for shard in manifest.shards]
         self.classes, self.gives = schema.classes, schema.gives
         self.order = SampleOrder(counts, seed, config.shuffle_shards)
+        self.notes = WorkerNotes(config.workers)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
-        self._reader = SampleReader(manifest, config.shuffle_shards)
+        self._reader = SampleReader(manifest, config.shuffle_shards, int(config.cache_gib * 2**30), PATIENT * config.max_wait)
         self._normalise = Normalise(config.augment)
         self._erase = eraser(config.augment.random_erasing) if seed is not None else None
+        self._tries = max(1, config.max_bad_samples)
 
     def __getitem__(self, positions: range) -> Loaded:
         self._reader.prefetch(self.order.upcoming(positions.start))
         samples: list[Sample] = []
         bad: list[BadSample] = []
-        with preserved_generators():
-            for place, position in enumerate(positions):
-                sample = self._load(place, position)
-                (samples if isinstance(sample, Sample) else bad).append(sample)  # pyright: ignore[reportArgumentType]
-            try:
+        try:
+            with preserved_generators():
+                for place, position in enumerate(positions):
+                    sample = self._load(position)
+                    if isinstance(sample, BadSample):
+                        bad.append(replace(sample, place=place))
+                        sample = None if self._seed is None else self._instead(position)
+                    samples += [] if sample is None else [sample]
                 shortened = tuple((sample.key, part) for sample in samples if (part := self._schema.shortened(sample.target)))
                 return Loaded(self._collate(samples) if samples else None, len(positions), tuple(bad), shortened=shortened)
-            except ConfigError as err:
-                return Loaded(None, len(positions), tuple(bad), str(err))
+        except PipelineError as err:
+            return Loaded(None, len(positions), tuple(bad), err)
+        finally:
+            self.notes.write("")
 
-    def _load(self, place: int, position: int) -> Sample | BadSample:
-        """A bad sample is a value here, so that it passes from a worker to the run as data."""
+    def _load(self, position: int, *place: int) -> Sample | BadSample:
+        """The sample at a position, or one that takes another's place. A bad one is a value here, to pass from a worker as data."""
         at = self.order[position]
-        key = f"#{at.sample}"
+        shard, key = self._manifest.shards[at.shard].name, f"#{at.sample}"
+        self.notes.write(shard)
         try:
             key = self._reader.key(at.shard, at.sample)
+            self.notes.write(f"{shard}, sample {key!r}")
             image, target = self._schema.decode(self._reader.read(at.shard, at.sample))
+            address = at.epoch, shard, key, *place
             if self._seed is None:
-                return Sample(key, at.epoch, *self._schema.evaluate(image, target))
-            seed_generators(self._seed, "augment", at.epoch, key)
-            return Sample(key, at.epoch, *self._schema.train(image, target))
-        except (SampleError, OSError) as err:
-            return BadSample(place, self._manifest.shards[at.shard].name, key, str(err))
+                return Sample(key, address, *self._schema.evaluate(image, target))
+            seed_generators(self._seed, "augment", *address)
+            return Sample(key, address, *self._schema.train(image, target))
+        except (SampleError, OSError) as err:  # an OSError of a decoder: the reader has StorageError
+            return BadSample(0, shard, key, str(err))
+
+    def _instead(self, place: int) -> Sample:
+        """The next good sample of the order, at the place of a bad one."""
+        for position in range(place + 1, place + 1 + self._tries):
+            sample = self._load(position, place)
+            if isinstance(sample, Sample):
+                return sample
+        raise SampleError(f"{self._tries + 1} samples in a row are bad, the last one: {sample}; see `dtem shards verify`")
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         images = self._normalise(stacked([sample.image for sample in samples], "images"))
-        if self._erase is not None:
+        if self._erase is not None and self._seed is not None:
             for image, sample in zip(images, samples, strict=True):
-                seed_generators(self._seed or 0, "erase", sample.epoch, sample.key)
+                seed_generators(self._seed, "erase", *sample.address)
                 self._erase(image)  # in place
         targets = self._schema.targets([sample.target for sample in samples])
         return Batch(self._task, images, targets, tuple(sample.key for sample in samples))
 
 
 class TrainStream:
-    """The BatchStream of a task's training samples (see interfaces.py). bad_samples: how many were skipped by this process.
+    """The BatchStream of a task's training samples (see interfaces.py).
 
-    shortened_samples: how many lost a part to fit, for instance the end of a caption.
+    bad_shards: shard -> its samples that this process could not use. shortened_samples: how many lost a part to fit, for instance the
+    end of a caption.
     """
 
     def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int, batch_size: int):
         self.num_samples = manifest.num_samples
         self.classes, self.gives = reader.classes, reader.gives
-        self._reader, self._workers = reader, config.workers
+        self._reader, self._config = reader, config
         self._quarantine = Quarantine(config.max_bad_samples)
         self._offset, self._batch, self._global = rank * batch_size, batch_size, batch_size * world_size
-        self._samples = 0
+        self._samples = self._first = 0
         self._fingerprint = int(manifest.digest[:12], 16)
 
     @property
@@ -94,12 +122,22 @@ class TrainStream:
         return self._quarantine.count
 
     @property
+    def bad_shards(self) -> Counter[str]:
+        return self._quarantine.shards
+
+    @property
+    def bad_allowed(self) -> float:
+        """How many bad samples, over all ranks, data.max_bad_share allows of what was read since the last `load_state_dict`."""
+        return max(FEW, self._config.max_bad_share * max(self.num_samples, self._samples - self._first))
+
+    @property
     def shortened_samples(self) -> int:
         return self._quarantine.shortened.total()
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in _loader(self._reader, _Positions(self._ranges), self._workers):
+        for loaded in _loaded(self._reader, _Positions(self._ranges), self._config):
             batch = self._quarantine.passed(loaded)
+            assert batch is not None and len(batch.images) == self._batch, "losses over ranks need batches of one size"
             self._samples += self._global  # before the batch is out: a state taken while it is used counts it
             yield batch
 
@@ -110,7 +148,7 @@ class TrainStream:
         """Takes effect with the next `iter`. A position in other shards raises CheckpointError."""
         if state.get("manifest", self._fingerprint) != self._fingerprint:
             raise CheckpointError("the data position belongs to other shards; resume with those that the run was started on, or start anew")
-        self._samples = state["samples"]
+        self._samples = self._first = state["samples"]
 
     def _ranges(self) -> Iterator[range]:
         start = self._samples + self._offset
@@ -120,14 +158,17 @@ class TrainStream:
 
 
 class EvalLoader:
-    """Every sample once over the ranks, in the order of the shards: rank r has the batches r, r + world_size, ..."""
+    """Every sample once over the ranks, in the order of the shards: rank r has the batches r, r + world_size, ...
+
+    Bad samples are left out, and a batch that has no other is passed over.
+    """
 
     def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int):
         self.num_samples = manifest.num_samples
         self.classes, self.gives = reader.classes, reader.gives
         size, step = config.eval_batch_size, config.eval_batch_size * world_size
         self._ranges = [range(start, min(start + size, self.num_samples)) for start in range(rank * size, self.num_samples, step)]
-        self._reader, self._workers = reader, config.workers
+        self._reader, self._config = reader, config
         self._quarantine = Quarantine(config.max_bad_samples)
 
     @property
@@ -142,7 +183,11 @@ class EvalLoader:
         return len(self._ranges)
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in _loader(self._reader, _Positions(lambda: iter(self._ranges)), self._workers):
+        return (batch for batch in self.in_place() if batch is not None)
+
+    def in_place(self) -> Iterator[Batch | None]:
+        """So many as `len` says; None in place of a batch whose samples are all bad."""
+        for loaded in _loaded(self._reader, _Positions(lambda: iter(self._ranges)), self._config):
             yield self._quarantine.passed(loaded)
 
 
@@ -195,19 +240,21 @@ class _Positions(torch.utils.data.Sampler[range]):
         return self._ranges()
 
 
-def _loader(reader: BatchReader, positions: _Positions, workers: int) -> DataLoader[Any]:
-    return DataLoader(
+def _loaded(reader: BatchReader, positions: _Positions, config: DataConfig) -> Iterator[Loaded]:
+    workers = config.workers
+    loader: DataLoader[Any] = DataLoader(
         reader,
         batch_size=None,
         sampler=positions,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # open files and decoded indexes are shared, not sent
         prefetch_factor=2 if workers else None,
-        timeout=STALL if workers else 0,
+        timeout=poll_seconds(config.max_wait) if workers else 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
         generator=torch.Generator(),  # else the loader draws its (unused) worker seeds from the run's own generator
     )
+    return patiently(iter(loader), reader.notes, config.max_wait)
 
 
 def _as_it_is(loaded: Any) -> Any:

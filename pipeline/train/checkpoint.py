@@ -48,6 +48,9 @@ HARMLESS = (
     "tasks.*.data.eval_batch_size",
     "tasks.*.data.workers",
     "tasks.*.data.max_bad_samples",
+    "tasks.*.data.max_bad_share",
+    "tasks.*.data.max_wait",
+    "tasks.*.data.cache_gib",
 )
 """Fields that may differ when a run is resumed: they do not change what is learned from which samples. Where the shards are may
 change, not what they hold (the stream checks that); batch size, accumulation and ranks may change, not their product."""

@@ -21,7 +21,7 @@ from pipeline.data.augment import BatchMixer
 from pipeline.data.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, launched
-from pipeline.errors import CheckpointError, ConfigError, SampleError
+from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
 from pipeline.files import write_text
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
@@ -157,14 +157,14 @@ def _check_output(folder: Path) -> None:
 def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
     """Raises what is wrong with all tasks' data at once."""
     streams, loaders = {}, {}
-    troubles: list[ConfigError | SampleError] = []
+    troubles: list[ConfigError | SampleError | StorageError] = []
     for name, task in config.tasks.items():
         try:
             if not task.frozen:
                 streams[name] = build_stream(name, task.data, seed=config.seed, rank=rank, world_size=world_size)
             if task.data.val:
                 loaders[name] = build_eval_loader(name, task.data, rank=rank, world_size=world_size)
-        except (ConfigError, SampleError) as err:
+        except (ConfigError, SampleError, StorageError) as err:
             troubles.append(err)
     if troubles:
         raise type(troubles[0])("\n".join(map(str, troubles))) from troubles[0]

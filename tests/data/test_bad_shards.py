@@ -6,15 +6,19 @@ import os
 import struct
 import tarfile
 import zlib
+from collections import Counter
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from shardkit import config, image, samples, write_tar
 
 from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.data.tarindex import index_tar
 from pipeline.data.write import index_shards
 from pipeline.errors import SampleError
+from pipeline.interfaces import Batch
 
 
 def special(path: Path, kind: bytes, size: int = 0) -> Path:
@@ -149,10 +153,11 @@ def test_too_many_bad_samples_in_a_row_stop_the_run(tmp_path, workers):
         list(stops)
 
 
-def test_a_batch_without_a_good_sample_stops_the_run(tmp_path):
-    loader = build_eval_loader("t", config(mixed(tmp_path, list(BAD)), eval_batch_size=5), rank=0, world_size=1)
-    with pytest.raises(SampleError, match="all 5 samples of a batch are bad"):
-        list(loader)
+@pytest.mark.parametrize("size", [1, 5])
+def test_evaluation_passes_over_a_batch_without_a_good_sample(tmp_path, size):
+    loader = build_eval_loader("t", config(mixed(tmp_path, list(BAD)), eval_batch_size=size), rank=0, world_size=1)
+    assert sum(len(batch.images) for batch in loader) == 10 and loader.bad_samples == len(BAD)
+    assert [batch is None for batch in loader.in_place()] == [False] * (5 // size) + [True] * (10 // size) + [False] * (5 // size)
 
 
 def test_a_shard_that_shrinks_during_a_run_is_bad_samples_not_a_crash(tmp_path):
@@ -163,3 +168,74 @@ def test_a_shard_that_shrinks_during_a_run_is_bad_samples_not_a_crash(tmp_path):
     with pytest.raises(SampleError, match="shorter than its index"):
         for _ in range(5):
             next(batches)
+
+
+def training(folder: Path, *, rank: int = 0, world_size: int = 1, start: int = 0, num: int = 30, **options) -> list[Batch]:
+    """Of a set with bad samples, so many positions of each rank, with a global batch of 6."""
+    made = build_stream("t", config(folder, **options), seed=3, rank=rank, world_size=world_size, batch_size=6 // world_size)
+    made.load_state_dict({"samples": start})
+    return list(islice(made, num // 6))
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory) -> Path:
+    """Four shards of five samples, of which one is corrupt as a whole and another has two bad ones at its end."""
+    folder, tars = tmp_path_factory.mktemp("holed"), []
+    for number in range(4):
+        members = samples(f"s{number}", 5)
+        if number == 2:
+            members[-3:] = [("s2_003.cls", b"9"), ("s2_004.png", b"x"), ("s2_004.cls", b"0")]
+        tars.append(str(write_tar(folder / f"part-{number}.tar", members)))
+    index_shards(tars, folder, classes=["a", "b", "c"])
+    at = index_tar(tars[1])
+    with open(tars[1], "r+b") as file:
+        for offset, size in zip(at.offsets.flat, at.sizes.flat, strict=True):
+            file.seek(offset)
+            file.write(b"\xff" * size)
+    return folder
+
+
+BROKEN = {*(f"s1_00{n}" for n in range(5)), "s2_003", "s2_004"}
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_the_place_of_a_bad_sample_is_taken_by_the_next_good_one(holed, size):
+    stream = build_stream("t", config(holed, batch_size=size), seed=3, rank=0, world_size=1)
+    batches, order = list(islice(stream, 30 // size)), stream._reader.order
+    in_order = [f"s{at.shard}_{at.sample:03d}" for at in map(order.__getitem__, range(60))]
+    expected = [next(key for key in in_order[place:] if key not in BROKEN) for place in range(30)]
+    assert [key for batch in batches for key in batch.keys] == expected and all(len(batch.images) == size for batch in batches)
+    bad = [key for key in in_order[:30] if key in BROKEN]
+    assert stream.bad_shards == Counter(f"part-{key[1]}.tar" for key in bad) and stream.bad_samples == len(bad) > 7
+
+
+@pytest.mark.parametrize("world_size, workers", [(1, 2), (2, 0), (3, 1), (6, 0)])
+def test_what_takes_the_place_is_a_function_of_the_position(holed, world_size, workers):
+    whole = training(holed)
+    ranks = [training(holed, rank=rank, world_size=world_size, workers=workers) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        assert torch.equal(torch.cat([ranks[rank][step].images for rank in range(world_size)]), batch.images)
+        assert sum((ranks[rank][step].keys for rank in range(world_size)), ()) == batch.keys
+    resumed = training(holed, start=12, num=18)
+    assert all(torch.equal(one.images, other.images) for one, other in zip(resumed, whole[2:], strict=True))
+
+
+def test_a_sample_that_takes_another_place_is_augmented_anew(holed):
+    whole = training(holed)
+    views = [(key, image) for batch in whole for key, image in zip(batch.keys, batch.images, strict=True)]
+    repeated = [(one[1], other[1]) for one, other in pairwise(views) if one[0] == other[0]]
+    assert repeated and not any(torch.equal(*pair) for pair in repeated)
+
+
+def test_keys_that_begin_anew_in_each_shard_have_draws_of_their_own(tmp_path):
+    tars = [str(write_tar(tmp_path / f"part-{number}.tar", [("0.png", image(0, (40, 40))), ("0.cls", b"0")])) for number in range(8)]
+    index_shards(tars, tmp_path, classes=["a"])
+    (batch,) = islice(build_stream("t", config(tmp_path), seed=0, rank=0, world_size=1, batch_size=8), 1)
+    assert len({image.numpy().tobytes() for image in batch.images}) == 8
+
+
+def test_where_no_good_sample_is_near_the_run_stops(tmp_path):
+    tars = [str(write_tar(tmp_path / "part-0.tar", [("a.png", b"x"), ("a.cls", b"0"), ("b.png", b"x"), ("b.cls", b"0")]))]
+    index_shards(tars, tmp_path, classes=["a"])
+    with pytest.raises(SampleError, match=r"5 samples in a row are bad, the last one: part-0.tar, sample '[ab]'.*1 bytes are not"):
+        next(iter(build_stream("t", config(tmp_path, max_bad_samples=4, batch_size=2), seed=0, rank=0, world_size=1)))

@@ -32,7 +32,7 @@ class Caption:
 
 @DATASETS.register("captioning")
 class Captioning:
-    """See DatasetSchema. A sample decodes to all of its captions; training draws one of them, a function of (seed, epoch, key)."""
+    """See DatasetSchema. A sample decodes to all of its captions; training draws one of them, a function of (seed, epoch, shard, key)."""
 
     classes: tuple[str, ...] = ()
 
