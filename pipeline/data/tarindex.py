@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from pipeline.errors import SampleError
 MAX_MEMBER = 1 << 28
 """Bytes of the largest member that is accepted."""
 MAX_NAME = 1024
+MAX_HEADER = 1 << 20
+"""Bytes of the largest long name or pax header that is read; it goes into memory before anything can be checked."""
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _BLOCK = 512
 
@@ -86,7 +89,7 @@ def _regular_files(path: Path | str) -> Iterator[tuple[int, int, str]]:
     """(offset, size, name) of each file in turn."""
     position = 0
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open(path, "rb") as file, tarfile.open(fileobj=_Headers(path, file), mode="r:") as tar:  # pyright: ignore[reportArgumentType]
             while (member := tar.next()) is not None:
                 if member.offset < position:  # a negative size in a header would send tarfile round in a circle
                     raise SampleError(f"{path}: header at byte {member.offset} points backwards; the shard is corrupt")
@@ -98,10 +101,29 @@ def _regular_files(path: Path | str) -> Iterator[tuple[int, int, str]]:
             file.seek(tar.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
                 raise SampleError(f"{path}: no end mark at byte {tar.offset}; the shard is cut off or corrupt there: copy it again")
+            while rest := file.read(MAX_HEADER):
+                if rest.strip(b"\0"):
+                    raise SampleError(
+                        f"{path}: something follows its end mark at byte {tar.offset}, and would not be read (a tar behind a tar?); "
+                        "unpack it, for instance by `tar --ignore-zeros`, and pack it as one"
+                    )
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as err:
         raise SampleError(f"{path}: not a readable plain tar after byte {position} ({err}); copy it again, or unpack it") from err
     except OSError as err:
         raise SampleError(f"{path}: {err.strerror or err}") from err
+
+
+class _Headers:
+    """The file as tarfile reads it, which never needs much at once: members are passed over by seeking."""
+
+    def __init__(self, path: Path | str, file: BinaryIO):
+        self._path, self._file = path, file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise SampleError(f"{self._path}: a header before byte {self.tell()} says it has {size} bytes; the limit is {MAX_HEADER}")
+        return self._file.read(size)
 
 
 def _check(path: Path | str, member: tarfile.TarInfo) -> None:

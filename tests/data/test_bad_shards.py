@@ -5,6 +5,7 @@ import logging
 import os
 import struct
 import tarfile
+import tracemalloc
 import zlib
 from collections import Counter
 from itertools import islice, pairwise
@@ -107,6 +108,32 @@ def test_keys_and_suffixes_are_those_of_webdataset(tmp_path):
     index = index_tar(write_tar(tmp_path / "x.tar", members))
     assert index.keys == ("./d.1/a", "b") and index.suffixes == ("cls", "seg.png")
     assert index.sizes.tolist() == [[2, 1], [1, -1]]
+
+
+@pytest.mark.parametrize("padding", [0, 10_240])
+def test_a_tar_behind_a_tar_is_refused_and_not_read_half(tmp_path, padding):
+    parts = [write_tar(tmp_path / f"{name}.tar", samples(name, 5)).read_bytes() for name in "ab"]
+    (tmp_path / "x.tar").write_bytes(parts[0] + bytes(padding) + parts[1])
+    with pytest.raises(SampleError, match=r"x\.tar: something follows its end mark at byte \d+"):
+        index_tar(tmp_path / "x.tar")
+    (tmp_path / "x.tar").write_bytes(parts[0] + bytes(3_000_000))
+    assert len(index_tar(tmp_path / "x.tar").keys) == 5
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_huge_header_is_refused_before_it_is_in_memory(tmp_path, kind):
+    """A file of 900 MB, of which none is on the disk."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, 900 << 20
+    for path, start in ((tmp_path / "x.tar", b""), (tmp_path / "y.tar", write_tar(tmp_path / "y.tar", samples("s", 2)).read_bytes())):
+        start = start[: start.rstrip(b"\0").__len__() // 512 * 512 + 512] if start else start
+        path.write_bytes(start + info.tobuf(tarfile.USTAR_FORMAT))
+        os.truncate(path, (900 << 20) + len(start) + 2048)
+        tracemalloc.start()
+        with pytest.raises(SampleError, match=rf"{path.name}: a header before byte \d+ says it has {900 << 20} bytes"):
+            index_tar(path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        tracemalloc.stop()
 
 
 BAD = {
