@@ -21,6 +21,7 @@ def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: floa
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """CLIP's: this rank's images among all captions, and its captions among all images. image, text [B, E] of norm 1, float32."""
+    _check_equal(len(image), image.device)
     first = _rank() * len(image)
     labels = torch.arange(first, first + len(image), device=image.device)
     image_to_text, text_to_image = scale * image @ gathered(text).mT, scale * text @ gathered(image).mT
@@ -36,6 +37,16 @@ def normalised(features: Tensor | None) -> Tensor:
 def gathered(features: Tensor) -> Tensor:
     """[ranks * B, E], with a gradient to every rank's; equally many of each."""
     return features if _world_size() == 1 else _Gather.apply(features)  # pyright: ignore[reportReturnType]
+
+
+def _check_equal(size: int, device: torch.device) -> None:
+    """Raises RuntimeError on every rank where ranks have batches of different sizes, for which backends hang or end the process. A GPU is
+    not waited for: it raises when it comes to it."""
+    if _world_size() > 1:
+        sizes = torch.zeros(_world_size(), dtype=torch.int64, device=device)
+        sizes[_rank()] = size
+        distributed.all_reduce(sizes)
+        torch._assert_async((sizes == size).all(), f"contrastive loss: a rank has another batch size than this one's {size}")
 
 
 class _Gather(torch.autograd.Function):

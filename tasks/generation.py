@@ -166,7 +166,8 @@ def _rows(values: Tensor, rows: Tensor) -> Tensor:
 
 def _allowed(scores: Tensor, words: Tensor, marks: Marks, config: Generation) -> Tensor:
     """scores [R, V] of what may follow words [R, T]; of the rest, minus infinity. Where nothing may follow, the end does."""
-    scores = scores.index_fill(1, torch.tensor([marks.pad, marks.bos], device=scores.device), -torch.inf)
+    scores = scores.clone()
+    scores[:, marks.pad] = scores[:, marks.bos] = -torch.inf
     size, length = config.no_repeat_ngram, words.shape[1]
     if 0 < size <= length:
         grams = words.unfold(1, size, 1)

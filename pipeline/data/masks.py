@@ -16,6 +16,11 @@ def label_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.bincount(mask.ravel(), minlength=256)
 
 
+def all_known(mask: NDArray[np.uint8], num_classes: int) -> bool:
+    """Whether each label is a class or 255. Much cheaper than to count them: 255 becomes 0, the others one more."""
+    return int((mask + np.uint8(1)).max(initial=0)) <= num_classes
+
+
 def strange_labels(counts: NDArray[np.int64], num_classes: int) -> str:
     """Which labels of a mask are neither a class nor 255, in words; empty where all are."""
     strange = np.flatnonzero(counts[num_classes:IGNORED]) + num_classes

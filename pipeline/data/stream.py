@@ -20,7 +20,7 @@ from pipeline.data.reader import SampleReader
 from pipeline.data.rng import preserved_generators, seed_generators
 from pipeline.data.schema import DATASETS, DatasetSchema, Sample, stacked
 from pipeline.data.stalls import WorkerNotes, patiently, poll_seconds
-from pipeline.errors import CheckpointError, ConfigError, PipelineError, SampleError
+from pipeline.errors import CheckpointError, PipelineError, SampleError
 from pipeline.interfaces import Batch
 
 FEW = 10

@@ -10,7 +10,7 @@ from pipeline.data.class_names import Labels
 from pipeline.data.decode import IMAGES, decode_image, decode_mask
 from pipeline.data.joint import JointCrop, resize_for_evaluation
 from pipeline.data.manifest_format import Manifest
-from pipeline.data.masks import label_counts, size_mismatch, strange_labels
+from pipeline.data.masks import all_known, label_counts, size_mismatch, strange_labels
 from pipeline.data.schema import DATASETS, refuse_unused, stacked
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import SampleError
@@ -45,8 +45,8 @@ class Segmentation:
         image, mask = decode_image(data), decode_mask(members[MASK])
         if image.shape[1:] != mask.shape:
             raise SampleError(size_mismatch(image.shape[1:], mask.shape))
-        if strange := strange_labels(label_counts(mask.numpy()), len(self._numbers)):
-            raise SampleError(strange)
+        if not all_known(mask.numpy(), len(self._numbers)):
+            raise SampleError(strange_labels(label_counts(mask.numpy()), len(self._numbers)))
         return image, self._renumbered(mask)
 
     def _renumbered(self, mask: Tensor) -> Tensor:
