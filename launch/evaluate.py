@@ -1,6 +1,7 @@
 """`dtem evaluate`: the scores of a trained run, each sample counted once, on any number of processes."""
 
 import argparse
+import sys
 from typing import Any
 
 from launch.arguments import add_run_arguments, add_split_argument, add_tasks_argument
@@ -31,17 +32,18 @@ def add_parser(subparsers) -> None:
         "--templates", nargs="+", default=["a photo of a {}."], metavar="TEXT", help="captions of a class (default 'a photo of a {}.')"
     )
     parser.add_argument("--class-names", metavar="FILE", help="JSON list of names (default: those of the shards)")
+    parser.add_argument("--allow-missing", action="store_true", help="exit 0 even where samples could not be read")
     parser.add_argument("--json", metavar="OUT", help="also write the scores to this file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when the scores are printed. Raises PipelineError."""
+    """0 when the scores are printed and are of all samples, or --allow-missing was given; else 1. Raises PipelineError."""
     from launch.restore import build, chosen_tasks, parse_reduction, read_run
     from launch.scoring import Evaluator, progress
     from launch.workload import first_batch, first_schedule
     from launch.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
-    from pipeline.train.evaluate import evaluate, ranking_score
+    from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
@@ -58,8 +60,10 @@ def run(args: argparse.Namespace) -> int:
     firsts = {name: first_batch(name, data, args.split, saved.classes(name)) for name, data in datas.items()}
     schedules = {name: first_schedule(model, batch, reduction) for name, batch in firsts.items()}
     scores = evaluate(evaluator, {name: progress(loader, name) for name, loader in loaders.items()}, reduction=reduction, thorough=True)
+    missing = missing_samples(scores, loaders)
+    code = 1 if missing and not args.allow_missing else 0
     if rank != 0:
-        return 0
+        return code
     result = {
         "run": str(saved.folder),
         "step": saved.facts["step"],
@@ -69,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         "split": args.split,
         "precision": evaluator.precision,
         "scores": scores,
+        "missing": missing,
         "ranking": {
             "of": saved.config.train.best or "geometric mean",
             "main_metrics": {name: model.tasks[name].main_metric for name in saved.config.tasks},
@@ -77,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
         "classes": {name: list(loader.classes) for name, loader in loaders.items()},
     }
     _report(result, str(saved), args.json)
-    return 0
+    for name, count in missing.items():
+        print(f"{name}: {count} of {loaders[name].num_samples} samples could not be read, and are not in these scores", file=sys.stderr)
+    return code
 
 
 def _report(result: dict[str, Any], run: str, path: str | None) -> None:

@@ -90,10 +90,11 @@ class _Painter:
 
     def section(self, tasks: Sequence[str], num: int) -> Section:
         rows: list[_Row] = []
-        for batches in zip(*(self.loaders[task] for task in tasks), strict=False):
+        for found in zip(*(self.loaders[task].in_place() for task in tasks), strict=False):
             if len(rows) == num:
                 break
-            if len({batch.keys for batch in batches}) == 1:  # a sample that one task cannot read would shift the others
+            batches = [batch for batch in found if batch is not None]
+            if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:  # all tasks can read the sample
                 rows.append(self._row(batches, first=not rows))
         together = _arranged(rows, tasks)
         return Section(together, self._legend(tasks))

@@ -20,7 +20,7 @@ from pipeline.merging.macs import reduction_for_macs
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import GridReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
-from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluate import evaluate, missing_samples
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,9 @@ def _measure(evaluator: Evaluator, models: Models, job: _Job, rounds: int, condi
     task, batch = job.batch.task, job.batch
     evaluator.module = Panel([(model, reduction) for policy, _, reduction in job.plan for model in models[policy]])
     scores = evaluate(evaluator, {task: progress(job.loader, task)})[task]
+    missing = missing_samples({task: scores}, {task: job.loader}).get(task, 0)
+    if missing:
+        log.warning("%s: %d of %d samples could not be read, and are not in the scores", task, missing, job.loader.num_samples)
     firsts = [(models[policy][0], reduction) for policy, _, reduction in job.plan]
     speeds = images_per_second(evaluator, firsts, batch, rounds)
     points, start = [], 0
@@ -190,7 +193,7 @@ def _measure(evaluator: Evaluator, models: Models, job: _Job, rounds: int, condi
         macs = work.encoder_macs + work.head_macs, work.metric_macs, work.head_macs
         points.append(Point(policy, target, work.schedule, work.tokens, *macs, _scores_of(scores, numbers), speed.whole, speed.encoder))
     head: Any = models["none"][0].tasks[task]
-    seen = {"samples": int(scores["samples"] or 0), "batch": len(batch.images), "pixels": list(batch.images.shape[-2:])}
+    seen = {"samples": int(scores["samples"] or 0), "missing": missing, "batch": len(batch.images), "pixels": list(batch.images.shape[-2:])}
     classes = {"classes": list(job.loader.classes)} if of_classes(points[0].scores) else {}
     return Sweep(task, head.metric_units, points[0], points[1:], conditions | seen | classes)
 

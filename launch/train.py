@@ -38,8 +38,13 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.config.load import load_config
     from pipeline.train.loop import train
 
-    main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if main else logging.ERROR, format="%(levelname)s %(message)s")
+    rank = os.environ.get("RANK", "0")
+    main = rank == "0"
+    logging.basicConfig(
+        level=logging.INFO if main else logging.ERROR, format="%(levelname)s " + ("" if main else f"rank {rank}: ") + "%(message)s"
+    )
+    for name in ("quarantine", "stalls", "storage"):  # each rank reads samples of its own
+        logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
     folder = train(load_config(args.config, args.cfg_options), args.resume)
     if main:
         print(f"wrote {folder}: config.json, metrics.jsonl, tensorboard/, checkpoints/")

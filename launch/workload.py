@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from launch.restore import checked_reduction
 from pipeline.config.schema import DataConfig
 from pipeline.data.stream import build_eval_loader
+from pipeline.errors import SampleError
 from pipeline.interfaces import Batch
 from pipeline.merging.macs import count_macs
 from pipeline.merging.schedule import GridReduction, ReductionSpec
@@ -25,8 +26,12 @@ Entry = tuple[MultiTaskModel, ReductionSpec | GridReduction]
 
 
 def first_batch(task: str, data: DataConfig, split: str = "val", classes: Sequence[str] = ()) -> Batch:
-    """The first evaluation batch, the same in every process. classes: see build_eval_loader."""
-    return next(iter(build_eval_loader(task, replace(data, workers=0), rank=0, world_size=1, split=split, classes=classes)))
+    """The first evaluation batch, the same in every process. classes: see build_eval_loader. Raises SampleError where no sample can be
+    read."""
+    loader = build_eval_loader(task, replace(data, workers=0), rank=0, world_size=1, split=split, classes=classes)
+    if (batch := next(iter(loader), None)) is None:
+        raise SampleError(f"task '{task}': none of the {loader.num_samples} samples of {split} can be read; see `dtem shards verify`")
+    return batch
 
 
 class _Seen(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch.utils.data import get_worker_info
 
 from pipeline.data.quarantine import Loaded
-from pipeline.errors import PipelineError
+from pipeline.errors import StorageError
 
 log = logging.getLogger(__name__)
 WARN_EVERY = 60.0
@@ -41,7 +41,7 @@ def poll_seconds(limit: float) -> float:
 
 
 def patiently(batches: Iterator[Loaded], notes: WorkerNotes, limit: float) -> Iterator[Loaded]:
-    """The batches of a DataLoader's iterator, which ends each wait of `poll_seconds` by an error. Raises PipelineError for a batch that
+    """The batches of a DataLoader's iterator, which ends each wait of `poll_seconds` by an error. Raises StorageError for a batch that
     takes more than `limit` seconds."""
     every = min(WARN_EVERY, limit / 5)
     while True:
@@ -57,7 +57,7 @@ def patiently(batches: Iterator[Loaded], notes: WorkerNotes, limit: float) -> It
                     raise
             now = time.monotonic()
             if now - start > limit:
-                raise PipelineError(
+                raise StorageError(
                     f"no batch came for {now - start:.0f} s; the data workers are at: {notes.read()}. See to that storage or sample, "
                     "then resume; where batches do take as long, raise data.max_wait"
                 )

@@ -126,9 +126,14 @@ class TrainStream:
         return self._quarantine.shards
 
     @property
+    def seen(self) -> int:
+        """Samples over all ranks since the last `load_state_dict`."""
+        return self._samples - self._first
+
+    @property
     def bad_allowed(self) -> float:
-        """How many bad samples, over all ranks, data.max_bad_share allows of what was read since the last `load_state_dict`."""
-        return max(FEW, self._config.max_bad_share * max(self.num_samples, self._samples - self._first))
+        """How many of these may be bad, over all ranks, by data.max_bad_share. An epoch's share may come at its beginning."""
+        return max(FEW, self._config.max_bad_share * max(self.num_samples, self.seen))
 
     @property
     def shortened_samples(self) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Engine, Scores
-from pipeline.train.collective import from_rank0, maximum
+from pipeline.train.collective import anywhere, from_rank0, maximum
 from pipeline.train.metrics import TallySums
 
 TaskScores = dict[str, Scores]
@@ -51,6 +51,12 @@ def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: A
     return json.loads(from_rank0(engine, json.dumps(scores))) | {"samples": float(totals["samples"])}
 
 
+def missing_samples(scores: TaskScores, loaders: Mapping[str, Any]) -> dict[str, int]:
+    """Task -> how many samples of its loader (of any rank, as all have num_samples) are not in its scores; without those that miss none."""
+    missing = {task: loaders[task].num_samples - int(values.get("samples") or 0) for task, values in scores.items()}
+    return {task: count for task, count in missing.items() if count}
+
+
 def ranking_score(module: nn.Module, scores: TaskScores, best: str | None = None) -> float | None:
     """What ranks checkpoints: the main metric of the task `best`, or the geometric mean of all tasks' main metrics, for which a tenth more
     of any counts alike, whatever its unit. None where one of them is n/a, not finite, or was not evaluated."""
@@ -61,16 +67,19 @@ def ranking_score(module: nn.Module, scores: TaskScores, best: str | None = None
 
 
 def _in_step(engine: Engine, loader: SizedBatches) -> Iterable[tuple[Batch, bool]]:
-    """This rank's batches, and whether each counts. Where a forward is a collective, ranks with fewer batches repeat their last."""
+    """This rank's batches, and whether each counts. Where a forward is a collective, ranks with fewer repeat their last."""
     if not engine.forward_is_collective:
         yield from ((batch, True) for batch in loader)
         return
-    rounds, batch = maximum(engine, len(loader)), None
-    if maximum(engine, int(len(loader) == 0)) and rounds:
-        raise ConfigError(f"fewer evaluation batches than the {engine.world_size} ranks of ZeRO 3; give a smaller data.eval_batch_size")
+    rounds, batches = maximum(engine, len(loader)), iter(loader)
+    batch = next(batches, None)
+    if anywhere(engine, batch is None) and rounds:
+        raise ConfigError(
+            f"not a batch that can be read for each of the {engine.world_size} ranks of ZeRO 3; give a smaller data.eval_batch_size"
+        )
     done = 0
-    for batch in loader:
-        done += 1
+    while batch is not None:
+        done, last = done + 1, batch
         yield batch, True
-    if batch is not None:
-        yield from ((batch, False) for _ in range(done, rounds))
+        if (batch := next(batches, None)) is None:
+            yield from ((last, False) for _ in range(done, rounds))

@@ -1,7 +1,7 @@
 """The order of things in a run. It knows no task, no policy and no launcher, and asks the device nothing between two reports."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ import torch
 
 from pipeline.config.resolve import range_of
 from pipeline.config.schema import RunConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StorageError
 from pipeline.interfaces import Batch
 from pipeline.train import checkpoint
+from pipeline.train.budget import bad_summary, check_budget, count_bad
 from pipeline.train.collective import average_buffers
-from pipeline.train.evaluate import evaluate, ranking_score
+from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
 from pipeline.train.optim import learning_rates, phase_at
@@ -40,30 +41,52 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
     settings, sums, watch = run.config.train, MetricSums(only_finite=True), Stopwatch()
     streams = {name: iter(stream) for name, stream in run.streams.items()}
     run.engine.module.train()
+    saved = run.progress.step
     while run.progress.step < run.total_steps:
-        norm = _train_step(run, streams, sums, watch)
+        plan = tasks_of_step(run.resolved, run.progress.step)
+        with _saving_in_outage(run, reporter, saved):
+            first = _next_batch(run, streams, watch, plan[0], 0)
+        norm = _train_step(run, plan, first, streams, sums, watch)
         reporter.advance()
         step, last = run.progress.step, run.progress.step == run.total_steps
         stopping = stop.agreed(run.engine)
         if last or stopping or step % settings.log_every == 0:
             _report(run, reporter, sums, watch, norm)
-        better = _score(run, reporter) if run.loaders and (last or _due(step, settings.eval_every)) and not stopping else False
+        with _saving_in_outage(run, reporter, saved):
+            better = _score(run, reporter) if run.loaders and (last or _due(step, settings.eval_every)) and not stopping else False
         if last or stopping or better or _due(step, settings.save_every or default_save_every(run.total_steps)):
-            folder = _save(run, better)
+            folder, saved = _save(run, better), step
             reporter.say(f"saved {folder}")
+        for line in bad_summary(run.engine, run.streams) if last or stopping else ():
+            reporter.say(line)
         if stopping and not last:
             reporter.say(f"stopped as asked after step {step} of {run.total_steps}; --resume auto continues")
             return
 
 
-def _train_step(run: Run, streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch) -> torch.Tensor:
-    """One optimizer step; the gradient norm before clipping, on the device."""
+@contextmanager
+def _saving_in_outage(run: Run, reporter: Reporter, saved: int) -> Iterator[None]:
+    """Around what reads data between two steps: where the storage is gone, the steps since `saved` are saved first. Of one process, as
+    other ranks would wait for this one elsewhere."""
+    try:
+        yield
+    except StorageError:
+        if run.engine.world_size == 1 and run.progress.step > saved:
+            reporter.say(f"saved {_save(run, False)}")
+        raise
+
+
+def _train_step(
+    run: Run, plan: Sequence[str], first: Batch, streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch
+) -> torch.Tensor:
+    """One optimizer step over a micro-batch of each task of the plan, `first` the first; the gradient norm before clipping, on the
+    device."""
     config, engine, step = run.config, run.engine, run.progress.step
-    phase, plan = phase_at(step, config.train), tasks_of_step(run.resolved, step)
+    phase = phase_at(step, config.train)
     run.gate.open(phase.trained)
     probe = run.probe if run.probe is not None and run.probe.due(step) else None
     for i, task in enumerate(plan):
-        batch = _next_batch(run, streams, watch, task, i)
+        batch = first if i == 0 else _next_batch(run, streams, watch, task, i)
         reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
         output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed, draw=draw)
         share = 1 / run.resolved.micro_batches[task]
@@ -111,12 +134,11 @@ def _draw(config: RunConfig, step: int, micro_step: int) -> float:
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:
-    """Reads the device, on every rank. Raises PipelineError where too many steps in a row were skipped."""
-    bad_samples = torch.tensor([float(sum(stream.bad_samples for stream in run.streams.values()))], device=run.engine.device)
-    bad_samples = float(run.engine.all_reduce(bad_samples))
+    """Reads the device, on every rank. Raises PipelineError where too many steps in a row were skipped, or too many samples bad."""
+    bad = count_bad(run.engine, run.streams)
     values = {name: mean(pair) for name, pair in sums.reduce(run.engine).items()}
     rates = learning_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
-    values |= {"lr": max(rates.values()), "grad_norm": float(norm), "bad_samples": bad_samples, **watch.read()}
+    values |= {"lr": max(rates.values()), "grad_norm": float(norm), "bad_samples": sum(bad.values()), **watch.read()}
     in_row, most = run.nonfinite.tolist()
     run.progress.nonfinite = int(in_row)
     values |= {f"epoch/{task}": run.progress.samples.get(task, 0) / stream.num_samples for task, stream in run.streams.items()}
@@ -127,6 +149,7 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
             f"lower optim.lr, give optim.clip_grad or engine.precision='fp32', and continue from {run.root} with --resume"
         )
     run.nonfinite[1] = in_row
+    check_budget(run.engine, run.streams, bad)
 
 
 def _score(run: Run, reporter: Reporter) -> bool:
@@ -134,7 +157,11 @@ def _score(run: Run, reporter: Reporter) -> bool:
     average_buffers(run.engine)
     with run.ema.applied() if run.ema is not None else nullcontext():
         scores = evaluate(run.engine, run.loaders)
-    reporter.write(run.progress.step, {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()})
+    missing = missing_samples(scores, run.loaders)
+    for task, count in missing.items():
+        reporter.say(f"{task}: {count} of {run.loaders[task].num_samples} samples could not be read, and are not in its scores")
+    told = {task: values | ({"missing": missing[task]} if task in missing else {}) for task, values in scores.items()}
+    reporter.write(run.progress.step, {f"val/{task}/{name}": value for task, values in told.items() for name, value in values.items()})
     score, best = ranking_score(run.engine.module, scores, run.config.train.best), run.progress.best
     if score is None or (best is not None and score <= best):
         return False

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from damage import damaged
 
 from launch.restore import build, load_run, parse_reduction, read_run
 from pipeline.data.manifest import load_manifest
@@ -50,6 +51,16 @@ def test_two_processes_count_what_one_counts(trained, dtem, tmp_path):
     children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
     assert [child.wait(timeout=240) for child in children] == [0, 0]
     assert json.loads((tmp_path / "two.json").read_text())["scores"]["digits"] == pytest.approx(alone, rel=1e-6)
+
+
+def test_samples_that_are_not_in_the_scores_are_told_and_are_a_failure(trained, digits, dtem, tmp_path):
+    shards = damaged(digits, tmp_path / "shards", {("val-00000.tar", 0): "jpg", ("val-00000.tar", 5): "cls"})
+    argv = ("evaluate", trained, "--cfg-options", f"tasks.digits.data.val={shards}", "--json", tmp_path / "scores.json")
+    assert "digits: 2 of 25 samples could not be read, and are not in these scores" in dtem(*argv, code=1)
+    result = json.loads((tmp_path / "scores.json").read_text())
+    assert result["missing"] == {"digits": 2} and result["scores"]["digits"]["samples"] == 23
+    dtem(*argv, "--allow-missing")
+    assert scores(dtem, tmp_path, trained)["missing"] == {}
 
 
 def test_a_checkpoint_that_lies_alone_is_enough(trained, dtem, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from standin import StandinModel, standin_batch, standin_config
 
 from pipeline.engine import build_engine
+from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Rows
 from pipeline.train.evaluate import evaluate
 from pipeline.train.metrics import MetricSums, TallySums
@@ -130,6 +131,41 @@ def test_scores_are_computed_once_and_every_rank_has_them():
 
     first, second = together(2, run)
     assert first == second and first["a"]["samples"] == 12 and first["a"]["absent"] is None
+
+
+class Holed(list):
+    """A loader of three batches on each rank, of which it passes over those that cannot be read."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("lost", [[], [0], [1, 2]])
+def test_where_a_forward_is_a_collective_ranks_run_equally_many_whatever_could_be_read(lost):
+    forwards: dict[int, int] = {}
+
+    class Collective(Rank):
+        forward_is_collective = True
+
+        def evaluate(self, batch, **options):
+            forwards[self.rank] = forwards.get(self.rank, 0) + 1
+            return super().evaluate(batch, **options)
+
+    def run(rank, engine):
+        engine.__class__, engine.module = Collective, StandinModel()
+        return evaluate(engine, {"a": Holed(standin_batch(4 * i, 4) for i in range(3) if rank == 0 or i not in lost)})
+
+    first, second = together(2, run)
+    assert forwards == {0: 3, 1: 3} and first == second and first["a"]["samples"] == 24 - 4 * len(lost)
+
+
+def test_where_a_rank_can_read_nothing_and_all_must_take_part_each_says_so():
+    def run(rank, engine):
+        engine.forward_is_collective, engine.module = True, StandinModel()
+        with pytest.raises(ConfigError, match="each of the 2 ranks of ZeRO 3"):
+            evaluate(engine, {"a": Holed([standin_batch(0, 4)] * 3 if rank else [])})
+
+    together(2, run)
 
 
 def test_a_class_that_is_not_there_is_none_and_not_nan(engine):

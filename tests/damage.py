@@ -1,0 +1,20 @@
+"""Shards with samples that cannot be read, of the same names, sizes and indexes as good ones."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.data.manifest import load_manifest
+
+
+def damaged(folder: Path, out: Path, members: Mapping[tuple[str, int], str]) -> Path:
+    """A copy of a folder of shards in which the named member, by (shard, sample), is noise."""
+    shutil.copytree(folder, out)
+    manifest = load_manifest(str(out))
+    numbers = {shard.name: number for number, shard in enumerate(manifest.shards)}
+    for (shard, sample), suffix in members.items():
+        offset, size = manifest.index(numbers[shard]).members(sample)[suffix]
+        with open(out / shard, "r+b") as file:
+            file.seek(offset)
+            file.write(b"\xfe" * size)
+    return out
