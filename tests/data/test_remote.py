@@ -174,7 +174,9 @@ def test_an_outage_that_ends_loses_no_sample(server, uneven, fault):
 def test_an_outage_that_does_not_end_stops_the_run_and_is_no_bad_sample(server, caplog, fault, reason, workers):
     Handler.faults = [fault] * 100_000
     stream = build_stream("t", config(server, workers=workers, max_wait=1.0), seed=5, rank=0, world_size=1)
-    with pytest.raises(StorageError, match=rf"part-0000\d.tar: .*{reason}.* attempts in .*see that the storage answers"):
+    said = rf"part-0000\d.tar: .*{reason}.* attempts in .*see that the storage answers"
+    late = r"|no batch came .*part-0000\d.tar" if workers else ""  # on a busy machine the wait may end before the worker has given up
+    with pytest.raises(StorageError, match=said + late):
         next(iter(stream))
     assert stream.bad_samples == 0
     if not workers:
