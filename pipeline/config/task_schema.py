@@ -117,8 +117,10 @@ class AugmentConfig:
     """Masks: range of the factor by which a training image is resized before the crop."""
     max_class_share: float = 0.75
     """Masks: a crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times; 1 is off."""
-    photometric: bool = False
-    """Masks: random brightness, contrast, saturation and hue."""
+    photometric: bool | Literal["mmseg"] = False
+    """Masks: random brightness, contrast, saturation and hue. `mmseg`: MMSegmentation's distortion; True: factors, for small images."""
+    antialias: bool = True
+    """Masks: an image is smoothed where it gets smaller. MMSegmentation's are not."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale

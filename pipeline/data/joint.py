@@ -1,7 +1,9 @@
 """Random changes that an image and its mask undergo together, and the fixed way of evaluation images.
 
 Draws come from the global CPU generators, as in augment.py. The window is cut out of the stored image and then resized, which is
-the resized image's window up to rounding, and does not pay for what lies outside of it.
+the resized image's window up to rounding, and does not pay for what lies outside of it. The order is MMSegmentation's: resize, crop, flip,
+colours, padding. Masks are resized by their pixels' centres, where OpenCV takes corners: half a stored pixel, by which MMSegmentation's
+masks lie off their images.
 """
 
 import random
@@ -15,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.data.decode import MAX_PIXELS
 from pipeline.data.masks import IGNORED, label_counts
+from pipeline.data.photometric import distort
 from pipeline.errors import SampleError
 
 Window = tuple[int, int, int, int]
@@ -32,12 +35,12 @@ class JointCrop:
     def __init__(self, config: DataConfig):
         self._config, self._size = config.augment, config.size
         self._interpolation = F.InterpolationMode(config.augment.preprocessing.interpolation)
-        self._colours = _photometric() if config.augment.photometric else None
+        self._colours = distort if config.augment.photometric == "mmseg" else _factors() if config.augment.photometric else None
         self._fill = torch.tensor([round(255 * channel) for channel in config.augment.preprocessing.mean], dtype=torch.uint8).view(3, 1, 1)
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         window, mask = self._draw(mask)
-        image = F.resized_crop(image, *window, size=list(mask.shape), interpolation=self._interpolation, antialias=True)
+        image = F.resized_crop(image, *window, size=list(mask.shape), interpolation=self._interpolation, antialias=self._config.antialias)
         if random.random() < (0.5 if self._config.hflip is None else self._config.hflip):
             image, mask = image.flip(-1), mask.flip(-1)
         if self._colours is not None:
@@ -56,7 +59,7 @@ class JointCrop:
 
         window, drawn = draw()
         for _ in range(REDRAWS):
-            if _largest_share(drawn) <= self._config.max_class_share:
+            if self._config.max_class_share == 1 or _largest_share(drawn) < self._config.max_class_share:
                 break
             window, drawn = draw()
         return window, drawn
@@ -76,7 +79,8 @@ def resize_for_evaluation(image: Tensor, config: AugmentConfig) -> Tensor:
     height, width = (max(1, round(side * scale)) for side in image.shape[1:])
     if height * width > MAX_PIXELS:
         raise SampleError(f"image would have {height}x{width} pixels at augment.short_side={config.short_side}; the limit is {MAX_PIXELS}")
-    return F.resize(image, [height, width], interpolation=F.InterpolationMode(config.preprocessing.interpolation), antialias=True)
+    interpolation = F.InterpolationMode(config.preprocessing.interpolation)
+    return F.resize(image, [height, width], interpolation=interpolation, antialias=config.antialias)
 
 
 def _stored_scale(shape: torch.Size, config: AugmentConfig) -> float:
@@ -90,7 +94,7 @@ def _largest_share(mask: Tensor) -> float:
     return counts.max() / counts.sum() if counts.any() else 1.0
 
 
-def _photometric() -> Any:
-    """Each with an even chance; the ranges are those that segmentation systems share."""
+def _factors() -> Any:
+    """Each with an even chance, by factors."""
     ranges = {"brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
     return v2.Compose([v2.RandomApply([v2.ColorJitter(**{name: limits})], p=0.5) for name, limits in ranges.items()])

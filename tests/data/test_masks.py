@@ -139,7 +139,7 @@ UNUSED = {
         "mixup": 0.2,
         "cutmix": 1.0,
     },
-    "classification": {"short_side": 64, "resize_range": (1.0, 2.0), "max_class_share": 1.0, "photometric": True},
+    "classification": {"short_side": 64, "resize_range": (1.0, 2.0), "max_class_share": 1.0, "photometric": True, "antialias": False},
 }
 
 

@@ -15,7 +15,7 @@ tasks = dict(
             batch_size=2,
             eval_batch_size=1,
             workers=4,
-            augment=dict(short_side=512, photometric=True, interpolation="bilinear"),
+            augment=dict(short_side=512, photometric="mmseg", antialias=False, interpolation="bilinear"),
         ),
     )
 )

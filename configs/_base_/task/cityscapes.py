@@ -15,7 +15,7 @@ tasks = dict(
             batch_size=1,
             eval_batch_size=1,
             workers=4,
-            augment=dict(short_side=1024, photometric=True, interpolation="bilinear"),
+            augment=dict(short_side=1024, photometric="mmseg", antialias=False, interpolation="bilinear"),
         ),
     )
 )

@@ -16,7 +16,7 @@ from pipeline.data.targets import CaptionTargets
 from pipeline.data.text import TOKENIZERS, build_tokenizer
 from pipeline.errors import ConfigError, SampleError
 
-UNUSED = ("mixup", "cutmix", "short_side", "resize_range", "max_class_share", "photometric")
+UNUSED = ("mixup", "cutmix", "short_side", "resize_range", "max_class_share", "photometric", "antialias")
 MULTIPLE = 8
 """Batches are padded to a multiple of it: few lengths for kernels and compilers to meet."""
 

@@ -14,7 +14,7 @@ from pipeline.data.schema import DATASETS, refuse_unused
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import SampleError
 
-UNUSED = ("short_side", "resize_range", "max_class_share", "photometric")
+UNUSED = ("short_side", "resize_range", "max_class_share", "photometric", "antialias")
 
 
 @DATASETS.register("classification")
