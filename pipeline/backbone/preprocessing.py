@@ -20,7 +20,7 @@ SOURCES: dict[str, Callable[[str], Mapping[str, Any]]] = {}
 
 
 def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
-    """The run with `data.img_size` and the fields of Preprocessing filled in where they are None. Explicit values stay.
+    """The run with `data.img_size`, `augment.hflip` and the fields of Preprocessing filled in where they are None. Explicit values stay.
 
     Warns of an explicit size that is not the backbone's, whose position embedding is then resampled in every forward, and of an explicit
     mean or std that is not that of the weights. Crop and interpolation may differ by a recipe: they are told. Raises ConfigError.
@@ -69,7 +69,8 @@ def _preprocessing_of_run(folder: Path) -> Preprocessing | None:
 
 
 def _filled(data: DataConfig, size: tuple[int, int], wanted: Preprocessing) -> DataConfig:
-    lacking = {name: value for name, value in asdict(wanted).items() if getattr(data.augment, name) is None}
+    usual = asdict(wanted) | {"hflip": 0.0 if data.tokenizer else 0.5}  # a mirrored caption would lie
+    lacking = {name: value for name, value in usual.items() if getattr(data.augment, name) is None}
     img_size = data.img_size if data.img_size is not None else size[0] if size[0] == size[1] else size
     return replace(data, img_size=img_size, augment=replace(data.augment, **lacking))
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pipeline.config.load import digest, to_plain
+from pipeline.config.load import digest, from_plain, to_plain
 from pipeline.config.schema import RunConfig
-from pipeline.errors import CheckpointError, PipelineError
+from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.interfaces import Engine
 from pipeline.train import storage
 from pipeline.train.collective import anywhere, from_rank0, rows
@@ -170,7 +170,7 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
     check_facts(checkpoint.folder, facts, TO_CONTINUE)
     if facts["progress"]["step"] != facts["step"] or not all("samples" in facts["streams"].get(task, {}) for task in global_batch):
         raise CheckpointError(f"{checkpoint.folder} is damaged or made by hand: its step, progress and streams do not fit one another")
-    differences = [] if facts["digest"] == digest(config) else list(_differences(facts["config"], to_plain(config)))
+    differences = [] if facts["digest"] == digest(config) else list(_differences(_of_today(facts["config"]), to_plain(config)))
     harmful = [text for field, text in differences if not any(fnmatch.fnmatch(field, pattern) for pattern in HARMLESS)]
     if facts["global_batch"] != dict(global_batch):
         harmful.append(f"samples per step (batch size x accumulation x ranks): {facts['global_batch']} there, {dict(global_batch)} here")
@@ -192,6 +192,14 @@ def restore_rng(checkpoint: Checkpoint, engine: Engine, seed: int) -> None:
             raise CheckpointError(f"{checkpoint.folder} cannot be continued: its rng.states are no states of generators ({err})") from err
     else:
         seed_everything(seed, "resumed", checkpoint.facts["step"], engine.rank)
+
+
+def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with what its version did not know yet, which is at its default; as it is where it cannot be read any more."""
+    try:
+        return to_plain(from_plain(saved))
+    except ConfigError:
+        return saved
 
 
 def _differences(saved: Any, own: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -22,6 +22,9 @@ from pipeline.train.setup import build_run, write_config
 OPENAI = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
 
 
+SMALL = dict(name="vit_tiny_patch16_224.augreg_in21k_ft_in1k", pretrained=True)
+
+
 def run_of(backbone: dict, **data) -> RunConfig:
     task = dict(type="classification", head=dict(num_classes=3), data=dict(schema="classification", train="-") | data)
     return from_plain(dict(backbone=backbone, tasks=dict(photos=task), train=dict(steps=1), output="-"))
@@ -46,7 +49,10 @@ def test_unset_values_are_those_of_timm(name):
     assert data.size == wanted["input_size"][1:] and isinstance(data.img_size, int)
 
 
-SMALL = dict(name="vit_tiny_patch16_224.augreg_in21k_ft_in1k", pretrained=True)
+@pytest.mark.parametrize(("own", "wanted"), [({}, 0.5), (dict(tokenizer=dict(type="words")), 0.0)], ids=["classes", "captions"])
+def test_captions_are_not_mirrored_unless_it_is_asked_for(own, wanted):
+    assert completed(SMALL, **own).tasks["photos"].data.augment.hflip == wanted
+    assert completed(SMALL, **own, augment=dict(hflip=0.3)).tasks["photos"].data.augment.hflip == 0.3
 
 
 def test_explicit_values_stay_and_are_warned_of_where_weights_want_others(caplog):
@@ -116,4 +122,3 @@ def test_a_run_keeps_what_it_took_and_passes_it_on(tiny_run, tmp_path):
         found, whose = preprocessing_of(BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)))
         assert found == data.augment.preprocessing and whose == str(weights)
     assert complete_data(saved, model_facts(saved.backbone)) == saved, "what is resolved stays as it is"
-

@@ -171,6 +171,8 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
         checkpoint.check_run(loaded, replace(config, seed=7, optim=replace(config.optim, lr=2e-2)), BATCH)
     with pytest.raises(CheckpointError, match="samples per step"):
         checkpoint.check_run(loaded, config, {"a": 16})
+    older = {name: value for name, value in loaded.facts["config"].items() if name != "mixing"}
+    assert checkpoint.check_run(replace(loaded, facts=loaded.facts | {"config": older, "digest": ""}), config, BATCH) == []
 
 
 @pytest.mark.parametrize("files", [{"../../etc/passwd": {"sha256": ""}}, {"/tmp/x": {"sha256": ""}}, [], None, {"model.safetensors": {}}])
