@@ -3,8 +3,8 @@
 Trains one small Segmenter from a CIFAR-10 ViT, or from scratch (two DeepSpeed processes), then its merge embeddings once per seed with all
 else frozen, then sweeps all policies over the validation shards. A stopped script continues.
 
-    python benchmarks/camvid_dtem_vs_tome.py --train 'data/camvid/train-{00000..00003}.tar' --val data/camvid/val-00000.tar \
-        --start runs/cifar10_vit
+    python benchmarks/camvid_dtem_vs_tome.py --train 'data/camvid/train-{00000..00003}.tar' --val data/camvid/val-00000.tar \\
+        --start runs/cifar10_dtem_vs_tome/backbone
 """
 
 from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial

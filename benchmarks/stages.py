@@ -134,6 +134,6 @@ def scores_of(run: Path, task: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
 
 
-def percent(point: Point, metric: str) -> list[float]:
-    """One score per seed."""
-    return [round(100 * score, 2) for score in point.scores[metric]]
+def percent(point: Point, metric: str) -> list[float | None]:
+    """One score per seed; None is n/a."""
+    return [None if score is None else round(100 * score, 2) for score in point.scores[metric]]

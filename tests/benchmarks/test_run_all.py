@@ -62,7 +62,9 @@ def test_a_script_tells_its_arguments(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as done:
         runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
-    assert done.value.code == 0 and "--record" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert done.value.code == 0 and "--record" in told
+    assert max(map(len, told.splitlines())) <= 140, "a backslash in a docstring joins lines"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """CamVid's 11 classes at its own 360x480: crops of 352x480, which patches of 16 divide, out of frames resized by 0.5 to 2.
 
-Make the shards with `dtem shards make camvid PATH/TO/CamVid data/camvid` (SegNet's layout), or index those of ../shared/data/camvid.
+Make the shards with `dtem shards make camvid PATH/TO/CamVid data/camvid` (SegNet's layout).
 """
 
 tasks = dict(
