@@ -10,6 +10,7 @@ B batch, N positions, M slots, C channels.
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
@@ -38,13 +39,15 @@ def unmerge_state(state: TokenState) -> Tensor:
 
 
 def unmerge_tokens(values: Tensor, source: SourceMap | None) -> Tensor:
-    """Any values per slot, [B, M, C] -> [B, N, C], prefix included. Differentiable in the values and in a soft map's weights."""
+    """Any values per slot, [B, M, C] -> [B, N, C], prefix included. Differentiable in the values and in a soft map's weights, whose
+    dtype it computes in, whatever autocast says."""
     if source is None:
         raise ConfigError("this state has no source map: call the backbone with unmerge='soft' (or another way) to unmerge a relaxed merge")
     if source.slots is not None:
         return take_rows(values, source.slots)
     assert source.weights is not None
-    return source.weights.to(values.dtype) @ values
+    with torch.autocast(values.device.type, enabled=False):
+        return (source.weights @ values.to(source.weights.dtype)).to(values.dtype)
 
 
 def start_unmerge(state: TokenState, how: str | None) -> TokenState:

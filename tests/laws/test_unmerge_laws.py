@@ -70,11 +70,14 @@ def test_what_is_constant_within_a_group_comes_back_exactly(variant, how, traini
 
 @VARIANT
 @TRAINING
-def test_with_residuals_a_merge_leaves_the_unmerged_grid_as_it_was(variant, training):
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "autocast"])
+def test_with_residuals_a_merge_leaves_the_unmerged_grid_as_it_was(variant, training, bf16):
     before = start("residual", soft=training and build(variant).relaxed)
-    after = merged_twice(variant, before, training)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        after = merged_twice(variant, before, training)
+        grid = unmerge_state(after)
     assert after.tokens.shape != before.tokens.shape or training
-    torch.testing.assert_close(unmerge_state(after), before.tokens, atol=1e-5, rtol=0)
+    torch.testing.assert_close(grid, before.tokens, atol=1e-5, rtol=0)
 
 
 @VARIANT
