@@ -3,7 +3,7 @@
 B batch, M tokens, H heads, D channels per head.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,10 +17,31 @@ SMALLEST_SIZE = 1e-20
 gradient to the size stays finite, as the weight that it multiplies is as small as its inverse is large."""
 
 
+class _LogSize(torch.autograd.Function):
+    """See `log_size`."""
+
+    @staticmethod
+    def forward(ctx: Any, size: Tensor) -> Tensor:
+        ctx.save_for_backward(size)
+        return size.clamp(min=SMALLEST_SIZE).log()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (size,) = ctx.saved_tensors
+        dead = size < SMALLEST_SIZE
+        most = grad.masked_fill(dead, 0.0).abs().sum(dim=-1, keepdim=True)
+        grad = grad / size.clamp(min=SMALLEST_SIZE)
+        return torch.where(dead, grad.clamp(-most, most), grad)
+
+
 def log_size(size: Tensor) -> Tensor:
-    """log(max(size, SMALLEST_SIZE)), whose gradient reaches `size` also where it is 0. Any shape, float32 or wider."""
-    floored = size + (SMALLEST_SIZE - size).clamp(min=0.0).detach()
-    return floored.log()
+    """log(max(size, SMALLEST_SIZE)). size [..., M], the tokens of an image last; float32 or wider.
+
+    Its gradient reaches `size` also where it is 0. There nothing would bound it: such a token is no part of the softmax, so that a logit
+    30 above the others' is a factor e^30. It is cut to what the logarithms of all live tokens of the image receive together: about as
+    much as a token of size 1 can receive as a part of the softmax.
+    """
+    return cast(Tensor, _LogSize.apply(size))
 
 
 def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float, dropout: float = 0.0) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pipeline.token_state import widened
 
@@ -29,6 +30,7 @@ class ExactAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A weight is size_j * unsized_ij. The sizes are multiplied into [M, D] factors: cheaper than into [M, M], and right at 0."""
         q, k, v, size, output, normaliser = ctx.saved_tensors

@@ -18,3 +18,16 @@ def test_inference_compiles_without_a_graph_break(variant):
     assert torch.equal(got.taps[0].source.slots, expected.taps[0].source.slots)
     assert got.final.num_active == expected.final.num_active
     torch.compiler.reset()
+
+
+def test_training_compiles_without_a_graph_break():
+    """The forward pass, with sizes that have a gradient, and its backward pass."""
+    torch.compiler.reset()
+    model, gradients = tiny_vit("dtem_straight_through").train(), []
+    for run in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        run(images()).final.tokens[:, 0].pow(3).sum().backward()
+        gradients.append(model.blocks[0].metric.weight.grad.clone())
+    assert gradients[0].any()
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)
+    torch.compiler.reset()
