@@ -85,7 +85,7 @@ class GradientNorm(Balancing):
     def follow(self, norms: Tensor, losses: Tensor) -> None:
         losses = losses.float()
         finite = norms.isfinite().all() & losses.isfinite().all()  # what is not is of a step that was skipped
-        self.first.copy_(torch.where((self.first > 0) | ~finite, self.first, losses))
+        self.first.copy_(torch.where((self.first != 0) | ~finite, self.first, losses))  # 0: not measured, or nothing to divide by
         rate = losses / self.first
         start = self.weights.new_tensor(self._start)
         wanted = start * (rate / rate.mean()) ** self.alpha * self.weights / norms.float()

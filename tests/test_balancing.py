@@ -174,6 +174,13 @@ def test_a_measurement_that_is_not_finite_changes_nothing(bad, measured, first):
     assert all(torch.equal(tensor, before[name]) for name, tensor in balancing.state_dict().items())
 
 
+def test_the_first_losses_are_kept_whatever_their_sign():
+    balancing = of_norms()
+    balancing.follow(torch.ones(3), torch.tensor([-1.0, 0.0, 2.0]))
+    balancing.follow(torch.ones(3), torch.tensor([-5.0, 4.0, 1.0]))
+    assert balancing.first.tolist() == [-1.0, 4.0, 2.0], "what is 0 cannot be divided by"
+
+
 @pytest.mark.parametrize("norm", [0.0, 1e-30])
 def test_a_task_without_a_gradient_does_not_take_everything(norm):
     balancing = of_norms()
