@@ -68,9 +68,10 @@ class MultiTaskModel(nn.Module):
         return self.tasks[batch.task](self.encode(batch.task, batch.images, reduction=reduction, relaxed=relaxed), batch)
 
     def encode(self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any) -> BackboneOutput:
-        """The backbone's output with what the task reads. reduction None: the task's own, or the backbone's. options: see MergingViT."""
+        """The backbone's output with what the task reads. reduction None: the task's own, or the backbone's. options: see MergingViT; a
+        pass is one of training where this model, whatever the mode of its parts, is in training mode."""
         head: Any = self.tasks[task]
-        options = {"taps": head.taps, "unmerge": head.unmerge} | options
+        options = {"taps": head.taps, "unmerge": head.unmerge, "training": self.training} | options
         return self.backbone(images, reduction=self.reduction_of(task, reduction), task=self._like.get(task, task), **options)
 
     def reduction_of(self, task: str, reduction: ReductionSpec | None = None) -> ReductionSpec | None:
@@ -119,7 +120,7 @@ class MultiTaskModel(nn.Module):
 
         def encode(images: Tensor) -> BackboneOutput:
             asked = reduction(self.backbone.grid_of(images)) if callable(reduction) else reduction
-            return self.encode(task, images, reduction=asked, relaxed=False)
+            return self.encode(task, images, reduction=asked, relaxed=False, training=False)
 
         return encode
 

@@ -78,15 +78,6 @@ class SegmentationTask(nn.Module):
         if self.neck is not None or len(self.auxiliary_head) or self.unmerge == "residual":
             raise ConfigError("merged_decoder reads the merged tokens: leave out neck and auxiliary_head, and unmerge='residual'")
 
-    def train(self, mode: bool = True) -> Any:
-        """As ever, but the norms of a frozen head keep their statistics as well."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            for part in self.modules():
-                if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                    part.eval()
-        return self
-
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where the data has more classes than the head."""
         if (needed := len(classes)) > self.num_classes:

@@ -9,13 +9,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT) for top in ("pipeline", "tasks", "launch") for path in (ROOT / top).rglob("*.py"))
 
-BASE = {"errors", "registry", "token_state", "interfaces"}
+BASE = {"errors", "registry", "token_state", "interfaces", "modes"}
 ROOMS = {
     "errors": set(),
     "registry": {"errors"},
     "token_state": set(),
     "interfaces": {"token_state"},
     "files": {"errors"},
+    "modes": set(),
     "config": {"errors", "registry"},
     "config.resolve": {"errors", "config", "merging"},
     "merging": BASE,

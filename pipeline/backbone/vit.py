@@ -38,12 +38,11 @@ class MergingBlock(nn.Module):
     ls2: nn.Module
     drop_path2: nn.Module
 
-    def __init__(self, block: nn.Module, policy: MergePolicy, proportional_attention: str, embedding: EmbeddingSpec):
+    def __init__(self, block: nn.Module, policy: MergePolicy, embedding: EmbeddingSpec):
         super().__init__()
         for name, part in block.named_children():
             self.add_module(name, part)
         self.policy = policy
-        self.proportional_attention = proportional_attention
         dim: int = self.attn.qkv.in_features
         width = policy.metric_dim(dim, self.attn.head_dim)
         self.metric = embedding.build(dim, width) if policy.metric_source == "embedding" else None
@@ -53,16 +52,15 @@ class MergingBlock(nn.Module):
         state: TokenState,
         r: int,
         *,
-        merged: bool,
+        use_size: bool,
         relaxed: bool,
         task: str | None = None,
         points: list[MergePoint] | None = None,
     ) -> TokenState:
-        """merged: whether an earlier block merged, so that sizes differ. relaxed: use the policy's differentiable merge.
+        """use_size: attend by size, as an earlier block merged. relaxed: use the policy's differentiable merge.
 
         task: whose metric embedding, where tasks have their own. points: receives what the merge is decided on.
         """
-        use_size = merged and (self.proportional_attention == "always" or (self.proportional_attention == "train" and self.training))
         x = self.norm1(state.tokens)
         mixed, keys = attend(self.attn, x, state.size if use_size else None, exact=relaxed and self.policy.exact_attention)
         state = state.with_tokens(state.tokens + self.drop_path1(self.ls1(mixed)))
@@ -110,8 +108,9 @@ class MergingViT(nn.Module):
         for name in (*PREFIX_TOKENS, "pos_embed"):
             self.register_parameter(name, getattr(vit, name, None))
         spec = embedding or EmbeddingSpec()
-        self.blocks = nn.ModuleList(MergingBlock(block, policy, proportional_attention, spec) for block in vit.blocks.children())
+        self.blocks = nn.ModuleList(MergingBlock(block, policy, spec) for block in vit.blocks.children())
         self.policy = policy
+        self.proportional_attention = proportional_attention
         self.grad_checkpointing = grad_checkpointing
         self.no_embed_class: bool = vit.no_embed_class
         self.num_prefix: int = vit.num_prefix_tokens
@@ -152,19 +151,25 @@ class MergingViT(nn.Module):
         taps: Collection[int] = (),
         unmerge: str | None = None,
         relaxed: bool | None = None,
+        training: bool | None = None,
         task: str | None = None,
         merge_points_from: int | None = None,
     ) -> BackboneOutput:
         """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order; -1 is the last.
 
-        relaxed: merge differentiably; None does so in training mode where the policy can. unmerge: how the states will be unmerged, one of
-        `pipeline.merging.unmerge.UNMERGES`; without it a relaxed merge keeps no source map, which is B * N * N floats.
+        training: whether this is a pass of training, where proportional_attention="train" counts sizes. None: the module's mode. That
+        also says whether dropout and drop path act, so a frozen backbone is in evaluation mode in a pass of training.
+        relaxed: merge differentiably; None does so in a pass of training where the policy can.
+        unmerge: how the states will be unmerged, one of `pipeline.merging.unmerge.UNMERGES`; without it a relaxed merge keeps no source
+        map, which is B * N * N floats.
         merge_points_from: also return what the merges of this block and of those behind it are decided on, which needs gradients enabled.
         task: whose metric embedding, where tasks have their own.
         Raises ConfigError where H or W does not divide by the patch, and for a tap that is no block.
         """
         taps = self._blocks_of(taps)
-        relaxed = self.policy.relaxed and (self.training if relaxed is None else relaxed)
+        training = self.training if training is None else training
+        relaxed = self.policy.relaxed and (training if relaxed is None else relaxed)
+        proportional = self.proportional_attention == "always" or (self.proportional_attention == "train" and training)
         tokens, grid = self._embed(images)
         state = TokenState.start(tokens, grid, self.num_prefix, soft_source=relaxed and unmerge is not None)
         state = start_unmerge(state, unmerge)
@@ -174,11 +179,11 @@ class MergingViT(nn.Module):
         merged = False
         for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
             if merge_points_from is not None and i >= merge_points_from:
-                state = block(state, r, **options, merged=merged, points=points)
+                state = block(state, r, **options, use_size=merged and proportional, points=points)
             elif self.grad_checkpointing and torch.is_grad_enabled():
-                state = cast(TokenState, checkpoint(block, state, r, **options, merged=merged, use_reentrant=False))
+                state = cast(TokenState, checkpoint(block, state, r, **options, use_size=merged and proportional, use_reentrant=False))
             else:
-                state = block(state, r, **options, merged=merged)
+                state = block(state, r, **options, use_size=merged and proportional)
             merged = merged or r > 0
             if i in taps:
                 tapped.append(state)

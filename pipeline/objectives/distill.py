@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, TaskOutput
+from pipeline.modes import evaluation_mode
 from pipeline.objectives import OBJECTIVES
 
 
@@ -15,7 +16,8 @@ from pipeline.objectives import OBJECTIVES
 class Distill(nn.Module):
     """weight * disagreement with the teacher + (1 - weight) * the task's own loss.
 
-    The teacher is the model itself at reduction 0, without gradient: in modular training that is the fixed, unmerged backbone.
+    The teacher is the model itself at reduction 0, in evaluation mode and without gradient: in modular training that is the fixed,
+    unmerged backbone.
     """
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 1.0):
@@ -25,7 +27,7 @@ class Distill(nn.Module):
         self.weight, self.temperature = weight, temperature
 
     def forward(self, model: Any, batch: Batch, *, draw: float = 0.0, **options: Any) -> TaskOutput:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             teacher = model.predict(batch, reduction=0, relaxed=False)
         student = model.predict(batch, **options)
         gap = model.tasks[batch.task].distill(student, teacher, self.temperature)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Engine, Scores
+from pipeline.modes import evaluation_mode
 from pipeline.train.collective import anywhere, from_rank0, maximum
 from pipeline.train.metrics import TallySums
 
@@ -29,12 +30,8 @@ def evaluate(engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: 
     Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one. thorough: also the
     metrics that take long.
     """
-    was_training = engine.module.training
-    engine.module.eval()
-    try:
+    with evaluation_mode(engine.module):
         return {task: _evaluate_task(engine, task, loader, reduction, thorough) for task, loader in loaders.items()}
-    finally:
-        engine.module.train(was_training)
 
 
 def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: Any, thorough: bool) -> Scores:

@@ -18,7 +18,7 @@ from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
-from pipeline.train.optim import learning_rates, phase_at
+from pipeline.train.optim import learning_rates, phase_at, set_modes
 from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.rng import generator, seed_of
 from pipeline.train.setup import Run, build_run, write_config
@@ -40,11 +40,14 @@ def train(config: RunConfig, resume: str = "auto") -> Path:
 def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
     settings, sums, watch = run.config.train, MetricSums(only_finite=True), Stopwatch()
     streams = {name: iter(stream) for name, stream in run.streams.items()}
-    run.engine.module.train()
+    learning: frozenset[str] | None = None
     saved = run.progress.step
     while run.progress.step < run.total_steps:
         plan = tasks_of_step(run.resolved, run.progress.step)
         with _saving_in_outage(run, reporter, saved):
+        if (trained := phase_at(run.progress.step, settings).trained) != learning:
+            set_modes(run.engine.module, trained)
+            learning = trained
             first = _next_batch(run, streams, watch, plan[0], 0)
         norm = _train_step(run, plan, first, streams, sums, watch)
         reporter.advance()

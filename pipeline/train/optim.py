@@ -74,6 +74,25 @@ def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> 
         parameter.requires_grad_(wanted and parameter.is_floating_point())
 
 
+def set_modes(model: nn.Module, trained: Collection[str]) -> None:
+    """Training mode for the parts that learn in a step that trains these kinds; the others, frozen or resting, are in evaluation mode,
+    so that their dropout, drop path and batch statistics neither blur nor change what they are.
+
+    A part that has parameters of its own kind goes by them (a block is no metric embedding, though it holds one), one that has none
+    by the part that holds it. The model itself is in training mode: it says what the pass is for.
+    """
+    learns: dict[str, bool] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        kind, parents = kind_of(name), name.split(".")[:-1]
+        for depth in range(len(parents) + 1):
+            part = ".".join(parents[:depth])
+            if kind_of(f"{part}.") == kind:
+                learns[part] = learns.get(part, False) or (parameter.requires_grad and kind in trained)
+    for name, part in model.named_modules():
+        part.training = learns.setdefault(name, learns.get(name.rpartition(".")[0], False))
+    model.training = True
+
+
 def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
     """Trainable parameters as dicts of name, kind, owner, params, weight_decay and lr_scale, in a fixed order.
 

@@ -16,7 +16,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.unmerge import UNMERGES, unmerge
-from pipeline.train.optim import METRIC, kind_of
+from pipeline.train.optim import METRIC, kind_of, set_modes
 
 
 @MODELS.register_module()
@@ -79,6 +79,13 @@ class DTEMBackbone(MergingViT, BaseModule):
         if self._initial is not None and not self.is_init:
             self._load(self._initial)
         self.is_init = True
+
+    def train(self, mode: bool = True) -> "DTEMBackbone":
+        """As ever, but of a frozen backbone nothing except the metric embeddings: its drop path and dropout do not act."""
+        super().train(mode)
+        if mode and self.frozen:
+            set_modes(self, {METRIC})
+        return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """images [B, 3, H, W] -> [B, C, ceil(H / patch), ceil(W / patch)] for each of out_indices.

@@ -34,10 +34,12 @@ def test_every_sample_counts_once_however_it_is_batched(engine):
     assert one == many and one["a"]["samples"] == 23
 
 
-def test_evaluation_leaves_the_module_in_its_mode(engine):
+def test_evaluation_leaves_every_part_in_its_mode(engine):
     engine.module.train()
+    engine.module.backbone.eval()  # as where it is frozen
+    modes = [part.training for part in engine.module.modules()]
     evaluate(engine, {"a": [standin_batch(0, 4)]})
-    assert engine.module.training
+    assert [part.training for part in engine.module.modules()] == modes
 
 
 def test_no_batches_are_no_samples(engine):
