@@ -5,6 +5,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
     return {
         "config": to_plain(config),
         "digest": digest(config),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
         "world_size": world_size,
     }
@@ -217,8 +218,9 @@ def _refuse_nonfinite(tensors: Mapping[str, torch.Tensor]) -> None:
             raise CheckpointError(f"{name} is not finite; the older checkpoints stay")
 
 
-def _commit() -> str | None:
-    """Of the source that runs, where it is a git checkout."""
+@cache
+def commit() -> str | None:
+    """Of the source that runs, where it is a git checkout; as it was when this was first asked."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -18,7 +18,7 @@ from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
-from pipeline.train.optim import learning_rates, phase_at, set_modes
+from pipeline.train.optim import learning_rates, phase_at, reported_rates, set_modes
 from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.rng import generator, seed_of
 from pipeline.train.setup import Run, build_run, write_config
@@ -30,6 +30,8 @@ def train(config: RunConfig, resume: str = "auto") -> Path:
     run = build_run(config, resume)
     write_config(run)
     main, step = run.engine.rank == 0, run.progress.step
+    if main:
+        checkpoint.commit()  # now, as the source may have changed when a checkpoint is saved
     with StopRequest() as stop, Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
         if step:
             reporter.say(f"continues after step {step} of {run.total_steps}")
@@ -43,11 +45,11 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
     learning: frozenset[str] | None = None
     saved = run.progress.step
     while run.progress.step < run.total_steps:
-        plan = tasks_of_step(run.resolved, run.progress.step)
-        with _saving_in_outage(run, reporter, saved):
         if (trained := phase_at(run.progress.step, settings).trained) != learning:
             set_modes(run.engine.module, trained)
             learning = trained
+        plan = tasks_of_step(run.resolved, run.progress.step)
+        with _saving_in_outage(run, reporter, saved):
             first = _next_batch(run, streams, watch, plan[0], 0)
         norm = _train_step(run, plan, first, streams, sums, watch)
         reporter.advance()
@@ -95,8 +97,10 @@ def _train_step(
         share = 1 / run.resolved.micro_batches[task]
         if probe is not None:
             probe.watch(task, output, share)
-        engine.backward(output.loss * share, last=i == len(plan) - 1)
-        sums.add(output.logs, f"{task}/")
+        loss, logs = output.loss * share, output.logs
+        del output  # its predictions may be as large as all that the backward pass needs
+        engine.backward(loss, last=i == len(plan) - 1)
+        sums.add(logs, f"{task}/")
     norm = engine.step(learning_rates(run.groups, step, config, run.total_steps, plan))
     if probe is not None and (conflict := probe.read(engine)) is not None:
         balancing: Any = engine.module.balancing
@@ -140,8 +144,8 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     """Reads the device, on every rank. Raises PipelineError where too many steps in a row were skipped, or too many samples bad."""
     bad = count_bad(run.engine, run.streams)
     values = {name: mean(pair) for name, pair in sums.reduce(run.engine).items()}
-    rates = learning_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
-    values |= {"lr": max(rates.values()), "grad_norm": float(norm), "bad_samples": sum(bad.values()), **watch.read()}
+    values |= reported_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
+    values |= {"grad_norm": float(norm), "bad_samples": sum(bad.values()), **watch.read()}
     in_row, most = run.nonfinite.tolist()
     run.progress.nonfinite = int(in_row)
     values |= {f"epoch/{task}": run.progress.samples.get(task, 0) / stream.num_samples for task, stream in run.streams.items()}
@@ -175,17 +179,22 @@ def _score(run: Run, reporter: Reporter) -> bool:
 def _save(run: Run, better: bool) -> Path:
     average_buffers(run.engine)
     run.progress.nonfinite = int(run.nonfinite[0])
-    facts = checkpoint.run_facts(run.config, run.engine.world_size) | {
-        "global_batch": run.resolved.global_batch,
-        "classes": run.classes,
-        "progress": asdict(run.progress),
-        "streams": {name: stream.state_dict() for name, stream in run.streams.items()},
-    }
+    facts = _facts(run) if run.engine.rank == 0 else {}
     average = {f"ema.{name}": tensor for name, tensor in run.ema.state_dict().items()} if run.ema is not None else {}
     keep = run.config.train.keep_checkpoints
     folder = checkpoint.save(run.engine, run.root, run.progress.step, average, facts, since=run.saved, keep=keep, best=better)
     run.saved = run.progress.step
     return folder
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """All of a checkpoint that is not a tensor; the same on every rank, and written by rank 0."""
+    return checkpoint.run_facts(run.config, run.engine.world_size) | {
+        "global_batch": run.resolved.global_batch,
+        "classes": run.classes,
+        "progress": asdict(run.progress),
+        "streams": {name: stream.state_dict() for name, stream in run.streams.items()},
+    }
 
 
 def default_save_every(total_steps: int) -> int:

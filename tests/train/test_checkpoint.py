@@ -5,6 +5,7 @@ import signal
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,14 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert loaded.facts["step"] == 3 and loaded.facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (tmp_path / "latest").read_text() == "step_00000003"
     assert checkpoint.load_path(tmp_path).folder == checkpoint.load_path(loaded.folder).folder == loaded.folder
+
+
+def test_git_is_asked_for_the_commit_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(checkpoint.subprocess, "run", lambda *args, **_: calls.append(args) or SimpleNamespace(stdout="abc"))
+    checkpoint.commit.cache_clear()
+    assert [checkpoint.run_facts(standin_config(), 1)["commit"] for _ in range(3)] == 3 * ["abc"] and len(calls) == 1
+    checkpoint.commit.cache_clear()
 
 
 def test_nothing_to_load_is_none(tmp_path):

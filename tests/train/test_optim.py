@@ -7,7 +7,7 @@ from standin import StandinModel, standin_config
 
 from pipeline.config.schema import OptimConfig, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.train.optim import kind_of, learning_rates, lr_at, owner_of, parameter_groups, phase_at, set_trainable
+from pipeline.train.optim import kind_of, learning_rates, lr_at, owner_of, parameter_groups, phase_at, reported_rates, set_trainable
 
 KINDS = {
     "modular": {"metric"},
@@ -108,6 +108,17 @@ def test_metric_has_its_own_rate_and_a_resting_kind_has_none():
         phase = phase_at(step, config.train)
         assert all((rates[group["name"]] > 0) == (group["kind"] in phase.trained) for group in groups)
     assert max(rates.values()) > 0.4
+
+
+@pytest.mark.parametrize("mode, lr", [("joint", 1e-3), ("heads", 1e-3), ("modular", 0.5), ("end_to_end", 1e-3)])
+def test_the_reported_rate_is_that_of_the_model_and_not_of_what_weighs_its_losses(mode, lr):
+    """In every step, whatever rests in it; each kind's own stands beside it."""
+    _, groups, config = groups_of(mode, lr=1e-3, metric_lr=0.5, warmup_steps=0)
+    groups = [*groups, {"name": "balance", "kind": "balance", "owner": None, "lr_scale": 1.0}]
+    for step in range(2 * config.train.alternate_period):
+        rates = reported_rates(groups, step, config, 10**6)
+        assert rates["lr"] == pytest.approx(lr) and rates["lr/balance"] == pytest.approx(config.balancing.lr)
+        assert {name.removeprefix("lr/") for name in rates} == {"lr", "balance", *KINDS[mode]}
 
 
 def test_phases_of_each_mode():
