@@ -8,10 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path[:0] = [str(Path(__file__).parents[i]) for i in (2, 1)]  # the launcher puts only this folder on the path
-from standin import StandinModel, standin_batch, standin_config  # noqa: E402
+from standin import CLASSES, StandinModel, standin_batch, standin_config  # noqa: E402
+from tiny import tiny_vit  # noqa: E402
 
+from pipeline.data.targets import ClassificationTargets  # noqa: E402
 from pipeline.engine import build_engine  # noqa: E402
+from pipeline.interfaces import Batch  # noqa: E402
+from pipeline.model import MultiTaskModel  # noqa: E402
+from pipeline.objectives import OBJECTIVES  # noqa: E402
 from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, phase_at, set_trainable  # noqa: E402
+from pipeline.train.rng import generator  # noqa: E402
+from tasks.classification import ClassificationTask  # noqa: E402
 
 STEPS, GLOBAL_BATCH = 6, 16
 RUNS = {
@@ -20,7 +27,12 @@ RUNS = {
     "end_to_end": {"mode": "end_to_end", "alternate_period": 2},
     "all": {},
     "sampled": {},
+    "merge_cost": {"mode": "modular"},
+    "merge_cost_end_to_end": {"mode": "end_to_end", "alternate_period": 2},
 }
+REAL = ("merge_cost", "merge_cost_end_to_end")
+"""Runs of real modules, whose objective takes gradients inside its forward pass. Its prices are in units of a batch's mean price and
+its labels are drawn, so that ranks with a part of a batch each are not one with the whole: here each has the same."""
 DRAWN = "aababb"
 """The task of each step of `sampled`: b's head rests before it is first used and in between, a's at the end."""
 
@@ -34,14 +46,25 @@ def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str =
     torch.manual_seed(1)
     engine = {"type": engine_type, "zero_stage": stage, "precision": precision}
     config = standin_config(train=RUNS[kind], engine=engine)
-    model = StandinModel()
+    model = real_model() if kind in REAL else StandinModel()
     set_trainable(model, config.train.mode)
     groups = parameter_groups(model, config)
     return build_engine(config, model, groups), groups, config
 
 
+def real_model() -> MultiTaskModel:
+    """It prices all blocks and merges nothing: to merge is a chain of choices, in which rounding may decide."""
+    backbone = tiny_vit("dtem", reduction=0, img_size=32, timm_options={"depth": 2, "embed_dim": 24, "num_heads": 2})
+    return MultiTaskModel(backbone, {"a": ClassificationTask(backbone, num_classes=CLASSES)}, OBJECTIVES.build("merge_cost"))
+
+
+def real_batch(first: int, size: int, task: str) -> Batch:
+    images = torch.stack([torch.randn(3, 32, 32, generator=generator("image", first + i)) for i in range(size)])
+    return Batch(task, images, ClassificationTargets(torch.arange(first, first + size) % CLASSES))
+
+
 def run(kind: str, engine, groups, config, first: int, last: int, nan_at: tuple[int, int] | None = None) -> list[list[float]]:
-    """[loss over the global batch, gradient norm] of steps first ... last - 1; at nan_at = (step, rank) one rank's loss is NaN."""
+    """[loss over the global batch, gradient norm] of steps first ... last - 1; at nan_at = (step, rank) one rank's image is NaN."""
     gate = GradientGate(groups, engine.device)
     return [train_step(kind, engine, groups, config, gate, step, bad=nan_at == (step, engine.rank)) for step in range(first, last)]
 
@@ -52,10 +75,16 @@ def train_step(kind: str, engine, groups, config, gate: GradientGate, step: int,
     size = GLOBAL_BATCH // len(tasks) // engine.world_size
     total = torch.zeros(())
     for micro, task in enumerate(tasks):
-        position = step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size
-        loss = engine.forward(standin_batch(position, size, task), relaxed=phase.relaxed is not False).loss / tasks.count(task)
+        if kind in REAL:
+            torch.manual_seed(2 * step + micro)
+            batch = real_batch(8 * step + 4 * micro, 4, task)
+        else:
+            batch = standin_batch(step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size, size, task)
+        if bad:
+            batch.images[0] = float("nan")
+        loss = engine.forward(batch, relaxed=phase.relaxed is not False).loss / tasks.count(task)
         total += loss.detach()
-        engine.backward(loss * float("nan") if bad else loss, last=micro == len(tasks) - 1)
+        engine.backward(loss, last=micro == len(tasks) - 1)
     norm = engine.step(learning_rates(groups, step, config, STEPS, tasks))
     return [float(engine.all_reduce(total)) / engine.world_size, float(norm)]
 
@@ -83,7 +112,8 @@ def main(folder: Path) -> None:
         parts = make("joint", stage)
         parts[0].load_state_tensors(load_file(folder / "local.safetensors"))
         results[f"continued.{stage}"] = run("joint", *parts, 3, STEPS)
-        results[f"nan.{stage}"] = run("joint", *make("joint", stage), 0, STEPS, nan_at=(2, parts[0].world_size - 1))
+        for kind in ("joint", "merge_cost"):
+            results[f"nan.{kind}.{stage}"] = run(kind, *make(kind, stage), 0, STEPS, nan_at=(2, parts[0].world_size - 1))
         results[f"bf16.{stage}"] = run("joint", *make("joint", stage, precision="bf16"), 0, STEPS)
         results[f"moved.{stage}"] = moved_heads(*make("sampled", stage))
     if parts[0].rank == 0:
