@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import threading
@@ -32,6 +33,16 @@ def test_every_sample_counts_once_however_it_is_batched(engine):
         parts.append(replace(whole, images=whole.images[start:end], targets=targets))
     one, many = evaluate(engine, {"a": [whole]}), evaluate(engine, {"a": parts})
     assert one == many and one["a"]["samples"] == 23
+
+
+@pytest.mark.parametrize("shares", [(9, 14, 0), (1, 2, 20)])
+def test_three_ranks_with_uneven_shares_score_as_one(engine, shares):
+    def run(rank, ranks):
+        ranks.module = copy.deepcopy(engine.module)
+        return evaluate(ranks, {"a": [standin_batch(sum(shares[:rank]), shares[rank])] if shares[rank] else []})
+
+    one = evaluate(engine, {"a": [standin_batch(0, 23)]})
+    assert together(3, run) == [one] * 3
 
 
 def test_evaluation_leaves_every_part_in_its_mode(engine):

@@ -1,9 +1,23 @@
+"""One step of the loop: what it holds in memory, and what it asks of the device."""
+
 import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from asks_nothing import AsksNothing
 
 from pipeline.train.loop import _next_batch, _train_step
 from pipeline.train.metrics import MetricSums
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
+from pipeline.train.signals import StopRequest
+
+
+def steps(run, count=1):
+    streams, sums, watch = {name: iter(stream) for name, stream in run.streams.items()}, MetricSums(), Stopwatch()
+    for _ in range(count):
+        _train_step(run, ["digits"], _next_batch(run, streams, watch, "digits", 0), streams, sums, watch)
 
 
 def test_predictions_are_gone_when_the_backward_pass_begins(tiny_run, monkeypatch):
@@ -22,7 +36,20 @@ def test_predictions_are_gone_when_the_backward_pass_begins(tiny_run, monkeypatc
 
     monkeypatch.setattr(run.engine, "forward", watched_forward)
     monkeypatch.setattr(run.engine, "backward", watched_backward)
-    streams, watch = {name: iter(stream) for name, stream in run.streams.items()}, Stopwatch()
-    first = _next_batch(run, streams, watch, "digits", 0)
-    _train_step(run, ["digits"], first, streams, MetricSums(), watch)
+    steps(run)
     assert len(predictions) == 1
+
+
+@pytest.mark.parametrize("mode, objective", [("joint", "supervised"), ("joint", "distill"), ("end_to_end", "merge_cost")])
+def test_a_step_of_the_engine_asks_the_device_nothing(mode, objective, tiny_run, monkeypatch):
+    train = dict(mode=mode) | (dict(alternate_period=2) if mode == "end_to_end" else {})
+    run = build_run(tiny_run(train=train, objective=dict(type=objective)), "none")
+    for name in ("forward", "backward", "step"):
+        monkeypatch.setattr(run.engine, name, AsksNothing.within(getattr(run.engine, name)))
+    steps(run, 2)
+
+
+def test_a_request_to_stop_asks_the_device_nothing():
+    """Of its first call: each later one reads the answer of the step before."""
+    stop, engine = StopRequest(), SimpleNamespace(world_size=2, device=torch.device("cpu"), all_reduce=lambda tensor: tensor)
+    assert not AsksNothing.within(stop.agreed)(engine)
