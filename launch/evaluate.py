@@ -29,9 +29,9 @@ def add_parser(subparsers) -> None:
     add_split_argument(parser)
     parser.add_argument("--zero-shot", metavar="SHARDS", help="also classify these images by a captioner's contrastive part")
     parser.add_argument(
-        "--templates", nargs="+", default=["a photo of a {}."], metavar="TEXT", help="captions of a class (default 'a photo of a {}.')"
+        "--templates", nargs="+", metavar="TEXT", help="captions of a class (default 'a photo of a {}.', for ImageNet's classes CLIP's 80)"
     )
-    parser.add_argument("--class-names", metavar="FILE", help="JSON list of names (default: those of the shards)")
+    parser.add_argument("--class-names", metavar="FILE", help="JSON list of names (default: those of the shards, for ImageNet's CLIP's)")
     parser.add_argument("--allow-missing", action="store_true", help="exit 0 even where samples could not be read")
     parser.add_argument("--json", metavar="OUT", help="also write the scores to this file")
 

@@ -1,6 +1,7 @@
 """Zero-shot classification by a captioner that was trained to compare images with captions."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +14,42 @@ from tasks.captioning import CaptioningTask
 from tasks.retrieval import ZeroShotTask
 
 NAME = "zero_shot"
+TEMPLATES = ("a photo of a {}.",)
+_SYNSET = re.compile(r"n\d{8}\b\s*")
 
 
 def add_zero_shot(
-    model: MultiTaskModel, config: RunConfig, shards: str, templates: Sequence[str], names: str | None
+    model: MultiTaskModel, config: RunConfig, shards: str, templates: Sequence[str] | None, names: str | None
 ) -> tuple[str, DataConfig]:
     """Adds a task to the model, on the model's device: its name, and its data, which are seen as the captioner's.
 
     shards: of images with classes. templates: captions with {} for the name of a class. names: a JSON file with the list of names, for
-    shards whose classes have none that a caption can use. Raises ConfigError.
+    shards whose classes have none that a caption can use. None: see `prompts`. Raises ConfigError.
     """
     captioners = [name for name, task in model.tasks.items() if isinstance(task, CaptioningTask)]
     if not captioners:
         raise ConfigError(f"--zero-shot needs a run with a task of type captioning; this one has {', '.join(model.tasks)}")
-    classes = load_manifest(shards, "val").classes if names is None else _listed(names)
+    classes, usual = (_listed(names), TEMPLATES) if names is not None else prompts(load_manifest(shards, "val").classes)
+    templates = templates or usual
     model.add_task(NAME, ZeroShotTask(model.tasks[captioners[0]], classes, templates), like=captioners[0])
     return NAME, replace(config.tasks[captioners[0]].data, schema="classification", train=None, val=shards, test=shards, tokenizer=None)
+
+
+def prompts(classes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Names that a caption can use, and templates, for classes as shards name them. Raises ConfigError where one has no such name.
+
+    ImageNet's 1,000 synsets have the names and the templates that CLIP was measured with. Of others a synset's number and all names but
+    the first go: "n01440764 tench, Tinca tinca" is "tench".
+    """
+    numbers = [match[0] for name in classes if (match := _SYNSET.match(name))]
+    if len(numbers) == len(classes) == 1000 and numbers == sorted(numbers):
+        from tasks.open_clip_bridge import imagenet
+
+        return imagenet.CLASS_NAMES, imagenet.TEMPLATES
+    names = [_SYNSET.sub("", name, count=1).split(",")[0].strip() if _SYNSET.match(name) else name for name in classes]
+    if "" in names:
+        raise ConfigError(f"class '{classes[names.index('')]}' has no name that a caption can use; give a list by --class-names")
+    return names, TEMPLATES
 
 
 def _listed(path: str) -> list[str]:

@@ -24,8 +24,32 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     _check_equal(len(image), image.device)
     first = _rank() * len(image)
     labels = torch.arange(first, first + len(image), device=image.device)
-    image_to_text, text_to_image = scale * image @ gathered(text).mT, scale * text @ gathered(image).mT
+    image_to_text, text_to_image = scale * products(image, gathered(text)), scale * products(text, gathered(image))
     return (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2
+
+
+def products(queries: Tensor, keys: Tensor) -> Tensor:
+    """[Q, E] and [K, E], float32 -> [Q, K] in float32 also under autocast: near 100, logits in bfloat16 have steps of a half."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ keys.mT
+
+
+class _BelowCeiling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, ceiling: float) -> Tensor:
+        ctx.save_for_backward(value > ceiling)
+        return value.clamp(max=ceiling)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (above,) = ctx.saved_tensors
+        return torch.where(above, grads[0].clamp(min=0), grads[0]), None
+
+
+def below(value: Tensor, ceiling: float) -> Tensor:
+    """At most the ceiling. Above it a gradient passes that leads down and none that leads up, so that the value comes back: what CLIP
+    reaches by changing its parameter after each step, at any ZeRO stage, whose master weights nobody else may change."""
+    return _BelowCeiling.apply(value, ceiling)  # pyright: ignore[reportReturnType]
 
 
 def normalised(features: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from pipeline.interfaces import Batch, Encode, Rows, Scores, Sums, Tallies, Task
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
 from tasks.caption_image import Direct, Pooler
-from tasks.caption_losses import caption_loss, contrastive_loss, normalised
+from tasks.caption_losses import below, caption_loss, contrastive_loss, normalised
 from tasks.caption_metrics import METRIC_UNITS, CaptionRow, caption_scores
 from tasks.caption_towers import Decoder, ImageTokens, Past, TextTower
 from tasks.generation import Generation, Marks, Step, generate
@@ -115,7 +115,7 @@ class CaptioningTask(nn.Module):
 
     def contrastive_scale(self) -> Tensor:
         """What the products of image and text features are multiplied by."""
-        return self._compared().clamp(max=math.log(LARGEST_SCALE)).exp()
+        return below(self._compared(), math.log(LARGEST_SCALE)).exp()
 
     def _compared(self) -> Tensor:
         """logit_scale [1] (DeepSpeed takes no scalars), where there is one."""

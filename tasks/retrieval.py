@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Rows, Scores, Tallies
-from tasks.caption_losses import normalised
+from tasks.caption_losses import normalised, products
 from tasks.classification import count_hits, hit_shares
 
 RANKS = (1, 5, 10)
@@ -92,7 +92,8 @@ class ZeroShotTask(nn.Module):
 
     def infer(self, encode: Encode, batch: Batch) -> Tensor:
         """Logits [B, K]."""
-        return self.captioner.contrastive_scale() * self.captioner.image_features(encode(batch.images)) @ self.get_buffer("classes").mT
+        image = self.captioner.image_features(encode(batch.images))
+        return self.captioner.contrastive_scale() * products(image, self.get_buffer("classes"))
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """As of a classifier."""

@@ -14,6 +14,8 @@ from launch.pages import Page, Panel, Section, write_html, write_png
 from launch.points import sweep
 from launch.restore import build, read_run
 from launch.workload import first_batch, workload
+from launch.zero_shot import prompts
+from pipeline.errors import ConfigError
 from pipeline.model import TASKS
 from tasks.caption_metrics import caption_scores
 from tasks.retrieval import recalls
@@ -148,3 +150,16 @@ def test_a_captioner_classifies(captioner, digits, dtem, tmp_path):
 
 def test_other_runs_do_not_classify_without_a_head(trained, digits, dtem):
     assert "needs a run with a task of type captioning" in dtem("evaluate", trained, "--zero-shot", digits, code=2)
+
+
+def test_captions_have_the_names_that_people_use():
+    own = ["n01440764 tench, Tinca tinca", "n01443537 goldfish, Carassius auratus", "red, green and blue"]
+    assert prompts(own) == (["tench", "goldfish", "red, green and blue"], ("a photo of a {}.",))
+    with pytest.raises(ConfigError, match="class 'n01443537' has no name that a caption can use; .* --class-names"):
+        prompts(["n01440764 tench", "n01443537"])
+
+
+def test_imagenets_classes_are_asked_for_as_clip_was_measured():
+    names, templates = prompts([f"n{number:08d} x, y" for number in range(1000)])
+    assert len(names) == 1000 and names[0] == "tench" and names[2] == "great white shark"
+    assert len(templates) == 80 and templates[0] == "a bad photo of a {}." and all(text.count("{}") == 1 for text in templates)
