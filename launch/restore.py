@@ -1,16 +1,20 @@
 """From the folder of a run to its model: plain configuration and tensors, never code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import tasks  # noqa: F401 - fills the registry
+from pipeline.backbone.build import model_facts
 from pipeline.config.load import from_plain
 from pipeline.config.overrides import parse_value
+from pipeline.config.resolve import resolve
 from pipeline.config.schema import MergingConfig, RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
@@ -67,9 +71,11 @@ def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str
     found = storage.read_checkpoint(_find(Path(path), checkpoint))
     if lacking := FACTS - found.facts.keys():
         raise CheckpointError(f"{found.folder} does not say its {min(lacking)}: it was not written by `dtem train`")
+    config = from_plain(found.facts["config"], overrides)
+    resolve(config, 1, model_facts(config.backbone))  # a run may be a stranger's, and never have been trained
     tensors = {name.removeprefix("model."): tensor for name, tensor in found.tensors.items() if name.startswith("model.")}
     average = {name.removeprefix("ema."): tensor for name, tensor in found.tensors.items() if name.startswith("ema.")}
-    return SavedRun(found.folder, from_plain(found.facts["config"], overrides), tensors | average, bool(average), found.facts)
+    return SavedRun(found.folder, config, tensors | average, bool(average), found.facts)
 
 
 def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) -> MultiTaskModel:
@@ -89,11 +95,33 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
     if name != own.policy:
         tasks = {name: replace(task, merging=None) for name, task in config.tasks.items()}
         config = replace(config, merging=MergingConfig(policy=name), tasks=tasks)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]), _no_larger_than(run):
         torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))  # as training starts
         model = build_model(config)
     _load(model, run, drawn=untrained)
     return model.eval()
+
+
+@contextmanager
+def _no_larger_than(run: SavedRun) -> Iterator[None]:
+    """Ends the building of a model that the run's tensors cannot fill, before it takes time and memory: the configuration
+    of a stranger's run may ask for any size. Raises CheckpointError."""
+    most = 2 * sum(tensor.numel() for tensor in run.tensors.values()) + (1 << 26), 2 * len(run.tensors) + (1 << 12)
+    numbers = tensors = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal numbers, tensors
+        numbers, tensors = numbers + (0 if parameter is None else parameter.numel()), tensors + 1
+        if numbers > most[0] or tensors > most[1]:
+            raise CheckpointError(f"{run.folder} does not fit the model of its own configuration, which is far larger")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, OverflowError, MemoryError) as err:
+        raise CheckpointError(f"{run.folder}: the model of its configuration cannot be built: {err}") from err
+    finally:
+        hook.remove()
 
 
 def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:

@@ -14,6 +14,8 @@ from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
 from tasks.pooling import pool
 
+MAX_CLASSES = 1_000_000
+
 
 @TASKS.register("classification")
 class ClassificationTask(nn.Module):
@@ -33,8 +35,8 @@ class ClassificationTask(nn.Module):
         self, backbone: MergingViT, *, num_classes: int, pool: str | None = None, label_smoothing: float = 0.0, dropout: float = 0.0
     ):
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ConfigError(f"classification: num_classes is {num_classes!r}; give a whole number above 0")
+        if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
+            raise ConfigError(f"classification: num_classes is {num_classes!r}; give a whole number from 1 to {MAX_CLASSES}")
         if not (0 <= label_smoothing < 1 and 0 <= dropout < 1):
             raise ConfigError(f"classification: label_smoothing {label_smoothing} and dropout {dropout} must be in [0, 1)")
         dim = backbone.embed_dim

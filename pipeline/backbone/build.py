@@ -31,6 +31,8 @@ NOT_OPTIONS = {
 """Arguments of timm's class that are settled elsewhere."""
 OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"} - NOT_OPTIONS.keys()
 """What timm's class takes, and nothing of what timm's loader takes besides: `checkpoint_path` and `pretrained_cfg` read files and URLs."""
+LARGEST = {"depth": 512}
+"""A ViT of a hundred thousand blocks, of which a stranger's run may be said to be, would take hours to build."""
 
 
 def build_backbone(
@@ -93,11 +95,14 @@ def create_vit(
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    for name in options:
+    for name, value in options.items():
         if name in NOT_OPTIONS:
             raise ConfigError(f"backbone option '{name}' is not given here; {NOT_OPTIONS[name]}")
         if name not in OPTIONS:
             raise ConfigError(unknown_name("backbone option", name, OPTIONS))
+        most = LARGEST.get(name, 1 << 16)
+        if isinstance(value, int | float) and not -most <= value <= most:
+            raise ConfigError(f"backbone option '{name}' is {value}; give at most {most}")
 
 
 def _supported(vit: nn.Module, name: str) -> VisionTransformer:

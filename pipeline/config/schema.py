@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.config.task_schema import (
+    MAX_PIXELS,
     AugmentConfig,
     DataConfig,
     ImgSize,
@@ -14,12 +15,16 @@ from pipeline.config.task_schema import (
     ReductionConfig,
     TaskConfig,
     TaskMergingConfig,
+    are_pixels,
     height_width,
     require,
     require_range,
 )
 
 __all__ = ["AugmentConfig", "DataConfig", "ImgSize", "Preprocessing", "ReductionConfig", "TaskConfig", "TaskMergingConfig", "height_width"]
+
+MAX_THREADS = 1024
+"""torch crashes on many more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +49,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_path < 1, f"backbone.drop_path is {self.drop_path}; give a number in [0, 1)")
-        positive = self.img_size is None or min(height_width(self.img_size)) > 0
-        require(positive, f"backbone.img_size is {self.img_size}; give a number of pixels, (height, width), or None")
+        are_sides = self.img_size is None or are_pixels(self.img_size)
+        require(are_sides, f"backbone.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +191,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         require(self.accumulation >= 1, f"engine.accumulation is {self.accumulation}; give 1 or more")
-        require(self.threads is None or self.threads >= 1, f"engine.threads is {self.threads}; give 1 or more, or None")
+        count = self.threads is None or 1 <= self.threads <= MAX_THREADS
+        require(count, f"engine.threads is {self.threads}; give 1 to {MAX_THREADS}, or None")
 
 
 @dataclass(frozen=True, kw_only=True)

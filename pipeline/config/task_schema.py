@@ -20,6 +20,17 @@ def height_width(size: ImgSize) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
+MAX_PIXELS = 1 << 14
+"""Of a side."""
+MAX_BATCH = 1 << 16
+MAX_WORKERS = 256
+"""Beyond these a config, perhaps a stranger's, asks for more than any machine has."""
+
+
+def are_pixels(size: ImgSize) -> bool:
+    return all(1 <= pixels <= MAX_PIXELS for pixels in height_width(size))
+
+
 def require(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)
@@ -185,6 +196,10 @@ class DataConfig:
         require(0 <= self.max_bad_share <= 1, f"data.max_bad_share is {self.max_bad_share}; give a share in [0, 1]")
         require(self.max_wait > 0, f"data.max_wait is {self.max_wait}; give seconds, more than 0")
         require(self.cache_gib > 0, f"data.cache_gib is {self.cache_gib}; give a number above 0")
+        for name, most in {"batch_size": MAX_BATCH, "eval_batch_size": MAX_BATCH, "workers": MAX_WORKERS}.items():
+            require(getattr(self, name) <= most, f"data.{name} is {getattr(self, name)}; give at most {most}")
+        are_sides = self.img_size is None or are_pixels(self.img_size)
+        require(are_sides, f"data.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side")
         pad = self.augment.pad
         fits = pad == 0 or self.img_size is None or pad < min(self.size)
         require(fits, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")

@@ -55,6 +55,8 @@ def test_other_models_are_refused_with_the_reason(name, reason):
         {"timm_options": {"patch_drop_rate": 0.5}},
         {"timm_options": {"patch_size": 0}},
         {"timm_options": {"embed_dim": 0}},
+        {"timm_options": {"embed_dim": 10**6}},
+        {"timm_options": {"depth": 10**5}},
         {"timm_options": {"mlp_ratio": "wide"}},
         {"timm_options": {"depth": 0}},
         {"timm_options": {"in_chans": 1}},

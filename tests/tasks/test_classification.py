@@ -121,7 +121,9 @@ def test_logits_are_float32_under_autocast():
     assert output.predictions.dtype == output.loss.dtype == torch.float32
 
 
-@pytest.mark.parametrize("options", [{"num_classes": 0}, {"num_classes": "ten"}, {"label_smoothing": 1.5}, {"dropout": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"num_classes": 0}, {"num_classes": 10**12}, {"num_classes": "ten"}, {"label_smoothing": 1.5}, {"dropout": -1.0}], ids=str
+)
 def test_a_head_that_cannot_be_is_refused(options):
     with pytest.raises(ConfigError):
         TASKS.build("classification", tiny_vit("none"), **({"num_classes": 10} | options))
