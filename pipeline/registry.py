@@ -2,8 +2,9 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
 
@@ -44,13 +45,35 @@ class Registry(Generic[T]):
         return self._factories[name]
 
     def build(self, name: str, /, *args: object, **options: object) -> T:
-        """Calls the factory; options that it does not take raise ConfigError."""
+        """Calls the factory. Options that it does not take, that it lacks, or that are of another type than it declares raise
+        ConfigError; whatever goes wrong inside of it is its own error."""
         factory = self.get(name)
+        signature = inspect.signature(factory)
         try:
-            return factory(*args, **options)
+            signature.bind(*args, **options)
         except TypeError as err:
-            known = ", ".join(p.name for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY)
+            known = ", ".join(p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY)
             raise ConfigError(f"{self.kind} '{name}': {err} (its options: {known or 'none'})") from err
+        kinds = get_type_hints(factory.__init__ if isinstance(factory, type) else factory)
+        for option, value in options.items():
+            if not _may_be(kinds.get(option, Any), value):
+                kind = inspect.formatannotation(kinds[option])
+                raise ConfigError(f"{self.kind} '{name}': {option} is {value!r}; give a value of type {kind}")
+        return factory(*args, **options)
 
     def names(self) -> list[str]:
         return sorted(self._factories)
+
+
+def _may_be(kind: Any, value: object) -> bool:
+    """Whether a value may be of a declared type, as far as that is made of plain data's types."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_may_be(member, value) for member in args)
+    if kind in (bool, int, float, str, types.NoneType):
+        return type(value) is kind or (kind is float and type(value) is int)
+    if origin is Mapping:
+        return isinstance(value, Mapping)
+    if origin is Sequence:
+        return isinstance(value, list | tuple) and all(_may_be(args[0], item) for item in value)
+    return True

@@ -10,5 +10,9 @@ from pipeline.objectives import OBJECTIVES
 
 @OBJECTIVES.register("supervised")
 class Supervised(nn.Module):
+    def __init__(self) -> None:
+        """No options."""
+        super().__init__()
+
     def forward(self, model: Any, batch: Batch, *, draw: float = 0.0, **options: Any) -> TaskOutput:
         return model.predict(batch, **options)

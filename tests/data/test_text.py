@@ -61,7 +61,7 @@ def test_words_splits_punctuation_and_marks_what_it_does_not_know():
     ("options", "message"),
     [
         ({"words": []}, "no list of words"),
-        ({"words": "a man"}, "no list of words"),
+        ({"words": "a man"}, "words is 'a man'; give a value of type"),
         ({"words": ["a", "Man"]}, "'Man'"),
         ({"words": ["a", "two words"]}, "'two words'"),
         ({"words": ["a", "man", "a"]}, "listed once, unlike 'a'"),
