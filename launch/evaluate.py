@@ -6,14 +6,15 @@ from typing import Any
 
 from launch.arguments import add_run_arguments, add_split_argument, add_tasks_argument
 
-EXAMPLE = """examples:
+EXAMPLE = r"""examples:
   dtem evaluate runs/digits_multitask_dtem
   dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --json scores.json
   dtem evaluate runs/digits_multitask_dtem --tasks digits,digits_captioning
   dtem evaluate runs/coco --split test
   torchrun --nproc_per_node 8 -m launch.cli evaluate runs/imagenet --cfg-options tasks.imagenet.data.val=/data/imagenet
   dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide tasks.ade20k.head.inference.crop_size=512 \
-      tasks.ade20k.head.inference.stride=341 tasks.ade20k.head.inference.flip=True 'tasks.ade20k.head.inference.scales=[0.75,1.0,1.25]'
+      tasks.ade20k.head.inference.stride=341 tasks.ade20k.head.inference.flip=True \
+      'tasks.ade20k.head.inference.scales=[0.75,1.0,1.25]'
   dtem evaluate runs/coco --zero-shot data/imagenet --class-names names.json --templates 'a photo of a {}.' 'a drawing of a {}.'
 """
 

@@ -95,6 +95,10 @@ def sweep(
     blocks, from the first one, that merge to reach it, which is solved for each grid of patches that comes.
     """
     _check_one_setup(runs)
+    if not 0 < within <= 1:
+        raise ConfigError(f"within is {within}; give a share of the blocks, in (0, 1]")
+    if within < 1 and all(isinstance(target, int) for target in targets):
+        raise ConfigError("within goes with shares (--macs, --merged); tokens removed per block are those of each block, so leave it out")
     solve: Solver = partial(reduction_for_merged if merged else reduction_for_macs, within=within)
     kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
     config = runs[0].config

@@ -64,7 +64,8 @@ def first_schedule(model: MultiTaskModel, batch: Batch, reduction: ReductionSpec
 
 @dataclass(frozen=True)
 class Workload:
-    """MACs of one image, the mean over a batch, with all its windows and views, or all its words: encoder_macs hold metric_macs.
+    """MACs of one image, the mean over a batch, with all its windows and views, or the most words that it may have, whatever
+    is said: encoder_macs hold metric_macs.
 
     schedule, tokens: r and tokens left by block, of the backbone's first input.
     """
@@ -83,6 +84,7 @@ def workload(entry: Entry, batch: Batch) -> Workload:
     """
     (model, reduction), inputs, inside = entry, [], 0
     plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
+    infer: Any = getattr(task, "infer_in_full", task.infer)
 
     def encode(images: Tensor) -> BackboneOutput:
         nonlocal inside
@@ -93,7 +95,7 @@ def workload(entry: Entry, batch: Batch) -> Workload:
         return output
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.infer(encode, batch)  # pyright: ignore[reportCallIssue]
+        infer(encode, batch)
     asked = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
     specs = [model.reduction_of(batch.task, spec) for spec in asked]
     counts = [(number, count_macs(model.backbone, grid, spec)) for (number, grid), spec in zip(inputs, specs, strict=True)]

@@ -124,7 +124,8 @@ class Task(Protocol):
 
     def infer(self, encode: Encode, batch: Batch) -> Any:
         """What a user is given for the batch's images: classes, masks, captions. Calls `encode` as often as it likes: per window, per
-        scale. Compute and speed are measured on it."""
+        scale. Speed is measured on it, and compute; where its work depends on what is predicted, the task has another
+        method, `infer_in_full`, on which compute is measured: all the work that any prediction takes."""
         ...
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:

@@ -33,8 +33,8 @@ Texts = dict[int, list[str]]
 """By image, texts whose words stand apart: the form of pycocoevalcap's scorers."""
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
-METRIC_UNITS = {"CIDEr": "", "BLEU-4": "%"}
-"""Of what tables show. All are shares in [0, 1] but CIDEr, which goes to 10."""
+METRIC_UNITS = {"CIDEr": "", "BLEU-4": "%", "words": ""}
+"""Of what tables show. All are shares in [0, 1] but CIDEr, which goes to 10, and the mean number of words that are said."""
 JAVA_SECONDS = 480.0
 """Less than the ten minutes that other ranks wait for rank 0."""
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -54,7 +54,8 @@ class _NotRunError(Exception):
 
 
 def caption_scores(rows: Sequence[Sequence[Any]], *, thorough: bool = False, java_seconds: float = JAVA_SECONDS) -> Scores:
-    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, and PTB: 1 where the COCO tools' own tokenizer cut the words, None where a stand-in did.
+    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, the mean number of words in a generated caption, and PTB: 1 where the COCO tools' own
+    tokenizer cut the words, None where a stand-in did.
 
     rows: CaptionRows, or what JSON makes of them, in any order. thorough: also METEOR and SPICE, which take from seconds to minutes.
     java_seconds: of all programs together. CIDEr is what the COCO tools and papers call so; by its first paper's terms it is CIDEr-D.
@@ -75,6 +76,7 @@ def caption_scores(rows: Sequence[Sequence[Any]], *, thorough: bool = False, jav
     scores: Scores = dict(zip(BLEU, Bleu(4).compute_score(references, generated, verbose=0)[0], strict=True))
     scores["ROUGE-L"] = float(Rouge().compute_score(references, generated)[0])
     scores["CIDEr"] = float(Cider().compute_score(references, generated)[0])
+    scores["words"] = fmean(len(row.generated.split()) for row in rows)
     if thorough:
         scores["METEOR"] = attempt("METEOR", lambda: _meteor(java, references, generated))
         scores["SPICE"] = attempt("SPICE", lambda: _spice(java, references, generated))

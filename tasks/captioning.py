@@ -160,6 +160,11 @@ class CaptioningTask(nn.Module):
         """A caption of each image, made as the task's options say."""
         return self.generate(encode(batch.images), keys=batch.keys)
 
+    def infer_in_full(self, encode: Encode, batch: Batch) -> list[str]:
+        """Captions of max_length words, none ended before: work that does not depend on what is said."""
+        whole = replace(self.generation, min_length=self.generation.max_length)
+        return self.generate(encode(batch.images), keys=batch.keys, config=whole)
+
     @torch.no_grad()
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """captions: CaptionRows. loss: of the first references' tokens, and how many those are. With the contrastive part, features."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from launch.pages import Page, Panel, Section, write_html, write_png
 from launch.points import sweep
@@ -98,13 +99,35 @@ def test_encoder_and_decoder_are_counted_apart_and_both_fall_with_the_tokens(cap
     assert swept.whole.head_macs == text + decoder + cross + 6 * width * vocabulary + tokens * 24 * width + 24 * width
 
 
+def test_compute_does_not_depend_on_what_is_said(captioner, swept, monkeypatch):
+    """A model that ends each caption at once has the same MACs as one that never does; its words are told beside them."""
+    run = read_run(captioner)
+    batch, model = first_batch("scenes", run.config.tasks["scenes"].data), build(run, "none")
+    task = model.tasks["scenes"]
+    next_words, task.generation = task.next_words, replace(task.generation, min_length=1)
+
+    def ending_at_once(image):
+        step = next_words(image)
+
+        def ended(last, past):
+            logits, past = step(last, past)
+            return logits.index_fill(1, torch.tensor([task.marks.eos]), 1e4), past
+
+        return ended
+
+    monkeypatch.setattr(task, "next_words", ending_at_once)
+    assert set(task.infer(model.encoder("scenes", 0), batch)) == {""}
+    assert workload((model, 0), batch).head_macs == swept.whole.head_macs
+    assert swept.whole.scores["words"] == [pytest.approx(5.5, abs=0.5)], "six words, the last of which may be the end"
+
+
 def test_the_sweep_shows_captions_in_their_units(captioner, dtem, tmp_path):
     said = dtem("sweep", captioner, "--policies", "tome", "--reductions", "2", "--rounds", "1", "--out", tmp_path)
     (head, *_) = (line for line in said.splitlines() if line.startswith("| policy"))
     columns = [column.strip() for column in head.split("|")[3:-1]]
-    assert columns[:5] == ["CIDEr", "BLEU-4 %", "encoder GMACs", "encoder %", "decoder GMACs"] and "images/s" in columns
+    assert columns[:6] == ["CIDEr", "BLEU-4 %", "words", "encoder GMACs", "encoder %", "decoder GMACs"] and "images/s" in columns
     (result,) = json.loads((tmp_path / "sweep.json").read_text())
-    assert result["units"] == {"CIDEr": "", "BLEU-4": "%"} and 0 <= result["points"][0]["scores"]["CIDEr"][0] <= 10
+    assert result["units"] == {"CIDEr": "", "BLEU-4": "%", "words": ""} and 0 <= result["points"][0]["scores"]["CIDEr"][0] <= 10
     figures = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
     assert set(figures) == {"sweep_scenes.svg", "sweep_scenes_encoder.svg"}
     assert all(">CIDEr<" in figure and "CIDEr (" not in figure for figure in figures.values())

@@ -93,6 +93,15 @@ def test_a_sweep_without_points_or_with_strange_policies_is_refused(trained, dte
     assert "unknown merge policy 'tme'; did you mean 'tome'" in dtem("sweep", trained, "--policies", "tme", code=2)
 
 
+def test_within_goes_with_shares_and_is_one_itself(trained, dtem, tmp_path):
+    said = dtem("sweep", trained, "--reductions", "2", "--within", "0.5", "--out", tmp_path, code=2)
+    assert "within goes with shares (--macs, --merged)" in said
+    for share in ("2", "0", "-1", "nan"):
+        assert "give a share of the blocks, in (0, 1]" in dtem("sweep", trained, "--within", share, "--out", tmp_path, code=2)
+    half = sweep([read_run(trained)], ["tome"], [0.85], within=0.5, rounds=0)[0].points[0]
+    assert half.schedule[0] > 0 == half.schedule[-1]
+
+
 def test_equal_plots_are_equal_files(tmp_path):
     whole, curve = Curve("none", [4e6], [[90.0]]), Curve("tome", [3e6, 2e6], [[80.0, 82.0], [70.0, 71.0]])
     plots = [Plot([curve], whole, "top1", "x"), Plot([curve], whole, "top5", "y")]
