@@ -40,7 +40,8 @@ def _result(task: str, metric: str, work: Path, seeds: Sequence[int]) -> dict:
     single = [100 * scores_of(work / f"{task}_seed{seed}", task)[metric] for seed in seeds]
     name = f"{task}: {metric} together over alone"
     scores = {"together": [round(value, 2) for value in together], "alone": [round(value, 2) for value in single]}
-    return {"name": name, "ours": summary(together), "peer": summary(single), "ratio": ratio(together, single), "scores": scores}
+    over = {"ratio": ratio(together, single)} if all(single) else {}  # a captioner of few steps scores 0
+    return {"name": name, "ours": summary(together), "peer": summary(single), **over, "scores": scores}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Whole optimizer steps of the training loop, on batches that are held in memory; 
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +15,14 @@ from digits_multitask import CONFIG, METRICS
 from measure import in_turns, ratio, summary
 from record import write_record
 from stages import ROOT, alone
+from torch import Tensor
 
 from pipeline.config.load import load_config
-from pipeline.train.loop import _train_step
+from pipeline.interfaces import Batch
+from pipeline.train.loop import _next_batch, _train_step
 from pipeline.train.metrics import MetricSums
+from pipeline.train.mixing import tasks_of_step
+from pipeline.train.optim import phase_at, set_modes
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
 
@@ -49,13 +53,18 @@ def main() -> None:
     write_record(args.record, CLAIM, sorted(results, key=lambda result: result["name"]))
 
 
-def step(config: str, options: list[str]) -> Callable[[], object]:
-    """One call takes one optimizer step."""
+def step(config: str, options: list[str]) -> Callable[[], Tensor]:
+    """One call takes one optimizer step; the gradient norm."""
     run = build_run(load_config(ROOT / config, options), "none")
-    run.engine.module.train()
-    streams = {name: repeat(next(iter(stream))) for name, stream in run.streams.items()}
+    set_modes(run.engine.module, phase_at(0, run.config.train).trained)
+    streams: dict[str, Iterator[Batch]] = {name: repeat(next(iter(stream))) for name, stream in run.streams.items()}
     sums, watch = MetricSums(), Stopwatch()
-    return lambda: _train_step(run, streams, sums, watch)  # pyright: ignore[reportArgumentType]
+
+    def one() -> Tensor:
+        plan = tasks_of_step(run.resolved, run.progress.step)
+        return _train_step(run, plan, _next_batch(run, streams, watch, plan[0], 0), streams, sums, watch)
+
+    return one
 
 
 if __name__ == "__main__":

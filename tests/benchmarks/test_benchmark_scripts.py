@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from digits_multitask import CONFIG, METRICS, _result
+from multitask_step_cpu import step
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -47,3 +49,19 @@ def test_a_script_writes_its_record(tmp_path, script, arguments, names):
     for result in record["results"]:
         assert set(result["ratio"]) == {"median", "min", "max", "n"} and result["ratio"]["n"] == 2
         assert result["ratio"]["min"] <= result["ratio"]["median"] <= result["ratio"]["max"]
+
+
+def test_the_step_that_is_timed_is_the_training_loops(digits, tmp_path):
+    small = {"train": digits, "val": digits, "batch_size": 4, "workers": 0}
+    options = [f"tasks.{task}.data.{name}={value}" for task in METRICS for name, value in small.items()]
+    one = step(CONFIG, [*options, f"output={tmp_path}"])
+    norms = [float(one()) for _ in range(2)]
+    assert all(0 < norm < float("inf") for norm in norms) and norms[0] != norms[1]
+
+
+def test_a_task_that_scores_nothing_alone_has_no_ratio(tmp_path):
+    for run, score in (("together_seed0", 0.5), ("digits_seed0", 0.0)):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "metrics.jsonl").write_text(json.dumps({"step": 4, "val/digits/top1": score}) + "\n")
+    result = _result("digits", "top1", tmp_path, [0])
+    assert "ratio" not in result and result["scores"] == {"together": [50.0], "alone": [0.0]}
