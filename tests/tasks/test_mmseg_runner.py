@@ -217,6 +217,14 @@ def test_training_relaxes_the_merge_so_that_a_frozen_backbone_learns_where_to_me
     assert learned == {f"blocks.{i}.metric.{kind}" for i in range(3) for kind in ("weight", "bias")}
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_of_a_frozen_backbone_is_dropped_in_training(frozen):
+    options = dict(drop_path=0.5, timm_options=TINY["timm_options"] | dict(pos_drop_rate=0.5))
+    backbone = build(policy="dtem", frozen=frozen, **options).train()
+    with torch.no_grad():
+        assert torch.equal(backbone(images())[0], backbone(images())[0]) is frozen
+
+
 def test_weights_go_to_the_pipeline_and_back(trained, tmp_path):
     """mmseg's segmentor -> file -> our backbone -> file -> DTEMBackbone, and every feature is the same."""
     theirs, ours = trained.model.backbone.eval(), build_backbone(**TINY, policy="dtem", reduction=8)
