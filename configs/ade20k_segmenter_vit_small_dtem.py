@@ -3,6 +3,8 @@
 data       the run of configs/ade20k_segmenter_vit_small.py
 command    deepspeed --num_gpus 8 launch/train.py --config configs/ade20k_segmenter_vit_small_dtem.py
 then       dtem sweep runs/ade20k_segmenter_vit_small_dtem
+source     docs/merge_cost.md, on the model of ade20k_segmenter_vit_small.py
+differs    the embeddings alone are trained, by this project's own recipe
 hardware   8 GPUs for a batch of 8
 expected   to be measured; the unmerged model's mIoU, which merging approaches from below
            43 tokens per block merge half of a window's 1024 patches, at 72 % of the encoder's MACs

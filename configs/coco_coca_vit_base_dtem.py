@@ -3,6 +3,8 @@
 data       dtem shards make coco_captions PATH/TO/coco data/coco_captions
 command    deepspeed --num_gpus 8 launch/train.py --config configs/coco_coca_vit_base_dtem.py
 then       dtem sweep runs/coco_coca_vit_base_dtem; dtem visualise runs/coco_coca_vit_base_dtem
+source     CoCa, arXiv 2205.01917, by open_clip's modules; losses weighed 2 to 1, as there
+differs    CLIP's image tower and everything else from chance on COCO alone, where CoCa has billions of pairs; rates, epochs and crops ours
 hardware   8 GPUs for a batch of 512; memory not measured: on small ones, halve batch_size and double accumulation
 expected   to be measured
 

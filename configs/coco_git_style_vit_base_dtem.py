@@ -3,10 +3,11 @@
 data       dtem shards make coco_captions PATH/TO/coco data/coco_captions
 command    deepspeed --num_gpus 8 launch/train.py --config configs/coco_git_style_vit_base_dtem.py
 then       dtem sweep runs/coco_git_style_vit_base_dtem; dtem visualise runs/coco_git_style_vit_base_dtem
+source     GIT, arXiv 2205.14100: CLIP's ViT-B/16, six layers of 768 channels, smoothed labels
+differs    the words look at the image in layers of their own, as in CoCa, where GIT has words and image in one sequence; nothing but
+           COCO is seen, where GIT has millions of pairs before; rates, epochs and crops ours
 hardware   8 GPUs for a batch of 512; memory not measured: on small ones, halve batch_size and double accumulation
 expected   to be measured
-
-The words look at the image in layers of their own, as in CoCa, where GIT has words and image in one sequence.
 """
 
 _base_ = ["_base_/merging/dtem.py", "_base_/task/coco_captions.py", "_base_/engine/deepspeed.py"]

@@ -2,6 +2,8 @@
 
 command    deepspeed --num_gpus 8 launch/train.py --config configs/imagenet_deit_small_dtem_merge_cost.py
 then       dtem sweep runs/imagenet_deit_small_dtem_merge_cost
+source     docs/merge_cost.md; what images undergo: see _base_/task/imagenet.py
+differs    no mixtures of images, whose merges would be priced too
 hardware   8 GPUs for a global batch of 1024
 expected   to be measured; on CIFAR-10 against other recipes: benchmarks/records/cifar10_recipes.json
            unmerged: 79.8 top-1 (DeiT, arXiv 2012.12877), which merging approaches from below

@@ -51,10 +51,12 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
 
 def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
     """ImageNet's where the values lack some, or have another interpolation than ours."""
-    known = {item.name: values[item.name] for item in fields(Preprocessing) if values.get(item.name) is not None}
+    known: dict[str, Any] = {item.name: values[item.name] for item in fields(Preprocessing) if values.get(item.name) is not None}
     if known.get("interpolation") not in ("bilinear", "bicubic"):
         known.pop("interpolation", None)
-    return Preprocessing(**known | {name: tuple(known[name]) for name in ("mean", "std") if name in known})
+    for name in known.keys() & {"mean", "std"}:
+        known[name] = tuple(known[name])
+    return Preprocessing(**known)
 
 
 def _preprocessing_of_run(folder: Path) -> Preprocessing | None:

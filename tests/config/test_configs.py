@@ -59,6 +59,9 @@ def test_a_config_says_how_it_is_run(path):
     for word in ("command", "hardware", "expected"):
         assert re.search(rf"^{word} ", head, re.M), f"the head comment of {path.name} does not say its {word}"
     assert f"configs/{path.name}" in head
+    if path.stem.startswith(("imagenet", "ade20k", "coco", "multitask")):
+        for word in ("source", "differs"):
+            assert re.search(rf"^{word} ", head, re.M), f"the head comment of {path.name} names a recipe and does not say its {word}"
 
 
 def test_the_papers_global_batch_is_1024():

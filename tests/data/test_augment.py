@@ -98,6 +98,20 @@ def test_mixed_labels_sum_to_one_and_the_draw_belongs_to_the_step(mixup, cutmix)
         assert one.keys == batch().keys
 
 
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_labels_say_what_the_pixels_hold(mixup, cutmix):
+    """Of pictures of one grey each, of a class of its own: a mixture's mean grey is its labels' mean. Where both are on, both are drawn."""
+    greys = torch.tensor([1.0, -2.0, 4.0, 8.0, -16.0])
+    plain = Batch("t", greys.view(5, 1, 1, 1).repeat(1, 3, 9, 12), ClassificationTargets(torch.arange(5)), tuple("abcde"))
+    mixer, patched = BatchMixer(AugmentConfig(mixup=mixup, cutmix=cutmix), 5), []
+    for step in range(30):
+        mixed = mixer(plain, 7, step)
+        torch.testing.assert_close(mixed.images.mean((1, 2, 3)), mixed.targets.labels @ greys)
+        if not torch.equal(mixed.images, plain.images):
+            patched.append(bool((mixed.images.std((1, 2, 3)) > 1e-3).any()))
+    assert len(patched) > 20 and set(patched) == {kind for kind, on in ((False, mixup), (True, cutmix)) if on}
+
+
 def test_without_mixing_the_batch_is_the_same():
     one = batch()
     assert BatchMixer(AugmentConfig(), 5)(one, 7, 1) is one

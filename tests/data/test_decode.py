@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from shardkit import image
 
-from pipeline.data.decode import DECODERS, MAX_PIXELS, decode_captions, decode_class, decode_image, decode_mask
+from pipeline.data.decode import DECODERS, IMAGES, MAX_CLASS, MAX_PIXELS, decode_captions, decode_class, decode_image, decode_mask
 from pipeline.errors import SampleError
 
 
@@ -35,7 +35,12 @@ def test_sixteen_bits_are_scaled_to_eight():
 
 
 def test_cmyk_photographs_decode():
-    assert decode_image(encoded(Image.new("CMYK", (9, 7), (255, 0, 0, 0)), "JPEG")).shape == (3, 7, 9)
+    """In the colours that Pillow finds: cyan without ink of its own is no red."""
+    for ink in ((255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 60), (0, 0, 0, 255)):
+        data = encoded(Image.new("CMYK", (9, 7), ink), "JPEG")
+        wanted = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
+        found = decode_image(data)
+        assert found.shape == (3, 7, 9) and (found.int() - wanted.int()).abs().max() <= 3
 
 
 def test_an_image_just_over_the_limit_is_refused_before_it_is_decoded():
@@ -80,18 +85,34 @@ def test_captions_are_a_list_of_texts():
             decode_captions(data)
 
 
+def is_image(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.uint8 and value.ndim == 3 and len(value) == 3
+
+
+PROMISED = dict.fromkeys(IMAGES, is_image) | {
+    "cls": lambda value: type(value) is int and 0 <= value < MAX_CLASS,
+    "json": lambda value: isinstance(value, tuple) and all(isinstance(text, str) for text in value) and len(value) > 0,
+    "seg.png": lambda value: value.dtype == torch.uint8 and value.ndim == 2,
+}
+"""What a decoder's value may be, whatever the bytes."""
+
+
 @pytest.mark.parametrize("suffix", sorted(DECODERS))
 def test_noise_is_a_sample_error_for_every_decoder(suffix):
     rng = np.random.default_rng(0)
     whole = {"cls": b"3", "json": b'{"captions": ["a"]}', "seg.png": encoded(Image.new("L", (9, 9)), "PNG")}.get(
         suffix, image(0, (9, 9), "JPEG")
     )
+    refused = 0
     for _ in range(200):
         data = bytearray(whole)
         for place in rng.integers(0, len(data), 3):
             data[place] = int(rng.integers(256))
         for broken in (bytes(data), bytes(data[: int(rng.integers(len(data)))]), rng.bytes(40)):
             try:
-                DECODERS[suffix](broken)
+                value = DECODERS[suffix](broken)
             except SampleError:
+                refused += 1
                 continue
+            assert PROMISED[suffix](value), f"{broken[:20]!r} became {value}"
+    assert refused >= 200, "forty bytes of noise are nothing that is known"

@@ -1,5 +1,9 @@
 """CamVid's 11 classes at its own 360x480: crops of 352x480, which patches of 16 divide, out of frames resized by 0.5 to 2.
 
+source     MMSegmentation's order: resize, crop, flip, colours
+differs    colours by factors and smoothed resizes, as the records have it (`photometric="mmseg"`, `antialias=False` are MMSegmentation's);
+           ImageNet's mean and std, whatever the backbone
+
 Make the shards with `dtem shards make camvid PATH/TO/CamVid data/camvid` (SegNet's layout).
 """
 

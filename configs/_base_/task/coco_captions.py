@@ -1,5 +1,8 @@
 """COCO's captions on Karpathy's split, five of an image, read by CLIP's tokenizer; images keep their sides, which captions tell apart.
 
+source     Karpathy's split; evaluation sees the whole short side, as open_clip's
+differs    crops from half of the area on, where open_clip's keep nine tenths: a short training from chance sees more
+
 Make the shards with `dtem shards make coco_captions FOLDER data/coco_captions`; FOLDER has dataset_coco.json, train2014/ and val2014/.
 """
 
