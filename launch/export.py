@@ -21,12 +21,13 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     add_run_arguments(parser)
-    parser.add_argument("--to", required=True, metavar="OUT", help="folder for model.FORMAT and model.json")
+    parser.add_argument("--to", required=True, metavar="OUT", help="folder for model.FORMAT and model.json; not a run's")
     parser.add_argument(
         "--format",
         choices=FORMATS,
         default="safetensors",
-        help="safetensors: weights with timm's keys, plus blocks.N.metric.* (default)\n"
+        help="safetensors: weights with timm's keys, plus blocks.N.metric.* (default); of a classifier also the config.json\n"
+        "  that timm.create_model('local-dir:OUT', pretrained=True) reads, for the unmerged model\n"
         "pt2, onnx: a program from images of the training crop's size to logits, at one fixed reduction and any batch size",
     )
     parser.add_argument("--task", metavar="NAME", help="default: the run's only one")
@@ -39,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from launch.programs import WRITERS, fold_embeddings, model_card, only_task
+    from launch.programs import WRITERS, fold_embeddings, model_card, only_task, timm_config
     from launch.restore import build, checked_reduction, grid_of, parse_reduction, read_run
+    from pipeline.errors import ConfigError
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     task = only_task(saved, args.task)
@@ -49,10 +51,14 @@ def run(args: argparse.Namespace) -> int:
         model.set_reduction(task, checked_reduction(model, grid_of(saved, model, task), parse_reduction(args.reduction)))
     fold_embeddings(model, task)
     folder = Path(args.to)
-    folder.mkdir(parents=True, exist_ok=True)
-    path, card = folder / f"model.{args.format}", folder / "model.json"
+    if (folder / "checkpoints").exists() or (folder / "manifest.json").exists():
+        raise ConfigError(f"--to {folder} is the folder of a run or of a checkpoint, whose files have the same names; give another")
+    path, policy = folder / f"model.{args.format}", args.policy or saved.config.merging.policy
     WRITERS[args.format](saved, model, task, path)
-    policy = args.policy or saved.config.merging.policy
-    card.write_text(json.dumps(model_card(saved, model, task, args.format, policy), indent=1))
-    print(f"{saved}\nwrote {path}, {card}")
+    beside = {"model.json": model_card(saved, model, task, args.format, policy)}
+    if args.format == "safetensors" and (config := timm_config(saved, model, task)) is not None:
+        beside["config.json"] = config
+    for name, content in beside.items():
+        (folder / name).write_text(json.dumps(content, indent=1))
+    print(f"{saved}\nwrote {', '.join(str(folder / name) for name in (path.name, *beside))}")
     return 0

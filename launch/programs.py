@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from launch.restore import SavedRun, grid_of
 from pipeline.backbone.metric import MetricEmbedding
+from pipeline.config.schema import DataConfig
 from pipeline.errors import ConfigError
 from pipeline.merging.macs import count_macs
 from pipeline.model import MultiTaskModel
@@ -58,13 +59,22 @@ def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
 
 
 def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
-    save_file(timm_state_dict(model, task), path, metadata={"format": "pt", "timm": run.config.backbone.name})
+    """Notes the grid of the position embedding beside the tensors, which `load_weights` reads."""
+    _made(path.parent)
+    rows, columns = model.backbone.grid
+    notes = {"format": "pt", "timm": run.config.backbone.name, "grid": f"{rows}x{columns}"}
+    path.touch()
+    mode = path.stat().st_mode  # of the umask, which safetensors does not ask
+    save_file(timm_state_dict(model, task), path, metadata=notes)
+    path.chmod(mode)
 
 
 def write_pt2(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
     """For torch.export.load; runs without this project."""
     program, images = _program(run, model, task)
-    torch.export.save(torch.export.export(program, (images,), dynamic_shapes=(_batch_shape(),)), path)
+    exported = torch.export.export(program, (images,), dynamic_shapes=(_batch_shape(),))
+    _made(path.parent)
+    torch.export.save(exported, path)
 
 
 def write_onnx(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
@@ -72,6 +82,7 @@ def write_onnx(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> N
     if lacking:
         raise ConfigError(f"--format onnx needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
     program, images = _program(run, model, task)
+    _made(path.parent)
     torch.onnx.export(
         program, (images,), path, dynamo=True, dynamic_shapes=(_batch_shape(),), input_names=["images"], output_names=["logits"]
     )
@@ -94,7 +105,8 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
         "task": task,
         "architecture": {"timm": backbone.name, "img_size": backbone.img_size, **backbone.options},
         "head": {"task": run.config.tasks[task].type, **run.config.tasks[task].head},
-        "input": {"pixels": data.img_size} | asdict(data.augment.preprocessing),
+        "input": {"pixels": data.img_size} | asdict(data.augment.preprocessing) | {"resize": _resize_rule(data)},
+        "classes": run.classes(task),
         "merging": {
             "policy": policy,
             "schedule": model.schedule(task, grid),
@@ -104,6 +116,54 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
         "weights": {"from": str(run.folder), "step": facts["step"], "averaged": run.averaged, "config_digest": facts["digest"]},
         "made_with": {"commit": facts["commit"], **facts["versions"]},
     }
+
+
+def _resize_rule(data: DataConfig) -> str:
+    """How evaluation brings an image to the model."""
+    if data.schema == "segmentation":
+        short = data.augment.short_side
+        return f"shorter side to {short} pixels, no crop" if short else "as stored, no crop"
+    return "each side of the input to floor(side / crop_pct), the image's shorter side to it; centre crop"
+
+
+def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, Any] | None:
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads beside model.safetensors, to build the unmerged model.
+    None for a task whose head is not that of a timm classifier."""
+    backbone, data, head = run.config.backbone, run.config.tasks[task].data, run.config.tasks[task].head
+    if run.config.tasks[task].type != "classification" or head.get("pool") not in (None, model.backbone.global_pool):
+        return None
+    (rows, columns), (patch_h, patch_w) = model.backbone.grid, model.backbone.patch_size
+    made_for = [rows * patch_h, columns * patch_w]
+    classes = run.classes(task)
+    classifier = "head" if model.backbone.dist_token is None else ["head", "head_dist"]
+    wanted = data.augment.preprocessing
+    return {
+        "architecture": backbone.name.partition(".")[0],
+        "num_classes": head["num_classes"],
+        "num_features": model.backbone.embed_dim,
+        "global_pool": model.backbone.global_pool,
+        "model_args": {
+            **backbone.options,
+            "img_size": made_for,
+            "dynamic_img_size": made_for != list(data.size),
+            "pretrained_strict": False,  # the metric embeddings have no place in timm's model
+        },
+        "pretrained_cfg": {
+            "input_size": [3, *data.size],
+            "fixed_input_size": made_for == list(data.size),
+            "crop_mode": "center",
+            **asdict(wanted),
+            "num_classes": head["num_classes"],
+            "first_conv": "patch_embed.proj",
+            "classifier": classifier,
+            **({"label_names": classes} if classes else {}),
+        },
+    }
+
+
+def _made(folder: Path) -> None:
+    """Only once there is something to write."""
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, Tensor]:

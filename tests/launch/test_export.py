@@ -1,5 +1,7 @@
 import importlib.util
 import json
+import os
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 
 from launch.programs import Program
 from launch.restore import build, read_run
+from pipeline.backbone.weight_files import read_state_dict
 
 LACKS_ONNX = importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None
 
@@ -27,6 +30,59 @@ def test_timm_takes_the_weights_and_gives_the_unmerged_logits(trained, dtem, tmp
     ours = build(read_run(trained))
     ours.backbone.set_reduction(0)
     torch.testing.assert_close(Program(ours, "digits")(images), theirs(images))
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_timm_builds_the_unmerged_model_from_the_folder(trained, dtem, tmp_path, size):
+    """With the pixels, and the way to them, that the run has; 48 is another size than the position embedding's."""
+    dtem("export", trained, "--to", tmp_path, "--cfg-options", f"tasks.digits.data.img_size={size}")
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    run = read_run(trained)
+    ours, data = build(run), run.config.tasks["digits"].data
+    ours.backbone.set_reduction(0)
+    images = torch.randn(3, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), Program(ours, "digits")(images), atol=1e-5, rtol=1e-5)
+    wanted, given = data.augment.preprocessing, timm.data.resolve_model_data_config(theirs)
+    assert given["input_size"] == (3, size, size)
+    assert {name: given[name] for name in asdict(wanted)} == json.loads(json.dumps(asdict(wanted)))
+
+
+def test_the_card_says_how_pixels_reach_the_model_and_what_outputs_are(trained, segmenter, dtem, tmp_path):
+    dtem("export", trained, "--to", tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    assert card["classes"] == read_run(trained).classes("digits") and card["classes"][:2] == ["zero", "one"]
+    assert json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]["label_names"] == card["classes"]
+    assert card["input"]["interpolation"] == "bicubic" and "floor(side / crop_pct)" in card["input"]["resize"]
+    dtem("export", segmenter, "--to", tmp_path / "masks")
+    card = json.loads((tmp_path / "masks" / "model.json").read_text())
+    assert card["input"]["resize"] == "as stored, no crop" and not (tmp_path / "masks" / "config.json").exists()
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640)])
+@pytest.mark.parametrize("form", ["safetensors", "pt2"])
+def test_others_can_read_an_export_as_the_umask_has_it(trained, dtem, tmp_path, form, umask, mode):
+    before = os.umask(umask)
+    try:
+        dtem("export", trained, "--to", tmp_path / "out", "--format", form)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert f"model.{form}" in modes and set(modes.values()) == {mode}
+
+
+def test_an_export_writes_into_no_run_and_leaves_no_empty_folder(trained, captioner, dtem, tmp_path):
+    before = (trained / "config.json").read_bytes()
+    assert "is the folder of a run" in dtem("export", trained, "--to", trained, code=2)
+    assert (trained / "config.json").read_bytes() == before and not (trained / "model.json").exists()
+    dtem("export", captioner, "--to", tmp_path / "no", "--format", "pt2", code=2)
+    assert not (tmp_path / "no").exists()
+
+
+def test_an_export_says_the_grid_of_its_positions(trained, dtem, tmp_path):
+    dtem("export", trained, "--to", tmp_path)
+    assert read_state_dict(tmp_path / "model.safetensors").grid == (4, 4)
+    assert read_state_dict(trained).grid == (4, 4)
 
 
 @pytest.mark.parametrize("policy", ["none", "tome", "dtem"])
