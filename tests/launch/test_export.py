@@ -44,7 +44,7 @@ def test_timm_builds_the_unmerged_model_from_the_folder(trained, dtem, tmp_path,
     with torch.no_grad():
         torch.testing.assert_close(theirs(images), Program(ours, "digits")(images), atol=1e-5, rtol=1e-5)
     wanted, given = data.augment.preprocessing, timm.data.resolve_model_data_config(theirs)
-    assert given["input_size"] == (3, size, size)
+    assert list(given["input_size"]) == [3, size, size]
     assert {name: given[name] for name in asdict(wanted)} == json.loads(json.dumps(asdict(wanted)))
 
 
