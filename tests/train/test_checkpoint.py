@@ -176,6 +176,9 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
     assert checkpoint.check_run(loaded, config, BATCH) == []
     elsewhere = replace(config, output="elsewhere", engine=replace(config.engine, type="deepspeed", zero_stage=3))
     assert len(checkpoint.check_run(loaded, elsewhere, BATCH)) == 3
+    task = config.tasks["a"]
+    closer = replace(task, data=replace(task.data, augment=replace(task.data.augment, crop_pct=0.9)))
+    assert len(checkpoint.check_run(loaded, replace(config, tasks={"a": closer}), BATCH)) == 1, "which training does not see"
     with pytest.raises(CheckpointError, match=r"another run[\s\S]*optim.lr: 0.01 there, 0.02 here[\s\S]*seed: 42 there, 7 here"):
         checkpoint.check_run(loaded, replace(config, seed=7, optim=replace(config.optim, lr=2e-2)), BATCH)
     with pytest.raises(CheckpointError, match="samples per step"):
