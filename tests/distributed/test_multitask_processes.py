@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from damage import damaged
 from deepspeed_launch import launch_runs, without_key_bias
 from tinyrun import SEGMENTER, tiny_tasks_plain
 
@@ -26,6 +27,10 @@ WHOLE: dict[str, dict[str, Any]] = {"stage1": dict(zero_stage=1), "stage3": dict
 """Engines that run all steps."""
 SEED = 33
 """With which `sampled` draws masks, masks, captions, digits, captions, masks."""
+HOLES = {(f"train-0000{shard}.tar", sample): "jpg" for shard in range(3) for sample in (1, 6, 11)}
+HOLES |= {("train-00000.tar", 3): "json", ("train-00001.tar", 3): "seg.png", ("train-00002.tar", 3): "cls"}
+HOLES |= {("val-00000.tar", sample): "jpg" for sample in range(5, 10)} | {("val-00000.tar", 1): "json"}
+"""What cannot be read in some shards; of evaluation a whole batch of one rank."""
 CONTINUED: dict[str, dict[str, Any]] = {"all": dict(zero_stage=2), "sampled": dict(zero_stage=0)}
 """Engines that continue what one process has saved."""
 
@@ -58,6 +63,9 @@ def runs(digits, tmp_path_factory) -> Path:
         for name, engine in (WHOLE | {"continued": CONTINUED[mixture]}).items():
             plain = plain_of(digits, folder / mixture / name, mixture, processes=2, type="deepspeed", **engine)
             plan.append((plain, "none" if name in WHOLE else str(saved)))
+    shards = damaged(digits, tmp_path_factory.mktemp("shards") / "holed", HOLES)
+    train(from_plain(plain_of(shards, folder / "holed" / "one", "all", processes=1)), "none")
+    plan.append((plain_of(shards, folder / "holed" / "two", "all", processes=2, type="deepspeed", **WHOLE["stage3"]), "none"))
     launch_runs(plan, folder)
     for mixture in MIXTURES:
         plain = plain_of(digits, folder / mixture / "again", mixture, processes=1)
@@ -124,3 +132,13 @@ def test_the_tasks_gradients_are_measured_as_in_one_process(runs, mixture, measu
     assert all(line.keys() == pairs | {f"grad_norm/{task}" for task in TASKS} for line in one if line)
     for got, wanted in zip(ours, one, strict=True):
         assert got == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+
+
+def test_bad_samples_on_some_ranks_change_neither_the_size_of_batches_nor_what_is_learned(runs):
+    """Classification, CoCa's gathered features and masks, at ZeRO 3, where also the forwards of evaluation are collectives."""
+    two, one = (lines(runs / "holed" / run) for run in ("two", "one"))
+    told = ("loss", "/weight", "epoch/", "val/", "bad_samples", "contrastive_loss")
+    for got, wanted in zip(two, one, strict=True):
+        assert figures(got, *told) == pytest.approx(figures(wanted, *told), rel=1e-3, abs=1e-4)
+    assert two[STEPS - 1]["bad_samples"] > 5
+    assert [two[-1][f"val/{task}/missing"] for task in TASKS] == [5, 6, 5] and two[-1]["val/captions/samples"] == 19

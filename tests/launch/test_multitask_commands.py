@@ -4,9 +4,11 @@ import html
 import json
 import math
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
+from damage import damaged
 from safetensors.torch import load_file
 
 from launch.points import sweep
@@ -141,6 +143,17 @@ def test_tasks_with_the_same_images_share_their_rows(run, dtem, tmp_path):
         )
         assert all(f"<p>caption, {said}:</p><p>  {html.escape(caption)}</p>" in page for caption in made)
     assert all(f"<p>  {text}</p>" in page for own in batches["captions"].targets.references for text in own)
+
+
+def test_a_sample_that_one_task_cannot_read_is_left_out_of_the_page_and_does_not_shift_the_others(three_tasks, digits, dtem, tmp_path):
+    shards = damaged(digits, tmp_path / "shards", {("val-00000.tar", 0): "json", ("val-00000.tar", 2): "seg.png"})
+    changes = [f"tasks.{task}.data.val={shards}" for task in TASKS]
+    run = three_tasks("shared")
+    dtem("visualise", run, "--num", 3, "--blocks", "2", "--out", tmp_path / "page", "--cfg-options", *changes)
+    page = (tmp_path / "page" / "tasks_dtem.html").read_text()
+    (batch,) = islice(build_eval_loader("captions", read_run(run).config.tasks["captions"].data, rank=0, world_size=1), 1)
+    shown = [all(f"<p>  {text}</p>" in page for text in texts) for texts in batch.targets.references]
+    assert page.count("<tr>") == 3 and shown == [False, True, False, True, True]
 
 
 def test_groups_that_are_alike_for_all_tasks_are_drawn_once(three_tasks, dtem, tmp_path):

@@ -1,5 +1,6 @@
 """Captioning: open_clip's CoCa at r = 0, sizes told in both routes, losses, and what the objectives ask of the task."""
 
+import multiprocessing
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pipeline.interfaces import TaskOutput
 from pipeline.model import build_model
 from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import BackboneOutput
+from tasks.caption_losses import contrastive_loss
 from tasks.open_clip_bridge.weights import caption_weights, image_tower_weights
 
 ROOT = Path(__file__).parents[2]
@@ -227,3 +229,29 @@ def test_the_model_of_a_config_can_be_built(name):
 def test_the_task_is_registered_without_the_seconds_that_open_clip_takes():
     code = "import sys, tasks; assert 'open_clip' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def features_of_two_ranks(rank: int, folder: Path, sizes: tuple[int, int], told) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    try:
+        loss = contrastive_loss(*(F.normalize(torch.randn(sizes[rank], 4), dim=-1) for _ in range(2)), torch.tensor(2.0))
+        told.put(float(loss))
+    except RuntimeError as err:
+        told.put(str(err))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("sizes, said", [((3, 3), None), ((4, 3), "a rank has another batch size than this one's")])
+def test_ranks_with_batches_of_different_sizes_say_so_and_end(tmp_path, sizes, said):
+    """Two processes that are forked, so that they need not import torch again."""
+    context = multiprocessing.get_context("fork")
+    told = context.Queue()
+    ranks = [context.Process(target=features_of_two_ranks, args=(rank, tmp_path, sizes, told)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = [told.get(timeout=120) for _ in ranks]
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert all(said in text for text in found) if said else all(loss > 0 for loss in found)
