@@ -192,7 +192,7 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
         except CheckpointError as err:
             raise CheckpointError(f"{source}: {err}") from err
         log.info("%s: %s", source, report)
-        filled, redrawn = filled | report.sources, redrawn | report.redrawn
+        filled, redrawn = {**filled, **report.sources}, {**redrawn, **report.redrawn}
     names, mode = " and ".join(sources), config.train.mode
     check_filled(model, filled, names)
     missing = [name for name in model.state_dict() if name not in filled]

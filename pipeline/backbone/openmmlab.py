@@ -1,4 +1,5 @@
-"""State dicts of mmseg's and mmpretrain's VisionTransformer under timm's keys. The names of the tensors are all that this knows of them."""
+"""State dicts of mmseg's and mmpretrain's VisionTransformer under timm's keys. The names of the tensors are all that
+this knows of them."""
 
 import re
 from collections.abc import Mapping

@@ -18,12 +18,13 @@ KEPT_UNMERGED = ("policy", "embedding", "adapter_rank")
 
 
 def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The config with the values in place of what it says; sections that are missing or None are made, and a part of a
-    list is named by its number (`data.train.0=...`). A dict merges into the one that is there, or replaces it with
-    `_delete_=True` in it.
+    """The config with the values in place of what it says; sections that are missing or None are made, and a part
+    of a list is named by its number (`data.train.0=...`). A dict merges into the one that is there, or replaces it
+    with `_delete_=True` in it.
 
-    A field that the schema declares a string takes the text as it is typed. `merging.policy=none` leaves out what the
-    config says of how to merge. Raises ConfigError for a key that is given twice, or along with a section that holds it.
+    A field that the schema declares a string takes the text as it is typed. `merging.policy=none` leaves out what
+    the config says of how to merge. Raises ConfigError for a key that is given twice, or along with a section that
+    holds it.
     """
     changes = [_parse(item) for item in overrides]
     _refuse_overlaps([key for key, _ in changes])
@@ -77,9 +78,9 @@ def _refuse_overlaps(keys: list[str]) -> None:
     for i, key in enumerate(keys):
         if key in keys[:i]:
             raise ConfigError(
-                f"override {key} is given {keys.count(key)} times; give it once. Was it a brace pattern of shards? A shell "
-                "expands those, also the remote one of a launcher on several hosts, where quotes do not help: write the "
-                "pattern in the config file, or name the folder"
+                f"override {key} is given {keys.count(key)} times; give it once. Was it a brace pattern of shards? "
+                "A shell expands those, also the remote one of a launcher on several hosts, where quotes do not "
+                "help: write the pattern in the config file, or name the folder"
             )
         if whole := next((other for other in keys if key.startswith(f"{other}.")), None):
             raise ConfigError(f"overrides {whole} and {key} set the same thing; give one of them")
