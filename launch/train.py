@@ -25,7 +25,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         default="auto",
         metavar="auto|none|PATH",
-        help="auto: continue the run's newest checkpoint, if any (default); none: start anew; or a checkpoint's folder",
+        help="auto: continue the run's last checkpoint, if any (default)\n"
+        "none: start anew; refused where `output` holds checkpoints\n"
+        "PATH: continue this run's folder or checkpoint; later checkpoints in `output` are set aside",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # launchers give it
 

@@ -37,15 +37,20 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def folder_within(root: Path, name: str) -> Path:
-    """The folder `name` of `root`, which is made where it is not there.
+    """The folder `name` of `root`, which is made where it is not there. Raises ConfigError for a link.
 
-    Raises ConfigError for a link, as what is written would land wherever it points. `root` itself, which the user names, may be one.
+    `root` itself, which the user names, may be one.
     """
     folder = root / name
-    if folder.is_symlink():
-        raise ConfigError(f"{folder} is a symbolic link, through which nothing is written; put a folder in its place")
+    refuse_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def refuse_link(folder: Path) -> None:
+    """Raises ConfigError for a link, as what is written into it would land wherever it points."""
+    if folder.is_symlink():
+        raise ConfigError(f"{folder} is a symbolic link, through which nothing is written; put a folder in its place")
 
 
 def sync(path: Path) -> None:

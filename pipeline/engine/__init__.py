@@ -7,15 +7,23 @@ from torch import nn
 
 from pipeline.config.schema import RunConfig
 from pipeline.engine.launched import world_size
+from pipeline.engine.zero_config import zero_config
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Engine
 
 
+def check_engine(config: RunConfig) -> None:
+    """Raises ConfigError where the engine of the configuration cannot carry out this run; touches no device and connects nothing."""
+    if config.engine.type == "deepspeed":
+        zero_config(config)
+    elif world_size() > 1:
+        raise ConfigError(f"engine.type is 'local', which is one process, but there are {world_size()}; give engine.type='deepspeed'")
+
+
 def build_engine(config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]) -> Engine:
     """The engine of the configuration; the model moves to its device. Raises ConfigError where it cannot carry out this run."""
+    check_engine(config)
     if config.engine.type == "local":
-        if world_size() > 1:
-            raise ConfigError(f"engine.type is 'local', which is one process, but there are {world_size()}; give engine.type='deepspeed'")
         from pipeline.engine.local import LocalEngine
 
         return LocalEngine(config, model, parameter_groups)

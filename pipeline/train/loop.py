@@ -28,14 +28,15 @@ from pipeline.train.signals import StopRequest
 def train(config: RunConfig, resume: str = "auto") -> Path:
     """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT; the run's folder. resume: see `build_run`. Raises PipelineError."""
     run = build_run(config, resume)
-    write_config(run)
     main, step = run.engine.rank == 0, run.progress.step
     if main:
         checkpoint.commit()  # now, as the source may have changed when a checkpoint is saved
-    with StopRequest() as stop, Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
-        if step:
-            reporter.say(f"continues after step {step} of {run.total_steps}")
-        _loop(run, reporter, stop)
+    with run.lock, StopRequest() as stop:
+        write_config(run)
+        with Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
+            if step:
+                reporter.say(f"continues after step {step} of {run.total_steps}")
+            _loop(run, reporter, stop)
     return Path(config.output)
 
 
@@ -148,6 +149,9 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     values |= {"grad_norm": float(norm), "bad_samples": sum(bad.values()), **watch.read()}
     in_row, most = run.nonfinite.tolist()
     run.progress.nonfinite = int(in_row)
+    if (covered := run.progress.step - run.reported) != run.config.train.log_every:
+        values["averaged_steps"] = covered  # fewer than usual: at the end, and after a resume between two reports
+    run.reported = run.progress.step
     values |= {f"epoch/{task}": run.progress.samples.get(task, 0) / stream.num_samples for task, stream in run.streams.items()}
     reporter.write(run.progress.step, values | ({"skipped_in_row": most} if most else {}))
     if most > run.config.train.max_nonfinite:

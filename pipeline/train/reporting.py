@@ -1,15 +1,20 @@
 """Where the figures of a run go: metrics.jsonl, TensorBoard, and a terminal. Rank 0 only; the others get a reporter that is silent."""
 
 import json
+import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from pipeline.files import folder_within, replacing
+
+log = logging.getLogger(__name__)
 
 MOST_GROUPS = 2
 """Of names in one line: more make it unreadable."""
@@ -28,7 +33,7 @@ class Reporter:
         path = folder / "metrics.jsonl"
         _drop_after(path, step)
         self._file = open(path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(str(folder_within(folder, "tensorboard")), purge_step=step + 1)
         self._bar = tqdm(total=total_steps, initial=step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "Reporter":
@@ -102,15 +107,28 @@ def _text(values: Mapping[str, float | None]) -> str:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    """Keeps the lines until `step`. Written aside, so that none is lost however this ends; a line that is none of ours goes to a file of
+    its own, where a line is joined to those of before."""
+    kept, strange = [], []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        (strange if (found := _step_of(line)) is None else kept if found <= step else []).append(line)
+    _write_lines(path, kept)
+    if strange:
+        place = path.with_name("metrics.damaged.txt")
+        _write_lines(place, [*(place.read_bytes().splitlines() if place.is_file() else ()), *strange])
+        log.warning("%s: %d lines are not figures of a step; they are kept in %s", path, len(strange), place)
 
 
-def _step_of(line: str) -> float:
-    """A line that a killed process left unfinished belongs to no step that is kept."""
+def _write_lines(path: Path, lines: Sequence[bytes]) -> None:
+    with replacing(path) as part:
+        part.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def _step_of(line: bytes) -> int | None:
+    """None for what is no line of ours, for instance one that a killed process left unfinished."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = values.get("step") if isinstance(values, dict) else None
+    return step if type(step) is int and step >= 0 else None

@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.augment import BatchMixer
 from pipeline.data.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
-from pipeline.engine import build_engine, launched
+from pipeline.engine import build_engine, check_engine, launched
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
-from pipeline.files import write_text
+from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.train import checkpoint
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
+from pipeline.train.lock import locked
 from pipeline.train.optim import GradientGate, parameter_groups, set_trainable
 from pipeline.train.rng import seed_everything
 from pipeline.train.storage import Checkpoint
@@ -48,9 +49,13 @@ class Run:
     streams: dict[str, TrainStream]
     loaders: dict[str, EvalLoader]
     mixers: dict[str, BatchMixer]
+    lock: AbstractContextManager[Any]
+    """Rank 0's, of the output; closing it lets another run in."""
     progress: Progress
     saved: int
     """The step of the newest checkpoint that belongs to this run: continued from, or written since."""
+    reported: int
+    """The step of the last report, or at which this process began: means are over the steps since."""
     nonfinite: Tensor
     """[2] on the device: skipped steps in a row now, and the most in a row since the last report."""
 
@@ -75,21 +80,21 @@ class Run:
 
 
 def build_run(config: RunConfig, resume: str) -> Run:
-    """resume: `auto` continues the newest checkpoint of the run's folder, if any; `none` starts anew; else a checkpoint's path.
+    """resume: `auto` continues the last checkpoint of the run's folder, if any; `none` starts anew where there is none; else a path.
 
-    Everything that can be wrong with the configuration is found before processes are connected. Raises PipelineError.
+    Everything that can be wrong with the configuration is found before processes are connected. Then the folder is locked, and before the
+    first step is the time to learn that it cannot be written to. Raises PipelineError.
     """
     world_size, rank = launched.world_size(), launched.rank()
     facts = model_facts(config.backbone)
     resolve(config, world_size, facts)
     config = complete_data(config, facts)
     check_ema(config)
+    check_engine(config)
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
         _check_shares(config, loaders, world_size)
     resolved = resolve(config, world_size, facts, {name: stream.num_samples for name, stream in streams.items()})
-    if resume == "none" and any(Path(config.output).glob("checkpoints/step_*")):
-        raise ConfigError(f"{config.output} holds checkpoints of a run; continue it with --resume auto, or give another output")
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     seed_everything(config.seed, "weights")
@@ -97,7 +102,14 @@ def build_run(config: RunConfig, resume: str) -> Run:
     model.check_data(loaders | streams)
     model.check_data(loaders)
     _tell_spare_classes(model, streams)
-    _check_output(Path(config.output))
+    lock = locked(Path(config.output)) if rank == 0 else nullcontext()
+    for name in ("checkpoints", "tensorboard"):
+        refuse_link(Path(config.output, name))
+    if resume == "none" and any(Path(config.output).glob("checkpoints/step_*")):
+        raise ConfigError(
+            f"{config.output} holds checkpoints of a run, which --resume none does not touch; continue it with --resume auto, "
+            f"give another output, or remove {config.output}/checkpoints"
+        )
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -115,8 +127,10 @@ def build_run(config: RunConfig, resume: str) -> Run:
         streams=streams,
         loaders=loaders,
         mixers=_build_mixers(config, model),
+        lock=lock,
         progress=Progress(),
         saved=0,
+        reported=0,
         nonfinite=torch.zeros(2, device=engine.device),
     )
     if (found := _find(run, resume)) is not None:
@@ -145,13 +159,6 @@ def _tell_spare_classes(model: MultiTaskModel, streams: Mapping[str, TrainStream
                 "For a head of this set give %d",
                 *(name, given, there, given - there, there),
             )
-
-
-def _check_output(folder: Path) -> None:
-    """Before the first step, not at the first checkpoint, is the time to learn that nothing can be written. Makes nothing."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"output {folder} cannot be made or written to, because of {nearest}; give another folder")
 
 
 def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
@@ -202,7 +209,7 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
     for name, stream in run.streams.items():
         stream.load_state_dict(found.facts["streams"][name])
     run.progress = Progress(**found.facts["progress"])
-    run.saved = run.progress.step
+    run.saved = run.reported = run.progress.step
     run.nonfinite[0] = run.progress.nonfinite
     checkpoint.restore_rng(found, run.engine, run.config.seed)
 
@@ -210,6 +217,4 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
 def write_config(run: Run) -> None:
     """The resolved configuration as plain data, which evaluation reads."""
     if run.engine.rank == 0:
-        path = Path(run.config.output) / "config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(to_plain(run.config), indent=1))
+        write_text(Path(run.config.output) / "config.json", json.dumps(to_plain(run.config), indent=1))

@@ -127,7 +127,7 @@ def test_a_new_run_does_not_overwrite_an_old_one(digits, tmp_path, monkeypatch, 
     train(from_plain(plain))
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", write(plain, tmp_path / "run.json"), "--resume", "none"])
     assert main() == 2
-    assert "holds checkpoints of a run; continue it with --resume auto" in capsys.readouterr().err
+    assert "which --resume none does not touch; continue it with --resume auto" in capsys.readouterr().err
 
 
 def test_without_the_package_it_says_how_to_install():
