@@ -3,6 +3,7 @@
 The project's folder stands before it, or else tests/tasks and tests/launch would shadow the packages of the same name.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +13,25 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from rounding import other_rounding  # noqa: E402
+from tiny import SEED  # noqa: E402
 from tinyrun import tiny_plain  # noqa: E402
 
 import tasks  # noqa: E402, F401 - fills the registry
 from pipeline.config.load import from_plain  # noqa: E402
 from pipeline.config.schema import RunConfig  # noqa: E402
 
+THREADS = int(os.environ.get("DTEM_TEST_THREADS", "1"))
+ROUNDING = int(os.environ.get("DTEM_TEST_ROUNDING", "0"))
+
 
 @pytest.fixture(autouse=True)
-def one_thread_and_a_fixed_seed():
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def fixed_threads_seed_and_rounding(request):
+    """`make test-kernels` asks for others."""
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(SEED)
+    with other_rounding(0 if request.node.get_closest_marker("own_rounding") else ROUNDING):
+        yield
 
 
 @pytest.fixture(scope="session")

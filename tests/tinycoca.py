@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from tiny import images, tiny_vit
+from tiny import SEED, images, tiny_vit
 from torch import Tensor, nn
 
 from pipeline.backbone.load import load_weights
@@ -53,7 +53,7 @@ def open_clip_coca(quick_gelu: bool = False) -> Any:
     """With weights that are large enough for words to differ, and a decoder's projection, which open_clip leaves to chance."""
     from open_clip.coca_model import CoCa
 
-    torch.manual_seed(3)
+    torch.manual_seed(SEED + 3)
     read = {"vocab_size": build_tokenizer(TOKENIZER).vocab_size, "context_length": LENGTH}
     text = TOWER | read | {"embed_cls": True, "output_tokens": True}
     model = CoCa(

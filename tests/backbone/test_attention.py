@@ -100,7 +100,7 @@ def test_bfloat16_does_not_round_the_sizes():
     v[..., 0, 0] = 1
     size = torch.tensor([[1.0, 150.0]])
     share = proportional_attention(q, k, v, size, scale=0.125)[0, 0, 0, 0].float()
-    torch.testing.assert_close(share, torch.tensor(1 / 151), atol=0, rtol=2**-8)
+    torch.testing.assert_close(share, torch.tensor(1 / 151), atol=0, rtol=2**-7)
 
 
 @pytest.mark.parametrize("attention", [proportional_attention, exact_attention, reference_attention])
@@ -120,6 +120,7 @@ def kernels(run):
     return {event.key: event.count for event in recorded.key_averages()}
 
 
+@pytest.mark.own_rounding
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "dtem_reference"])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_every_attention_of_a_backbone_goes_through_the_fused_kernel(variant, training):

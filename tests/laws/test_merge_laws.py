@@ -58,13 +58,15 @@ def test_no_reduction_is_the_identity(variant, training):
 
 @pytest.mark.parametrize(("variant", "training"), [(v, t) for v in MERGING for t in (False, True) if (v, t) != ("random", True)])
 def test_permuting_the_batch_permutes_the_merge(variant, training):
-    before, order = random_state(num_tokens=33, batch=4), torch.tensor([2, 0, 3, 1])
-    permuted = TokenState(before.tokens[order], before.size[order], before.source, before.grid, before.num_prefix, before.num_active)
+    """In float64: a rounding that depends on the place in the batch would choose another of two nearly equal pairs."""
+    before, order = random_state(num_tokens=33, batch=4, dtype=torch.float64), torch.tensor([2, 0, 3, 1])
+    permuted = replace(before, tokens=before.tokens[order], size=before.size[order])
     policy = build(variant)
     after = policy.merge(before, before.tokens, 7, training=training)
     after_permuted = policy.merge(permuted, permuted.tokens, 7, training=training)
-    torch.testing.assert_close(after_permuted.tokens, after.tokens[order])
-    torch.testing.assert_close(after_permuted.size, after.size[order])
+    live = after.num_active  # behind them, what is used up has no size to be ordered by
+    torch.testing.assert_close(after_permuted.tokens[:, :live], after.tokens[order, :live], atol=1e-9, rtol=0)
+    torch.testing.assert_close(after_permuted.size, after.size[order], atol=1e-9, rtol=0)
 
 
 @TRAINING

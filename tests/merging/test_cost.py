@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import generator
 from torch.nn import functional as F
 
 from pipeline.merging.cost import expected_cost, pair_costs
@@ -17,10 +18,10 @@ SPLIT = Split.by_parity(NUM_TOKENS, 1)
 @pytest.fixture
 def setting():
     """Tokens of different sizes and a smooth model of them: logits [B, K] of tokens [B, M, C], in float64."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(2, NUM_TOKENS, DIM, generator=generator, dtype=torch.float64)
-    size = torch.randint(1, 4, (2, NUM_TOKENS), generator=generator).double()
-    mix = torch.randn(CLASSES, NUM_TOKENS, DIM, generator=generator, dtype=torch.float64)
+    draws = generator(0)
+    tokens = torch.randn(2, NUM_TOKENS, DIM, generator=draws, dtype=torch.float64)
+    size = torch.randint(1, 4, (2, NUM_TOKENS), generator=draws).double()
+    mix = torch.randn(CLASSES, NUM_TOKENS, DIM, generator=draws, dtype=torch.float64)
     return tokens, size, lambda x: torch.einsum("knc,bnc->bk", mix, torch.tanh(x))
 
 
@@ -37,16 +38,16 @@ def test_cost_is_the_divergence_of_a_small_step_towards_the_merge(setting):
     tokens, size, model = setting
     tokens.requires_grad_()
     log_p = F.log_softmax(model(tokens), dim=-1)
-    expected = torch.zeros(2, 3, 3)
+    expected = torch.zeros(2, 3, 3, dtype=torch.float64)
     for label in range(CLASSES):
         (grad,) = torch.autograd.grad(log_p[:, label].sum(), tokens, retain_graph=True)
-        expected += log_p[:, label].exp().detach().float()[:, None, None] * pair_costs(tokens.detach(), size.float(), grad, SPLIT)
+        expected += log_p[:, label].exp().detach()[:, None, None] * pair_costs(tokens.detach(), size, grad, SPLIT)
     share = 1e-3
     for i, a in enumerate(range(NUM_TOKENS)[SPLIT.sources]):
         for j, b in enumerate(range(NUM_TOKENS)[SPLIT.destinations]):
             moved = F.log_softmax(model(towards_merge(tokens.detach(), size, a, b, share)), dim=-1)
             divergence = (log_p.exp() * (log_p - moved)).sum(dim=-1).detach() / share**2
-            torch.testing.assert_close(expected[:, i, j].double(), divergence, rtol=2e-2, atol=1e-4)
+            torch.testing.assert_close(expected[:, i, j], divergence, rtol=2e-2, atol=1e-4)
 
 
 def test_equal_tokens_merge_for_nothing(setting):
@@ -81,10 +82,10 @@ SHARES = pytest.mark.parametrize("share", [None, 0.0, 0.2, 0.5])
 @SHARES
 def test_expected_cost_falls_along_its_gradient_and_is_one_for_an_indifferent_metric(setting, share):
     tokens = setting[0].float()
-    grad = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1))
+    grad = torch.randn(tokens.shape, generator=generator(1))
     indifferent = expected_cost(point_of(torch.ones(2, NUM_TOKENS, 3), tokens), grad, 0.05, share)
     torch.testing.assert_close(indifferent, torch.tensor(1.0))
-    metric = torch.randn(2, NUM_TOKENS, 3, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    metric = torch.randn(2, NUM_TOKENS, 3, generator=generator(2)).requires_grad_()
     before = expected_cost(point_of(metric, tokens), grad, 0.5, share)
     (slope,) = torch.autograd.grad(before, metric)
     assert expected_cost(point_of(metric - 0.1 * slope, tokens), grad, 0.5, share) < before
@@ -92,15 +93,15 @@ def test_expected_cost_falls_along_its_gradient_and_is_one_for_an_indifferent_me
 
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_at_a_low_temperature_the_price_is_that_of_the_hard_merge(setting, r):
+    """In float64, where a temperature of 1e-7 is above the rounding of a score and below the difference of any two."""
     tokens, size, _ = setting
-    state = replace(point_of(None, tokens.float()).state, size=size.float())
-    grad = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1))
-    metric = torch.randn(2, NUM_TOKENS, 3, generator=torch.Generator().manual_seed(2))
-    costs = pair_costs(tokens.float(), size.float(), grad, SPLIT)
+    state = replace(point_of(None, tokens).state, size=size)
+    grad, metric = (torch.randn(2, NUM_TOKENS, n, generator=generator(n), dtype=torch.float64) for n in (DIM, 3))
+    costs = pair_costs(tokens, size, grad, SPLIT)
     matching = best_pairs(similarity(metric, SPLIT), r)
     expected = torch.stack([costs[i, matching.merged[i], matching.target[i]].mean() for i in range(2)]).mean() / costs.mean()
-    priced = expected_cost(MergePoint(state, metric, torch.zeros_like(tokens)), grad, 1e-4, r / (NUM_TOKENS - 1))
-    torch.testing.assert_close(priced, expected, rtol=1e-3, atol=1e-4)
+    priced = expected_cost(MergePoint(state, metric, torch.zeros_like(tokens)), grad, 1e-7, r / (NUM_TOKENS - 1))
+    torch.testing.assert_close(priced, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_no_gradient_reaches_the_tokens(setting):

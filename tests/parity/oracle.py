@@ -95,9 +95,7 @@ def attention(attn: nn.Module, y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]
     return attn.proj(mixed.transpose(0, 1).flatten(1)), k
 
 
-def soft_merge(
-    x: Tensor, size: Tensor, live: int, metric: Tensor, r: int, margin: Margin | None = None
-) -> tuple[Tensor, Tensor, int]:
+def soft_merge(x: Tensor, size: Tensor, live: int, metric: Tensor, r: int, margin: Margin | None = None) -> tuple[Tensor, Tensor, int]:
     """With one prefix token. A: positions 1, 3, 5, ...; B: 2, 4, 6, ..., both below `live`."""
     r = min(r, (live - 1) // 2)
     if r <= 0:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from oracle import Margin, eval_block, eval_forward, slots, soft_weights, train_block, train_forward
-from tiny import IMG, PREFIXES, SIZES, images, tiny_vit
+from tiny import IMG, PREFIXES, SEED, SIZES, generator, images, tiny_vit
 from torch import nn
 
 from pipeline.backbone.build import create_vit
@@ -30,12 +30,12 @@ def pair(variant, prefix="class token", img_size=IMG, **sizes):
     """
     model = tiny_vit(variant, prefix=prefix, img_size=img_size, timm_options=sizes).double().requires_grad_(False)
     name, timm_options = PREFIXES[prefix]
-    torch.manual_seed(1)
+    torch.manual_seed(SEED + 1)
     vit = create_vit(name, img_size=img_size, timm_options=SIZES | timm_options | sizes).double()
     vit.requires_grad_(False)
-    generator = torch.Generator().manual_seed(2)
+    draws = generator(2)
     for parameter in vit.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+        parameter.add_(torch.randn(parameter.shape, generator=draws), alpha=0.05)
     load_weights(model, vit.state_dict())
     metrics = None
     if model.blocks[0].metric is not None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import generator
 from torch.nn import functional as F
 
 from pipeline.data.targets import MaskTargets
@@ -14,7 +15,7 @@ from pipeline.interfaces import Batch
 from tasks.segmentation_eval import Inference, confusion, count_confusion, scores_of, segment, windows
 
 PATCH, CLASSES = (8, 4), 5
-WEIGHTS = torch.randn(CLASSES, 3 * PATCH[0] * PATCH[1], generator=torch.Generator().manual_seed(0))
+WEIGHTS = torch.randn(CLASSES, 3 * PATCH[0] * PATCH[1], generator=generator(0))
 SLIDE = Inference(mode="slide", crop_size=(24, 20), stride=(17, 9))
 VIEWS = Inference(scales=[0.5, 1.0, 1.75], flip=True)
 
@@ -28,6 +29,11 @@ def mmseg():
     from mmseg.models.segmentors.seg_tta import SegTTAModel
 
     return SimpleNamespace(IoUMetric=IoUMetric, EncoderDecoder=EncoderDecoder, SegTTAModel=SegTTAModel)
+
+
+def close(got, wanted):
+    """Logits here are sums of some hundred products, of size 20: kernels differ by 1e-5."""
+    torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)
 
 
 def encode(images):
@@ -61,7 +67,7 @@ def padded_logits(images):
 @pytest.mark.parametrize("out", [None, (50, 31)])
 def test_a_whole_image_is_one_padded_window(size, out):
     images = torch.randn(3, 3, *size)
-    torch.testing.assert_close(pixels(images, out or size, Inference()), resized(padded_logits(images), out or size))
+    close(pixels(images, out or size, Inference()), resized(padded_logits(images), out or size))
 
 
 @pytest.mark.parametrize("size", [(24, 20), (41, 29), (90, 77), (10, 60), (60, 10), (7, 6)])
@@ -70,7 +76,7 @@ def test_sliding_windows_are_those_of_mmseg(size, mmseg):
     settings = SimpleNamespace(crop_size=SLIDE.crop_size, stride=SLIDE.stride)
     theirs = SimpleNamespace(test_cfg=settings, out_channels=CLASSES, encode_decode=lambda crop, metas: padded_logits(crop))
     wanted = mmseg.EncoderDecoder.slide_inference(theirs, images, [{}])
-    torch.testing.assert_close(pixels(images, size, SLIDE), wanted)
+    close(pixels(images, size, SLIDE), wanted)
 
 
 def test_all_windows_of_a_batch_are_encoded_at_once():
@@ -97,20 +103,22 @@ def test_views_are_merged_as_in_mmseg(mmseg):
     theirs = SimpleNamespace(module=SimpleNamespace(out_channels=CLASSES))
     (merged,) = mmseg.SegTTAModel.merge_preds(theirs, [samples])
     ours = pixels(image, out, VIEWS)[0]
-    assert torch.equal(ours.argmax(0), merged.pred_sem_seg.data.squeeze())
-    torch.testing.assert_close(ours.sum(0), torch.ones(out))
+    first, second = ours.topk(2, dim=0).values
+    clear = first - second > 1e-5  # else a rounding decides
+    assert clear.float().mean() > 0.99 and torch.equal(ours.argmax(0)[clear], merged.pred_sem_seg.data.squeeze()[clear])
+    close(ours.sum(0), torch.ones(out))
 
 
 @pytest.mark.parametrize("inference", [Inference(), SLIDE, VIEWS], ids=["whole", "slide", "views"])
 def test_an_image_alone_is_what_it_is_in_a_batch(inference):
     images = torch.randn(3, 3, 41, 29)
     together = pixels(images, (50, 31), inference)
-    torch.testing.assert_close(together, torch.cat([pixels(image[None], (50, 31), inference) for image in images]))
+    close(together, torch.cat([pixels(image[None], (50, 31), inference) for image in images]))
 
 
 def test_with_flip_the_mirror_image_gets_the_mirrored_answer():
     images, inference = torch.randn(1, 3, 32, 44), Inference(flip=True)
-    torch.testing.assert_close(pixels(images.flip(-1), (32, 44), inference).flip(-1), pixels(images, (32, 44), inference))
+    close(pixels(images.flip(-1), (32, 44), inference).flip(-1), pixels(images, (32, 44), inference))
 
 
 def random_case(seed, present):
