@@ -11,9 +11,9 @@ from statistics import median
 from typing import Any
 
 from record import write_record
-from stages import arguments, data_options, percent, train_side_by_side, trial
+from stages import arguments, data_options, percent, shown, train_side_by_side, trial
 
-from launch.points import Point, sweep
+from launch.points import Point, Sweep, Target, sweep
 from launch.restore import read_run
 from pipeline.merging.unmerge import UNMERGES
 
@@ -35,7 +35,14 @@ def main() -> None:
     args = parser.parse_args()
     data = data_options(args, "camvid")
     seeds = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
-    results = [entry for name, changed in DECODERS.items() for entry in compare(name, seeds, [*data, *changed], ["tome", "dtem"])]
+    targets, rounds = shown(args, MERGED), 5 if args.steps is None else 1
+
+    def compared(name: str, runs: list[Path], changed: list[str], policies: list[str]) -> list[dict[str, Any]]:
+        own = [read_run(run, "last", [*data, *changed]) for run in runs]
+        [result] = sweep(own, policies, targets, merged=True, within=WITHIN, rounds=rounds)
+        return [entry(name, result, target) for target in targets]
+
+    results = [found for name, changed in DECODERS.items() for found in compared(name, seeds, changed, ["tome", "dtem"])]
     trained = [args.work / f"relaxed_{how}" for how in UNMERGES]
     common = [*data, *RELAXED, *(trial(args) or [f"train.steps={STEPS}"]), f"backbone.weights={(args.work / 'backbone').resolve()}"]
     train_side_by_side(
@@ -43,30 +50,22 @@ def main() -> None:
     )
     for how, run in zip(UNMERGES, trained, strict=True):
         name = f"embedding trained by relaxed merges, grid by {how}"
-        results += compare(name, [run], [*data, *DECODERS["grid by residual"]], ["dtem"])
+        results += compared(name, [run], DECODERS["grid by residual"], ["dtem"])
     write_record(args.record, CLAIM, results, seeds=args.seeds, runs=[*seeds, *trained])
 
 
-def compare(name: str, runs: list[Path], overrides: list[str], policies: list[str]) -> list[dict[str, Any]]:
-    """One entry per point. images_per_s_ratio: of encoder and decoder, over the unmerged model with the same decoder."""
-    [result] = sweep([read_run(run, "last", overrides) for run in runs], policies, MERGED, merged=True, within=WITHIN)
-
-    def entry(target: float) -> dict[str, Any]:
-        points = {point.policy: point for point in result.points if point.target == target}
-        scores = {"none": percent(result.whole, result.metric)} | {
-            policy: percent(point, result.metric) for policy, point in points.items()
-        }
-        own = points["dtem"]
-        return {
-            "name": f"{name}, {target:.0%} of the patches merged",
-            "reduction": list(own.schedule),
-            "macs_ratio": round(own.macs / result.whole.macs, 4),
-            "decoder_macs_ratio": round(own.head_macs / result.whole.head_macs, 4),
-            "images_per_s_ratio": round(speed(own) / speed(result.whole), 3),
-            "scores": scores,
-        }
-
-    return [entry(target) for target in MERGED]
+def entry(name: str, result: Sweep, target: Target) -> dict[str, Any]:
+    """images_per_s_ratio: of encoder and decoder, over the unmerged model with the same decoder."""
+    points = {point.policy: point for point in result.points if point.target == target}
+    own = points["dtem"]
+    return {
+        "name": f"{name}, {target:.0%} of the patches merged",
+        "reduction": list(own.schedule),
+        "macs_ratio": round(own.macs / result.whole.macs, 4),
+        "decoder_macs_ratio": round(own.head_macs / result.whole.head_macs, 4),
+        "images_per_s_ratio": round(speed(own) / speed(result.whole), 3),
+        "scores": {policy: percent(point, result.metric) for policy, point in {"none": result.whole, **points}.items()},
+    }
 
 
 def speed(point: Point) -> float:

@@ -8,14 +8,15 @@ model's classes from the unmerged one's, over the validation shards: less noisy 
     python benchmarks/cifar10_recipes.py --train 'data/cifar10/train-{00000..00008}.tar' --val 'data/cifar10/val-00000.tar'
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from record import write_record
-from stages import arguments, data_options, percent, train_on_two_cores, train_side_by_side, trial
+from stages import arguments, data_options, percent, shown, train_on_two_cores, train_side_by_side, trial
 
-from launch.points import sweep
+from launch.points import Target, sweep
 from launch.restore import UNTRAINED, build, grid_of, read_run
 from pipeline.data.stream import build_eval_loader
 from pipeline.merging.macs import reduction_for_macs
@@ -44,8 +45,10 @@ def main() -> None:
     jobs = {(name, seed): args.work / f"recipe_{slug(name)}_seed{seed}" for name in RECIPES for seed in args.seeds}
     options = [[*short, f"seed={seed}", *RECIPES[name]] for name, seed in jobs]
     train_side_by_side("configs/cifar10_vit_dtem.py", list(jobs.values()), options)
-    results = [compare(name, [folder for (recipe, _), folder in jobs.items() if recipe == name], data) for name in RECIPES]
-    untrained = compare("untrained", [folder for (recipe, _), folder in jobs.items() if recipe == "merge cost"], data, suffix=UNTRAINED)
+    runs = {name: [folder for (recipe, _), folder in jobs.items() if recipe == name] for name in RECIPES}
+    targets = shown(args, MACS)
+    results = [compare(name, folders, data, targets) for name, folders in runs.items()]
+    untrained = compare("untrained", runs["merge cost"], data, targets, suffix=UNTRAINED)
     write_record(args.record, CLAIM, [untrained, *results], seeds=args.seeds, runs=list(jobs.values()))
 
 
@@ -53,11 +56,11 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def compare(name: str, folders: list[Path], data: list[str], *, suffix: str = "") -> dict[str, Any]:
+def compare(name: str, folders: list[Path], data: list[str], targets: Sequence[Target], *, suffix: str = "") -> dict[str, Any]:
     runs = [read_run(folder, "last", data) for folder in folders]
-    [result] = sweep(runs, ["dtem" + suffix], MACS, rounds=0)
+    [result] = sweep(runs, ["dtem" + suffix], targets, rounds=0)
     points = {f"{point.target:.0%}": percent(point, result.metric) for point in result.points}
-    gaps = {f"{target:.0%}": [round(divergence(run, target, suffix), 5) for run in runs] for target in MACS}
+    gaps = {f"{target:.0%}": [round(divergence(run, target, suffix), 5) for run in runs] for target in targets}
     return {"name": name, "scores": points, "divergence": gaps}
 
 

@@ -41,6 +41,11 @@ def trial(args: argparse.Namespace) -> list[str]:
     return [] if args.steps is None else [f"train.steps={args.steps}", "train.epochs=None", "optim.warmup_steps=1", "engine.precision=fp32"]
 
 
+def shown(args: argparse.Namespace, targets: Sequence[Target]) -> Sequence[Target]:
+    """Points of a sweep; of a trial the first alone."""
+    return targets if args.steps is None else targets[:1]
+
+
 def train_on_two_cores(config: str, folder: Path, options: list[str]) -> Path:
     """One run in two DeepSpeed processes."""
     launcher = [str(SCRIPTS / "deepspeed"), "--num_accelerators", "2", "launch/train.py"]
@@ -98,7 +103,7 @@ def record_sweep(
     name: of a point, with {} for its target. merged, within: see `launch.points.sweep`. metrics: what is recorded, one result for each
     task, point and metric; by default the one that a task ranks by. All times 100.
     """
-    rounds = 5 if args.steps is None else 1
+    targets, rounds = shown(args, targets), 5 if args.steps is None else 1
     results = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged, within=within, rounds=rounds)
     print_sweep(results)
     print("wrote", *write_sweep(results, args.work / "sweep"))
