@@ -60,7 +60,7 @@ check: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(STAMP) ## run each script of benchmarks/ with a short setting; what lacks data or a peer is named (10 minutes on 2 cores)
+bench: $(STAMP) ## run each script of benchmarks/ with a short setting; what lacks data or a peer is named (10 minutes on 2 idle cores)
 	$(BIN)/python benchmarks/run_all.py
 
 lock: ## write requirements.lock anew from what setup.cfg allows today, with torch and torchvision as they are locked
