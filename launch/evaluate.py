@@ -93,6 +93,7 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
     from pathlib import Path
 
     from launch.tables import class_table, of_classes
+    from pipeline.files import write_text
 
     print(f"{run}, policy {result['policy']}, {result['split']} split, {result['precision']}")
     for task, values in result["scores"].items():
@@ -104,8 +105,9 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
     if (ranking := result["ranking"])["score"] is not None and len(ranking["main_metrics"]) > 1:
         print(_ranked(ranking, result["scores"]))
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(result, indent=1))
+        place, text = Path(path), json.dumps(result, indent=1)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text) if place.exists() and not place.is_file() else write_text(place, text)  # a pipe stays one
         print(f"wrote {path}")
 
 

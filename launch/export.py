@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.programs import WRITERS, fold_embeddings, model_card, only_task, timm_config
     from launch.restore import build, checked_reduction, grid_of, parse_reduction, read_run
     from pipeline.errors import ConfigError
+    from pipeline.files import refuse_link, write_text
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     task = only_task(saved, args.task)
@@ -54,11 +55,13 @@ def run(args: argparse.Namespace) -> int:
     if (folder / "checkpoints").exists() or (folder / "manifest.json").exists():
         raise ConfigError(f"--to {folder} is the folder of a run or of a checkpoint, whose files have the same names; give another")
     path, policy = folder / f"model.{args.format}", args.policy or saved.config.merging.policy
+    for place in folder.glob("model*"):
+        refuse_link(place)
     WRITERS[args.format](saved, model, task, path)
     beside = {"model.json": model_card(saved, model, task, args.format, policy)}
     if args.format == "safetensors" and (config := timm_config(saved, model, task)) is not None:
         beside["config.json"] = config
     for name, content in beside.items():
-        (folder / name).write_text(json.dumps(content, indent=1))
+        write_text(folder / name, json.dumps(content, indent=1))
     print(f"{saved}\nwrote {', '.join(str(folder / name) for name in (path.name, *beside))}")
     return 0

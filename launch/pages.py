@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from pipeline.errors import printable
+from pipeline.files import replacing, write_text
+
 PICTURE_WIDTH, TEXT_WIDTH = 1.9, 2.4
 """Inches of a column of pictures, and of one of text, in which lines have so many characters."""
 TEXT_CHARACTERS, LEAST_CHARACTERS = 50, 20
@@ -88,11 +91,12 @@ class Page:
 def write_png(page: Page, path: Path) -> Path:
     width, heights = max(sum(section.widths) for section in page.sections), [section.height for section in page.sections]
     figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
-    figure.suptitle(page.title, fontsize=8, x=0.01, ha="left")
+    figure.suptitle(printable(page.title), fontsize=8, x=0.01, ha="left")
     parts = figure.subfigures(len(page.sections), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, section in zip(parts, page.sections, strict=True):
         _draw_section(part, section, width)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120)
     return path
 
 
@@ -108,12 +112,12 @@ def _draw_section(figure: Any, section: Section, width: float) -> None:
     for i, row in enumerate(section.rows):
         for j, panel in enumerate(row):
             _draw(panel.content, grid[i, j], section.points[j])
-            grid[i, j].set_title(section.caption(i, j), fontsize=8)
+            grid[i, j].set_title(printable(section.caption(i, j)), fontsize=8)
             if owner := section.owner(i, j):
                 above = dict(xytext=(0, 18), textcoords="offset points", ha="left", va="bottom", fontsize=9, weight="bold")
                 grid[i, j].annotate(owner, (0, 1), xycoords="axes fraction", annotation_clip=False, **above)
     if section.legend:
-        patches = [Patch(color=tuple(colour / 255), label=name) for name, colour in section.legend.items()]
+        patches = [Patch(color=tuple(colour / 255), label=printable(name)) for name, colour in section.legend.items()]
         columns = max(1, 2 * len(section.widths))
         figure.legend(handles=patches, loc="outside lower left", ncols=columns, fontsize=7, frameon=False)
 
@@ -145,35 +149,38 @@ def _draw(content: Content, axes: Any, points: int) -> None:
     if isinstance(content, np.ndarray):
         axes.imshow(content)
         return
-    lines = [textwrap.fill(text, TEXT_CHARACTERS, subsequent_indent="  ") for text in content]
+    lines = [textwrap.fill(printable(text), TEXT_CHARACTERS, subsequent_indent="  ") for text in content]
     axes.text(0, 1, "\n".join(lines), fontsize=points, va="top", parse_math=False, transform=axes.transAxes)
 
 
 def write_html(page: Page, path: Path) -> Path:
     style = "body{font:14px sans-serif;margin:2em}td{padding:4px;vertical-align:bottom}h2{font-size:15px;margin:2em 0 0}"
     style += "p{max-width:16em;margin:0 0 .5em}i{display:inline-block;width:1em;height:1em}"
-    path.write_text(
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(page.title)}</title><style>{style}</style>"
-        f"<h1 style='font-size:16px'>{html.escape(page.title)}</h1>{''.join(map(_html_section, page.sections))}",
-        encoding="utf-8",
+    text = (
+        f"<!doctype html><meta charset=utf-8><title>{_escaped(page.title)}</title><style>{style}</style>"
+        f"<h1 style='font-size:16px'>{_escaped(page.title)}</h1>{''.join(map(_html_section, page.sections))}"
     )
-    return path
+    return write_text(path, text)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _html_section(section: Section) -> str:
-    heading = f"<h2>{html.escape(section.heading)}</h2>" if section.heading else ""
-    keys = " &ensp; ".join(f"<i style='background:rgb{tuple(map(int, c))}'></i> {html.escape(name)}" for name, c in section.legend.items())
+    heading = f"<h2>{_escaped(section.heading)}</h2>" if section.heading else ""
+    keys = " &ensp; ".join(f"<i style='background:rgb{tuple(map(int, c))}'></i> {_escaped(name)}" for name, c in section.legend.items())
     rows = ("".join(_cell(section, i, j) for j in range(len(row))) for i, row in enumerate(section.rows))
     return f"{heading}<p style='max-width:none'>{keys}</p><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def _cell(section: Section, row: int, column: int) -> str:
-    owner, caption = html.escape(section.owner(row, column)), html.escape(section.caption(row, column))
+    owner, caption = _escaped(section.owner(row, column)), _escaped(section.caption(row, column))
     content = section.rows[row][column].content
     if isinstance(content, np.ndarray):
         shown = f'<img alt="" src="{_data_url(content)}">'
     else:
-        shown = "".join(f"<p>{html.escape(text)}</p>" for text in content)
+        shown = "".join(f"<p>{_escaped(text)}</p>" for text in content)
     return f"<td>{f'<b>{owner}</b><br>' if owner else ''}{caption}{'<br>' if caption else ''}{shown}</td>"
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from pipeline.files import replacing
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 WIDTH, NARROW, HEIGHT = 7.2, 5.6, 4.5
 """Inches of one plot, and of one among several."""
@@ -61,7 +63,8 @@ def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
             _draw_plot(figure, axes, plot, styles, NAMES / width)
         paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
         for path in paths:
-            figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+            with replacing(path) as part:
+                figure.savefig(part, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 

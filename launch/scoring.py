@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from pipeline.engine import launched
 from pipeline.interfaces import Batch, Scores, Tallies
 from pipeline.token_state import BackboneOutput
 
+PATIENCE = timedelta(minutes=30)
+"""For the slowest process, which may have more batches, or scores to compute."""
+
 
 class Evaluator:
     """As much of an engine as evaluation needs, without an optimizer. With WORLD_SIZE above 1 the processes connect to one another."""
@@ -26,10 +30,13 @@ class Evaluator:
         self.rank, self.world_size = launched.rank(), launched.world_size()
         cuda = launched.cuda()
         self.device = torch.device("cuda", launched.local_rank()) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(self.device)  # before anything is put on a GPU, or every process would hold a part of the first
         self.module = module.to(self.device)
         self.precision = "bf16" if bf16 else "fp32"
         if self.world_size > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if cuda else "gloo")
+            kind = dict(backend="nccl", device_id=self.device) if cuda else dict(backend="gloo")
+            torch.distributed.init_process_group(**kind, timeout=PATIENCE)
             atexit.register(torch.distributed.destroy_process_group)
 
     def autocast(self) -> AbstractContextManager[Any]:

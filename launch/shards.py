@@ -179,12 +179,13 @@ def _make_index(args: argparse.Namespace) -> Path:
 
 def _report(manifest: Path) -> int:
     from pipeline.data.manifest import load_manifest
+    from pipeline.errors import printable
 
     made = load_manifest(str(manifest.parent))
     size = sum(shard.num_bytes for shard in made.shards) / 2**20
     classes = f", {len(made.classes)} classes" if made.classes else ""
     classes += f", {len(made.mask_classes)} mask classes" if made.mask_classes else ""
-    members = ", ".join(made.schema)
+    members = printable(", ".join(made.schema))
     print(f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB{classes}, members {members}")
     return 0
 
@@ -192,11 +193,12 @@ def _report(manifest: Path) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from pipeline.data.verify import verify
     from pipeline.data.write import processes
+    from pipeline.errors import printable
 
     with processes(args.workers, "shards verified") as mapped:
         found = verify(args.path, quick=args.quick, mapper=mapped)
     for line in (*found.problems, *(found.histogram.drawn(found.mask_names) if found.histogram.num_samples else ())):
-        print(line)
+        print(printable(line))
     print(f"{args.path}: {found.num_samples} samples, {len(found.problems)} problems")
     return 2 if found.problems else 0
 

@@ -49,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
     from launch.points import sweep
     from launch.restore import read_run
     from launch.sweep_report import print_sweep, write_sweep
+    from pipeline.files import folder_within
 
     runs = [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
-    folder = Path(args.out) if args.out else runs[0].root / "sweep"
+    folder = folder_within(runs[0].root, "sweep") if args.out is None else Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
     targets = args.reductions or args.merged or args.macs
     options = dict(merged=bool(args.merged), within=args.within, split=args.split, seed=args.seed, rounds=args.rounds)

@@ -11,6 +11,7 @@ from typing import Any
 from launch.plots import Curve, Plot, draw_plots
 from launch.points import MACS, Point, Sweep
 from launch.tables import in_unit, markdown, score
+from pipeline.files import replacing, write_text
 
 
 def print_sweep(sweeps: Sequence[Sweep]) -> None:
@@ -31,8 +32,8 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
     path, sheet = folder / "sweep.json", folder / "sweep.csv"
     facts = [{"task": s.task, "metric": s.metric, "units": dict(s.units), "conditions": s.conditions} for s in sweeps]
     content = [fact | {"points": _rows(result)} for fact, result in zip(facts, sweeps, strict=True)]
-    path.write_text(json.dumps(content, indent=1))
-    with open(sheet, "w", newline="", encoding="utf-8") as file:
+    write_text(path, json.dumps(content, indent=1))
+    with replacing(sheet) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from pipeline.errors import printable
+
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table: the first column to the left, the others, which are numbers, to the right."""
-    lines = [list(columns), *map(list, rows)]
+    lines = [[printable(cell) for cell in line] for line in (columns, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(_aligned(line, widths)) + " |" for line in [lines[0], rule, *lines[1:]])

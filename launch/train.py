@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import time
 
 EXAMPLE = """examples:
   dtem train --config configs/debug_cpu.py
@@ -59,7 +58,8 @@ def main() -> int:
     _add_arguments(parser)
     args = parser.parse_args()
     try:
-        from pipeline.errors import ConfigError, is_users
+        from pipeline.engine.launched import rank_0_goes_on
+        from pipeline.errors import ConfigError, is_users, printable
     except ImportError as err:
         print(f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the project's folder", file=sys.stderr)
         return 2
@@ -68,11 +68,10 @@ def main() -> int:
     except Exception as err:
         if not is_users(err):
             raise
-        rank = os.environ.get("RANK", "0")
+        rank = printable(os.environ.get("RANK", "0"))
         if rank != "0" and isinstance(err, ConfigError):
-            time.sleep(3)  # rank 0 has the same to say, and the launcher ends it as soon as another one exits
-        else:
-            print(f"train.py{'' if rank == '0' else f', rank {rank}'}: {err}", file=sys.stderr, flush=True)
+            rank_0_goes_on()  # or else it has the same to say, and the launcher would end it as soon as this one exits
+        print(f"train.py{'' if rank == '0' else f', rank {rank}'}: {err}", file=sys.stderr, flush=True)
         return 2
 
 

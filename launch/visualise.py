@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.gallery import make_page
     from launch.pages import write_html, write_png
     from launch.restore import build, chosen_tasks, read_run
+    from pipeline.files import folder_within
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     model = build(saved, args.policy)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     datas = {task: saved.config.tasks[task].data for task in tasks}
     shown = dict(num=args.num, reductions=args.reductions, blocks=args.blocks, split=args.split)
     page = make_page(model, datas, title, **shown, classes={task: saved.classes(task) for task in tasks})
-    folder = Path(args.out) if args.out else saved.root / "visualise"
+    folder = folder_within(saved.root, "visualise") if args.out is None else Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / (f"groups_{tasks[0]}_{policy}" if len(tasks) == 1 else f"tasks_{policy}")
     print(f"wrote {write_png(page, stem.with_suffix('.png'))}, {write_html(page, stem.with_suffix('.html'))}")

@@ -4,12 +4,28 @@ Each message says what is wrong, where, and the way out. The command line prints
 """
 
 import errno
+import unicodedata
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
+def printable(text: str) -> str:
+    """One line of text, in which what a terminal or a page would obey (control characters, line breaks, marks of direction) is an escape.
+
+    For all that comes from data: names of classes, keys, captions.
+    """
+    return "".join(char if _harmless(char) else char.encode("unicode_escape").decode() for char in text)
+
+
+def _harmless(char: str) -> bool:
+    return char.isprintable() or unicodedata.category(char) == "Zs" or char in "\u200c\u200d"  # the last two join letters
+
+
 class PipelineError(Exception):
     """Base of every error that a user of the pipeline can act on."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class ConfigError(PipelineError):

@@ -50,7 +50,7 @@ def folder_within(root: Path, name: str) -> Path:
 def refuse_link(folder: Path) -> None:
     """Raises ConfigError for a link, as what is written into it would land wherever it points."""
     if folder.is_symlink():
-        raise ConfigError(f"{folder} is a symbolic link, through which nothing is written; put a folder in its place")
+        raise ConfigError(f"{folder} is a symbolic link, through which nothing is written; remove it")
 
 
 def sync(path: Path) -> None:

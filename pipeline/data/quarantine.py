@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from pipeline.errors import PipelineError, SampleError
+from pipeline.errors import PipelineError, SampleError, printable
 from pipeline.interfaces import Batch
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,6 @@ class Quarantine:
         self.shards[sample.shard] += 1
         self._in_row += 1
         if self.count <= 10 or self.count % 1000 == 0:
-            log.warning("bad sample %d is not used: %s", self.count, sample)
+            log.warning("bad sample %d is not used: %s", self.count, printable(str(sample)))
         if self._in_row > self._limit:
             raise SampleError(f"{self._in_row} bad samples in a row, the last one: {sample}; see `dtem shards verify`")

@@ -1,16 +1,22 @@
 """Who this process is among the processes of the run, as the launcher's environment says."""
 
 import os
+from datetime import timedelta
 
 import torch
 
 from pipeline.errors import ConfigError
 
+LARGEST_PORT = 65535
+PATIENCE = timedelta(seconds=60)
+"""For rank 0 to open the rendezvous, before another one says what it found wrong."""
 
-def _number(name: str, default: int) -> int:
+
+def _number(name: str, default: int, most: int = 10**6) -> int:
     value = os.environ.get(name, str(default))
-    if not value.isdigit():
-        raise ConfigError(f"environment variable {name} is '{value}'; a launcher sets it to a number, otherwise unset it")
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) <= most):
+        way_out = f"a launcher sets it to a number up to {most}, otherwise unset it"
+        raise ConfigError(f"environment variable {name} is '{value}'; {way_out}")
     return int(value)
 
 
@@ -19,11 +25,36 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    return _number("RANK", 0)
+    """Raises ConfigError where rank, size and port are no place among processes."""
+    own, size = _number("RANK", 0), world_size()
+    if own >= size:
+        raise ConfigError(
+            f"environment variable RANK is {own}, but WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}; "
+            "a launcher sets both, otherwise unset both"
+        )
+    _number("MASTER_PORT", 0, LARGEST_PORT)
+    return own
 
 
 def local_rank() -> int:
-    return _number("LOCAL_RANK", 0)
+    """Raises ConfigError where this machine has fewer GPUs than processes."""
+    own = _number("LOCAL_RANK", 0)
+    if cuda() and own >= (gpus := torch.cuda.device_count()):
+        raise ConfigError(f"environment variable LOCAL_RANK is {own}, but {gpus} GPUs are seen; start {gpus} processes on this machine")
+    return own
+
+
+def rank_0_goes_on() -> bool:
+    """Waits for rank 0 to open the rendezvous; False where it does not for a minute, or no launcher said where. Connects to nothing else.
+
+    A launcher ends all processes when one ends: where rank 0 stops with a message, this one is ended meanwhile.
+    """
+    try:
+        address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, LARGEST_PORT)
+        torch.distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
+    except (KeyError, ConfigError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def cuda() -> bool:
