@@ -70,7 +70,8 @@ def _check_equal(size: int, device: torch.device) -> None:
         sizes = torch.zeros(_world_size(), dtype=torch.int64, device=device)
         sizes[_rank()] = size
         distributed.all_reduce(sizes)
-        torch._assert_async((sizes == size).all(), f"contrastive loss: a rank has another batch size than this one's {size}")
+        same = (sizes == size).all()
+        torch._assert_async(same, f"contrastive loss: a rank has another batch size than this one's {size}")  # pyright: ignore
 
 
 class _Gather(torch.autograd.Function):

@@ -85,11 +85,11 @@ class BatchReader(Dataset[Loaded]):
 
     def _instead(self, place: int) -> Sample:
         """The next good sample of the order, at the place of a bad one."""
-        for position in range(place + 1, place + 1 + self._tries):
-            sample = self._load(position, place)
-            if isinstance(sample, Sample):
+        last = place + self._tries
+        for position in range(place + 1, last + 1):
+            if isinstance(sample := self._load(position, place), Sample):
                 return sample
-        raise SampleError(f"{self._tries + 1} samples in a row are bad, the last one: {sample}; see `dtem shards verify`")
+        raise SampleError(f"{self._tries + 1} samples in a row are bad, the last one: {self._load(last)}; see `dtem shards verify`")
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         images = self._normalise(stacked([sample.image for sample in samples], "images"))

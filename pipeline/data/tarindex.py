@@ -89,7 +89,7 @@ def _regular_files(path: Path | str) -> Iterator[tuple[int, int, str]]:
     """(offset, size, name) of each file in turn."""
     position = 0
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=_Headers(path, file), mode="r:") as tar:  # pyright: ignore[reportArgumentType]
+        with open(path, "rb") as file, tarfile.open(fileobj=_Headers(path, file), mode="r:") as tar:  # pyright: ignore
             while (member := tar.next()) is not None:
                 if member.offset < position:  # a negative size in a header would send tarfile round in a circle
                     raise SampleError(f"{path}: header at byte {member.offset} points backwards; the shard is corrupt")
