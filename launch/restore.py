@@ -47,11 +47,7 @@ class SavedRun:
 
     def classes(self, task: str) -> list[str]:
         """What the labels of the task's head stand for; empty where the head has none, or the checkpoint is too old to say it."""
-        facts = self.facts.get("classes", {})
-        names = facts.get(task, []) if isinstance(facts, dict) else None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise CheckpointError(f"{self.folder}: its class names of task '{task}' are not a list of texts")
-        return names
+        return self.facts.get("classes", {}).get(task, [])
 
     def __str__(self) -> str:
         return f"{self.folder} (step {self.facts['step']}, {'averaged (EMA)' if self.averaged else 'last'} weights)"

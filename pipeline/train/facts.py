@@ -28,6 +28,10 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
 def _table(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(map(of, value.values()))
 
@@ -54,6 +58,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "global_batch": (_table(_count), "a number of samples for each task"),
     "progress": (_progress, "step, samples, nonfinite and best"),
     "streams": (_table(_table(_count)), "a position in the data for each task"),
+    "classes": (_table(_texts), "class names for each task"),
 }
-TO_CONTINUE = tuple(_KINDS)
+TO_CONTINUE = tuple(name for name in _KINDS if name != "classes")  # which older checkpoints do not say
 """What a run needs that goes on from a checkpoint."""

@@ -1,6 +1,5 @@
 """Sums that stay on the device until somebody asks for them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.interfaces import Engine, Rows, Sums, Tallies
-from pipeline.train.collective import from_rank0, joined, joined_json
+from pipeline.train.collective import joined, joined_json
 
 
 class MetricSums:
@@ -61,13 +60,16 @@ class TallySums:
 
     def reduce(self, engine: Engine) -> Tallies:
         """Sums and rows of all ranks, on the CPU; tuples of rows as a list of what JSON makes of them. Called by every rank; those that
-        added nothing learn names and shapes from rank 0.
+        added nothing learn names and shapes from the first that did.
 
         One sum over ranks per dtype of what is added, two for each name of rows.
         """
         sums = {name: [tensor.is_floating_point(), *tensor.shape] for name, tensor in self._sums.items()}
         rows = {name: _row_layout(parts[0]) for name, parts in self._rows.items()}
-        sums, rows = json.loads(from_rank0(engine, json.dumps([sums, rows])))  # rank 0 has a batch if any rank has
+        layouts = joined_json(engine, [[sums, rows]] if sums or rows else [])  # all samples of rank 0 may be bad
+        if not layouts:
+            return {}
+        sums, rows = layouts[0]
         return self._added(engine, sums) | {name: self._joined(engine, name, layout) for name, layout in rows.items()}
 
     def _added(self, engine: Engine, layout: Mapping[str, Any]) -> Tallies:

@@ -131,6 +131,17 @@ def test_one_rank_has_the_rows_that_many_have():
     assert str(sums.reduce(engine)) == str({"key": [["a", 1]], "feature": torch.tensor([[1, 2]])})
 
 
+def test_a_rank_whose_samples_are_all_bad_hides_those_of_no_other():
+    def counted(rank, engine):
+        sums = TallySums()
+        if rank != 0:
+            sums.add({"hits": torch.tensor(rank), "captions": Rows([(f"of {rank}",)])})
+        return sums.reduce(engine)
+
+    assert together(3, counted) == [{"hits": 3, "captions": [["of 1"], ["of 2"]]}] * 3
+    assert together(2, lambda rank, engine: TallySums().reduce(engine)) == [{}, {}]
+
+
 def test_scores_are_computed_once_and_every_rank_has_them():
     """What one process measures another might not: an external scorer can fail on one of them."""
 

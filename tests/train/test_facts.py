@@ -33,6 +33,7 @@ WRONG = {
         {"step": 2, "samples": {}, "nonfinite": 0, "best": None, "more": 1},
         {"step": 1, "samples": {}, "nonfinite": 0, "best": None},
     ],
+    "classes": [[], {"digits": "x"}, {"digits": [1]}],
     "streams": [[], {"digits": []}, {"digits": {"samples": "x"}}, {}],
 }
 CASES = [(name, value) for name, values in WRONG.items() for value in values] + [(name, ABSENT) for name in TO_CONTINUE if name != "step"]
