@@ -97,6 +97,26 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(digits, tmp_path):
     assert len(list((output / "checkpoints").glob("step_*"))) == 1
 
 
+@pytest.mark.slow
+def test_a_killed_rank_with_data_workers_leaves_nothing_behind(digits, tmp_path):
+    output = tmp_path / "run"
+    engine = dict(type="deepspeed", zero_stage=1, precision="fp32")
+    plain = plain_of(digits, output, batch_size=4, engine=engine, train=dict(steps=100_000, log_every=1))
+    plain["tasks"]["digits"]["data"]["workers"] = 1
+    process = start(SCRIPT, "--config", write(plain, tmp_path / "run.json"), processes=2)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (output / "metrics.jsonl").exists() or not figures(output, "lr"):
+        time.sleep(0.2)
+    all_ = psutil.Process(process.pid).children(recursive=True)
+    ranks = [child for child in all_ if str(SCRIPT) in child.cmdline()[2:4]]
+    workers = [child for child in ranks if child.ppid() in {rank.pid for rank in ranks}]
+    assert len(workers) == 2
+    next(child for child in ranks if child not in workers and child.environ().get("RANK") == "1").kill()
+    code, text = finish(process)
+    assert code != 0, text
+    assert not psutil.wait_procs(all_, timeout=60)[1], "a rank or a worker is left"
+
+
 def test_a_mistake_is_told_once_by_rank_0(digits, tmp_path):
     plain = plain_of(digits, tmp_path / "run", batch_size=4, engine=dict(type="local"))
     code, text = launch(SCRIPT, "--config", write(plain, tmp_path / "run.json"))
