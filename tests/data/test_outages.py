@@ -64,7 +64,7 @@ def test_a_disk_that_goes_on_failing_stops_the_run_with_the_shard(shards, monkey
 
 
 def test_a_dead_descriptor_is_opened_anew(shards, monkeypatch):
-    stream = build_stream("t", config(shards, shuffle_shards=4), seed=0, rank=0, world_size=1)
+    stream = build_stream("t", config(shards, shuffle_shards=4, max_wait=5.0), seed=0, rank=0, world_size=1)
     batches = iter(stream)
     first = next(batches).keys
     opened = dict(stream._reader._reader._files)

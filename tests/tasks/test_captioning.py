@@ -250,8 +250,8 @@ def test_ranks_with_batches_of_different_sizes_say_so_and_end(tmp_path, sizes, s
     ranks = [context.Process(target=features_of_two_ranks, args=(rank, tmp_path, sizes, told)) for rank in range(2)]
     for process in ranks:
         process.start()
-    found = [told.get(timeout=120) for _ in ranks]
     for process in ranks:
         process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert [process.exitcode for process in ranks] == [0, 0], "a backend that was not stopped in time ends the process"
+    found = [told.get(timeout=120) for _ in ranks]
     assert all(said in text for text in found) if said else all(loss > 0 for loss in found)
