@@ -2,7 +2,6 @@
 
 import os
 from datetime import timedelta
-from typing import Any
 
 import torch
 
@@ -52,8 +51,7 @@ def rank_0_goes_on() -> bool:
     """
     try:
         address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, LARGEST_PORT)
-        store: Any = torch.distributed
-        store.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
+        torch.distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
     except (KeyError, ConfigError, RuntimeError, ValueError):
         return False
     return True
