@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -100,22 +101,33 @@ def moved_heads(engine, groups, config) -> list[list[str]]:
     return moved
 
 
+@contextmanager
+def engine_parts(kind: str, stage: int, precision: str = "fp32"):
+    """One engine at a time: a run has one, and the hooks of this one are taken off before the next is made."""
+    parts = make(kind, stage, precision=precision)
+    yield parts
+    parts[0]._deepspeed.destroy()
+
+
 def main(folder: Path) -> None:
     results = {}
     for stage in range(4):
         for kind in RUNS:
-            parts = make(kind, stage)
-            results[f"{kind}.{stage}"] = run(kind, *parts, 0, STEPS)
-            states = parts[0].state_tensors()
-            if parts[0].rank == 0:
-                save_file(states, folder / f"{kind}.{stage}.safetensors")
-        parts = make("joint", stage)
-        parts[0].load_state_tensors(load_file(folder / "local.safetensors"))
-        results[f"continued.{stage}"] = run("joint", *parts, 3, STEPS)
+            with engine_parts(kind, stage) as parts:
+                results[f"{kind}.{stage}"] = run(kind, *parts, 0, STEPS)
+                states = parts[0].state_tensors()
+                if parts[0].rank == 0:
+                    save_file(states, folder / f"{kind}.{stage}.safetensors")
+        with engine_parts("joint", stage) as parts:
+            parts[0].load_state_tensors(load_file(folder / "local.safetensors"))
+            results[f"continued.{stage}"] = run("joint", *parts, 3, STEPS)
         for kind in ("joint", "merge_cost"):
-            results[f"nan.{kind}.{stage}"] = run(kind, *make(kind, stage), 0, STEPS, nan_at=(2, parts[0].world_size - 1))
-        results[f"bf16.{stage}"] = run("joint", *make("joint", stage, precision="bf16"), 0, STEPS)
-        results[f"moved.{stage}"] = moved_heads(*make("sampled", stage))
+            with engine_parts(kind, stage) as parts:
+                results[f"nan.{kind}.{stage}"] = run(kind, *parts, 0, STEPS, nan_at=(2, parts[0].world_size - 1))
+        with engine_parts("joint", stage, "bf16") as parts:
+            results[f"bf16.{stage}"] = run("joint", *parts, 0, STEPS)
+        with engine_parts("sampled", stage) as parts:
+            results[f"moved.{stage}"] = moved_heads(*parts)
     if parts[0].rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
 
