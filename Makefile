@@ -50,6 +50,8 @@ NUMERICAL := tests/parity tests/laws tests/merging tests/backbone tests/objectiv
 KERNELS := X=X ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
 # X=X changes nothing. Other seeds find what holds by chance, other roundings stand for another machine (tests/rounding.py).
 test-kernels: export DS_ACCELERATOR := cpu
+# Two threads that spin while they wait for one another take minutes where other processes want the cores.
+test-kernels: export OMP_WAIT_POLICY := PASSIVE
 test-kernels: export HF_HUB_OFFLINE := 1
 test-kernels: $(STAMP) ## the numerical tests under other matrix kernels, threads, seeds and roundings (half an hour)
 	set -e; for setting in $(foreach kernels,$(KERNELS),$(kernels),DTEM_TEST_THREADS=1 $(kernels),DTEM_TEST_THREADS=2) \
