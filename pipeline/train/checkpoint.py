@@ -97,7 +97,14 @@ def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
 
     A damaged one is passed over, and said so. Where all are damaged CheckpointError is raised: starting anew would hide the loss.
     """
-    loaded, damaged = _newest_whole(root) if engine.rank == 0 else (None, False)
+    loaded, damaged, trouble = None, False, ""
+    if engine.rank == 0:
+        try:
+            loaded, damaged = _newest_whole(root)
+        except OSError as err:  # the other ranks wait to hear of it
+            trouble = f"the checkpoints in {root} cannot be listed: {err}"
+    if trouble := from_rank0(engine, trouble):
+        raise CheckpointError(trouble)
     if chosen := from_rank0(engine, loaded.folder.name if loaded else ""):
         return loaded or storage.read_checkpoint(root / chosen)
     if anywhere(engine, damaged):

@@ -57,7 +57,11 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
         step, last = run.progress.step, run.progress.step == run.total_steps
         stopping = stop.agreed(run.engine)
         if last or stopping or step % settings.log_every == 0:
-            _report(run, reporter, sums, watch, norm)
+            try:
+                _report(run, reporter, sums, watch, norm)
+            except PipelineError:  # on every rank alike
+                reporter.say(f"saved {_save(run, False)}")
+                raise
         with _saving_in_outage(run, reporter, saved):
             better = _score(run, reporter) if run.loaders and (last or _due(step, settings.eval_every)) and not stopping else False
         if last or stopping or better or _due(step, settings.save_every or default_save_every(run.total_steps)):

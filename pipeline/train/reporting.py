@@ -17,7 +17,7 @@ from pipeline.files import folder_within, replacing
 log = logging.getLogger(__name__)
 
 MOST_GROUPS = 2
-"""Of names in one line: more make it unreadable."""
+"""Of names in one line, learning rates apart: more make it unreadable."""
 
 
 class Reporter:
@@ -101,7 +101,7 @@ def _text(values: Mapping[str, float | None]) -> str:
     for name, value in values.items():
         group, _, last = name.rpartition("/")
         groups.setdefault(group, []).append(f"{last} n/a" if value is None else f"{last} {value:.4g}")
-    if len(groups.keys() - {""}) > MOST_GROUPS:
+    if len(groups.keys() - {"", "lr"}) > MOST_GROUPS:
         return "  ".join(groups.pop("", [])) + "".join(f"\n  {group:<22}  " + "  ".join(said) for group, said in groups.items())
     return "  ".join(f"{group}/{text}" if group else text for group, said in groups.items() for text in said)
 

@@ -46,6 +46,7 @@ def test_scattered_bad_samples_have_a_budget(digits, tmp_path):
     shards = damaged(digits, tmp_path / "shards", {(TRAIN[1], sample): "jpg" for sample in range(0, 30, 2)})
     with pytest.raises(SampleError, match=r"digits: \d\d of \d\d samples could not be .*\(train-00001.tar \d\d\).*max_bad_share allows 10"):
         train(from_plain(plain_of(shards, tmp_path / "run")))
+    assert any((tmp_path / "run" / "checkpoints").glob("step_*")), "the steps until then are not lost"
     train(from_plain(plain_of(shards, tmp_path / "generous", max_bad_share=0.2)))
 
 

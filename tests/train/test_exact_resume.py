@@ -130,7 +130,7 @@ def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny
     assert [line.split(",")[:4] for line in lines[0]][-1] == [line.split(",")[:4] for line in lines[1]][-1]
 
 
-def test_too_many_steps_that_are_not_finite_stop_the_run(tiny_run, monkeypatch):
+def test_too_many_steps_that_are_not_finite_stop_the_run_behind_a_checkpoint(tiny_run, tmp_path, monkeypatch):
     from pipeline.errors import PipelineError
     from pipeline.model import MultiTaskModel
 
@@ -142,4 +142,7 @@ def test_too_many_steps_that_are_not_finite_stop_the_run(tiny_run, monkeypatch):
 
     monkeypatch.setattr(MultiTaskModel, "forward", broken)
     with pytest.raises(PipelineError, match="6 steps in a row.*not finite.*lower optim.lr"):
-        train(tiny_run(train=dict(steps=8, max_nonfinite=5)))
+        train(tiny_run(tmp_path / "run", train=dict(steps=8, max_nonfinite=5, log_every=6)))
+    assert read_checkpoint(tmp_path / "run/checkpoints/step_00000006").facts["progress"]["nonfinite"] == 6
+    monkeypatch.undo()
+    train(tiny_run(tmp_path / "run", train=dict(steps=8, max_nonfinite=5, log_every=6)))
