@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import re
+import shlex
 import subprocess
 import sys
 
@@ -19,7 +21,11 @@ def leaves(parser):
 
 @pytest.mark.parametrize("parser", leaves(cli.build_parser()), ids=lambda parser: parser.prog)
 def test_help_of_each_command_shows_an_example(parser):
-    assert f"{parser.prog} " in parser.format_help().split("example", 1)[1]
+    text = parser.epilog.partition("example")[2].replace("\\\n", " ")
+    examples = re.findall(rf"(?:^|[:;]) *({parser.prog}(?: [^;#\n]*|$))", text, re.M)
+    assert examples
+    for example in examples:
+        cli.build_parser().parse_args(shlex.split(example)[1:])
 
 
 def test_no_parser_waits_for_torch():
