@@ -35,8 +35,8 @@ class Evaluator:
         self.module = module.to(self.device)
         self.precision = "bf16" if bf16 else "fp32"
         if self.world_size > 1 and not torch.distributed.is_initialized():
-            kind = dict(backend="nccl", device_id=self.device) if cuda else dict(backend="gloo")
-            torch.distributed.init_process_group(**kind, timeout=PATIENCE)
+            device = self.device if cuda else None
+            torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device)
             atexit.register(torch.distributed.destroy_process_group)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -1,10 +1,14 @@
 """`dtem shards`: makes WebDataset shards with a manifest, checks them, and counts the words of their captions."""
 
 import argparse
+import logging
 import os
 import pprint
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 WORKERS = min(8, os.cpu_count() or 1)
 LAYOUTS = {
@@ -38,7 +42,7 @@ def add_parser(subparsers) -> None:
 def _add_imagefolder(kinds) -> None:
     parser = kinds.add_parser(
         "imagefolder",
-        help="from SRC/{train,val}/CLASS/*.JPEG (ImageNet's layout) or SRC/CLASS/*.jpg",
+        help="from SRC/{train,val,test}/CLASS/*.JPEG (ImageNet's layout) or SRC/CLASS/*.jpg",
         epilog="example: dtem shards make imagefolder /data/imagenet data/imagenet --workers 16",
     )
     parser.add_argument("src", metavar="SRC", help="the tree; LOC_synset_mapping.txt in or beside it gives human names")
@@ -91,7 +95,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _add_verify(actions) -> None:
     parser = actions.add_parser(
         "verify",
-        help="list everything that is wrong with shards; exit code 2 if anything is",
+        help="list everything that is wrong with shards; exit code 1 if anything is",
         epilog="example: dtem shards verify data/digits",
     )
     parser.add_argument("path", metavar="PATH", help="folder or brace pattern")
@@ -119,6 +123,7 @@ def _count(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.action != "make":
         return {"verify": _verify, "words": _words}[args.action](args)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")  # makers say what they take and what they leave out
     makers = {"imagefolder": _make_imagefolder, "digit_scenes": _make_digit_scenes, "index": _make_index}
     makers |= dict.fromkeys(CAPTIONED, _make_captioned)
     return _report(makers.get(args.kind, _make_layout)(args))
@@ -161,6 +166,7 @@ def _make_digit_scenes(args: argparse.Namespace) -> Path:
 
 
 def _make_index(args: argparse.Namespace) -> Path:
+    from pipeline.data.pictures import tell_left_out
     from pipeline.data.source import expand, is_remote, local_shards, split
     from pipeline.data.write import index_shards
     from pipeline.errors import ConfigError
@@ -170,6 +176,8 @@ def _make_index(args: argparse.Namespace) -> Path:
     if len(folders) != 1:
         raise ConfigError(f"{args.shards} names {len(tars)} shards in {len(folders)} folders; name the shards of one folder")
     folder = folders.pop()
+    if not is_remote(folder):
+        tell_left_out([path for path in Path(folder).iterdir() if path.suffix not in (".tar", ".json") and path.name[0] != "."])
     if args.out is None and (is_remote(folder) or not os.access(folder, os.W_OK)):
         raise ConfigError(f"{folder} cannot be written to: give OUT, a folder for the manifest, which is then the source to train from")
     root = folder if is_remote(folder) else os.path.realpath(folder)
@@ -187,7 +195,19 @@ def _report(manifest: Path) -> int:
     classes += f", {len(made.mask_classes)} mask classes" if made.mask_classes else ""
     members = printable(", ".join(made.schema))
     print(f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB{classes}, members {members}")
+    print(_splits(made.shards))
     return 0
+
+
+def _splits(shards: Iterable[Any]) -> str:
+    """How many samples each split has, and what is to be done where there is none to evaluate on."""
+    samples: Counter[str] = Counter()
+    for shard in shards:
+        samples[shard.split] += shard.num_samples
+    if set(samples) == {""}:
+        return "no shard names a split: give data.train and data.val a folder or a pattern of their own"
+    counts = ", ".join(f"{count} {split or 'of no split'}" for split, count in samples.items())
+    return f"samples by split: {counts}" + ("" if "val" in samples else "; none to evaluate on: give data.val other shards")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -200,7 +220,7 @@ def _verify(args: argparse.Namespace) -> int:
     for line in (*found.problems, *(found.histogram.drawn(found.mask_names) if found.histogram.num_samples else ())):
         print(printable(line))
     print(f"{args.path}: {found.num_samples} samples, {len(found.problems)} problems")
-    return 2 if found.problems else 0
+    return 1 if found.problems else 0
 
 
 def _words(args: argparse.Namespace) -> int:

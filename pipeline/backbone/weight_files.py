@@ -85,13 +85,15 @@ def _checkpoint_of_run(folder: Path) -> Path:
     root = folder / "checkpoints"
     pointers = [root / pointer for pointer in ("best", "latest") if (root / pointer).is_file()]
     names = [pointer.read_bytes()[:64].decode(errors="replace").strip() for pointer in pointers]
-    return next((root / name for name in names if re.fullmatch(r"step_\d+", name)), folder)
+    return next((root / name for name in names if re.fullmatch(r"step_\d+", name) and (root / name).is_dir()), folder)
 
 
 def _grid_of_run(folder: Path) -> Grid | None:
     """Of the position embedding in a checkpoint, by the backbone's section of the config in its manifest."""
+    if not (manifest := folder / "manifest.json").is_file():
+        return None
     try:
-        section = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["config"]["backbone"]
+        section = json.loads(manifest.read_text(encoding="utf-8"))["config"]["backbone"]
         return model_facts(build_dataclass(BackboneConfig, section)).grid
     except (OSError, ValueError, LookupError, TypeError, RecursionError, ConfigError):
         return None

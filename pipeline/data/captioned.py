@@ -1,17 +1,20 @@
 """Pictures with captions as shards. A reader in layouts/ says where they lie; this file does the rest."""
 
 import json
+import logging
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.decode import check_header, decode_captions
-from pipeline.data.pictures import SUFFIXES, member_of, plain_key
+from pipeline.data.decode import decode_captions
+from pipeline.data.pictures import SUFFIXES, plain_key, read_picture
 from pipeline.data.rng import seed_of
 from pipeline.data.write import ShardJob, cut
 from pipeline.errors import SampleError
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 
 
@@ -44,6 +47,7 @@ class _Part:
 def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
     """Split -> its images, each with the captions of all of its rows. SampleError names the rows and images that cannot be used."""
     found: dict[str, Captioned] = {}
+    blank = 0
     for row in rows:
         image = _image(root, row)
         known = found.setdefault(image.key, image)
@@ -51,12 +55,19 @@ def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
             raise SampleError(
                 f"{row.where}: {image.image} ({image.split}) was {known.image} ({known.split}) in a row before; keep one of them"
             )
-        known.captions.extend(text for text in (" ".join(caption.split()) for caption in row.captions) if text)
+        texts = [text for text in (" ".join(caption.split()) for caption in row.captions) if text]
+        known.captions.extend(texts)
+        blank += len(row.captions) - len(texts)
     problems = [f"image {image.image} has no caption" for image in found.values() if not image.captions]
     problems += [f"image {image.image} is missing" for image in found.values() if not image.image.is_file()]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise SampleError(f"{'; '.join(problems[:5])}{more}; add what is missing, or leave the image out")
+    if blank:
+        log.warning("%d captions are blank, and left out", blank)
+    if counts := Counter(len(image.captions) for image in found.values()):
+        said = ", ".join(f"{images} images have {number}" for number, images in sorted(counts.items()))
+        log.info("captions, all of which are kept: %s", said)
     return {split: images for split in SPLITS if (images := [image for image in found.values() if image.split == split])}
 
 
@@ -84,12 +95,10 @@ def caption_jobs(splits: Mapping[str, Sequence[Captioned]], *, shard_size: int, 
 def read_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members) of each image; one that no reader would take raises SampleError with its path."""
     for image in part.images:
-        data = image.image.read_bytes()
+        suffix, data, _ = read_picture(image.image, part.size)
+        captions = json.dumps({"captions": image.captions}).encode()
         try:
-            check_header(data)
-            suffix, data = member_of(image.image, data, part.size)
-            captions = json.dumps({"captions": image.captions}).encode()
             decode_captions(captions)
-        except (SampleError, OSError) as err:
+        except SampleError as err:
             raise SampleError(f"{image.image}: {err}; replace or remove the file") from err
         yield image.key, {suffix: data, "json": captions}

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.decode import check_header, decode_mask
+from pipeline.data.decode import decode_mask
 from pipeline.data.masks import label_counts, size_mismatch
-from pipeline.data.pictures import encoded, member_of, shrunk
+from pipeline.data.pictures import encoded, read_picture, shrunk
 from pipeline.data.rng import seed_of
 from pipeline.data.write import ShardJob, cut
 from pipeline.errors import ConfigError, SampleError
@@ -58,12 +58,7 @@ def read_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
     table = np.full(256, -1, dtype=np.int16)
     table[list(part.labels)] = list(part.labels.values())
     for pair in part.pairs:
-        image = pair.image.read_bytes()
-        try:
-            shape = check_header(image)
-            suffix, image = member_of(pair.image, image, part.size)
-        except (SampleError, OSError) as err:
-            raise SampleError(f"{pair.image}: {err}; replace or remove the file") from err
+        suffix, image, shape = read_picture(pair.image, part.size)
         try:
             mask = _canonical(pair.mask.read_bytes(), shape, table, part.size)
         except SampleError as err:

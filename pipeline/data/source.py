@@ -88,5 +88,6 @@ def local_shards(folder: str) -> list[str]:
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".tar") and not entry.name.startswith("."))
     except OSError as err:
-        raise SampleError(f"shards: cannot list {folder}: {err.strerror}; give an existing folder, tar or pattern") from err
+        place = folder if os.path.isabs(folder) else f"{folder}, which is {os.path.abspath(folder)} here"
+        raise SampleError(f"shards: cannot list {place}: {err.strerror}; give an existing folder, tar or pattern") from err
     return [join(folder, name) for name in names]

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -51,7 +52,8 @@ def rank_0_goes_on() -> bool:
     """
     try:
         address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, LARGEST_PORT)
-        torch.distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
+        store: Any = torch.distributed
+        store.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
     except (KeyError, ConfigError, RuntimeError, ValueError):
         return False
     return True

@@ -34,8 +34,8 @@ def train(config: RunConfig, resume: str = "auto") -> Path:
     with run.lock, StopRequest() as stop:
         write_config(run)
         with Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
-            if step:
-                reporter.say(f"continues after step {step} of {run.total_steps}")
+            for line in run.about:
+                reporter.say(line)
             _loop(run, reporter, stop)
     return Path(config.output)
 
@@ -44,13 +44,12 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
     settings, sums, watch = run.config.train, MetricSums(only_finite=True), Stopwatch()
     streams = {name: iter(stream) for name, stream in run.streams.items()}
     learning: frozenset[str] | None = None
-    saved = run.progress.step
     while run.progress.step < run.total_steps:
         if (trained := phase_at(run.progress.step, settings).trained) != learning:
             set_modes(run.engine.module, trained)
             learning = trained
         plan = tasks_of_step(run.resolved, run.progress.step)
-        with _saving_in_outage(run, reporter, saved):
+        with _saving_in_outage(run, reporter):
             first = _next_batch(run, streams, watch, plan[0], 0)
         norm = _train_step(run, plan, first, streams, sums, watch)
         reporter.advance()
@@ -62,11 +61,10 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
             except PipelineError:  # on every rank alike
                 reporter.say(f"saved {_save(run, False)}")
                 raise
-        with _saving_in_outage(run, reporter, saved):
+        with _saving_in_outage(run, reporter):
             better = _score(run, reporter) if run.loaders and (last or _due(step, settings.eval_every)) and not stopping else False
         if last or stopping or better or _due(step, settings.save_every or default_save_every(run.total_steps)):
-            folder, saved = _save(run, better), step
-            reporter.say(f"saved {folder}")
+            reporter.say(f"saved {_save(run, better)}")
         for line in bad_summary(run.engine, run.streams) if last or stopping else ():
             reporter.say(line)
         if stopping and not last:
@@ -75,13 +73,13 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
 
 
 @contextmanager
-def _saving_in_outage(run: Run, reporter: Reporter, saved: int) -> Iterator[None]:
-    """Around what reads data between two steps: where the storage is gone, the steps since `saved` are saved first. Of one process, as
-    other ranks would wait for this one elsewhere."""
+def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
+    """Around what reads data between two steps: where the storage is gone, the steps since the last save are saved first. Of one process,
+    as other ranks would wait for this one elsewhere."""
     try:
         yield
     except StorageError:
-        if run.engine.world_size == 1 and run.progress.step > saved:
+        if run.engine.world_size == 1 and run.progress.step > run.saved:
             reporter.say(f"saved {_save(run, False)}")
         raise
 

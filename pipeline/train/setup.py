@@ -28,6 +28,7 @@ from pipeline.model import MultiTaskModel, build_model
 from pipeline.train import checkpoint
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
+from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.optim import GradientGate, parameter_groups, set_trainable
 from pipeline.train.rng import seed_everything
@@ -49,6 +50,8 @@ class Run:
     streams: dict[str, TrainStream]
     loaders: dict[str, EvalLoader]
     mixers: dict[str, BatchMixer]
+    about: list[str]
+    """Lines that say what the run is and where it begins."""
     lock: AbstractContextManager[Any]
     """Rank 0's, of the output; closing it lets another run in."""
     progress: Progress
@@ -113,6 +116,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    about = model_lines(resolved, model, trained, {name: stream.num_samples for name, stream in streams.items()})
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams))
     engine = build_engine(config, model, groups)
@@ -128,6 +132,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
         loaders=loaders,
         mixers=_build_mixers(config, model),
         lock=lock,
+        about=[*run_lines(resolved, engine), *about],
         progress=Progress(),
         saved=0,
         reported=0,
@@ -135,6 +140,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     )
     if (found := _find(run, resume)) is not None:
         _restore(run, found, shapes, trained)
+        run.about.append(f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}")
     return run
 
 

@@ -126,7 +126,7 @@ def test_a_set_whose_masks_have_no_names_is_refused(tmp_path):
     index_shards([str(write_tar(tmp_path / "s.tar", [("a.png", image()), ("a.seg.png", GOOD)]))], tmp_path)
     with pytest.raises(SampleError, match="needs the names of its mask's classes"):
         build_stream("t", dense(tmp_path), seed=0, rank=0, world_size=1)
-    assert dtem("verify", tmp_path, "--workers", 1) == 2
+    assert dtem("verify", tmp_path, "--workers", 1) == 1
 
 
 UNUSED = {
@@ -155,7 +155,7 @@ def test_an_option_that_a_schema_does_not_use_is_refused(uneven, schema, option)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_verify_draws_the_labels_and_names_what_is_outside(tmp_path, capsys, workers):
     masked_shards(tmp_path, {name: BAD[name][0] for name in ("label", "size", "rgb")})
-    assert dtem("verify", tmp_path, "--workers", workers) == 2
+    assert dtem("verify", tmp_path, "--workers", workers) == 1
     out = capsys.readouterr().out
     for name in ("label", "size", "rgb"):
         (line,) = [line for line in out.splitlines() if f"sample '{name}'" in line]

@@ -96,6 +96,12 @@ def test_sets_whose_keys_and_sizes_are_alike_are_not_the_same(tmp_path):
     assert build_eval_loader("t", made, rank=0, world_size=1).num_samples == 1
 
 
+def test_a_folder_that_is_not_there_is_named_with_its_setting_and_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SampleError, match=rf"tasks.t.data.val: .*cannot list data/x, which is {tmp_path}/data/x here: No such file"):
+        build_eval_loader("t", config("data/x"), rank=0, world_size=1)
+
+
 def test_what_cannot_be_compared_is_said(uneven, tmp_path, caplog):
     made = config(uneven, train=str(tmp_path / "elsewhere"), allow_overlap=False)
     assert build_eval_loader("t", made, rank=0, world_size=1).num_samples == 28

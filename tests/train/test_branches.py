@@ -6,6 +6,7 @@ import shutil
 import pytest
 from test_checkpoint import make_engine, save
 
+from pipeline.backbone.weight_files import read_state_dict
 from pipeline.train import checkpoint, storage
 from pipeline.train.loop import train
 
@@ -91,3 +92,12 @@ def test_steps_are_ordered_as_numbers(tmp_path):
     assert steps(tmp_path) == [100_000_000, 99_999_999]
     shutil.copytree(tmp_path / "step_99999999", tmp_path / "step_x")
     assert steps(tmp_path) == [100_000_000, 99_999_999]
+
+
+def test_starting_weights_are_the_last_ones_where_the_best_were_set_aside(tiny_run, tmp_path):
+    root = tmp_path / "run/checkpoints"
+    train(tiny_run(train=dict(steps=4)))
+    (root / "step_00000003").mkdir()
+    storage.point(root, "best", root / "step_00000003")
+    (root / "step_00000003").rename(root / "aside-step_00000003")
+    assert read_state_dict(tmp_path / "run").keys() == read_state_dict(root / "step_00000004").keys()

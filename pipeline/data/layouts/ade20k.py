@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.data.masks import IGNORED
 from pipeline.data.paired import Layout, non_empty, paired, root_with
-from pipeline.data.pictures import pictures_of
+from pipeline.data.pictures import folders_of, pictures_of, tell_left_out
 from pipeline.errors import SampleError
 
 NUM_CLASSES = 150
@@ -22,6 +22,7 @@ def read_ade20k(source: Path) -> Layout:
         split: paired(pictures_of(root / "images" / folder), pictures_of(root / "annotations" / folder, suffixes=[".png"]))
         for split, folder in SPLITS.items()
     }
+    tell_left_out([path for kind in ("images", "annotations") for path in folders_of(root / kind) if path.name not in SPLITS.values()])
     labels = {0: IGNORED} | {label: label - 1 for label in range(1, NUM_CLASSES + 1)}
     return Layout(_names(root / NAMES), labels, non_empty(source, splits, TREE))
 

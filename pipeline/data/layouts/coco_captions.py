@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.data.captioned import Captioned, Row, collected
+from pipeline.data.pictures import pictures_of, tell_left_out
 from pipeline.errors import ConfigError, SampleError
 
 NAME = "dataset_coco.json"
@@ -21,7 +22,11 @@ def read_coco_captions(source: Path) -> dict[str, list[Captioned]]:
         rows = list(_rows(path))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise SampleError(f"{path} is not in the form of Karpathy's splits: {type(err).__name__} {err}; fetch it anew") from err
-    return collected(source, rows)
+    splits = collected(source, rows)
+    named = {image.image for images in splits.values() for image in images}
+    found = pictures_of(*sorted({path.parent for path in named}), nested=True)
+    tell_left_out([path for path in found.values() if path not in named])
+    return splits
 
 
 def _rows(path: Path) -> Iterator[Row]:
