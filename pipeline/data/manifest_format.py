@@ -5,9 +5,7 @@ On disk: `manifest.json` beside the shards (or elsewhere, with `root` saying whe
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from pipeline.data.splits import split_of
 from pipeline.data.storage import read_bytes, storage_error
 from pipeline.data.tarindex import ShardIndex
 from pipeline.errors import SampleError
+from pipeline.files import replacing
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -135,24 +134,14 @@ def _parse_shard(entry: dict[str, Any], root: str, folder: str) -> Shard:
 def write_manifest(folder: Path, manifest: Manifest, root: str | None = None) -> Path:
     """Writes the indexes, and last the manifest; each appears whole or not at all. root: where the shards are, if not in `folder`."""
     for number, shard in enumerate(manifest.shards):
-        write_bytes(folder / f"{shard.name}.index.json", manifest.index(number).to_json())
-    write_bytes(folder / MANIFEST, manifest.to_json(root))
+        _write(folder / f"{shard.name}.index.json", manifest.index(number).to_json())
+    _write(folder / MANIFEST, manifest.to_json(root))
     return folder / MANIFEST
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Atomic: a reader sees the old file or the new one."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as part:
+        part.write_bytes(data)
 
 
 def remedy(location: str) -> str:

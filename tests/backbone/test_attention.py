@@ -35,16 +35,21 @@ def test_float32_attention_is_its_definition(attention, needs_grad, zeros, dim):
         torch.testing.assert_close(got[known], right[known], atol=1e-4, rtol=1e-3)
 
 
+@torch.no_grad()
+def make_dead(q, k, size):
+    """The first token: it has no size, and its logit is about 25 above the others'."""
+    q[..., 0] = 10
+    k[..., 0] = 0
+    k[:, :, 0, 0] = 10
+    size[:, 0] = 0
+
+
 @pytest.mark.parametrize("needs_grad", [False, True], ids=["constant size", "learned size"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_token_of_size_zero_is_not_there_however_well_it_matches(needs_grad, dtype):
-    """Its logit is about 25 above the others'. Straight-through training has such tokens, and inference does not."""
+    """Straight-through training has such tokens, and inference does not."""
     q, k, v, size = inputs(dtype)
-    with torch.no_grad():
-        q[..., 0] = 10
-        k[..., 0] = 0
-        k[:, :, 0, 0] = 10
-    size[:, 0] = 0
+    make_dead(q, k, size)
     size.requires_grad_(needs_grad)
     with_dead = proportional_attention(q, k, v, size, scale=0.25)
     without = proportional_attention(q, k[:, :, 1:], v[:, :, 1:], size[:, 1:], scale=0.25)
@@ -58,11 +63,7 @@ def test_a_token_of_size_zero_is_not_there_however_well_it_matches(needs_grad, d
 def test_a_dead_token_that_matches_well_does_not_drown_the_other_gradients(dtype):
     """Unbounded, it would be e^25 times the others', and clipping would scale these to nothing."""
     q, k, v, size = inputs(dtype)
-    with torch.no_grad():
-        q[..., 0] = 10
-        k[..., 0] = 0
-        k[:, :, 0, 0] = 10
-        size[:, 0] = 0
+    make_dead(q, k, size)
     size.requires_grad_()
     results = [function(q, k, v, size, scale=0.25) for function in (proportional_attention, reference_attention)]
     probe = torch.randn(q.shape)
