@@ -48,7 +48,7 @@ test: $(STAMP) ## run the tests, CPU only, without network
 
 NUMERICAL := tests/parity tests/laws tests/merging tests/backbone tests/objectives
 KERNELS := X=X ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
-# X=X changes nothing. Other seeds find what holds by chance, other roundings stand for another machine (tests/rounding.py).
+# X=X changes nothing. Other seeds find what holds by chance, other roundings stand for another machine (tests/helpers/rounding.py).
 test-kernels: export DS_ACCELERATOR := cpu
 # Two threads that spin while they wait for one another take minutes where other processes want the cores.
 test-kernels: export OMP_WAIT_POLICY := PASSIVE

@@ -1,25 +1,19 @@
-"""Shared fixtures. pytest puts this folder on sys.path, so `standin` can be imported from all tests.
-
-The project's folder stands before it, or else tests/tasks and tests/launch would shadow the packages of the same name.
-"""
+"""Shared fixtures. What tests import by its bare name is in tests/helpers or benchmarks/ (`pythonpath` in pyproject.toml)."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rounding import other_rounding
+from tiny import SEED
+from tinyrun import tiny_plain
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from rounding import other_rounding  # noqa: E402
-from tiny import SEED  # noqa: E402
-from tinyrun import tiny_plain  # noqa: E402
-
-import tasks  # noqa: E402, F401 - fills the registry
-from pipeline.config.load import from_plain  # noqa: E402
-from pipeline.config.schema import RunConfig  # noqa: E402
+import tasks  # noqa: F401 - fills the registry
+from pipeline.config.load import from_plain
+from pipeline.config.schema import RunConfig
 
 THREADS = int(os.environ.get("DTEM_TEST_THREADS", "1"))
 ROUNDING = int(os.environ.get("DTEM_TEST_ROUNDING", "0"))

@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shardkit import image
+from shardkit import encoded, image
 
 from pipeline.data.decode import DECODERS, IMAGES, MAX_CLASS, MAX_PIXELS, decode_captions, decode_class, decode_image, decode_mask
 from pipeline.errors import SampleError
-
-
-def encoded(picture: Image.Image, form: str) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, form)
-    return out.getvalue()
 
 
 @pytest.mark.parametrize(("mode", "form"), [(m, "PNG") for m in ("RGB", "RGBA", "L", "LA", "P", "1")] + [("L", "JPEG"), ("RGB", "WEBP")])

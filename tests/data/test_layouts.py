@@ -1,15 +1,13 @@
 """Trees of public sets become shards with canonical masks; what does not fit is named."""
 
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from maskkit import TREES, mask_of, png
 from PIL import Image
-from shardkit import image
-from test_shards_command import dtem
+from shardkit import dtem, image, read
 
 from launch.shards import LAYOUTS as OFFERED
 from pipeline.data.layouts import LAYOUTS
@@ -25,17 +23,6 @@ def kind(request) -> str:
 @pytest.fixture
 def tree(kind, tmp_path) -> Path:
     return TREES[kind](tmp_path / "tree")
-
-
-def read(folder: Path) -> dict[str, dict[str, bytes]]:
-    """key -> members of all shards."""
-    found: dict[str, dict[str, bytes]] = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                stem, _, suffix = member.name.rpartition("/")[2].partition(".")
-                found.setdefault(f"{path.name.split('-')[0]}:{stem}", {})[suffix] = tar.extractfile(member).read()  # pyright: ignore
-    return found
 
 
 def pixels(data: bytes) -> np.ndarray:

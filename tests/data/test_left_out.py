@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from captionkit import entries, karpathy, pictures
 from maskkit import TREES
 from PIL import Image
-from shardkit import image, samples, write_tar
-from test_caption_layouts import entries, karpathy, pictures
-from test_layouts import read
-from test_shards_command import dtem
+from shardkit import dtem, image, read, samples, write_tar
 
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, SampleError

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from maskkit import dense, mask_of, masked_shards, png
 from PIL import Image
-from shardkit import config, image, samples, write_tar
-from test_decode import encoded
-from test_shards_command import dtem
+from shardkit import config, dtem, encoded, image, samples, write_tar
 
 from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.data.decode import decode_mask

@@ -1,22 +1,14 @@
 """`dtem shards`: what is written can be read, by us and by WebDataset; what is wrong is listed."""
 
-import argparse
 import os
 import tarfile
 from pathlib import Path
 
 import pytest
-from shardkit import image, samples, write_tar
+from shardkit import dtem, image, samples, write_tar
 
-from launch import shards
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ConfigError, SampleError
-
-
-def dtem(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    shards.add_parser(parser.add_subparsers())
-    return shards.run(parser.parse_args(["shards", *map(str, arguments)]))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """ViTs of mmseg and mmpretrain in a merging backbone: every tensor finds its place, and at r = 0 the features are theirs."""
 
-
 import pytest
 import torch
 from safetensors.torch import save_file

@@ -4,7 +4,7 @@ import logging
 import shutil
 
 import pytest
-from test_checkpoint import make_engine, save
+from checkpointkit import make_engine, save
 
 from pipeline.backbone.weight_files import read_state_dict
 from pipeline.train import checkpoint, storage

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ROOT = Path(__file__).parents[2]
 SHIM = "from deepspeed.launcher.runner import main; main()"
 
 
@@ -25,7 +26,8 @@ def command(script: Path, *args: str, processes: int) -> list[str]:
 def environment() -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     extensions = str(Path(sys.prefix) / "torch_extensions")
-    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": extensions}
+    ours = {"PATH": path, "PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": extensions}
+    return os.environ | ours | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 def start(script: Path, *args: str, processes: int) -> subprocess.Popen:
@@ -36,7 +38,7 @@ def start(script: Path, *args: str, processes: int) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         start_new_session=True,
     )
 

@@ -7,19 +7,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from standin import CLASSES, StandinModel, standin_batch, standin_config
+from tiny import tiny_vit
 
-sys.path[:0] = [str(Path(__file__).parents[i]) for i in (2, 1)]  # the launcher puts only this folder on the path
-from standin import CLASSES, StandinModel, standin_batch, standin_config  # noqa: E402
-from tiny import tiny_vit  # noqa: E402
-
-from pipeline.data.targets import ClassificationTargets  # noqa: E402
-from pipeline.engine import build_engine  # noqa: E402
-from pipeline.interfaces import Batch  # noqa: E402
-from pipeline.model import MultiTaskModel  # noqa: E402
-from pipeline.objectives import OBJECTIVES  # noqa: E402
-from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, phase_at, set_trainable  # noqa: E402
-from pipeline.train.rng import generator  # noqa: E402
-from tasks.classification import ClassificationTask  # noqa: E402
+from pipeline.data.targets import ClassificationTargets
+from pipeline.engine import build_engine
+from pipeline.interfaces import Batch
+from pipeline.model import MultiTaskModel
+from pipeline.objectives import OBJECTIVES
+from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, phase_at, set_trainable
+from pipeline.train.rng import generator
+from tasks.classification import ClassificationTask
 
 STEPS, GLOBAL_BATCH = 6, 16
 RUNS = {

@@ -1,5 +1,6 @@
-"""Makes small tars, good and bad, without the writer that is under test."""
+"""Makes small tars, good and bad, without the writer that is under test; runs `dtem shards` and reads what it wrote."""
 
+import argparse
 import io
 import tarfile
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from launch import shards
 from pipeline.config.schema import AugmentConfig, DataConfig
 
 Members = Iterable[tuple[str, bytes]]
@@ -18,6 +20,12 @@ def image(seed: int = 0, size: tuple[int, int] = (12, 12), form: str = "PNG") ->
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, form)
+    return out.getvalue()
+
+
+def encoded(picture: Image.Image, form: str) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, form)
     return out.getvalue()
 
 
@@ -47,3 +55,20 @@ def config(folder: Path | str | list[str], **options: Any) -> DataConfig:
     fields = {"schema": "classification", "train": source, "val": source, "img_size": 8, "batch_size": 3, "workers": 0, "shuffle_shards": 2}
     fields |= {"allow_overlap": True}
     return DataConfig(**({"augment": augment} | fields | options))
+
+
+def dtem(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    shards.add_parser(parser.add_subparsers())
+    return shards.run(parser.parse_args(["shards", *map(str, arguments)]))
+
+
+def read(folder: Path) -> dict[str, dict[str, bytes]]:
+    """key -> members of all shards."""
+    found: dict[str, dict[str, bytes]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                stem, _, suffix = member.name.rpartition("/")[2].partition(".")
+                found.setdefault(f"{path.name.split('-')[0]}:{stem}", {})[suffix] = tar.extractfile(member).read()  # pyright: ignore
+    return found

@@ -4,10 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the launcher puts only this folder on the path
-import tasks  # noqa: E402, F401 - fills the registry
-from pipeline.config.load import from_plain  # noqa: E402
-from pipeline.train.loop import train  # noqa: E402
+import tasks  # noqa: F401 - fills the registry
+from pipeline.config.load import from_plain
+from pipeline.train.loop import train
 
 
 def main(plan: Path) -> None:

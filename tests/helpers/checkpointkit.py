@@ -1,0 +1,29 @@
+"""Checkpoints of the stand-in model, saved as a run saves them."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from standin import StandinModel, standin_config
+
+from pipeline.engine import build_engine
+from pipeline.interfaces import Progress
+from pipeline.train import checkpoint
+from pipeline.train.optim import parameter_groups, set_trainable
+
+BATCH = {"a": 8}
+
+
+def make_engine(config=None):
+    config = config or standin_config()
+    model = StandinModel()
+    set_trainable(model, config.train.mode)
+    return build_engine(config, model, parameter_groups(model, config))
+
+
+def save(engine, root: Path, step: int, config=None, *, since: int | None = None, keep: int = 10, best: bool = False):
+    since = step - 1 if since is None else since
+    progress = asdict(Progress(step=step))
+    facts = checkpoint.run_facts(config or standin_config(), engine.world_size)
+    facts |= {"global_batch": BATCH, "progress": progress, "streams": {"a": {"samples": 0}}}
+    return checkpoint.save(engine, root, step, {"ema.x": torch.full((2,), float(step))}, facts, since=since, keep=keep, best=best)
