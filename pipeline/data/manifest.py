@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pipeline.data.describe import CLASSES, describe
 from pipeline.data.manifest_format import MANIFEST, Manifest, Shard, parse_manifest, remedy
-from pipeline.data.source import expand, is_remote, join, local_shards, split
+from pipeline.data.source import expand, is_remote, join, local_shards, split, tar_names
 from pipeline.data.splits import split_of
 from pipeline.data.storage import file_size, read_bytes
 from pipeline.errors import SampleError
@@ -72,8 +72,21 @@ def _load_folder(folder: str, subset: str | None) -> Manifest:
             raise SampleError(f"{folder}: no manifest and no .tar in it; make shards with `dtem shards make --help`")
         named = {tar: split_of(split(tar)[1]) for tar in tars}
         return _index_now(_of_split(named, subset, folder))
+    if not is_remote(folder):
+        _refuse_unlisted(folder, manifest)
     named = {shard: shard.split for shard in manifest.shards}
     return replace(manifest, shards=tuple(_of_split(named, subset, folder)))
+
+
+def _refuse_unlisted(folder: str, manifest: Manifest) -> None:
+    """SampleError for tars beside the manifest that it does not list, as those that were copied there later: nothing would read them."""
+    listed = {shard.name for shard in manifest.shards}
+    others = [join(folder, name) for name in tar_names(folder) if name not in listed]
+    if others:
+        raise SampleError(
+            f"{join(folder, MANIFEST)} does not list {others[0]} ({len(others)} of the shards there); make it anew: {remedy(folder)}. "
+            "To do without them give a pattern of those that are meant, or take the others away"
+        )
 
 
 def _of_split(named: Mapping[T, str], subset: str | None, folder: str) -> list[T]:

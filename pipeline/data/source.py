@@ -10,6 +10,7 @@ SCHEMES = ("file", "http", "https", "s3", "gs")
 MAX_SHARDS = 100_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _GROUP = re.compile(r"\{([^{}]*)\}")
+_UNREADABLE = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 
 
@@ -84,10 +85,25 @@ def _choices(group: str, pattern: str) -> Iterator[str]:
 
 
 def local_shards(folder: str) -> list[str]:
-    """The tar files of a local folder, by name; a missing folder raises SampleError."""
+    """The tar files of a local folder, by name. Raises SampleError for a missing folder, and for tars that would be left out:
+    compressed ones, in which no sample can be read by its place, and `.TAR`."""
+    names = tar_names(folder)
+    if others := sorted(name for name in _names(folder) if _UNREADABLE.search(name) and name not in names):
+        raise SampleError(
+            f"{folder} holds {len(others)} shards that cannot be read, for instance {others[0]}: decompress them to plain tars that end "
+            "in .tar, take them away, or give a pattern of those that are meant"
+        )
+    return [join(folder, name) for name in names]
+
+
+def tar_names(folder: str) -> list[str]:
+    """Names that end in `.tar`, sorted; without hidden ones, such as macOS leaves beside files. A missing folder raises SampleError."""
+    return sorted(name for name in _names(folder) if name.endswith(".tar"))
+
+
+def _names(folder: str) -> list[str]:
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".tar") and not entry.name.startswith("."))
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as err:
         place = folder if os.path.isabs(folder) else f"{folder}, which is {os.path.abspath(folder)} here"
         raise SampleError(f"shards: cannot list {place}: {err.strerror}; give an existing folder, tar or pattern") from err
-    return [join(folder, name) for name in names]

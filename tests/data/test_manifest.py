@@ -108,6 +108,26 @@ def test_a_shard_that_the_manifest_does_not_list_is_named(folder):
         load_manifest([str(folder / "part-00000.tar"), str(folder / "part-00009.tar")])
 
 
+def test_shards_that_were_added_to_a_folder_are_not_passed_over(folder):
+    write_tar(folder / "part-00009.tar", samples("x", 1))
+    write_tar(folder / "._part-00001.tar", samples("macos", 1))
+    with pytest.raises(SampleError, match=rf"does not list {folder}/part-00009.tar \(1 of the shards there\); make it anew: `dtem shards"):
+        load_manifest(str(folder))
+    assert load_manifest(f"{folder}/part-{{00000..00004}}.tar").num_samples == 28
+    index_shards(sorted(str(path) for path in folder.glob("[!.]*.tar")), folder)
+    assert load_manifest(str(folder)).num_samples == 29
+
+
+@pytest.mark.parametrize("name", ["part-1.tar.gz", "part-1.tgz", "PART-1.TAR"])
+def test_tars_that_cannot_be_read_by_place_are_not_passed_over(tmp_path, name):
+    for number in (0, 1):
+        write_tar(tmp_path / f"part-{number}.tar", samples(f"s{number}", 2))
+    (tmp_path / "part-1.tar").rename(tmp_path / name)
+    with pytest.raises(SampleError, match=rf"holds 1 shards that cannot be read, for instance {name}: decompress them"):
+        load_manifest(str(tmp_path))
+    assert load_manifest(str(tmp_path / "part-0.tar")).num_samples == 2
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"keys": ["a"], "suffixes": ["cls"], "offsets": [[1e99]], "sizes": [[1]]}'])
 def test_an_index_that_was_changed_is_refused(folder, content):
     (folder / "part-00000.tar.index.json").write_text(content)
