@@ -90,7 +90,7 @@ class Manifest:
 
 def read_index(shard: Shard, patience: float | None = None) -> ShardIndex:
     try:
-        data = read_bytes(shard.index_url, patience)
+        data = read_bytes(shard.index_url, patience, shard.index_sha256)
         if hashlib.sha256(data).hexdigest() != shard.index_sha256:
             raise ValueError("it is not the one that the manifest names")
         index = ShardIndex.from_json(data, shard.num_bytes)

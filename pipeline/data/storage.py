@@ -33,17 +33,21 @@ _LASTING = _NO_SPACE | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, 
 _LASTING |= {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOLCK}
 _MAY_PASS = {408, 425, 429}
 """Of the statuses 4xx, by which a server refuses for good."""
+OTHER_BYTES = "the bytes that came have another sha256 than the manifest says"
 MAX_TEXT = 1 << 28
 """Bytes of the largest manifest or index that is read."""
 _PACKAGES = {"s3": "s3fs (pip install dtem-pipeline[s3])", "gs": "gcsfs (pip install dtem-pipeline[gs])"}
 
 
-def read_bytes(location: str, patience: float | None = None) -> bytes:
-    """A whole small file. A missing one raises FileNotFoundError, one that is too large SampleError, other failures StorageError."""
+def read_bytes(location: str, patience: float | None = None, sha256: str = "") -> bytes:
+    """A whole small file. A missing one raises FileNotFoundError, one that is too large SampleError, other failures StorageError.
+
+    sha256: of a remote one, for which other bytes (a proxy's page that says it is down) are a failed attempt.
+    """
     if file_size(location, patience) > MAX_TEXT:
         raise SampleError(f"{location} is larger than {MAX_TEXT >> 20} MiB; a manifest or index is not")
     if is_remote(location):
-        return _remote(location, lambda filesystem: filesystem.cat_file(location, timeout=DEADLINE), patience)
+        return _remote(location, lambda filesystem: _whole(filesystem.cat_file(location, timeout=DEADLINE), sha256), patience)
     return persist(location, lambda: _local(location, lambda: Path(location).read_bytes()), patience)
 
 
@@ -117,6 +121,12 @@ def storage_error(location: str, err: BaseException) -> StorageError:
     return kind(f"{location}: {getattr(err, 'strerror', None) or str(err) or type(err).__name__}")
 
 
+def _whole(data: bytes, sha256: str) -> bytes:
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise OSError(OTHER_BYTES)
+    return data
+
+
 def sha256_of(path: Path | str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -127,7 +137,7 @@ def _verify(path: Path, num_bytes: int | None, sha256: str) -> None:
     if num_bytes is not None and size != num_bytes:
         raise OSError(f"{size} bytes came instead of {num_bytes}")
     if sha256 and sha256_of(path) != sha256:
-        raise OSError("the bytes that came have another sha256 than the manifest says")
+        raise OSError(OTHER_BYTES)
 
 
 def _local(location: str, action: Callable[[], T]) -> T:

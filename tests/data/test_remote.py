@@ -26,11 +26,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """Fails as `faults` says, request after request: a status, `short` for a body that breaks off, `other` for other bytes."""
 
     faults: list[object] = []
+    of = ".tar"
     asked: list[str] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path.rpartition("/")[2])
-        fault = self.faults.pop(0) if self.faults and self.path.endswith(".tar") else None
+        fault = self.faults.pop(0) if self.faults and self.path.endswith(self.of) else None
         if isinstance(fault, int):
             self.send_error(fault)
         elif fault == "short":
@@ -167,6 +168,17 @@ def test_an_outage_that_ends_loses_no_sample(server, uneven, fault):
     for near, far in zip(batches(uneven), batches(server, max_bad_samples=0), strict=True):
         assert near.keys == far.keys and torch.equal(near.images, far.images)
     assert not Handler.faults
+
+
+@pytest.mark.parametrize("fault", [503, "other"])
+def test_an_index_that_comes_wrong_is_asked_for_again_and_makes_no_sample_bad(server, uneven, monkeypatch, fault):
+    monkeypatch.setattr(Handler, "of", ".tar.index.json")
+    Handler.faults = [fault] * 12
+    stream = build_stream("t", config(server, max_bad_samples=0), seed=5, rank=0, world_size=1)
+    for near, far in zip(batches(uneven), islice(stream, 12), strict=True):
+        assert near.keys == far.keys and torch.equal(near.images, far.images)
+    assert not Handler.faults and stream.bad_samples == 0
+    join_prefetching()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
