@@ -1,8 +1,10 @@
 """Streams of batches: positions in the sample order go in, augmented batches come out, in worker processes or in this one."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,8 +22,10 @@ from pipeline.data.reader import SampleReader
 from pipeline.data.rng import preserved_generators, seed_generators
 from pipeline.data.schema import DATASETS, DatasetSchema, Sample, stacked
 from pipeline.data.stalls import WorkerNotes, patiently, poll_seconds
-from pipeline.errors import CheckpointError, PipelineError, SampleError
+from pipeline.errors import CheckpointError, PipelineError, SampleError, printable
 from pipeline.interfaces import Batch
+
+log = logging.getLogger(__name__)
 
 FEW = 10
 """Bad samples that any set may have, however small."""
@@ -231,8 +235,22 @@ def _reader(
         classes = classes or DATASETS.build(config.schema, config, trained).classes
     labels = agreed(schema.classes, classes, where)
     if labels != Labels.as_stored(schema.classes):
+        _tell_renumbered(tuple(schema.classes), labels, where)
         schema = DATASETS.build(config.schema, config, manifest, labels=labels)
     return BatchReader(task_name, config, manifest, schema, seed), manifest
+
+
+@lru_cache(maxsize=64)
+def _tell_renumbered(stored: tuple[str, ...], labels: Labels, where: str) -> None:
+    """Once. What is right for shards made in another order is wrong for a list of names that was put right after training."""
+    moved = [(name, old, new) for old, (name, new) in enumerate(zip(stored, labels.numbers, strict=True)) if old != new]
+    if moved:
+        name, old, new = moved[0]
+        log.warning(
+            "%s: %d of its %d classes have other numbers than where the model learned them (%s is %d there, %d here); "
+            "its labels are renumbered by name. Were only the names put in another order, its scores are wrong",
+            *(where, len(moved), len(stored), printable(name), new, old),
+        )
 
 
 class _Positions(torch.utils.data.Sampler[range]):

@@ -6,6 +6,7 @@ import torch
 from maskkit import mask_of, png
 from shardkit import config, image, write_tar
 
+from pipeline.data import stream
 from pipeline.data.class_names import Labels, agreed
 from pipeline.data.stream import build_eval_loader
 from pipeline.data.write import index_shards
@@ -48,7 +49,9 @@ def named_set(folder, classes: list[str], labels: list[int]):
 
 
 @pytest.mark.parametrize("schema", ["classification", "segmentation"])
-def test_shards_with_fewer_classes_are_read_with_the_labels_of_training(tmp_path, schema):
+def test_shards_with_fewer_classes_are_read_with_the_labels_of_training(tmp_path, schema, caplog):
+
+    stream._tell_renumbered.cache_clear()
     names = ["a", "b", "c", "d"]
     train, val = named_set(tmp_path / "train", names, [0, 1, 2, 3]), named_set(tmp_path / "val", ["d", "b"], [0, 1])
     plain = config(train).augment if schema == "classification" else type(config(train).augment)()
@@ -56,6 +59,7 @@ def test_shards_with_fewer_classes_are_read_with_the_labels_of_training(tmp_path
     loader = build_eval_loader("t", made, rank=0, world_size=1)
     (batch,) = loader
     assert loader.classes == tuple(names) and batch.keys == ("d", "b")
+    assert "tasks.t.data.val: 1 of its 2 classes have other numbers" in caplog.text and "(d is 3 there, 0 here)" in caplog.text
     if schema == "classification":
         assert batch.targets.labels.tolist() == [3, 1]
     else:
