@@ -64,7 +64,7 @@ def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str
 
     overrides: `a.b=value` changes of the configuration, for instance where the data is now. Raises CheckpointError, ConfigError.
     """
-    found = storage.read_checkpoint(_find(Path(path), checkpoint))
+    found = _read(_find(Path(path), checkpoint))
     if lacking := FACTS - found.facts.keys():
         raise CheckpointError(f"{found.folder} does not say its {min(lacking)}: it was not written by `dtem train`")
     config = from_plain(found.facts["config"], overrides)
@@ -156,6 +156,16 @@ def _find(path: Path, checkpoint: str) -> Path:
     if checkpoint != "last" and checkpoint not in names:
         raise CheckpointError(f"{path} has no checkpoint '{checkpoint}'; give best, last or one of {', '.join(names)}")
     return last if checkpoint == "last" else root / checkpoint
+
+
+def _read(folder: Path) -> storage.Checkpoint:
+    try:
+        return storage.read_checkpoint(folder)
+    except CheckpointError as err:
+        others = [other.name for other in storage.complete_folders(folder.parent) if other != folder]
+        if not others:
+            raise
+        raise CheckpointError(f"{err}; another one of this run: --checkpoint {' or '.join(others)}") from err
 
 
 def parse_reduction(text: str) -> ReductionSpec:

@@ -114,8 +114,10 @@ def test_wrong_folders_and_names_say_the_way_out(trained, tmp_path):
 def test_a_damaged_checkpoint_is_refused(trained, dtem, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     (weights,) = (tmp_path / "run").glob("checkpoints/step_*/model.safetensors")
+    older = shutil.copytree(weights.parent, weights.parent.with_name("step_00000002"))
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert "sha256" in dtem("evaluate", tmp_path / "run", code=2)
+    assert "sha256 is not the manifest's; another one of this run: --checkpoint step_00000002" in dtem("evaluate", tmp_path / "run", code=2)
+    dtem("evaluate", tmp_path / "run", "--checkpoint", older.name)
 
 
 @pytest.mark.parametrize("change", [{"config": None}, {"config": {"backbone": {}}}, {"config": "x"}, {"step": None}])
