@@ -13,8 +13,13 @@ from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+UNMERGED = ("merging.policy", "none")
 KEPT_UNMERGED = ("policy", "embedding", "adapter_rank")
 """Of the section `merging`, what says nothing of how many tokens merge, and how."""
+VALUES = {"true": True, "false": False, "none": None, "null": None}
+"""Words that are values, in upper or lower case."""
+NO_NAMES = VALUES.keys() | {"yes", "no", "on", "off", "~"}
+"""These, and what YAML reads as one of them: in place of a text each is more likely meant as a value than as a name."""
 
 
 def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -22,16 +27,17 @@ def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any
     of a list is named by its number (`data.train.0=...`). A dict merges into the one that is there, or replaces it
     with `_delete_=True` in it.
 
-    A field that the schema declares a string takes the text as it is typed. `merging.policy=none` leaves out what
-    the config says of how to merge. Raises ConfigError for a key that is given twice, or along with a section that
-    holds it.
+    A field of text takes the text as it is typed; see `_typed`. `merging.policy=none` leaves out what the config
+    says of how to merge. Raises ConfigError for a key that is given twice, or along with a section that holds it,
+    for a word such as `true` in place of a text, and for an empty dict that would change nothing.
     """
-    changes = [_parse(item) for item in overrides]
-    _refuse_overlaps([key for key, _ in changes])
+    texts = [_parse(item) for item in overrides]
+    _refuse_overlaps([key for key, _ in texts])
+    changes = [(key, _typed(key, text)) for key, text in texts]
     config = copy.deepcopy(dict(data))
-    for key, text in changes:
-        _set(config, key, _typed(key, text))
-    if ("merging.policy", "none") in changes:
+    for key, value in changes:
+        _set(config, key, value)
+    if UNMERGED in changes:
         _leave_merging_out(config, {key for key, _ in changes})
     return config
 
@@ -42,9 +48,8 @@ def parse_value(text: str) -> Any:
     Commas inside brackets and braces do not split, so that a brace pattern of shards stays whole.
     """
     text = text.strip()
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    if text.lower() in VALUES:
+        return VALUES[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -87,16 +92,30 @@ def _refuse_overlaps(keys: list[str]) -> None:
 
 
 def _typed(key: str, text: str) -> Any:
-    value = parse_value(text)
-    return text if _declared(key.split(".")) is str and not isinstance(value, str) else value
+    """The value of a field. One that may be a text takes what is typed, numbers too, and a list where it may be one;
+    none and null are None where it may be None. Raises ConfigError for any other of NO_NAMES without quotes."""
+    value, kinds = parse_value(text), _members(_declared(key.split(".")))
+    if str not in kinds:
+        return value
+    may_be_none, may_be_list = types.NoneType in kinds, list in map(get_origin, kinds)
+    if value is None and may_be_none:
+        return None
+    if text.lower() in NO_NAMES and (key, text) != UNMERGED:
+        also = f"; for no {key} give none" if may_be_none else ""
+        raise ConfigError(f"override {key}={text}: give a text. If {text} is a name here, quote it: {key}=\"'{text}'\"{also}")
+    return value if isinstance(value, str) or (may_be_list and isinstance(value, list | tuple)) else text
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """Of a union, or the type alone."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _declared(parts: list[str]) -> Any:
     """The type of the field, or Any where the schema leaves it open or does not know it."""
     kind: Any = RunConfig
     for part in parts:
-        members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-        section = next((member for member in members if dataclasses.is_dataclass(member)), None)
+        section = next((member for member in _members(kind) if dataclasses.is_dataclass(member)), None)
         if section is not None:
             kind = get_type_hints(section).get(part, Any)
         else:
@@ -118,7 +137,7 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"override {key}: {'.'.join(parents[: i + 1])} is {place!r}, which has no parts")
     index = _index(place, last, key)
     old = place.get(last) if isinstance(place, dict) else None
-    place[index] = _merged(old, value)
+    place[index] = _merged(key, old, value)
 
 
 def _index(place: dict[str, Any] | list[Any], part: str, key: str) -> Any:
@@ -130,13 +149,17 @@ def _index(place: dict[str, Any] | list[Any], part: str, key: str) -> Any:
     return int(part)
 
 
-def _merged(old: Any, new: Any) -> Any:
+def _merged(key: str, old: Any, new: Any) -> Any:
     if not isinstance(new, dict):
         return new
-    rest = {key: value for key, value in new.items() if key != "_delete_"}
-    if new.get("_delete_") or not isinstance(old, dict):
-        return {key: _merged(None, value) for key, value in rest.items()}
-    return old | {key: _merged(old.get(key), value) for key, value in rest.items()}
+    if old and isinstance(old, dict) and not new:
+        raise ConfigError(
+            f"override {key}: an empty dict merges into what is there, and so changes nothing; give {{'_delete_': True}} "
+            f"to empty it, or the parts that differ, for instance {key}.{next(iter(old))}=..."
+        )
+    rest = {part: value for part, value in new.items() if part != "_delete_"}
+    kept = old if isinstance(old, dict) and not new.get("_delete_") else {}
+    return kept | {part: _merged(f"{key}.{part}", kept.get(part), value) for part, value in rest.items()}
 
 
 def _leave_merging_out(config: dict[str, Any], given: set[str]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.load import digest, from_plain, load_config, to_plain
 from pipeline.config.overrides import parse_value
-from pipeline.config.schema import MergingConfig
+from pipeline.config.schema import MergingConfig, OptimConfig
 from pipeline.errors import ConfigError
 
 BASE = "backbone = dict(name='deit_tiny_patch16_224')\noptim = dict(lr=1e-3, warmup_steps=5)\n"
@@ -128,15 +128,34 @@ def test_a_setting_is_given_once(run_file, overrides, part):
     assert load_config(run_file, ["merging.policy=tome", "merging.reduction=4"]).merging.policy == "tome"
 
 
-@pytest.mark.parametrize("text", ["none", "None", "true", "3", "1e-4", "a,b", "[1, 2]", "None "])
-def test_a_field_of_text_takes_the_text_as_it_is_typed(run_file, text):
-    assert load_config(run_file, [f"backbone.name={text}"]).backbone.name == text.strip()
-    assert load_config(run_file, [f"tasks.a.type={text}"]).tasks["a"].type == text.strip()
+TEXTS = ["backbone.name", "tasks.a.type", "tasks.a.data.schema"]
+TEXTS += ["backbone.weights", "tasks.a.data.augment.rand_augment", "tasks.a.data.val"]
+"""Fields of text: three that are required, then three that may be None, the last a list as well."""
 
 
-def test_quotes_say_that_a_value_is_text_and_none_is_no_text_where_none_is_allowed(run_file):
-    config = load_config(run_file, ["output='none'", "backbone.weights=none", "train.best=null", "tasks.a.data.val='none'"])
-    assert (config.output, config.backbone.weights, config.train.best, config.tasks["a"].data.val) == ("none", None, None, "none")
+@pytest.mark.parametrize("key", TEXTS)
+@pytest.mark.parametrize("text", ["3", "1e-4", "{'a': 1}", "yes-1", "nonesuch", "3 "])
+def test_a_field_of_text_takes_the_text_as_it_is_typed(run_file, key, text):
+    assert value_of(load_config(run_file, [f"{key}={text}"]), key) == text.strip()
+
+
+@pytest.mark.parametrize("key", [*TEXTS, "output", "merging.policy"])
+@pytest.mark.parametrize("word", ["none", "None", "null", "NULL", "~", "true", "False", "yes", "No", "on", "off"])
+def test_a_word_that_is_a_value_is_no_name_unless_it_is_quoted(run_file, key, word):
+    """`output=null` would train into a folder `null`."""
+    assert value_of(load_config(run_file, [f"{key}='{word}'"]), key) == word
+    if key in TEXTS[3:] and word.lower() in ("none", "null"):
+        assert value_of(load_config(run_file, [f"{key}={word}"]), key) is None
+    elif (key, word) != ("merging.policy", "none"):  # which is the name of a policy
+        said = message(run_file, f"{key}={word}")
+        assert said.startswith(f"override {key}={word}: give a text") and f"""quote it: {key}="'{word}'\"""" in said
+        assert ("give none" in said) == (key in TEXTS[3:])
+
+
+def value_of(config, key):
+    for part in key.split("."):
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    return config
 
 
 def test_an_override_reaches_every_field_of_a_resolved_run(run_file):
@@ -157,6 +176,13 @@ def test_an_override_reaches_every_field_of_a_resolved_run(run_file):
 def test_a_dict_merges_into_a_section_or_replaces_it(run_file):
     assert load_config(run_file, ["optim={'lr': 0.5}"]).optim.warmup_steps == 5
     assert load_config(run_file, ["optim={'lr': 0.5, '_delete_': True}"]).optim.warmup_steps == 0
+    assert load_config(run_file, ["optim={'_delete_': True}"]).optim == OptimConfig()
+
+
+@pytest.mark.parametrize("override, where", [("tasks={}", "tasks"), ("optim={}", "optim"), ("tasks={'a': {'data': {}}}", "tasks.a.data")])
+def test_an_empty_dict_that_would_change_nothing_is_refused(run_file, override, where):
+    assert f"override {where}: an empty dict merges into what is there, and so changes nothing" in message(run_file, override)
+    assert load_config(run_file, ["backbone.options={}", "mixing={}", "tasks.a.head={}"]) == load_config(run_file)
 
 
 def test_the_unmerged_control_of_a_run_is_one_override(run_file):
@@ -167,6 +193,7 @@ def test_the_unmerged_control_of_a_run_is_one_override(run_file):
     )
     config = load_config(run_file, ["merging.policy=none"])
     assert config.merging == replace(MergingConfig(), policy="none", embedding="per_task")
+    assert load_config(run_file, ["merging.policy='none'"]) == config
     assert config.tasks["a"].merging is None and config.train.reduction_range is None
     kept = load_config(run_file, ["merging.policy=none", "merging.reduction=2", "tasks.a.merging.reduction=1"])
     assert kept.merging.reduction == 2 and kept.tasks["a"].merging.reduction == 1, "what is typed is refused later, not dropped"
