@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     rank, world_size = evaluator.rank, evaluator.world_size
     datas = {name: saved.config.tasks[name].data for name in chosen_tasks(saved.config, args.tasks)}
     if args.zero_shot:
-        name, data = add_zero_shot(model, saved.config, args.zero_shot, args.templates, args.class_names)
+        name, data = add_zero_shot(model, saved.config, args.zero_shot, args.split, args.templates, args.class_names)
         datas[name] = data
     share = dict(rank=rank, world_size=world_size, split=args.split)
     loaders = {name: build_eval_loader(name, data, **share, classes=saved.classes(name)) for name, data in datas.items()}

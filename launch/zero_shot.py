@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config.schema import DataConfig, RunConfig
-from pipeline.data.manifest import load_manifest
+from pipeline.data.held_out import find_split
 from pipeline.errors import ConfigError
 from pipeline.model import MultiTaskModel
 from tasks.captioning import CaptioningTask
@@ -19,20 +19,23 @@ _SYNSET = re.compile(r"n\d{8}\b\s*")
 
 
 def add_zero_shot(
-    model: MultiTaskModel, config: RunConfig, shards: str, templates: Sequence[str] | None, names: str | None
+    model: MultiTaskModel, config: RunConfig, shards: str, split: str, templates: Sequence[str] | None, names: str | None
 ) -> tuple[str, DataConfig]:
     """Adds a task to the model, on the model's device: its name, and its data, which are seen as the captioner's.
 
-    shards: of images with classes. templates: captions with {} for the name of a class. names: a JSON file with the list of names, for
-    shards whose classes have none that a caption can use. None: see `prompts`. Raises ConfigError.
+    shards: of images with classes, of which those of the split are taken. templates: captions with {} for the name of a class. names: a
+    JSON file with the list of names, for shards whose classes have none that a caption can use. None: see `prompts`. Raises ConfigError,
+    SampleError.
     """
     captioners = [name for name, task in model.tasks.items() if isinstance(task, CaptioningTask)]
     if not captioners:
         raise ConfigError(f"--zero-shot needs a run with a task of type captioning; this one has {', '.join(model.tasks)}")
-    classes, usual = (_listed(names), TEMPLATES) if names is not None else prompts(load_manifest(shards, "val").classes)
+    places = dict(train=shards if split == "train" else None, val=shards, test=shards)
+    data = replace(config.tasks[captioners[0]].data, schema="classification", tokenizer=None, **places)
+    classes, usual = (_listed(names), TEMPLATES) if names is not None else prompts(find_split(NAME, data, split)[1].classes)
     templates = templates or usual
     model.add_task(NAME, ZeroShotTask(model.tasks[captioners[0]], classes, templates), like=captioners[0])
-    return NAME, replace(config.tasks[captioners[0]].data, schema="classification", train=None, val=shards, test=shards, tokenizer=None)
+    return NAME, data
 
 
 def prompts(classes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

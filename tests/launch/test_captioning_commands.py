@@ -16,6 +16,8 @@ from launch.points import sweep
 from launch.restore import build, read_run
 from launch.workload import first_batch, workload
 from launch.zero_shot import prompts
+from pipeline.data.digit_scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
+from pipeline.data.write import write_shards
 from pipeline.errors import ConfigError
 from pipeline.model import TASKS
 from tasks.caption_metrics import caption_scores
@@ -169,6 +171,15 @@ def test_a_captioner_classifies(captioner, digits, dtem, tmp_path):
     assert "have 10 classes, and 2 have a name" in dtem("evaluate", captioner, *zero_shot, "--class-names", names, code=2)
     assert "cannot be read" in dtem("evaluate", captioner, *zero_shot, "--class-names", tmp_path / "no.json", code=2)
     assert "a photo of a {}." in dtem("evaluate", captioner, "--zero-shot", digits, "--templates", "a photo", code=2)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_captioner_classifies_the_split_that_is_asked_for(captioner, dtem, tmp_path, split):
+    """Of shards that have no other."""
+    jobs = digit_scenes_jobs(train=0, val=6, size=32, shard_size=6)
+    write_shards([replace(jobs[-1], name=f"{split}-00000.tar")], tmp_path, classes=CLASSES, mask_classes=MASK_CLASSES)
+    own = ["--split", split, "--cfg-options", f"tasks.scenes.data.{split}={tmp_path}"]
+    assert scores(dtem, tmp_path, captioner, *own, "--zero-shot", tmp_path)["zero_shot"]["samples"] == 6
 
 
 def test_other_runs_do_not_classify_without_a_head(trained, digits, dtem):
