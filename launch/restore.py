@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import tasks  # noqa: F401 - fills the registry
+from pipeline import run_folder
 from pipeline.backbone.build import model_facts
 from pipeline.config.load import from_plain
 from pipeline.config.overrides import parse_value
@@ -43,7 +44,7 @@ class SavedRun:
     @property
     def root(self) -> Path:
         """The run's folder, where results go; the checkpoint's own where it lies alone."""
-        return self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
+        return run_folder.run_of(self.folder)
 
     def classes(self, task: str) -> list[str]:
         """What the labels of the task's head stand for; empty where the head has none, or the checkpoint is too old to say it."""
@@ -146,16 +147,15 @@ def chosen_tasks(config: RunConfig, names: Sequence[str] | None) -> list[str]:
 def _find(path: Path, checkpoint: str) -> Path:
     if (path / "manifest.json").is_file():
         return path
-    root = path / "checkpoints"
-    names = [folder.name for folder in storage.complete_folders(root)]
-    if not names:
+    root = run_folder.checkpoints_of(path)
+    folders = {folder.name: folder for folder in run_folder.complete_folders(root)}
+    best, last = run_folder.best(root), run_folder.last(root)
+    if best is None or last is None:
         raise CheckpointError(f"{path} is not the folder of a run: it has no checkpoints/step_*; give the `output` of a `dtem train`")
-    last = storage.pointed(root, "latest") or root / names[0]
-    if checkpoint == "best":
-        return storage.pointed(root, "best") or last
-    if checkpoint != "last" and checkpoint not in names:
-        raise CheckpointError(f"{path} has no checkpoint '{checkpoint}'; give best, last or one of {', '.join(names)}")
-    return last if checkpoint == "last" else root / checkpoint
+    found = ({"best": best, "last": last} | folders).get(checkpoint)
+    if found is None:
+        raise CheckpointError(f"{path} has no checkpoint '{checkpoint}'; give best, last or one of {', '.join(folders)}")
+    return found
 
 
 def _read(folder: Path) -> storage.Checkpoint:

@@ -22,17 +22,18 @@ ROOMS = {
     "token_state": set(),
     "interfaces": {"token_state"},
     "files": {"errors"},
+    "run_folder": {"files"},
     "modes": set(),
     "config": {"errors", "registry"},
     "config.resolve": {"errors", "config", "merging"},
     "merging": BASE,
     "balancing": {"errors", "registry", "config"},
-    "backbone": BASE | {"config", "config.resolve", "merging"},
+    "backbone": BASE | {"run_folder", "config", "config.resolve", "merging"},
     "data": {"config", "interfaces", "errors", "registry", "files"},
     "objectives": BASE | {"config", "merging", "backbone"},
     "model": BASE | {"config", "config.resolve", "merging", "backbone", "objectives", "balancing"},
     "engine": BASE | {"config", "backbone", "model"},
-    "train": BASE | {"files", "config", "config.resolve", "merging", "backbone", "data", "objectives", "model", "engine"},
+    "train": BASE | {"files", "run_folder", "config", "config.resolve", "merging", "backbone", "data", "objectives", "model", "engine"},
 }
 """Room of `pipeline` -> rooms that it may import, besides itself."""
 

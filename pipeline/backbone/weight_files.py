@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline import run_folder
 from pipeline.backbone.build import model_facts
 from pipeline.config.build import build_dataclass
 from pipeline.config.schema import BackboneConfig
@@ -31,7 +32,8 @@ class Weights(dict[str, Tensor]):
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth/.pt/.bin file (tensors only: nothing in it can run code).
 
-    A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights, averaged ones first.
+    A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights, averaged ones first; that of
+    `dtem export` for its file.
     The usual wrappers (`model`, `state_dict`, `model_ema`) are opened. `NAME:...` goes to the reader of that name in SOURCES.
     Raises CheckpointError.
     """
@@ -40,10 +42,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         return SOURCES[source](where)
     path = Path(path)
     if path.is_dir():
-        folder = _checkpoint_of_run(path)
+        folder = run_folder.best(run_folder.checkpoints_of(path)) or path
         average = folder / "ema.safetensors"
         weights = read_state_dict(folder / "model.safetensors")
-        return Weights(weights | (read_state_dict(average) if average.is_file() else {}), _grid_of_run(folder))
+        averaged = read_state_dict(average) if average.is_file() else {}
+        return Weights(weights | averaged, _grid_of_run(folder) or getattr(weights, "grid", None))
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
     try:
@@ -78,14 +81,6 @@ def _more_than_tensors(path: Path, reason: str) -> str:
         f"{path} holds Python objects besides tensors{inside}, and to read them could run code; if you trust whoever "
         f'made it, keep its tensors alone: python -c "import torch; {keep}"'
     )
-
-
-def _checkpoint_of_run(folder: Path) -> Path:
-    """Where the folder of a run points to; a folder without pointers is taken for a checkpoint's own."""
-    root = folder / "checkpoints"
-    pointers = [root / pointer for pointer in ("best", "latest") if (root / pointer).is_file()]
-    names = [pointer.read_bytes()[:64].decode(errors="replace").strip() for pointer in pointers]
-    return next((root / name for name in names if re.fullmatch(r"step_\d+", name) and (root / name).is_dir()), folder)
 
 
 def _grid_of_run(folder: Path) -> Grid | None:

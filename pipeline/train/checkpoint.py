@@ -17,6 +17,7 @@ from pipeline.config.load import digest, from_plain, to_plain
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.interfaces import Engine
+from pipeline.run_folder import checkpoints_of, complete_folders, folder_name, point, pointed
 from pipeline.train import storage
 from pipeline.train.collective import anywhere, from_rank0, rows
 from pipeline.train.facts import TO_CONTINUE, check_facts
@@ -81,14 +82,14 @@ def save(
             _refuse_nonfinite(content)
             folder = storage.write_checkpoint(root, step, content, facts, since=since)
             if best:
-                storage.point(root, "best", folder)
+                point(root, "best", folder)
             storage.prune(root, keep, folder)
         except Exception as err:  # of any kind: the other ranks wait to hear of it
             reason = str(err) if isinstance(err, OSError | SafetensorError | PipelineError) else repr(err)
             trouble = f"checkpoint of step {step} was not saved in {root}: {reason}"
     if trouble := from_rank0(engine, trouble):
         raise CheckpointError(trouble)
-    return root / storage.folder_name(step)
+    return root / folder_name(step)
 
 
 def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
@@ -114,8 +115,8 @@ def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
 
 def _newest_whole(root: Path) -> tuple[Checkpoint | None, bool]:
     """The first checkpoint that can be read, and whether any could not."""
-    damaged, latest = False, storage.pointed(root, "latest")
-    folders = storage.complete_folders(root)
+    damaged, latest = False, pointed(root, "latest")
+    folders = complete_folders(root)
     for folder in sorted(folders, key=lambda folder: folder != latest):
         try:
             return storage.read_checkpoint(folder), damaged
@@ -131,8 +132,8 @@ def load_path(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}, to be continued, is not a folder; give auto, none, the folder of a run, or one of its checkpoints/step_*"
         )
-    for root in (path, path / "checkpoints"):
-        if (folder := storage.pointed(root, "latest")) is not None:
+    for root in (path, checkpoints_of(path)):
+        if (folder := pointed(root, "latest")) is not None:
             return storage.read_checkpoint(folder)
     return storage.read_checkpoint(path)
 

@@ -25,6 +25,7 @@ from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageEr
 from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
+from pipeline.run_folder import checkpoints_of
 from pipeline.train import checkpoint
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
@@ -79,7 +80,7 @@ class Run:
     @property
     def root(self) -> Path:
         """Where the checkpoints are."""
-        return Path(self.config.output) / "checkpoints"
+        return checkpoints_of(Path(self.config.output))
 
 
 def build_run(config: RunConfig, resume: str) -> Run:

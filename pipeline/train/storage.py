@@ -1,7 +1,6 @@
 """One checkpoint on disk: a folder that is there as a whole or not at all.
 
     step_00000500/       model.safetensors optimizer.safetensors ema.safetensors rng.safetensors manifest.json
-    latest, best         text files that hold a folder's name
     aside-step_00000600/ of a branch that was left, when the run went on from an older step; never read, never removed
 
 Tensors are filed by the first part of their name (`model.backbone.pos_embed` is `backbone.pos_embed` in model.safetensors). The
@@ -11,7 +10,6 @@ manifest has the sha256 of every file and everything that is not a tensor. Nothi
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.files import folder_within, sync, write_text
+from pipeline.files import folder_within, sync
+from pipeline.run_folder import complete_folders, folder_name, point, pointed, step_of
 from pipeline.train.facts import check_facts
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,6 @@ FILE_OF = {"model": "model", "exp_avg": "optimizer", "exp_avg_sq": "optimizer", 
 PLAIN = {"model", "ema", "rng"}
 """Files of one prefix only, which is left out inside."""
 MAX_MANIFEST = 1 << 26
-_STEP = re.compile(r"step_[0-9]{1,15}")
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,6 @@ class Checkpoint:
     folder: Path
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
-
-
-def folder_name(step: int) -> str:
-    return f"step_{step:08d}"
 
 
 def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, since: int) -> Path:
@@ -125,32 +119,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} lacks the sha256 of a file")
     check_facts(path, facts, needed=("step",))
     return facts
-
-
-def complete_folders(root: Path) -> list[Path]:
-    """Folders that were renamed into place, newest first; their content is not checked. Links are none of ours."""
-    found = (path for path in root.glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
-    return sorted(found, key=step_of, reverse=True)
-
-
-def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
-
-
-def point(root: Path, name: str, folder: Path) -> None:
-    """Makes the text file `name` hold the folder's name, at once."""
-    write_text(root / name, folder.name)
-    sync(root)
-
-
-def pointed(root: Path, name: str) -> Path | None:
-    """The folder that a pointer names, or None where there is no pointer or no such folder."""
-    path = root / name
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        folder = root / file.read(64).decode(errors="replace").strip()
-    return folder if folder in complete_folders(root) else None
 
 
 def prune(root: Path, keep: int, saved: Path) -> None:

@@ -9,10 +9,11 @@ from tinyrun import tiny_tasks_plain
 from torch import nn
 
 from pipeline.config.load import from_plain
+from pipeline.run_folder import pointed
 from pipeline.train import loop
 from pipeline.train.evaluate import ranking_score
 from pipeline.train.loop import train
-from pipeline.train.storage import pointed, read_checkpoint
+from pipeline.train.storage import read_checkpoint
 
 MAIN = {"digits": "top1", "captions": "CIDEr", "masks": "mIoU"}
 SCORES = {1: (0.3, 0.9, 0.2), 2: (0.5, 0.4, 0.4), 3: (0.9, 0.5, 0.1), 4: (0.4, 0.4, 0.48)}

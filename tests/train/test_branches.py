@@ -6,13 +6,14 @@ import shutil
 import pytest
 from checkpointkit import make_engine, save
 
+from pipeline import run_folder
 from pipeline.backbone.weight_files import read_state_dict
 from pipeline.train import checkpoint, storage
 from pipeline.train.loop import train
 
 
 def steps(root) -> list[int]:
-    return [storage.step_of(folder) for folder in storage.complete_folders(root)]
+    return [run_folder.step_of(folder) for folder in run_folder.complete_folders(root)]
 
 
 def damage(folder):
@@ -29,7 +30,7 @@ def test_what_is_saved_after_going_back_stays_and_the_branch_that_was_left_is_se
     assert steps(root) == [6, 4]
     assert caplog.text.count("is later than step 2, from which the run went on: it is kept as") == 4
     assert all((root / "aside-step_00000006" / name).read_bytes() == content for name, content in saved.items())
-    assert storage.pointed(root, "latest").name == "step_00000006"
+    assert run_folder.pointed(root, "latest").name == "step_00000006"
 
 
 @pytest.mark.parametrize("cut", ["folder", "latest"])
@@ -58,7 +59,7 @@ def test_latest_is_followed_before_a_newer_one(tmp_path):
     engine = make_engine()
     for step in (1, 2, 3):
         save(engine, tmp_path, step)
-    storage.point(tmp_path, "latest", tmp_path / "step_00000002")
+    run_folder.point(tmp_path, "latest", tmp_path / "step_00000002")
     assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 2
     damage(tmp_path / "step_00000002")
     assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 3
@@ -70,7 +71,7 @@ def test_a_pointer_that_makes_no_sense_is_none(tmp_path, pointer):
     save(engine, tmp_path, 1), save(engine, tmp_path, 2, best=True)
     for name in ("latest", "best"):
         (tmp_path / name).write_bytes(pointer)
-        assert storage.pointed(tmp_path, name) is None
+        assert run_folder.pointed(tmp_path, name) is None
     assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 2
 
 
@@ -98,6 +99,6 @@ def test_starting_weights_are_the_last_ones_where_the_best_were_set_aside(tiny_r
     root = tmp_path / "run/checkpoints"
     train(tiny_run(train=dict(steps=4)))
     (root / "step_00000003").mkdir()
-    storage.point(root, "best", root / "step_00000003")
+    run_folder.point(root, "best", root / "step_00000003")
     (root / "step_00000003").rename(root / "aside-step_00000003")
     assert read_state_dict(tmp_path / "run").keys() == read_state_dict(root / "step_00000004").keys()

@@ -12,6 +12,7 @@ import torch
 from checkpointkit import BATCH, make_engine, save
 from standin import StandinModel, standin_config
 
+from pipeline import run_folder
 from pipeline.errors import CheckpointError
 from pipeline.train import checkpoint, storage
 
@@ -115,8 +116,8 @@ def test_old_ones_go_but_never_the_best(tmp_path):
     engine = make_engine()
     for step in range(1, 7):
         save(engine, tmp_path, step, keep=2, best=step == 2)
-    assert [path.name[-1] for path in storage.complete_folders(tmp_path)] == ["6", "5", "2"]
-    assert storage.pointed(tmp_path, "best").name.endswith("2")
+    assert [path.name[-1] for path in run_folder.complete_folders(tmp_path)] == ["6", "5", "2"]
+    assert run_folder.pointed(tmp_path, "best").name.endswith("2")
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -14,9 +14,9 @@ import torch
 
 from pipeline.data.augment import Normalise
 from pipeline.model import MultiTaskModel
+from pipeline.run_folder import complete_folders
 from pipeline.train import loop, signals
 from pipeline.train.loop import default_save_every, train
-from pipeline.train.storage import complete_folders
 
 GENEROUS = 90.0
 """Seconds. A process that has not ended then never will."""
