@@ -120,11 +120,24 @@ def _with_bases(path: Path) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def _refuse_repeated_keys(path: Path) -> None:
-    """In the file and its bases. Python keeps the last of two equal keys; the first, a task perhaps, would be lost without a word."""
+    """In the file and its bases. Python keeps the last of two equal keys, or of two values of a section; the first, a task perhaps, would
+    be lost without a word."""
     for file, tree in _with_bases(path):
+        _refuse_lost_sections(file, tree)
         for node in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
             if twice := _repeated(key.value for key in node.keys if isinstance(key, ast.Constant)):
                 raise ConfigError(f"config {file}, line {node.lineno}: the key {twice!r} is there twice; leave one out, or rename it")
+
+
+def _refuse_lost_sections(file: Path, tree: ast.Module) -> None:
+    """Where a section is set again, by an expression that does not read it."""
+    seen: set[str] = set()
+    for line in (node for node in tree.body if isinstance(node, ast.Assign)):
+        names = {target.id for target in line.targets if isinstance(target, ast.Name) and not target.id.startswith("_")}
+        read = {node.id for node in ast.walk(line.value) if isinstance(node, ast.Name)}
+        if lost := (names & seen) - read:
+            raise ConfigError(f"config {file}, line {line.lineno}: {min(lost)} is set twice, and the first would be lost; join the two")
+        seen |= names
 
 
 def _repeated(keys: Iterable[Any]) -> Any:

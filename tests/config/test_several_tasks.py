@@ -223,6 +223,16 @@ def test_a_dict_with_a_task_twice_is_refused_wherever_it_stands(files, texts):
     assert "line" in (said := refused(files(**texts))) and "the key 'a' is there twice" in said
 
 
+@pytest.mark.parametrize("where", ["run", "base"])
+def test_a_section_that_is_set_twice_is_refused_unless_it_reads_itself(files, where):
+    def texts(line: str) -> dict[str, str]:
+        text, run = f"optim = dict(lr=1e-3)\n{line}\n_steps = 1\n_steps = 2\n", START + FILE.format(name="a", weight=1)
+        return {"run": run + text} if where == "run" else {"base": text, "run": "_base_ = ['base.py']\n" + run}
+
+    assert "line" in (said := refused(files(**texts("optim = dict(min_lr=1e-5)")))) and "optim is set twice" in said
+    assert load_config(files(**texts("optim = dict(optim, min_lr=1e-5)"))).optim.lr == 1e-3
+
+
 def test_a_call_with_a_task_twice_is_refused_by_python(files):
     assert "keyword argument repeated: a" in refused(files(run=START + "tasks = dict(a=dict(type='x'), a=dict(type='y'))\n"))
 
