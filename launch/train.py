@@ -58,7 +58,7 @@ def main() -> int:
     _add_arguments(parser)
     args = parser.parse_args()
     try:
-        from pipeline.engine.launched import rank_0_goes_on
+        from pipeline.engine.launched import lost_another, rank_0_goes_on
         from pipeline.errors import ConfigError, is_users, printable
     except ImportError as err:
         print(f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the project's folder", file=sys.stderr)
@@ -66,9 +66,17 @@ def main() -> int:
     try:
         return run(args)
     except Exception as err:
+        rank = printable(os.environ.get("RANK", "0"))
+        if lost := lost_another(err):
+            print(
+                f"train.py, rank {rank}: another process of this run has ended or does not answer ({printable(lost)}). "
+                "What it says, or who killed it, is the cause; the same command continues from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+            return 1
         if not is_users(err):
             raise
-        rank = printable(os.environ.get("RANK", "0"))
         if rank != "0" and isinstance(err, ConfigError):
             rank_0_goes_on()  # or else it has the same to say, and the launcher would end it as soon as this one exits
         print(f"train.py{'' if rank == '0' else f', rank {rank}'}: {err}", file=sys.stderr, flush=True)

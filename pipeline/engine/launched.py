@@ -1,6 +1,7 @@
 """Who this process is among the processes of the run, as the launcher's environment says."""
 
 import os
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from pipeline.errors import ConfigError
 
 LARGEST_PORT = 65535
+_BROKE_OFF = re.compile(r"gloo/transport/\S+ (?P<gloo>[^\n]+)|(?P<nccl>ncclRemoteError[^\n]*)")
 PATIENCE = timedelta(seconds=60)
 """For rank 0 to open the rendezvous, before another one says what it found wrong."""
 
@@ -57,6 +59,15 @@ def rank_0_goes_on() -> bool:
     except (KeyError, ConfigError, RuntimeError, ValueError):
         return False
     return True
+
+
+def lost_another(err: BaseException) -> str:
+    """What torch says where an exchange with the other processes of a run broke off; empty for any other error, and without others.
+
+    Of NCCL only what it takes for the other side's fault. The whole text of gloo's names a line of its source first.
+    """
+    said = _BROKE_OFF.search(str(err)) if isinstance(err, RuntimeError) and world_size() > 1 else None
+    return (said["gloo"] or said["nccl"]).strip() if said else ""
 
 
 def cuda() -> bool:

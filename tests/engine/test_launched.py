@@ -57,3 +57,21 @@ def test_another_rank_waits_for_rank_0_to_open_the_rendezvous_and_no_longer(monk
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     assert launched.rank_0_goes_on()
+
+
+BROKEN_OFF = {
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5014": "Connection closed by peer",
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv": "Timed out waiting",
+    "NCCL error in: NCCLUtils.hpp:1\nncclRemoteError: A call failed possibly due to a remote process exiting": "ncclRemoteError: A call",
+    "CUDA out of memory": "",
+    "NCCL error in: NCCLUtils.hpp:1\nncclInvalidUsage: This usually reflects invalid usage": "",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_OFF)
+def test_a_lost_peer_is_told_from_an_error_of_ones_own(monkeypatch, text):
+    assert not launched.lost_another(RuntimeError(text)), "there is nobody else"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = launched.lost_another(RuntimeError(text))
+    assert said.startswith(BROKEN_OFF[text]) and bool(said) == bool(BROKEN_OFF[text])
+    assert not launched.lost_another(ValueError(text))
