@@ -123,6 +123,8 @@ def _resize_rule(data: DataConfig) -> str:
     if data.schema == "segmentation":
         short = data.augment.short_side
         return f"shorter side to {short} pixels, no crop" if short else "as stored, no crop"
+    if data.augment.preprocessing.crop_mode == "squash":
+        return "each side of the image to that of the input, floor(side / crop_pct); centre crop"
     return "each side of the input to floor(side / crop_pct), the image's shorter side to it; centre crop"
 
 
@@ -151,7 +153,6 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
         "pretrained_cfg": {
             "input_size": [3, *data.size],
             "fixed_input_size": made_for == list(data.size),
-            "crop_mode": "center",
             **asdict(wanted),
             "num_classes": head["num_classes"],
             "first_conv": "patch_embed.proj",

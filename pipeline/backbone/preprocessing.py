@@ -50,10 +50,11 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
 
 
 def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
-    """ImageNet's where the values lack some, or have another interpolation than ours."""
+    """ImageNet's where the values lack some, or have another interpolation or way to crop than ours."""
     known: dict[str, Any] = {item.name: values[item.name] for item in fields(Preprocessing) if values.get(item.name) is not None}
-    if known.get("interpolation") not in ("bilinear", "bicubic"):
-        known.pop("interpolation", None)
+    for name, ours in {"interpolation": ("bilinear", "bicubic"), "crop_mode": ("center", "squash")}.items():
+        if known.get(name) not in ours:
+            known.pop(name, None)
     for name in known.keys() & {"mean", "std"}:
         known[name] = tuple(known[name])
     return Preprocessing(**known)

@@ -94,6 +94,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     crop_pct: float = 0.875
+    crop_mode: Literal["center", "squash"] = "center"
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
 
@@ -116,8 +117,11 @@ class AugmentConfig:
     """Alpha of mixup; 0 is off."""
     cutmix: float = 0.0
     crop_pct: float | None = None
-    """Evaluation of classes and captions: the centre crop's share of the resized side. This and the next three: None takes what the
-    backbone's weights want."""
+    """Evaluation of classes and captions: the centre crop's share of the resized side. This and the next four: None
+    takes what the backbone's weights want."""
+    crop_mode: Literal["center", "squash"] | None = None
+    """`center`: the shorter side is resized, and the ends of the longer one are cut off. `squash`: each side is
+    resized, so that all of the image is seen, in another shape."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     mean: tuple[float, float, float] | None = None
     """Of the pixels in [0, 1]."""

@@ -50,6 +50,7 @@ HARMLESS = (
     "tasks.*.data.eval_batch_size",
     "tasks.*.data.workers",
     "tasks.*.data.augment.crop_pct",
+    "tasks.*.data.augment.crop_mode",
     "tasks.*.data.max_bad_samples",
     "tasks.*.data.max_bad_share",
     "tasks.*.data.max_wait",

@@ -13,7 +13,7 @@ from pipeline.registry import unknown_name
 from tasks.open_clip_bridge.parts import named_config
 from tasks.open_clip_bridge.weights import OpenClipWeights
 
-PIXELS = ("mean", "std", "interpolation")
+PIXELS = ("mean", "std", "interpolation", "resize_mode")
 
 
 def read_pretrained(where: str) -> OpenClipWeights:
@@ -35,7 +35,8 @@ def read_pretrained(where: str) -> OpenClipWeights:
 
 
 def read_preprocessing(where: str) -> dict[str, Any]:
-    """How the image tower of `MODEL@TAG` or `MODEL@FILE` wants its pixels: open_clip's own evaluation, whose crop is the whole short side.
+    """How the image tower of `MODEL@TAG` or `MODEL@FILE` wants its pixels: open_clip's own evaluation, whose crop is the whole
+    short side, or where it squashes, the whole image.
 
     Of a file that is what all published weights of its model want, else CLIP's. Raises ConfigError for an unknown model.
     """
@@ -45,7 +46,8 @@ def read_preprocessing(where: str) -> dict[str, Any]:
     tags = [tag] if get_pretrained_cfg(model, tag) else list_pretrained_tags_by_model(model)
     published = [usual | get_pretrained_cfg(model, name) for name in tags]
     own = published[0] if published and all(_pixels(one) == _pixels(published[0]) for one in published) else usual
-    return dict(zip(PIXELS, _pixels(own), strict=True)) | {"crop_pct": 1.0}
+    pixels = dict(zip(PIXELS, _pixels(own), strict=True))
+    return pixels | {"crop_pct": 1.0, "crop_mode": "squash" if pixels.pop("resize_mode") == "squash" else "center"}
 
 
 def _pixels(config: dict[str, Any]) -> list[Any]:

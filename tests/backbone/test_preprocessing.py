@@ -38,13 +38,13 @@ def completed(backbone: dict, **data) -> RunConfig:
 @pytest.mark.parametrize(
     "name",
     ["vit_base_patch16_224", "vit_small_patch16_384.augreg_in21k_ft_in1k", "deit_small_patch16_224.fb_in1k", "vit_small_patch14_dinov2"]
-    + ["vit_base_patch16_224.mae", "vit_base_patch16_clip_224.openai"],
+    + ["vit_base_patch16_224.mae", "vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_384.openai_ft_in12k_in1k"],
 )
 def test_unset_values_are_those_of_timm(name):
     with torch.device("meta"):
         wanted = resolve_data_config(model=timm.create_model(name))
     data = completed(dict(name=name, pretrained=True)).tasks["photos"].data
-    for field in ("mean", "std", "crop_pct", "interpolation"):
+    for field in ("mean", "std", "crop_pct", "crop_mode", "interpolation"):
         assert getattr(data.augment, field) == wanted[field]
     assert data.size == wanted["input_size"][1:] and isinstance(data.img_size, int)
 
@@ -88,12 +88,19 @@ def test_a_size_that_is_not_the_backbones_stays_and_is_warned_of(size, caplog):
     assert warning.startswith(f"tasks.photos.data.img_size is {size}, but the backbone's position embedding is made for 224x224")
 
 
-@pytest.mark.parametrize(("weights", "wanted"), [("coca_ViT-B-32@mscoco_finetuned_laion2b_s13b_b90k", OPENAI), ("ViT-B-16@openai", OPENAI)])
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        ("coca_ViT-B-32@mscoco_finetuned_laion2b_s13b_b90k", OPENAI),
+        ("ViT-B-16@openai", OPENAI),
+        ("ViT-B-16-SigLIP@webli", dict(mean=(0.5,) * 3, std=(0.5,) * 3, crop_mode="squash")),
+    ],
+)
 def test_open_clips_weights_see_the_pixels_of_open_clip(weights, wanted):
     found, whose = preprocessing_of(BackboneConfig(name="vit_base_patch16_224", weights=f"open_clip:{weights}"))
     assert found == Preprocessing(**wanted, crop_pct=1.0, interpolation="bicubic") and whose == f"open_clip:{weights}"
     published = open_clip.get_pretrained_cfg(*weights.split("@"))
-    pixels = {name: published[name] for name in ("mean", "std", "interpolation")}
+    pixels = {name: published[name] for name in ("mean", "std", "interpolation", "resize_mode") if name in published}
     theirs = image_transform_v2(PreprocessCfg(size=40, **pixels), is_train=False)
     augment, picture = AugmentConfig(**asdict(found)), torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
     ours = Normalise(augment)(eval_transform(augment, 40)(picture)[None])[0]
