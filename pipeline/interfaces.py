@@ -163,7 +163,7 @@ class Engine(Protocol):
     """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed.
 
     A step whose gradient norm is not finite is skipped on all ranks: weights, moments and step counts stay as they are. A loss that
-    is not finite makes it so. A parameter group whose lr is 0 rests in the same sense.
+    is not finite makes it so. (Running statistics are the loop's business.) A parameter group whose lr is 0 rests in the same sense.
     """
 
     module: nn.Module

@@ -23,6 +23,7 @@ from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.rng import generator, seed_of
 from pipeline.train.setup import Run, build_run, write_config
 from pipeline.train.signals import StopRequest
+from pipeline.train.statistics import RunningStatistics
 
 
 def train(config: RunConfig, resume: str = "auto") -> Path:
@@ -93,6 +94,7 @@ def _train_step(
     phase = phase_at(step, config.train)
     run.gate.open(phase.trained)
     probe = run.probe if run.probe is not None and run.probe.due(step) else None
+    statistics = RunningStatistics(engine.module)
     for i, task in enumerate(plan):
         batch = first if i == 0 else _next_batch(run, streams, watch, task, i)
         reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
@@ -105,13 +107,14 @@ def _train_step(
         engine.backward(loss, last=i == len(plan) - 1)
         sums.add(logs, f"{task}/")
     norm = engine.step(learning_rates(run.groups, step, config, run.total_steps, plan))
+    skipped = ~norm.isfinite()
+    statistics.restore(skipped)
     if probe is not None and (conflict := probe.read(engine)) is not None:
         balancing: Any = engine.module.balancing
         balancing.follow(conflict.norms, conflict.losses)
         sums.add(conflict.logs())
     if run.ema is not None:
         run.ema.update()
-    skipped = (~norm.isfinite()).float()
     run.nonfinite[0].add_(1).mul_(skipped)
     run.nonfinite[1].copy_(run.nonfinite.max())
     run.progress.step += 1

@@ -1,11 +1,13 @@
 """One step of the loop: what it holds in memory, and what it asks of the device."""
 
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from asks_nothing import AsksNothing
+from torch import nn
 
 from pipeline.train.loop import _next_batch, _train_step
 from pipeline.train.metrics import MetricSums
@@ -47,6 +49,25 @@ def test_a_step_of_the_engine_asks_the_device_nothing(mode, objective, tiny_run,
     for name in ("forward", "backward", "step"):
         monkeypatch.setattr(run.engine, name, AsksNothing.within(getattr(run.engine, name)))
     steps(run, 2)
+
+
+def test_a_skipped_step_leaves_running_statistics_as_they_were(tiny_run, monkeypatch):
+    """One forward that is not finite would make them NaN for good, and every later checkpoint and score with them."""
+    run = build_run(tiny_run(), "none")
+    norm = run.engine.module.tasks["digits"].fc_norm = nn.BatchNorm1d(run.engine.module.backbone.embed_dim)
+    steps(run)
+    forward, before = run.engine.forward, norm.running_var.clone()
+    assert not torch.equal(before, torch.ones_like(before)), "steps that are not skipped move them"
+    monkeypatch.setattr(run.engine, "forward", lambda batch, **options: forward(without_numbers(batch), **options))
+    steps(run)
+    assert run.nonfinite[0] == 1 and torch.equal(norm.running_var, before)
+    monkeypatch.setattr(run.engine, "forward", forward)
+    steps(run)
+    assert run.nonfinite[0] == 0 and norm.running_var.isfinite().all() and not torch.equal(norm.running_var, before)
+
+
+def without_numbers(batch):
+    return replace(batch, images=torch.full_like(batch.images, torch.nan))
 
 
 def test_a_request_to_stop_asks_the_device_nothing():
