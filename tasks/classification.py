@@ -12,14 +12,14 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Scores, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
-from tasks.pooling import pool
+from tasks.pooling import check_pool, pool
 
 MAX_CLASSES = 1_000_000
 
 
 @TASKS.register("classification")
 class ClassificationTask(nn.Module):
-    """Pool, norm where the backbone has none of its own, linear layer: timm's head under timm's names.
+    """Pool, norm where timm's model has it there, linear layer: timm's head under timm's names.
 
     Where the backbone has a distillation token, the mean of two heads. pool: `token`, `avg`, or None for what the backbone was made for.
     """
@@ -42,8 +42,9 @@ class ClassificationTask(nn.Module):
         dim = backbone.embed_dim
         self.num_classes = num_classes
         self.pool = pool or backbone.global_pool
+        check_pool(self.pool, backbone.num_prefix)
         self.label_smoothing = label_smoothing
-        self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if backbone.norm_after_pool else nn.Identity()
+        self.fc_norm = backbone.build_fc_norm()
         self.head_drop = nn.Dropout(dropout)
         self.head = _linear_head(dim, num_classes)
         self.head_dist = _linear_head(dim, num_classes) if backbone.dist_token is not None else None

@@ -24,6 +24,7 @@ NOT_OPTIONS = {
     "img_size": "set backbone.img_size",
     "drop_path_rate": "set backbone.drop_path",
     "num_classes": "the head of the task has it",
+    "pool_include_prefix": "an average is taken over the patches alone",
     "in_chans": "images have three channels",
     "device": "the engine moves the model",
     "dtype": "set engine.precision",

@@ -4,8 +4,10 @@ The parts of the timm model become parts of this one under their own names, so s
 prefix, M slots left, C channels.
 """
 
-from collections.abc import Collection
+import copy
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -120,6 +122,8 @@ class MergingViT(nn.Module):
         self.patch_size: tuple[int, int] = tuple(vit.patch_embed.patch_size)
         self.global_pool: str = vit.global_pool
         self.norm_after_pool = isinstance(vit.norm, nn.Identity)
+        self.build_fc_norm: Callable[[], nn.Module] = partial(copy.deepcopy, vit.fc_norm)
+        """timm's norm between pooling and head, which is a head's own."""
         self.set_reduction(reduction)
 
     def set_reduction(self, reduction: ReductionSpec) -> None:

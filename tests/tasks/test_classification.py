@@ -38,6 +38,32 @@ def test_unmerged_logits_are_those_of_timm(prefix):
         torch.testing.assert_close(model.predict(batch()).predictions, vit(images(8)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(global_pool="avg", norm_layer="rmsnorm"),
+        dict(global_pool="avg", norm_layer="layernorm"),
+        dict(global_pool="avg", final_norm=False),
+        dict(final_norm=False),
+        dict(fc_norm=True),
+    ],
+    ids=str,
+)
+def test_the_norm_of_the_head_is_timms(options):
+    """Of its kind, with its epsilon (tokens this small show it), and none where timm has none."""
+    vit = create_vit("vit_tiny_patch16_224", num_classes=10, img_size=IMG, timm_options=SIZES | options).eval()
+    for block in vit.blocks:
+        torch.nn.init.zeros_(block.mlp.fc2.weight)
+    torch.nn.init.normal_(vit.patch_embed.proj.weight, std=1e-4)
+    torch.nn.init.normal_(vit.head.weight)
+    backbone = tiny_vit("none", reduction=0, timm_options=options)
+    model = MultiTaskModel(backbone, {"animals": ClassificationTask(backbone, num_classes=10)}, OBJECTIVES.build("supervised")).eval()
+    report = load_weights(model, vit.state_dict())
+    assert not report.left and not report.missing
+    with torch.no_grad():
+        torch.testing.assert_close(model.predict(batch()).predictions, vit(images(8)), atol=1e-5, rtol=1e-4)
+
+
 def test_average_pooling_counts_a_token_by_its_size():
     tokens = torch.tensor([[[9.0], [1.0], [4.0]]])
     state = TokenState(tokens, torch.tensor([[1.0, 3.0, 1.0]]), None, (2, 2), 1, 3)
@@ -119,6 +145,17 @@ def test_logits_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         output = model(batch())
     assert output.predictions.dtype == output.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("pooling", "head"), [("map", {}), ("max", {}), ("", {}), ("token", {"pool": "mean"})], ids=str
+)
+def test_a_head_that_cannot_pool_is_refused_when_it_is_built(pooling, head):
+    """SigLIP pools by attention, which merged tokens do not have here; with head.pool there is a classifier of it."""
+    backbone = tiny_vit("none", timm_options=dict(global_pool=pooling))
+    with pytest.raises(ConfigError, match="pooling is"):
+        TASKS.build("classification", backbone, num_classes=10, **head)
+    TASKS.build("classification", backbone, num_classes=10, pool="avg")
 
 
 @pytest.mark.parametrize(
