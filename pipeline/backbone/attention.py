@@ -53,6 +53,7 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None,
     """
     if size is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+    q, k = q.to(v.dtype), k.to(v.dtype)  # norms of queries and keys give float32 under CUDA's autocast, which would round the mask
     bias = log_size(size)
     if q.dtype == bias.dtype and not bias.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None, None, :], dropout_p=dropout, scale=scale)
