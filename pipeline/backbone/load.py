@@ -23,6 +23,7 @@ FILLED = 0.9
 """Of a backbone's numbers, metric embeddings apart: weights that fill fewer are of another architecture, or have keys
 of a style that is not known."""
 _RELEASE_LAYER = re.compile(r"^(.*blocks\.\d+\.)attn\.qkv\.(qkv_layer|metric_layer)\.(weight|bias)$")
+_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _HEAD = re.compile(r"^tasks\.([^.]+)\.(.*)$")
 
 
@@ -122,8 +123,8 @@ def backbone_of(module: nn.Module) -> MergingViT:
 
 
 def _plain(key: str) -> str:
-    """timm's spelling: our `backbone.` and wrappers' `module.` go."""
-    return key.removeprefix("module.").removeprefix("model.").removeprefix("backbone.")
+    """timm's spelling: our `backbone.` and wrappers' `module.` and `_orig_mod.` (of torch.compile), in any order, go."""
+    return _WRAPPED.sub("", key).removeprefix("model.").removeprefix("backbone.")
 
 
 def _sources(

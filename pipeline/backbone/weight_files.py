@@ -21,6 +21,10 @@ SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}
 """Name -> what reads the path `name:...`. Filled by the package `tasks`, as TASKS is."""
 
 
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Names under which files keep a state dict; of several, the first is taken."""
+
+
 class Weights(dict[str, Tensor]):
     """A state dict whose file says what grid its position embedding is made for, or does not (None)."""
 
@@ -34,7 +38,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights, averaged ones first; that of
     `dtem export` for its file.
-    The usual wrappers (`model`, `state_dict`, `model_ema`) are opened. `NAME:...` goes to the reader of that name in SOURCES.
+    The usual wrappers are opened, averaged weights first, as by timm (WRAPPERS). `NAME:...` goes to the reader of that name in SOURCES.
     Raises CheckpointError.
     """
     source, _, where = str(path).partition(":")
@@ -57,7 +61,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {str(err) or 'it is empty or cut short'}") from err
     except Exception as err:  # the unpickler's own error class lives in pickle, which this project does not import
         raise CheckpointError(_more_than_tensors(path, str(err))) from err
-    for wrapper in ("state_dict", "model", "model_ema"):
+    for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

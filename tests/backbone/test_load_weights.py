@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models import load_state_dict as timm_reads
 from tiny import IMG, SIZES, images, tiny_vit
 
 from pipeline.backbone.build import create_vit
@@ -148,7 +149,7 @@ def test_our_own_keys_go_around_in_full():
     assert torch.equal(backbone.blocks[1].metric.weight, model.backbone.blocks[1].metric.weight)
 
 
-@pytest.mark.parametrize("wrapper", ["", "module.", "backbone."])
+@pytest.mark.parametrize("wrapper", ["", "module.", "backbone.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_keys_of_the_release_bring_their_metric_layers(wrapper):
     given = release_style(timm_vit().state_dict())
     model = tiny_vit("dtem")
@@ -311,6 +312,13 @@ def test_files_are_read_whatever_wraps_the_state(tmp_path):
     torch.save({"state_dict": state}, tmp_path / "d.pt")
     for path in tmp_path.iterdir():
         assert torch.equal(read_state_dict(path)["head.bias"], state["head.bias"])
+
+
+@pytest.mark.parametrize(("last", "average"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_of_a_file_with_both_the_averaged_weights_are_taken_as_timm_takes_them(last, average, tmp_path):
+    path = tmp_path / "model_best.pth"
+    torch.save({last: {"a": torch.zeros(1)}, average: {"a": torch.ones(1)}}, path)
+    assert read_state_dict(path) == timm_reads(path) == {"a": torch.ones(1)}
 
 
 def test_files_that_hold_no_weights_are_refused_by_name(tmp_path):
