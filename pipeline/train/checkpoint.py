@@ -60,6 +60,10 @@ HARMLESS = (
 change, not what they hold (the stream checks that); batch size, accumulation and ranks may change, not their product."""
 
 
+PACKAGES = ("torch", "numpy", "timm", "deepspeed", "safetensors")
+"""Whose versions a checkpoint says."""
+
+
 def save(
     engine: Engine,
     root: Path,
@@ -141,12 +145,11 @@ def load_path(path: Path) -> Checkpoint:
 
 def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
     """What a checkpoint says about the run that it belongs to."""
-    packages = ("torch", "numpy", "timm", "deepspeed", "safetensors")
     return {
         "config": to_plain(config),
         "digest": digest(config),
         "commit": commit(),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "world_size": world_size,
     }
 
@@ -226,6 +229,13 @@ def _refuse_nonfinite(tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{name} is not finite; the older checkpoints stay")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # engine.type='local' needs no deepspeed
+        return "not installed"
 
 
 @cache

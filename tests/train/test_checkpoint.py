@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,20 @@ from pipeline.train import checkpoint, storage
 
 def shapes(model) -> dict:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def test_a_run_without_deepspeed_says_so_in_its_checkpoints(monkeypatch, tiny_run):
+    """engine.type='local' does without the package; a run must not end at its first save for the lack of a version."""
+    version = metadata.version
+
+    def without_deepspeed(name):
+        if name == "deepspeed":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_deepspeed)
+    versions = checkpoint.run_facts(tiny_run(), 1)["versions"]
+    assert versions["deepspeed"] == "not installed" and versions["timm"] == version("timm")
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
