@@ -1,5 +1,6 @@
 """Zero-shot classification by a captioner that was trained to compare images with captions."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from tasks.retrieval import ZeroShotTask
 
 NAME = "zero_shot"
 TEMPLATES = ("a photo of a {}.",)
-_SYNSET = re.compile(r"n\d{8}\b\s*")
+_SYNSET = re.compile(r"(n\d{8})\b\s*")
+IMAGENET = "791ce0333040dd249d13133f90d28ef0263ffc01e5de0afd85b3e32048d7d456"
+"""sha256 of the numbers of ImageNet's 1,000 synsets, in order, with spaces between them."""
 
 
 def add_zero_shot(
@@ -44,8 +47,8 @@ def prompts(classes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     ImageNet's 1,000 synsets have the names and the templates that CLIP was measured with. Of others a synset's number and all names but
     the first go: "n01440764 tench, Tinca tinca" is "tench".
     """
-    numbers = [match[0] for name in classes if (match := _SYNSET.match(name))]
-    if len(numbers) == len(classes) == 1000 and numbers == sorted(numbers):
+    numbers = [match[1] for name in classes if (match := _SYNSET.match(name))]
+    if len(numbers) == len(classes) and hashlib.sha256(" ".join(numbers).encode()).hexdigest() == IMAGENET:
         from tasks.open_clip_bridge import imagenet
 
         return imagenet.CLASS_NAMES, imagenet.TEMPLATES
@@ -60,6 +63,6 @@ def _listed(path: str) -> list[str]:
         names = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise ConfigError(f"--class-names {path} cannot be read: {err}") from err
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"--class-names {path} is not a JSON list of names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"--class-names {path} is not a JSON list of names, one or more")
     return names

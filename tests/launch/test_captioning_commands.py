@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from timm.data import ImageNetInfo
 
 from launch.pages import Page, Panel, Section, write_html, write_png
 from launch.points import sweep
@@ -170,6 +171,8 @@ def test_a_captioner_classifies(captioner, digits, dtem, tmp_path):
     names.write_text(json.dumps(["zero", "one"]))
     assert "have 10 classes, and 2 have a name" in dtem("evaluate", captioner, *zero_shot, "--class-names", names, code=2)
     assert "cannot be read" in dtem("evaluate", captioner, *zero_shot, "--class-names", tmp_path / "no.json", code=2)
+    names.write_text("[]")
+    assert "list of names, one or more" in dtem("evaluate", captioner, *zero_shot, "--class-names", names, code=2)
     assert "a photo of a {}." in dtem("evaluate", captioner, "--zero-shot", digits, "--templates", "a photo", code=2)
 
 
@@ -193,7 +196,17 @@ def test_captions_have_the_names_that_people_use():
         prompts(["n01440764 tench", "n01443537"])
 
 
+def test_a_thousand_other_synsets_keep_their_own_names():
+    """As another choice out of ImageNet's 21,841 has: with the names of the usual ones every image would be of a wrong class."""
+    numbers = ImageNetInfo("imagenet-1k").label_names()
+    others = [f"{number} name {i}, y" for i, number in enumerate([*numbers[:-1], "n15102894"])]
+    names, templates = prompts(others)
+    assert names == [f"name {i}" for i in range(1000)] and len(templates) == 1
+
+
 def test_imagenets_classes_are_asked_for_as_clip_was_measured():
-    names, templates = prompts([f"n{number:08d} x, y" for number in range(1000)])
+    numbers = ImageNetInfo("imagenet-1k").label_names()
+    names, templates = prompts([f"{number} x, y" for number in numbers])
+    assert (names, templates) == prompts(numbers)
     assert len(names) == 1000 and names[0] == "tench" and names[2] == "great white shark"
     assert len(templates) == 80 and templates[0] == "a bad photo of a {}." and all(text.count("{}") == 1 for text in templates)
