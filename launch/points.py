@@ -122,6 +122,13 @@ def _check_one_setup(runs: Sequence[SavedRun]) -> None:
                 f"{run.folder} and {runs[0].folder} differ in backbone or tasks, or in what their embeddings share; "
                 "sweep runs of one setup together"
             )
+        for task in run.config.tasks:
+            known = [classes for classes in (runs[0].classes(task), run.classes(task)) if classes]
+            if len(known) == 2 and known[0] != known[1]:
+                raise ConfigError(
+                    f"{run.folder} and {runs[0].folder} have other classes of task '{task}', or the same in another "
+                    "order, as their shards had when they were trained; sweep them one by one"
+                )
 
 
 def _setup(config: RunConfig) -> tuple[Any, ...]:

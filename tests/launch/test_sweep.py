@@ -62,6 +62,14 @@ def test_runs_of_two_setups_are_not_mixed(trained):
         sweep([run, other], ["tome"], [2], rounds=0)
 
 
+def test_runs_whose_labels_stand_for_other_classes_are_not_mixed(trained):
+    """Each image is read once for all of them, and has one label."""
+    run = read_run(trained)
+    other = replace(run, facts=run.facts | {"classes": {"digits": run.classes("digits")[::-1]}})
+    with pytest.raises(ConfigError, match="have other classes of task 'digits', or the same in another order"):
+        sweep([run, other], ["tome"], [2], rounds=0)
+
+
 def test_the_command_writes_table_json_csv_and_plots(trained, dtem, tmp_path):
     said = dtem("sweep", trained, trained, "--policies", "tome,dtem", "--reductions", "0,2", "--rounds", "1", "--out", tmp_path)
     rows = json.loads((tmp_path / "sweep.json").read_text())[0]["points"]
