@@ -43,8 +43,8 @@ test: export OMP_NUM_THREADS := 1
 test: export DS_ACCELERATOR := cpu
 test: export HF_HUB_OFFLINE := 1
 test: export WDS_SECURE := 1
-test: $(STAMP) ## run the tests, CPU only, without network
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests, CPU only, without network, a file of tests at a time on each core
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 NUMERICAL := tests/parity tests/laws tests/merging tests/backbone tests/objectives
 KERNELS := X=X ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2

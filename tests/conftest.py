@@ -19,6 +19,12 @@ THREADS = int(os.environ.get("DTEM_TEST_THREADS", "1"))
 ROUNDING = int(os.environ.get("DTEM_TEST_ROUNDING", "0"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `--numprocesses auto`: the cores that this process may use, up to 4, as each takes 1 to 3 GB."""
+    return min(len(os.sched_getaffinity(0)), 4)
+
+
 @pytest.fixture(autouse=True)
 def fixed_threads_seed_and_rounding(request):
     """`make test-kernels` asks for others."""

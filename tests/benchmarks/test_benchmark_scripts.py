@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def record_of(tmp_path, script, *arguments):
     path = tmp_path / "record.json"
     command = [sys.executable, f"benchmarks/{script}", "--model", "deit_tiny_patch16_224", "--batch", "1", "--repeats", "2"]
-    done = subprocess.run([*command, *arguments, "--record", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, *arguments, "--record", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text())
 
