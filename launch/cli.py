@@ -30,8 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dtem {args.command}: interrupted", file=sys.stderr)
         return 130
     except Exception as err:
-        from pipeline.errors import is_users  # imports torch, for which --help should not wait
+        from pipeline.engine.launched import lost_another  # imports torch, for which --help should not wait
+        from pipeline.errors import is_users
 
+        if lost := lost_another(err):
+            print(f"dtem {args.command}: {lost}", file=sys.stderr)
+            return 1
         if not is_users(err):
             raise
         print(f"dtem {args.command}: {err}", file=sys.stderr)

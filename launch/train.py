@@ -68,12 +68,7 @@ def main() -> int:
     except Exception as err:
         rank = printable(os.environ.get("RANK", "0"))
         if lost := lost_another(err):
-            print(
-                f"train.py, rank {rank}: another process of this run has ended or does not answer ({printable(lost)}). "
-                "What it says, or who killed it, is the cause; the same command continues from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"train.py, rank {rank}: {lost}. The same command continues from the last checkpoint", file=sys.stderr, flush=True)
             return 1
         if not is_users(err):
             raise

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 
 LARGEST_PORT = 65535
 _BROKE_OFF = re.compile(r"gloo/transport/\S+ (?P<gloo>[^\n]+)|(?P<nccl>ncclRemoteError[^\n]*)")
@@ -62,12 +62,15 @@ def rank_0_goes_on() -> bool:
 
 
 def lost_another(err: BaseException) -> str:
-    """What torch says where an exchange with the other processes of a run broke off; empty for any other error, and without others.
+    """A message for where an exchange with the other processes broke off; empty for any other error, and where there are no others.
 
     Of NCCL only what it takes for the other side's fault. The whole text of gloo's names a line of its source first.
     """
     said = _BROKE_OFF.search(str(err)) if isinstance(err, RuntimeError) and world_size() > 1 else None
-    return (said["gloo"] or said["nccl"]).strip() if said else ""
+    if said is None:
+        return ""
+    reason = printable((said["gloo"] or said["nccl"]).strip())
+    return f"another of the {world_size()} processes has ended or does not answer ({reason}); what it says, or who killed it, is the cause"
 
 
 def cuda() -> bool:
