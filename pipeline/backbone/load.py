@@ -1,5 +1,6 @@
 """Weights into a backbone or a whole model, whatever style their keys are in."""
 
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weight_files import Grid
 from pipeline.errors import CheckpointError
 
+log = logging.getLogger(__name__)
+
 DIALECTS: list[Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor] | None]] = [openmmlab_weights]
 """Each puts the state dict of another project into our keys for a module, or gives None for one that is not that project's. The package
 `tasks` adds to them."""
@@ -24,6 +27,7 @@ FILLED = 0.9
 of a style that is not known."""
 _RELEASE_LAYER = re.compile(r"^(.*blocks\.\d+\.)attn\.qkv\.(qkv_layer|metric_layer)\.(weight|bias)$")
 _WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_BLOCK = re.compile(r"^blocks\.(\d+)\.")
 _HEAD = re.compile(r"^tasks\.([^.]+)\.(.*)$")
 
 
@@ -81,6 +85,7 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], *, grid: G
     left = tuple(key for key in given if key not in set(sources.values()))
     if any(map(_of_backbone, sources)):
         check_filled(module, sources, f"tensors such as {left[0]}" if left else "the tensors")
+    spare = {match[1] for key in left if (match := _BLOCK.match(key)) and int(match[1]) >= len(backbone.blocks)}
     grids = None
     if place := next((key for key in fitting if key.removeprefix("backbone.") == "pos_embed"), None):
         fitting[place], grids = _resampled(fitting[place], own[place], backbone, grid)
@@ -88,6 +93,9 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], *, grid: G
     with torch.no_grad():
         for key, value in ready.items():
             own[key].copy_(value)
+    if spare:
+        numbers = len(spare), len(backbone.blocks)
+        log.warning("the weights have %d blocks more than the model, which has %d: the last ones are not used", *numbers)
     return LoadReport(sources, tuple(key for key in own if key not in fitting), left, redrawn, grids)
 
 

@@ -60,6 +60,14 @@ def test_timm_keys_leave_only_the_metric_embeddings_as_they_were():
     assert "took" in str(report) and "head.weight" in str(report)
 
 
+def test_weights_of_a_deeper_model_are_said_to_be(caplog):
+    depth = SIZES["depth"]
+    load_weights(tiny_vit("dtem"), timm_vit().state_dict())
+    assert not caplog.text
+    load_weights(tiny_vit("dtem"), timm_vit(depth=depth + 2).state_dict())
+    assert f"the weights have 2 blocks more than the model, which has {depth}" in caplog.text
+
+
 def test_a_timm_classifier_finds_the_head_of_the_task():
     vit, model = timm_vit(), classifier()
     report = load_weights(model, vit.state_dict())
