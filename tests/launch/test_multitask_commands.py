@@ -217,7 +217,13 @@ def test_the_exported_embedding_is_the_tasks_own(run, dtem, tmp_path):
         assert alike == (run.config.merging.embedding == "shared")
 
 
-@pytest.mark.parametrize("task", ["digits", "masks"])
+PROGRAMS = [(kind, task) for i, kind in enumerate(EMBEDDINGS) for task in ("digits", "masks")[:: 1 - 2 * (i % 2)]]
+"""The first of each kind, by turns of one task and of the other; the rest repeats it."""
+
+
+@pytest.mark.parametrize(
+    "run, task", [*PROGRAMS[::2], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in PROGRAMS[1::2])], indirect=["run"]
+)
 def test_a_program_of_one_task_gives_its_logits_and_holds_nothing_of_the_others(run, task, dtem, tmp_path):
     dtem("export", run.root, "--task", task, "--to", tmp_path, "--format", "pt2")
     program, model, images = torch.export.load(tmp_path / "model.pt2"), build(run), torch.randn(3, 3, 32, 32)

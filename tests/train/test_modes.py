@@ -43,7 +43,11 @@ def part(name: str) -> str:
     return "metric" if ".metric." in name else "backbone" if name.startswith("backbone.") else "head"
 
 
-@pytest.mark.parametrize("mode", MODES)
+ALONE = [mode if mode == "end_to_end" else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+"""The mode with both kinds of steps; the three tasks together are trained in each."""
+
+
+@pytest.mark.parametrize("mode", ALONE)
 @pytest.mark.parametrize("task", TASKS.names())
 def test_a_mode_changes_what_it_says_and_nothing_else(task, mode, digits, tmp_path):
     objective = "merge_cost" if mode in ("modular", "end_to_end") else "supervised"
