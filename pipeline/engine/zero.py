@@ -2,9 +2,11 @@
 
 import atexit
 import fcntl
+import gc
 import os
 import socket
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -45,6 +47,8 @@ class ZeroEngine:
             if not config.engine.deepspeed:
                 raise
             raise ConfigError(f"DeepSpeed does not take the settings with those of engine.deepspeed: {err}") from err
+        if not launched.cuda():  # where gloo's threads are, and where to destroy does not wait for a device
+            atexit.register(_destroy, weakref.ref(self._deepspeed))
         self._state = STATE_OF_STAGE[self._stage](self._deepspeed.optimizer, self._optimizer, groups, deepspeed.zero.GatheredParameters)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -139,8 +143,21 @@ def start_deepspeed() -> Any:
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         if not launched.cuda():
             _forget_shared_memory()
-        atexit.register(torch.distributed.destroy_process_group)
+        atexit.register(_disconnect, deepspeed)
     return deepspeed
+
+
+def _destroy(engine: weakref.ref[Any]) -> None:
+    """Takes off the hooks of an engine that is still there, by which its parameters hold it and it holds its group."""
+    if (there := engine()) is not None:
+        there.destroy()
+
+
+def _disconnect(deepspeed: Any) -> None:
+    """Ends gloo's threads, which live as long as anybody holds their group, as DeepSpeed's tables and engines do. One that
+    gives a tensor back while the interpreter ends aborts the process: "terminate called without an active exception"."""
+    gc.collect()
+    deepspeed.comm.destroy_process_group()
 
 
 def _build_shared_memory_op(deepspeed: Any) -> None:
