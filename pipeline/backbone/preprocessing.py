@@ -1,5 +1,6 @@
 """What a run's data is not told it takes from the backbone: the size of the crop, and how the weights want their pixels."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
@@ -8,10 +9,12 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg
 
+from pipeline.config.build import build_dataclass
 from pipeline.config.load import load_config
 from pipeline.config.resolve import ModelFacts
 from pipeline.config.schema import BackboneConfig, DataConfig, Preprocessing, RunConfig
 from pipeline.errors import ConfigError
+from pipeline.run_folder import run_of
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +40,16 @@ def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
 def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]:
     """How the backbone's weights want their pixels, and who says so.
 
-    Of `NAME:...` SOURCES says it, of a run its own config, and of timm's weights timm's table. Of another file nothing is known: it is
-    taken for one of the weights that timm has under `backbone.name`, and so are weights that are drawn anew; then nobody says so (None).
+    Of `NAME:...` SOURCES says it, of a run its own config, of a file of `dtem export` the card beside it, and of timm's weights timm's
+    table. Of another file nothing is known: it is taken for one of the weights that timm has under `backbone.name`, and so are weights
+    that are drawn anew; then nobody says so (None).
     """
     source, _, where = (config.weights or "").partition(":")
     if source in SOURCES:
         return _preprocessing(SOURCES[source](where)), config.weights
-    if config.weights and (of_run := _preprocessing_of_run(Path(config.weights))) is not None:
-        return of_run, config.weights
+    for read in (_preprocessing_of_run, _preprocessing_of_export):
+        if config.weights and (own := read(Path(config.weights))) is not None:
+            return own, config.weights
     known = get_pretrained_cfg(config.name)
     return _preprocessing({} if known is None else known.to_dict()), config.name if config.pretrained and not config.weights else None
 
@@ -62,13 +67,23 @@ def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
 
 def _preprocessing_of_run(folder: Path) -> Preprocessing | None:
     """Of the run whose folder, or checkpoint's folder, this is; None where its tasks do not agree, or there is no run."""
-    root = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     try:
-        tasks = load_config(root / "config.json").tasks.values()
+        tasks = load_config(run_of(folder) / "config.json").tasks.values()
     except (ConfigError, OSError):
         return None
     own = {task.data.augment.preprocessing for task in tasks}
     return own.pop() if len(own) == 1 else None
+
+
+def _preprocessing_of_export(place: Path) -> Preprocessing | None:
+    """By the card of an exported file, or of its folder; None where there is no card. Raises ConfigError for one that says nonsense."""
+    card = place / "model.json" if place.is_dir() else place.with_suffix(".json")
+    try:
+        given = json.loads(card.read_text(encoding="utf-8"))["input"]
+        own = {item.name: given[item.name] for item in fields(Preprocessing)}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return build_dataclass(Preprocessing, own, str(card))
 
 
 def _filled(data: DataConfig, size: tuple[int, int], wanted: Preprocessing) -> DataConfig:

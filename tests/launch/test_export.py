@@ -1,7 +1,7 @@
 import importlib.util
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import timm
@@ -10,7 +10,10 @@ from safetensors.torch import load_file
 
 from launch.programs import Program
 from launch.restore import build, read_run
+from pipeline.backbone.preprocessing import preprocessing_of
 from pipeline.backbone.weight_files import read_state_dict
+from pipeline.config.schema import BackboneConfig
+from pipeline.errors import ConfigError
 
 LACKS_ONNX = importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None
 
@@ -81,8 +84,20 @@ def test_an_export_writes_into_no_run_and_leaves_no_empty_folder(trained, captio
 
 def test_an_export_says_the_grid_of_its_positions(trained, dtem, tmp_path):
     dtem("export", trained, "--to", tmp_path)
-    assert read_state_dict(tmp_path / "model.safetensors").grid == (4, 4)
-    assert read_state_dict(trained).grid == (4, 4)
+    for place in (tmp_path / "model.safetensors", tmp_path, trained):
+        assert read_state_dict(place).grid == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "."])
+def test_a_run_that_starts_from_an_export_sees_its_pixels(trained, dtem, tmp_path, name):
+    dtem("export", trained, "--to", tmp_path, "--cfg-options", "tasks.digits.data.augment.mean=(0.1,0.2,0.3)")
+    backbone = BackboneConfig(name="vit_tiny_patch16_224", weights=str(tmp_path / name))
+    own = read_run(trained).config.tasks["digits"].data.augment.preprocessing
+    assert preprocessing_of(backbone) == (replace(own, mean=(0.1, 0.2, 0.3)), backbone.weights)
+    card = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(card | {"input": card["input"] | {"std": "x"}}))
+    with pytest.raises(ConfigError, match=r"model.json: 1 mistake\n  std: expected"):
+        preprocessing_of(backbone)
 
 
 @pytest.mark.parametrize("policy", ["none", "tome", "dtem"])
