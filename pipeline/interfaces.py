@@ -220,3 +220,5 @@ class Progress:
     """Steps in a row that were skipped because a loss was not finite."""
     best: float | None = None
     """Best value of the main metric so far."""
+    evaluated: int = 0
+    """The step of the last evaluation."""

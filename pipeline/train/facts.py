@@ -37,13 +37,14 @@ def _table(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _progress(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"step", "samples", "nonfinite", "best"}:
+    if not isinstance(value, dict) or value.keys() | {"evaluated"} != {"step", "samples", "nonfinite", "best", "evaluated"}:
         return False
     best = value["best"]
     return (
         _count(value["step"])
         and _table(_count)(value["samples"])
         and _count(value["nonfinite"])
+        and _count(value.get("evaluated", 0))  # which older checkpoints do not say
         and (best is None or (type(best) in (int, float) and math.isfinite(best)))
     )
 

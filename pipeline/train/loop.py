@@ -13,6 +13,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import PipelineError, StorageError
 from pipeline.interfaces import Batch
 from pipeline.train import checkpoint
+from pipeline.train.between import Between
 from pipeline.train.budget import bad_summary, check_budget, count_bad
 from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
@@ -51,8 +52,7 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
             learning = trained
         plan = tasks_of_step(run.resolved, run.progress.step)
         with _saving_in_outage(run, reporter):
-            first = _next_batch(run, streams, watch, plan[0], 0)
-        norm = _train_step(run, plan, first, streams, sums, watch)
+            norm = _train_step(run, plan, streams, sums, watch)
         reporter.advance()
         step, last = run.progress.step, run.progress.step == run.total_steps
         stopping = stop.agreed(run.engine)
@@ -63,7 +63,7 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
                 reporter.say(f"saved {_save(run, False)}")
                 raise
         with _saving_in_outage(run, reporter):
-            better = _score(run, reporter) if run.loaders and (last or _due(step, settings.eval_every)) and not stopping else False
+            better = _score(run, reporter) if run.loaders and _due(step, settings.eval_every) and not (last or stopping) else False
         if last or stopping or better or _due(step, settings.save_every or default_save_every(run.total_steps)):
             reporter.say(f"saved {_save(run, better)}")
         for line in bad_summary(run.engine, run.streams) if last or stopping else ():
@@ -71,32 +71,33 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
         if stopping and not last:
             reporter.say(f"stopped as asked after step {step} of {run.total_steps}; --resume auto continues")
             return
+    if run.loaders and run.progress.evaluated < run.progress.step:  # saved by now: a run that is killed in it makes it when it is resumed
+        _save(run, _score(run, reporter))
 
 
 @contextmanager
 def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
-    """Around what reads data between two steps: where the storage is gone, the steps since the last save are saved first. Of one process,
-    as other ranks would wait for this one elsewhere."""
+    """Around what reads data: where the storage is gone, the steps since the last save are saved first, and what an unfinished step has
+    moved is as it was before. Of one process, as other ranks would wait for this one elsewhere."""
+    before = Between(run) if run.engine.world_size == 1 else None
     try:
         yield
     except StorageError:
-        if run.engine.world_size == 1 and run.progress.step > run.saved:
+        if before is not None and run.progress.step > run.saved:
+            before.restore(run)
             reporter.say(f"saved {_save(run, False)}")
         raise
 
 
-def _train_step(
-    run: Run, plan: Sequence[str], first: Batch, streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch
-) -> torch.Tensor:
-    """One optimizer step over a micro-batch of each task of the plan, `first` the first; the gradient norm before clipping, on the
-    device."""
+def _train_step(run: Run, plan: Sequence[str], streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch) -> torch.Tensor:
+    """One optimizer step over a micro-batch of each task of the plan; the gradient norm before clipping, on the device."""
     config, engine, step = run.config, run.engine, run.progress.step
     phase = phase_at(step, config.train)
     run.gate.open(phase.trained)
     probe = run.probe if run.probe is not None and run.probe.due(step) else None
     statistics = RunningStatistics(engine.module)
     for i, task in enumerate(plan):
-        batch = first if i == 0 else _next_batch(run, streams, watch, task, i)
+        batch = _next_batch(run, streams, watch, task, i)
         reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
         output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed, draw=draw)
         share = 1 / run.resolved.micro_batches[task]
@@ -173,6 +174,7 @@ def _score(run: Run, reporter: Reporter) -> bool:
     average_buffers(run.engine)
     with run.ema.applied() if run.ema is not None else nullcontext():
         scores = evaluate(run.engine, run.loaders)
+    run.progress.evaluated = run.progress.step
     missing = missing_samples(scores, run.loaders)
     for task, count in missing.items():
         reporter.say(f"{task}: {count} of {run.loaders[task].num_samples} samples could not be read, and are not in its scores")

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.files import folder_within, sync
+from pipeline.files import folder_within, sync, write_text
 from pipeline.run_folder import complete_folders, folder_name, point, pointed, step_of
 from pipeline.train.facts import check_facts
 
@@ -44,22 +44,26 @@ class Checkpoint:
 
 
 def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, since: int) -> Path:
-    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Raises OSError, ConfigError.
+    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Raises OSError, PipelineError.
 
     since: the step that the run last saved, or continued from. Checkpoints of later steps belong to a branch that was left: they are set
-    aside first, so that whenever this is cut short, what is newest is of one branch.
+    aside first, so that whenever this is cut short, what is newest is of one branch. Where the step is that one, and its folder
+    is there, the facts alone are written anew.
     """
     folder_within(root.parent, root.name)
     _remove_leftovers(root)
     folder, partial = root / folder_name(step), root / f".partial-{folder_name(step)}"
+    if step == since and folder in complete_folders(root):
+        write_text(folder / "manifest.json", _manifest_text(read_manifest(folder) | facts))
+        sync(folder)
+        return folder
     partial.mkdir()
     files = {}
     for name, content in _by_file(tensors).items():
         save_file(content, partial / name)
         files[name] = {"sha256": sha256(partial / name), "bytes": (partial / name).stat().st_size}
     manifest = {"format": FORMAT, "step": step, "files": files, **facts}
-    text = json.dumps(manifest | {"sha256": _sha256_of_facts(manifest)}, indent=1, allow_nan=False)
-    (partial / "manifest.json").write_text(text)
+    (partial / "manifest.json").write_text(_manifest_text(manifest))
     for path in (*partial.iterdir(), partial):
         sync(path)
     for left in complete_folders(root):
@@ -137,6 +141,10 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps({**manifest, "sha256": _sha256_of_facts(manifest)}, indent=1, allow_nan=False)
 
 
 def _sha256_of_facts(facts: Mapping[str, Any]) -> str:

@@ -22,8 +22,9 @@ STEPS = 10
 TRAIN, VAL = [f"train-0000{n}.tar" for n in range(3)], "val-00000.tar"
 
 
-def plain_of(shards: Path, output: Path, **data: Any) -> dict[str, Any]:
-    return tiny_plain(shards, output, data=data, train=dict(steps=STEPS, log_every=5))
+def plain_of(shards: Path, output: Path, accumulation: int = 1, **data: Any) -> dict[str, Any]:
+    engine = dict(type="local", precision="fp32", accumulation=accumulation)
+    return tiny_plain(shards, output, data=data, train=dict(steps=STEPS, log_every=5), engine=engine)
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
@@ -50,10 +51,13 @@ def test_scattered_bad_samples_have_a_budget(digits, tmp_path):
     train(from_plain(plain_of(shards, tmp_path / "generous", max_bad_share=0.2)))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_where_the_disk_is_gone_one_process_saves_and_continues_to_the_last_bit(digits, tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize(("workers", "accumulation", "batches"), [(0, 1, 3), (1, 1, 3), (0, 2, 7)])
+def test_where_the_disk_is_gone_one_process_saves_and_continues_to_the_last_bit(
+    digits, tmp_path, monkeypatch, workers, accumulation, batches
+):
+    """Also where it is gone in a step: the second micro-batch of the fourth cannot be read, the first has drawn from the generators."""
     monkeypatch.setattr(storage, "PAUSE", 0.01)
-    train(from_plain(plain_of(digits, tmp_path / "whole")))
+    train(from_plain(plain_of(digits, tmp_path / "whole", accumulation)))
     gone, good = [False], os.pread
 
     def pread(file: int, size: int, offset: int) -> bytes:
@@ -63,14 +67,14 @@ def test_where_the_disk_is_gone_one_process_saves_and_continues_to_the_last_bit(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return good(file, size, offset)
 
-    pread.left = 3 * 8 * 4 + 5  # three batches, and a part of the fourth: a sample has four members
+    pread.left = batches * 8 * 4 + 5  # and a part of the next: a sample has four members
     monkeypatch.setattr(os, "pread", pread)
-    plain = plain_of(digits, tmp_path / "run", max_wait=0.5, workers=workers)
+    plain = plain_of(digits, tmp_path / "run", accumulation, max_wait=0.5, workers=workers)
     with pytest.raises(StorageError, match="train-0000.*Input/output error"):
         train(from_plain(plain))
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")
     assert saved.name == "step_00000003"
     monkeypatch.setattr(os, "pread", good)
-    train(from_plain(plain | {"tasks": plain_of(digits, tmp_path / "run")["tasks"]}))
+    train(from_plain(plain | {"tasks": plain_of(digits, tmp_path / "run", accumulation)["tasks"]}))
     ends = [read_checkpoint(tmp_path / name / f"checkpoints/step_{STEPS:08d}").tensors for name in ("whole", "run")]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 
@@ -8,6 +9,7 @@ from tinyrun import tiny_tasks_plain
 
 from pipeline.config.load import from_plain
 from pipeline.errors import CheckpointError
+from pipeline.run_folder import pointed
 from pipeline.train import loop
 from pipeline.train.loop import train
 from pipeline.train.storage import read_checkpoint
@@ -104,19 +106,24 @@ def assert_same_end(folder, part_way):
     return whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny_run, tmp_path, monkeypatch, capfd, number):
-    """A scheduler signals data workers too, and so does a terminal."""
-    train(tiny_run(tmp_path / "whole"))
+def signal_after(monkeypatch, steps, number):
+    """To this process and its children, in the step that follows."""
     step = loop._train_step
 
     def step_with_signal(run, *rest):
-        if run.progress.step == 2:
+        if run.progress.step == steps:
             for pid in (os.getpid(), *(child.pid for child in psutil.Process().children())):
                 os.kill(pid, number)
         return step(run, *rest)
 
     monkeypatch.setattr(loop, "_train_step", step_with_signal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny_run, tmp_path, monkeypatch, capfd, number):
+    """A scheduler signals data workers too, and so does a terminal."""
+    train(tiny_run(tmp_path / "whole"))
+    signal_after(monkeypatch, 2, number)
     before = signal.getsignal(number)
     train(tiny_run(tmp_path / "parts", data=dict(workers=1)))
     assert "stopped as asked after step 3 of 6" in capfd.readouterr().err
@@ -146,3 +153,41 @@ def test_too_many_steps_that_are_not_finite_stop_the_run_behind_a_checkpoint(tin
     assert read_checkpoint(tmp_path / "run/checkpoints/step_00000006").facts["progress"]["nonfinite"] == 6
     monkeypatch.undo()
     train(tiny_run(tmp_path / "run", train=dict(steps=8, max_nonfinite=5, log_every=6)))
+
+
+def val_lines(output):
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "val/digits/top1" in line]
+
+
+def test_a_request_to_stop_in_the_last_step_finds_a_run_that_is_done(tiny_run, tmp_path, monkeypatch, capfd):
+    """It is evaluated, as without the request."""
+    train(tiny_run(tmp_path / "whole"))
+    signal_after(monkeypatch, 5, signal.SIGTERM)
+    train(tiny_run(tmp_path / "parts"))
+    assert "stopped as asked" not in capfd.readouterr().err
+    assert val_lines(tmp_path / "parts") == val_lines(tmp_path / "whole") != []
+    facts = [read_checkpoint(pointed(tmp_path / name / "checkpoints", "best")).facts["progress"] for name in ("whole", "parts")]
+    assert facts[0] == facts[1] and facts[0]["step"] == facts[0]["evaluated"] == 6 and facts[0]["best"] is not None
+
+
+def test_a_run_that_was_ended_in_its_last_evaluation_makes_it_when_it_is_resumed(tiny_run, tmp_path, monkeypatch):
+    """And only once. Its last step was saved before."""
+    train(tiny_run(tmp_path / "whole"))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(tmp_path / "parts"))
+    root = tmp_path / "parts" / "checkpoints"
+    assert pointed(root, "latest").name == "step_00000006" and pointed(root, "best") is None
+    monkeypatch.undo()
+    train(tiny_run(tmp_path / "parts"))
+    assert pointed(root, "best") == root / "step_00000006"
+    whole, parts = (read_checkpoint(tmp_path / name / "checkpoints/step_00000006") for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts.tensors[name]) for name, tensor in whole.tensors.items())
+    assert whole.facts["progress"] == parts.facts["progress"]
+    train(tiny_run(tmp_path / "parts"))
+    assert val_lines(tmp_path / "parts") == val_lines(tmp_path / "whole") != []

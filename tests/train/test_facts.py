@@ -31,6 +31,7 @@ WRONG = {
         {"step": "x", "samples": {}, "nonfinite": 0, "best": None},
         {"step": 2, "samples": {}, "nonfinite": "x", "best": None},
         {"step": 2, "samples": {}, "nonfinite": 0, "best": None, "more": 1},
+        {"step": 2, "samples": {}, "nonfinite": 0, "best": None, "evaluated": "x"},
         {"step": 1, "samples": {}, "nonfinite": 0, "best": None},
     ],
     "classes": [[], {"digits": "x"}, {"digits": [1]}],

@@ -9,7 +9,7 @@ import torch
 from asks_nothing import AsksNothing
 from torch import nn
 
-from pipeline.train.loop import _next_batch, _train_step
+from pipeline.train.loop import _train_step
 from pipeline.train.metrics import MetricSums
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
@@ -19,7 +19,7 @@ from pipeline.train.signals import StopRequest
 def steps(run, count=1):
     streams, sums, watch = {name: iter(stream) for name, stream in run.streams.items()}, MetricSums(), Stopwatch()
     for _ in range(count):
-        _train_step(run, ["digits"], _next_batch(run, streams, watch, "digits", 0), streams, sums, watch)
+        _train_step(run, ["digits"], streams, sums, watch)
 
 
 def test_predictions_are_gone_when_the_backward_pass_begins(tiny_run, monkeypatch):
