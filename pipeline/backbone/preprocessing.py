@@ -80,7 +80,7 @@ def _preprocessing_of_export(place: Path) -> Preprocessing | None:
     card = place / "model.json" if place.is_dir() else place.with_suffix(".json")
     try:
         given = json.loads(card.read_text(encoding="utf-8"))["input"]
-        own = {item.name: given[item.name] for item in fields(Preprocessing)}
+        own = {"mean": given["mean"]} | {item.name: given[item.name] for item in fields(Preprocessing) if item.name in given}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return build_dataclass(Preprocessing, own, str(card))

@@ -9,23 +9,22 @@ import torch
 
 from pipeline.train.rng import rng_state, set_rng_state
 from pipeline.train.setup import Run
+from pipeline.train.statistics import RunningStatistics
 
 
 class Between:
-    """The global generators, positions of the streams, counts of samples, and buffers (batch statistics). Asks the device nothing."""
+    """The global generators, positions of the streams, counts of samples, and running statistics. Asks the device nothing."""
 
     def __init__(self, run: Run):
         self._rng = rng_state()
         self._streams = {name: stream.state_dict() for name, stream in run.streams.items()}
         self._samples = copy.copy(run.progress.samples)
-        self._buffers = {name: buffer.clone() for name, buffer in run.engine.module.named_buffers()}
+        self._statistics = RunningStatistics(run.engine.module)
 
-    @torch.no_grad()
     def restore(self, run: Run) -> None:
         """So that what is saved now is continued exactly. What the streams have open goes on from where it is."""
         set_rng_state(self._rng)
         for name, stream in run.streams.items():
             stream.load_state_dict(self._streams[name])
         run.progress.samples = self._samples
-        for name, buffer in run.engine.module.named_buffers():
-            buffer.copy_(self._buffers[name])
+        self._statistics.restore(torch.ones((), dtype=torch.bool, device=run.engine.device))
