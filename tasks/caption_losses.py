@@ -13,7 +13,12 @@ from torch.nn import functional as F
 def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the words. logits [B, L, V] float32, labels [B, L]; where the label is `pad`, there is no word."""
     total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=pad, label_smoothing=label_smoothing, reduction="sum")
-    words = (labels != pad).sum().float()
+    return mean_over_words(total, (labels != pad).sum())
+
+
+def mean_over_words(total: Tensor, words: Tensor) -> Tensor:
+    """The sum over this rank's words -> a part whose mean over ranks is that over all words. Scalars; words: how many."""
+    words = words.float()
     if (world_size := _world_size()) > 1:
         distributed.all_reduce(words)
     return total * world_size / words.clamp(min=1)

@@ -17,10 +17,11 @@ from pipeline.interfaces import Batch, Encode, Rows, Scores, Sums, Tallies, Task
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
 from tasks.caption_image import Direct, Pooler
-from tasks.caption_losses import below, caption_loss, contrastive_loss, normalised
+from tasks.caption_losses import below, caption_loss, contrastive_loss, mean_over_words, normalised
 from tasks.caption_metrics import METRIC_UNITS, CaptionRow, caption_scores
 from tasks.caption_towers import Decoder, ImageTokens, Past, TextTower
 from tasks.generation import Generation, Marks, Step, generate
+from tasks.pooling import check_pool
 from tasks.retrieval import retrieval_rows, retrieval_scores
 
 ROUTES = ("pooler", "direct")
@@ -79,6 +80,8 @@ class CaptioningTask(nn.Module):
         if not contrastive_weight:
             self.text.drop_feature()
             part.drop_feature()
+        elif route == "direct":
+            check_pool(backbone.global_pool, backbone.num_prefix)
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Captions have none, whatever else the shards hold."""
@@ -130,11 +133,12 @@ class CaptioningTask(nn.Module):
         return logits
 
     def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
-        """KL of the student's next tokens from the teacher's at a temperature, times its square; the mean over tokens."""
+        """KL of the student's next tokens from the teacher's at a temperature, times its square; the mean over words of
+        all ranks, so with more than one a collective."""
         wanted = F.log_softmax(teacher.predictions / temperature, dim=-1)
         given = F.log_softmax(student.predictions / temperature, dim=-1)
-        tokens = (teacher.predictions[..., self.marks.pad] != CERTAIN).sum()
-        return F.kl_div(given, wanted, log_target=True, reduction="sum") / tokens * temperature**2
+        words = (teacher.predictions[..., self.marks.pad] != CERTAIN).sum()
+        return mean_over_words(F.kl_div(given, wanted, log_target=True, reduction="sum"), words) * temperature**2
 
     def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
         """For each token one drawn from the predicted ones (Gumbel's maximum); the sum of their log-likelihoods."""
