@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
+from pipeline.token_state import widened
 from pipeline.train.rng import generator
 
 STRATEGIES = ("greedy", "beam", "top_p")
@@ -90,7 +91,7 @@ def generate(step: Step, start: Tensor, marks: Marks, config: Generation, *, key
     words, ended, kept, last = start[:, None][:, :0], torch.zeros_like(start, dtype=torch.bool), None, start
     for _ in range(config.max_length):
         logits, kept = step(last, kept)
-        last = choose(_allowed(logits.float(), words, marks, config), words.shape[1]).masked_fill(ended, marks.pad)
+        last = choose(_allowed(widened(logits), words, marks, config), words.shape[1]).masked_fill(ended, marks.pad)
         words, ended = torch.cat([words, last[:, None]], dim=1), ended | (last == marks.eos)
         if stop_early and ended.all():
             break
@@ -133,7 +134,7 @@ def _beam_search(step: Step, start: Tensor, marks: Marks, config: Generation, st
     kept, last = None, start.repeat_interleave(beams)
     for length in range(1, longest + 1):
         logits, kept = step(last, kept)
-        likelihood = _allowed(logits.float().log_softmax(dim=-1), words.flatten(0, 1), marks, config).view(batch, beams, -1)
+        likelihood = _allowed(widened(logits).log_softmax(dim=-1), words.flatten(0, 1), marks, config).view(batch, beams, -1)
         best, place = (total[..., None] + likelihood).flatten(1).topk(2 * beams, dim=-1)
         beam, word = place // likelihood.shape[-1], place % likelihood.shape[-1]
         found = torch.cat([_rows(words, beam), word[..., None]], dim=-1)

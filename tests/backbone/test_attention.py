@@ -79,7 +79,8 @@ def test_a_dead_token_that_matches_well_does_not_drown_the_other_gradients(dtype
     probe = torch.randn(q.shape)
     ours, wanted = (torch.autograd.grad((result.float() * probe).sum(), size)[0] for result in results)
     assert (wanted[:, 0].abs() > 1e6 * wanted[:, 1:].abs().sum(1)).all(), "the trap is there"
-    torch.testing.assert_close(ours[:, 1:], wanted[:, 1:], atol=1e-4, rtol=0.03 if dtype == torch.bfloat16 else 1e-3)
+    rounding = 0.03 if dtype == torch.bfloat16 else 1e-3
+    assert (ours - wanted)[:, 1:].norm() < rounding * wanted[:, 1:].norm()
     torch.testing.assert_close(ours[:, 0], wanted[:, 0].sign() * (size * ours)[:, 1:].abs().sum(1))
 
 

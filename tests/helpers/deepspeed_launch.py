@@ -27,8 +27,9 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     extensions = str(Path(sys.prefix) / "torch_extensions")
     ours = {"PATH": path, "PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": extensions}
+    ours |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     # Nothing here is compiled; torch's compiler is not imported for DeepSpeed's Muon, which every rank would load and none uses.
-    return os.environ | ours | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
+    return os.environ | ours | {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
 
 
 def start(script: Path, *args: str, processes: int) -> subprocess.Popen:

@@ -53,7 +53,8 @@ def test_two_processes_count_each_image_once(segmenter, dtem, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "launch.cli", "evaluate", str(segmenter), "--json", str(tmp_path / "two.json")]
     children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
     assert [child.wait(timeout=240) for child in children] == [0, 0]

@@ -30,8 +30,9 @@ OPTIONS = {
 
 
 def next_logits(image: int, words: tuple[int, ...], sharpness: float = 2.0) -> Tensor:
-    """A language model in which every prefix has its own next words; the end becomes likelier with length."""
-    logits = torch.randn(VOCABULARY, generator=generator("language", image, *words)) * sharpness
+    """A language model in which every prefix has its own next words; the end becomes likelier with length. In float64, as likelihoods
+    are summed in another order than a reference does."""
+    logits = torch.randn(VOCABULARY, generator=generator("language", image, *words)).double() * sharpness
     logits[MARKS.eos] += 0.4 * len(words) - 1
     return logits
 
@@ -181,16 +182,16 @@ def test_greedy_captions_are_those_of_open_clips_whole_model_at_every_word():
     coca, num = open_clip_coca(), 12
     coca.text_decoder.ln_final.bias[0] = 1.0
     coca.text_decoder.text_projection[0, MARKS.eos] = 6.0  # so that captions end, some early and some late
-    ours, batch = with_weights_of(coca), caption_batch(num)
+    ours, pixels = with_weights_of(coca).double(), caption_batch(num).images.double()
     task = ours.tasks["caption"]
-    latent, embeddings = coca._encode_image(batch.images)
+    latent, embeddings = coca.double()._encode_image(pixels)
     tokens, ended = torch.full((num, 1), MARKS.bos), torch.zeros(num, dtype=torch.bool)
     for _ in range(LENGTH - 1):
         logits = coca(None, tokens, image_latent=latent, image_embs=embeddings, output_labels=False)["logits"][:, -1]
         logits[:, [MARKS.pad, MARKS.bos]] = -torch.inf
         word = logits.argmax(dim=-1).masked_fill(ended, MARKS.pad)
         tokens, ended = torch.cat([tokens, word[:, None]], dim=1), ended | (word == MARKS.eos)
-    made = task.generate(ours.backbone(batch.images), config=Generation(max_length=LENGTH))
+    made = task.generate(ours.backbone(pixels), config=Generation(max_length=LENGTH))
     assert made == decoded(task, tokens[:, 1:].tolist())
     assert len(set(made)) > 3 and len({len(caption.split()) for caption in made}) > 2
 
@@ -199,9 +200,9 @@ def test_greedy_captions_are_those_of_open_clips_whole_model_at_every_word():
 @pytest.mark.parametrize("options", [{}, {"num_beams": 6, "no_repeat_ngram": 2}, {"min_length": 9, "length_penalty": 0.6}], ids=str)
 @torch.no_grad()
 def test_beams_of_a_captioner_are_those_of_a_search_that_keeps_nothing(route, options):
-    model = caption_model("tome", route=route).eval()
+    model = caption_model("tome", route=route).double().eval()
     jitter(model, 0.3)
-    task, output = model.tasks["caption"], model.backbone(images(3))
+    task, output = model.tasks["caption"], model.backbone(images(3).double())
     config = Generation(**{"strategy": "beam", "num_beams": 3, "max_length": 12} | options)
     image = task.image_tokens(output)
 
