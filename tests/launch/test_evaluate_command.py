@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from checkpointkit import forge
 from damage import damaged
 
 from launch.restore import build, load_run, parse_reduction, read_run
@@ -15,7 +16,6 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.manifest_format import write_manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import build_model
-from pipeline.train import storage
 from pipeline.train.rng import seed_everything
 
 
@@ -125,8 +125,13 @@ def test_a_damaged_checkpoint_is_refused(trained, dtem, tmp_path):
 def test_a_strange_manifest_is_refused_with_a_typed_error(trained, dtem, tmp_path, change):
     shutil.copytree(trained, tmp_path / "run")
     (path,) = (tmp_path / "run").glob("checkpoints/step_*/manifest.json")
-    facts = {key: value for key, value in (json.loads(path.read_text()) | change).items() if value is not None and key != "sha256"}
-    path.write_text(json.dumps(facts | {"sha256": storage._sha256_of_facts(facts)}))
+
+    def changed(facts):
+        facts |= change
+        for key in [key for key, value in facts.items() if value is None]:
+            del facts[key]
+
+    forge(path, changed)
     assert "dtem evaluate: " in dtem("evaluate", tmp_path / "run", code=2)
 
 

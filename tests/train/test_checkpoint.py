@@ -1,4 +1,3 @@
-import json
 import os
 import random
 import signal
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpointkit import BATCH, make_engine, save
+from checkpointkit import BATCH, forge, make_engine, save
 from standin import StandinModel, standin_config
 
 from pipeline import run_folder
@@ -187,8 +186,6 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
 @pytest.mark.parametrize("files", [{"../../etc/passwd": {"sha256": ""}}, {"/tmp/x": {"sha256": ""}}, [], None, {"model.safetensors": {}}])
 def test_a_hostile_manifest_is_refused(tmp_path, files):
     folder = save(make_engine(), tmp_path, 1)
-    facts = json.loads((folder / "manifest.json").read_text()) | {"files": files}
-    del facts["sha256"]
-    (folder / "manifest.json").write_text(json.dumps(facts | {"sha256": storage._sha256_of_facts(facts)}))
+    forge(folder / "manifest.json", lambda facts: facts.update(files=files))
     with pytest.raises(CheckpointError, match="manifest|sha256"):
         storage.read_checkpoint(folder)

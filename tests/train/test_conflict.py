@@ -1,5 +1,6 @@
 """Each task's gradient on what the tasks share, against autograd asked for one task at a time."""
 
+import gc
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.balancing import BALANCING
 from pipeline.config.load import from_plain
 from pipeline.data.targets import ClassificationTargets
-from pipeline.interfaces import Batch
+from pipeline.interfaces import Batch, TaskOutput
 from pipeline.model import TASKS, MultiTaskModel, build_model
 from pipeline.objectives import OBJECTIVES
 from pipeline.train.conflict import GradientProbe, build_probe
@@ -80,6 +81,12 @@ def hooks(model):
     return sum(len(parameter._backward_hooks or ()) for parameter in model.parameters())
 
 
+def vectors_like(model) -> int:
+    """How many tensors of as many numbers as all that is shared are in memory."""
+    size = sum(parameter.numel() for parameter in shared_of(model))
+    return sum(type(each) is torch.Tensor and each.numel() == size for each in gc.get_objects())
+
+
 @pytest.mark.parametrize("counts", [(1, 1, 1), (2, 1, 3)])
 def test_norms_cosines_and_losses_are_those_of_autograd(model, counts):
     probe = probe_of(model)
@@ -98,10 +105,10 @@ def test_watching_leaves_the_gradients_as_they_are_and_no_hooks_behind(model):
     probe = probe_of(model)
     probe.due(0)
     step(model, probe, plan)
-    assert hooks(model) == len(shared_of(model))
+    assert hooks(model) == len(shared_of(model)) and vectors_like(model)
     assert all(torch.equal(parameters[name].grad, gradient) for name, gradient in plain.items())
     assert probe.read(ONE_RANK) is not None and hooks(model) == 0
-    assert not probe._vectors, "no memory is held between measurements"
+    assert not vectors_like(model), "no memory is held between measurements"
 
 
 def test_a_measurement_over_sampled_steps_is_there_when_all_tasks_were_seen_and_takes_the_first_step_of_each(model):
@@ -154,19 +161,33 @@ def test_logs_name_tasks_and_pairs(model):
 
 
 def tiny_probe(**sections):
-    """The probe of a run, and the names of what it measures on."""
+    """The probe of a run, and its model."""
     config = from_plain(tiny_tasks_plain(Path("-"), Path("-"), **sections))
     model = build_model(config)
     set_trainable(model, config.train.mode)
-    probe = build_probe(config, parameter_groups(model, config), list(config.tasks))
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return probe, {names[parameter] for parameter in probe._shared} if probe else None
+    return build_probe(config, parameter_groups(model, config), list(config.tasks)), model
+
+
+def measure(probe, model, parameter):
+    """A whole measurement, in which each task's loss is the sum of one parameter's weights."""
+    for task in model.tasks:
+        loss = parameter.sum()
+        probe.watch(task, TaskOutput(loss, unweighed=loss.detach()), 1.0)
+        loss.backward()
+    return probe.read(ONE_RANK)
+
+
+def measured_on(probe, model) -> set[str]:
+    """The parameters whose gradients are in the norms."""
+    probe.due(0)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name for name, parameter in trained.items() if measure(probe, model, parameter).norms.min() > 0}
 
 
 @pytest.mark.parametrize("embedding", ["shared", "per_task", "adapter"])
 @pytest.mark.parametrize("balancing", BALANCING.names())
 def test_it_measures_on_what_no_task_owns(embedding, balancing):
-    _, shared = tiny_probe(merging={"embedding": embedding}, balancing={"type": balancing})
+    shared = measured_on(*tiny_probe(merging={"embedding": embedding}, balancing={"type": balancing}))
     assert not any(owner_of(name) or name.startswith("balancing.") for name in shared)
     assert any(".metric." in name for name in shared) == (embedding != "per_task")
     assert "backbone.norm.weight" in shared
@@ -187,15 +208,13 @@ def test_where_nothing_is_shared_or_wanted_there_is_no_probe(sections):
 @pytest.mark.parametrize("first", range(8))
 def test_alternating_training_is_measured_where_the_backbone_moves(first):
     """At the first such step from each multiple of `every` on, wherever a run is resumed."""
-    probe, shared = tiny_probe(train={"mode": "end_to_end", "alternate_period": 3}, balancing={"every": 5})
-    assert not any(".metric." in name for name in shared)
+    probe, model = tiny_probe(train={"mode": "end_to_end", "alternate_period": 3}, balancing={"every": 5})
+    assert not any(".metric." in name for name in measured_on(probe, model))
     due = []
     for number in range(first, 24):
         if probe.due(number):
             due.append(number)
-            probe._vectors = {task: torch.zeros(1) for task in ("digits", "captions", "masks")}
-            probe._losses = {task: torch.zeros(()) for task in probe._vectors}
-            assert probe.read(ONE_RANK) is not None
+            assert measure(probe, model, model.backbone.norm.weight) is not None
     assert due == [step for step in (0, 6, 10, 15, 21) if step >= first]
 
 

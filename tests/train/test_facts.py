@@ -1,10 +1,10 @@
 """A checkpoint whose hashes fit but whose facts or tensors do not: of another version, made by hand, or of a stranger."""
 
-import json
 import os
 
 import pytest
 import torch
+from checkpointkit import forge
 from safetensors.torch import load_file, save_file
 from tinyrun import tiny_plain
 
@@ -57,19 +57,9 @@ def folder(half_run, tmp_path):
     return own
 
 
-def rewrite(folder, change):
-    """Changes the facts, and makes the hash fit again."""
-    path = folder / "manifest.json"
-    facts = json.loads(path.read_text())
-    del facts["sha256"]
-    change(facts)
-    path.unlink()
-    path.write_text(json.dumps(facts | {"sha256": storage._sha256_of_facts(facts)}))
-
-
 @pytest.mark.parametrize(("name", "value"), CASES, ids=repr)
 def test_facts_that_do_not_fit_are_refused_in_one_message(tiny_run, folder, name, value):
-    rewrite(folder, lambda facts: facts.pop(name) if value is ABSENT else facts.update({name: value}))
+    forge(folder / "manifest.json", lambda facts: facts.pop(name) if value is ABSENT else facts.update({name: value}))
     with pytest.raises(CheckpointError, match="made by hand|another version"):
         train(tiny_run(**TWO_STEPS), resume=str(folder))
 
@@ -81,7 +71,7 @@ def test_tensors_that_do_not_fit_are_refused_before_anything_is_loaded(tiny_run,
     tensors = {} if change == "absent" else {name: torch.zeros(1, 1, dtype=t.dtype) for name, t in load_file(path).items()}
     path.unlink()
     save_file(tensors, path)
-    rewrite(folder, lambda facts: facts["files"][path.name].update(sha256=storage.sha256(path)))
+    forge(folder / "manifest.json", lambda facts: facts["files"][path.name].update(sha256=storage.sha256(path)))
     with pytest.raises(CheckpointError, match="cannot be continued: it(s rng.states| lacks the)"):
         train(tiny_run(**TWO_STEPS), resume=str(folder))
 
