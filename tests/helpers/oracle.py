@@ -100,13 +100,21 @@ def soft_merge(x: Tensor, size: Tensor, live: int, metric: Tensor, r: int, margi
     r = min(r, (live - 1) // 2)
     if r <= 0:
         return x, size, live
-    a, b = torch.arange(1, live, 2), torch.arange(2, live, 2)
-    unit = metric / metric.norm(dim=-1, keepdim=True)
-    scores = unit[a] @ unit[b].T
-    weights = soft_weights(scores, r)
+    scores = release_scores(metric, live)
     if margin:
         margin.between(scores.sort(dim=1, descending=True).values, 3)
+    return move(x, size, live, soft_weights(scores, r), r)
 
+
+def release_scores(metric: Tensor, live: int) -> Tensor:
+    """[Na, Nb]: cosines of A and B."""
+    unit = metric / metric.norm(dim=-1, keepdim=True)
+    return unit[1:live:2] @ unit[2:live:2].T
+
+
+def move(x: Tensor, size: Tensor, live: int, weights: Tensor, r: int) -> tuple[Tensor, Tensor, int]:
+    """weights [Na, Nb]: the share of each A-token that goes to each B-token."""
+    a, b = torch.arange(1, live, 2), torch.arange(2, live, 2)
     merged_size = size[b] + (weights.T @ size[a][:, None])[:, 0]
     merged = (size[b][:, None] * x[b] + weights.T @ (size[a][:, None] * x[a])) / merged_size[:, None]
     left = 1 - weights.sum(dim=1)

@@ -10,17 +10,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracle import Margin, eval_block, eval_forward, slots, soft_weights, train_block, train_forward
+from oracle import Margin, eval_block, eval_forward, move, release_scores, slots, soft_weights, train_block, train_forward
 from tiny import IMG, PREFIXES, SEED, SIZES, generator, images, tiny_vit
 from torch import nn
 
 from pipeline.backbone.build import create_vit
 from pipeline.backbone.load import load_weights
+from pipeline.merging.matching import Split
+from pipeline.merging.soft import merge_soft, relaxed_top_r
 from pipeline.token_state import SourceMap
 
 DEEP = {"depth": 12, "patch_size": 16}
 CLEAR = 1e-5
 """Of a score: some tens of the rounding of a float32 score, so that every kernel chooses alike."""
+SHARP = 1e-4
+"""Of a weight in [0, 1]: a hundred times the rounding of a score, by which temperatures of 0.1 and 0.1 multiply it."""
 
 
 def pair(variant, prefix="class token", img_size=IMG, **sizes):
@@ -144,6 +148,31 @@ def test_a_float32_training_block_and_its_gradient_are_those_of_the_release(size
         (theirs,) = torch.autograd.grad(wanted.sum(), layer.weight)
         assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
     assert clear >= model.depth, "too few images whose choices are clear"
+
+
+@pytest.mark.parametrize("r", [3, 8, 16])
+def test_a_float32_merge_at_sharp_scores_is_that_of_the_release(r):
+    """Here a few edges take almost all, and a rounding of the scores moves sizes by a thousandth. So the two halves are held to
+    the release each: from the same scores the same weights, and from the same weights the same merge and gradient."""
+    model, vit, metrics = pair("dtem_reference")
+    for i, state in states_in_common(model.train().requires_grad_(False), IMG, r):
+        x, size, live = state.tokens[0].double(), state.size[0].double(), state.num_active
+        scores = release_scores(metrics[i](vit.blocks[i].norm1(x)).detach(), live).float()
+        ours = relaxed_top_r(scores[None], r, candidates=3, tau1=0.1, tau2=0.1)[0]
+        wanted = soft_weights(scores.double(), r)
+        assert wanted.max() > 0.8, "the scores are sharp"
+        torch.testing.assert_close(ours.double(), wanted, atol=SHARP, rtol=0)
+
+        weights = wanted.float().requires_grad_()
+        same = weights.detach().double().requires_grad_()
+        after = merge_soft(state, weights[None], Split.of_release(live, 1), r)
+        moved, sizes, left = move(x, size, live, same, r)
+        assert after.num_active == left
+        torch.testing.assert_close(after.size[0].sort().values.double(), sizes.sort().values, atol=1e-5, rtol=1e-6)
+        got, expected = symmetric(after.tokens[0], after.size[0]), symmetric(moved, sizes)
+        assert (got - expected).norm() <= 1e-5 * expected.norm()
+        (of_ours,), (of_theirs,) = torch.autograd.grad(got.sum(), weights), torch.autograd.grad(expected.sum(), same)
+        assert (of_ours - of_theirs).norm() <= 1e-4 * of_theirs.norm()
 
 
 @pytest.mark.parametrize("variant", ["dtem", "tome"])
