@@ -97,7 +97,7 @@ def _typed(key: str, text: str) -> Any:
     value, kinds = parse_value(text), _members(_declared(key.split(".")))
     if str not in kinds:
         return value
-    may_be_none, may_be_list = types.NoneType in kinds, list in map(get_origin, kinds)
+    may_be_none, may_be_list = types.NoneType in kinds, any(get_origin(kind) is list for kind in kinds)
     if value is None and may_be_none:
         return None
     if text.lower() in NO_NAMES and (key, text) != UNMERGED:

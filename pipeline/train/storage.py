@@ -54,7 +54,7 @@ def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts
     _remove_leftovers(root)
     folder, partial = root / folder_name(step), root / f".partial-{folder_name(step)}"
     if step == since and folder in complete_folders(root):
-        write_text(folder / "manifest.json", _manifest_text(read_manifest(folder) | facts))
+        write_text(folder / "manifest.json", _manifest_text({**read_manifest(folder), **facts}))
         sync(folder)
         return folder
     partial.mkdir()

@@ -163,7 +163,7 @@ def test_captions_are_counted_and_pictures_without_are_told(tmp_path, told):
 
 def test_an_index_says_what_it_has_no_shards_of(tmp_path, told, capsys):
     write_tar(tmp_path / "set" / "00000.tar", samples("a", 3))
-    shutil.copy(tmp_path / "set" / "00000.tar", tmp_path / "set" / "00001.tgz")
+    shutil.copy(tmp_path / "set" / "00000.tar", tmp_path / "set" / "00001.zip")
     assert dtem("make", "index", tmp_path / "set", "--workers", 1) == 0
-    assert f"left out in {tmp_path}/set: 1 .tgz, for instance {tmp_path}/set/00001.tgz" in told.messages
+    assert f"left out in {tmp_path}/set: 1 .zip, for instance {tmp_path}/set/00001.zip" in told.messages
     assert "no shard names a split" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from deepspeed_launch import launch_runs, without_key_bias
-from tinyrun import tiny_plain
+from tinyrun import CONTINUOUS, tiny_plain
 
 from pipeline.config.load import from_plain
 from pipeline.train.evaluate import evaluate
@@ -29,6 +29,7 @@ def plain_of(digits: Path, output: Path, *, batch_size: int, val: bool = True, *
         digits,
         output,
         backbone=dict(drop_path=0.0),
+        merging=CONTINUOUS,
         train=dict(steps=STEPS, log_every=1, save_every=SAVED, keep_checkpoints=5),
         optim=dict(ema_decay=0.0),
         engine=dict(precision="fp32", **engine),

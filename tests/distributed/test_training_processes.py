@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from choices import Choices
 from deepspeed_launch import finish, launch, start, without_key_bias
-from tinyrun import tiny_plain
+from scores import scored_again
+from tinyrun import CONTINUOUS, tiny_plain
 
 from launch.train import main
 from pipeline.config.load import from_plain
@@ -20,7 +22,7 @@ from pipeline.train.loop import train
 from pipeline.train.storage import read_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "launch/train.py"
-EXACT = dict(backbone=dict(drop_path=0.0), train=dict(steps=6, log_every=1, save_every=3, keep_checkpoints=5))
+EXACT = dict(backbone=dict(drop_path=0.0), merging=CONTINUOUS, train=dict(steps=6, log_every=1, save_every=3, keep_checkpoints=5))
 """No dropout, whose draws differ by rank; random erasing, mixup and crops do not come from a rank's generator."""
 
 
@@ -59,9 +61,9 @@ def test_two_processes_train_evaluate_and_save_as_one_does(digits, tmp_path):
     assert shared_memory() <= before, "DeepSpeed's files of 67 MB would stay for good"
     torch.testing.assert_close(torch.tensor(figures(two, "digits/loss")), torch.tensor(figures(one, "digits/loss")), atol=1e-4, rtol=1e-4)
     assert figures(two, "val/digits/samples") == figures(one, "val/digits/samples") == [25.0]
-    assert figures(two, "val/digits/top1") == figures(one, "val/digits/top1")
-    torch.testing.assert_close(figures(two, "val/digits/loss")[0], figures(one, "val/digits/loss")[0], atol=1e-4, rtol=1e-4)
     assert_same_end(one, two)
+    for name, value in scored_again(two).items():
+        assert figures(two, name) == [pytest.approx(value, rel=1e-6)], name
     train(from_plain(plain_of(digits, again, batch_size=8)), resume=str(two / "checkpoints/step_00000003"))
     assert_same_end(one, again)
 
@@ -69,14 +71,15 @@ def test_two_processes_train_evaluate_and_save_as_one_does(digits, tmp_path):
 def test_a_local_checkpoint_continues_in_two_processes_at_zero_3(digits, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     sections = dict(optim=dict(ema_decay=0.0), train=EXACT["train"] | dict(mode="end_to_end", alternate_period=2))
-    train(from_plain(plain_of(digits, one, batch_size=8, **sections)))
+    with Choices() as choices:  # a step of the backbone merges hard
+        train(from_plain(plain_of(digits, one, batch_size=8, **sections)))
+    assert choices.least > 1e-5
     engine = dict(type="deepspeed", zero_stage=3, precision="fp32")
     config = write(plain_of(digits, two, batch_size=4, engine=engine, **sections), tmp_path / "two.json")
     code, output = launch(SCRIPT, "--config", config, "--resume", str(one / "checkpoints/step_00000003"))
     assert code == 0, output
     expected = torch.tensor(figures(one, "digits/loss")[3:])
     torch.testing.assert_close(torch.tensor(figures(two, "digits/loss")), expected, atol=1e-4, rtol=1e-4)
-    assert figures(two, "val/digits/top1") == figures(one, "val/digits/top1")
     assert_same_end(one, two)
 
 

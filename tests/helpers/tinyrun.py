@@ -9,6 +9,9 @@ TOWER = dict(width=16, heads=2, layers=1)
 CAPTIONER: dict[str, Any] = dict(route="direct", model=dict(embed_dim=16, text_cfg=TOWER, multimodal_cfg=TOWER), tokenizer=TOKENIZER)
 CAPTIONER |= dict(generation=dict(max_length=6, min_length=6))
 SEGMENTER = dict(num_classes=11, decode_head=dict(type="FCNHead", channels=8, num_convs=1, kernel_size=1, concat_input=False))
+CONTINUOUS: dict[str, Any] = dict(policy="dtem", reduction=[0, 2, 0], options=dict(relaxation="soft", candidates=8))
+"""A relaxed merge in which nothing is chosen: each of the 8 sources gives to all 8 destinations, and what orders the tokens is not
+asked again. So two runs that differ in rounding stay equal but for rounding, on any machine."""
 
 
 def tiny_plain(digits: Path, output: Path, *, augment: Any = None, data: Any = None, **sections: dict[str, Any]) -> dict[str, Any]:
