@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.config.load import load_config
 from pipeline.interfaces import Batch
-from pipeline.train.loop import _next_batch, _train_step
+from pipeline.train.loop import _train_step
 from pipeline.train.metrics import MetricSums
 from pipeline.train.mixing import tasks_of_step
 from pipeline.train.optim import phase_at, set_modes
@@ -62,7 +62,7 @@ def step(config: str, options: list[str]) -> Callable[[], Tensor]:
 
     def one() -> Tensor:
         plan = tasks_of_step(run.resolved, run.progress.step)
-        return _train_step(run, plan, _next_batch(run, streams, watch, plan[0], 0), streams, sums, watch)
+        return _train_step(run, plan, streams, sums, watch)
 
     return one
 

@@ -62,8 +62,10 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
             except PipelineError:  # on every rank alike
                 reporter.say(f"saved {_save(run, False)}")
                 raise
-        with _saving_in_outage(run, reporter):
-            better = _score(run, reporter) if run.loaders and _due(step, settings.eval_every) and not (last or stopping) else False
+        better = False
+        if run.loaders and _due(step, settings.eval_every) and not (last or stopping):
+            with _saving_in_outage(run, reporter):
+                better = _score(run, reporter)
         if last or stopping or better or _due(step, settings.save_every or default_save_every(run.total_steps)):
             reporter.say(f"saved {_save(run, better)}")
         for line in bad_summary(run.engine, run.streams) if last or stopping else ():
