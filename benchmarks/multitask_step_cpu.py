@@ -26,9 +26,7 @@ from pipeline.train.optim import phase_at, set_modes
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
 
-CLAIM = (
-    "a step that holds three tasks (digit scenes, 32 images of each, 1 thread) over the sum of those that hold one: at most 1.05"
-)
+CLAIM = "a step that holds three tasks (digit scenes, 32 images of each, 1 thread) over the sum of those that hold one: at most 1.05"
 
 
 def main() -> None:

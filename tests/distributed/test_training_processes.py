@@ -71,11 +71,17 @@ def test_two_processes_train_evaluate_and_save_as_one_does(digits, tmp_path):
 def test_a_local_checkpoint_continues_in_two_processes_at_zero_3(digits, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     sections = dict(optim=dict(ema_decay=0.0), train=EXACT["train"] | dict(mode="end_to_end", alternate_period=2))
-    with Choices() as choices:  # a step of the backbone merges hard
-        train(from_plain(plain_of(digits, one, batch_size=8, **sections)))
-    assert choices.least > 1e-5
-    engine = dict(type="deepspeed", zero_stage=3, precision="fp32")
-    config = write(plain_of(digits, two, batch_size=4, engine=engine, **sections), tmp_path / "two.json")
+
+    def plain(output: Path, batch_size: int, **engine) -> dict:
+        """Not evaluated. The seed is one of 16, whose choices are the clearest, as a step of the backbone merges hard."""
+        made = plain_of(digits, output, batch_size=batch_size, **sections, **engine)
+        made["tasks"]["digits"]["data"]["val"] = None
+        return made | dict(seed=14)
+
+    with Choices() as choices:
+        train(from_plain(plain(one, 8)))
+    assert choices.least > 2e-5, "a rounding of 1e-6 could choose otherwise"
+    config = write(plain(two, 4, engine=dict(type="deepspeed", zero_stage=3, precision="fp32")), tmp_path / "two.json")
     code, output = launch(SCRIPT, "--config", config, "--resume", str(one / "checkpoints/step_00000003"))
     assert code == 0, output
     expected = torch.tensor(figures(one, "digits/loss")[3:])
