@@ -180,6 +180,13 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             f"train.mode is '{mode}', but policy '{policy}' has no metric embedding to learn; give train.mode='backbone', "
             f"or a policy that has one ({', '.join(learned)})"
         )
+    elif mode == "modular" and config.objective.type != "merge_cost" and not any(_merges(config, name) for name in fed_tasks(config)):
+        yield "train.mode is 'modular', but nothing merges, so nothing would reach the embeddings; give merging.reduction, or target_macs"
+
+
+def _merges(config: RunConfig, task: str) -> bool:
+    own = reduction_of(config, task)
+    return bool(own.reduction or own.target_macs or own.target_gmacs or range_of(config, task)[1])
 
 
 def _check_tasks(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:

@@ -171,6 +171,7 @@ class TrainConfig:
         for name in ("epochs", "steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name} is {value}; give a number above 0")
+        require(self.max_nonfinite >= 0, f"train.max_nonfinite is {self.max_nonfinite}; give 0 or more")
         require(self.alternate_period >= 2, f"train.alternate_period is {self.alternate_period}; give 2 or more")
         require_range("train.reduction_range", self.reduction_range)
 
@@ -213,5 +214,6 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a number from 0 to 2^63 - 1")
         require(bool(self.output), "output is empty; name a folder for the run")
         require(bool(self.tasks), "tasks is empty: give at least one, for instance tasks=dict(imagenet=dict(type='classification', ...))")

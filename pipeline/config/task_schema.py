@@ -145,7 +145,10 @@ class AugmentConfig:
         require(0 < least <= most <= 10, f"augment.resize_range is {self.resize_range}; give (low, high) with 0 < low <= high <= 10")
         require(self.short_side is None or self.short_side > 0, f"augment.short_side is {self.short_side}; give pixels, or None")
         require(0 < self.max_class_share <= 1, f"augment.max_class_share is {self.max_class_share}; give a share in (0, 1]")
-        require(self.std is None or min(self.std) > 0, f"augment.std is {self.std}; give numbers above 0")
+        mean, std = self.mean or (0.5,), self.std or (0.5,)
+        pixels = "of pixels in [0, 1]; divide what is of 0 to 255 by 255"
+        require(0 <= min(mean) and max(mean) <= 1, f"augment.mean is {self.mean}; give numbers in [0, 1], {pixels}")
+        require(0 < min(std) and max(std) <= 1, f"augment.std is {self.std}; give numbers in (0, 1], {pixels}")
         for name in ("hflip", "random_erasing"):
             require(0 <= (getattr(self, name) or 0) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
         for name in ("pad", "mixup", "cutmix"):

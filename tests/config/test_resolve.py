@@ -60,6 +60,7 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
         ({"merging": {"policy": "none", "reduction": 4}, "train": {"steps": 1, "mode": "backbone"}}, "merging.policy is 'none'"),
         ({"merging": {"policy": "none", "target_macs": 0.5}}, "merging.policy is 'none'"),
         ({"merging": {"policy": "tome"}}, "policy 'tome' has no metric embedding to learn"),
+        ({"merging": {"policy": "dtem"}}, "nothing merges, so nothing would reach the embeddings"),
         ({"merging": {"policy": "none"}}, "policy 'none' has no metric embedding to learn"),
         ({"merging": {"policy": "dtem", "reduction": [1] * 13}}, "lists 13 blocks, but the backbone has 12"),
         ({"train": {"steps": 9, "reduction_range": [8, 99]}}, "a block can merge at most 98 of the 196 patches"),
