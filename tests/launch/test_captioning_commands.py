@@ -85,7 +85,7 @@ def test_two_processes_count_each_image_once(captioner, dtem, tmp_path):
     world |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "launch.cli", "evaluate", str(captioner), "--json", str(tmp_path / "two.json")]
     children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
-    assert [child.wait(timeout=240) for child in children] == [0, 0]
+    assert [child.wait(timeout=600) for child in children] == [0, 0]
     two = json.loads((tmp_path / "two.json").read_text())["scores"]["scenes"]  # of 2 batches and of 1
     known = {name for name, value in alone.items() if value is not None}
     assert two.keys() == alone.keys() and two["samples"] == 25

@@ -57,7 +57,7 @@ def test_two_processes_count_each_image_once(segmenter, dtem, tmp_path):
     world |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "launch.cli", "evaluate", str(segmenter), "--json", str(tmp_path / "two.json")]
     children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
-    assert [child.wait(timeout=240) for child in children] == [0, 0]
+    assert [child.wait(timeout=600) for child in children] == [0, 0]
     assert json.loads((tmp_path / "two.json").read_text())["scores"]["scenes"] == alone  # counts are whole numbers
 
 

@@ -80,9 +80,9 @@ class Rank:
 
     def all_reduce(self, tensor):
         self.shared[self.rank] = tensor.clone()
-        self.barrier.wait(timeout=60)
+        self.barrier.wait(timeout=600)
         total = sum(self.shared[1:], self.shared[0])
-        self.barrier.wait(timeout=60)
+        self.barrier.wait(timeout=600)
         return total
 
     def evaluate(self, batch, **options):
