@@ -155,12 +155,13 @@ def test_a_float32_merge_at_sharp_scores_is_that_of_the_release(r):
     """Here a few edges take almost all, and a rounding of the scores moves sizes by a thousandth. So the two halves are held to
     the release each: from the same scores the same weights, and from the same weights the same merge and gradient."""
     model, vit, metrics = pair("dtem_reference")
+    sharpest = 0.0
     for i, state in states_in_common(model.train().requires_grad_(False), IMG, r):
         x, size, live = state.tokens[0].double(), state.size[0].double(), state.num_active
         scores = release_scores(metrics[i](vit.blocks[i].norm1(x)).detach(), live).float()
         ours = relaxed_top_r(scores[None], r, candidates=3, tau1=0.1, tau2=0.1)[0]
         wanted = soft_weights(scores.double(), r)
-        assert wanted.max() > 0.8, "the scores are sharp"
+        sharpest = max(sharpest, wanted.max().item())
         torch.testing.assert_close(ours.double(), wanted, atol=SHARP, rtol=0)
 
         weights = wanted.float().requires_grad_()
@@ -173,6 +174,7 @@ def test_a_float32_merge_at_sharp_scores_is_that_of_the_release(r):
         assert (got - expected).norm() <= 1e-5 * expected.norm()
         (of_ours,), (of_theirs,) = torch.autograd.grad(got.sum(), weights), torch.autograd.grad(expected.sum(), same)
         assert (of_ours - of_theirs).norm() <= 1e-4 * of_theirs.norm()
+    assert sharpest > 0.8, "no scores were sharp"
 
 
 @pytest.mark.parametrize("variant", ["dtem", "tome"])
