@@ -162,7 +162,7 @@ def _read(folder: Path) -> storage.Checkpoint:
     try:
         return storage.read_checkpoint(folder)
     except CheckpointError as err:
-        others = [other.name for other in storage.complete_folders(folder.parent) if other != folder]
+        others = [other.name for other in run_folder.complete_folders(folder.parent) if other != folder]
         if not others:
             raise
         raise CheckpointError(f"{err}; another one of this run: --checkpoint {' or '.join(others)}") from err

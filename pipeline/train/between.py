@@ -19,7 +19,7 @@ class Between:
         self._rng = rng_state()
         self._streams = {name: stream.state_dict() for name, stream in run.streams.items()}
         self._samples = copy.copy(run.progress.samples)
-        self._statistics = RunningStatistics(run.engine.module)
+        self.statistics = RunningStatistics(run.engine.module)
 
     def restore(self, run: Run) -> None:
         """So that what is saved now is continued exactly. What the streams have open goes on from where it is."""
@@ -27,4 +27,4 @@ class Between:
         for name, stream in run.streams.items():
             stream.load_state_dict(self._streams[name])
         run.progress.samples = self._samples
-        self._statistics.restore(torch.ones((), dtype=torch.bool, device=run.engine.device))
+        self.statistics.restore(torch.ones((), dtype=torch.bool, device=run.engine.device))

@@ -24,7 +24,6 @@ from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.rng import generator, seed_of
 from pipeline.train.setup import Run, build_run, write_config
 from pipeline.train.signals import StopRequest
-from pipeline.train.statistics import RunningStatistics
 
 
 def train(config: RunConfig, resume: str = "auto") -> Path:
@@ -79,14 +78,12 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
 
 @contextmanager
 def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
-    """Around what reads data: where the storage is gone, the steps since the last save are saved first, and what an unfinished step has
-    moved is as it was before. Of one process, as other ranks would wait for this one elsewhere."""
-    before = Between(run) if run.engine.world_size == 1 else None
+    """Around what reads data: where the storage is gone, the steps since the last save are saved first. Of one process, as other ranks
+    would wait for this one elsewhere."""
     try:
         yield
     except StorageError:
-        if before is not None and run.progress.step > run.saved:
-            before.restore(run)
+        if run.engine.world_size == 1 and run.progress.step > run.saved:
             reporter.say(f"saved {_save(run, False)}")
         raise
 
@@ -97,21 +94,25 @@ def _train_step(run: Run, plan: Sequence[str], streams: dict[str, Iterator[Batch
     phase = phase_at(step, config.train)
     run.gate.open(phase.trained)
     probe = run.probe if run.probe is not None and run.probe.due(step) else None
-    statistics = RunningStatistics(engine.module)
-    for i, task in enumerate(plan):
-        batch = _next_batch(run, streams, watch, task, i)
-        reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
-        output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed, draw=draw)
-        share = 1 / run.resolved.micro_batches[task]
-        if probe is not None:
-            probe.watch(task, output, share)
-        loss, logs = output.loss * share, output.logs
-        del output  # its predictions may be as large as all that the backward pass needs
-        engine.backward(loss, last=i == len(plan) - 1)
-        sums.add(logs, f"{task}/")
+    before = Between(run)
+    try:
+        for i, task in enumerate(plan):
+            batch = _next_batch(run, streams, watch, task, i)
+            reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
+            output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed, draw=draw)
+            share = 1 / run.resolved.micro_batches[task]
+            if probe is not None:
+                probe.watch(task, output, share)
+            loss, logs = output.loss * share, output.logs
+            del output  # its predictions may be as large as all that the backward pass needs
+            engine.backward(loss, last=i == len(plan) - 1)
+            sums.add(logs, f"{task}/")
+    except StorageError:
+        before.restore(run)
+        raise
     norm = engine.step(learning_rates(run.groups, step, config, run.total_steps, plan))
     skipped = ~norm.isfinite()
-    statistics.restore(skipped)
+    before.statistics.restore(skipped)
     if probe is not None and (conflict := probe.read(engine)) is not None:
         balancing: Any = engine.module.balancing
         balancing.follow(conflict.norms, conflict.losses)
