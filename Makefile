@@ -33,7 +33,7 @@ HALVES := engine.type=deepspeed $(patsubst %,tasks.%.data.batch_size=16,digits d
 demo: export CUDA_VISIBLE_DEVICES :=
 demo: export DS_ACCELERATOR := cpu
 demo: export OMP_NUM_THREADS := 1
-demo: $(STAMP) data/digits/manifest.json ## one ViT learns three tasks, then what merging costs them: tables, a plot, a page of pictures (10 minutes on 2 cores)
+demo: $(STAMP) data/digits/manifest.json ## one ViT learns three tasks, then what merging costs them: tables, a plot, a page of pictures (10 to 15 minutes on 2 cores)
 	$(BIN)/deepspeed --num_accelerators 2 launch/train.py --config configs/digits_multitask.py --cfg-options train.steps=1500 $(HALVES)
 	$(BIN)/deepspeed --num_accelerators 2 launch/train.py --config configs/digits_multitask_dtem.py --cfg-options $(HALVES)
 	$(BIN)/dtem sweep runs/digits_multitask_dtem --macs 0.8,0.65,0.5 --within 0.5 --rounds 1
