@@ -1,5 +1,6 @@
-"""What a KV cache saves in beam search on the CPU: the same search, and the same captions, with the whole text tower and decoder run
-over all words at every step, as open_clip does, and with the keys of earlier words and of the images kept.
+"""What a KV cache saves in beam search on the CPU: the same search, and the same captions, with the whole
+text tower and decoder run over all words at every step, as open_clip does, and with the keys of earlier words
+and of the images kept.
 
 python benchmarks/beam_search_cpu.py
 """
@@ -22,7 +23,9 @@ BATCH = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="coca_ViT-B-32", help="open_clip's name of a CoCa")
     parser.add_argument("--backbone", default="vit_base_patch16_224")
     parser.add_argument("--reduction", type=int, default=8)
@@ -38,23 +41,35 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     config = Generation(strategy="beam", num_beams=args.beams, max_length=args.length, min_length=args.length)
     backbone = build_backbone(args.backbone, policy="tome", reduction=args.reduction).eval()
-    images = torch.randn(BATCH, 3, *(side * patch for side, patch in zip(backbone.grid, backbone.patch_size, strict=True)))
+    images = torch.randn(
+        BATCH, 3, *(side * patch for side, patch in zip(backbone.grid, backbone.patch_size, strict=True))
+    )
     results = []
     for route in args.routes:
         tokenizer = {"type": "clip", "name": args.model}
-        task = CaptioningTask(backbone, model=args.model, tokenizer=tokenizer, route=route, contrastive_weight=0.0).eval()
+        task = CaptioningTask(
+            backbone, model=args.model, tokenizer=tokenizer, route=route, contrastive_weight=0.0
+        ).eval()
         with torch.inference_mode():
             image = task.image_tokens(backbone(images))
         results.append(compare(task, image, config, args.repeats))
-    what = f"{args.model} on {args.backbone} at r = {args.reduction}, batch {BATCH}, {args.beams} beams, length {args.length}"
-    claim = f"{what}, fp32, {args.threads} threads: captions/s of beam search behind the encoder, with a KV cache over without"
+    what = (
+        f"{args.model} on {args.backbone} at r = {args.reduction}, batch {BATCH}, {args.beams} "
+        f"beams, length {args.length}"
+    )
+    claim = (
+        f"{what}, fp32, {args.threads} threads: captions/s of beam search behind the encoder, with "
+        "a KV cache over without"
+    )
     write_record(args.record, claim, results)
 
 
 def compare(task: CaptioningTask, image: ImageTokens, config: Generation, repeats: int) -> dict:
     found: dict[str, Tensor] = {}
     steps = {"kept": task.next_words(image), "whole": whole_model(task, image)}
-    seconds = in_turns({name: search(task, step, config, name, found) for name, step in steps.items()}, repeats)
+    seconds = in_turns(
+        {name: search(task, step, config, name, found) for name, step in steps.items()}, repeats
+    )
     if not torch.equal(found["kept"], found["whole"]):
         raise SystemExit("the two searches find different captions")
     ours, peer = ([len(image.tokens) / s for s in seconds[name]] for name in ("kept", "whole"))
@@ -62,7 +77,9 @@ def compare(task: CaptioningTask, image: ImageTokens, config: Generation, repeat
     return {"name": name, "ours": summary(ours), "peer": summary(peer), "ratio": ratio(ours, peer)}
 
 
-def search(task: CaptioningTask, step: Step, config: Generation, name: str, found: dict[str, Tensor]) -> Callable[[], None]:
+def search(
+    task: CaptioningTask, step: Step, config: Generation, name: str, found: dict[str, Tensor]
+) -> Callable[[], None]:
     start = torch.full((BATCH,), task.marks.bos)
 
     @torch.inference_mode()

@@ -1,9 +1,12 @@
-"""DTEM against ToMe, random merging and its own untrained embedding on CamVid, with 30, 50 and 70 % of the patches merged.
+"""DTEM against ToMe, random merging and its own untrained embedding on CamVid, with 30, 50 and 70 % of the
+patches merged.
 
-Trains one small Segmenter from a CIFAR-10 ViT, or from scratch (two DeepSpeed processes), then its merge embeddings once per seed with all
-else frozen, then sweeps all policies over the validation shards. A stopped script continues.
+Trains one small Segmenter from a CIFAR-10 ViT, or from scratch (two DeepSpeed processes), then its merge
+embeddings once per seed with all else frozen, then sweeps all policies over the validation shards. A stopped
+script continues.
 
-    python benchmarks/camvid_dtem_vs_tome.py --train 'data/camvid/train-{00000..00003}.tar' --val data/camvid/val-00000.tar \\
+    python benchmarks/camvid_dtem_vs_tome.py --train 'data/camvid/train-{00000..00003}.tar' --val
+    data/camvid/val-00000.tar \\
         --start runs/cifar10_dtem_vs_tome/backbone
 """
 
@@ -11,15 +14,23 @@ from stages import arguments, data_options, modular_stage, record_sweep, train_o
 
 MERGED = (0.3, 0.5, 0.7)
 CLAIM = (
-    "CamVid mIoU (%) of a frozen Segmenter, unmerged by residual: DTEM above ToMe and above its untrained embedding with 30, 50 and 70 % "
-    "of the patches merged in the first {:.0%} of the blocks, and at most 1.0 below the unmerged model at half"
+    "CamVid mIoU (%) of a frozen Segmenter, unmerged by residual: DTEM above ToMe and above its "
+    "untrained embedding with 30, 50 and 70 % "
+    "of the patches merged in the first {:.0%} of the blocks, and at most 1.0 below the unmerged model "
+    "at half"
 )
 
 
 def main() -> None:
     parser = arguments(__doc__, "camvid_dtem_vs_tome")
-    parser.add_argument("--start", default="None", help="weights of the ViT to start from: a file or run of configs/cifar10_vit.py's model")
-    parser.add_argument("--within", type=float, default=0.5, help="share of the blocks, from the first, that merge")
+    parser.add_argument(
+        "--start",
+        default="None",
+        help="weights of the ViT to start from: a file or run of configs/cifar10_vit.py's model",
+    )
+    parser.add_argument(
+        "--within", type=float, default=0.5, help="share of the blocks, from the first, that merge"
+    )
     args = parser.parse_args()
     data = data_options(args, "camvid")
     options = [*data, *trial(args), f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]

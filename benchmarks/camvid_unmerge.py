@@ -1,9 +1,12 @@
-"""Ways to unmerge, and a decoder that reads merged tokens, on the Segmenter and the embeddings of camvid_dtem_vs_tome.py.
+"""Ways to unmerge, and a decoder that reads merged tokens, on the Segmenter and the embeddings of
+camvid_dtem_vs_tome.py.
 
-In inference: the grid by copy or by residual, and the decoder on merged tokens, whose logits are copied. In training: the paper's relaxed
-merges with labels, which reach the embedding through the grid by copy, soft or residual; all evaluated by residual.
+In inference: the grid by copy or by residual, and the decoder on merged tokens, whose logits are copied. In
+training: the paper's relaxed merges with labels, which reach the embedding through the grid by copy, soft or
+residual; all evaluated by residual.
 
-    python benchmarks/camvid_unmerge.py --train 'data/camvid/train-{00000..00003}.tar' --val data/camvid/val-00000.tar
+    python benchmarks/camvid_unmerge.py --train 'data/camvid/train-{00000..00003}.tar' --val
+    data/camvid/val-00000.tar
 """
 
 from pathlib import Path
@@ -23,10 +26,16 @@ STEPS = 200
 DECODERS = {
     "grid by copy": ["tasks.camvid.head.unmerge=copy"],
     "grid by residual": ["tasks.camvid.head.unmerge=residual"],
-    "decoder on merged tokens, logits by copy": ["tasks.camvid.head.unmerge=copy", "tasks.camvid.head.merged_decoder=True"],
+    "decoder on merged tokens, logits by copy": [
+        "tasks.camvid.head.unmerge=copy",
+        "tasks.camvid.head.merged_decoder=True",
+    ],
 }
 RELAXED = ["objective.type=supervised", "merging.options.relaxation=soft"]
-CLAIM = "CamVid mIoU (%) of a frozen Segmenter by the way of unmerging: residual is the best in inference; soft or residual in training"
+CLAIM = (
+    "CamVid mIoU (%) of a frozen Segmenter by the way of unmerging: residual is the best in "
+    "inference; soft or residual in training"
+)
 
 
 def main() -> None:
@@ -37,16 +46,29 @@ def main() -> None:
     seeds = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
     targets, rounds = shown(args, MERGED), 5 if args.steps is None else 1
 
-    def compared(name: str, runs: list[Path], changed: list[str], policies: list[str]) -> list[dict[str, Any]]:
+    def compared(
+        name: str, runs: list[Path], changed: list[str], policies: list[str]
+    ) -> list[dict[str, Any]]:
         own = [read_run(run, "last", [*data, *changed]) for run in runs]
         [result] = sweep(own, policies, targets, merged=True, within=WITHIN, rounds=rounds)
         return [entry(name, result, target) for target in targets]
 
-    results = [found for name, changed in DECODERS.items() for found in compared(name, seeds, changed, ["tome", "dtem"])]
+    results = [
+        found
+        for name, changed in DECODERS.items()
+        for found in compared(name, seeds, changed, ["tome", "dtem"])
+    ]
     trained = [args.work / f"relaxed_{how}" for how in UNMERGES]
-    common = [*data, *RELAXED, *(trial(args) or [f"train.steps={STEPS}"]), f"backbone.weights={(args.work / 'backbone').resolve()}"]
+    common = [
+        *data,
+        *RELAXED,
+        *(trial(args) or [f"train.steps={STEPS}"]),
+        f"backbone.weights={(args.work / 'backbone').resolve()}",
+    ]
     train_side_by_side(
-        "configs/camvid_segmenter_vit_tiny_dtem.py", trained, [[*common, f"tasks.camvid.head.unmerge={how}"] for how in UNMERGES]
+        "configs/camvid_segmenter_vit_tiny_dtem.py",
+        trained,
+        [[*common, f"tasks.camvid.head.unmerge={how}"] for how in UNMERGES],
     )
     for how, run in zip(UNMERGES, trained, strict=True):
         name = f"embedding trained by relaxed merges, grid by {how}"
@@ -64,7 +86,10 @@ def entry(name: str, result: Sweep, target: Target) -> dict[str, Any]:
         "macs_ratio": round(own.macs / result.whole.macs, 4),
         "decoder_macs_ratio": round(own.head_macs / result.whole.head_macs, 4),
         "images_per_s_ratio": round(speed(own) / speed(result.whole), 3),
-        "scores": {policy: percent(point, result.metric) for policy, point in {"none": result.whole, **points}.items()},
+        "scores": {
+            policy: percent(point, result.metric)
+            for policy, point in {"none": result.whole, **points}.items()
+        },
     }
 
 

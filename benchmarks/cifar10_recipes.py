@@ -1,11 +1,14 @@
-"""Ways to train DTEM's embedding, on one frozen CIFAR-10 ViT with the same images: what closes the gap between soft and hard merging.
+"""Ways to train DTEM's embedding, on one frozen CIFAR-10 ViT with the same images: what closes the gap
+between soft and hard merging.
 
 All with the learning rate of configs/cifar10_vit_dtem.py (2e-3) but the first, which has the paper's.
 
-Uses the backbone of cifar10_dtem_vs_tome.py where --work is its folder, else trains it. The divergence is that of the hard-merged
-model's classes from the unmerged one's, over the validation shards: less noisy than accuracy.
+Uses the backbone of cifar10_dtem_vs_tome.py where --work is its folder, else trains it. The divergence is
+that of the hard-merged model's classes from the unmerged one's, over the validation shards: less noisy than
+accuracy.
 
-    python benchmarks/cifar10_recipes.py --train 'data/cifar10/train-{00000..00008}.tar' --val 'data/cifar10/val-00000.tar'
+    python benchmarks/cifar10_recipes.py --train 'data/cifar10/train-{00000..00008}.tar' --val
+    'data/cifar10/val-00000.tar'
 """
 
 from collections.abc import Sequence
@@ -33,7 +36,10 @@ RECIPES = {
     "straight-through, distilled": ["merging.options.relaxation=straight_through", DISTILL],
     "merge cost": [],
 }
-CLAIM = f"CIFAR-10, {STEPS} steps of 128 images: top-1 (%) and divergence from the unmerged model, by training recipe"
+CLAIM = (
+    f"CIFAR-10, {STEPS} steps of 128 images: top-1 (%) and divergence from the unmerged model, by "
+    "training recipe"
+)
 
 
 def main() -> None:
@@ -41,8 +47,15 @@ def main() -> None:
     data = data_options(args, "cifar10")
     halves = [*data, *trial(args), "tasks.cifar10.data.batch_size=32"]
     backbone = train_on_two_cores("configs/cifar10_vit.py", args.work / "backbone", halves)
-    short = [*data, *(trial(args) or [f"train.steps={STEPS}"]), f"backbone.weights={backbone}", "train.reduction_range=(1, 6)"]
-    jobs = {(name, seed): args.work / f"recipe_{slug(name)}_seed{seed}" for name in RECIPES for seed in args.seeds}
+    short = [
+        *data,
+        *(trial(args) or [f"train.steps={STEPS}"]),
+        f"backbone.weights={backbone}",
+        "train.reduction_range=(1, 6)",
+    ]
+    jobs = {
+        (name, seed): args.work / f"recipe_{slug(name)}_seed{seed}" for name in RECIPES for seed in args.seeds
+    }
     options = [[*short, f"seed={seed}", *RECIPES[name]] for name, seed in jobs]
     train_side_by_side("configs/cifar10_vit_dtem.py", list(jobs.values()), options)
     runs = {name: [folder for (recipe, _), folder in jobs.items() if recipe == name] for name in RECIPES}
@@ -56,11 +69,15 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def compare(name: str, folders: list[Path], data: list[str], targets: Sequence[Target], *, suffix: str = "") -> dict[str, Any]:
+def compare(
+    name: str, folders: list[Path], data: list[str], targets: Sequence[Target], *, suffix: str = ""
+) -> dict[str, Any]:
     runs = [read_run(folder, "last", data) for folder in folders]
     [result] = sweep(runs, ["dtem" + suffix], targets, rounds=0)
     points = {f"{point.target:.0%}": percent(point, result.metric) for point in result.points}
-    gaps = {f"{target:.0%}": [round(divergence(run, target, suffix), 5) for run in runs] for target in targets}
+    gaps = {
+        f"{target:.0%}": [round(divergence(run, target, suffix), 5) for run in runs] for target in targets
+    }
     return {"name": name, "scores": points, "divergence": gaps}
 
 

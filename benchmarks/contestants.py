@@ -1,6 +1,7 @@
 """The models that are timed beside one another, on the same random weights.
 
-The authors' release and ToMe are read from where the caller keeps them; nothing of them is in this repository.
+The authors' release and ToMe are read from where the caller keeps them; nothing of them is in this
+repository.
 """
 
 import importlib
@@ -35,7 +36,11 @@ def unmerged(name: str) -> nn.Module:
 def ours(weights: nn.Module, name: str, *, policy: str, r: int, **policy_options: Any) -> MultiTaskModel:
     """Our model with the weights of timm's or of the release's."""
     backbone = build_backbone(name, policy=policy, reduction=r, **policy_options)
-    model = MultiTaskModel(backbone, {"imagenet": ClassificationTask(backbone, num_classes=CLASSES)}, OBJECTIVES.build("supervised"))
+    model = MultiTaskModel(
+        backbone,
+        {"imagenet": ClassificationTask(backbone, num_classes=CLASSES)},
+        OBJECTIVES.build("supervised"),
+    )
     load_weights(model, weights.state_dict())
     return model
 
@@ -79,18 +84,27 @@ def inference(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float
     return run
 
 
-def training_step(model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32, *, only: str = "") -> Callable[[], Tensor]:
-    """One call is a step: forward, backward, AdamW. only: part of the names of what is trained; `metric` is modular training."""
+def training_step(
+    model: nn.Module, images: Tensor, dtype: torch.dtype = torch.float32, *, only: str = ""
+) -> Callable[[], Tensor]:
+    """One call is a step: forward, backward, AdamW. only: part of the names of what is trained; `metric` is
+    modular training."""
     model.to(images.device).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(only in name)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=1e-4
+    )
     labels = torch.arange(len(images), device=images.device) % CLASSES
     batch = Batch("imagenet", images, ClassificationTargets(labels))
 
     def run() -> Tensor:
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            loss = model(batch).loss if isinstance(model, MultiTaskModel) else F.cross_entropy(model(images), labels)
+            loss = (
+                model(batch).loss
+                if isinstance(model, MultiTaskModel)
+                else F.cross_entropy(model(images), labels)
+            )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

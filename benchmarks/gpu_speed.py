@@ -1,8 +1,10 @@
-"""Images per second of inference or of a training step of all parameters, ours over timm's unmerged model, on a GPU.
+"""Images per second of inference or of a training step of all parameters, ours over timm's unmerged model, on
+a GPU.
 
 On a CPU, with a small --batch, it runs too; the tests do that.
 
-    python benchmarks/gpu_speed.py --what inference --precision bf16 --record benchmarks/records/gpu_inference_bf16.json
+    python benchmarks/gpu_speed.py --what inference --precision bf16 --record
+    benchmarks/records/gpu_inference_bf16.json
 """
 
 import argparse
@@ -16,7 +18,9 @@ STEPS = {"inference": inference, "training": training_step}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--what", choices=STEPS, required=True)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--model", default="deit_small_patch16_224")
@@ -31,14 +35,26 @@ def main() -> None:
     images = torch.randn(args.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(args.device)
     base = unmerged(args.model)
     models = {"timm": base} | {f"dtem r={r}": ours(base, args.model, policy="dtem", r=r) for r in args.r}
-    seconds = in_turns({name: STEPS[args.what](model, images, dtype) for name, model in models.items()}, args.repeats, warmup=3)
+    seconds = in_turns(
+        {name: STEPS[args.what](model, images, dtype) for name, model in models.items()},
+        args.repeats,
+        warmup=3,
+    )
     speed = {name: [args.batch / s for s in times] for name, times in seconds.items()}
     results = [
-        {"name": name, "ours": summary(speed[name]), "peer": summary(speed["timm"]), "ratio": ratio(speed[name], speed["timm"])}
+        {
+            "name": name,
+            "ours": summary(speed[name]),
+            "peer": summary(speed["timm"]),
+            "ratio": ratio(speed[name], speed["timm"]),
+        }
         for name in speed
         if name != "timm"
     ]
-    claim = f"{args.model}, batch {args.batch}, {args.precision}, {args.what}: images/s over timm's unmerged model"
+    claim = (
+        f"{args.model}, batch {args.batch}, {args.precision}, {args.what}: images/s over timm's "
+        "unmerged model"
+    )
     write_record(args.record, claim, results)
 
 

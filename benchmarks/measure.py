@@ -12,8 +12,11 @@ from typing import Any
 import torch
 
 
-def in_turns(runs: Mapping[str, Callable[[], object]], repeats: int, *, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of every call. The runs take turns, A B C A B C, so that whatever else the machine does meets all of them alike."""
+def in_turns(
+    runs: Mapping[str, Callable[[], object]], repeats: int, *, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of every call. The runs take turns, A B C A B C, so that whatever else the machine does meets
+    all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warmup + repeats):
         for name, run in runs.items():
@@ -33,7 +36,12 @@ def _now() -> float:
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    return {"median": round(median(values), 4), "min": round(min(values), 4), "max": round(max(values), 4), "n": len(values)}
+    return {
+        "median": round(median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "n": len(values),
+    }
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
@@ -42,7 +50,8 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str,
 
 
 def peak_memory(job: Callable[..., Callable[[], object]], *args: Any, steps: int = 2) -> int:
-    """Bytes that `steps` calls of job(*args)() add to the resident memory of a fresh process. `job` is a module-level function."""
+    """Bytes that `steps` calls of job(*args)() add to the resident memory of a fresh process. `job` is a
+    module-level function."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_added_memory, job, args, steps).result()
 

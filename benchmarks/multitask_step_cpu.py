@@ -1,6 +1,7 @@
 """What a step with several tasks costs, against the sum of the steps with one of them each.
 
-Whole optimizer steps of the training loop, on batches that are held in memory; all runs take turns in one process.
+Whole optimizer steps of the training loop, on batches that are held in memory; all runs take turns in one
+process.
 
     python benchmarks/multitask_step_cpu.py --data data/digits
 """
@@ -26,11 +27,16 @@ from pipeline.train.optim import phase_at, set_modes
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
 
-CLAIM = "a step that holds three tasks (digit scenes, 32 images of each, 1 thread) over the sum of those that hold one: at most 1.05"
+CLAIM = (
+    "a step that holds three tasks (digit scenes, 32 images of each, 1 thread) over the sum of "
+    "those that hold one: at most 1.05"
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="shards of digit scenes")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--record", default=ROOT / "benchmarks/records/multitask_step_cpu.json")
@@ -39,7 +45,9 @@ def main() -> None:
     options = [f"tasks.{task}.data.{split}={args.data}" for task in METRICS for split in ("train", "val")]
     with TemporaryDirectory() as folder:
         runs = {"together": step(CONFIG, [*options, f"output={folder}/run", "balancing.every=1000000"])}
-        runs["together, gradients measured in every step"] = step(CONFIG, [*options, f"output={folder}/run", "balancing.every=1"])
+        runs["together, gradients measured in every step"] = step(
+            CONFIG, [*options, f"output={folder}/run", "balancing.every=1"]
+        )
         for task in METRICS:
             runs[task] = step(alone(CONFIG, task, Path(folder), options), [f"output={folder}/run"])
     seconds = in_turns(runs, args.repeats, warmup=3)
@@ -47,7 +55,14 @@ def main() -> None:
     results = []
     for name in runs.keys() - METRICS.keys():
         own = seconds[name]
-        results.append({"name": f"seconds of a step: {name}", "ours": summary(own), "peer": summary(summed), "ratio": ratio(own, summed)})
+        results.append(
+            {
+                "name": f"seconds of a step: {name}",
+                "ours": summary(own),
+                "peer": summary(summed),
+                "ratio": ratio(own, summed),
+            }
+        )
     write_record(args.record, CLAIM, sorted(results, key=lambda result: result["name"]))
 
 
@@ -55,7 +70,9 @@ def step(config: str, options: list[str]) -> Callable[[], Tensor]:
     """One call takes one optimizer step; the gradient norm."""
     run = build_run(load_config(ROOT / config, options), "none")
     set_modes(run.engine.module, phase_at(0, run.config.train).trained)
-    streams: dict[str, Iterator[Batch]] = {name: repeat(next(iter(stream))) for name, stream in run.streams.items()}
+    streams: dict[str, Iterator[Batch]] = {
+        name: repeat(next(iter(stream))) for name, stream in run.streams.items()
+    }
     sums, watch = MetricSums(), Stopwatch()
 
     def one() -> Tensor:

@@ -24,16 +24,26 @@ _ABSOLUTE = re.compile(r"(^|=)(/.*)")
 
 
 def write_record(
-    path: str | Path, claim: str, results: list[dict[str, Any]], *, seeds: Sequence[int] = (0,), runs: Sequence[Path] = ()
+    path: str | Path,
+    claim: str,
+    results: list[dict[str, Any]],
+    *,
+    seeds: Sequence[int] = (0,),
+    runs: Sequence[Path] = (),
 ) -> None:
-    """Writes the record, and prints its results. runs: folders of the runs that were scored; the record has digests of their configs."""
+    """Writes the record, and prints its results. runs: folders of the runs that were scored; the record has
+    digests of their configs."""
     record = {
         "claim": claim,
         "command": shlex.join(["python", *(as_read(argument) for argument in sys.argv)]),
         "commit": _COMMIT if commit_of(ROOT) in (_COMMIT, _COMMIT + CHANGES) else _COMMIT + CHANGES,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": _hardware(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
         "digests": _digests(runs),
         "seeds": list(seeds),
         "results": results,
@@ -46,7 +56,8 @@ def write_record(
 
 
 def as_read(argument: str, root: Path = ROOT) -> str:
-    """An argument of a command as a reader of the repository would give it: no path in it is this machine's own."""
+    """An argument of a command as a reader of the repository would give it: no path in it is this
+    machine's own."""
     return _ABSOLUTE.sub(lambda found: found[1] + _as_read(PurePosixPath(found[2]), root), argument)
 
 
@@ -61,14 +72,17 @@ CHANGES = "+changes"
 
 
 def commit_of(root: Path) -> str:
-    """The commit that is checked out, `+changes` where any file that git does not ignore differs, but for records; or why it is unknown."""
+    """The commit that is checked out, `+changes` where any file that git does not ignore differs, but for
+    records; or why it is unknown."""
 
     def git(*arguments: str) -> str | None:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=all", "--", ":/", ":(top,exclude)benchmarks/records")
+    changed = git(
+        "status", "--porcelain", "--untracked-files=all", "--", ":/", ":(top,exclude)benchmarks/records"
+    )
     if commit is None or changed is None:
         return "unknown: no git checkout"
     return commit + (CHANGES if changed else "")
@@ -79,12 +93,15 @@ _COMMIT = commit_of(ROOT)
 
 
 def _digests(runs: Sequence[Path]) -> dict[str, Any]:
-    """sha256 of the lock, of the names and versions of all that is installed, and of the resolved config of each run."""
+    """sha256 of the lock, of the names and versions of all that is installed, and of the resolved config of
+    each run."""
     installed = sorted({f"{found.metadata['Name']}=={found.version}".lower() for found in distributions()})
     return {
         "lock": _sha256((ROOT / "requirements.lock").read_text()),
         "installed": _sha256("\n".join(installed)),
-        "configs": {run.name: _sha256((run / "config.json").read_text().replace(f"{ROOT}/", "")) for run in runs},
+        "configs": {
+            run.name: _sha256((run / "config.json").read_text().replace(f"{ROOT}/", "")) for run in runs
+        },
     }
 
 
@@ -93,7 +110,11 @@ def _sha256(text: str) -> str:
 
 
 def _hardware() -> dict[str, Any]:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),

@@ -1,7 +1,8 @@
 """Runs the scripts of this folder one after the other: `make bench`.
 
-As it is, each takes a short setting that shows that it runs, and its record goes to a new folder in runs/bench. With --record it takes
-hours, and benchmarks/records is written anew. What a script needs and this machine lacks is named, with the command for later.
+As it is, each takes a short setting that shows that it runs, and its record goes to a new folder in
+runs/bench. With --record it takes hours, and benchmarks/records is written anew. What a script needs and this
+machine lacks is named, with the command for later.
 
     python benchmarks/run_all.py
     python benchmarks/run_all.py --record --only inference_cpu training_step_cpu --release DTEM/deit.py
@@ -25,7 +26,8 @@ TRIAL = "--seeds 0 --steps 4"
 
 @dataclass(frozen=True)
 class Row:
-    """One record. arguments: of the record; short: follow them in a short run; peers: options that are passed on; needs: see `lacking`."""
+    """One record. arguments: of the record; short: follow them in a short run; peers: options that are passed
+    on; needs: see `lacking`."""
 
     name: str
     script: str
@@ -46,24 +48,82 @@ def _shards(name: str, train: int) -> str:
 
 CIFAR, SCENES, CAMVID = _shards("cifar10", 9), _shards("cifar_scenes", 6), _shards("camvid", 4)
 DIGITS = "--train data/digits --val data/digits"
-DIGITS_DTEM = f"{DIGITS} --start {WORK}/digits_multitask/together_seed0 --work {WORK}/digits_multitask_dtem_vs_tome"
+DIGITS_DTEM = (
+    f"{DIGITS} --start {WORK}/digits_multitask/together_seed0 --work {WORK}/digits_multitask_dtem_vs_tome"
+)
 CAMVID_DTEM = f"{CAMVID} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/camvid_dtem_vs_tome"
-SCENES_DTEM = f"{SCENES} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/scenes_captioning_dtem_vs_tome"
+SCENES_DTEM = (
+    f"{SCENES} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/scenes_captioning_dtem_vs_tome"
+)
 TABLE = (
     Row("inference_cpu", "inference_cpu.py", short="--repeats 2 --threads 2", peers=("release", "tome")),
-    Row("training_step_cpu", "training_step_cpu.py", short="--repeats 2", needs=("release",), peers=("release",)),
+    Row(
+        "training_step_cpu",
+        "training_step_cpu.py",
+        short="--repeats 2",
+        needs=("release",),
+        peers=("release",),
+    ),
     Row("segmentation_cpu", "segmentation_cpu.py", short="--repeats 2 --threads 2 --within 0.5"),
     Row("beam_search_cpu", "beam_search_cpu.py", short="--repeats 1 --length 8 --routes direct"),
-    Row("multitask_step_cpu", "multitask_step_cpu.py", "--data data/digits --repeats 60", "--repeats 5", ("digits",)),
-    Row("digits_multitask", "digits_multitask.py", f"{DIGITS} --work {WORK}/digits_multitask", TRIAL, ("digits",)),
+    Row(
+        "multitask_step_cpu",
+        "multitask_step_cpu.py",
+        "--data data/digits --repeats 60",
+        "--repeats 5",
+        ("digits",),
+    ),
+    Row(
+        "digits_multitask",
+        "digits_multitask.py",
+        f"{DIGITS} --work {WORK}/digits_multitask",
+        TRIAL,
+        ("digits",),
+    ),
     Row("digits_multitask_dtem_vs_tome", "digits_multitask_dtem_vs_tome.py", DIGITS_DTEM, TRIAL, ("digits",)),
-    Row("digits_multitask_dtem_vs_tome_even", "digits_multitask_dtem_vs_tome.py", f"{DIGITS_DTEM} --within 1", TRIAL, ("digits",)),
-    Row("cifar10_dtem_vs_tome", "cifar10_dtem_vs_tome.py", f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome", TRIAL, ("cifar10",)),
-    Row("cifar10_recipes", "cifar10_recipes.py", f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome --seeds 0", TRIAL, ("cifar10",)),
+    Row(
+        "digits_multitask_dtem_vs_tome_even",
+        "digits_multitask_dtem_vs_tome.py",
+        f"{DIGITS_DTEM} --within 1",
+        TRIAL,
+        ("digits",),
+    ),
+    Row(
+        "cifar10_dtem_vs_tome",
+        "cifar10_dtem_vs_tome.py",
+        f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome",
+        TRIAL,
+        ("cifar10",),
+    ),
+    Row(
+        "cifar10_recipes",
+        "cifar10_recipes.py",
+        f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome --seeds 0",
+        TRIAL,
+        ("cifar10",),
+    ),
     Row("camvid_dtem_vs_tome", "camvid_dtem_vs_tome.py", CAMVID_DTEM, TRIAL, ("camvid", "cifar10")),
-    Row("camvid_dtem_vs_tome_even", "camvid_dtem_vs_tome.py", f"{CAMVID_DTEM} --within 1", TRIAL, ("camvid", "cifar10")),
-    Row("camvid_unmerge", "camvid_unmerge.py", f"{CAMVID} --work {WORK}/camvid_dtem_vs_tome", TRIAL, ("camvid", "cifar10")),
-    Row("scenes_captioning_dtem_vs_tome", "scenes_captioning_dtem_vs_tome.py", SCENES_DTEM, TRIAL, ("cifar_scenes", "cifar10")),
+    Row(
+        "camvid_dtem_vs_tome_even",
+        "camvid_dtem_vs_tome.py",
+        f"{CAMVID_DTEM} --within 1",
+        TRIAL,
+        ("camvid", "cifar10"),
+    ),
+    Row(
+        "camvid_unmerge",
+        "camvid_unmerge.py",
+        f"{CAMVID} --work {WORK}/camvid_dtem_vs_tome",
+        TRIAL,
+        ("camvid", "cifar10"),
+    ),
+    Row(
+        "scenes_captioning_dtem_vs_tome",
+        "scenes_captioning_dtem_vs_tome.py",
+        SCENES_DTEM,
+        TRIAL,
+        ("cifar_scenes", "cifar10"),
+    ),
     Row("gpu_inference_fp32", "gpu_speed.py", "--what inference --precision fp32", "--repeats 5", ("cuda",)),
     Row("gpu_inference_bf16", "gpu_speed.py", "--what inference --precision bf16", "--repeats 5", ("cuda",)),
     Row("gpu_training_fp32", "gpu_speed.py", "--what training --precision fp32", "--repeats 5", ("cuda",)),
@@ -74,9 +134,19 @@ MADE = {"digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="full settings; benchmarks/records is written anew")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[row.name for row in TABLE], help="records to make; default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="full settings; benchmarks/records is written anew"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=[row.name for row in TABLE],
+        help="records to make; default: all",
+    )
     parser.add_argument("--release", help="the authors' file with patch_deit")
     parser.add_argument("--tome", help="the folder that holds the authors' package tome")
     args = parser.parse_args()
@@ -101,16 +171,23 @@ def run_all(rows: list[Row], work: Path, records: Path, *, short: bool, peers: d
         command = row.command(work, record, short=short, peers=peers)
         print(f"[{place}/{len(rows)}]  {shlex.join(command)}", flush=True)
         started = time.monotonic()
-        done = all(run(step, on_gpu="cuda" in row.needs) for step in [*preparation(row), [sys.executable, *command[1:]]])
+        done = all(
+            run(step, on_gpu="cuda" in row.needs)
+            for step in [*preparation(row), [sys.executable, *command[1:]]]
+        )
         failed |= not done
         minutes = (time.monotonic() - started) / 60
-        lines.append(f"  {'done   ' if done else 'FAILED '}  {row.name}: {minutes:.1f} min{f', {record}' if done else ''}")
+        lines.append(
+            f"  {'done   ' if done else 'FAILED '}  {row.name}: {minutes:.1f} "
+            f"min{f', {record}' if done else ''}"
+        )
     print("\n".join(["", "bench:", *lines]))
     return int(failed)
 
 
 def lacking(row: Row, peers: dict[str, str]) -> str:
-    """What of the row's needs this machine does not have, in words; empty where all is there or can be made."""
+    """What of the row's needs this machine does not have, in words; empty where all is there or can be
+    made."""
     reasons = []
     for need in row.needs:
         if need == "cuda":
@@ -126,14 +203,22 @@ def lacking(row: Row, peers: dict[str, str]) -> str:
 
 def preparation(row: Row) -> list[list[str]]:
     """Commands that make what the row needs."""
-    missing = [need for need in row.needs if need in MADE and not (ROOT / "data" / need / "manifest.json").exists()]
+    missing = [
+        need for need in row.needs if need in MADE and not (ROOT / "data" / need / "manifest.json").exists()
+    ]
     return [[str(Path(sys.executable).parent / "dtem"), *MADE[need]] for need in missing]
 
 
 def run(command: list[str], *, on_gpu: bool) -> bool:
-    """Whether it ended well. What is measured on the CPU sees no GPU, and one thread per process unless the script says otherwise."""
+    """Whether it ended well. What is measured on the CPU sees no GPU, and one thread per process unless the
+    script says otherwise."""
     hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ, **hidden}, check=False).returncode == 0
+    return (
+        subprocess.run(
+            command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ, **hidden}, check=False
+        ).returncode
+        == 0
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The stages of a comparison of merge policies: runs of this project's own commands, kept in a folder, and their scores."""
+"""The stages of a comparison of merge policies: runs of this project's own commands, kept in a folder, and
+their scores."""
 
 import argparse
 import json
@@ -22,23 +23,40 @@ POLICIES = ("random", "tome", "dtem_untrained", "dtem")
 
 def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     """name: of the record, and of the folder of its runs."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", required=True, help="training shards: folder, brace pattern or URL")
     parser.add_argument("--val", required=True, help="shards to report on")
-    parser.add_argument("--work", type=Path, default=Path("runs") / name, help="folder of the runs; finished ones are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs") / name, help="folder of the runs; finished ones are kept"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="of every run, for a trial of the script; a record has its configs'")
+    parser.add_argument(
+        "--steps", type=int, help="of every run, for a trial of the script; a record has its configs'"
+    )
     parser.add_argument("--record", type=Path, default=ROOT / f"benchmarks/records/{name}.json")
     return parser
 
 
 def data_options(args: argparse.Namespace, *tasks: str) -> list[str]:
-    return [f"tasks.{task}.data.{split}={getattr(args, split)}" for task in tasks for split in ("train", "val")]
+    return [
+        f"tasks.{task}.data.{split}={getattr(args, split)}" for task in tasks for split in ("train", "val")
+    ]
 
 
 def trial(args: argparse.Namespace) -> list[str]:
     """Options of a short run; fp32, as many CPUs have no bf16 and are slow at it."""
-    return [] if args.steps is None else [f"train.steps={args.steps}", "train.epochs=None", "optim.warmup_steps=1", "engine.precision=fp32"]
+    return (
+        []
+        if args.steps is None
+        else [
+            f"train.steps={args.steps}",
+            "train.epochs=None",
+            "optim.warmup_steps=1",
+            "engine.precision=fp32",
+        ]
+    )
 
 
 def shown(args: argparse.Namespace, targets: Sequence[Target]) -> Sequence[Target]:
@@ -52,8 +70,11 @@ def train_on_two_cores(config: str, folder: Path, options: list[str]) -> Path:
     return _train(launcher, config, folder, [*options, "engine.type=deepspeed"])
 
 
-def train_side_by_side(config: str | Sequence[str], folders: Sequence[Path], options: Sequence[list[str]]) -> list[Path]:
-    """Runs of one process each, two at a time; config: of all, or one for each; options: what each changes in it."""
+def train_side_by_side(
+    config: str | Sequence[str], folders: Sequence[Path], options: Sequence[list[str]]
+) -> list[Path]:
+    """Runs of one process each, two at a time; config: of all, or one for each; options: what each changes
+    in it."""
     configs = [config] * len(folders) if isinstance(config, str) else config
 
     def train_one(own: str, folder: Path, changed: list[str]) -> Path:
@@ -82,7 +103,9 @@ def alone(config: str, task: str, folder: Path, options: Sequence[str]) -> str:
 def _train(command: list[str], config: str, folder: Path, options: list[str]) -> Path:
     """The folder of the finished run; a run that was finished before only confirms that."""
     folder = folder.resolve()
-    subprocess.run([*command, "--config", config, "--cfg-options", f"output={folder}", *options], cwd=ROOT, check=True)
+    subprocess.run(
+        [*command, "--config", config, "--cfg-options", f"output={folder}", *options], cwd=ROOT, check=True
+    )
     return folder
 
 
@@ -100,11 +123,19 @@ def record_sweep(
 ) -> None:
     """Sweeps all policies over the runs (seeds of one setup) and writes table, plot and record.
 
-    name: of a point, with {} for its target. merged, within: see `launch.points.sweep`. metrics: what is recorded, one result for each
-    task, point and metric; by default the one that a task ranks by. All times 100.
+    name: of a point, with {} for its target. merged, within: see `launch.points.sweep`. metrics: what is
+    recorded, one result for each task, point and metric; by default the one that a task ranks by. All times
+    100.
     """
     targets, rounds = shown(args, targets), 5 if args.steps is None else 1
-    results = sweep([read_run(run, "last", data) for run in runs], POLICIES, targets, merged=merged, within=within, rounds=rounds)
+    results = sweep(
+        [read_run(run, "last", data) for run in runs],
+        POLICIES,
+        targets,
+        merged=merged,
+        within=within,
+        rounds=rounds,
+    )
     print_sweep(results)
     print("wrote", *write_sweep(results, args.work / "sweep"))
     several = len(results) > 1
@@ -127,8 +158,15 @@ def _point(result: Sweep, target: Target, name: str, metric: str) -> dict[str, A
         policy: {"reduction": list(point.schedule), "macs_ratio": round(point.macs / result.whole.macs, 4)}
         for policy, point in points.items()
     }
-    scores = {"none": percent(result.whole, metric)} | {policy: percent(point, metric) for policy, point in points.items()}
-    return {"name": f"{metric}, {name.format(f'{target:.0%}')}", **own["dtem"], "scores": scores, "policies": own}
+    scores = {"none": percent(result.whole, metric)} | {
+        policy: percent(point, metric) for policy, point in points.items()
+    }
+    return {
+        "name": f"{metric}, {name.format(f'{target:.0%}')}",
+        **own["dtem"],
+        "scores": scores,
+        "policies": own,
+    }
 
 
 def scores_of(run: Path, task: str) -> dict[str, float]:

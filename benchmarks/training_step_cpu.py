@@ -1,6 +1,6 @@
 """Time and peak memory of a modular training step on the CPU, against the authors' release.
 
-    python benchmarks/training_step_cpu.py --release DTEM/deit.py
+python benchmarks/training_step_cpu.py --release DTEM/deit.py
 """
 
 import argparse
@@ -25,7 +25,9 @@ def step(variant: str, model: str, batch: int, r: int, path: str) -> Callable[[]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="deit_small_patch16_224")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--r", type=int, default=16)
@@ -42,19 +44,26 @@ def main() -> None:
     seconds = in_turns({name: step(name, *common) for name in names}, args.repeats)
     results = []
     for name in VARIANTS:
-        results.append({
-            "name": f"seconds of a step, dtem {name}",
-            "ours": summary(seconds[name]),
-            "peer": summary(seconds["release"]),
-            "ratio": ratio(seconds[name], seconds["release"]),
-        })
-        results.append({
-            "name": f"MiB added at the peak of a step, dtem {name}",
-            "ours": summary([mebibytes[name]]),
-            "peer": summary([mebibytes["release"]]),
-            "ratio": ratio([mebibytes[name]], [mebibytes["release"]]),
-        })
-    claim = f"{args.model}, batch {args.batch}, r={args.r}, fp32, {args.threads} threads: modular step, ours over the release's"
+        results.append(
+            {
+                "name": f"seconds of a step, dtem {name}",
+                "ours": summary(seconds[name]),
+                "peer": summary(seconds["release"]),
+                "ratio": ratio(seconds[name], seconds["release"]),
+            }
+        )
+        results.append(
+            {
+                "name": f"MiB added at the peak of a step, dtem {name}",
+                "ours": summary([mebibytes[name]]),
+                "peer": summary([mebibytes["release"]]),
+                "ratio": ratio([mebibytes[name]], [mebibytes["release"]]),
+            }
+        )
+    claim = (
+        f"{args.model}, batch {args.batch}, r={args.r}, fp32, {args.threads} threads: modular step, "
+        "ours over the release's"
+    )
     write_record(args.record, claim, results)
 
 

@@ -1,17 +1,21 @@
-"""Segmenter with a ViT-Small of 16x16 patches on ADE20K, unmerged: Seg-S-Mask/16, the paper's model, which DTEM then starts from.
+"""Segmenter with a ViT-Small of 16x16 patches on ADE20K, unmerged: Seg-S-Mask/16, the paper's model, which
+DTEM then starts from.
 
 data       dtem shards make ade20k PATH/TO/ADEChallengeData2016 data/ade20k
 command    deepspeed --num_gpus 8 launch/train.py --config configs/ade20k_segmenter_vit_small.py
 source     arXiv 2105.05633 and MMSegmentation's segmenter_vit-s_mask_8xb1-160k_ade20k-512x512
 differs    AdamW (1e-4, decay by layers, cosine) where both have SGD (1e-3, polynomial), and clipped gradients
 hardware   8 GPUs for the usual batch of 8
-expected   to be measured; 45.3 mIoU by Segmenter's own code (arXiv 2105.05633, README), 46.2 by MMSegmentation's (both: SGD, 160k steps)
+expected   to be measured; 45.3 mIoU by Segmenter's own code (arXiv 2105.05633, README), 46.2 by
+           MMSegmentation's (both: SGD, 160k steps)
 
 Windows overlap by 32 pixels, as in MMSegmentation.
 """
 
 _base_ = ["_base_/task/ade20k.py", "_base_/engine/deepspeed.py"]
-backbone = dict(name="vit_small_patch16_384.augreg_in21k_ft_in1k", pretrained=True, img_size=512, drop_path=0.1)
+backbone = dict(
+    name="vit_small_patch16_384.augreg_in21k_ft_in1k", pretrained=True, img_size=512, drop_path=0.1
+)
 tasks = dict(
     ade20k=dict(
         head=dict(

@@ -1,4 +1,5 @@
-"""DTEM on a frozen Seg-S-Mask/16, the paper's setting for segmentation, by this project's own recipe: prices of merges.
+"""DTEM on a frozen Seg-S-Mask/16, the paper's setting for segmentation, by this project's own recipe: prices
+of merges.
 
 data       the run of configs/ade20k_segmenter_vit_small.py
 command    deepspeed --num_gpus 8 launch/train.py --config configs/ade20k_segmenter_vit_small_dtem.py
@@ -9,8 +10,8 @@ hardware   8 GPUs for a batch of 8
 expected   to be measured; the unmerged model's mIoU, which merging approaches from below
            43 tokens per block merge half of a window's 1024 patches, at 72 % of the encoder's MACs
 
-For the paper's recipe, replace _base_/merging/dtem.py by dtem_paper.py. `tasks.ade20k.head.merged_decoder=true` lets the decoder read the
-merged tokens as well.
+For the paper's recipe, replace _base_/merging/dtem.py by dtem_paper.py.
+`tasks.ade20k.head.merged_decoder=true` lets the decoder read the merged tokens as well.
 """
 
 _base_ = ["ade20k_segmenter_vit_small.py", "_base_/merging/dtem.py"]

@@ -1,19 +1,25 @@
-"""UPerNet on four taps of a ViT-Base, trained on ADE20K while its tokens merge: backbone, heads and embeddings learn together.
+"""UPerNet on four taps of a ViT-Base, trained on ADE20K while its tokens merge: backbone, heads and
+embeddings learn together.
 
 data       dtem shards make ade20k PATH/TO/ADEChallengeData2016 data/ade20k
 command    deepspeed --num_gpus 8 launch/train.py --config configs/ade20k_upernet_vit_base_dtem.py
 then       dtem sweep runs/ade20k_upernet_vit_base_dtem
-source     MMSegmentation's vit_vit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512: heads, AdamW's rates, warm-up, steps, batch
-differs    weights of 384 pixels, and pixels as these weights want them, where it has ImageNet's mean and std for all; cosine for its
-           straight line to 0; clipped gradients; merging, with the embeddings trained in turn
+source     MMSegmentation's vit_vit-b16-ln_mln_upernet_8xb2-160k_ade20k-512x512: heads, AdamW's rates,
+           warm-up, steps, batch
+differs    weights of 384 pixels, and pixels as these weights want them, where it has ImageNet's mean and std
+           for all; cosine for its straight line to 0; clipped gradients; merging, with the embeddings trained
+           in turn
 hardware   8 GPUs for the usual batch of 16; memory not measured
 expected   to be measured; unmerged: 47.7 mIoU (MMSegmentation, ViT-B + LN + MLN, 160k steps)
 
-Neck and heads are MMSegmentation's own dicts. Every tap is unmerged by its own source map; only the last one is normed.
+Neck and heads are MMSegmentation's own dicts. Every tap is unmerged by its own source map; only the last one
+is normed.
 """
 
 _base_ = ["_base_/merging/dtem.py", "_base_/task/ade20k.py", "_base_/engine/deepspeed.py"]
-backbone = dict(name="vit_base_patch16_384.augreg_in21k_ft_in1k", pretrained=True, img_size=512, drop_path=0.1)
+backbone = dict(
+    name="vit_base_patch16_384.augreg_in21k_ft_in1k", pretrained=True, img_size=512, drop_path=0.1
+)
 merging = dict(reduction=43)
 tasks = dict(
     ade20k=dict(

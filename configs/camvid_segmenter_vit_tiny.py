@@ -1,15 +1,16 @@
-"""Segmenter with a ViT of 1.4 M parameters on CamVid at a third of its size, unmerged: what camvid_segmenter_vit_tiny_dtem.py freezes.
+"""Segmenter with a ViT of 1.4 M parameters on CamVid at a third of its size, unmerged: what
+camvid_segmenter_vit_tiny_dtem.py freezes.
 
 data       CamVid as shards in data/camvid (dtem shards make camvid PATH data/camvid)
 start      the ViT of cifar10_vit.py; without it: --cfg-options backbone.weights=None
-command    dtem train --config configs/camvid_segmenter_vit_tiny.py
-           or, on both cores: deepspeed --num_accelerators 2 launch/train.py --config configs/camvid_segmenter_vit_tiny.py \
+command    dtem train --config configs/camvid_segmenter_vit_tiny.py or, on both cores: deepspeed
+           --num_accelerators 2 launch/train.py --config configs/camvid_segmenter_vit_tiny.py \
                --cfg-options engine.type=deepspeed tasks.camvid.data.batch_size=8
 hardware   2 CPU cores, about half an hour
 expected   benchmarks/records/camvid_dtem_vs_tome.json, the unmerged score
 
-360x480 become 120x160: 15x20 patches of 8 pixels, a whole frame is one input, so that what is learned about the place of sky and road holds
-in evaluation.
+360x480 become 120x160: 15x20 patches of 8 pixels, a whole frame is one input, so that what is learned about
+the place of sky and road holds in evaluation.
 """
 
 _base_ = ["_base_/backbone/cifar_vit.py", "_base_/task/camvid.py", "_base_/engine/local_cpu.py"]

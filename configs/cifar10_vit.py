@@ -7,7 +7,8 @@ command    dtem train --config configs/cifar10_vit.py
 hardware   2 CPU cores, about ten minutes
 expected   benchmarks/records/cifar10_dtem_vs_tome.json, the unmerged score
 
-Patches of 8 pixels: with smaller ones merging costs so little until half the MACs are gone that comparisons compare noise (docs/log.md).
+Patches of 8 pixels: with smaller ones merging costs so little until half the MACs are gone that comparisons
+compare noise (docs/log.md).
 """
 
 _base_ = ["_base_/backbone/cifar_vit.py", "_base_/task/cifar10.py", "_base_/engine/local_cpu.py"]

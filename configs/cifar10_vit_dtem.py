@@ -3,7 +3,8 @@
 command    dtem train --config configs/cifar10_vit_dtem.py      (after configs/cifar10_vit.py)
 then       dtem sweep runs/cifar10_vit_dtem
 hardware   1 CPU core, about a minute
-expected   benchmarks/records/cifar10_dtem_vs_tome.json; the choice of recipe: benchmarks/records/cifar10_recipes.json
+expected   benchmarks/records/cifar10_dtem_vs_tome.json; the choice of recipe:
+           benchmarks/records/cifar10_recipes.json
 """
 
 _base_ = ["cifar10_vit.py", "_base_/merging/dtem.py"]

@@ -1,4 +1,5 @@
-"""All the machinery in a few seconds on a CPU: soft merging, alternation, evaluation, a checkpoint. Learns nothing.
+"""All the machinery in a few seconds on a CPU: soft merging, alternation, evaluation, a checkpoint. Learns
+nothing.
 
 data       dtem shards make digit_scenes data/digits
 command    dtem train --config configs/debug_cpu.py

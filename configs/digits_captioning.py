@@ -1,4 +1,5 @@
-"""Sentences about digit scenes: a small ViT, a small decoder that looks at its merged tokens, and DTEM learn together, in one command.
+"""Sentences about digit scenes: a small ViT, a small decoder that looks at its merged tokens, and DTEM learn
+together, in one command.
 
 data       dtem shards make digit_scenes data/digits --train 12000
 command    dtem train --config configs/digits_captioning.py

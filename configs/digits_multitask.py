@@ -1,4 +1,5 @@
-"""One ViT learns from digit scenes the largest digit, a sentence and every pixel's digit, together: the first half of `make demo`.
+"""One ViT learns from digit scenes the largest digit, a sentence and every pixel's digit, together: the first
+half of `make demo`.
 
 data       dtem shards make digit_scenes data/digits --train 12000
 command    make demo, or: dtem train --config configs/digits_multitask.py

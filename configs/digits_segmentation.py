@@ -1,11 +1,14 @@
-"""Which pixels are which digit's ink: Segmenter's decoder on the ViT of digits_vit.py, and DTEM, learn together.
+"""Which pixels are which digit's ink: Segmenter's decoder on the ViT of digits_vit.py, and DTEM, learn
+together.
 
 data       dtem shards make digit_scenes data/digits --train 12000
-start      dtem train --config configs/digits_vit.py; without it: --cfg-options backbone.weights=None, and many more steps
+start      dtem train --config configs/digits_vit.py; without it: --cfg-options backbone.weights=None, and
+           many more steps
 command    dtem train --config configs/digits_segmentation.py
 then       dtem sweep runs/digits_segmentation; dtem visualise runs/digits_segmentation
 hardware   1 CPU core, about 3 minutes
-expected   mIoU 39.3 % on the 500 validation scenes (one run); nine pixels of ten are ground, so read mIoU, not aAcc
+expected   mIoU 39.3 % on the 500 validation scenes (one run); nine pixels of ten are ground, so read mIoU,
+           not aAcc
 """
 
 _base_ = [
@@ -28,7 +31,9 @@ tasks = dict(
                 embed_dims=64,
                 drop_path_rate=0.0,
                 dropout_ratio=0.0,
-                loss_decode=dict(type="CrossEntropyLoss", class_weight=[0.2] + [1.0] * 10),  # nine pixels of ten are ground
+                loss_decode=dict(
+                    type="CrossEntropyLoss", class_weight=[0.2] + [1.0] * 10
+                ),  # nine pixels of ten are ground
             )
         ),
         data=dict(batch_size=32),

@@ -1,4 +1,5 @@
-"""DTEM on a frozen DeiT-Small, by this project's own recipe: prices of merges, any reduction from one training.
+"""DTEM on a frozen DeiT-Small, by this project's own recipe: prices of merges, any reduction from one
+training.
 
 command    deepspeed --num_gpus 8 launch/train.py --config configs/imagenet_deit_small_dtem_merge_cost.py
 then       dtem sweep runs/imagenet_deit_small_dtem_merge_cost

@@ -2,9 +2,11 @@
 
 command    deepspeed --num_gpus 8 launch/train.py --config configs/imagenet_deit_tiny_dtem_modular.py
 then       dtem sweep runs/imagenet_deit_tiny_dtem_modular
-source     training on frozen weights: DTEM, arXiv 2412.10569; what images undergo: see _base_/task/imagenet.py
+source     training on frozen weights: DTEM, arXiv 2412.10569; what images undergo: see
+           _base_/task/imagenet.py
 differs    the rates that the paper does not give are ours (_base_/schedule/)
-hardware   8 GPUs for the paper's global batch of 1024; memory not measured: on small ones, halve batch_size and double accumulation
+hardware   8 GPUs for the paper's global batch of 1024; memory not measured: on small ones, halve batch_size
+           and double accumulation
 expected   no published figure for this setting that we could check; merged: to be measured
            unmerged: 72.2 top-1 (DeiT, arXiv 2012.12877), which merging approaches from below
 """

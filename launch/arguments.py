@@ -1,4 +1,5 @@
-"""What the commands that start from a trained run have in common. Imports nothing heavy, so that `--help` answers at once."""
+"""What the commands that start from a trained run have in common. Imports nothing heavy, so that `--help`
+answers at once."""
 
 import argparse
 
@@ -6,7 +7,12 @@ import argparse
 def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     nargs = "+" if several else None
     parser.add_argument("run", metavar="RUN", nargs=nargs, help="folder of a run, or of one checkpoint")
-    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), last, or a name such as step_00000500")
+    parser.add_argument(
+        "--checkpoint",
+        default="best",
+        metavar="NAME",
+        help="best (default), last, or a name such as step_00000500",
+    )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -22,7 +28,10 @@ def add_tasks_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_split_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--split", default="val", metavar="NAME", help="val (default), train, test, or another split that the shards' manifest names"
+        "--split",
+        default="val",
+        metavar="NAME",
+        help="val (default), train, test, or another split that the shards' manifest names",
     )
 
 
@@ -35,7 +44,9 @@ def fractions(text: str) -> list[float]:
     """`0.7,0.5` as a list of shares."""
     values = [float(part) for part in names(text)]
     if not values or not all(0 < value < 1 for value in values):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of fractions in (0, 1), such as 0.7,0.5,0.3")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a list of fractions in (0, 1), such as 0.7,0.5,0.3"
+        )
     return values
 
 

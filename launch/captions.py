@@ -13,8 +13,11 @@ from pipeline.model import MultiTaskModel
 
 
 @torch.no_grad()
-def write_captions(model: MultiTaskModel, batch: Batch, reductions: Sequence[ReductionSpec | None]) -> list[Panel]:
-    """References and generated captions of a batch of one image, unmerged and for each reduction (None: the model's own)."""
+def write_captions(
+    model: MultiTaskModel, batch: Batch, reductions: Sequence[ReductionSpec | None]
+) -> list[Panel]:
+    """References and generated captions of a batch of one image, unmerged and for each reduction (None: the
+    model's own)."""
     task: Any = model.tasks[batch.task]
     panels = [Panel(batch.targets.references[0], "references")]
     for reduction in (0, *(spec for spec in reductions if spec != 0)):

@@ -13,9 +13,11 @@ from pipeline.model import MultiTaskModel
 
 
 @torch.no_grad()
-def write_classes(model: MultiTaskModel, batch: Batch, reductions: Sequence[ReductionSpec | None], classes: Sequence[str]) -> Panel:
-    """The class of a batch of one image, and the predicted ones with their probabilities, unmerged and for each reduction (None: the
-    task's own). classes: their names."""
+def write_classes(
+    model: MultiTaskModel, batch: Batch, reductions: Sequence[ReductionSpec | None], classes: Sequence[str]
+) -> Panel:
+    """The class of a batch of one image, and the predicted ones with their probabilities, unmerged and for
+    each reduction (None: the task's own). classes: their names."""
     task: Any = model.tasks[batch.task]
     lines = [f"right: {_name(int(batch.targets.labels[0]), classes)}"]
     for reduction in (0, *(spec for spec in reductions if spec != 0)):

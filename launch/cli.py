@@ -1,7 +1,7 @@
 """The `dtem` command: finds the subcommand, and turns the user's mistakes into one message and exit code 2.
 
-Each subcommand is a module of this folder with `add_parser(subparsers)` and `run(args) -> int`. They import torch inside `run`, so
-that `--help` answers at once.
+Each subcommand is a module of this folder with `add_parser(subparsers)` and `run(args) -> int`. They import
+torch inside `run`, so that `--help` answers at once.
 """
 
 import argparse
@@ -14,7 +14,9 @@ COMMANDS = ("train", "evaluate", "sweep", "visualise", "export", "shards", "doct
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dtem", description="Vision Transformers made cheap by learned token merging.")
+    parser = argparse.ArgumentParser(
+        prog="dtem", description="Vision Transformers made cheap by learned token merging."
+    )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         _module(command).add_parser(subparsers)
@@ -22,7 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 130 interrupted."""
+    """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 130
+    interrupted."""
     args = build_parser().parse_args(argv)
     try:
         return _module(args.command).run(args)

@@ -16,7 +16,8 @@ from typing import Literal
 DISTRIBUTION = "dtem-pipeline"
 GIB = 1 << 30
 STALE_LOCK_SECONDS = 600
-"""Compiling DeepSpeed's CPU operator takes a minute; a lock that is older belongs to a build that was killed."""
+"""Compiling DeepSpeed's CPU operator takes a minute; a lock that is older belongs to a build that was
+killed."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ def add_parser(subparsers) -> None:
         epilog="example: dtem doctor --shards data/digits",
     )
     parser.add_argument(
-        "--shards", metavar="PATH", action="append", default=[], help="also check that these shards have a manifest that fits"
+        "--shards",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="also check that these shards have a manifest that fits",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
@@ -74,7 +79,10 @@ def table(findings: Iterable[Finding]) -> Iterator[str]:
 def check_python() -> Iterator[Finding]:
     from packaging.specifiers import SpecifierSet
 
-    version, wanted = ".".join(map(str, sys.version_info[:3])), metadata.metadata(DISTRIBUTION)["Requires-Python"]
+    version, wanted = (
+        ".".join(map(str, sys.version_info[:3])),
+        metadata.metadata(DISTRIBUTION)["Requires-Python"],
+    )
     fits = version in SpecifierSet(wanted)
     way_out = "" if fits else f"needs {wanted}: make clean install PYTHON=python3.11"
     yield Finding("python", "ok" if fits else "missing", f"{version} ({sys.executable})", way_out)
@@ -94,20 +102,38 @@ def check_packages() -> Iterator[Finding]:
             yield Finding(need.name, "missing", f"needs {need.specifier or 'any version'}", "make install")
             continue
         fits = need.specifier.contains(version, prereleases=True)
-        yield Finding(need.name, "ok" if fits else "missing", version, "" if fits else f"needs {need.specifier}: make install")
+        yield Finding(
+            need.name,
+            "ok" if fits else "missing",
+            version,
+            "" if fits else f"needs {need.specifier}: make install",
+        )
 
 
 def check_imports() -> Iterator[Finding]:
-    """The fragile packages, each in a process of its own, so that a crash or a hang there is a finding here."""
+    """The fragile packages, each in a process of its own, so that a crash or a hang there is a finding
+    here."""
     slim = "on a slim image: apt-get install libgl1 libglib2.0-0"
-    for statement, hint in {"import deepspeed": "make install", "import mmseg.models": slim, "import open_clip": "make install"}.items():
+    for statement, hint in {
+        "import deepspeed": "make install",
+        "import mmseg.models": slim,
+        "import open_clip": "make install",
+    }.items():
         try:
-            done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, timeout=180)
+            done = subprocess.run(
+                [sys.executable, "-c", statement], capture_output=True, text=True, timeout=180
+            )
         except subprocess.TimeoutExpired:
-            yield Finding(statement, "missing", "no answer in 180 s", "look for a stale lock below, or a slow disk")
+            yield Finding(
+                statement, "missing", "no answer in 180 s", "look for a stale lock below, or a slow disk"
+            )
             continue
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        yield Finding(statement, "missing", last, hint) if done.returncode else Finding(statement, "ok", "works")
+        yield (
+            Finding(statement, "missing", last, hint)
+            if done.returncode
+            else Finding(statement, "ok", "works")
+        )
 
 
 def check_mm_families() -> Iterator[Finding]:
@@ -115,7 +141,10 @@ def check_mm_families() -> Iterator[Finding]:
         rivals = [d for d in (name, f"{name}-lite", f"onedl-{name}") if _installed(d)]
         if len(rivals) > 1:
             yield Finding(
-                name, "warn", f"{' and '.join(rivals)} overwrite each other's files", f"pip uninstall {' '.join(rivals)}, then make install"
+                name,
+                "warn",
+                f"{' and '.join(rivals)} overwrite each other's files",
+                f"pip uninstall {' '.join(rivals)}, then make install",
             )
 
 
@@ -136,7 +165,12 @@ def check_device() -> Iterator[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        yield Finding("gpu", "warn", "none that torch can use; everything runs on the CPU, slowly", "check the driver with nvidia-smi")
+        yield Finding(
+            "gpu",
+            "warn",
+            "none that torch can use; everything runs on the CPU, slowly",
+            "check the driver with nvidia-smi",
+        )
         fast = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
         yield Finding(
             "bf16",
@@ -148,21 +182,34 @@ def check_device() -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
-        yield Finding(f"gpu {index}", "ok", f"{card.name}, {card.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}")
+        yield Finding(
+            f"gpu {index}", "ok", f"{card.name}, {card.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}"
+        )
     fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    yield Finding("bf16", "ok" if fast else "warn", "in hardware" if fast else "not in hardware", "" if fast else "engine.precision=fp32")
+    yield Finding(
+        "bf16",
+        "ok" if fast else "warn",
+        "in hardware" if fast else "not in hardware",
+        "" if fast else "engine.precision=fp32",
+    )
     yield Finding("attention kernels", "ok", _attention_kernels("cuda", torch.bfloat16))
 
 
 def _attention_kernels(device: str, dtype) -> str:
-    """Kernels of scaled_dot_product_attention that run here, without a bias and with the one of proportional attention."""
+    """Kernels of scaled_dot_product_attention that run here, without a bias and with the one of proportional
+    attention."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     query = torch.zeros(1, 2, 64, 64, device=device, dtype=dtype)
     bias = torch.zeros(1, 1, 1, 64, device=device, dtype=dtype).expand(1, 1, 64, 64)
     runs: dict[str, list[str]] = {"plain": [], "with sizes": []}
-    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):
+    for kernel in (
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ):
         for case, mask in zip(runs, (None, bias), strict=True):
             try:
                 with sdpa_kernel(kernel):
@@ -178,15 +225,32 @@ def check_machine() -> Iterator[Finding]:
 
     cores, threads = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "not set")
     yield Finding("cpu", "ok", f"{cores} cores, OMP_NUM_THREADS {threads}")
-    yield _enough("memory", psutil.virtual_memory().available, 4, "close other programs, or lower data.batch_size and data.workers")
-    yield _enough("disk", shutil.disk_usage(".").free, 10, "shards, checkpoints and the environment need room here")
+    yield _enough(
+        "memory",
+        psutil.virtual_memory().available,
+        4,
+        "close other programs, or lower data.batch_size and data.workers",
+    )
+    yield _enough(
+        "disk", shutil.disk_usage(".").free, 10, "shards, checkpoints and the environment need room here"
+    )
     if Path("/dev/shm").exists():
-        yield _enough("/dev/shm", shutil.disk_usage("/dev/shm").total, 1, "in a container: docker run --shm-size=8g (or data.workers=0)")
+        yield _enough(
+            "/dev/shm",
+            shutil.disk_usage("/dev/shm").total,
+            1,
+            "in a container: docker run --shm-size=8g (or data.workers=0)",
+        )
 
 
 def _enough(name: str, size: int, least: int, way_out: str) -> Finding:
     fits = size >= least * GIB
-    return Finding(name, "ok" if fits else "warn", f"{size / GIB:.1f} GiB", "" if fits else f"less than {least} GiB: {way_out}")
+    return Finding(
+        name,
+        "ok" if fits else "warn",
+        f"{size / GIB:.1f} GiB",
+        "" if fits else f"less than {least} GiB: {way_out}",
+    )
 
 
 def check_compiler() -> Iterator[Finding]:
@@ -196,14 +260,24 @@ def check_compiler() -> Iterator[Finding]:
     lack: Literal["warn", "missing"] = "warn" if torch.cuda.is_available() else "missing"
     beside_python = Path(sys.executable).parent / "ninja"
     ninja = shutil.which("ninja") or (str(beside_python) if beside_python.exists() else None)
-    for name, path, way_out in (("g++", shutil.which("g++"), "apt-get install g++"), ("ninja program", ninja, "make install")):
-        yield Finding(name, "ok", path) if path else Finding(name, lack, "needed by DeepSpeed on the CPU", way_out)
+    for name, path, way_out in (
+        ("g++", shutil.which("g++"), "apt-get install g++"),
+        ("ninja program", ninja, "make install"),
+    ):
+        yield (
+            Finding(name, "ok", path)
+            if path
+            else Finding(name, lack, "needed by DeepSpeed on the CPU", way_out)
+        )
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions"))
     for lock in sorted(root.glob("**/lock")):
         age = time.time() - lock.stat().st_mtime
         if age > STALE_LOCK_SECONDS:
             yield Finding(
-                "torch_extensions", "warn", f"{lock} is {age / 60:.0f} minutes old; launches wait for it without end", f"rm '{lock}'"
+                "torch_extensions",
+                "warn",
+                f"{lock} is {age / 60:.0f} minutes old; launches wait for it without end",
+                f"rm '{lock}'",
             )
 
 
@@ -214,7 +288,9 @@ def check_optional_tools() -> Iterator[Finding]:
         yield (
             Finding(tool, "ok", path)
             if path
-            else Finding(tool, "warn", f"not found; optional, for {use}", f"apt-get install {APT.get(tool, tool)}")
+            else Finding(
+                tool, "warn", f"not found; optional, for {use}", f"apt-get install {APT.get(tool, tool)}"
+            )
         )
 
 
@@ -229,7 +305,9 @@ def check_shards(source: str) -> Finding:
         manifest = load_manifest(source)
     except PipelineError as err:
         return Finding("shards", "missing", str(err), f"dtem shards verify {source}")
-    return Finding("shards", "ok", f"{source}: {manifest.num_samples} samples in {len(manifest.shards)} shards")
+    return Finding(
+        "shards", "ok", f"{source}: {manifest.num_samples} samples in {len(manifest.shards)} shards"
+    )
 
 
 def _installed(distribution: str) -> bool:

@@ -21,18 +21,26 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     add_run_arguments(parser)
-    parser.add_argument("--to", required=True, metavar="OUT", help="folder for model.FORMAT and model.json; not a run's")
+    parser.add_argument(
+        "--to", required=True, metavar="OUT", help="folder for model.FORMAT and model.json; not a run's"
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,
         default="safetensors",
-        help="safetensors: weights with timm's keys, plus blocks.N.metric.* (default); of a classifier also the config.json\n"
+        help="safetensors: weights with timm's keys, plus blocks.N.metric.* (default); of a classifier "
+        "also the config.json\n"
         "  that timm.create_model('local-dir:OUT', pretrained=True) reads, for the unmerged model\n"
-        "pt2, onnx: a program from images of the training crop's size to logits, at one fixed reduction and any batch size",
+        "pt2, onnx: a program from images of the training crop's size to logits, at one fixed "
+        "reduction and any batch size",
     )
     parser.add_argument("--task", metavar="NAME", help="default: the run's only one")
     parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's")
-    parser.add_argument("--reduction", metavar="R", help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's")
+    parser.add_argument(
+        "--reduction",
+        metavar="R",
+        help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,11 +57,16 @@ def run(args: argparse.Namespace) -> int:
     task = only_task(saved, args.task)
     model = build(saved, args.policy)
     if args.reduction is not None:
-        model.set_reduction(task, checked_reduction(model, grid_of(saved, model, task), parse_reduction(args.reduction)))
+        model.set_reduction(
+            task, checked_reduction(model, grid_of(saved, model, task), parse_reduction(args.reduction))
+        )
     fold_embeddings(model, task)
     folder = Path(args.to)
     if (folder / "checkpoints").exists() or (folder / "manifest.json").exists():
-        raise ConfigError(f"--to {folder} is the folder of a run or of a checkpoint, whose files have the same names; give another")
+        raise ConfigError(
+            f"--to {folder} is the folder of a run or of a checkpoint, whose files have the same names; "
+            "give another"
+        )
     path, policy = folder / f"model.{args.format}", args.policy or saved.config.merging.policy
     for place in folder.glob("model*"):
         refuse_link(place)

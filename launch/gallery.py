@@ -1,4 +1,5 @@
-"""The page of `dtem visualise`: a row for each of the first validation images, with what each task makes of it."""
+"""The page of `dtem visualise`: a row for each of the first validation images, with what each task makes of
+it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,21 +36,27 @@ def make_page(
     split: str = "val",
     classes: Mapping[str, Sequence[str]] | None = None,
 ) -> Page:
-    """Image, what is right and what is predicted, and the groups after each block at each reduction, for each task of `datas`.
+    """Image, what is right and what is predicted, and the groups after each block at each reduction, for each
+    task of `datas`.
 
-    Tasks that are shown the same images share their rows. reductions None: each task's own. split, classes (by task): see
-    build_eval_loader.
+    Tasks that are shown the same images share their rows. reductions None: each task's own. split, classes
+    (by task): see build_eval_loader.
 
-    Raises ConfigError for blocks that are not there, and reductions that the first image has too few tokens for.
+    Raises ConfigError for blocks that are not there, and reductions that the first image has too few tokens
+    for.
     """
     if num < 1:
         raise ConfigError(f"--num {num}: give 1 image or more")
     blocks = blocks or default_blocks(model.backbone.depth)
     if max(blocks) >= model.backbone.depth:
-        raise ConfigError(f"--blocks {max(blocks)}: the backbone's blocks are 0 to {model.backbone.depth - 1}")
+        raise ConfigError(
+            f"--blocks {max(blocks)}: the backbone's blocks are 0 to {model.backbone.depth - 1}"
+        )
     one, names = dict(eval_batch_size=1, workers=0), classes or {}
     loaders = {
-        task: build_eval_loader(task, replace(data, **one), rank=0, world_size=1, split=split, classes=names.get(task, ()))
+        task: build_eval_loader(
+            task, replace(data, **one), rank=0, world_size=1, split=split, classes=names.get(task, ())
+        )
         for task, data in datas.items()
     }
     model.check_data(loaders)
@@ -57,7 +64,9 @@ def make_page(
     sections = [painter.section(tasks, num) for tasks in _of_one_source(datas, split)]
     if len(sections) > 1:
         headings = [", ".join(tasks) for tasks in _of_one_source(datas, split)]
-        sections = [replace(section, heading=heading) for section, heading in zip(sections, headings, strict=True)]
+        sections = [
+            replace(section, heading=heading) for section, heading in zip(sections, headings, strict=True)
+        ]
     return Page(title, sections)
 
 
@@ -94,13 +103,17 @@ class _Painter:
             if len(rows) == num:
                 break
             batches = [batch for batch in found if batch is not None]
-            if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:  # all tasks can read the sample
+            if (
+                len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1
+            ):  # all tasks can read the sample
                 rows.append(self._row(batches, first=not rows))
         together = _arranged(rows, tasks)
         return Section(together, self._legend(tasks))
 
     def _row(self, batches: Sequence[Batch], *, first: bool) -> _Row:
-        pictures = {batch.task: picture_of(batch.images[0], self.datas[batch.task].augment) for batch in batches}
+        pictures = {
+            batch.task: picture_of(batch.images[0], self.datas[batch.task].augment) for batch in batches
+        }
         row = _Row(Panel(pictures[batches[0].task], "image"))
         for batch in batches:
             for reduction in self.reductions if first else ():
@@ -130,33 +143,52 @@ class _Painter:
         for task in tasks:
             classes, found = self.loaders[task].classes, sorted(self.present.get(task, ()))
             colours = class_colours(max(found, default=0) + 1)
-            legend |= {f"{task}: {classes[i]}" if several else classes[i]: colours[i] for i in found if i < len(classes)}
+            legend |= {
+                f"{task}: {classes[i]}" if several else classes[i]: colours[i]
+                for i in found
+                if i < len(classes)
+            }
         return legend
 
 
 def _arranged(rows: Sequence[_Row], tasks: Sequence[str]) -> list[list[Panel]]:
-    """The panels of each row in their order. Groups that are alike for all tasks in all rows are there once."""
+    """The panels of each row in their order. Groups that are alike for all tasks in all rows are there
+    once."""
     if len(tasks) == 1:
         return [[row.image, *row.answers[tasks[0]], *row.groups[tasks[0]]] for row in rows]
     alike = all(_equal(row.groups[tasks[0]], row.groups[task]) for row in rows for task in tasks)
     owners = {tasks[0]: ALL_TASKS} if alike else {task: f"groups of {task}" for task in tasks}
     arranged = []
     for row in rows:
-        answers = [replace(panel, owner=task) for task in tasks for panel in _texts_together(row.answers[task])]
+        answers = [
+            replace(panel, owner=task) for task in tasks for panel in _texts_together(row.answers[task])
+        ]
         arranged.append(
-            [row.image, *answers, *(replace(panel, owner=owner) for task, owner in owners.items() for panel in row.groups[task])]
+            [
+                row.image,
+                *answers,
+                *(
+                    replace(panel, owner=owner)
+                    for task, owner in owners.items()
+                    for panel in row.groups[task]
+                ),
+            ]
         )
     return arranged
 
 
 def _equal(panels: Sequence[Panel], others: Sequence[Panel]) -> bool:
     pairs = list(zip(panels, others, strict=True))
-    return all(one.caption == other.caption and np.array_equal(one.content, other.content) for one, other in pairs)
+    return all(
+        one.caption == other.caption and np.array_equal(one.content, other.content) for one, other in pairs
+    )
 
 
 def _texts_together(panels: Sequence[Panel]) -> list[Panel]:
     """Where a task has several texts, one panel in which each stands under its caption."""
     if len(panels) < 2 or any(isinstance(panel.content, np.ndarray) for panel in panels):
         return list(panels)
-    lines = [line for panel in panels for line in (f"{panel.caption}:", *(f"  {text}" for text in panel.content))]
+    lines = [
+        line for panel in panels for line in (f"{panel.caption}:", *(f"  {text}" for text in panel.content))
+    ]
     return [Panel(lines, "")]

@@ -25,7 +25,10 @@ def default_blocks(depth: int) -> list[int]:
 
 def picture_of(image: Tensor, augment: AugmentConfig) -> np.ndarray:
     """Normalised [3, H, W] -> uint8 [H, W, 3], enlarged by a whole factor where it is small."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (augment.preprocessing.mean, augment.preprocessing.std))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (augment.preprocessing.mean, augment.preprocessing.std)
+    )
     pixels = ((image.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     factor = max(1, -(-WIDTH // max(pixels.shape[:2])))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -45,26 +48,39 @@ def draw_groups(
     reductions: Sequence[ReductionSpec | None],
     blocks: Sequence[int],
 ) -> list[Panel]:
-    """The groups of an image [3, H, W] after each block, for each reduction (None: the task's own); picture: see `picture_of`.
+    """The groups of an image [3, H, W] after each block, for each reduction (None: the task's own); picture:
+    see `picture_of`.
 
     An image that does not fill its patches is padded with zeros at the right and below, as in evaluation.
     """
-    (height, width), (patch_h, patch_w), blocks = image.shape[1:], model.backbone.patch_size, sorted(set(blocks))
+    (height, width), (patch_h, patch_w), blocks = (
+        image.shape[1:],
+        model.backbone.patch_size,
+        sorted(set(blocks)),
+    )
     padded = F.pad(image, (0, -width % patch_w, 0, -height % patch_h))
     cell = patch_h * picture.shape[0] // height, patch_w * picture.shape[1] // width
     panels = []
     for reduction in reductions:
-        states = model.encode(task, padded[None], reduction=reduction, taps=blocks, unmerge=None, relaxed=False).taps
+        states = model.encode(
+            task, padded[None], reduction=reduction, taps=blocks, unmerge=None, relaxed=False
+        ).taps
         asked = "" if reduction is None else f"r {reduction}, "
         for block, state in zip(blocks, states, strict=True):
-            panels.append(Panel(paint_groups(picture, _slot_grid(state), cell), f"{asked}block {block}: {state.tokens.shape[1]} tokens"))
+            panels.append(
+                Panel(
+                    paint_groups(picture, _slot_grid(state), cell),
+                    f"{asked}block {block}: {state.tokens.shape[1]} tokens",
+                )
+            )
     return panels
 
 
 def paint_groups(picture: np.ndarray, slots: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
     """The picture with each group in its mean colour, and a border between groups.
 
-    picture [H, W, 3] uint8; slots [h, w] int; cell: height and width of a patch in the picture, whose last ones may be cut off.
+    picture [H, W, 3] uint8; slots [h, w] int; cell: height and width of a patch in the picture, whose last
+    ones may be cut off.
     """
     height, width = picture.shape[:2]
     owner = np.kron(slots, np.ones(cell, dtype=slots.dtype))[:height, :width]

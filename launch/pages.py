@@ -77,7 +77,12 @@ class Section:
     def height(self) -> float:
         """Inches of all."""
         owned = any(panel.owner for panel in self.rows[0])
-        return sum(self.heights) + (HEADING if self.heading else 0) + (LEGEND if self.legend else 0) + (OWNER if owned else 0)
+        return (
+            sum(self.heights)
+            + (HEADING if self.heading else 0)
+            + (LEGEND if self.legend else 0)
+            + (OWNER if owned else 0)
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,10 @@ class Page:
 
 
 def write_png(page: Page, path: Path) -> Path:
-    width, heights = max(sum(section.widths) for section in page.sections), [section.height for section in page.sections]
+    width, heights = (
+        max(sum(section.widths) for section in page.sections),
+        [section.height for section in page.sections],
+    )
     figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(printable(page.title), fontsize=8, x=0.01, ha="left")
     parts = figure.subfigures(len(page.sections), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -106,7 +114,9 @@ def _draw_section(figure: Any, section: Section, width: float) -> None:
         figure.suptitle(section.heading, fontsize=9, x=0.01, ha="left", weight="bold")
     rest = width - sum(section.widths)
     widths = [*section.widths, rest] if rest > 0.01 else section.widths
-    grid = figure.subplots(len(section.rows), len(widths), squeeze=False, width_ratios=widths, height_ratios=section.heights)
+    grid = figure.subplots(
+        len(section.rows), len(widths), squeeze=False, width_ratios=widths, height_ratios=section.heights
+    )
     for axes in grid.flat:
         axes.axis("off")
     for i, row in enumerate(section.rows):
@@ -114,17 +124,33 @@ def _draw_section(figure: Any, section: Section, width: float) -> None:
             _draw(panel.content, grid[i, j], section.points[j])
             grid[i, j].set_title(printable(section.caption(i, j)), fontsize=8)
             if owner := section.owner(i, j):
-                above = dict(xytext=(0, 18), textcoords="offset points", ha="left", va="bottom", fontsize=9, weight="bold")
+                above = dict(
+                    xytext=(0, 18),
+                    textcoords="offset points",
+                    ha="left",
+                    va="bottom",
+                    fontsize=9,
+                    weight="bold",
+                )
                 grid[i, j].annotate(owner, (0, 1), xycoords="axes fraction", annotation_clip=False, **above)
     if section.legend:
-        patches = [Patch(color=tuple(colour / 255), label=printable(name)) for name, colour in section.legend.items()]
+        patches = [
+            Patch(color=tuple(colour / 255), label=printable(name)) for name, colour in section.legend.items()
+        ]
         columns = max(1, 2 * len(section.widths))
         figure.legend(handles=patches, loc="outside lower left", ncols=columns, fontsize=7, frameon=False)
 
 
 def _height(row: Sequence[Panel]) -> float:
     """Inches, which its tallest picture fills beside a caption above."""
-    tallest = max((panel.content.shape[0] / panel.content.shape[1] for panel in row if isinstance(panel.content, np.ndarray)), default=1.0)
+    tallest = max(
+        (
+            panel.content.shape[0] / panel.content.shape[1]
+            for panel in row
+            if isinstance(panel.content, np.ndarray)
+        ),
+        default=1.0,
+    )
     return (PICTURE_WIDTH - 0.25) * tallest + 0.2
 
 
@@ -138,7 +164,8 @@ def _width(column: Sequence[Content]) -> float:
 
 def _points(column: Sequence[Content]) -> int:
     few = not isinstance(column[0], np.ndarray) and all(
-        len(content) <= FEW_LINES and all(len(text) <= FEW_CHARACTERS for text in content) for content in column
+        len(content) <= FEW_LINES and all(len(text) <= FEW_CHARACTERS for text in content)
+        for content in column
     )
     return LARGE if few else SMALL
 
@@ -154,7 +181,10 @@ def _draw(content: Content, axes: Any, points: int) -> None:
 
 
 def write_html(page: Page, path: Path) -> Path:
-    style = "body{font:14px sans-serif;margin:2em}td{padding:4px;vertical-align:bottom}h2{font-size:15px;margin:2em 0 0}"
+    style = (
+        "body{font:14px "
+        "sans-serif;margin:2em}td{padding:4px;vertical-align:bottom}h2{font-size:15px;margin:2em 0 0}"
+    )
     style += "p{max-width:16em;margin:0 0 .5em}i{display:inline-block;width:1em;height:1em}"
     text = (
         f"<!doctype html><meta charset=utf-8><title>{_escaped(page.title)}</title><style>{style}</style>"
@@ -169,9 +199,13 @@ def _escaped(text: str) -> str:
 
 def _html_section(section: Section) -> str:
     heading = f"<h2>{_escaped(section.heading)}</h2>" if section.heading else ""
-    keys = " &ensp; ".join(f"<i style='background:rgb{tuple(map(int, c))}'></i> {_escaped(name)}" for name, c in section.legend.items())
+    keys = " &ensp; ".join(
+        f"<i style='background:rgb{tuple(map(int, c))}'></i> {_escaped(name)}"
+        for name, c in section.legend.items()
+    )
     rows = ("".join(_cell(section, i, j) for j in range(len(row))) for i, row in enumerate(section.rows))
-    return f"{heading}<p style='max-width:none'>{keys}</p><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    table = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"{heading}<p style='max-width:none'>{keys}</p><table>{table}</table>"
 
 
 def _cell(section: Section, row: int, column: int) -> str:

@@ -1,4 +1,5 @@
-"""The accuracy-compute plot of a sweep. Colours are those of Okabe and Ito, which colour-blind readers tell apart."""
+"""The accuracy-compute plot of a sweep. Colours are those of Okabe and Ito, which colour-blind readers tell
+apart."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Plot:
 
 
 def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
-    """Writes STEM.png and STEM.svg, plot beside plot: a line per policy, a band from worst to best run, the unmerged model as a star."""
+    """Writes STEM.png and STEM.svg, plot beside plot: a line per policy, a band from worst to best run, the
+    unmerged model as a star."""
     with matplotlib.rc_context(STYLE):
         width = WIDTH if len(plots) == 1 else NARROW
         figure = Figure(figsize=(width * len(plots), HEIGHT), layout="constrained")
@@ -69,18 +71,31 @@ def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
 
 
 def _styles(labels: Sequence[str]) -> dict[str, tuple[str, bool]]:
-    """Colour, and whether dashed, by label. An untrained control is dashed, in the colour of what it controls."""
+    """Colour, and whether dashed, by label. An untrained control is dashed, in the colour of what it
+    controls."""
     bases = sorted({label.removesuffix("_untrained") for label in labels})
     colours = {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
-    return {label: (colours[label.removesuffix("_untrained")], label.endswith("_untrained")) for label in labels}
+    return {
+        label: (colours[label.removesuffix("_untrained")], label.endswith("_untrained")) for label in labels
+    }
 
 
-def _draw_plot(figure: Figure, axes: Any, plot: Plot, styles: Mapping[str, tuple[str, bool]], room: float) -> None:
+def _draw_plot(
+    figure: Figure, axes: Any, plot: Plot, styles: Mapping[str, tuple[str, bool]], room: float
+) -> None:
     """room: for names, as a share of the width."""
     whole = plot.whole
     ends = [_draw(axes, curve, *styles[curve.label]) for curve in plot.curves]
     axes.plot(whole.macs, whole.means, "*", color=INK, markersize=14, zorder=5)
-    axes.annotate("unmerged", (whole.macs[0], whole.means[0]), (-11, 0), textcoords="offset points", ha="right", va="center", color=INK)
+    axes.annotate(
+        "unmerged",
+        (whole.macs[0], whole.means[0]),
+        (-11, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        color=INK,
+    )
     _dress(axes, plot.metric, plot.title, whole)
     _label_ends(figure, axes, ends, room)
 
@@ -90,7 +105,15 @@ def _draw(axes: Any, curve: Curve, colour: str, dashed: bool) -> tuple[float, fl
     order = sorted(range(len(curve.macs)), key=lambda k: curve.macs[k])
     x = [curve.macs[k] for k in order]
     y = [curve.means[k] for k in order]
-    axes.plot(x, y, "o--" if dashed else "o-", color=colour, linewidth=1.8, markersize=4.5, markerfacecolor="white" if dashed else colour)
+    axes.plot(
+        x,
+        y,
+        "o--" if dashed else "o-",
+        color=colour,
+        linewidth=1.8,
+        markersize=4.5,
+        markerfacecolor="white" if dashed else colour,
+    )
     low, high = [min(curve.scores[k]) for k in order], [max(curve.scores[k]) for k in order]
     if low != high:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -105,7 +128,9 @@ def _dress(axes: Any, metric: str, title: str, whole: Curve) -> None:
     axes.set_ylabel(metric)
     axes.grid(True, linewidth=0.8)
     axes.set_axisbelow(True)
-    top = axes.secondary_xaxis("top", functions=(lambda x: 100 * x / whole.macs[0], lambda x: x * whole.macs[0] / 100))
+    top = axes.secondary_xaxis(
+        "top", functions=(lambda x: 100 * x / whole.macs[0], lambda x: x * whole.macs[0] / 100)
+    )
     top.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
     top.spines["top"].set_visible(False)
     top.tick_params(length=0, labelcolor=FAINT, labelsize=8)
@@ -115,8 +140,11 @@ def _unit(macs: float) -> tuple[float, str]:
     return (1e9, "G") if macs >= 1e8 else (1e6, "M")
 
 
-def _label_ends(figure: Figure, axes: Any, ends: Sequence[tuple[float, float, str, str]], room: float) -> None:
-    """Names the curves at their cheap ends, in one column left of them all, moved apart where they would overlap."""
+def _label_ends(
+    figure: Figure, axes: Any, ends: Sequence[tuple[float, float, str, str]], room: float
+) -> None:
+    """Names the curves at their cheap ends, in one column left of them all, moved apart where they would
+    overlap."""
     left = min((x for x, *_ in ends), default=0.0)
     low, high = axes.get_xlim()
     axes.set_xlim(low - room * (high - low), high)
@@ -127,7 +155,9 @@ def _label_ends(figure: Figure, axes: Any, ends: Sequence[tuple[float, float, st
     for _, y, label, colour in sorted(ends, key=lambda end: end[1]):
         placed = max(y, placed + least)
         offset = (-9, (placed - y) * _points_per_unit(axes))
-        axes.annotate(label, (left, y), offset, textcoords="offset points", ha="right", va="center", color=colour)
+        axes.annotate(
+            label, (left, y), offset, textcoords="offset points", ha="right", va="center", color=colour
+        )
 
 
 def _points_per_unit(axes: Any) -> float:

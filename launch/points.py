@@ -1,4 +1,5 @@
-"""What a sweep measures: one point per policy and reduction, on the weights of one or several runs of one setup."""
+"""What a sweep measures: one point per policy and reduction, on the weights of one or several runs of one
+setup."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -25,17 +26,23 @@ from pipeline.train.evaluate import evaluate, missing_samples
 log = logging.getLogger(__name__)
 
 Target = float | int
-"""A share in (0, 1), of the encoder's unmerged MACs or of the patches that are merged; or tokens removed per block."""
-MACS, MERGED, TOKENS = "share of the encoder's unmerged MACs", "share of the patches that is merged", "tokens removed per block"
+"""A share in (0, 1), of the encoder's unmerged MACs or of the patches that are merged; or tokens removed per
+block."""
+MACS, MERGED, TOKENS = (
+    "share of the encoder's unmerged MACs",
+    "share of the patches that is merged",
+    "tokens removed per block",
+)
 """What the targets of a sweep can be, as its conditions say it."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """target: as asked, 0 for the unmerged model. schedule, tokens: of the first input. macs: of one image, head and merging included.
+    """target: as asked, 0 for the unmerged model. schedule, tokens: of the first input. macs: of one image,
+    head and merging included.
 
-    scores: metric -> one value per run (None is n/a), or one value where all runs have the weights that count. images_per_s: of the
-    whole inference, encoder_images_per_s: of its encoder, one value per round.
+    scores: metric -> one value per run (None is n/a), or one value where all runs have the weights that
+    count. images_per_s: of the whole inference, encoder_images_per_s: of its encoder, one value per round.
     """
 
     policy: str
@@ -56,7 +63,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One task. units: of the metrics that the task shows, the one that it ranks by first. `whole` is the unmerged model."""
+    """One task. units: of the metrics that the task shows, the one that it ranks by first. `whole` is the
+    unmerged model."""
 
     task: str
     units: Mapping[str, str]
@@ -89,26 +97,42 @@ def sweep(
     rounds: int = 5,
     tasks: Sequence[str] | None = None,
 ) -> list[Sweep]:
-    """The named tasks of the runs (None: all), each sample read once for all points. Raises ConfigError before anything is measured.
+    """The named tasks of the runs (None: all), each sample read once for all points. Raises ConfigError
+    before anything is measured.
 
-    merged: targets that are shares are shares of the patches that are merged, not of the encoder's MACs. within: the share of the
-    blocks, from the first one, that merge to reach it, which is solved for each grid of patches that comes.
+    merged: targets that are shares are shares of the patches that are merged, not of the encoder's MACs.
+    within: the share of the blocks, from the first one, that merge to reach it, which is solved for each grid
+    of patches that comes.
     """
     _check_one_setup(runs)
     if not 0 < within <= 1:
         raise ConfigError(f"within is {within}; give a share of the blocks, in (0, 1]")
     if within < 1 and all(isinstance(target, int) for target in targets):
-        raise ConfigError("within goes with shares (--macs, --merged); tokens removed per block are those of each block, so leave it out")
+        raise ConfigError(
+            "within goes with shares (--macs, --merged); tokens removed per block are those of each "
+            "block, so leave it out"
+        )
     solve: Solver = partial(reduction_for_merged if merged else reduction_for_macs, within=within)
     kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
     config = runs[0].config
     chosen = chosen_tasks(config, tasks)
     evaluator = Evaluator(torch.nn.Identity(), bf16=config.engine.precision == "bf16")
     if evaluator.world_size > 1:
-        raise ConfigError(f"a sweep measures speed, so it is one process, not {evaluator.world_size}; start it without a launcher")
-    runs = [replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()}) for run in runs]
-    wanted = {"none": [0]} | {policy: [target for target in targets if target] for policy in policies if policy != "none"}
-    models = {policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)] for policy in wanted}
+        raise ConfigError(
+            f"a sweep measures speed, so it is one process, not {evaluator.world_size}; start it "
+            "without a launcher"
+        )
+    runs = [
+        replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()})
+        for run in runs
+    ]
+    wanted = {"none": [0]} | {
+        policy: [target for target in targets if target] for policy in policies if policy != "none"
+    }
+    models = {
+        policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)]
+        for policy in wanted
+    }
     jobs = [_prepare(evaluator, runs[0], task, models, wanted, solve, split) for task in chosen]
     conditions = _conditions(evaluator, runs, split) | {"targets": kind, "within": within}
     return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
@@ -119,14 +143,16 @@ def _check_one_setup(runs: Sequence[SavedRun]) -> None:
     for run in runs[1:]:
         if _setup(run.config) != first:
             raise ConfigError(
-                f"{run.folder} and {runs[0].folder} differ in backbone or tasks, or in what their embeddings share; "
+                f"{run.folder} and {runs[0].folder} differ in backbone or tasks, or in what their "
+                "embeddings share; "
                 "sweep runs of one setup together"
             )
         for task in run.config.tasks:
             known = [classes for classes in (runs[0].classes(task), run.classes(task)) if classes]
             if len(known) == 2 and known[0] != known[1]:
                 raise ConfigError(
-                    f"{run.folder} and {runs[0].folder} have other classes of task '{task}', or the same in another "
+                    f"{run.folder} and {runs[0].folder} have other classes of task '{task}', or the "
+                    "same in another "
                     "order, as their shards had when they were trained; sweep them one by one"
                 )
 
@@ -137,8 +163,8 @@ def _setup(config: RunConfig) -> tuple[Any, ...]:
 
 
 def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
-    """All runs, or the first alone where they have the same weights apart from what the policy does not use: embeddings, and what weighed
-    the tasks' losses."""
+    """All runs, or the first alone where they have the same weights apart from what the policy does not use:
+    embeddings, and what weighed the tasks' losses."""
     if POLICIES.build(policy.removesuffix(UNTRAINED)).metric_source == "embedding":
         return runs
     used = [name for name in runs[0].tensors if ".metric." not in name and not name.startswith("balancing.")]
@@ -154,7 +180,13 @@ class _Job:
 
 
 def _prepare(
-    evaluator: Evaluator, run: SavedRun, task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, split: str
+    evaluator: Evaluator,
+    run: SavedRun,
+    task: str,
+    models: Models,
+    wanted: dict[str, list[Target]],
+    solve: Solver,
+    split: str,
 ) -> _Job:
     data = run.config.tasks[task].data
     loader = build_eval_loader(task, data, rank=0, world_size=1, split=split, classes=run.classes(task))
@@ -163,10 +195,13 @@ def _prepare(
     return _Job(loader, batch, _plan(task, models, wanted, solve, first_grid(models["none"][0], batch)))
 
 
-def _plan(task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, grid: Grid) -> list[Planned]:
+def _plan(
+    task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, grid: Grid
+) -> list[Planned]:
     """The metric's own cost counts, so equal MACs can be different reductions.
 
-    What a policy cannot reach on the first input's grid is left out, and said so; ConfigError where nothing is left.
+    What a policy cannot reach on the first input's grid is left out, and said so; ConfigError where nothing
+    is left.
     """
     plan: list[Planned] = []
     for policy, targets in wanted.items():
@@ -176,11 +211,15 @@ def _plan(task: str, models: Models, wanted: dict[str, list[Target]], solve: Sol
             except ConfigError as err:
                 log.warning("%s, task %s, is left out at %s: %s", policy, task, target, err)
     if {policy for policy, _, _ in plan} == {"none"} != set(wanted):
-        raise ConfigError(f"no policy can be run at any of the asked points of task '{task}': see the reasons above")
+        raise ConfigError(
+            f"no policy can be run at any of the asked points of task '{task}': see the reasons above"
+        )
     return plan
 
 
-def _reduction(model: MultiTaskModel, target: Target, solve: Solver, grid: Grid) -> ReductionSpec | GridReduction:
+def _reduction(
+    model: MultiTaskModel, target: Target, solve: Solver, grid: Grid
+) -> ReductionSpec | GridReduction:
     if isinstance(target, int):
         return checked_reduction(model, grid, target)
     solved = cache(partial(solve, model.backbone, target))
@@ -188,13 +227,22 @@ def _reduction(model: MultiTaskModel, target: Target, solve: Solver, grid: Grid)
     return solved
 
 
-def _measure(evaluator: Evaluator, models: Models, job: _Job, rounds: int, conditions: dict[str, Any]) -> Sweep:
+def _measure(
+    evaluator: Evaluator, models: Models, job: _Job, rounds: int, conditions: dict[str, Any]
+) -> Sweep:
     task, batch = job.batch.task, job.batch
-    evaluator.module = Panel([(model, reduction) for policy, _, reduction in job.plan for model in models[policy]])
+    evaluator.module = Panel(
+        [(model, reduction) for policy, _, reduction in job.plan for model in models[policy]]
+    )
     scores = evaluate(evaluator, {task: progress(job.loader, task)})[task]
     missing = missing_samples({task: scores}, {task: job.loader}).get(task, 0)
     if missing:
-        log.warning("%s: %d of %d samples could not be read, and are not in the scores", task, missing, job.loader.num_samples)
+        log.warning(
+            "%s: %d of %d samples could not be read, and are not in the scores",
+            task,
+            missing,
+            job.loader.num_samples,
+        )
     firsts = [(models[policy][0], reduction) for policy, _, reduction in job.plan]
     speeds = images_per_second(evaluator, firsts, batch, rounds)
     points, start = [], 0
@@ -202,9 +250,25 @@ def _measure(evaluator: Evaluator, models: Models, job: _Job, rounds: int, condi
         numbers = range(start, start := start + len(models[policy]))
         work = workload(entry, batch)
         macs = work.encoder_macs + work.head_macs, work.metric_macs, work.head_macs
-        points.append(Point(policy, target, work.schedule, work.tokens, *macs, _scores_of(scores, numbers), speed.whole, speed.encoder))
+        points.append(
+            Point(
+                policy,
+                target,
+                work.schedule,
+                work.tokens,
+                *macs,
+                _scores_of(scores, numbers),
+                speed.whole,
+                speed.encoder,
+            )
+        )
     head: Any = models["none"][0].tasks[task]
-    seen = {"samples": int(scores["samples"] or 0), "missing": missing, "batch": len(batch.images), "pixels": list(batch.images.shape[-2:])}
+    seen = {
+        "samples": int(scores["samples"] or 0),
+        "missing": missing,
+        "batch": len(batch.images),
+        "pixels": list(batch.images.shape[-2:]),
+    }
     classes = {"classes": list(job.loader.classes)} if of_classes(points[0].scores) else {}
     return Sweep(task, head.metric_units, points[0], points[1:], conditions | seen | classes)
 

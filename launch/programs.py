@@ -1,4 +1,5 @@
-"""Forms in which a model leaves the project: weights under timm's names, or a program from images of the training crop's size to logits."""
+"""Forms in which a model leaves the project: weights under timm's names, or a program from images of the
+training crop's size to logits."""
 
 import importlib.util
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from pipeline.model import MultiTaskModel
 
 
 class Program(nn.Module):
-    """images [B, 3, H, W], normalised -> the task's logits, [B, K] or [B, K, h, w], under the merge of inference."""
+    """images [B, 3, H, W], normalised -> the task's logits, [B, K] or [B, K, h, w], under the merge of
+    inference."""
 
     def __init__(self, model: MultiTaskModel, task: str):
         super().__init__()
@@ -49,13 +51,17 @@ def fold_embeddings(model: MultiTaskModel, task: str) -> None:
             folded = block.metric.fold(task)
             width, channels = folded["weight"].shape
             block.metric = MetricEmbedding(channels, width)
-            block.metric.load_state_dict({name: tensor.detach() for name, tensor in folded.items()}, assign=True)
+            block.metric.load_state_dict(
+                {name: tensor.detach() for name, tensor in folded.items()}, assign=True
+            )
 
 
 def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
     """Backbone and the task's head under timm's names; metric embeddings as blocks.N.metric.{weight,bias}."""
     parts = (model.backbone, model.tasks[task])
-    return {name: tensor.detach().contiguous() for part in parts for name, tensor in part.state_dict().items()}
+    return {
+        name: tensor.detach().contiguous() for part in parts for name, tensor in part.state_dict().items()
+    }
 
 
 def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
@@ -84,7 +90,13 @@ def write_onnx(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> N
     program, images = _program(run, model, task)
     _made(path.parent)
     torch.onnx.export(
-        program, (images,), path, dynamo=True, dynamic_shapes=(_batch_shape(),), input_names=["images"], output_names=["logits"]
+        program,
+        (images,),
+        path,
+        dynamo=True,
+        dynamic_shapes=(_batch_shape(),),
+        input_names=["images"],
+        output_names=["logits"],
     )
 
 
@@ -105,7 +117,9 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
         "task": task,
         "architecture": {"timm": backbone.name, "img_size": backbone.img_size, **backbone.options},
         "head": {"task": run.config.tasks[task].type, **run.config.tasks[task].head},
-        "input": {"pixels": data.img_size} | asdict(data.augment.preprocessing) | {"resize": _resize_rule(data)},
+        "input": {"pixels": data.img_size}
+        | asdict(data.augment.preprocessing)
+        | {"resize": _resize_rule(data)},
         "classes": run.classes(task),
         "merging": {
             "policy": policy,
@@ -113,7 +127,12 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
             "tokens_after_each_block": macs.tokens,
             "backbone_macs": macs.total,
         },
-        "weights": {"from": str(run.folder), "step": facts["step"], "averaged": run.averaged, "config_digest": facts["digest"]},
+        "weights": {
+            "from": str(run.folder),
+            "step": facts["step"],
+            "averaged": run.averaged,
+            "config_digest": facts["digest"],
+        },
         "made_with": {"commit": facts["commit"], **facts["versions"]},
     }
 
@@ -129,10 +148,13 @@ def _resize_rule(data: DataConfig) -> str:
 
 
 def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, Any] | None:
-    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads beside model.safetensors, to build the unmerged model.
-    None for a task whose head is not that of a timm classifier."""
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads beside model.safetensors, to build
+    the unmerged model. None for a task whose head is not that of a timm classifier."""
     backbone, data, head = run.config.backbone, run.config.tasks[task].data, run.config.tasks[task].head
-    if run.config.tasks[task].type != "classification" or head.get("pool") not in (None, model.backbone.global_pool):
+    if run.config.tasks[task].type != "classification" or head.get("pool") not in (
+        None,
+        model.backbone.global_pool,
+    ):
         return None
     (rows, columns), (patch_h, patch_w) = model.backbone.grid, model.backbone.patch_size
     made_for = [rows * patch_h, columns * patch_w]
@@ -171,7 +193,9 @@ def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, 
     """The program and an example of its input. Raises ConfigError for a task that does not end in logits."""
     if not hasattr(model.tasks[task], "logits"):
         kind = run.config.tasks[task].type
-        raise ConfigError(f"a task of type '{kind}' is not a function from images to logits; use --format safetensors")
+        raise ConfigError(
+            f"a task of type '{kind}' is not a function from images to logits; use --format safetensors"
+        )
     return Program(model, task).eval(), torch.zeros(2, 3, *run.config.tasks[task].data.size)
 
 

@@ -25,7 +25,8 @@ from pipeline.train import storage
 from pipeline.train.rng import seed_of
 
 UNTRAINED = "_untrained"
-"""`NAME_untrained` is policy NAME with its embedding as it was drawn: the control that tells learning from architecture."""
+"""`NAME_untrained` is policy NAME with its embedding as it was drawn: the control that tells learning from
+architecture."""
 
 FACTS = {"config", "digest", "step", "commit", "versions"}
 """What a manifest says beside its files."""
@@ -33,7 +34,8 @@ FACTS = {"config", "digest", "step", "commit", "versions"}
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as its checkpoint holds it. `tensors`: the model's state, averaged (EMA) where `averaged` says so."""
+    """A run as its checkpoint holds it. `tensors`: the model's state, averaged (EMA) where `averaged` says
+    so."""
 
     folder: Path
     config: RunConfig
@@ -47,11 +49,15 @@ class SavedRun:
         return run_folder.run_of(self.folder)
 
     def classes(self, task: str) -> list[str]:
-        """What the labels of the task's head stand for; empty where the head has none, or the checkpoint is too old to say it."""
+        """What the labels of the task's head stand for; empty where the head has none, or the checkpoint is
+        too old to say it."""
         return self.facts.get("classes", {}).get(task, [])
 
     def __str__(self) -> str:
-        return f"{self.folder} (step {self.facts['step']}, {'averaged (EMA)' if self.averaged else 'last'} weights)"
+        return (
+            f"{self.folder} (step {self.facts['step']}, "
+            f"{'averaged (EMA)' if self.averaged else 'last'} weights)"
+        )
 
 
 def load_run(path: str | Path, checkpoint: str = "best") -> tuple[RunConfig, MultiTaskModel]:
@@ -61,25 +67,37 @@ def load_run(path: str | Path, checkpoint: str = "best") -> tuple[RunConfig, Mul
 
 
 def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str] = ()) -> SavedRun:
-    """path: a run's folder, or a checkpoint's own. checkpoint: `best` (the last where none is marked), `last`, or a folder's name.
+    """path: a run's folder, or a checkpoint's own. checkpoint: `best` (the last where none is marked),
+    `last`, or a folder's name.
 
-    overrides: `a.b=value` changes of the configuration, for instance where the data is now. Raises CheckpointError, ConfigError.
+    overrides: `a.b=value` changes of the configuration, for instance where the data is now. Raises
+    CheckpointError, ConfigError.
     """
     found = _read(_find(Path(path), checkpoint))
     if lacking := FACTS - found.facts.keys():
-        raise CheckpointError(f"{found.folder} does not say its {min(lacking)}: it was not written by `dtem train`")
+        raise CheckpointError(
+            f"{found.folder} does not say its {min(lacking)}: it was not written by `dtem train`"
+        )
     config = from_plain(found.facts["config"], overrides)
     resolve(config, 1, model_facts(config.backbone))  # a run may be a stranger's, and never have been trained
-    tensors = {name.removeprefix("model."): tensor for name, tensor in found.tensors.items() if name.startswith("model.")}
-    average = {name.removeprefix("ema."): tensor for name, tensor in found.tensors.items() if name.startswith("ema.")}
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in found.tensors.items()
+        if name.startswith("model.")
+    }
+    average = {
+        name.removeprefix("ema."): tensor for name, tensor in found.tensors.items() if name.startswith("ema.")
+    }
     return SavedRun(found.folder, config, tensors | average, bool(average), found.facts)
 
 
 def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) -> MultiTaskModel:
-    """The model of a run in evaluation mode; its weights are the run's own tensors, shared by all models that are built from them.
+    """The model of a run in evaluation mode; its weights are the run's own tensors, shared by all models that
+    are built from them.
 
-    policy: another one than the run's, or NAME_untrained, whose embedding is drawn from `seed` (the run's seed). A policy other than
-    the run's has its default options, and reduction 0 for all tasks. Raises ConfigError where the run never learned what it needs.
+    policy: another one than the run's, or NAME_untrained, whose embedding is drawn from `seed` (the run's
+    seed). A policy other than the run's has its default options, and reduction 0 for all tasks. Raises
+    ConfigError where the run never learned what it needs.
     """
     own = run.config.merging
     policy = policy or own.policy
@@ -101,16 +119,21 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
 
 @contextmanager
 def _no_larger_than(run: SavedRun) -> Iterator[None]:
-    """Ends the building of a model that the run's tensors cannot fill, before it takes time and memory: the configuration
-    of a stranger's run may ask for any size. Raises CheckpointError."""
-    most = 2 * sum(tensor.numel() for tensor in run.tensors.values()) + (1 << 26), 2 * len(run.tensors) + (1 << 12)
+    """Ends the building of a model that the run's tensors cannot fill, before it takes time and memory: the
+    configuration of a stranger's run may ask for any size. Raises CheckpointError."""
+    most = (
+        2 * sum(tensor.numel() for tensor in run.tensors.values()) + (1 << 26),
+        2 * len(run.tensors) + (1 << 12),
+    )
     numbers = tensors = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal numbers, tensors
         numbers, tensors = numbers + (0 if parameter is None else parameter.numel()), tensors + 1
         if numbers > most[0] or tensors > most[1]:
-            raise CheckpointError(f"{run.folder} does not fit the model of its own configuration, which is far larger")
+            raise CheckpointError(
+                f"{run.folder} does not fit the model of its own configuration, which is far larger"
+            )
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -130,10 +153,15 @@ def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
         raise CheckpointError(f"{run.folder} does not fit the model of its own configuration: {err}") from err
     lacking = [name for name in missing if ".metric." in name]
     if lacking and not drawn:
-        raise ConfigError(f"{run.folder} has no metric embedding ({lacking[0]}): train one with train.mode='modular', or take {UNTRAINED}")
+        raise ConfigError(
+            f"{run.folder} has no metric embedding ({lacking[0]}): train one with train.mode='modular', "
+            f"or take {UNTRAINED}"
+        )
     wrong = [name for name in (*missing, *unexpected) if ".metric." not in name]
     if wrong:
-        raise CheckpointError(f"{run.folder} and its own configuration differ in {len(wrong)} tensors, the first is {wrong[0]}")
+        raise CheckpointError(
+            f"{run.folder} and its own configuration differ in {len(wrong)} tensors, the first is {wrong[0]}"
+        )
 
 
 def chosen_tasks(config: RunConfig, names: Sequence[str] | None) -> list[str]:
@@ -151,10 +179,15 @@ def _find(path: Path, checkpoint: str) -> Path:
     folders = {folder.name: folder for folder in run_folder.complete_folders(root)}
     best, last = run_folder.best(root), run_folder.last(root)
     if best is None or last is None:
-        raise CheckpointError(f"{path} is not the folder of a run: it has no checkpoints/step_*; give the `output` of a `dtem train`")
+        raise CheckpointError(
+            f"{path} is not the folder of a run: it has no checkpoints/step_*; give the `output` of a "
+            "`dtem train`"
+        )
     found = ({"best": best, "last": last} | folders).get(checkpoint)
     if found is None:
-        raise CheckpointError(f"{path} has no checkpoint '{checkpoint}'; give best, last or one of {', '.join(folders)}")
+        raise CheckpointError(
+            f"{path} has no checkpoint '{checkpoint}'; give best, last or one of {', '.join(folders)}"
+        )
     return found
 
 
@@ -169,10 +202,13 @@ def _read(folder: Path) -> storage.Checkpoint:
 
 
 def parse_reduction(text: str) -> ReductionSpec:
-    """`8` (per block), `0.9` (keep rate), `(8,-1)` (with inflection) or `[8,8,4]` (by block). Raises ConfigError."""
+    """`8` (per block), `0.9` (keep rate), `(8,-1)` (with inflection) or `[8,8,4]` (by block). Raises
+    ConfigError."""
     value = parse_value(text)
     if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):
-        raise ConfigError(f"reduction '{text}' is not an integer, a keep rate such as 0.9, '(8,-1)' or a list '[8,8,4]'")
+        raise ConfigError(
+            f"reduction '{text}' is not an integer, a keep rate such as 0.9, '(8,-1)' or a list '[8,8,4]'"
+        )
     return value
 
 
@@ -182,7 +218,9 @@ def grid_of(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[int, int]:
     return height // patch_h, width // patch_w
 
 
-def checked_reduction(model: MultiTaskModel, grid: tuple[int, int], reduction: ReductionSpec) -> ReductionSpec:
+def checked_reduction(
+    model: MultiTaskModel, grid: tuple[int, int], reduction: ReductionSpec
+) -> ReductionSpec:
     """The reduction, where images of that grid have that many tokens to merge; else ConfigError."""
     prefix = model.backbone.num_prefix
     check_schedule(reduction, model.backbone.depth, grid[0] * grid[1] + prefix, prefix)

@@ -1,4 +1,5 @@
-"""Running trained models over data: exact scores on any number of processes, many models in one pass, and speed in turns."""
+"""Running trained models over data: exact scores on any number of processes, many models in one pass, and
+speed in turns."""
 
 import atexit
 import time
@@ -22,7 +23,8 @@ PATIENCE = timedelta(minutes=30)
 
 
 class Evaluator:
-    """As much of an engine as evaluation needs, without an optimizer. With WORLD_SIZE above 1 the processes connect to one another."""
+    """As much of an engine as evaluation needs, without an optimizer. With WORLD_SIZE above 1 the processes
+    connect to one another."""
 
     forward_is_collective = False
 
@@ -31,12 +33,16 @@ class Evaluator:
         cuda = launched.cuda()
         self.device = torch.device("cuda", launched.local_rank()) if cuda else torch.device("cpu")
         if cuda:
-            torch.cuda.set_device(self.device)  # before anything is put on a GPU, or every process would hold a part of the first
+            torch.cuda.set_device(
+                self.device
+            )  # before anything is put on a GPU, or every process would hold a part of the first
         self.module = module.to(self.device)
         self.precision = "bf16" if bf16 else "fp32"
         if self.world_size > 1 and not torch.distributed.is_initialized():
             device = self.device if cuda else None
-            torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device)
+            torch.distributed.init_process_group(
+                "nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device
+            )
             atexit.register(torch.distributed.destroy_process_group)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -53,7 +59,8 @@ class Evaluator:
 
 
 class Panel(nn.Module):
-    """Many models at many reductions as one, so that a batch is read and decoded once: what entry i counts and scores is named `i/NAME`."""
+    """Many models at many reductions as one, so that a batch is read and decoded once: what entry i counts
+    and scores is named `i/NAME`."""
 
     def __init__(self, entries: Sequence[Entry]):
         super().__init__()
@@ -63,13 +70,19 @@ class Panel(nn.Module):
     def evaluate(self, batch: Batch, *, reduction: None = None) -> Tallies:
         tallies: Tallies = {}
         for i, (model, own) in enumerate(zip(self.models, self.reductions, strict=True)):
-            tallies |= {f"{i}/{name}": tensor for name, tensor in model.evaluate(batch, reduction=own).items()}
+            tallies |= {
+                f"{i}/{name}": tensor for name, tensor in model.evaluate(batch, reduction=own).items()
+            }
         return tallies
 
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
         scores: Scores = {}
         for i, model in enumerate(self.models):
-            own = {name.removeprefix(f"{i}/"): tensor for name, tensor in tallies.items() if name.startswith(f"{i}/")}
+            own = {
+                name.removeprefix(f"{i}/"): tensor
+                for name, tensor in tallies.items()
+                if name.startswith(f"{i}/")
+            }
             found = model.scores(task, own | {"samples": tallies["samples"]}, thorough=thorough)
             scores |= {f"{i}/{name}": value for name, value in found.items()}
         return scores
@@ -77,14 +90,18 @@ class Panel(nn.Module):
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second, one figure per round: of the whole inference (encoder, head, pixels or words), and of its encoder alone."""
+    """Images per second, one figure per round: of the whole inference (encoder, head, pixels or words), and
+    of its encoder alone."""
 
     whole: list[float] = field(default_factory=list)
     encoder: list[float] = field(default_factory=list)
 
 
-def images_per_second(evaluator: Evaluator, entries: Sequence[Entry], batch: Batch, rounds: int) -> list[Speed]:
-    """Per entry. Entries take turns, so that a machine that slows down slows all of them; a first round warms up."""
+def images_per_second(
+    evaluator: Evaluator, entries: Sequence[Entry], batch: Batch, rounds: int
+) -> list[Speed]:
+    """Per entry. Entries take turns, so that a machine that slows down slows all of them; a first round
+    warms up."""
     speeds = [Speed() for _ in entries]
     with evaluator.autocast(), torch.no_grad():
         for turn in progress(range(rounds + 1) if rounds else (), "speed"):

@@ -6,15 +6,21 @@ from pipeline.errors import printable
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table: the first column to the left, the others, which are numbers, to the right."""
+    """An aligned Markdown table: the first column to the left, the others, which are numbers, to the
+    right."""
     lines = [[printable(cell) for cell in line] for line in (columns, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join("| " + " | ".join(_aligned(line, widths)) + " |" for line in [lines[0], rule, *lines[1:]])
+    return "\n".join(
+        "| " + " | ".join(_aligned(line, widths)) + " |" for line in [lines[0], rule, *lines[1:]]
+    )
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+    return [
+        line[0].ljust(widths[0]),
+        *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+    ]
 
 
 def spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
@@ -42,7 +48,8 @@ def of_classes(scores: Iterable[str]) -> list[str]:
 
 
 def class_table(scores: Mapping[str, float | None], classes: Sequence[str]) -> str:
-    """One row per class for the metrics named `METRIC/i`, which are shares; empty where there are none. classes: names, by i."""
+    """One row per class for the metrics named `METRIC/i`, which are shares; empty where there are none.
+    classes: names, by i."""
     metrics = list(dict.fromkeys(name.split("/")[0] for name in of_classes(scores)))
     if not metrics:
         return ""

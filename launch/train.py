@@ -4,22 +4,35 @@ import argparse
 import os
 import sys
 
-EXAMPLE = """examples:
+EXAMPLE = r"""examples:
   dtem train --config configs/debug_cpu.py
-  deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py --cfg-options engine.type=deepspeed optim.lr=1e-3
+  deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py \
+      --cfg-options engine.type=deepspeed optim.lr=1e-3
 """
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "train", help="train a run of a config file", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
+        "train",
+        help="train a run of a config file",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     _add_arguments(parser)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="a config (.py), or the config.json of an earlier run")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="replace fields, for instance optim.lr=1e-3")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a config (.py), or the config.json of an earlier run"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace fields, for instance optim.lr=1e-3",
+    )
     parser.add_argument(
         "--resume",
         default="auto",
@@ -28,7 +41,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "none: start anew; refused where `output` holds checkpoints\n"
         "PATH: continue this run's folder or checkpoint; later checkpoints in `output` are set aside",
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # launchers give it
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
+    )  # launchers give it
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     rank = os.environ.get("RANK", "0")
     main = rank == "0"
     logging.basicConfig(
-        level=logging.INFO if main else logging.ERROR, format="%(levelname)s " + ("" if main else f"rank {rank}: ") + "%(message)s"
+        level=logging.INFO if main else logging.ERROR,
+        format="%(levelname)s " + ("" if main else f"rank {rank}: ") + "%(message)s",
     )
     for name in ("quarantine", "stalls", "storage"):  # each rank reads samples of its own
         logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
@@ -54,26 +70,37 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     """As a script. A mistake of the user is told once, by rank 0, without a traceback."""
-    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
+    )
     _add_arguments(parser)
     args = parser.parse_args()
     try:
         from pipeline.engine.launched import lost_another, rank_0_goes_on
         from pipeline.errors import ConfigError, is_users, printable
     except ImportError as err:
-        print(f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the project's folder", file=sys.stderr)
+        print(
+            f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the "
+            "project's folder",
+            file=sys.stderr,
+        )
         return 2
     try:
         return run(args)
     except Exception as err:
         rank = printable(os.environ.get("RANK", "0"))
         if lost := lost_another(err):
-            print(f"train.py, rank {rank}: {lost}. The same command continues from the last checkpoint", file=sys.stderr, flush=True)
+            print(
+                f"train.py, rank {rank}: {lost}. The same command continues from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
             return 1
         if not is_users(err):
             raise
         if rank != "0" and isinstance(err, ConfigError):
-            rank_0_goes_on()  # or else it has the same to say, and the launcher would end it as soon as this one exits
+            # or else it has the same to say, and the launcher would end it as soon as this one exits
+            rank_0_goes_on()
         print(f"train.py{'' if rank == '0' else f', rank {rank}'}: {err}", file=sys.stderr, flush=True)
         return 2
 

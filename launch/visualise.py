@@ -1,7 +1,8 @@
-"""`dtem visualise`: which patches were merged: every image with each group in its mean colour and a border around it.
+"""`dtem visualise`: which patches were merged: every image with each group in its mean colour and a border
+around it.
 
-Beside it what is right and what is predicted, unmerged and merged: class and probability, masks as colours over the image, captions.
-Tasks that are evaluated on the same images share one row for each.
+Beside it what is right and what is predicted, unmerged and merged: class and probability, masks as colours
+over the image, captions. Tasks that are evaluated on the same images share one row for each.
 """
 
 import argparse
@@ -28,9 +29,20 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--num", type=int, default=8, metavar="N", help="images of the split (default 8)")
     add_split_argument(parser)
     parser.add_argument("--task", metavar="NAME", help="default: all, on one page")
-    parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's; NAME_untrained draws its embedding anew")
-    parser.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block (default: the run's reduction)")
-    parser.add_argument("--blocks", type=numbers, metavar="I,I", help="counted from 0 (default: three, spread over the depth)")
+    parser.add_argument(
+        "--policy",
+        metavar="NAME",
+        help="another merge policy than the run's; NAME_untrained draws its embedding anew",
+    )
+    parser.add_argument(
+        "--reductions",
+        type=numbers,
+        metavar="R,R",
+        help="tokens removed per block (default: the run's reduction)",
+    )
+    parser.add_argument(
+        "--blocks", type=numbers, metavar="I,I", help="counted from 0 (default: three, spread over the depth)"
+    )
     parser.add_argument("--out", metavar="DIR", help="default: RUN/visualise")
 
 

@@ -1,4 +1,5 @@
-"""What inference asks of a model, seen on one batch: the grids that its backbone is given, and multiply-accumulates."""
+"""What inference asks of a model, seen on one batch: the grids that its backbone is given, and
+multiply-accumulates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,15 +23,21 @@ from pipeline.token_state import BackboneOutput
 Grid = tuple[int, int]
 """Patches: (rows, columns)."""
 Entry = tuple[MultiTaskModel, ReductionSpec | GridReduction]
-"""A model in evaluation mode and the reduction it is run at; a function of the grid where images of all sizes merge one share."""
+"""A model in evaluation mode and the reduction it is run at; a function of the grid where images of all sizes
+merge one share."""
 
 
 def first_batch(task: str, data: DataConfig, split: str = "val", classes: Sequence[str] = ()) -> Batch:
-    """The first evaluation batch, the same in every process. classes: see build_eval_loader. Raises SampleError where no sample can be
-    read."""
-    loader = build_eval_loader(task, replace(data, workers=0), rank=0, world_size=1, split=split, classes=classes)
+    """The first evaluation batch, the same in every process. classes: see build_eval_loader. Raises
+    SampleError where no sample can be read."""
+    loader = build_eval_loader(
+        task, replace(data, workers=0), rank=0, world_size=1, split=split, classes=classes
+    )
     if (batch := next(iter(loader), None)) is None:
-        raise SampleError(f"task '{task}': none of the {loader.num_samples} samples of {split} can be read; see `dtem shards verify`")
+        raise SampleError(
+            f"task '{task}': none of the {loader.num_samples} samples of {split} can be read; see `dtem "
+            "shards verify`"
+        )
     return batch
 
 
@@ -39,7 +46,8 @@ class _Seen(Exception):
 
 
 def first_grid(model: MultiTaskModel, batch: Batch) -> Grid:
-    """The grid of what the backbone is given first: of a window where there are windows, padded to whole patches."""
+    """The grid of what the backbone is given first: of a window where there are windows, padded to whole
+    patches."""
     seen: list[Grid] = []
 
     def encode(images: Tensor) -> BackboneOutput:
@@ -55,7 +63,8 @@ def first_grid(model: MultiTaskModel, batch: Batch) -> Grid:
 
 
 def first_schedule(model: MultiTaskModel, batch: Batch, reduction: ReductionSpec | None) -> list[int]:
-    """r of each block for the first input of a batch; ConfigError where it has fewer tokens than the reduction takes."""
+    """r of each block for the first input of a batch; ConfigError where it has fewer tokens than the
+    reduction takes."""
     grid = first_grid(model, batch.to(next(model.parameters()).device))
     if reduction is not None:
         checked_reduction(model, grid, reduction)
@@ -64,8 +73,8 @@ def first_schedule(model: MultiTaskModel, batch: Batch, reduction: ReductionSpec
 
 @dataclass(frozen=True)
 class Workload:
-    """MACs of one image, the mean over a batch, with all its windows and views, or the most words that it may have, whatever
-    is said: encoder_macs hold metric_macs.
+    """MACs of one image, the mean over a batch, with all its windows and views, or the most words that it may
+    have, whatever is said: encoder_macs hold metric_macs.
 
     schedule, tokens: r and tokens left by block, of the backbone's first input.
     """
@@ -78,7 +87,8 @@ class Workload:
 
 
 def workload(entry: Entry, batch: Batch) -> Workload:
-    """Infers the batch once. The encoder's MACs are by formula; the head's are counted, as its form is the task's own business.
+    """Infers the batch once. The encoder's MACs are by formula; the head's are counted, as its form is the
+    task's own business.
 
     Attention runs by its definition: the counter does not know the CPU's kernel for it.
     """
@@ -98,7 +108,10 @@ def workload(entry: Entry, batch: Batch) -> Workload:
         infer(encode, batch)
     asked = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
     specs = [model.reduction_of(batch.task, spec) for spec in asked]
-    counts = [(number, count_macs(model.backbone, grid, spec)) for (number, grid), spec in zip(inputs, specs, strict=True)]
+    counts = [
+        (number, count_macs(model.backbone, grid, spec))
+        for (number, grid), spec in zip(inputs, specs, strict=True)
+    ]
     images = len(batch.images)
     return Workload(
         encoder_macs=sum(number * count.total for number, count in counts) // images,

@@ -1,4 +1,5 @@
-"""How the losses of several tasks are weighed against one another. Each class is a part of the model, so that its state is saved with it.
+"""How the losses of several tasks are weighed against one another. Each class is a part of the model, so that
+its state is saved with it.
 
 T tasks, in the order of the configuration.
 """
@@ -16,19 +17,21 @@ BALANCING: Registry["Balancing"] = Registry("balancing")
 
 
 class Balancing(nn.Module):
-    """Built with the weights of the tasks, by name. A call weighs a loss; some also follow what is measured."""
+    """Built with the weights of the tasks, by name. A call weighs a loss; some also follow what is
+    measured."""
 
     def __init__(self, weights: Mapping[str, float]):
         super().__init__()
         self.names = tuple(weights)
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A task's loss (a scalar) -> its part of what is minimised, and the weight (detached) where that moves."""
+        """A task's loss (a scalar) -> its part of what is minimised, and the weight (detached) where that
+        moves."""
         raise NotImplementedError
 
     def follow(self, norms: Tensor, losses: Tensor) -> None:
-        """norms [T]: of each task's gradient on what the tasks share, as it was weighed. losses [T]: of the same batches, not weighed.
-        Both are the same on all ranks."""
+        """norms [T]: of each task's gradient on what the tasks share, as it was weighed. losses [T]: of the
+        same batches, not weighed. Both are the same on all ranks."""
 
 
 @BALANCING.register("fixed")
@@ -45,12 +48,15 @@ class Fixed(Balancing):
 
 @BALANCING.register("uncertainty")
 class Uncertainty(Balancing):
-    """weight * (exp(-s) * loss + s / 2) with a learned s = log sigma^2 of each task (Kendall, Gal and Cipolla, CVPR 2018, eq. 10)."""
+    """weight * (exp(-s) * loss + s / 2) with a learned s = log sigma^2 of each task (Kendall, Gal and
+    Cipolla, CVPR 2018, eq. 10)."""
 
     def __init__(self, weights: Mapping[str, float]):
         super().__init__(weights)
         self._weights = dict(weights)
-        self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(1)) for name in weights})  # DeepSpeed takes no scalars
+        self.log_variance = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(1)) for name in weights}
+        )  # DeepSpeed takes no scalars
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
         s, start = self.log_variance[task].squeeze(), self._weights[task]
@@ -59,11 +65,13 @@ class Uncertainty(Balancing):
 
 @BALANCING.register("gradient_norm")
 class GradientNorm(Balancing):
-    """Weights that bring the norms of the tasks' gradients on what they share together (after GradNorm, Chen et al., ICML 2018).
+    """Weights that bring the norms of the tasks' gradients on what they share together (after GradNorm, Chen
+    et al., ICML 2018).
 
-    The paper takes a gradient step on the weights in every step; here they are solved for at each measurement, and averaged: with G the
-    norm of a task's unweighed gradient, L its loss and r = (L / L_first) over its mean, the weights are in proportion to
-    weight * r^alpha / G, and their sum stays. A task that learns slower (r above 1) is given more. momentum: of the average.
+    The paper takes a gradient step on the weights in every step; here they are solved for at each
+    measurement, and averaged: with G the norm of a task's unweighed gradient, L its loss and r = (L /
+    L_first) over its mean, the weights are in proportion to weight * r^alpha / G, and their sum stays. A task
+    that learns slower (r above 1) is given more. momentum: of the average.
     """
 
     first: Tensor
@@ -72,20 +80,26 @@ class GradientNorm(Balancing):
     def __init__(self, weights: Mapping[str, float], *, alpha: float = 0.5, momentum: float = 0.9):
         super().__init__(weights)
         if not (alpha >= 0 and 0 <= momentum < 1):
-            raise ConfigError(f"gradient_norm: alpha {alpha} must be 0 or more, and momentum {momentum} in [0, 1)")
+            raise ConfigError(
+                f"gradient_norm: alpha {alpha} must be 0 or more, and momentum {momentum} in [0, 1)"
+            )
         self.alpha, self.momentum, self._start = alpha, momentum, tuple(weights.values())
         self.register_buffer("weights", torch.tensor(self._start))
         self.register_buffer("first", torch.zeros(len(weights)))
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.weights[self.names.index(task)].clone()  # autograd keeps it, and the weights move in place
+        weight = self.weights[
+            self.names.index(task)
+        ].clone()  # autograd keeps it, and the weights move in place
         return loss * weight, weight
 
     @torch.no_grad()
     def follow(self, norms: Tensor, losses: Tensor) -> None:
         losses = losses.float()
         finite = norms.isfinite().all() & losses.isfinite().all()  # what is not is of a step that was skipped
-        self.first.copy_(torch.where((self.first != 0) | ~finite, self.first, losses))  # 0: not measured, or nothing to divide by
+        self.first.copy_(
+            torch.where((self.first != 0) | ~finite, self.first, losses)
+        )  # 0: not measured, or nothing to divide by
         rate = losses / self.first
         start = self.weights.new_tensor(self._start)
         wanted = start * (rate / rate.mean()) ** self.alpha * self.weights / norms.float()

@@ -1,6 +1,7 @@
 """The mistakes that are not ours: the user's, the data's, the storage's, the checkpoint's.
 
-Each message says what is wrong, where, and the way out. The command line prints them without a traceback and exits with 2.
+Each message says what is wrong, where, and the way out. The command line prints them without a traceback and
+exits with 2.
 """
 
 import errno
@@ -10,7 +11,8 @@ _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def printable(text: str) -> str:
-    """One line of text, in which what a terminal or a page would obey (control characters, line breaks, marks of direction) is an escape.
+    """One line of text, in which what a terminal or a page would obey (control characters, line breaks, marks
+    of direction) is an escape.
 
     For all that comes from data: names of classes, keys, captions.
     """
@@ -18,7 +20,9 @@ def printable(text: str) -> str:
 
 
 def _harmless(char: str) -> bool:
-    return char.isprintable() or unicodedata.category(char) == "Zs" or char in "\u200c\u200d"  # the last two join letters
+    return (
+        char.isprintable() or unicodedata.category(char) == "Zs" or char in "\u200c\u200d"
+    )  # the last two join letters
 
 
 class PipelineError(Exception):
@@ -37,7 +41,8 @@ class SampleError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """A shard cannot be read, whatever its bytes: it is gone, access is denied, or its storage has failed for long.
+    """A shard cannot be read, whatever its bytes: it is gone, access is denied, or its storage has failed for
+    long.
 
     Never a bad sample: a run that went on without it would learn from other data than it says.
     """
@@ -52,5 +57,8 @@ class CheckpointError(PipelineError):
 
 
 def is_users(err: BaseException) -> bool:
-    """Whether a message without a traceback is enough: a PipelineError, or a file or folder named by the user that cannot be used."""
-    return isinstance(err, PipelineError) or (isinstance(err, OSError) and (err.filename is not None or err.errno in _OF_THE_DISK))
+    """Whether a message without a traceback is enough: a PipelineError, or a file or folder named by the user
+    that cannot be used."""
+    return isinstance(err, PipelineError) or (
+        isinstance(err, OSError) and (err.filename is not None or err.errno in _OF_THE_DISK)
+    )

@@ -1,6 +1,8 @@
-"""How results are written into a folder: a file is there as a whole or not at all, and never somewhere else, by way of a link.
+"""How results are written into a folder: a file is there as a whole or not at all, and never somewhere else,
+by way of a link.
 
-A run may come from a stranger, and a folder that was unpacked from an archive may hold symbolic links to anywhere.
+A run may come from a stranger, and a folder that was unpacked from an archive may hold symbolic links to
+anywhere.
 """
 
 import os
@@ -14,9 +16,11 @@ from pipeline.errors import ConfigError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write to, with the same suffix, which is synced and takes its place at the end.
+    """A new file beside `path` to write to, with the same suffix, which is synced and takes its place at the
+    end.
 
-    A link at `path` is replaced, not followed. After an error the file of before is still there. Raises OSError.
+    A link at `path` is replaced, not followed. After an error the file of before is still there. Raises
+    OSError.
     """
     part = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from pipeline.token_state import BackboneOutput, TokenState
 
 Sums = dict[str, tuple[Tensor, Tensor | float]]
-"""Name -> (sum, count), which add over steps and ranks; the value is sum / count. The sum is a detached scalar on the device. So is a
-count that only the device knows; any other is a number, as a tensor made of it would be a copy that the host waits for."""
+"""Name -> (sum, count), which add over steps and ranks; the value is sum / count. The sum is a detached
+scalar on the device. So is a count that only the device knows; any other is a number, as a tensor made of it
+would be a copy that the host waits for."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,24 @@ class Rows:
 
 
 Tallies = dict[str, Any]
-"""What an evaluation counts and lists. A detached tensor of any shape on the device adds over batches and ranks: whole numbers as int64
-and so exactly, others as float64. `Rows` are joined, batch by batch and rank by rank, so that rows of several names stay side by side."""
+"""What an evaluation counts and lists. A detached tensor of any shape on the device adds over batches and
+ranks: whole numbers as int64 and so exactly, others as float64. `Rows` are joined, batch by batch and rank by
+rank, so that rows of several names stay side by side."""
 
 Scores = dict[str, float | None]
 """Metric -> value; None is n/a, for instance the IoU of a class that the samples do not have."""
 
 Encode = Callable[[Tensor], BackboneOutput]
-"""images [B, 3, H, W] -> the backbone's output under the merge of inference, with what the task reads (taps, source maps)."""
+"""images [B, 3, H, W] -> the backbone's output under the merge of inference, with what the task reads (taps,
+source maps)."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of one task.
 
-    images [B, 3, H, W] float32, normalised. targets: the task's own dataclass of tensors. keys: the samples' names.
+    images [B, 3, H, W] float32, normalised. targets: the task's own dataclass of tensors. keys: the samples'
+    names.
     """
 
     task: str
@@ -45,7 +49,9 @@ class Batch:
     keys: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> "Batch":
-        return replace(self, images=self.images.to(device, non_blocking=True), targets=_to(self.targets, device))
+        return replace(
+            self, images=self.images.to(device, non_blocking=True), targets=_to(self.targets, device)
+        )
 
 
 def _to(targets: Any, device: torch.device | str) -> Any:
@@ -58,7 +64,8 @@ def _to(targets: Any, device: torch.device | str) -> Any:
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """loss: scalar with gradient. logs: sums to report. predictions: the task's own form (for classification, logits [B, K]).
+    """loss: scalar with gradient. logs: sums to report. predictions: the task's own form (for classification,
+    logits [B, K]).
 
     unweighed: the loss before it was weighed against other tasks', detached; None where it was not.
     """
@@ -73,19 +80,23 @@ class MergePolicy(Protocol):
     """Decides which tokens to merge in a block, and merges them. Holds options, never state."""
 
     metric_source: str
-    """`none`, `keys` (the mean over heads of the attention keys), or `embedding` (a learned linear layer of the block)."""
+    """`none`, `keys` (the mean over heads of the attention keys), or `embedding` (a learned linear layer of
+    the block)."""
     merges: bool
     """Whether it merges at all; one that does not takes any reduction and removes nothing."""
     relaxed: bool
     """Whether training uses a differentiable merge that keeps all M tokens."""
     exact_attention: bool
-    """Whether a relaxed pass needs attention that rounds as the authors' release does, in place of a fused kernel."""
+    """Whether a relaxed pass needs attention that rounds as the authors' release does, in place of a fused
+    kernel."""
 
     def metric_dim(self, dim: int, head_dim: int) -> int:
         """Width of the metric embedding (0 where metric_source is not `embedding`)."""
         ...
 
-    def merge(self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False) -> TokenState:
+    def merge(
+        self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False
+    ) -> TokenState:
         """Removes r tokens (fewer where too few are left). metric [B, M, F] or None."""
         ...
 
@@ -104,8 +115,8 @@ class Task(Protocol):
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
     metric_units: Mapping[str, str]
-    """The metrics that tables and plots show, main_metric first, and their units: `%` for a share in [0, 1], else what stands behind the
-    number as it is (may be nothing)."""
+    """The metrics that tables and plots show, main_metric first, and their units: `%` for a share in [0, 1],
+    else what stands behind the number as it is (may be nothing)."""
 
     def __call__(self, output: BackboneOutput, batch: Batch) -> TaskOutput: ...
 
@@ -118,14 +129,15 @@ class Task(Protocol):
         ...
 
     def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
-        """Log-likelihood, summed over samples, of targets drawn from the output's own predictions: its gradient's square is their Fisher
-        information. Draws from the global generator."""
+        """Log-likelihood, summed over samples, of targets drawn from the output's own predictions: its
+        gradient's square is their Fisher information. Draws from the global generator."""
         ...
 
     def infer(self, encode: Encode, batch: Batch) -> Any:
-        """What a user is given for the batch's images: classes, masks, captions. Calls `encode` as often as it likes: per window, per
-        scale. Speed is measured on it, and compute; where its work depends on what is predicted, the task has another
-        method, `infer_in_full`, on which compute is measured: all the work that any prediction takes."""
+        """What a user is given for the batch's images: classes, masks, captions. Calls `encode` as often as
+        it likes: per window, per scale. Speed is measured on it, and compute; where its work depends on what
+        is predicted, the task has another method, `infer_in_full`, on which compute is measured: all the work
+        that any prediction takes."""
         ...
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
@@ -133,7 +145,8 @@ class Task(Protocol):
         ...
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """The metrics of tallies that were added up, tensors on the CPU, `samples` (how many) among them. Called on rank 0 alone.
+        """The metrics of tallies that were added up, tensors on the CPU, `samples` (how many) among them.
+        Called on rank 0 alone.
 
         thorough: also those that take long, for which training does not wait.
         """
@@ -143,8 +156,9 @@ class Task(Protocol):
 class BatchStream(Protocol):
     """An endless stream of this rank's micro-batches of one task.
 
-    Micro-batch k of rank `rank` holds positions [k * G + rank * b, ... + b) of an endless sample order, in which each epoch is a
-    permutation that is a pure function of (seed, epoch, manifest); b is the micro-batch size and G = b * world_size.
+    Micro-batch k of rank `rank` holds positions [k * G + rank * b, ... + b) of an endless sample order, in
+    which each epoch is a permutation that is a pure function of (seed, epoch, manifest); b is the micro-batch
+    size and G = b * world_size.
     """
 
     num_samples: int
@@ -153,7 +167,8 @@ class BatchStream(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
     def state_dict(self) -> dict[str, int]:
-        """`samples`: position in the global order after the last batch handed out. A few integers: loading them costs no replay."""
+        """`samples`: position in the global order after the last batch handed out. A few integers: loading
+        them costs no replay."""
         ...
 
     def load_state_dict(self, state: Mapping[str, int]) -> None: ...
@@ -162,8 +177,9 @@ class BatchStream(Protocol):
 class Engine(Protocol):
     """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed.
 
-    A step whose gradient norm is not finite is skipped on all ranks: weights, moments and step counts stay as they are. A loss that
-    is not finite makes it so. (Running statistics are the loop's business.) A parameter group whose lr is 0 rests in the same sense.
+    A step whose gradient norm is not finite is skipped on all ranks: weights, moments and step counts stay as
+    they are. A loss that is not finite makes it so. (Running statistics are the loop's business.) A parameter
+    group whose lr is 0 rests in the same sense.
     """
 
     module: nn.Module
@@ -179,19 +195,21 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, batch: Batch, **options: Any) -> Tallies:
-        """The model's tallies of a batch, under the engine's precision and without gradients. At ZeRO 3 a collective."""
+        """The model's tallies of a batch, under the engine's precision and without gradients. At ZeRO 3 a
+        collective."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulates the gradients of a micro-batch; last: of the step's last one, behind which ranks exchange what they have not yet.
+        """Accumulates the gradients of a micro-batch; last: of the step's last one, behind which ranks
+        exchange what they have not yet.
 
         Parameters that no micro-batch of the step uses have a gradient of 0.
         """
         ...
 
     def step(self, lrs: Mapping[str, float]) -> Tensor:
-        """Behind the last micro-batch: clips, updates with `lrs` per parameter group, clears. The gradient's norm before clipping, a
-        device scalar."""
+        """Behind the last micro-batch: clips, updates with `lrs` per parameter group, clears. The gradient's
+        norm before clipping, a device scalar."""
         ...
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -199,12 +217,13 @@ class Engine(Protocol):
         ...
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Full fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`), on the CPU,
-        on rank 0 (other ranks may return an empty dict). A collective."""
+        """Full fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`,
+        `step.NAME`), on the CPU, on rank 0 (other ranks may return an empty dict). A collective."""
         ...
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_tensors`, at any world size and ZeRO stage. A collective; every rank gives all tensors."""
+        """The inverse of `state_tensors`, at any world size and ZeRO stage. A collective; every rank gives
+        all tensors."""
         ...
 
 

@@ -1,4 +1,5 @@
-"""The one module that is trained: a shared backbone, a head per task, and the objective that turns a batch into a loss."""
+"""The one module that is trained: a shared backbone, a head per task, and the objective that turns a batch
+into a loss."""
 
 import logging
 import re
@@ -31,7 +32,8 @@ TASKS: Registry[nn.Module] = Registry("task")
 
 
 class MultiTaskModel(nn.Module):
-    """What an engine is given. `forward` trains, `predict` runs one task, `evaluate` counts, `scores` divides."""
+    """What an engine is given. `forward` trains, `predict` runs one task, `evaluate` counts, `scores`
+    divides."""
 
     def __init__(
         self,
@@ -52,33 +54,50 @@ class MultiTaskModel(nn.Module):
         self._like: dict[str, str] = {}
 
     def forward(
-        self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None, draw: float = 0.0
+        self,
+        batch: Batch,
+        *,
+        reduction: ReductionSpec | None = None,
+        relaxed: bool | None = None,
+        draw: float = 0.0,
     ) -> TaskOutput:
         """The training loss of a batch, weighed against the other tasks'. reduction, relaxed: see `encode`.
 
-        draw: a number in [0, 1), the same on all ranks, for objectives that choose at random what they compute.
+        draw: a number in [0, 1), the same on all ranks, for objectives that choose at random what they
+        compute.
         """
         output: TaskOutput = self.objective(self, batch, reduction=reduction, relaxed=relaxed, draw=draw)
         loss, weight = self.balancing(batch.task, output.loss)
         logs = output.logs if weight is None else output.logs | {"weight": (weight, 1)}
         return replace(output, loss=loss, logs=logs, unweighed=output.loss.detach())
 
-    def predict(self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None) -> TaskOutput:
+    def predict(
+        self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None
+    ) -> TaskOutput:
         """The task's own loss and predictions."""
-        return self.tasks[batch.task](self.encode(batch.task, batch.images, reduction=reduction, relaxed=relaxed), batch)
+        return self.tasks[batch.task](
+            self.encode(batch.task, batch.images, reduction=reduction, relaxed=relaxed), batch
+        )
 
-    def encode(self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any) -> BackboneOutput:
-        """The backbone's output with what the task reads. reduction None: the task's own, or the backbone's. options: see MergingViT; a
-        pass is one of training where this model, whatever the mode of its parts, is in training mode."""
+    def encode(
+        self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any
+    ) -> BackboneOutput:
+        """The backbone's output with what the task reads. reduction None: the task's own, or the backbone's.
+        options: see MergingViT; a pass is one of training where this model, whatever the mode of its parts,
+        is in training mode."""
         head: Any = self.tasks[task]
         options = {"taps": head.taps, "unmerge": head.unmerge, "training": self.training} | options
-        return self.backbone(images, reduction=self.reduction_of(task, reduction), task=self._like.get(task, task), **options)
+        return self.backbone(
+            images, reduction=self.reduction_of(task, reduction), task=self._like.get(task, task), **options
+        )
 
     def reduction_of(self, task: str, reduction: ReductionSpec | None = None) -> ReductionSpec | None:
         """The reduction, else the task's own; None where it takes the backbone's."""
         return self._reductions.get(self._like.get(task, task)) if reduction is None else reduction
 
-    def schedule(self, task: str, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
+    def schedule(
+        self, task: str, grid: tuple[int, int], reduction: ReductionSpec | None = None
+    ) -> tuple[int, ...]:
         """r of each block for the task's input of grid (h, w) patches."""
         return self.backbone.schedule(grid, self.reduction_of(task, reduction))
 
@@ -87,20 +106,24 @@ class MultiTaskModel(nn.Module):
         self._reductions[task] = reduction
 
     def add_task(self, name: str, task: nn.Module, *, like: str) -> None:
-        """A head that is given images as the task `like` is: merged by its reduction and its metric embedding."""
+        """A head that is given images as the task `like` is: merged by its reduction and its metric
+        embedding."""
         self.tasks[name] = task
         self._like[name] = like
 
     def check_data(self, loaders: Mapping[str, Any]) -> None:
-        """loaders: of each task, with the `classes` of its shards and the type of targets that it `gives`. Raises ConfigError that tells
-        all heads that do not fit their data."""
+        """loaders: of each task, with the `classes` of its shards and the type of targets that it `gives`.
+        Raises ConfigError that tells all heads that do not fit their data."""
         mistakes: list[str] = []
         for name, loader in loaders.items():
             task: Any = self.tasks[name]
             try:
                 if loader.gives is not task.reads:
                     given, read = loader.gives.__name__, task.reads.__name__
-                    raise ConfigError(f"its stream gives {given}, which no head reads: its own reads {read}; give another data.schema")
+                    raise ConfigError(
+                        f"its stream gives {given}, which no head reads: its own reads {read}; give "
+                        "another data.schema"
+                    )
                 task.check_classes(loader.classes)
             except ConfigError as err:
                 mistakes.append(f"tasks.{name}: {err}")
@@ -115,7 +138,8 @@ class MultiTaskModel(nn.Module):
     def encoder(self, task: str, reduction: ReductionSpec | GridReduction | None = None) -> Encode:
         """The backbone under the merge of inference, with what the task reads.
 
-        reduction: None is the task's own. A function is asked for each input's grid, so that inputs of all sizes can merge one share.
+        reduction: None is the task's own. A function is asked for each input's grid, so that inputs of all
+        sizes can merge one share.
         """
 
         def encode(images: Tensor) -> BackboneOutput:
@@ -125,7 +149,8 @@ class MultiTaskModel(nn.Module):
         return encode
 
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """The task's metrics from tallies that were added up over batches and ranks, with `samples` among them. thorough: see Task."""
+        """The task's metrics from tallies that were added up over batches and ranks, with `samples` among
+        them. thorough: see Task."""
         head: Any = self.tasks[task]
         return head.scores(tallies, thorough=thorough)
 
@@ -151,17 +176,26 @@ def build_model(config: RunConfig) -> MultiTaskModel:
         backbone,
         tasks,
         OBJECTIVES.build(config.objective.type, **config.objective.options),
-        balancing=build_balancing(config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}),
-        reductions={name: _reduction(backbone, reduction_of(config, name), _grid(backbone, task)) for name, task in own.items()},
+        balancing=build_balancing(
+            config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}
+        ),
+        reductions={
+            name: _reduction(backbone, reduction_of(config, name), _grid(backbone, task))
+            for name, task in own.items()
+        },
     )
     _load_start(model, config)
     return model
 
 
-def _reduction(backbone: MergingViT, asked: ReductionConfig, grid: tuple[int, int] | None = None) -> ReductionSpec:
+def _reduction(
+    backbone: MergingViT, asked: ReductionConfig, grid: tuple[int, int] | None = None
+) -> ReductionSpec:
     """As asked, solved for an input of the grid where a target is asked for (None: the backbone's)."""
     if asked.target_macs or asked.target_gmacs:
-        return reduction_for_macs(backbone, asked.target_macs, grid, gmacs=asked.target_gmacs, within=asked.within)
+        return reduction_for_macs(
+            backbone, asked.target_macs, grid, gmacs=asked.target_gmacs, within=asked.within
+        )
     return asked.reduction
 
 
@@ -174,11 +208,14 @@ def _grid(backbone: MergingViT, task: TaskConfig) -> tuple[int, int]:
 
 
 def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
-    """The weights that training starts from, and what they filled. What they lack and training freezes would stay random for good."""
+    """The weights that training starts from, and what they filled. What they lack and training freezes would
+    stay random for good."""
     spec = config.backbone
     sources: dict[str, Mapping[str, Tensor]] = {}
     if spec.pretrained:
-        vit = create_vit(spec.name, pretrained=True, num_classes=None, img_size=spec.img_size, timm_options=spec.options)
+        vit = create_vit(
+            spec.name, pretrained=True, num_classes=None, img_size=spec.img_size, timm_options=spec.options
+        )
         sources[f"timm's {spec.name}"] = Weights(vit.state_dict(), model.backbone.grid)
     if spec.weights:
         sources[spec.weights] = read_state_dict(spec.weights)
@@ -200,12 +237,15 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
         first = lacking[0]
         shapes = f" for this number of classes: it is {redrawn[first]}" if first in redrawn else ""
         raise CheckpointError(
-            f"{names} has no {first}{shapes} ({len(lacking)} tensors in all), which train.mode='{mode}' would freeze as it "
+            f"{names} has no {first}{shapes} ({len(lacking)} tensors in all), which train.mode='{mode}' "
+            "would freeze as it "
             "was drawn; give weights that have it, or train it first with train.mode='backbone'"
         )
     drawn = [name for name in missing if ".metric." in name]
     if drawn and mode == "heads":
-        log.warning("tokens merge by %s, which stays as it was drawn; teach it with train.mode='modular'", drawn[0])
+        log.warning(
+            "tokens merge by %s, which stays as it was drawn; teach it with train.mode='modular'", drawn[0]
+        )
 
 
 def _stays(name: str, config: RunConfig) -> bool:
@@ -213,4 +253,6 @@ def _stays(name: str, config: RunConfig) -> bool:
     head = re.match(r"tasks\.(\w+)\.", name)
     if name.startswith("balancing.") or ".metric." in name:
         return False
-    return config.train.mode == "modular" or (config.tasks[head[1]].frozen if head else config.train.mode == "heads")
+    return config.train.mode == "modular" or (
+        config.tasks[head[1]].frozen if head else config.train.mode == "heads"
+    )

@@ -1,4 +1,5 @@
-"""The mode of each part of a model: training, in which dropout, drop path and batch norm act as they do there, or evaluation."""
+"""The mode of each part of a model: training, in which dropout, drop path and batch norm act as they do
+there, or evaluation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -12,7 +12,8 @@ T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
-    """One line that says `name` is unknown, which known name is nearest, and what all of them are (the nearest few of very many)."""
+    """One line that says `name` is unknown, which known name is nearest, and what all of them are (the
+    nearest few of very many)."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -45,8 +46,8 @@ class Registry(Generic[T]):
         return self._factories[name]
 
     def build(self, name: str, /, *args: object, **options: object) -> T:
-        """Calls the factory. Options that it does not take, that it lacks, or that are of another type than it declares raise
-        ConfigError; whatever goes wrong inside of it is its own error."""
+        """Calls the factory. Options that it does not take, that it lacks, or that are of another type than
+        it declares raise ConfigError; whatever goes wrong inside of it is its own error."""
         factory = self.get(name)
         signature = inspect.signature(factory)
         try:

@@ -33,8 +33,13 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def complete_folders(root: Path) -> list[Path]:
-    """Checkpoints that were renamed into place, newest first; their content is not checked. Links are none of ours."""
-    found = (path for path in root.glob("step_*") if _STEP.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+    """Checkpoints that were renamed into place, newest first; their content is not checked. Links are none of
+    ours."""
+    found = (
+        path
+        for path in root.glob("step_*")
+        if _STEP.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    )
     return sorted(found, key=step_of, reverse=True)
 
 

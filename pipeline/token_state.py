@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which tokens of a dtype are sized, compared and merged: float32, or float64 for float64."""
+    """The dtype in which tokens of a dtype are sized, compared and merged: float32, or float64 for
+    float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -35,7 +36,13 @@ class SourceMap:
 
     @classmethod
     def identity(
-        cls, batch: int, num_tokens: int, device: torch.device, *, soft: bool = False, dtype: torch.dtype = torch.float32
+        cls,
+        batch: int,
+        num_tokens: int,
+        device: torch.device,
+        *,
+        soft: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> "SourceMap":
         """Each position is its own slot. dtype: of the weights of a soft map."""
         if soft:
@@ -43,14 +50,16 @@ class SourceMap:
         return cls(slots=torch.arange(num_tokens, device=device).expand(batch, -1))
 
     def then(self, to_slot: Tensor) -> "SourceMap":
-        """The map after every slot i has moved to slot to_slot[b, i]; to_slot [B, M] int64. Hard maps only."""
+        """The map after every slot i has moved to slot to_slot[b, i]; to_slot [B, M] int64. Hard maps
+        only."""
         assert self.slots is not None, "an index composes with a hard map"
         return SourceMap(slots=to_slot.gather(1, self.slots))
 
 
 @dataclass(frozen=True)
 class Residual:
-    """Of the last time that tokens were moved: the unmerged grid [B, N, C], prefix included, and the tokens [B, M, C] right behind it.
+    """Of the last time that tokens were moved: the unmerged grid [B, N, C], prefix included, and the tokens
+    [B, M, C] right behind it.
 
     Both are None before the first time.
     """
@@ -61,14 +70,14 @@ class Residual:
 
 @dataclass(frozen=True)
 class TokenState:
-    """tokens [B, M, C]; size [B, M] float32 (float64 with tokens in float64), patches held by each token; the first
-    `num_prefix` tokens are never merged.
+    """tokens [B, M, C]; size [B, M] float32 (float64 with tokens in float64), patches held by each token; the
+    first `num_prefix` tokens are never merged.
 
-    source: where each of the N input positions went, or None where nobody asked for a soft one.
-    grid: (h, w) of the N - num_prefix patches.
-    num_active: tokens that still take part in merging, prefix included. In inference it equals M; in training with a relaxed
-    merge the M - num_active last tokens are what inference would have removed, with what is left of their size.
-    residual: what unmerging by residual needs, or None where nobody asked for it (see `merging.unmerge`).
+    source: where each of the N input positions went, or None where nobody asked for a soft one. grid: (h, w)
+    of the N - num_prefix patches. num_active: tokens that still take part in merging, prefix included. In
+    inference it equals M; in training with a relaxed merge the M - num_active last tokens are what inference
+    would have removed, with what is left of their size. residual: what unmerging by residual needs, or None
+    where nobody asked for it (see `merging.unmerge`).
     """
 
     tokens: Tensor
@@ -80,7 +89,9 @@ class TokenState:
     residual: Residual | None = None
 
     @classmethod
-    def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int, *, soft_source: bool = False) -> "TokenState":
+    def start(
+        cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int, *, soft_source: bool = False
+    ) -> "TokenState":
         """The state before the first block: every token has size 1 and is its own source."""
         batch, num_tokens, _ = tokens.shape
         assert num_tokens == grid[0] * grid[1] + num_prefix, "tokens do not fill the grid"
@@ -106,7 +117,8 @@ class TokenState:
 class MergePoint:
     """What a block's merge is decided on: the state right before it, and the metric [B, M, F].
 
-    probe: zeros [B, M, C] that were added to the tokens; the gradient for it is that of moving tokens as a merge would.
+    probe: zeros [B, M, C] that were added to the tokens; the gradient for it is that of moving tokens as a
+    merge would.
     """
 
     state: TokenState
@@ -116,7 +128,8 @@ class MergePoint:
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """final: the state after the backbone's last norm. taps: the states after the asked-for blocks, before that norm.
+    """final: the state after the backbone's last norm. taps: the states after the asked-for blocks, before
+    that norm.
 
     merge_points: one per block, where they were asked for.
     """

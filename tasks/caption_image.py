@@ -1,4 +1,5 @@
-"""From a backbone's merged tokens to what a caption decoder looks at: two ways. B images, M merged tokens, N handed on, E embedding."""
+"""From a backbone's merged tokens to what a caption decoder looks at: two ways. B images, M merged tokens, N
+handed on, E embedding."""
 
 from typing import Any
 
@@ -12,10 +13,11 @@ from tasks.pooling import pool
 
 
 class Pooler(nn.Module):
-    """CoCa's: learned queries look at the merged tokens, each of which counts by its size. The first query's answer is the feature.
+    """CoCa's: learned queries look at the merged tokens, each of which counts by its size. The first query's
+    answer is the feature.
 
-    query, attn, ln_q, ln_k are open_clip's `visual.attn_pool.*`, ln_post and proj its `visual.ln_post` and `visual.proj`; ln_k is the
-    backbone's last norm where it has one.
+    query, attn, ln_q, ln_k are open_clip's `visual.attn_pool.*`, ln_post and proj its `visual.ln_post` and
+    `visual.proj`; ln_k is the backbone's last norm where it has one.
     """
 
     def __init__(self, pooler: Any, backbone: MergingViT, width: int, embed_dim: int):
@@ -37,14 +39,17 @@ class Pooler(nn.Module):
 
 
 class Direct(nn.Module):
-    """As in GIT the decoder looks at the merged tokens themselves, whose sizes it is told: the fewer they are, the less it costs."""
+    """As in GIT the decoder looks at the merged tokens themselves, whose sizes it is told: the fewer they
+    are, the less it costs."""
 
     def __init__(self, backbone: MergingViT, width: int, embed_dim: int):
         super().__init__()
         self.pool = backbone.global_pool
         self.norm = nn.LayerNorm(backbone.embed_dim) if backbone.norm_after_pool else nn.Identity()
         self.projection = nn.Linear(backbone.embed_dim, width)
-        self.proj: nn.Parameter | None = nn.Parameter(torch.randn(backbone.embed_dim, embed_dim) * backbone.embed_dim**-0.5)
+        self.proj: nn.Parameter | None = nn.Parameter(
+            torch.randn(backbone.embed_dim, embed_dim) * backbone.embed_dim**-0.5
+        )
 
     def forward(self, state: TokenState) -> ImageTokens:
         state = state.with_tokens(self.norm(state.tokens))

@@ -1,4 +1,5 @@
-"""CoCa's losses, over all ranks: ranks with a part of a batch each have, on average, the loss and the gradient of one with the whole.
+"""CoCa's losses, over all ranks: ranks with a part of a batch each have, on average, the loss and the
+gradient of one with the whole.
 
 Called by every rank, or none. B captions of this rank, L words, V vocabulary, E embedding.
 """
@@ -11,13 +12,21 @@ from torch.nn import functional as F
 
 
 def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of the words. logits [B, L, V] float32, labels [B, L]; where the label is `pad`, there is no word."""
-    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=pad, label_smoothing=label_smoothing, reduction="sum")
+    """Mean cross-entropy of the words. logits [B, L, V] float32, labels [B, L]; where the label is `pad`,
+    there is no word."""
+    total = F.cross_entropy(
+        logits.flatten(0, 1),
+        labels.flatten(),
+        ignore_index=pad,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
     return mean_over_words(total, (labels != pad).sum())
 
 
 def mean_over_words(total: Tensor, words: Tensor) -> Tensor:
-    """The sum over this rank's words -> a part whose mean over ranks is that over all words. Scalars; words: how many."""
+    """The sum over this rank's words -> a part whose mean over ranks is that over all words. Scalars; words:
+    how many."""
     words = words.float()
     if (world_size := _world_size()) > 1:
         distributed.all_reduce(words)
@@ -25,16 +34,21 @@ def mean_over_words(total: Tensor, words: Tensor) -> Tensor:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's: this rank's images among all captions, and its captions among all images. image, text [B, E] of norm 1, float32."""
+    """CLIP's: this rank's images among all captions, and its captions among all images. image, text [B, E] of
+    norm 1, float32."""
     _check_equal(len(image), image.device)
     first = _rank() * len(image)
     labels = torch.arange(first, first + len(image), device=image.device)
-    image_to_text, text_to_image = scale * products(image, gathered(text)), scale * products(text, gathered(image))
+    image_to_text, text_to_image = (
+        scale * products(image, gathered(text)),
+        scale * products(text, gathered(image)),
+    )
     return (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2
 
 
 def products(queries: Tensor, keys: Tensor) -> Tensor:
-    """[Q, E] and [K, E], float32 -> [Q, K] in float32 also under autocast: near 100, logits in bfloat16 have steps of a half."""
+    """[Q, E] and [K, E], float32 -> [Q, K] in float32 also under autocast: near 100, logits in bfloat16 have
+    steps of a half."""
     with torch.autocast(queries.device.type, enabled=False):
         return queries @ keys.mT
 
@@ -52,8 +66,9 @@ class _BelowCeiling(torch.autograd.Function):
 
 
 def below(value: Tensor, ceiling: float) -> Tensor:
-    """At most the ceiling. Above it a gradient passes that leads down and none that leads up, so that the value comes back: what CLIP
-    reaches by changing its parameter after each step, at any ZeRO stage, whose master weights nobody else may change."""
+    """At most the ceiling. Above it a gradient passes that leads down and none that leads up, so that the
+    value comes back: what CLIP reaches by changing its parameter after each step, at any ZeRO stage, whose
+    master weights nobody else may change."""
     return _BelowCeiling.apply(value, ceiling)  # pyright: ignore[reportReturnType]
 
 
@@ -69,8 +84,8 @@ def gathered(features: Tensor) -> Tensor:
 
 
 def _check_equal(size: int, device: torch.device) -> None:
-    """Raises RuntimeError on every rank where ranks have batches of different sizes, for which backends hang or end the process. A GPU is
-    not waited for: it raises when it comes to it."""
+    """Raises RuntimeError on every rank where ranks have batches of different sizes, for which backends hang
+    or end the process. A GPU is not waited for: it raises when it comes to it."""
     if _world_size() > 1:
         sizes = torch.zeros(_world_size(), dtype=torch.int64, device=device)
         sizes[_rank()] = size

@@ -1,6 +1,7 @@
 """Scores of captions as the COCO tools compute them (pycocoevalcap, which is named here alone).
 
-Two of them and the tokenizer are Java programs. What cannot be run is None, and why is logged once; nothing is ever downloaded.
+Two of them and the tokenizer are Java programs. What cannot be run is None, and why is logged once; nothing
+is ever downloaded.
 """
 
 import json
@@ -34,7 +35,8 @@ Texts = dict[int, list[str]]
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 METRIC_UNITS = {"CIDEr": "", "BLEU-4": "%", "words": ""}
-"""Of what tables show. All are shares in [0, 1] but CIDEr, which goes to 10, and the mean number of words that are said."""
+"""Of what tables show. All are shares in [0, 1] but CIDEr, which goes to 10, and the mean number of words
+that are said."""
 JAVA_SECONDS = 480.0
 """Less than the ten minutes that other ranks wait for rank 0."""
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -53,12 +55,15 @@ class _NotRunError(Exception):
     """Why a program cannot be run, or did not give an answer."""
 
 
-def caption_scores(rows: Sequence[Sequence[Any]], *, thorough: bool = False, java_seconds: float = JAVA_SECONDS) -> Scores:
-    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, the mean number of words in a generated caption, and PTB: 1 where the COCO tools' own
-    tokenizer cut the words, None where a stand-in did.
+def caption_scores(
+    rows: Sequence[Sequence[Any]], *, thorough: bool = False, java_seconds: float = JAVA_SECONDS
+) -> Scores:
+    """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, the mean number of words in a generated caption, and PTB: 1 where the
+    COCO tools' own tokenizer cut the words, None where a stand-in did.
 
-    rows: CaptionRows, or what JSON makes of them, in any order. thorough: also METEOR and SPICE, which take from seconds to minutes.
-    java_seconds: of all programs together. CIDEr is what the COCO tools and papers call so; by its first paper's terms it is CIDEr-D.
+    rows: CaptionRows, or what JSON makes of them, in any order. thorough: also METEOR and SPICE, which take
+    from seconds to minutes. java_seconds: of all programs together. CIDEr is what the COCO tools and papers
+    call so; by its first paper's terms it is CIDEr-D.
     """
     rows = sorted(CaptionRow(*row) for row in rows)
     java, reasons = _Java(java_seconds), dict[str, list[str]]()
@@ -87,12 +92,15 @@ def caption_scores(rows: Sequence[Sequence[Any]], *, thorough: bool = False, jav
 
 @cache
 def _say_once(names: str, reason: str) -> None:
-    stand_in = "; without PTB a stand-in cuts the words, nearly always in the same way" if "PTB" in names else ""
+    stand_in = (
+        "; without PTB a stand-in cuts the words, nearly always in the same way" if "PTB" in names else ""
+    )
     log.warning("not run: %s, as %s%s", names, reason, stand_in)
 
 
 def _by_image(rows: Sequence[CaptionRow], words: Sequence[Sequence[str]]) -> tuple[Texts, Texts]:
-    """Generated captions and references without punctuation. words: of each caption, the generated one before its references."""
+    """Generated captions and references without punctuation. words: of each caption, the generated one before
+    its references."""
     pieces = iter(" ".join(word for word in cut if word not in ptbtokenizer.PUNCTUATIONS) for cut in words)
     generated: Texts = {}
     references: Texts = {}
@@ -121,7 +129,9 @@ class _Java:
         """What the program prints when given the content. Raises _NotRunError."""
         left = self.time_left()
         try:
-            return subprocess.run(["java", *arguments], input=content, cwd=folder, capture_output=True, timeout=left, check=True).stdout
+            return subprocess.run(
+                ["java", *arguments], input=content, cwd=folder, capture_output=True, timeout=left, check=True
+            ).stdout
         except subprocess.TimeoutExpired as err:
             raise self.late() from err
         except subprocess.CalledProcessError as err:
@@ -129,10 +139,20 @@ class _Java:
 
 
 def _java_words(java: _Java, texts: Sequence[str]) -> list[list[str]]:
-    """pycocoevalcap's PTBTokenizer, which has no time limit, and writes into its own folder. texts: single lines."""
+    """pycocoevalcap's PTBTokenizer, which has no time limit, and writes into its own folder. texts: single
+    lines."""
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    program = ("-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase")
-    lines = java.run(*program, content="".join(text + "\n" for text in texts).encode()).decode().split("\n")[:-1]
+    program = (
+        "-Dfile.encoding=UTF-8",
+        "-cp",
+        str(jar),
+        "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines",
+        "-lowerCase",
+    )
+    lines = (
+        java.run(*program, content="".join(text + "\n" for text in texts).encode()).decode().split("\n")[:-1]
+    )
     if len(lines) != len(texts):
         raise _NotRunError(f"the tokenizer made {len(lines)} lines of {len(texts)}")
     return [line.split() for line in lines]
@@ -147,7 +167,9 @@ def _meteor(java: _Java, references: Texts, generated: Texts) -> float:
     try:
         return scorer.compute_score(_without_bars(references), _without_bars(generated))[0]
     except (ValueError, OSError) as err:  # an empty answer, a broken pipe
-        raise (_NotRunError("its program ended without an answer") if java.time_left() else java.late()) from err
+        raise (
+            _NotRunError("its program ended without an answer") if java.time_left() else java.late()
+        ) from err
     finally:
         watchdog.cancel()
         if scorer.lock.locked():  # for which its destructor would wait
@@ -165,9 +187,23 @@ def _spice(java: _Java, references: Texts, generated: Texts) -> float:
     java.time_left()
     folder = Path(spice.__path__[0])
     if lacking := [jar for jar in SPICE_JARS if not (folder / "lib" / jar).is_file()]:
-        raise _NotRunError(f"{folder / 'lib'} lacks {' and '.join(lacking)}, which Stanford CoreNLP 3.6.0 has")
+        raise _NotRunError(
+            f"{folder / 'lib'} lacks {' and '.join(lacking)}, which Stanford CoreNLP 3.6.0 has"
+        )
     with TemporaryDirectory() as place:
         given, answer = Path(place, "captions.json"), Path(place, "scores.json")
-        given.write_text(json.dumps([{"image_id": i, "test": generated[i][0], "refs": references[i]} for i in references]))
-        java.run("-Xmx8G", "-jar", "spice-1.0.jar", str(given), "-out", str(answer), "-subset", "-silent", folder=folder)
+        given.write_text(
+            json.dumps([{"image_id": i, "test": generated[i][0], "refs": references[i]} for i in references])
+        )
+        java.run(
+            "-Xmx8G",
+            "-jar",
+            "spice-1.0.jar",
+            str(given),
+            "-out",
+            str(answer),
+            "-subset",
+            "-silent",
+            folder=folder,
+        )
         return fmean(float(image["scores"]["All"]["f"]) for image in json.loads(answer.read_text()))

@@ -1,7 +1,9 @@
-"""CoCa's text tower, decoder and pooler: open_clip's weights, with sizes of image tokens, and with keys kept from word to word.
+"""CoCa's text tower, decoder and pooler: open_clip's weights, with sizes of image tokens, and with keys kept
+from word to word.
 
-The parts of open_clip's modules become parts of these under their own names, so state-dict keys stay open_clip's. B captions, I images
-(B is a multiple of I; captions of an image stand side by side), L words, N image tokens, W channels, H heads, D channels per head.
+The parts of open_clip's modules become parts of these under their own names, so state-dict keys stay
+open_clip's. B captions, I images (B is a multiple of I; captions of an image stand side by side), L words, N
+image tokens, W channels, H heads, D channels per head.
 """
 
 from dataclasses import dataclass
@@ -59,7 +61,10 @@ class Attention(nn.Module):
     def __init__(self, attn: nn.Module):
         super().__init__()
         if not isinstance(attn, nn.MultiheadAttention):
-            raise ConfigError("model: captioning takes open_clip's plain blocks; leave out qk_norm, scaled_cosine_attn and their like")
+            raise ConfigError(
+                "model: captioning takes open_clip's plain blocks; leave out qk_norm, "
+                "scaled_cosine_attn and their like"
+            )
         _adopt(self, attn)
         self.num_heads, self.scale = attn.num_heads, attn.head_dim**-0.5
 
@@ -70,21 +75,30 @@ class Attention(nn.Module):
 
 class SelfAttention(Attention):
     def forward(self, x: Tensor, mask: Tensor | None, past: Keys | None) -> tuple[Tensor, Keys]:
-        """x [B, L, W]; mask [B, 1, L, L], True where a word is seen, or None where those before it are; past: one word follows these."""
+        """x [B, L, W]; mask [B, 1, L, L], True where a word is seen, or None where those before it are; past:
+        one word follows these."""
         q, k, v = map(self.heads, F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and past is None)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and past is None
+        )
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), (k, v)
 
 
 class CrossAttention(Attention):
-    def forward(self, x: Tensor, tokens: Tensor | None, size: Tensor | None, kept: Keys | None = None) -> tuple[Tensor, Keys]:
-        """x [B, L, W] looks at tokens [I, N, C], or at their kept keys. All captions of an image ask them at once."""
+    def forward(
+        self, x: Tensor, tokens: Tensor | None, size: Tensor | None, kept: Keys | None = None
+    ) -> tuple[Tensor, Keys]:
+        """x [B, L, W] looks at tokens [I, N, C], or at their kept keys. All captions of an image ask them
+        at once."""
         (q_weight, k_weight, v_weight), (q_bias, k_bias, v_bias) = self._weights(), self.in_proj_bias.chunk(3)
         if kept is None:
             assert tokens is not None
-            kept = self.heads(F.linear(tokens, k_weight, k_bias)), self.heads(F.linear(tokens, v_weight, v_bias))
+            kept = (
+                self.heads(F.linear(tokens, k_weight, k_bias)),
+                self.heads(F.linear(tokens, v_weight, v_bias)),
+            )
         k, v = kept
         q = self.heads(F.linear(x, q_weight, q_bias).reshape(len(k), -1, x.shape[2]))
         mixed = proportional_attention(q, k, v, size, scale=self.scale)
@@ -138,7 +152,8 @@ class CrossBlock(Block):
 
 
 class TextTower(nn.Module):
-    """open_clip's TextTransformer with a class token. Words see those before them; the class token sees all, and no word sees it."""
+    """open_clip's TextTransformer with a class token. Words see those before them; the class token sees all,
+    and no word sees it."""
 
     token_embedding: nn.Module
     positional_embedding: Tensor
@@ -149,9 +164,14 @@ class TextTower(nn.Module):
     def __init__(self, text: Any):
         super().__init__()
         if not isinstance(text.text_projection, nn.Parameter):
-            raise ConfigError("model: captioning takes a text_projection that is a matrix; leave proj_type and proj_bias out of text_cfg")
+            raise ConfigError(
+                "model: captioning takes a text_projection that is a matrix; leave proj_type and "
+                "proj_bias out of text_cfg"
+            )
         _adopt(self, text)
-        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(map(SelfBlock, text.transformer.resblocks))})
+        self.transformer = nn.ModuleDict(
+            {"resblocks": nn.ModuleList(map(SelfBlock, text.transformer.resblocks))}
+        )
         self.context_length, self.pad_id = text.context_length, text.pad_id
 
     def drop_feature(self) -> None:
@@ -159,8 +179,11 @@ class TextTower(nn.Module):
         self.cls_emb = self.text_projection = cast(Tensor, None)
         self.ln_final = nn.Identity()
 
-    def forward(self, tokens: Tensor, past: Layers = (), *, feature: bool = False) -> tuple[Tensor, Tensor | None, Layers]:
-        """tokens int64 [B, L] behind those of `past` -> words [B, L, W], the caption's feature [B, E] if asked for, and what to keep."""
+    def forward(
+        self, tokens: Tensor, past: Layers = (), *, feature: bool = False
+    ) -> tuple[Tensor, Tensor | None, Layers]:
+        """tokens int64 [B, L] behind those of `past` -> words [B, L, W], the caption's feature [B, E] if
+        asked for, and what to keep."""
         length, start = tokens.shape[1], past[0][0].shape[2] if past else 0
         if feature:
             x, mask = self._with_class_token(tokens)
@@ -176,13 +199,17 @@ class TextTower(nn.Module):
     def _with_class_token(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [B, P + 1, W], the class token last, and who sees whom [B, 1, P + 1, P + 1].
 
-        The class token has the place behind the longest caption, so that the feature does not depend on what a batch is padded to.
-        CoCas are trained with padding masked one place too late, which lets the class token see the first padding, if there is one,
-        and itself if there is none: so there is one wherever it fits.
+        The class token has the place behind the longest caption, so that the feature does not depend on what
+        a batch is padded to. CoCas are trained with padding masked one place too late, which lets the class
+        token see the first padding, if there is one, and itself if there is none: so there is one wherever it
+        fits.
         """
         tokens = F.pad(tokens, (0, 1), value=self.pad_id)[:, : self.context_length]
         place = F.pad(torch.arange(tokens.shape[1], device=tokens.device), (0, 1), value=self.context_length)
-        x = torch.cat([self.token_embedding(tokens), self.cls_emb.expand(len(tokens), 1, -1)], dim=1) + self.positional_embedding[place]
+        x = (
+            torch.cat([self.token_embedding(tokens), self.cls_emb.expand(len(tokens), 1, -1)], dim=1)
+            + self.positional_embedding[place]
+        )
         seen = F.pad(tokens != self.pad_id, (1, 0), value=True)
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         return x, causal & seen[:, None, None, :]
@@ -200,8 +227,11 @@ class Decoder(nn.Module):
         self.resblocks = nn.ModuleList(map(SelfBlock, decoder.resblocks))
         self.cross_attn = nn.ModuleList(map(CrossBlock, decoder.cross_attn))
 
-    def forward(self, words: Tensor, image: ImageTokens, past: Past | None = None) -> tuple[Tensor, Layers, Layers]:
-        """words [B, L, W] -> logits of the words that follow each [B, L, V], and what to keep: of the words, and of the images."""
+    def forward(
+        self, words: Tensor, image: ImageTokens, past: Past | None = None
+    ) -> tuple[Tensor, Layers, Layers]:
+        """words [B, L, W] -> logits of the words that follow each [B, L, V], and what to keep: of the words,
+        and of the images."""
         x, of_words, of_image = words, [], []
         for i, (block, cross) in enumerate(zip(self.resblocks, self.cross_attn, strict=True)):
             x, kept = block(x, None, past.decoder[i] if past else None)

@@ -1,4 +1,5 @@
-"""Captioning with open_clip's CoCa parts on merged tokens. B images, L tokens of a caption, V vocabulary, E embedding."""
+"""Captioning with open_clip's CoCa parts on merged tokens. B images, L tokens of a caption, V vocabulary, E
+embedding."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,9 +36,10 @@ LARGEST_SCALE = 100.0
 class CaptioningTask(nn.Module):
     """A text tower and a decoder that looks at an image's merged tokens, whose sizes it is told.
 
-    model: open_clip's name of a CoCa, or its config as a dict; see `tasks.open_clip_bridge.parts.build_parts`. tokenizer: the data's.
-    route: `pooler`, CoCa's attentional pooler between tokens and decoder; or `direct`, as in GIT, where the decoder's cost falls with
-    the tokens. contrastive_weight 0 leaves out the parts that compare images with captions. generation: options of
+    model: open_clip's name of a CoCa, or its config as a dict; see
+    `tasks.open_clip_bridge.parts.build_parts`. tokenizer: the data's. route: `pooler`, CoCa's attentional
+    pooler between tokens and decoder; or `direct`, as in GIT, where the decoder's cost falls with the tokens.
+    contrastive_weight 0 leaves out the parts that compare images with captions. generation: options of
     `tasks.generation.Generation`, whose lengths are cut to what the tokenizer's context holds.
     """
 
@@ -64,13 +66,24 @@ class CaptioningTask(nn.Module):
         if route not in ROUTES:
             raise ConfigError(f"captioning: route is {route!r}; give {' or '.join(ROUTES)}")
         if not (caption_weight > 0 and contrastive_weight >= 0 and 0 <= label_smoothing < 1):
-            given = f"caption_weight {caption_weight}, contrastive_weight {contrastive_weight}, label_smoothing {label_smoothing}"
-            raise ConfigError(f"captioning: {given}; give a weight above 0, one from 0, and a number in [0, 1)")
-        self.caption_weight, self.contrastive_weight, self.label_smoothing = caption_weight, contrastive_weight, label_smoothing
+            given = (
+                f"caption_weight {caption_weight}, contrastive_weight {contrastive_weight}, "
+                f"label_smoothing {label_smoothing}"
+            )
+            raise ConfigError(
+                f"captioning: {given}; give a weight above 0, one from 0, and a number in [0, 1)"
+            )
+        self.caption_weight, self.contrastive_weight, self.label_smoothing = (
+            caption_weight,
+            contrastive_weight,
+            label_smoothing,
+        )
         self.tokenizer = build_tokenizer(tokenizer)
         self.marks = Marks(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
         self.generation = Generation.of(generation)
-        parts = _open_clip().build_parts(model, vocab_size=self.tokenizer.vocab_size, context_length=self.tokenizer.context_length)
+        parts = _open_clip().build_parts(
+            model, vocab_size=self.tokenizer.vocab_size, context_length=self.tokenizer.context_length
+        )
         self.text, self.decoder = TextTower(parts.text), Decoder(parts.decoder)
         self.route = route
         sizes = (backbone, parts.width, parts.embed_dim)
@@ -87,19 +100,27 @@ class CaptioningTask(nn.Module):
         """Captions have none, whatever else the shards hold."""
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
-        """targets: CaptionTargets, tokens int64 [B, L]. predictions: logits of each token after the first [B, L - 1, V], float32; where
-        the caption has ended, they say so for certain. With more than one rank, a collective."""
+        """targets: CaptionTargets, tokens int64 [B, L]. predictions: logits of each token after the first [B,
+        L - 1, V], float32; where the caption has ended, they say so for certain. With more than one rank, a
+        collective."""
         tokens = batch.targets.tokens
         image, labels = self.image_tokens(output), tokens[:, 1:]
         words, feature, _ = self.text(tokens, feature=self.contrastive_weight > 0)
         logits = self._certain_of_padding(self.decoder(words[:, :-1], image)[0].float(), labels)
-        losses = {"caption_loss": self.caption_weight * caption_loss(logits, labels, self.marks.pad, self.label_smoothing)}
+        losses = {
+            "caption_loss": self.caption_weight
+            * caption_loss(logits, labels, self.marks.pad, self.label_smoothing)
+        }
         if feature is not None:
-            contrast = contrastive_loss(normalised(image.feature), normalised(feature), self.contrastive_scale())
+            contrast = contrastive_loss(
+                normalised(image.feature), normalised(feature), self.contrastive_scale()
+            )
             losses["contrastive_loss"] = self.contrastive_weight * contrast
         loss = torch.stack(list(losses.values())).sum()
         count = len(tokens)
-        logs: Sums = {name: (value.detach() * count, count) for name, value in ({"loss": loss} | losses).items()}
+        logs: Sums = {
+            name: (value.detach() * count, count) for name, value in ({"loss": loss} | losses).items()
+        }
         return TaskOutput(loss, logs, predictions=logits)
 
     def image_tokens(self, output: BackboneOutput) -> ImageTokens:
@@ -112,7 +133,8 @@ class CaptioningTask(nn.Module):
         return normalised(self.image_tokens(output).feature)
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """int64 [B, L] -> [B, E] float32, of norm 1, whatever the tokens are padded to. Raises ConfigError without the contrastive part."""
+        """int64 [B, L] -> [B, E] float32, of norm 1, whatever the tokens are padded to. Raises ConfigError
+        without the contrastive part."""
         self._compared()
         return normalised(self.text(tokens, feature=True)[1])
 
@@ -123,32 +145,41 @@ class CaptioningTask(nn.Module):
     def _compared(self) -> Tensor:
         """logit_scale [1] (DeepSpeed takes no scalars), where there is one."""
         if self.logit_scale is None:
-            raise ConfigError("captioning: contrastive_weight is 0, so images and captions have no features to compare")
+            raise ConfigError(
+                "captioning: contrastive_weight is 0, so images and captions have no features to compare"
+            )
         return self.logit_scale
 
     def _certain_of_padding(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """In place: behind a caption's end all is known, so that nothing is learned, drawn or disagreed about there."""
+        """In place: behind a caption's end all is known, so that nothing is learned, drawn or disagreed
+        about there."""
         ended = labels == self.marks.pad
         logits.masked_fill_(ended[..., None], 0.0)[..., self.marks.pad].masked_fill_(ended, CERTAIN)
         return logits
 
     def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
-        """KL of the student's next tokens from the teacher's at a temperature, times its square; the mean over words of
-        all ranks, so with more than one a collective."""
+        """KL of the student's next tokens from the teacher's at a temperature, times its square; the mean
+        over words of all ranks, so with more than one a collective."""
         wanted = F.log_softmax(teacher.predictions / temperature, dim=-1)
         given = F.log_softmax(student.predictions / temperature, dim=-1)
         words = (teacher.predictions[..., self.marks.pad] != CERTAIN).sum()
-        return mean_over_words(F.kl_div(given, wanted, log_target=True, reduction="sum"), words) * temperature**2
+        return (
+            mean_over_words(F.kl_div(given, wanted, log_target=True, reduction="sum"), words) * temperature**2
+        )
 
     def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
-        """For each token one drawn from the predicted ones (Gumbel's maximum); the sum of their log-likelihoods."""
+        """For each token one drawn from the predicted ones (Gumbel's maximum); the sum of their
+        log-likelihoods."""
         log_likelihood = F.log_softmax(output.predictions, dim=-1)
         noise = -torch.empty_like(log_likelihood).exponential_().log()
         drawn = (log_likelihood.detach() + noise).argmax(dim=-1, keepdim=True)
         return log_likelihood.gather(-1, drawn).sum()
 
-    def generate(self, output: BackboneOutput, *, keys: Sequence[str] = (), config: Generation | None = None) -> list[str]:
-        """A caption of each image. keys: the images' names, which address what is drawn for them under top_p. config: None, the task's."""
+    def generate(
+        self, output: BackboneOutput, *, keys: Sequence[str] = (), config: Generation | None = None
+    ) -> list[str]:
+        """A caption of each image. keys: the images' names, which address what is drawn for them under top_p.
+        config: None, the task's."""
         return self._captions(self.image_tokens(output), keys, config or self.generation)
 
     @torch.no_grad()
@@ -156,8 +187,12 @@ class CaptioningTask(nn.Module):
         longest = min(config.max_length, self.tokenizer.context_length - 1)
         config = replace(config, max_length=longest, min_length=min(config.min_length, longest))
         start = torch.full((len(image.tokens),), self.marks.bos, device=image.tokens.device)
-        together = any(parameter.numel() == 0 for parameter in self.parameters())  # ZeRO 3: weights that every call gathers over ranks
-        words = generate(self.next_words(image), start, self.marks, config, keys=keys, stop_early=not together)
+        together = any(
+            parameter.numel() == 0 for parameter in self.parameters()
+        )  # ZeRO 3: weights that every call gathers over ranks
+        words = generate(
+            self.next_words(image), start, self.marks, config, keys=keys, stop_early=not together
+        )
         return [self.tokenizer.decode(row) for row in words.tolist()]
 
     def infer(self, encode: Encode, batch: Batch) -> list[str]:
@@ -171,22 +206,37 @@ class CaptioningTask(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """captions: CaptionRows. loss: of the first references' tokens, and how many those are. With the contrastive part, features."""
-        image, tokens, references = self.image_tokens(encode(batch.images)), batch.targets.tokens, batch.targets.references
+        """captions: CaptionRows. loss: of the first references' tokens, and how many those are. With the
+        contrastive part, features."""
+        image, tokens, references = (
+            self.image_tokens(encode(batch.images)),
+            batch.targets.tokens,
+            batch.targets.references,
+        )
         made = self._captions(image, batch.keys, self.generation)
         rows = tuple(CaptionRow(*row) for row in zip(batch.keys, made, references, strict=True))
         logits, labels = self.decoder(self.text(tokens[:, :-1])[0], image)[0].float(), tokens[:, 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.marks.pad, reduction="sum")
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=self.marks.pad, reduction="sum"
+        )
         tallies = {"captions": Rows(rows), "loss": loss, "tokens": (labels != self.marks.pad).sum()}
-        return tallies if image.feature is None else tallies | retrieval_rows(normalised(image.feature), self, references)
+        return (
+            tallies
+            if image.feature is None
+            else tallies | retrieval_rows(normalised(image.feature), self, references)
+        )
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """Those of `tasks.caption_metrics`, of `tasks.retrieval` with the contrastive part, and the mean loss of a token."""
-        scores = caption_scores(tallies["captions"], thorough=thorough) | {"loss": float(tallies["loss"] / tallies["tokens"])}
+        """Those of `tasks.caption_metrics`, of `tasks.retrieval` with the contrastive part, and the mean loss
+        of a token."""
+        scores = caption_scores(tallies["captions"], thorough=thorough) | {
+            "loss": float(tallies["loss"] / tallies["tokens"])
+        }
         return scores | retrieval_scores(tallies) if "image" in tallies else scores
 
     def next_words(self, image: ImageTokens) -> Step:
-        """What `tasks.generation.generate` asks: the logits of a caption's next word, from its last and what was kept of the others."""
+        """What `tasks.generation.generate` asks: the logits of a caption's next word, from its last and what
+        was kept of the others."""
 
         def step(last: Tensor, past: Past | None) -> tuple[Tensor, Past]:
             words, _, of_text = self.text(last[:, None], past.text if past else ())

@@ -21,7 +21,8 @@ MAX_CLASSES = 1_000_000
 class ClassificationTask(nn.Module):
     """Pool, norm where timm's model has it there, linear layer: timm's head under timm's names.
 
-    Where the backbone has a distillation token, the mean of two heads. pool: `token`, `avg`, or None for what the backbone was made for.
+    Where the backbone has a distillation token, the mean of two heads. pool: `token`, `avg`, or None for what
+    the backbone was made for.
     """
 
     reads = ClassificationTargets
@@ -32,13 +33,23 @@ class ClassificationTask(nn.Module):
     metric_units = {"top1": "%", "top5": "%"}
 
     def __init__(
-        self, backbone: MergingViT, *, num_classes: int, pool: str | None = None, label_smoothing: float = 0.0, dropout: float = 0.0
+        self,
+        backbone: MergingViT,
+        *,
+        num_classes: int,
+        pool: str | None = None,
+        label_smoothing: float = 0.0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
-            raise ConfigError(f"classification: num_classes is {num_classes!r}; give a whole number from 1 to {MAX_CLASSES}")
+            raise ConfigError(
+                f"classification: num_classes is {num_classes!r}; give a whole number from 1 to {MAX_CLASSES}"
+            )
         if not (0 <= label_smoothing < 1 and 0 <= dropout < 1):
-            raise ConfigError(f"classification: label_smoothing {label_smoothing} and dropout {dropout} must be in [0, 1)")
+            raise ConfigError(
+                f"classification: label_smoothing {label_smoothing} and dropout {dropout} must be in [0, 1)"
+            )
         dim = backbone.embed_dim
         self.num_classes = num_classes
         self.pool = pool or backbone.global_pool
@@ -52,10 +63,14 @@ class ClassificationTask(nn.Module):
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where the data has more classes than the head."""
         if (needed := len(classes)) > self.num_classes:
-            raise ConfigError(f"the shards have {needed} classes, the head has {self.num_classes}; give head.num_classes={needed}")
+            raise ConfigError(
+                f"the shards have {needed} classes, the head has {self.num_classes}; give "
+                f"head.num_classes={needed}"
+            )
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
-        """targets: ClassificationTargets, labels int64 [B] or float [B, K]. predictions: logits [B, K], float32."""
+        """targets: ClassificationTargets, labels int64 [B] or float [B, K]. predictions: logits [B, K],
+        float32."""
         logits, labels = self.logits(output), batch.targets.labels
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return TaskOutput(loss, {"loss": (loss.detach() * len(logits), len(logits))}, predictions=logits)
@@ -68,7 +83,8 @@ class ClassificationTask(nn.Module):
         return logits.float()
 
     def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
-        """KL of the student's classes from the teacher's at a temperature, times its square (Hinton et al., 2015)."""
+        """KL of the student's classes from the teacher's at a temperature, times its square (Hinton et
+        al., 2015)."""
         wanted = F.log_softmax(teacher.predictions / temperature, dim=-1)
         given = F.log_softmax(student.predictions / temperature, dim=-1)
         return F.kl_div(given, wanted, log_target=True, reduction="batchmean") * temperature**2
@@ -77,7 +93,9 @@ class ClassificationTask(nn.Module):
         """For each image a class drawn from the predicted ones; the sum of their log-likelihoods."""
         log_likelihood = F.log_softmax(output.predictions, dim=-1)
         waiting = torch.empty_like(log_likelihood).exponential_()
-        drawn = (log_likelihood.detach().exp() / waiting).argmax(dim=1, keepdim=True)  # torch.multinomial's draw, which refuses a NaN
+        drawn = (log_likelihood.detach().exp() / waiting).argmax(
+            dim=1, keepdim=True
+        )  # torch.multinomial's draw, which refuses a NaN
         return log_likelihood.gather(1, drawn).sum()
 
     def infer(self, encode: Encode, batch: Batch) -> Tensor:
@@ -86,7 +104,8 @@ class ClassificationTask(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """How many samples have their class first (top1) and among the first five (top5), and the sum of their losses."""
+        """How many samples have their class first (top1) and among the first five (top5), and the sum of
+        their losses."""
         return count_hits(self.infer(encode, batch), batch.targets.labels)
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
@@ -97,7 +116,11 @@ class ClassificationTask(nn.Module):
 def count_hits(logits: Tensor, labels: Tensor) -> Tallies:
     """What `hit_shares` needs. logits [B, K], labels [B]."""
     hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
-    return {"top1": hits[:, 0].sum(), "top5": hits.sum(), "loss": F.cross_entropy(logits, labels, reduction="sum")}
+    return {
+        "top1": hits[:, 0].sum(),
+        "top5": hits.sum(),
+        "loss": F.cross_entropy(logits, labels, reduction="sum"),
+    }
 
 
 def hit_shares(tallies: Tallies) -> Scores:

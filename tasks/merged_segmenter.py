@@ -1,7 +1,7 @@
 """Segmenter's mask transformer on merged tokens: its own weights, fewer tokens.
 
-With hard merging this equals the decoder on copies of the tokens, as attention cannot tell s copies of a key from one of size s.
-B batch, M slots, K classes, L = merged patches + K, C channels, h w patches.
+With hard merging this equals the decoder on copies of the tokens, as attention cannot tell s copies of a key
+from one of size s. B batch, M slots, K classes, L = merged patches + K, C channels, h w patches.
 """
 
 from typing import Any
@@ -18,7 +18,8 @@ HEAD = "SegmenterMaskTransformerHead"
 
 
 def decode_merged(head: Any, state: TokenState) -> Tensor:
-    """Logits [B, K, h, w]. head: mmseg's SegmenterMaskTransformerHead. Prefix tokens take no part; a class embedding has size 1."""
+    """Logits [B, K, h, w]. head: mmseg's SegmenterMaskTransformerHead. Prefix tokens take no part; a class
+    embedding has size 1."""
     tokens = head.dec_proj(state.patch_tokens)
     tokens = torch.cat([tokens, head.cls_emb.expand(len(tokens), -1, -1)], dim=1)
     size = F.pad(state.patch_size, (0, head.num_classes), value=1.0)

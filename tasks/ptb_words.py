@@ -1,13 +1,17 @@
-"""A caption's words as the Penn Treebank cuts them: a stand-in for the Stanford tokenizer of the COCO tools, which is a Java program.
+"""A caption's words as the Penn Treebank cuts them: a stand-in for the Stanford tokenizer of the COCO tools,
+which is a Java program.
 
-It cuts captions as that one does, apart from what captions hardly ever have: addresses, rare abbreviations, dates.
+It cuts captions as that one does, apart from what captions hardly ever have: addresses, rare abbreviations,
+dates.
 """
 
 import re
 
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "…": "...", "—": "--", "–": "--"})
 _WRITTEN = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", '"': "''"}
-_TOGETHER = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b|\b(gim|lem)(me)\b|(?<!\w)('t)(is|was)\b|\b(y')(all)\b")
+_TOGETHER = re.compile(
+    r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b|\b(gim|lem)(me)\b|(?<!\w)('t)(is|was)\b|\b(y')(all)\b"
+)
 _TOKEN = re.compile(
     r"""
     (?:[a-z]\.){2,}                                              # u.s., a.m.

@@ -43,36 +43,49 @@ def retrieval_scores(tallies: Tallies) -> Scores:
 
 
 def recalls(image: Tensor, text: Tensor, captions: Tensor) -> Scores:
-    """image_to_text_R@k: the share of images with one of their captions among the k nearest; text_to_image_R@k: of captions with theirs.
+    """image_to_text_R@k: the share of images with one of their captions among the k nearest;
+    text_to_image_R@k: of captions with theirs.
 
-    image [N, E], text [T, E] with an image's captions side by side, captions [N] int64: how many it has. Of what is equally near, the
-    wrong one counts as nearer.
+    image [N, E], text [T, E] with an image's captions side by side, captions [N] int64: how many it has. Of
+    what is equally near, the wrong one counts as nearer.
     """
     images = torch.arange(len(image))
     owners = images.repeat_interleave(captions)
     sides = {"image_to_text": (image, text, images, owners), "text_to_image": (text, image, owners, images)}
     nearer = {side: torch.cat(list(_wrong_before(*given))) for side, given in sides.items()}
-    return {f"{side}_R@{k}": float((wrong < k).double().mean()) for side, wrong in nearer.items() for k in RANKS}
+    return {
+        f"{side}_R@{k}": float((wrong < k).double().mean()) for side, wrong in nearer.items() for k in RANKS
+    }
 
 
 def _wrong_before(asked: Tensor, given: Tensor, asked_of: Tensor, given_of: Tensor) -> Iterator[Tensor]:
-    """Chunk by chunk, for each row of `asked`: how many rows of `given` that are of other images come before the first of its own."""
+    """Chunk by chunk, for each row of `asked`: how many rows of `given` that are of other images come before
+    the first of its own."""
     for rows, of in zip(asked.split(CHUNK), asked_of.split(CHUNK), strict=True):
         near, own = rows @ given.mT, of[:, None] == given_of
         best = near.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
         yield (~(near < best) & ~own).sum(dim=1)  # what is no number is wrong
 
 
-def class_features(text_features: Callable[[Sequence[str]], Tensor], classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """[K, E]: the mean direction of each class's captions, which are the templates with its name in place of {}. Raises ConfigError."""
+def class_features(
+    text_features: Callable[[Sequence[str]], Tensor], classes: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """[K, E]: the mean direction of each class's captions, which are the templates with its name in place of
+    {}. Raises ConfigError."""
     if wrong := [template for template in templates if template.count("{}") != 1]:
-        raise ConfigError(f"template {wrong[0]!r} does not have one place {{}} for the name of a class, as 'a photo of a {{}}.' has")
-    captions = ([template.replace("{}", name.replace("_", " ")) for template in templates] for name in classes)
+        raise ConfigError(
+            f"template {wrong[0]!r} does not have one place {{}} for the name of a class, as 'a photo "
+            f"of a {{}}.' has"
+        )
+    captions = (
+        [template.replace("{}", name.replace("_", " ")) for template in templates] for name in classes
+    )
     return normalised(torch.stack([text_features(own).mean(dim=0) for own in captions]))
 
 
 class ZeroShotTask(nn.Module):
-    """Classification without a head of its own: the class whose captions are nearest to the image. captioner: a CaptioningTask."""
+    """Classification without a head of its own: the class whose captions are nearest to the image. captioner:
+    a CaptioningTask."""
 
     reads = ClassificationTargets
     main_metric = "top1"
@@ -80,7 +93,8 @@ class ZeroShotTask(nn.Module):
 
     @torch.no_grad()
     def __init__(self, captioner: Any, classes: Sequence[str], templates: Sequence[str]):
-        """Raises ConfigError for templates without a place for a name, and for a captioner that has no features."""
+        """Raises ConfigError for templates without a place for a name, and for a captioner that has no
+        features."""
         super().__init__()
         self.captioner, self.taps, self.unmerge = captioner, captioner.taps, captioner.unmerge
         self.register_buffer("classes", class_features(partial(text_features, captioner), classes, templates))

@@ -1,4 +1,5 @@
-"""Semantic segmentation: MMSegmentation's heads on unmerged tokens. B batch, C channels, K classes, h w cells of a head's logits."""
+"""Semantic segmentation: MMSegmentation's heads on unmerged tokens. B batch, C channels, K classes, h w cells
+of a head's logits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,12 +22,14 @@ from tasks.segmentation_eval import Inference, classify, count_confusion, scores
 
 @TASKS.register("segmentation")
 class SegmentationTask(nn.Module):
-    """Unmerges each tap by its own source map, and gives the grids to a neck (if any) and a decode head, both mmseg's.
+    """Unmerges each tap by its own source map, and gives the grids to a neck (if any) and a decode head, both
+    mmseg's.
 
-    decode_head, auxiliary_head (one or a list), neck: mmseg's config dicts; num_classes and in_channels are filled in where absent.
-    out_indices: blocks whose tokens are read, by default the last. final_norm: read the last block behind the backbone's norm.
-    unmerge: see `pipeline.merging.unmerge`; None is `residual`. merged_decoder: feed Segmenter's decoder with the merged tokens and
-    unmerge its logits. inference: options of `tasks.segmentation_eval.Inference`.
+    decode_head, auxiliary_head (one or a list), neck: mmseg's config dicts; num_classes and in_channels are
+    filled in where absent. out_indices: blocks whose tokens are read, by default the last. final_norm: read
+    the last block behind the backbone's norm. unmerge: see `pipeline.merging.unmerge`; None is `residual`.
+    merged_decoder: feed Segmenter's decoder with the merged tokens and unmerge its logits. inference: options
+    of `tasks.segmentation_eval.Inference`.
     """
 
     reads = MaskTargets
@@ -49,7 +52,10 @@ class SegmentationTask(nn.Module):
     ):
         super().__init__()
         if not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
-            raise ConfigError(f"segmentation: num_classes is {num_classes!r}; give a whole number from 1 to 255 (label 255 is ignored)")
+            raise ConfigError(
+                f"segmentation: num_classes is {num_classes!r}; give a whole number from 1 to 255 "
+                "(label 255 is ignored)"
+            )
         heads = _mmseg_heads()
         indices = _block_indices(out_indices, backbone.depth)
         self.reads_final = final_norm and indices[-1] == backbone.depth - 1
@@ -57,17 +63,30 @@ class SegmentationTask(nn.Module):
         self.unmerge = unmerge or ("copy" if merged_decoder else "residual")
         if self.unmerge not in UNMERGES:
             raise ConfigError(f"segmentation: unmerge is {unmerge!r}; give one of {', '.join(UNMERGES)}")
-        self.num_classes, self.patch_size, self.merged_decoder = num_classes, backbone.patch_size, merged_decoder
+        self.num_classes, self.patch_size, self.merged_decoder = (
+            num_classes,
+            backbone.patch_size,
+            merged_decoder,
+        )
         self.inference = Inference.of(inference)
         channels = [backbone.embed_dim] * len(indices)
         self.neck = None
         if neck is not None:
             self.neck, channels = heads.build_neck(neck, channels)
-        self.decode_head: Any = heads.build_decode_head(decode_head, in_channels=channels, num_classes=num_classes)
-        specs = [] if auxiliary_head is None else [auxiliary_head] if isinstance(auxiliary_head, Mapping) else auxiliary_head
+        self.decode_head: Any = heads.build_decode_head(
+            decode_head, in_channels=channels, num_classes=num_classes
+        )
+        specs = (
+            []
+            if auxiliary_head is None
+            else [auxiliary_head]
+            if isinstance(auxiliary_head, Mapping)
+            else auxiliary_head
+        )
         build = heads.build_decode_head
         self.auxiliary_head = nn.ModuleList(
-            build(spec, in_channels=channels, num_classes=num_classes, field=f"auxiliary_head[{i}]") for i, spec in enumerate(specs)
+            build(spec, in_channels=channels, num_classes=num_classes, field=f"auxiliary_head[{i}]")
+            for i, spec in enumerate(specs)
         )
         if merged_decoder:
             self._check_merged_decoder(decode_head["type"])
@@ -76,24 +95,35 @@ class SegmentationTask(nn.Module):
         if kind != HEAD:
             raise ConfigError(f"merged_decoder feeds {HEAD}, not {kind}, with merged tokens; leave it out")
         if self.neck is not None or len(self.auxiliary_head) or self.unmerge == "residual":
-            raise ConfigError("merged_decoder reads the merged tokens: leave out neck and auxiliary_head, and unmerge='residual'")
+            raise ConfigError(
+                "merged_decoder reads the merged tokens: leave out neck and auxiliary_head, and "
+                "unmerge='residual'"
+            )
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where the data has more classes than the head."""
         if (needed := len(classes)) > self.num_classes:
-            raise ConfigError(f"the shards have {needed} mask classes, the head has {self.num_classes}; give head.num_classes={needed}")
+            raise ConfigError(
+                f"the shards have {needed} mask classes, the head has {self.num_classes}; give "
+                f"head.num_classes={needed}"
+            )
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
-        """targets: MaskTargets. predictions: the head's own logits [B, K, h, w], float32. The loss is the sum of mmseg's losses."""
+        """targets: MaskTargets. predictions: the head's own logits [B, K, h, w], float32. The loss is the sum
+        of mmseg's losses."""
         losses, mask = _mmseg_heads().head_losses, batch.targets.mask
         features = () if self.merged_decoder else self.features(output)
         logits = self._decode(output, features)
         values = {f"decode.{name}": value for name, value in losses(self.decode_head, logits, mask).items()}
         for i, head in enumerate(self.auxiliary_head):
-            values |= {f"aux_{i}.{name}": value for name, value in losses(head, head(features).float(), mask).items()}
+            values |= {
+                f"aux_{i}.{name}": value for name, value in losses(head, head(features).float(), mask).items()
+            }
         loss = torch.stack([value for name, value in values.items() if "loss" in name]).sum()
         count = len(mask)
-        logs: Sums = {name: (value.detach() * count, count) for name, value in ({"loss": loss} | values).items()}
+        logs: Sums = {
+            name: (value.detach() * count, count) for name, value in ({"loss": loss} | values).items()
+        }
         return TaskOutput(loss, logs, predictions=logits)
 
     def logits(self, output: BackboneOutput) -> Tensor:
@@ -114,13 +144,15 @@ class SegmentationTask(nn.Module):
         return decode_merged(self.decode_head, self._states(output)[self.decode_head.in_index]).float()
 
     def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
-        """KL of the student's classes from the teacher's at a temperature, times its square; the mean over cells and samples."""
+        """KL of the student's classes from the teacher's at a temperature, times its square; the mean over
+        cells and samples."""
         wanted = F.log_softmax(teacher.predictions / temperature, dim=1)
         given = F.log_softmax(student.predictions / temperature, dim=1)
         return F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=1).mean() * temperature**2
 
     def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
-        """For each cell a class drawn from the predicted ones (Gumbel's maximum); the sum of their log-likelihoods."""
+        """For each cell a class drawn from the predicted ones (Gumbel's maximum); the sum of their
+        log-likelihoods."""
         log_likelihood = F.log_softmax(output.predictions, dim=1)
         noise = -torch.empty_like(log_likelihood).exponential_().log()
         drawn = (log_likelihood.detach() + noise).argmax(dim=1, keepdim=True)
@@ -132,7 +164,11 @@ class SegmentationTask(nn.Module):
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """confusion [K, K] int64: pixels by label and prediction."""
-        return {"confusion": count_confusion(encode, self.logits, batch, self.inference, self.patch_size, self.num_classes)}
+        return {
+            "confusion": count_confusion(
+                encode, self.logits, batch, self.inference, self.patch_size, self.num_classes
+            )
+        }
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         return scores_of(tallies["confusion"])
@@ -149,5 +185,7 @@ def _block_indices(given: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     """Ascending, in [0, depth); a negative one counts from the end."""
     indices = (depth - 1,) if given is None else tuple(i + depth if i < 0 else i for i in given)
     if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
-        raise ConfigError(f"out_indices is {given}; give ascending numbers of the {depth} blocks, 0 to {depth - 1}")
+        raise ConfigError(
+            f"out_indices is {given}; give ascending numbers of the {depth} blocks, 0 to {depth - 1}"
+        )
     return indices

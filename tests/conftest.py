@@ -1,4 +1,5 @@
-"""Shared fixtures. What tests import by its bare name is in tests/helpers or benchmarks/ (`pythonpath` in pyproject.toml)."""
+"""Shared fixtures. What tests import by its bare name is in tests/helpers or benchmarks/ (`pythonpath` in
+pyproject.toml)."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +22,8 @@ ROUNDING = int(os.environ.get("DTEM_TEST_ROUNDING", "0"))
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Processes of `--numprocesses auto`: the cores that this process may use, up to 4, as each takes 1 to 3 GB."""
+    """Processes of `--numprocesses auto`: the cores that this process may use, up to 4, as each takes 1 to
+    3 GB."""
     return min(len(os.sched_getaffinity(0)), 4)
 
 
@@ -41,15 +43,25 @@ def digits(tmp_path_factory) -> Path:
     from pipeline.data.write import write_shards
 
     folder = tmp_path_factory.mktemp("digits")
-    write_shards(digit_scenes_jobs(train=80, val=25, size=32, shard_size=32), folder, classes=CLASSES, mask_classes=MASK_CLASSES)
+    write_shards(
+        digit_scenes_jobs(train=80, val=25, size=32, shard_size=32),
+        folder,
+        classes=CLASSES,
+        mask_classes=MASK_CLASSES,
+    )
     return folder
 
 
 @pytest.fixture
 def tiny_run(digits, tmp_path) -> Callable[..., RunConfig]:
-    """A real run of a few steps: `tiny_run(train={...}, ...)` replaces fields, by section; `augment` and `data` are the task's."""
+    """A real run of a few steps: `tiny_run(train={...}, ...)` replaces fields, by section; `augment` and
+    `data` are the task's."""
 
-    def make(output: Path | None = None, *, augment: Any = None, data: Any = None, **sections: dict[str, Any]) -> RunConfig:
-        return from_plain(tiny_plain(digits, output or tmp_path / "run", augment=augment, data=data, **sections))
+    def make(
+        output: Path | None = None, *, augment: Any = None, data: Any = None, **sections: dict[str, Any]
+    ) -> RunConfig:
+        return from_plain(
+            tiny_plain(digits, output or tmp_path / "run", augment=augment, data=data, **sections)
+        )
 
     return make

@@ -27,7 +27,9 @@ def move(balancing, steps=5):
     for step in range(steps):
         if optimizer is not None:
             optimizer.zero_grad()
-            sum(balancing(task, value)[0] for task, value in zip(balancing.names, values, strict=True)).backward()
+            sum(
+                balancing(task, value)[0] for task, value in zip(balancing.names, values, strict=True)
+            ).backward()
             optimizer.step()
         balancing.follow(values.flip(0), values / (step + 1))
 
@@ -67,7 +69,9 @@ def test_what_moves_is_in_its_state(kind):
     move(one)
     other.load_state_dict(one.state_dict())
     for _ in range(2):
-        assert [balanced(one, task)[:2] for task in one.names] == [balanced(other, task)[:2] for task in one.names]
+        assert [balanced(one, task)[:2] for task in one.names] == [
+            balanced(other, task)[:2] for task in one.names
+        ]
         move(one), move(other)
 
 
@@ -157,7 +161,9 @@ def test_gradient_norms_come_together_in_the_ratio_of_the_weights(weights, momen
 def test_a_task_that_learns_slower_is_given_more(alpha):
     balancing = of_norms(alpha=alpha, momentum=0.0)
     balancing.follow(torch.ones(3), torch.tensor([1.0, 10.0, 5.0]))
-    balancing.follow(weights_of(balancing), torch.tensor([1.0, 5.0, 1.25]))  # what is left of them: 1, 1/2, 1/4
+    balancing.follow(
+        weights_of(balancing), torch.tensor([1.0, 5.0, 1.25])
+    )  # what is left of them: 1, 1/2, 1/4
     weights = weights_of(balancing)
     torch.testing.assert_close(weights / weights[0], torch.tensor([1.0, 0.5, 0.25]) ** alpha)
 
@@ -166,7 +172,10 @@ def test_a_task_that_learns_slower_is_given_more(alpha):
 @pytest.mark.parametrize("measured", ["norms", "losses"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_measurement_that_is_not_finite_changes_nothing(bad, measured, first):
-    balancing, usual = of_norms(), {"norms": torch.tensor([1.0, 2.0, 3.0]), "losses": torch.tensor([3.0, 2.0, 1.0])}
+    balancing, usual = (
+        of_norms(),
+        {"norms": torch.tensor([1.0, 2.0, 3.0]), "losses": torch.tensor([3.0, 2.0, 1.0])},
+    )
     if not first:
         balancing.follow(**usual)
     before = {name: tensor.clone() for name, tensor in balancing.state_dict().items()}

@@ -1,4 +1,5 @@
-"""Who may import whom, which file is the door to a package, and what may not be written at all: read from the source."""
+"""Who may import whom, which file is the door to a package, and what may not be written at all: read from the
+source."""
 
 import ast
 from collections.abc import Iterator
@@ -33,7 +34,19 @@ ROOMS = {
     "objectives": BASE | {"config", "merging", "backbone"},
     "model": BASE | {"config", "config.resolve", "merging", "backbone", "objectives", "balancing"},
     "engine": BASE | {"config", "backbone", "model"},
-    "train": BASE | {"files", "run_folder", "config", "config.resolve", "merging", "backbone", "data", "objectives", "model", "engine"},
+    "train": BASE
+    | {
+        "files",
+        "run_folder",
+        "config",
+        "config.resolve",
+        "merging",
+        "backbone",
+        "data",
+        "objectives",
+        "model",
+        "engine",
+    },
 }
 """Room of `pipeline` -> rooms that it may import, besides itself."""
 
@@ -61,12 +74,15 @@ def parse(path: Path) -> ast.Module:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Dotted names of all imports of a file, those inside functions included; `from a import b` counts as a.b."""
+    """Dotted names of all imports of a file, those inside functions included; `from a import b` counts as
+    a.b."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: write the whole name of a module, not a relative one"
+            assert node.level == 0, (
+                f"{path}:{node.lineno}: write the whole name of a module, not a relative one"
+            )
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -79,7 +95,11 @@ def room(dotted: str) -> str:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_go_downwards(path):
     dotted = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    tops = {"launch": {"tasks", "pipeline", "launch"}, "tasks": {"tasks", "pipeline"}, "pipeline": {"pipeline"}}[path.parts[0]]
+    tops = {
+        "launch": {"tasks", "pipeline", "launch"},
+        "tasks": {"tasks", "pipeline"},
+        "pipeline": {"pipeline"},
+    }[path.parts[0]]
     for name in imported(path):
         top = name.split(".")[0]
         if top not in ("pipeline", "tasks", "launch"):
@@ -87,7 +107,9 @@ def test_imports_go_downwards(path):
         assert top in tops, f"{path} reaches up to {name}"
         if path.parts[0] == "pipeline" and dotted != "pipeline":
             here, there = room(dotted), room(name)
-            assert there == here or there in ROOMS[here], f"{path}: {here} may not import {name}; it may import {sorted(ROOMS[here])}"
+            assert there == here or there in ROOMS[here], (
+                f"{path}: {here} may not import {name}; it may import {sorted(ROOMS[here])}"
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -116,7 +138,9 @@ def test_nothing_that_is_read_can_run_code(path):
         assert arguments.get("shell") != "True", f"{where} starts a shell"
         assert arguments.get("trust_remote_code") != "True", f"{where} trusts remote code"
         if text == "torch.load":
-            assert arguments.get("weights_only") == "True", f"{where}: torch.load without weights_only=True runs code from the file"
+            assert arguments.get("weights_only") == "True", (
+                f"{where}: torch.load without weights_only=True runs code from the file"
+            )
 
 
 def test_the_rules_see_what_they_forbid():

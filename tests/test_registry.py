@@ -23,7 +23,15 @@ THINGS: Registry[Any] = Registry("thing")
 
 @THINGS.register("x")
 class Thing:
-    def __init__(self, given: object, *, a: int = 0, b: float | None = None, c: Sequence[int] = (), d: str | Mapping[str, Any] = ""):
+    def __init__(
+        self,
+        given: object,
+        *,
+        a: int = 0,
+        b: float | None = None,
+        c: Sequence[int] = (),
+        d: str | Mapping[str, Any] = "",
+    ):
         self.size = len(given)  # ours to break
 
 
@@ -51,7 +59,9 @@ def test_options_of_another_kind_are_the_users_mistake(options, said):
         THINGS.build("x", "abc", **options)
 
 
-@pytest.mark.parametrize("registry, name", ENTRIES, ids=lambda value: value if isinstance(value, str) else value.kind)
+@pytest.mark.parametrize(
+    "registry, name", ENTRIES, ids=lambda value: value if isinstance(value, str) else value.kind
+)
 def test_an_unknown_option_of_anything_registered_is_the_users_mistake(registry, name):
     with pytest.raises(ConfigError, match=f"{registry.kind} '{name}': .*its options: "):
         registry.build(name, *[{}] * NEEDED[registry], no_such_option=1)

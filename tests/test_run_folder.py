@@ -1,4 +1,5 @@
-"""One reader of a run's pointers: evaluation and a run that starts from these weights take the same checkpoint."""
+"""One reader of a run's pointers: evaluation and a run that starts from these weights take the same
+checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +19,11 @@ from pipeline.train.storage import read_checkpoint
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory) -> Path:
     """Checkpoints of steps 1, 2 and 3, without an average."""
-    plain = tiny_plain(digits, tmp_path_factory.mktemp("pointers") / "run", train=dict(steps=3, save_every=1, keep_checkpoints=9))
+    plain = tiny_plain(
+        digits,
+        tmp_path_factory.mktemp("pointers") / "run",
+        train=dict(steps=3, save_every=1, keep_checkpoints=9),
+    )
     del plain["tasks"]["digits"]["data"]["val"]
     return train(from_plain(plain | {"optim": plain["optim"] | {"ema_decay": 0.0}}))
 
@@ -42,7 +47,12 @@ def test_weights_are_of_the_checkpoint_that_evaluation_reads(run, tmp_path, best
     """A pointer may be missing, name what was removed, or, in a stranger's run, lead elsewhere."""
     shutil.copytree(run, tmp_path / "run")
     root = tmp_path / "run" / "checkpoints"
-    for elsewhere in (root / "aside", tmp_path / "run" / "elsewhere", tmp_path / "linked", root / "step_\u0661"):
+    for elsewhere in (
+        root / "aside",
+        tmp_path / "run" / "elsewhere",
+        tmp_path / "linked",
+        root / "step_\u0661",
+    ):
         shutil.copytree(root / STEPS[1], elsewhere)
     (root / "step_00000004").symlink_to(tmp_path / "linked")
     for name, pointed in {"best": best, "latest": latest}.items():

@@ -1,4 +1,5 @@
-"""Attention in which a token counts as often as the patches it holds (proportional attention, ToMe section 3.2).
+"""Attention in which a token counts as often as the patches it holds (proportional attention, ToMe section
+3.2).
 
 B batch, M tokens, H heads, D channels per head.
 """
@@ -13,8 +14,9 @@ from pipeline.backbone.exact_attention import exact_attention
 from pipeline.token_state import wide, widened
 
 SMALLEST_SIZE = 1e-20
-"""A token of size 0 attends like one of this size: even a logit 30 above all others does not show in the forward pass, and the
-gradient to the size stays finite, as the weight that it multiplies is as small as its inverse is large."""
+"""A token of size 0 attends like one of this size: even a logit 30 above all others does not show in the
+forward pass, and the gradient to the size stays finite, as the weight that it multiplies is as small as its
+inverse is large."""
 
 
 class _LogSize(torch.autograd.Function):
@@ -37,33 +39,42 @@ class _LogSize(torch.autograd.Function):
 def log_size(size: Tensor) -> Tensor:
     """log(max(size, SMALLEST_SIZE)). size [..., M], the tokens of an image last; float32 or wider.
 
-    Its gradient reaches `size` also where it is 0. There nothing would bound it: such a token is no part of the softmax, so that a logit
-    30 above the others' is a factor e^30. It is cut to what the logarithms of all live tokens of the image receive together: about as
-    much as a token of size 1 can receive as a part of the softmax.
+    Its gradient reaches `size` also where it is 0. There nothing would bound it: such a token is no part of
+    the softmax, so that a logit 30 above the others' is a factor e^30. It is cut to what the logarithms of
+    all live tokens of the image receive together: about as much as a token of size 1 can receive as a part of
+    the softmax.
     """
     return cast(Tensor, _LogSize.apply(size))
 
 
-def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float, dropout: float = 0.0) -> Tensor:
+def proportional_attention(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float, dropout: float = 0.0
+) -> Tensor:
     """softmax(scale * q k^T + log size) v through PyTorch's fused kernels.
 
-    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None.
-    A mask that needs a gradient, or a bfloat16 mask, would cost the fused kernel or the precision. There the logarithm rides along
-    as extra channels of the key instead, against ones in the query.
+    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None. A mask that needs a
+    gradient, or a bfloat16 mask, would cost the fused kernel or the precision. There the logarithm rides
+    along as extra channels of the key instead, against ones in the query.
     """
     if size is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-    q, k = q.to(v.dtype), k.to(v.dtype)  # norms of queries and keys give float32 under CUDA's autocast, which would round the mask
+    q, k = (
+        q.to(v.dtype),
+        k.to(v.dtype),
+    )  # norms of queries and keys give float32 under CUDA's autocast, which would round the mask
     bias = log_size(size)
     if q.dtype == bias.dtype and not bias.requires_grad:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None, None, :], dropout_p=dropout, scale=scale)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias[:, None, None, :], dropout_p=dropout, scale=scale
+        )
     dim = q.shape[-1]
     q, k, v = _with_bias_channels(q, k, v, bias / scale)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., :dim]
 
 
 def _with_bias_channels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Appends the bias to k and ones to q; pads all three to a multiple of 8 channels, which the GPU kernels want.
+    """Appends the bias to k and ones to q; pads all three to a multiple of 8 channels, which the GPU kernels
+    want.
 
     The bias is split into a rounded part and its remainder, so that bfloat16 keeps about 16 bits of it.
     """
@@ -81,7 +92,8 @@ def _with_bias_channels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float) -> Tensor:
-    """The same by its definition, softmax weights times size, renormalised, in float32 or wider: for tests."""
+    """The same by its definition, softmax weights times size, renormalised, in float32 or wider: for
+    tests."""
     logits = (widened(q) @ widened(k).mT) * scale
     weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
     if size is not None:
@@ -90,7 +102,8 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
 
 
 def attend(attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
-    """timm's Attention, `attn`, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C], keys [B, H, M, D].
+    """timm's Attention, `attn`, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C], keys [B, H,
+    M, D].
 
     exact: round as the authors' release does (attention dropout excluded); see `exact_attention`.
     """

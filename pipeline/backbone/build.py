@@ -31,9 +31,11 @@ NOT_OPTIONS = {
 }
 """Arguments of timm's class that are settled elsewhere."""
 OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"} - NOT_OPTIONS.keys()
-"""What timm's class takes, and nothing of what timm's loader takes besides: `checkpoint_path` and `pretrained_cfg` read files and URLs."""
+"""What timm's class takes, and nothing of what timm's loader takes besides: `checkpoint_path` and
+`pretrained_cfg` read files and URLs."""
 LARGEST = {"depth": 512}
-"""A ViT of a hundred thousand blocks, of which a stranger's run may be said to be, would take hours to build."""
+"""A ViT of a hundred thousand blocks, of which a stranger's run may be said to be, would take hours to
+build."""
 
 
 def build_backbone(
@@ -52,12 +54,14 @@ def build_backbone(
 ) -> MergingViT:
     """Any timm VisionTransformer, merging tokens by `policy`.
 
-    reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE) or `never`. embedding:
-    whether tasks share the metric embedding (None: they do).
-    timm_options go to timm's class, policy_options to the policy. Raises ConfigError for a name that is not a plain ViT.
+    reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE)
+    or `never`. embedding: whether tasks share the metric embedding (None: they do). timm_options go to timm's
+    class, policy_options to the policy. Raises ConfigError for a name that is not a plain ViT.
     """
     merge_policy = POLICIES.build(policy, **policy_options)
-    vit = create_vit(name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options)
+    vit = create_vit(
+        name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options
+    )
     return MergingViT(
         vit,
         merge_policy,
@@ -77,9 +81,12 @@ def create_vit(
     drop_path: float = 0.0,
     timm_options: dict[str, Any] | None = None,
 ) -> VisionTransformer:
-    """timm's model itself, checked to be one that MergingViT can drive; num_classes None keeps its own head. Raises ConfigError."""
+    """timm's model itself, checked to be one that MergingViT can drive; num_classes None keeps its own head.
+    Raises ConfigError."""
     if not timm.is_model(name.partition(".")[0]):
-        raise ConfigError(unknown_name("timm model", name, timm.list_models("*vit*") + timm.list_models("deit*")))
+        raise ConfigError(
+            unknown_name("timm model", name, timm.list_models("*vit*") + timm.list_models("deit*"))
+        )
     _check_options(timm_options or {})
     options = {"drop_path_rate": drop_path, **(timm_options or {})}
     if img_size is not None:
@@ -89,9 +96,13 @@ def create_vit(
     try:
         vit = timm.create_model(name, pretrained=pretrained, **options)
     except (TypeError, AssertionError, RuntimeError, ArithmeticError, ValueError, LookupError) as err:
-        raise ConfigError(f"timm cannot build '{name}' with {options}: {str(err) or type(err).__name__}") from err
+        raise ConfigError(
+            f"timm cannot build '{name}' with {options}: {str(err) or type(err).__name__}"
+        ) from err
     except OSError as err:
-        raise ConfigError(f"timm cannot load the weights of '{name}' ({err}); give backbone.weights, a file, instead") from err
+        raise ConfigError(
+            f"timm cannot load the weights of '{name}' ({err}); give backbone.weights, a file, instead"
+        ) from err
     return _supported(vit, name)
 
 
@@ -109,28 +120,38 @@ def _check_options(options: Mapping[str, Any]) -> None:
 def _supported(vit: nn.Module, name: str) -> VisionTransformer:
     """Refuses what MergingViT would compute wrongly, by the part that is in the way."""
     if not isinstance(vit, VisionTransformer):
-        raise ConfigError(f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer (ViT, DeiT, MAE, DINOv2, ...)")
+        raise ConfigError(
+            f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer (ViT, DeiT, "
+            "MAE, DINOv2, ...)"
+        )
     blocks: Any = vit.blocks
     strange_block = next((type(b).__name__ for b in blocks if type(b) is not Block), None)
-    strange_attention = next((type(b.attn).__name__ for b in blocks if type(getattr(b, "attn", None)) is not Attention), None)
+    strange_attention = next(
+        (type(b.attn).__name__ for b in blocks if type(getattr(b, "attn", None)) is not Attention), None
+    )
     obstacle = None
     if len(blocks) == 0:
         obstacle = "it has no blocks"
     elif strange_block:
         obstacle = f"its blocks are {strange_block}, not the plain pre-norm Block"
     elif strange_attention:
-        obstacle = f"its attention is {strange_attention}, which may add positions that merged tokens do not have"
+        obstacle = (
+            f"its attention is {strange_attention}, which may add positions that merged tokens do not have"
+        )
     elif type(vit.patch_embed) is not PatchEmbed:
         obstacle = f"its patch embedding is {type(vit.patch_embed).__name__}, not one convolution"
     elif not isinstance(vit.patch_drop, nn.Identity):
-        obstacle = "patch dropout removes patches, so that the grid could not be restored; set patch_drop_rate to 0"
+        obstacle = (
+            "patch dropout removes patches, so that the grid could not be restored; set patch_drop_rate to 0"
+        )
     if obstacle:
         raise ConfigError(f"'{name}' is not supported: {obstacle}")
     return vit
 
 
 def model_facts(config: BackboneConfig) -> ModelFacts:
-    """What the checks of a run need to know, from a model without memory (meta device). Raises ConfigError."""
+    """What the checks of a run need to know, from a model without memory (meta device). Raises
+    ConfigError."""
     with torch.device("meta"):
         vit = create_vit(config.name, img_size=config.img_size, timm_options=config.options)
     return ModelFacts(

@@ -1,8 +1,10 @@
-"""Proportional attention in the authors' own order of operations, in float32 or wider. The backward pass recomputes the weights.
+"""Proportional attention in the authors' own order of operations, in float32 or wider. The backward pass
+recomputes the weights.
 
-The release's soft merge amplifies rounding: a difference of 1e-7 in the attention grows about tenfold per block, until two sizes
-swap places in its sort. To train exactly what the release trains, the attention has to round as it does; a fused kernel does not.
-Saving q, k, v and the output alone keeps the memory of a fused kernel. B batch, H heads, M tokens, D channels per head.
+The release's soft merge amplifies rounding: a difference of 1e-7 in the attention grows about tenfold per
+block, until two sizes swap places in its sort. To train exactly what the release trains, the attention has to
+round as it does; a fused kernel does not. Saving q, k, v and the output alone keeps the memory of a fused
+kernel. B batch, H heads, M tokens, D channels per head.
 """
 
 from typing import Any
@@ -15,7 +17,8 @@ from pipeline.token_state import widened
 
 
 class ExactAttention(torch.autograd.Function):
-    """softmax over keys j of scale * q k^T, each weight times size_j; q, k, v [B, H, M, D], size [B, M], one dtype."""
+    """softmax over keys j of scale * q k^T, each weight times size_j; q, k, v [B, H, M, D], size [B, M], one
+    dtype."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, size: Tensor, scale: float) -> Tensor:
@@ -32,7 +35,8 @@ class ExactAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A weight is size_j * unsized_ij. The sizes are multiplied into [M, D] factors: cheaper than into [M, M], and right at 0."""
+        """A weight is size_j * unsized_ij. The sizes are multiplied into [M, D] factors: cheaper than into
+        [M, M], and right at 0."""
         q, k, v, size, output, normaliser = ctx.saved_tensors
         of_key = size[:, None, :, None]
         unsized = ((q * ctx.scale) @ k.mT).sub_(normaliser).exp_()

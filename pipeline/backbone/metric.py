@@ -1,6 +1,8 @@
-"""The metric embedding of a block, shared by all tasks or not. C channels of the backbone, F of the embedding, R the adapter's rank.
+"""The metric embedding of a block, shared by all tasks or not. C channels of the backbone, F of the
+embedding, R the adapter's rank.
 
-All forms are one linear layer for a task, so that they cost the same at inference and leave the project as one (see `fold`).
+All forms are one linear layer for a task, so that they cost the same at inference and leave the project as
+one (see `fold`).
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,8 @@ EMBEDDINGS = ("shared", "per_task", "adapter")
 
 
 class MetricEmbedding(nn.Linear):
-    """[B, M, C] -> [B, M, F], the same for all tasks: `blocks.N.metric.{weight,bias}`, as in the authors' release."""
+    """[B, M, C] -> [B, M, F], the same for all tasks: `blocks.N.metric.{weight,bias}`, as in the authors'
+    release."""
 
     def forward(self, input: Tensor, task: str | None = None) -> Tensor:
         return super().forward(input)
@@ -28,7 +31,8 @@ class MetricEmbedding(nn.Linear):
 
 
 class AdaptedEmbedding(MetricEmbedding):
-    """The shared layer, whose weight each task changes by a product of rank R, at first by nothing: `metric.adapters.TASK.{down,up}`."""
+    """The shared layer, whose weight each task changes by a product of rank R, at first by nothing:
+    `metric.adapters.TASK.{down,up}`."""
 
     def __init__(self, channels: int, width: int, tasks: Sequence[str], rank: int):
         super().__init__(channels, width)
@@ -78,7 +82,8 @@ class EmbeddingPerTask(nn.Module):
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """kind: one of EMBEDDINGS; tasks: those that have a part of their own; rank: of an adapter. Raises ConfigError."""
+    """kind: one of EMBEDDINGS; tasks: those that have a part of their own; rank: of an adapter. Raises
+    ConfigError."""
 
     kind: str = "shared"
     tasks: tuple[str, ...] = ()
@@ -100,7 +105,10 @@ class EmbeddingSpec:
 
 def _of(parts: nn.ModuleDict, task: str | None) -> Any:
     if task is None or task not in parts:
-        raise ConfigError(f"the metric embedding has a part for each of {', '.join(parts)}, not for {task!r}; name one of these tasks")
+        raise ConfigError(
+            f"the metric embedding has a part for each of {', '.join(parts)}, not for {task!r}; name "
+            "one of these tasks"
+        )
     return parts[task]
 
 

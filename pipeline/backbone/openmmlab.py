@@ -1,5 +1,5 @@
-"""State dicts of mmseg's and mmpretrain's VisionTransformer under timm's keys. The names of the tensors are all that
-this knows of them."""
+"""State dicts of mmseg's and mmpretrain's VisionTransformer under timm's keys. The names of the tensors are
+all that this knows of them."""
 
 import re
 from collections.abc import Mapping
@@ -31,7 +31,8 @@ _OUTSIDE = {
     "head.layers.head.": "head.",
     "head.layers.head_dist.": "head_dist.",
 }
-"""mmseg's norm before the blocks is `ln_pre`, mmpretrain's `pre_norm`; its `ln2` is the norm behind an average over the tokens."""
+"""mmseg's norm before the blocks is `ln_pre`, mmpretrain's `pre_norm`; its `ln2` is the norm behind an
+average over the tokens."""
 _PATCHES = "patch_embed.projection."
 
 

@@ -1,4 +1,5 @@
-"""What a run's data is not told it takes from the backbone: the size of the crop, and how the weights want their pixels."""
+"""What a run's data is not told it takes from the backbone: the size of the crop, and how the weights want
+their pixels."""
 
 import json
 import logging
@@ -19,14 +20,17 @@ from pipeline.run_folder import run_of
 log = logging.getLogger(__name__)
 
 SOURCES: dict[str, Callable[[str], Mapping[str, Any]]] = {}
-"""Name -> what says how the weights at the path `name:...` want their pixels. Filled by the package `tasks`, as `load.SOURCES` is."""
+"""Name -> what says how the weights at the path `name:...` want their pixels. Filled by the package `tasks`,
+as `load.SOURCES` is."""
 
 
 def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
-    """The run with `data.img_size`, `augment.hflip` and the fields of Preprocessing filled in where they are None. Explicit values stay.
+    """The run with `data.img_size`, `augment.hflip` and the fields of Preprocessing filled in where they are
+    None. Explicit values stay.
 
-    Warns of an explicit size that is not the backbone's, whose position embedding is then resampled in every forward, and of an explicit
-    mean or std that is not that of the weights. Crop and interpolation may differ by a recipe: they are told. Raises ConfigError.
+    Warns of an explicit size that is not the backbone's, whose position embedding is then resampled in every
+    forward, and of an explicit mean or std that is not that of the weights. Crop and interpolation may differ
+    by a recipe: they are told. Raises ConfigError.
     """
     wanted, whose = preprocessing_of(config.backbone)
     size = facts.grid[0] * facts.patch[0], facts.grid[1] * facts.patch[1]
@@ -40,9 +44,9 @@ def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
 def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]:
     """How the backbone's weights want their pixels, and who says so.
 
-    Of `NAME:...` SOURCES says it, of a run its own config, of a file of `dtem export` the card beside it, and of timm's weights timm's
-    table. Of another file nothing is known: it is taken for one of the weights that timm has under `backbone.name`, and so are weights
-    that are drawn anew; then nobody says so (None).
+    Of `NAME:...` SOURCES says it, of a run its own config, of a file of `dtem export` the card beside it, and
+    of timm's weights timm's table. Of another file nothing is known: it is taken for one of the weights that
+    timm has under `backbone.name`, and so are weights that are drawn anew; then nobody says so (None).
     """
     source, _, where = (config.weights or "").partition(":")
     if source in SOURCES:
@@ -51,12 +55,16 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
         if config.weights and (own := read(Path(config.weights))) is not None:
             return own, config.weights
     known = get_pretrained_cfg(config.name)
-    return _preprocessing({} if known is None else known.to_dict()), config.name if config.pretrained and not config.weights else None
+    return _preprocessing(
+        {} if known is None else known.to_dict()
+    ), config.name if config.pretrained and not config.weights else None
 
 
 def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
     """ImageNet's where the values lack some, or have another interpolation or way to crop than ours."""
-    known: dict[str, Any] = {item.name: values[item.name] for item in fields(Preprocessing) if values.get(item.name) is not None}
+    known: dict[str, Any] = {
+        item.name: values[item.name] for item in fields(Preprocessing) if values.get(item.name) is not None
+    }
     for name, ours in {"interpolation": ("bilinear", "bicubic"), "crop_mode": ("center", "squash")}.items():
         if known.get(name) not in ours:
             known.pop(name, None)
@@ -66,7 +74,8 @@ def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
 
 
 def _preprocessing_of_run(folder: Path) -> Preprocessing | None:
-    """Of the run whose folder, or checkpoint's folder, this is; None where its tasks do not agree, or there is no run."""
+    """Of the run whose folder, or checkpoint's folder, this is; None where its tasks do not agree, or there
+    is no run."""
     try:
         tasks = load_config(run_of(folder) / "config.json").tasks.values()
     except (ConfigError, OSError):
@@ -76,11 +85,14 @@ def _preprocessing_of_run(folder: Path) -> Preprocessing | None:
 
 
 def _preprocessing_of_export(place: Path) -> Preprocessing | None:
-    """By the card of an exported file, or of its folder; None where there is no card. Raises ConfigError for one that says nonsense."""
+    """By the card of an exported file, or of its folder; None where there is no card. Raises ConfigError for
+    one that says nonsense."""
     card = place / "model.json" if place.is_dir() else place.with_suffix(".json")
     try:
         given = json.loads(card.read_text(encoding="utf-8"))["input"]
-        own = {"mean": given["mean"]} | {item.name: given[item.name] for item in fields(Preprocessing) if item.name in given}
+        own = {"mean": given["mean"]} | {
+            item.name: given[item.name] for item in fields(Preprocessing) if item.name in given
+        }
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return build_dataclass(Preprocessing, own, str(card))
@@ -93,20 +105,43 @@ def _filled(data: DataConfig, size: tuple[int, int], wanted: Preprocessing) -> D
     return replace(data, img_size=img_size, augment=replace(data.augment, **lacking))
 
 
-def _compare(where: str, data: DataConfig, size: tuple[int, int], wanted: Preprocessing, whose: str | None) -> None:
+def _compare(
+    where: str, data: DataConfig, size: tuple[int, int], wanted: Preprocessing, whose: str | None
+) -> None:
     if data.img_size is not None and data.size != size:
-        text = "%s.img_size is %s, but the backbone's position embedding is made for %dx%d and is resampled in every forward; %s"
-        log.warning(text, where, data.img_size, *size, "leave it out, or give backbone.img_size, unless tasks differ in size")
+        text = (
+            "%s.img_size is %s, but the backbone's position embedding is made for %dx%d and is "
+            "resampled in every forward; %s"
+        )
+        log.warning(
+            text,
+            where,
+            data.img_size,
+            *size,
+            "leave it out, or give backbone.img_size, unless tasks differ in size",
+        )
     own = {name: getattr(data.augment, name) for name in asdict(wanted)}
     taken = {name: value for name, value in asdict(wanted).items() if own[name] is None}
     if taken:
-        log.info("%s.augment: %s, %s", where, _told(taken), f"as {whose} wants it" if whose else "as timm's weights of that name have it")
+        log.info(
+            "%s.augment: %s, %s",
+            where,
+            _told(taken),
+            f"as {whose} wants it" if whose else "as timm's weights of that name have it",
+        )
     differing = {name: value for name, value in asdict(wanted).items() if own[name] not in (None, value)}
     if whose is None or not differing:
         return
     level = logging.WARNING if differing.keys() & {"mean", "std"} else logging.INFO
     told = _told({name: own[name] for name in differing}), _told(differing)
-    log.log(level, "%s.augment has %s, where %s has %s; leave it out to have the same", where, told[0], whose, told[1])
+    log.log(
+        level,
+        "%s.augment has %s, where %s has %s; leave it out to have the same",
+        where,
+        told[0],
+        whose,
+        told[1],
+    )
 
 
 def _told(values: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """A timm VisionTransformer, driven block by block so that tokens can merge between attention and MLP.
 
-The parts of the timm model become parts of this one under their own names, so state-dict keys stay timm's. B batch, N patches +
-prefix, M slots left, C channels.
+The parts of the timm model become parts of this one under their own names, so state-dict keys stay timm's. B
+batch, N patches + prefix, M slots left, C channels.
 """
 
 import copy
@@ -59,37 +59,48 @@ class MergingBlock(nn.Module):
         task: str | None = None,
         points: list[MergePoint] | None = None,
     ) -> TokenState:
-        """use_size: attend by size, as an earlier block merged. relaxed: use the policy's differentiable merge.
+        """use_size: attend by size, as an earlier block merged. relaxed: use the policy's differentiable
+        merge.
 
-        task: whose metric embedding, where tasks have their own. points: receives what the merge is decided on.
+        task: whose metric embedding, where tasks have their own. points: receives what the merge is decided
+        on.
         """
         x = self.norm1(state.tokens)
-        mixed, keys = attend(self.attn, x, state.size if use_size else None, exact=relaxed and self.policy.exact_attention)
+        mixed, keys = attend(
+            self.attn, x, state.size if use_size else None, exact=relaxed and self.policy.exact_attention
+        )
         state = state.with_tokens(state.tokens + self.drop_path1(self.ls1(mixed)))
         if points is not None:
             state = self._observe(state, self._metric_of(x, keys, task), points)
         if r > 0:
-            state = carry_residual(state, self.policy.merge(state, self._metric_of(x, keys, task), r, training=relaxed))
+            state = carry_residual(
+                state, self.policy.merge(state, self._metric_of(x, keys, task), r, training=relaxed)
+            )
         return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
 
     @staticmethod
     def _observe(state: TokenState, metric: Tensor | None, points: list[MergePoint]) -> TokenState:
-        """The state with a probe in it, for which a gradient can be asked also where the backbone is frozen."""
+        """The state with a probe in it, for which a gradient can be asked also where the backbone is
+        frozen."""
         if metric is None:
-            raise ConfigError("merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')")
+            raise ConfigError(
+                "merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')"
+            )
         probe = torch.zeros_like(state.tokens, requires_grad=True)
         points.append(MergePoint(state, metric, probe))
         return carry_residual(state, state.with_tokens(state.tokens + probe))
 
     def _metric_of(self, x: Tensor, keys: Tensor, task: str | None) -> Tensor | None:
-        """[B, M, F]: what the policy compares. The embedding never shapes the backbone's features: its input is detached."""
+        """[B, M, F]: what the policy compares. The embedding never shapes the backbone's features: its input
+        is detached."""
         if self.metric is not None:
             return self.metric(x.detach(), task)
         return keys.mean(dim=1) if self.policy.metric_source == "keys" else None
 
 
 class MergingViT(nn.Module):
-    """The shared backbone. `forward` is a function of its arguments and the weights: nothing is noted on the module."""
+    """The shared backbone. `forward` is a function of its arguments and the weights: nothing is noted on the
+    module."""
 
     pos_embed: nn.Parameter | None
 
@@ -105,8 +116,16 @@ class MergingViT(nn.Module):
     ):
         super().__init__()
         if proportional_attention not in PROPORTIONAL_ATTENTION:
-            raise ConfigError(f"proportional_attention is '{proportional_attention}'; give one of {', '.join(PROPORTIONAL_ATTENTION)}")
-        self.patch_embed, self.pos_drop, self.norm_pre, self.norm = vit.patch_embed, vit.pos_drop, vit.norm_pre, vit.norm
+            raise ConfigError(
+                f"proportional_attention is '{proportional_attention}'; give one of "
+                f"{', '.join(PROPORTIONAL_ATTENTION)}"
+            )
+        self.patch_embed, self.pos_drop, self.norm_pre, self.norm = (
+            vit.patch_embed,
+            vit.pos_drop,
+            vit.norm_pre,
+            vit.norm,
+        )
         for name in (*PREFIX_TOKENS, "pos_embed"):
             self.register_parameter(name, getattr(vit, name, None))
         spec = embedding or EmbeddingSpec()
@@ -127,24 +146,30 @@ class MergingViT(nn.Module):
         self.set_reduction(reduction)
 
     def set_reduction(self, reduction: ReductionSpec) -> None:
-        """The reduction that `forward` uses when it is given none. Raises ConfigError for what is not a reduction."""
+        """The reduction that `forward` uses when it is given none. Raises ConfigError for what is not a
+        reduction."""
         self.schedule(self.grid, reduction)
         self._reduction = reduction
 
     def schedule(self, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
         """r of each block for an input of grid (h, w) patches."""
         num_tokens = grid[0] * grid[1] + self.num_prefix
-        schedule = resolve_schedule(self._reduction if reduction is None else reduction, self.depth, num_tokens, self.num_prefix)
+        schedule = resolve_schedule(
+            self._reduction if reduction is None else reduction, self.depth, num_tokens, self.num_prefix
+        )
         return schedule if self.policy.merges else (0,) * self.depth
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """(h, w) patches of images [B, 3, H, W]. Raises ConfigError for another shape, and where H or W does not divide by the patch."""
+        """(h, w) patches of images [B, 3, H, W]. Raises ConfigError for another shape, and where H or W does
+        not divide by the patch."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ConfigError(f"images have the shape {list(images.shape)}; give [batch, 3, height, width]")
         (height, width), (patch_h, patch_w) = images.shape[-2:], self.patch_size
         if height % patch_h or width % patch_w:
             near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"
-            raise ConfigError(f"input {height}x{width} does not divide by the patch {patch_h}x{patch_w}; nearest: {near}")
+            raise ConfigError(
+                f"input {height}x{width} does not divide by the patch {patch_h}x{patch_w}; nearest: {near}"
+            )
         return height // patch_h, width // patch_w
 
     def forward(
@@ -159,21 +184,24 @@ class MergingViT(nn.Module):
         task: str | None = None,
         merge_points_from: int | None = None,
     ) -> BackboneOutput:
-        """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending order; -1 is the last.
+        """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending
+        order; -1 is the last.
 
-        training: whether this is a pass of training, where proportional_attention="train" counts sizes. None: the module's mode. That
-        also says whether dropout and drop path act, so a frozen backbone is in evaluation mode in a pass of training.
-        relaxed: merge differentiably; None does so in a pass of training where the policy can.
-        unmerge: how the states will be unmerged, one of `pipeline.merging.unmerge.UNMERGES`; without it a relaxed merge keeps no source
-        map, which is B * N * N floats.
-        merge_points_from: also return what the merges of this block and of those behind it are decided on, which needs gradients enabled.
-        task: whose metric embedding, where tasks have their own.
+        training: whether this is a pass of training, where proportional_attention="train" counts sizes. None:
+        the module's mode. That also says whether dropout and drop path act, so a frozen backbone is in
+        evaluation mode in a pass of training. relaxed: merge differentiably; None does so in a pass of
+        training where the policy can. unmerge: how the states will be unmerged, one of
+        `pipeline.merging.unmerge.UNMERGES`; without it a relaxed merge keeps no source map, which is B * N *
+        N floats. merge_points_from: also return what the merges of this block and of those behind it are
+        decided on, which needs gradients enabled. task: whose metric embedding, where tasks have their own.
         Raises ConfigError where H or W does not divide by the patch, and for a tap that is no block.
         """
         taps = self._blocks_of(taps)
         training = self.training if training is None else training
         relaxed = self.policy.relaxed and (training if relaxed is None else relaxed)
-        proportional = self.proportional_attention == "always" or (self.proportional_attention == "train" and training)
+        proportional = self.proportional_attention == "always" or (
+            self.proportional_attention == "train" and training
+        )
         tokens, grid = self._embed(images)
         state = TokenState.start(tokens, grid, self.num_prefix, soft_source=relaxed and unmerge is not None)
         state = start_unmerge(state, unmerge)
@@ -185,7 +213,12 @@ class MergingViT(nn.Module):
             if merge_points_from is not None and i >= merge_points_from:
                 state = block(state, r, **options, use_size=merged and proportional, points=points)
             elif self.grad_checkpointing and torch.is_grad_enabled():
-                state = cast(TokenState, checkpoint(block, state, r, **options, use_size=merged and proportional, use_reentrant=False))
+                state = cast(
+                    TokenState,
+                    checkpoint(
+                        block, state, r, **options, use_size=merged and proportional, use_reentrant=False
+                    ),
+                )
             else:
                 state = block(state, r, **options, use_size=merged and proportional)
             merged = merged or r > 0
@@ -199,7 +232,10 @@ class MergingViT(nn.Module):
     def _blocks_of(self, taps: Collection[int]) -> set[int]:
         if any(not -self.depth <= tap < self.depth for tap in taps):
             last = self.depth - 1
-            raise ConfigError(f"taps are {tuple(taps)}; give blocks of the {self.depth}, 0 to {last}, or -1 for the last and so on")
+            raise ConfigError(
+                f"taps are {tuple(taps)}; give blocks of the {self.depth}, 0 to {last}, or -1 for the "
+                "last and so on"
+            )
         return {tap % self.depth for tap in taps}
 
     def _normed(self, state: TokenState) -> TokenState:
@@ -214,11 +250,17 @@ class MergingViT(nn.Module):
         grid = self.grid_of(images)
         patches = self.patch_embed.proj(images).flatten(2).mT
         patches = self.patch_embed.norm(patches)
-        prefix = [token.expand(patches.shape[0], -1, -1) for name in PREFIX_TOKENS if (token := getattr(self, name)) is not None]
+        prefix = [
+            token.expand(patches.shape[0], -1, -1)
+            for name in PREFIX_TOKENS
+            if (token := getattr(self, name)) is not None
+        ]
         if self.pos_embed is None:
             return self.norm_pre(self.pos_drop(torch.cat([*prefix, patches], dim=1))), grid
         embedded_prefix = 0 if self.no_embed_class else self.num_prefix
-        position = resample_abs_pos_embed(self.pos_embed, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=embedded_prefix)
+        position = resample_abs_pos_embed(
+            self.pos_embed, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=embedded_prefix
+        )
         if self.no_embed_class:
             tokens = torch.cat([*prefix, patches + position], dim=1)
         else:

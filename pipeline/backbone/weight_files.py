@@ -36,10 +36,10 @@ class Weights(dict[str, Tensor]):
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth/.pt/.bin file (tensors only: nothing in it can run code).
 
-    A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights, averaged ones first; that of
-    `dtem export` for its file.
-    The usual wrappers are opened, averaged weights first, as by timm (WRAPPERS). `NAME:...` goes to the reader of that name in SOURCES.
-    Raises CheckpointError.
+    A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights,
+    averaged ones first; that of `dtem export` for its file. The usual wrappers are opened, averaged weights
+    first, as by timm (WRAPPERS). `NAME:...` goes to the reader of that name in SOURCES. Raises
+    CheckpointError.
     """
     source, _, where = str(path).partition(":")
     if source in SOURCES:
@@ -59,7 +59,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as err:
         raise CheckpointError(f"{path} cannot be read: {str(err) or 'it is empty or cut short'}") from err
-    except Exception as err:  # the unpickler's own error class lives in pickle, which this project does not import
+    except (
+        Exception
+    ) as err:  # the unpickler's own error class lives in pickle, which this project does not import
         raise CheckpointError(_more_than_tensors(path, str(err))) from err
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -73,7 +75,10 @@ def _read_safetensors(path: Path) -> Weights:
     """With the grid that `dtem export` notes beside the tensors."""
     with safe_open(path, framework="pt") as file:
         sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", (file.metadata() or {}).get("grid", ""))
-        return Weights({key: file.get_tensor(key) for key in file.keys()}, (int(sides[1]), int(sides[2])) if sides else None)
+        return Weights(
+            {key: file.get_tensor(key) for key in file.keys()},
+            (int(sides[1]), int(sides[2])) if sides else None,
+        )
 
 
 def _more_than_tensors(path: Path, reason: str) -> str:
@@ -82,7 +87,8 @@ def _more_than_tensors(path: Path, reason: str) -> str:
     inside = f" ({found[1]})" if found else ""
     keep = f"torch.save(torch.load('{path}', weights_only=False)['state_dict'], 'weights.pth')"
     return (
-        f"{path} holds Python objects besides tensors{inside}, and to read them could run code; if you trust whoever "
+        f"{path} holds Python objects besides tensors{inside}, and to read them could run code; if you "
+        "trust whoever "
         f'made it, keep its tensors alone: python -c "import torch; {keep}"'
     )
 

@@ -1,6 +1,7 @@
 """Plain data -> the dataclasses of schema.py, strictly, and back. Standard library only.
 
-Every mistake is collected with its dotted path; nothing is guessed, dropped or converted except int -> float and list <-> tuple.
+Every mistake is collected with its dotted path; nothing is guessed, dropped or converted except int -> float
+and list <-> tuple.
 """
 
 import dataclasses
@@ -17,7 +18,8 @@ _INVALID = object()
 
 
 def build_dataclass(cls: type, data: object, source: str = "configuration") -> Any:
-    """An instance of `cls` from nested dicts, lists and scalars; ConfigError lists all mistakes, each with its dotted path."""
+    """An instance of `cls` from nested dicts, lists and scalars; ConfigError lists all mistakes, each with
+    its dotted path."""
     mistakes: list[str] = []
     value = _build(cls, data, "", mistakes)
     if mistakes:
@@ -58,7 +60,10 @@ def _build(kind: Any, data: Any, path: str, mistakes: list[str]) -> Any:
     if origin is list and isinstance(data, (list, tuple)):
         return [_build(args[0], item, f"{path}.{i}", mistakes) for i, item in enumerate(data)]
     if origin is tuple and isinstance(data, (list, tuple)) and len(data) == len(args):
-        return tuple(_build(arg, item, f"{path}.{i}", mistakes) for i, (arg, item) in enumerate(zip(args, data, strict=True)))
+        return tuple(
+            _build(arg, item, f"{path}.{i}", mistakes)
+            for i, (arg, item) in enumerate(zip(args, data, strict=True))
+        )
     if origin is Literal and isinstance(data, (str, int)) and not isinstance(data, bool) and data in args:
         return data
     if isinstance(kind, type) and type(data) is kind and _is_finite(data):
@@ -79,9 +84,17 @@ def _build_section(cls: type, data: Any, path: str, mistakes: list[str]) -> Any:
         if key not in known:
             mistakes.append(f"{_join(path, key)}: {unknown_name('key', key, known)}")
     for name, spec in known.items():
-        if name not in data and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            mistakes.append(f"{_join(path, name)}: required, but not given; expected {_describe(kinds[name])}")
-    values = {name: _build(kinds[name], data[name], _join(path, name), mistakes) for name in known if name in data}
+        if (
+            name not in data
+            and spec.default is dataclasses.MISSING
+            and spec.default_factory is dataclasses.MISSING
+        ):
+            mistakes.append(
+                f"{_join(path, name)}: required, but not given; expected {_describe(kinds[name])}"
+            )
+    values = {
+        name: _build(kinds[name], data[name], _join(path, name), mistakes) for name in known if name in data
+    }
     if len(mistakes) > before:
         return _INVALID
     try:
@@ -92,7 +105,8 @@ def _build_section(cls: type, data: Any, path: str, mistakes: list[str]) -> Any:
 
 
 def _build_union(kind: Any, args: tuple[Any, ...], data: Any, path: str, mistakes: list[str]) -> Any:
-    """The first member that fits, in the order of the annotation; a dict is the section among them, whose mistakes are told."""
+    """The first member that fits, in the order of the annotation; a dict is the section among them, whose
+    mistakes are told."""
     section = next((arg for arg in args if dataclasses.is_dataclass(arg)), None)
     if isinstance(section, type) and isinstance(data, Mapping):
         return _build_section(section, data, path, mistakes)
@@ -111,7 +125,8 @@ def _build_mapping(kind: Any, data: Mapping[Any, Any], path: str, mistakes: list
 
 
 def _build_plain(data: Any, path: str, mistakes: list[str]) -> Any:
-    """Options that another part checks: only plain data, tuples as lists, so that a run and its resumption see the same."""
+    """Options that another part checks: only plain data, tuples as lists, so that a run and its resumption
+    see the same."""
     if isinstance(data, Mapping):
         return _build_mapping(Any, data, path, mistakes)
     if isinstance(data, (list, tuple)):
@@ -156,4 +171,10 @@ def _describe(kind: Any) -> str:
         return f"{origin.__name__} of {_describe(args[-1])}" if args[-1] is not Any else origin.__name__
     if dataclasses.is_dataclass(kind):
         return "a dict of settings"
-    return {type(None): "None", float: "a finite number", int: "an integer", str: "a string", bool: "True or False"}.get(kind, str(kind))
+    return {
+        type(None): "None",
+        float: "a finite number",
+        int: "an integer",
+        str: "a string",
+        bool: "True or False",
+    }.get(kind, str(kind))

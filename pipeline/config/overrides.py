@@ -19,17 +19,19 @@ KEPT_UNMERGED = ("policy", "embedding", "adapter_rank")
 VALUES = {"true": True, "false": False, "none": None, "null": None}
 """Words that are values, in upper or lower case."""
 NO_NAMES = VALUES.keys() | {"yes", "no", "on", "off", "~"}
-"""These, and what YAML reads as one of them: in place of a text each is more likely meant as a value than as a name."""
+"""These, and what YAML reads as one of them: in place of a text each is more likely meant as a value than as
+a name."""
 
 
 def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The config with the values in place of what it says; sections that are missing or None are made, and a part
-    of a list is named by its number (`data.train.0=...`). A dict merges into the one that is there, or replaces it
-    with `_delete_=True` in it.
+    """The config with the values in place of what it says; sections that are missing or None are made, and a
+    part of a list is named by its number (`data.train.0=...`). A dict merges into the one that is there, or
+    replaces it with `_delete_=True` in it.
 
-    A field of text takes the text as it is typed; see `_typed`. `merging.policy=none` leaves out what the config
-    says of how to merge. Raises ConfigError for a key that is given twice, or along with a section that holds it,
-    for a word such as `true` in place of a text, and for an empty dict that would change nothing.
+    A field of text takes the text as it is typed; see `_typed`. `merging.policy=none` leaves out what the
+    config says of how to merge. Raises ConfigError for a key that is given twice, or along with a section
+    that holds it, for a word such as `true` in place of a text, and for an empty dict that would change
+    nothing.
     """
     texts = [_parse(item) for item in overrides]
     _refuse_overlaps([key for key, _ in texts])
@@ -75,7 +77,9 @@ def _split(text: str) -> list[str]:
 def _parse(item: str) -> tuple[str, str]:
     key, equals, text = item.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"override '{item}' is not of the form section.key=value, for instance optim.lr=1e-4")
+        raise ConfigError(
+            f"override '{item}' is not of the form section.key=value, for instance optim.lr=1e-4"
+        )
     return key.strip(), text.strip()
 
 
@@ -83,8 +87,10 @@ def _refuse_overlaps(keys: list[str]) -> None:
     for i, key in enumerate(keys):
         if key in keys[:i]:
             raise ConfigError(
-                f"override {key} is given {keys.count(key)} times; give it once. Was it a brace pattern of shards? "
-                "A shell expands those, also the remote one of a launcher on several hosts, where quotes do not "
+                f"override {key} is given {keys.count(key)} times; give it once. Was it a brace pattern "
+                "of shards? "
+                "A shell expands those, also the remote one of a launcher on several hosts, where "
+                "quotes do not "
                 "help: write the pattern in the config file, or name the folder"
             )
         if whole := next((other for other in keys if key.startswith(f"{other}.")), None):
@@ -92,8 +98,9 @@ def _refuse_overlaps(keys: list[str]) -> None:
 
 
 def _typed(key: str, text: str) -> Any:
-    """The value of a field. One that may be a text takes what is typed, numbers too, and a list where it may be one;
-    none and null are None where it may be None. Raises ConfigError for any other of NO_NAMES without quotes."""
+    """The value of a field. One that may be a text takes what is typed, numbers too, and a list where it may
+    be one; none and null are None where it may be None. Raises ConfigError for any other of NO_NAMES without
+    quotes."""
     value, kinds = parse_value(text), _members(_declared(key.split(".")))
     if str not in kinds:
         return value
@@ -102,7 +109,10 @@ def _typed(key: str, text: str) -> Any:
         return None
     if text.lower() in NO_NAMES and (key, text) != UNMERGED:
         also = f"; for no {key} give none" if may_be_none else ""
-        raise ConfigError(f"override {key}={text}: give a text. If {text} is a name here, quote it: {key}=\"'{text}'\"{also}")
+        raise ConfigError(
+            f"override {key}={text}: give a text. If {text} is a name here, quote it: "
+            f"{key}=\"'{text}'\"{also}"
+        )
     return value if isinstance(value, str) or (may_be_list and isinstance(value, list | tuple)) else text
 
 
@@ -134,7 +144,9 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             place[index] = {}
         place = place[index]
         if not isinstance(place, dict | list):
-            raise ConfigError(f"override {key}: {'.'.join(parents[: i + 1])} is {place!r}, which has no parts")
+            raise ConfigError(
+                f"override {key}: {'.'.join(parents[: i + 1])} is {place!r}, which has no parts"
+            )
     index = _index(place, last, key)
     old = place.get(last) if isinstance(place, dict) else None
     place[index] = _merged(key, old, value)
@@ -145,7 +157,9 @@ def _index(place: dict[str, Any] | list[Any], part: str, key: str) -> Any:
     if isinstance(place, dict):
         return part
     if not part.isdecimal() or not part.isascii() or len(part) > 9 or int(part) >= len(place):
-        raise ConfigError(f"override {key}: '{part}' is no position in a list of {len(place)}; give 0 to {len(place) - 1}")
+        raise ConfigError(
+            f"override {key}: '{part}' is no position in a list of {len(place)}; give 0 to {len(place) - 1}"
+        )
     return int(part)
 
 
@@ -154,7 +168,8 @@ def _merged(key: str, old: Any, new: Any) -> Any:
         return new
     if old and isinstance(old, dict) and not new:
         raise ConfigError(
-            f"override {key}: an empty dict merges into what is there, and so changes nothing; give {{'_delete_': True}} "
+            f"override {key}: an empty dict merges into what is there, and so changes nothing; give "
+            f"{{'_delete_': True}} "
             f"to empty it, or the parts that differ, for instance {key}.{next(iter(old))}=..."
         )
     rest = {part: value for part, value in new.items() if part != "_delete_"}
@@ -163,7 +178,8 @@ def _merged(key: str, old: Any, new: Any) -> Any:
 
 
 def _leave_merging_out(config: dict[str, Any], given: set[str]) -> None:
-    """The unmerged control of a run: what was written for another policy goes, but not what the command line gives."""
+    """The unmerged control of a run: what was written for another policy goes, but not what the command line
+    gives."""
     tasks = config.get("tasks")
     sections = {"merging": config["merging"], "train": config.get("train")}
     sections |= {f"tasks.{name}": task for name, task in (tasks.items() if isinstance(tasks, dict) else ())}

@@ -21,7 +21,16 @@ from pipeline.config.task_schema import (
     require_range,
 )
 
-__all__ = ["AugmentConfig", "DataConfig", "ImgSize", "Preprocessing", "ReductionConfig", "TaskConfig", "TaskMergingConfig", "height_width"]
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "ImgSize",
+    "Preprocessing",
+    "ReductionConfig",
+    "TaskConfig",
+    "TaskMergingConfig",
+    "height_width",
+]
 
 MAX_THREADS = 1024
 """torch crashes on many more."""
@@ -36,8 +45,8 @@ class BackboneConfig:
     pretrained: bool = False
     """Load timm's weights of that name (downloads)."""
     weights: str | None = None
-    """A .safetensors or .pth file with the keys of timm, mmseg, mmpretrain, open_clip, the authors' release, or ours; a
-    run's folder; or `open_clip:MODEL@TAG`."""
+    """A .safetensors or .pth file with the keys of timm, mmseg, mmpretrain, open_clip, the authors' release,
+    or ours; a run's folder; or `open_clip:MODEL@TAG`."""
     img_size: ImgSize | None = None
     """Pixels per side, or (height, width), that the position embedding is made for; None keeps timm's."""
     drop_path: float = 0.0
@@ -50,7 +59,9 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         require(0 <= self.drop_path < 1, f"backbone.drop_path is {self.drop_path}; give a number in [0, 1)")
         are_sides = self.img_size is None or are_pixels(self.img_size)
-        require(are_sides, f"backbone.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side, or None")
+        require(
+            are_sides, f"backbone.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side, or None"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +70,8 @@ class MergingConfig(ReductionConfig):
 
     policy: str = "none"
     embedding: Literal["shared", "per_task", "adapter"] = "shared"
-    """Metric embeddings: one for all tasks, one of each task, or one for all with a low-rank change of each task's own."""
+    """Metric embeddings: one for all tasks, one of each task, or one for all with a low-rank change of each
+    task's own."""
     adapter_rank: int = 4
     """Of that change."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +89,8 @@ class MixingConfig:
     mode: Literal["all", "sampled"] = "all"
     """`all`: every step holds every task. `sampled`: every step holds one task, drawn from (seed, step)."""
     temperature: float = 1.0
-    """`sampled`: a task's probability is its share to the power of 1 / temperature; above 1 evens the tasks out."""
+    """`sampled`: a task's probability is its share to the power of 1 / temperature; above 1 evens the
+    tasks out."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"mixing.temperature is {self.temperature}; give a number above 0")
@@ -88,12 +101,14 @@ class BalancingConfig:
     """How the tasks' losses are weighed against one another, and how their gradients are watched."""
 
     type: str = "fixed"
-    """`fixed`: tasks.NAME.weight. `uncertainty`: learned (Kendall et al., 2018). `gradient_norm`: after GradNorm (Chen et al., 2018)."""
+    """`fixed`: tasks.NAME.weight. `uncertainty`: learned (Kendall et al., 2018). `gradient_norm`: after
+    GradNorm (Chen et al., 2018)."""
     options: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-2
     """Learning rate of what the balance learns."""
     every: int = 50
-    """Steps between measurements of each task's gradient on what the tasks share: norms and cosines; 0: never."""
+    """Steps between measurements of each task's gradient on what the tasks share: norms and cosines; 0:
+    never."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"balancing.lr is {self.lr}; give a number above 0")
@@ -130,13 +145,27 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr is {self.lr}; give a number above 0")
-        require(self.metric_lr is None or self.metric_lr > 0, f"optim.metric_lr is {self.metric_lr}; give a number above 0")
-        require(0 <= self.min_lr <= self.lr, f"optim.min_lr is {self.min_lr}; give a number in [0, optim.lr = {self.lr}]")
+        require(
+            self.metric_lr is None or self.metric_lr > 0,
+            f"optim.metric_lr is {self.metric_lr}; give a number above 0",
+        )
+        require(
+            0 <= self.min_lr <= self.lr,
+            f"optim.min_lr is {self.min_lr}; give a number in [0, optim.lr = {self.lr}]",
+        )
         require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give 0 or more")
-        require(all(0 <= beta < 1 for beta in self.betas), f"optim.betas is {self.betas}; give two numbers in [0, 1)")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas is {self.betas}; give two numbers in [0, 1)",
+        )
         require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; give 0 or more")
-        require(self.clip_grad is None or self.clip_grad > 0, f"optim.clip_grad is {self.clip_grad}; give a number above 0, or None")
-        require(0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}; give a number in (0, 1]")
+        require(
+            self.clip_grad is None or self.clip_grad > 0,
+            f"optim.clip_grad is {self.clip_grad}; give a number above 0, or None",
+        )
+        require(
+            0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}; give a number in (0, 1]"
+        )
         require(0 <= self.ema_decay < 1, f"optim.ema_decay is {self.ema_decay}; give a number in [0, 1)")
 
 
@@ -145,9 +174,9 @@ class TrainConfig:
     """What is trained, how long, and what is written when."""
 
     mode: Literal["modular", "end_to_end", "joint", "backbone", "heads"] = "modular"
-    """`modular`: only the metric embeddings. `end_to_end`: backbone under hard merging and embeddings under soft merging, in turn.
-    `joint`: everything at once under soft merging. `backbone`: everything but the embeddings, under the inference-time merge.
-    `heads`: the heads alone, under the inference-time merge."""
+    """`modular`: only the metric embeddings. `end_to_end`: backbone under hard merging and embeddings under
+    soft merging, in turn. `joint`: everything at once under soft merging. `backbone`: everything but the
+    embeddings, under the inference-time merge. `heads`: the heads alone, under the inference-time merge."""
     epochs: float | None = None
     steps: int | None = None
     """Optimizer steps; give one of epochs and steps."""
@@ -161,18 +190,23 @@ class TrainConfig:
     eval_every: int | None = None
     """Steps; None: at the end only."""
     save_every: int | None = None
-    """Steps; None: a twentieth of the run, but no fewer than 100 and no more than 1000 steps. The last step is saved in any case."""
+    """Steps; None: a twentieth of the run, but no fewer than 100 and no more than 1000 steps. The last step
+    is saved in any case."""
     keep_checkpoints: int = 2
     max_nonfinite: int = 5
     """Steps in a row whose loss is not finite on some rank, which are skipped; one more stops the run."""
 
     def __post_init__(self) -> None:
-        require((self.epochs is None) != (self.steps is None), "give exactly one of train.epochs and train.steps")
+        require(
+            (self.epochs is None) != (self.steps is None), "give exactly one of train.epochs and train.steps"
+        )
         for name in ("epochs", "steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name} is {value}; give a number above 0")
         require(self.max_nonfinite >= 0, f"train.max_nonfinite is {self.max_nonfinite}; give 0 or more")
-        require(self.alternate_period >= 2, f"train.alternate_period is {self.alternate_period}; give 2 or more")
+        require(
+            self.alternate_period >= 2, f"train.alternate_period is {self.alternate_period}; give 2 or more"
+        )
         require_range("train.reduction_range", self.reduction_range)
 
 
@@ -216,4 +250,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a number from 0 to 2^63 - 1")
         require(bool(self.output), "output is empty; name a folder for the run")
-        require(bool(self.tasks), "tasks is empty: give at least one, for instance tasks=dict(imagenet=dict(type='classification', ...))")
+        require(
+            bool(self.tasks),
+            "tasks is empty: give at least one, for instance "
+            "tasks=dict(imagenet=dict(type='classification', ...))",
+        )

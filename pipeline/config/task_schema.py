@@ -1,4 +1,5 @@
-"""What a task is made of: its head, its data, its reduction. Standard library only; `schema.py` is the door to all sections."""
+"""What a task is made of: its head, its data, its reduction. Standard library only; `schema.py` is the door
+to all sections."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -6,10 +7,14 @@ from typing import Any, Literal
 from pipeline.errors import ConfigError
 
 Reduction = int | float | tuple[int, float] | list[int]
-"""r per block, a keep rate in (0, 1], (r, inflection), or one r for each block; a sequence of two is always (r, inflection)."""
+"""r per block, a keep rate in (0, 1], (r, inflection), or one r for each block; a sequence of two is always
+(r, inflection)."""
 
 
-REDUCTION_FORMS = "an integer from 0, a keep rate in (0, 1], (r, inflection) with inflection in [-1, 1], or a list of integers"
+REDUCTION_FORMS = (
+    "an integer from 0, a keep rate in (0, 1], (r, inflection) with inflection in [-1, "
+    "1], or a list of integers"
+)
 
 
 ImgSize = int | tuple[int, int]
@@ -58,7 +63,8 @@ class ReductionConfig:
     target_macs: float | None = None
     """Fraction of the unmerged MACs, in (0, 1); the solver finds the reduction. Excludes `reduction`."""
     target_gmacs: float | None = None
-    """10^9 multiply-accumulates of one image through the backbone, which papers call GFLOPs; the solver finds the reduction."""
+    """10^9 multiply-accumulates of one image through the backbone, which papers call GFLOPs; the solver finds
+    the reduction."""
     within: float = 1.0
     """With a target: the share of the blocks, from the first one, that merge."""
 
@@ -66,11 +72,16 @@ class ReductionConfig:
         macs, gmacs = self.target_macs, self.target_gmacs
         require(macs is None or 0 < macs < 1, f"merging.target_macs is {macs}; give a fraction in (0, 1)")
         require(gmacs is None or gmacs > 0, f"merging.target_gmacs is {gmacs}; give a number above 0")
-        require(0 < self.within <= 1, f"merging.within is {self.within}; give a share of the blocks, in (0, 1]")
         require(
-            self.within == 1 or macs is not None or gmacs is not None, "merging.within goes with target_macs or target_gmacs; leave it out"
+            0 < self.within <= 1, f"merging.within is {self.within}; give a share of the blocks, in (0, 1]"
         )
-        require(_is_reduction(self.reduction), f"merging.reduction is {self.reduction}; give {REDUCTION_FORMS}")
+        require(
+            self.within == 1 or macs is not None or gmacs is not None,
+            "merging.within goes with target_macs or target_gmacs; leave it out",
+        )
+        require(
+            _is_reduction(self.reduction), f"merging.reduction is {self.reduction}; give {REDUCTION_FORMS}"
+        )
         given = [name for name in ("reduction", "target_macs", "target_gmacs") if getattr(self, name)]
         require(len(given) <= 1, f"merging.{' and merging.'.join(given)} exclude one another: give one")
 
@@ -89,7 +100,8 @@ class TaskMergingConfig(ReductionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a model's weights want their pixels. The defaults are ImageNet's, for data that comes without a model."""
+    """How a model's weights want their pixels. The defaults are ImageNet's, for data that comes without a
+    model."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -117,11 +129,11 @@ class AugmentConfig:
     """Alpha of mixup; 0 is off."""
     cutmix: float = 0.0
     crop_pct: float | None = None
-    """Evaluation of classes and captions: the centre crop's share of the resized side. This and the next four: None
-    takes what the backbone's weights want."""
+    """Evaluation of classes and captions: the centre crop's share of the resized side. This and the next
+    four: None takes what the backbone's weights want."""
     crop_mode: Literal["center", "squash"] | None = None
-    """`center`: the shorter side is resized, and the ends of the longer one are cut off. `squash`: each side is
-    resized, so that all of the image is seen, in another shape."""
+    """`center`: the shorter side is resized, and the ends of the longer one are cut off. `squash`: each side
+    is resized, so that all of the image is seen, in another shape."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     mean: tuple[float, float, float] | None = None
     """Of the pixels in [0, 1]."""
@@ -131,35 +143,66 @@ class AugmentConfig:
     resize_range: tuple[float, float] = (0.5, 2.0)
     """Masks: range of the factor by which a training image is resized before the crop."""
     max_class_share: float = 0.75
-    """Masks: a crop in which one class has more than this share of the labelled pixels is drawn again, up to ten times; 1 is off."""
+    """Masks: a crop in which one class has more than this share of the labelled pixels is drawn again, up to
+    ten times; 1 is off."""
     photometric: bool | Literal["mmseg"] = False
-    """Masks: random brightness, contrast, saturation and hue. `mmseg`: MMSegmentation's distortion; True: factors, for small images."""
+    """Masks: random brightness, contrast, saturation and hue. `mmseg`: MMSegmentation's distortion; True:
+    factors, for small images."""
     antialias: bool = True
     """Masks: an image is smoothed where it gets smaller. MMSegmentation's are not."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
-        require(0 < low <= high <= 1, f"augment.crop_scale is {self.crop_scale}; give (low, high) with 0 < low <= high <= 1")
-        require(self.crop_pct is None or 0 < self.crop_pct <= 1, f"augment.crop_pct is {self.crop_pct}; give a number in (0, 1]")
+        require(
+            0 < low <= high <= 1,
+            f"augment.crop_scale is {self.crop_scale}; give (low, high) with 0 < low <= high <= 1",
+        )
+        require(
+            self.crop_pct is None or 0 < self.crop_pct <= 1,
+            f"augment.crop_pct is {self.crop_pct}; give a number in (0, 1]",
+        )
         least, most = self.resize_range
-        require(0 < least <= most <= 10, f"augment.resize_range is {self.resize_range}; give (low, high) with 0 < low <= high <= 10")
-        require(self.short_side is None or self.short_side > 0, f"augment.short_side is {self.short_side}; give pixels, or None")
-        require(0 < self.max_class_share <= 1, f"augment.max_class_share is {self.max_class_share}; give a share in (0, 1]")
+        require(
+            0 < least <= most <= 10,
+            f"augment.resize_range is {self.resize_range}; give (low, high) with 0 < low <= high <= 10",
+        )
+        require(
+            self.short_side is None or self.short_side > 0,
+            f"augment.short_side is {self.short_side}; give pixels, or None",
+        )
+        require(
+            0 < self.max_class_share <= 1,
+            f"augment.max_class_share is {self.max_class_share}; give a share in (0, 1]",
+        )
         mean, std = self.mean or (0.5,), self.std or (0.5,)
         pixels = "of pixels in [0, 1]; divide what is of 0 to 255 by 255"
-        require(0 <= min(mean) and max(mean) <= 1, f"augment.mean is {self.mean}; give numbers in [0, 1], {pixels}")
-        require(0 < min(std) and max(std) <= 1, f"augment.std is {self.std}; give numbers in (0, 1], {pixels}")
+        require(
+            0 <= min(mean) and max(mean) <= 1,
+            f"augment.mean is {self.mean}; give numbers in [0, 1], {pixels}",
+        )
+        require(
+            0 < min(std) and max(std) <= 1, f"augment.std is {self.std}; give numbers in (0, 1], {pixels}"
+        )
         for name in ("hflip", "random_erasing"):
-            require(0 <= (getattr(self, name) or 0) <= 1, f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]")
+            require(
+                0 <= (getattr(self, name) or 0) <= 1,
+                f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]",
+            )
         for name in ("pad", "mixup", "cutmix"):
-            require(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; give 0 (off) or more")
+            require(
+                getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; give 0 (off) or more"
+            )
         jitter = self.color_jitter if isinstance(self.color_jitter, tuple) else (self.color_jitter, 0.0)
         strengths = "0 (off) or more, or four such strengths, that of hue at most 0.5"
-        require(min(jitter) >= 0 and jitter[-1] <= 0.5, f"augment.color_jitter is {self.color_jitter}; give {strengths}")
+        require(
+            min(jitter) >= 0 and jitter[-1] <= 0.5,
+            f"augment.color_jitter is {self.color_jitter}; give {strengths}",
+        )
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is given, and ImageNet's for the rest, which a run has taken from its backbone's weights by now."""
+        """What is given, and ImageNet's for the rest, which a run has taken from its backbone's weights by
+        now."""
         given = {item.name: getattr(self, item.name) for item in fields(Preprocessing)}
         return Preprocessing(**{name: value for name, value in given.items() if value is not None})
 
@@ -176,21 +219,25 @@ class DataConfig:
     test: str | list[str] | None = None
     """What `--split test` evaluates; None: the `test` shards of the folder of `val`."""
     allow_overlap: bool = False
-    """Let shards be evaluated that are trained on, for instance to see whether a few samples can be fitted."""
+    """Let shards be evaluated that are trained on, for instance to see whether a few samples can be
+    fitted."""
     img_size: ImgSize | None = None
-    """Pixels per side, or (height, width), of the crop the model sees; None: what the backbone's position embedding is made for."""
+    """Pixels per side, or (height, width), of the crop the model sees; None: what the backbone's position
+    embedding is made for."""
     batch_size: int = 128
     """Samples of one micro-batch on one rank."""
     eval_batch_size: int = 128
     workers: int = 4
     shuffle_shards: int = 8
-    """Shards that are open at once; samples are shuffled within such a window (bounds memory and disk cache)."""
+    """Shards that are open at once; samples are shuffled within such a window (bounds memory and disk
+    cache)."""
     max_bad_samples: int = 100
     """Corrupt samples in a row that a rank passes over; one more stops the run."""
     max_bad_share: float = 0.001
     """Share of the samples, over all ranks, that may be corrupt (ten may in any set); more stop the run."""
     max_wait: float = 300.0
-    """Seconds that a batch may take before the run stops; storage that fails is asked again for four fifths of it."""
+    """Seconds that a batch may take before the run stops; storage that fails is asked again for four fifths
+    of it."""
     cache_gib: float = 32.0
     """GiB of downloaded shards that a machine keeps, for all of its runs; what is in use stays."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -198,12 +245,27 @@ class DataConfig:
     """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
 
     def __post_init__(self) -> None:
-        for name, least in {"batch_size": 1, "eval_batch_size": 1, "workers": 0, "shuffle_shards": 1, "max_bad_samples": 0}.items():
-            require(getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more")
-        require(0 <= self.max_bad_share <= 1, f"data.max_bad_share is {self.max_bad_share}; give a share in [0, 1]")
+        for name, least in {
+            "batch_size": 1,
+            "eval_batch_size": 1,
+            "workers": 0,
+            "shuffle_shards": 1,
+            "max_bad_samples": 0,
+        }.items():
+            require(
+                getattr(self, name) >= least, f"data.{name} is {getattr(self, name)}; give {least} or more"
+            )
+        require(
+            0 <= self.max_bad_share <= 1,
+            f"data.max_bad_share is {self.max_bad_share}; give a share in [0, 1]",
+        )
         require(self.max_wait > 0, f"data.max_wait is {self.max_wait}; give seconds, more than 0")
         require(self.cache_gib > 0, f"data.cache_gib is {self.cache_gib}; give a number above 0")
-        for name, most in {"batch_size": MAX_BATCH, "eval_batch_size": MAX_BATCH, "workers": MAX_WORKERS}.items():
+        for name, most in {
+            "batch_size": MAX_BATCH,
+            "eval_batch_size": MAX_BATCH,
+            "workers": MAX_WORKERS,
+        }.items():
             require(getattr(self, name) <= most, f"data.{name} is {getattr(self, name)}; give at most {most}")
         are_sides = self.img_size is None or are_pixels(self.img_size)
         require(are_sides, f"data.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side")
@@ -213,7 +275,8 @@ class DataConfig:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the crop: img_size, which a run has taken from its backbone by now, and 224 for data without a model."""
+        """(height, width) of the crop: img_size, which a run has taken from its backbone by now, and 224 for
+        data without a model."""
         return height_width(224 if self.img_size is None else self.img_size)
 
 
@@ -228,7 +291,8 @@ class TaskConfig:
     weight: float = 1.0
     """Of its loss; where the losses are balanced, what the balance starts from or is multiplied by."""
     share: float | None = None
-    """Mixing `sampled`: how often the task is drawn, relative to the others; None: as often as its epoch has micro-batches."""
+    """Mixing `sampled`: how often the task is drawn, relative to the others; None: as often as its epoch has
+    micro-batches."""
     accumulation: int = 1
     """Micro-batches of this task in a step that holds it, times engine.accumulation."""
     merging: TaskMergingConfig | None = None
@@ -238,4 +302,8 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         agree = "tokenizer" not in self.head or self.head["tokenizer"] == self.data.tokenizer
-        require(agree, "head.tokenizer is not data.tokenizer: the task would misread its captions; give both the same dict")
+        require(
+            agree,
+            "head.tokenizer is not data.tokenizer: the task would misread its captions; give both the "
+            "same dict",
+        )

@@ -1,7 +1,7 @@
 """Random changes of training images and the fixed way of evaluation images, from `AugmentConfig`.
 
-Draws come from the global CPU generators, which the caller sets to the sample's address (see rng.py) before each call.
-Images are uint8 [3, H, W] until `normalise`, which works on a whole batch.
+Draws come from the global CPU generators, which the caller sets to the sample's address (see rng.py) before
+each call. Images are uint8 [3, H, W] until `normalise`, which works on a whole batch.
 """
 
 import math
@@ -52,11 +52,11 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
 
 
 def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
-    """uint8 [3, H, W] -> uint8 [3, *img_size]: resized to just cover img_size / crop_pct (crop_mode `squash`: to have
-    just its sides), then the centre crop.
+    """uint8 [3, H, W] -> uint8 [3, *img_size]: resized to just cover img_size / crop_pct (crop_mode `squash`:
+    to have just its sides), then the centre crop.
 
-    The pixels are those of timm's evaluation transform, but for roundings of at most 2 of 255 (squashed: 5): timm resizes
-    by Pillow, which takes six times as long as torchvision does on tensors.
+    The pixels are those of timm's evaluation transform, but for roundings of at most 2 of 255 (squashed: 5):
+    timm resizes by Pillow, which takes six times as long as torchvision does on tensors.
     """
     (height, width), wanted = height_width(img_size), config.preprocessing
     resized = math.floor(height / wanted.crop_pct), math.floor(width / wanted.crop_pct)
@@ -92,15 +92,20 @@ def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Transform:
     def transform(image: Tensor) -> Tensor:
         if config.crop_scale == (1, 1):
             return F.resize(image, list(size), interpolation=interpolation, antialias=True)
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, config.crop_scale, ASPECT)
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(
+            image, config.crop_scale, ASPECT
+        )
         height, width = max(1, height), max(1, width)  # of an image of one pixel, the area may round to none
-        return F.resized_crop(image, top, left, height, width, list(size), interpolation=interpolation, antialias=True)
+        return F.resized_crop(
+            image, top, left, height, width, list(size), interpolation=interpolation, antialias=True
+        )
 
     return transform
 
 
 def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.InterpolationMode) -> Tensor:
-    """The smallest picture of its aspect that covers (height, width): where these are equal, the shorter side becomes as long.
+    """The smallest picture of its aspect that covers (height, width): where these are equal, the shorter side
+    becomes as long.
 
     Of a thread of pixels only the middle is taken: enlarged as a whole it would fill the memory.
     """
@@ -110,8 +115,12 @@ def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.Inte
         image = F.center_crop(image, [min(height, longest), min(width, longest)])
         height, width = image.shape[-2:]
     high = size[0] * width >= size[1] * height  # the height decides
-    whole = int if size[0] == size[1] else round  # as torchvision does for a square, and timm for another crop
-    covering = [size[0], whole(size[0] * width / height)] if high else [whole(size[1] * height / width), size[1]]
+    whole = (
+        int if size[0] == size[1] else round
+    )  # as torchvision does for a square, and timm for another crop
+    covering = (
+        [size[0], whole(size[0] * width / height)] if high else [whole(size[1] * height / width), size[1]]
+    )
     return F.resize(image, covering, interpolation=interpolation, antialias=True)
 
 
@@ -134,7 +143,9 @@ def _rand_augment(config: AugmentConfig, size: int) -> Transform:
     try:
         augment = rand_augment_transform(name, options)
     except (AssertionError, ValueError, KeyError) as err:
-        raise ConfigError(f"augment.rand_augment is '{name}' ({err}); give timm's notation, such as rand-m9-mstd0.5-inc1") from err
+        raise ConfigError(
+            f"augment.rand_augment is '{name}' ({err}); give timm's notation, such as rand-m9-mstd0.5-inc1"
+        ) from err
     for op in augment.ops:
         if op.name.startswith("Posterize"):
             op.level_fn = partial(_at_least_one_bit, op.level_fn)
@@ -142,7 +153,8 @@ def _rand_augment(config: AugmentConfig, size: int) -> Transform:
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int]], *args: Any) -> tuple[int]:
-    """At magnitude 10 timm posterises to 0 bits, which is a black image in older Pillow and an error in Pillow 13."""
+    """At magnitude 10 timm posterises to 0 bits, which is a black image in older Pillow and an error in
+    Pillow 13."""
     return (max(1, level_fn(*args)[0]),)
 
 
@@ -164,7 +176,8 @@ def eraser(probability: float) -> Transform | None:
 
 
 class BatchMixer:
-    """Mixup and cutmix of a training batch; where both are on, a draw per batch chooses. Identity where both are 0."""
+    """Mixup and cutmix of a training batch; where both are on, a draw per batch chooses. Identity where both
+    are 0."""
 
     def __init__(self, augment: AugmentConfig, num_classes: int):
         mixers = [v2.MixUp(alpha=augment.mixup, num_classes=num_classes)] if augment.mixup else []
@@ -172,7 +185,8 @@ class BatchMixer:
         self._mix = v2.RandomChoice(mixers) if mixers else None
 
     def __call__(self, batch: Batch, seed: int, step: int) -> Batch:
-        """labels int64 [B] -> float32 [B, num_classes]. The draw is a function of (seed, step): give each micro-batch its own step."""
+        """labels int64 [B] -> float32 [B, num_classes]. The draw is a function of (seed, step): give each
+        micro-batch its own step."""
         if self._mix is None:
             return batch
         with preserved_generators():

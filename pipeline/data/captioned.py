@@ -20,7 +20,8 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Row:
-    """Some captions of an image, which is named by its path below the set's root. where: of the row, for messages."""
+    """Some captions of an image, which is named by its path below the set's root. where: of the row, for
+    messages."""
 
     where: str
     image: str
@@ -38,14 +39,16 @@ class Captioned:
 
 @dataclass(frozen=True)
 class _Part:
-    """One shard's images; size: pixels of the shorter side to which larger ones are resized, or None for the files as they are."""
+    """One shard's images; size: pixels of the shorter side to which larger ones are resized, or None for the
+    files as they are."""
 
     images: tuple[Captioned, ...]
     size: int | None
 
 
 def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
-    """Split -> its images, each with the captions of all of its rows. SampleError names the rows and images that cannot be used."""
+    """Split -> its images, each with the captions of all of its rows. SampleError names the rows and images
+    that cannot be used."""
     found: dict[str, Captioned] = {}
     blank = 0
     for row in rows:
@@ -53,7 +56,8 @@ def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
         known = found.setdefault(image.key, image)
         if (known.image, known.split) != (image.image, image.split):
             raise SampleError(
-                f"{row.where}: {image.image} ({image.split}) was {known.image} ({known.split}) in a row before; keep one of them"
+                f"{row.where}: {image.image} ({image.split}) was {known.image} ({known.split}) in a row "
+                "before; keep one of them"
             )
         texts = [text for text in (" ".join(caption.split()) for caption in row.captions) if text]
         known.captions.extend(texts)
@@ -68,27 +72,44 @@ def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
     if counts := Counter(len(image.captions) for image in found.values()):
         said = ", ".join(f"{images} images have {number}" for number, images in sorted(counts.items()))
         log.info("captions, all of which are kept: %s", said)
-    return {split: images for split in SPLITS if (images := [image for image in found.values() if image.split == split])}
+    return {
+        split: images
+        for split in SPLITS
+        if (images := [image for image in found.values() if image.split == split])
+    }
 
 
 def _image(root: Path, row: Row) -> Captioned:
     """Without captions as yet. The key is the path without its suffix."""
     path = PurePosixPath(row.image)
-    if path.is_absolute() or ".." in path.parts or not row.image.isprintable() or path.suffix.lower() not in SUFFIXES:
-        raise SampleError(f"{row.where}: image {row.image!r} is not the path of a picture ({', '.join(SUFFIXES)}) below {root}")
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or not row.image.isprintable()
+        or path.suffix.lower() not in SUFFIXES
+    ):
+        raise SampleError(
+            f"{row.where}: image {row.image!r} is not the path of a picture ({', '.join(SUFFIXES)}) "
+            f"below {root}"
+        )
     if row.split not in SPLITS:
         raise SampleError(f"{row.where}: split {row.split!r} is none of {', '.join(SPLITS)}")
     return Captioned(plain_key(str(path.with_suffix(""))), root / path, row.split)
 
 
-def caption_jobs(splits: Mapping[str, Sequence[Captioned]], *, shard_size: int, size: int | None, seed: int = 0) -> list[ShardJob]:
+def caption_jobs(
+    splits: Mapping[str, Sequence[Captioned]], *, shard_size: int, size: int | None, seed: int = 0
+) -> list[ShardJob]:
     """The order within a split is a shuffle that depends on the keys and the seed only."""
     jobs = []
     for split, found in splits.items():
         images = sorted(found, key=lambda image: image.key)
         random.Random(seed_of(seed, "captions", split)).shuffle(images)
         parts = cut(images, shard_size)
-        jobs += [ShardJob(f"{split}-{n:05d}.tar", read_part, _Part(tuple(part), size)) for n, part in enumerate(parts)]
+        jobs += [
+            ShardJob(f"{split}-{n:05d}.tar", read_part, _Part(tuple(part), size))
+            for n, part in enumerate(parts)
+        ]
     return jobs
 
 

@@ -8,7 +8,8 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class Labels:
-    """names: of the labels 0, 1, ... that a model sees. numbers: which of these each label of the shards is."""
+    """names: of the labels 0, 1, ... that a model sees. numbers: which of these each label of the shards
+    is."""
 
     names: tuple[str, ...]
     numbers: tuple[int, ...]
@@ -21,8 +22,9 @@ class Labels:
 def agreed(own: Sequence[str], known: Sequence[str], where: str) -> Labels:
     """own: names of a set's labels. known: those that the head is trained on; none where that is not known.
 
-    Where the own names are some of the known ones, or all in another order, labels are renumbered by name. Names that only number the
-    classes say nothing, and labels stay as stored. Anything else raises ConfigError. where: the setting that names the set.
+    Where the own names are some of the known ones, or all in another order, labels are renumbered by name.
+    Names that only number the classes say nothing, and labels stay as stored. Anything else raises
+    ConfigError. where: the setting that names the set.
     """
     own, known, stored = tuple(own), tuple(known), Labels.as_stored(own)
     if not known or own == known:
@@ -33,17 +35,26 @@ def agreed(own: Sequence[str], known: Sequence[str], where: str) -> Labels:
         return Labels(known, stored.numbers) if len(own) <= len(known) else stored
     if _numbered(known):
         return stored
-    strange = [name for name in own if name not in known] or [name for name in own if own.count(name) > 1 or known.count(name) > 1]
+    strange = [name for name in own if name not in known] or [
+        name for name in own if own.count(name) > 1 or known.count(name) > 1
+    ]
     raise ConfigError(
-        f"{where}: {len(strange)} of its {len(own)} classes ({_listed(strange)}) are not among those that are trained on "
-        f"({_listed(known)}), so labels would mean something else. Give shards with these names, or make both splits from one tree"
+        f"{where}: {len(strange)} of its {len(own)} classes ({_listed(strange)}) are not among those "
+        "that are trained on "
+        f"({_listed(known)}), so labels would mean something else. Give shards with these names, or "
+        "make both splits from one tree"
     )
 
 
 def _numbered(names: tuple[str, ...]) -> bool:
     """Whether they are what shards without names get: 0, 1, ..., or label 1, label 2, ..."""
-    return any(names == tuple(f"{word}{first + n}" for n in range(len(names))) for word, first in (("", 0), ("label ", 0), ("label ", 1)))
+    return any(
+        names == tuple(f"{word}{first + n}" for n in range(len(names)))
+        for word, first in (("", 0), ("label ", 0), ("label ", 1))
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"{name!r:.60}" for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return ", ".join(f"{name!r:.60}" for name in names[:4]) + (
+        f" and {len(names) - 4} more" if len(names) > 4 else ""
+    )

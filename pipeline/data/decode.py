@@ -1,4 +1,5 @@
-"""Bytes of a member -> its value, by suffix, from a closed table. A shard is a stranger's: sizes are checked before decoding."""
+"""Bytes of a member -> its value, by suffix, from a closed table. A shard is a stranger's: sizes are checked
+before decoding."""
 
 import io
 import json
@@ -16,7 +17,8 @@ from pipeline.errors import SampleError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MAX_PIXELS = 1 << 26
-"""Pixels of the largest image that is decoded (64 million); a header that promises more is refused as an image bomb."""
+"""Pixels of the largest image that is decoded (64 million); a header that promises more is refused as an
+image bomb."""
 MAX_JSON = 1 << 20
 MAX_CLASS = 1_000_000
 _PNG_DEPTH = 24
@@ -28,13 +30,17 @@ def decode_image(data: bytes) -> Tensor:
     """uint8 [3, H, W] in RGB, whatever colours the file has. Raises SampleError."""
     check_header(data)
     try:
-        image = torchvision_decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        image = torchvision_decode(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
+        )
     except RuntimeError as err:
         raise SampleError(f"image does not decode: {str(err).splitlines()[0].rpartition(', ')[2]}") from err
     if image.dtype == torch.uint16:
         image = (image.int() >> 8).to(torch.uint8)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise SampleError(f"image decodes to {image.dtype} {list(image.shape)} instead of three channels (is it animated?)")
+        raise SampleError(
+            f"image decodes to {image.dtype} {list(image.shape)} instead of three channels (is it animated?)"
+        )
     return image
 
 
@@ -44,9 +50,14 @@ def decode_mask(data: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.mode not in ("L", "P", "1"):
-                raise SampleError(f"mask is a PNG of mode {image.mode}, which holds colours, not labels; give 8-bit grey or palette")
+                raise SampleError(
+                    f"mask is a PNG of mode {image.mode}, which holds colours, not labels; give 8-bit "
+                    "grey or palette"
+                )
             if image.mode == "L" and data[_PNG_DEPTH] != 8:  # Pillow would stretch labels 0..15 to 0..255
-                raise SampleError(f"mask is a grey PNG of {data[_PNG_DEPTH]} bits; give 8-bit grey or palette")
+                raise SampleError(
+                    f"mask is a grey PNG of {data[_PNG_DEPTH]} bits; give 8-bit grey or palette"
+                )
             return torch.from_numpy(np.array(image, dtype=np.uint8))
     except (OSError, ValueError, SyntaxError) as err:
         raise SampleError(f"mask does not decode: {err}") from err
@@ -69,7 +80,9 @@ def decode_captions(data: bytes) -> tuple[str, ...]:
         raise SampleError(f"json has {len(data)} bytes; the limit is {MAX_JSON}")
     try:
         captions = json.loads(data)["captions"]
-        json.dumps(captions, ensure_ascii=False).encode()  # half a surrogate pair is no text: nothing could print it
+        json.dumps(
+            captions, ensure_ascii=False
+        ).encode()  # half a surrogate pair is no text: nothing could print it
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise SampleError(f"json does not hold captions: {err}") from err
     if captions == []:
@@ -80,9 +93,13 @@ def decode_captions(data: bytes) -> tuple[str, ...]:
 
 
 def check_header(data: bytes) -> tuple[int, int]:
-    """(height, width) by the header alone, because a small file can promise a picture that fills the memory. Raises SampleError."""
+    """(height, width) by the header alone, because a small file can promise a picture that fills the memory.
+    Raises SampleError."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image,
+        ):
             width, height = image.size
     except UnidentifiedImageError:
         raise SampleError(f"{len(data)} bytes are not a JPEG, PNG or WebP image") from None
@@ -95,4 +112,9 @@ def check_header(data: bytes) -> tuple[int, int]:
     return height, width
 
 
-DECODERS = {**dict.fromkeys(IMAGES, decode_image), "cls": decode_class, "json": decode_captions, "seg.png": decode_mask}
+DECODERS = {
+    **dict.fromkeys(IMAGES, decode_image),
+    "cls": decode_class,
+    "json": decode_captions,
+    "seg.png": decode_mask,
+}

@@ -30,21 +30,27 @@ class Names:
     mask_classes: tuple[str, ...] = ()
 
 
-def describe(tars: Sequence[str], *, hashes: bool, names: Names | None = None, mapper: Mapper = map) -> Manifest:
+def describe(
+    tars: Sequence[str], *, hashes: bool, names: Names | None = None, mapper: Mapper = map
+) -> Manifest:
     """Indexes tars; hashes: with the sha256 of each. mapper: a `map` that may use several processes.
 
-    names: else those of `classes.json` beside the shards; without names, where samples have a class, the numbers are the names.
+    names: else those of `classes.json` beside the shards; without names, where samples have a class, the
+    numbers are the names.
     """
     described = list(mapper(partial(describe_shard, hashed=hashes), tars))
     shards = tuple(shard for shard, _, _ in described)
     schema = tuple(sorted({suffix for _, index, _ in described for suffix in index.suffixes}))
     names = read_names(split(tars[0])[0]) if names is None else names
     classes = names.classes or tuple(str(number) for number in range(max(count for _, _, count in described)))
-    return Manifest(shards, schema, classes, names.mask_classes, {shard.url: index for shard, index, _ in described})
+    return Manifest(
+        shards, schema, classes, names.mask_classes, {shard.url: index for shard, index, _ in described}
+    )
 
 
 def describe_shard(tar: str, *, hashed: bool) -> Described:
-    """(shard, index, 1 + its highest class, or 0 where it has none). A remote tar is downloaded for it, and not kept."""
+    """(shard, index, 1 + its highest class, or 0 where it has none). A remote tar is downloaded for it, and
+    not kept."""
     folder, name = split(tar)
     if is_remote(tar):
         with TemporaryDirectory(prefix="dtem-") as scratch:
@@ -94,9 +100,16 @@ def read_names(folder: str) -> Names:
     lists = {"classes": plain} if isinstance(plain, list) else plain
     known = isinstance(lists, dict) and 0 < len(lists) == len(lists.keys() & {"classes", "mask_classes"})
     if not known or not all(map(_distinct, lists.values())):
-        raise SampleError(f'{path}: give a JSON list of different class names, or {{"classes": [...], "mask_classes": [...]}} of lists')
+        raise SampleError(
+            f"{path}: give a JSON list of different class names, "
+            'or {"classes": [...], "mask_classes": [...]} of lists'
+        )
     return Names(**{kind: tuple(names) for kind, names in lists.items()})
 
 
 def _distinct(names: object) -> bool:
-    return isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and len(set(names)) == len(names)
+    )

@@ -47,11 +47,18 @@ def _of_many(digits: Sequence[Placed], rng: np.random.Generator) -> tuple[str, .
     large, others = digits[0], digits[1:]
     name, names = NAMES[large.digit], _joined([_a(NAMES[other.digit]) for other in others])
     return (
-        f"{_a(name)} " + _joined([f"{_relation(large, other, rng)} {_a(NAMES[other.digit])}" for other in others]),
-        f"a big {name} with " + _joined([f"{_a(NAMES[other.digit])} {_relation(other, large, rng)} it" for other in others]),
+        f"{_a(name)} "
+        + _joined([f"{_relation(large, other, rng)} {_a(NAMES[other.digit])}" for other in others]),
+        f"a big {name} with "
+        + _joined([f"{_a(NAMES[other.digit])} {_relation(other, large, rng)} it" for other in others]),
         f"the largest digit is {_a(name)}; the other{'s are' if len(others) > 1 else ' is'} {names}",
         f"{COUNTS[len(digits)]} digits{_in_order(digits)}",
-        _joined([f"a big {name} {_place(large)}", *(f"a small {NAMES[other.digit]} {_place(other)}" for other in others)]),
+        _joined(
+            [
+                f"a big {name} {_place(large)}",
+                *(f"a small {NAMES[other.digit]} {_place(other)}" for other in others),
+            ]
+        ),
     )
 
 

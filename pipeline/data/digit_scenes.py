@@ -1,8 +1,8 @@
 """The embedded set: scenes of handwritten digits (real pen strokes, from scikit-learn) on textured canvases.
 
-A sample has a `jpg`, a `cls` (the largest digit, 0..9), a `json` with five captions that are true of the picture, and a `seg.png`
-(uint8: 0 ground, 1 + digit where there is ink). Train and val draw from disjoint digit images. Scene i of a split is a function of
-(seed, split, i, size) alone.
+A sample has a `jpg`, a `cls` (the largest digit, 0..9), a `json` with five captions that are true of the
+picture, and a `seg.png` (uint8: 0 ground, 1 + digit where there is ink). Train and val draw from disjoint
+digit images. Scene i of a split is a function of (seed, split, i, size) alone.
 """
 
 import json
@@ -58,7 +58,9 @@ class _Part:
 
 def digit_scenes_jobs(*, train: int, val: int, size: int, shard_size: int, seed: int = 0) -> list[ShardJob]:
     if size < MIN_SIZE:
-        raise ConfigError(f"digit scenes of {size} pixels: give {MIN_SIZE} or more, else the digits cannot be read")
+        raise ConfigError(
+            f"digit scenes of {size} pixels: give {MIN_SIZE} or more, else the digits cannot be read"
+        )
     jobs = []
     for split, count in (("train", train), ("val", val)):
         strokes(split)  # read once here, and not once in every process that is forked from this one
@@ -123,7 +125,10 @@ def _free_place(rng: Rng, shape: tuple[int, ...], placed: list[Ink], size: int) 
     height, width = shape
     for _ in range(40):
         top, left = int(rng.integers(0, size - height + 1)), int(rng.integers(0, size - width + 1))
-        apart = (top + height < t or t + ink.shape[0] < top or left + width < at or at + ink.shape[1] < left for _, ink, t, at in placed)
+        apart = (
+            top + height < t or t + ink.shape[0] < top or left + width < at or at + ink.shape[1] < left
+            for _, ink, t, at in placed
+        )
         if all(apart):
             return top, left
     return None
@@ -142,7 +147,9 @@ def _drawn(stroke: NDArray[np.uint8], height: float, angle: float) -> NDArray[np
 def _texture(rng: Rng, size: int) -> NDArray[np.float64]:
     """Coloured clouds, stripes and grain, [S, S, 3], all lighter than the ink will be."""
     cells = int(rng.integers(3, 9))
-    clouds = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    clouds = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     rows, columns = np.mgrid[0:size, 0:size] / size
     angle, waves = rng.uniform(0, np.pi), rng.uniform(2, 12)
     stripes = np.sin(2 * np.pi * waves * (rows * np.cos(angle) + columns * np.sin(angle)))[..., None]
@@ -152,7 +159,8 @@ def _texture(rng: Rng, size: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=2)
 def strokes(split: str) -> tuple[tuple[NDArray[np.uint8], ...], ...]:
-    """Per digit, the pictures of this split, cropped to their ink. Whatever the seed, train has four fifths and val the rest."""
+    """Per digit, the pictures of this split, cropped to their ink. Whatever the seed, train has four fifths
+    and val the rest."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -161,7 +169,9 @@ def strokes(split: str) -> tuple[tuple[NDArray[np.uint8], ...], ...]:
         images = np.unique(np.asarray(pixels)[np.asarray(labels) == digit], axis=0).reshape(-1, 8, 8)
         order = np.random.Generator(np.random.PCG64(seed_of("digit_scenes", digit))).permutation(len(images))
         limit = len(images) * 4 // 5
-        chosen.append(tuple(_cropped(images[i]) for i in (order[:limit] if split == "train" else order[limit:])))
+        chosen.append(
+            tuple(_cropped(images[i]) for i in (order[:limit] if split == "train" else order[limit:]))
+        )
     return tuple(chosen)
 
 

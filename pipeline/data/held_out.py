@@ -18,7 +18,8 @@ SETTINGS = ("train", "val", "test")
 
 
 def setting_of(config: DataConfig, split: str) -> tuple[str, str | list[str] | None]:
-    """(the field that says where a split's shards are, its value): its own, else `val`, else `train`, whose sets may name it too."""
+    """(the field that says where a split's shards are, its value): its own, else `val`, else `train`, whose
+    sets may name it too."""
     fields = [split] if split == "train" else [split, "val", "train"]
     given = [field for field in fields if field in SETTINGS and getattr(config, field) is not None]
     field = given[0] if given else split
@@ -26,7 +27,8 @@ def setting_of(config: DataConfig, split: str) -> tuple[str, str | list[str] | N
 
 
 def find_split(task_name: str, config: DataConfig, split: str) -> tuple[str, Manifest]:
-    """(the setting that names them, the shards). A split that no setting names is looked for in `data.val`, else in `data.train`.
+    """(the setting that names them, the shards). A split that no setting names is looked for in `data.val`,
+    else in `data.train`.
 
     Raises ConfigError where nothing is given for it, SampleError for shards that are not there or do not fit.
     """
@@ -41,7 +43,8 @@ def find_split(task_name: str, config: DataConfig, split: str) -> tuple[str, Man
 
 
 def training_shards(config: DataConfig, where: str) -> Manifest | None:
-    """Those of `data.train`; None, which is said, where they cannot be read, as on a machine that only evaluates."""
+    """Those of `data.train`; None, which is said, where they cannot be read, as on a machine that only
+    evaluates."""
     if config.train is None:
         return None
     try:
@@ -53,17 +56,24 @@ def training_shards(config: DataConfig, where: str) -> Manifest | None:
 
 @lru_cache(maxsize=64)
 def _say_once(where: str, why: str) -> None:
-    log.warning("whether %s holds shards that were trained on is not known, because data.train cannot be read: %s", where, why)
+    log.warning(
+        "whether %s holds shards that were trained on is not known, because data.train cannot be read: %s",
+        where,
+        why,
+    )
 
 
 def refuse_training_shards(trained: Manifest, held_out: Manifest, where: str) -> None:
-    """ConfigError where a shard of `held_out` is one of `trained`: the same file, or one with the same bytes. where: the setting."""
+    """ConfigError where a shard of `held_out` is one of `trained`: the same file, or one with the same bytes.
+    where: the setting."""
     twins = [_said(*twin) for twin in _twins(trained, held_out)]
     if twins:
         more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
         raise ConfigError(
-            f"{where} holds shards that are trained on: {twins[0]}{more}. Scores on them say nothing of new images: name other "
-            "shards, by a pattern where a folder is used whole. To fit a few samples on purpose, give data.allow_overlap=True"
+            f"{where} holds shards that are trained on: {twins[0]}{more}. Scores on them say nothing of "
+            "new images: name other "
+            "shards, by a pattern where a folder is used whole. To fit a few samples on purpose, give "
+            "data.allow_overlap=True"
         )
 
 
@@ -88,5 +98,6 @@ def _place(shard: Shard) -> str:
 
 
 def _bytes_of(shard: Shard) -> tuple[int, str]:
-    """Size and hash. One that was indexed on the fly, and so is local, is read: an index alone can be that of other bytes."""
+    """Size and hash. One that was indexed on the fly, and so is local, is read: an index alone can be that of
+    other bytes."""
     return shard.num_bytes, shard.sha256 or ("" if is_remote(shard.url) else sha256_of(shard.url))

@@ -1,6 +1,7 @@
 """An ImageFolder tree as shards: SRC/{train,val,test}/CLASS/*.JPEG, or SRC/CLASS/*.JPEG.
 
-With ImageNet's LOC_synset_mapping.txt beside the tree, a class is called "n01440764 tench, Tinca tinca"; else as its folder is.
+With ImageNet's LOC_synset_mapping.txt beside the tree, a class is called "n01440764 tench, Tinca tinca"; else
+as its folder is.
 """
 
 import logging
@@ -40,29 +41,38 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Part:
-    """One shard's pictures; size: pixels of the shorter side to which larger ones are resized, or None for the files as they are."""
+    """One shard's pictures; size: pixels of the shorter side to which larger ones are resized, or None for
+    the files as they are."""
 
     pictures: tuple[Picture, ...]
     size: int | None
 
 
-def imagefolder_jobs(source: Path, *, shard_size: int, size: int | None, seed: int = 0) -> tuple[list[ShardJob], list[str]]:
-    """(jobs, class names). The order within a split is a shuffle that depends on the files' names and the seed only.
+def imagefolder_jobs(
+    source: Path, *, shard_size: int, size: int | None, seed: int = 0
+) -> tuple[list[ShardJob], list[str]]:
+    """(jobs, class names). The order within a split is a shuffle that depends on the files' names and the
+    seed only.
 
-    Says how many pictures each split and class has, and what is left out. Raises ConfigError for a tree of another layout, and for
-    class folders without pictures.
+    Says how many pictures each split and class has, and what is left out. Raises ConfigError for a tree of
+    another layout, and for class folders without pictures.
     """
     trees = _split_folders(source)
     folders = sorted({path.name for tree in trees.values() for path in folders_of(tree)})
     if not folders:
-        raise ConfigError(f"{source} has no class folders; give SRC with SRC/train/CLASS/*.jpg, or SRC/CLASS/*.jpg")
+        raise ConfigError(
+            f"{source} has no class folders; give SRC with SRC/train/CLASS/*.jpg, or SRC/CLASS/*.jpg"
+        )
     splits = {name: _pictures(tree, folders) for name, tree in trees.items()}
     _count(source, splits, folders)
     jobs = []
     for name, pictures in splits.items():
         random.Random(seed_of(seed, "imagefolder", name)).shuffle(pictures)
         parts = cut(pictures, shard_size)
-        jobs += [ShardJob(f"{name or 'train'}-{n:05d}.tar", read_part, _Part(tuple(part), size)) for n, part in enumerate(parts)]
+        jobs += [
+            ShardJob(f"{name or 'train'}-{n:05d}.tar", read_part, _Part(tuple(part), size))
+            for n, part in enumerate(parts)
+        ]
     return jobs, _names(source, folders)
 
 
@@ -74,7 +84,8 @@ def read_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _split_folders(source: Path) -> dict[str, Path]:
-    """Split -> its folder of class folders; an empty name and SRC itself where SRC has no folders of splits."""
+    """Split -> its folder of class folders; an empty name and SRC itself where SRC has no folders of
+    splits."""
     inside = folders_of(source)
     _refuse_other_trees(source, {path.name for path in inside})
     named = [path for path in inside if split_word(path.name)]
@@ -84,21 +95,34 @@ def _split_folders(source: Path) -> dict[str, Path]:
     for path in named:
         name = split_word(path.name)
         if name in found:
-            raise ConfigError(f"{found[name]} and {path} are both the split '{name}'; put their classes into one of them")
+            raise ConfigError(
+                f"{found[name]} and {path} are both the split '{name}'; put their classes into one of them"
+            )
         if folders_of(path) or name != "test":  # a test set without labels is usual
             found[name] = path
-    tell_left_out([path for path in source.iterdir() if path not in found.values() and path.name != SYNSETS and path.name[0] != "."])
+    tell_left_out(
+        [
+            path
+            for path in source.iterdir()
+            if path not in found.values() and path.name != SYNSETS and path.name[0] != "."
+        ]
+    )
     return {name: found[name] for name in ("train", "val", "test") if name in found}
 
 
 def _refuse_other_trees(source: Path, inside: set[str]) -> None:
     for maker, marks in OTHER_TREES.items():
         if set(marks) <= inside:
-            raise ConfigError(f"{source} holds {' and '.join(marks)}, which are no classes; give it to `dtem shards make {maker}`")
+            raise ConfigError(
+                f"{source} holds {' and '.join(marks)}, which are no classes; give it to `dtem shards "
+                f"make {maker}`"
+            )
     if years := sorted(name for name in inside if re.fullmatch(r"(train|val|test)(19|20)\d\d", name)):
         raise ConfigError(
-            f"{source} holds {', '.join(years)}, which are splits and no classes. For COCO's captions see `dtem shards make "
-            "coco_captions --help`; else call the folders of the splits train, val and test, with a folder for each class inside"
+            f"{source} holds {', '.join(years)}, which are splits and no classes. For COCO's captions "
+            "see `dtem shards make "
+            "coco_captions --help`; else call the folders of the splits train, val and test, with a "
+            "folder for each class inside"
         )
 
 
@@ -108,30 +132,52 @@ def _pictures(root: Path, folders: list[str]) -> list[Picture]:
     found = pictures_of(*folders_of(root), nested=True)
     if not found:
         raise ConfigError(f"{root} holds no images ({', '.join(SUFFIXES)}) in its class folders")
-    tell_left_out([path for path in root.iterdir() if path.is_file() and path.name != SYNSETS and path.name[0] != "."])
+    tell_left_out(
+        [path for path in root.iterdir() if path.is_file() and path.name != SYNSETS and path.name[0] != "."]
+    )
     return [Picture(str(path), key, label[path.parent.name]) for key, path in found.items()]
 
 
 def _count(source: Path, splits: Mapping[str, Sequence[Picture]], folders: Sequence[str]) -> None:
-    counts = {name or "train": Counter(picture.label for picture in pictures) for name, pictures in splits.items()}
-    if empty := [name for label, name in enumerate(folders) if not any(found[label] for found in counts.values())]:
+    counts = {
+        name or "train": Counter(picture.label for picture in pictures) for name, pictures in splits.items()
+    }
+    if empty := [
+        name for label, name in enumerate(folders) if not any(found[label] for found in counts.values())
+    ]:
         raise ConfigError(
-            f"{source}: {len(empty)} class folders hold no pictures, the first is '{empty[0]}', and each would be a class; "
+            f"{source}: {len(empty)} class folders hold no pictures, the first is '{empty[0]}', and "
+            "each would be a class; "
             "take them out of the tree"
         )
     for name, found in counts.items():
         fewest, most = min(found.values()), max(found.values())
-        log.info("%s: %d pictures of %d classes, %d to %d of each", name, found.total(), len(found), fewest, most)
+        log.info(
+            "%s: %d pictures of %d classes, %d to %d of each", name, found.total(), len(found), fewest, most
+        )
     if len(folders) <= MAX_LISTED:
         for label, name in enumerate(folders):
-            log.info("class %d, %s: %s", label, name, ", ".join(f"{found[label]} {split}" for split, found in counts.items()))
-    untaught = [name for label, name in enumerate(folders) if "train" in counts and not counts["train"][label]]
+            log.info(
+                "class %d, %s: %s",
+                label,
+                name,
+                ", ".join(f"{found[label]} {split}" for split, found in counts.items()),
+            )
+    untaught = [
+        name for label, name in enumerate(folders) if "train" in counts and not counts["train"][label]
+    ]
     if untaught:
-        log.warning("%d classes have no pictures to train on, the first is '%s'; they count as classes", len(untaught), untaught[0])
+        log.warning(
+            "%d classes have no pictures to train on, the first is '%s'; they count as classes",
+            len(untaught),
+            untaught[0],
+        )
 
 
 def _names(source: Path, folders: list[str]) -> list[str]:
-    path = next((folder / SYNSETS for folder in (source, source.parent) if (folder / SYNSETS).is_file()), None)
+    path = next(
+        (folder / SYNSETS for folder in (source, source.parent) if (folder / SYNSETS).is_file()), None
+    )
     lines = path.read_text(encoding="utf-8").splitlines() if path else []
     human = dict(line.split(" ", 1) for line in lines if " " in line)
     return [f"{name} {human[name]}" if name in human else name for name in folders]

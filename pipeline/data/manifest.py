@@ -20,18 +20,26 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def load_manifest(source: str | Sequence[str], subset: str | None = None, *, checked: bool = True) -> Manifest:
+def load_manifest(
+    source: str | Sequence[str], subset: str | None = None, *, checked: bool = True
+) -> Manifest:
     """The manifest of a folder, brace pattern, list of tars, or URL of those.
 
-    subset: of a folder whose shards name their splits, take those of one. A folder in which none does is one set; tars and
-    patterns are taken as given. Local shards without a manifest are indexed in memory. checked: compare the sizes of the shards
-    with the manifest's. Anything that does not fit raises SampleError.
+    subset: of a folder whose shards name their splits, take those of one. A folder in which none does is one
+    set; tars and patterns are taken as given. Local shards without a manifest are indexed in memory. checked:
+    compare the sizes of the shards with the manifest's. Anything that does not fit raises SampleError.
     """
     names = [source] if isinstance(source, str) else list(source)
     locations = [location for name in names for location in expand(name)]
     if not locations:
-        raise SampleError("no shards are given: give a folder, a pattern such as 'train-{00000..00008}.tar', or a list of tars")
-    parts = [_load_tars(group) if group[0].endswith(".tar") else _load_folder(group[0], subset) for group in _groups(locations)]
+        raise SampleError(
+            "no shards are given: give a folder, a pattern such as 'train-{00000..00008}.tar', or a "
+            "list of tars"
+        )
+    parts = [
+        _load_tars(group) if group[0].endswith(".tar") else _load_folder(group[0], subset)
+        for group in _groups(locations)
+    ]
     manifest = _joined(parts)
     if checked:
         _check_files(manifest)
@@ -39,11 +47,14 @@ def load_manifest(source: str | Sequence[str], subset: str | None = None, *, che
 
 
 def split_named(source: str | Sequence[str], subset: str) -> Manifest:
-    """The shards of `source` that name the split themselves; SampleError, which lists the splits that there are, where none does."""
+    """The shards of `source` that name the split themselves; SampleError, which lists the splits that there
+    are, where none does."""
     whole = load_manifest(source, checked=False)
     chosen = tuple(shard for shard in whole.shards if shard.split == subset)
     if not chosen:
-        raise SampleError(f"{source} has no shard of split '{subset}'; {_counted(shard.split for shard in whole.shards)}")
+        raise SampleError(
+            f"{source} has no shard of split '{subset}'; {_counted(shard.split for shard in whole.shards)}"
+        )
     manifest = replace(whole, shards=chosen)
     _check_files(manifest)
     return manifest
@@ -54,7 +65,12 @@ def _groups(locations: list[str]) -> list[list[str]]:
     groups: list[list[str]] = []
     for location in locations:
         alone = not location.endswith(".tar")
-        same = groups and not alone and groups[-1][0].endswith(".tar") and split(groups[-1][0])[0] == split(location)[0]
+        same = (
+            groups
+            and not alone
+            and groups[-1][0].endswith(".tar")
+            and split(groups[-1][0])[0] == split(location)[0]
+        )
         if same:
             groups[-1].append(location)
         else:
@@ -69,7 +85,9 @@ def _load_folder(folder: str, subset: str | None) -> Manifest:
             raise _no_manifest(folder)
         tars = local_shards(folder)
         if not tars:
-            raise SampleError(f"{folder}: no manifest and no .tar in it; make shards with `dtem shards make --help`")
+            raise SampleError(
+                f"{folder}: no manifest and no .tar in it; make shards with `dtem shards make --help`"
+            )
         named = {tar: split_of(split(tar)[1]) for tar in tars}
         return _index_now(_of_split(named, subset, folder))
     if not is_remote(folder):
@@ -79,25 +97,33 @@ def _load_folder(folder: str, subset: str | None) -> Manifest:
 
 
 def _refuse_unlisted(folder: str, manifest: Manifest) -> None:
-    """SampleError for tars beside the manifest that it does not list, as those that were copied there later: nothing would read them."""
+    """SampleError for tars beside the manifest that it does not list, as those that were copied there later:
+    nothing would read them."""
     listed = {shard.name for shard in manifest.shards}
     others = [join(folder, name) for name in tar_names(folder) if name not in listed]
     if others:
         raise SampleError(
-            f"{join(folder, MANIFEST)} does not list {others[0]} ({len(others)} of the shards there); make it anew: {remedy(folder)}. "
+            f"{join(folder, MANIFEST)} does not list {others[0]} ({len(others)} of the shards there); "
+            f"make it anew: {remedy(folder)}. "
             "To do without them give a pattern of those that are meant, or take the others away"
         )
 
 
 def _of_split(named: Mapping[T, str], subset: str | None, folder: str) -> list[T]:
-    """Of shards (and the split that each names, or none), those of one split: all of them where none names any."""
+    """Of shards (and the split that each names, or none), those of one split: all of them where none names
+    any."""
     there = set(named.values())
     if subset is None or there == {""}:
         return list(named)
-    where = f"{folder} has no shard of split '{subset}'" if subset not in there else f"{folder} cannot be divided into splits"
+    where = (
+        f"{folder} has no shard of split '{subset}'"
+        if subset not in there
+        else f"{folder} cannot be divided into splits"
+    )
     if subset not in there or "" in there:
         raise SampleError(
-            f"{where}: {_counted(named.values())}. Give the shards by a pattern, for instance '{folder}/part-{{000..012}}.tar', "
+            f"{where}: {_counted(named.values())}. Give the shards by a pattern, for instance "
+            f"'{folder}/part-{{000..012}}.tar', "
             f"or make the set anew with this split (`dtem shards make --help`)"
         )
     return [shard for shard, own in named.items() if own == subset]
@@ -106,7 +132,10 @@ def _of_split(named: Mapping[T, str], subset: str | None, folder: str) -> list[T
 def _counted(splits: Iterable[str]) -> str:
     """`2 shards name train, 1 names none`"""
     counts = sorted(Counter(splits).items())
-    return ", ".join(f"{count} {'shard names' if count == 1 else 'shards name'} {own or 'no split'}" for own, count in counts)
+    return ", ".join(
+        f"{count} {'shard names' if count == 1 else 'shards name'} {own or 'no split'}"
+        for own, count in counts
+    )
 
 
 def _load_tars(tars: list[str]) -> Manifest:
@@ -136,7 +165,11 @@ def _read_manifest(folder: str) -> Manifest | None:
 
 @lru_cache(maxsize=64)
 def _say_once(folder: str) -> None:
-    log.warning("%s has no manifest: its shards are indexed in memory at every start. Once and for all: %s", folder, remedy(folder))
+    log.warning(
+        "%s has no manifest: its shards are indexed in memory at every start. Once and for all: %s",
+        folder,
+        remedy(folder),
+    )
 
 
 def _index_now(tars: list[str]) -> Manifest:
@@ -180,11 +213,18 @@ def _check_files(manifest: Manifest) -> None:
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         folder = split(urls[0])[0]
-        raise SampleError(f"shards do not match their manifest: {'; '.join(problems[:5])}{more}. Restore them, or: {remedy(folder)}")
+        raise SampleError(
+            f"shards do not match their manifest: {'; '.join(problems[:5])}{more}. Restore them, or: "
+            f"{remedy(folder)}"
+        )
 
 
 def _problem(manifest: Manifest, shard: Shard) -> str:
-    if shard.url not in manifest.indexes and not is_remote(shard.index_url) and not os.path.isfile(shard.index_url):
+    if (
+        shard.url not in manifest.indexes
+        and not is_remote(shard.index_url)
+        and not os.path.isfile(shard.index_url)
+    ):
         return f"{shard.index_url} is missing"
     try:
         size = file_size(shard.url)
@@ -195,4 +235,7 @@ def _problem(manifest: Manifest, shard: Shard) -> str:
 
 def _no_manifest(folder: str) -> SampleError:
     command = f"dtem shards make index '{folder}/PATTERN.tar' OUT"
-    return SampleError(f"{folder} has no {MANIFEST}, which remote shards need; `{command}` makes one in OUT, which is then the source")
+    return SampleError(
+        f"{folder} has no {MANIFEST}, which remote shards need; `{command}` makes one in OUT, which is "
+        "then the source"
+    )

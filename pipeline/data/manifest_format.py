@@ -1,6 +1,8 @@
-"""What a set of shards holds: counts, bytes, hashes, member suffixes, class names, and where every member lies.
+"""What a set of shards holds: counts, bytes, hashes, member suffixes, class names, and where every member
+lies.
 
-On disk: `manifest.json` beside the shards (or elsewhere, with `root` saying where they are), and `SHARD.index.json` for each of them.
+On disk: `manifest.json` beside the shards (or elsewhere, with `root` saying where they are), and
+`SHARD.index.json` for each of them.
 """
 
 import hashlib
@@ -44,20 +46,23 @@ class Shard:
         return {name: getattr(self, name) for name in fields}
 
     def identity(self) -> list[Any]:
-        """What the digest of a set is made of. A split counts where the name does not say it: sets keep the digest that they had."""
+        """What the digest of a set is made of. A split counts where the name does not say it: sets keep the
+        digest that they had."""
         own = [self.split] if self.split != split_of(self.name) else []
         return [self.name, self.num_samples, self.num_bytes, self.index_sha256, *own]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """schema: member suffixes of the samples. classes: names of the classes 0, 1, ... (empty where samples have no class)."""
+    """schema: member suffixes of the samples. classes: names of the classes 0, 1, ... (empty where samples
+    have no class)."""
 
     shards: tuple[Shard, ...]
     schema: tuple[str, ...]
     classes: tuple[str, ...]
     mask_classes: tuple[str, ...] = ()
-    """Names of the labels 0, 1, ... of masks; empty where masks are numbered like `classes`, or there are none."""
+    """Names of the labels 0, 1, ... of masks; empty where masks are numbered like `classes`, or there are
+    none."""
     indexes: Mapping[str, ShardIndex] = field(default_factory=dict, repr=False, compare=False)
     """By URL, of the shards that were indexed on the fly."""
 
@@ -73,19 +78,33 @@ class Manifest:
     def digest(self) -> str:
         """Names the set: it changes with any key, member position, class, split or shard."""
         parts = [shard.identity() for shard in self.shards]
-        mask_classes = [self.mask_classes] if self.mask_classes else []  # sets without keep the digest that they had before these
-        return hashlib.sha256(json.dumps([parts, self.schema, self.classes, *mask_classes]).encode()).hexdigest()
+        mask_classes = (
+            [self.mask_classes] if self.mask_classes else []
+        )  # sets without keep the digest that they had before these
+        return hashlib.sha256(
+            json.dumps([parts, self.schema, self.classes, *mask_classes]).encode()
+        ).hexdigest()
 
     def index(self, number: int, patience: float | None = None) -> ShardIndex:
-        """The index of shard `number`; raises SampleError where it is not the one that the manifest names, StorageError where it
-        cannot be read for `patience` seconds."""
+        """The index of shard `number`; raises SampleError where it is not the one that the manifest names,
+        StorageError where it cannot be read for `patience` seconds."""
         shard = self.shards[number]
         return self.indexes[shard.url] if shard.url in self.indexes else read_index(shard, patience)
 
     def to_json(self, root: str | None) -> bytes:
-        plain: dict[str, Any] = {"format": FORMAT, "root": root, "schema": self.schema, "classes": self.classes}
+        plain: dict[str, Any] = {
+            "format": FORMAT,
+            "root": root,
+            "schema": self.schema,
+            "classes": self.classes,
+        }
         plain |= {"mask_classes": self.mask_classes} if self.mask_classes else {}
-        return json.dumps(plain | {"digest": self.digest, "shards": [shard.plain() for shard in self.shards]}, indent=1).encode() + b"\n"
+        return (
+            json.dumps(
+                plain | {"digest": self.digest, "shards": [shard.plain() for shard in self.shards]}, indent=1
+            ).encode()
+            + b"\n"
+        )
 
 
 def read_index(shard: Shard, patience: float | None = None) -> ShardIndex:
@@ -100,7 +119,9 @@ def read_index(shard: Shard, patience: float | None = None) -> ShardIndex:
     except OSError as err:
         raise storage_error(f"index {shard.index_url}", err) from err
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-        raise SampleError(f"index {shard.index_url}: {err or type(err).__name__}; make it anew: {remedy(shard.url)}") from err
+        raise SampleError(
+            f"index {shard.index_url}: {err or type(err).__name__}; make it anew: {remedy(shard.url)}"
+        ) from err
 
 
 def parse_manifest(data: bytes, folder: str) -> Manifest:
@@ -110,8 +131,12 @@ def parse_manifest(data: bytes, folder: str) -> Manifest:
         raise ValueError(f"its format is {plain['format']!r:.20} and this program reads {FORMAT}")
     root = checked(plain["root"]) if plain["root"] is not None else folder
     shards = tuple(_parse_shard(entry, root, folder) for entry in plain["shards"])
-    manifest = Manifest(shards, tuple(plain["schema"]), tuple(plain["classes"]), tuple(plain.get("mask_classes", ())))
-    if not shards or not all(isinstance(text, str) for text in manifest.schema + manifest.classes + manifest.mask_classes):
+    manifest = Manifest(
+        shards, tuple(plain["schema"]), tuple(plain["classes"]), tuple(plain.get("mask_classes", ()))
+    )
+    if not shards or not all(
+        isinstance(text, str) for text in manifest.schema + manifest.classes + manifest.mask_classes
+    ):
         raise ValueError("it lists no shard, or names that are not text")
     if plain["digest"] != manifest.digest:
         raise ValueError("its digest does not fit its content")
@@ -121,18 +146,31 @@ def parse_manifest(data: bytes, folder: str) -> Manifest:
 def _parse_shard(entry: dict[str, Any], root: str, folder: str) -> Shard:
     name, sha256, index_sha256 = (entry[field] for field in ("name", "sha256", "index_sha256"))
     counts = entry["num_samples"], entry["num_bytes"]
-    if not isinstance(name, str) or not name.isprintable() or "/" in name or name.startswith((".", "-")) or not name.endswith(".tar"):
+    if (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or "/" in name
+        or name.startswith((".", "-"))
+        or not name.endswith(".tar")
+    ):
         raise ValueError(f"shard name {name!r:.100} is not a plain name that ends in .tar")
-    if not all(type(count) is int and count > 0 for count in counts) or not isinstance(sha256, str) or not isinstance(index_sha256, str):
+    if (
+        not all(type(count) is int and count > 0 for count in counts)
+        or not isinstance(sha256, str)
+        or not isinstance(index_sha256, str)
+    ):
         raise ValueError(f"the entry of {name} is not made of counts and hashes")
     split = entry.get("split", split_of(name))
     if not isinstance(split, str) or not _SPLIT.fullmatch(split):
         raise ValueError(f"the split {split!r:.100} of {name} is not a plain word")
-    return Shard(name, *counts, sha256, index_sha256, join(root, name), join(folder, f"{name}.index.json"), split)
+    return Shard(
+        name, *counts, sha256, index_sha256, join(root, name), join(folder, f"{name}.index.json"), split
+    )
 
 
 def write_manifest(folder: Path, manifest: Manifest, root: str | None = None) -> Path:
-    """Writes the indexes, and last the manifest; each appears whole or not at all. root: where the shards are, if not in `folder`."""
+    """Writes the indexes, and last the manifest; each appears whole or not at all. root: where the shards
+    are, if not in `folder`."""
     for number, shard in enumerate(manifest.shards):
         _write(folder / f"{shard.name}.index.json", manifest.index(number).to_json())
     _write(folder / MANIFEST, manifest.to_json(root))

@@ -17,7 +17,8 @@ def label_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def all_known(mask: NDArray[np.uint8], num_classes: int) -> bool:
-    """Whether each label is a class or 255. Much cheaper than to count them: 255 becomes 0, the others one more."""
+    """Whether each label is a class or 255. Much cheaper than to count them: 255 becomes 0, the others one
+    more."""
     return int((mask + np.uint8(1)).max(initial=0)) <= num_classes
 
 
@@ -26,8 +27,13 @@ def strange_labels(counts: NDArray[np.int64], num_classes: int) -> str:
     strange = np.flatnonzero(counts[num_classes:IGNORED]) + num_classes
     if not len(strange):
         return ""
-    labels = ", ".join(f"{label} ({counts[label]} pixels)" for label in strange[:5]) + (", ..." if len(strange) > 5 else "")
-    return f"mask has label {labels}: not one of the {num_classes} classes that the manifest names for masks, nor {IGNORED} (ignored)"
+    labels = ", ".join(f"{label} ({counts[label]} pixels)" for label in strange[:5]) + (
+        ", ..." if len(strange) > 5 else ""
+    )
+    return (
+        f"mask has label {labels}: not one of the {num_classes} classes that the manifest names for "
+        f"masks, nor {IGNORED} (ignored)"
+    )
 
 
 def size_mismatch(image: Sequence[int], mask: Sequence[int]) -> str:
@@ -48,13 +54,16 @@ class LabelHistogram:
         return cls(np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64))
 
     def __add__(self, other: "LabelHistogram") -> "LabelHistogram":
-        return LabelHistogram(self.pixels + other.pixels, self.samples + other.samples, self.num_samples + other.num_samples)
+        return LabelHistogram(
+            self.pixels + other.pixels, self.samples + other.samples, self.num_samples + other.num_samples
+        )
 
     def with_mask(self, counts: NDArray[np.int64]) -> "LabelHistogram":
         return self + LabelHistogram(counts, (counts > 0).astype(np.int64), 1)
 
     def drawn(self, names: Sequence[str]) -> list[str]:
-        """One line per class, and one per other label that occurs: label, name, share of the pixels, share of the masks, and a bar."""
+        """One line per class, and one per other label that occurs: label, name, share of the pixels, share of
+        the masks, and a bar."""
         shown = [label for label in range(256) if label < len(names) or self.pixels[label]]
         title = {label: name for label, name in enumerate(names)} | {IGNORED: "(ignored)"}
         width = max((len(title.get(label, "")[:40]) for label in shown), default=0)
@@ -64,5 +73,7 @@ class LabelHistogram:
             in_masks = self.samples[label] / max(1, self.num_samples)
             bar = "#" * round(BAR * shares[label] / max(shares.max(), 1e-12))
             name = title.get(label, "(not a class)")[:40]
-            lines.append(f"{label:>5}  {name:<{width}}  {shares[label]:6.2%}  {in_masks:6.1%}  {bar}".rstrip())
+            lines.append(
+                f"{label:>5}  {name:<{width}}  {shares[label]:6.2%}  {in_masks:6.1%}  {bar}".rstrip()
+            )
         return lines

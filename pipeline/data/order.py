@@ -1,7 +1,9 @@
-"""The order of samples: a pure function of (seed, epoch, manifest), endless over epochs, in which any position is found at once.
+"""The order of samples: a pure function of (seed, epoch, manifest), endless over epochs, in which any
+position is found at once.
 
-In an epoch the shards are permuted, cut into windows of `shuffle_shards` neighbours, and the samples of each window are permuted
-together. So a reader has one window open at a time, and every sample comes exactly once an epoch.
+In an epoch the shards are permuted, cut into windows of `shuffle_shards` neighbours, and the samples of each
+window are permuted together. So a reader has one window open at a time, and every sample comes exactly once
+an epoch.
 """
 
 from bisect import bisect_right
@@ -26,7 +28,8 @@ class Address:
 
 @dataclass(frozen=True)
 class _Window:
-    """starts [len(shards) + 1]: where each shard's samples begin in the unshuffled window. permutation: int64 [S] or None."""
+    """starts [len(shards) + 1]: where each shard's samples begin in the unshuffled window. permutation: int64
+    [S] or None."""
 
     shards: tuple[int, ...]
     starts: tuple[int, ...]
@@ -74,14 +77,23 @@ class SampleOrder:
     def _make_epoch(self, epoch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shards in this epoch's order, and where each window starts."""
         num_shards = len(self._counts)
-        shards = range(num_shards) if self._seed is None else self._rng("shards", epoch).permutation(num_shards).tolist()
-        sizes = [sum(self._counts[shard] for shard in shards[first : first + self._width]) for first in range(0, num_shards, self._width)]
+        shards = (
+            range(num_shards)
+            if self._seed is None
+            else self._rng("shards", epoch).permutation(num_shards).tolist()
+        )
+        sizes = [
+            sum(self._counts[shard] for shard in shards[first : first + self._width])
+            for first in range(0, num_shards, self._width)
+        ]
         return tuple(shards), tuple(accumulate(sizes[:-1], initial=0))
 
     def _make_window(self, epoch: int, number: int) -> _Window:
         shards = self._epoch(epoch)[0][number * self._width : (number + 1) * self._width]
         starts = tuple(accumulate((self._counts[shard] for shard in shards), initial=0))
-        permutation = None if self._seed is None else self._rng("window", epoch, number).permutation(starts[-1])
+        permutation = (
+            None if self._seed is None else self._rng("window", epoch, number).permutation(starts[-1])
+        )
         return _Window(shards, starts, permutation)
 
     def _rng(self, *address: int | str) -> np.random.Generator:

@@ -1,4 +1,5 @@
-"""Trees of images and masks as shards. A reader in layouts/ says where they lie and what their labels mean; this file does the rest."""
+"""Trees of images and masks as shards. A reader in layouts/ says where they lie and what their labels mean;
+this file does the rest."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layout:
-    """labels: what a label of the stored masks becomes: a class, or 255 (ignored). One that is not listed is refused."""
+    """labels: what a label of the stored masks becomes: a class, or 255 (ignored). One that is not listed is
+    refused."""
 
     classes: tuple[str, ...]
     labels: Mapping[int, int]
@@ -35,7 +37,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Part:
-    """One shard's pairs; size: pixels of the shorter side to which larger ones are resized, or None for the files as they are."""
+    """One shard's pairs; size: pixels of the shorter side to which larger ones are resized, or None for the
+    files as they are."""
 
     pairs: tuple[Pair, ...]
     labels: Mapping[int, int]
@@ -49,7 +52,10 @@ def layout_jobs(layout: Layout, *, shard_size: int, size: int | None, seed: int 
         pairs = sorted(found, key=lambda pair: pair.key)
         random.Random(seed_of(seed, "pairs", split)).shuffle(pairs)
         parts = cut(pairs, shard_size)
-        jobs += [ShardJob(f"{split}-{n:05d}.tar", read_part, _Part(tuple(part), layout.labels, size)) for n, part in enumerate(parts)]
+        jobs += [
+            ShardJob(f"{split}-{n:05d}.tar", read_part, _Part(tuple(part), layout.labels, size))
+            for n, part in enumerate(parts)
+        ]
     return jobs
 
 
@@ -72,7 +78,9 @@ def _canonical(data: bytes, shape: tuple[int, int], table: NDArray[np.int16], si
     if mask.shape != shape:
         raise SampleError(size_mismatch(shape, mask.shape))
     counts = label_counts(mask)
-    if strange := [f"{label} ({counts[label]} pixels)" for label in np.flatnonzero(counts) if table[label] < 0]:
+    if strange := [
+        f"{label} ({counts[label]} pixels)" for label in np.flatnonzero(counts) if table[label] < 0
+    ]:
         raise SampleError(f"mask has label {', '.join(strange[:5])}, which this layout does not have")
     labels = table[mask].astype(np.uint8)
     picture = Image.fromarray(labels)
@@ -91,7 +99,8 @@ def paired(images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[Pair]:
 
 
 def root_with(source: Path, needed: Sequence[str], *inner: str) -> Path:
-    """`source`, or a known folder inside of it, that holds the needed folders; ConfigError where neither does."""
+    """`source`, or a known folder inside of it, that holds the needed folders; ConfigError where neither
+    does."""
     for root in (source, *(source / name for name in inner)):
         if all((root / name).is_dir() for name in needed):
             return root

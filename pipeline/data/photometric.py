@@ -1,8 +1,10 @@
-"""MMSegmentation's photometric distortion, on the tensors of a picture: brightness, contrast, saturation and hue, each with an even chance.
+"""MMSegmentation's photometric distortion, on the tensors of a picture: brightness, contrast, saturation and
+hue, each with an even chance.
 
-Draws come from NumPy's global generator, in MMSegmentation's order, so that the same draws give the same pixels. Pixels are 8 bits between
-the steps, as there, and of a hue there are 180. On the way back from hues OpenCV cuts where it has vector instructions, and rounds in what
-they leave over of a row; here all is cut, so that pixels there differ by 1 of 255 a step.
+Draws come from NumPy's global generator, in MMSegmentation's order, so that the same draws give the same
+pixels. Pixels are 8 bits between the steps, as there, and of a hue there are 180. On the way back from hues
+OpenCV cuts where it has vector instructions, and rounds in what they leave over of a row; here all is cut, so
+that pixels there differ by 1 of 255 a step.
 """
 
 import numpy as np
@@ -35,13 +37,18 @@ def distort(image: Tensor) -> Tensor:
 
 
 def to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 [3, H, W] -> hue int32 in [0, 180), saturation and value uint8, each [H, W]; rounded as OpenCV rounds them."""
+    """uint8 [3, H, W] -> hue int32 in [0, 180), saturation and value uint8, each [H, W]; rounded as OpenCV
+    rounds them."""
     red, green, blue = image.int().unbind()
     value, spread = image.amax(0).int(), (image.amax(0) - image.amin(0)).int()
     other = torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
     around = torch.where(value == red, green - blue, other)
     hue = _fixed(around, HUES / 6, spread)
-    return torch.where(hue < 0, hue + HUES, hue), _fixed(spread, 255, value).to(torch.uint8), value.to(torch.uint8)
+    return (
+        torch.where(hue < 0, hue + HUES, hue),
+        _fixed(spread, 255, value).to(torch.uint8),
+        value.to(torch.uint8),
+    )
 
 
 def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
@@ -65,8 +72,11 @@ def _by_sector(sector: Tensor, *values: Tensor) -> Tensor:
 
 
 def _fixed(number: Tensor, factor: float, divisor: Tensor) -> Tensor:
-    """round(factor * number / divisor), 0 where the divisor is; the quotient factor / divisor is rounded first."""
-    quotients = torch.tensor([0, *(round(factor * (1 << _BITS) / d) for d in range(1, 256))], dtype=torch.int32)
+    """round(factor * number / divisor), 0 where the divisor is; the quotient factor / divisor is rounded
+    first."""
+    quotients = torch.tensor(
+        [0, *(round(factor * (1 << _BITS) / d) for d in range(1, 256))], dtype=torch.int32
+    )
     return (number * quotients[divisor] + (1 << _BITS - 1)) >> _BITS
 
 

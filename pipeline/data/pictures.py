@@ -20,11 +20,14 @@ CONVERTED = {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF"}
 SUFFIXES = (*STORED, *CONVERTED)
 
 
-def pictures_of(*folders: Path, suffixes: Iterable[str] = SUFFIXES, nested: bool = False, known: Sequence[str] = ()) -> dict[str, Path]:
-    """Key -> file, by name, of the pictures in these folders; a missing folder has none. Two of one key raise ConfigError.
+def pictures_of(
+    *folders: Path, suffixes: Iterable[str] = SUFFIXES, nested: bool = False, known: Sequence[str] = ()
+) -> dict[str, Path]:
+    """Key -> file, by name, of the pictures in these folders; a missing folder has none. Two of one key raise
+    ConfigError.
 
-    A key is the file's stem, or where nested FOLDER/STEM. What is left out is told by its ending, apart from names that end in one of
-    `known`, which belong to the layout.
+    A key is the file's stem, or where nested FOLDER/STEM. What is left out is told by its ending, apart from
+    names that end in one of `known`, which belong to the layout.
     """
     found: dict[str, Path] = {}
     left: list[Path] = []
@@ -37,23 +40,39 @@ def pictures_of(*folders: Path, suffixes: Iterable[str] = SUFFIXES, nested: bool
                 continue
             key = prefix + plain_key(stem)
             if key in found:
-                raise ConfigError(f"{folder / entry} and {found[key]} would both have the key '{key}'; rename one")
+                raise ConfigError(
+                    f"{folder / entry} and {found[key]} would both have the key '{key}'; rename one"
+                )
             found[key] = folder / entry
-    tell_left_out([path for path in left if not path.name.startswith(".") and not path.name.endswith(tuple(known))])
+    tell_left_out(
+        [path for path in left if not path.name.startswith(".") and not path.name.endswith(tuple(known))]
+    )
     return found
 
 
 def tell_left_out(paths: Sequence[Path]) -> None:
-    """Warns of files and folders that no sample is made of: how many there are of each ending, and one of them."""
+    """Warns of files and folders that no sample is made of: how many there are of each ending, and one of
+    them."""
     if paths:
-        counts = Counter("folders" if path.is_dir() else path.suffix.lower() or "without an ending" for path in paths)
+        counts = Counter(
+            "folders" if path.is_dir() else path.suffix.lower() or "without an ending" for path in paths
+        )
         listed = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-        log.warning("left out in %s: %s, for instance %s", os.path.commonpath([path.parent for path in paths]), listed, paths[0])
+        log.warning(
+            "left out in %s: %s, for instance %s",
+            os.path.commonpath([path.parent for path in paths]),
+            listed,
+            paths[0],
+        )
 
 
 def folders_of(root: Path) -> list[Path]:
     """Those inside, by name; none where there is no such folder."""
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")) if root.is_dir() else []
+    return (
+        sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if root.is_dir()
+        else []
+    )
 
 
 def plain_key(stem: str) -> str:
@@ -64,14 +83,18 @@ def plain_key(stem: str) -> str:
 def shrunk(picture: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
     """With `size` pixels on the shorter side; a smaller picture stays as it is."""
     scale = size / min(picture.size)
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)), resample) if scale < 1 else picture
+    return (
+        picture.resize((round(picture.width * scale), round(picture.height * scale)), resample)
+        if scale < 1
+        else picture
+    )
 
 
 def read_picture(path: Path | str, size: int | None) -> tuple[str, bytes, tuple[int, int]]:
     """(suffix, bytes, (height, width) in pixels of the file) of a picture file as a shard's member.
 
-    As it is; a PNG of the same pixels where no reader takes the format; or shrunk to a JPEG of `size` pixels on the shorter side.
-    SampleError names a file that is no picture, or more than one.
+    As it is; a PNG of the same pixels where no reader takes the format; or shrunk to a JPEG of `size` pixels
+    on the shorter side. SampleError names a file that is no picture, or more than one.
     """
     data, ending = Path(path).read_bytes(), Path(path).suffix.lower()
     try:
@@ -80,7 +103,11 @@ def read_picture(path: Path | str, size: int | None) -> tuple[str, bytes, tuple[
         if size is None:
             return STORED.get(ending, "png"), data, shape
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            return "jpg", encoded(shrunk(image.convert("RGB"), size, Image.Resampling.BICUBIC), "JPEG", quality=95), shape
+            return (
+                "jpg",
+                encoded(shrunk(image.convert("RGB"), size, Image.Resampling.BICUBIC), "JPEG", quality=95),
+                shape,
+            )
     except (SampleError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
         raise SampleError(f"{path}: {err}; replace or remove the file") from err
 

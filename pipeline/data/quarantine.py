@@ -1,4 +1,5 @@
-"""Counts and names the samples that cannot be used, or not in full, and stops the run when many in a row cannot be used."""
+"""Counts and names the samples that cannot be used, or not in full, and stops the run when many in a row
+cannot be used."""
 
 import logging
 from collections import Counter
@@ -29,8 +30,8 @@ class BadSample:
 class Loaded:
     """What a worker hands over: the batch, how many samples were asked for, and the bad ones among them.
 
-    batch: None where there is an error, and in evaluation where no sample is good. error: as data, since a worker's exception would
-    arrive as a traceback. shortened: (key, what was left out of it).
+    batch: None where there is an error, and in evaluation where no sample is good. error: as data, since a
+    worker's exception would arrive as a traceback. shortened: (key, what was left out of it).
     """
 
     batch: Batch | None
@@ -45,8 +46,15 @@ class Loaded:
             return self
         targets = self.batch.targets
         tensors = {f.name: getattr(targets, f.name) for f in fields(targets)}
-        pinned = {name: value.pin_memory() for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-        return replace(self, batch=replace(self.batch, images=self.batch.images.pin_memory(), targets=replace(targets, **pinned)))
+        pinned = {
+            name: value.pin_memory() for name, value in tensors.items() if isinstance(value, torch.Tensor)
+        }
+        return replace(
+            self,
+            batch=replace(
+                self.batch, images=self.batch.images.pin_memory(), targets=replace(targets, **pinned)
+            ),
+        )
 
 
 class Quarantine:
@@ -88,4 +96,6 @@ class Quarantine:
         if self.count <= 10 or self.count % 1000 == 0:
             log.warning("bad sample %d is not used: %s", self.count, printable(str(sample)))
         if self._in_row > self._limit:
-            raise SampleError(f"{self._in_row} bad samples in a row, the last one: {sample}; see `dtem shards verify`")
+            raise SampleError(
+                f"{self._in_row} bad samples in a row, the last one: {sample}; see `dtem shards verify`"
+            )

@@ -1,4 +1,5 @@
-"""Reads the members of a sample by their place in the shard: from local files, or from a bounded cache of remote shards."""
+"""Reads the members of a sample by their place in the shard: from local files, or from a bounded cache of
+remote shards."""
 
 import os
 from collections import OrderedDict
@@ -15,7 +16,8 @@ from pipeline.errors import PipelineError, SampleError
 
 
 class SampleReader:
-    """width: shards that are in use at once; twice as many indexes and open files are kept. cache_bytes: of the machine's downloads.
+    """width: shards that are in use at once; twice as many indexes and open files are kept. cache_bytes: of
+    the machine's downloads.
 
     patience: seconds for which storage that fails is asked again.
     """
@@ -33,12 +35,16 @@ class SampleReader:
         return self._index(shard).keys[sample]
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
-        """suffix -> bytes of every member. Raises SampleError where the shard is too short, StorageError where it cannot be read."""
+        """suffix -> bytes of every member. Raises SampleError where the shard is too short, StorageError
+        where it cannot be read."""
         members = self._index(shard).members(sample)
-        return persist(self._manifest.shards[shard].url, lambda: self._members(shard, members), self._patience)
+        return persist(
+            self._manifest.shards[shard].url, lambda: self._members(shard, members), self._patience
+        )
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Downloads remote shards that will be read soon, in the background; what fails here fails again, and is told, on reading."""
+        """Downloads remote shards that will be read soon, in the background; what fails here fails again, and
+        is told, on reading."""
         remote = [shard for shard in shards if is_remote(self._manifest.shards[shard].url)]
         new = [self._manifest.shards[shard] for shard in remote if shard not in self._asked]
         self._asked = set(remote)
@@ -64,7 +70,9 @@ class SampleReader:
     def _read(file: int, offset: int, size: int) -> bytes:
         data = os.pread(file, size, offset)
         if len(data) != size:
-            raise SampleError(f"{len(data)} bytes instead of {size} at byte {offset}: the shard is shorter than its index")
+            raise SampleError(
+                f"{len(data)} bytes instead of {size} at byte {offset}: the shard is shorter than its index"
+            )
         return data
 
     def _file(self, shard: int) -> int:
@@ -77,7 +85,11 @@ class SampleReader:
         return self._files[shard]
 
     def _open(self, shard: Shard) -> int:
-        return self._cache.open(shard) if is_remote(shard.url) else os.open(shard.url, os.O_RDONLY | os.O_CLOEXEC)
+        return (
+            self._cache.open(shard)
+            if is_remote(shard.url)
+            else os.open(shard.url, os.O_RDONLY | os.O_CLOEXEC)
+        )
 
     def __del__(self) -> None:
         for file in self._files.values():

@@ -1,4 +1,5 @@
-"""Randomness by address: what is drawn for a sample depends on its address, not on the worker or the moment that draws it."""
+"""Randomness by address: what is drawn for a sample depends on its address, not on the worker or the moment
+that draws it."""
 
 import hashlib
 import random
@@ -10,7 +11,8 @@ import torch
 
 
 def seed_of(*address: int | str) -> int:
-    """A 63-bit seed that depends on every part of the address and on nothing else (stable over processes and versions)."""
+    """A 63-bit seed that depends on every part of the address and on nothing else (stable over processes and
+    versions)."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in address)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

@@ -1,4 +1,5 @@
-"""What a dataset schema offers to the stream: which members a sample has, how they decode, and how samples become a batch."""
+"""What a dataset schema offers to the stream: which members a sample has, how they decode, and how samples
+become a batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +24,8 @@ class Sample:
 
 
 class DatasetSchema(Protocol):
-    """Built with (config: DataConfig, manifest: Manifest), ConfigError for options that it does not use; holds options, never state.
+    """Built with (config: DataConfig, manifest: Manifest), ConfigError for options that it does not use;
+    holds options, never state.
 
     Where its samples have classes it also takes labels: Labels, what the labels of the shards become.
     """
@@ -34,7 +36,8 @@ class DatasetSchema(Protocol):
     """Names of what its labels 0, 1, ... stand for."""
 
     def missing(self, schema: Sequence[str]) -> str:
-        """What a set with these member suffixes lacks for this schema, in words; empty where it lacks nothing."""
+        """What a set with these member suffixes lacks for this schema, in words; empty where it lacks
+        nothing."""
         ...
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, Any]:
@@ -50,7 +53,8 @@ class DatasetSchema(Protocol):
         ...
 
     def shortened(self, target: Any) -> str:
-        """What `train` or `evaluate` left out of a target to make it fit, in words that are the same for every sample; mostly nothing."""
+        """What `train` or `evaluate` left out of a target to make it fit, in words that are the same for
+        every sample; mostly nothing."""
         ...
 
     def targets(self, targets: Sequence[Any]) -> Any:
@@ -62,7 +66,8 @@ DATASETS: Registry[DatasetSchema] = Registry("dataset schema")
 
 
 def refuse_unused(config: DataConfig, augment: Sequence[str], own: Sequence[str] = ("tokenizer",)) -> None:
-    """ConfigError where an option that the schema does not use (of config.augment, or config's own) differs from its default."""
+    """ConfigError where an option that the schema does not use (of config.augment, or config's own) differs
+    from its default."""
     given = [f"data.augment.{name}={value!r}" for name, value in _changed(config.augment, augment).items()]
     given += [f"data.{name}={value!r}" for name, value in _changed(config, own).items()]
     if given:
@@ -70,15 +75,20 @@ def refuse_unused(config: DataConfig, augment: Sequence[str], own: Sequence[str]
 
 
 def _changed(section: AugmentConfig | DataConfig, names: Sequence[str]) -> dict[str, Any]:
-    """The values, by name, that are not their field's default; every field that is asked for has a plain one."""
+    """The values, by name, that are not their field's default; every field that is asked for has a plain
+    one."""
     default = {field.name: field.default for field in fields(section)}
     return {name: getattr(section, name) for name in names if getattr(section, name) != default[name]}
 
 
 def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
-    """[...] of equal shapes -> [B, ...]; ConfigError for different ones, which only evaluation in the stored sizes has."""
+    """[...] of equal shapes -> [B, ...]; ConfigError for different ones, which only evaluation in the stored
+    sizes has."""
     shapes = sorted({tuple(tensor.shape[-2:]) for tensor in tensors})
     if len(shapes) > 1:
         sizes = " and ".join(f"{height}x{width}" for height, width in shapes[:2])
-        raise ConfigError(f"a batch holds {what} of different sizes ({sizes}), which do not stack; give data.eval_batch_size=1")
+        raise ConfigError(
+            f"a batch holds {what} of different sizes ({sizes}), which do not stack; give "
+            "data.eval_batch_size=1"
+        )
     return torch.stack(list(tensors))

@@ -12,17 +12,20 @@ from pipeline.data.storage import download, storage_error
 
 
 class ShardCache:
-    """max_bytes: of the whole folder. Where that is too much, the shards that were not opened for longest are deleted; what a reader
-    has open stays, even where such shards alone are more. patience: seconds for which a server that fails is asked again.
+    """max_bytes: of the whole folder. Where that is too much, the shards that were not opened for longest are
+    deleted; what a reader has open stays, even where such shards alone are more. patience: seconds for which
+    a server that fails is asked again.
 
-    Each shard has a lock file, held while the shard is fetched, opened or deleted; and an open shard has a shared lock on itself.
+    Each shard has a lock file, held while the shard is fetched, opened or deleted; and an open shard has a
+    shared lock on itself.
     """
 
     def __init__(self, folder: Path, max_bytes: int, patience: float):
         self._folder, self._max, self._patience = folder, max_bytes, patience
 
     def open(self, shard: Shard) -> int:
-        """A descriptor, of a copy that is downloaded first where there is none. Closing it lets the shard be deleted.
+        """A descriptor, of a copy that is downloaded first where there is none. Closing it lets the shard be
+        deleted.
 
         One process downloads; the others wait for it. Raises StorageError.
         """
@@ -36,13 +39,15 @@ class ShardCache:
             raise storage_error(shard.url, err) from err
 
     def prefetch(self, shard: Shard) -> None:
-        """Downloads it where nobody does so already. What goes wrong here goes wrong again, and is told, in `open`."""
+        """Downloads it where nobody does so already. What goes wrong here goes wrong again, and is told,
+        in `open`."""
         with suppress(OSError), self._locked(shard, wait=False) as path:
             self._bring(shard, path)
 
     @contextmanager
     def _locked(self, shard: Shard, *, wait: bool) -> Iterator[Path]:
-        """The path of the shard, which nobody else fetches, opens or deletes meanwhile. wait False: BlockingIOError where somebody does."""
+        """The path of the shard, which nobody else fetches, opens or deletes meanwhile. wait False:
+        BlockingIOError where somebody does."""
         path = self._folder / f"{shard.sha256[:32]}.tar"
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
@@ -59,8 +64,13 @@ class ShardCache:
         os.utime(path)
 
     def _make_room(self, incoming: int) -> None:
-        """Deletes until `incoming` bytes fit into the limit and onto the disk, or nothing is left that can be deleted."""
-        found = sorted((stat.st_mtime, stat.st_size, path) for path in self._folder.rglob("*.tar") if (stat := _stat(path)))
+        """Deletes until `incoming` bytes fit into the limit and onto the disk, or nothing is left that can be
+        deleted."""
+        found = sorted(
+            (stat.st_mtime, stat.st_size, path)
+            for path in self._folder.rglob("*.tar")
+            if (stat := _stat(path))
+        )
         used = sum(size for _, size, _ in found)
         for _, size, path in found:
             if used + incoming <= self._max and shutil.disk_usage(self._folder).free >= incoming:

@@ -1,4 +1,5 @@
-"""Where shards are, as a user writes it: a folder, a brace pattern, a list, or a URL. A location is data: nothing in it is ever run."""
+"""Where shards are, as a user writes it: a folder, a brace pattern, a list, or a URL. A location is data:
+nothing in it is ever run."""
 
 import os
 import re
@@ -15,10 +16,13 @@ _RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 
 
 def checked(location: str) -> str:
-    """The location with `file://` taken off; raises SampleError for whatever is not a plain path or an allowed URL."""
+    """The location with `file://` taken off; raises SampleError for whatever is not a plain path or an
+    allowed URL."""
 
     def refuse(why: str) -> SampleError:
-        return SampleError(f"shard location {location!r:.200}: {why}; give a path, or a URL of {', '.join(SCHEMES)}")
+        return SampleError(
+            f"shard location {location!r:.200}: {why}; give a path, or a URL of {', '.join(SCHEMES)}"
+        )
 
     if not isinstance(location, str) or not location or len(location) > 4096:
         raise refuse("it is empty, too long or not text")
@@ -75,7 +79,10 @@ def _choices(group: str, pattern: str) -> Iterator[str]:
     numbers = _RANGE.fullmatch(group)
     if numbers is None:
         if "," not in group:
-            raise SampleError(f"shard pattern {pattern!r:.200}: '{{{group}}}' is neither a range {{000..012}} nor a list {{a,b}}")
+            raise SampleError(
+                f"shard pattern {pattern!r:.200}: '{{{group}}}' is neither a range {{000..012}} nor a "
+                f"list {{a,b}}"
+            )
         yield from group.split(",")
         return
     first, last = numbers.groups()
@@ -85,19 +92,21 @@ def _choices(group: str, pattern: str) -> Iterator[str]:
 
 
 def local_shards(folder: str) -> list[str]:
-    """The tar files of a local folder, by name. Raises SampleError for a missing folder, and for tars that would be left out:
-    compressed ones, in which no sample can be read by its place, and `.TAR`."""
+    """The tar files of a local folder, by name. Raises SampleError for a missing folder, and for tars that
+    would be left out: compressed ones, in which no sample can be read by its place, and `.TAR`."""
     names = tar_names(folder)
     if others := sorted(name for name in _names(folder) if _UNREADABLE.search(name) and name not in names):
         raise SampleError(
-            f"{folder} holds {len(others)} shards that cannot be read, for instance {others[0]}: decompress them to plain tars that end "
+            f"{folder} holds {len(others)} shards that cannot be read, for instance {others[0]}: "
+            "decompress them to plain tars that end "
             "in .tar, take them away, or give a pattern of those that are meant"
         )
     return [join(folder, name) for name in names]
 
 
 def tar_names(folder: str) -> list[str]:
-    """Names that end in `.tar`, sorted; without hidden ones, such as macOS leaves beside files. A missing folder raises SampleError."""
+    """Names that end in `.tar`, sorted; without hidden ones, such as macOS leaves beside files. A missing
+    folder raises SampleError."""
     return sorted(name for name in _names(folder) if name.endswith(".tar"))
 
 
@@ -106,4 +115,6 @@ def _names(folder: str) -> list[str]:
         return [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as err:
         place = folder if os.path.isabs(folder) else f"{folder}, which is {os.path.abspath(folder)} here"
-        raise SampleError(f"shards: cannot list {place}: {err.strerror}; give an existing folder, tar or pattern") from err
+        raise SampleError(
+            f"shards: cannot list {place}: {err.strerror}; give an existing folder, tar or pattern"
+        ) from err

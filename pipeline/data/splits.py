@@ -18,7 +18,8 @@ _PART = re.compile(rf"(?<![a-z])({'|'.join(sorted(_WORDS, key=len, reverse=True)
 def split_of(name: str) -> str:
     """`train`, `val` or `test` for a name such as `val-00000.tar` or `imagenet1k-validation-00.tar`.
 
-    Empty where the name has no such word (img2dataset's `00000.tar`), or words of different splits (`train-val-0.tar`).
+    Empty where the name has no such word (img2dataset's `00000.tar`), or words of different splits
+    (`train-val-0.tar`).
     """
     found = {_WORDS[word] for word in _PART.findall(name.lower())}
     return found.pop() if len(found) == 1 else ""

@@ -1,4 +1,5 @@
-"""Waiting for data workers: says what they are at when a batch takes long, and stops when it takes too long."""
+"""Waiting for data workers: says what they are at when a batch takes long, and stops when it takes too
+long."""
 
 import logging
 import mmap
@@ -18,7 +19,8 @@ _TIMED_OUT = "DataLoader timed out"
 
 
 class WorkerNotes:
-    """A line of text for each worker, in memory that the forked workers share with the process that waits for them."""
+    """A line of text for each worker, in memory that the forked workers share with the process that waits for
+    them."""
 
     def __init__(self, workers: int):
         self._lines = mmap.mmap(-1, _LINE * max(1, workers))
@@ -31,7 +33,10 @@ class WorkerNotes:
 
     def read(self) -> str:
         """The lines that are not empty, one behind the other."""
-        lines = (self._lines[start : start + _LINE].rstrip(b"\0").decode(errors="replace") for start in range(0, len(self._lines), _LINE))
+        lines = (
+            self._lines[start : start + _LINE].rstrip(b"\0").decode(errors="replace")
+            for start in range(0, len(self._lines), _LINE)
+        )
         return "; ".join(line for line in lines if line) or "nothing that is known"
 
 
@@ -41,8 +46,8 @@ def poll_seconds(limit: float) -> float:
 
 
 def patiently(batches: Iterator[Loaded], notes: WorkerNotes, limit: float) -> Iterator[Loaded]:
-    """The batches of a DataLoader's iterator, which ends each wait of `poll_seconds` by an error. Raises StorageError for a batch that
-    takes more than `limit` seconds."""
+    """The batches of a DataLoader's iterator, which ends each wait of `poll_seconds` by an error. Raises
+    StorageError for a batch that takes more than `limit` seconds."""
     every = min(WARN_EVERY, limit / 5)
     while True:
         start = told = time.monotonic()
@@ -58,10 +63,13 @@ def patiently(batches: Iterator[Loaded], notes: WorkerNotes, limit: float) -> It
             now = time.monotonic()
             if now - start > limit:
                 raise StorageError(
-                    f"no batch came for {now - start:.0f} s; the data workers are at: {notes.read()}. See to that storage or sample, "
+                    f"no batch came for {now - start:.0f} s; the data workers are at: {notes.read()}. "
+                    "See to that storage or sample, "
                     "then resume; where batches do take as long, raise data.max_wait"
                 )
             if now - told > every:
                 told = now
-                log.warning("waiting for a batch for %.0f s; the data workers are at: %s", now - start, notes.read())
+                log.warning(
+                    "waiting for a batch for %.0f s; the data workers are at: %s", now - start, notes.read()
+                )
         yield loaded

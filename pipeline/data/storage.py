@@ -1,4 +1,5 @@
-"""Reads small files and downloads large ones. The one door to fsspec (and to aiohttp, which carries its http)."""
+"""Reads small files and downloads large ones. The one door to fsspec (and to aiohttp, which carries its
+http)."""
 
 import errno
 import hashlib
@@ -18,7 +19,8 @@ from pipeline.errors import OutageError, SampleError, StorageError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 PATIENCE = 15.0
-"""Seconds for which storage that fails is asked again before a run has begun; within a run it is given longer."""
+"""Seconds for which storage that fails is asked again before a run has begun; within a run it is given
+longer."""
 PAUSE = 0.25
 """Seconds before the second attempt, about; each further pause is twice as long, up to LONGEST_PAUSE."""
 LONGEST_PAUSE = 15.0
@@ -29,7 +31,14 @@ DEADLINE = 600.0
 STALL = 30.0
 """Seconds without a byte that end an attempt over http."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_LASTING = _NO_SPACE | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+_LASTING = _NO_SPACE | {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+}
 _LASTING |= {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOLCK}
 _MAY_PASS = {408, 425, 429}
 """Of the statuses 4xx, by which a server refuses for good."""
@@ -40,14 +49,19 @@ _PACKAGES = {"s3": "s3fs (pip install dtem-pipeline[s3])", "gs": "gcsfs (pip ins
 
 
 def read_bytes(location: str, patience: float | None = None, sha256: str = "") -> bytes:
-    """A whole small file. A missing one raises FileNotFoundError, one that is too large SampleError, other failures StorageError.
+    """A whole small file. A missing one raises FileNotFoundError, one that is too large SampleError, other
+    failures StorageError.
 
     sha256: of a remote one, for which other bytes (a proxy's page that says it is down) are a failed attempt.
     """
     if file_size(location, patience) > MAX_TEXT:
         raise SampleError(f"{location} is larger than {MAX_TEXT >> 20} MiB; a manifest or index is not")
     if is_remote(location):
-        return _remote(location, lambda filesystem: _whole(filesystem.cat_file(location, timeout=DEADLINE), sha256), patience)
+        return _remote(
+            location,
+            lambda filesystem: _whole(filesystem.cat_file(location, timeout=DEADLINE), sha256),
+            patience,
+        )
     return persist(location, lambda: _local(location, lambda: Path(location).read_bytes()), patience)
 
 
@@ -57,12 +71,17 @@ def file_size(location: str, patience: float | None = None) -> int:
         return persist(location, lambda: _local(location, lambda: os.stat(location).st_size), patience)
     size = _remote(location, lambda filesystem: filesystem.info(location, timeout=DEADLINE)["size"], patience)
     if not isinstance(size, int):
-        raise SampleError(f"{location}: the server does not say its size; shards need one that does (Content-Length)")
+        raise SampleError(
+            f"{location}: the server does not say its size; shards need one that does (Content-Length)"
+        )
     return size
 
 
-def download(location: str, target: Path, num_bytes: int | None = None, sha256: str = "", patience: float | None = None) -> None:
-    """Copies a remote file to `target`, which appears whole or not at all; a wrong size or hash counts as a failed attempt.
+def download(
+    location: str, target: Path, num_bytes: int | None = None, sha256: str = "", patience: float | None = None
+) -> None:
+    """Copies a remote file to `target`, which appears whole or not at all; a wrong size or hash counts as a
+    failed attempt.
 
     A missing one raises FileNotFoundError, other failures StorageError.
     """
@@ -77,7 +96,9 @@ def download(location: str, target: Path, num_bytes: int | None = None, sha256: 
             os.replace(part, target)
         except OSError as err:
             if err.errno in _NO_SPACE:
-                raise StorageError(f"{location}: {target.parent} has no room for it ({err.strerror}); make room there") from err
+                raise StorageError(
+                    f"{location}: {target.parent} has no room for it ({err.strerror}); make room there"
+                ) from err
             raise
         finally:
             Path(part).unlink(missing_ok=True)
@@ -86,7 +107,8 @@ def download(location: str, target: Path, num_bytes: int | None = None, sha256: 
 
 
 def persist(location: str, action: Callable[[], T], patience: float | None = None) -> T:
-    """`action()`, again after a pause with jitter while it raises OutageError; StorageError once `patience` seconds are over.
+    """`action()`, again after a pause with jitter while it raises OutageError; StorageError once `patience`
+    seconds are over.
 
     patience None: PATIENCE, which is also the default of what reads through this.
     """
@@ -96,7 +118,10 @@ def persist(location: str, action: Callable[[], T], patience: float | None = Non
         try:
             return action()
         except OutageError as err:
-            now, pause = time.monotonic(), min(LONGEST_PAUSE, PAUSE * 2 ** min(attempt, 20)) * (0.5 + random.Random().random())
+            now, pause = (
+                time.monotonic(),
+                min(LONGEST_PAUSE, PAUSE * 2 ** min(attempt, 20)) * (0.5 + random.Random().random()),
+            )
             if now + pause > start + patience:
                 tried = f"{attempt + 1} attempts in {now - start:.0f} s"
                 raise StorageError(f"{err} ({tried}); see that the storage answers, then resume") from err
@@ -152,7 +177,8 @@ def _local(location: str, action: Callable[[], T]) -> T:
 
 
 def _remote(location: str, action: Callable[[Any], T], patience: float | None) -> T:
-    """`action(filesystem)`, patiently. Each backend has its own errors, and each of them means that the transfer failed."""
+    """`action(filesystem)`, patiently. Each backend has its own errors, and each of them means that the
+    transfer failed."""
 
     def attempt() -> T:
         try:
@@ -160,7 +186,11 @@ def _remote(location: str, action: Callable[[Any], T], patience: float | None) -
         except SampleError:
             raise
         except FileNotFoundError as err:
-            if (cause := err.__cause__) is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in (404, 410):
+            if (
+                (cause := err.__cause__) is None
+                or isinstance(cause, FileNotFoundError)
+                or getattr(cause, "status", 0) in (404, 410)
+            ):
                 raise
             raise storage_error(location, cause) from err  # fsspec's http says so of whatever went wrong
         except Exception as err:  # noqa: BLE001 - see above
@@ -170,7 +200,8 @@ def _remote(location: str, action: Callable[[Any], T], patience: float | None) -
 
 
 def _filesystem(location: str) -> Any:
-    """The file system of the scheme alone: no URL chains. fsspec keeps one per process and thread, so this is cheap and safe over fork."""
+    """The file system of the scheme alone: no URL chains. fsspec keeps one per process and thread, so this is
+    cheap and safe over fork."""
     import fsspec
 
     scheme = location.split("://")[0]
@@ -185,4 +216,6 @@ def _options(scheme: str) -> dict[str, Any]:
         return {}
     import aiohttp
 
-    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)}}
+    return {
+        "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)}
+    }

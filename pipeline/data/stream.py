@@ -1,4 +1,5 @@
-"""Streams of batches: positions in the sample order go in, augmented batches come out, in worker processes or in this one."""
+"""Streams of batches: positions in the sample order go in, augmented batches come out, in worker processes or
+in this one."""
 
 import logging
 from collections import Counter
@@ -30,23 +31,29 @@ log = logging.getLogger(__name__)
 FEW = 10
 """Bad samples that any set may have, however small."""
 PATIENT = 0.8
-"""Of data.max_wait, for which storage is asked again: what is wrong is said before the wait for the batch ends."""
+"""Of data.max_wait, for which storage is asked again: what is wrong is said before the wait for the batch
+ends."""
 
 
 class BatchReader(Dataset[Loaded]):
-    """Maps a range of positions to its batch. A pure function of (seed, positions): any process may compute any batch.
+    """Maps a range of positions to its batch. A pure function of (seed, positions): any process may compute
+    any batch.
 
-    In training the place of a sample that is bad is taken by the next good one in the order, so that all batches have one shape; in
-    evaluation (seed None) it is left out.
+    In training the place of a sample that is bad is taken by the next good one in the order, so that all
+    batches have one shape; in evaluation (seed None) it is left out.
     """
 
-    def __init__(self, task: str, config: DataConfig, manifest: Manifest, schema: DatasetSchema, seed: int | None):
+    def __init__(
+        self, task: str, config: DataConfig, manifest: Manifest, schema: DatasetSchema, seed: int | None
+    ):
         counts = [shard.num_samples for shard in manifest.shards]
         self.classes, self.gives = schema.classes, schema.gives
         self.order = SampleOrder(counts, seed, config.shuffle_shards)
         self.notes = WorkerNotes(config.workers)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
-        self._reader = SampleReader(manifest, config.shuffle_shards, int(config.cache_gib * 2**30), PATIENT * config.max_wait)
+        self._reader = SampleReader(
+            manifest, config.shuffle_shards, int(config.cache_gib * 2**30), PATIENT * config.max_wait
+        )
         self._normalise = Normalise(config.augment)
         self._erase = eraser(config.augment.random_erasing) if seed is not None else None
         self._tries = max(1, config.max_bad_samples)
@@ -63,15 +70,25 @@ class BatchReader(Dataset[Loaded]):
                         bad.append(replace(sample, place=place))
                         sample = None if self._seed is None else self._instead(position)
                     samples += [] if sample is None else [sample]
-                shortened = tuple((sample.key, part) for sample in samples if (part := self._schema.shortened(sample.target)))
-                return Loaded(self._collate(samples) if samples else None, len(positions), tuple(bad), shortened=shortened)
+                shortened = tuple(
+                    (sample.key, part)
+                    for sample in samples
+                    if (part := self._schema.shortened(sample.target))
+                )
+                return Loaded(
+                    self._collate(samples) if samples else None,
+                    len(positions),
+                    tuple(bad),
+                    shortened=shortened,
+                )
         except PipelineError as err:
             return Loaded(None, len(positions), tuple(bad), err)
         finally:
             self.notes.write("")
 
     def _load(self, position: int, *place: int) -> Sample | BadSample:
-        """The sample at a position, or one that takes another's place. A bad one is a value here, to pass from a worker as data."""
+        """The sample at a position, or one that takes another's place. A bad one is a value here, to pass
+        from a worker as data."""
         at = self.order[position]
         shard, key = self._manifest.shards[at.shard].name, f"#{at.sample}"
         self.notes.write(shard)
@@ -93,7 +110,10 @@ class BatchReader(Dataset[Loaded]):
         for position in range(place + 1, last + 1):
             if isinstance(sample := self._load(position, place), Sample):
                 return sample
-        raise SampleError(f"{self._tries + 1} samples in a row are bad, the last one: {self._load(last)}; see `dtem shards verify`")
+        raise SampleError(
+            f"{self._tries + 1} samples in a row are bad, the last one: {self._load(last)}; see `dtem "
+            "shards verify`"
+        )
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         images = self._normalise(stacked([sample.image for sample in samples], "images"))
@@ -108,11 +128,19 @@ class BatchReader(Dataset[Loaded]):
 class TrainStream:
     """The BatchStream of a task's training samples (see interfaces.py).
 
-    bad_shards: shard -> its samples that this process could not use. shortened_samples: how many lost a part to fit, for instance the
-    end of a caption.
+    bad_shards: shard -> its samples that this process could not use. shortened_samples: how many lost a part
+    to fit, for instance the end of a caption.
     """
 
-    def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int, batch_size: int):
+    def __init__(
+        self,
+        reader: BatchReader,
+        config: DataConfig,
+        manifest: Manifest,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+    ):
         self.num_samples = manifest.num_samples
         self.classes, self.gives = reader.classes, reader.gives
         self._reader, self._config = reader, config
@@ -136,7 +164,8 @@ class TrainStream:
 
     @property
     def bad_allowed(self) -> float:
-        """How many of these may be bad, over all ranks, by data.max_bad_share. An epoch's share may come at its beginning."""
+        """How many of these may be bad, over all ranks, by data.max_bad_share. An epoch's share may come at
+        its beginning."""
         return max(FEW, self._config.max_bad_share * max(self.num_samples, self.seen))
 
     @property
@@ -146,7 +175,9 @@ class TrainStream:
     def __iter__(self) -> Iterator[Batch]:
         for loaded in _loaded(self._reader, _Positions(self._ranges), self._config):
             batch = self._quarantine.passed(loaded)
-            assert batch is not None and len(batch.images) == self._batch, "losses over ranks need batches of one size"
+            assert batch is not None and len(batch.images) == self._batch, (
+                "losses over ranks need batches of one size"
+            )
             self._samples += self._global  # before the batch is out: a state taken while it is used counts it
             yield batch
 
@@ -156,7 +187,10 @@ class TrainStream:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Takes effect with the next `iter`. A position in other shards raises CheckpointError."""
         if state.get("manifest", self._fingerprint) != self._fingerprint:
-            raise CheckpointError("the data position belongs to other shards; resume with those that the run was started on, or start anew")
+            raise CheckpointError(
+                "the data position belongs to other shards; resume with those that the run was started "
+                "on, or start anew"
+            )
         self._samples = self._first = state["samples"]
 
     def _ranges(self) -> Iterator[range]:
@@ -167,16 +201,22 @@ class TrainStream:
 
 
 class EvalLoader:
-    """Every sample once over the ranks, in the order of the shards: rank r has the batches r, r + world_size, ...
+    """Every sample once over the ranks, in the order of the shards: rank r has the batches r, r + world_size,
+    ...
 
     Bad samples are left out, and a batch that has no other is passed over.
     """
 
-    def __init__(self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int):
+    def __init__(
+        self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int
+    ):
         self.num_samples = manifest.num_samples
         self.classes, self.gives = reader.classes, reader.gives
         size, step = config.eval_batch_size, config.eval_batch_size * world_size
-        self._ranges = [range(start, min(start + size, self.num_samples)) for start in range(rank * size, self.num_samples, step)]
+        self._ranges = [
+            range(start, min(start + size, self.num_samples))
+            for start in range(rank * size, self.num_samples, step)
+        ]
         self._reader, self._config = reader, config
         self._quarantine = Quarantine(config.max_bad_samples)
 
@@ -201,20 +241,34 @@ class EvalLoader:
 
 
 def build_stream(
-    task_name: str, config: DataConfig, *, seed: int, rank: int, world_size: int, batch_size: int | None = None
+    task_name: str,
+    config: DataConfig,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    batch_size: int | None = None,
 ) -> TrainStream:
-    """This rank's endless training stream; batch_size None takes config.batch_size. Raises ConfigError and SampleError."""
+    """This rank's endless training stream; batch_size None takes config.batch_size. Raises ConfigError and
+    SampleError."""
     reader, manifest = _reader(task_name, config, "train", seed)
     return TrainStream(reader, config, manifest, rank, world_size, batch_size or config.batch_size)
 
 
 def build_eval_loader(
-    task_name: str, config: DataConfig, *, rank: int, world_size: int, split: str = "val", classes: Sequence[str] = ()
+    task_name: str,
+    config: DataConfig,
+    *,
+    rank: int,
+    world_size: int,
+    split: str = "val",
+    classes: Sequence[str] = (),
 ) -> EvalLoader:
-    """This rank's share of the samples of a split, as evaluation sees them. Raises ConfigError and SampleError.
+    """This rank's share of the samples of a split, as evaluation sees them. Raises ConfigError and
+    SampleError.
 
-    split: `val`, `train`, or another one that the config or the shards name. classes: the names that the model's labels stand for;
-    else those of the training shards, where these can be read.
+    split: `val`, `train`, or another one that the config or the shards name. classes: the names that the
+    model's labels stand for; else those of the training shards, where these can be read.
     """
     reader, manifest = _reader(task_name, config, split, None, classes)
     return EvalLoader(reader, config, manifest, rank, world_size)
@@ -228,7 +282,9 @@ def _reader(
     schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):
         held = ", ".join(manifest.schema)
-        raise SampleError(f"{where}: its samples have the members {held}; schema '{config.schema}' needs {lacks}")
+        raise SampleError(
+            f"{where}: its samples have the members {held}; schema '{config.schema}' needs {lacks}"
+        )
     if split != "train" and (trained := training_shards(config, where)) is not None:
         if not config.allow_overlap:
             refuse_training_shards(trained, manifest, where)
@@ -242,13 +298,20 @@ def _reader(
 
 @lru_cache(maxsize=64)
 def _tell_renumbered(stored: tuple[str, ...], labels: Labels, where: str) -> None:
-    """Once. What is right for shards made in another order is wrong for a list of names that was put right after training."""
-    moved = [(name, old, new) for old, (name, new) in enumerate(zip(stored, labels.numbers, strict=True)) if old != new]
+    """Once. What is right for shards made in another order is wrong for a list of names that was put right
+    after training."""
+    moved = [
+        (name, old, new)
+        for old, (name, new) in enumerate(zip(stored, labels.numbers, strict=True))
+        if old != new
+    ]
     if moved:
         name, old, new = moved[0]
         log.warning(
-            "%s: %d of its %d classes have other numbers than where the model learned them (%s is %d there, %d here); "
-            "its labels are renumbered by name. Were only the names put in another order, its scores are wrong",
+            "%s: %d of its %d classes have other numbers than where the model learned them (%s is %d "
+            "there, %d here); "
+            "its labels are renumbered by name. Were only the names put in another order, its scores "
+            "are wrong",
             *(where, len(moved), len(stored), printable(name), new, old),
         )
 
@@ -270,12 +333,15 @@ def _loaded(reader: BatchReader, positions: _Positions, config: DataConfig) -> I
         batch_size=None,
         sampler=positions,
         num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # open files and decoded indexes are shared, not sent
+        multiprocessing_context="fork"
+        if workers
+        else None,  # open files and decoded indexes are shared, not sent
         prefetch_factor=2 if workers else None,
         timeout=poll_seconds(config.max_wait) if workers else 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
-        generator=torch.Generator(),  # else the loader draws its (unused) worker seeds from the run's own generator
+        # else the loader draws its (unused) worker seeds from the run's own generator
+        generator=torch.Generator(),
     )
     return patiently(iter(loader), reader.notes, config.max_wait)
 

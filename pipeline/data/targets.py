@@ -21,7 +21,8 @@ class MaskTargets:
 
 @dataclass(frozen=True)
 class CaptionTargets:
-    """tokens: int64 [B, L], a caption of each image from bos to eos, then pad; L is a multiple of 8, or the tokenizer's context_length."""
+    """tokens: int64 [B, L], a caption of each image from bos to eos, then pad; L is a multiple of 8, or the
+    tokenizer's context_length."""
 
     tokens: Tensor
     references: tuple[tuple[str, ...], ...]

@@ -1,7 +1,7 @@
 """Where each member of each sample lies in a tar, so that a sample is read by (offset, size) with no scan.
 
-A sample is what WebDataset calls one: neighbouring files that share their path up to the first dot of the file name (the key);
-what follows that dot, in lower case, is the member's suffix.
+A sample is what WebDataset calls one: neighbouring files that share their path up to the first dot of the
+file name (the key); what follows that dot, in lower case, is the member's suffix.
 """
 
 import json
@@ -21,14 +21,16 @@ MAX_MEMBER = 1 << 28
 """Bytes of the largest member that is accepted."""
 MAX_NAME = 1024
 MAX_HEADER = 1 << 20
-"""Bytes of the largest long name or pax header that is read; it goes into memory before anything can be checked."""
+"""Bytes of the largest long name or pax header that is read; it goes into memory before anything can be
+checked."""
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 _BLOCK = 512
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """S samples of one shard and their M suffixes: offsets and sizes are int64 [S, M] in bytes; size -1 means no such member."""
+    """S samples of one shard and their M suffixes: offsets and sizes are int64 [S, M] in bytes; size -1 means
+    no such member."""
 
     keys: tuple[str, ...]
     suffixes: tuple[str, ...]
@@ -42,7 +44,12 @@ class ShardIndex:
 
     def to_json(self) -> bytes:
         """One form only, so that its hash names the content."""
-        plain = {"keys": self.keys, "suffixes": self.suffixes, "offsets": self.offsets.tolist(), "sizes": self.sizes.tolist()}
+        plain = {
+            "keys": self.keys,
+            "suffixes": self.suffixes,
+            "offsets": self.offsets.tolist(),
+            "sizes": self.sizes.tolist(),
+        }
         return json.dumps(plain, separators=(",", ":")).encode()
 
     @classmethod
@@ -51,16 +58,24 @@ class ShardIndex:
         plain = json.loads(data)
         keys, suffixes = tuple(plain["keys"]), tuple(plain["suffixes"])
         shape = (len(keys), len(suffixes))
-        offsets, sizes = (np.array(plain[name], dtype=np.int64).reshape(shape) for name in ("offsets", "sizes"))
+        offsets, sizes = (
+            np.array(plain[name], dtype=np.int64).reshape(shape) for name in ("offsets", "sizes")
+        )
         if not all(isinstance(text, str) for text in keys + suffixes):
             raise ValueError("keys and suffixes are not all text")
-        if (sizes < -1).any() or (sizes > MAX_MEMBER).any() or (offsets < 0).any() or (offsets > num_bytes - np.maximum(sizes, 0)).any():
+        if (
+            (sizes < -1).any()
+            or (sizes > MAX_MEMBER).any()
+            or (offsets < 0).any()
+            or (offsets > num_bytes - np.maximum(sizes, 0)).any()
+        ):
             raise ValueError("a member lies outside of the shard")
         return cls(keys, suffixes, offsets, sizes)
 
 
 def index_tar(path: Path | str) -> ShardIndex:
-    """Reads the headers of a local tar. What cannot be trusted (links, split or repeated samples, a cut file) raises SampleError."""
+    """Reads the headers of a local tar. What cannot be trusted (links, split or repeated samples, a cut file)
+    raises SampleError."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     last = None
     for offset, size, name in _regular_files(path):
@@ -69,19 +84,27 @@ def index_tar(path: Path | str) -> ShardIndex:
             continue  # a README or the like: WebDataset passes over it too
         key, suffix = match[1], match[2].lower()
         if key != last and key in samples:
-            raise SampleError(f"{path}: members of sample '{key}' are not side by side (again at byte {offset}); write it in key order")
+            raise SampleError(
+                f"{path}: members of sample '{key}' are not side by side (again at byte {offset}); "
+                "write it in key order"
+            )
         if suffix in samples.setdefault(key, {}):
             raise SampleError(f"{path}: sample '{key}' has two members .{suffix} (again at byte {offset})")
         samples[key][suffix] = (offset, size)
         last = key
     if not samples:
-        raise SampleError(f"{path}: holds no sample (files named KEY.SUFFIX, for instance 000123.jpg and 000123.cls)")
+        raise SampleError(
+            f"{path}: holds no sample (files named KEY.SUFFIX, for instance 000123.jpg and 000123.cls)"
+        )
     return _table(samples)
 
 
 def _table(samples: dict[str, dict[str, tuple[int, int]]]) -> ShardIndex:
     suffixes = sorted({suffix for members in samples.values() for suffix in members})
-    table = np.array([[members.get(suffix, (0, -1)) for suffix in suffixes] for members in samples.values()], dtype=np.int64)
+    table = np.array(
+        [[members.get(suffix, (0, -1)) for suffix in suffixes] for members in samples.values()],
+        dtype=np.int64,
+    )
     return ShardIndex(tuple(samples), tuple(suffixes), table[..., 0], table[..., 1])
 
 
@@ -91,8 +114,12 @@ def _regular_files(path: Path | str) -> Iterator[tuple[int, int, str]]:
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=_Headers(path, file), mode="r:") as tar:  # pyright: ignore
             while (member := tar.next()) is not None:
-                if member.offset < position:  # a negative size in a header would send tarfile round in a circle
-                    raise SampleError(f"{path}: header at byte {member.offset} points backwards; the shard is corrupt")
+                if (
+                    member.offset < position
+                ):  # a negative size in a header would send tarfile round in a circle
+                    raise SampleError(
+                        f"{path}: header at byte {member.offset} points backwards; the shard is corrupt"
+                    )
                 position = member.offset + _BLOCK
                 _check(path, member)
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - tarfile would keep them all
@@ -100,15 +127,21 @@ def _regular_files(path: Path | str) -> Iterator[tuple[int, int, str]]:
                     yield member.offset_data, member.size, member.name
             file.seek(tar.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
-                raise SampleError(f"{path}: no end mark at byte {tar.offset}; the shard is cut off or corrupt there: copy it again")
+                raise SampleError(
+                    f"{path}: no end mark at byte {tar.offset}; the shard is cut off or corrupt there: "
+                    "copy it again"
+                )
             while rest := file.read(MAX_HEADER):
                 if rest.strip(b"\0"):
                     raise SampleError(
-                        f"{path}: something follows its end mark at byte {tar.offset}, and would not be read (a tar behind a tar?); "
+                        f"{path}: something follows its end mark at byte {tar.offset}, and would not be "
+                        "read (a tar behind a tar?); "
                         "unpack it, for instance by `tar --ignore-zeros`, and pack it as one"
                     )
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as err:
-        raise SampleError(f"{path}: not a readable plain tar after byte {position} ({err}); copy it again, or unpack it") from err
+        raise SampleError(
+            f"{path}: not a readable plain tar after byte {position} ({err}); copy it again, or unpack it"
+        ) from err
     except OSError as err:
         raise SampleError(f"{path}: {err.strerror or err}") from err
 
@@ -122,7 +155,10 @@ class _Headers:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MAX_HEADER:
-            raise SampleError(f"{self._path}: a header before byte {self.tell()} says it has {size} bytes; the limit is {MAX_HEADER}")
+            raise SampleError(
+                f"{self._path}: a header before byte {self.tell()} says it has {size} bytes; the limit "
+                f"is {MAX_HEADER}"
+            )
         return self._file.read(size)
 
 

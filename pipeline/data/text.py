@@ -1,4 +1,5 @@
-"""Text as token numbers. A tokenizer is named in the configuration as plain data, so that a run carries its vocabulary with it."""
+"""Text as token numbers. A tokenizer is named in the configuration as plain data, so that a run carries its
+vocabulary with it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ class Tokenizer(Protocol):
     eos_id: int
 
     def encode(self, text: str) -> list[int]:
-        """bos, the text's tokens, eos: at most context_length of them, as a longer text loses its end. Not padded."""
+        """bos, the text's tokens, eos: at most context_length of them, as a longer text loses its end. Not
+        padded."""
         ...
 
     def is_cut(self, text: str) -> bool:
@@ -46,25 +48,35 @@ def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-cased words, and each mark of punctuation by itself; an apostrophe inside a word belongs to it."""
+    """Lower-cased words, and each mark of punctuation by itself; an apostrophe inside a word belongs to
+    it."""
     return _WORD.findall(text.lower())
 
 
 @TOKENIZERS.register("words")
 class WordTokenizer:
-    """A token for each listed word; 0 pad, 1 bos, 2 eos, 3 any other word. For small vocabularies. Raises ConfigError."""
+    """A token for each listed word; 0 pad, 1 bos, 2 eos, 3 any other word. For small vocabularies. Raises
+    ConfigError."""
 
     pad_id, bos_id, eos_id, unknown_id = 0, 1, 2, 3
 
     def __init__(self, *, words: Sequence[str], context_length: int = 32):
         if not isinstance(context_length, int) or context_length < 3:
-            raise ConfigError(f"tokenizer: context_length is {context_length!r}; give a whole number from 3 (a word and its two marks)")
+            raise ConfigError(
+                f"tokenizer: context_length is {context_length!r}; give a whole number from 3 (a word "
+                "and its two marks)"
+            )
         if isinstance(words, str) or not words or not all(isinstance(word, str) for word in words):
-            raise ConfigError("tokenizer: words is no list of words; `dtem shards words` prints the words of a set")
+            raise ConfigError(
+                "tokenizer: words is no list of words; `dtem shards words` prints the words of a set"
+            )
         strange = [word for word in words if split_words(word) != [word]]
         if strange or len(set(words)) < len(words):
             twice = [word for word in set(words) if list(words).count(word) > 1]
-            raise ConfigError(f"tokenizer: each of words is one lower-case word, listed once, unlike {(strange or twice)[0]!r}")
+            raise ConfigError(
+                "tokenizer: each of words is one lower-case word, listed once, unlike "
+                f"{(strange or twice)[0]!r}"
+            )
         self.context_length = context_length
         self._texts = ["", "", "", "<unk>", *words]
         self._ids = {word: i for i, word in enumerate(self._texts) if i > self.unknown_id}

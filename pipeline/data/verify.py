@@ -34,7 +34,8 @@ class ShardReport:
 
 @dataclass(frozen=True)
 class Verified:
-    """histogram: of the labels in the masks that decode (of none where it was quick); mask_names: what the labels stand for."""
+    """histogram: of the labels in the masks that decode (of none where it was quick); mask_names: what the
+    labels stand for."""
 
     num_samples: int
     problems: tuple[str, ...]
@@ -43,14 +44,21 @@ class Verified:
 
 
 def verify(source: str, *, quick: bool, mapper: Mapper = map) -> Verified:
-    """Of local shards: sizes, hashes, tar structure, members; and (unless quick) that every member decodes and every mask fits."""
+    """Of local shards: sizes, hashes, tar structure, members; and (unless quick) that every member decodes
+    and every mask fits."""
     manifest = load_manifest(source)
     if is_remote(manifest.shards[0].url):
-        raise SampleError(f"{source}: verify reads local shards; copy them here first (streaming checks the sha256 of each download)")
+        raise SampleError(
+            f"{source}: verify reads local shards; copy them here first (streaming checks the sha256 of "
+            "each download)"
+        )
     reports = list(mapper(partial(_verify_shard, manifest, quick), range(len(manifest.shards))))
     problems = [problem for report in reports for problem in report.problems]
     if "seg.png" in manifest.schema and not manifest.mask_names:
-        problems.append(f"{source}: the classes of its masks have no names; list them in classes.json, and make the manifest anew")
+        problems.append(
+            f"{source}: the classes of its masks have no names; list them in classes.json, and make the "
+            "manifest anew"
+        )
     histogram = sum((report.histogram for report in reports), LabelHistogram.empty())
     num_samples = sum(report.num_samples for report in reports)
     return Verified(num_samples, (*problems, *_repeated(reports)), histogram, manifest.mask_names)
@@ -72,7 +80,10 @@ def _verify_shard(manifest: Manifest, quick: bool, number: int) -> ShardReport:
 
 def _file_problems(shard: Shard) -> Iterator[str]:
     if not shard.sha256:
-        yield f"{shard.name}: no manifest says what its sha256 should be; make one: `dtem shards make index {Path(shard.url).parent}`"
+        yield (
+            f"{shard.name}: no manifest says what its sha256 should be; make one: `dtem shards make "
+            f"index {Path(shard.url).parent}`"
+        )
     elif sha256_of(shard.url) != shard.sha256:
         yield f"{shard.name}: its sha256 is not the manifest's; its bytes have changed"
 
@@ -149,4 +160,6 @@ def _repeated(reports: Sequence[ShardReport]) -> Iterator[str]:
                 counts[split] += 1
                 if counts[split] <= 20:
                     yield f"{report.name}, sample '{key}': the key is also in {first}"
-    yield from (f"split '{split}': {count} repeated keys in all" for split, count in counts.items() if count > 20)
+    yield from (
+        f"split '{split}': {count} repeated keys in all" for split, count in counts.items() if count > 20
+    )

@@ -20,7 +20,8 @@ class Words:
     longest: int = 0
 
     def vocabulary(self, min_count: int) -> list[str]:
-        """The words that occur so often, the most frequent first; of equally frequent ones the first by alphabet."""
+        """The words that occur so often, the most frequent first; of equally frequent ones the first by
+        alphabet."""
         kept = [word for word, count in self.counts.items() if count >= min_count]
         return sorted(kept, key=lambda word: (-self.counts[word], word))
 
@@ -32,10 +33,13 @@ class Words:
 
 
 def count_words(source: str) -> Words:
-    """Of the training captions in local shards; only these members are read. SampleError names a sample whose captions cannot be used."""
+    """Of the training captions in local shards; only these members are read. SampleError names a sample whose
+    captions cannot be used."""
     manifest = load_manifest(source, "train")
     if "json" not in manifest.schema:
-        raise SampleError(f"{source}: its samples have the members {', '.join(manifest.schema)}, and so no captions (json)")
+        raise SampleError(
+            f"{source}: its samples have the members {', '.join(manifest.schema)}, and so no captions (json)"
+        )
     if is_remote(manifest.shards[0].url):
         raise SampleError(f"{source}: words are counted in local shards; copy them here first")
     words = Words()
@@ -48,5 +52,7 @@ def count_words(source: str) -> Words:
                     for caption in decode_captions(os.pread(file.fileno(), size, offset)):
                         words.add(caption)
                 except SampleError as err:
-                    raise SampleError(f"{shard.name}, sample '{key}': {err}; see `dtem shards verify`") from err
+                    raise SampleError(
+                        f"{shard.name}, sample '{key}': {err}; see `dtem shards verify`"
+                    ) from err
     return words

@@ -33,16 +33,28 @@ class ShardJob:
 
 
 def write_shards(
-    jobs: Sequence[ShardJob], out: Path, *, classes: Sequence[str] = (), mask_classes: Sequence[str] = (), workers: int = 1
+    jobs: Sequence[ShardJob],
+    out: Path,
+    *,
+    classes: Sequence[str] = (),
+    mask_classes: Sequence[str] = (),
+    workers: int = 1,
 ) -> Path:
-    """Writes the shards and their manifest into an empty (or new) folder; returns the manifest's path. Every file appears whole."""
+    """Writes the shards and their manifest into an empty (or new) folder; returns the manifest's path. Every
+    file appears whole."""
     if out.exists() and any(path.suffix == ".tar" or path.name == "manifest.json" for path in out.iterdir()):
         raise ConfigError(f"{out} holds shards already; give an empty folder, or remove them")
     out.mkdir(parents=True, exist_ok=True)
     with processes(workers, "shards written") as mapped:
         for _ in mapped(_write_shard, [(job, str(out)) for job in jobs]):
             pass
-    return index_shards([f"{out}/{job.name}" for job in jobs], out, classes=classes, mask_classes=mask_classes, workers=workers)
+    return index_shards(
+        [f"{out}/{job.name}" for job in jobs],
+        out,
+        classes=classes,
+        mask_classes=mask_classes,
+        workers=workers,
+    )
 
 
 def index_shards(
@@ -54,7 +66,8 @@ def index_shards(
     mask_classes: Sequence[str] = (),
     workers: int = 1,
 ) -> Path:
-    """Writes the manifest of tars into `out`; root: where readers find the shards, if not there. Remote ones are downloaded in passing.
+    """Writes the manifest of tars into `out`; root: where readers find the shards, if not there. Remote ones
+    are downloaded in passing.
 
     classes None: the names are those of `classes.json` beside the shards (see `describe`).
     """

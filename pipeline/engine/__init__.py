@@ -13,15 +13,22 @@ from pipeline.interfaces import Engine
 
 
 def check_engine(config: RunConfig) -> None:
-    """Raises ConfigError where the engine of the configuration cannot carry out this run; touches no device and connects nothing."""
+    """Raises ConfigError where the engine of the configuration cannot carry out this run; touches no device
+    and connects nothing."""
     if config.engine.type == "deepspeed":
         zero_config(config)
     elif world_size() > 1:
-        raise ConfigError(f"engine.type is 'local', which is one process, but there are {world_size()}; give engine.type='deepspeed'")
+        raise ConfigError(
+            f"engine.type is 'local', which is one process, but there are {world_size()}; give "
+            "engine.type='deepspeed'"
+        )
 
 
-def build_engine(config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]) -> Engine:
-    """The engine of the configuration; the model moves to its device. Raises ConfigError where it cannot carry out this run."""
+def build_engine(
+    config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]
+) -> Engine:
+    """The engine of the configuration; the model moves to its device. Raises ConfigError where it cannot
+    carry out this run."""
     check_engine(config)
     if config.engine.type == "local":
         from pipeline.engine.local import LocalEngine

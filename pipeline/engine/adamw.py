@@ -1,4 +1,5 @@
-"""The optimizer of both engines: AdamW that can be told, on the device, to skip a step, and groups that rest."""
+"""The optimizer of both engines: AdamW that can be told, on the device, to skip a step, and groups that
+rest."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ class GroupAdamW(torch.optim.AdamW):
     """torch's fused AdamW with two more rules.
 
     A group whose lr is 0 rests: its weights, moments and step count stay as they are (alternating training).
-    Where `found_inf`, a float scalar on the device, is 1 the step is skipped likewise, without asking the device.
+    Where `found_inf`, a float scalar on the device, is 1 the step is skipped likewise, without asking the
+    device.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], betas: tuple[float, float]):
@@ -44,8 +46,11 @@ class GroupAdamW(torch.optim.AdamW):
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:
-    """Scales the gradients to a total norm of at most max_norm (None: leaves them); the norm before, a device scalar."""
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None], foreach=True)
+    """Scales the gradients to a total norm of at most max_norm (None: leaves them); the norm before, a device
+    scalar."""
+    norm = get_total_norm(
+        [parameter.grad for parameter in parameters if parameter.grad is not None], foreach=True
+    )
     if max_norm is not None:
         clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
     return norm

@@ -32,7 +32,8 @@ def rank() -> int:
     own, size = _number("RANK", 0), world_size()
     if own >= size:
         raise ConfigError(
-            f"environment variable RANK is {own}, but WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}; "
+            f"environment variable RANK is {own}, but WORLD_SIZE is "
+            f"{os.environ.get('WORLD_SIZE', 'not set')}; "
             "a launcher sets both, otherwise unset both"
         )
     _number("MASTER_PORT", 0, LARGEST_PORT)
@@ -43,14 +44,19 @@ def local_rank() -> int:
     """Raises ConfigError where this machine has fewer GPUs than processes."""
     own = _number("LOCAL_RANK", 0)
     if cuda() and own >= (gpus := torch.cuda.device_count()):
-        raise ConfigError(f"environment variable LOCAL_RANK is {own}, but {gpus} GPUs are seen; start {gpus} processes on this machine")
+        raise ConfigError(
+            f"environment variable LOCAL_RANK is {own}, but {gpus} GPUs are seen; start {gpus} "
+            "processes on this machine"
+        )
     return own
 
 
 def rank_0_goes_on() -> bool:
-    """Waits for rank 0 to open the rendezvous; False where it does not for a minute, or no launcher said where. Connects to nothing else.
+    """Waits for rank 0 to open the rendezvous; False where it does not for a minute, or no launcher said
+    where. Connects to nothing else.
 
-    A launcher ends all processes when one ends: where rank 0 stops with a message, this one is ended meanwhile.
+    A launcher ends all processes when one ends: where rank 0 stops with a message, this one is ended
+    meanwhile.
     """
     try:
         address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, LARGEST_PORT)
@@ -62,18 +68,23 @@ def rank_0_goes_on() -> bool:
 
 
 def lost_another(err: BaseException) -> str:
-    """A message for where an exchange with the other processes broke off; empty for any other error, and where there are no others.
+    """A message for where an exchange with the other processes broke off; empty for any other error, and
+    where there are no others.
 
-    Of NCCL only what it takes for the other side's fault. The whole text of gloo's names a line of its source first.
+    Of NCCL only what it takes for the other side's fault. The whole text of gloo's names a line of its source
+    first.
     """
     said = _BROKE_OFF.search(str(err)) if isinstance(err, RuntimeError) and world_size() > 1 else None
     if said is None:
         return ""
     reason = printable((said["gloo"] or said["nccl"]).strip())
-    return f"another of the {world_size()} processes has ended or does not answer ({reason}); what it says, or who killed it, is the cause"
+    return (
+        f"another of the {world_size()} processes has ended or does not answer ({reason}); what it "
+        "says, or who killed it, is the cause"
+    )
 
 
 def cuda() -> bool:
-    """Whether GPUs are used: there are some, and DS_ACCELERATOR, which DeepSpeed obeys too, does not say `cpu`. (Its launcher makes GPUs
-    visible again that CUDA_VISIBLE_DEVICES hides.)"""
+    """Whether GPUs are used: there are some, and DS_ACCELERATOR, which DeepSpeed obeys too, does not say
+    `cpu`. (Its launcher makes GPUs visible again that CUDA_VISIBLE_DEVICES hides.)"""
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

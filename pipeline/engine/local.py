@@ -57,7 +57,10 @@ class LocalEngine:
         return tensor
 
     def state_tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{name}": tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+        tensors = {
+            f"model.{name}": tensor.detach().cpu().clone()
+            for name, tensor in self.module.state_dict().items()
+        }
         for name, parameter in self._trained():
             state = self._optimizer.state[parameter]
             tensors |= {f"{key}.{name}": state[key].detach().cpu().clone() for key in (*MOMENTS, "step")}
@@ -72,4 +75,6 @@ class LocalEngine:
                 self._optimizer.state[parameter][key].copy_(tensors[f"{key}.{name}"])
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        return [
+            (name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad
+        ]

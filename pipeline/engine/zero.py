@@ -25,7 +25,8 @@ from pipeline.interfaces import Batch, Tallies, TaskOutput
 
 
 class ZeroEngine:
-    """The protocol over a DeepSpeed engine. A step whose gradient norm is not finite is skipped, by all ranks or by none.
+    """The protocol over a DeepSpeed engine. A step whose gradient norm is not finite is skipped, by all ranks
+    or by none.
 
     At stages 1 to 3 DeepSpeed itself decides that, for which it reads the norm from the device in every step.
     """
@@ -36,20 +37,32 @@ class ZeroEngine:
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device("cuda", launched.local_rank()) if launched.cuda() else torch.device("cpu")
         self.module = model.to(self.device)
-        self._bf16, self._clip, self._stage = config.engine.precision == "bf16", config.optim.clip_grad, config.engine.zero_stage
+        self._bf16, self._clip, self._stage = (
+            config.engine.precision == "bf16",
+            config.optim.clip_grad,
+            config.engine.zero_stage,
+        )
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
         self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
         self.forward_is_collective = self._stage == 3
-        groups = {id(parameter): i for i, group in enumerate(parameter_groups) for parameter in group["params"]}
+        groups = {
+            id(parameter): i for i, group in enumerate(parameter_groups) for parameter in group["params"]
+        }
         try:
-            self._deepspeed, *_ = deepspeed.initialize(model=self.module, optimizer=self._optimizer, config=settings)
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=self.module, optimizer=self._optimizer, config=settings
+            )
         except (ValueError, TypeError, AssertionError, KeyError) as err:
             if not config.engine.deepspeed:
                 raise
-            raise ConfigError(f"DeepSpeed does not take the settings with those of engine.deepspeed: {err}") from err
+            raise ConfigError(
+                f"DeepSpeed does not take the settings with those of engine.deepspeed: {err}"
+            ) from err
         if not launched.cuda():  # where gloo's threads are, and where to destroy does not wait for a device
             atexit.register(_destroy, weakref.ref(self._deepspeed))
-        self._state = STATE_OF_STAGE[self._stage](self._deepspeed.optimizer, self._optimizer, groups, deepspeed.zero.GatheredParameters)
+        self._state = STATE_OF_STAGE[self._stage](
+            self._deepspeed.optimizer, self._optimizer, groups, deepspeed.zero.GatheredParameters
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
@@ -71,7 +84,11 @@ class ZeroEngine:
         norm = self._clip_reduced_gradients() if self._stage == 0 else None
         self._deepspeed.step()
         self._state.forget_gradients()
-        return torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device) if norm is None else norm
+        return (
+            torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device)
+            if norm is None
+            else norm
+        )
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -102,7 +119,8 @@ class ZeroEngine:
             self._state.step_count(parameter).copy_(tensors[f"step.{name}"])
 
     def _clip_reduced_gradients(self) -> Tensor:
-        """Stage 0, after the sum over ranks: what the local engine does. A parameter that no rank used has a gradient of 0."""
+        """Stage 0, after the sum over ranks: what the local engine does. A parameter that no rank used has a
+        gradient of 0."""
         for parameter in self._params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -115,12 +133,17 @@ class ZeroEngine:
             tensors[name] = tensor.cpu().clone()
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters, frozen ones too, and buffers, as the module itself holds them (a state dict has empty ones at stage 3)."""
-        tensors = dict(self.module.named_parameters(remove_duplicate=False)) | dict(self.module.named_buffers(remove_duplicate=False))
+        """Parameters, frozen ones too, and buffers, as the module itself holds them (a state dict has empty
+        ones at stage 3)."""
+        tensors = dict(self.module.named_parameters(remove_duplicate=False)) | dict(
+            self.module.named_buffers(remove_duplicate=False)
+        )
         return ((name, tensors[name]) for name in self.module.state_dict())
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+        return (
+            (name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad
+        )
 
 
 def start_deepspeed() -> Any:
@@ -128,7 +151,9 @@ def start_deepspeed() -> Any:
     if not launched.cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where ninja is
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )  # where ninja is
     try:
         import deepspeed
     except ImportError as err:
@@ -148,14 +173,16 @@ def start_deepspeed() -> Any:
 
 
 def _destroy(engine: weakref.ref[Any]) -> None:
-    """Takes off the hooks of an engine that is still there, by which its parameters hold it and it holds its group."""
+    """Takes off the hooks of an engine that is still there, by which its parameters hold it and it holds its
+    group."""
     if (there := engine()) is not None:
         there.destroy()
 
 
 def _disconnect(deepspeed: Any) -> None:
-    """Ends gloo's threads, which live as long as anybody holds their group, as DeepSpeed's tables and engines do. One that
-    gives a tensor back while the interpreter ends aborts the process: "terminate called without an active exception"."""
+    """Ends gloo's threads, which live as long as anybody holds their group, as DeepSpeed's tables and engines
+    do. One that gives a tensor back while the interpreter ends aborts the process: "terminate called without
+    an active exception"."""
     gc.collect()
     deepspeed.comm.destroy_process_group()
 
@@ -163,8 +190,9 @@ def _disconnect(deepspeed: Any) -> None:
 def _build_shared_memory_op(deepspeed: Any) -> None:
     """Compiles, once per environment, what DeepSpeed needs on CPUs (about a minute).
 
-    torch guards the build by the existence of a file, which outlives a killed process and then blocks every later one for ever.
-    Here one process of the machine builds at a time under a lock that dies with it, so a file found inside is stale.
+    torch guards the build by the existence of a file, which outlives a killed process and then blocks every
+    later one for ever. Here one process of the machine builds at a time under a lock that dies with it, so a
+    file found inside is stale.
     """
     builder = deepspeed.accelerator.get_accelerator().create_op_builder("ShareMemCommBuilder")
     if launched.cuda() or builder is None or not builder.is_compatible():
@@ -179,11 +207,14 @@ def _build_shared_memory_op(deepspeed: Any) -> None:
 
 
 def _forget_shared_memory() -> None:
-    """DeepSpeed's communication on CPUs leaves a file of 67 MB per process in /dev/shm for good, and takes an old one of the same port
-    for its own. All ranks have mapped the files by now, so that their names can go."""
+    """DeepSpeed's communication on CPUs leaves a file of 67 MB per process in /dev/shm for good, and takes an
+    old one of the same port for its own. All ranks have mapped the files by now, so that their names can go.
+    """
     torch.distributed.barrier()
     address = "_".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    Path("/dev/shm", f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{torch.distributed.get_rank()}").unlink(missing_ok=True)
+    Path(
+        "/dev/shm", f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{torch.distributed.get_rank()}"
+    ).unlink(missing_ok=True)
 
 
 def _describe_single_process() -> None:
@@ -191,5 +222,7 @@ def _describe_single_process() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=port).items():
+    for name, value in dict(
+        RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+    ).items():
         os.environ.setdefault(name, str(value))

@@ -1,4 +1,5 @@
-"""The DeepSpeed configuration, generated from ours; the user's own may be merged in where the two do not contradict."""
+"""The DeepSpeed configuration, generated from ours; the user's own may be merged in where the two do not
+contradict."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,13 +20,18 @@ OURS = {
 
 
 def zero_config(config: RunConfig) -> dict[str, Any]:
-    """Plain data for DeepSpeed. Raises ConfigError that lists every field of engine.deepspeed that contradicts the run.
+    """Plain data for DeepSpeed. Raises ConfigError that lists every field of engine.deepspeed that
+    contradicts the run.
 
-    bf16 is autocast over fp32 weights, as in the local engine, so that both and all ZeRO stages compute the same; DeepSpeed's own
-    `bf16` section keeps rounded weights besides the fp32 ones instead. Stage 0 is clipped by us: DeepSpeed hides its norm there.
+    bf16 is autocast over fp32 weights, as in the local engine, so that both and all ZeRO stages compute the
+    same; DeepSpeed's own `bf16` section keeps rounded weights besides the fp32 ones instead. Stage 0 is
+    clipped by us: DeepSpeed hides its norm there.
     """
     owned = {
-        "train_micro_batch_size_per_gpu": ("tasks.*.data.batch_size", next(iter(config.tasks.values())).data.batch_size),
+        "train_micro_batch_size_per_gpu": (
+            "tasks.*.data.batch_size",
+            next(iter(config.tasks.values())).data.batch_size,
+        ),
         "gradient_clipping": ("optim.clip_grad", config.optim.clip_grad or 0.0),
         "zero_optimization.stage": ("engine.zero_stage", config.engine.zero_stage),
         "torch_autocast.enabled": ("engine.precision", config.engine.precision == "bf16"),
@@ -33,7 +39,9 @@ def zero_config(config: RunConfig) -> dict[str, Any]:
         "bf16.enabled": ("engine.precision (autocast; DeepSpeed's own bf16 is not used)", False),
         "fp16.enabled": ("engine.precision", False),
     }
-    if config.engine.zero_stage == 1:  # with it only what the last micro-batch used would be summed over ranks
+    if (
+        config.engine.zero_stage == 1
+    ):  # with it only what the last micro-batch used would be summed over ranks
         owned["zero_optimization.overlap_comm"] = ("engine.zero_stage=1 (take 2 or 3)", False)
     user = {field: value for field, value in _flat(config.engine.deepspeed).items() if value != "auto"}
     _refuse_contradictions(user, owned)
@@ -58,7 +66,9 @@ def _refuse_contradictions(user: Mapping[str, Any], owned: Mapping[str, tuple[st
             mistakes.append(f"engine.deepspeed.{field} is {value!r}; leave it out and set {OURS[section]}")
         elif field in owned and value != owned[field][1]:
             name, ours = owned[field]
-            mistakes.append(f"engine.deepspeed.{field} is {value!r}, but {name} says {ours!r}; change one of them")
+            mistakes.append(
+                f"engine.deepspeed.{field} is {value!r}, but {name} says {ours!r}; change one of them"
+            )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
 

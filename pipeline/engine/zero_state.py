@@ -1,7 +1,9 @@
-"""Where each ZeRO stage keeps weights and moments, behind one set of questions. Works on DeepSpeed's objects, imports nothing of it.
+"""Where each ZeRO stage keeps weights and moments, behind one set of questions. Works on DeepSpeed's objects,
+imports nothing of it.
 
-Weights are fp32 in the module at every stage. Stage 0: every rank holds everything. Stages 1 and 2: every rank holds the weights,
-the moments are cut up. Stage 3: the weights are cut up too. All methods that return a tensor are collectives.
+Weights are fp32 in the module at every stage. Stage 0: every rank holds everything. Stages 1 and 2: every
+rank holds the weights, the moments are cut up. Stage 3: the weights are cut up too. All methods that return a
+tensor are collectives.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +19,15 @@ from pipeline.engine.adamw import GroupAdamW
 class ReplicatedState:
     """Stage 0."""
 
-    def __init__(self, zero: Any, optimizer: GroupAdamW, groups: Mapping[int, int], gather: Callable[..., AbstractContextManager[Any]]):
-        """zero: DeepSpeed's optimizer, built around `optimizer`. groups: id of a parameter -> index of its group."""
+    def __init__(
+        self,
+        zero: Any,
+        optimizer: GroupAdamW,
+        groups: Mapping[int, int],
+        gather: Callable[..., AbstractContextManager[Any]],
+    ):
+        """zero: DeepSpeed's optimizer, built around `optimizer`. groups: id of a parameter -> index of its
+        group."""
         self.zero, self.optimizer, self.groups, self.gather = zero, optimizer, groups, gather
         self._create_moments()
 
@@ -26,7 +35,8 @@ class ReplicatedState:
         self.optimizer.create_state(flat for group in self.optimizer.param_groups for flat in group["params"])
 
     def whole(self, tensor: Tensor, *, written: bool = False) -> AbstractContextManager[Any]:
-        """While it is open, `tensor` is all there; where `written`, rank 0's content is everybody's afterwards."""
+        """While it is open, `tensor` is all there; where `written`, rank 0's content is everybody's
+        afterwards."""
         return nullcontext()
 
     def backward(self, module: nn.Module) -> AbstractContextManager[Any]:
@@ -80,19 +90,27 @@ class PartitionedWeights(ReplicatedState):
         self.optimizer.create_state(self.zero.fp32_partitioned_groups_flat)
 
     def whole(self, tensor: Tensor, *, written: bool = False) -> AbstractContextManager[Any]:
-        return self.gather([tensor], modifier_rank=0 if written else None) if isinstance(tensor, nn.Parameter) else nullcontext()
+        return (
+            self.gather([tensor], modifier_rank=0 if written else None)
+            if isinstance(tensor, nn.Parameter)
+            else nullcontext()
+        )
 
     def backward(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """DeepSpeed gathers a module's weights when the gradient of its output arrives, which it sees in tensors, lists and dicts only.
+        """DeepSpeed gathers a module's weights when the gradient of its output arrives, which it sees in
+        tensors, lists and dicts only.
 
-        Our modules that have children exchange dataclasses; what they own themselves (position embedding, prefix tokens) is gathered here.
+        Our modules that have children exchange dataclasses; what they own themselves (position embedding,
+        prefix tokens) is gathered here.
         """
         owners = (part for part in module.modules() if next(part.children(), None) is not None)
         owned = [parameter for owner in owners for parameter in owner.parameters(recurse=False)]
         return self.gather(owned) if owned else nullcontext()
 
     def flat(self, parameter: nn.Parameter) -> Tensor:
-        return self.zero.fp32_partitioned_groups_flat[self.zero.grad_position[self.zero.get_param_id(parameter)][0]]
+        return self.zero.fp32_partitioned_groups_flat[
+            self.zero.grad_position[self.zero.get_param_id(parameter)][0]
+        ]
 
     def moment(self, parameter: nn.Parameter, key: str) -> Tensor:
         return self.zero.get_full_hp_param(parameter, key)

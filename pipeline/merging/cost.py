@@ -1,13 +1,14 @@
 """What a merge would cost, to second order, for every pair of a source and a destination.
 
-Merging tokens a and b of sizes s_a and s_b replaces both by their mean: a moves by s_b / (s_a + s_b) of the way to b, b by the rest
-of the way to a. For predictions p and a label y drawn from them, the divergence that a small move delta causes is half the mean
-over y of (grad log p(y) . delta)^2, where the gradient's square is the Fisher information. So with g = grad log p(y),
+Merging tokens a and b of sizes s_a and s_b replaces both by their mean: a moves by s_b / (s_a + s_b) of the
+way to b, b by the rest of the way to a. For predictions p and a label y drawn from them, the divergence that
+a small move delta causes is half the mean over y of (grad log p(y) . delta)^2, where the gradient's square is
+the Fisher information. So with g = grad log p(y),
 
     cost(a, b) = [(s_b g_a - s_a g_b) . (x_b - x_a) / (s_a + s_b)]^2 / 2,
 
-and one backward pass through the unmerged model prices all pairs of all blocks. The derivation is ours (docs/merge_cost.md).
-B batch, M tokens, C channels, Na sources, Nb destinations.
+and one backward pass through the unmerged model prices all pairs of all blocks. The derivation is ours
+(docs/merge_cost.md). B batch, M tokens, C channels, Na sources, Nb destinations.
 """
 
 import torch
@@ -20,10 +21,13 @@ from pipeline.token_state import MergePoint, widened
 def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tensor:
     """Costs [B, Na, Nb], float32 or wider, of merging each source into each destination.
 
-    tokens, grad [B, M, C]: the tokens before the merge and the gradient of a drawn label's log-likelihood. size [B, M].
+    tokens, grad [B, M, C]: the tokens before the merge and the gradient of a drawn label's log-likelihood.
+    size [B, M].
     """
     x, g = widened(tokens), widened(grad)
-    x = x - x.mean(dim=1, keepdim=True)  # what all tokens share, as in massive activations, cancels here and not by rounding
+    x = x - x.mean(
+        dim=1, keepdim=True
+    )  # what all tokens share, as in massive activations, cancels here and not by rounding
     along = (g * x).sum(dim=-1)
     a, b = split.sources, split.destinations
     size_a, size_b = size[:, a, None], size[:, None, b]
@@ -33,21 +37,27 @@ def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tens
 
 
 def expected_cost(point: MergePoint, grad: Tensor, temperature: float, share: float | None = None) -> Tensor:
-    """Mean cost of what the metric would merge: of the one pair that would be first, or of all pairs where `share` of the patches merge.
+    """Mean cost of what the metric would merge: of the one pair that would be first, or of all pairs where
+    `share` of the patches merge.
 
-    Scaled by the mean cost of all pairs, so that every block counts alike: 1 is what an indifferent metric gets. A scalar,
-    differentiable in the metric alone. grad [B, M, C]: see `pair_costs`.
+    Scaled by the mean cost of all pairs, so that every block counts alike: 1 is what an indifferent metric
+    gets. A scalar, differentiable in the metric alone. grad [B, M, C]: see `pair_costs`.
     """
     state = point.state
     split = Split.by_parity(state.num_active, state.num_prefix)
     with torch.autocast(grad.device.type, enabled=False):
         if min(len(range(state.num_active)[part]) for part in (split.sources, split.destinations)) == 0:
             return point.metric.sum() * 0  # no pair is left
-        costs, scores = pair_costs(state.tokens.detach(), state.size, grad, split), similarity(point.metric, split)
+        costs, scores = (
+            pair_costs(state.tokens.detach(), state.size, grad, split),
+            similarity(point.metric, split),
+        )
         if share is None:
             cost = _cost_of_first(costs, scores, temperature)
         else:
-            cost = _cost_of_merged(costs, scores, temperature, round(share * (state.num_active - state.num_prefix)))
+            cost = _cost_of_merged(
+                costs, scores, temperature, round(share * (state.num_active - state.num_prefix))
+            )
         return cost / costs.mean().clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -58,12 +68,17 @@ def _cost_of_first(costs: Tensor, scores: Tensor, temperature: float) -> Tensor:
 
 
 def _cost_of_merged(costs: Tensor, scores: Tensor, temperature: float, r: int) -> Tensor:
-    """Each source draws its destination from softmax(score / temperature); the r sources with the highest scores merge, where the edge
-    between those that do and those that do not is a sigmoid of the same temperature."""
+    """Each source draws its destination from softmax(score / temperature); the r sources with the highest
+    scores merge, where the edge between those that do and those that do not is a sigmoid of the same
+    temperature."""
     own = ((scores / temperature).softmax(dim=-1) * costs).sum(dim=-1)
     best = scores.amax(dim=-1)
     r = min(max(r, 1), best.shape[-1])
     ranked = best.detach().sort(dim=-1, descending=True).values
-    edge = ranked[:, r - 1 : r + 1].mean(dim=-1, keepdim=True) if r < best.shape[-1] else ranked[:, -1:] - 1e3 * temperature
+    edge = (
+        ranked[:, r - 1 : r + 1].mean(dim=-1, keepdim=True)
+        if r < best.shape[-1]
+        else ranked[:, -1:] - 1e3 * temperature
+    )
     merged = ((best - edge) / temperature).sigmoid()
     return ((merged * own).sum(dim=-1) / merged.sum(dim=-1)).mean()

@@ -1,7 +1,9 @@
-"""Multiply-accumulates of a merging ViT, by formula. What papers call GFLOPs are these MACs; a FLOP counter shows twice as many.
+"""Multiply-accumulates of a merging ViT, by formula. What papers call GFLOPs are these MACs; a FLOP counter
+shows twice as many.
 
-Counted: patch embedding, every linear layer, both products of attention, the metric embedding and its similarities. Not counted,
-as nowhere in the field: norms, activations, softmax, sorting and gathering; measured time holds them.
+Counted: patch embedding, every linear layer, both products of attention, the metric embedding and its
+similarities. Not counted, as nowhere in the field: norms, activations, softmax, sorting and gathering;
+measured time holds them.
 """
 
 from bisect import bisect_left
@@ -33,8 +35,11 @@ class MacCount:
         return 2 * self.total
 
 
-def count_macs(backbone: Any, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None) -> MacCount:
-    """MACs of one image through a MergingViT in inference, its head excluded. grid: (h, w) patches; None: the backbone's own."""
+def count_macs(
+    backbone: Any, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None
+) -> MacCount:
+    """MACs of one image through a MergingViT in inference, its head excluded. grid: (h, w) patches; None: the
+    backbone's own."""
     height, width = grid = grid or backbone.grid
     schedule = backbone.schedule(grid, reduction)
     patches = height * width
@@ -42,25 +47,36 @@ def count_macs(backbone: Any, grid: tuple[int, int] | None = None, reduction: Re
     after = tokens_per_block(schedule, start)
     before = (start, *after[:-1])
     blocks = [_block_macs(block, n, m) for block, n, m in zip(backbone.blocks, before, after, strict=True)]
-    metric = [_metric_macs(block, n, backbone.num_prefix, r) for block, n, r in zip(backbone.blocks, before, schedule, strict=True)]
+    metric = [
+        _metric_macs(block, n, backbone.num_prefix, r)
+        for block, n, r in zip(backbone.blocks, before, schedule, strict=True)
+    ]
     embed = patches * backbone.patch_embed.proj.weight.numel()
     return MacCount(embed + sum(blocks) + sum(metric), embed, tuple(blocks), tuple(metric), after)
 
 
 def reduction_for_macs(
-    backbone: Any, fraction: float | None = None, grid: tuple[int, int] | None = None, *, gmacs: float | None = None, within: float = 1.0
+    backbone: Any,
+    fraction: float | None = None,
+    grid: tuple[int, int] | None = None,
+    *,
+    gmacs: float | None = None,
+    within: float = 1.0,
 ) -> list[int]:
-    """The most even schedule (entries differ by at most one, the larger first) that costs at most `fraction` of the unmerged MACs,
-    or at most `gmacs` * 10^9 MACs: give one of the two.
+    """The most even schedule (entries differ by at most one, the larger first) that costs at most `fraction`
+    of the unmerged MACs, or at most `gmacs` * 10^9 MACs: give one of the two.
 
-    within: the share of the blocks, from the first one, that merge. Raises ConfigError where merging as much as can be does not reach it.
+    within: the share of the blocks, from the first one, that merge. Raises ConfigError where merging as much
+    as can be does not reach it.
     """
     merging = merging_blocks(backbone.depth, within)
     whole = count_macs(backbone, grid, 0).total
     goal = _goal(whole, fraction, gmacs)
     height, width = grid or backbone.grid
     most = merging * mergeable(height * width + backbone.num_prefix, backbone.num_prefix)
-    total = bisect_left(range(most), True, key=lambda total: count_macs(backbone, grid, spread(total, merging)).total <= goal)
+    total = bisect_left(
+        range(most), True, key=lambda total: count_macs(backbone, grid, spread(total, merging)).total <= goal
+    )
     schedule = spread(total, merging)
     reached = count_macs(backbone, grid, schedule).total
     if reached > goal:
@@ -75,7 +91,9 @@ def _goal(whole: int, fraction: float | None, gmacs: float | None) -> float:
     if fraction is None and gmacs is not None:
         return gmacs * 1e9
     if fraction is None or gmacs is not None:
-        raise ConfigError("a schedule is solved for a fraction of the unmerged MACs or for gmacs: give one of the two")
+        raise ConfigError(
+            "a schedule is solved for a fraction of the unmerged MACs or for gmacs: give one of the two"
+        )
     if not 0 < fraction <= 1:
         raise ConfigError(f"target of {fraction} of the unmerged MACs: give a fraction in (0, 1]")
     return fraction * whole

@@ -1,7 +1,7 @@
 """Hard bipartite matching and merging (ToMe, Bolya et al., ICLR 2023), the operator of inference.
 
-B batch, n live tokens, p of them prefix, Na sources, Nb destinations, r merges.
-Patches at even positions are sources (A), those at odd positions destinations (B); prefix tokens are in neither set.
+B batch, n live tokens, p of them prefix, Na sources, Nb destinations, r merges. Patches at even positions are
+sources (A), those at odd positions destinations (B); prefix tokens are in neither set.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,15 @@ class Split:
 
     @classmethod
     def of_release(cls, num_live: int, num_prefix: int) -> "Split":
-        """What the authors' DTEM release uses in training: the first patch is a source, whatever its position."""
+        """What the authors' DTEM release uses in training: the first patch is a source, whatever its
+        position."""
         return cls(slice(num_prefix, num_live, 2), slice(num_prefix + 1, num_live, 2))
 
 
 @dataclass(frozen=True)
 class Matching:
-    """kept [B, Na - r] sources that stay, ascending; merged [B, r] sources that leave; target [B, r] their destinations.
+    """kept [B, Na - r] sources that stay, ascending; merged [B, r] sources that leave; target [B, r] their
+    destinations.
 
     All int64: positions within the source set and the destination set.
     """
@@ -49,13 +51,15 @@ class Matching:
 
 
 def similarity(metric: Tensor, split: Split) -> Tensor:
-    """Cosine similarity [B, Na, Nb] of sources and destinations, float32 or wider; metric [B, M, F], any float dtype."""
+    """Cosine similarity [B, Na, Nb] of sources and destinations, float32 or wider; metric [B, M, F], any
+    float dtype."""
     unit = F.normalize(widened(metric), dim=-1)
     return unit[:, split.sources] @ unit[:, split.destinations].mT
 
 
 def best_pairs(scores: Tensor, r: int) -> Matching:
-    """Each source's best destination, and the r sources whose best is highest. scores [B, Na, Nb]; r <= Na."""
+    """Each source's best destination, and the r sources whose best is highest. scores [B, Na, Nb]; r <=
+    Na."""
     best, target = scores.max(dim=-1)
     ranked = best.argsort(dim=-1, descending=True)
     merged = ranked[:, :r]
@@ -63,7 +67,8 @@ def best_pairs(scores: Tensor, r: int) -> Matching:
 
 
 def merge_hard(state: TokenState, matching: Matching, split: Split) -> TokenState:
-    """Size-weighted mean of every merged source with its destination; the order becomes [prefix, kept sources, destinations]."""
+    """Size-weighted mean of every merged source with its destination; the order becomes [prefix, kept
+    sources, destinations]."""
     num_prefix, tokens, size = state.num_prefix, state.tokens, state.size
     kept, merged = positions(matching.kept, split.sources), positions(matching.merged, split.sources)
     destinations, destination_size = tokens[:, split.destinations], size[:, split.destinations]
@@ -94,13 +99,16 @@ def slots_after(matching: Matching, split: Split, num_prefix: int, num_live: int
     of_source = slots.new_empty(batch, num_sources)
     of_source.scatter_(1, matching.kept, slots[:, first_kept:first_destination])
     of_source.scatter_(1, matching.merged, matching.target + first_destination)
-    slots[:, split.destinations] = torch.arange(first_destination, num_live - matching.merged.shape[1], device=slots.device)
+    slots[:, split.destinations] = torch.arange(
+        first_destination, num_live - matching.merged.shape[1], device=slots.device
+    )
     slots[:, split.sources] = of_source
     return slots
 
 
 def match_and_merge(state: TokenState, metric: Tensor, r: int) -> TokenState:
-    """The whole hard step: r is capped to what can be merged; 0 leaves the state as it is. metric [B, M, F]."""
+    """The whole hard step: r is capped to what can be merged; 0 leaves the state as it is. metric [B, M,
+    F]."""
     r = min(r, mergeable(state.num_active, state.num_prefix))
     if r <= 0:
         return state
@@ -116,13 +124,18 @@ def positions(index: Tensor, part: slice) -> Tensor:
 
 
 def take_rows(tokens: Tensor, index: Tensor) -> Tensor:
-    """tokens [B, M, C], index [B, K] in [0, M) -> [B, K, C]. Copies whole rows: on a CPU about ten times as fast as gather."""
+    """tokens [B, M, C], index [B, K] in [0, M) -> [B, K, C]. Copies whole rows: on a CPU about ten times as
+    fast as gather."""
     return tokens.flatten(0, 1).index_select(0, _flat(index, tokens.shape[1])).unflatten(0, index.shape)
 
 
 def add_rows(tokens: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """tokens [B, M, C] plus rows [B, K, C] at index [B, K], where an index may come more than once."""
-    return tokens.flatten(0, 1).index_add(0, _flat(index, tokens.shape[1]), rows.flatten(0, 1)).unflatten(0, (-1, tokens.shape[1]))
+    return (
+        tokens.flatten(0, 1)
+        .index_add(0, _flat(index, tokens.shape[1]), rows.flatten(0, 1))
+        .unflatten(0, (-1, tokens.shape[1]))
+    )
 
 
 def _flat(index: Tensor, num_rows: int) -> Tensor:

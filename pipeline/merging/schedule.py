@@ -1,6 +1,7 @@
 """Reduction schedules: how many tokens each block removes.
 
-N patches + prefix before a block, p prefix tokens. A block can remove at most (N - p) // 2 tokens: each merge needs a partner.
+N patches + prefix before a block, p prefix tokens. A block can remove at most (N - p) // 2 tokens: each merge
+needs a partner.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +10,9 @@ from typing import Any
 from pipeline.errors import ConfigError
 
 ReductionSpec = int | float | tuple[float, float] | Sequence[int]
-"""int r: r tokens per block. (r, inflection): linear from r * (1 - inflection) to r * (1 + inflection). list: r per block, short
-ones continue with 0. float in (0, 1]: keep rate, the share of patches that a block keeps."""
+"""int r: r tokens per block. (r, inflection): linear from r * (1 - inflection) to r * (1 + inflection). list:
+r per block, short ones continue with 0. float in (0, 1]: keep rate, the share of patches that a block keeps.
+"""
 
 GridReduction = Callable[[tuple[int, int]], ReductionSpec]
 """The reduction for an input of a grid (h, w) of patches."""
@@ -35,11 +37,15 @@ def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefi
     return tuple(schedule)
 
 
-def reduction_for_merged(backbone: Any, share: float, grid: tuple[int, int], *, within: float = 1.0) -> list[int]:
-    """r of each block, such that exactly `share` of the grid's patches (rounded) is merged behind the last block of a MergingViT.
+def reduction_for_merged(
+    backbone: Any, share: float, grid: tuple[int, int], *, within: float = 1.0
+) -> list[int]:
+    """r of each block, such that exactly `share` of the grid's patches (rounded) is merged behind the last
+    block of a MergingViT.
 
-    within: the share of the blocks, from the first one, that merge; the fewer, the more is saved. Each of them keeps the same share of
-    what it is given, to rounding. Raises ConfigError for a share that is not in (0, 1), or that the blocks cannot reach.
+    within: the share of the blocks, from the first one, that merge; the fewer, the more is saved. Each of
+    them keeps the same share of what it is given, to rounding. Raises ConfigError for a share that is not in
+    (0, 1), or that the blocks cannot reach.
     """
     if not 0 < share < 1:
         raise ConfigError(f"share of merged patches is {share}; give a number in (0, 1)")
@@ -52,7 +58,10 @@ def reduction_for_merged(backbone: Any, share: float, grid: tuple[int, int], *, 
         left -= schedule[-1]
     if left != round(patches * (1 - share)):
         reached = 1 - left / patches
-        raise ConfigError(f"{share:.0%} of {patches} patches cannot be merged in {merging} blocks: at most {reached:.0%} can")
+        raise ConfigError(
+            f"{share:.0%} of {patches} patches cannot be merged in {merging} blocks: at most "
+            f"{reached:.0%} can"
+        )
     return schedule
 
 
@@ -71,7 +80,8 @@ def check_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix:
     asked, patches = sum(_planned(spec, depth)), num_tokens - num_prefix
     if asked >= patches:
         raise ConfigError(
-            f"reduction {spec!r} removes {asked} tokens over {depth} blocks, but the input has {patches} patches; "
+            f"reduction {spec!r} removes {asked} tokens over {depth} blocks, but the input has "
+            f"{patches} patches; "
             f"the largest even reduction is {(patches - 1) // depth} per block"
         )
 
@@ -93,7 +103,10 @@ def merged_shares(schedule: Sequence[int], patches: int) -> list[float]:
 
 def _planned(spec: ReductionSpec, depth: int) -> list[int]:
     if isinstance(spec, bool) or not isinstance(spec, int | tuple | list):
-        raise ConfigError(f"reduction is {spec!r}; give an int, (r, inflection), a list of ints per block, or a keep rate in (0, 1]")
+        raise ConfigError(
+            f"reduction is {spec!r}; give an int, (r, inflection), a list of ints per block, or a keep "
+            "rate in (0, 1]"
+        )
     if isinstance(spec, int):
         planned = [spec] * depth
     elif isinstance(spec, tuple) and len(spec) == 2:
@@ -103,7 +116,9 @@ def _planned(spec: ReductionSpec, depth: int) -> list[int]:
     if len(planned) > depth:
         raise ConfigError(f"reduction lists {len(planned)} blocks, but the backbone has {depth}")
     if min(planned) < 0:
-        raise ConfigError(f"reduction {spec!r} has a negative entry; it counts removed tokens, so give 0 or more")
+        raise ConfigError(
+            f"reduction {spec!r} has a negative entry; it counts removed tokens, so give 0 or more"
+        )
     return planned
 
 

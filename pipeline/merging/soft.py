@@ -1,7 +1,8 @@
-"""DTEM's continuously relaxed merge (Lee & Hong, NeurIPS 2024): which tokens merge becomes a weight that has a gradient.
+"""DTEM's continuously relaxed merge (Lee & Hong, NeurIPS 2024): which tokens merge becomes a weight that has
+a gradient.
 
-B batch, N all tokens, n live ones, Na sources, Nb destinations, r merges. Everything is float32, or float64 where the
-tokens are.
+B batch, N all tokens, n live ones, Na sources, Nb destinations, r merges. Everything is float32, or float64
+where the tokens are.
 """
 
 import torch
@@ -14,9 +15,9 @@ from pipeline.token_state import SourceMap, TokenState, widened
 def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2: float) -> Tensor:
     """Weights [B, Na, Nb] of r softly chosen edges, at most about one per source.
 
-    scores [B, Na, Nb]. Every source keeps its `candidates` best destinations; r successive softmaxes over all edges that are left add
-    up to the weights, and a source that was chosen is masked by what was chosen of it. Rows are clipped to a sum of 1, with the
-    clip outside the gradient, as in the paper's release.
+    scores [B, Na, Nb]. Every source keeps its `candidates` best destinations; r successive softmaxes over all
+    edges that are left add up to the weights, and a source that was chosen is masked by what was chosen of
+    it. Rows are clipped to a sum of 1, with the clip outside the gradient, as in the paper's release.
     """
     top, columns = scores.topk(min(candidates, scores.shape[-1]), dim=-1)
     edges = top / tau1
@@ -37,14 +38,22 @@ def one_hot_weights(matching: Matching, like: Tensor) -> Tensor:
 
 
 def merge_soft(
-    state: TokenState, weights: Tensor, split: Split, r: int, matching: Matching | None = None, *, one_hot: bool = False
+    state: TokenState,
+    weights: Tensor,
+    split: Split,
+    r: int,
+    matching: Matching | None = None,
+    *,
+    one_hot: bool = False,
 ) -> TokenState:
-    """Moves the share weights[b, i, j] of source i into destination j; nothing is removed, and the total size stays.
+    """Moves the share weights[b, i, j] of source i into destination j; nothing is removed, and the total size
+    stays.
 
-    weights [B, Na, Nb] with row sums in [0, 1]. With a matching, the order becomes that of the hard merge, [prefix, kept sources,
-    destinations], followed by the matching's leaving sources and the old tail: training then sees inference's partitions. Without
-    one, the live tokens are sorted by their new size, largest first, as in the release. num_active falls by r. one_hot: the weights
-    have the values of the matching, so that a hard source map stays true.
+    weights [B, Na, Nb] with row sums in [0, 1]. With a matching, the order becomes that of the hard merge,
+    [prefix, kept sources, destinations], followed by the matching's leaving sources and the old tail:
+    training then sees inference's partitions. Without one, the live tokens are sorted by their new size,
+    largest first, as in the release. num_active falls by r. one_hot: the weights have the values of the
+    matching, so that a hard source map stays true.
     """
     live, prefix = state.num_active, state.num_prefix
     tokens, size = widened(state.tokens), state.size
@@ -80,8 +89,11 @@ def _order(changed_size: Tensor, matching: Matching | None) -> Tensor:
     return torch.cat([matching.kept, destinations, matching.merged], dim=1)
 
 
-def _follow(state: TokenState, weights: Tensor, split: Split, order: Tensor, matching: Matching | None) -> SourceMap | None:
-    """The source map after the merge: soft where the state has a soft one; hard only where the forward pass is hard."""
+def _follow(
+    state: TokenState, weights: Tensor, split: Split, order: Tensor, matching: Matching | None
+) -> SourceMap | None:
+    """The source map after the merge: soft where the state has a soft one; hard only where the forward pass
+    is hard."""
     source, prefix, live = state.source, state.num_prefix, state.num_active
     if source is None or (source.weights is None and matching is None):
         return None

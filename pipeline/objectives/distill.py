@@ -16,14 +16,16 @@ from pipeline.objectives import OBJECTIVES
 class Distill(nn.Module):
     """weight * disagreement with the teacher + (1 - weight) * the task's own loss.
 
-    The teacher is the model itself at reduction 0, in evaluation mode and without gradient: in modular training that is the fixed,
-    unmerged backbone.
+    The teacher is the model itself at reduction 0, in evaluation mode and without gradient: in modular
+    training that is the fixed, unmerged backbone.
     """
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 1.0):
         super().__init__()
         if not 0 < weight <= 1 or temperature <= 0:
-            raise ConfigError(f"distill: weight {weight} must be in (0, 1] and temperature {temperature} above 0")
+            raise ConfigError(
+                f"distill: weight {weight} must be in (0, 1] and temperature {temperature} above 0"
+            )
         self.weight, self.temperature = weight, temperature
 
     def forward(self, model: Any, batch: Batch, *, draw: float = 0.0, **options: Any) -> TaskOutput:

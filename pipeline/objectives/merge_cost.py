@@ -1,7 +1,8 @@
-"""Teaches the metric what merging costs: the similarity of two tokens should be high where merging them changes the predictions little.
+"""Teaches the metric what merging costs: the similarity of two tokens should be high where merging them
+changes the predictions little.
 
-The paper's relaxation lets the embedding feel a loss through soft merges, which hardly merge; this objective prices every pair of
-tokens instead, from one backward pass, and needs neither labels nor a relaxed pass.
+The paper's relaxation lets the embedding feel a loss through soft merges, which hardly merge; this objective
+prices every pair of tokens instead, from one backward pass, and needs neither labels nor a relaxed pass.
 """
 
 import math
@@ -21,10 +22,11 @@ from pipeline.objectives import OBJECTIVES
 class MergeCost(nn.Module):
     """The mean over blocks of `pipeline.merging.cost.expected_cost`; no gradient reaches the backbone.
 
-    Each step draws a block: those before it merge for real, with the step's reduction, and it and those behind it are priced, up to
-    the last block that the head reads. So a block learns from the merged tokens that it will see. It goes with modular training, and
-    with end_to_end, whose backbone steps take the task's own loss under the hard merge. temperature: of the choice among pairs. pairs:
-    `first`, the price of the pair that would merge first, whatever the reduction; or `merged`, that of as many as the step's reduction
+    Each step draws a block: those before it merge for real, with the step's reduction, and it and those
+    behind it are priced, up to the last block that the head reads. So a block learns from the merged tokens
+    that it will see. It goes with modular training, and with end_to_end, whose backbone steps take the task's
+    own loss under the hard merge. temperature: of the choice among pairs. pairs: `first`, the price of the
+    pair that would merge first, whatever the reduction; or `merged`, that of as many as the step's reduction
     merges, for where most tokens do.
     """
 
@@ -37,9 +39,16 @@ class MergeCost(nn.Module):
         self.temperature, self.pairs = temperature, pairs
 
     def forward(
-        self, model: Any, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None, draw: float = 0.0
+        self,
+        model: Any,
+        batch: Batch,
+        *,
+        reduction: ReductionSpec | None = None,
+        relaxed: bool | None = None,
+        draw: float = 0.0,
     ) -> TaskOutput:
-        """relaxed False asks for a step of the backbone; otherwise this is one of the embeddings. draw picks the block."""
+        """relaxed False asks for a step of the backbone; otherwise this is one of the embeddings. draw picks
+        the block."""
         if relaxed is False:
             return model.predict(batch, reduction=reduction, relaxed=False)
         task, backbone = model.tasks[batch.task], model.backbone
@@ -47,13 +56,21 @@ class MergeCost(nn.Module):
         first = int(draw * depth)
         whole = model.schedule(batch.task, backbone.grid_of(batch.images), reduction)
         schedule = [*whole[:first], *(0 for _ in whole[first:])]
-        output = model.encode(batch.task, batch.images, reduction=schedule, relaxed=False, merge_points_from=first)
+        output = model.encode(
+            batch.task, batch.images, reduction=schedule, relaxed=False, merge_points_from=first
+        )
         result = task(output, batch)
         points = output.merge_points[: depth - first]
         grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.probe for point in points])
-        shares = merged_shares(whole, math.prod(backbone.grid_of(batch.images))) if self.pairs == "merged" else [None] * len(whole)
+        shares = (
+            merged_shares(whole, math.prod(backbone.grid_of(batch.images)))
+            if self.pairs == "merged"
+            else [None] * len(whole)
+        )
         priced = zip(points, grads, shares[first:depth], strict=True)
         costs = [expected_cost(point, grad, self.temperature, share) for point, grad, share in priced]
         loss = torch.stack(costs).mean()
         count = len(batch.images)
-        return TaskOutput(loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions)
+        return TaskOutput(
+            loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions
+        )

@@ -1,6 +1,7 @@
 """What the micro-batches of a step move before the step is done, as it was after the step before.
 
-Parameters, moments and averages are not among it: they move when the step is done, and gradients are made anew.
+Parameters, moments and averages are not among it: they move when the step is done, and gradients are made
+anew.
 """
 
 import copy
@@ -13,7 +14,8 @@ from pipeline.train.statistics import RunningStatistics
 
 
 class Between:
-    """The global generators, positions of the streams, counts of samples, and running statistics. Asks the device nothing."""
+    """The global generators, positions of the streams, counts of samples, and running statistics. Asks the
+    device nothing."""
 
     def __init__(self, run: Run):
         self._rng = rng_state()
@@ -22,7 +24,8 @@ class Between:
         self.statistics = RunningStatistics(run.engine.module)
 
     def restore(self, run: Run) -> None:
-        """So that what is saved now is continued exactly. What the streams have open goes on from where it is."""
+        """So that what is saved now is continued exactly. What the streams have open goes on from where it
+        is."""
         set_rng_state(self._rng)
         for name, stream in run.streams.items():
             stream.load_state_dict(self._streams[name])

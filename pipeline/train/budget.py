@@ -1,4 +1,5 @@
-"""Training samples that could not be read, over all ranks: how many there may be, and in which shards they are."""
+"""Training samples that could not be read, over all ranks: how many there may be, and in which shards they
+are."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,17 +16,20 @@ MOST_SHARDS = 10
 
 
 def count_bad(engine: Engine, streams: Mapping[str, TrainStream]) -> dict[str, int]:
-    """Task -> bad samples since this process started. One sum over ranks; called by every rank, as all of this file."""
+    """Task -> bad samples since this process started. One sum over ranks; called by every rank, as all of
+    this file."""
     counts = torch.tensor([stream.bad_samples for stream in streams.values()], device=engine.device)
     return dict(zip(streams, engine.all_reduce(counts).tolist(), strict=True)) if streams else {}
 
 
 def check_budget(engine: Engine, streams: Mapping[str, TrainStream], bad: Mapping[str, int]) -> None:
-    """Raises SampleError, on all ranks, where a task has more bad samples than data.max_bad_share allows. bad: of `count_bad`."""
+    """Raises SampleError, on all ranks, where a task has more bad samples than data.max_bad_share allows.
+    bad: of `count_bad`."""
     for task, stream in streams.items():
         if bad[task] > stream.bad_allowed:
             raise SampleError(
-                f"{_told(engine, task, stream)}. data.max_bad_share allows {int(stream.bad_allowed)}; mend the shards "
+                f"{_told(engine, task, stream)}. data.max_bad_share allows {int(stream.bad_allowed)}; "
+                "mend the shards "
                 "(`dtem shards verify` lists what is wrong with them), or raise it, then resume"
             )
 
@@ -42,4 +46,7 @@ def _told(engine: Engine, task: str, stream: TrainStream) -> str:
         shards[shard] += count
     named = ", ".join(f"{shard} {count}" for shard, count in shards.most_common(MOST_SHARDS))
     more = f" and {len(shards) - MOST_SHARDS} more shards" if len(shards) > MOST_SHARDS else ""
-    return f"{task}: {shards.total()} of {stream.seen} samples could not be read, and others took their places ({named}{more})"
+    return (
+        f"{task}: {shards.total()} of {stream.seen} samples could not be read, and others took their "
+        f"places ({named}{more})"
+    )

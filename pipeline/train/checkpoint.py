@@ -56,8 +56,9 @@ HARMLESS = (
     "tasks.*.data.max_wait",
     "tasks.*.data.cache_gib",
 )
-"""Fields that may differ when a run is resumed: they do not change what is learned from which samples. Where the shards are may
-change, not what they hold (the stream checks that); batch size, accumulation and ranks may change, not their product."""
+"""Fields that may differ when a run is resumed: they do not change what is learned from which samples. Where
+the shards are may change, not what they hold (the stream checks that); batch size, accumulation and ranks may
+change, not their product."""
 
 
 PACKAGES = ("torch", "numpy", "timm", "deepspeed", "safetensors")
@@ -77,8 +78,9 @@ def save(
 ) -> Path:
     """Writes the engine's state, `tensors` and `facts` on rank 0, and removes old checkpoints. A collective.
 
-    since: the step that the run last saved, or continued from; checkpoints of later steps are set aside, and said so.
-    Raises CheckpointError on all ranks whatever went wrong on rank 0 (a full disk, a weight that is not finite); the older ones stay.
+    since: the step that the run last saved, or continued from; checkpoints of later steps are set aside, and
+    said so. Raises CheckpointError on all ranks whatever went wrong on rank 0 (a full disk, a weight that is
+    not finite); the older ones stay.
     """
     content = engine.state_tensors() | {"rng.states": rows(engine, rng_state())} | dict(tensors)
     trouble = ""
@@ -98,10 +100,11 @@ def save(
 
 
 def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
-    """The checkpoint under `root` that `latest` names, or else the newest that is whole, or None where there is none. A collective; ranks
-    share the disk.
+    """The checkpoint under `root` that `latest` names, or else the newest that is whole, or None where there
+    is none. A collective; ranks share the disk.
 
-    A damaged one is passed over, and said so. Where all are damaged CheckpointError is raised: starting anew would hide the loss.
+    A damaged one is passed over, and said so. Where all are damaged CheckpointError is raised: starting anew
+    would hide the loss.
     """
     loaded, damaged, trouble = None, False, ""
     if engine.rank == 0:
@@ -114,7 +117,10 @@ def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
     if chosen := from_rank0(engine, loaded.folder.name if loaded else ""):
         return loaded or storage.read_checkpoint(root / chosen)
     if anywhere(engine, damaged):
-        raise CheckpointError(f"no checkpoint in {root} is whole; resume from another one, or start anew in another output folder")
+        raise CheckpointError(
+            f"no checkpoint in {root} is whole; resume from another one, or start anew in another "
+            "output folder"
+        )
     return None
 
 
@@ -132,10 +138,12 @@ def _newest_whole(root: Path) -> tuple[Checkpoint | None, bool]:
 
 
 def load_path(path: Path) -> Checkpoint:
-    """The checkpoint at `path`: its own folder, or a run's folder, whose pointer is followed. Raises CheckpointError."""
+    """The checkpoint at `path`: its own folder, or a run's folder, whose pointer is followed. Raises
+    CheckpointError."""
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}, to be continued, is not a folder; give auto, none, the folder of a run, or one of its checkpoints/step_*"
+            f"{path}, to be continued, is not a folder; give auto, none, the folder of a run, or one of "
+            "its checkpoints/step_*"
         )
     for root in (path, checkpoints_of(path)):
         if (folder := pointed(root, "latest")) is not None:
@@ -154,19 +162,30 @@ def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
     }
 
 
-def check_model(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], trained: Collection[str] = ()) -> None:
+def check_model(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], trained: Collection[str] = ()
+) -> None:
     """Raises CheckpointError that names the first parameters in which the checkpoint's model is another one.
 
     trained: names of the parameters that an optimizer follows, whose moments have to be there too.
     """
-    saved = {name.removeprefix("model."): tuple(t.shape) for name, t in checkpoint.tensors.items() if name.startswith("model.")}
+    saved = {
+        name.removeprefix("model."): tuple(t.shape)
+        for name, t in checkpoint.tensors.items()
+        if name.startswith("model.")
+    }
     differing = [name for name in sorted(saved.keys() | shapes.keys()) if saved.get(name) != shapes.get(name)]
     if differing:
-        lines = [f"{name}: {saved.get(name, 'absent')} there, {shapes.get(name, 'absent')} here" for name in differing[:3]]
+        lines = [
+            f"{name}: {saved.get(name, 'absent')} there, {shapes.get(name, 'absent')} here"
+            for name in differing[:3]
+        ]
         more = f"\n  and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise CheckpointError("\n  ".join([f"{checkpoint.folder} is of another model:", *lines]) + more)
     expected = {
-        f"{key}.{name}": shape for name in trained for key, shape in dict(exp_avg=shapes[name], exp_avg_sq=shapes[name], step=()).items()
+        f"{key}.{name}": shape
+        for name in trained
+        for key, shape in dict(exp_avg=shapes[name], exp_avg_sq=shapes[name], step=()).items()
     }
     check_tensors(checkpoint, expected)
 
@@ -175,41 +194,68 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
     """Raises CheckpointError where one of these tensors, by prefixed name, is absent or of another shape."""
     for name, shape in shapes.items():
         if name not in checkpoint.tensors or tuple(checkpoint.tensors[name].shape) != shape:
-            raise CheckpointError(f"{checkpoint.folder} cannot be continued: it lacks the tensor {name} of shape {shape}")
+            raise CheckpointError(
+                f"{checkpoint.folder} cannot be continued: it lacks the tensor {name} of shape {shape}"
+            )
 
 
 def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int]) -> list[str]:
-    """The harmless differences to the run that was saved; CheckpointError lists those that would make it another run."""
+    """The harmless differences to the run that was saved; CheckpointError lists those that would make it
+    another run."""
     facts = checkpoint.facts
     check_facts(checkpoint.folder, facts, TO_CONTINUE)
-    if facts["progress"]["step"] != facts["step"] or not all("samples" in facts["streams"].get(task, {}) for task in global_batch):
-        raise CheckpointError(f"{checkpoint.folder} is damaged or made by hand: its step, progress and streams do not fit one another")
-    differences = [] if facts["digest"] == digest(config) else list(_differences(_of_today(facts["config"]), to_plain(config)))
-    harmful = [text for field, text in differences if not any(fnmatch.fnmatch(field, pattern) for pattern in HARMLESS)]
+    if facts["progress"]["step"] != facts["step"] or not all(
+        "samples" in facts["streams"].get(task, {}) for task in global_batch
+    ):
+        raise CheckpointError(
+            f"{checkpoint.folder} is damaged or made by hand: its step, progress and streams do not fit "
+            "one another"
+        )
+    differences = (
+        []
+        if facts["digest"] == digest(config)
+        else list(_differences(_of_today(facts["config"]), to_plain(config)))
+    )
+    harmful = [
+        text
+        for field, text in differences
+        if not any(fnmatch.fnmatch(field, pattern) for pattern in HARMLESS)
+    ]
     if facts["global_batch"] != dict(global_batch):
-        harmful.append(f"samples per step (batch size x accumulation x ranks): {facts['global_batch']} there, {dict(global_batch)} here")
+        harmful.append(
+            f"samples per step (batch size x accumulation x ranks): {facts['global_batch']} there, "
+            f"{dict(global_batch)} here"
+        )
     if harmful:
         way_out = "undo the changes, or start a new run with backbone.weights"
-        raise CheckpointError("\n  ".join([f"{checkpoint.folder} belongs to another run ({way_out}):", *harmful]))
+        raise CheckpointError(
+            "\n  ".join([f"{checkpoint.folder} belongs to another run ({way_out}):", *harmful])
+        )
     return [text for _, text in differences]
 
 
 def restore_rng(checkpoint: Checkpoint, engine: Engine, seed: int) -> None:
-    """This rank's generators as they were; with another number of ranks they start from an address that includes the step."""
+    """This rank's generators as they were; with another number of ranks they start from an address that
+    includes the step."""
     states = checkpoint.tensors.get("rng.states", torch.empty(0))
     if states.ndim != 2 or states.dtype != torch.int64:
-        raise CheckpointError(f"{checkpoint.folder} cannot be continued: it lacks the states of the generators (rng.states)")
+        raise CheckpointError(
+            f"{checkpoint.folder} cannot be continued: it lacks the states of the generators (rng.states)"
+        )
     if len(states) == engine.world_size:
         try:
             set_rng_state(states[engine.rank])
         except (RuntimeError, ValueError, TypeError, OverflowError) as err:
-            raise CheckpointError(f"{checkpoint.folder} cannot be continued: its rng.states are no states of generators ({err})") from err
+            raise CheckpointError(
+                f"{checkpoint.folder} cannot be continued: its rng.states are no states of generators ({err})"
+            ) from err
     else:
         seed_everything(seed, "resumed", checkpoint.facts["step"], engine.rank)
 
 
 def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with what its version did not know yet, which is at its default; as it is where it cannot be read any more."""
+    """A saved config with what its version did not know yet, which is at its default; as it is where it
+    cannot be read any more."""
     try:
         return to_plain(from_plain(saved))
     except ConfigError:

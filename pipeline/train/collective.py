@@ -1,4 +1,5 @@
-"""What ranks have to agree on, said with one sum each. All of it is called by every rank, in the same order."""
+"""What ranks have to agree on, said with one sum each. All of it is called by every rank, in the same
+order."""
 
 import json
 from collections.abc import Sequence
@@ -25,11 +26,16 @@ def joined_json(engine: Engine, values: Sequence[Any]) -> list[Any]:
 
 
 def _joined_bytes(engine: Engine, own: bytes) -> bytes:
-    return joined(engine, torch.from_numpy(np.frombuffer(own, np.uint8).copy()).to(engine.device)).numpy().tobytes()
+    return (
+        joined(engine, torch.from_numpy(np.frombuffer(own, np.uint8).copy()).to(engine.device))
+        .numpy()
+        .tobytes()
+    )
 
 
 def joined(engine: Engine, own: Tensor) -> Tensor:
-    """[n, ...] on the CPU: the tensors of all ranks behind one another, in the order of ranks. They may differ in n."""
+    """[n, ...] on the CPU: the tensors of all ranks behind one another, in the order of ranks. They may
+    differ in n."""
     if engine.world_size == 1:
         return own.cpu()
     counts = rows(engine, torch.tensor(len(own))).tolist()
@@ -56,14 +62,17 @@ def anywhere(engine: Engine, flag: bool) -> bool:
 
 @torch.no_grad()
 def average_buffers(engine: Engine) -> None:
-    """The model's floating-point buffers (running statistics of norms), which each rank fills from its own samples, become their mean.
+    """The model's floating-point buffers (running statistics of norms), which each rank fills from its own
+    samples, become their mean.
 
-    A running mean is linear in what it has seen, so how often this is done changes nothing but rounding. The sum is float64, in which a
-    float32 value that is the same on all ranks comes back as it was.
+    A running mean is linear in what it has seen, so how often this is done changes nothing but rounding. The
+    sum is float64, in which a float32 value that is the same on all ranks comes back as it was.
     """
     buffers = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
     if engine.world_size == 1 or not buffers:
         return
     total = engine.all_reduce(torch.cat([buffer.double().flatten() for buffer in buffers]))
-    for buffer, mean in zip(buffers, (total / engine.world_size).split([buffer.numel() for buffer in buffers]), strict=True):
+    for buffer, mean in zip(
+        buffers, (total / engine.world_size).split([buffer.numel() for buffer in buffers]), strict=True
+    ):
         buffer.copy_(mean.view_as(buffer))

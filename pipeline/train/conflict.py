@@ -1,7 +1,8 @@
-"""Each task's own gradient on what the tasks share: how large it is, and whether tasks pull in one direction. D shared parameters.
+"""Each task's own gradient on what the tasks share: how large it is, and whether tasks pull in one direction.
+D shared parameters.
 
-Measured by hooks on the leaves, in one step of `balancing.every`; in the others there are no hooks and no memory is held. A measurement
-holds one vector [D] in float32 per task, and costs one sum over ranks of each.
+Measured by hooks on the leaves, in one step of `balancing.every`; in the others there are no hooks and no
+memory is held. A measurement holds one vector [D] in float32 per task, and costs one sum over ranks of each.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,8 @@ from pipeline.train.optim import BALANCE, phase_at
 
 @dataclass(frozen=True)
 class Conflict:
-    """tasks: T of them. norms [T]: of the gradients as they were weighed, over all ranks. cosines [T, T]. losses [T]: of the same
-    batches, not weighed. All on the device."""
+    """tasks: T of them. norms [T]: of the gradients as they were weighed, over all ranks. cosines [T, T].
+    losses [T]: of the same batches, not weighed. All on the device."""
 
     tasks: tuple[str, ...]
     norms: Tensor
@@ -28,19 +29,35 @@ class Conflict:
 
     def logs(self) -> Sums:
         """`grad_norm/TASK` and, of each pair, `grad_cosine/TASK/TASK`."""
-        logs: Sums = {f"grad_norm/{task}": (norm, 1) for task, norm in zip(self.tasks, self.norms, strict=True)}
+        logs: Sums = {
+            f"grad_norm/{task}": (norm, 1) for task, norm in zip(self.tasks, self.norms, strict=True)
+        }
         for i, first in enumerate(self.tasks):
-            logs |= {f"grad_cosine/{first}/{self.tasks[j]}": (self.cosines[i, j], 1) for j in range(i + 1, len(self.tasks))}
+            logs |= {
+                f"grad_cosine/{first}/{self.tasks[j]}": (self.cosines[i, j], 1)
+                for j in range(i + 1, len(self.tasks))
+            }
         return logs
 
 
 class GradientProbe:
-    """A measurement begins with a step that is due, and is read once each task was seen in a step. In a step that is `due`, `watch`
-    comes before each backward pass and `read` after the step."""
+    """A measurement begins with a step that is due, and is read once each task was seen in a step. In a step
+    that is `due`, `watch` comes before each backward pass and `read` after the step."""
 
-    def __init__(self, tasks: Sequence[str], shared: Sequence[nn.Parameter], every: int, measurable: Callable[[int], bool]):
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        shared: Sequence[nn.Parameter],
+        every: int,
+        measurable: Callable[[int], bool],
+    ):
         """shared: still whole, as ZeRO 3 cuts them up later. measurable: whether a step moves them."""
-        self._tasks, self._shared, self._every, self._measurable = tuple(tasks), list(shared), every, measurable
+        self._tasks, self._shared, self._every, self._measurable = (
+            tuple(tasks),
+            list(shared),
+            every,
+            measurable,
+        )
         self._sizes = [parameter.numel() for parameter in shared]
         self._begun = False
         self._vectors: dict[str, Tensor] = {}
@@ -49,12 +66,14 @@ class GradientProbe:
         self._hooks: list[Any] = []
 
     def due(self, step: int) -> bool:
-        """Which step begins a measurement does not hang on what this process did before: it may have been resumed."""
+        """Which step begins a measurement does not hang on what this process did before: it may have been
+        resumed."""
         self._begun = self._begun or not any(map(self._measurable, range(step - step % self._every, step)))
         return self._begun and self._measurable(step)
 
     def watch(self, task: str, output: TaskOutput, share: float) -> None:
-        """What the next backward pass finds is the task's. share: of this loss in the task's loss of the step."""
+        """What the next backward pass finds is the task's. share: of this loss in the task's loss of the
+        step."""
         self._unhook()
         if task in self._seen or output.unweighed is None:
             return
@@ -70,8 +89,12 @@ class GradientProbe:
         self._seen = set(self._vectors)
         if len(self._seen) < len(self._tasks):
             return None
-        vectors = torch.stack([engine.all_reduce(self._vectors[task]) for task in self._tasks]) / engine.world_size
-        losses = engine.all_reduce(torch.stack([self._losses[task] for task in self._tasks])) / engine.world_size
+        vectors = (
+            torch.stack([engine.all_reduce(self._vectors[task]) for task in self._tasks]) / engine.world_size
+        )
+        losses = (
+            engine.all_reduce(torch.stack([self._losses[task] for task in self._tasks])) / engine.world_size
+        )
         self._begun, self._vectors, self._losses, self._seen = False, {}, {}, set()
         products = vectors @ vectors.T
         norms = products.diagonal().clamp(min=0).sqrt()
@@ -93,10 +116,20 @@ def _adder(part: Tensor) -> Any:
     return add
 
 
-def build_probe(config: RunConfig, groups: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> GradientProbe | None:
-    """Over what the first phase trains and no task owns; None where there is nothing to compare, or no wish to."""
+def build_probe(
+    config: RunConfig, groups: Sequence[Mapping[str, Any]], tasks: Sequence[str]
+) -> GradientProbe | None:
+    """Over what the first phase trains and no task owns; None where there is nothing to compare, or no
+    wish to."""
     trained = phase_at(0, config.train).trained
-    shared = [p for group in groups if group["owner"] is None and group["kind"] in trained - {BALANCE} for p in group["params"]]
+    shared = [
+        p
+        for group in groups
+        if group["owner"] is None and group["kind"] in trained - {BALANCE}
+        for p in group["params"]
+    ]
     if len(tasks) < 2 or not shared or config.balancing.every == 0:
         return None
-    return GradientProbe(tasks, shared, config.balancing.every, lambda step: phase_at(step, config.train).trained == trained)
+    return GradientProbe(
+        tasks, shared, config.balancing.every, lambda step: phase_at(step, config.train).trained == trained
+    )

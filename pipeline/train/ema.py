@@ -17,7 +17,9 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float):
         self._follow = get_ema_multi_avg_fn(decay)
         self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self._params: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._params: list[Tensor] = [
+            parameter for parameter in module.parameters() if parameter.requires_grad
+        ]
         self._average = [parameter.detach().clone() for parameter in self._params]
 
     def update(self) -> None:
@@ -49,4 +51,7 @@ class Ema:
 def check_ema(config: RunConfig) -> None:
     """Raises ConfigError at ZeRO 3, where no rank holds a whole parameter to follow."""
     if config.optim.ema_decay and config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
-        raise ConfigError("optim.ema_decay needs whole parameters, which engine.zero_stage=3 cuts up; give zero_stage=2, or ema_decay=0")
+        raise ConfigError(
+            "optim.ema_decay needs whole parameters, which engine.zero_stage=3 cuts up; give "
+            "zero_stage=2, or ema_decay=0"
+        )

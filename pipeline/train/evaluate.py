@@ -24,14 +24,20 @@ class SizedBatches(Protocol):
     def __len__(self) -> int: ...
 
 
-def evaluate(engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: Any = None, thorough: bool = False) -> TaskScores:
-    """Scores of engine.module on this rank's share of each task's samples, summed over ranks. Called by every rank; rank 0 computes.
+def evaluate(
+    engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: Any = None, thorough: bool = False
+) -> TaskScores:
+    """Scores of engine.module on this rank's share of each task's samples, summed over ranks. Called by every
+    rank; rank 0 computes.
 
-    Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one. thorough: also the
-    metrics that take long.
+    Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one.
+    thorough: also the metrics that take long.
     """
     with evaluation_mode(engine.module):
-        return {task: _evaluate_task(engine, task, loader, reduction, thorough) for task, loader in loaders.items()}
+        return {
+            task: _evaluate_task(engine, task, loader, reduction, thorough)
+            for task, loader in loaders.items()
+        }
 
 
 def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: Any, thorough: bool) -> Scores:
@@ -44,27 +50,37 @@ def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: A
     if not totals:
         return {"samples": 0.0}
     module: Any = engine.module
-    scores = module.scores(task, totals, thorough=thorough) if engine.rank == 0 else {}  # ranks must not differ in what is best
+    scores = (
+        module.scores(task, totals, thorough=thorough) if engine.rank == 0 else {}
+    )  # ranks must not differ in what is best
     return json.loads(from_rank0(engine, json.dumps(scores))) | {"samples": float(totals["samples"])}
 
 
 def missing_samples(scores: TaskScores, loaders: Mapping[str, Any]) -> dict[str, int]:
-    """Task -> how many samples of its loader (of any rank, as all have num_samples) are not in its scores; without those that miss none."""
-    missing = {task: loaders[task].num_samples - int(values.get("samples") or 0) for task, values in scores.items()}
+    """Task -> how many samples of its loader (of any rank, as all have num_samples) are not in its scores;
+    without those that miss none."""
+    missing = {
+        task: loaders[task].num_samples - int(values.get("samples") or 0) for task, values in scores.items()
+    }
     return {task: count for task, count in missing.items() if count}
 
 
 def ranking_score(module: nn.Module, scores: TaskScores, best: str | None = None) -> float | None:
-    """What ranks checkpoints: the main metric of the task `best`, or the geometric mean of all tasks' main metrics, for which a tenth more
-    of any counts alike, whatever its unit. None where one of them is n/a, not finite, or was not evaluated."""
+    """What ranks checkpoints: the main metric of the task `best`, or the geometric mean of all tasks' main
+    metrics, for which a tenth more of any counts alike, whatever its unit. None where one of them is n/a, not
+    finite, or was not evaluated."""
     tasks: Any = module.tasks
-    values = [scores[task].get(tasks[task].main_metric) if task in scores else None for task in ([best] if best else scores)]
+    values = [
+        scores[task].get(tasks[task].main_metric) if task in scores else None
+        for task in ([best] if best else scores)
+    ]
     known = [max(value, 0.0) for value in values if value is not None and math.isfinite(value)]
     return math.prod(known) ** (1 / len(known)) if known and len(known) == len(values) else None
 
 
 def _in_step(engine: Engine, loader: SizedBatches) -> Iterable[tuple[Batch, bool]]:
-    """This rank's batches, and whether each counts. Where a forward is a collective, ranks with fewer repeat their last."""
+    """This rank's batches, and whether each counts. Where a forward is a collective, ranks with fewer repeat
+    their last."""
     if not engine.forward_is_collective:
         yield from ((batch, True) for batch in loader)
         return
@@ -72,7 +88,8 @@ def _in_step(engine: Engine, loader: SizedBatches) -> Iterable[tuple[Batch, bool
     batch = next(batches, None)
     if anywhere(engine, batch is None) and rounds:
         raise ConfigError(
-            f"not a batch that can be read for each of the {engine.world_size} ranks of ZeRO 3; give a smaller data.eval_batch_size"
+            f"not a batch that can be read for each of the {engine.world_size} ranks of ZeRO 3; give a "
+            "smaller data.eval_batch_size"
         )
     done = 0
     while batch is not None:

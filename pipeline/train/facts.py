@@ -1,4 +1,5 @@
-"""What a checkpoint says beside its tensors. It may be a stranger's: each fact is of its type before anything believes it."""
+"""What a checkpoint says beside its tensors. It may be a stranger's: each fact is of its type before anything
+believes it."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -12,10 +13,13 @@ LARGEST = 2**53
 
 
 def check_facts(path: Path, facts: Mapping[str, Any], needed: Collection[str] = ()) -> None:
-    """Raises CheckpointError for a fact of the manifest at `path` that is of another type, or needed and not there."""
+    """Raises CheckpointError for a fact of the manifest at `path` that is of another type, or needed and not
+    there."""
     for name, (fits, kind) in _KINDS.items():
         if name in needed and name not in facts:
-            raise CheckpointError(f"{path} does not say its {name}; another version wrote it, or another program")
+            raise CheckpointError(
+                f"{path} does not say its {name}; another version wrote it, or another program"
+            )
         if name in facts and not fits(facts[name]):
             raise CheckpointError(f"{path} is damaged or made by hand: its {name} is not {kind}")
 
@@ -37,7 +41,13 @@ def _table(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _progress(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() | {"evaluated"} != {"step", "samples", "nonfinite", "best", "evaluated"}:
+    if not isinstance(value, dict) or value.keys() | {"evaluated"} != {
+        "step",
+        "samples",
+        "nonfinite",
+        "best",
+        "evaluated",
+    }:
         return False
     best = value["best"]
     return (

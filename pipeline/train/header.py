@@ -1,4 +1,5 @@
-"""What a run is, said at its start: a wrong device, batch or share of trained weights is seen at once, and not at its end."""
+"""What a run is, said at its start: a wrong device, batch or share of trained weights is seen at once, and
+not at its end."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -12,15 +13,21 @@ from pipeline.merging.macs import count_macs
 from pipeline.model import MultiTaskModel
 
 
-def model_lines(resolved: ResolvedRun, model: MultiTaskModel, trained: Collection[str], num_samples: Mapping[str, int]) -> list[str]:
-    """Parameters, and of each task its batch, its epochs and the MACs of one image. Asked before an engine cuts the parameters up.
+def model_lines(
+    resolved: ResolvedRun, model: MultiTaskModel, trained: Collection[str], num_samples: Mapping[str, int]
+) -> list[str]:
+    """Parameters, and of each task its batch, its epochs and the MACs of one image. Asked before an engine
+    cuts the parameters up.
 
     trained: names of parameters. num_samples: to train on, of each fed task.
     """
     config = resolved.config
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     all_, own = sum(sizes.values()), sum(sizes[name] for name in trained)
-    lines = [f"model: {config.backbone.name}, {_short(all_)} parameters, {_short(own)} trained (train.mode {config.train.mode})"]
+    lines = [
+        f"model: {config.backbone.name}, {_short(all_)} parameters, {_short(own)} trained (train.mode "
+        f"{config.train.mode})"
+    ]
     return lines + [_task_line(resolved, model, name, num_samples.get(name, 0)) for name in config.tasks]
 
 
@@ -30,8 +37,14 @@ def _task_line(resolved: ResolvedRun, model: MultiTaskModel, name: str, num_samp
     height, width = height_width(task.data.img_size)
     patch_h, patch_w = model.backbone.patch_size
     grid = height // patch_h, width // patch_w
-    whole, merged = count_macs(model.backbone, grid, 0).total, count_macs(model.backbone, grid, model.reduction_of(name)).total
-    cost = f"backbone {_short(merged)} MACs per image of {height}x{width}, {100 * merged / whole:.3g} % of {_short(whole)} unmerged"
+    whole, merged = (
+        count_macs(model.backbone, grid, 0).total,
+        count_macs(model.backbone, grid, model.reduction_of(name)).total,
+    )
+    cost = (
+        f"backbone {_short(merged)} MACs per image of {height}x{width}, {100 * merged / whole:.3g} % "
+        f"of {_short(whole)} unmerged"
+    )
     if name not in resolved.global_batch:
         return f"{name}: frozen; {cost}"
     micro, batch = resolved.micro_batches[name], resolved.global_batch[name]
@@ -45,7 +58,8 @@ def run_lines(resolved: ResolvedRun, engine: Engine) -> list[str]:
     config = resolved.config
     kind = f"deepspeed, ZeRO {config.engine.zero_stage}" if config.engine.type == "deepspeed" else "local"
     return [
-        f"device: {_device(engine.device)}; ranks: {engine.world_size}; engine: {kind}, {config.engine.precision}",
+        f"device: {_device(engine.device)}; ranks: {engine.world_size}; engine: {kind}, "
+        f"{config.engine.precision}",
         f"steps: {resolved.total_steps}; output: {config.output}",
     ]
 
@@ -53,7 +67,11 @@ def run_lines(resolved: ResolvedRun, engine: Engine) -> list[str]:
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"GPU {torch.cuda.get_device_name(device)}"
-    why = "as DS_ACCELERATOR says" if os.environ.get("DS_ACCELERATOR") == "cpu" and torch.cuda.is_available() else "no GPU was found"
+    why = (
+        "as DS_ACCELERATOR says"
+        if os.environ.get("DS_ACCELERATOR") == "cpu" and torch.cuda.is_available()
+        else "no GPU was found"
+    )
     return f"CPU ({why}, {torch.get_num_threads()} threads a rank)"
 
 

@@ -1,4 +1,5 @@
-"""One run at a time writes into a folder: a lock that ends with the process that holds it, however it ends."""
+"""One run at a time writes into a folder: a lock that ends with the process that holds it, however it
+ends."""
 
 import fcntl
 import os
@@ -16,17 +17,21 @@ MOST_SAID = 200
 
 
 def locked(folder: Path) -> IO[str]:
-    """Makes the folder and locks it until the file that is returned is closed. Raises ConfigError that says who holds it.
+    """Makes the folder and locks it until the file that is returned is closed. Raises ConfigError that says
+    who holds it.
 
-    A POSIX record lock, which workers do not inherit: it is gone at once when a run is killed. On a network file system it holds
-    between machines only where server and mount do locks; a folder that cannot be locked is refused.
+    A POSIX record lock, which workers do not inherit: it is gone at once when a run is killed. On a network
+    file system it holds between machines only where server and mount do locks; a folder that cannot be locked
+    is refused.
     """
     path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as err:
-        raise ConfigError(f"output {folder} cannot be made or written to: {err.strerror}; give another folder") from err
+        raise ConfigError(
+            f"output {folder} cannot be made or written to: {err.strerror}; give another folder"
+        ) from err
     facts = os.fstat(handle)
     if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
         os.close(handle)
@@ -45,9 +50,14 @@ def _lock(file: IO[str], path: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = file.read(MOST_SAID).strip() or "it does not say which"
-        raise ConfigError(f"{path.parent} is in use by another run ({holder}); wait for its end, or give another output") from None
+        raise ConfigError(
+            f"{path.parent} is in use by another run ({holder}); wait for its end, or give another output"
+        ) from None
     except OSError as err:
-        raise ConfigError(f"{path.parent} cannot be locked against a second run ({err.strerror}); give an output on another disk") from err
+        raise ConfigError(
+            f"{path.parent} cannot be locked against a second run ({err.strerror}); give an output on "
+            "another disk"
+        ) from err
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     file.flush()

@@ -1,4 +1,5 @@
-"""The order of things in a run. It knows no task, no policy and no launcher, and asks the device nothing between two reports."""
+"""The order of things in a run. It knows no task, no policy and no launcher, and asks the device nothing
+between two reports."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,8 @@ from pipeline.train.signals import StopRequest
 
 
 def train(config: RunConfig, resume: str = "auto") -> Path:
-    """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT; the run's folder. resume: see `build_run`. Raises PipelineError."""
+    """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT; the run's folder. resume: see
+    `build_run`. Raises PipelineError."""
     run = build_run(config, resume)
     main, step = run.engine.rank == 0, run.progress.step
     if main:
@@ -65,21 +67,28 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
         if run.loaders and _due(step, settings.eval_every) and not (last or stopping):
             with _saving_in_outage(run, reporter):
                 better = _score(run, reporter)
-        if last or stopping or better or _due(step, settings.save_every or default_save_every(run.total_steps)):
+        if (
+            last
+            or stopping
+            or better
+            or _due(step, settings.save_every or default_save_every(run.total_steps))
+        ):
             reporter.say(f"saved {_save(run, better)}")
         for line in bad_summary(run.engine, run.streams) if last or stopping else ():
             reporter.say(line)
         if stopping and not last:
             reporter.say(f"stopped as asked after step {step} of {run.total_steps}; --resume auto continues")
             return
-    if run.loaders and run.progress.evaluated < run.progress.step:  # saved by now: a run that is killed in it makes it when it is resumed
+    if (
+        run.loaders and run.progress.evaluated < run.progress.step
+    ):  # saved by now: a run that is killed in it makes it when it is resumed
         _save(run, _score(run, reporter))
 
 
 @contextmanager
 def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
-    """Around what reads data: where the storage is gone, the steps since the last save are saved first. Of one process, as other ranks
-    would wait for this one elsewhere."""
+    """Around what reads data: where the storage is gone, the steps since the last save are saved first. Of
+    one process, as other ranks would wait for this one elsewhere."""
     try:
         yield
     except StorageError:
@@ -88,8 +97,11 @@ def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
         raise
 
 
-def _train_step(run: Run, plan: Sequence[str], streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch) -> torch.Tensor:
-    """One optimizer step over a micro-batch of each task of the plan; the gradient norm before clipping, on the device."""
+def _train_step(
+    run: Run, plan: Sequence[str], streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch
+) -> torch.Tensor:
+    """One optimizer step over a micro-batch of each task of the plan; the gradient norm before clipping, on
+    the device."""
     config, engine, step = run.config, run.engine, run.progress.step
     phase = phase_at(step, config.train)
     run.gate.open(phase.trained)
@@ -125,15 +137,20 @@ def _train_step(run: Run, plan: Sequence[str], streams: dict[str, Iterator[Batch
     return norm
 
 
-def _next_batch(run: Run, streams: dict[str, Iterator[Batch]], watch: Stopwatch, task: str, micro_step: int) -> Batch:
-    """The task's next batch on the device; its mixture (mixup, cutmix) is the rank's own. micro_step: within the step."""
+def _next_batch(
+    run: Run, streams: dict[str, Iterator[Batch]], watch: Stopwatch, task: str, micro_step: int
+) -> Batch:
+    """The task's next batch on the device; its mixture (mixup, cutmix) is the rank's own. micro_step: within
+    the step."""
     batch = watch.next_of(streams[task]).to(run.engine.device)
     samples = run.config.tasks[task].data.batch_size * run.engine.world_size
     watch.count(samples)
     run.progress.samples[task] = run.progress.samples.get(task, 0) + samples
     if task not in run.mixers:
         return batch
-    return run.mixers[task](batch, seed_of(run.config.seed, "mix", task, run.engine.rank, run.progress.step), micro_step)
+    return run.mixers[task](
+        batch, seed_of(run.config.seed, "mix", task, run.engine.rank, run.progress.step), micro_step
+    )
 
 
 def _draw_reduction(config: RunConfig, task: str, step: int) -> int | None:
@@ -146,12 +163,16 @@ def _draw_reduction(config: RunConfig, task: str, step: int) -> int | None:
 
 
 def _draw(config: RunConfig, step: int, micro_step: int) -> float:
-    """In [0, 1), the same on every rank: a choice that changes which layers compute would otherwise block collectives."""
-    return float(torch.rand((), generator=generator(config.seed, "draw", step, micro_step), dtype=torch.float64))
+    """In [0, 1), the same on every rank: a choice that changes which layers compute would otherwise block
+    collectives."""
+    return float(
+        torch.rand((), generator=generator(config.seed, "draw", step, micro_step), dtype=torch.float64)
+    )
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:
-    """Reads the device, on every rank. Raises PipelineError where too many steps in a row were skipped, or too many samples bad."""
+    """Reads the device, on every rank. Raises PipelineError where too many steps in a row were skipped, or
+    too many samples bad."""
     bad = count_bad(run.engine, run.streams)
     values = {name: mean(pair) for name, pair in sums.reduce(run.engine).items()}
     values |= reported_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
@@ -159,14 +180,21 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     in_row, most = run.nonfinite.tolist()
     run.progress.nonfinite = int(in_row)
     if (covered := run.progress.step - run.reported) != run.config.train.log_every:
-        values["averaged_steps"] = covered  # fewer than usual: at the end, and after a resume between two reports
+        values["averaged_steps"] = (
+            covered  # fewer than usual: at the end, and after a resume between two reports
+        )
     run.reported = run.progress.step
-    values |= {f"epoch/{task}": run.progress.samples.get(task, 0) / stream.num_samples for task, stream in run.streams.items()}
+    values |= {
+        f"epoch/{task}": run.progress.samples.get(task, 0) / stream.num_samples
+        for task, stream in run.streams.items()
+    }
     reporter.write(run.progress.step, values | ({"skipped_in_row": most} if most else {}))
     if most > run.config.train.max_nonfinite:
         raise PipelineError(
-            f"{int(most)} steps in a row until step {run.progress.step} had a loss or gradient that is not finite, and were skipped; "
-            f"lower optim.lr, give optim.clip_grad or engine.precision='fp32', and continue from {run.root} with --resume"
+            f"{int(most)} steps in a row until step {run.progress.step} had a loss or gradient that is "
+            "not finite, and were skipped; "
+            "lower optim.lr, give optim.clip_grad or engine.precision='fp32', and continue from "
+            f"{run.root} with --resume"
         )
     run.nonfinite[1] = in_row
     check_budget(run.engine, run.streams, bad)
@@ -180,9 +208,18 @@ def _score(run: Run, reporter: Reporter) -> bool:
     run.progress.evaluated = run.progress.step
     missing = missing_samples(scores, run.loaders)
     for task, count in missing.items():
-        reporter.say(f"{task}: {count} of {run.loaders[task].num_samples} samples could not be read, and are not in its scores")
-    told = {task: values | ({"missing": missing[task]} if task in missing else {}) for task, values in scores.items()}
-    reporter.write(run.progress.step, {f"val/{task}/{name}": value for task, values in told.items() for name, value in values.items()})
+        reporter.say(
+            f"{task}: {count} of {run.loaders[task].num_samples} samples could not be read, and are not "
+            "in its scores"
+        )
+    told = {
+        task: values | ({"missing": missing[task]} if task in missing else {})
+        for task, values in scores.items()
+    }
+    reporter.write(
+        run.progress.step,
+        {f"val/{task}/{name}": value for task, values in told.items() for name, value in values.items()},
+    )
     score, best = ranking_score(run.engine.module, scores, run.config.train.best), run.progress.best
     if score is None or (best is not None and score <= best):
         return False
@@ -194,9 +231,15 @@ def _save(run: Run, better: bool) -> Path:
     average_buffers(run.engine)
     run.progress.nonfinite = int(run.nonfinite[0])
     facts = _facts(run) if run.engine.rank == 0 else {}
-    average = {f"ema.{name}": tensor for name, tensor in run.ema.state_dict().items()} if run.ema is not None else {}
+    average = (
+        {f"ema.{name}": tensor for name, tensor in run.ema.state_dict().items()}
+        if run.ema is not None
+        else {}
+    )
     keep = run.config.train.keep_checkpoints
-    folder = checkpoint.save(run.engine, run.root, run.progress.step, average, facts, since=run.saved, keep=keep, best=better)
+    folder = checkpoint.save(
+        run.engine, run.root, run.progress.step, average, facts, since=run.saved, keep=keep, best=better
+    )
     run.saved = run.progress.step
     return folder
 

@@ -11,7 +11,8 @@ from pipeline.train.collective import joined, joined_json
 
 
 class MetricSums:
-    """Adds (sum, count) pairs by name. only_finite: leaves out what is not, with its count, as a skipped step must not hide the others."""
+    """Adds (sum, count) pairs by name. only_finite: leaves out what is not, with its count, as a skipped step
+    must not hide the others."""
 
     def __init__(self, *, only_finite: bool = False) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -29,18 +30,22 @@ class MetricSums:
             self._sums[key] = self._sums[key] + pair if key in self._sums else pair
 
     def reduce(self, engine: Engine) -> dict[str, tuple[float, float]]:
-        """(sum, count) over all ranks by name, and empties this. One sum over ranks and one read, called by every rank, all of which
-        have added the same names."""
+        """(sum, count) over all ranks by name, and empties this. One sum over ranks and one read, called by
+        every rank, all of which have added the same names."""
         names = sorted(self._sums)
         if not names:
             return {}
         table = torch.stack([self._sums[name] for name in names])
         self._sums = {}
-        return {name: (total, count) for name, (total, count) in zip(names, engine.all_reduce(table).tolist(), strict=True)}
+        return {
+            name: (total, count)
+            for name, (total, count) in zip(names, engine.all_reduce(table).tolist(), strict=True)
+        }
 
 
 class TallySums:
-    """Adds tallies by name: whole numbers exactly, others in float64. Joins rows: whole numbers as int64, other tensors as float32."""
+    """Adds tallies by name: whole numbers exactly, others in float64. Joins rows: whole numbers as int64,
+    other tensors as float32."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -59,29 +64,43 @@ class TallySums:
             self._rows.setdefault(name, []).append(values)
 
     def reduce(self, engine: Engine) -> Tallies:
-        """Sums and rows of all ranks, on the CPU; tuples of rows as a list of what JSON makes of them. Called by every rank; those that
-        added nothing learn names and shapes from the first that did.
+        """Sums and rows of all ranks, on the CPU; tuples of rows as a list of what JSON makes of them. Called
+        by every rank; those that added nothing learn names and shapes from the first that did.
 
         One sum over ranks per dtype of what is added, two for each name of rows.
         """
         sums = {name: [tensor.is_floating_point(), *tensor.shape] for name, tensor in self._sums.items()}
         rows = {name: _row_layout(parts[0]) for name, parts in self._rows.items()}
-        layouts = joined_json(engine, [[sums, rows]] if sums or rows else [])  # all samples of rank 0 may be bad
+        layouts = joined_json(
+            engine, [[sums, rows]] if sums or rows else []
+        )  # all samples of rank 0 may be bad
         if not layouts:
             return {}
         sums, rows = layouts[0]
-        return self._added(engine, sums) | {name: self._joined(engine, name, layout) for name, layout in rows.items()}
+        return self._added(engine, sums) | {
+            name: self._joined(engine, name, layout) for name, layout in rows.items()
+        }
 
     def _added(self, engine: Engine, layout: Mapping[str, Any]) -> Tallies:
         totals: Tallies = {}
         for dtype in (torch.int64, torch.float64):
-            shapes = {name: shape for name, (floating, *shape) in layout.items() if floating == dtype.is_floating_point}
+            shapes = {
+                name: shape
+                for name, (floating, *shape) in layout.items()
+                if floating == dtype.is_floating_point
+            }
             if not shapes:
                 continue
-            parts = [self._sums.get(name, torch.zeros(shape, dtype=dtype, device=engine.device)) for name, shape in shapes.items()]
+            parts = [
+                self._sums.get(name, torch.zeros(shape, dtype=dtype, device=engine.device))
+                for name, shape in shapes.items()
+            ]
             flat = engine.all_reduce(torch.cat([part.flatten() for part in parts])).cpu()
             pieces = flat.split([part.numel() for part in parts])
-            totals |= {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+            totals |= {
+                name: piece.reshape(shape)
+                for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+            }
         return totals
 
     def _joined(self, engine: Engine, name: str, layout: Sequence[Any] | None) -> Any:

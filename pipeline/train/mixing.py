@@ -1,4 +1,5 @@
-"""Which tasks a step holds: a function of the configuration and (seed, step), and so the same on every rank and after a resumption."""
+"""Which tasks a step holds: a function of the configuration and (seed, step), and so the same on every rank
+and after a resumption."""
 
 import torch
 
@@ -15,7 +16,9 @@ def tasks_of_step(resolved: ResolvedRun, step: int) -> tuple[str, ...]:
 
 def draw_task(resolved: ResolvedRun, step: int) -> str:
     """One task with the probability of its share."""
-    point = float(torch.rand((), generator=generator(resolved.config.seed, "task", step), dtype=torch.float64))
+    point = float(
+        torch.rand((), generator=generator(resolved.config.seed, "task", step), dtype=torch.float64)
+    )
     for name, share in resolved.shares.items():
         point -= share
         if point < 0:

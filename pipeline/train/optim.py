@@ -1,4 +1,5 @@
-"""What is trained, at which learning rate, in which step: all closed forms of the configuration and the step."""
+"""What is trained, at which learning rate, in which step: all closed forms of the configuration and the
+step."""
 
 import math
 import re
@@ -35,8 +36,8 @@ def owner_of(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Phase:
-    """What one step does. relaxed: passed to the model (None: the policy's own way). trained: kinds that move in this step; what
-    weighs the losses always does."""
+    """What one step does. relaxed: passed to the model (None: the policy's own way). trained: kinds that move
+    in this step; what weighs the losses always does."""
 
     relaxed: bool | None
     trained: frozenset[str]
@@ -53,7 +54,8 @@ TRAINED = {
 
 
 def phase_at(step: int, config: TrainConfig) -> Phase:
-    """end_to_end: every `alternate_period`-th step trains the embeddings under the relaxed merge, the others the rest, merged hard."""
+    """end_to_end: every `alternate_period`-th step trains the embeddings under the relaxed merge, the others
+    the rest, merged hard."""
     relaxed, trained = (False if config.mode in ("backbone", "heads") else None), TRAINED[config.mode]
     if config.mode == "end_to_end":
         relaxed = step % config.alternate_period == config.alternate_period - 1
@@ -62,7 +64,8 @@ def phase_at(step: int, config: TrainConfig) -> Phase:
 
 
 def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> None:
-    """Freezes what the mode does not train, and what frozen tasks own. ConfigError where a mode finds nothing to learn."""
+    """Freezes what the mode does not train, and what frozen tasks own. ConfigError where a mode finds nothing
+    to learn."""
     kinds = {name: kind_of(name) for name, _ in model.named_parameters()}
     if METRIC in TRAINED[mode] and METRIC not in kinds.values():
         raise ConfigError(
@@ -75,11 +78,13 @@ def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> 
 
 
 def set_modes(model: nn.Module, trained: Collection[str]) -> None:
-    """Training mode for the parts that learn in a step that trains these kinds; the others, frozen or resting, are in evaluation mode,
-    so that their dropout, drop path and batch statistics neither blur nor change what they are.
+    """Training mode for the parts that learn in a step that trains these kinds; the others, frozen or
+    resting, are in evaluation mode, so that their dropout, drop path and batch statistics neither blur nor
+    change what they are.
 
-    A part that has parameters of its own kind goes by them (a block is no metric embedding, though it holds one), one that has none
-    by the part that holds it. The model itself is in training mode: it says what the pass is for.
+    A part that has parameters of its own kind goes by them (a block is no metric embedding, though it holds
+    one), one that has none by the part that holds it. The model itself is in training mode: it says what the
+    pass is for.
     """
     learns: dict[str, bool] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -94,12 +99,15 @@ def set_modes(model: nn.Module, trained: Collection[str]) -> None:
 
 
 def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """Trainable parameters as dicts of name, kind, owner, params, weight_decay and lr_scale, in a fixed order.
+    """Trainable parameters as dicts of name, kind, owner, params, weight_decay and lr_scale, in a fixed
+    order.
 
-    owner: the task that alone uses them, or None. Biases, norms and other one-dimensional parameters and timm's position and prefix
-    embeddings do not decay.
+    owner: the task that alone uses them, or None. Biases, norms and other one-dimensional parameters and
+    timm's position and prefix embeddings do not decay.
     """
-    depth = 1 + max((int(found[1]) for name, _ in model.named_parameters() if (found := _BLOCK.match(name))), default=-1)
+    depth = 1 + max(
+        (int(found[1]) for name, _ in model.named_parameters() if (found := _BLOCK.match(name))), default=-1
+    )
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -107,10 +115,21 @@ def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]
         kind, owner, layer = kind_of(name), owner_of(name), _layer_of(name, depth)
         decays = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in NO_DECAY_NAMES
         lr_scale = config.optim.layer_decay ** (depth + 1 - layer) if kind == BASE else 1.0
-        place = [kind, *([owner] if owner else []), *([str(layer)] if lr_scale != 1 else []), "decay" if decays else "plain"]
+        place = [
+            kind,
+            *([owner] if owner else []),
+            *([str(layer)] if lr_scale != 1 else []),
+            "decay" if decays else "plain",
+        ]
         group = groups.setdefault(
             ".".join(place),
-            dict(kind=kind, owner=owner, params=[], weight_decay=config.optim.weight_decay if decays else 0.0, lr_scale=lr_scale),
+            dict(
+                kind=kind,
+                owner=owner,
+                params=[],
+                weight_decay=config.optim.weight_decay if decays else 0.0,
+                lr_scale=lr_scale,
+            ),
         )
         group["params"].append(parameter)
     return [dict(name=name, **groups[name]) for name in sorted(groups)]
@@ -120,7 +139,8 @@ _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 
 
 def _layer_of(name: str, depth: int) -> int:
-    """0 for what comes before the blocks, 1 ... depth for the blocks, depth + 1 for what comes after and for heads."""
+    """0 for what comes before the blocks, 1 ... depth for the blocks, depth + 1 for what comes after and for
+    heads."""
     if block := _BLOCK.match(name):
         return int(block[1]) + 1
     before = name.startswith("backbone.") and not name.startswith("backbone.norm.")
@@ -138,36 +158,58 @@ def lr_at(step: int, config: OptimConfig, total_steps: int, peak: float | None =
 
 
 def rates_of_kinds(step: int, config: RunConfig, total_steps: int) -> dict[str, float]:
-    """Learning rate of each kind of parameters, whether or not it rests in this step; layers of the backbone may have less of it."""
+    """Learning rate of each kind of parameters, whether or not it rests in this step; layers of the backbone
+    may have less of it."""
     optim = config.optim
-    peaks = {BASE: optim.lr, HEAD: optim.lr, METRIC: optim.lr if optim.metric_lr is None else optim.metric_lr, BALANCE: config.balancing.lr}
+    peaks = {
+        BASE: optim.lr,
+        HEAD: optim.lr,
+        METRIC: optim.lr if optim.metric_lr is None else optim.metric_lr,
+        BALANCE: config.balancing.lr,
+    }
     return {kind: lr_at(step, optim, total_steps, peak) for kind, peak in peaks.items()}
 
 
-def reported_rates(groups: Sequence[Mapping[str, Any]], step: int, config: RunConfig, total_steps: int) -> dict[str, float]:
-    """`lr/KIND` of each kind that the run trains, and `lr`: that of the backbone, or else of the heads, or else of the embeddings."""
+def reported_rates(
+    groups: Sequence[Mapping[str, Any]], step: int, config: RunConfig, total_steps: int
+) -> dict[str, float]:
+    """`lr/KIND` of each kind that the run trains, and `lr`: that of the backbone, or else of the heads, or
+    else of the embeddings."""
     kinds, rates = {group["kind"] for group in groups}, rates_of_kinds(step, config, total_steps)
     model = next((kind for kind in (BASE, HEAD, METRIC) if kind in kinds), BALANCE)
     return {"lr": rates[model]} | {f"lr/{kind}": rates[kind] for kind in sorted(kinds)}
 
 
 def learning_rates(
-    groups: Sequence[Mapping[str, Any]], step: int, config: RunConfig, total_steps: int, tasks: Collection[str] | None = None
+    groups: Sequence[Mapping[str, Any]],
+    step: int,
+    config: RunConfig,
+    total_steps: int,
+    tasks: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Learning rate of each parameter group, by its name; 0 for a group that rests in this step.
 
     tasks: those that the step holds; what only others use rests. None: all.
     """
     trained = phase_at(step, config.train).trained
-    rates = {kind: rate if kind in trained else 0.0 for kind, rate in rates_of_kinds(step, config, total_steps).items()}
-    idle = [group["owner"] is not None and tasks is not None and group["owner"] not in tasks for group in groups]
-    return {g["name"]: 0.0 if rests else rates[g["kind"]] * g["lr_scale"] for g, rests in zip(groups, idle, strict=True)}
+    rates = {
+        kind: rate if kind in trained else 0.0
+        for kind, rate in rates_of_kinds(step, config, total_steps).items()
+    }
+    idle = [
+        group["owner"] is not None and tasks is not None and group["owner"] not in tasks for group in groups
+    ]
+    return {
+        g["name"]: 0.0 if rests else rates[g["kind"]] * g["lr_scale"]
+        for g, rests in zip(groups, idle, strict=True)
+    }
 
 
 class GradientGate:
     """Makes the gradients of resting kinds exactly zero, on the leaf, before any engine sees or sums them.
 
-    The factor is a device scalar, so closing and opening asks the device nothing; it works under every ZeRO stage.
+    The factor is a device scalar, so closing and opening asks the device nothing; it works under every ZeRO
+    stage.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], device: torch.device):

@@ -1,4 +1,5 @@
-"""Where the figures of a run go: metrics.jsonl, TensorBoard, and a terminal. Rank 0 only; the others get a reporter that is silent."""
+"""Where the figures of a run go: metrics.jsonl, TensorBoard, and a terminal. Rank 0 only; the others get a
+reporter that is silent."""
 
 import json
 import logging
@@ -24,7 +25,8 @@ class Reporter:
     """Context manager. A progress bar where there is a terminal, one line per report otherwise."""
 
     def __init__(self, folder: Path, *, main: bool, step: int, total_steps: int):
-        """step: where the run starts; figures of later steps, which an interrupted run left behind, are removed."""
+        """step: where the run starts; figures of later steps, which an interrupted run left behind, are
+        removed."""
         self._main = main
         self._total = total_steps
         if not main:
@@ -34,7 +36,9 @@ class Reporter:
         _drop_after(path, step)
         self._file = open(path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(folder_within(folder, "tensorboard")), purge_step=step + 1)
-        self._bar = tqdm(total=total_steps, initial=step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total_steps, initial=step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True
+        )
 
     def __enter__(self) -> "Reporter":
         return self
@@ -51,7 +55,8 @@ class Reporter:
             self._bar.update()
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Values by name, at a step; None is n/a. What is not finite is null in the file, as JSON has no word for it.
+        """Values by name, at a step; None is n/a. What is not finite is null in the file, as JSON has no word
+        for it.
 
         Details (`val/TASK/METRIC/CLASS`) go to the file and the board only.
         """
@@ -63,7 +68,10 @@ class Reporter:
         self._file.flush()
         for name, value in known.items():
             self._board.add_scalar(name, value, step)
-        self.say(f"step {step}/{self._total}  {_text({name: known.get(name) for name in values if name.count('/') <= 2})}")
+        self.say(
+            f"step {step}/{self._total}  "
+            f"{_text({name: known.get(name) for name in values if name.count('/') <= 2})}"
+        )
 
     def say(self, text: str) -> None:
         """A line for the user, above the bar."""
@@ -102,13 +110,15 @@ def _text(values: Mapping[str, float | None]) -> str:
         group, _, last = name.rpartition("/")
         groups.setdefault(group, []).append(f"{last} n/a" if value is None else f"{last} {value:.4g}")
     if len(groups.keys() - {"", "lr"}) > MOST_GROUPS:
-        return "  ".join(groups.pop("", [])) + "".join(f"\n  {group:<22}  " + "  ".join(said) for group, said in groups.items())
+        return "  ".join(groups.pop("", [])) + "".join(
+            f"\n  {group:<22}  " + "  ".join(said) for group, said in groups.items()
+        )
     return "  ".join(f"{group}/{text}" if group else text for group, said in groups.items() for text in said)
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keeps the lines until `step`. Written aside, so that none is lost however this ends; a line that is none of ours goes to a file of
-    its own, where a line is joined to those of before."""
+    """Keeps the lines until `step`. Written aside, so that none is lost however this ends; a line that is
+    none of ours goes to a file of its own, where a line is joined to those of before."""
     kept, strange = [], []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         (strange if (found := _step_of(line)) is None else kept if found <= step else []).append(line)

@@ -16,13 +16,15 @@ def generator(*address: int | str) -> torch.Generator:
 
 
 def seed_everything(*address: int | str) -> None:
-    """Sets the global generators of the CPU and the GPU, from which starting weights, dropout and drop path are drawn."""
+    """Sets the global generators of the CPU and the GPU, from which starting weights, dropout and drop path
+    are drawn."""
     seed_generators(*address)
     torch.cuda.manual_seed(seed_of(*address))
 
 
 def rng_state() -> Tensor:
-    """The global generators of this process as one int64 tensor: torch, Python, NumPy, and CUDA's where there is one."""
+    """The global generators of this process as one int64 tensor: torch, Python, NumPy, and CUDA's where there
+    is one."""
     _, key, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     version, words, python_gauss = random.getstate()
     parts = [
@@ -47,14 +49,21 @@ def set_rng_state(state: Tensor) -> None:
     torch.set_rng_state(torch_state.to(torch.uint8))
     version, *words = python_state.tolist()
     random.setstate((version, tuple(words), _float(python_gauss)))
-    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), int(position[0]), int(position[1]), _float(gauss) or 0.0))
+    np.random.set_state(
+        ("MT19937", key.numpy().astype(np.uint32), int(position[0]), int(position[1]), _float(gauss) or 0.0)
+    )
     if rest.numel() and torch.cuda.is_available():
         torch.cuda.set_rng_state(rest.to(torch.uint8))
 
 
 def _bits(value: float | None) -> Tensor:
     """[2] int64: whether there is a value, and its bits."""
-    return torch.stack([torch.tensor(int(value is not None)), torch.tensor(value or 0.0, dtype=torch.float64).view(torch.int64)])
+    return torch.stack(
+        [
+            torch.tensor(int(value is not None)),
+            torch.tensor(value or 0.0, dtype=torch.float64).view(torch.int64),
+        ]
+    )
 
 
 def _float(bits: Tensor) -> float | None:

@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """Everything that the loop orders about. What moves is in `engine`, `ema`, `streams` and `progress`; the rest stays as built."""
+    """Everything that the loop orders about. What moves is in `engine`, `ema`, `streams` and `progress`; the
+    rest stays as built."""
 
     resolved: ResolvedRun
     engine: Engine
@@ -84,10 +85,12 @@ class Run:
 
 
 def build_run(config: RunConfig, resume: str) -> Run:
-    """resume: `auto` continues the last checkpoint of the run's folder, if any; `none` starts anew where there is none; else a path.
+    """resume: `auto` continues the last checkpoint of the run's folder, if any; `none` starts anew where
+    there is none; else a path.
 
-    Everything that can be wrong with the configuration is found before processes are connected. Then the folder is locked, and before the
-    first step is the time to learn that it cannot be written to. Raises PipelineError.
+    Everything that can be wrong with the configuration is found before processes are connected. Then the
+    folder is locked, and before the first step is the time to learn that it cannot be written to. Raises
+    PipelineError.
     """
     world_size, rank = launched.world_size(), launched.rank()
     facts = model_facts(config.backbone)
@@ -98,7 +101,9 @@ def build_run(config: RunConfig, resume: str) -> Run:
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
         _check_shares(config, loaders, world_size)
-    resolved = resolve(config, world_size, facts, {name: stream.num_samples for name, stream in streams.items()})
+    resolved = resolve(
+        config, world_size, facts, {name: stream.num_samples for name, stream in streams.items()}
+    )
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     seed_everything(config.seed, "weights")
@@ -111,13 +116,16 @@ def build_run(config: RunConfig, resume: str) -> Run:
         refuse_link(Path(config.output, name))
     if resume == "none" and any(Path(config.output).glob("checkpoints/step_*")):
         raise ConfigError(
-            f"{config.output} holds checkpoints of a run, which --resume none does not touch; continue it with --resume auto, "
+            f"{config.output} holds checkpoints of a run, which --resume none does not touch; continue "
+            "it with --resume auto, "
             f"give another output, or remove {config.output}/checkpoints"
         )
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    about = model_lines(resolved, model, trained, {name: stream.num_samples for name, stream in streams.items()})
+    about = model_lines(
+        resolved, model, trained, {name: stream.num_samples for name, stream in streams.items()}
+    )
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams))
     engine = build_engine(config, model, groups)
@@ -141,7 +149,9 @@ def build_run(config: RunConfig, resume: str) -> Run:
     )
     if (found := _find(run, resume)) is not None:
         _restore(run, found, shapes, trained)
-        run.about.append(f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}")
+        run.about.append(
+            f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}"
+        )
     return run
 
 
@@ -152,30 +162,37 @@ def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_si
         if math.ceil(samples / size) < world_size:
             raise ConfigError(
                 f"tasks.{name}.data.eval_batch_size is {size} and there are {samples} samples to evaluate: "
-                f"not a batch for each of the {world_size} ranks of ZeRO 3; give {max(1, samples // world_size)}"
+                f"not a batch for each of the {world_size} ranks of ZeRO 3; give "
+                f"{max(1, samples // world_size)}"
             )
 
 
 def _tell_spare_classes(model: MultiTaskModel, streams: Mapping[str, TrainStream]) -> None:
-    """Absent classes can be meant, when a head is tuned on some of them; more often a config has another set's number."""
+    """Absent classes can be meant, when a head is tuned on some of them; more often a config has another
+    set's number."""
     for name, stream in streams.items():
         given, there = getattr(model.tasks[name], "num_classes", 0), len(stream.classes)
         if 0 < there < given:
             log.warning(
-                "tasks.%s.head.num_classes is %d and the shards have %d classes: %d outputs have no sample to learn from. "
+                "tasks.%s.head.num_classes is %d and the shards have %d classes: %d outputs have no "
+                "sample to learn from. "
                 "For a head of this set give %d",
                 *(name, given, there, given - there, there),
             )
 
 
-def _build_data(config: RunConfig, rank: int, world_size: int) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
+def _build_data(
+    config: RunConfig, rank: int, world_size: int
+) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
     """Raises what is wrong with all tasks' data at once."""
     streams, loaders = {}, {}
     troubles: list[ConfigError | SampleError | StorageError] = []
     for name, task in config.tasks.items():
         try:
             if not task.frozen:
-                streams[name] = build_stream(name, task.data, seed=config.seed, rank=rank, world_size=world_size)
+                streams[name] = build_stream(
+                    name, task.data, seed=config.seed, rank=rank, world_size=world_size
+                )
             if task.data.val:
                 loaders[name] = build_eval_loader(name, task.data, rank=rank, world_size=world_size)
         except (ConfigError, SampleError, StorageError) as err:
@@ -209,10 +226,19 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
         checkpoint.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
-        run.ema.load_state_dict({name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")})
+        run.ema.load_state_dict(
+            {name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")}
+        )
     for name, names in found.facts.get("classes", {}).items():  # older checkpoints do not say them
-        if name in run.loaders and run.loaders[name].classes != agreed(run.loaders[name].classes, names, f"tasks.{name}.data").names:
-            raise CheckpointError(f"{found.folder}: its classes of task '{name}' are in another order; resume with the shards of then")
+        if (
+            name in run.loaders
+            and run.loaders[name].classes
+            != agreed(run.loaders[name].classes, names, f"tasks.{name}.data").names
+        ):
+            raise CheckpointError(
+                f"{found.folder}: its classes of task '{name}' are in another order; resume with the "
+                "shards of then"
+            )
     for name, stream in run.streams.items():
         stream.load_state_dict(found.facts["streams"][name])
     run.progress = Progress(**found.facts["progress"])

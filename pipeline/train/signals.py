@@ -1,4 +1,5 @@
-"""A request to stop is a flag that is looked at between steps, so that a run ends with a checkpoint and not inside one."""
+"""A request to stop is a flag that is looked at between steps, so that a run ends with a checkpoint and not
+inside one."""
 
 import multiprocessing
 import signal
@@ -13,16 +14,19 @@ from pipeline.interfaces import Engine
 
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1)
 REPEATED = 1.0
-"""Seconds in which another SIGINT is the same key press: launchers send on what the terminal has already sent to all."""
+"""Seconds in which another SIGINT is the same key press: launchers send on what the terminal has already sent
+to all."""
 
 
 class StopRequest:
-    """Context manager that catches SIGTERM, SIGUSR1 and SIGINT. A second SIGINT raises KeyboardInterrupt, a third ends the process.
+    """Context manager that catches SIGTERM, SIGUSR1 and SIGINT. A second SIGINT raises KeyboardInterrupt, a
+    third ends the process.
 
-    Launchers and schedulers signal a whole process group. SIGTERM and SIGUSR1 are therefore blocked, which worker processes inherit: they
-    go on loading until the run has stopped. A thread that was there before may still receive one, which is what the handler is for.
-    What blocks SIGTERM cannot be ended by it, as Python does to what is left at exit; so at the end, or at an error, the workers that
-    were started meanwhile are killed.
+    Launchers and schedulers signal a whole process group. SIGTERM and SIGUSR1 are therefore blocked, which
+    worker processes inherit: they go on loading until the run has stopped. A thread that was there before may
+    still receive one, which is what the handler is for. What blocks SIGTERM cannot be ended by it, as Python
+    does to what is left at exit; so at the end, or at an error, the workers that were started meanwhile are
+    killed.
     """
 
     def __init__(self) -> None:
@@ -47,14 +51,19 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self, engine: Engine) -> bool:
-        """Whether any rank was asked to stop; the same answer on every rank. Called by all ranks after every step.
+        """Whether any rank was asked to stop; the same answer on every rank. Called by all ranks after every
+        step.
 
-        With several ranks it is the answer of the step before, which has long arrived: the device never waits for it.
+        With several ranks it is the answer of the step before, which has long arrived: the device never waits
+        for it.
         """
         here = self._received or not signal.sigpending().isdisjoint(BLOCKED)
         if engine.world_size == 1:
             return here
-        asked, self._asked = self._asked, _Later(engine.all_reduce(torch.full((1,), float(here), device=engine.device)))
+        asked, self._asked = (
+            self._asked,
+            _Later(engine.all_reduce(torch.full((1,), float(here), device=engine.device))),
+        )
         return asked is not None and asked.read() > 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

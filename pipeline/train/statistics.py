@@ -1,4 +1,5 @@
-"""Running statistics of norms. Each forward moves them at once, so a step that is skipped has to take that back."""
+"""Running statistics of norms. Each forward moves them at once, so a step that is skipped has to take that
+back."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ class RunningStatistics:
     @torch.no_grad()
     def restore(self, skipped: Tensor) -> None:
         """As they were, where `skipped`, a bool scalar on the device, is True. Asks the device nothing."""
-        values = torch.where(skipped, self._before, self._flat()).split([buffer.numel() for buffer in self._buffers])
+        values = torch.where(skipped, self._before, self._flat()).split(
+            [buffer.numel() for buffer in self._buffers]
+        )
         for buffer, value in zip(self._buffers, values, strict=True):
             buffer.copy_(value.view_as(buffer))
 

@@ -1,10 +1,12 @@
 """One checkpoint on disk: a folder that is there as a whole or not at all.
 
     step_00000500/       model.safetensors optimizer.safetensors ema.safetensors rng.safetensors manifest.json
-    aside-step_00000600/ of a branch that was left, when the run went on from an older step; never read, never removed
+                         aside-step_00000600/ of a branch that was left, when the run went on from an older
+                         step; never read, never removed
 
-Tensors are filed by the first part of their name (`model.backbone.pos_embed` is `backbone.pos_embed` in model.safetensors). The
-manifest has the sha256 of every file and everything that is not a tensor. Nothing in a checkpoint can run code.
+Tensors are filed by the first part of their name (`model.backbone.pos_embed` is `backbone.pos_embed` in
+model.safetensors). The manifest has the sha256 of every file and everything that is not a tensor. Nothing in
+a checkpoint can run code.
 """
 
 import hashlib
@@ -28,7 +30,14 @@ from pipeline.train.facts import check_facts
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-FILE_OF = {"model": "model", "exp_avg": "optimizer", "exp_avg_sq": "optimizer", "step": "optimizer", "ema": "ema", "rng": "rng"}
+FILE_OF = {
+    "model": "model",
+    "exp_avg": "optimizer",
+    "exp_avg_sq": "optimizer",
+    "step": "optimizer",
+    "ema": "ema",
+    "rng": "rng",
+}
 PLAIN = {"model", "ema", "rng"}
 """Files of one prefix only, which is left out inside."""
 MAX_MANIFEST = 1 << 26
@@ -43,12 +52,15 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
-def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, since: int) -> Path:
-    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Raises OSError, PipelineError.
+def write_checkpoint(
+    root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, since: int
+) -> Path:
+    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Raises
+    OSError, PipelineError.
 
-    since: the step that the run last saved, or continued from. Checkpoints of later steps belong to a branch that was left: they are set
-    aside first, so that whenever this is cut short, what is newest is of one branch. Where the step is that one, and its folder
-    is there, the facts alone are written anew.
+    since: the step that the run last saved, or continued from. Checkpoints of later steps belong to a branch
+    that was left: they are set aside first, so that whenever this is cut short, what is newest is of one
+    branch. Where the step is that one, and its folder is there, the facts alone are written anew.
     """
     folder_within(root.parent, root.name)
     _remove_leftovers(root)
@@ -80,7 +92,11 @@ def _set_aside(folder: Path, since: int) -> None:
     place = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
     folder.rename(place)
     log.warning(
-        "%s is later than step %d, from which the run went on: it is kept as %s; remove it when it is not needed", folder, since, place
+        "%s is later than step %d, from which the run went on: it is kept as %s; remove it when it is "
+        "not needed",
+        folder,
+        since,
+        place,
     )
 
 
@@ -102,13 +118,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError where it is missing or damaged, names files that a checkpoint does not have, or a fact is of another type."""
+    """Raises CheckpointError where it is missing or damaged, names files that a checkpoint does not have, or
+    a fact is of another type."""
     path = folder / "manifest.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a complete checkpoint: it has no manifest.json")
     try:
         if path.stat().st_size > MAX_MANIFEST:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST}")
+            raise CheckpointError(
+                f"{path} has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST}"
+            )
         facts = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(facts, dict) or facts.pop("sha256", None) != _sha256_of_facts(facts):
             raise CheckpointError(f"{path} is damaged: its sha256 is not that of its content")
@@ -118,8 +137,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if facts.get("format") != FORMAT or not isinstance(facts.get("files"), dict):
         raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
     if strange := facts["files"].keys() - known:
-        raise CheckpointError(f"{path} names the file {min(strange)!r}; a checkpoint has {', '.join(sorted(known))}")
-    if not all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in facts["files"].values()):
+        raise CheckpointError(
+            f"{path} names the file {min(strange)!r}; a checkpoint has {', '.join(sorted(known))}"
+        )
+    if not all(
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in facts["files"].values()
+    ):
         raise CheckpointError(f"{path} lacks the sha256 of a file")
     check_facts(path, facts, needed=("step",))
     return facts

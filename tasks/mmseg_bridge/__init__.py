@@ -1,4 +1,5 @@
-"""The door to MMSegmentation, which takes seconds to import. To register `DTEMBackbone` in mmseg, `import tasks.mmseg_bridge`."""
+"""The door to MMSegmentation, which takes seconds to import. To register `DTEMBackbone` in mmseg, `import
+tasks.mmseg_bridge`."""
 
 from tasks.mmseg_bridge.compat import import_mmseg
 

@@ -21,10 +21,12 @@ from pipeline.train.optim import METRIC, kind_of, set_modes
 
 @MODELS.register_module()
 class DTEMBackbone(MergingViT, BaseModule):
-    """`dict(type="DTEMBackbone", name=..., policy="dtem", reduction=8, out_indices=(2, 5, 8, 11))`: a MergingViT whose output is grids.
+    """`dict(type="DTEMBackbone", name=..., policy="dtem", reduction=8, out_indices=(2, 5, 8, 11))`: a
+    MergingViT whose output is grids.
 
-    Its state-dict keys are timm's (in a segmentor `backbone.` stands before them), so weights go from here to the rest of the pipeline
-    and back. `set_reduction`, `count_macs` and `load_weights` take it as they take any MergingViT.
+    Its state-dict keys are timm's (in a segmentor `backbone.` stands before them), so weights go from here to
+    the rest of the pipeline and back. `set_reduction`, `count_macs` and `load_weights` take it as they take
+    any MergingViT.
     """
 
     def __init__(
@@ -49,12 +51,19 @@ class DTEMBackbone(MergingViT, BaseModule):
     ):
         """The options of `build_backbone`, and:
 
-        out_indices: blocks whose output is returned, in this order; -1 is the last. final_norm: the last block's output goes through the
-        ViT's last norm. unmerge: see `pipeline.merging.unmerge`. frozen: nothing but the metric embeddings learns. weights: a file or
-        run folder, loaded now, as those of `pretrained` are; init_cfg=dict(type="Pretrained", checkpoint=FILE) loads it when mmengine
-        asks for initial weights. Raises ConfigError, CheckpointError.
+        out_indices: blocks whose output is returned, in this order; -1 is the last. final_norm: the last
+        block's output goes through the ViT's last norm. unmerge: see `pipeline.merging.unmerge`. frozen:
+        nothing but the metric embeddings learns. weights: a file or run folder, loaded now, as those of
+        `pretrained` are; init_cfg=dict(type="Pretrained", checkpoint=FILE) loads it when mmengine asks for
+        initial weights. Raises ConfigError, CheckpointError.
         """
-        vit = create_vit(name, pretrained=_flag(pretrained), img_size=img_size, drop_path=drop_path, timm_options=timm_options)
+        vit = create_vit(
+            name,
+            pretrained=_flag(pretrained),
+            img_size=img_size,
+            drop_path=drop_path,
+            timm_options=timm_options,
+        )
         super().__init__(
             vit,
             POLICIES.build(policy, **policy_options),
@@ -68,20 +77,24 @@ class DTEMBackbone(MergingViT, BaseModule):
         self.final_norm, self.unmerge, self.frozen = final_norm, unmerge, frozen
         self._initial = _file_of(init_cfg)
         if sum(map(bool, (pretrained, weights, self._initial))) > 1:
-            raise ConfigError("pretrained, weights and init_cfg each say where the weights come from; give one of them")
+            raise ConfigError(
+                "pretrained, weights and init_cfg each say where the weights come from; give one of them"
+            )
         for parameter_name, parameter in self.named_parameters():
             parameter.requires_grad_(not frozen or kind_of(parameter_name) == METRIC)
         if weights is not None:
             self._load(weights)
 
     def init_weights(self) -> None:
-        """What mmengine's Runner calls before it trains: loads the file of init_cfg, and leaves the weights alone where there is none."""
+        """What mmengine's Runner calls before it trains: loads the file of init_cfg, and leaves the weights
+        alone where there is none."""
         if self._initial is not None and not self.is_init:
             self._load(self._initial)
         self.is_init = True
 
     def train(self, mode: bool = True) -> "DTEMBackbone":
-        """As ever, but of a frozen backbone nothing except the metric embeddings: its drop path and dropout do not act."""
+        """As ever, but of a frozen backbone nothing except the metric embeddings: its drop path and dropout
+        do not act."""
         super().train(mode)
         if mode and self.frozen:
             set_modes(self, {METRIC})
@@ -107,7 +120,10 @@ class DTEMBackbone(MergingViT, BaseModule):
         print_log(f"{weights}: {report}", logger="current")
         lacking = [name for name in report.missing if kind_of(name) != METRIC]
         if lacking and self.frozen:
-            raise CheckpointError(f"{weights} has no {lacking[0]} ({len(lacking)} tensors in all), which frozen=True would leave random")
+            raise CheckpointError(
+                f"{weights} has no {lacking[0]} ({len(lacking)} tensors in all), which frozen=True "
+                "would leave random"
+            )
 
 
 def _blocks(indices: Sequence[int], depth: int) -> tuple[int, ...]:
@@ -116,7 +132,9 @@ def _blocks(indices: Sequence[int], depth: int) -> tuple[int, ...]:
         raise ConfigError("out_indices is empty; give the blocks whose output the head reads")
     for index in indices:
         if not -depth <= index < depth:
-            raise ConfigError(f"out_indices has {index}, but the backbone has {depth} blocks; give {-depth} to {depth - 1}")
+            raise ConfigError(
+                f"out_indices has {index}, but the backbone has {depth} blocks; give {-depth} to {depth - 1}"
+            )
     return tuple(index % depth for index in indices)
 
 
@@ -124,7 +142,8 @@ def _flag(pretrained: Any) -> bool:
     """mmseg's segmentors hand `model.pretrained`, a file for their own ViT, down to the backbone."""
     if not isinstance(pretrained, bool):
         raise ConfigError(
-            f"pretrained is '{pretrained}'; it is true (timm's weights) or false. A stock config has model.pretrained, weights of its own "
+            f"pretrained is '{pretrained}'; it is true (timm's weights) or false. A stock config has "
+            "model.pretrained, weights of its own "
             "backbone: set model.pretrained=None, and give backbone.pretrained=True or backbone.weights=FILE"
         )
     return pretrained
@@ -134,8 +153,15 @@ def _file_of(init_cfg: Mapping[str, Any] | None) -> str | None:
     """The file that mmengine's Pretrained names; no other initialisation, as timm has drawn the weights."""
     if init_cfg is None:
         return None
-    if not isinstance(init_cfg, Mapping) or set(init_cfg) != {"type", "checkpoint"} or init_cfg["type"] != "Pretrained":
-        raise ConfigError(f"init_cfg is {init_cfg}; give dict(type='Pretrained', checkpoint=FILE), or nothing: timm draws the weights")
+    if (
+        not isinstance(init_cfg, Mapping)
+        or set(init_cfg) != {"type", "checkpoint"}
+        or init_cfg["type"] != "Pretrained"
+    ):
+        raise ConfigError(
+            f"init_cfg is {init_cfg}; give dict(type='Pretrained', checkpoint=FILE), or nothing: timm "
+            "draws the weights"
+        )
     if "://" in init_cfg["checkpoint"]:
         raise ConfigError(f"init_cfg.checkpoint is {init_cfg['checkpoint']}; download it and give the file")
     return init_cfg["checkpoint"]

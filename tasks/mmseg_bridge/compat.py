@@ -1,4 +1,5 @@
-"""MMSegmentation, whichever family of OpenMMLab's packages is installed: the onedl forks (what `setup.cfg` asks for) or upstream."""
+"""MMSegmentation, whichever family of OpenMMLab's packages is installed: the onedl forks (what `setup.cfg`
+asks for) or upstream."""
 
 import sys
 import warnings
@@ -15,14 +16,18 @@ OPERATORS = "mmcv._ext"
 
 
 class MissingOperators(ModuleType):
-    """In place of mmcv's compiled code: every operator is there, and raises ConfigError with its name when it is called."""
+    """In place of mmcv's compiled code: every operator is there, and raises ConfigError with its name when it
+    is called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
 
         def refuse(*_: Any, **__: Any) -> None:
-            raise ConfigError(f"mmcv's operator '{name}' is not compiled here; take a head without it, or build mmcv with MMCV_WITH_OPS=1")
+            raise ConfigError(
+                f"mmcv's operator '{name}' is not compiled here; take a head without it, or build mmcv "
+                "with MMCV_WITH_OPS=1"
+            )
 
         return refuse
 
@@ -30,21 +35,28 @@ class MissingOperators(ModuleType):
 def import_mmseg() -> None:
     """Imports mmseg's models, before anybody else does. Raises ConfigError where that cannot be."""
     try:
-        with _operators_replaced() if _is_upstream_without_operators() else nullcontext(), warnings.catch_warnings(action="ignore"):
+        with (
+            _operators_replaced() if _is_upstream_without_operators() else nullcontext(),
+            warnings.catch_warnings(action="ignore"),
+        ):
             import mmseg.models  # noqa: F401
     except (ImportError, AssertionError) as err:  # mmseg asserts the versions of its neighbours
-        raise ConfigError(f"MMSegmentation cannot be imported ({err}); install the project with `pip install -e .`") from err
+        raise ConfigError(
+            f"MMSegmentation cannot be imported ({err}); install the project with `pip install -e .`"
+        ) from err
 
 
 def _is_upstream_without_operators() -> bool:
-    """Upstream's mmseg imports operators that few heads call; the forks do without. Asked first, as half an import cannot be repeated."""
+    """Upstream's mmseg imports operators that few heads call; the forks do without. Asked first, as half an
+    import cannot be repeated."""
     upstream = any(True for _ in metadata.distributions(name="mmsegmentation"))
     return upstream and util.find_spec("mmcv") is not None and util.find_spec(OPERATORS) is None
 
 
 @contextmanager
 def _operators_replaced() -> Iterator[None]:
-    """For the time of an import. Afterwards whoever looks for compiled operators, as mmengine does, finds none."""
+    """For the time of an import. Afterwards whoever looks for compiled operators, as mmengine does, finds
+    none."""
     sys.modules[OPERATORS] = MissingOperators(OPERATORS)
     try:
         yield

@@ -1,4 +1,5 @@
-"""MMSegmentation's necks and decode heads, built from its own config dicts. B batch, K classes, h w cells of a head's logits."""
+"""MMSegmentation's necks and decode heads, built from its own config dicts. B batch, K classes, h w cells of
+a head's logits."""
 
 import copy
 import logging
@@ -30,17 +31,22 @@ from pipeline.registry import unknown_name
 OF_MMDET = {"MaskFormerHead", "Mask2FormerHead"}
 OPERATORS = {"CCHead": "CrissCrossAttention", "PSAHead": "PSAMask"}
 """Heads that need an operator of mmcv that has to be compiled."""
-HEADS = OF_MMDET | {name for name in decode_heads.__all__ if issubclass(getattr(decode_heads, name), BaseDecodeHead)}
+HEADS = OF_MMDET | {
+    name for name in decode_heads.__all__ if issubclass(getattr(decode_heads, name), BaseDecodeHead)
+}
 NECKS = set(necks.__all__)
 PROBE = 4
 """Side of the features with which a new head is tried."""
 
 
-def build_decode_head(spec: Mapping[str, Any], *, in_channels: Sequence[int], num_classes: int, field: str = "decode_head") -> nn.Module:
+def build_decode_head(
+    spec: Mapping[str, Any], *, in_channels: Sequence[int], num_classes: int, field: str = "decode_head"
+) -> nn.Module:
     """The head that mmseg builds from `spec` (which stays as it is), with its starting weights.
 
-    in_channels: of each feature that the head can read (of the neck's, where there is one). in_channels and num_classes are filled in
-    where `spec` lacks them. Raises ConfigError for what cannot be built, does not fit the features, or needs what is not installed.
+    in_channels: of each feature that the head can read (of the neck's, where there is one). in_channels and
+    num_classes are filled in where `spec` lacks them. Raises ConfigError for what cannot be built, does not
+    fit the features, or needs what is not installed.
     """
     _check_spec(spec, field, HEADS)
     filled = _fill_head(spec, in_channels, num_classes, field)
@@ -50,7 +56,9 @@ def build_decode_head(spec: Mapping[str, Any], *, in_channels: Sequence[int], nu
         logits = head(features)
         if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != num_classes:
             shape = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise ConfigError(f"{field} {spec['type']} gives {shape} where logits [B, {num_classes}, h, w] are needed")
+            raise ConfigError(
+                f"{field} {spec['type']} gives {shape} where logits [B, {num_classes}, h, w] are needed"
+            )
         head_losses(head, logits, torch.zeros(1, PROBE, PROBE))
     return head
 
@@ -69,13 +77,17 @@ def build_neck(spec: Mapping[str, Any], in_channels: Sequence[int]) -> tuple[nn.
 
 
 def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The head's own losses by mmseg's names, and its accuracy as a share; scalars. logits [B, K, h, w], mask [B, H, W] uint8.
+    """The head's own losses by mmseg's names, and its accuracy as a share; scalars. logits [B, K, h, w], mask
+    [B, H, W] uint8.
 
-    mmseg's accuracy reads a number from the device in every step, so it is counted here, behind the losses of an ordinary head.
+    mmseg's accuracy reads a number from the device in every step, so it is counted here, behind the losses of
+    an ordinary head.
     """
     label = mask.long()
     if type(head).loss_by_feat is not BaseDecodeHead.loss_by_feat:
-        values = head.loss_by_feat(logits, [SegDataSample(gt_sem_seg=PixelData(data=one)) for one in label[:, None]])
+        values = head.loss_by_feat(
+            logits, [SegDataSample(gt_sem_seg=PixelData(data=one)) for one in label[:, None]]
+        )
         return {name: value.mean() / (100 if name == "acc_seg" else 1) for name, value in values.items()}
     logits = resize(logits, size=label.shape[1:], mode="bilinear", align_corners=head.align_corners)
     weight = None if head.sampler is None else head.sampler.sample(logits, label[:, None])
@@ -89,7 +101,8 @@ def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def _check_spec(spec: Any, field: str, known: Collection[str]) -> None:
-    """Only registered names. mmseg would import a `type` with dots, and unpickle a file that a spec names: neither may a config do."""
+    """Only registered names. mmseg would import a `type` with dots, and unpickle a file that a spec names:
+    neither may a config do."""
     if not isinstance(spec, Mapping) or "type" not in spec:
         raise ConfigError(f"{field} is {spec!r}; give dict(type=..., ...) as MMSegmentation's configs do")
     if spec["type"] not in known:
@@ -102,23 +115,33 @@ def _check_spec(spec: Any, field: str, known: Collection[str]) -> None:
         if "_scope_" in part:
             raise ConfigError(f"{field} {spec['type']}: _scope_ would import another package; leave it out")
         if part.get("type") == "Pretrained" or isinstance(part.get("class_weight"), str):
-            raise ConfigError(f"{field} {spec['type']}: {dict(part)} reads a file; give a list of class weights, or backbone.weights")
+            raise ConfigError(
+                f"{field} {spec['type']}: {dict(part)} reads a file; give a list of class weights, or "
+                "backbone.weights"
+            )
 
 
 def _parts(spec: Any) -> Iterator[Mapping[str, Any]]:
     """All dicts of a spec, itself among them."""
     if isinstance(spec, Mapping):
         yield spec
-    for value in spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, list | tuple) else ():
+    for value in (
+        spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, list | tuple) else ()
+    ):
         yield from _parts(value)
 
 
-def _fill_head(spec: Mapping[str, Any], in_channels: Sequence[int], num_classes: int, field: str) -> dict[str, Any]:
+def _fill_head(
+    spec: Mapping[str, Any], in_channels: Sequence[int], num_classes: int, field: str
+) -> dict[str, Any]:
     filled, index = copy.deepcopy(dict(spec)), spec.get("in_index", -1)
     try:
         channels = [in_channels[i] for i in index] if isinstance(index, list | tuple) else in_channels[index]
     except IndexError:
-        raise ConfigError(f"{field} {spec['type']}: in_index {index} is past the {len(in_channels)} features that it can read") from None
+        raise ConfigError(
+            f"{field} {spec['type']}: in_index {index} is past the {len(in_channels)} features that it "
+            "can read"
+        ) from None
     _agree(filled, "in_channels", channels, field)
     _agree(filled, "num_classes", num_classes, field)
     return filled
@@ -127,29 +150,47 @@ def _fill_head(spec: Mapping[str, Any], in_channels: Sequence[int], num_classes:
 def _agree(filled: dict[str, Any], name: str, value: Any, field: str) -> None:
     given = filled.setdefault(name, value)
     if (list(given) if isinstance(given, tuple) else given) != value:
-        raise ConfigError(f"{field} {filled['type']}: {name} is {given}, but here it is {value}; leave it out to have it filled in")
+        raise ConfigError(
+            f"{field} {filled['type']}: {name} is {given}, but here it is {value}; leave it out to have "
+            "it filled in"
+        )
 
 
 def _refuse_unsupported(spec: Mapping[str, Any], field: str) -> None:
     kind = spec["type"]
     with_runner = "train it with mmseg's own Runner and the backbone DTEMBackbone (docs/mmseg.md)"
     if kind in OF_MMDET:
-        raise ConfigError(f"{field} {kind} needs mmdet, which this project does not install (docs/dependencies.md); with it, {with_runner}")
+        raise ConfigError(
+            f"{field} {kind} needs mmdet, which this project does not install (docs/dependencies.md); "
+            f"with it, {with_runner}"
+        )
     if kind in OPERATORS and not mmcv_full_available():
         raise ConfigError(
-            f"{field} {kind} needs mmcv's operator {OPERATORS[kind]}, which is not compiled here; build mmcv with MMCV_WITH_OPS=1"
+            f"{field} {kind} needs mmcv's operator {OPERATORS[kind]}, which is not compiled here; build "
+            "mmcv with MMCV_WITH_OPS=1"
         )
     if issubclass(getattr(decode_heads, kind), BaseCascadeDecodeHead):
         raise ConfigError(f"{field} {kind} refines the output of another head; {with_runner}")
     if spec.get("out_channels", spec["num_classes"]) != spec["num_classes"]:
-        raise ConfigError(f"{field} {kind}: out_channels is {spec['out_channels']}; give one channel per class, or leave it out")
+        raise ConfigError(
+            f"{field} {kind}: out_channels is {spec['out_channels']}; give one channel per class, or "
+            "leave it out"
+        )
 
 
 def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
     try:
         with warnings.catch_warnings(action="ignore"):
             module = MODELS.build(ConfigDict(spec, _scope_="mmseg"))
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError) as err:
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        ImportError,
+    ) as err:
         hint = (
             ""
             if "in_index" in spec or isinstance(err, TypeError)
@@ -159,7 +200,9 @@ def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
     if hasattr(module, "init_weights"):
         with _quiet():
             module.init_weights()
-    return module if launched.cuda() else revert_sync_batchnorm(module)  # on CPUs SyncBN runs in one process only
+    return (
+        module if launched.cuda() else revert_sync_batchnorm(module)
+    )  # on CPUs SyncBN runs in one process only
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Names and captions of ImageNet's 1,000 classes, as CLIP was measured with. Importing it imports open_clip, which takes seconds."""
+"""Names and captions of ImageNet's 1,000 classes, as CLIP was measured with. Importing it imports open_clip,
+which takes seconds."""
 
 import open_clip
 

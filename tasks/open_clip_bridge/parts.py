@@ -1,4 +1,5 @@
-"""CoCa without its image tower, built by open_clip. Importing this module imports open_clip, which takes seconds."""
+"""CoCa without its image tower, built by open_clip. Importing this module imports open_clip, which takes
+seconds."""
 
 import copy
 import dataclasses
@@ -23,9 +24,9 @@ SPEC = {"embed_dim", "quick_gelu", "custom_text", *SECTIONS}
 class CocaParts:
     """What stands behind the image tower of a CoCa.
 
-    text(tokens [B, L]) -> class feature [B, embed_dim], tokens [B, L, width]. The class token stands behind the L tokens, so that its
-    position, and with it the feature, changes with the length that a text is padded to.
-    decoder(image tokens [B, N, width], text tokens [B, L, width]) -> logits [B, L, vocabulary].
+    text(tokens [B, L]) -> class feature [B, embed_dim], tokens [B, L, width]. The class token stands behind
+    the L tokens, so that its position, and with it the feature, changes with the length that a text is padded
+    to. decoder(image tokens [B, N, width], text tokens [B, L, width]) -> logits [B, L, vocabulary].
     n_queries, heads: of the pooler.
     """
 
@@ -39,7 +40,8 @@ class CocaParts:
     def pooler(self, dim: int) -> AttentionalPooler:
         """image tokens [B, N, dim] -> [B, n_queries, width].
 
-        Its `ln_k`, the norm of the image tokens, is left to the backbone, whose last norm has its place and, when loaded, its weights.
+        Its `ln_k`, the norm of the image tokens, is left to the backbone, whose last norm has its place and,
+        when loaded, its weights.
         """
         pooler = AttentionalPooler(self.width, dim, n_head=self.heads, n_queries=self.n_queries)
         pooler.ln_k = nn.Identity()
@@ -47,10 +49,12 @@ class CocaParts:
 
 
 def build_parts(spec: str | Mapping[str, Any], *, vocab_size: int, context_length: int) -> CocaParts:
-    """spec: open_clip's name of a CoCa, or its config as a dict(embed_dim=, text_cfg=, multimodal_cfg=, vision_cfg=, quick_gelu=).
+    """spec: open_clip's name of a CoCa, or its config as a dict(embed_dim=, text_cfg=, multimodal_cfg=,
+    vision_cfg=, quick_gelu=).
 
-    vocab_size and context_length, the tokenizer's, are filled in where the spec lacks them. Of vision_cfg only the pooler's queries and
-    heads are read. Raises ConfigError for what cannot be built or does not fit the tokenizer.
+    vocab_size and context_length, the tokenizer's, are filled in where the spec lacks them. Of vision_cfg
+    only the pooler's queries and heads are read. Raises ConfigError for what cannot be built or does not fit
+    the tokenizer.
     """
     config = read_spec(spec)
     for section in ("text_cfg", "multimodal_cfg"):
@@ -58,23 +62,34 @@ def build_parts(spec: str | Mapping[str, Any], *, vocab_size: int, context_lengt
         _agree(config[section], section, "context_length", context_length, "the tokenizer's is")
     text_cfg, width = config["text_cfg"], config["multimodal_cfg"].setdefault("width", CLIPTextCfg.width)
     _agree(text_cfg, "text_cfg", "width", width, "the decoder, which reads the text's tokens, has")
-    for name, value in {"embed_cls": True, "output_tokens": True, "no_causal_mask": False, "pad_id": 0}.items():
+    for name, value in {
+        "embed_cls": True,
+        "output_tokens": True,
+        "no_causal_mask": False,
+        "pad_id": 0,
+    }.items():
         _agree(text_cfg, "text_cfg", name, value, "captioning needs")
     try:
         text = _build_text_tower(config["embed_dim"], text_cfg, config.get("quick_gelu", False))
-        decoder = _build_text_decoder_tower(vocab_size, config["multimodal_cfg"], config.get("quick_gelu", False))
+        decoder = _build_text_decoder_tower(
+            vocab_size, config["multimodal_cfg"], config.get("quick_gelu", False)
+        )
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as err:
         raise ConfigError(f"open_clip cannot build {spec}: {str(err) or type(err).__name__}") from err
     assert isinstance(text, TextTransformer), "other towers are refused above"
     nn.init.normal_(decoder.text_projection, std=width**-0.5)  # open_clip leaves it as the memory was
     n_queries, heads = _pooler_sizes(config)
     if width % heads:
-        raise ConfigError(f"model: the pooler's {heads} heads do not divide its width {width}; give vision_cfg.attn_pooler_heads")
+        raise ConfigError(
+            f"model: the pooler's {heads} heads do not divide its width {width}; give "
+            "vision_cfg.attn_pooler_heads"
+        )
     return CocaParts(text, decoder, config["embed_dim"], width, n_queries, heads)
 
 
 def read_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a CoCa's config with the sections text_cfg, multimodal_cfg and vision_cfg, all of them checked by name."""
+    """A copy of a CoCa's config with the sections text_cfg, multimodal_cfg and vision_cfg, all of them
+    checked by name."""
     config = named_config(spec) if isinstance(spec, str) else copy.deepcopy(dict(spec))
     for name in config:
         if name not in SPEC:
@@ -82,7 +97,8 @@ def read_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     lacking = [name for name in ("embed_dim", "text_cfg", "multimodal_cfg") if name not in config]
     if lacking:
         raise ConfigError(
-            f"model {spec!r} has no {', '.join(lacking)}, so it is no CoCa; give one of {', '.join(_coca_names())}, or a dict"
+            f"model {spec!r} has no {', '.join(lacking)}, so it is no CoCa; give one of "
+            f"{', '.join(_coca_names())}, or a dict"
         )
     config.setdefault("vision_cfg", {})
     for section, kind in SECTIONS.items():
@@ -92,12 +108,16 @@ def read_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
             if name not in known:
                 raise ConfigError(f"model.{section}: {unknown_name('option', name, known)}")
     if config["text_cfg"].get("hf_model_name") or config["text_cfg"].get("hf_tokenizer_name"):
-        raise ConfigError(f"model {spec!r} reads text by transformers, which this project does not use; give an open_clip text tower")
+        raise ConfigError(
+            f"model {spec!r} reads text by transformers, which this project does not use; give an "
+            "open_clip text tower"
+        )
     return config
 
 
 def named_config(name: str) -> dict[str, Any]:
-    """open_clip's own config of that name. Nothing is fetched: names of hubs and folders are not taken. Raises ConfigError."""
+    """open_clip's own config of that name. Nothing is fetched: names of hubs and folders are not taken.
+    Raises ConfigError."""
     if name not in open_clip.list_models():
         raise ConfigError(unknown_name("open_clip model", name, open_clip.list_models()))
     config = open_clip.get_model_config(name)
@@ -113,7 +133,8 @@ def _agree(section: dict[str, Any], where: str, name: str, value: Any, whose: st
     given = section.setdefault(name, value)
     if given != value:
         raise ConfigError(
-            f"model.{where}.{name} is {given}, but {whose} {value}; make them agree, or leave {name} out to have it filled in"
+            f"model.{where}.{name} is {given}, but {whose} {value}; make them agree, or leave {name} "
+            "out to have it filled in"
         )
 
 
@@ -121,4 +142,6 @@ def _pooler_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
     """Queries and heads. open_clip reads them from vision_cfg; multimodal_cfg states them too."""
     vision, multimodal, default = config["vision_cfg"], config["multimodal_cfg"], MultimodalCfg()
     n_queries = vision.get("attn_pooler_queries", multimodal.get("n_queries", default.n_queries))
-    return n_queries, vision.get("attn_pooler_heads", multimodal.get("attn_pooler_heads", default.attn_pooler_heads))
+    return n_queries, vision.get(
+        "attn_pooler_heads", multimodal.get("attn_pooler_heads", default.attn_pooler_heads)
+    )

@@ -17,7 +17,8 @@ PIXELS = ("mean", "std", "interpolation", "resize_mode")
 
 
 def read_pretrained(where: str) -> OpenClipWeights:
-    """`MODEL@TAG`, which open_clip downloads once, or `MODEL@FILE`; MODEL is open_clip's name and says what shapes do not.
+    """`MODEL@TAG`, which open_clip downloads once, or `MODEL@FILE`; MODEL is open_clip's name and says what
+    shapes do not.
 
     Only tensors are read from either. Raises ConfigError for an unknown model, CheckpointError otherwise.
     """
@@ -25,29 +26,42 @@ def read_pretrained(where: str) -> OpenClipWeights:
     config = named_config(model)
     published = get_pretrained_cfg(model, tag)
     if published:
-        config["quick_gelu"] = published.get("quick_gelu", False)  # open_clip's `ViT-B-32` has tags of either kind
+        config["quick_gelu"] = published.get(
+            "quick_gelu", False
+        )  # open_clip's `ViT-B-32` has tags of either kind
         path = _downloaded(where, published)
     elif Path(tag).is_file():
         path = Path(tag)
     else:
-        raise CheckpointError(f"open_clip:{where}: no such file, and {unknown_name('tag', tag, list_pretrained_tags_by_model(model))}")
+        raise CheckpointError(
+            f"open_clip:{where}: no such file, and "
+            f"{unknown_name('tag', tag, list_pretrained_tags_by_model(model))}"
+        )
     return OpenClipWeights(read_state_dict(path), config)
 
 
 def read_preprocessing(where: str) -> dict[str, Any]:
-    """How the image tower of `MODEL@TAG` or `MODEL@FILE` wants its pixels: open_clip's own evaluation, whose crop is the whole
-    short side, or where it squashes, the whole image.
+    """How the image tower of `MODEL@TAG` or `MODEL@FILE` wants its pixels: open_clip's own evaluation, whose
+    crop is the whole short side, or where it squashes, the whole image.
 
-    Of a file that is what all published weights of its model want, else CLIP's. Raises ConfigError for an unknown model.
+    Of a file that is what all published weights of its model want, else CLIP's. Raises ConfigError for an
+    unknown model.
     """
     model, _, tag = where.partition("@")
     named_config(model)
     usual = asdict(PreprocessCfg())
     tags = [tag] if get_pretrained_cfg(model, tag) else list_pretrained_tags_by_model(model)
     published = [usual | get_pretrained_cfg(model, name) for name in tags]
-    own = published[0] if published and all(_pixels(one) == _pixels(published[0]) for one in published) else usual
+    own = (
+        published[0]
+        if published and all(_pixels(one) == _pixels(published[0]) for one in published)
+        else usual
+    )
     pixels = dict(zip(PIXELS, _pixels(own), strict=True))
-    return pixels | {"crop_pct": 1.0, "crop_mode": "squash" if pixels.pop("resize_mode") == "squash" else "center"}
+    return pixels | {
+        "crop_pct": 1.0,
+        "crop_mode": "squash" if pixels.pop("resize_mode") == "squash" else "center",
+    }
 
 
 def _pixels(config: dict[str, Any]) -> list[Any]:
@@ -58,4 +72,6 @@ def _downloaded(where: str, published: dict) -> Path:
     try:
         return Path(download_pretrained(published))
     except (OSError, RuntimeError, ValueError) as err:
-        raise CheckpointError(f"open_clip:{where} cannot be downloaded ({err}); give open_clip:MODEL@FILE of a copy") from err
+        raise CheckpointError(
+            f"open_clip:{where} cannot be downloaded ({err}); give open_clip:MODEL@FILE of a copy"
+        ) from err

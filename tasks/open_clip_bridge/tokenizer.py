@@ -1,4 +1,5 @@
-"""CLIP's byte-pair tokenizer, whose 49,408 tokens come with open_clip. open_clip is imported when one is built."""
+"""CLIP's byte-pair tokenizer, whose 49,408 tokens come with open_clip. open_clip is imported when one is
+built."""
 
 from collections.abc import Sequence
 
@@ -10,8 +11,8 @@ from pipeline.errors import ConfigError
 class ClipTokenizer:
     """Lower-cased text by open_clip's SimpleTokenizer.
 
-    name: an open_clip model, whose context length and way of cleaning text are taken. context_length: of the longest text with its
-    two marks; by default that of the model, or CLIP's 77. Raises ConfigError.
+    name: an open_clip model, whose context length and way of cleaning text are taken. context_length: of the
+    longest text with its two marks; by default that of the model, or CLIP's 77. Raises ConfigError.
     """
 
     pad_id = 0
@@ -22,7 +23,10 @@ class ClipTokenizer:
         text_cfg = _text_config(name) if name else {}
         length = context_length or text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
         if not isinstance(length, int) or length < 3:
-            raise ConfigError(f"tokenizer: context_length is {context_length!r}; give a whole number from 3 (a word and its two marks)")
+            raise ConfigError(
+                f"tokenizer: context_length is {context_length!r}; give a whole number from 3 (a word "
+                "and its two marks)"
+            )
         self.context_length: int = length
         self._bpe = SimpleTokenizer(context_length=length, **text_cfg.get("tokenizer_kwargs", {}))
         self.vocab_size: int = self._bpe.vocab_size
@@ -50,5 +54,8 @@ def _text_config(name: str) -> dict:
 
     config = named_config(name)["text_cfg"]
     if config.get("hf_tokenizer_name") or config.get("hf_model_name") or "siglip" in name.lower():
-        raise ConfigError(f"tokenizer: open_clip model '{name}' does not read text by CLIP's tokens; give the name of one that does")
+        raise ConfigError(
+            f"tokenizer: open_clip model '{name}' does not read text by CLIP's tokens; give the name of "
+            "one that does"
+        )
     return config

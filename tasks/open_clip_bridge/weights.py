@@ -1,5 +1,5 @@
-"""State dicts of open_clip's CLIP and CoCa models, put into our keys: the image tower's into the backbone's, the rest of a CoCa into the
-captioning task's. The names of the tensors are all that this knows of open_clip.
+"""State dicts of open_clip's CLIP and CoCa models, put into our keys: the image tower's into the backbone's,
+the rest of a CoCa into the captioning task's. The names of the tensors are all that this knows of open_clip.
 """
 
 import logging
@@ -30,8 +30,21 @@ _IN_BLOCK = {
     "mlp.c_proj.": "mlp.fc2.",
     "ls_2.": "ls2.",
 }
-_IN_TOWER = {"class_embedding": "cls_token", "positional_embedding": "pos_embed", "conv1.": "patch_embed.proj.", "ln_pre.": "norm_pre."}
-_BEHIND_TOKENS = ("proj", "ln_post.", "attn_pool.", "head.", "trunk.head.", "trunk.fc_norm.", "trunk.attn_pool.")
+_IN_TOWER = {
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "conv1.": "patch_embed.proj.",
+    "ln_pre.": "norm_pre.",
+}
+_BEHIND_TOKENS = (
+    "proj",
+    "ln_post.",
+    "attn_pool.",
+    "head.",
+    "trunk.head.",
+    "trunk.fc_norm.",
+    "trunk.attn_pool.",
+)
 _POOLER_NORM = "attn_pool.ln_k."
 _IN_CAPTIONING = {
     "text.": "text.",
@@ -52,37 +65,45 @@ class OpenClipWeights(dict[str, Tensor]):
 
 
 def image_tower_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a native (`visual.*`) or timm (`visual.trunk.*`) image tower under timm's keys, which are a MergingViT's.
+    """The tensors of a native (`visual.*`) or timm (`visual.trunk.*`) image tower under timm's keys, which
+    are a MergingViT's.
 
-    With them the backbone's tokens behind its last norm are, at r = 0, CLIP's behind `ln_post`, and what a CoCa's pooler reads behind its
-    `ln_k`. A tensor that no ViT has keeps its key.
+    With them the backbone's tokens behind its last norm are, at r = 0, CLIP's behind `ln_post`, and what a
+    CoCa's pooler reads behind its `ln_k`. A tensor that no ViT has keeps its key.
     """
     tower = {ours: state_dict[theirs] for theirs, ours in _tower_names(state_dict).items()}
     for key in tower.keys() & {"cls_token", "pos_embed"}:
         tower[key] = tower[key].reshape(1, -1, tower[key].shape[-1])
     if "visual.conv1.weight" in state_dict and "norm_pre.weight" not in tower:
-        tower["patch_embed.proj.bias"] = torch.zeros(len(state_dict["visual.conv1.weight"]))  # a timm ViT without norm_pre has one
+        tower["patch_embed.proj.bias"] = torch.zeros(
+            len(state_dict["visual.conv1.weight"])
+        )  # a timm ViT without norm_pre has one
     return tower
 
 
 def caption_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A CoCa's other tensors under the captioning task's keys: text.*, decoder.*, pooler.*, logit_scale. None for a CLIP."""
+    """A CoCa's other tensors under the captioning task's keys: text.*, decoder.*, pooler.*, logit_scale. None
+    for a CLIP."""
     parts = {ours: state_dict[theirs] for theirs, ours in _caption_names(state_dict).items()}
     return parts | {"logit_scale": parts["logit_scale"].reshape(1)} if "logit_scale" in parts else parts
 
 
 def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
-    """The tensors of an open_clip checkpoint under the keys of a MergingViT or MultiTaskModel; None for another's checkpoint.
+    """The tensors of an open_clip checkpoint under the keys of a MergingViT or MultiTaskModel; None for
+    another's checkpoint.
 
-    The whole image tower has to be the module's. A CoCa's other parts go along where the module has a captioning task of the same
-    vocabulary. What goes nowhere stands behind `open_clip:`. Raises CheckpointError that names the first tensor that differs.
+    The whole image tower has to be the module's. A CoCa's other parts go along where the module has a
+    captioning task of the same vocabulary. What goes nowhere stands behind `open_clip:`. Raises
+    CheckpointError that names the first tensor that differs.
     """
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
     if not any(key.startswith("visual.") for key in given):
         return None
     backbone = backbone_of(module)
     tower, names = image_tower_weights(given), _tower_names(given)
-    behind = {key: tower.pop(key) for key in list(tower) if backbone.norm_after_pool and key.startswith("norm.")}
+    behind = {
+        key: tower.pop(key) for key in list(tower) if backbone.norm_after_pool and key.startswith("norm.")
+    }
     home = "pooler.ln_k." if _last_norm(given) == _POOLER_NORM else "fc_norm."
     behind = {home + key.removeprefix("norm."): value for key, value in behind.items()}
     _check_tower(tower, {ours: theirs for theirs, ours in names.items() if ours in tower}, backbone)
@@ -91,7 +112,12 @@ def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
     parts = {}
     if _same_vocabulary(given, module):
         parts, names = caption_weights(given), names | _caption_names(given)
-    return tower | behind | parts | {f"open_clip:{key}": value for key, value in given.items() if key not in names}
+    return (
+        tower
+        | behind
+        | parts
+        | {f"open_clip:{key}": value for key, value in given.items() if key not in names}
+    )
 
 
 def _last_norm(state_dict: Mapping[str, Tensor]) -> str:
@@ -120,12 +146,16 @@ def _caption_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     if not any(key.startswith("text_decoder.") for key in state_dict):
         return {}
     last_norm = f"visual.{_last_norm(state_dict)}"
-    names = {theirs: _renamed(theirs, _IN_CAPTIONING) for theirs in state_dict if not theirs.startswith(last_norm)}
+    names = {
+        theirs: _renamed(theirs, _IN_CAPTIONING) for theirs in state_dict if not theirs.startswith(last_norm)
+    }
     return {theirs: ours for theirs, ours in names.items() if ours}
 
 
 def _renamed(key: str, prefixes: Mapping[str, str]) -> str | None:
-    return next((ours + key.removeprefix(theirs) for theirs, ours in prefixes.items() if key.startswith(theirs)), None)
+    return next(
+        (ours + key.removeprefix(theirs) for theirs, ours in prefixes.items() if key.startswith(theirs)), None
+    )
 
 
 def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbone: MergingViT) -> None:
@@ -133,7 +163,8 @@ def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbon
 
     def differs(what: str) -> CheckpointError:
         return CheckpointError(
-            f"{what}: another image tower; give backbone.name and backbone.options of the checkpoint's (timm calls them vit_*_clip_*)"
+            f"{what}: another image tower; give backbone.name and backbone.options of the checkpoint's "
+            "(timm calls them vit_*_clip_*)"
         )
 
     own = {key: value.shape for key, value in backbone.state_dict().items() if ".metric." not in key}
@@ -142,7 +173,10 @@ def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbon
         if key not in own:
             raise differs(f"'{name}' of the checkpoint has no place in the backbone")
         if own[key] != value.shape and not (key == "pos_embed" and own[key][-1] == value.shape[-1]):
-            raise differs(f"'{name}' is {tuple(value.shape)} in the checkpoint, and '{key}' {tuple(own[key])} in the backbone")
+            raise differs(
+                f"'{name}' is {tuple(value.shape)} in the checkpoint, and '{key}' {tuple(own[key])} in "
+                "the backbone"
+            )
     for key in own:
         if key not in tower:
             raise differs(f"'{key}' of the backbone is not in the checkpoint")
@@ -156,27 +190,38 @@ def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
     heads, own_heads = vision.get("width", 768) // vision.get("head_width", 64), block.attn.num_heads
     if heads != own_heads:
         raise CheckpointError(
-            f"the checkpoint's image tower has {heads} heads, the backbone {own_heads}; give backbone.options num_heads={heads}"
+            f"the checkpoint's image tower has {heads} heads, the backbone {own_heads}; give "
+            f"backbone.options num_heads={heads}"
         )
     tanh = (vision.get("act_kwargs") or {}).get("approximate") == "tanh"
     wanted = "quick_gelu" if config.get("quick_gelu") else "gelu_tanh" if tanh else "gelu"
     x = torch.linspace(-3, 3, 7)
-    values = {"quick_gelu": x * (1.702 * x).sigmoid(), "gelu_tanh": F.gelu(x, approximate="tanh"), "gelu": F.gelu(x)}
+    values = {
+        "quick_gelu": x * (1.702 * x).sigmoid(),
+        "gelu_tanh": F.gelu(x, approximate="tanh"),
+        "gelu": F.gelu(x),
+    }
     if not torch.allclose(block.mlp.act(x), values[wanted], atol=1e-5):
         raise CheckpointError(
-            f"the checkpoint's image tower has the activation {wanted}, the backbone another; give backbone.options act_layer='{wanted}', "
+            f"the checkpoint's image tower has the activation {wanted}, the backbone another; give "
+            f"backbone.options act_layer='{wanted}', "
             f"or the timm name {'with' if wanted == 'quick_gelu' else 'without'} 'quickgelu'"
         )
 
 
 def _same_vocabulary(given: Mapping[str, Tensor], module: nn.Module) -> bool:
-    """Whether a captioning task of the module could read the checkpoint's tokens. Where one reads others, that is said."""
+    """Whether a captioning task of the module could read the checkpoint's tokens. Where one reads others,
+    that is said."""
     key = "text.token_embedding.weight"
     own = [len(value) for name, value in module.state_dict().items() if name.endswith(f".{key}")]
     if not own or key not in given:
         return False
     if len(given[key]) not in own:
-        log.warning("the checkpoint reads %d different tokens and the task %d: only its image tower is taken", len(given[key]), own[0])
+        log.warning(
+            "the checkpoint reads %d different tokens and the task %d: only its image tower is taken",
+            len(given[key]),
+            own[0],
+        )
     return len(given[key]) in own
 
 

@@ -31,12 +31,15 @@ def test_float32_attention_is_its_definition(attention, needs_grad, zeros, dim):
     ours, wanted = (torch.autograd.grad((result * probe).sum(), leaves) for result in results)
     for leaf, got, right in zip(leaves, ours, wanted, strict=True):
         assert got.isfinite().all()
-        known = size > 0 if leaf is size and attention is proportional_attention else ...  # that of size 0 is cut
+        known = (
+            size > 0 if leaf is size and attention is proportional_attention else ...
+        )  # that of size 0 is cut
         torch.testing.assert_close(got[known], right[known], atol=1e-4, rtol=1e-3)
 
 
 def test_sizes_are_not_rounded_where_queries_are_wider_than_values():
-    """As under CUDA's autocast, in which the norms of queries and keys give float32; a mask in bfloat16 is off by 1 %."""
+    """As under CUDA's autocast, in which the norms of queries and keys give float32; a mask in bfloat16 is
+    off by 1 %."""
     q, k, v, _ = inputs()
     size, v = torch.randint(1, 500, (2, 9)).float(), v.detach().bfloat16()
     wanted = proportional_attention(q.bfloat16(), k.bfloat16(), v, size, scale=0.25)
@@ -75,7 +78,9 @@ def test_a_dead_token_that_matches_well_does_not_drown_the_other_gradients(dtype
     q, k, v, size = inputs(dtype)
     make_dead(q, k, size)
     size.requires_grad_()
-    results = [function(q, k, v, size, scale=0.25) for function in (proportional_attention, reference_attention)]
+    results = [
+        function(q, k, v, size, scale=0.25) for function in (proportional_attention, reference_attention)
+    ]
     probe = torch.randn(q.shape)
     ours, wanted = (torch.autograd.grad((result.float() * probe).sum(), size)[0] for result in results)
     assert (wanted[:, 0].abs() > 1e6 * wanted[:, 1:].abs().sum(1)).all(), "the trap is there"
@@ -89,7 +94,9 @@ def test_bfloat16_attention_is_its_definition_within_bfloat16(needs_grad):
     q, k, v, size = inputs(torch.bfloat16)
     size = size.requires_grad_(needs_grad)
     leaves = [q, k, v, size] if needs_grad else [q, k, v]
-    fused, wanted = (function(q, k, v, size, scale=0.25) for function in (proportional_attention, reference_attention))
+    fused, wanted = (
+        function(q, k, v, size, scale=0.25) for function in (proportional_attention, reference_attention)
+    )
     assert fused.dtype == torch.bfloat16
     torch.testing.assert_close(fused.float(), wanted, atol=2e-2, rtol=2e-2)
     probe = torch.randn(q.shape)
@@ -100,13 +107,16 @@ def test_bfloat16_attention_is_its_definition_within_bfloat16(needs_grad):
 
 def test_the_exact_attention_says_that_it_has_no_second_derivative():
     q, k, v, size = inputs()
-    (grad,) = torch.autograd.grad(exact_attention(q, k, v, size, scale=0.25).pow(2).sum(), q, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        exact_attention(q, k, v, size, scale=0.25).pow(2).sum(), q, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
 
 def test_bfloat16_does_not_round_the_sizes():
-    """Equal logits, so that the output is the first token's share. Rounded to bfloat16, log 150 alone would be off by 1 %."""
+    """Equal logits, so that the output is the first token's share. Rounded to bfloat16, log 150 alone would
+    be off by 1 %."""
     q, k = (torch.zeros(1, 1, 2, 16, dtype=torch.bfloat16) for _ in range(2))
     v = torch.zeros(1, 1, 2, 16, dtype=torch.bfloat16)
     v[..., 0, 0] = 1
@@ -123,7 +133,9 @@ def test_a_token_of_size_two_is_two_equal_tokens(attention):
     size = torch.ones(2, 9)
     size[:, 0] = 2
     merged = attention(q, k, v, size, scale=0.25)
-    torch.testing.assert_close(merged, attention(q, *doubled, torch.ones(2, 10), scale=0.25), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        merged, attention(q, *doubled, torch.ones(2, 10), scale=0.25), atol=1e-5, rtol=1e-5
+    )
 
 
 def kernels(run):
@@ -151,9 +163,12 @@ def test_every_attention_of_a_backbone_goes_through_the_fused_kernel(variant, tr
     assert not training or counts.get(FUSED + "_backward") == model.depth
 
 
-@pytest.mark.parametrize(("proportional", "in_training", "in_inference"), [("always", 1, 1), ("train", 1, 0), ("never", 0, 0)])
+@pytest.mark.parametrize(
+    ("proportional", "in_training", "in_inference"), [("always", 1, 1), ("train", 1, 0), ("never", 0, 0)]
+)
 def test_sizes_count_in_attention_when_they_are_meant_to(proportional, in_training, in_inference):
-    """A model that merges in its first block only: with sizes ignored, its later blocks see other attention."""
+    """A model that merges in its first block only: with sizes ignored, its later blocks see other
+    attention."""
     for training, counts in ((True, in_training), (False, in_inference)):
         outputs = []
         for setting in (proportional, "never"):

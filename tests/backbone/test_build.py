@@ -15,8 +15,15 @@ from pipeline.errors import ConfigError
 def test_keys_are_those_of_timm_and_the_metric_embeddings(variant, prefix):
     name, timm_options = PREFIXES[prefix]
     keys = set(create_vit(name, img_size=64, timm_options=SIZES | timm_options).state_dict())
-    metric = {f"blocks.{i}.metric.{kind}" for i in range(3) for kind in ("weight", "bias")} if variant == "dtem" else set()
-    assert set(tiny_vit(variant, prefix=prefix).state_dict()) == {key for key in keys if not key.startswith("fc_norm")} | metric
+    metric = (
+        {f"blocks.{i}.metric.{kind}" for i in range(3) for kind in ("weight", "bias")}
+        if variant == "dtem"
+        else set()
+    )
+    assert (
+        set(tiny_vit(variant, prefix=prefix).state_dict())
+        == {key for key in keys if not key.startswith("fc_norm")} | metric
+    )
 
 
 @pytest.mark.parametrize(("dim", "heads", "width"), [(192, 3, 64), (384, 6, 64), (1024, 16, 128)])
@@ -24,7 +31,10 @@ def test_the_embedding_is_as_wide_as_a_head_and_twice_that_in_large_models(dim, 
     with torch.device("meta"):
         sizes = {"depth": 1, "embed_dim": dim, "num_heads": heads}
         assert tiny_vit("dtem", timm_options=sizes).blocks[0].metric.out_features == width
-        assert build_backbone("deit_tiny_patch16_224", policy="dtem", embed_dim=24).blocks[0].metric.out_features == 24
+        assert (
+            build_backbone("deit_tiny_patch16_224", policy="dtem", embed_dim=24).blocks[0].metric.out_features
+            == 24
+        )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,15 @@ def test_shapes_can_be_asked_without_memory():
 
 
 @pytest.mark.parametrize(
-    "option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained", "cache_dir", "features_only"]
+    "option",
+    [
+        "checkpoint_path",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained",
+        "cache_dir",
+        "features_only",
+    ],
 )
 def test_options_of_timms_loader_do_not_pass(option, tmp_path):
     """They would read files and URLs that a config of data, such as a stranger's config.json, names."""

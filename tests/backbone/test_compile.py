@@ -7,7 +7,8 @@ from tiny import images, tiny_vit
 
 @pytest.mark.parametrize("variant", ["none", "tome", "dtem", "random"])
 def test_inference_compiles_without_a_graph_break(variant):
-    """fullgraph=True raises at a break. In float64, as another kernel may round otherwise and so choose other pairs."""
+    """fullgraph=True raises at a break. In float64, as another kernel may round otherwise and so choose other
+    pairs."""
     torch.compiler.reset()
     model, batch = tiny_vit(variant).double().eval(), images().double()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

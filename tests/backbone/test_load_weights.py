@@ -24,12 +24,18 @@ NAME = "deit_tiny_patch16_224"
 
 
 def timm_vit(**options):
-    return create_vit(NAME, num_classes=10, img_size=options.pop("img_size", IMG), timm_options=SIZES | options)
+    return create_vit(
+        NAME, num_classes=10, img_size=options.pop("img_size", IMG), timm_options=SIZES | options
+    )
 
 
 def classifier(variant="dtem", num_classes=10, **arguments):
     backbone = tiny_vit(variant, **arguments)
-    return MultiTaskModel(backbone, {"animals": ClassificationTask(backbone, num_classes=num_classes)}, OBJECTIVES.build("supervised"))
+    return MultiTaskModel(
+        backbone,
+        {"animals": ClassificationTask(backbone, num_classes=num_classes)},
+        OBJECTIVES.build("supervised"),
+    )
 
 
 def release_style(state, dim=48, metric_dim=16):
@@ -93,14 +99,23 @@ def test_a_timm_classifier_goes_to_all_heads_of_its_shapes():
     vit, model = timm_vit(), several({"animals": 10, "plants": 7, "pets": 10})
     own = copied(model)
     report = load_weights(model, vit.state_dict())
-    assert {name for name in report.missing if ".metric." not in name} == {"tasks.plants.head.weight", "tasks.plants.head.bias"}
+    assert {name for name in report.missing if ".metric." not in name} == {
+        "tasks.plants.head.weight",
+        "tasks.plants.head.bias",
+    }
     for kind in ("weight", "bias"):
         given = vit.state_dict()[f"head.{kind}"]
-        assert all(torch.equal(model.state_dict()[f"tasks.{task}.head.{kind}"], given) for task in ("animals", "pets"))
+        assert all(
+            torch.equal(model.state_dict()[f"tasks.{task}.head.{kind}"], given)
+            for task in ("animals", "pets")
+        )
         assert torch.equal(model.state_dict()[f"tasks.plants.head.{kind}"], own[f"tasks.plants.head.{kind}"])
 
 
-@pytest.mark.parametrize("heads", [("animals", "plants"), ("plants", "animals"), ("animals", "pets"), ("pets", "animals", "plants")])
+@pytest.mark.parametrize(
+    "heads",
+    [("animals", "plants"), ("plants", "animals"), ("animals", "pets"), ("pets", "animals", "plants")],
+)
 def test_heads_are_matched_by_the_name_of_their_task(heads):
     """Their inner names and shapes are the same."""
     old, new = several({"animals": 10, "plants": 10}, seed=3), several(dict.fromkeys(heads, 10), seed=4)
@@ -110,7 +125,9 @@ def test_heads_are_matched_by_the_name_of_their_task(heads):
     assert {owner_of(name) for name in report.left} == {"animals", "plants"} - known
     assert {owner_of(name) for name in report.missing} == set(heads) - known
     for name, tensor in new.state_dict().items():
-        assert torch.equal(tensor, own[name] if owner_of(name) in set(heads) - known else old.state_dict()[name])
+        assert torch.equal(
+            tensor, own[name] if owner_of(name) in set(heads) - known else old.state_dict()[name]
+        )
 
 
 def test_a_new_task_beside_the_only_old_one_keeps_its_own_start():
@@ -135,9 +152,12 @@ def test_the_only_task_takes_the_head_of_the_only_other_whatever_its_name():
 
 
 @pytest.mark.parametrize("balancing", BALANCING.names())
-@pytest.mark.parametrize("heads", [{"animals": 10}, {"animals": 10, "plants": 7}, {"animals": 10, "plants": 7, "pets": 3}])
+@pytest.mark.parametrize(
+    "heads", [{"animals": 10}, {"animals": 10, "plants": 7}, {"animals": 10, "plants": 7, "pets": 3}]
+)
 def test_how_losses_were_weighed_stays_with_the_run_that_did(balancing, heads):
-    """Also where the tasks are the same: how far they have come since the other run's first step is not this run's matter."""
+    """Also where the tasks are the same: how far they have come since the other run's first step is not this
+    run's matter."""
     old, new = several({"animals": 10, "plants": 7}, 3, balancing), several(heads, 4, balancing)
     with torch.no_grad():
         for tensor in old.balancing.state_dict(keep_vars=True).values():
@@ -157,7 +177,9 @@ def test_our_own_keys_go_around_in_full():
     assert torch.equal(backbone.blocks[1].metric.weight, model.backbone.blocks[1].metric.weight)
 
 
-@pytest.mark.parametrize("wrapper", ["", "module.", "backbone.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "wrapper", ["", "module.", "backbone.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_keys_of_the_release_bring_their_metric_layers(wrapper):
     given = release_style(timm_vit().state_dict())
     model = tiny_vit("dtem")
@@ -171,7 +193,9 @@ def test_keys_of_the_release_bring_their_metric_layers(wrapper):
 def test_keys_of_the_release_leave_their_metric_layers_where_nothing_takes_them():
     report = load_weights(tiny_vit("tome"), release_style(timm_vit().state_dict()))
     assert not report.missing
-    assert {key for key in report.left if "metric" in key} == {f"blocks.{i}.metric.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    assert {key for key in report.left if "metric" in key} == {
+        f"blocks.{i}.metric.{kind}" for i in range(3) for kind in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize("heads", [{"animals": 4}, {"animals": 4, "plants": 10}])
@@ -184,7 +208,10 @@ def test_a_head_for_another_number_of_classes_is_drawn_anew_and_that_is_said(hea
     redrawn = {"tasks.animals.head.weight", "tasks.animals.head.bias"}
     assert report.redrawn.keys() == redrawn <= set(report.missing)
     assert all(torch.equal(new.state_dict()[name], own[name]) for name in redrawn)
-    assert "tasks.animals.head.weight is drawn anew: (10, 48) in the checkpoint and (4, 48) in the model" in str(report)
+    assert (
+        "tasks.animals.head.weight is drawn anew: (10, 48) in the checkpoint and (4, 48) in the model"
+        in str(report)
+    )
     theirs = given.backbone if keys == "ours" else given
     assert torch.equal(new.backbone.blocks[1].mlp.fc1.weight, theirs.blocks[1].mlp.fc1.weight)
     if keys == "timm" and "plants" in heads:
@@ -194,7 +221,9 @@ def test_a_head_for_another_number_of_classes_is_drawn_anew_and_that_is_said(hea
 
 def test_a_head_that_differs_in_more_than_its_classes_is_another_architecture():
     given = several({"animals": 10}).state_dict() | {"tasks.animals.head.weight": torch.zeros(10, 96)}
-    with pytest.raises(CheckpointError, match=r"'tasks.animals.head.weight' is \(10, 96\) in the checkpoint and \(10, 48\)"):
+    with pytest.raises(
+        CheckpointError, match=r"'tasks.animals.head.weight' is \(10, 96\) in the checkpoint and \(10, 48\)"
+    ):
         load_weights(several({"animals": 10}), given)
     with pytest.raises(CheckpointError, match="another architecture"):
         load_weights(several({"animals": 4}), given)
@@ -205,7 +234,9 @@ def test_keys_of_an_unknown_style_are_refused_even_where_some_fit_by_chance(stra
     state, model = timm_vit().state_dict(), tiny_vit("dtem")
     before = copied(model)
     with pytest.raises(CheckpointError, match=r"fill \d+% of the backbone's numbers, and not blocks.0"):
-        load_weights(model, {name.replace(stranger, f"my_{stranger}"): value for name, value in state.items()})
+        load_weights(
+            model, {name.replace(stranger, f"my_{stranger}"): value for name, value in state.items()}
+        )
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
 
 
@@ -217,7 +248,9 @@ def test_metric_embeddings_alone_are_a_checkpoint_too():
 
 def test_another_shape_is_refused_by_name():
     wide = create_vit(NAME, num_classes=0, img_size=IMG, timm_options=SIZES | {"embed_dim": 96})
-    with pytest.raises(CheckpointError, match=r"'cls_token' is \(1, 1, 96\) in the checkpoint and \(1, 1, 48\) in the model"):
+    with pytest.raises(
+        CheckpointError, match=r"'cls_token' is \(1, 1, 96\) in the checkpoint and \(1, 1, 48\) in the model"
+    ):
         load_weights(tiny_vit("dtem"), wide.state_dict())
     with pytest.raises(CheckpointError, match="no key of the checkpoint fits"):
         load_weights(tiny_vit("dtem"), {"conv1.weight": torch.zeros(3)})
@@ -257,7 +290,11 @@ def wide_vit(**options):
 @pytest.mark.parametrize("size", [96, 64, (48, 192)])
 def test_positions_of_a_grid_that_is_known_are_resampled_from_it(size, tmp_path):
     """96 pixels are 12x12 patches, as many as 8x18."""
-    wide, new, pixels = wide_vit(), tiny_vit("tome", img_size=size), size if isinstance(size, tuple) else (size, size)
+    wide, new, pixels = (
+        wide_vit(),
+        tiny_vit("tome", img_size=size),
+        size if isinstance(size, tuple) else (size, size),
+    )
     save_file(wide.state_dict(), tmp_path / "exported.safetensors", metadata={"grid": "8x18"})
     for report in (
         load_weights(new, wide.state_dict(), grid=(8, 18)),
@@ -274,7 +311,10 @@ def test_positions_that_could_be_of_two_grids_are_refused():
     with pytest.raises(CheckpointError, match="144 positions, which could be a grid of 12x12 or of 8x18"):
         load_weights(wide_vit(), tiny_vit("tome", img_size=96).state_dict())
     assert not load_weights(wide_vit(), wide_vit().state_dict(), grid=(8, 18)).missing
-    assert load_weights(wide_vit(), tiny_vit("tome", img_size=96).state_dict(), grid=(12, 12)).grids == ((12, 12), (8, 18))
+    assert load_weights(wide_vit(), tiny_vit("tome", img_size=96).state_dict(), grid=(12, 12)).grids == (
+        (12, 12),
+        (8, 18),
+    )
     with pytest.raises(CheckpointError, match="pos_embed.*of another grid than a square one"):
         load_weights(tiny_vit("tome"), tiny_vit("tome", img_size=(64, 72)).state_dict())
 
@@ -299,15 +339,23 @@ def test_a_file_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path)
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("extra", [argparse.Namespace(lr=1e-3), Path("x")], ids=["timm's arguments", "a path"])
+@pytest.mark.parametrize(
+    "extra", [argparse.Namespace(lr=1e-3), Path("x")], ids=["timm's arguments", "a path"]
+)
 def test_a_file_with_python_objects_is_refused_in_one_sentence_with_the_way_out(extra, tmp_path):
-    torch.save({"state_dict": {"head.bias": torch.arange(3.0)}, "args": extra}, tmp_path / "model_best.pth.tar")
+    torch.save(
+        {"state_dict": {"head.bias": torch.arange(3.0)}, "args": extra}, tmp_path / "model_best.pth.tar"
+    )
     with pytest.raises(CheckpointError) as raised:
         read_state_dict(tmp_path / "model_best.pth.tar")
     message = str(raised.value)
     assert "\x1b" not in message and "\n" not in message and len(message) < 500
     assert type(extra).__name__ in message
-    command = message.partition('python -c "')[2].removesuffix('"').replace("weights.pth", str(tmp_path / "weights.pth"))
+    command = (
+        message.partition('python -c "')[2]
+        .removesuffix('"')
+        .replace("weights.pth", str(tmp_path / "weights.pth"))
+    )
     exec(command, {})
     assert torch.equal(read_state_dict(tmp_path / "weights.pth")["head.bias"], torch.arange(3.0))
 

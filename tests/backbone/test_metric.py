@@ -1,4 +1,5 @@
-"""Metric embeddings of several tasks: all kinds are one linear layer for a task, and a task's own part touches no other."""
+"""Metric embeddings of several tasks: all kinds are one linear layer for a task, and a task's own part
+touches no other."""
 
 import pytest
 import torch
@@ -61,7 +62,11 @@ def test_an_adapter_starts_as_the_shared_embedding_and_is_of_its_rank():
 def test_an_adapter_learns_from_its_start():
     layer = EmbeddingSpec("adapter", TASKS).build(12, 5)
     layer(torch.randn(2, 7, 12), "b").square().mean().backward()
-    moved = {owner_of(name) for name, parameter in layer.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    moved = {
+        owner_of(name)
+        for name, parameter in layer.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
     assert moved == {None, "b"}
 
 
@@ -119,7 +124,10 @@ def test_every_kind_starts_from_a_shared_one(kind):
     assert all(".adapters." in name for name in report.missing) and not report.left
     for task in TASKS:
         for mine, theirs in zip(model.blocks, shared.blocks, strict=True):
-            assert all(torch.equal(tensor, theirs.metric.state_dict()[name]) for name, tensor in mine.metric.fold(task).items())
+            assert all(
+                torch.equal(tensor, theirs.metric.state_dict()[name])
+                for name, tensor in mine.metric.fold(task).items()
+            )
         assert torch.equal(merged(model, task), merged(shared, None))
 
 
@@ -128,7 +136,9 @@ def test_parts_of_tasks_are_found_by_name_and_a_new_task_keeps_its_own(kind):
     old, new = shaken(vit(kind, seed=3, tasks=("a", "b"))), vit(kind, seed=4, tasks=("b", "c"))
     own = {name: tensor.clone() for name, tensor in new.state_dict().items()}
     report = load_weights(new, old.state_dict())
-    assert {owner_of(name) for name in report.missing} == {"c"} and {owner_of(name) for name in report.left} == {"a"}
+    assert {owner_of(name) for name in report.missing} == {"c"} and {
+        owner_of(name) for name in report.left
+    } == {"a"}
     for name, tensor in new.state_dict().items():
         assert torch.equal(tensor, own[name] if owner_of(name) == "c" else old.state_dict()[name])
 

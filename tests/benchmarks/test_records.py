@@ -1,4 +1,5 @@
-"""Records: how they were made, in words that a reader of the repository can use, and figures that agree with one another."""
+"""Records: how they were made, in words that a reader of the repository can use, and figures that agree with
+one another."""
 
 import json
 import re
@@ -13,7 +14,11 @@ from record import as_read, commit_of, write_record
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = sorted((ROOT / "benchmarks/records").glob("*.json"))
 ROOMS = ("docs", "configs", "benchmarks")
-PAGES = [ROOT / "Makefile", *ROOT.glob("*.md"), *(path for room in ROOMS for path in (ROOT / room).rglob("*"))]
+PAGES = [
+    ROOT / "Makefile",
+    *ROOT.glob("*.md"),
+    *(path for room in ROOMS for path in (ROOT / room).rglob("*")),
+]
 TEXTS = [path for path in PAGES if path.name == "Makefile" or path.suffix in (".md", ".json", ".py", ".sh")]
 MACHINES_OWN = re.compile(r"(?<![\w.}])/(work|root|home|Users|tmp|mnt|scratch)/")
 LEARNED = ("dtem", "dtem_untrained")
@@ -81,13 +86,23 @@ def test_a_command_names_paths_as_a_reader_of_the_repository_would(given, read):
 def test_a_record_says_how_it_was_made(tmp_path, monkeypatch):
     for place in ("first", "second"):
         (tmp_path / place).mkdir()
-        (tmp_path / place / "config.json").write_text(json.dumps({"output": f"{ROOT}/runs/a", "seed": len(place)}))
+        (tmp_path / place / "config.json").write_text(
+            json.dumps({"output": f"{ROOT}/runs/a", "seed": len(place)})
+        )
     monkeypatch.setattr("sys.argv", [f"{ROOT}/benchmarks/x.py", "--train", f"{ROOT}/data/digits"])
-    write_record(tmp_path / "x.json", "a claim", [{"name": "a", "scores": {}}], runs=[tmp_path / "first", tmp_path / "second"])
+    write_record(
+        tmp_path / "x.json",
+        "a claim",
+        [{"name": "a", "scores": {}}],
+        runs=[tmp_path / "first", tmp_path / "second"],
+    )
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["command"] == "python benchmarks/x.py --train data/digits"
     digests = record["digests"]
-    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in (digests["lock"], digests["installed"], *digests["configs"].values()))
+    assert all(
+        re.fullmatch("[0-9a-f]{64}", value)
+        for value in (digests["lock"], digests["installed"], *digests["configs"].values())
+    )
     assert digests["configs"].keys() == {"first", "second"} and len(set(digests["configs"].values())) == 2
 
 
@@ -104,7 +119,11 @@ def test_a_kept_record_has_the_agreed_form_and_a_command_that_names_it(path):
     assert re.fullmatch("[0-9a-f]{40}", record["commit"]), "made from a changed tree"
     python, script, *arguments = shlex.split(record["command"])
     assert python == "python" and (ROOT / script).is_file()
-    written = arguments[arguments.index("--record") + 1] if "--record" in arguments else f"benchmarks/records/{Path(script).stem}.json"
+    written = (
+        arguments[arguments.index("--record") + 1]
+        if "--record" in arguments
+        else f"benchmarks/records/{Path(script).stem}.json"
+    )
     assert written == f"benchmarks/records/{path.name}"
 
 
@@ -122,12 +141,15 @@ def test_the_figures_of_a_record_agree_with_one_another(path):
 
 
 def check_ratio(result, num_seeds):
-    """The turns are paired: a ratio lies between the extremes of both sides. Where all scores are kept, all follows from them."""
+    """The turns are paired: a ratio lies between the extremes of both sides. Where all scores are kept, all
+    follows from them."""
     ours, peer, over = (result[side] for side in ("ours", "peer", "ratio"))
     assert ours["n"] == peer["n"] == over["n"] >= 1
     for side in (ours, peer, over):
         assert side["min"] <= side["median"] <= side["max"]
-    assert ours["min"] / peer["max"] <= over["min"] * 1.001 and over["max"] <= ours["max"] / peer["min"] * 1.001
+    assert (
+        ours["min"] / peer["max"] <= over["min"] * 1.001 and over["max"] <= ours["max"] / peer["min"] * 1.001
+    )
     if "scores" in result:
         mine, other = result["scores"].values()
         assert len(mine) == len(other) == over["n"] == num_seeds
@@ -138,13 +160,17 @@ def check_ratio(result, num_seeds):
 
 
 def check_policies(result, num_seeds):
-    """What learns has one score per seed, what does not has one; a policy's MACs are below the unmerged model's and follow its merges."""
+    """What learns has one score per seed, what does not has one; a policy's MACs are below the unmerged
+    model's and follow its merges."""
     scores, policies = result["scores"], result["policies"]
     assert scores.keys() == {"none", *policies}
     for policy, values in scores.items():
         assert len(values) == (num_seeds if policy in LEARNED else 1), policy
         assert all(0 <= value <= scores["none"][0] * 1.01 for value in values)
-    assert result["reduction"] == policies["dtem"]["reduction"] and result["macs_ratio"] == policies["dtem"]["macs_ratio"]
+    assert (
+        result["reduction"] == policies["dtem"]["reduction"]
+        and result["macs_ratio"] == policies["dtem"]["macs_ratio"]
+    )
     assert all(0 < policy["macs_ratio"] < 1 and sum(policy["reduction"]) > 0 for policy in policies.values())
     assert policies["dtem"] == policies["dtem_untrained"]
 
@@ -159,19 +185,41 @@ def mean_of(name, point, policy):
 @pytest.mark.parametrize(
     ("sentence", "record", "figures"),
     [
-        ("mIoU falls from {:.1f} to {:.1f}; ToMe's is {:.1f}", "camvid_dtem_vs_tome", [("50%", "none"), ("50%", "dtem"), ("50%", "tome")]),
+        (
+            "mIoU falls from {:.1f} to {:.1f}; ToMe's is {:.1f}",
+            "camvid_dtem_vs_tome",
+            [("50%", "none"), ("50%", "dtem"), ("50%", "tome")],
+        ),
         ("at 50 % {:.2f} and", "scenes_captioning_dtem_vs_tome", [("CIDEr, 50%", "dtem", 0.01)]),
         ("at 70 % CIDEr is {:.2f} and", "scenes_captioning_dtem_vs_tome", [("CIDEr, 70%", "dtem", 0.01)]),
-        ("(ToMe {:.2f} and {:.1f})", "scenes_captioning_dtem_vs_tome", [("CIDEr, 50%", "tome", 0.01), ("BLEU-4, 50%", "tome")]),
+        (
+            "(ToMe {:.2f} and {:.1f})",
+            "scenes_captioning_dtem_vs_tome",
+            [("CIDEr, 50%", "tome", 0.01), ("BLEU-4, 50%", "tome")],
+        ),
         ("top-1 {:.1f} against {:.1f}", "digits_multitask", [("digits:", "together"), ("digits:", "alone")]),
-        ("mIoU {:.1f} against {:.1f}", "digits_multitask", [("digits_segm", "together"), ("digits_segm", "alone")]),
+        (
+            "mIoU {:.1f} against {:.1f}",
+            "digits_multitask",
+            [("digits_segm", "together"), ("digits_segm", "alone")],
+        ),
         ("timm's unmerged model | {:.2f} |", "inference_cpu", [("ours_dtem vs timm, 2 threads", "ratio")]),
         ("the authors' release | {:.2f} |", "inference_cpu", [("ours_dtem vs release, 2 threads", "ratio")]),
-        ("step against the release | {:.2f} |", "training_step_cpu", [("seconds of a step, dtem default", "ratio")]),
-        ("adds, against the release | {:.2f} |", "training_step_cpu", [("MiB added at the peak of a step, dtem default", "ratio")]),
+        (
+            "step against the release | {:.2f} |",
+            "training_step_cpu",
+            [("seconds of a step, dtem default", "ratio")],
+        ),
+        (
+            "adds, against the release | {:.2f} |",
+            "training_step_cpu",
+            [("MiB added at the peak of a step, dtem default", "ratio")],
+        ),
     ],
 )
 def test_the_readme_says_what_the_records_say(sentence, record, figures):
     words = " ".join((ROOT / "README.md").read_text().split())
-    said = sentence.format(*(mean_of(record, point, policy) * (unit[0] if unit else 1) for point, policy, *unit in figures))
+    said = sentence.format(
+        *(mean_of(record, point, policy) * (unit[0] if unit else 1) for point, policy, *unit in figures)
+    )
     assert said in words

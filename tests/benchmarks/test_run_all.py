@@ -1,4 +1,5 @@
-"""`make bench`: every script has its row, every row's words are those of its script, and one failure stops nothing."""
+"""`make bench`: every script has its row, every row's words are those of its script, and one failure stops
+nothing."""
 
 import argparse
 import runpy
@@ -12,7 +13,11 @@ import run_all
 from run_all import TABLE, WORK, Row
 
 BENCHMARKS = Path(run_all.__file__).parent
-SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text() and path.name != "run_all.py")
+SCRIPTS = sorted(
+    path.name
+    for path in BENCHMARKS.glob("*.py")
+    if "__main__" in path.read_text() and path.name != "run_all.py"
+)
 RECORDS = sorted(path.stem for path in (BENCHMARKS / "records").glob("*.json"))
 PEERS = {"release": "DTEM/deit.py", "tome": "ToMe"}
 
@@ -72,7 +77,8 @@ def house(tmp_path, monkeypatch) -> Path:
     """A repository with two scripts: one writes what it was told to its record, the other fails."""
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks/writes.py").write_text(
-        "import os, sys\nos.makedirs(os.path.dirname(sys.argv[-1]))\nopen(sys.argv[-1], 'w').write(' '.join(sys.argv[1:-2]))\n"
+        "import os, sys\nos.makedirs(os.path.dirname(sys.argv[-1]))\nopen(sys.argv[-1], 'w').write(' "
+        "'.join(sys.argv[1:-2]))\n"
     )
     (tmp_path / "benchmarks/fails.py").write_text("raise SystemExit(3)\n")
     monkeypatch.setattr(run_all, "ROOT", tmp_path)
@@ -91,14 +97,22 @@ def test_what_fails_or_lacks_something_stops_nothing_and_is_named(house, capsys)
     *_, broken, peerless, dataless, fine = capsys.readouterr().out.splitlines()
     assert "FAILED" in broken and "done" in fine
     assert "--release" in peerless
-    assert peerless.endswith("python benchmarks/writes.py --long 9 --release PATH/deit.py --record benchmarks/records/peerless.json")
+    assert peerless.endswith(
+        "python benchmarks/writes.py --long 9 --release PATH/deit.py --record "
+        "benchmarks/records/peerless.json"
+    )
     assert "data/birds" in dataless and "--work runs/dataless" in dataless
     assert (house / work / "records/fine.json").read_text() == "--long 9 --work runs/bench/x/fine --long 1"
     assert not (house / "benchmarks/records").exists()
 
 
 def test_all_well_is_said_by_the_exit_status(house):
-    assert run_all.run_all([Row("fine", "writes.py")], Path("runs/x"), Path("runs/x/records"), short=True, peers={}) == 0
+    assert (
+        run_all.run_all(
+            [Row("fine", "writes.py")], Path("runs/x"), Path("runs/x/records"), short=True, peers={}
+        )
+        == 0
+    )
 
 
 def test_data_that_can_be_made_is_no_lack(house):
@@ -112,5 +126,7 @@ def test_data_that_can_be_made_is_no_lack(house):
 
 
 def test_make_bench_is_this_table():
-    told = subprocess.run(["make", "--dry-run", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        ["make", "--dry-run", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=True
+    )
     assert "benchmarks/run_all.py" in told.stdout

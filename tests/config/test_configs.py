@@ -17,7 +17,13 @@ from pipeline.model import TASKS
 from pipeline.objectives import OBJECTIVES
 
 NUM_SAMPLES = {"imagenet": 1_281_167, "cifar10": 45_000, "digits": 10_000, "digits_segmentation": 4_000}
-NUM_SAMPLES |= {"ade20k": 20_210, "cityscapes": 2_975, "pascal_voc": 1_464, "camvid": 367, "scenes_captioning": 12_000}
+NUM_SAMPLES |= {
+    "ade20k": 20_210,
+    "cityscapes": 2_975,
+    "pascal_voc": 1_464,
+    "camvid": 367,
+    "scenes_captioning": 12_000,
+}
 NUM_SAMPLES |= {"coco_captions": 113_287, "digits_captioning": 12_000}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 BASE_TASKS = sorted((Path(__file__).parents[2] / "configs" / "_base_" / "task").glob("*.py"))
@@ -61,7 +67,9 @@ def test_a_config_says_how_it_is_run(path):
     assert f"configs/{path.name}" in head
     if path.stem.startswith(("imagenet", "ade20k", "coco", "multitask")):
         for word in ("source", "differs"):
-            assert re.search(rf"^{word} ", head, re.M), f"the head comment of {path.name} names a recipe and does not say its {word}"
+            assert re.search(rf"^{word} ", head, re.M), (
+                f"the head comment of {path.name} names a recipe and does not say its {word}"
+            )
 
 
 def test_the_papers_global_batch_is_1024():

@@ -32,7 +32,9 @@ NESTED = {
 def settings(section: type) -> set[str]:
     nested = NESTED.get(section, {})
     own = {name for name in section.__dataclass_fields__ if name not in nested}
-    return own.union(*({f"{name}.{key}" for key in settings(inner)} for name, inner in nested.items() if inner))
+    return own.union(
+        *({f"{name}.{key}" for key in settings(inner)} for name, inner in nested.items() if inner)
+    )
 
 
 def told(heading: str) -> list[str]:

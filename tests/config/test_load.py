@@ -1,4 +1,5 @@
-"""Config files become strict dataclasses: all mistakes are told at once, and nothing that is only data can run code."""
+"""Config files become strict dataclasses: all mistakes are told at once, and nothing that is only data can
+run code."""
 
 import json
 from dataclasses import replace
@@ -50,7 +51,9 @@ def test_delete_drops_what_the_base_says(run_file):
 
 
 def test_plain_form_round_trips_through_json_and_yaml(run_file, tmp_path):
-    config = load_config(run_file, ["merging.policy=tome", "merging.reduction=(4,1)", "merging.options.split=parity"])
+    config = load_config(
+        run_file, ["merging.policy=tome", "merging.reduction=(4,1)", "merging.options.split=parity"]
+    )
     text = json.dumps(to_plain(config))
     assert from_plain(json.loads(text)) == config
     for name in ("run.json", "run.yaml"):  # JSON is YAML
@@ -66,7 +69,10 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
     assert "6 mistakes" in said
     assert "merging.reducton: unknown key 'reducton'; did you mean 'reduction'?" in said
     assert "train.log_every: expected an integer, got str 'x'" in said
-    assert "train.mode: expected one of 'modular', 'end_to_end', 'joint', 'backbone', 'heads', got str 'moduler'" in said
+    assert (
+        "train.mode: expected one of 'modular', 'end_to_end', 'joint', 'backbone', 'heads', got str 'moduler'"
+        in said
+    )
     assert "seed: expected an integer, got float 1.5" in said
     assert "tasks.a.data: data.batch_size is 0" in said
     assert "optim.betas: expected (a finite number, a finite number), got list [1]" in said
@@ -91,8 +97,14 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
         ("backbone.drop_path=1.0", "backbone.drop_path is 1.0"),
         ("backbone.img_size=-32", "backbone.img_size is -32"),
         ("tasks.a.data.augment.pad=64", "data.augment.pad is 64; give less than data.img_size, 64"),
-        ("tasks.a.data.augment.mean=[123.7, 116.3, 103.5]", "in [0, 1], of pixels in [0, 1]; divide what is of 0 to 255 by 255"),
-        ("tasks.a.data.augment.std=[58.4, 57.1, 57.4]", "augment.std is (58.4, 57.1, 57.4); give numbers in (0, 1]"),
+        (
+            "tasks.a.data.augment.mean=[123.7, 116.3, 103.5]",
+            "in [0, 1], of pixels in [0, 1]; divide what is of 0 to 255 by 255",
+        ),
+        (
+            "tasks.a.data.augment.std=[58.4, 57.1, 57.4]",
+            "augment.std is (58.4, 57.1, 57.4); give numbers in (0, 1]",
+        ),
         ("train.max_nonfinite=-1", "train.max_nonfinite is -1"),
         ("seed=-1", "seed is -1"),
         ("optim.weight_decay=-1", "optim.weight_decay is -1"),
@@ -119,10 +131,19 @@ def test_a_wrong_override_says_what_and_where(run_file, override, part):
 @pytest.mark.parametrize(
     "overrides, part",
     [
-        ([f"tasks.a.data.train=x-{i}.tar" for i in range(6)], "tasks.a.data.train is given 6 times; give it once"),
+        (
+            [f"tasks.a.data.train=x-{i}.tar" for i in range(6)],
+            "tasks.a.data.train is given 6 times; give it once",
+        ),
         (["seed=1", "seed=1"], "seed is given 2 times"),
-        (["merging.policy=tome", "merging={'reduction': 4}"], "merging and merging.policy set the same thing"),
-        (["tasks.a.data={}", "tasks.a.data.augment.pad=4"], "tasks.a.data and tasks.a.data.augment.pad set the same thing"),
+        (
+            ["merging.policy=tome", "merging={'reduction': 4}"],
+            "merging and merging.policy set the same thing",
+        ),
+        (
+            ["tasks.a.data={}", "tasks.a.data.augment.pad=4"],
+            "tasks.a.data and tasks.a.data.augment.pad set the same thing",
+        ),
     ],
 )
 def test_a_setting_is_given_once(run_file, overrides, part):
@@ -144,7 +165,9 @@ def test_a_field_of_text_takes_the_text_as_it_is_typed(run_file, key, text):
 
 
 @pytest.mark.parametrize("key", [*TEXTS, "output", "merging.policy"])
-@pytest.mark.parametrize("word", ["none", "None", "null", "NULL", "~", "true", "False", "yes", "No", "on", "off"])
+@pytest.mark.parametrize(
+    "word", ["none", "None", "null", "NULL", "~", "true", "False", "yes", "No", "on", "off"]
+)
 def test_a_word_that_is_a_value_is_no_name_unless_it_is_quoted(run_file, key, word):
     """`output=null` would train into a folder `null`."""
     assert value_of(load_config(run_file, [f"{key}='{word}'"]), key) == word
@@ -152,7 +175,10 @@ def test_a_word_that_is_a_value_is_no_name_unless_it_is_quoted(run_file, key, wo
         assert value_of(load_config(run_file, [f"{key}={word}"]), key) is None
     elif (key, word) != ("merging.policy", "none"):  # which is the name of a policy
         said = message(run_file, f"{key}={word}")
-        assert said.startswith(f"override {key}={word}: give a text") and f"""quote it: {key}="'{word}'\"""" in said
+        assert (
+            said.startswith(f"override {key}={word}: give a text")
+            and f"""quote it: {key}="'{word}'\"""" in said
+        )
         assert ("give none" in said) == (key in TEXTS[3:])
 
 
@@ -166,7 +192,12 @@ def test_an_override_reaches_every_field_of_a_resolved_run(run_file):
     """Sections that are None are made, parts of lists are named by their number."""
     data = to_plain(load_config(run_file, ["tasks.a.data.train=a.tar,b.tar"]))
     before = json.dumps(data)
-    changes = ["tasks.a.merging.reduction=4", "tasks.a.data.train.1=c.tar", "backbone.options.depth=3", "optim.betas.0=0.5"]
+    changes = [
+        "tasks.a.merging.reduction=4",
+        "tasks.a.data.train.1=c.tar",
+        "backbone.options.depth=3",
+        "optim.betas.0=0.5",
+    ]
     config = from_plain(data, [*changes, "objective={'type': 'distill'}", "engine.deepspeed.a.b=[{'x': 1}]"])
     assert config.tasks["a"].merging.reduction == 4 and config.tasks["a"].data.train == ["a.tar", "c.tar"]
     assert config.backbone.options == {"depth": 3} and config.optim.betas == (0.5, 0.999)
@@ -183,10 +214,17 @@ def test_a_dict_merges_into_a_section_or_replaces_it(run_file):
     assert load_config(run_file, ["optim={'_delete_': True}"]).optim == OptimConfig()
 
 
-@pytest.mark.parametrize("override, where", [("tasks={}", "tasks"), ("optim={}", "optim"), ("tasks={'a': {'data': {}}}", "tasks.a.data")])
+@pytest.mark.parametrize(
+    "override, where",
+    [("tasks={}", "tasks"), ("optim={}", "optim"), ("tasks={'a': {'data': {}}}", "tasks.a.data")],
+)
 def test_an_empty_dict_that_would_change_nothing_is_refused(run_file, override, where):
-    assert f"override {where}: an empty dict merges into what is there, and so changes nothing" in message(run_file, override)
-    assert load_config(run_file, ["backbone.options={}", "mixing={}", "tasks.a.head={}"]) == load_config(run_file)
+    assert f"override {where}: an empty dict merges into what is there, and so changes nothing" in message(
+        run_file, override
+    )
+    assert load_config(run_file, ["backbone.options={}", "mixing={}", "tasks.a.head={}"]) == load_config(
+        run_file
+    )
 
 
 def test_the_unmerged_control_of_a_run_is_one_override(run_file):
@@ -199,8 +237,12 @@ def test_the_unmerged_control_of_a_run_is_one_override(run_file):
     assert config.merging == replace(MergingConfig(), policy="none", embedding="per_task")
     assert load_config(run_file, ["merging.policy='none'"]) == config
     assert config.tasks["a"].merging is None and config.train.reduction_range is None
-    kept = load_config(run_file, ["merging.policy=none", "merging.reduction=2", "tasks.a.merging.reduction=1"])
-    assert kept.merging.reduction == 2 and kept.tasks["a"].merging.reduction == 1, "what is typed is refused later, not dropped"
+    kept = load_config(
+        run_file, ["merging.policy=none", "merging.reduction=2", "tasks.a.merging.reduction=1"]
+    )
+    assert kept.merging.reduction == 2 and kept.tasks["a"].merging.reduction == 1, (
+        "what is typed is refused later, not dropped"
+    )
     assert load_config(run_file, ["merging.policy=tome"]).merging.reduction == 8
 
 
@@ -212,7 +254,9 @@ def test_a_missing_section_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["run.py", "base.py"])
-@pytest.mark.parametrize("line, error", [("1 / 0", "ZeroDivisionError"), ("import no_such_module", "ModuleNotFoundError")])
+@pytest.mark.parametrize(
+    "line, error", [("1 / 0", "ZeroDivisionError"), ("import no_such_module", "ModuleNotFoundError")]
+)
 def test_a_config_that_raises_is_told_with_its_line(run_file, where, line, error):
     path = run_file.parent / where
     path.write_text("# a comment\n" + line + "\n" + ("_base_ = ['base.py']\n" if where == "run.py" else ""))
@@ -264,14 +308,18 @@ def test_a_byte_order_mark_is_read_over_or_named(run_file, tmp_path):
 def test_overrides_and_environment_cannot_run_code(run_file, monkeypatch):
     monkeypatch.setenv("CANARY", "__import__('pathlib').Path('CANARY').touch()")
     monkeypatch.chdir(run_file.parent)
-    config = load_config(run_file, ["merging.options.x=__import__('pathlib').Path('CANARY').touch()", "output={{$CANARY:x}}"])
+    config = load_config(
+        run_file, ["merging.options.x=__import__('pathlib').Path('CANARY').touch()", "output={{$CANARY:x}}"]
+    )
     assert config.merging.options["x"] == "__import__('pathlib').Path('CANARY').touch()"
     assert config.output == "{{$CANARY:x}}"
     assert not Path("CANARY").exists()
 
 
 def test_a_missing_file_says_where_configs_are(tmp_path):
-    assert "does not exist; the ones that come with the project are in configs/" in message(tmp_path / "nope.py")
+    assert "does not exist; the ones that come with the project are in configs/" in message(
+        tmp_path / "nope.py"
+    )
 
 
 @pytest.mark.parametrize(
@@ -313,6 +361,9 @@ def test_any_override_text_is_a_value(text):
     )
 )
 def test_any_data_is_a_run_or_a_config_error(data):
-    for candidate in (data, {"backbone": data, "tasks": {"a": data}, "train": data, "output": data, "merging": {"options": data}}):
+    for candidate in (
+        data,
+        {"backbone": data, "tasks": {"a": data}, "train": data, "output": data, "merging": {"options": data}},
+    ):
         with pytest.raises(ConfigError):
             from_plain(candidate)

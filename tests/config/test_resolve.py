@@ -29,7 +29,9 @@ def complaint(config, world_size=1, facts=FACTS, num_samples=None) -> str:
 
 def test_the_papers_schedule_fits_and_one_more_token_does_not():
     assert resolve(run(), 1, FACTS).total_steps == 10
-    assert "the largest even reduction is 16 per block" in complaint(run(merging={"policy": "dtem", "reduction": 17}))
+    assert "the largest even reduction is 16 per block" in complaint(
+        run(merging={"policy": "dtem", "reduction": 17})
+    )
 
 
 @pytest.mark.parametrize("world_size, accumulation, epochs", [(1, 1, 1), (8, 2, 30), (3, 1, 0.5)])
@@ -57,21 +59,36 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
     [
         ({"merging": {"policy": "dtm"}}, "unknown merge policy 'dtm'; did you mean 'dtem'?"),
         ({"merging": {"policy": "dtem", "options": {"tau9": 1}}}, "tau9"),
-        ({"merging": {"policy": "none", "reduction": 4}, "train": {"steps": 1, "mode": "backbone"}}, "merging.policy is 'none'"),
+        (
+            {"merging": {"policy": "none", "reduction": 4}, "train": {"steps": 1, "mode": "backbone"}},
+            "merging.policy is 'none'",
+        ),
         ({"merging": {"policy": "none", "target_macs": 0.5}}, "merging.policy is 'none'"),
         ({"merging": {"policy": "tome"}}, "policy 'tome' has no metric embedding to learn"),
         ({"merging": {"policy": "dtem"}}, "nothing merges, so nothing would reach the embeddings"),
         ({"merging": {"policy": "none"}}, "policy 'none' has no metric embedding to learn"),
         ({"merging": {"policy": "dtem", "reduction": [1] * 13}}, "lists 13 blocks, but the backbone has 12"),
-        ({"train": {"steps": 9, "reduction_range": [8, 99]}}, "a block can merge at most 98 of the 196 patches"),
-        ({"objective": {"type": "distill"}, "merging": {"policy": "none"}}, "teacher and student would be the same"),
-        ({"objective": {"type": "merge_cost"}, "train": {"steps": 9, "mode": "joint"}}, "teaches the embeddings alone"),
+        (
+            {"train": {"steps": 9, "reduction_range": [8, 99]}},
+            "a block can merge at most 98 of the 196 patches",
+        ),
+        (
+            {"objective": {"type": "distill"}, "merging": {"policy": "none"}},
+            "teacher and student would be the same",
+        ),
+        (
+            {"objective": {"type": "merge_cost"}, "train": {"steps": 9, "mode": "joint"}},
+            "teaches the embeddings alone",
+        ),
         ({"data": {"train": None}}, "tasks.a.data.train is not given"),
         ({"train": {"steps": 9, "eval_every": 3}}, "tasks.a.data.val is not given"),
         ({"optim": {"warmup_steps": 10}}, "optim.warmup_steps is 10, but the run has 10 steps"),
         ({"engine": {"type": "local", "deepspeed": {"zero_optimization": {}}}}, "engine.type is 'local'"),
         ({"backbone": {"name": "x", "img_size": 100}}, "backbone.img_size is 100"),
-        ({"backbone": {"name": "x", "img_size": [96, 100]}}, "backbone.img_size is (96, 100), which does not divide by patch 16 (100)"),
+        (
+            {"backbone": {"name": "x", "img_size": [96, 100]}},
+            "backbone.img_size is (96, 100), which does not divide by patch 16 (100)",
+        ),
         ({"data": {"img_size": [64, 100]}, "merging": {"policy": "dtem"}}, "nearest: 96 or 112"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Tasks come together from several files, and what cannot be one run is refused before it starts, all mistakes at once."""
+"""Tasks come together from several files, and what cannot be one run is refused before it starts, all
+mistakes at once."""
 
 import inspect
 import json
@@ -26,8 +27,15 @@ def task(weight=None, share=None, frozen=False, merging=None, accumulation=1, **
 def run(tasks=None, **sections):
     """Of tasks a and b, whose settings `tasks` changes or adds to."""
     settings = {"a": {}, "b": {}} | (tasks or {})
-    plain = {"backbone": {"name": "x"}, "train": {"steps": 10}, "merging": {"policy": "dtem", "reduction": 8}, "output": "runs/x"}
-    return from_plain(plain | sections | {"tasks": {name: task(**options) for name, options in settings.items()}})
+    plain = {
+        "backbone": {"name": "x"},
+        "train": {"steps": 10},
+        "merging": {"policy": "dtem", "reduction": 8},
+        "output": "runs/x",
+    }
+    return from_plain(
+        plain | sections | {"tasks": {name: task(**options) for name, options in settings.items()}}
+    )
 
 
 def complaint(*args, **sections) -> str:
@@ -47,11 +55,27 @@ SAMPLED = {"mixing": {"mode": "sampled"}}
         ({"a": FROZEN, "b": FROZEN}, {}, "tasks.a, tasks.b: all are frozen, so there is nothing to train"),
         ({"b": {"share": 2}}, SAMPLED, "tasks.a.share is not given, but that of another task is"),
         ({"a": {"share": 1}, "b": {"share": 2}}, {}, "but mixing.mode is 'all'"),
-        ({}, {"train": {"steps": 1, "best": "c"}}, "train.best is 'c', which is not a task; give one of a, b, or None"),
-        ({"a": {"val": "x"}}, {"train": {"steps": 1, "best": "b"}}, "train.best is 'b', but tasks.b.data.val is not given"),
+        (
+            {},
+            {"train": {"steps": 1, "best": "c"}},
+            "train.best is 'c', which is not a task; give one of a, b, or None",
+        ),
+        (
+            {"a": {"val": "x"}},
+            {"train": {"steps": 1, "best": "b"}},
+            "train.best is 'b', but tasks.b.data.val is not given",
+        ),
         ({}, {"train": {"steps": 1, "eval_every": 1}}, "tasks.b.data.val is not given"),
-        ({}, {"balancing": {"type": "gradient_norm"}} | SAMPLED, "balancing.type is 'gradient_norm', which compares the tasks' gradients"),
-        ({}, {"balancing": {"type": "gradient_norm", "every": 0}}, "balancing.every is 0: nothing would be measured"),
+        (
+            {},
+            {"balancing": {"type": "gradient_norm"}} | SAMPLED,
+            "balancing.type is 'gradient_norm', which compares the tasks' gradients",
+        ),
+        (
+            {},
+            {"balancing": {"type": "gradient_norm", "every": 0}},
+            "balancing.every is 0: nothing would be measured",
+        ),
         ({"b-c": {}}, {}, "the task name 'b-c' is not an identifier"),
         ({"b.c": {}}, {}, "the task name 'b.c' is not an identifier"),
         ({"1": {}}, {}, "the task name '1' is not an identifier"),
@@ -64,7 +88,11 @@ SAMPLED = {"mixing": {"mode": "sampled"}}
         ({"a": {"share": 1}, "b": {"share": 0}}, SAMPLED, "tasks.b.share is 0"),
         ({"a": {"share": 1}, "b": {"share": -2}}, SAMPLED, "tasks.b.share is -2"),
         ({"b": {"accumulation": 0}}, {}, "tasks.b.accumulation is 0"),
-        ({}, {"balancing": {"type": "gradient_norm"}, "train": {"steps": 1, "mode": "heads"}}, "share nothing that is trained"),
+        (
+            {},
+            {"balancing": {"type": "gradient_norm"}, "train": {"steps": 1, "mode": "heads"}},
+            "share nothing that is trained",
+        ),
         ({"b": {"img_size": 100}}, {}, "tasks.b.data.img_size is 100, which does not divide by patch 16"),
         ({"b": {"merging": {"reduction": 17}}}, {}, "tasks.b: "),
         ({"b": {"merging": {"reduction_range": [0, 99]}}}, {}, "tasks.b.merging.reduction_range goes to 99"),
@@ -83,7 +111,10 @@ def test_tasks_that_are_no_run_together_are_refused(tasks, sections, part):
     "tasks, part",
     [
         ({"b": {"weight": float("nan")}}, "tasks.b.weight: expected a finite number"),
-        ({"b": {"merging": {"reduction": 4, "target_macs": 0.5}}}, "tasks.b.merging: merging.reduction and merging.target_macs exclude"),
+        (
+            {"b": {"merging": {"reduction": 4, "target_macs": 0.5}}},
+            "tasks.b.merging: merging.reduction and merging.target_macs exclude",
+        ),
     ],
 )
 def test_a_setting_of_a_task_that_cannot_be_is_refused(tasks, part):
@@ -93,7 +124,12 @@ def test_a_setting_of_a_task_that_cannot_be_is_refused(tasks, part):
 
 
 def test_all_that_is_wrong_with_the_tasks_is_told_at_once():
-    tasks = {"a": {"train": None, "weight": 0}, "b": {"frozen": True, "share": 2}, "c": {"share": 1}, "d-e": {}}
+    tasks = {
+        "a": {"train": None, "weight": 0},
+        "b": {"frozen": True, "share": 2},
+        "c": {"share": 1},
+        "d-e": {},
+    }
     said = complaint(tasks, train={"steps": 1, "best": "z"}, balancing={"type": "gradient_norm", "every": 0})
     assert "8 mistakes" in said and len(said.splitlines()) == 9
 
@@ -117,7 +153,10 @@ def test_a_frozen_task_beside_a_fed_one_is_a_run(sections):
 # --- several files, and names that are there twice
 
 START = "backbone = dict(name='x')\ntrain = dict(steps=3)\noutput = 'x'\n"
-FILE = "tasks = dict({name}=dict(type='classification', weight={weight}, data=dict(schema='s', train='{name}.tar')))\n"
+FILE = (
+    "tasks = dict({name}=dict(type='classification', weight={weight}, data=dict(schema='s', "
+    "train='{name}.tar')))\n"
+)
 
 
 @pytest.fixture
@@ -149,7 +188,10 @@ def test_files_of_an_inherited_line_lie_beside_the_base_that_has_it(files):
 
 
 def test_tasks_of_several_files_are_joined_in_their_order_and_then_changed(files):
-    path = files(run=START + "tasks = dict(_base_=['tasks/b.py', 'tasks/a.py'], a=dict(weight=5, data=dict(batch_size=7)))\n")
+    path = files(
+        run=START
+        + "tasks = dict(_base_=['tasks/b.py', 'tasks/a.py'], a=dict(weight=5, data=dict(batch_size=7)))\n"
+    )
     tasks = load_config(path, ["tasks.b.share=4"]).tasks
     assert list(tasks) == ["b", "a"]
     assert (tasks["a"].weight, tasks["a"].data.batch_size, tasks["a"].data.train) == (5, 7, "a.tar")
@@ -158,7 +200,9 @@ def test_tasks_of_several_files_are_joined_in_their_order_and_then_changed(files
 
 def test_a_joined_task_can_be_replaced_and_a_new_one_added(files):
     own = "a=dict(_delete_=True, type='x', data=dict(schema='s')), c=dict(type='y', data=dict(schema='s'))"
-    tasks = load_config(files(run=START + f"tasks = dict(_base_=['tasks/a.py', 'tasks/b.py'], {own})\n")).tasks
+    tasks = load_config(
+        files(run=START + f"tasks = dict(_base_=['tasks/a.py', 'tasks/b.py'], {own})\n")
+    ).tasks
     assert {name: task.type for name, task in tasks.items()} == {"a": "x", "b": "classification", "c": "y"}
     assert tasks["a"].data.train is None and tasks["a"].weight == 1
 
@@ -166,7 +210,9 @@ def test_a_joined_task_can_be_replaced_and_a_new_one_added(files):
 def test_a_joined_file_may_itself_be_a_whole_run(files):
     both = START + "tasks = dict(_base_=['a.py', 'b.py'])\n"
     path = files(
-        tasks__both=both, tasks__c=FILE.format(name="c", weight=1), run=START + "tasks = dict(_base_=['tasks/both.py', 'tasks/c.py'])\n"
+        tasks__both=both,
+        tasks__c=FILE.format(name="c", weight=1),
+        run=START + "tasks = dict(_base_=['tasks/both.py', 'tasks/c.py'])\n",
     )
     assert list(load_config(path).tasks) == ["a", "b", "c"]
 
@@ -226,15 +272,25 @@ def test_a_dict_with_a_task_twice_is_refused_wherever_it_stands(files, texts):
 @pytest.mark.parametrize("where", ["run", "base"])
 def test_a_section_that_is_set_twice_is_refused_unless_it_reads_itself(files, where):
     def texts(line: str) -> dict[str, str]:
-        text, run = f"optim = dict(lr=1e-3)\n{line}\n_steps = 1\n_steps = 2\n", START + FILE.format(name="a", weight=1)
-        return {"run": run + text} if where == "run" else {"base": text, "run": "_base_ = ['base.py']\n" + run}
+        text, run = (
+            f"optim = dict(lr=1e-3)\n{line}\n_steps = 1\n_steps = 2\n",
+            START + FILE.format(name="a", weight=1),
+        )
+        return (
+            {"run": run + text} if where == "run" else {"base": text, "run": "_base_ = ['base.py']\n" + run}
+        )
 
-    assert "line" in (said := refused(files(**texts("optim = dict(min_lr=1e-5)")))) and "optim is set twice" in said
+    assert (
+        "line" in (said := refused(files(**texts("optim = dict(min_lr=1e-5)"))))
+        and "optim is set twice" in said
+    )
     assert load_config(files(**texts("optim = dict(optim, min_lr=1e-5)"))).optim.lr == 1e-3
 
 
 def test_a_call_with_a_task_twice_is_refused_by_python(files):
-    assert "keyword argument repeated: a" in refused(files(run=START + "tasks = dict(a=dict(type='x'), a=dict(type='y'))\n"))
+    assert "keyword argument repeated: a" in refused(
+        files(run=START + "tasks = dict(a=dict(type='x'), a=dict(type='y'))\n")
+    )
 
 
 DATA = {"type": "x", "data": {"schema": "s"}}

@@ -23,7 +23,9 @@ CONFIGS = {
 
 
 def picture(height: int = 40, width: int = 50) -> torch.Tensor:
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -55,7 +57,9 @@ def test_a_padded_crop_is_a_window_of_the_reflected_image():
     for number in range(200):
         seed_generators(number)
         crop = train_transform(AugmentConfig(pad=3, hflip=0), 16)(image)
-        seen |= {(t, u) for t in range(7) for u in range(7) if torch.equal(padded[:, t : t + 16, u : u + 16], crop)}
+        seen |= {
+            (t, u) for t in range(7) for u in range(7) if torch.equal(padded[:, t : t + 16, u : u + 16], crop)
+        }
     assert len(seen) > 40
 
 
@@ -100,9 +104,15 @@ def test_mixed_labels_sum_to_one_and_the_draw_belongs_to_the_step(mixup, cutmix)
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_labels_say_what_the_pixels_hold(mixup, cutmix):
-    """Of pictures of one grey each, of a class of its own: a mixture's mean grey is its labels' mean. Where both are on, both are drawn."""
+    """Of pictures of one grey each, of a class of its own: a mixture's mean grey is its labels' mean. Where
+    both are on, both are drawn."""
     greys = torch.tensor([1.0, -2.0, 4.0, 8.0, -16.0])
-    plain = Batch("t", greys.view(5, 1, 1, 1).repeat(1, 3, 9, 12), ClassificationTargets(torch.arange(5)), tuple("abcde"))
+    plain = Batch(
+        "t",
+        greys.view(5, 1, 1, 1).repeat(1, 3, 9, 12),
+        ClassificationTargets(torch.arange(5)),
+        tuple("abcde"),
+    )
     mixer, patched = BatchMixer(AugmentConfig(mixup=mixup, cutmix=cutmix), 5), []
     for step in range(30):
         mixed = mixer(plain, 7, step)
@@ -141,4 +151,6 @@ def test_a_crop_need_not_be_square(name, size):
 def test_evaluation_covers_a_crop_of_another_aspect_without_stretching():
     ramp = torch.arange(80, dtype=torch.uint8).expand(3, 80, 80)
     tall = eval_transform(AugmentConfig(crop_pct=1.0), (80, 40))(ramp)
-    assert tall[0, 0].tolist() == list(range(20, 60)), "the height decides, and the middle of the width is taken"
+    assert tall[0, 0].tolist() == list(range(20, 60)), (
+        "the height decides, and the middle of the width is taken"
+    )

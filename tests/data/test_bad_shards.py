@@ -40,12 +40,21 @@ def bomb() -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 10))
+        + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE]
+)
 def test_only_regular_files_are_samples(tmp_path, kind):
-    with pytest.raises(SampleError, match=r"x\.tar.*s_001\.png.* regular files only|x\.tar: not a readable plain tar"):
+    with pytest.raises(
+        SampleError, match=r"x\.tar.*s_001\.png.* regular files only|x\.tar: not a readable plain tar"
+    ):
         index_tar(special(tmp_path / "x.tar", kind))
 
 
@@ -54,7 +63,9 @@ def test_a_shard_that_was_cut_off_is_named_with_the_place(tmp_path, cut):
     path = write_tar(tmp_path / "x.tar", samples("s", 9))
     whole = index_tar(path)
     end = int((whole.offsets + whole.sizes).max())
-    os.truncate(path, (end - cut) if cut != 512 else -(-end // 512) * 512)  # 512: cut right behind the last member
+    os.truncate(
+        path, (end - cut) if cut != 512 else -(-end // 512) * 512
+    )  # 512: cut right behind the last member
     with pytest.raises(SampleError, match=r"x\.tar.*byte \d+"):
         index_tar(path)
 
@@ -120,17 +131,24 @@ def test_a_tar_behind_a_tar_is_refused_and_not_read_half(tmp_path, padding):
     assert len(index_tar(tmp_path / "x.tar").keys) == 5
 
 
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE]
+)
 def test_a_huge_header_is_refused_before_it_is_in_memory(tmp_path, kind):
     """A file of 900 MB, of which none is on the disk."""
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = kind, 900 << 20
-    for path, start in ((tmp_path / "x.tar", b""), (tmp_path / "y.tar", write_tar(tmp_path / "y.tar", samples("s", 2)).read_bytes())):
+    for path, start in (
+        (tmp_path / "x.tar", b""),
+        (tmp_path / "y.tar", write_tar(tmp_path / "y.tar", samples("s", 2)).read_bytes()),
+    ):
         start = start[: start.rstrip(b"\0").__len__() // 512 * 512 + 512] if start else start
         path.write_bytes(start + info.tobuf(tarfile.USTAR_FORMAT))
         os.truncate(path, (900 << 20) + len(start) + 2048)
         tracemalloc.start()
-        with pytest.raises(SampleError, match=rf"{path.name}: a header before byte \d+ says it has {900 << 20} bytes"):
+        with pytest.raises(
+            SampleError, match=rf"{path.name}: a header before byte \d+ says it has {900 << 20} bytes"
+        ):
             index_tar(path)
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
         tracemalloc.stop()
@@ -173,22 +191,40 @@ def test_a_bad_sample_is_counted_named_and_left_out(tmp_path, name, caplog):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_samples_in_a_row_stop_the_run(tmp_path, workers):
     folder = mixed(tmp_path, list(BAD))
-    passes = build_eval_loader("t", config(folder, eval_batch_size=20, max_bad_samples=len(BAD), workers=workers), rank=0, world_size=1)
+    passes = build_eval_loader(
+        "t",
+        config(folder, eval_batch_size=20, max_bad_samples=len(BAD), workers=workers),
+        rank=0,
+        world_size=1,
+    )
     assert sum(len(batch.keys) for batch in passes) == 10 and passes.bad_samples == len(BAD)
-    stops = build_eval_loader("t", config(folder, eval_batch_size=20, max_bad_samples=len(BAD) - 1, workers=workers), rank=0, world_size=1)
-    with pytest.raises(SampleError, match=f"{len(BAD)} bad samples in a row, the last one: part-00000.tar, sample 'noimage'"):
+    stops = build_eval_loader(
+        "t",
+        config(folder, eval_batch_size=20, max_bad_samples=len(BAD) - 1, workers=workers),
+        rank=0,
+        world_size=1,
+    )
+    with pytest.raises(
+        SampleError, match=f"{len(BAD)} bad samples in a row, the last one: part-00000.tar, sample 'noimage'"
+    ):
         list(stops)
 
 
 @pytest.mark.parametrize("size", [1, 5])
 def test_evaluation_passes_over_a_batch_without_a_good_sample(tmp_path, size):
-    loader = build_eval_loader("t", config(mixed(tmp_path, list(BAD)), eval_batch_size=size), rank=0, world_size=1)
+    loader = build_eval_loader(
+        "t", config(mixed(tmp_path, list(BAD)), eval_batch_size=size), rank=0, world_size=1
+    )
     assert sum(len(batch.images) for batch in loader) == 10 and loader.bad_samples == len(BAD)
-    assert [batch is None for batch in loader.in_place()] == [False] * (5 // size) + [True] * (10 // size) + [False] * (5 // size)
+    assert [batch is None for batch in loader.in_place()] == [False] * (5 // size) + [True] * (10 // size) + [
+        False
+    ] * (5 // size)
 
 
 def test_a_shard_that_shrinks_during_a_run_is_bad_samples_not_a_crash(tmp_path):
-    stream = build_stream("t", config(mixed(tmp_path, []), batch_size=2, max_bad_samples=3), seed=0, rank=0, world_size=1)
+    stream = build_stream(
+        "t", config(mixed(tmp_path, []), batch_size=2, max_bad_samples=3), seed=0, rank=0, world_size=1
+    )
     batches = iter(stream)
     next(batches)
     os.truncate(tmp_path / "part-00000.tar", 1024)
@@ -197,16 +233,21 @@ def test_a_shard_that_shrinks_during_a_run_is_bad_samples_not_a_crash(tmp_path):
             next(batches)
 
 
-def training(folder: Path, *, rank: int = 0, world_size: int = 1, start: int = 0, num: int = 30, **options) -> list[Batch]:
+def training(
+    folder: Path, *, rank: int = 0, world_size: int = 1, start: int = 0, num: int = 30, **options
+) -> list[Batch]:
     """Of a set with bad samples, so many positions of each rank, with a global batch of 6."""
-    made = build_stream("t", config(folder, **options), seed=3, rank=rank, world_size=world_size, batch_size=6 // world_size)
+    made = build_stream(
+        "t", config(folder, **options), seed=3, rank=rank, world_size=world_size, batch_size=6 // world_size
+    )
     made.load_state_dict({"samples": start})
     return list(islice(made, num // 6))
 
 
 @pytest.fixture(scope="module")
 def holed(tmp_path_factory) -> Path:
-    """Four shards of five samples, of which one is corrupt as a whole and another has two bad ones at its end."""
+    """Four shards of five samples, of which one is corrupt as a whole and another has two bad ones at its
+    end."""
     folder, tars = tmp_path_factory.mktemp("holed"), []
     for number in range(4):
         members = samples(f"s{number}", 5)
@@ -231,9 +272,14 @@ def test_the_place_of_a_bad_sample_is_taken_by_the_next_good_one(holed, size):
     batches, order = list(islice(stream, 30 // size)), stream._reader.order
     in_order = [f"s{at.shard}_{at.sample:03d}" for at in map(order.__getitem__, range(60))]
     expected = [next(key for key in in_order[place:] if key not in BROKEN) for place in range(30)]
-    assert [key for batch in batches for key in batch.keys] == expected and all(len(batch.images) == size for batch in batches)
+    assert [key for batch in batches for key in batch.keys] == expected and all(
+        len(batch.images) == size for batch in batches
+    )
     bad = [key for key in in_order[:30] if key in BROKEN]
-    assert stream.bad_shards == Counter(f"part-{key[1]}.tar" for key in bad) and stream.bad_samples == len(bad) > 7
+    assert (
+        stream.bad_shards == Counter(f"part-{key[1]}.tar" for key in bad)
+        and stream.bad_samples == len(bad) > 7
+    )
 
 
 @pytest.mark.parametrize("world_size, workers", [(1, 2), (2, 0), (3, 1), (6, 0)])
@@ -255,14 +301,32 @@ def test_a_sample_that_takes_another_place_is_augmented_anew(holed):
 
 
 def test_keys_that_begin_anew_in_each_shard_have_draws_of_their_own(tmp_path):
-    tars = [str(write_tar(tmp_path / f"part-{number}.tar", [("0.png", image(0, (40, 40))), ("0.cls", b"0")])) for number in range(8)]
+    tars = [
+        str(write_tar(tmp_path / f"part-{number}.tar", [("0.png", image(0, (40, 40))), ("0.cls", b"0")]))
+        for number in range(8)
+    ]
     index_shards(tars, tmp_path, classes=["a"])
     (batch,) = islice(build_stream("t", config(tmp_path), seed=0, rank=0, world_size=1, batch_size=8), 1)
     assert len({image.numpy().tobytes() for image in batch.images}) == 8
 
 
 def test_where_no_good_sample_is_near_the_run_stops(tmp_path):
-    tars = [str(write_tar(tmp_path / "part-0.tar", [("a.png", b"x"), ("a.cls", b"0"), ("b.png", b"x"), ("b.cls", b"0")]))]
+    tars = [
+        str(
+            write_tar(
+                tmp_path / "part-0.tar", [("a.png", b"x"), ("a.cls", b"0"), ("b.png", b"x"), ("b.cls", b"0")]
+            )
+        )
+    ]
     index_shards(tars, tmp_path, classes=["a"])
-    with pytest.raises(SampleError, match=r"5 samples in a row are bad, the last one: part-0.tar, sample '[ab]'.*1 bytes are not"):
-        next(iter(build_stream("t", config(tmp_path, max_bad_samples=4, batch_size=2), seed=0, rank=0, world_size=1)))
+    with pytest.raises(
+        SampleError,
+        match=r"5 samples in a row are bad, the last one: part-0.tar, sample '[ab]'.*1 bytes are not",
+    ):
+        next(
+            iter(
+                build_stream(
+                    "t", config(tmp_path, max_bad_samples=4, batch_size=2), seed=0, rank=0, world_size=1
+                )
+            )
+        )

@@ -1,4 +1,5 @@
-"""Sets of images and captions become shards; what does not fit is named; the words of the captions make a vocabulary."""
+"""Sets of images and captions become shards; what does not fit is named; the words of the captions make a
+vocabulary."""
 
 import ast
 import csv
@@ -33,7 +34,9 @@ def as_csv(root: Path, listed: list[Entry]) -> Path:
 
 
 def as_jsonl(root: Path, listed: list[Entry]) -> Path:
-    lines = [{"image": entry["image"], "split": entry["split"], "captions": entry["captions"]} for entry in listed]
+    lines = [
+        {"image": entry["image"], "split": entry["split"], "captions": entry["captions"]} for entry in listed
+    ]
     (root / "table.jsonl").write_text("\n\n".join(map(json.dumps, lines)) + "\n")
     return root / "table.jsonl"
 
@@ -79,7 +82,11 @@ def test_a_set_becomes_shards_with_its_captions_in_order(make, tmp_path, capsys)
     found = read(make(entries(), "--shard-size", 2))
     assert "5 samples, 4 shards" in capsys.readouterr().out
     assert found == {
-        name.removesuffix(".jpg"): (split, [" ".join(text.split()) for text in captions], (tmp_path / "tree" / name).read_bytes())
+        name.removesuffix(".jpg"): (
+            split,
+            [" ".join(text.split()) for text in captions],
+            (tmp_path / "tree" / name).read_bytes(),
+        )
         for name, (split, captions) in SET.items()
     }
     assert set(found["train2014/COCO_train_1"][1]) == CLEAN
@@ -105,12 +112,16 @@ def test_rows_of_one_image_are_its_captions_and_splits_are_optional(tmp_path):
     root = pictures(tmp_path)
     first, second = list(SET)[:2]
     (root / "a.jsonl").write_text(
-        "\n".join(json.dumps(row) for row in ({"image": first, "caption": "one"}, {"image": second, "captions": ["x"]}))
+        "\n".join(
+            json.dumps(row)
+            for row in ({"image": first, "caption": "one"}, {"image": second, "captions": ["x"]})
+        )
         + f'\n{{"image": "./{first}", "caption": "two"}}'
     )
-    assert {split: {one.key: one.captions for one in found} for split, found in CAPTIONED["captions"](root / "a.jsonl").items()} == {
-        "train": {first.removesuffix(".jpg"): ["one", "two"], second.removesuffix(".jpg"): ["x"]}
-    }
+    assert {
+        split: {one.key: one.captions for one in found}
+        for split, found in CAPTIONED["captions"](root / "a.jsonl").items()
+    } == {"train": {first.removesuffix(".jpg"): ["one", "two"], second.removesuffix(".jpg"): ["x"]}}
     (root / "a.csv").write_text(f"image,caption\n{first},one\n{second},\n{first},\n{second},x\n")
     found = CAPTIONED["captions"](root / "a.csv")["train"]
     assert [one.captions for one in found] == [["one"], ["x"]]
@@ -120,10 +131,16 @@ FAULTS: dict[str, tuple[dict[str, object], str]] = {
     "no caption": ({"captions": []}, "image .*COCO_train_1.jpg has no caption"),
     "blank captions": ({"captions": [" ", "\n"]}, "image .*COCO_train_1.jpg has no caption"),
     "no picture": ({"image": "train2014/gone.jpg"}, "image .*train2014/gone.jpg is missing"),
-    "outside": ({"image": "train2014/../../etc/a.jpg"}, r"'train2014/../../etc/a.jpg' is not the path of a picture .* below"),
+    "outside": (
+        {"image": "train2014/../../etc/a.jpg"},
+        r"'train2014/../../etc/a.jpg' is not the path of a picture .* below",
+    ),
     "absolute": ({"image": "/etc/a.jpg"}, "'/etc/a.jpg' is not the path of a picture"),
     "not a picture": ({"image": "train2014/notes.txt"}, "notes.txt' is not the path of a picture"),
-    "another split": ({"image": "val2014/COCO_val_4.jpg"}, r"COCO_val_4.jpg \(val\) was .*COCO_val_4.jpg \(train\)"),
+    "another split": (
+        {"image": "val2014/COCO_val_4.jpg"},
+        r"COCO_val_4.jpg \(val\) was .*COCO_val_4.jpg \(train\)",
+    ),
     "an unknown split": ({"split": "dev"}, "split 'dev' is none of train, val, test"),
 }
 
@@ -152,7 +169,10 @@ def test_two_files_of_one_key_are_refused(make, tmp_path):
 
 
 TABLES = {
-    "no header.csv": ("a.jpg,a man\n", "its first line names a.jpg, a man, not the columns image and caption"),
+    "no header.csv": (
+        "a.jpg,a man\n",
+        "its first line names a.jpg, a man, not the columns image and caption",
+    ),
     "empty.csv": ("", "its first line names nothing"),
     "rows.csv": ("image,caption\n", "has no rows"),
     "quote.csv": ('image,caption\na.jpg,"a man\n', "unexpected end of data"),
@@ -176,7 +196,16 @@ def test_a_table_that_does_not_read_is_named_with_the_line(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"dataset": "coco"}', '{"images": [{"filename": "a.jpg"}]}', '{"images": 3}', '{"images": [[]]}', "[" * 100_000]
+    "text",
+    [
+        "",
+        "[]",
+        '{"dataset": "coco"}',
+        '{"images": [{"filename": "a.jpg"}]}',
+        '{"images": 3}',
+        '{"images": [[]]}',
+        "[" * 100_000,
+    ],
 )
 def test_a_file_that_is_not_karpathys_is_named(tmp_path, text):
     (tmp_path / "dataset_coco.json").write_text(text)
@@ -206,7 +235,10 @@ def test_words_are_listed_by_frequency_then_alphabet_and_cover_every_caption(tmp
     said = capsys.readouterr()
     words = ast.literal_eval(said.out)
     assert words == ["dog", "a", ",", ":", "man", "man's", "the", "\u00fcber"]
-    assert "3 captions; 8 of 8 words, which are 100.00% of the text" in said.err and "context_length=7 cuts none" in said.err
+    assert (
+        "3 captions; 8 of 8 words, which are 100.00% of the text" in said.err
+        and "context_length=7 cuts none" in said.err
+    )
     tokenizer = build_tokenizer({"type": "words", "words": words, "context_length": 7})
     assert not any(3 in tokenizer.encode(text) or tokenizer.is_cut(text) for text in texts)
     assert build_tokenizer({"type": "words", "words": words, "context_length": 6}).is_cut(texts[2])

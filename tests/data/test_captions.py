@@ -1,4 +1,5 @@
-"""Captions in a stream: which one is drawn, how batches are padded, what evaluation gets, and what is refused."""
+"""Captions in a stream: which one is drawn, how batches are padded, what evaluation gets, and what is
+refused."""
 
 import json
 import logging
@@ -30,7 +31,10 @@ def captions_of(number: int) -> list[str]:
 
 
 def members(key: str, captions: object, seed: int = 0) -> list[tuple[str, bytes]]:
-    return [(f"{key}.png", image(seed, (10 + seed % 5, 12))), (f"{key}.json", json.dumps({"captions": captions}).encode())]
+    return [
+        (f"{key}.png", image(seed, (10 + seed % 5, 12))),
+        (f"{key}.json", json.dumps({"captions": captions}).encode()),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,9 @@ def captioned(tmp_path_factory) -> Path:
     """Three uneven shards of 14 images; image i has the key i."""
     folder, tars, number = tmp_path_factory.mktemp("captioned"), [], 0
     for shard, count in enumerate(COUNTS):
-        samples = [member for i in range(number, number + count) for member in members(str(i), captions_of(i), i)]
+        samples = [
+            member for i in range(number, number + count) for member in members(str(i), captions_of(i), i)
+        ]
         tars.append(str(write_tar(folder / f"part-{shard:05d}.tar", samples)))
         number += count
     index_shards(tars, folder)
@@ -49,8 +55,12 @@ def wanted(folder: Path, **options) -> DataConfig:
     return config(folder, **{"schema": "captioning", "tokenizer": TOKENIZER, "eval_batch_size": 4} | options)
 
 
-def stream(folder: Path, *, seed: int = 3, rank: int = 0, world_size: int = 1, batch_size: int = NUM, **options) -> TrainStream:
-    return build_stream("t", wanted(folder, **options), seed=seed, rank=rank, world_size=world_size, batch_size=batch_size)
+def stream(
+    folder: Path, *, seed: int = 3, rank: int = 0, world_size: int = 1, batch_size: int = NUM, **options
+) -> TrainStream:
+    return build_stream(
+        "t", wanted(folder, **options), seed=seed, rank=rank, world_size=world_size, batch_size=batch_size
+    )
 
 
 def texts(batch: Batch) -> list[str]:
@@ -71,7 +81,8 @@ def two_epochs(captioned) -> list[list[tuple[str, str]]]:
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 0), (2, 1), (7, 0)])
 def test_ranks_and_workers_draw_the_same_captions(captioned, two_epochs, world_size, workers):
     ranks = [
-        stream(captioned, rank=rank, world_size=world_size, batch_size=NUM // world_size, workers=workers) for rank in range(world_size)
+        stream(captioned, rank=rank, world_size=world_size, batch_size=NUM // world_size, workers=workers)
+        for rank in range(world_size)
     ]
     batches = [list(islice(each, 2)) for each in ranks]
     for epoch, expected in enumerate(two_epochs):
@@ -80,7 +91,13 @@ def test_ranks_and_workers_draw_the_same_captions(captioned, two_epochs, world_s
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch_size": 2}, {"shuffle_shards": 1}, {"img_size": 6}, {"augment": AugmentConfig()}, {"augment": AugmentConfig(pad=2, hflip=0.0)}],
+    [
+        {"batch_size": 2},
+        {"shuffle_shards": 1},
+        {"img_size": 6},
+        {"augment": AugmentConfig()},
+        {"augment": AugmentConfig(pad=2, hflip=0.0)},
+    ],
 )
 def test_a_caption_depends_on_seed_epoch_and_key_alone(captioned, two_epochs, options):
     size = options.get("batch_size", NUM)
@@ -122,7 +139,12 @@ def test_tokens_are_padded_to_the_longest_rounded_up(captioned):
         lengths.add(tokens.shape[1])
         longest = len(text.split()) + 2
         assert tokens.dtype == torch.int64 and tokens.shape == (1, min(-(-longest // 8) * 8, 30))
-        assert tokens[0, 0] == 1 and tokens[0, longest - 1] == 2 and (tokens[0, longest:] == 0).all() and (tokens[0, :longest] != 0).all()
+        assert (
+            tokens[0, 0] == 1
+            and tokens[0, longest - 1] == 2
+            and (tokens[0, longest:] == 0).all()
+            and (tokens[0, :longest] != 0).all()
+        )
     assert lengths == {8, 16, 24}
     together = next(iter(stream(captioned))).targets.tokens
     assert together.shape == (NUM, 24) and ((together != 0).sum(1) < 24).any()
@@ -139,7 +161,9 @@ def test_training_has_no_references_and_evaluation_has_all(captioned):
     found = {}
     for batch in build_eval_loader("t", wanted(captioned), rank=0, world_size=1):
         found |= dict(zip(batch.keys, zip(texts(batch), batch.targets.references, strict=True), strict=True))
-    assert found == {str(number): (captions_of(number)[0], tuple(captions_of(number))) for number in range(NUM)}
+    assert found == {
+        str(number): (captions_of(number)[0], tuple(captions_of(number))) for number in range(NUM)
+    }
 
 
 def test_batches_that_move_or_are_pinned_keep_their_text(captioned, monkeypatch):
@@ -148,8 +172,14 @@ def test_batches_that_move_or_are_pinned_keep_their_text(captioned, monkeypatch)
     pinned = torch.utils.data._utils.pin_memory.pin_memory(Loaded(batch, 4, ()))
     for moved in (batch.to("meta"), pinned.batch):
         assert moved.keys == batch.keys and moved.targets.references == batch.targets.references
-        assert moved.targets.tokens.shape == batch.targets.tokens.shape and moved.targets.tokens is not batch.targets.tokens
-    assert torch.equal(pinned.batch.targets.tokens, batch.targets.tokens) and batch.to("meta").targets.tokens.is_meta
+        assert (
+            moved.targets.tokens.shape == batch.targets.tokens.shape
+            and moved.targets.tokens is not batch.targets.tokens
+        )
+    assert (
+        torch.equal(pinned.batch.targets.tokens, batch.targets.tokens)
+        and batch.to("meta").targets.tokens.is_meta
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -158,7 +188,12 @@ def test_captions_that_are_cut_keep_their_end_mark_are_counted_and_told_once(cap
     with caplog.at_level(logging.WARNING):
         cut = stream(captioned, tokenizer=TOKENIZER | short, workers=workers, batch_size=7)
         batches = list(islice(cut, 4))
-    long = [text for batch in islice(stream(captioned, batch_size=7), 4) for text in texts(batch) if len(text.split()) > 10]
+    long = [
+        text
+        for batch in islice(stream(captioned, batch_size=7), 4)
+        for text in texts(batch)
+        if len(text.split()) > 10
+    ]
     tokens = torch.cat([batch.targets.tokens for batch in batches])
     assert tokens.shape == (2 * NUM, 12) and (tokens == 2).sum() == 2 * NUM
     assert cut.shortened_samples == len(long) > 1
@@ -178,11 +213,15 @@ BAD = {
 @pytest.mark.parametrize("key", BAD)
 def test_an_image_without_captions_is_left_out_and_named(tmp_path, caplog, key):
     captions, reason = BAD[key]
-    write_tar(tmp_path / "part-0.tar", members("good", ["a"]) + members(key, captions) + members("too", ["of"]))
+    write_tar(
+        tmp_path / "part-0.tar", members("good", ["a"]) + members(key, captions) + members("too", ["of"])
+    )
     with caplog.at_level(logging.WARNING):
         (batch,) = build_eval_loader("t", wanted(tmp_path), rank=0, world_size=1)
     assert batch.keys == ("good", "too")
-    assert any(f"sample '{key}': " in record.message and reason in record.message for record in caplog.records)
+    assert any(
+        f"sample '{key}': " in record.message and reason in record.message for record in caplog.records
+    )
     with pytest.raises(SampleError, match=f"'{key}'"):
         list(build_eval_loader("t", wanted(tmp_path, max_bad_samples=0), rank=0, world_size=1))
 
@@ -204,7 +243,10 @@ def test_a_sample_or_a_set_without_the_member_is_named(tmp_path, caplog):
         ({"tokenizer": {"words": ["a"]}}, "tokenizer has no type; give one of .*words"),
         ({"tokenizer": {"type": "word", "words": ["a"]}}, "unknown tokenizer 'word'; did you mean 'words'"),
         ({"tokenizer": {"type": "words", "vocabulary": ["a"]}}, "its options: words, context_length"),
-        ({"augment": AugmentConfig(mixup=0.2, short_side=9)}, r"does not use data.augment.mixup=0.2, data.augment.short_side=9"),
+        (
+            {"augment": AugmentConfig(mixup=0.2, short_side=9)},
+            r"does not use data.augment.mixup=0.2, data.augment.short_side=9",
+        ),
         ({"schema": "classification"}, r"schema 'classification' does not use data.tokenizer="),
     ],
 )
@@ -216,7 +258,12 @@ def test_options_that_do_not_fit_the_schema_are_refused(captioned, options, mess
 def test_the_task_reads_the_tokens_of_its_data():
     def run(**head: object) -> dict:
         data = dict(schema="captioning", train="x", tokenizer=dict(type="words", words=("a", "b")))
-        return dict(backbone=dict(name="x"), train=dict(steps=1), output="o", tasks=dict(c=dict(type="captioning", data=data, head=head)))
+        return dict(
+            backbone=dict(name="x"),
+            train=dict(steps=1),
+            output="o",
+            tasks=dict(c=dict(type="captioning", data=data, head=head)),
+        )
 
     task = from_plain(run(tokenizer=dict(type="words", words=["a", "b"]))).tasks["c"]
     assert task.head["tokenizer"] == task.data.tokenizer
@@ -224,4 +271,6 @@ def test_the_task_reads_the_tokens_of_its_data():
         with pytest.raises(ConfigError, match="tasks.c: head.tokenizer is not data.tokenizer"):
             from_plain(run(tokenizer=other))
     with pytest.raises(ConfigError, match="tasks.c: head.tokenizer is not data.tokenizer"):
-        from_plain(run(tokenizer=dict(type="words", words=["a", "b"])), ["tasks.c.data.tokenizer.context_length=9"])
+        from_plain(
+            run(tokenizer=dict(type="words", words=["a", "b"])), ["tasks.c.data.tokenizer.context_length=9"]
+        )

@@ -1,4 +1,5 @@
-"""Members decode by suffix from a closed table; whatever they hold, the answer is a value or a SampleError."""
+"""Members decode by suffix from a closed table; whatever they hold, the answer is a value or a
+SampleError."""
 
 import io
 import json
@@ -9,13 +10,27 @@ import torch
 from PIL import Image
 from shardkit import encoded, image
 
-from pipeline.data.decode import DECODERS, IMAGES, MAX_CLASS, MAX_PIXELS, decode_captions, decode_class, decode_image, decode_mask
+from pipeline.data.decode import (
+    DECODERS,
+    IMAGES,
+    MAX_CLASS,
+    MAX_PIXELS,
+    decode_captions,
+    decode_class,
+    decode_image,
+    decode_mask,
+)
 from pipeline.errors import SampleError
 
 
-@pytest.mark.parametrize(("mode", "form"), [(m, "PNG") for m in ("RGB", "RGBA", "L", "LA", "P", "1")] + [("L", "JPEG"), ("RGB", "WEBP")])
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [(m, "PNG") for m in ("RGB", "RGBA", "L", "LA", "P", "1")] + [("L", "JPEG"), ("RGB", "WEBP")],
+)
 def test_images_of_all_colours_become_rgb(mode, form):
-    picture = Image.open(io.BytesIO(image(1, (20, 30)))).resize((60, 40), Image.Resampling.BILINEAR).convert(mode)
+    picture = (
+        Image.open(io.BytesIO(image(1, (20, 30)))).resize((60, 40), Image.Resampling.BILINEAR).convert(mode)
+    )
     data = encoded(picture, form)
     expected = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
     found = decode_image(data)
@@ -58,7 +73,9 @@ def test_a_class_is_a_number_in_digits(data):
     assert decode_class(data, 8) == 7
 
 
-@pytest.mark.parametrize("data", [b"", b"8", b"-1", b"1.0", b"1e1", b"0x1", b"7 7", "٧".encode(), b"9" * 400, b"__import__('os')"])
+@pytest.mark.parametrize(
+    "data", [b"", b"8", b"-1", b"1.0", b"1e1", b"0x1", b"7 7", "٧".encode(), b"9" * 400, b"__import__('os')"]
+)
 def test_anything_else_is_not_a_class(data):
     with pytest.raises(SampleError):
         decode_class(data, 8)
@@ -80,12 +97,16 @@ def test_captions_are_a_list_of_texts():
 
 
 def is_image(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype == torch.uint8 and value.ndim == 3 and len(value) == 3
+    return (
+        isinstance(value, torch.Tensor) and value.dtype == torch.uint8 and value.ndim == 3 and len(value) == 3
+    )
 
 
 PROMISED = dict.fromkeys(IMAGES, is_image) | {
     "cls": lambda value: type(value) is int and 0 <= value < MAX_CLASS,
-    "json": lambda value: isinstance(value, tuple) and all(isinstance(text, str) for text in value) and len(value) > 0,
+    "json": lambda value: (
+        isinstance(value, tuple) and all(isinstance(text, str) for text in value) and len(value) > 0
+    ),
     "seg.png": lambda value: value.dtype == torch.uint8 and value.ndim == 2,
 }
 """What a decoder's value may be, whatever the bytes."""
@@ -94,9 +115,11 @@ PROMISED = dict.fromkeys(IMAGES, is_image) | {
 @pytest.mark.parametrize("suffix", sorted(DECODERS))
 def test_noise_is_a_sample_error_for_every_decoder(suffix):
     rng = np.random.default_rng(0)
-    whole = {"cls": b"3", "json": b'{"captions": ["a"]}', "seg.png": encoded(Image.new("L", (9, 9)), "PNG")}.get(
-        suffix, image(0, (9, 9), "JPEG")
-    )
+    whole = {
+        "cls": b"3",
+        "json": b'{"captions": ["a"]}',
+        "seg.png": encoded(Image.new("L", (9, 9)), "PNG"),
+    }.get(suffix, image(0, (9, 9), "JPEG"))
     refused = 0
     for _ in range(200):
         data = bytearray(whole)

@@ -28,7 +28,12 @@ def test_a_scene_is_a_function_of_its_address():
 
 def test_shards_do_not_depend_on_workers(tmp_path):
     for workers in (1, 2):
-        write_shards(digit_scenes_jobs(train=7, val=3, size=32, shard_size=3), tmp_path / str(workers), classes=NAMES, workers=workers)
+        write_shards(
+            digit_scenes_jobs(train=7, val=3, size=32, shard_size=3),
+            tmp_path / str(workers),
+            classes=NAMES,
+            workers=workers,
+        )
     files = sorted(path.name for path in (tmp_path / "1").iterdir())
     assert len(files) == 9 and files == sorted(path.name for path in (tmp_path / "2").iterdir())
     assert all((tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes() for name in files)
@@ -67,7 +72,9 @@ def test_captions_are_five_different_ones_that_name_the_digits():
             assert sorted(words) == names, caption
 
 
-RELATION = re.compile(r"^an? (\w+) (above|over|below|under|to the left of|left of|to the right of|right of) an? (\w+)$")
+RELATION = re.compile(
+    r"^an? (\w+) (above|over|below|under|to the left of|left of|to the right of|right of) an? (\w+)$"
+)
 
 
 def test_relations_are_true():

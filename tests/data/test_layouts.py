@@ -47,7 +47,9 @@ def test_a_tree_becomes_shards_with_canonical_masks(kind, tree, tmp_path, capsys
     num_classes, splits, labels = EXPECTED[kind]
     manifest, samples = load_manifest(str(tmp_path / "out")), read(tmp_path / "out")
     assert len(manifest.classes) == len(set(manifest.classes)) == num_classes and not manifest.mask_classes
-    assert {split: sum(key.startswith(split) for key in samples) for split in splits} == splits and manifest.num_samples == len(samples)
+    assert {
+        split: sum(key.startswith(split) for key in samples) for split in splits
+    } == splits and manifest.num_samples == len(samples)
     assert set(np.unique(np.concatenate([pixels(parts["seg.png"]) for parts in samples.values()]))) == labels
     assert dtem("verify", tmp_path / "out", "--workers", 1) == 0
     assert f"{len(samples)} samples, 0 problems" in capsys.readouterr().out
@@ -59,7 +61,9 @@ def test_files_that_need_no_change_keep_their_bytes(kind, tree, tmp_path):
     samples = read(tmp_path / "out")
     assert all(parts.get("jpg", parts.get("png")) in originals for parts in samples.values())
     kept = sum(parts["seg.png"] in originals for parts in samples.values())
-    assert kept == {"pascal": 5, "camvid": 3}.get(kind, 0), "camvid: the first mask of each split has no label 11"
+    assert kept == {"pascal": 5, "camvid": 3}.get(kind, 0), (
+        "camvid: the first mask of each split has no label 11"
+    )
 
 
 def test_larger_pictures_can_be_shrunk_with_their_masks(kind, tree, tmp_path):
@@ -72,7 +76,12 @@ def test_larger_pictures_can_be_shrunk_with_their_masks(kind, tree, tmp_path):
 def test_names_and_numbers_are_those_of_the_sets(tmp_path):
     ade, city = (LAYOUTS[kind](TREES[kind](tmp_path / kind)) for kind in ("ade20k", "cityscapes"))
     assert ade.classes[0] == "thing 1, sort of 1" and ade.labels[0] == 255 and ade.labels[150] == 149
-    assert [city.classes[city.labels[label]] for label in (7, 23, 26, 33)] == ["road", "sky", "car", "bicycle"]
+    assert [city.classes[city.labels[label]] for label in (7, 23, 26, 33)] == [
+        "road",
+        "sky",
+        "car",
+        "bicycle",
+    ]
     assert sum(number != 255 for number in city.labels.values()) == 19 and set(city.labels) == set(range(34))
     (tmp_path / "ade20k" / "objectInfo150.txt").unlink()
     assert LAYOUTS["ade20k"](tmp_path / "ade20k").classes[:2] == ("label 1", "label 2")
@@ -95,15 +104,24 @@ def test_a_set_like_pascals_names_its_own_classes(tmp_path):
 def first(tree: Path, *, masks: bool) -> Path:
     """Some mask, or picture, of the training split."""
     folders = {"annotations", "gtFine", "SegmentationClass", "trainannot"}
-    files = [path for path in sorted(tree.rglob("*.*g")) if "color" not in path.name and "2008" not in path.name]
-    return next(path for path in files if bool(folders & set(path.parts)) == masks and ("train" in str(path) or "2007_000000" in str(path)))
+    files = [
+        path for path in sorted(tree.rglob("*.*g")) if "color" not in path.name and "2008" not in path.name
+    ]
+    return next(
+        path
+        for path in files
+        if bool(folders & set(path.parts)) == masks and ("train" in str(path) or "2007_000000" in str(path))
+    )
 
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_what_has_no_partner_is_named(kind, tree, tmp_path, masks):
     gone, left = first(tree, masks=masks), first(tree, masks=not masks)
     gone.unlink()
-    with pytest.raises(SampleError, match=f"{'image' if masks else 'mask'} .*{left.name} has no {'mask' if masks else 'image'}"):
+    with pytest.raises(
+        SampleError,
+        match=f"{'image' if masks else 'mask'} .*{left.name} has no {'mask' if masks else 'image'}",
+    ):
         dtem("make", kind, tree, tmp_path / "out", "--workers", 1)
 
 

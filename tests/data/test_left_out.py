@@ -46,17 +46,28 @@ def make(root: Path, out: Path, kind: str = "imagefolder") -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "valid", "testing"), ("Train", "validation", "Test")])
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("training", "valid", "testing"), ("Train", "validation", "Test")]
+)
 def test_folders_of_splits_are_found_by_each_of_their_names(tmp_path, names, told, capsys):
-    counts = {f"{name}/{kind}": number for number, name in zip((3, 2, 1), names, strict=True) for kind in ("cat", "dog")}
+    counts = {
+        f"{name}/{kind}": number
+        for number, name in zip((3, 2, 1), names, strict=True)
+        for kind in ("cat", "dog")
+    }
     assert make(tree(tmp_path / "set", counts), tmp_path / "out") == {"train": 6, "val": 4, "test": 2}
     assert "samples by split: " in capsys.readouterr().out
-    assert "train: 6 pictures of 2 classes, 3 to 3 of each" in told.messages and "class 1, dog: 3 train, 2 val, 1 test" in told.messages
+    assert (
+        "train: 6 pictures of 2 classes, 3 to 3 of each" in told.messages
+        and "class 1, dog: 3 train, 2 val, 1 test" in told.messages
+    )
     assert not [record for record in told.records if record.levelno > logging.INFO]
 
 
 def test_what_is_left_out_is_told_by_its_ending(tmp_path, told):
-    root = tree(tmp_path / "set", {"train/cat": 2, "train/cat/deeper": 3, "val/cat": 1, "test": 4, "spare/cat": 1})
+    root = tree(
+        tmp_path / "set", {"train/cat": 2, "train/cat/deeper": 3, "val/cat": 1, "test": 4, "spare/cat": 1}
+    )
     for name in ("train/cat/notes.txt", "train/cat/more.txt", "train/cat/a.psd", "val/list", "readme.md"):
         (root / name).write_text("x")
     assert make(root, tmp_path / "out") == {"train": 2, "val": 1}
@@ -64,7 +75,10 @@ def test_what_is_left_out_is_told_by_its_ending(tmp_path, told):
     assert [line for line in warned if "cat: " in line] == [
         f"left out in {root}/train/cat: 2 .txt, 1 .psd, 1 folders, for instance {root}/train/cat/a.psd"
     ]
-    assert any(line.startswith(f"left out in {root}: ") and "2 folders" in line and "1 .md" in line for line in warned)
+    assert any(
+        line.startswith(f"left out in {root}: ") and "2 folders" in line and "1 .md" in line
+        for line in warned
+    )
     assert any(line.startswith(f"left out in {root}/val: 1 without an ending") for line in warned)
 
 
@@ -86,7 +100,9 @@ def test_a_class_can_be_called_as_a_split_and_two_folders_of_one_split_are_refus
 
 @pytest.mark.parametrize("kind", [*TREES, "coco_captions"])
 def test_a_tree_of_another_maker_is_sent_to_it(tmp_path, kind):
-    root = TREES[kind](tmp_path / "tree") if kind in TREES else karpathy(pictures(tmp_path / "tree"), entries())
+    root = (
+        TREES[kind](tmp_path / "tree") if kind in TREES else karpathy(pictures(tmp_path / "tree"), entries())
+    )
     with pytest.raises(ConfigError, match=f"`dtem shards make {kind}`"):
         make(root, tmp_path / "out")
 
@@ -105,7 +121,9 @@ def test_formats_that_no_reader_takes_become_pngs_of_the_same_pixels(tmp_path, e
     make(tmp_path / "set", tmp_path / "out")
     (members,) = read(tmp_path / "out").values()
     stored = Image.open(io.BytesIO(members["png"]))
-    assert stored.format == "PNG" and np.array_equal(np.array(stored.convert("RGB")), np.array(Image.open(path).convert("RGB")))
+    assert stored.format == "PNG" and np.array_equal(
+        np.array(stored.convert("RGB")), np.array(Image.open(path).convert("RGB"))
+    )
     assert dtem("verify", tmp_path / "out", "--workers", 1) == 0
 
 
@@ -129,7 +147,9 @@ SPARE = {
 def test_layouts_tell_what_they_leave_out(tmp_path, kind, told):
     root = TREES[kind](tmp_path / "tree")
     make(root, tmp_path / "out", kind)
-    assert not [line for line in told.messages if "left out in" in line], "what belongs to the layout is not told"
+    assert not [line for line in told.messages if "left out in" in line], (
+        "what belongs to the layout is not told"
+    )
     for name in SPARE[kind]:
         picture(root / name)
     make(root, tmp_path / "out2", kind)
@@ -148,13 +168,18 @@ def test_pascals_lists_may_name_a_split_to_test_on(tmp_path, told):
     assert make(root, tmp_path / "some", "pascal") == {"train": 3, "val": 1, "test": 1}
     (root / "SegmentationClass" / f"{names[1]}.png").unlink()
     assert make(root, tmp_path / "unlabelled", "pascal") == {"train": 3, "val": 1}
-    assert any(f"left out: the 1 pictures of {lists / 'test.txt'}, which have no masks" in line for line in told.messages)
+    assert any(
+        f"left out: the 1 pictures of {lists / 'test.txt'}, which have no masks" in line
+        for line in told.messages
+    )
 
 
 def test_captions_are_counted_and_pictures_without_are_told(tmp_path, told):
     root = karpathy(pictures(tmp_path / "tree"), entries()[:-1])
     assert make(root, tmp_path / "out", "coco_captions") == {"train": 3, "val": 1}
-    assert "captions, all of which are kept: 2 images have 1, 1 images have 2, 1 images have 3" in told.messages
+    assert (
+        "captions, all of which are kept: 2 images have 1, 1 images have 2, 1 images have 3" in told.messages
+    )
     assert f"left out in {root}/val2014: 1 .jpg, for instance {root}/val2014/COCO_val_5.jpg" in told.messages
     (root / "a.csv").write_text("image,caption\nval2014/COCO_val_4.jpg,one\nval2014/COCO_val_4.jpg, \n")
     make(root / "a.csv", tmp_path / "out2", "captions")

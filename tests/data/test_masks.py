@@ -31,7 +31,12 @@ def four_bits() -> bytes:
 
     header = struct.pack(">IIBBBBB", 12, 12, 4, 0, 0, 0, 0)
     rows = (b"\0" + bytes([0x12] * 6)) * 12
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 BAD = {
@@ -42,7 +47,10 @@ BAD = {
     "size": ({"png": image(0, (12, 15)), "seg.png": GOOD}, "mask has 12x12 pixels .* and its image 12x15"),
     "rgb": ({"png": image(), "seg.png": image()}, "mode RGB, which holds colours"),
     "rgba": ({"png": image(), "seg.png": encoded(Image.new("RGBA", (12, 12)), "PNG")}, "mode RGBA"),
-    "deep": ({"png": image(), "seg.png": encoded(Image.fromarray(np.zeros((12, 12), np.uint16)), "PNG")}, "mode I;16"),
+    "deep": (
+        {"png": image(), "seg.png": encoded(Image.fromarray(np.zeros((12, 12), np.uint16)), "PNG")},
+        "mode I;16",
+    ),
     "shallow": ({"png": image(), "seg.png": four_bits()}, "grey PNG of 4 bits"),
     "jpeg": ({"png": image(), "seg.png": image(0, (12, 12), "JPEG")}, "mask does not decode"),
     "cut": ({"png": image(), "seg.png": GOOD[:60]}, "mask does not decode"),
@@ -53,12 +61,16 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_mask_is_named_with_shard_and_key_and_left_out(tmp_path, name, caplog):
-    loader = build_eval_loader("t", dense(masked_shards(tmp_path, {name: BAD[name][0]}), eval_batch_size=4), rank=0, world_size=1)
+    loader = build_eval_loader(
+        "t", dense(masked_shards(tmp_path, {name: BAD[name][0]}), eval_batch_size=4), rank=0, world_size=1
+    )
     with caplog.at_level(logging.WARNING):
         assert sum(len(batch.keys) for batch in loader) == 9 and loader.bad_samples == 1
     (line,) = [record.getMessage() for record in caplog.records if "bad sample" in record.getMessage()]
     assert "part-0.tar" in line and f"'{name}'" in line
-    with pytest.raises(SampleError, match=rf"part-0.tar, sample '{name}': .*{BAD[name][1]}.*dtem shards verify"):
+    with pytest.raises(
+        SampleError, match=rf"part-0.tar, sample '{name}': .*{BAD[name][1]}.*dtem shards verify"
+    ):
         list(build_eval_loader("t", dense(tmp_path, max_bad_samples=0), rank=0, world_size=1))
 
 
@@ -77,7 +89,12 @@ def test_the_schema_takes_the_names_of_masks(digits):
 
 
 def test_where_masks_have_no_names_of_their_own_the_classes_are_theirs(tmp_path):
-    assert build_eval_loader("t", dense(masked_shards(tmp_path)), rank=0, world_size=1).classes == ("road", "sky", "car", "tree")
+    assert build_eval_loader("t", dense(masked_shards(tmp_path)), rank=0, world_size=1).classes == (
+        "road",
+        "sky",
+        "car",
+        "tree",
+    )
 
 
 def test_a_manifest_without_names_of_masks_is_what_it_was():
@@ -105,7 +122,10 @@ def test_index_takes_names_from_a_list_or_from_both(tmp_path, content):
     assert (manifest.classes, manifest.mask_classes) == CLASSES[content] and manifest.digest == without.digest
 
 
-@pytest.mark.parametrize("content", ["{}", '{"names": ["a"]}', '{"classes": ["a"], "x": []}', '{"mask_classes": ["a", "a"]}', "3", '""'])
+@pytest.mark.parametrize(
+    "content",
+    ["{}", '{"names": ["a"]}', '{"classes": ["a"], "x": []}', '{"mask_classes": ["a", "a"]}', "3", '""'],
+)
 def test_a_list_of_names_that_is_none_is_refused(tmp_path, content):
     write_tar(tmp_path / "x.tar", samples("s", 3))
     (tmp_path / "classes.json").write_text(content)
@@ -115,7 +135,12 @@ def test_a_list_of_names_that_is_none_is_refused(tmp_path, content):
 
 def test_sets_whose_masks_mean_something_else_do_not_mix(tmp_path):
     for name, masks in (("a", ["x", "y"]), ("b", ["x", "z"])):
-        index_shards([str(write_tar(tmp_path / name / "s.tar", samples(name, 2)))], tmp_path / name, classes=["1"], mask_classes=masks)
+        index_shards(
+            [str(write_tar(tmp_path / name / "s.tar", samples(name, 2)))],
+            tmp_path / name,
+            classes=["1"],
+            mask_classes=masks,
+        )
     with pytest.raises(SampleError, match="different classes"):
         load_manifest([str(tmp_path / "a"), str(tmp_path / "b")])
 
@@ -137,11 +162,19 @@ UNUSED = {
         "mixup": 0.2,
         "cutmix": 1.0,
     },
-    "classification": {"short_side": 64, "resize_range": (1.0, 2.0), "max_class_share": 1.0, "photometric": True, "antialias": False},
+    "classification": {
+        "short_side": 64,
+        "resize_range": (1.0, 2.0),
+        "max_class_share": 1.0,
+        "photometric": True,
+        "antialias": False,
+    },
 }
 
 
-@pytest.mark.parametrize(("schema", "option"), [(schema, option) for schema, options in UNUSED.items() for option in options])
+@pytest.mark.parametrize(
+    ("schema", "option"), [(schema, option) for schema, options in UNUSED.items() for option in options]
+)
 def test_an_option_that_a_schema_does_not_use_is_refused(uneven, schema, option):
     made = config(uneven, schema=schema, augment=AugmentConfig(**{option: UNUSED[schema][option]}))
     with pytest.raises(ConfigError, match=rf"schema '{schema}' does not use data.augment.{option}="):
@@ -162,7 +195,15 @@ def test_verify_draws_the_labels_and_names_what_is_outside(tmp_path, capsys, wor
     counts = np.bincount(np.concatenate([mask.ravel() for mask in masks]), minlength=256)
     shown = {row[0]: row for row in (line.split() for line in out.splitlines()) if row[0].isdigit()}
     assert set(shown) == {"0", "1", "2", "3", "4", "254", "255"}
-    for label, name in {0: "road", 1: "sky", 2: "car", 3: "tree", 4: "class)", 254: "class)", 255: "(ignored)"}.items():
+    for label, name in {
+        0: "road",
+        1: "sky",
+        2: "car",
+        3: "tree",
+        4: "class)",
+        254: "class)",
+        255: "(ignored)",
+    }.items():
         assert name in shown[str(label)] and f"{counts[label] / counts.sum():.2%}" in shown[str(label)]
     assert f"{9 / 11:.1%}" in shown["3"], "share of the masks that it is in"
     longest = max(range(256), key=counts.__getitem__)

@@ -26,11 +26,15 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
     order = SampleOrder(COUNTS, 3, 2)
     later = [order[position] for position in (200, 3, 90, 27, 28, 0)]
     assert later == [SampleOrder(COUNTS, 3, 2)[position] for position in (200, 3, 90, 27, 28, 0)]
-    assert len({tuple(epoch(SampleOrder(COUNTS, seed, 2), number)) for seed in (3, 4) for number in (0, 1)}) == 4
+    assert (
+        len({tuple(epoch(SampleOrder(COUNTS, seed, 2), number)) for seed in (3, 4) for number in (0, 1)}) == 4
+    )
 
 
 def test_without_a_seed_samples_come_as_they_lie():
-    assert epoch(SampleOrder(COUNTS, None, 2), 1) == [(shard, sample) for shard, count in enumerate(COUNTS) for sample in range(count)]
+    assert epoch(SampleOrder(COUNTS, None, 2), 1) == [
+        (shard, sample) for shard, count in enumerate(COUNTS) for sample in range(count)
+    ]
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])

@@ -1,4 +1,5 @@
-"""A disk that fails, a file that is gone and a worker that hangs are no bad samples: a run waits for a while, and then stops."""
+"""A disk that fails, a file that is gone and a worker that hangs are no bad samples: a run waits for a while,
+and then stops."""
 
 import errno
 import logging
@@ -35,7 +36,8 @@ def take(folder: Path, count: int = 6, **options):
 
 
 class Disk:
-    """os.pread as a disk has it that fails: so many times with `number`, or for as long as the descriptors that are open."""
+    """os.pread as a disk has it that fails: so many times with `number`, or for as long as the descriptors
+    that are open."""
 
     def __init__(self, number: int, times: int = 10**9, dead: frozenset[int] = frozenset()):
         self.number, self.left, self.dead, self.good = number, times, dead, os.pread
@@ -59,7 +61,9 @@ def test_a_disk_that_fails_for_a_while_loses_no_sample(shards, monkeypatch, numb
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_a_disk_that_goes_on_failing_stops_the_run_with_the_shard(shards, monkeypatch, number):
     monkeypatch.setattr(os, "pread", Disk(number))
-    with pytest.raises(StorageError, match=rf"part-\d.tar: {os.strerror(number)} \(\d+ attempts in .*then resume"):
+    with pytest.raises(
+        StorageError, match=rf"part-\d.tar: {os.strerror(number)} \(\d+ attempts in .*then resume"
+    ):
         take(shards, max_wait=0.5)
 
 
@@ -88,12 +92,21 @@ def test_a_worker_that_hangs_is_told_with_its_shard_and_then_stops_the_run(tmp_p
     """A shard behind a pipe that nobody fills, as on a network disk that does not answer."""
     tars = [str(write_tar(tmp_path / f"part-{number}.tar", samples(f"s{number}", 4))) for number in range(2)]
     index_shards(tars, tmp_path, classes=["a", "b", "c"])
-    loader = build_eval_loader("t", config(tmp_path, workers=1, eval_batch_size=1, max_wait=1.5), rank=0, world_size=1)
+    loader = build_eval_loader(
+        "t", config(tmp_path, workers=1, eval_batch_size=1, max_wait=1.5), rank=0, world_size=1
+    )
     os.unlink(tars[1])
     os.mkfifo(tars[1])
     start, seen = time.monotonic(), 0
-    with caplog.at_level(logging.WARNING), pytest.raises(PipelineError, match=r"no batch came for [12] s.* part-1.tar, sample 's1_000'"):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(PipelineError, match=r"no batch came for [12] s.* part-1.tar, sample 's1_000'"),
+    ):
         for batch in loader:
             seen += len(batch.keys)
     assert seen == 4 and time.monotonic() - start > 1.5
-    assert [record for record in caplog.records if "waiting for a batch" in record.getMessage() and "part-1.tar" in record.getMessage()]
+    assert [
+        record
+        for record in caplog.records
+        if "waiting for a batch" in record.getMessage() and "part-1.tar" in record.getMessage()
+    ]

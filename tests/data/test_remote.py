@@ -1,4 +1,5 @@
-"""Shards over http: the same batches as from the disk, in a bounded cache, through a server that fails now and then."""
+"""Shards over http: the same batches as from the disk, in a bounded cache, through a server that fails now
+and then."""
 
 import gc
 import http.server
@@ -23,7 +24,8 @@ from pipeline.errors import SampleError, StorageError
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Fails as `faults` says, request after request: a status, `short` for a body that breaks off, `other` for other bytes."""
+    """Fails as `faults` says, request after request: a status, `short` for a body that breaks off, `other`
+    for other bytes."""
 
     faults: list[object] = []
     of = ".tar"
@@ -101,7 +103,9 @@ LARGEST = 12 * 4096
 def test_the_cache_keeps_its_limit_but_for_what_is_open(server, uneven):
     """shuffle_shards=1: three shards are kept open, and one is fetched ahead."""
     assert LARGEST > max(path.stat().st_size for path in uneven.glob("*.tar"))
-    loader = build_eval_loader("t", config(server, shuffle_shards=1, eval_batch_size=1, cache_gib=1 / 2**30), rank=0, world_size=1)
+    loader = build_eval_loader(
+        "t", config(server, shuffle_shards=1, eval_batch_size=1, cache_gib=1 / 2**30), rank=0, world_size=1
+    )
     for _ in loader:
         assert len(cached()) <= 4
     join_prefetching()
@@ -171,7 +175,9 @@ def test_an_outage_that_ends_loses_no_sample(server, uneven, fault):
 
 
 @pytest.mark.parametrize("fault", [503, "other"])
-def test_an_index_that_comes_wrong_is_asked_for_again_and_makes_no_sample_bad(server, uneven, monkeypatch, fault):
+def test_an_index_that_comes_wrong_is_asked_for_again_and_makes_no_sample_bad(
+    server, uneven, monkeypatch, fault
+):
     monkeypatch.setattr(Handler, "of", ".tar.index.json")
     Handler.faults = [fault] * 12
     stream = build_stream("t", config(server, max_bad_samples=0), seed=5, rank=0, world_size=1)
@@ -183,16 +189,24 @@ def test_an_index_that_comes_wrong_is_asked_for_again_and_makes_no_sample_bad(se
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("fault, reason", [(503, "503"), ("other", "another sha256 than the manifest says")])
-def test_an_outage_that_does_not_end_stops_the_run_and_is_no_bad_sample(server, caplog, fault, reason, workers):
+def test_an_outage_that_does_not_end_stops_the_run_and_is_no_bad_sample(
+    server, caplog, fault, reason, workers
+):
     Handler.faults = [fault] * 100_000
     stream = build_stream("t", config(server, workers=workers, max_wait=1.0), seed=5, rank=0, world_size=1)
     said = rf"part-0000\d.tar: .*{reason}.* attempts in .*see that the storage answers"
-    late = r"|no batch came .*part-0000\d.tar" if workers else ""  # on a busy machine the wait may end before the worker has given up
+    late = (
+        r"|no batch came .*part-0000\d.tar" if workers else ""
+    )  # on a busy machine the wait may end before the worker has given up
     with pytest.raises(StorageError, match=said + late):
         next(iter(stream))
     assert stream.bad_samples == 0
     if not workers:
-        assert [record for record in caplog.records if "asking on until" in record.getMessage() and ".tar" in record.getMessage()]
+        assert [
+            record
+            for record in caplog.records
+            if "asking on until" in record.getMessage() and ".tar" in record.getMessage()
+        ]
     Handler.faults = []
     join_prefetching()
 

@@ -20,7 +20,9 @@ def tree(tmp_path) -> Path:
             folder = root / split / synset
             folder.mkdir(parents=True)
             for number in range(count):
-                (folder / f"{synset}_{split}{number}.JPEG").write_bytes(image(number, (30 + number, 40), "JPEG"))
+                (folder / f"{synset}_{split}{number}.JPEG").write_bytes(
+                    image(number, (30 + number, 40), "JPEG")
+                )
     (root / "train" / "n02000001" / "notes.txt").write_text("not a picture")
     (root / "LOC_synset_mapping.txt").write_text("n01000002 tench, Tinca tinca\nn02000001 goldfish\n")
     return root
@@ -40,7 +42,10 @@ def test_an_imagenet_tree_becomes_shards_with_synset_names(tree, tmp_path, worke
     assert dtem("make", "imagefolder", tree, out, "--shard-size", 4, "--workers", workers) == 0
     assert "12 samples, 4 shards" in capsys.readouterr().out
     manifest = load_manifest(str(out))
-    assert manifest.classes == ("n01000002 tench, Tinca tinca", "n02000001 goldfish") and manifest.schema == ("cls", "jpg")
+    assert manifest.classes == ("n01000002 tench, Tinca tinca", "n02000001 goldfish") and manifest.schema == (
+        "cls",
+        "jpg",
+    )
     assert [(shard.name, shard.num_samples) for shard in manifest.shards] == [
         ("train-00000.tar", 4),
         ("train-00001.tar", 4),
@@ -60,7 +65,10 @@ def test_pictures_keep_their_bytes_or_get_the_asked_shorter_side(tree, tmp_path)
     dtem("make", "imagefolder", tree, tmp_path / "same")
     dtem("make", "imagefolder", tree, tmp_path / "small", "--size", 16)
     originals = {path.read_bytes() for path in tree.rglob("*.JPEG")}
-    for folder, check in (("same", lambda data: data in originals), ("small", lambda data: min(decode_image(data).shape[1:]) == 16)):
+    for folder, check in (
+        ("same", lambda data: data in originals),
+        ("small", lambda data: min(decode_image(data).shape[1:]) == 16),
+    ):
         with tarfile.open(tmp_path / folder / "val-00000.tar") as tar:
             pictures = [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]  # pyright: ignore
         assert len(pictures) == 3 and all(check(data) for data in pictures)
@@ -96,7 +104,11 @@ def test_digit_scenes_are_read_by_the_webdataset_library(tmp_path):
     read = list(wds.WebDataset(urls, shardshuffle=False).decode("rgb8"))
     assert [sample["__key__"] for sample in read] == [f"{number:06d}" for number in range(5)]
     for sample in read:
-        assert sample["jpg"].shape == (32, 32, 3) and 0 <= sample["cls"] < 10 and len(sample["json"]["captions"]) == 5
+        assert (
+            sample["jpg"].shape == (32, 32, 3)
+            and 0 <= sample["cls"] < 10
+            and len(sample["json"]["captions"]) == 5
+        )
         assert sample["seg.png"].shape[:2] == (32, 32)
 
 
@@ -114,7 +126,13 @@ def test_existing_shards_get_a_manifest_in_place_or_apart(tmp_path, capsys):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_verify_lists_everything_that_is_wrong(tmp_path, capsys, workers):
     (tmp_path / "classes.json").write_text('["x", "y", "z"]')
-    bad = [("bad1.png", b""), ("bad1.cls", b"0"), ("bad2.png", image()), ("bad2.cls", b"9"), ("bad3.png", image())]
+    bad = [
+        ("bad1.png", b""),
+        ("bad1.cls", b"0"),
+        ("bad2.png", image()),
+        ("bad2.cls", b"9"),
+        ("bad3.png", image()),
+    ]
     write_tar(tmp_path / "part-0.tar", samples("a", 3) + bad)
     write_tar(tmp_path / "part-1.tar", samples("a", 1) + samples("b", 3))
     flipped = write_tar(tmp_path / "part-2.tar", samples("c", 3))

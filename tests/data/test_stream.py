@@ -30,7 +30,8 @@ def take(batches: Iterator[Batch], count: int) -> list[Batch]:
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
     return [b.keys for b in one] == [b.keys for b in other] and all(
-        torch.equal(a.images, b.images) and torch.equal(a.targets.labels, b.targets.labels) for a, b in zip(one, other, strict=True)
+        torch.equal(a.images, b.images) and torch.equal(a.targets.labels, b.targets.labels)
+        for a, b in zip(one, other, strict=True)
     )
 
 
@@ -50,7 +51,10 @@ def test_an_epoch_has_every_sample_once_and_batches_are_full_over_its_end(alone)
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_ranks_and_workers_share_one_order_to_the_last_bit(uneven, alone, world_size, workers):
-    ranks = [take(iter(stream(uneven, rank=rank, world_size=world_size, workers=workers)), 6) for rank in range(world_size)]
+    ranks = [
+        take(iter(stream(uneven, rank=rank, world_size=world_size, workers=workers)), 6)
+        for rank in range(world_size)
+    ]
     for step, whole in enumerate(alone):
         parts = [ranks[rank][step] for rank in range(world_size)]
         assert sum((part.keys for part in parts), ()) == whole.keys
@@ -134,7 +138,9 @@ def test_a_task_without_data_or_with_members_that_do_not_fit_is_refused(uneven):
 @pytest.mark.parametrize("name", DATASETS.names())
 def test_every_schema_says_what_a_set_lacks(name):
     own = {"tokenizer": {"type": "words", "words": ["a"]}} if name == "captioning" else {}
-    schema = DATASETS.build(name, replace(config("unused"), augment=AugmentConfig(), **own), Manifest((), (), ("a", "b")))
+    schema = DATASETS.build(
+        name, replace(config("unused"), augment=AugmentConfig(), **own), Manifest((), (), ("a", "b"))
+    )
     assert schema.missing(["txt"]) and not schema.missing(["jpg", "cls", "json", "seg.png"])
     with pytest.raises(SampleError):
         schema.decode({"txt": b"hello"})

@@ -1,4 +1,5 @@
-"""Captioning in two DeepSpeed processes: features are gathered, words are counted over ranks, and divided weights generate."""
+"""Captioning in two DeepSpeed processes: features are gathered, words are counted over ranks, and divided
+weights generate."""
 
 import json
 from pathlib import Path
@@ -14,15 +15,28 @@ from pipeline.config.load import from_plain
 from pipeline.train.loop import train
 
 STEPS = 5
-WORDS = "a zero one two three four five six seven eight nine the and of to left right above below over under digits there are in is".split()
+WORDS = (
+    "a zero one two three four five six seven eight nine the and of to left right above below over "
+    "under digits there are in is".split()
+)
 TOKENIZER = dict(type="words", words=WORDS, context_length=24)
 TOWER = dict(width=24, heads=2, layers=1)
-MODEL = dict(embed_dim=24, text_cfg=TOWER, multimodal_cfg=TOWER, vision_cfg=dict(attn_pooler_queries=4, attn_pooler_heads=2))
+MODEL = dict(
+    embed_dim=24,
+    text_cfg=TOWER,
+    multimodal_cfg=TOWER,
+    vision_cfg=dict(attn_pooler_queries=4, attn_pooler_heads=2),
+)
 DIVIDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-ENGINES: dict[str, dict[str, Any]] = {"stage0": dict(zero_stage=0), "stage3": dict(zero_stage=3, deepspeed=DIVIDED)}
+ENGINES: dict[str, dict[str, Any]] = {
+    "stage0": dict(zero_stage=0),
+    "stage3": dict(zero_stage=3, deepspeed=DIVIDED),
+}
 
 
-def plain_of(digits: Path, output: Path, *, batch_size: int, objective: str = "supervised", **engine: Any) -> dict[str, Any]:
+def plain_of(
+    digits: Path, output: Path, *, batch_size: int, objective: str = "supervised", **engine: Any
+) -> dict[str, Any]:
     plain = tiny_plain(
         digits,
         output,
@@ -33,7 +47,9 @@ def plain_of(digits: Path, output: Path, *, batch_size: int, objective: str = "s
         objective=dict(type=objective, options=dict(temperature=0.02) if objective == "distill" else {}),
         engine=dict(precision="fp32", **engine),
     )
-    data = dict(schema="captioning", tokenizer=TOKENIZER, train=str(digits), val=str(digits), img_size=32, workers=0)
+    data = dict(
+        schema="captioning", tokenizer=TOKENIZER, train=str(digits), val=str(digits), img_size=32, workers=0
+    )
     data |= dict(batch_size=batch_size, eval_batch_size=4)
     return plain | dict(tasks={route: task(route, data) for route in ROUTES})
 
@@ -41,17 +57,30 @@ def plain_of(digits: Path, output: Path, *, batch_size: int, objective: str = "s
 def task(route: str, data: dict[str, Any]) -> dict[str, Any]:
     strategy = "beam" if route == "pooler" else "greedy"
     generation = dict(strategy=strategy, num_beams=2, max_length=8)
-    return dict(type="captioning", head=dict(route=route, tokenizer=TOKENIZER, model=MODEL, generation=generation), data=data)
+    return dict(
+        type="captioning",
+        head=dict(route=route, tokenizer=TOKENIZER, model=MODEL, generation=generation),
+        data=data,
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(digits, tmp_path_factory) -> Path:
-    """One launch of two processes with every engine; beside it the same run by the local engine, in this process."""
+    """One launch of two processes with every engine; beside it the same run by the local engine, in this
+    process."""
     folder = tmp_path_factory.mktemp("captions")
-    plan = [(plain_of(digits, folder / name, batch_size=4, type="deepspeed", **engine), "none") for name, engine in ENGINES.items()]
+    plan = [
+        (plain_of(digits, folder / name, batch_size=4, type="deepspeed", **engine), "none")
+        for name, engine in ENGINES.items()
+    ]
     distilled = dict(objective="distill", type="deepspeed", zero_stage=0)
     launch_runs([*plan, (plain_of(digits, folder / "distilled", batch_size=4, **distilled), "none")], folder)
-    train(from_plain(plain_of(digits, folder / "local distilled", batch_size=8, objective="distill", type="local")), "none")
+    train(
+        from_plain(
+            plain_of(digits, folder / "local distilled", batch_size=8, objective="distill", type="local")
+        ),
+        "none",
+    )
     train(from_plain(plain_of(digits, folder / "local", batch_size=8, type="local")), "none")
     return folder
 
@@ -64,22 +93,31 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_two_processes_learn_what_one_does_of_all_the_samples(runs, name):
     """Each step's losses and the norm of its gradient, while the weights change a lot."""
     told = ("_loss", "/loss", "grad_norm")
-    curve, expected = ([{k: v for k, v in line.items() if k.endswith(told)} for line in lines(runs / run)] for run in (name, "local"))
+    curve, expected = (
+        [{k: v for k, v in line.items() if k.endswith(told)} for line in lines(runs / run)]
+        for run in (name, "local")
+    )
     assert {task for point in curve for task in ROUTES if f"{task}/contrastive_loss" in point} == set(ROUTES)
     for got, wanted in zip(curve, expected, strict=True):
         assert got == pytest.approx(wanted, rel=1e-3)
 
 
 def test_two_processes_distil_what_one_does_of_all_the_words(runs):
-    """Captions differ in length. Of the first step, as later the divergence is no larger than rounding; a low temperature
-    lifts that of untrained heads above it."""
+    """Captions differ in length. Of the first step, as later the divergence is no larger than rounding; a low
+    temperature lifts that of untrained heads above it."""
     told = ("/distill", "grad_norm")
-    got, wanted = ({k: v for k, v in lines(runs / run)[0].items() if k.endswith(told)} for run in ("distilled", "local distilled"))
+    got, wanted = (
+        {k: v for k, v in lines(runs / run)[0].items() if k.endswith(told)}
+        for run in ("distilled", "local distilled")
+    )
     assert len(wanted) == 3 and got == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_two_processes_caption_as_one(runs, name):
-    got, expected = {k: v for k, v in lines(runs / name)[-1].items() if k.startswith("val/")}, scored_again(runs / name)
+    got, expected = (
+        {k: v for k, v in lines(runs / name)[-1].items() if k.startswith("val/")},
+        scored_again(runs / name),
+    )
     assert got.keys() <= expected.keys() and got["val/pooler/samples"] == got["val/direct/samples"] == 25
     assert got == pytest.approx({k: expected[k] for k in got}, rel=1e-6)

@@ -1,4 +1,5 @@
-"""Three tasks in two DeepSpeed processes, held against one local process with the same samples in each step."""
+"""Three tasks in two DeepSpeed processes, held against one local process with the same samples in each
+step."""
 
 import json
 from collections.abc import Mapping
@@ -20,11 +21,20 @@ STEPS, SAVED = 6, 3
 TASKS = {"digits": 8, "captions": 4, "masks": 4}
 """Task -> samples of a step that holds it."""
 MIXTURES: dict[str, dict[str, Any]] = {
-    "all": dict(merging=dict(embedding="adapter", adapter_rank=2), balancing=dict(type="gradient_norm", every=2)),
-    "sampled": dict(mixing=dict(mode="sampled"), merging=dict(embedding="per_task"), balancing=dict(type="uncertainty", every=1)),
+    "all": dict(
+        merging=dict(embedding="adapter", adapter_rank=2), balancing=dict(type="gradient_norm", every=2)
+    ),
+    "sampled": dict(
+        mixing=dict(mode="sampled"),
+        merging=dict(embedding="per_task"),
+        balancing=dict(type="uncertainty", every=1),
+    ),
 }
 DIVIDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-WHOLE: dict[str, dict[str, Any]] = {"stage1": dict(zero_stage=1), "stage3": dict(zero_stage=3, deepspeed=DIVIDED)}
+WHOLE: dict[str, dict[str, Any]] = {
+    "stage1": dict(zero_stage=1),
+    "stage3": dict(zero_stage=3, deepspeed=DIVIDED),
+}
 """Engines that run all steps."""
 SEED = 33
 """With which `sampled` draws masks, masks, captions, digits, captions, masks."""
@@ -56,16 +66,29 @@ def plain_of(digits: Path, output: Path, mixture: str, *, processes: int, **engi
 
 @pytest.fixture(scope="module")
 def runs(digits, tmp_path_factory) -> Path:
-    """Beside one launch of two processes: the same by one process, and by one that continues what the two have saved."""
+    """Beside one launch of two processes: the same by one process, and by one that continues what the two
+    have saved."""
     folder, plan = tmp_path_factory.mktemp("tasks"), []
     for mixture in MIXTURES:
-        saved = train(from_plain(plain_of(digits, folder / mixture / "one", mixture, processes=1)), "none") / part_way()
+        saved = (
+            train(from_plain(plain_of(digits, folder / mixture / "one", mixture, processes=1)), "none")
+            / part_way()
+        )
         for name, engine in (WHOLE | {"continued": CONTINUED[mixture]}).items():
-            plain = plain_of(digits, folder / mixture / name, mixture, processes=2, type="deepspeed", **engine)
+            plain = plain_of(
+                digits, folder / mixture / name, mixture, processes=2, type="deepspeed", **engine
+            )
             plan.append((plain, "none" if name in WHOLE else str(saved)))
     shards = damaged(digits, tmp_path_factory.mktemp("shards") / "holed", HOLES)
     train(from_plain(plain_of(shards, folder / "holed" / "one", "all", processes=1)), "none")
-    plan.append((plain_of(shards, folder / "holed" / "two", "all", processes=2, type="deepspeed", **WHOLE["stage3"]), "none"))
+    plan.append(
+        (
+            plain_of(
+                shards, folder / "holed" / "two", "all", processes=2, type="deepspeed", **WHOLE["stage3"]
+            ),
+            "none",
+        )
+    )
     launch_runs(plan, folder)
     for mixture in MIXTURES:
         plain = plain_of(digits, folder / mixture / "again", mixture, processes=1)
@@ -87,13 +110,23 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def figures(line: Mapping[str, Any], *names: str) -> dict[str, float]:
     """Without those that are n/a."""
-    return {name: value for name, value in line.items() if value is not None and (name.startswith(names) or name.endswith(names))}
+    return {
+        name: value
+        for name, value in line.items()
+        if value is not None and (name.startswith(names) or name.endswith(names))
+    }
 
 
 def learned(line: Mapping[str, Any]) -> dict[str, float]:
     """What training is told by; not what comes of choices (see `scored_again`)."""
-    told = figures(line, "loss", "/weight", "epoch/", "bad_samples", "contrastive_loss", "/missing", "/samples")
-    return {name: value for name, value in told.items() if not name.startswith("val/") or name.endswith(("/missing", "/samples"))}
+    told = figures(
+        line, "loss", "/weight", "epoch/", "bad_samples", "contrastive_loss", "/missing", "/samples"
+    )
+    return {
+        name: value
+        for name, value in told.items()
+        if not name.startswith("val/") or name.endswith(("/missing", "/samples"))
+    }
 
 
 ENDS = [*WHOLE, "continued", "again"]
@@ -127,10 +160,14 @@ def test_each_step_has_the_losses_weights_and_gradients_of_one_process(runs, mix
         assert got == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("run", [f"{mixture}/{name}" for mixture in MIXTURES for name in WHOLE] + ["holed/two"])
+@pytest.mark.parametrize(
+    "run", [f"{mixture}/{name}" for mixture in MIXTURES for name in WHOLE] + ["holed/two"]
+)
 def test_two_processes_score_what_one_does_with_the_same_weights(runs, run):
     scored = scored_again(runs / run)
-    logged = {name: value for name, value in lines(runs / run)[-1].items() if name in scored and value is not None}
+    logged = {
+        name: value for name, value in lines(runs / run)[-1].items() if name in scored and value is not None
+    }
     assert {name.split("/")[1] for name in logged} == set(TASKS)
     assert logged == pytest.approx({name: scored[name] for name in logged}, rel=1e-6)
 
@@ -139,7 +176,10 @@ def test_two_processes_score_what_one_does_with_the_same_weights(runs, run):
 @pytest.mark.parametrize("mixture, measured", [("all", [1, 3, 5]), ("sampled", [4])])
 def test_the_tasks_gradients_are_measured_as_in_one_process(runs, mixture, measured, name):
     """`sampled`: once each of the tasks was drawn."""
-    ours, one = ([figures(line, "grad_norm/", "grad_cosine/") for line in lines(runs / mixture / run)] for run in (name, "one"))
+    ours, one = (
+        [figures(line, "grad_norm/", "grad_cosine/") for line in lines(runs / mixture / run)]
+        for run in (name, "one")
+    )
     pairs = {"grad_cosine/digits/captions", "grad_cosine/digits/masks", "grad_cosine/captions/masks"}
     assert [step for step, line in enumerate(one, 1) if line] == measured
     assert all(line.keys() == pairs | {f"grad_norm/{task}" for task in TASKS} for line in one if line)
@@ -148,9 +188,12 @@ def test_the_tasks_gradients_are_measured_as_in_one_process(runs, mixture, measu
 
 
 def test_bad_samples_on_some_ranks_change_neither_the_size_of_batches_nor_what_is_learned(runs):
-    """Classification, CoCa's gathered features and masks, at ZeRO 3, where also the forwards of evaluation are collectives."""
+    """Classification, CoCa's gathered features and masks, at ZeRO 3, where also the forwards of evaluation
+    are collectives."""
     two, one = (lines(runs / "holed" / run) for run in ("two", "one"))
     for got, wanted in zip(map(learned, two), map(learned, one), strict=True):
         assert got == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     assert two[STEPS - 1]["bad_samples"] > 5
-    assert [two[-1][f"val/{task}/missing"] for task in TASKS] == [5, 6, 5] and two[-1]["val/captions/samples"] == 19
+    assert [two[-1][f"val/{task}/missing"] for task in TASKS] == [5, 6, 5] and two[-1][
+        "val/captions/samples"
+    ] == 19

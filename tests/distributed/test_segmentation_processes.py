@@ -1,4 +1,5 @@
-"""Segmentation in two DeepSpeed processes: mmseg's heads, with norms whose running statistics every rank fills from its own samples."""
+"""Segmentation in two DeepSpeed processes: mmseg's heads, with norms whose running statistics every rank
+fills from its own samples."""
 
 import json
 from pathlib import Path
@@ -16,14 +17,20 @@ from pipeline.train.storage import read_checkpoint
 
 STAGES = (1, 3)
 STEPS, SAVED = 4, 2
-NORM = dict(type="BN", momentum=1.0)  # so the statistics are those of the last batch, which is another one on each rank
+NORM = dict(
+    type="BN", momentum=1.0
+)  # so the statistics are those of the last batch, which is another one on each rank
 UPER = dict(type="UPerHead", channels=8, in_index=[0, 1], pool_scales=(1, 2), norm_cfg=NORM)
 FCN = dict(type="FCNHead", channels=8, num_convs=1, in_index=0, norm_cfg=NORM)
 SEGMENTER = dict(type="SegmenterMaskTransformerHead", channels=24, num_layers=1, num_heads=2, embed_dims=24)
-HEAD: dict[str, Any] = dict(num_classes=11, decode_head=UPER, auxiliary_head=[FCN, SEGMENTER], out_indices=[0, 2])
+HEAD: dict[str, Any] = dict(
+    num_classes=11, decode_head=UPER, auxiliary_head=[FCN, SEGMENTER], out_indices=[0, 2]
+)
 
 
-def plain_of(digits: Path, output: Path, *, batch_size: int, val: bool = True, **engine: Any) -> dict[str, Any]:
+def plain_of(
+    digits: Path, output: Path, *, batch_size: int, val: bool = True, **engine: Any
+) -> dict[str, Any]:
     """Samples are evaluated one by one, so that it does not matter which rank has which."""
     plain = tiny_plain(
         digits,
@@ -35,7 +42,14 @@ def plain_of(digits: Path, output: Path, *, batch_size: int, val: bool = True, *
         engine=dict(precision="fp32", **engine),
     )
     augment = dict(short_side=32, resize_range=(0.8, 1.2), max_class_share=1.0)
-    data = dict(schema="segmentation", train=str(digits), val=str(digits) if val else None, img_size=32, workers=0, augment=augment)
+    data = dict(
+        schema="segmentation",
+        train=str(digits),
+        val=str(digits) if val else None,
+        img_size=32,
+        workers=0,
+        augment=augment,
+    )
     data |= dict(batch_size=batch_size, eval_batch_size=1)
     return plain | dict(tasks=dict(scenes=dict(type="segmentation", head=HEAD, data=data)))
 
@@ -49,7 +63,9 @@ def runs(digits, tmp_path_factory) -> Path:
         whole, resumed = folder / f"whole{stage}", folder / f"resumed{stage}"
         engine = dict(batch_size=4, type="deepspeed", zero_stage=stage)
         plan.append((plain_of(digits, whole, **engine), "none"))
-        plan.append((plain_of(digits, resumed, val=False, **engine), str(whole / f"checkpoints/step_{SAVED:08d}")))
+        plan.append(
+            (plain_of(digits, resumed, val=False, **engine), str(whole / f"checkpoints/step_{SAVED:08d}"))
+        )
     launch_runs(plan, folder)
     return folder
 
@@ -70,7 +86,9 @@ def test_a_resumed_run_ends_as_the_whole_one_to_the_last_bit(runs, stage):
 def test_running_statistics_are_saved_as_they_were_learned(runs, stage):
     tensors = at_the_end(runs / f"whole{stage}")
     assert all(tensor.any() for name, tensor in tensors.items() if name.endswith("running_mean"))
-    assert {int(tensor) for name, tensor in tensors.items() if name.endswith("num_batches_tracked")} == {STEPS}
+    assert {int(tensor) for name, tensor in tensors.items() if name.endswith("num_batches_tracked")} == {
+        STEPS
+    }
 
 
 def test_the_stages_learn_the_same(runs):

@@ -1,4 +1,5 @@
-"""`deepspeed launch/train.py` as a user starts it, two processes on the CPU, held against one local process."""
+"""`deepspeed launch/train.py` as a user starts it, two processes on the CPU, held against one local
+process."""
 
 import json
 import os
@@ -22,8 +23,13 @@ from pipeline.train.loop import train
 from pipeline.train.storage import read_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "launch/train.py"
-EXACT = dict(backbone=dict(drop_path=0.0), merging=CONTINUOUS, train=dict(steps=6, log_every=1, save_every=3, keep_checkpoints=5))
-"""No dropout, whose draws differ by rank; random erasing, mixup and crops do not come from a rank's generator."""
+EXACT = dict(
+    backbone=dict(drop_path=0.0),
+    merging=CONTINUOUS,
+    train=dict(steps=6, log_every=1, save_every=3, keep_checkpoints=5),
+)
+"""No dropout, whose draws differ by rank; random erasing, mixup and crops do not come from a rank's
+generator."""
 
 
 def plain_of(digits: Path, output: Path, *, batch_size: int, **sections) -> dict:
@@ -36,7 +42,11 @@ def write(plain: dict, path: Path) -> str:
 
 
 def figures(output: Path, name: str) -> list[float]:
-    return [line[name] for line in map(json.loads, (output / "metrics.jsonl").read_text().splitlines()) if name in line]
+    return [
+        line[name]
+        for line in map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+        if name in line
+    ]
 
 
 def shared_memory() -> set[Path]:
@@ -56,10 +66,17 @@ def test_two_processes_train_evaluate_and_save_as_one_does(digits, tmp_path):
     train(from_plain(plain_of(digits, one, batch_size=8)))
     engine = dict(type="deepspeed", zero_stage=2, precision="fp32")
     before = shared_memory()
-    code, output = launch(SCRIPT, "--config", write(plain_of(digits, two, batch_size=4, engine=engine), tmp_path / "two.json"))
+    code, output = launch(
+        SCRIPT, "--config", write(plain_of(digits, two, batch_size=4, engine=engine), tmp_path / "two.json")
+    )
     assert code == 0, output
     assert shared_memory() <= before, "DeepSpeed's files of 67 MB would stay for good"
-    torch.testing.assert_close(torch.tensor(figures(two, "digits/loss")), torch.tensor(figures(one, "digits/loss")), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(figures(two, "digits/loss")),
+        torch.tensor(figures(one, "digits/loss")),
+        atol=1e-4,
+        rtol=1e-4,
+    )
     assert figures(two, "val/digits/samples") == figures(one, "val/digits/samples") == [25.0]
     assert_same_end(one, two)
     for name, value in scored_again(two).items():
@@ -70,10 +87,13 @@ def test_two_processes_train_evaluate_and_save_as_one_does(digits, tmp_path):
 
 def test_a_local_checkpoint_continues_in_two_processes_at_zero_3(digits, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    sections = dict(optim=dict(ema_decay=0.0), train=EXACT["train"] | dict(mode="end_to_end", alternate_period=2))
+    sections = dict(
+        optim=dict(ema_decay=0.0), train=EXACT["train"] | dict(mode="end_to_end", alternate_period=2)
+    )
 
     def plain(output: Path, batch_size: int, **engine) -> dict:
-        """Not evaluated. The seed is one of 16, whose choices are the clearest, as a step of the backbone merges hard."""
+        """Not evaluated. The seed is one of 16, whose choices are the clearest, as a step of the backbone
+        merges hard."""
         made = plain_of(digits, output, batch_size=batch_size, **sections, **engine)
         made["tasks"]["digits"]["data"]["val"] = None
         return made | dict(seed=14)
@@ -81,7 +101,9 @@ def test_a_local_checkpoint_continues_in_two_processes_at_zero_3(digits, tmp_pat
     with Choices() as choices:
         train(from_plain(plain(one, 8)))
     assert choices.least > 2e-5, "a rounding of 1e-6 could choose otherwise"
-    config = write(plain(two, 4, engine=dict(type="deepspeed", zero_stage=3, precision="fp32")), tmp_path / "two.json")
+    config = write(
+        plain(two, 4, engine=dict(type="deepspeed", zero_stage=3, precision="fp32")), tmp_path / "two.json"
+    )
     code, output = launch(SCRIPT, "--config", config, "--resume", str(one / "checkpoints/step_00000003"))
     assert code == 0, output
     expected = torch.tensor(figures(one, "digits/loss")[3:])
@@ -95,10 +117,18 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(digits, tmp_path):
     plain = plain_of(digits, output, batch_size=4, engine=engine, train=dict(steps=100_000, log_every=1))
     process = start(SCRIPT, "--config", write(plain, tmp_path / "run.json"), processes=2)
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and not (output / "metrics.jsonl").exists() or not figures(output, "lr"):
+    while (
+        time.monotonic() < deadline and not (output / "metrics.jsonl").exists() or not figures(output, "lr")
+    ):
         time.sleep(0.2)
-    ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if str(SCRIPT) in child.cmdline()[2:4]]
-    second = next(child for child in ranks if "--local_rank=1" in child.cmdline() and child.environ().get("RANK") == "1")
+    ranks = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if str(SCRIPT) in child.cmdline()[2:4]
+    ]
+    second = next(
+        child for child in ranks if "--local_rank=1" in child.cmdline() and child.environ().get("RANK") == "1"
+    )
     os.kill(second.pid, signal.SIGTERM)
     code, text = finish(process)
     assert code == 0, text
@@ -114,7 +144,9 @@ def test_a_killed_rank_with_data_workers_leaves_nothing_behind(digits, tmp_path)
     plain["tasks"]["digits"]["data"]["workers"] = 1
     process = start(SCRIPT, "--config", write(plain, tmp_path / "run.json"), processes=2)
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and not (output / "metrics.jsonl").exists() or not figures(output, "lr"):
+    while (
+        time.monotonic() < deadline and not (output / "metrics.jsonl").exists() or not figures(output, "lr")
+    ):
         time.sleep(0.2)
     all_ = psutil.Process(process.pid).children(recursive=True)
     ranks = [child for child in all_ if str(SCRIPT) in child.cmdline()[2:4]]
@@ -123,7 +155,9 @@ def test_a_killed_rank_with_data_workers_leaves_nothing_behind(digits, tmp_path)
     next(child for child in ranks if child not in workers and child.environ().get("RANK") == "1").kill()
     code, text = finish(process)
     assert code != 0, text
-    assert text.count("train.py, rank 0: another of the 2 processes has ended") == 1 and "Traceback" not in text, text
+    assert (
+        text.count("train.py, rank 0: another of the 2 processes has ended") == 1 and "Traceback" not in text
+    ), text
     assert not psutil.wait_procs(all_, timeout=600)[1], "a rank or a worker is left"
 
 
@@ -144,7 +178,9 @@ def test_a_mistake_is_told_once_by_rank_0(digits, tmp_path):
         (["engine.type=deepspeed", "engine.deepspeed.gradient_clipping=7.0"], "but optim.clip_grad says 5.0"),
     ],
 )
-def test_a_users_mistake_exits_2_before_anything_is_started(digits, tmp_path, monkeypatch, capsys, options, message):
+def test_a_users_mistake_exits_2_before_anything_is_started(
+    digits, tmp_path, monkeypatch, capsys, options, message
+):
     config = write(plain_of(digits, tmp_path / "run", batch_size=4), tmp_path / "run.json")
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", config, "--cfg-options", *options])
     assert main() == 2
@@ -155,11 +191,18 @@ def test_a_users_mistake_exits_2_before_anything_is_started(digits, tmp_path, mo
 def test_a_new_run_does_not_overwrite_an_old_one(digits, tmp_path, monkeypatch, capsys):
     plain = plain_of(digits, tmp_path / "run", batch_size=4, train=dict(steps=3))
     train(from_plain(plain))
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", write(plain, tmp_path / "run.json"), "--resume", "none"])
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--config", write(plain, tmp_path / "run.json"), "--resume", "none"]
+    )
     assert main() == 2
     assert "which --resume none does not touch; continue it with --resume auto" in capsys.readouterr().err
 
 
 def test_without_the_package_it_says_how_to_install():
-    result = subprocess.run([sys.executable, "-I", "-S", str(SCRIPT), "--config", "x"], capture_output=True, text=True, timeout=600)
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", str(SCRIPT), "--config", "x"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert result.returncode == 2 and "pip install -e ." in result.stderr

@@ -13,7 +13,8 @@ STAGES = range(4)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[dict, Path, dict]:
-    """One launch of two processes that trains at every stage; beside it the same by the local engine in this process."""
+    """One launch of two processes that trains at every stage; beside it the same by the local engine in this
+    process."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("zero")
     parts = engine_worker.make("joint", 0, "local")
@@ -87,5 +88,7 @@ def test_one_ranks_nan_skips_the_step_everywhere(runs, kind, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_is_the_same_autocast_at_every_stage(runs, stage):
     results, _, local = runs
-    torch.testing.assert_close(torch.tensor(results[f"bf16.{stage}"]), torch.tensor(local["joint"][0]), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        torch.tensor(results[f"bf16.{stage}"]), torch.tensor(local["joint"][0]), atol=1e-2, rtol=1e-2
+    )
     assert results[f"bf16.{stage}"] != local["joint"][0]

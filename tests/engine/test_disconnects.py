@@ -26,7 +26,13 @@ print("before", len(threads()) > 0)
 
 def test_no_thread_of_gloo_outlives_the_groups_of_a_run():
     """It would abort the process where it gives a tensor back to an interpreter that has ended."""
-    alone = {name: value for name, value in environment().items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=alone, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    alone = {
+        name: value
+        for name, value in environment().items()
+        if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=alone, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["before True", "at the end 0"]

@@ -37,7 +37,11 @@ def test_a_place_that_makes_no_sense_is_refused(monkeypatch, environment):
 
 def test_a_run_with_half_a_launcher_says_so_and_makes_nothing(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    options = (f"output={tmp_path / 'run'}", f"tasks.digits.data.train={digits}", f"tasks.digits.data.val={digits}")
+    options = (
+        f"output={tmp_path / 'run'}",
+        f"tasks.digits.data.train={digits}",
+        f"tasks.digits.data.val={digits}",
+    )
     assert cli.main(["train", "--config", "configs/debug_cpu.py", "--cfg-options", *options]) == 2
     assert "RANK is 1, but WORLD_SIZE is not set" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -72,9 +76,12 @@ def test_another_rank_waits_for_rank_0_to_open_the_rendezvous_and_no_longer(monk
 
 
 BROKEN_OFF = {
-    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5014": "Connection closed by peer",
-    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv": "Timed out waiting",
-    "NCCL error in: NCCLUtils.hpp:1\nncclRemoteError: A call failed possibly due to a remote process exiting": "ncclRemoteError: A call",
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer "
+    "[127.0.0.1]:5014": "Connection closed by peer",
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms "
+    "for recv": "Timed out waiting",
+    "NCCL error in: NCCLUtils.hpp:1\nncclRemoteError: A call failed possibly due to a remote process "
+    "exiting": "ncclRemoteError: A call",
     "CUDA out of memory": "",
     "NCCL error in: NCCLUtils.hpp:1\nncclInvalidUsage: This usually reflects invalid usage": "",
 }

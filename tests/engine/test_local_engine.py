@@ -6,7 +6,14 @@ from standin import StandinModel, standin_batch, standin_config
 
 from pipeline.engine import build_engine, launched
 from pipeline.errors import ConfigError
-from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, phase_at, set_trainable
+from pipeline.train.optim import (
+    GradientGate,
+    learning_rates,
+    owner_of,
+    parameter_groups,
+    phase_at,
+    set_trainable,
+)
 
 
 def make_engine(model=None, **sections):
@@ -18,11 +25,14 @@ def make_engine(model=None, **sections):
 
 
 def steps(engine, groups, config, count, size=8, first=0, tasks="a"):
-    """`count` optimizer steps, each with a micro-batch of each of the tasks; the last losses and the norms."""
+    """`count` optimizer steps, each with a micro-batch of each of the tasks; the last losses and the
+    norms."""
     curve = []
     for step in range(first, first + count):
         for micro, task in enumerate(tasks):
-            loss = engine.forward(standin_batch((step * len(tasks) + micro) * size, size, task), relaxed=True).loss
+            loss = engine.forward(
+                standin_batch((step * len(tasks) + micro) * size, size, task), relaxed=True
+            ).loss
             engine.backward(loss / tasks.count(task), last=micro == len(tasks) - 1)
         norm = engine.step(learning_rates(groups, step, config, 6, tasks))
         curve.append((loss.item(), norm.item()))
@@ -46,7 +56,9 @@ def test_matches_plain_adamw_and_clipping():
     adamw = torch.optim.AdamW(plain_groups, betas=config.optim.betas, foreach=False, fused=False)
     steps(engine, groups, config, 3)
     for step in range(3):
-        for group, lr in zip(adamw.param_groups, learning_rates(ref_groups, step, config, 6, "a").values(), strict=True):
+        for group, lr in zip(
+            adamw.param_groups, learning_rates(ref_groups, step, config, 6, "a").values(), strict=True
+        ):
             group["lr"] = lr
         reference(standin_batch(step * 8, 8), relaxed=True).loss.backward()
         for parameter in reference.tasks["b"].parameters():

@@ -7,7 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class AsksNothing(TorchDispatchMode):
-    """Refuses what makes the host wait for a GPU: reading a value, shapes that depend on values, and copies of the host's own numbers."""
+    """Refuses what makes the host wait for a GPU: reading a value, shapes that depend on values, and copies
+    of the host's own numbers."""
 
     WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "_unique2", "equal", "bincount")
 

@@ -33,6 +33,8 @@ def karpathy(root: Path, listed: list[Entry]) -> Path:
         folder, _, name = str(entry["image"]).rpartition("/")
         split = "restval" if "val_3" in name else entry["split"]
         sentences = [{"raw": text, "tokens": [], "sentid": number} for text in entry["captions"]]  # pyright: ignore
-        images.append({"filepath": folder, "filename": name, "split": split, "cocoid": number, "sentences": sentences})
+        images.append(
+            {"filepath": folder, "filename": name, "split": split, "cocoid": number, "sentences": sentences}
+        )
     (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return root

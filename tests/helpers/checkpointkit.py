@@ -1,4 +1,5 @@
-"""Checkpoints of the stand-in model, saved as a run saves them, and checkpoints that say something else than was saved."""
+"""Checkpoints of the stand-in model, saved as a run saves them, and checkpoints that say something else than
+was saved."""
 
 import hashlib
 import json
@@ -25,16 +26,28 @@ def make_engine(config=None):
     return build_engine(config, model, parameter_groups(model, config))
 
 
-def save(engine, root: Path, step: int, config=None, *, since: int | None = None, keep: int = 10, best: bool = False):
+def save(
+    engine,
+    root: Path,
+    step: int,
+    config=None,
+    *,
+    since: int | None = None,
+    keep: int = 10,
+    best: bool = False,
+):
     since = step - 1 if since is None else since
     progress = asdict(Progress(step=step))
     facts = checkpoint.run_facts(config or standin_config(), engine.world_size)
     facts |= {"global_batch": BATCH, "progress": progress, "streams": {"a": {"samples": 0}}}
-    return checkpoint.save(engine, root, step, {"ema.x": torch.full((2,), float(step))}, facts, since=since, keep=keep, best=best)
+    return checkpoint.save(
+        engine, root, step, {"ema.x": torch.full((2,), float(step))}, facts, since=since, keep=keep, best=best
+    )
 
 
 def forge(manifest: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the facts in place and makes the hash fit again, as a stranger can: it is that of the JSON with sorted keys."""
+    """Changes the facts in place and makes the hash fit again, as a stranger can: it is that of the JSON with
+    sorted keys."""
     facts = json.loads(manifest.read_text())
     del facts["sha256"]
     change(facts)

@@ -1,8 +1,8 @@
 """How near a computation came to choosing otherwise.
 
-Which tokens merge, which class is first and which word follows are choices among numbers. Where two of them are nearly
-equal, another rounding chooses the other one, and what follows is another computation. So a test that compares such
-chains in float32 asserts that all choices were clear.
+Which tokens merge, which class is first and which word follows are choices among numbers. Where two of them
+are nearly equal, another rounding chooses the other one, and what follows is another computation. So a test
+that compares such chains in float32 asserts that all choices were clear.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,11 @@ CLEAR = 1e-4
 
 
 class Choices(TorchDispatchMode):
-    """`with Choices() as choices: ...` looks at every sort, top-k and maximum along a dim of floating point numbers.
+    """`with Choices() as choices: ...` looks at every sort, top-k and maximum along a dim of floating point
+    numbers.
 
-    least: the smallest difference of two numbers of which one was chosen, or came first. seen: how many choices there were.
-    Infinities stand for what may not be chosen, so they do not count.
+    least: the smallest difference of two numbers of which one was chosen, or came first. seen: how many
+    choices there were. Infinities stand for what may not be chosen, so they do not count.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,9 @@ class Choices(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {name: value for (name, value) in zip((a.name for a in func._schema.arguments), args, strict=False)} | kwargs
+        given = {
+            name: value for (name, value) in zip((a.name for a in func._schema.arguments), args, strict=False)
+        } | kwargs
         match func.overloadpacket.__name__:
             case "topk":
                 self._look(given["self"], given.get("dim", -1), given["k"])
@@ -53,7 +56,8 @@ class Choices(TorchDispatchMode):
 
 
 def clear_rows(function: Callable[[Tensor], Any], rows: Tensor, num: int) -> Tensor:
-    """The first `num` rows, out of enough, whose choices in `function`, asked for one row at a time, are clear."""
+    """The first `num` rows, out of enough, whose choices in `function`, asked for one row at a time, are
+    clear."""
     clear = []
     for row in rows.split(1):
         with torch.no_grad(), Choices() as choices:

@@ -20,7 +20,17 @@ def command(script: Path, *args: str, processes: int) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [sys.executable, "-c", SHIM, "--num_accelerators", str(processes), "--master_port", str(port), str(script), *args]
+    return [
+        sys.executable,
+        "-c",
+        SHIM,
+        "--num_accelerators",
+        str(processes),
+        "--master_port",
+        str(port),
+        str(script),
+        *args,
+    ]
 
 
 def environment() -> dict[str, str]:
@@ -28,7 +38,8 @@ def environment() -> dict[str, str]:
     extensions = str(Path(sys.prefix) / "torch_extensions")
     ours = {"PATH": path, "PYTHONPATH": str(ROOT), "TORCH_EXTENSIONS_DIR": extensions}
     ours |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    # Nothing here is compiled; torch's compiler is not imported for DeepSpeed's Muon, which every rank would load and none uses.
+    # Nothing here is compiled; torch's compiler is not imported for DeepSpeed's Muon, which every rank would
+    # load and none uses.
     return os.environ | ours | {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
 
 
@@ -60,12 +71,18 @@ def launch(script: Path, *args: str, processes: int = 2) -> tuple[int, str]:
 
 
 def launch_runs(plan: list[tuple[dict[str, Any], str]], folder: Path) -> None:
-    """Whole runs one after the other in one launch of two processes: plain configs, and what each continues (`none`: nothing)."""
+    """Whole runs one after the other in one launch of two processes: plain configs, and what each continues
+    (`none`: nothing)."""
     (folder / "plan.json").write_text(json.dumps(plan))
     code, output = launch(Path(__file__).with_name("run_worker.py"), str(folder / "plan.json"))
     assert code == 0, output
 
 
 def without_key_bias(name: str, tensor: Tensor) -> Tensor:
-    """Attention does not depend on it, so its gradient is rounding, which AdamW makes as large as any other."""
-    return torch.cat(tensor.chunk(3)[::2]) if tensor.ndim and name.endswith(("in_proj_bias", "qkv.bias")) else tensor
+    """Attention does not depend on it, so its gradient is rounding, which AdamW makes as large as any
+    other."""
+    return (
+        torch.cat(tensor.chunk(3)[::2])
+        if tensor.ndim and name.endswith(("in_proj_bias", "qkv.bias"))
+        else tensor
+    )

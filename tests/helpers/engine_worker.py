@@ -1,4 +1,5 @@
-"""Run by `deepspeed` in every rank: the same short runs at every ZeRO stage. Rank 0 writes curves and states for the test to read."""
+"""Run by `deepspeed` in every rank: the same short runs at every ZeRO stage. Rank 0 writes curves and states
+for the test to read."""
 
 import json
 import sys
@@ -15,7 +16,14 @@ from pipeline.engine import build_engine
 from pipeline.interfaces import Batch
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
-from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, phase_at, set_trainable
+from pipeline.train.optim import (
+    GradientGate,
+    learning_rates,
+    owner_of,
+    parameter_groups,
+    phase_at,
+    set_trainable,
+)
 from pipeline.train.rng import generator
 from tasks.classification import ClassificationTask
 
@@ -30,10 +38,12 @@ RUNS = {
     "merge_cost_end_to_end": {"mode": "end_to_end", "alternate_period": 2},
 }
 REAL = ("merge_cost", "merge_cost_end_to_end")
-"""Runs of real modules, whose objective takes gradients inside its forward pass. Its prices are in units of a batch's mean price and
-its labels are drawn, so that ranks with a part of a batch each are not one with the whole: here each has the same."""
+"""Runs of real modules, whose objective takes gradients inside its forward pass. Its prices are in units of a
+batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one with the
+whole: here each has the same."""
 DRAWN = "aababb"
-"""The task of each step of `sampled`: b's head rests before it is first used and in between, a's at the end."""
+"""The task of each step of `sampled`: b's head rests before it is first used and in between, a's at the
+end."""
 
 
 def plan(kind: str, step: int) -> str:
@@ -52,23 +62,38 @@ def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str =
 
 
 def real_model() -> MultiTaskModel:
-    """It prices all blocks and merges nothing: to merge is a chain of choices, in which rounding may decide."""
-    backbone = tiny_vit("dtem", reduction=0, img_size=32, timm_options={"depth": 2, "embed_dim": 24, "num_heads": 2})
-    return MultiTaskModel(backbone, {"a": ClassificationTask(backbone, num_classes=CLASSES)}, OBJECTIVES.build("merge_cost"))
+    """It prices all blocks and merges nothing: to merge is a chain of choices, in which rounding may
+    decide."""
+    backbone = tiny_vit(
+        "dtem", reduction=0, img_size=32, timm_options={"depth": 2, "embed_dim": 24, "num_heads": 2}
+    )
+    return MultiTaskModel(
+        backbone, {"a": ClassificationTask(backbone, num_classes=CLASSES)}, OBJECTIVES.build("merge_cost")
+    )
 
 
 def real_batch(first: int, size: int, task: str) -> Batch:
-    images = torch.stack([torch.randn(3, 32, 32, generator=generator("image", first + i)) for i in range(size)])
+    images = torch.stack(
+        [torch.randn(3, 32, 32, generator=generator("image", first + i)) for i in range(size)]
+    )
     return Batch(task, images, ClassificationTargets(torch.arange(first, first + size) % CLASSES))
 
 
-def run(kind: str, engine, groups, config, first: int, last: int, nan_at: tuple[int, int] | None = None) -> list[list[float]]:
-    """[loss over the global batch, gradient norm] of steps first ... last - 1; at nan_at = (step, rank) one rank's image is NaN."""
+def run(
+    kind: str, engine, groups, config, first: int, last: int, nan_at: tuple[int, int] | None = None
+) -> list[list[float]]:
+    """[loss over the global batch, gradient norm] of steps first ... last - 1; at nan_at = (step, rank) one
+    rank's image is NaN."""
     gate = GradientGate(groups, engine.device)
-    return [train_step(kind, engine, groups, config, gate, step, bad=nan_at == (step, engine.rank)) for step in range(first, last)]
+    return [
+        train_step(kind, engine, groups, config, gate, step, bad=nan_at == (step, engine.rank))
+        for step in range(first, last)
+    ]
 
 
-def train_step(kind: str, engine, groups, config, gate: GradientGate, step: int, *, bad: bool = False) -> list[float]:
+def train_step(
+    kind: str, engine, groups, config, gate: GradientGate, step: int, *, bad: bool = False
+) -> list[float]:
     phase, tasks = phase_at(step, config.train), plan(kind, step)
     gate.open(phase.trained)
     size = GLOBAL_BATCH // len(tasks) // engine.world_size
@@ -78,7 +103,9 @@ def train_step(kind: str, engine, groups, config, gate: GradientGate, step: int,
             torch.manual_seed(2 * step + micro)
             batch = real_batch(8 * step + 4 * micro, 4, task)
         else:
-            batch = standin_batch(step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size, size, task)
+            batch = standin_batch(
+                step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size, size, task
+            )
         if bad:
             batch.images[0] = float("nan")
         loss = engine.forward(batch, relaxed=phase.relaxed is not False).loss / tasks.count(task)
@@ -89,19 +116,23 @@ def train_step(kind: str, engine, groups, config, gate: GradientGate, step: int,
 
 
 def moved_heads(engine, groups, config) -> list[list[str]]:
-    """Of a run of `sampled`: what each step changed to any bit of the heads, weights, moments and step counts."""
+    """Of a run of `sampled`: what each step changed to any bit of the heads, weights, moments and step
+    counts."""
     gate, before, moved = GradientGate(groups, engine.device), engine.state_tensors(), []
     for step in range(STEPS):
         train_step("sampled", engine, groups, config, gate, step)
         after = engine.state_tensors()
-        moved.append([name for name in after if owner_of(name) and not torch.equal(before[name], after[name])])
+        moved.append(
+            [name for name in after if owner_of(name) and not torch.equal(before[name], after[name])]
+        )
         before = after
     return moved
 
 
 @contextmanager
 def engine_parts(kind: str, stage: int, precision: str = "fp32"):
-    """One engine at a time: a run has one, and the hooks of this one are taken off before the next is made."""
+    """One engine at a time: a run has one, and the hooks of this one are taken off before the next is
+    made."""
     parts = make(kind, stage, precision=precision)
     yield parts
     parts[0]._deepspeed.destroy()
@@ -121,7 +152,9 @@ def main(folder: Path) -> None:
             results[f"continued.{stage}"] = run("joint", *parts, 3, STEPS)
         for kind in ("joint", "merge_cost"):
             with engine_parts(kind, stage) as parts:
-                results[f"nan.{kind}.{stage}"] = run(kind, *parts, 0, STEPS, nan_at=(2, parts[0].world_size - 1))
+                results[f"nan.{kind}.{stage}"] = run(
+                    kind, *parts, 0, STEPS, nan_at=(2, parts[0].world_size - 1)
+                )
         with engine_parts("joint", stage, "bf16") as parts:
             results[f"bf16.{stage}"] = run("joint", *parts, 0, STEPS)
         with engine_parts("sampled", stage) as parts:

@@ -16,7 +16,9 @@ from pipeline.data.write import index_shards
 def mask_of(labels: list[int], size: tuple[int, int] = (12, 12), seed: int = 0) -> NDArray[np.uint8]:
     """Blocks of three pixels; all labels occur."""
     rng = np.random.default_rng(seed)
-    cells = rng.permutation(np.resize(labels, (size[0] // 3) * (size[1] // 3))).reshape(size[0] // 3, size[1] // 3)
+    cells = rng.permutation(np.resize(labels, (size[0] // 3) * (size[1] // 3))).reshape(
+        size[0] // 3, size[1] // 3
+    )
     return np.kron(cells, np.ones((3, 3))).astype(np.uint8)
 
 
@@ -31,17 +33,34 @@ def png(mask: NDArray, *, palette: bool = False, **options: int) -> bytes:
 
 
 def masked_shards(folder: Path, bad: dict[str, dict[str, bytes]] | None = None, count: int = 9) -> Path:
-    """Samples of 12x12 pixels and four mask classes, the bad ones among them, in two shards with a manifest."""
+    """Samples of 12x12 pixels and four mask classes, the bad ones among them, in two shards with a
+    manifest."""
     masks = [png(mask_of([0, 1, 2, 3, 255], seed=n)) for n in range(count)]
-    members = [(f"g{n}.{name}", data) for n, mask in enumerate(masks) for name, data in (("png", image(n)), ("seg.png", mask))]
-    wrong = [(f"{key}.{suffix}", data) for key, parts in (bad or {}).items() for suffix, data in parts.items()]
-    tars = [write_tar(folder / "part-0.tar", members[:8] + wrong), write_tar(folder / "part-1.tar", members[8:])]
+    members = [
+        (f"g{n}.{name}", data)
+        for n, mask in enumerate(masks)
+        for name, data in (("png", image(n)), ("seg.png", mask))
+    ]
+    wrong = [
+        (f"{key}.{suffix}", data) for key, parts in (bad or {}).items() for suffix, data in parts.items()
+    ]
+    tars = [
+        write_tar(folder / "part-0.tar", members[:8] + wrong),
+        write_tar(folder / "part-1.tar", members[8:]),
+    ]
     index_shards([str(tar) for tar in tars], folder, classes=["road", "sky", "car", "tree"])
     return folder
 
 
 def dense(source: Path | str, *, augment: dict | None = None, **options) -> DataConfig:
-    fields = {"schema": "segmentation", "train": str(source), "val": str(source), "img_size": (8, 10), "batch_size": 3, "workers": 0}
+    fields = {
+        "schema": "segmentation",
+        "train": str(source),
+        "val": str(source),
+        "img_size": (8, 10),
+        "batch_size": 3,
+        "workers": 0,
+    }
     fields |= {"allow_overlap": True}
     return DataConfig(**(fields | options), augment=AugmentConfig(**{"photometric": True} | (augment or {})))
 
@@ -67,14 +86,27 @@ def cityscapes(root: Path) -> Path:
     for split, city in (("train", "aachen"), ("train", "bochum"), ("val", "lindau")):
         for n in range(2):
             name = f"{split}/{city}/{city}_{n:06d}_000019"
-            _pair(root, f"leftImg8bit/{name}_leftImg8bit.png", f"gtFine/{name}_gtFine_labelIds.png", [0, 3, 7, 8, 33], n)
+            _pair(
+                root,
+                f"leftImg8bit/{name}_leftImg8bit.png",
+                f"gtFine/{name}_gtFine_labelIds.png",
+                [0, 3, 7, 8, 33],
+                n,
+            )
             (root / f"gtFine/{name}_gtFine_color.png").write_bytes(image(n, (24, 36)))
     return root
 
 
 def pascal(root: Path) -> Path:
     for n in range(5):
-        _pair(root, f"JPEGImages/2007_00000{n}.jpg", f"SegmentationClass/2007_00000{n}.png", [0, 5, 20, 255], n, palette=True)
+        _pair(
+            root,
+            f"JPEGImages/2007_00000{n}.jpg",
+            f"SegmentationClass/2007_00000{n}.png",
+            [0, 5, 20, 255],
+            n,
+            palette=True,
+        )
     (root / "JPEGImages" / "2008_000000.jpg").write_bytes(image())
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
@@ -86,9 +118,20 @@ def pascal(root: Path) -> Path:
 def camvid(root: Path) -> Path:
     for split, count in (("train", 3), ("val", 2), ("test", 2)):
         for n in range(count):
-            _pair(root, f"{split}/{split}_{n}.png", f"{split}annot/{split}_{n}.png", [0, 5, 10] + [11] * (n > 0), n)
+            _pair(
+                root,
+                f"{split}/{split}_{n}.png",
+                f"{split}annot/{split}_{n}.png",
+                [0, 5, 10] + [11] * (n > 0),
+                n,
+            )
     return root
 
 
-TREES: dict[str, Callable[[Path], Path]] = {"ade20k": ade20k, "cityscapes": cityscapes, "pascal": pascal, "camvid": camvid}
+TREES: dict[str, Callable[[Path], Path]] = {
+    "ade20k": ade20k,
+    "cityscapes": cityscapes,
+    "pascal": pascal,
+    "camvid": camvid,
+}
 """Each makes its tree in a folder, with pictures of 24x36."""

@@ -1,8 +1,9 @@
 """What DTEM and ToMe compute, written from their equations as plainly as can be, for one image at a time.
 
-Nothing of the pipeline is used here. A timm VisionTransformer gives the weights, and `metrics` one linear layer per block (None for
-ToMe, whose metric is the mean of the keys). N tokens, C channels, H heads, D channels per head; p prefix tokens;
-in the dtype of the weights. Each merge chooses. `Margin` keeps how near a choice was to another one.
+Nothing of the pipeline is used here. A timm VisionTransformer gives the weights, and `metrics` one linear
+layer per block (None for ToMe, whose metric is the mean of the keys). N tokens, C channels, H heads, D
+channels per head; p prefix tokens; in the dtype of the weights. Each merge chooses. `Margin` keeps how near a
+choice was to another one.
 """
 
 import torch
@@ -23,8 +24,11 @@ class Margin:
             self.least = min(self.least, (ranked[..., chosen - 1] - ranked[..., chosen]).min().item())
 
 
-def train_forward(vit: nn.Module, metrics: list[nn.Linear], images: Tensor, r: int) -> tuple[Tensor, Tensor, int]:
-    """DTEM's soft merge with odd positions as sources and tokens in the order of their sizes: tokens [B, N, C], size [B, N], live ones."""
+def train_forward(
+    vit: nn.Module, metrics: list[nn.Linear], images: Tensor, r: int
+) -> tuple[Tensor, Tensor, int]:
+    """DTEM's soft merge with odd positions as sources and tokens in the order of their sizes: tokens [B, N,
+    C], size [B, N], live ones."""
     results = []
     for x in _embed(vit, images):
         size, live = x.new_ones(len(x)), len(x)
@@ -35,7 +39,13 @@ def train_forward(vit: nn.Module, metrics: list[nn.Linear], images: Tensor, r: i
 
 
 def train_block(
-    block: nn.Module, metric: nn.Linear, x: Tensor, size: Tensor, live: int, r: int, margin: Margin | None = None
+    block: nn.Module,
+    metric: nn.Linear,
+    x: Tensor,
+    size: Tensor,
+    live: int,
+    r: int,
+    margin: Margin | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     y = block.norm1(x)
     mixed, _ = attention(block.attn, y, size)
@@ -44,7 +54,9 @@ def train_block(
     return x + block.ls2(block.mlp(block.norm2(x))), size, live
 
 
-def eval_forward(vit: nn.Module, metrics: list[nn.Linear] | None, images: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+def eval_forward(
+    vit: nn.Module, metrics: list[nn.Linear] | None, images: Tensor, r: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The hard merge: tokens [B, M, C], size [B, M], and the token [B, N] that each input position is in."""
     results = []
     prefix = vit.num_prefix_tokens
@@ -86,8 +98,12 @@ def _embed(vit: nn.Module, images: Tensor) -> Tensor:
 
 
 def attention(attn: nn.Module, y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """y [N, C], size [N] -> [N, C] and the keys [H, N, D]; a_ij = exp(l_ij - max_j l_ij) size_j, over its sum."""
-    q, k, v = (part.unflatten(1, (attn.num_heads, attn.head_dim)).transpose(0, 1) for part in attn.qkv(y).chunk(3, dim=1))
+    """y [N, C], size [N] -> [N, C] and the keys [H, N, D]; a_ij = exp(l_ij - max_j l_ij) size_j, over its
+    sum."""
+    q, k, v = (
+        part.unflatten(1, (attn.num_heads, attn.head_dim)).transpose(0, 1)
+        for part in attn.qkv(y).chunk(3, dim=1)
+    )
     q, k = attn.q_norm(q), attn.k_norm(k)
     logits = (q * attn.head_dim**-0.5) @ k.transpose(1, 2)
     weights = torch.exp(logits - logits.max(dim=-1, keepdim=True).values) * size
@@ -95,7 +111,9 @@ def attention(attn: nn.Module, y: Tensor, size: Tensor) -> tuple[Tensor, Tensor]
     return attn.proj(mixed.transpose(0, 1).flatten(1)), k
 
 
-def soft_merge(x: Tensor, size: Tensor, live: int, metric: Tensor, r: int, margin: Margin | None = None) -> tuple[Tensor, Tensor, int]:
+def soft_merge(
+    x: Tensor, size: Tensor, live: int, metric: Tensor, r: int, margin: Margin | None = None
+) -> tuple[Tensor, Tensor, int]:
     """With one prefix token. A: positions 1, 3, 5, ...; B: 2, 4, 6, ..., both below `live`."""
     r = min(r, (live - 1) // 2)
     if r <= 0:
@@ -123,7 +141,11 @@ def move(x: Tensor, size: Tensor, live: int, weights: Tensor, r: int) -> tuple[T
     new = torch.cat([x[a], merged])
     new_size = torch.cat([size[a] * left, merged_size])
     order = torch.argsort(new_size, descending=True, stable=True)
-    return torch.cat([x[:1], new[order], x[live:]]), torch.cat([size[:1], new_size[order], size[live:]]), live - r
+    return (
+        torch.cat([x[:1], new[order], x[live:]]),
+        torch.cat([size[:1], new_size[order], size[live:]]),
+        live - r,
+    )
 
 
 def soft_weights(scores: Tensor, r: int, k2: int = 3, tau1: float = 0.1, tau2: float = 0.1) -> Tensor:
@@ -148,7 +170,8 @@ def hard_merge(
     prefix: int,
     margin: Margin | None = None,
 ) -> tuple[Tensor, Tensor, list[list[int]]]:
-    """A: even positions, B: odd ones, the prefix in neither. The r A-tokens with the best partner go; order: prefix, A left, B."""
+    """A: even positions, B: odd ones, the prefix in neither. The r A-tokens with the best partner go; order:
+    prefix, A left, B."""
     r = min(r, (len(x) - prefix) // 2)
     a = [i for i in range(prefix, len(x)) if i % 2 == 0]
     b = [i for i in range(prefix, len(x)) if i % 2 == 1]

@@ -1,7 +1,9 @@
-"""Other roundings than this machine's: what another matrix kernel, another number of threads or another processor might give.
+"""Other roundings than this machine's: what another matrix kernel, another number of threads or another
+processor might give.
 
-Each result of an operator that sums, or that approximates a function, is moved by a few roundings. The moves depend on
-the operator, the shape and a seed. So a call that is repeated gives the same again, as it does on one machine.
+Each result of an operator that sums, or that approximates a function, is moved by a few roundings. The moves
+depend on the operator, the shape and a seed. So a call that is repeated gives the same again, as it does on
+one machine.
 """
 
 import functools
@@ -52,7 +54,9 @@ class _OtherRounding(TorchDispatchMode):
         """Whole numbers stay: sums of whole numbers are exact in any order."""
         if not x.is_floating_point() or x.device.type != "cpu" or not x.numel():
             return x
-        roundings = 4.0 if x.dtype in (torch.float32, torch.float64) else 0.75  # shorter ones are summed in float32
+        roundings = (
+            4.0 if x.dtype in (torch.float32, torch.float64) else 0.75
+        )  # shorter ones are summed in float32
         moves = roundings * torch.finfo(x.dtype).eps * _moves(self.seed, name, tuple(x.shape))
         return torch.where(x == x.round(), x, (x + moves * x.abs()).to(x.dtype))
 

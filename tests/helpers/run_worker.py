@@ -1,4 +1,5 @@
-"""Run by `deepspeed` in every rank: whole runs one after the other, each of a resolved config and of the checkpoint that it continues."""
+"""Run by `deepspeed` in every rank: whole runs one after the other, each of a resolved config and of the
+checkpoint that it continues."""
 
 import json
 import sys

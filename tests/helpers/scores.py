@@ -7,12 +7,16 @@ from launch.cli import main
 
 
 def scored_again(run: Path) -> dict[str, float | None]:
-    """What `dtem evaluate` says of the run's last checkpoint, under the names that training logs: `val/TASK/METRIC`.
+    """What `dtem evaluate` says of the run's last checkpoint, under the names that training logs:
+    `val/TASK/METRIC`.
 
-    Merges, classes and words are choices, so scores of two runs whose weights are equal but for rounding are not compared.
-    Those of one checkpoint are: each batch is the same whoever evaluates it, and so are the choices.
+    Merges, classes and words are choices, so scores of two runs whose weights are equal but for rounding are
+    not compared. Those of one checkpoint are: each batch is the same whoever evaluates it, and so are the
+    choices.
     """
     answer = run / "scored_again.json"
     assert main(["evaluate", str(run), "--json", str(answer), "--allow-missing"]) == 0
     scores = json.loads(answer.read_text())["scores"]
-    return {f"val/{task}/{name}": value for task, of_task in scores.items() for name, value in of_task.items()}
+    return {
+        f"val/{task}/{name}": value for task, of_task in scores.items() for name, value in of_task.items()
+    }

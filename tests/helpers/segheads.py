@@ -8,17 +8,44 @@ AUXILIARY = {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 0.
 
 
 def segmenter(**options: Any) -> dict[str, Any]:
-    head = {"type": "SegmenterMaskTransformerHead", "channels": 48, "num_layers": 2, "num_heads": 3, "embed_dims": 48, "dropout_ratio": 0.0}
+    head = {
+        "type": "SegmenterMaskTransformerHead",
+        "channels": 48,
+        "num_layers": 2,
+        "num_heads": 3,
+        "embed_dims": 48,
+        "dropout_ratio": 0.0,
+    }
     return {"decode_head": head | options}
 
 
 def fcn(**options: Any) -> dict[str, Any]:
-    return {"type": "FCNHead", "channels": 16, "num_convs": 1, "dropout_ratio": 0.0, "norm_cfg": NORM} | options
+    return {
+        "type": "FCNHead",
+        "channels": 16,
+        "num_convs": 1,
+        "dropout_ratio": 0.0,
+        "norm_cfg": NORM,
+    } | options
 
 
-UPER = {"type": "UPerHead", "in_index": [0, 1, 2, 3], "channels": 16, "pool_scales": (1, 2), "dropout_ratio": 0.0, "norm_cfg": NORM}
+UPER = {
+    "type": "UPerHead",
+    "in_index": [0, 1, 2, 3],
+    "channels": 16,
+    "pool_scales": (1, 2),
+    "dropout_ratio": 0.0,
+    "norm_cfg": NORM,
+}
 LINEAR = fcn(channels=48, num_convs=0, concat_input=False)
-SETR_PUP = {"type": "SETRUPHead", "channels": 16, "num_convs": 2, "up_scale": 2, "dropout_ratio": 0.0, "norm_cfg": NORM}
+SETR_PUP = {
+    "type": "SETRUPHead",
+    "channels": 16,
+    "num_convs": 2,
+    "up_scale": 2,
+    "dropout_ratio": 0.0,
+    "norm_cfg": NORM,
+}
 
 HEADS: dict[str, dict[str, Any]] = {
     "segmenter": segmenter(),

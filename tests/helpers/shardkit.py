@@ -1,4 +1,5 @@
-"""Makes small tars, good and bad, without the writer that is under test; runs `dtem shards` and reads what it wrote."""
+"""Makes small tars, good and bad, without the writer that is under test; runs `dtem shards` and reads what it
+wrote."""
 
 import argparse
 import io
@@ -34,7 +35,10 @@ def samples(prefix: str, count: int, num_classes: int = 3) -> list[tuple[str, by
     members = []
     for number in range(count):
         key = f"{prefix}_{number:03d}"
-        members += [(f"{key}.png", image(sum(key.encode()) + number)), (f"{key}.cls", str(number % num_classes).encode())]
+        members += [
+            (f"{key}.png", image(sum(key.encode()) + number)),
+            (f"{key}.cls", str(number % num_classes).encode()),
+        ]
     return members
 
 
@@ -50,9 +54,19 @@ def write_tar(path: Path, members: Members) -> Path:
 
 def config(folder: Path | str | list[str], **options: Any) -> DataConfig:
     """Everything random is on; one set is both splits."""
-    augment = AugmentConfig(crop_scale=(0.3, 1.0), rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.2, random_erasing=0.5)
+    augment = AugmentConfig(
+        crop_scale=(0.3, 1.0), rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.2, random_erasing=0.5
+    )
     source = str(folder) if isinstance(folder, Path) else folder
-    fields = {"schema": "classification", "train": source, "val": source, "img_size": 8, "batch_size": 3, "workers": 0, "shuffle_shards": 2}
+    fields = {
+        "schema": "classification",
+        "train": source,
+        "val": source,
+        "img_size": 8,
+        "batch_size": 3,
+        "workers": 0,
+        "shuffle_shards": 2,
+    }
     fields |= {"allow_overlap": True}
     return DataConfig(**({"augment": augment} | fields | options))
 
@@ -70,5 +84,7 @@ def read(folder: Path) -> dict[str, dict[str, bytes]]:
         with tarfile.open(path) as tar:
             for member in tar:
                 stem, _, suffix = member.name.rpartition("/")[2].partition(".")
-                found.setdefault(f"{path.name.split('-')[0]}:{stem}", {})[suffix] = tar.extractfile(member).read()  # pyright: ignore
+                found.setdefault(f"{path.name.split('-')[0]}:{stem}", {})[suffix] = tar.extractfile(
+                    member
+                ).read()  # pyright: ignore
     return found

@@ -1,4 +1,5 @@
-"""A model, a stream and a configuration of the real interfaces, small enough that an engine is what is tested."""
+"""A model, a stream and a configuration of the real interfaces, small enough that an engine is what is
+tested."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import BackboneConfig, DataConfig, EngineConfig, OptimConfig, RunConfig, TaskConfig, TrainConfig
+from pipeline.config.schema import (
+    BackboneConfig,
+    DataConfig,
+    EngineConfig,
+    OptimConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+)
 from pipeline.data.targets import ClassificationTargets
 from pipeline.interfaces import Batch, Scores, Tallies, TaskOutput
 from pipeline.train.rng import generator
@@ -48,7 +57,9 @@ class StandinModel(nn.Module):
         self.backbone = StandinBackbone()
         self.tasks = nn.ModuleDict({"a": nn.Linear(DIM, CLASSES), "b": nn.Linear(DIM, CLASSES)})
 
-    def forward(self, batch: Batch, *, reduction: Any = None, relaxed: bool | None = None, draw: float = 0.0) -> TaskOutput:
+    def forward(
+        self, batch: Batch, *, reduction: Any = None, relaxed: bool | None = None, draw: float = 0.0
+    ) -> TaskOutput:
         logits = self.tasks[batch.task](self.backbone(batch.images, relaxed is not False))
         losses = nn.functional.cross_entropy(logits.float(), batch.targets.labels, reduction="none")
         return TaskOutput(losses.mean(), {"loss": (losses.detach().sum(), len(losses))}, logits)
@@ -56,16 +67,23 @@ class StandinModel(nn.Module):
     def evaluate(self, batch: Batch, *, reduction: Any = None) -> Tallies:
         """`table`: how often each class was taken for each."""
         said, labels = self(batch, relaxed=False).predictions.argmax(-1), batch.targets.labels
-        return {"top1": (said == labels).sum(), "table": torch.bincount(labels * CLASSES + said, minlength=CLASSES**2).view(CLASSES, -1)}
+        return {
+            "top1": (said == labels).sum(),
+            "table": torch.bincount(labels * CLASSES + said, minlength=CLASSES**2).view(CLASSES, -1),
+        }
 
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
         table = tallies["table"]
-        of_class = {f"Acc/{i}": float(table[i, i] / table[i].sum()) if table[i].sum() else None for i in range(CLASSES)}
+        of_class = {
+            f"Acc/{i}": float(table[i, i] / table[i].sum()) if table[i].sum() else None
+            for i in range(CLASSES)
+        }
         return {"top1": float(tallies["top1"] / tallies["samples"])} | of_class
 
 
 def standin_batch(first: int, size: int, task: str = "a") -> Batch:
-    """Samples first ... first + size - 1 of an endless sequence in which a sample depends on its position only."""
+    """Samples first ... first + size - 1 of an endless sequence in which a sample depends on its position
+    only."""
     images = torch.stack([torch.randn(3, 2, 2, generator=generator("image", first + i)) for i in range(size)])
     labels = (images.flatten(1)[:, :CLASSES]).argmax(1)
     return Batch(task, images, ClassificationTargets(labels), tuple(str(first + i) for i in range(size)))
@@ -91,14 +109,21 @@ class StandinStream:
 
 
 def standin_config(
-    output: str = "runs/standin", *, batch_size: int = 8, train: Any = None, optim: Any = None, engine: Any = None
+    output: str = "runs/standin",
+    *,
+    batch_size: int = 8,
+    train: Any = None,
+    optim: Any = None,
+    engine: Any = None,
 ) -> RunConfig:
     data = DataConfig(schema="standin", train="-", val="-", batch_size=batch_size)
     return RunConfig(
         backbone=BackboneConfig(name="standin"),
         tasks={"a": TaskConfig(type="classification", data=data)},
         train=TrainConfig(**({"mode": "joint", "steps": 6} | (train or {}))),
-        optim=OptimConfig(**({"lr": 1e-2, "weight_decay": 0.05, "clip_grad": 0.5, "warmup_steps": 2} | (optim or {}))),
+        optim=OptimConfig(
+            **({"lr": 1e-2, "weight_decay": 0.05, "clip_grad": 0.5, "warmup_steps": 2} | (optim or {}))
+        ),
         engine=EngineConfig(**({"type": "local", "precision": "fp32"} | (engine or {}))),
         output=output,
     )

@@ -34,7 +34,10 @@ PREFIXES: dict[str, tuple[str, dict[str, Any]]] = {
     "registers": ("vit_small_patch14_reg4_dinov2", {}),
     "registers, no class token, average pooling": ("vit_medium_patch16_reg4_gap_256", {}),
     "no prefix, average pooling": ("vit_base_patch16_gap_224", {}),
-    "mae: class token, average pooling, norm after it": ("vit_base_patch16_224", {"global_pool": "avg", "fc_norm": True}),
+    "mae: class token, average pooling, norm after it": (
+        "vit_base_patch16_224",
+        {"global_pool": "avg", "fc_norm": True},
+    ),
     "clip: norm before the blocks": ("vit_base_patch16_clip_224", {}),
     "query and key norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
     "swiglu": ("vit_giant_patch14_dinov2", {}),
@@ -42,12 +45,18 @@ PREFIXES: dict[str, tuple[str, dict[str, Any]]] = {
 """What is in front of the patches, and how the rest differs -> (timm name, timm options)."""
 
 
-def tiny_vit(variant: str, *, reduction: Any = 8, prefix: str = "class token", seed: int = 0, **arguments: Any) -> MergingViT:
+def tiny_vit(
+    variant: str, *, reduction: Any = 8, prefix: str = "class token", seed: int = 0, **arguments: Any
+) -> MergingViT:
     """65 tokens with a class token, 3 blocks, 3 heads of 16 channels; the same weights for the same seed."""
     policy, options = VARIANTS[variant]
     name, timm_options = PREFIXES[prefix]
     torch.manual_seed(SEED + seed)
-    arguments = {"img_size": IMG} | arguments | {"timm_options": SIZES | timm_options | arguments.get("timm_options", {})}
+    arguments = (
+        {"img_size": IMG}
+        | arguments
+        | {"timm_options": SIZES | timm_options | arguments.get("timm_options", {})}
+    )
     return build_backbone(name, policy=policy, reduction=reduction, **arguments, **options)
 
 

@@ -19,10 +19,20 @@ TOKENIZER: dict[str, Any] = {"type": "words", "words": WORDS, "context_length": 
 TOWER = {"width": 32, "heads": 2, "layers": 2}
 VISION = {"image_size": 64, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}
 POOLER = {"attentional_pool": True, "attn_pooler_queries": 6, "attn_pooler_heads": 2}
-SPEC: dict[str, Any] = {"embed_dim": 32, "text_cfg": TOWER, "multimodal_cfg": TOWER, "vision_cfg": VISION | POOLER}
+SPEC: dict[str, Any] = {
+    "embed_dim": 32,
+    "text_cfg": TOWER,
+    "multimodal_cfg": TOWER,
+    "vision_cfg": VISION | POOLER,
+}
 ROUTES = ("pooler", "direct")
 CLIP_TOWER = "clip: norm before the blocks"
-CAPTIONS = ["a red circle", "two small blue squares on the circle", "three large circles", "the blue square under a red circle of red"]
+CAPTIONS = [
+    "a red circle",
+    "two small blue squares on the circle",
+    "three large circles",
+    "the blue square under a red circle of red",
+]
 
 
 def captions(num: int, length: int = 12) -> CaptionTargets:
@@ -41,7 +51,13 @@ def caption_batch(num: int = 4, length: int = 12) -> Batch:
 
 
 def caption_model(
-    variant: str = "dtem", *, reduction: Any = 8, objective: str = "supervised", prefix: str = CLIP_TOWER, vit: Any = None, **head: Any
+    variant: str = "dtem",
+    *,
+    reduction: Any = 8,
+    objective: str = "supervised",
+    prefix: str = CLIP_TOWER,
+    vit: Any = None,
+    **head: Any,
 ) -> MultiTaskModel:
     """The captioning task is `tasks.caption`. vit: timm's options."""
     backbone = tiny_vit(variant, reduction=reduction, prefix=prefix, timm_options=vit or {})
@@ -50,14 +66,19 @@ def caption_model(
 
 
 def open_clip_coca(quick_gelu: bool = False) -> Any:
-    """With weights that are large enough for words to differ, and a decoder's projection, which open_clip leaves to chance."""
+    """With weights that are large enough for words to differ, and a decoder's projection, which open_clip
+    leaves to chance."""
     from open_clip.coca_model import CoCa
 
     torch.manual_seed(SEED + 3)
     read = {"vocab_size": build_tokenizer(TOKENIZER).vocab_size, "context_length": LENGTH}
     text = TOWER | read | {"embed_cls": True, "output_tokens": True}
     model = CoCa(
-        32, multimodal_cfg=TOWER | read, text_cfg=text, vision_cfg=VISION | POOLER | {"output_tokens": True}, quick_gelu=quick_gelu
+        32,
+        multimodal_cfg=TOWER | read,
+        text_cfg=text,
+        vision_cfg=VISION | POOLER | {"output_tokens": True},
+        quick_gelu=quick_gelu,
     )
     nn.init.normal_(model.text_decoder.text_projection, std=0.3)
     with torch.no_grad():

@@ -3,33 +3,55 @@
 from pathlib import Path
 from typing import Any
 
-WORDS = "a big zero one two three four five six seven eight nine and to the left right of above below with it digits photo".split()
+WORDS = (
+    "a big zero one two three four five six seven eight nine and to the left right of above below "
+    "with it digits photo".split()
+)
 TOKENIZER: dict[str, Any] = dict(type="words", words=WORDS, context_length=20)
 TOWER = dict(width=16, heads=2, layers=1)
-CAPTIONER: dict[str, Any] = dict(route="direct", model=dict(embed_dim=16, text_cfg=TOWER, multimodal_cfg=TOWER), tokenizer=TOKENIZER)
+CAPTIONER: dict[str, Any] = dict(
+    route="direct", model=dict(embed_dim=16, text_cfg=TOWER, multimodal_cfg=TOWER), tokenizer=TOKENIZER
+)
 CAPTIONER |= dict(generation=dict(max_length=6, min_length=6))
-SEGMENTER = dict(num_classes=11, decode_head=dict(type="FCNHead", channels=8, num_convs=1, kernel_size=1, concat_input=False))
-CONTINUOUS: dict[str, Any] = dict(policy="dtem", reduction=[0, 2, 0], options=dict(relaxation="soft", candidates=8))
-"""A relaxed merge in which nothing is chosen: each of the 8 sources gives to all 8 destinations, and what orders the tokens is not
-asked again. So two runs that differ in rounding stay equal but for rounding, on any machine."""
+SEGMENTER = dict(
+    num_classes=11,
+    decode_head=dict(type="FCNHead", channels=8, num_convs=1, kernel_size=1, concat_input=False),
+)
+CONTINUOUS: dict[str, Any] = dict(
+    policy="dtem", reduction=[0, 2, 0], options=dict(relaxation="soft", candidates=8)
+)
+"""A relaxed merge in which nothing is chosen: each of the 8 sources gives to all 8 destinations, and what
+orders the tokens is not asked again. So two runs that differ in rounding stay equal but for rounding, on any
+machine."""
 
 
-def tiny_plain(digits: Path, output: Path, *, augment: Any = None, data: Any = None, **sections: dict[str, Any]) -> dict[str, Any]:
+def tiny_plain(
+    digits: Path, output: Path, *, augment: Any = None, data: Any = None, **sections: dict[str, Any]
+) -> dict[str, Any]:
     shards = _shards(digits, batch_size=8, eval_batch_size=10)
-    shards |= dict(schema="classification", **(data or {}), augment=dict(crop_scale=[0.8, 1.0], crop_pct=1.0) | (augment or {}))
+    shards |= dict(
+        schema="classification",
+        **(data or {}),
+        augment=dict(crop_scale=[0.8, 1.0], crop_pct=1.0) | (augment or {}),
+    )
     task = dict(type="classification", head=dict(num_classes=10, label_smoothing=0.1), data=shards)
     return dict(**_sections(sections, ema_decay=0.9), tasks=dict(digits=task), output=str(output))
 
 
 def tiny_tasks_plain(digits: Path, output: Path, **sections: Any) -> dict[str, Any]:
-    """Three tasks over one folder of shards: `digits` (classification), `captions` and `masks`, in micro-batches of 8, 4 and 4.
+    """Three tasks over one folder of shards: `digits` (classification), `captions` and `masks`, in
+    micro-batches of 8, 4 and 4.
 
-    No average of the weights. `tasks={"masks": {"weight": 2.0}}` replaces fields of a task, every other section those of its own.
+    No average of the weights. `tasks={"masks": {"weight": 2.0}}` replaces fields of a task, every other
+    section those of its own.
     """
     data = {
-        "digits": _shards(digits, batch_size=8) | dict(schema="classification", augment=dict(crop_scale=[0.8, 1.0], crop_pct=1.0)),
-        "captions": _shards(digits, batch_size=4) | dict(schema="captioning", augment=dict(crop_pct=1.0), tokenizer=TOKENIZER),
-        "masks": _shards(digits, batch_size=4) | dict(schema="segmentation", augment=dict(max_class_share=1.0)),
+        "digits": _shards(digits, batch_size=8)
+        | dict(schema="classification", augment=dict(crop_scale=[0.8, 1.0], crop_pct=1.0)),
+        "captions": _shards(digits, batch_size=4)
+        | dict(schema="captioning", augment=dict(crop_pct=1.0), tokenizer=TOKENIZER),
+        "masks": _shards(digits, batch_size=4)
+        | dict(schema="segmentation", augment=dict(max_class_share=1.0)),
     }
     heads: dict[str, tuple[str, dict[str, Any]]] = {
         "digits": ("classification", dict(num_classes=10, label_smoothing=0.1)),
@@ -37,7 +59,10 @@ def tiny_tasks_plain(digits: Path, output: Path, **sections: Any) -> dict[str, A
         "masks": ("segmentation", SEGMENTER),
     }
     changes = sections.pop("tasks", {})
-    tasks = {name: dict(type=kind, head=head, data=data[name]) | changes.get(name, {}) for name, (kind, head) in heads.items()}
+    tasks = {
+        name: dict(type=kind, head=head, data=data[name]) | changes.get(name, {})
+        for name, (kind, head) in heads.items()
+    }
     return dict(**_sections(sections, ema_decay=0.0), tasks=tasks, output=str(output))
 
 

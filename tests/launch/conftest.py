@@ -17,17 +17,22 @@ from pipeline.train.loop import train
 
 @pytest.fixture(scope="session")
 def trained(digits, tmp_path_factory) -> Path:
-    """The folder of a run of 4 steps with averaged weights: policy dtem, reduction 2 of 16 patches, 3 blocks."""
+    """The folder of a run of 4 steps with averaged weights: policy dtem, reduction 2 of 16 patches, 3
+    blocks."""
     output = tmp_path_factory.mktemp("trained") / "run"
     return train(from_plain(tiny_plain(digits, output, train=dict(steps=4))))
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """Shards whose 9 val images are of 32, 44 and 72 pixels; the middle ones do not divide by the patch of 8."""
+    """Shards whose 9 val images are of 32, 44 and 72 pixels; the middle ones do not divide by the patch of
+    8."""
     folder = tmp_path_factory.mktemp("scenes")
     jobs = digit_scenes_jobs(train=16, val=3, size=32, shard_size=16)
-    jobs += [replace(digit_scenes_jobs(train=0, val=3, size=size, shard_size=3)[-1], name=f"val-{size:05d}.tar") for size in (44, 72)]
+    jobs += [
+        replace(digit_scenes_jobs(train=0, val=3, size=size, shard_size=3)[-1], name=f"val-{size:05d}.tar")
+        for size in (44, 72)
+    ]
     write_shards(jobs, folder, classes=CLASSES, mask_classes=MASK_CLASSES)
     return folder
 
@@ -38,16 +43,22 @@ def segmenter(scenes, tmp_path_factory) -> Path:
     plain = tiny_plain(scenes, tmp_path_factory.mktemp("segmenter") / "run", train=dict(steps=4))
     data = plain["tasks"].pop("digits")["data"]
     data |= dict(schema="segmentation", eval_batch_size=1, augment={})
-    head = dict(num_classes=11, decode_head=dict(type="FCNHead", channels=8, num_convs=1, kernel_size=1, concat_input=False))
+    head = dict(
+        num_classes=11,
+        decode_head=dict(type="FCNHead", channels=8, num_convs=1, kernel_size=1, concat_input=False),
+    )
     return train(from_plain(plain | dict(tasks=dict(scenes=dict(type="segmentation", head=head, data=data)))))
 
 
 @pytest.fixture(scope="session")
 def captioner(digits, tmp_path_factory) -> Path:
-    """The folder of a captioning run of 4 steps, with features to compare, whose decoder looks at the merged tokens; else as `trained`.
-    No Java cuts its words, whether the machine has one or not."""
+    """The folder of a captioning run of 4 steps, with features to compare, whose decoder looks at the merged
+    tokens; else as `trained`. No Java cuts its words, whether the machine has one or not."""
     plain = tiny_plain(digits, tmp_path_factory.mktemp("captioner") / "run", train=dict(steps=4))
-    words = "a big zero one two three four five six seven eight nine and to the left right of above below with it digits photo".split()
+    words = (
+        "a big zero one two three four five six seven eight nine and to the left right of above "
+        "below with it digits photo".split()
+    )
     tokenizer = dict(type="words", words=words, context_length=20)
     tower = dict(width=16, heads=2, layers=1)
     model = dict(embed_dim=16, text_cfg=tower, multimodal_cfg=tower)
@@ -55,12 +66,15 @@ def captioner(digits, tmp_path_factory) -> Path:
     data = plain["tasks"].pop("digits")["data"] | dict(schema="captioning", tokenizer=tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "")
-        return train(from_plain(plain | dict(tasks=dict(scenes=dict(type="captioning", head=head, data=data)))))
+        return train(
+            from_plain(plain | dict(tasks=dict(scenes=dict(type="captioning", head=head, data=data))))
+        )
 
 
 @pytest.fixture(scope="session")
 def three_tasks(digits, tmp_path_factory) -> Callable[[str], Path]:
-    """`three_tasks(kind)`: the folder of a run of 4 steps with such metric embeddings, trained once; `masks` has r 1, the others r 2."""
+    """`three_tasks(kind)`: the folder of a run of 4 steps with such metric embeddings, trained once; `masks`
+    has r 1, the others r 2."""
 
     @cache
     def run(embedding: str) -> Path:
@@ -69,7 +83,11 @@ def three_tasks(digits, tmp_path_factory) -> Callable[[str], Path]:
         optim = dict(lr=1e-2, ema_decay=0.0, warmup_steps=0)  # so that the tasks' own parts come to differ
         output = tmp_path_factory.mktemp("tasks") / embedding
         return train(
-            from_plain(tiny_tasks_plain(digits, output, merging=merging, train=dict(mode="joint", steps=4), optim=optim, tasks=own))
+            from_plain(
+                tiny_tasks_plain(
+                    digits, output, merging=merging, train=dict(mode="joint", steps=4), optim=optim, tasks=own
+                )
+            )
         )
 
     return run

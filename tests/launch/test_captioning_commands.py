@@ -41,10 +41,26 @@ def scores(dtem, tmp_path, *argv) -> dict:
 
 def test_the_saved_run_scores_what_training_said(captioner, dtem, tmp_path):
     lines = [json.loads(line) for line in (captioner / "metrics.jsonl").read_text().splitlines()]
-    said = {name.removeprefix("val/scenes/"): value for line in lines for name, value in line.items() if name.startswith("val/")}
+    said = {
+        name.removeprefix("val/scenes/"): value
+        for line in lines
+        for name, value in line.items()
+        if name.startswith("val/")
+    }
     found = scores(dtem, tmp_path, captioner)["scenes"]
-    assert said["samples"] == 25 and said.keys() | {"METEOR", "SPICE"} == found.keys()  # training does not wait for those
-    same = {"CIDEr", "BLEU-1", "BLEU-4", "ROUGE-L", "loss", "image_to_text_R@1", "text_to_image_R@10", "samples"}
+    assert (
+        said["samples"] == 25 and said.keys() | {"METEOR", "SPICE"} == found.keys()
+    )  # training does not wait for those
+    same = {
+        "CIDEr",
+        "BLEU-1",
+        "BLEU-4",
+        "ROUGE-L",
+        "loss",
+        "image_to_text_R@1",
+        "text_to_image_R@10",
+        "samples",
+    }
     assert {name: found[name] for name in same} == pytest.approx({name: said[name] for name in same})
 
 
@@ -52,11 +68,17 @@ def test_what_was_not_run_is_na_and_null(captioner, dtem, tmp_path):
     said = dtem("evaluate", captioner, "--json", tmp_path / "scores.json")
     found = json.loads((tmp_path / "scores.json").read_text())["scores"]["scenes"]
     assert found["METEOR"] is found["SPICE"] is found["PTB"] is None
-    assert "METEOR n/a" in said and "SPICE n/a" in said and "PTB n/a" in said and f"CIDEr {found['CIDEr']:.6g}" in said
+    assert (
+        "METEOR n/a" in said
+        and "SPICE n/a" in said
+        and "PTB n/a" in said
+        and f"CIDEr {found['CIDEr']:.6g}" in said
+    )
 
 
 def in_float64(data):
-    """The batches of evaluation for a model in float64: which words follow may change with another batch's rounding."""
+    """The batches of evaluation for a model in float64: which words follow may change with another batch's
+    rounding."""
     loader = build_eval_loader("scenes", data, rank=0, world_size=1)
     return [replace(batch, images=batch.images.double()) for batch in loader]
 
@@ -83,13 +105,26 @@ def test_two_processes_count_each_image_once(captioner, dtem, tmp_path):
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "launch.cli", "evaluate", str(captioner), "--json", str(tmp_path / "two.json")]
-    children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "evaluate",
+        str(captioner),
+        "--json",
+        str(tmp_path / "two.json"),
+    ]
+    children = [
+        subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"})
+        for rank in range(2)
+    ]
     assert [child.wait(timeout=600) for child in children] == [0, 0]
     two = json.loads((tmp_path / "two.json").read_text())["scores"]["scenes"]  # of 2 batches and of 1
     known = {name for name, value in alone.items() if value is not None}
     assert two.keys() == alone.keys() and two["samples"] == 25
-    assert {name: two[name] for name in known} == pytest.approx({name: alone[name] for name in known}, rel=1e-5)
+    assert {name: two[name] for name in known} == pytest.approx(
+        {name: alone[name] for name in known}, rel=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +135,15 @@ def swept(captioner):
 def test_encoder_and_decoder_are_counted_apart_and_both_fall_with_the_tokens(captioner, swept):
     run = read_run(captioner)
     batch = first_batch("scenes", run.config.tasks["scenes"].data)
-    unseen = replace(batch, targets=replace(batch.targets, references=batch.targets.references[::-1], tokens=batch.targets.tokens[:, :3]))
-    assert workload((build(run, "none"), 0), unseen).head_macs == swept.whole.head_macs  # what is compared with is no work
+    unseen = replace(
+        batch,
+        targets=replace(
+            batch.targets, references=batch.targets.references[::-1], tokens=batch.targets.tokens[:, :3]
+        ),
+    )
+    assert (
+        workload((build(run, "none"), 0), unseen).head_macs == swept.whole.head_macs
+    )  # what is compared with is no work
     points = (swept.whole, *swept.points)
     for kind in ("encoder_macs", "head_macs"):
         macs = [getattr(point, kind) for point in points]
@@ -111,11 +153,15 @@ def test_encoder_and_decoder_are_counted_apart_and_both_fall_with_the_tokens(cap
     attended = 2 * width * sum(range(1, 7))  # six words, each looks at those so far
     text, decoder = (6 * (mlp + projections) + attended for _ in range(2))
     cross = 6 * (mlp + 2 * projections // 4 + 2 * width * tokens) + 2 * tokens * width * width
-    assert swept.whole.head_macs == text + decoder + cross + 6 * width * vocabulary + tokens * 24 * width + 24 * width
+    assert (
+        swept.whole.head_macs
+        == text + decoder + cross + 6 * width * vocabulary + tokens * 24 * width + 24 * width
+    )
 
 
 def test_compute_does_not_depend_on_what_is_said(captioner, swept, monkeypatch):
-    """A model that ends each caption at once has the same MACs as one that never does; its words are told beside them."""
+    """A model that ends each caption at once has the same MACs as one that never does; its words are told
+    beside them."""
     run = read_run(captioner)
     batch, model = first_batch("scenes", run.config.tasks["scenes"].data), build(run, "none")
     task = model.tasks["scenes"]
@@ -133,16 +179,26 @@ def test_compute_does_not_depend_on_what_is_said(captioner, swept, monkeypatch):
     monkeypatch.setattr(task, "next_words", ending_at_once)
     assert set(task.infer(model.encoder("scenes", 0), batch)) == {""}
     assert workload((model, 0), batch).head_macs == swept.whole.head_macs
-    assert swept.whole.scores["words"] == [pytest.approx(5.5, abs=0.5)], "six words, the last of which may be the end"
+    assert swept.whole.scores["words"] == [pytest.approx(5.5, abs=0.5)], (
+        "six words, the last of which may be the end"
+    )
 
 
 def test_the_sweep_shows_captions_in_their_units(captioner, dtem, tmp_path):
-    said = dtem("sweep", captioner, "--policies", "tome", "--reductions", "2", "--rounds", "1", "--out", tmp_path)
+    said = dtem(
+        "sweep", captioner, "--policies", "tome", "--reductions", "2", "--rounds", "1", "--out", tmp_path
+    )
     (head, *_) = (line for line in said.splitlines() if line.startswith("| policy"))
     columns = [column.strip() for column in head.split("|")[3:-1]]
-    assert columns[:6] == ["CIDEr", "BLEU-4 %", "words", "encoder GMACs", "encoder %", "decoder GMACs"] and "images/s" in columns
+    assert (
+        columns[:6] == ["CIDEr", "BLEU-4 %", "words", "encoder GMACs", "encoder %", "decoder GMACs"]
+        and "images/s" in columns
+    )
     (result,) = json.loads((tmp_path / "sweep.json").read_text())
-    assert result["units"] == {"CIDEr": "", "BLEU-4": "%", "words": ""} and 0 <= result["points"][0]["scores"]["CIDEr"][0] <= 10
+    assert (
+        result["units"] == {"CIDEr": "", "BLEU-4": "%", "words": ""}
+        and 0 <= result["points"][0]["scores"]["CIDEr"][0] <= 10
+    )
     figures = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
     assert set(figures) == {"sweep_scenes.svg", "sweep_scenes_encoder.svg"}
     assert all(">CIDEr<" in figure and "CIDEr (" not in figure for figure in figures.values())
@@ -164,13 +220,20 @@ def test_the_page_holds_references_and_captions_at_every_reduction(captioner, dt
         assert page.count(f"<td>caption, {f'r {reduction}' if reduction else 'unmerged'}<br>") == 1
         made = model.tasks["scenes"].infer(model.encoder("scenes", reduction), batch)
         assert all(f"<p>{caption}</p>" in page for caption in made)
-    assert all(f"<p>{text}</p>" in page for own in batch.targets.references for text in own) and "<td>references<br>" in page
-    assert page.count("<img") == 3 * (1 + 2) and (tmp_path / "groups_scenes_dtem.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        all(f"<p>{text}</p>" in page for own in batch.targets.references for text in own)
+        and "<td>references<br>" in page
+    )
+    assert page.count("<img") == 3 * (1 + 2) and (
+        tmp_path / "groups_scenes_dtem.png"
+    ).read_bytes().startswith(b"\x89PNG")
 
 
 def test_text_in_a_page_is_text(tmp_path):
     picture = np.zeros((8, 8, 3), dtype=np.uint8)
-    page = Page("a page", [Section([[Panel(picture, "image"), Panel(["<b>costs $5 & $6_x</b>" * 5], "caption")]])])
+    page = Page(
+        "a page", [Section([[Panel(picture, "image"), Panel(["<b>costs $5 & $6_x</b>" * 5], "caption")]])]
+    )
     assert "<p>&lt;b&gt;costs $5 &amp; $6_x&lt;/b&gt;" in write_html(page, tmp_path / "page.html").read_text()
     assert write_png(page, tmp_path / "page.png").stat().st_size > 1000
 
@@ -178,38 +241,56 @@ def test_text_in_a_page_is_text(tmp_path):
 def test_a_captioner_classifies(captioner, digits, dtem, tmp_path):
     zero_shot = ["--zero-shot", digits, "--templates", "a photo of a {}", "a big {}"]
     found = scores(dtem, tmp_path, captioner, *zero_shot)
-    assert found["zero_shot"]["samples"] == 25 and 0 <= found["zero_shot"]["top1"] <= found["zero_shot"]["top5"] <= 1
+    assert (
+        found["zero_shot"]["samples"] == 25
+        and 0 <= found["zero_shot"]["top1"] <= found["zero_shot"]["top5"] <= 1
+    )
     names = tmp_path / "names.json"
     names.write_text(json.dumps(["zero", "one"]))
-    assert "have 10 classes, and 2 have a name" in dtem("evaluate", captioner, *zero_shot, "--class-names", names, code=2)
-    assert "cannot be read" in dtem("evaluate", captioner, *zero_shot, "--class-names", tmp_path / "no.json", code=2)
+    assert "have 10 classes, and 2 have a name" in dtem(
+        "evaluate", captioner, *zero_shot, "--class-names", names, code=2
+    )
+    assert "cannot be read" in dtem(
+        "evaluate", captioner, *zero_shot, "--class-names", tmp_path / "no.json", code=2
+    )
     names.write_text("[]")
-    assert "list of names, one or more" in dtem("evaluate", captioner, *zero_shot, "--class-names", names, code=2)
-    assert "a photo of a {}." in dtem("evaluate", captioner, "--zero-shot", digits, "--templates", "a photo", code=2)
+    assert "list of names, one or more" in dtem(
+        "evaluate", captioner, *zero_shot, "--class-names", names, code=2
+    )
+    assert "a photo of a {}." in dtem(
+        "evaluate", captioner, "--zero-shot", digits, "--templates", "a photo", code=2
+    )
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_captioner_classifies_the_split_that_is_asked_for(captioner, dtem, tmp_path, split):
     """Of shards that have no other."""
     jobs = digit_scenes_jobs(train=0, val=6, size=32, shard_size=6)
-    write_shards([replace(jobs[-1], name=f"{split}-00000.tar")], tmp_path, classes=CLASSES, mask_classes=MASK_CLASSES)
+    write_shards(
+        [replace(jobs[-1], name=f"{split}-00000.tar")], tmp_path, classes=CLASSES, mask_classes=MASK_CLASSES
+    )
     own = ["--split", split, "--cfg-options", f"tasks.scenes.data.{split}={tmp_path}"]
     assert scores(dtem, tmp_path, captioner, *own, "--zero-shot", tmp_path)["zero_shot"]["samples"] == 6
 
 
 def test_other_runs_do_not_classify_without_a_head(trained, digits, dtem):
-    assert "needs a run with a task of type captioning" in dtem("evaluate", trained, "--zero-shot", digits, code=2)
+    assert "needs a run with a task of type captioning" in dtem(
+        "evaluate", trained, "--zero-shot", digits, code=2
+    )
 
 
 def test_captions_have_the_names_that_people_use():
     own = ["n01440764 tench, Tinca tinca", "n01443537 goldfish, Carassius auratus", "red, green and blue"]
     assert prompts(own) == (["tench", "goldfish", "red, green and blue"], ("a photo of a {}.",))
-    with pytest.raises(ConfigError, match="class 'n01443537' has no name that a caption can use; .* --class-names"):
+    with pytest.raises(
+        ConfigError, match="class 'n01443537' has no name that a caption can use; .* --class-names"
+    ):
         prompts(["n01440764 tench", "n01443537"])
 
 
 def test_a_thousand_other_synsets_keep_their_own_names():
-    """As another choice out of ImageNet's 21,841 has: with the names of the usual ones every image would be of a wrong class."""
+    """As another choice out of ImageNet's 21,841 has: with the names of the usual ones every image would be
+    of a wrong class."""
     numbers = ImageNetInfo("imagenet-1k").label_names()
     others = [f"{number} name {i}, y" for i, number in enumerate([*numbers[:-1], "n15102894"])]
     names, templates = prompts(others)
@@ -221,4 +302,8 @@ def test_imagenets_classes_are_asked_for_as_clip_was_measured():
     names, templates = prompts([f"{number} x, y" for number in numbers])
     assert (names, templates) == prompts(numbers)
     assert len(names) == 1000 and names[0] == "tench" and names[2] == "great white shark"
-    assert len(templates) == 80 and templates[0] == "a bad photo of a {}." and all(text.count("{}") == 1 for text in templates)
+    assert (
+        len(templates) == 80
+        and templates[0] == "a bad photo of a {}."
+        and all(text.count("{}") == 1 for text in templates)
+    )

@@ -16,7 +16,9 @@ from pipeline.errors import CheckpointError, ConfigError, SampleError
 def leaves(parser):
     """The parsers that take no further command: dtem doctor, dtem shards verify, ..."""
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return [leaf for action in nested for child in action.choices.values() for leaf in leaves(child)] or [parser]
+    return [leaf for action in nested for child in action.choices.values() for leaf in leaves(child)] or [
+        parser
+    ]
 
 
 @pytest.mark.parametrize("parser", leaves(cli.build_parser()), ids=lambda parser: parser.prog)

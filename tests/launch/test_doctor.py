@@ -18,7 +18,9 @@ def findings():
 
 def test_every_lack_has_a_way_out(findings):
     assert all(finding.way_out for finding in findings if finding.status != "ok")
-    assert {"python", "torch", "gpu", "g++", "memory", "/dev/shm", "java"} <= {f.name.split()[0] for f in findings}
+    assert {"python", "torch", "gpu", "g++", "memory", "/dev/shm", "java"} <= {
+        f.name.split()[0] for f in findings
+    }
 
 
 def test_the_environment_of_the_tests_has_all_packages(findings):
@@ -29,7 +31,9 @@ def test_the_environment_of_the_tests_has_all_packages(findings):
 def test_only_a_missing_need_fails(status, code, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", (lambda: iter([Finding("x", status, "detail", "do y")]),))
     assert cli.main(["doctor", "--json"]) == code
-    assert json.loads(capsys.readouterr().out) == [{"name": "x", "status": status, "detail": "detail", "way_out": "do y"}]
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "x", "status": status, "detail": "detail", "way_out": "do y"}
+    ]
     assert cli.main(["doctor"]) == code
     assert "-> do y" in capsys.readouterr().out
 
@@ -63,7 +67,9 @@ def test_missing_shards_are_said(tmp_path):
 
 def test_two_families_of_one_package_are_said(monkeypatch):
     monkeypatch.setattr(doctor, "_installed", lambda name: name in ("mmcv", "onedl-mmcv"))
-    assert [f.detail for f in doctor.check_mm_families()] == ["mmcv and onedl-mmcv overwrite each other's files"]
+    assert [f.detail for f in doctor.check_mm_families()] == [
+        "mmcv and onedl-mmcv overwrite each other's files"
+    ]
 
 
 @pytest.mark.slow

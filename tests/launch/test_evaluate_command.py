@@ -26,9 +26,18 @@ def scores(dtem, tmp_path, *argv) -> dict:
 
 def test_the_saved_run_scores_what_training_said(trained, dtem, tmp_path):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    said = {name.removeprefix("val/digits/"): value for line in lines for name, value in line.items() if name.startswith("val/")}
+    said = {
+        name.removeprefix("val/digits/"): value
+        for line in lines
+        for name, value in line.items()
+        if name.startswith("val/")
+    }
     result = scores(dtem, tmp_path, trained)
-    assert result["weights"] == "ema" and result["scores"]["digits"] == pytest.approx(said) and said["samples"] == 25
+    assert (
+        result["weights"] == "ema"
+        and result["scores"]["digits"] == pytest.approx(said)
+        and said["samples"] == 25
+    )
 
 
 def test_averaged_weights_are_announced(trained, dtem):
@@ -48,15 +57,35 @@ def test_two_processes_count_what_one_counts(trained, dtem, tmp_path):
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "launch.cli", "evaluate", str(trained), "--json", str(tmp_path / "two.json")]
-    children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "evaluate",
+        str(trained),
+        "--json",
+        str(tmp_path / "two.json"),
+    ]
+    children = [
+        subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"})
+        for rank in range(2)
+    ]
     assert [child.wait(timeout=600) for child in children] == [0, 0]
-    assert json.loads((tmp_path / "two.json").read_text())["scores"]["digits"] == pytest.approx(alone, rel=1e-6)
+    assert json.loads((tmp_path / "two.json").read_text())["scores"]["digits"] == pytest.approx(
+        alone, rel=1e-6
+    )
 
 
 def test_samples_that_are_not_in_the_scores_are_told_and_are_a_failure(trained, digits, dtem, tmp_path):
     shards = damaged(digits, tmp_path / "shards", {("val-00000.tar", 0): "jpg", ("val-00000.tar", 5): "cls"})
-    argv = ("evaluate", trained, "--cfg-options", f"tasks.digits.data.val={shards}", "--json", tmp_path / "scores.json")
+    argv = (
+        "evaluate",
+        trained,
+        "--cfg-options",
+        f"tasks.digits.data.val={shards}",
+        "--json",
+        tmp_path / "scores.json",
+    )
     assert "digits: 2 of 25 samples could not be read, and are not in these scores" in dtem(*argv, code=1)
     result = json.loads((tmp_path / "scores.json").read_text())
     assert result["missing"] == {"digits": 2} and result["scores"]["digits"]["samples"] == 23
@@ -82,7 +111,11 @@ def test_models_of_one_run_share_its_weights(trained):
 
 def test_an_untrained_control_differs_in_its_embedding_only(trained):
     run = read_run(trained)
-    learned, drawn, again = build(run), build(run, "dtem_untrained", seed=1), build(run, "dtem_untrained", seed=1)
+    learned, drawn, again = (
+        build(run),
+        build(run, "dtem_untrained", seed=1),
+        build(run, "dtem_untrained", seed=1),
+    )
     for name, tensor in learned.state_dict().items():
         same = torch.equal(tensor, drawn.state_dict()[name])
         assert same == (not name.endswith("metric.weight")) or name.endswith("metric.bias"), name
@@ -106,7 +139,9 @@ def test_load_run_gives_config_and_model(trained):
 def test_wrong_folders_and_names_say_the_way_out(trained, tmp_path):
     with pytest.raises(CheckpointError, match="not the folder of a run"):
         read_run(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint '../x'; give best, last or one of step_00000004"):
+    with pytest.raises(
+        CheckpointError, match="no checkpoint '../x'; give best, last or one of step_00000004"
+    ):
         read_run(trained, "../x")
     with pytest.raises(ConfigError, match="policy 'tome' has no embedding"):
         build(read_run(trained), "tome_untrained")
@@ -117,11 +152,15 @@ def test_a_damaged_checkpoint_is_refused(trained, dtem, tmp_path):
     (weights,) = (tmp_path / "run").glob("checkpoints/step_*/model.safetensors")
     older = shutil.copytree(weights.parent, weights.parent.with_name("step_00000002"))
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert "sha256 is not the manifest's; another one of this run: --checkpoint step_00000002" in dtem("evaluate", tmp_path / "run", code=2)
+    assert "sha256 is not the manifest's; another one of this run: --checkpoint step_00000002" in dtem(
+        "evaluate", tmp_path / "run", code=2
+    )
     dtem("evaluate", tmp_path / "run", "--checkpoint", older.name)
 
 
-@pytest.mark.parametrize("change", [{"config": None}, {"config": {"backbone": {}}}, {"config": "x"}, {"step": None}])
+@pytest.mark.parametrize(
+    "change", [{"config": None}, {"config": {"backbone": {}}}, {"config": "x"}, {"step": None}]
+)
 def test_a_strange_manifest_is_refused_with_a_typed_error(trained, dtem, tmp_path, change):
     shutil.copytree(trained, tmp_path / "run")
     (path,) = (tmp_path / "run").glob("checkpoints/step_*/manifest.json")
@@ -154,8 +193,12 @@ def test_shards_with_more_classes_than_the_head_are_refused(trained, digits, dte
     classes = [str(number) for number in range(11)]
     write_manifest(tmp_path, replace(load_manifest(str(digits)), classes=tuple(classes)), str(digits))
     option = f"tasks.digits.data.val={tmp_path}"
-    assert "the shards have 11 classes, the head has 10" in dtem("evaluate", trained, "--cfg-options", option, code=2)
-    assert "the shards have 11 classes" in dtem("sweep", trained, "--reductions", "1", "--cfg-options", option, code=2)
+    assert "the shards have 11 classes, the head has 10" in dtem(
+        "evaluate", trained, "--cfg-options", option, code=2
+    )
+    assert "the shards have 11 classes" in dtem(
+        "sweep", trained, "--reductions", "1", "--cfg-options", option, code=2
+    )
 
 
 def renamed(digits, folder, rename) -> str:
@@ -168,29 +211,49 @@ def renamed(digits, folder, rename) -> str:
 
 def test_shards_with_other_class_names_are_read_by_name_or_refused(trained, digits, dtem, tmp_path):
     plain = scores(dtem, tmp_path, trained)
-    turned = scores(dtem, tmp_path, trained, "--cfg-options", renamed(digits, tmp_path / "turned", lambda names: names[::-1]))
-    assert turned["classes"] == plain["classes"] and turned["scores"]["digits"]["loss"] != plain["scores"]["digits"]["loss"]
+    turned = scores(
+        dtem,
+        tmp_path,
+        trained,
+        "--cfg-options",
+        renamed(digits, tmp_path / "turned", lambda names: names[::-1]),
+    )
+    assert (
+        turned["classes"] == plain["classes"]
+        and turned["scores"]["digits"]["loss"] != plain["scores"]["digits"]["loss"]
+    )
     option = renamed(digits, tmp_path / "strange", lambda names: ["strange", *names[1:]])
     for command in (("evaluate",), ("sweep", "--reductions", "1"), ("visualise", "--num", "1")):
         said = dtem(command[0], trained, *command[1:], "--cfg-options", option, code=2)
-        assert "tasks.digits.data.val: 1 of its 10 classes ('strange') are not among those that are trained on" in said
+        assert (
+            "tasks.digits.data.val: 1 of its 10 classes ('strange') are not among those that are trained on"
+            in said
+        )
     gone = [option, "tasks.digits.data.train=nowhere"]
-    assert "'strange'" in dtem("evaluate", trained, "--cfg-options", *gone, code=2), "the checkpoint knows them"
+    assert "'strange'" in dtem("evaluate", trained, "--cfg-options", *gone, code=2), (
+        "the checkpoint knows them"
+    )
     numbered = renamed(digits, tmp_path / "numbered", lambda names: map(str, range(len(names))))
     assert scores(dtem, tmp_path, trained, "--cfg-options", numbered)["scores"] == plain["scores"]
 
 
 def test_any_split_of_the_shards_can_be_evaluated(trained, digits, dtem, tmp_path):
     manifest = load_manifest(str(digits))
-    held_out = [replace(shard, split="test" if shard.split == "val" else shard.split) for shard in manifest.shards]
+    held_out = [
+        replace(shard, split="test" if shard.split == "val" else shard.split) for shard in manifest.shards
+    ]
     write_manifest(tmp_path, replace(manifest, shards=tuple(held_out)), str(digits))
     options = ["--cfg-options", f"tasks.digits.data.val={tmp_path}"]
     asked = scores(dtem, tmp_path, trained, "--split", "test", *options)
     assert asked["split"] == "test" and asked["scores"] == scores(dtem, tmp_path, trained)["scores"]
-    assert "has no shard of split 'val': 1 shard names test, 3 shards name train" in dtem("evaluate", trained, *options, code=2)
+    assert "has no shard of split 'val': 1 shard names test, 3 shards name train" in dtem(
+        "evaluate", trained, *options, code=2
+    )
     assert scores(dtem, tmp_path, trained, "--split", "train")["scores"]["digits"]["samples"] == 80
     for command in (("sweep", "--reductions", "1", "--rounds", "0"), ("visualise", "--num", "1")):
-        assert "wrote " in dtem(command[0], trained, *command[1:], "--split", "test", "--out", tmp_path / "out", *options)
+        assert "wrote " in dtem(
+            command[0], trained, *command[1:], "--split", "test", "--out", tmp_path / "out", *options
+        )
 
 
 def test_shards_that_the_run_was_trained_on_are_not_scored_as_others(trained, digits, dtem):

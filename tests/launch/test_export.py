@@ -26,9 +26,14 @@ def images():
 
 def test_timm_takes_the_weights_and_gives_the_unmerged_logits(trained, dtem, tmp_path, images):
     dtem("export", trained, "--to", tmp_path)
-    weights, card = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "model.json").read_text())
+    weights, card = (
+        load_file(tmp_path / "model.safetensors"),
+        json.loads((tmp_path / "model.json").read_text()),
+    )
     architecture = card["architecture"]
-    theirs = timm.create_model(architecture.pop("timm"), num_classes=card["head"]["num_classes"], **architecture).eval()
+    theirs = timm.create_model(
+        architecture.pop("timm"), num_classes=card["head"]["num_classes"], **architecture
+    ).eval()
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert not missing and unexpected and all(".metric." in name for name in unexpected)
     ours = build(read_run(trained))
@@ -38,7 +43,8 @@ def test_timm_takes_the_weights_and_gives_the_unmerged_logits(trained, dtem, tmp
 
 @pytest.mark.parametrize("size", [32, 48])
 def test_timm_builds_the_unmerged_model_from_the_folder(trained, dtem, tmp_path, size):
-    """With the pixels, and the way to them, that the run has; 48 is another size than the position embedding's."""
+    """With the pixels, and the way to them, that the run has; 48 is another size than the position
+    embedding's."""
     dtem("export", trained, "--to", tmp_path, "--cfg-options", f"tasks.digits.data.img_size={size}")
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     run = read_run(trained)
@@ -56,11 +62,15 @@ def test_the_card_says_how_pixels_reach_the_model_and_what_outputs_are(trained, 
     dtem("export", trained, "--to", tmp_path)
     card = json.loads((tmp_path / "model.json").read_text())
     assert card["classes"] == read_run(trained).classes("digits") and card["classes"][:2] == ["zero", "one"]
-    assert json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]["label_names"] == card["classes"]
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]["label_names"] == card["classes"]
+    )
     assert card["input"]["interpolation"] == "bicubic" and "floor(side / crop_pct)" in card["input"]["resize"]
     dtem("export", segmenter, "--to", tmp_path / "masks")
     card = json.loads((tmp_path / "masks" / "model.json").read_text())
-    assert card["input"]["resize"] == "as stored, no crop" and not (tmp_path / "masks" / "config.json").exists()
+    assert (
+        card["input"]["resize"] == "as stored, no crop" and not (tmp_path / "masks" / "config.json").exists()
+    )
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640)])

@@ -1,4 +1,5 @@
-"""Commands on a stranger's run: nothing is written through its links, and its data says nothing to a terminal or a page."""
+"""Commands on a stranger's run: nothing is written through its links, and its data says nothing to a terminal
+or a page."""
 
 import json
 import shutil
@@ -51,10 +52,14 @@ def test_scores_take_the_place_of_a_link(trained, tmp_path, dtem):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "scores.json").symlink_to(tmp_path / "precious")
     dtem("evaluate", trained, "--json", tmp_path / "scores.json")
-    assert (tmp_path / "precious").read_text() == "precious" and "scores" in json.loads((tmp_path / "scores.json").read_text())
+    assert (tmp_path / "precious").read_text() == "precious" and "scores" in json.loads(
+        (tmp_path / "scores.json").read_text()
+    )
 
 
-@pytest.mark.parametrize("text", ["dog", "Straße 5 %", "猫\u3000犬", "می\u200cخواهم", "👩\u200d🚀", "<b>&", "a\u00a0b"])
+@pytest.mark.parametrize(
+    "text", ["dog", "Straße 5 %", "猫\u3000犬", "می\u200cخواهم", "👩\u200d🚀", "<b>&", "a\u00a0b"]
+)
 def test_what_is_no_command_stays_as_it_is(text):
     assert printable(text) == text
 
@@ -65,9 +70,14 @@ def test_what_is_a_command_is_shown():
 
 
 def test_neither_table_nor_message_nor_page_passes_on_a_command(tmp_path):
-    assert "\x1b" not in markdown(["class", HOSTILE], [[HOSTILE, "1"]]) and markdown(["a"], [[HOSTILE]]).count("\n") == 2
+    assert (
+        "\x1b" not in markdown(["class", HOSTILE], [[HOSTILE, "1"]])
+        and markdown(["a"], [[HOSTILE]]).count("\n") == 2
+    )
     assert str(SampleError(f"sample {HOSTILE!s}")).count("\x1b") == 0
     panel = Panel([HOSTILE], HOSTILE, HOSTILE)
-    page = write_html(Page(HOSTILE, [Section([[panel]], heading=HOSTILE)]), tmp_path / "page.html").read_text(encoding="utf-8")
+    page = write_html(Page(HOSTILE, [Section([[panel]], heading=HOSTILE)]), tmp_path / "page.html").read_text(
+        encoding="utf-8"
+    )
     assert page.isprintable()
     assert str(ConfigError("one\ntwo")) == "one\ntwo"

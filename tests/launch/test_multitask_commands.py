@@ -49,8 +49,14 @@ def test_every_task_scores_what_training_said_at_its_own_reduction(run, dtem, tm
     lines = [json.loads(line) for line in (run.root / "metrics.jsonl").read_text().splitlines()]
     said = {name: value for line in lines for name, value in line.items() if name.startswith("val/")}
     result = result_of(dtem, tmp_path, run.root)
-    found = {f"val/{task}/{name}": value for task, values in result["scores"].items() for name, value in values.items()}
-    assert {name: found[name] for name in said if "PTB" not in name} == pytest.approx({k: v for k, v in said.items() if "PTB" not in k})
+    found = {
+        f"val/{task}/{name}": value
+        for task, values in result["scores"].items()
+        for name, value in values.items()
+    }
+    assert {name: found[name] for name in said if "PTB" not in name} == pytest.approx(
+        {k: v for k, v in said.items() if "PTB" not in k}
+    )
     assert result["schedule"] == SCHEDULES
 
 
@@ -60,16 +66,31 @@ def test_checkpoints_are_ranked_by_the_geometric_mean_of_the_main_metrics(three_
     result = json.loads((tmp_path / "scores.json").read_text())
     assert result["ranking"]["main_metrics"] == TASKS and result["ranking"]["score"] > 0
     values = [result["scores"][task][metric] for task, metric in TASKS.items()]
-    assert result["ranking"]["score"] == pytest.approx(math.prod(values) ** (1 / 3)) == pytest.approx(run.facts["progress"]["best"])
-    assert f"of digits top1 {values[0]:.6g}, captions CIDEr {values[1]:.6g}, masks mIoU {values[2]:.6g}: " in said
+    assert (
+        result["ranking"]["score"]
+        == pytest.approx(math.prod(values) ** (1 / 3))
+        == pytest.approx(run.facts["progress"]["best"])
+    )
+    assert (
+        f"of digits top1 {values[0]:.6g}, captions CIDEr {values[1]:.6g}, masks mIoU {values[2]:.6g}: "
+        in said
+    )
 
 
 def test_some_tasks_are_evaluated_alone_and_rank_nothing(three_tasks, dtem, tmp_path):
-    said = dtem("evaluate", three_tasks("shared"), "--tasks", "masks,digits", "--json", tmp_path / "scores.json")
+    said = dtem(
+        "evaluate", three_tasks("shared"), "--tasks", "masks,digits", "--json", tmp_path / "scores.json"
+    )
     result = json.loads((tmp_path / "scores.json").read_text())
-    assert list(result["scores"]) == ["digits", "masks"] and result["ranking"]["score"] is None and "ranked" not in said
+    assert (
+        list(result["scores"]) == ["digits", "masks"]
+        and result["ranking"]["score"] is None
+        and "ranked" not in said
+    )
     for command in ("evaluate", "sweep"):
-        assert "no task 'cats'; it has digits, captions, masks" in dtem(command, three_tasks("shared"), "--tasks", "masks,cats", code=2)
+        assert "no task 'cats'; it has digits, captions, masks" in dtem(
+            command, three_tasks("shared"), "--tasks", "masks,cats", code=2
+        )
 
 
 def test_checkpoints_may_be_ranked_by_one_task(three_tasks, dtem, tmp_path):
@@ -81,33 +102,61 @@ def test_checkpoints_may_be_ranked_by_one_task(three_tasks, dtem, tmp_path):
 
 def test_another_policy_starts_unmerged_for_all_tasks(three_tasks, dtem, tmp_path):
     for policy in ("none", "tome"):
-        result = result_of(dtem, tmp_path, three_tasks("per_task"), "--policy", policy, "--tasks", "digits,masks")
+        result = result_of(
+            dtem, tmp_path, three_tasks("per_task"), "--policy", policy, "--tasks", "digits,masks"
+        )
         assert result["schedule"] == {"digits": [0, 0, 0], "masks": [0, 0, 0]}
 
 
 def test_a_sweep_scores_each_task_as_it_is_alone(run):
     """With the embedding that is the task's, whatever the policy."""
     results = sweep([run], POLICIES, [3], rounds=0)
-    assert [result.task for result in results] == list(TASKS) and [result.metric for result in results] == list(TASKS.values())
+    assert [result.task for result in results] == list(TASKS) and [
+        result.metric for result in results
+    ] == list(TASKS.values())
     for result in results:
         loader = build_eval_loader(result.task, run.config.tasks[result.task].data, rank=0, world_size=1)
         for point in (result.whole, *result.points):
             model = build(run, point.policy)
             alone = evaluate(Evaluator(model), {result.task: loader}, reduction=point.target)[result.task]
             assert point.schedule == (point.target,) * 3
-            assert {name: values[0] for name, values in point.scores.items()} == pytest.approx({k: alone[k] for k in point.scores})
+            assert {name: values[0] for name, values in point.scores.items()} == pytest.approx(
+                {k: alone[k] for k in point.scores}
+            )
 
 
-def test_the_sweep_of_several_tasks_has_a_table_and_a_plot_of_each_and_one_figure_of_all(three_tasks, dtem, tmp_path):
-    argv = ["sweep", three_tasks("adapter"), "--policies", "tome,dtem", "--reductions", "2", "--rounds", "0", "--out"]
+def test_the_sweep_of_several_tasks_has_a_table_and_a_plot_of_each_and_one_figure_of_all(
+    three_tasks, dtem, tmp_path
+):
+    argv = [
+        "sweep",
+        three_tasks("adapter"),
+        "--policies",
+        "tome,dtem",
+        "--reductions",
+        "2",
+        "--rounds",
+        "0",
+        "--out",
+    ]
     said = dtem(*argv, tmp_path / "all")
     assert all(f"\n{task}: 25 samples" in said for task in TASKS)
-    pngs = {"sweep.png", *(f"sweep_{task}.png" for task in TASKS), *(f"sweep_{task}_encoder.png" for task in ("captions", "masks"))}
+    pngs = {
+        "sweep.png",
+        *(f"sweep_{task}.png" for task in TASKS),
+        *(f"sweep_{task}_encoder.png" for task in ("captions", "masks")),
+    }
     assert {path.name for path in (tmp_path / "all").glob("*.png")} == pngs
     joint = (tmp_path / "all/sweep.svg").read_text()
-    assert all(f">{task}: {metric} against compute<" in joint for task, metric in TASKS.items()) and joint.count(">dtem<") == 3
+    assert (
+        all(f">{task}: {metric} against compute<" in joint for task, metric in TASKS.items())
+        and joint.count(">dtem<") == 3
+    )
     dtem(*argv, tmp_path / "one", "--tasks", "masks")
-    assert {path.name for path in (tmp_path / "one").glob("*.png")} == {"sweep_masks.png", "sweep_masks_encoder.png"}
+    assert {path.name for path in (tmp_path / "one").glob("*.png")} == {
+        "sweep_masks.png",
+        "sweep_masks_encoder.png",
+    }
 
 
 def test_seeds_that_differ_in_what_weighed_their_losses_are_one_model(three_tasks):
@@ -132,27 +181,44 @@ def test_tasks_with_the_same_images_share_their_rows(run, dtem, tmp_path):
     assert page.count("<tr>") == 2 and page.count("<img") == 2 * (
         1 + 3 + 3 * 2
     )  # reference and predictions; groups, as masks has its own r
-    assert all(page.count(f"<b>{task}</b>") == page.count(f"<b>groups of {task}</b>") == 1 for task in TASKS) and "<h2>" not in page
-    batches = {task: first_batch(task, replace(run.config.tasks[task].data, eval_batch_size=2)) for task in TASKS}
+    assert (
+        all(page.count(f"<b>{task}</b>") == page.count(f"<b>groups of {task}</b>") == 1 for task in TASKS)
+        and "<h2>" not in page
+    )
+    batches = {
+        task: first_batch(task, replace(run.config.tasks[task].data, eval_batch_size=2)) for task in TASKS
+    }
     model = build(run)
     for reduction, said in ((0, "unmerged"), (None, "merged")):
-        shares = model.tasks["digits"].infer(model.encoder("digits", reduction), batches["digits"]).softmax(-1)
-        names = [build_eval_loader("digits", run.config.tasks["digits"].data, rank=0, world_size=1).classes[i] for i in shares.argmax(-1)]
+        shares = (
+            model.tasks["digits"].infer(model.encoder("digits", reduction), batches["digits"]).softmax(-1)
+        )
+        names = [
+            build_eval_loader("digits", run.config.tasks["digits"].data, rank=0, world_size=1).classes[i]
+            for i in shares.argmax(-1)
+        ]
         made = model.tasks["captions"].infer(model.encoder("captions", reduction), batches["captions"])
         assert all(
-            f"<p>{said}: {name} {100 * share:.0f} %</p>" in page for name, share in zip(names, shares.amax(-1).tolist(), strict=True)
+            f"<p>{said}: {name} {100 * share:.0f} %</p>" in page
+            for name, share in zip(names, shares.amax(-1).tolist(), strict=True)
         )
         assert all(f"<p>caption, {said}:</p><p>  {html.escape(caption)}</p>" in page for caption in made)
     assert all(f"<p>  {text}</p>" in page for own in batches["captions"].targets.references for text in own)
 
 
-def test_a_sample_that_one_task_cannot_read_is_left_out_of_the_page_and_does_not_shift_the_others(three_tasks, digits, dtem, tmp_path):
-    shards = damaged(digits, tmp_path / "shards", {("val-00000.tar", 0): "json", ("val-00000.tar", 2): "seg.png"})
+def test_a_sample_that_one_task_cannot_read_is_left_out_of_the_page_and_does_not_shift_the_others(
+    three_tasks, digits, dtem, tmp_path
+):
+    shards = damaged(
+        digits, tmp_path / "shards", {("val-00000.tar", 0): "json", ("val-00000.tar", 2): "seg.png"}
+    )
     changes = [f"tasks.{task}.data.val={shards}" for task in TASKS]
     run = three_tasks("shared")
     dtem("visualise", run, "--num", 3, "--blocks", "2", "--out", tmp_path / "page", "--cfg-options", *changes)
     page = (tmp_path / "page" / "tasks_dtem.html").read_text()
-    (batch,) = islice(build_eval_loader("captions", read_run(run).config.tasks["captions"].data, rank=0, world_size=1), 1)
+    (batch,) = islice(
+        build_eval_loader("captions", read_run(run).config.tasks["captions"].data, rank=0, world_size=1), 1
+    )
     shown = [all(f"<p>  {text}</p>" in page for text in texts) for texts in batch.targets.references]
     assert page.count("<tr>") == 3 and shown == [False, True, False, True, True]
 
@@ -160,9 +226,23 @@ def test_a_sample_that_one_task_cannot_read_is_left_out_of_the_page_and_does_not
 def test_groups_that_are_alike_for_all_tasks_are_drawn_once(three_tasks, dtem, tmp_path):
     pages = {}
     for kind in ("shared", "per_task"):
-        dtem("visualise", three_tasks(kind), "--num", 3, "--reductions", "3", "--blocks", "2", "--out", tmp_path)
+        dtem(
+            "visualise",
+            three_tasks(kind),
+            "--num",
+            3,
+            "--reductions",
+            "3",
+            "--blocks",
+            "2",
+            "--out",
+            tmp_path,
+        )
         pages[kind] = (tmp_path / "tasks_dtem.html").read_text()
-    assert pages["shared"].count("<img") == 3 * (1 + 3 + 1) and pages["shared"].count("groups, alike for all tasks") == 1
+    assert (
+        pages["shared"].count("<img") == 3 * (1 + 3 + 1)
+        and pages["shared"].count("groups, alike for all tasks") == 1
+    )
     assert pages["per_task"].count("<img") == 3 * (1 + 3 + 3) and "alike" not in pages["per_task"]
 
 
@@ -182,13 +262,18 @@ def single(run, task):
     """The task alone, with a shared embedding, as anyone would build it."""
     asked = run.config.tasks[task].merging or run.config.merging
     merging = replace(run.config.merging, reduction=asked.reduction, embedding="shared")
-    return build_model(replace(run.config, merging=merging, tasks={task: replace(run.config.tasks[task], merging=None)})).eval()
+    return build_model(
+        replace(run.config, merging=merging, tasks={task: replace(run.config.tasks[task], merging=None)})
+    ).eval()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_exported_task_alone_merges_and_predicts_as_among_the_others(run, task, dtem, tmp_path):
     dtem("export", run.root, "--task", task, "--to", tmp_path)
-    weights, card = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "model.json").read_text())
+    weights, card = (
+        load_file(tmp_path / "model.safetensors"),
+        json.loads((tmp_path / "model.json").read_text()),
+    )
     among, alone = build(run), single(run, task)
     report = load_weights(alone, weights)
     assert not report.left and not report.missing
@@ -200,8 +285,12 @@ def test_an_exported_task_alone_merges_and_predicts_as_among_the_others(run, tas
     with torch.no_grad():
         theirs, ours = (model.predict(batch, relaxed=False) for model in (among, alone))
         torch.testing.assert_close(ours.predictions, theirs.predictions, atol=1e-5, rtol=1e-5)
-        states = [model.encode(task, batch.images, relaxed=False, unmerge=None).final for model in (among, alone)]
-    assert torch.equal(states[0].source.slots, states[1].source.slots) and states[0].tokens.shape[1] == 17 - sum(SCHEDULES[task])
+        states = [
+            model.encode(task, batch.images, relaxed=False, unmerge=None).final for model in (among, alone)
+        ]
+    assert torch.equal(states[0].source.slots, states[1].source.slots) and states[0].tokens.shape[
+        1
+    ] == 17 - sum(SCHEDULES[task])
 
 
 def test_the_exported_embedding_is_the_tasks_own(run, dtem, tmp_path):
@@ -218,12 +307,16 @@ def test_the_exported_embedding_is_the_tasks_own(run, dtem, tmp_path):
         assert alike == (run.config.merging.embedding == "shared")
 
 
-PROGRAMS = [(kind, task) for i, kind in enumerate(EMBEDDINGS) for task in ("digits", "masks")[:: 1 - 2 * (i % 2)]]
+PROGRAMS = [
+    (kind, task) for i, kind in enumerate(EMBEDDINGS) for task in ("digits", "masks")[:: 1 - 2 * (i % 2)]
+]
 """The first of each kind, by turns of one task and of the other; the rest repeats it."""
 
 
 @pytest.mark.parametrize(
-    "run, task", [*PROGRAMS[::2], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in PROGRAMS[1::2])], indirect=["run"]
+    "run, task",
+    [*PROGRAMS[::2], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in PROGRAMS[1::2])],
+    indirect=["run"],
 )
 def test_a_program_of_one_task_gives_its_logits_and_holds_nothing_of_the_others(run, task, dtem, tmp_path):
     dtem("export", run.root, "--task", task, "--to", tmp_path, "--format", "pt2")
@@ -236,7 +329,9 @@ def test_a_program_of_one_task_gives_its_logits_and_holds_nothing_of_the_others(
 
 
 def test_a_task_has_to_be_named_where_there_are_several(three_tasks, dtem, tmp_path):
-    assert "give --task, one of digits, captions, masks" in dtem("export", three_tasks("shared"), "--to", tmp_path, code=2)
+    assert "give --task, one of digits, captions, masks" in dtem(
+        "export", three_tasks("shared"), "--to", tmp_path, code=2
+    )
     assert "not a function from images to logits" in dtem(
         "export", three_tasks("shared"), "--task", "captions", "--format", "pt2", "--to", tmp_path, code=2
     )

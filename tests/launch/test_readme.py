@@ -1,4 +1,5 @@
-"""The README is true: its links lead somewhere, its tests exist, its commands parse, its Python runs, its config loads."""
+"""The README is true: its links lead somewhere, its tests exist, its commands parse, its Python runs, its
+config loads."""
 
 import re
 import shlex

@@ -21,7 +21,11 @@ from pipeline.merging.macs import count_macs
 from pipeline.merging.schedule import reduction_for_merged
 from pipeline.train.evaluate import evaluate
 
-SLIDE = ["tasks.scenes.head.inference.mode=slide", "tasks.scenes.head.inference.crop_size=24", "tasks.scenes.head.inference.stride=16"]
+SLIDE = [
+    "tasks.scenes.head.inference.mode=slide",
+    "tasks.scenes.head.inference.crop_size=24",
+    "tasks.scenes.head.inference.stride=16",
+]
 
 
 def scores(dtem, tmp_path, *argv) -> dict:
@@ -31,7 +35,12 @@ def scores(dtem, tmp_path, *argv) -> dict:
 
 def test_the_saved_run_scores_what_training_said(segmenter, dtem, tmp_path):
     lines = [json.loads(line) for line in (segmenter / "metrics.jsonl").read_text().splitlines()]
-    said = {name.removeprefix("val/scenes/"): value for line in lines for name, value in line.items() if name.startswith("val/")}
+    said = {
+        name.removeprefix("val/scenes/"): value
+        for line in lines
+        for name, value in line.items()
+        if name.startswith("val/")
+    }
     result = scores(dtem, tmp_path, segmenter)
     assert result["scores"]["scenes"] == pytest.approx(said) and said["samples"] == 9
     assert result["classes"]["scenes"][:2] == ["ground", "zero"]
@@ -55,19 +64,41 @@ def test_two_processes_count_each_image_once(segmenter, dtem, tmp_path):
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "launch.cli", "evaluate", str(segmenter), "--json", str(tmp_path / "two.json")]
-    children = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"}) for rank in range(2)]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "evaluate",
+        str(segmenter),
+        "--json",
+        str(tmp_path / "two.json"),
+    ]
+    children = [
+        subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"})
+        for rank in range(2)
+    ]
     assert [child.wait(timeout=600) for child in children] == [0, 0]
-    assert json.loads((tmp_path / "two.json").read_text())["scores"]["scenes"] == alone  # counts are whole numbers
+    assert (
+        json.loads((tmp_path / "two.json").read_text())["scores"]["scenes"] == alone
+    )  # counts are whole numbers
 
 
 def test_inference_can_be_replaced_when_evaluating(segmenter, dtem, tmp_path):
     whole = scores(dtem, tmp_path, segmenter)
     slide = scores(dtem, tmp_path, segmenter, "--cfg-options", *SLIDE)
     assert whole["scores"] != slide["scores"] and sum(slide["schedule"]["scenes"]) > 0
-    one = scores(dtem, tmp_path, segmenter, "--cfg-options", *SLIDE[:1], *(option.split("=")[0] + "=80" for option in SLIDE[1:]))
+    one = scores(
+        dtem,
+        tmp_path,
+        segmenter,
+        "--cfg-options",
+        *SLIDE[:1],
+        *(option.split("=")[0] + "=80" for option in SLIDE[1:]),
+    )
     assert one["scores"] == whole["scores"]  # every image is smaller than such a window
-    assert "no option 'croop'" in dtem("evaluate", segmenter, "--cfg-options", "tasks.scenes.head.inference.croop=3", code=2)
+    assert "no option 'croop'" in dtem(
+        "evaluate", segmenter, "--cfg-options", "tasks.scenes.head.inference.croop=3", code=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +117,9 @@ def test_a_share_is_merged_exactly_whatever_the_images_size(segmenter, swept):
         expected = model.scores("scenes", {"confusion": table})
         assert {name: [value] for name, value in expected.items()} == point.scores
         assert point.tokens[-1] == 1 + round((1 - point.target) * 16)  # of the first image
-    assert swept.metric == "mIoU" and swept.conditions["samples"] == 9 and len(swept.conditions["classes"]) == 11
+    assert (
+        swept.metric == "mIoU" and swept.conditions["samples"] == 9 and len(swept.conditions["classes"]) == 11
+    )
 
 
 def test_encoder_and_decoder_are_counted_apart(segmenter, swept):
@@ -94,7 +127,10 @@ def test_encoder_and_decoder_are_counted_apart(segmenter, swept):
     decoder = 16 * (24 * 8 + 8 * 11)  # two layers on each cell
     assert all(point.head_macs == decoder for point in (swept.whole, *swept.points))
     assert swept.whole.encoder_macs == count_macs(backbone, (4, 4), 0).total
-    assert all(len(point.images_per_s) == 1 and point.encoder_images_per_s > point.images_per_s for point in swept.points)
+    assert all(
+        len(point.images_per_s) == 1 and point.encoder_images_per_s > point.images_per_s
+        for point in swept.points
+    )
 
 
 def test_the_work_of_an_image_is_that_of_all_its_windows(segmenter):
@@ -104,7 +140,11 @@ def test_the_work_of_an_image_is_that_of_all_its_windows(segmenter):
     assert batch.images.shape == (1, 3, 32, 32) and first_grid(model, batch) == (3, 3)
     work = workload((model, 2), batch)
     one = count_macs(model.backbone, (3, 3), 2)
-    assert work.encoder_macs == 4 * one.total and work.metric_macs == 4 * sum(one.metric) and work.tokens == one.tokens
+    assert (
+        work.encoder_macs == 4 * one.total
+        and work.metric_macs == 4 * sum(one.metric)
+        and work.tokens == one.tokens
+    )
     assert work.head_macs == 4 * 9 * (24 * 8 + 8 * 11)
 
 
@@ -127,7 +167,10 @@ def test_a_share_that_cannot_be_reached_is_left_out(segmenter, caplog):
 def test_evaluation_under_bf16_is_close(segmenter):
     run = read_run(segmenter)
     loader = build_eval_loader("scenes", run.config.tasks["scenes"].data, rank=0, world_size=1)
-    exact, rough = (evaluate(Evaluator(build(run), bf16=bf16), {"scenes": loader})["scenes"]["aAcc"] for bf16 in (False, True))
+    exact, rough = (
+        evaluate(Evaluator(build(run), bf16=bf16), {"scenes": loader})["scenes"]["aAcc"]
+        for bf16 in (False, True)
+    )
     assert exact == pytest.approx(rough, abs=0.05)
 
 
@@ -154,7 +197,9 @@ def test_ignored_pixels_stay_clear_and_masks_of_another_size_are_stretched():
 
 
 def test_a_batch_of_images_of_two_sizes_says_what_to_do(segmenter, dtem):
-    assert "eval_batch_size=1" in dtem("evaluate", segmenter, "--cfg-options", "tasks.scenes.data.eval_batch_size=4", code=2)
+    assert "eval_batch_size=1" in dtem(
+        "evaluate", segmenter, "--cfg-options", "tasks.scenes.data.eval_batch_size=4", code=2
+    )
 
 
 def test_reductions_are_checked_against_the_first_image(segmenter, dtem):
@@ -165,4 +210,7 @@ def test_a_merge_at_r_0_is_the_unmerged_model(segmenter):
     run = read_run(segmenter)
     batch = first_batch("scenes", run.config.tasks["scenes"].data)
     whole = build(run, "none").evaluate(batch)["confusion"]
-    assert all(torch.equal(build(run, policy).evaluate(batch, reduction=0)["confusion"], whole) for policy in ("tome", "dtem"))
+    assert all(
+        torch.equal(build(run, policy).evaluate(batch, reduction=0)["confusion"], whole)
+        for policy in ("tome", "dtem")
+    )

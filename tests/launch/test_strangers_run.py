@@ -1,4 +1,5 @@
-"""A run whose configuration is not that of its tensors: told in one message, before it takes time or memory."""
+"""A run whose configuration is not that of its tensors: told in one message, before it takes time or
+memory."""
 
 import resource
 import shutil
@@ -12,7 +13,8 @@ from pipeline.errors import PipelineError
 
 @pytest.fixture
 def stranger(trained, tmp_path):
-    """`stranger(change)`: a copy of the run whose checkpoint says what `change` makes of its configuration."""
+    """`stranger(change)`: a copy of the run whose checkpoint says what `change` makes of its
+    configuration."""
 
     def make(change):
         folder = shutil.copytree(trained, tmp_path / "run")

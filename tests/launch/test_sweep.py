@@ -29,7 +29,9 @@ def test_one_pass_over_all_models_scores_what_each_scores_alone(trained, swept):
         evaluator = Evaluator(build(run, point.policy))
         loader = build_eval_loader("digits", run.config.tasks["digits"].data, rank=0, world_size=1)
         alone = evaluate(evaluator, {"digits": loader}, reduction=list(point.schedule))["digits"]
-        assert {name: values[0] for name, values in point.scores.items()} == pytest.approx({k: alone[k] for k in point.scores})
+        assert {name: values[0] for name, values in point.scores.items()} == pytest.approx(
+            {k: alone[k] for k in point.scores}
+        )
 
 
 def test_points_are_at_most_the_asked_macs_and_close_to_them(swept):
@@ -47,10 +49,17 @@ def test_macs_hold_the_metric_and_the_head(swept):
 
 def test_seeds_of_one_backbone_give_one_score_where_the_embedding_plays_no_part(trained):
     run = read_run(trained)
-    other = replace(run, tensors={name: -tensor if ".metric." in name else tensor for name, tensor in run.tensors.items()})
+    other = replace(
+        run, tensors={name: -tensor if ".metric." in name else tensor for name, tensor in run.tensors.items()}
+    )
     result = sweep([run, other], ["tome", "dtem"], [2], rounds=0)[0]
     assert [len(point.scores["top1"]) for point in (result.whole, *result.points)] == [1, 1, 2]
-    moved = replace(run, tensors={name: tensor + 1 if name.endswith("pos_embed") else tensor for name, tensor in run.tensors.items()})
+    moved = replace(
+        run,
+        tensors={
+            name: tensor + 1 if name.endswith("pos_embed") else tensor for name, tensor in run.tensors.items()
+        },
+    )
     result = sweep([run, moved], ["tome"], [2], rounds=0)[0]
     assert len(result.points[0].scores["top1"]) == 2
 
@@ -66,23 +75,46 @@ def test_runs_whose_labels_stand_for_other_classes_are_not_mixed(trained):
     """Each image is read once for all of them, and has one label."""
     run = read_run(trained)
     other = replace(run, facts=run.facts | {"classes": {"digits": run.classes("digits")[::-1]}})
-    with pytest.raises(ConfigError, match="have other classes of task 'digits', or the same in another order"):
+    with pytest.raises(
+        ConfigError, match="have other classes of task 'digits', or the same in another order"
+    ):
         sweep([run, other], ["tome"], [2], rounds=0)
 
 
 def test_the_command_writes_table_json_csv_and_plots(trained, dtem, tmp_path):
-    said = dtem("sweep", trained, trained, "--policies", "tome,dtem", "--reductions", "0,2", "--rounds", "1", "--out", tmp_path)
+    said = dtem(
+        "sweep",
+        trained,
+        trained,
+        "--policies",
+        "tome,dtem",
+        "--reductions",
+        "0,2",
+        "--rounds",
+        "1",
+        "--out",
+        tmp_path,
+    )
     rows = json.loads((tmp_path / "sweep.json").read_text())[0]["points"]
     assert [(row["policy"], row["target"]) for row in rows] == [("none", 0), ("tome", 2), ("dtem", 2)]
-    assert rows[2]["schedule"] == [2, 2, 2] and len(rows[2]["scores"]["top1"]) == 2 and rows[1]["gflops"] == 2 * rows[1]["gmacs"]
+    assert (
+        rows[2]["schedule"] == [2, 2, 2]
+        and len(rows[2]["scores"]["top1"]) == 2
+        and rows[1]["gflops"] == 2 * rows[1]["gmacs"]
+    )
     assert "| dtem" in said and "GMACs (papers' GFLOPs)" in said and "images/s" in said
     with open(tmp_path / "sweep.csv", encoding="utf-8") as file:
         assert [row["policy"] for row in csv.DictReader(file)] == ["none", "tome", "dtem"]
     assert (tmp_path / "sweep_digits.png").read_bytes().startswith(b"\x89PNG")
-    assert all(f">{name}<" in (tmp_path / "sweep_digits.svg").read_text() for name in ("tome", "dtem", "unmerged"))
+    assert all(
+        f">{name}<" in (tmp_path / "sweep_digits.svg").read_text() for name in ("tome", "dtem", "unmerged")
+    )
 
 
-@pytest.mark.parametrize("argv", [["--macs", "1.5"], ["--macs", "half"], ["--reductions", "-1"], ["--macs", "0.5", "--reductions", "2"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["--macs", "1.5"], ["--macs", "half"], ["--reductions", "-1"], ["--macs", "0.5", "--reductions", "2"]],
+)
 def test_a_wrong_command_line_exits_with_2(argv, capsys):
     from launch import cli
 
@@ -93,19 +125,27 @@ def test_a_wrong_command_line_exits_with_2(argv, capsys):
 
 def test_a_point_that_cannot_be_reached_is_left_out_and_said_so(trained, caplog):
     points = sweep([read_run(trained)], ["tome"], [0.05, 0.8], rounds=0)[0].points
-    assert [point.target for point in points] == [0.8] and "(5% of the unmerged) cannot be reached" in caplog.text
+    assert [point.target for point in points] == [
+        0.8
+    ] and "(5% of the unmerged) cannot be reached" in caplog.text
 
 
 def test_a_sweep_without_points_or_with_strange_policies_is_refused(trained, dtem):
-    assert "no policy can be run at any of the asked points" in dtem("sweep", trained, "--macs", "0.05", code=2)
-    assert "unknown merge policy 'tme'; did you mean 'tome'" in dtem("sweep", trained, "--policies", "tme", code=2)
+    assert "no policy can be run at any of the asked points" in dtem(
+        "sweep", trained, "--macs", "0.05", code=2
+    )
+    assert "unknown merge policy 'tme'; did you mean 'tome'" in dtem(
+        "sweep", trained, "--policies", "tme", code=2
+    )
 
 
 def test_within_goes_with_shares_and_is_one_itself(trained, dtem, tmp_path):
     said = dtem("sweep", trained, "--reductions", "2", "--within", "0.5", "--out", tmp_path, code=2)
     assert "within goes with shares (--macs, --merged)" in said
     for share in ("2", "0", "-1", "nan"):
-        assert "give a share of the blocks, in (0, 1]" in dtem("sweep", trained, "--within", share, "--out", tmp_path, code=2)
+        assert "give a share of the blocks, in (0, 1]" in dtem(
+            "sweep", trained, "--within", share, "--out", tmp_path, code=2
+        )
     half = sweep([read_run(trained)], ["tome"], [0.85], within=0.5, rounds=0)[0].points[0]
     assert half.schedule[0] > 0 == half.schedule[-1]
 

@@ -21,7 +21,11 @@ def one_hot(source):
 
 
 def gradients(model):
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def probe(output):
@@ -29,7 +33,9 @@ def probe(output):
     state = output.final
     live = slice(0, state.num_active)
     weights = torch.linspace(-1, 1, state.tokens.shape[-1])
-    return ((state.tokens[:, live].float() @ weights) * state.size[:, live]).sum() + (state.tokens[:, 0].float() @ weights.cos()).sum()
+    return ((state.tokens[:, live].float() @ weights) * state.size[:, live]).sum() + (
+        state.tokens[:, 0].float() @ weights.cos()
+    ).sum()
 
 
 @TRAINING
@@ -53,7 +59,9 @@ def test_no_reduction_equals_timm(variant, prefix, training):
 def test_size_is_conserved_and_prefix_tokens_keep_size_one(variant, training, prefix):
     model = tiny_vit(variant, prefix=prefix).train(training)
     state = model(images()).final
-    torch.testing.assert_close(state.size.sum(1), torch.full((2,), 64.0 + model.num_prefix), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        state.size.sum(1), torch.full((2,), 64.0 + model.num_prefix), atol=1e-3, rtol=0
+    )
     assert torch.equal(state.size[:, : model.num_prefix], torch.ones(2, model.num_prefix))
     assert state.num_active == 64 + model.num_prefix - 3 * 8
 
@@ -104,7 +112,9 @@ def test_a_soft_merge_that_kept_no_map_says_how_to_keep_one(variant):
         unmerge(tiny_vit(variant).train()(images()).final)
 
 
-@pytest.mark.parametrize(("variant", "training"), [(v, t) for v in VARIANTS for t in (False, True) if (v, t) != ("random", True)])
+@pytest.mark.parametrize(
+    ("variant", "training"), [(v, t) for v in VARIANTS for t in (False, True) if (v, t) != ("random", True)]
+)
 def test_permuting_the_batch_permutes_the_output(variant, training):
     """In float64, as merges are a chain of choices."""
     model, order = tiny_vit(variant).double().train(training), torch.tensor([2, 0, 3, 1])
@@ -143,7 +153,9 @@ def test_the_metric_sends_no_gradient_into_the_norm_before_it(variant):
     block.norm1.register_forward_hook(lambda module, args, output: seen.update(norm=output))
     block.metric.register_forward_hook(lambda module, args, output: seen.update(metric=output))
     model(images())
-    assert torch.autograd.grad(seen["metric"].sum(), seen["norm"], allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(seen["metric"].sum(), seen["norm"], allow_unused=True, retain_graph=True) == (
+        None,
+    )
 
 
 @TRAINING
@@ -245,7 +257,9 @@ def test_any_input_size_that_divides_is_taken(variant, size):
         output = model(torch.randn(2, 3, *size), taps=(1,))
     assert output.final.grid == (size[0] // 8, size[1] // 8)
     assert unmerge(output.final).shape == (2, 48, size[0] // 8, size[1] // 8)
-    assert unmerge_tokens(output.taps[0].tokens, output.taps[0].source).shape[1] == size[0] * size[1] // 64 + 1
+    assert (
+        unmerge_tokens(output.taps[0].tokens, output.taps[0].source).shape[1] == size[0] * size[1] // 64 + 1
+    )
 
 
 @VARIANT

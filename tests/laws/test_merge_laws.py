@@ -56,9 +56,12 @@ def test_no_reduction_is_the_identity(variant, training):
     assert torch.equal(unmerge_tokens(after.tokens, after.source), before.tokens)
 
 
-@pytest.mark.parametrize(("variant", "training"), [(v, t) for v in MERGING for t in (False, True) if (v, t) != ("random", True)])
+@pytest.mark.parametrize(
+    ("variant", "training"), [(v, t) for v in MERGING for t in (False, True) if (v, t) != ("random", True)]
+)
 def test_permuting_the_batch_permutes_the_merge(variant, training):
-    """In float64: a rounding that depends on the place in the batch would choose another of two nearly equal pairs."""
+    """In float64: a rounding that depends on the place in the batch would choose another of two nearly equal
+    pairs."""
     before, order = random_state(num_tokens=33, batch=4, dtype=torch.float64), torch.tensor([2, 0, 3, 1])
     permuted = replace(before, tokens=before.tokens[order], size=before.size[order])
     policy = build(variant)
@@ -116,11 +119,14 @@ def test_a_metric_of_zeros_leaves_everything_finite(variant, training):
 @TRAINING
 @VARIANT
 def test_columns_of_the_source_map_are_the_sizes(variant, training):
-    """From tokens of size 1, over two merges; the map that a head would ask for: soft through a relaxed merge."""
+    """From tokens of size 1, over two merges; the map that a head would ask for: soft through a relaxed
+    merge."""
     policy = build(variant)
     num_tokens, prefix = 33, 1
     source = SourceMap.identity(2, num_tokens, torch.device("cpu"), soft=keeps_tokens(policy, training))
-    state = TokenState(torch.randn(2, num_tokens, 6), torch.ones(2, num_tokens), source, (4, 8), prefix, num_tokens)
+    state = TokenState(
+        torch.randn(2, num_tokens, 6), torch.ones(2, num_tokens), source, (4, 8), prefix, num_tokens
+    )
     original = state.tokens
     for _ in range(2):
         state = policy.merge(state, state.tokens, 7, training=training)
@@ -129,7 +135,10 @@ def test_columns_of_the_source_map_are_the_sizes(variant, training):
         weights = torch.nn.functional.one_hot(state.source.slots, state.tokens.shape[1]).float()
     torch.testing.assert_close(weights.sum(2), torch.ones(2, num_tokens))
     torch.testing.assert_close(weights.sum(1), state.size)
-    torch.testing.assert_close(weights.mT @ original / state.size[..., None].clamp(min=1e-12), state.tokens * (state.size[..., None] > 0))
+    torch.testing.assert_close(
+        weights.mT @ original / state.size[..., None].clamp(min=1e-12),
+        state.tokens * (state.size[..., None] > 0),
+    )
 
 
 @pytest.mark.parametrize("variant", [v for v in MERGING if build(v).metric_source != "none"])
@@ -147,7 +156,14 @@ def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
 @VARIANT
 def test_bfloat16_tokens_merge_with_sizes_in_float32(variant):
     before = random_state(num_tokens=33)
-    state = TokenState(before.tokens.bfloat16(), before.size, before.source, before.grid, before.num_prefix, before.num_active)
+    state = TokenState(
+        before.tokens.bfloat16(),
+        before.size,
+        before.source,
+        before.grid,
+        before.num_prefix,
+        before.num_active,
+    )
     for training in (False, True):
         with torch.autocast("cpu", torch.bfloat16):
             after = build(variant).merge(state, before.tokens.bfloat16(), 7, training=training)

@@ -36,7 +36,9 @@ TASK = pytest.mark.parametrize("name", TASKS.names())
 def stripes(num: int) -> torch.Tensor:
     """Each image in broad stripes, in an order of its own, with a rim that is ignored."""
     columns = torch.arange(IMG) * CLASSES // IMG
-    mask = torch.stack([(columns + i) % CLASSES for i in range(num)])[:, None].repeat(1, IMG, 1).to(torch.uint8)
+    mask = (
+        torch.stack([(columns + i) % CLASSES for i in range(num)])[:, None].repeat(1, IMG, 1).to(torch.uint8)
+    )
     mask[:, :4] = 255
     return mask
 
@@ -147,7 +149,9 @@ def test_tallies_of_batches_add_to_those_of_all(name, parts):
     for size in parts:
         end = start + size
         target = {key: value[start:end] for key, value in vars(samples.targets).items()}
-        piece = Batch(name, samples.images[start:end], type(samples.targets)(**target), samples.keys[start:end])
+        piece = Batch(
+            name, samples.images[start:end], type(samples.targets)(**target), samples.keys[start:end]
+        )
         pieces.append(evaluated.evaluate(piece))
         start = end
     agree(joined(*pieces), whole)
@@ -169,7 +173,11 @@ def test_an_output_agrees_with_itself_and_no_other(name):
     built = model(name).eval()
     with torch.no_grad():
         plain, merged = (built.predict(batch(name), reduction=reduction) for reduction in (0, 12))
-        assert built.tasks[name].distill(plain, plain, 2.0).abs() < 1e-6 < built.tasks[name].distill(merged, plain, 2.0)
+        assert (
+            built.tasks[name].distill(plain, plain, 2.0).abs()
+            < 1e-6
+            < built.tasks[name].distill(merged, plain, 2.0)
+        )
 
 
 @TASK
@@ -205,7 +213,11 @@ def test_a_pixel_that_is_not_a_number_makes_a_loss_that_is_none(name, objective)
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
 @pytest.mark.parametrize("balancing", BALANCING.names())
 def test_a_micro_batch_asks_the_device_nothing(name, objective, balancing):
-    trained, samples, sums = model(name, objective=objective, balancing=balancing).train(), batch(name), MetricSums(only_finite=True)
+    trained, samples, sums = (
+        model(name, objective=objective, balancing=balancing).train(),
+        batch(name),
+        MetricSums(only_finite=True),
+    )
     with AsksNothing():
         output = trained(samples)
         mark_nonfinite(output.loss).backward()

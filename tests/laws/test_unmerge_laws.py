@@ -85,7 +85,9 @@ def test_residuals_of_a_group_have_mean_zero(variant):
     """So the copy is what remains of them in the mean: no way of unmerging moves a group as a whole."""
     state = merged_twice(variant, start("residual"), False)
     copied, kept = unmerge_state(replace(state, residual=None)), unmerge_state(state)
-    total = torch.zeros_like(state.tokens).scatter_add(1, state.source.slots[..., None].expand_as(kept), kept - copied)
+    total = torch.zeros_like(state.tokens).scatter_add(
+        1, state.source.slots[..., None].expand_as(kept), kept - copied
+    )
     torch.testing.assert_close(total, torch.zeros_like(total), atol=1e-5, rtol=0)
 
 
@@ -141,7 +143,8 @@ def test_the_loss_of_a_grid_teaches_every_metric_in_training(variant, how):
 
 @pytest.mark.parametrize("how", ["copy", "residual"])
 def test_a_probe_moves_the_grid_as_a_merge_does(how):
-    """With residuals the direct path from a token to its own position carries nothing: a merge does not touch it."""
+    """With residuals the direct path from a token to its own position carries nothing: a merge does not
+    touch it."""
     model = tiny_vit("dtem").eval()
     for block in model.blocks:
         for layer in (block.attn.proj, block.mlp.fc2):

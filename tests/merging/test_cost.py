@@ -1,4 +1,5 @@
-"""The price of a merge: what the formula says is what a small step towards the merge does to the predictions."""
+"""The price of a merge: what the formula says is what a small step towards the merge does to the
+predictions."""
 
 from dataclasses import replace
 
@@ -27,7 +28,9 @@ def setting():
 
 def towards_merge(tokens, size, a, b, share):
     """Tokens a and b moved by `share` of the way to their size-weighted mean."""
-    mean = (size[:, a, None] * tokens[:, a] + size[:, b, None] * tokens[:, b]) / (size[:, a] + size[:, b])[:, None]
+    mean = (size[:, a, None] * tokens[:, a] + size[:, b, None] * tokens[:, b]) / (size[:, a] + size[:, b])[
+        :, None
+    ]
     moved = tokens.clone()
     moved[:, a] += share * (mean - tokens[:, a])
     moved[:, b] += share * (mean - tokens[:, b])
@@ -41,7 +44,9 @@ def test_cost_is_the_divergence_of_a_small_step_towards_the_merge(setting):
     expected = torch.zeros(2, 3, 3, dtype=torch.float64)
     for label in range(CLASSES):
         (grad,) = torch.autograd.grad(log_p[:, label].sum(), tokens, retain_graph=True)
-        expected += log_p[:, label].exp().detach()[:, None, None] * pair_costs(tokens.detach(), size, grad, SPLIT)
+        expected += log_p[:, label].exp().detach()[:, None, None] * pair_costs(
+            tokens.detach(), size, grad, SPLIT
+        )
     share = 1e-3
     for i, a in enumerate(range(NUM_TOKENS)[SPLIT.sources]):
         for j, b in enumerate(range(NUM_TOKENS)[SPLIT.destinations]):
@@ -93,14 +98,22 @@ def test_expected_cost_falls_along_its_gradient_and_is_one_for_an_indifferent_me
 
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_at_a_low_temperature_the_price_is_that_of_the_hard_merge(setting, r):
-    """In float64, where a temperature of 1e-7 is above the rounding of a score and below the difference of any two."""
+    """In float64, where a temperature of 1e-7 is above the rounding of a score and below the difference of
+    any two."""
     tokens, size, _ = setting
     state = replace(point_of(None, tokens).state, size=size)
-    grad, metric = (torch.randn(2, NUM_TOKENS, n, generator=generator(n), dtype=torch.float64) for n in (DIM, 3))
+    grad, metric = (
+        torch.randn(2, NUM_TOKENS, n, generator=generator(n), dtype=torch.float64) for n in (DIM, 3)
+    )
     costs = pair_costs(tokens, size, grad, SPLIT)
     matching = best_pairs(similarity(metric, SPLIT), r)
-    expected = torch.stack([costs[i, matching.merged[i], matching.target[i]].mean() for i in range(2)]).mean() / costs.mean()
-    priced = expected_cost(MergePoint(state, metric, torch.zeros_like(tokens)), grad, 1e-7, r / (NUM_TOKENS - 1))
+    expected = (
+        torch.stack([costs[i, matching.merged[i], matching.target[i]].mean() for i in range(2)]).mean()
+        / costs.mean()
+    )
+    priced = expected_cost(
+        MergePoint(state, metric, torch.zeros_like(tokens)), grad, 1e-7, r / (NUM_TOKENS - 1)
+    )
     torch.testing.assert_close(priced, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -62,7 +62,9 @@ def test_both_splits_cut_the_patches_in_two(num_prefix, num_live):
         assert sorted(sources + destinations) == positions[num_prefix:]
         assert not set(sources) & set(destinations)
     parity = Split.by_parity(num_live, num_prefix)
-    assert all(i % 2 == 0 for i in positions[parity.sources]) and all(i % 2 == 1 for i in positions[parity.destinations])
+    assert all(i % 2 == 0 for i in positions[parity.sources]) and all(
+        i % 2 == 1 for i in positions[parity.destinations]
+    )
 
 
 def test_the_splits_of_inference_and_of_the_release_in_training_are_each_other_swapped():

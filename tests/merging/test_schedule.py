@@ -5,7 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.merging.schedule import check_schedule, mergeable, reduction_for_merged, resolve_schedule, tokens_per_block
+from pipeline.merging.schedule import (
+    check_schedule,
+    mergeable,
+    reduction_for_merged,
+    resolve_schedule,
+    tokens_per_block,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,9 @@ def test_no_block_removes_more_than_half_of_its_patches(num_prefix):
 
 
 @pytest.mark.parametrize(
-    "spec", [True, "8", None, -1, [8] * 13, [8, -1], [1.5], [True], (8, 2), (8.5, 0), 0.0, 1.5, -0.5, {"r": 8}], ids=repr
+    "spec",
+    [True, "8", None, -1, [8] * 13, [8, -1], [1.5], [True], (8, 2), (8.5, 0), 0.0, 1.5, -0.5, {"r": 8}],
+    ids=repr,
 )
 def test_what_is_not_a_reduction_is_refused(spec):
     with pytest.raises(ConfigError):
@@ -56,7 +64,9 @@ def test_what_is_not_a_reduction_is_refused(spec):
 
 def test_more_than_the_input_has_is_refused_with_the_largest_that_fits():
     check_schedule(16, 12, 197, 1)
-    with pytest.raises(ConfigError, match="removes 204 tokens over 12 blocks, but the input has 196 patches; .* 16 per block"):
+    with pytest.raises(
+        ConfigError, match="removes 204 tokens over 12 blocks, but the input has 196 patches; .* 16 per block"
+    ):
         check_schedule(17, 12, 197, 1)
 
 

@@ -60,7 +60,8 @@ def by_hand(weights):
 
 
 def test_a_soft_merge_by_hand():
-    """Destinations become 4 (size 1.5) and 1.7778 (2.25); the sources stay as they are, with sizes 0.25 and 1; largest first."""
+    """Destinations become 4 (size 1.5) and 1.7778 (2.25); the sources stay as they are, with sizes 0.25 and
+    1; largest first."""
     merged = by_hand(torch.tensor([[[0.5, 0.25], [0.0, 0.0]]]))
     torch.testing.assert_close(merged.size, torch.tensor([[1.0, 2.25, 1.5, 1.0, 0.25]]))
     torch.testing.assert_close(merged.tokens[..., 0], torch.tensor([[5.0, 4 / 2.25, 4.0, 4.0, 8.0]]))
@@ -70,7 +71,8 @@ def test_a_soft_merge_by_hand():
 
 
 def test_a_soft_source_map_by_hand():
-    """Rows: input positions; columns: slots in the order [class, 2.25, 1.5, 1, 0.25]. Row sums 1; sizes of the start count once."""
+    """Rows: input positions; columns: slots in the order [class, 2.25, 1.5, 1, 0.25]. Row sums 1; sizes of
+    the start count once."""
     merged = by_hand(torch.tensor([[[0.5, 0.25], [0.0, 0.0]]]))
     expected = [[1, 0, 0, 0, 0], [0, 0.25, 0.5, 0, 0.25], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
     torch.testing.assert_close(merged.source.weights, torch.tensor([expected], dtype=torch.float32))
@@ -91,11 +93,14 @@ COLD = {"tau1": 0.5, "tau2": 1e-7}
 def start(num_tokens, prefix, dtype=torch.float32):
     tokens = torch.randn(2, num_tokens, 4, dtype=dtype)
     source = SourceMap.identity(2, num_tokens, tokens.device, soft=True, dtype=dtype)
-    return TokenState(tokens, torch.ones(2, num_tokens, dtype=dtype), source, (1, num_tokens - prefix), prefix, num_tokens)
+    return TokenState(
+        tokens, torch.ones(2, num_tokens, dtype=dtype), source, (1, num_tokens - prefix), prefix, num_tokens
+    )
 
 
 def greedy(state, metric, r, first):
-    """Hard top r of the best pairs, plainly: sources at first, first + 2, ... -> sizes and tokens of [others..., removed]."""
+    """Hard top r of the best pairs, plainly: sources at first, first + 2, ... -> sizes and tokens of
+    [others..., removed]."""
     unit = metric / metric.norm(dim=-1, keepdim=True)
     results = []
     for tokens, size, vectors in zip(state.tokens, state.size.tolist(), unit, strict=True):
@@ -104,8 +109,15 @@ def greedy(state, metric, r, first):
         destinations = [i for i in live if i not in sources]
         best = {i: max(destinations, key=lambda j: float(vectors[i] @ vectors[j])) for i in sources}
         removed = sorted(sources, key=lambda i: -float(vectors[i] @ vectors[best[i]]))[:r]
-        groups = {i: [i] + [j for j in removed if best[j] == i] for i in range(len(tokens)) if i not in removed}
-        results.append([(sum(size[j] for j in group), sum(tokens[j] * size[j] for j in group) / len(group)) for group in groups.values()])
+        groups = {
+            i: [i] + [j for j in removed if best[j] == i] for i in range(len(tokens)) if i not in removed
+        }
+        results.append(
+            [
+                (sum(size[j] for j in group), sum(tokens[j] * size[j] for j in group) / len(group))
+                for group in groups.values()
+            ]
+        )
     return results
 
 
@@ -133,7 +145,8 @@ def test_at_temperature_zero_the_soft_merge_is_the_greedy_hard_one(split, first,
 
 @pytest.mark.parametrize("relaxation", ["soft", "straight_through"])
 def test_training_in_parity_puts_the_live_tokens_where_inference_has_them(relaxation):
-    """At temperature zero, and with straight-through at any: the first n tokens of training are those of inference, in order."""
+    """At temperature zero, and with straight-through at any: the first n tokens of training are those of
+    inference, in order."""
     state, metric = start(17, prefix=1, dtype=torch.float64), torch.randn(2, 17, 8, dtype=torch.float64)
     tau = COLD if relaxation == "soft" else {}
     policy = POLICIES.build("dtem", split="parity", relaxation=relaxation, **tau)
@@ -149,7 +162,10 @@ def test_straight_through_has_the_values_of_hard_and_the_gradient_of_soft():
     scores = torch.randn(2, 6, 5, requires_grad=True)
     soft = relaxed_top_r(scores, 3, candidates=3, tau1=0.1, tau2=0.1)
     hard = one_hot_weights(best_pairs(scores.detach(), 3), soft)
-    assert torch.equal(hard.sum(dim=(1, 2)), torch.full((2,), 3.0)) and set(hard.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(hard.sum(dim=(1, 2)), torch.full((2,), 3.0)) and set(hard.unique().tolist()) == {
+        0.0,
+        1.0,
+    }
     assert (hard.sum(dim=2) <= 1).all()
     state, metric, probe = start(13, prefix=1), torch.randn(2, 13, 8), torch.randn(2, 13)
     gradients = []
@@ -162,7 +178,8 @@ def test_straight_through_has_the_values_of_hard_and_the_gradient_of_soft():
 
 
 def test_unmerge_of_a_soft_merge_has_the_gradient_of_its_definition():
-    """In float64, where no row sum passes 1, so that the clips, which the gradient leaves out on purpose, do nothing."""
+    """In float64, where no row sum passes 1, so that the clips, which the gradient leaves out on purpose, do
+    nothing."""
     size = torch.ones(1, 9, dtype=torch.float64)
     tokens = torch.randn(1, 9, 2, dtype=torch.float64)
     split = Split.of_release(9, 1)

@@ -16,7 +16,11 @@ from tasks.segmentation import SegmentationTask
 
 def model(objective, reduction=8, **options):
     backbone = tiny_vit("dtem", reduction=reduction)
-    return MultiTaskModel(backbone, {"animals": ClassificationTask(backbone, num_classes=10)}, OBJECTIVES.build(objective, **options))
+    return MultiTaskModel(
+        backbone,
+        {"animals": ClassificationTask(backbone, num_classes=10)},
+        OBJECTIVES.build(objective, **options),
+    )
 
 
 def batch(size=4):
@@ -38,7 +42,9 @@ def test_distillation_finds_nothing_to_change_in_an_unmerged_model():
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_distillation_is_the_divergence_from_the_unmerged_model_held_fixed(temperature):
     trained = model("distill", temperature=temperature, weight=0.75).train()
-    parameters = [parameter for name, parameter in trained.named_parameters() if "blocks.2.metric" not in name]
+    parameters = [
+        parameter for name, parameter in trained.named_parameters() if "blocks.2.metric" not in name
+    ]
     with torch.no_grad():
         trained.tasks["animals"].head.weight.normal_()
         teacher = trained.predict(batch(), reduction=0, relaxed=False).predictions
@@ -47,7 +53,9 @@ def test_distillation_is_the_divergence_from_the_unmerged_model_held_fixed(tempe
     divergence = (p * (p / q).log()).sum(1).mean() * temperature**2
     expected, loss = 0.75 * divergence + 0.25 * student.loss, trained(batch()).loss
     torch.testing.assert_close(loss, expected)
-    for got, wanted in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
+    for got, wanted in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
         assert (got - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6
 
 
@@ -62,21 +70,29 @@ def test_merge_cost_prices_the_drawn_block_and_those_behind_it(draw):
     trained = model("merge_cost").train()
     first = int(draw * trained.backbone.depth)
     loss = trained(batch(), draw=draw).loss
-    grads = torch.autograd.grad(loss, [block.metric.weight for block in trained.backbone.blocks], allow_unused=True)
+    grads = torch.autograd.grad(
+        loss, [block.metric.weight for block in trained.backbone.blocks], allow_unused=True
+    )
     assert [grad is not None for grad in grads] == [i >= first for i in range(trained.backbone.depth)]
-    assert not any(parameter.grad is not None for parameter in trained.parameters()), "the backbone takes no part"
+    assert not any(parameter.grad is not None for parameter in trained.parameters()), (
+        "the backbone takes no part"
+    )
 
 
 def test_merge_cost_lets_the_backbone_learn_its_task_in_its_own_steps():
     trained = model("merge_cost").train()
-    torch.testing.assert_close(trained(batch(), relaxed=False).loss, trained.predict(batch(), relaxed=False).loss)
+    torch.testing.assert_close(
+        trained(batch(), relaxed=False).loss, trained.predict(batch(), relaxed=False).loss
+    )
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.51, 0.99])
 def test_merge_cost_prices_no_block_behind_the_last_that_the_head_reads(draw):
     backbone = tiny_vit("dtem")
     early = SegmentationTask(backbone, num_classes=CLASSES, decode_head=LINEAR, out_indices=[1])
-    trained = MultiTaskModel(backbone, {"scenes": early}, OBJECTIVES.build("merge_cost", pairs="merged")).train()
+    trained = MultiTaskModel(
+        backbone, {"scenes": early}, OBJECTIVES.build("merge_cost", pairs="merged")
+    ).train()
     mask = torch.arange(IMG).expand(4, IMG, IMG).remainder(CLASSES).to(torch.uint8)
     trained(Batch("scenes", images(4), MaskTargets(mask)), draw=draw).loss.backward()
     assert [block.metric.weight.grad is not None for block in backbone.blocks] == [draw < 0.5, True, False]

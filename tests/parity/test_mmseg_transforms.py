@@ -19,7 +19,9 @@ from pipeline.data.rng import seed_generators
 
 def picture(height: int, width: int, seed: int = 0) -> Tensor:
     """uint8 [3, H, W]: coarse structure of all colours, and grey, black and white."""
-    coarse = torch.randint(0, 256, (3, 6, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    coarse = torch.randint(
+        0, 256, (3, 6, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     coarse[:, 0, 0], coarse[:, 1, 1], coarse[:, 2, 2] = 0, 255, 127
     return F.resize(coarse, [height, width], interpolation=F.InterpolationMode.BICUBIC, antialias=True)
 
@@ -43,7 +45,9 @@ def test_photometric_distortion_is_that_of_mmseg():
         apart.append((found.int() - wanted.int()).abs())
         changed += not torch.equal(found, image)
     apart = torch.stack(apart)
-    assert apart.max() <= 4 and apart.float().mean() < 0.3, "roundings of two ways back from hues, the second time stretched"
+    assert apart.max() <= 4 and apart.float().mean() < 0.3, (
+        "roundings of two ways back from hues, the second time stretched"
+    )
     assert changed > 50
 
 
@@ -56,7 +60,8 @@ def test_hue_saturation_and_value_are_opencvs():
 
 
 def cropped(scale: float, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], bool]:
-    """Image and mask of our crop of 32x48 out of 90x150, mirrored, and of mmseg's resize, crop and flip at the same place.
+    """Image and mask of our crop of 32x48 out of 90x150, mirrored, and of mmseg's resize, crop and flip at
+    the same place.
 
     And whether the place is one of whole pixels in both.
     """
@@ -71,7 +76,9 @@ def cropped(scale: float, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tenso
     height, width = round(32 / scale), round(48 / scale)
     places = [random.randint(0, side - cut) * scale for side, cut in ((90, height), (150, width))]
     top, left = map(round, places)
-    resized = Resize(scale_factor=scale, keep_ratio=True).transform({"img": bgr(image), "gt_seg_map": mask.numpy()})
+    resized = Resize(scale_factor=scale, keep_ratio=True).transform(
+        {"img": bgr(image), "gt_seg_map": mask.numpy()}
+    )
     results = RandomCrop((32, 48)).crop(resized["img"], (top, top + 32, left, left + 48))
     labels = RandomCrop((32, 48)).crop(resized["gt_seg_map"], (top, top + 32, left, left + 48))
     return ours, (rgb(results).flip(-1), torch.from_numpy(labels.copy()).flip(-1)), places == [top, left]
@@ -82,14 +89,19 @@ def test_resize_crop_and_flip_are_those_of_mmseg(scale):
     compared = [pair for seed in range(40) if (pair := cropped(scale, seed))[2]]
     assert len(compared) > 5
     for (image, mask), (wanted, labels), _ in compared:
-        inside = (image.int() - wanted.int()).abs()[:, 1:-1, 1:-1]  # at its rim a window does not see its neighbours
+        inside = (image.int() - wanted.int()).abs()[
+            :, 1:-1, 1:-1
+        ]  # at its rim a window does not see its neighbours
         assert inside.max() <= 1
-        assert scale < 1 or torch.equal(mask, labels), "of an image made smaller, masks take other pixels of the four"
+        assert scale < 1 or torch.equal(mask, labels), (
+            "of an image made smaller, masks take other pixels of the four"
+        )
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.9, 1.4])
 def test_at_other_scales_the_window_is_that_of_mmseg_up_to_a_pixel(scale):
-    """A shift of half a stored pixel costs a few of 255; another place, or a picture that is not mirrored, more than 40."""
+    """A shift of half a stored pixel costs a few of 255; another place, or a picture that is not mirrored,
+    more than 40."""
     for seed in range(10):
         (image, _), (wanted, _), _ = cropped(scale, seed)
         assert (image.int() - wanted.int()).abs().float().mean() < 10
@@ -99,6 +111,10 @@ def test_at_other_scales_the_window_is_that_of_mmseg_up_to_a_pixel(scale):
 def test_evaluation_resizes_as_mmseg_does(shape):
     image = picture(*shape)
     for short_side in (40, 75):
-        found = resize_for_evaluation(image, AugmentConfig(short_side=short_side, antialias=False, interpolation="bilinear"))
-        wanted = rgb(Resize(scale=(4 * short_side, short_side), keep_ratio=True).transform({"img": bgr(image)})["img"])
+        found = resize_for_evaluation(
+            image, AugmentConfig(short_side=short_side, antialias=False, interpolation="bilinear")
+        )
+        wanted = rgb(
+            Resize(scale=(4 * short_side, short_side), keep_ratio=True).transform({"img": bgr(image)})["img"]
+        )
         assert found.shape == wanted.shape and (found.int() - wanted.int()).abs().max() <= 1

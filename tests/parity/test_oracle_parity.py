@@ -1,8 +1,8 @@
 """The backbone against an independent, plain writing of DTEM's release and of ToMe (oracle.py).
 
-Which tokens merge is a chain of choices over blocks, and a rounding may turn any of them into another one. So whole
-models are compared in float64, where no two choices are as near as a rounding. Float32 is compared block by block, from
-states in common, on images whose choices are clear.
+Which tokens merge is a chain of choices over blocks, and a rounding may turn any of them into another one. So
+whole models are compared in float64, where no two choices are as near as a rounding. Float32 is compared
+block by block, from states in common, on images whose choices are clear.
 """
 
 import copy
@@ -10,7 +10,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracle import Margin, eval_block, eval_forward, move, release_scores, slots, soft_weights, train_block, train_forward
+from oracle import (
+    Margin,
+    eval_block,
+    eval_forward,
+    move,
+    release_scores,
+    slots,
+    soft_weights,
+    train_block,
+    train_forward,
+)
 from tiny import IMG, PREFIXES, SEED, SIZES, generator, images, tiny_vit
 from torch import nn
 
@@ -24,7 +34,8 @@ DEEP = {"depth": 12, "patch_size": 16}
 CLEAR = 1e-5
 """Of a score: some tens of the rounding of a float32 score, so that every kernel chooses alike."""
 SHARP = 1e-4
-"""Of a weight in [0, 1]: a hundred times the rounding of a score, by which temperatures of 0.1 and 0.1 multiply it."""
+"""Of a weight in [0, 1]: a hundred times the rounding of a score, by which temperatures of 0.1 and 0.1
+multiply it."""
 
 
 def pair(variant, prefix="class token", img_size=IMG, **sizes):
@@ -32,7 +43,9 @@ def pair(variant, prefix="class token", img_size=IMG, **sizes):
 
     The weights are large enough that tokens differ.
     """
-    model = tiny_vit(variant, prefix=prefix, img_size=img_size, timm_options=sizes).double().requires_grad_(False)
+    model = (
+        tiny_vit(variant, prefix=prefix, img_size=img_size, timm_options=sizes).double().requires_grad_(False)
+    )
     name, timm_options = PREFIXES[prefix]
     torch.manual_seed(SEED + 1)
     vit = create_vit(name, img_size=img_size, timm_options=SIZES | timm_options | sizes).double()
@@ -76,7 +89,9 @@ def test_training_forward_and_metric_gradients_are_those_of_the_release(sizes, i
     torch.testing.assert_close(state.tokens[:, :live], tokens[:, :live], atol=1e-9, rtol=0)
     leaves = [parameter for metric in metrics for parameter in (metric.weight, metric.bias)]
     both = (state.tokens, state.size), (tokens, size)
-    got, wanted = (torch.stack(list(map(symmetric, *each))) for each in both)  # what has left may stand in any order
+    got, wanted = (
+        torch.stack(list(map(symmetric, *each))) for each in both
+    )  # what has left may stand in any order
     torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
     probe = torch.randn_like(tokens[:, :live])
     ours = torch.autograd.grad((state.tokens[:, :live] * probe).sum() + got.sum(), leaves)
@@ -99,7 +114,9 @@ def test_inference_of_every_dtem_is_that_of_the_release(variant, r):
 
 @pytest.mark.parametrize("r", [5, 16])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("prefix", ["class token", "distilled", "no prefix, average pooling", "registers", "query and key norm"])
+@pytest.mark.parametrize(
+    "prefix", ["class token", "distilled", "no prefix, average pooling", "registers", "query and key norm"]
+)
 def test_tome_is_tome(prefix, training, r):
     model, vit, _ = pair("tome", prefix)
     with torch.no_grad():
@@ -110,7 +127,8 @@ def test_tome_is_tome(prefix, training, r):
 
 
 def states_in_common(model, img_size, r):
-    """[(block, state)]: float32 states of single images before each block but the first, rounded from a float64 pass."""
+    """[(block, state)]: float32 states of single images before each block but the first, rounded from a
+    float64 pass."""
     taps = model(images(8, img_size).double(), reduction=r, taps=range(model.depth)).taps
     for i, state in enumerate(taps[:-1], start=1):
         for tokens, size in zip(state.tokens.float(), state.size.float(), strict=True):
@@ -119,12 +137,15 @@ def states_in_common(model, img_size, r):
 
 
 def symmetric(tokens, size):
-    """[F]: a smooth function of tokens [N, C] with sizes [N] that does not depend on their order, as equal sizes have none."""
+    """[F]: a smooth function of tokens [N, C] with sizes [N] that does not depend on their order, as equal
+    sizes have none."""
     directions = torch.randn(tokens.shape[-1], 16, generator=torch.Generator().manual_seed(3)).to(tokens)
     return torch.cat([size @ torch.tanh(tokens @ directions), (size**2) @ tokens])
 
 
-@pytest.mark.parametrize(("sizes", "img_size", "r"), [({"depth": 4}, 64, 3), ({"depth": 4}, 64, 16), (DEEP, 224, 16)])
+@pytest.mark.parametrize(
+    ("sizes", "img_size", "r"), [({"depth": 4}, 64, 3), ({"depth": 4}, 64, 16), (DEEP, 224, 16)]
+)
 def test_a_float32_training_block_and_its_gradient_are_those_of_the_release(sizes, img_size, r):
     model, vit, metrics = pair_with_close_scores(sizes, img_size)
     single = copy.deepcopy(model).float()
@@ -152,8 +173,9 @@ def test_a_float32_training_block_and_its_gradient_are_those_of_the_release(size
 
 @pytest.mark.parametrize("r", [3, 8, 16])
 def test_a_float32_merge_at_sharp_scores_is_that_of_the_release(r):
-    """Here a few edges take almost all, and a rounding of the scores moves sizes by a thousandth. So the two halves are held to
-    the release each: from the same scores the same weights, and from the same weights the same merge and gradient."""
+    """Here a few edges take almost all, and a rounding of the scores moves sizes by a thousandth. So the two
+    halves are held to the release each: from the same scores the same weights, and from the same weights the
+    same merge and gradient."""
     model, vit, metrics = pair("dtem_reference")
     sharpest = 0.0
     for i, state in states_in_common(model.train().requires_grad_(False), IMG, r):
@@ -169,10 +191,15 @@ def test_a_float32_merge_at_sharp_scores_is_that_of_the_release(r):
         after = merge_soft(state, weights[None], Split.of_release(live, 1), r)
         moved, sizes, left = move(x, size, live, same, r)
         assert after.num_active == left
-        torch.testing.assert_close(after.size[0].sort().values.double(), sizes.sort().values, atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(
+            after.size[0].sort().values.double(), sizes.sort().values, atol=1e-5, rtol=1e-6
+        )
         got, expected = symmetric(after.tokens[0], after.size[0]), symmetric(moved, sizes)
         assert (got - expected).norm() <= 1e-5 * expected.norm()
-        (of_ours,), (of_theirs,) = torch.autograd.grad(got.sum(), weights), torch.autograd.grad(expected.sum(), same)
+        (of_ours,), (of_theirs,) = (
+            torch.autograd.grad(got.sum(), weights),
+            torch.autograd.grad(expected.sum(), same),
+        )
         assert (of_ours - of_theirs).norm() <= 1e-4 * of_theirs.norm()
     assert sharpest > 0.8, "no scores were sharp"
 
@@ -193,12 +220,15 @@ def test_a_float32_block_of_inference_merges_as_in_float64(variant, r):
             clear += 1
             after = single.blocks[i](state, r, use_size=True, relaxed=False)
             torch.testing.assert_close(after.tokens[0].double(), x, atol=1e-5, rtol=1e-5)
-            assert torch.equal(after.size[0].double(), size) and torch.equal(after.source.slots[0], slots(holds))
+            assert torch.equal(after.size[0].double(), size) and torch.equal(
+                after.source.slots[0], slots(holds)
+            )
     assert clear >= model.depth, "too few images whose choices are clear"
 
 
 def test_dtem_with_the_keys_as_metric_is_tome():
-    """The mean over heads of the keys is a linear function of the normed tokens: as the embedding, it makes DTEM into ToMe."""
+    """The mean over heads of the keys is a linear function of the normed tokens: as the embedding, it makes
+    DTEM into ToMe."""
     dtem, vit, metrics = pair("dtem")
     tome, _, _ = pair("tome")
     for block, metric in zip(dtem.blocks, metrics, strict=True):
@@ -213,6 +243,9 @@ def test_dtem_with_the_keys_as_metric_is_tome():
 
 
 def test_the_oracle_itself_knows_the_published_weights():
-    """The same hand-made case as in tests/merging/test_soft.py, so that both sides of the comparison are anchored."""
+    """The same hand-made case as in tests/merging/test_soft.py, so that both sides of the comparison are
+    anchored."""
     weights = soft_weights(torch.tensor([[0.9, 0.1, 0.3], [0.8, 0.85, -0.2]]), 2)
-    torch.testing.assert_close(weights, torch.tensor([[0.99326, 0, 0], [0.00669, 0.99331, 0]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        weights, torch.tensor([[0.99326, 0, 0], [0.00669, 0.99331, 0]]), atol=1e-5, rtol=0
+    )

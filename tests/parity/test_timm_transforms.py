@@ -1,4 +1,5 @@
-"""What a classifier is trained and evaluated on equals what timm's own transforms make of the same image and the same draws."""
+"""What a classifier is trained and evaluated on equals what timm's own transforms make of the same image and
+the same draws."""
 
 import random
 from dataclasses import replace
@@ -20,7 +21,13 @@ from pipeline.data.augment import Normalise, eraser, eval_transform, train_trans
 from pipeline.data.rng import seed_generators
 
 DEIT = Path(__file__).parents[2] / "configs" / "imagenet_deit_small_dtem_modular.py"
-DEIT_ARGUMENTS = dict(color_jitter=0.3, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25, re_mode="pixel")
+DEIT_ARGUMENTS = dict(
+    color_jitter=0.3,
+    auto_augment="rand-m9-mstd0.5-inc1",
+    interpolation="bicubic",
+    re_prob=0.25,
+    re_mode="pixel",
+)
 """Of DeiT's training command, as its transform is given them."""
 SHAPES = [(60, 80), (80, 60), (75, 100), (51, 51), (67, 101), (20, 26)]
 
@@ -45,7 +52,8 @@ def off(ours: Tensor, theirs: Tensor) -> tuple[int, float]:
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.95, 1.0])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 def test_evaluation_pixels_are_timms(crop_mode, crop_pct, interpolation, size):
-    """Up to the rounding between Pillow and torchvision; a resize to another size is off by more than ten on the average."""
+    """Up to the rounding between Pillow and torchvision; a resize to another size is off by more than ten on
+    the average."""
     options = dict(crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation)
     ours = eval_transform(AugmentConfig(**options), size)
     theirs = create_transform(size, **options, normalize=False)
@@ -59,7 +67,9 @@ def test_evaluation_pixels_are_timms(crop_mode, crop_pct, interpolation, size):
 def test_training_crops_are_timms(interpolation):
     for hflip in (0.0, 1.0):
         ours = train_transform(AugmentConfig(interpolation=interpolation, hflip=hflip), 40)
-        theirs = create_transform(40, is_training=True, color_jitter=None, interpolation=interpolation, hflip=hflip, normalize=False)
+        theirs = create_transform(
+            40, is_training=True, color_jitter=None, interpolation=interpolation, hflip=hflip, normalize=False
+        )
         for seed, shape in enumerate(SHAPES * 2):
             seed_generators(seed)
             wanted = theirs(F.to_pil_image(picture(*shape, seed)))
@@ -77,9 +87,11 @@ class Flip(RandomHorizontalFlip):
 
 @pytest.mark.parametrize("name", ["whole", "no hue", "hue"])
 def test_the_training_pipeline_is_timms_to_the_last_pixel(name):
-    """On pictures of the crop's size, which the first step keeps as they are (but draws for), so that no resize rounds.
+    """On pictures of the crop's size, which the first step keeps as they are (but draws for), so that no
+    resize rounds.
 
-    whole: DeiT's own arguments, against the config that is named after it. The others: without RandAugment, with jitter.
+    whole: DeiT's own arguments, against the config that is named after it. The others: without RandAugment,
+    with jitter.
     """
     jitter = {"no hue": 0.4, "hue": (0.4, 0.3, 0.2, 0.1)}.get(name)
     deit = replace(load_config(DEIT).tasks["imagenet"].data.augment, crop_scale=(0.99999, 1.0))
@@ -106,7 +118,8 @@ def test_the_training_pipeline_is_timms_to_the_last_pixel(name):
 
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0)], ids=["mixup", "cutmix"])
 def test_the_loss_of_a_mixed_batch_is_that_of_deits_code(alphas):
-    """timm's Mixup smooths the labels and its loss takes them as they are; here the head smooths those that were mixed."""
+    """timm's Mixup smooths the labels and its loss takes them as they are; here the head smooths those that
+    were mixed."""
     labels = {}
     for smoothing in (0.0, 0.1):
         seed_generators(2)

@@ -63,7 +63,9 @@ def test_a_hostile_location_is_refused_and_runs_nothing(tmp_path, monkeypatch, l
     assert not canary.exists() and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("pattern", ["x-{0..999999999999}.tar", "x-" + "{a,b}" * 40 + ".tar", "{0..99999}{0..99999}.tar"])
+@pytest.mark.parametrize(
+    "pattern", ["x-{0..999999999999}.tar", "x-" + "{a,b}" * 40 + ".tar", "{0..99999}{0..99999}.tar"]
+)
 def test_a_pattern_that_would_fill_the_memory_is_refused(pattern):
     with pytest.raises(SampleError, match=f"more than {MAX_SHARDS} shards"):
         expand(pattern)
@@ -102,7 +104,19 @@ def test_a_pickle_in_a_shard_is_never_opened(tmp_path):
 
 
 def test_a_manifest_leads_nowhere_but_to_its_root(tmp_path):
-    for name in ("../x.tar", "/etc/x.tar", "a/b.tar", "-x.tar", ".x.tar", "x.tar\0", "pipe:x", "http://h/x.tar", 7, None, ["x.tar"]):
+    for name in (
+        "../x.tar",
+        "/etc/x.tar",
+        "a/b.tar",
+        "-x.tar",
+        ".x.tar",
+        "x.tar\0",
+        "pipe:x",
+        "http://h/x.tar",
+        7,
+        None,
+        ["x.tar"],
+    ):
         shard = {"name": name, "num_samples": 1, "num_bytes": 1, "sha256": "", "index_sha256": ""}
         plain = {"format": 1, "root": None, "schema": [], "classes": [], "shards": [shard], "digest": ""}
         (tmp_path / "manifest.json").write_text(json.dumps(plain))
@@ -133,7 +147,18 @@ def test_names_in_a_tar_are_keys_and_never_paths(tmp_path):
 
 
 FORBIDDEN_MODULES = {"pickle", "shelve", "marshal", "subprocess", "webdataset", "dill", "joblib", "yaml"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "extractall", "extract", "gopen", "url_to_fs"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "system",
+    "popen",
+    "extractall",
+    "extract",
+    "gopen",
+    "url_to_fs",
+}
 
 
 def test_the_data_package_names_nothing_that_can_run_data():
@@ -146,5 +171,7 @@ def test_the_data_package_names_nothing_that_can_run_data():
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 owner = getattr(getattr(node.func, "value", None), "id", "")
-                assert called not in FORBIDDEN_CALLS or (owner, called) == ("re", "compile"), f"{path}: {called}"
+                assert called not in FORBIDDEN_CALLS or (owner, called) == ("re", "compile"), (
+                    f"{path}: {called}"
+                )
                 assert not any(kw.arg == "shell" or (kw.arg == "allow_pickle") for kw in node.keywords), path

@@ -22,8 +22,16 @@ from tasks.ptb_words import ptb_words
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="java is not on PATH")
 
 ROWS = [
-    CaptionRow("b", "A man rides a horse.", ["A man on a horse, in a field.", "Someone's riding (fast) on a brown horse"]),
-    CaptionRow("a", "two dogs isn't a cat ||| here", ["Two dogs play with a ball...", "the dogs aren't cats; they play", "a ||| dog"]),
+    CaptionRow(
+        "b",
+        "A man rides a horse.",
+        ["A man on a horse, in a field.", "Someone's riding (fast) on a brown horse"],
+    ),
+    CaptionRow(
+        "a",
+        "two dogs isn't a cat ||| here",
+        ["Two dogs play with a ball...", "the dogs aren't cats; they play", "a ||| dog"],
+    ),
     CaptionRow("d", "", ["a red bus on the street"]),
     CaptionRow("c", "a red, red bus", ["a red bus on the street", "The bus is red - and it's big!"]),
 ]
@@ -70,12 +78,17 @@ def java(tmp_path, monkeypatch):
 def by_image(cut) -> tuple[dict, dict]:
     """What pycocoevalcap's scorers are given: references and generated captions."""
     rows = {row.key: row for row in ROWS}
-    return cut({key: list(row.references) for key, row in rows.items()}), cut({key: [row.generated] for key, row in rows.items()})
+    return cut({key: list(row.references) for key, row in rows.items()}), cut(
+        {key: [row.generated] for key, row in rows.items()}
+    )
 
 
 def scored(references, generated) -> dict:
     bleu = dict(zip(BLEU, Bleu(4).compute_score(references, generated, verbose=0)[0], strict=True))
-    return bleu | {"ROUGE-L": Rouge().compute_score(references, generated)[0], "CIDEr": Cider().compute_score(references, generated)[0]}
+    return bleu | {
+        "ROUGE-L": Rouge().compute_score(references, generated)[0],
+        "CIDEr": Cider().compute_score(references, generated)[0],
+    }
 
 
 def chosen(scores, names) -> dict:
@@ -85,11 +98,15 @@ def chosen(scores, names) -> dict:
 @needs_java
 def test_scores_are_pycocoevalcaps_own():
     def cut(texts):
-        return PTBTokenizer().tokenize({key: [{"caption": text} for text in own] for key, own in texts.items()})
+        return PTBTokenizer().tokenize(
+            {key: [{"caption": text} for text in own] for key, own in texts.items()}
+        )
 
     references, generated = by_image(cut)
     expected = scored(references, generated)
-    no_bars = {key: [text.replace("|||", " ") for text in own] for key, own in references.items()}  # which are its separators
+    no_bars = {
+        key: [text.replace("|||", " ") for text in own] for key, own in references.items()
+    }  # which are its separators
     expected["METEOR"] = Meteor().compute_score(no_bars, generated)[0]
     scores = caption_scores(ROWS, thorough=True)
     assert chosen(scores, expected) == pytest.approx(expected, rel=1e-12) and scores["PTB"] == 1.0
@@ -101,18 +118,28 @@ def test_without_java_its_metrics_are_not_run_and_said_once(java, caplog, monkey
     monkeypatch.setattr(socket, "socket", None)  # nobody connects to anything
     cut = {";", ",", "...", ".", "-", "!"}
     expected = scored(
-        *by_image(lambda texts: {k: [" ".join(w for w in ptb_words(t) if w not in cut) for t in v] for k, v in texts.items()})
+        *by_image(
+            lambda texts: {
+                k: [" ".join(w for w in ptb_words(t) if w not in cut) for t in v] for k, v in texts.items()
+            }
+        )
     )
     scores = caption_scores(ROWS, thorough=True)
     assert chosen(scores, expected) == pytest.approx(expected, rel=1e-12)
     not_run = {name for name in scores.keys() - expected.keys() if scores[name] is None}
     assert not_run == {"METEOR", "SPICE", "PTB"} and scores.keys() - expected.keys() - not_run == {"words"}
-    assert caption_scores(json.loads(json.dumps(ROWS[::-1])), thorough=True) == scores  # rows that went over the wire, in another order
+    assert (
+        caption_scores(json.loads(json.dumps(ROWS[::-1])), thorough=True) == scores
+    )  # rows that went over the wire, in another order
     quick = {name: value for name, value in scores.items() if name not in ("METEOR", "SPICE")}
     assert caption_scores(ROWS) == quick  # as in training
     record, *others = caplog.records
-    assert record.getMessage().startswith("not run: PTB, METEOR, SPICE, as java is not on PATH; without PTB a stand-in")
-    assert [other.getMessage().split(",")[0] for other in others] == ["not run: PTB"]  # the quick ones' own, once
+    assert record.getMessage().startswith(
+        "not run: PTB, METEOR, SPICE, as java is not on PATH; without PTB a stand-in"
+    )
+    assert [other.getMessage().split(",")[0] for other in others] == [
+        "not run: PTB"
+    ]  # the quick ones' own, once
 
 
 def test_a_program_that_hangs_does_not_hang_the_evaluation(java, caplog):
@@ -128,7 +155,10 @@ def test_a_program_that_fails_is_not_run(java, caplog):
     java("echo no heap >&2; exit 1")
     scores = caption_scores(ROWS, thorough=True)
     assert scores["METEOR"] is scores["SPICE"] is scores["PTB"] is None
-    assert "PTB, as java failed: no heap" in caplog.text and "METEOR, as its program ended without an answer" in caplog.text
+    assert (
+        "PTB, as java failed: no heap" in caplog.text
+        and "METEOR, as its program ended without an answer" in caplog.text
+    )
 
 
 def test_spice_is_run_where_its_jars_are(java, monkeypatch):
@@ -151,7 +181,9 @@ def test_a_caption_that_is_its_reference_has_the_highest_score(java):
 @needs_java
 def test_the_stand_in_cuts_scenes_as_the_java_tokenizer_does():
     with tarfile.open(shared("data/cifar_scenes/val-00000.tar.gz")) as shard:
-        records = [shard.extractfile(member).read() for member in shard.getmembers() if member.name.endswith(".json")]
+        records = [
+            shard.extractfile(member).read() for member in shard.getmembers() if member.name.endswith(".json")
+        ]
     assert_cut_alike([caption for record in records[:80] for caption in json.loads(record)["captions"]])
 
 
@@ -165,7 +197,9 @@ def assert_cut_alike(texts):
     theirs = caption_metrics._java_words(caption_metrics._Java(100), texts)
     ours = [ptb_words(text) for text in texts]
     rows = [CaptionRow(f"{i:04}", "", own) for i, own in references.items()]
-    assert caption_metrics._by_image(rows, flattened(ours)) == caption_metrics._by_image(rows, flattened(theirs))
+    assert caption_metrics._by_image(rows, flattened(ours)) == caption_metrics._by_image(
+        rows, flattened(theirs)
+    )
 
 
 def flattened(words):

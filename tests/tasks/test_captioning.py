@@ -1,4 +1,5 @@
-"""Captioning: open_clip's CoCa at r = 0, sizes told in both routes, losses, and what the objectives ask of the task."""
+"""Captioning: open_clip's CoCa at r = 0, sizes told in both routes, losses, and what the objectives ask of
+the task."""
 
 import multiprocessing
 import subprocess
@@ -9,7 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import RELAXED, images
-from tinycoca import LENGTH, ROUTES, SPEC, caption_batch, caption_model, captions, jitter, open_clip_coca, repeated, with_weights_of
+from tinycoca import (
+    LENGTH,
+    ROUTES,
+    SPEC,
+    caption_batch,
+    caption_model,
+    captions,
+    jitter,
+    open_clip_coca,
+    repeated,
+    with_weights_of,
+)
 from torch.nn import functional as F
 
 from pipeline.config.load import load_config
@@ -27,11 +39,16 @@ ROUTE = pytest.mark.parametrize("route", ROUTES)
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_coca_without_merging_is_open_clips(quick_gelu):
-    """Outputs, both losses, and the gradient of every weight of the image tower, the text tower, the pooler and the decoder."""
+    """Outputs, both losses, and the gradient of every weight of the image tower, the text tower, the pooler
+    and the decoder."""
     from open_clip.loss import CoCaLoss
 
     coca = open_clip_coca(quick_gelu)
-    ours = with_weights_of(coca, vit={"act_layer": "quick_gelu" if quick_gelu else "gelu"}, model=SPEC | {"quick_gelu": quick_gelu})
+    ours = with_weights_of(
+        coca,
+        vit={"act_layer": "quick_gelu" if quick_gelu else "gelu"},
+        model=SPEC | {"quick_gelu": quick_gelu},
+    )
     batch = caption_batch(4, LENGTH)
     theirs = coca(batch.images, batch.targets.tokens)
     contrastive, caption = CoCaLoss(2.0, 1.0)(**theirs)
@@ -48,7 +65,9 @@ def test_coca_without_merging_is_open_clips(quick_gelu):
     wanted |= {f"tasks.caption.{name}": grad for name, grad in caption_weights(grads).items()}
     assert wanted.keys() == {name for name, _ in ours.named_parameters()}
     for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            parameter.grad, wanted[name], atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_features_are_open_clips_and_do_not_depend_on_padding():
@@ -59,7 +78,9 @@ def test_features_are_open_clips_and_do_not_depend_on_padding():
         theirs = coca(batch.images, batch.targets.tokens)
         torch.testing.assert_close(task.image_features(ours.backbone(batch.images)), theirs["image_features"])
         for length in range(12, LENGTH + 1):
-            torch.testing.assert_close(task.text_features(captions(4, length).tokens), theirs["text_features"])
+            torch.testing.assert_close(
+                task.text_features(captions(4, length).tokens), theirs["text_features"]
+            )
         assert (theirs["text_features"][0] - theirs["text_features"][1]).abs().max() > 1e-2
 
 
@@ -110,7 +131,10 @@ def test_an_empty_token_is_as_if_it_were_not_there(route):
     size[:, -9:] = 0
     empty = replace(state, size=size.requires_grad_())
     without = replace(state, tokens=state.tokens[:, :-9], size=state.size[:, :-9])
-    got, expected = (task.decoder(task.text(tokens)[0], task.image_tokens(BackboneOutput(each)))[0] for each in (empty, without))
+    got, expected = (
+        task.decoder(task.text(tokens)[0], task.image_tokens(BackboneOutput(each)))[0]
+        for each in (empty, without)
+    )
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     got.square().sum().backward()
     assert size.grad.isfinite().all() and size.grad[:, :-9].abs().max() > 0
@@ -127,7 +151,10 @@ def test_every_objective_trains_the_metric_embeddings_alone(objective, variant, 
     output = trained(caption_batch())
     output.loss.backward()
     assert output.loss.isfinite()
-    assert all(block.metric.weight.grad.isfinite().all() and block.metric.weight.grad.any() for block in trained.backbone.blocks[:-1])
+    assert all(
+        block.metric.weight.grad.isfinite().all() and block.metric.weight.grad.any()
+        for block in trained.backbone.blocks[:-1]
+    )
     assert all(parameter.grad is None for parameter in trained.tasks.parameters())
 
 
@@ -140,11 +167,16 @@ def test_a_decoder_looks_at_fewer_tokens_only_on_the_direct_route(route):
 
 
 @ROUTE
-@pytest.mark.parametrize("prefix", ["registers, no class token, average pooling", "mae: class token, average pooling, norm after it"])
+@pytest.mark.parametrize(
+    "prefix",
+    ["registers, no class token, average pooling", "mae: class token, average pooling, norm after it"],
+)
 def test_other_backbones_have_a_norm_and_a_feature(route, prefix):
     trained = caption_model(prefix=prefix, route=route).train()
     trained(caption_batch()).loss.backward()
-    norms = {name for name, parameter in trained.named_parameters() if "norm" in name and parameter.grad is None}
+    norms = {
+        name for name, parameter in trained.named_parameters() if "norm" in name and parameter.grad is None
+    }
     assert not norms
     assert all(parameter.grad is not None for parameter in trained.tasks.parameters())
 
@@ -156,7 +188,9 @@ def test_padding_costs_nothing(label_smoothing):
     short, long = (model(replace(caption_batch(), targets=captions(4, length))) for length in (12, LENGTH))
     torch.testing.assert_close(short.loss, long.loss)
     words = captions(4, 12).tokens[:, 1:]
-    expected = F.cross_entropy(short.predictions[words != 0], words[words != 0], label_smoothing=label_smoothing)
+    expected = F.cross_entropy(
+        short.predictions[words != 0], words[words != 0], label_smoothing=label_smoothing
+    )
     total, count = short.logs["caption_loss"]
     torch.testing.assert_close(total / count, 2 * expected.detach())
 
@@ -179,7 +213,10 @@ def test_without_the_contrastive_part_nothing_idles(route):
     output.loss.backward()
     assert "contrastive_loss" not in output.logs
     assert not [name for name, parameter in trained.tasks.named_parameters() if parameter.grad is None]
-    for ask in (lambda: task.text_features(captions(1).tokens), lambda: task.image_features(trained.backbone(images(1)))):
+    for ask in (
+        lambda: task.text_features(captions(1).tokens),
+        lambda: task.image_features(trained.backbone(images(1))),
+    ):
         with pytest.raises(ConfigError, match="contrastive_weight is 0"):
             ask()
 
@@ -215,15 +252,22 @@ def test_a_task_that_cannot_be_is_refused(options, message):
         caption_model(**options)
 
 
-@pytest.mark.parametrize("name", ["coco_coca_vit_base_dtem", "coco_git_style_vit_base_dtem", "digits_captioning"])
+@pytest.mark.parametrize(
+    "name", ["coco_coca_vit_base_dtem", "coco_git_style_vit_base_dtem", "digits_captioning"]
+)
 def test_the_model_of_a_config_can_be_built(name):
     """Without memory for its weights, and without loading any."""
     config = load_config(ROOT / f"configs/{name}.py")
     (task,) = config.tasks.values()
     with torch.device("meta"):
-        model = build_model(replace(config, backbone=replace(config.backbone, pretrained=False, weights=None)))
+        model = build_model(
+            replace(config, backbone=replace(config.backbone, pretrained=False, weights=None))
+        )
     captioner = next(iter(model.tasks.values()))
-    assert captioner.route == task.head["route"] and captioner.generation.max_length < captioner.tokenizer.context_length
+    assert (
+        captioner.route == task.head["route"]
+        and captioner.generation.max_length < captioner.tokenizer.context_length
+    )
 
 
 def test_the_task_is_registered_without_the_seconds_that_open_clip_takes():
@@ -232,26 +276,36 @@ def test_the_task_is_registered_without_the_seconds_that_open_clip_takes():
 
 
 def features_of_two_ranks(rank: int, folder: Path, sizes: tuple[int, int], told) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
     torch.manual_seed(rank)
     try:
-        loss = contrastive_loss(*(F.normalize(torch.randn(sizes[rank], 4), dim=-1) for _ in range(2)), torch.tensor(2.0))
+        loss = contrastive_loss(
+            *(F.normalize(torch.randn(sizes[rank], 4), dim=-1) for _ in range(2)), torch.tensor(2.0)
+        )
         told.put(float(loss))
     except RuntimeError as err:
         told.put(str(err))
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("sizes, said", [((3, 3), None), ((4, 3), "a rank has another batch size than this one's")])
+@pytest.mark.parametrize(
+    "sizes, said", [((3, 3), None), ((4, 3), "a rank has another batch size than this one's")]
+)
 def test_ranks_with_batches_of_different_sizes_say_so_and_end(tmp_path, sizes, said):
     """Two processes that are forked, so that they need not import torch again."""
     context = multiprocessing.get_context("fork")
     told = context.Queue()
-    ranks = [context.Process(target=features_of_two_ranks, args=(rank, tmp_path, sizes, told)) for rank in range(2)]
+    ranks = [
+        context.Process(target=features_of_two_ranks, args=(rank, tmp_path, sizes, told)) for rank in range(2)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0], "a backend that was not stopped in time ends the process"
+    assert [process.exitcode for process in ranks] == [0, 0], (
+        "a backend that was not stopped in time ends the process"
+    )
     found = [told.get(timeout=600) for _ in ranks]
     assert all(said in text for text in found) if said else all(loss > 0 for loss in found)

@@ -26,7 +26,9 @@ def classifier(variant="dtem", prefix="class token", reduction=8, **head):
 
 
 def batch(size=8, labels=None):
-    return Batch("animals", images(size), ClassificationTargets(torch.arange(size) % 10 if labels is None else labels))
+    return Batch(
+        "animals", images(size), ClassificationTargets(torch.arange(size) % 10 if labels is None else labels)
+    )
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -53,13 +55,17 @@ def test_unmerged_logits_are_those_of_timm(prefix):
 )
 def test_the_norm_of_the_head_is_timms(options):
     """Of its kind, with its epsilon (tokens this small show it), and none where timm has none."""
-    vit = create_vit("vit_tiny_patch16_224", num_classes=10, img_size=IMG, timm_options=SIZES | options).eval()
+    vit = create_vit(
+        "vit_tiny_patch16_224", num_classes=10, img_size=IMG, timm_options=SIZES | options
+    ).eval()
     for block in vit.blocks:
         torch.nn.init.zeros_(block.mlp.fc2.weight)
     torch.nn.init.normal_(vit.patch_embed.proj.weight, std=1e-4)
     torch.nn.init.normal_(vit.head.weight)
     backbone = tiny_vit("none", reduction=0, timm_options=options)
-    model = MultiTaskModel(backbone, {"animals": ClassificationTask(backbone, num_classes=10)}, OBJECTIVES.build("supervised")).eval()
+    model = MultiTaskModel(
+        backbone, {"animals": ClassificationTask(backbone, num_classes=10)}, OBJECTIVES.build("supervised")
+    ).eval()
     report = load_weights(model, vit.state_dict())
     assert not report.left and not report.missing
     with torch.no_grad():
@@ -109,13 +115,17 @@ def test_evaluation_counts_samples_so_that_batches_add(variant):
     samples = replace(samples, images=samples.images.double())
     whole = model.evaluate(samples)
     halves = [
-        model.evaluate(Batch("animals", samples.images[part], ClassificationTargets(samples.targets.labels[part])))
+        model.evaluate(
+            Batch("animals", samples.images[part], ClassificationTargets(samples.targets.labels[part]))
+        )
         for part in (slice(0, 3), slice(3, 8))
     ]
     for name in ("top1", "top5", "loss"):
         torch.testing.assert_close(halves[0][name] + halves[1][name], whole[name], atol=1e-4, rtol=1e-5)
     scores = model.scores("animals", whole | {"samples": torch.tensor(8)})
-    assert scores["top1"] == whole["top1"] / 8 <= scores["top5"] and scores["loss"] == pytest.approx(model.predict(samples).loss.item())
+    assert scores["top1"] == whole["top1"] / 8 <= scores["top5"] and scores["loss"] == pytest.approx(
+        model.predict(samples).loss.item()
+    )
 
 
 def test_top1_and_top5_by_hand():
@@ -155,7 +165,8 @@ def test_logits_are_float32_under_autocast():
     ("pooling", "head"), [("map", {}), ("max", {}), ("", {}), ("token", {"pool": "mean"})], ids=str
 )
 def test_a_head_that_cannot_pool_is_refused_when_it_is_built(pooling, head):
-    """SigLIP pools by attention, which merged tokens do not have here; with head.pool there is a classifier of it."""
+    """SigLIP pools by attention, which merged tokens do not have here; with head.pool there is a classifier
+    of it."""
     backbone = tiny_vit("none", timm_options=dict(global_pool=pooling))
     with pytest.raises(ConfigError, match="pooling is"):
         TASKS.build("classification", backbone, num_classes=10, **head)
@@ -163,7 +174,15 @@ def test_a_head_that_cannot_pool_is_refused_when_it_is_built(pooling, head):
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_classes": 0}, {"num_classes": 10**12}, {"num_classes": "ten"}, {"label_smoothing": 1.5}, {"dropout": -1.0}], ids=str
+    "options",
+    [
+        {"num_classes": 0},
+        {"num_classes": 10**12},
+        {"num_classes": "ten"},
+        {"label_smoothing": 1.5},
+        {"dropout": -1.0},
+    ],
+    ids=str,
 )
 def test_a_head_that_cannot_be_is_refused(options):
     with pytest.raises(ConfigError):

@@ -1,4 +1,5 @@
-"""The contrastive part: its temperature has a ceiling that it leaves again, and its logits keep their digits under autocast."""
+"""The contrastive part: its temperature has a ceiling that it leaves again, and its logits keep their digits
+under autocast."""
 
 import math
 
@@ -23,7 +24,8 @@ def features(seed: int, count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("start", [CEILING - 0.5, CEILING + 1e-4, CEILING + 0.5])
 def test_the_scale_comes_back_from_its_ceiling(start):
-    """A loss that wants it larger leaves it where it is, one that wants it smaller moves it, by the optimizer of a run."""
+    """A loss that wants it larger leaves it where it is, one that wants it smaller moves it, by the optimizer
+    of a run."""
     scale = torch.nn.Parameter(torch.tensor([start]))
     optimizer = GroupAdamW([dict(params=[scale], name="a", lr=0.05, weight_decay=0.0)], (0.9, 0.98))
     optimizer.create_state([scale])

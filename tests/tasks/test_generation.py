@@ -1,4 +1,5 @@
-"""Generation: equal to decoding with the whole model at every word, and to a beam search that keeps nothing; what its options promise."""
+"""Generation: equal to decoding with the whole model at every word, and to a beam search that keeps nothing;
+what its options promise."""
 
 from dataclasses import dataclass, replace
 
@@ -30,8 +31,8 @@ OPTIONS = {
 
 
 def next_logits(image: int, words: tuple[int, ...], sharpness: float = 2.0) -> Tensor:
-    """A language model in which every prefix has its own next words; the end becomes likelier with length. In float64, as likelihoods
-    are summed in another order than a reference does."""
+    """A language model in which every prefix has its own next words; the end becomes likelier with length. In
+    float64, as likelihoods are summed in another order than a reference does."""
     logits = torch.randn(VOCABULARY, generator=generator("language", image, *words)).double() * sharpness
     logits[MARKS.eos] += 0.4 * len(words) - 1
     return logits
@@ -53,7 +54,9 @@ def language(images_: list[int]):
             beams = len(last) // len(images_)
             rows = tuple((image, ()) for image in images_ for _ in range(beams))
         else:
-            rows = tuple((image, (*words, int(word))) for (image, words), word in zip(kept.rows, last, strict=True))
+            rows = tuple(
+                (image, (*words, int(word))) for (image, words), word in zip(kept.rows, last, strict=True)
+            )
         return torch.stack([next_logits(*row) for row in rows]), Prefixes(rows)
 
     return step
@@ -75,12 +78,24 @@ def reference_beams(score_next, config: Generation) -> list[int]:
         found = []
         for total, words in live:
             likelihood = permitted(score_next(words).log_softmax(dim=-1), words, config)
-            found += [(total + value, (*words, word)) for word, value in enumerate(likelihood.tolist()) if value > -torch.inf]
+            found += [
+                (total + value, (*words, word))
+                for word, value in enumerate(likelihood.tolist())
+                if value > -torch.inf
+            ]
         found = sorted(found, reverse=True)[: 2 * config.num_beams]
-        over = [(total, words) for total, words in found[: config.num_beams] if words[-1] == MARKS.eos or length == config.max_length]
-        ended = sorted(ended + [(total / length**config.length_penalty, words) for total, words in over], reverse=True)[: config.num_beams]
+        over = [
+            (total, words)
+            for total, words in found[: config.num_beams]
+            if words[-1] == MARKS.eos or length == config.max_length
+        ]
+        ended = sorted(
+            ended + [(total / length**config.length_penalty, words) for total, words in over], reverse=True
+        )[: config.num_beams]
         live = [(total, words) for total, words in found if words[-1] != MARKS.eos][: config.num_beams]
-        if not live or (len(ended) == config.num_beams and live[0][0] / length**config.length_penalty <= ended[-1][0]):
+        if not live or (
+            len(ended) == config.num_beams and live[0][0] / length**config.length_penalty <= ended[-1][0]
+        ):
             break
     return list(ended[0][1])
 
@@ -103,7 +118,12 @@ def test_beam_search_is_that_of_its_definition(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, options in OPTIONS.items() if options.keys() <= {"max_length", "min_length", "no_repeat_ngram"}]
+    "name",
+    [
+        name
+        for name, options in OPTIONS.items()
+        if options.keys() <= {"max_length", "min_length", "no_repeat_ngram"}
+    ],
 )
 def test_greedy_takes_the_likeliest_word_that_is_permitted(name):
     config = Generation(**{"max_length": 10} | OPTIONS[name])
@@ -121,27 +141,41 @@ def test_a_caption_is_the_same_in_any_batch_and_however_many_steps_are_taken(str
     config = Generation(strategy=strategy, max_length=12, num_beams=3, top_p=0.95)
     keys = [f"image{i}" for i in range(5)]
     whole = unpadded(generate(language(list(range(5))), START, MARKS, config, keys=keys))
-    assert whole == unpadded(generate(language(list(range(5))), START, MARKS, config, keys=keys, stop_early=False))
+    assert whole == unpadded(
+        generate(language(list(range(5))), START, MARKS, config, keys=keys, stop_early=False)
+    )
     for i in range(5):
-        assert unpadded(generate(language([i]), START[:1], MARKS, config, keys=keys[i : i + 1])) == whole[i : i + 1]
+        assert (
+            unpadded(generate(language([i]), START[:1], MARKS, config, keys=keys[i : i + 1]))
+            == whole[i : i + 1]
+        )
     assert len({len(caption) for caption in whole}) > 1
 
 
 def test_top_p_draws_words_as_often_as_they_are_likely_among_the_likeliest():
     logits = torch.tensor([9.0, 9.0, 0.0, 1.0, 2.0, 3.0, -1.0, -2.0, 0.5])
     config = Generation(strategy="top_p", max_length=1, top_p=0.8, temperature=1.5)
-    drawn = generate(lambda last, kept: (logits.expand(len(last), -1), None), torch.ones(4000, dtype=torch.int64), MARKS, config)
+    drawn = generate(
+        lambda last, kept: (logits.expand(len(last), -1), None),
+        torch.ones(4000, dtype=torch.int64),
+        MARKS,
+        config,
+    )
     likelihood = permitted(logits, (), config).div(1.5).softmax(dim=-1)
     order = likelihood.sort(descending=True)
     nucleus = order.indices[: int((order.values.cumsum(0) < 0.8).sum()) + 1]
     expected = torch.zeros(VOCABULARY).index_copy(0, nucleus, likelihood[nucleus] / likelihood[nucleus].sum())
     assert 1 < len(nucleus) < 6
-    torch.testing.assert_close(torch.bincount(drawn[:, 0], minlength=VOCABULARY) / 4000, expected, atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        torch.bincount(drawn[:, 0], minlength=VOCABULARY) / 4000, expected, atol=0.03, rtol=0
+    )
 
 
 def test_top_p_depends_on_seed_and_key_alone():
     def drawn(seed=0, keys=("a", "b", "c", "d", "e")):
-        return generate(language([7] * 5), START, MARKS, Generation(strategy="top_p", seed=seed, max_length=12), keys=keys).tolist()
+        return generate(
+            language([7] * 5), START, MARKS, Generation(strategy="top_p", seed=seed, max_length=12), keys=keys
+        ).tolist()
 
     assert drawn() == drawn() != drawn(seed=1)
     assert unpadded(torch.tensor(drawn(keys="edcba"))) == unpadded(torch.tensor(drawn()))[::-1]
@@ -168,7 +202,8 @@ def test_where_every_word_was_used_a_caption_ends(strategy):
 
 
 def whole_model_logits(task, image, words: Tensor) -> Tensor:
-    """Of the word behind `words` [R, T], bos included: the whole text tower and decoder, with nothing kept."""
+    """Of the word behind `words` [R, T], bos included: the whole text tower and decoder, with nothing
+    kept."""
     tokens = torch.cat([torch.full((len(words), 1), MARKS.bos), words], dim=1)
     return task.decoder(task.text(tokens)[0], image)[0][:, -1]
 
@@ -187,7 +222,9 @@ def test_greedy_captions_are_those_of_open_clips_whole_model_at_every_word():
     latent, embeddings = coca.double()._encode_image(pixels)
     tokens, ended = torch.full((num, 1), MARKS.bos), torch.zeros(num, dtype=torch.bool)
     for _ in range(LENGTH - 1):
-        logits = coca(None, tokens, image_latent=latent, image_embs=embeddings, output_labels=False)["logits"][:, -1]
+        logits = coca(None, tokens, image_latent=latent, image_embs=embeddings, output_labels=False)[
+            "logits"
+        ][:, -1]
         logits[:, [MARKS.pad, MARKS.bos]] = -torch.inf
         word = logits.argmax(dim=-1).masked_fill(ended, MARKS.pad)
         tokens, ended = torch.cat([tokens, word[:, None]], dim=1), ended | (word == MARKS.eos)
@@ -197,7 +234,9 @@ def test_greedy_captions_are_those_of_open_clips_whole_model_at_every_word():
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("options", [{}, {"num_beams": 6, "no_repeat_ngram": 2}, {"min_length": 9, "length_penalty": 0.6}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 6, "no_repeat_ngram": 2}, {"min_length": 9, "length_penalty": 0.6}], ids=str
+)
 @torch.no_grad()
 def test_beams_of_a_captioner_are_those_of_a_search_that_keeps_nothing(route, options):
     model = caption_model("tome", route=route).double().eval()
@@ -209,7 +248,9 @@ def test_beams_of_a_captioner_are_those_of_a_search_that_keeps_nothing(route, op
     def reference(i):
         size = None if image.size is None else image.size[i : i + 1]
         alone = replace(image, tokens=image.tokens[i : i + 1], size=size)
-        return reference_beams(lambda words: whole_model_logits(task, alone, torch.tensor([words], dtype=torch.int64))[0], config)
+        return reference_beams(
+            lambda words: whole_model_logits(task, alone, torch.tensor([words], dtype=torch.int64))[0], config
+        )
 
     assert task.generate(output, config=config) == decoded(task, [reference(i) for i in range(3)])
 

@@ -1,4 +1,5 @@
-"""Heads and necks from mmseg's dicts: what is filled in, what is refused, and that a dict can neither import nor unpickle."""
+"""Heads and necks from mmseg's dicts: what is filled in, what is refused, and that a dict can neither import
+nor unpickle."""
 
 import copy
 
@@ -52,7 +53,11 @@ def test_weights_are_drawn_as_mmseg_draws_them():
 def test_synchronised_norms_become_plain_ones_without_a_gpu():
     neck, _ = heads.build_neck({"type": "Feature2Pyramid"}, FOUR)
     for module in (neck, build(fcn())):
-        kinds = {type(part).__mro__[0] for part in module.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)}
+        kinds = {
+            type(part).__mro__[0]
+            for part in module.modules()
+            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+        }
         assert kinds and torch.nn.SyncBatchNorm not in kinds
 
 
@@ -74,10 +79,18 @@ def test_a_new_head_trains_and_has_learned_nothing_from_its_trial():
         (fcn(num_classes=19), [48], "num_classes is 19, but here it is 5"),
         (fcn(in_index=4), FOUR, "in_index 4 is past the 4 features"),
         (UPER, [48], "past the 1 features"),
-        ({key: value for key, value in UPER.items() if key != "in_index"}, FOUR, r"needs in_index, for instance \[0, 1, 2, 3\]"),
+        (
+            {key: value for key, value in UPER.items() if key != "in_index"},
+            FOUR,
+            r"needs in_index, for instance \[0, 1, 2, 3\]",
+        ),
         ({"type": "FCNHead"}, [48], "missing 1 required positional argument: 'channels'"),
         (fcn(chanels=3), [48], "chanels"),
-        (segmenter(channels=64, embed_dims=50)["decode_head"], [48], "embed_dim must be divisible by num_heads"),
+        (
+            segmenter(channels=64, embed_dims=50)["decode_head"],
+            [48],
+            "embed_dim must be divisible by num_heads",
+        ),
         (fcn(channels=48, num_convs=0, concat_input=False), [32], "in_channels == self.channels"),
         (fcn(out_channels=1), [48], "out_channels is 1"),
         (fcn(loss_decode={"type": "CrossEntropyLoss", "class_weight": [1.0, 2.0]}), [48], "does not take"),
@@ -101,7 +114,9 @@ def test_a_neck_that_does_not_fit_is_named():
     with pytest.raises(ConfigError, match="neck Feature2Pyramid"):
         heads.build_neck({"type": "Feature2Pyramid", "norm_cfg": NORM}, [48, 48])
     with pytest.raises(ConfigError, match="neck MultiLevelNeck: in_channels"):
-        heads.build_neck({"type": "MultiLevelNeck", "in_channels": [64], "out_channels": 8, "scales": [1]}, [48])
+        heads.build_neck(
+            {"type": "MultiLevelNeck", "in_channels": [64], "out_channels": 8, "scales": [1]}, [48]
+        )
     with pytest.raises(ConfigError, match="unknown type 'FPNN'; did you mean 'FPN'"):
         heads.build_neck({"type": "FPNN"}, [48])
 
@@ -124,11 +139,19 @@ def test_a_dict_can_neither_import_nor_read_a_file(part):
         build(fcn() | part)
 
 
-TWO_LOSSES = [{"type": "CrossEntropyLoss", "class_weight": [1.0, 2.0, 1.0, 0.5, 1.0]}, {"type": "DiceLoss", "loss_weight": 0.5}]
+TWO_LOSSES = [
+    {"type": "CrossEntropyLoss", "class_weight": [1.0, 2.0, 1.0, 0.5, 1.0]},
+    {"type": "DiceLoss", "loss_weight": 0.5},
+]
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"loss_decode": TWO_LOSSES}, {"sampler": {"type": "OHEMPixelSampler", "thresh": 0.7, "min_kept": 9}}]
+    "options",
+    [
+        {},
+        {"loss_decode": TWO_LOSSES},
+        {"sampler": {"type": "OHEMPixelSampler", "thresh": 0.7, "min_kept": 9}},
+    ],
 )
 def test_losses_and_accuracy_are_those_that_mmseg_computes(options):
     """Which needs a number from the device for the accuracy; ours does not."""
@@ -139,4 +162,6 @@ def test_losses_and_accuracy_are_those_that_mmseg_computes(options):
     wanted, got = head.loss_by_feat(logits, samples), heads.head_losses(head, logits, mask)
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(got[name] * (100 if name == "acc_seg" else 1), value.squeeze(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            got[name] * (100 if name == "acc_seg" else 1), value.squeeze(), rtol=1e-5, atol=1e-5
+        )

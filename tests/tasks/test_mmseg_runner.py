@@ -1,4 +1,5 @@
-"""DTEMBackbone under mmengine's own Runner: the stock config of docs/mmseg.md, made small, on a data set in ADE20K's layout."""
+"""DTEMBackbone under mmengine's own Runner: the stock config of docs/mmseg.md, made small, on a data set in
+ADE20K's layout."""
 
 import json
 import math
@@ -30,7 +31,9 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
 PAGE = (ROOT / "docs/mmseg.md").read_text()
 TINY: dict[str, Any] = dict(name="vit_tiny_patch16_224", img_size=64, timm_options=SIZES)
-COLOURS = np.array([[120, 120, 120], [200, 40, 40], [40, 200, 40], [40, 40, 200], [220, 220, 60]], dtype=np.uint8)
+COLOURS = np.array(
+    [[120, 120, 120], [200, 40, 40], [40, 200, 40], [40, 40, 200], [220, 220, 60]], dtype=np.uint8
+)
 """Of label 0, which ADE20K ignores, and of four classes."""
 
 
@@ -40,7 +43,8 @@ def build(**options: Any):
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image [H, W, 3] and mask [H, W]: two squares on a ground, each class in its colour with noise, some pixels of label 0."""
+    """Image [H, W, 3] and mask [H, W]: two squares on a ground, each class in its colour with noise, some
+    pixels of label 0."""
     mask = np.full((height, width), rng.integers(1, 5), dtype=np.uint8)
     for label in rng.integers(0, 5, 2):
         top, left = rng.integers(0, height - 32), rng.integers(0, width - 32)
@@ -73,7 +77,8 @@ def configs(tmp_path_factory) -> Path:
 
 
 def small(config_file: Path, ade: Path, work: Path, *, name: str, iterations: int, **backbone: Any) -> Config:
-    """The config with four classes, little images and a tiny ViT; schedule, loops, pipelines and head stay as they are."""
+    """The config with four classes, little images and a tiny ViT; schedule, loops, pipelines and head stay as
+    they are."""
     config = Config.fromfile(config_file)
     data = dict(data_root=str(ade), metainfo=dict(classes=("wall", "building", "sky", "floor")))
     loader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=data)
@@ -129,7 +134,10 @@ def test_a_stock_config_learns_with_only_the_backbone_swapped(trained):
     losses = curve(trained, "loss")
     assert losses[-1] < 0.8 * losses[0]
     assert curve(trained, "mIoU")[-1] > 45  # of 4 classes; chance is about 14
-    assert type(trained.model).__name__ == "EncoderDecoder" and type(trained.model.backbone).__name__ == "DTEMBackbone"
+    assert (
+        type(trained.model).__name__ == "EncoderDecoder"
+        and type(trained.model.backbone).__name__ == "DTEMBackbone"
+    )
 
 
 def test_it_evaluates_at_another_reduction(trained):
@@ -143,7 +151,11 @@ def test_it_evaluates_at_another_reduction(trained):
     assert len(set(scores.values())) == 3 and min(scores.values()) > 35
 
 
-@pytest.mark.parametrize("test_cfg", [dict(mode="whole"), dict(mode="slide", crop_size=(48, 61), stride=(31, 40))], ids=lambda c: c["mode"])
+@pytest.mark.parametrize(
+    "test_cfg",
+    [dict(mode="whole"), dict(mode="slide", crop_size=(48, 61), stride=(31, 40))],
+    ids=lambda c: c["mode"],
+)
 def test_it_segments_images_of_any_size(trained, test_cfg):
     pixels, mask = scene(np.random.default_rng(5), 70, 101)
     size = dict(img_shape=(70, 101), ori_shape=(70, 101), pad_shape=(70, 101))
@@ -169,7 +181,9 @@ def test_it_resumes_at_the_right_iteration(trained, configs, ade):
         assert torch.equal(runner.model.state_dict()[name], tensor), name
     runner.train()
     assert sorted(set(curve(runner, "step"))) == [31, 32, 33, 34]
-    assert {int(state["step"]) for state in runner.optim_wrapper.optimizer.state_dict()["state"].values()} == {34}
+    assert {
+        int(state["step"]) for state in runner.optim_wrapper.optimizer.state_dict()["state"].values()
+    } == {34}
 
 
 def test_modular_training_moves_the_embeddings_only(configs, ade, tmp_path, trained):
@@ -178,7 +192,9 @@ def test_modular_training_moves_the_embeddings_only(configs, ade, tmp_path, trai
     runner = Runner.from_cfg(config)
     runner.train()
     after = runner.model.state_dict()
-    moved = {name for name, tensor in trained.model.state_dict().items() if not torch.equal(after[name], tensor)}
+    moved = {
+        name for name, tensor in trained.model.state_dict().items() if not torch.equal(after[name], tensor)
+    }
     assert moved == {name for name in after if ".metric." in name}
 
 
@@ -213,7 +229,11 @@ def test_training_relaxes_the_merge_so_that_a_frozen_backbone_learns_where_to_me
     backbone = build(policy="dtem", frozen=True)
     backbone.set_reduction(8)
     backbone.train()(images())[0].square().mean().backward()
-    learned = {name for name, parameter in backbone.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    learned = {
+        name
+        for name, parameter in backbone.named_parameters()
+        if parameter.grad is not None and parameter.grad.any()
+    }
     assert learned == {f"blocks.{i}.metric.{kind}" for i in range(3) for kind in ("weight", "bias")}
 
 
@@ -244,7 +264,9 @@ def test_loaded_weights_survive_the_runners_initialisation(when, tmp_path):
     save_file(source.state_dict(), path := tmp_path / "w.safetensors")
     option = {"weights": str(path), "init_cfg": dict(type="Pretrained", checkpoint=str(path))}[when]
     head = dict(type="FCNHead", in_channels=48, channels=8, num_convs=1, concat_input=False, num_classes=4)
-    segmentor = dict(type="EncoderDecoder", backbone=dict(type="DTEMBackbone", **TINY, **{when: option}), decode_head=head)
+    segmentor = dict(
+        type="EncoderDecoder", backbone=dict(type="DTEMBackbone", **TINY, **{when: option}), decode_head=head
+    )
     model = MODELS.build(ConfigDict(segmentor, _scope_="mmseg"))
     model.init_weights()
     for name, tensor in source.state_dict().items():
@@ -274,7 +296,9 @@ def test_a_mistake_in_the_config_is_named(options, message):
 
 
 def test_a_frozen_backbone_wants_all_of_its_weights(tmp_path):
-    partial = {name: tensor for name, tensor in build().state_dict().items() if name != "blocks.1.attn.qkv.weight"}
+    partial = {
+        name: tensor for name, tensor in build().state_dict().items() if name != "blocks.1.attn.qkv.weight"
+    }
     save_file(partial, path := tmp_path / "partial.safetensors")
     build(policy="dtem", weights=str(path))
     with pytest.raises(CheckpointError, match="has no blocks.1.attn.qkv.weight"):

@@ -1,4 +1,5 @@
-"""open_clip's models beside ours on the same weights; what is refused; the parts that captioning is built from."""
+"""open_clip's models beside ours on the same weights; what is refused; the parts that captioning is built
+from."""
 
 import copy
 
@@ -23,7 +24,12 @@ from pipeline.objectives import OBJECTIVES
 from tasks.classification import ClassificationTask
 from tasks.open_clip_bridge import pretrained
 from tasks.open_clip_bridge.parts import build_parts
-from tasks.open_clip_bridge.weights import OpenClipWeights, caption_weights, image_tower_weights, open_clip_weights
+from tasks.open_clip_bridge.weights import (
+    OpenClipWeights,
+    caption_weights,
+    image_tower_weights,
+    open_clip_weights,
+)
 
 VOCABULARY, LENGTH, WIDTH = 40, 12, 64
 TEXT = {"width": WIDTH, "heads": 4, "layers": 2}
@@ -43,7 +49,13 @@ def clip(quick_gelu=False, **vision):
 def coca(vision=None, quick_gelu=False):
     torch.manual_seed(SEED + 0)
     vision = VISION | POOLER | (vision or {})
-    model = CoCa(WIDTH, multimodal_cfg=TEXT | READ, text_cfg=TEXT | READ | OF_TEXT, vision_cfg=vision, quick_gelu=quick_gelu)
+    model = CoCa(
+        WIDTH,
+        multimodal_cfg=TEXT | READ,
+        text_cfg=TEXT | READ | OF_TEXT,
+        vision_cfg=vision,
+        quick_gelu=quick_gelu,
+    )
     nn.init.normal_(model.text_decoder.text_projection, std=0.1)
     return model.eval()
 
@@ -74,8 +86,16 @@ NATIVE = {
     "quick_gelu": ("vit_base_patch32_clip_quickgelu_224", {"quick_gelu": True}, {}),
     "quick_gelu by option": ("vit_base_patch32_clip_224", {"quick_gelu": True}, {"act_layer": "quick_gelu"}),
     "layer scale": ("vit_base_patch32_clip_224", {"ls_init_value": 0.3}, {"init_values": 1e-5}),
-    "no norm before the blocks": ("vit_base_patch32_224", {"no_ln_pre": True, "norm_kwargs": {"eps": 1e-6}}, {}),
-    "gelu_tanh": ("vit_base_patch32_clip_224", {"act_kwargs": {"approximate": "tanh"}}, {"act_layer": "gelu_tanh"}),
+    "no norm before the blocks": (
+        "vit_base_patch32_224",
+        {"no_ln_pre": True, "norm_kwargs": {"eps": 1e-6}},
+        {},
+    ),
+    "gelu_tanh": (
+        "vit_base_patch32_clip_224",
+        {"act_kwargs": {"approximate": "tanh"}},
+        {"act_layer": "gelu_tanh"},
+    ),
 }
 
 
@@ -111,7 +131,9 @@ def test_gradients_of_the_tower_are_open_clips():
     load_weights(backbone, model.state_dict())
     model.visual.ln_post(model.visual.transformer(model.visual._embeds(images()))).square().mean().backward()
     backbone(images(), reduction=0).final.tokens.square().mean().backward()
-    wanted = image_tower_weights({f"visual.{key}": p.grad for key, p in model.visual.named_parameters() if p.grad is not None})
+    wanted = image_tower_weights(
+        {f"visual.{key}": p.grad for key, p in model.visual.named_parameters() if p.grad is not None}
+    )
     for key, parameter in backbone.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[key], atol=1e-5, rtol=1e-3)
 
@@ -126,12 +148,18 @@ def test_a_tower_of_another_grid_has_its_positions_resampled():
     agree(backbone, larger.visual.ln_post(tokens_of(larger.visual, images(size=64))), images(size=64))
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_gap_224", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_base_patch16_gap_224", "deit_tiny_distilled_patch16_224"]
+)
 def test_a_timm_tower_computes_the_same(name, monkeypatch):
     build = open_clip.timm_model.timm.create_model
-    monkeypatch.setattr(open_clip.timm_model.timm, "create_model", lambda name, **o: build(name, img_size=32, **(SIZES | o)))
+    monkeypatch.setattr(
+        open_clip.timm_model.timm, "create_model", lambda name, **o: build(name, img_size=32, **(SIZES | o))
+    )
     torch.manual_seed(SEED + 0)
-    model = CustomTextCLIP(WIDTH, {"timm_model_name": name, "timm_pool": "", "image_size": 32}, TEXT | READ).eval()
+    model = CustomTextCLIP(
+        WIDTH, {"timm_model_name": name, "timm_pool": "", "image_size": 32}, TEXT | READ
+    ).eval()
     monkeypatch.undo()
     backbone = tower(name)
     report = load_weights(backbone, model.state_dict())
@@ -154,7 +182,9 @@ def test_published_towers_have_a_name_in_timm(name):
     """Heads and activation too; on the meta device, as some are large."""
     config = open_clip.get_model_config(name)
     with torch.device("meta"):
-        visual = open_clip.model._build_vision_tower(config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
+        visual = open_clip.model._build_vision_tower(
+            config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)
+        )
         backbone = build_backbone(PUBLISHED[name])
     given = OpenClipWeights({f"visual.{key}": value for key, value in visual.state_dict().items()}, config)
     assert set(backbone.state_dict()) <= set(open_clip_weights(given, backbone))
@@ -162,7 +192,9 @@ def test_published_towers_have_a_name_in_timm(name):
 
 def test_a_file_is_enough(tmp_path):
     model, backbone = coca(), tower()
-    save_file({key: value.clone() for key, value in model.state_dict().items()}, tmp_path / "coca.safetensors")
+    save_file(
+        {key: value.clone() for key, value in model.state_dict().items()}, tmp_path / "coca.safetensors"
+    )
     torch.save({"epoch": 3, "name": "coca", "state_dict": model.state_dict()}, tmp_path / "coca.pt")
     for file in ("coca.safetensors", "coca.pt"):
         report = load_weights(backbone, read_state_dict(tmp_path / file))
@@ -171,25 +203,63 @@ def test_a_file_is_enough(tmp_path):
 
 def test_a_clip_tower_goes_to_a_classifier_and_its_last_norm_behind_the_pooling():
     backbone = tower(global_pool="avg", fc_norm=True)
-    model = MultiTaskModel(backbone, {"animals": ClassificationTask(backbone, num_classes=3)}, OBJECTIVES.build("supervised"))
+    model = MultiTaskModel(
+        backbone, {"animals": ClassificationTask(backbone, num_classes=3)}, OBJECTIVES.build("supervised")
+    )
     report = load_weights(model, clip().state_dict())
     assert set(report.missing) == {"tasks.animals.head.weight", "tasks.animals.head.bias"}
     assert {"tasks.animals.fc_norm.weight", "tasks.animals.fc_norm.bias"} <= set(report.taken)
 
 
 ANOTHER = {
-    "width": ({"width": 32}, {}, r"'visual.class_embedding' is \(1, 1, 32\) in the checkpoint, and 'cls_token' \(1, 1, 64\)"),
-    "patch": ({"patch_size": 16}, {}, r"'visual.conv1.weight' is \(64, 3, 16, 16\) in the checkpoint, and 'patch_embed.proj.weight'"),
-    "deeper": ({"layers": 3}, {}, r"'visual.transformer.resblocks.2.ln_1.weight' of the checkpoint has no place"),
+    "width": (
+        {"width": 32},
+        {},
+        r"'visual.class_embedding' is \(1, 1, 32\) in the checkpoint, and 'cls_token' \(1, 1, 64\)",
+    ),
+    "patch": (
+        {"patch_size": 16},
+        {},
+        r"'visual.conv1.weight' is \(64, 3, 16, 16\) in the checkpoint, and 'patch_embed.proj.weight'",
+    ),
+    "deeper": (
+        {"layers": 3},
+        {},
+        r"'visual.transformer.resblocks.2.ln_1.weight' of the checkpoint has no place",
+    ),
     "shallower": ({"layers": 1}, {}, r"'blocks.1.norm1.weight' of the backbone is not in the checkpoint"),
     "mlp": ({"mlp_ratio": 2.0}, {}, r"'visual.transformer.resblocks.0.mlp.c_fc.weight' is \(128, 64\)"),
-    "norm before the blocks": ({"no_ln_pre": True}, {}, r"'norm_pre.weight' of the backbone is not in the checkpoint"),
-    "no norm before the blocks": ({}, {"pre_norm": False}, r"'visual.ln_pre.weight' of the checkpoint has no place"),
-    "layer scale": ({"ls_init_value": 0.1}, {}, r"'visual.transformer.resblocks.0.ls_1.gamma' of the checkpoint has no place"),
-    "no layer scale": ({}, {"init_values": 0.1}, r"'blocks.0.ls1.gamma' of the backbone is not in the checkpoint"),
-    "custom blocks": ({"scale_fc": True}, {}, r"'visual.transformer.resblocks.0.mlp.ln.weight' of the checkpoint has no place"),
+    "norm before the blocks": (
+        {"no_ln_pre": True},
+        {},
+        r"'norm_pre.weight' of the backbone is not in the checkpoint",
+    ),
+    "no norm before the blocks": (
+        {},
+        {"pre_norm": False},
+        r"'visual.ln_pre.weight' of the checkpoint has no place",
+    ),
+    "layer scale": (
+        {"ls_init_value": 0.1},
+        {},
+        r"'visual.transformer.resblocks.0.ls_1.gamma' of the checkpoint has no place",
+    ),
+    "no layer scale": (
+        {},
+        {"init_values": 0.1},
+        r"'blocks.0.ls1.gamma' of the backbone is not in the checkpoint",
+    ),
+    "custom blocks": (
+        {"scale_fc": True},
+        {},
+        r"'visual.transformer.resblocks.0.mlp.ln.weight' of the checkpoint has no place",
+    ),
     "resnet": ({"layers": [1, 1, 1, 1], "head_width": 64}, {}, r"'visual.conv1.weight' is \(32, 3, 3, 3\)"),
-    "class token": ({}, {"class_token": False, "global_pool": "avg"}, "'visual.class_embedding' of the checkpoint has no place"),
+    "class token": (
+        {},
+        {"class_token": False, "global_pool": "avg"},
+        "'visual.class_embedding' of the checkpoint has no place",
+    ),
 }
 
 
@@ -205,17 +275,27 @@ def test_another_tower_is_refused_by_its_first_tensor(case):
 
 def test_poolers_that_open_clip_has_not_finished_are_refused():
     model = coca({"attentional_pool": "parallel"})
-    with pytest.raises(CheckpointError, match="visual.attn_pool_contrastive.query' of the checkpoint has no place"):
+    with pytest.raises(
+        CheckpointError, match="visual.attn_pool_contrastive.query' of the checkpoint has no place"
+    ):
         load_weights(tower(), model.state_dict())
 
 
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        ({"quick_gelu": True}, {}, "activation quick_gelu, the backbone another; give backbone.options act_layer='quick_gelu'"),
+        (
+            {"quick_gelu": True},
+            {},
+            "activation quick_gelu, the backbone another; give backbone.options act_layer='quick_gelu'",
+        ),
         ({}, {"act_layer": "quick_gelu"}, "activation gelu, the backbone another.*without 'quickgelu'"),
         ({"vision_cfg": VISION | {"act_kwargs": {"approximate": "tanh"}}}, {}, "act_layer='gelu_tanh'"),
-        ({"vision_cfg": VISION | {"head_width": 32}}, {}, "has 2 heads, the backbone 4; give backbone.options num_heads=2"),
+        (
+            {"vision_cfg": VISION | {"head_width": 32}},
+            {},
+            "has 2 heads, the backbone 4; give backbone.options num_heads=2",
+        ),
     ],
 )
 def test_what_shapes_do_not_show_is_refused_where_the_config_is_known(config, options, message):
@@ -226,7 +306,9 @@ def test_what_shapes_do_not_show_is_refused_where_the_config_is_known(config, op
 
 
 def test_a_published_name_brings_its_config(tmp_path, monkeypatch):
-    save_file({key: value.clone() for key, value in clip().state_dict().items()}, tmp_path / "clip.safetensors")
+    save_file(
+        {key: value.clone() for key, value in clip().state_dict().items()}, tmp_path / "clip.safetensors"
+    )
     file = tmp_path / "clip.safetensors"
     found = read_state_dict(f"open_clip:ViT-B-32-quickgelu@{file}")
     assert isinstance(found, OpenClipWeights) and found.config["quick_gelu"] and "visual.proj" in found
@@ -245,12 +327,16 @@ def test_names_that_nothing_is_published_under(monkeypatch):
         raise FileNotFoundError("no network")
 
     monkeypatch.setattr(pretrained, "download_pretrained", offline)
-    with pytest.raises(CheckpointError, match=r"open_clip:ViT-B-32@openai cannot be downloaded \(no network\); give open_clip:MODEL@FILE"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"open_clip:ViT-B-32@openai cannot be downloaded \(no network\); give open_clip:MODEL@FILE",
+    ):
         read_state_dict("open_clip:ViT-B-32@openai")
 
 
 def filled(parts):
-    """Text tower, decoder, and a pooler with the tensors that open_clip keeps on its image tower, all with a CoCa's weights."""
+    """Text tower, decoder, and a pooler with the tensors that open_clip keeps on its image tower, all with a
+    CoCa's weights."""
     modules = nn.ModuleDict({"text": parts.text, "decoder": parts.decoder, "pooler": parts.pooler(WIDTH)})
     modules["pooler"].ln_post = nn.LayerNorm(WIDTH)
     modules["pooler"].proj = nn.Parameter(torch.empty(WIDTH, WIDTH))
@@ -272,14 +358,21 @@ def test_the_parts_on_our_tower_are_open_clips_coca():
         logits = parts.decoder(tokens[:, 1:], read[:, :-1])
     torch.testing.assert_close(logits, wanted["logits"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
-        nn.functional.normalize(tokens[:, 0] @ modules["pooler"].proj), wanted["image_features"], atol=1e-5, rtol=1e-4
+        nn.functional.normalize(tokens[:, 0] @ modules["pooler"].proj),
+        wanted["image_features"],
+        atol=1e-5,
+        rtol=1e-4,
     )
     torch.testing.assert_close(nn.functional.normalize(feature), wanted["text_features"])
 
 
 def captioning_model(num_words=VOCABULARY - 4, context_length=LENGTH, route="pooler", **options):
     backbone = tower(**options)
-    tokenizer = {"type": "words", "words": [f"w{i}" for i in range(num_words)], "context_length": context_length}
+    tokenizer = {
+        "type": "words",
+        "words": [f"w{i}" for i in range(num_words)],
+        "context_length": context_length,
+    }
     task = TASKS.build("captioning", backbone, model=SPEC, tokenizer=tokenizer, route=route)
     return MultiTaskModel(backbone, {"captions": task}, OBJECTIVES.build("supervised"))
 
@@ -297,7 +390,12 @@ def test_a_modular_run_starts_from_the_file_of_a_coca(tmp_path, caplog):
     tokenizer = {"type": "words", "words": [f"w{i}" for i in range(VOCABULARY - 4)], "context_length": LENGTH}
     head = {"model": SPEC, "tokenizer": tokenizer}
     data = {"train": "unread", "schema": "captioning", "tokenizer": tokenizer}
-    backbone = {"name": "vit_base_patch32_clip_224", "img_size": 32, "weights": str(tmp_path / "coca.pt"), "options": SIZES}
+    backbone = {
+        "name": "vit_base_patch32_clip_224",
+        "img_size": 32,
+        "weights": str(tmp_path / "coca.pt"),
+        "options": SIZES,
+    }
     plain = {
         "output": str(tmp_path),
         "backbone": backbone,
@@ -318,7 +416,9 @@ def test_without_a_last_norm_in_the_backbone_the_pooler_has_its_own():
 
 def test_another_vocabulary_takes_the_tower_only_and_says_so(caplog):
     report = load_weights(captioning_model(num_words=3), coca().state_dict())
-    assert {key.split(".")[0] for key in report.taken} == {"backbone"} and "open_clip:text.token_embedding.weight" in report.left
+    assert {key.split(".")[0] for key in report.taken} == {
+        "backbone"
+    } and "open_clip:text.token_embedding.weight" in report.left
     assert "reads 40 different tokens and the task 7: only its image tower is taken" in caplog.text
 
 
@@ -334,12 +434,16 @@ def test_the_direct_route_leaves_the_pooler():
 
 
 def test_another_context_is_refused_by_name():
-    with pytest.raises(CheckpointError, match=r"text.positional_embedding' is \(13, 64\) in the checkpoint and \(17, 64\) in the model"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"text.positional_embedding' is \(13, 64\) in the checkpoint and \(17, 64\) in the model",
+    ):
         load_weights(captioning_model(context_length=16), coca().state_dict())
 
 
 def test_a_new_decoder_learns_below_its_last_matrix_from_the_first_step():
-    """open_clip leaves that matrix as the memory was, mostly zeros: every word is then as likely, and nothing below gets a gradient."""
+    """open_clip leaves that matrix as the memory was, mostly zeros: every word is then as likely, and nothing
+    below gets a gradient."""
     torch.manual_seed(SEED + 0)
     parts = build_parts(SPEC, **READ)
     assert 0.8 < parts.decoder.text_projection.std() * WIDTH**0.5 < 1.2
@@ -365,7 +469,9 @@ def test_the_published_coca_is_built_by_its_name(monkeypatch):
     assert (parts.embed_dim, parts.width, parts.n_queries, parts.heads) == (512, 512, 256, 8)
     assert parts.text.output_tokens and parts.text.cls_emb is not None
     assert parts.decoder.text_projection.shape == (512, 49408)
-    with pytest.raises(ConfigError, match="text_cfg.context_length is 76, but the tokenizer's is 32; make them agree"):
+    with pytest.raises(
+        ConfigError, match="text_cfg.context_length is 76, but the tokenizer's is 32; make them agree"
+    ):
         build_parts("coca_ViT-B-32", vocab_size=49408, context_length=32)
 
 
@@ -384,10 +490,19 @@ def test_the_users_dict_stays_as_it_is():
         ("local-dir:/tmp", "unknown open_clip model"),
         ("coca_roberta-ViT-B-32", "by transformers, which this project does not use"),
         (SPEC | {"pretrained": "x"}, "unknown option 'pretrained'"),
-        (SPEC | {"text_cfg": TEXT | {"widht": 3}}, "model.text_cfg: unknown option 'widht'; did you mean 'width'"),
-        (SPEC | {"text_cfg": TEXT | {"vocab_size": 3}}, "model.text_cfg.vocab_size is 3, but the tokenizer's is 40"),
+        (
+            SPEC | {"text_cfg": TEXT | {"widht": 3}},
+            "model.text_cfg: unknown option 'widht'; did you mean 'width'",
+        ),
+        (
+            SPEC | {"text_cfg": TEXT | {"vocab_size": 3}},
+            "model.text_cfg.vocab_size is 3, but the tokenizer's is 40",
+        ),
         (SPEC | {"text_cfg": TEXT | {"width": 32}}, "model.text_cfg.width is 32, but the decoder, .* has 64"),
-        (SPEC | {"text_cfg": TEXT | {"embed_cls": False}}, "model.text_cfg.embed_cls is False, but captioning needs True"),
+        (
+            SPEC | {"text_cfg": TEXT | {"embed_cls": False}},
+            "model.text_cfg.embed_cls is False, but captioning needs True",
+        ),
         (SPEC | {"text_cfg": TEXT | {"pad_id": 1}}, "model.text_cfg.pad_id is 1, but captioning needs 0"),
         (SPEC | {"text_cfg": TEXT | {"heads": 5}}, "open_clip cannot build"),
         (SPEC | {"vision_cfg": {"attn_pooler_heads": 5}}, "the pooler's 5 heads do not divide its width 64"),

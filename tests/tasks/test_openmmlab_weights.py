@@ -1,7 +1,11 @@
-"""ViTs of mmseg and mmpretrain in a merging backbone: every tensor finds its place, and at r = 0 the features are theirs."""
+"""ViTs of mmseg and mmpretrain in a merging backbone: every tensor finds its place, and at r = 0 the features
+are theirs."""
 
 import pytest
 import torch
+
+# isort: skip - the bridge sees to it that mmseg can be imported
+from mmseg.models.backbones import VisionTransformer
 from safetensors.torch import save_file
 from tiny import IMG, SIZES, images, tiny_vit
 
@@ -10,14 +14,19 @@ from pipeline.backbone.load import load_weights
 from pipeline.errors import CheckpointError
 from tasks.mmseg_bridge import DTEMBackbone
 
-from mmseg.models.backbones import VisionTransformer  # isort: skip - the bridge sees to it that mmseg can be imported
-
 NAME = "vit_tiny_patch16_224"
 
 
 def theirs(**options):
     torch.manual_seed(0)
-    sizes = dict(img_size=IMG, patch_size=8, embed_dims=48, num_layers=3, num_heads=3, norm_cfg=dict(type="LN", eps=1e-6))
+    sizes = dict(
+        img_size=IMG,
+        patch_size=8,
+        embed_dims=48,
+        num_layers=3,
+        num_heads=3,
+        norm_cfg=dict(type="LN", eps=1e-6),
+    )
     model = VisionTransformer(**sizes | options, out_indices=(1, 2), final_norm=True)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # norms and biases as well
@@ -26,7 +35,9 @@ def theirs(**options):
 
 
 def in_segmentor(state):
-    return {f"backbone.{name}": tensor for name, tensor in state.items()} | {"decode_head.conv_seg.weight": torch.zeros(4, 48, 1, 1)}
+    return {f"backbone.{name}": tensor for name, tensor in state.items()} | {
+        "decode_head.conv_seg.weight": torch.zeros(4, 48, 1, 1)
+    }
 
 
 @pytest.mark.parametrize("when", ["weights", "init_cfg"])
@@ -34,10 +45,16 @@ def in_segmentor(state):
 def test_features_are_those_of_mmsegs_vit(options, when, tmp_path):
     model = theirs(**options)
     save_file(in_segmentor(model.state_dict()), path := tmp_path / "vit.safetensors")
-    start = {"weights": str(path)} if when == "weights" else {"init_cfg": dict(type="Pretrained", checkpoint=str(path))}
+    start = (
+        {"weights": str(path)}
+        if when == "weights"
+        else {"init_cfg": dict(type="Pretrained", checkpoint=str(path))}
+    )
     timm_options = SIZES | ({"pre_norm": True} if options.get("pre_norm") else {})
     size = options.get("img_size", IMG)
-    ours = DTEMBackbone(NAME, img_size=size, timm_options=timm_options, out_indices=(1, 2), policy="dtem", **start)
+    ours = DTEMBackbone(
+        NAME, img_size=size, timm_options=timm_options, out_indices=(1, 2), policy="dtem", **start
+    )
     ours.init_weights()
     given = images(2, size)
     with torch.no_grad():
@@ -73,7 +90,10 @@ def mmpretrain_name(key):
 
 @pytest.mark.parametrize("options", [{}, {"init_values": 0.1}, {"pre_norm": True}], ids=str)
 def test_names_of_mmpretrain_find_their_places(options):
-    vit, ours = create_vit(NAME, num_classes=10, img_size=IMG, timm_options=SIZES | options), tiny_vit("tome", timm_options=options)
+    vit, ours = (
+        create_vit(NAME, num_classes=10, img_size=IMG, timm_options=SIZES | options),
+        tiny_vit("tome", timm_options=options),
+    )
     report = load_weights(ours, {mmpretrain_name(key): value for key, value in vit.state_dict().items()})
     assert not report.missing and set(report.left) == {"head.weight", "head.bias"}
     assert all(torch.equal(value, vit.state_dict()[key]) for key, value in ours.state_dict().items())

@@ -39,13 +39,24 @@ def test_recall_is_that_of_the_sorted_table(chunk, monkeypatch):
 def test_features_that_say_nothing_find_nothing(value):
     """Where all is equally near, and where nothing is a number."""
     count = 12
-    found = recalls(torch.full((count, 3), value), torch.full((count, 3), value), torch.ones(count, dtype=torch.int64))
+    found = recalls(
+        torch.full((count, 3), value), torch.full((count, 3), value), torch.ones(count, dtype=torch.int64)
+    )
     assert set(found.values()) == {0.0}
 
 
 def test_a_class_is_the_mean_direction_of_its_captions():
-    directions = {"a dog": [1.0, 0.0], "the dog": [0.0, 1.0], "a big cat": [0.6, 0.8], "the big cat": [0.6, 0.8]}
-    found = class_features(lambda texts: torch.tensor([directions[text] for text in texts]), ["dog", "big_cat"], ["a {}", "the {}"])
+    directions = {
+        "a dog": [1.0, 0.0],
+        "the dog": [0.0, 1.0],
+        "a big cat": [0.6, 0.8],
+        "the big cat": [0.6, 0.8],
+    }
+    found = class_features(
+        lambda texts: torch.tensor([directions[text] for text in texts]),
+        ["dog", "big_cat"],
+        ["a {}", "the {}"],
+    )
     assert found.tolist() == [pytest.approx([0.5**0.5, 0.5**0.5]), pytest.approx([0.6, 0.8])]
     with pytest.raises(ConfigError, match="one place {} for the name"):
         class_features(lambda texts: torch.zeros(len(texts), 2), ["dog"], ["a {}", "a dog"])

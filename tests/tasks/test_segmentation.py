@@ -1,4 +1,5 @@
-"""Segmentation with mmseg's heads: what each learns, the merged decoder, and what the objectives ask of the task."""
+"""Segmentation with mmseg's heads: what each learns, the merged decoder, and what the objectives ask of the
+task."""
 
 import copy
 import subprocess
@@ -32,7 +33,9 @@ def model(head=None, variant="dtem", reduction=8, objective="supervised", prefix
 def stripes(size, img=IMG):
     """Each image in `CLASSES` broad stripes, in its own order; a frame of pixels is ignored."""
     columns = torch.arange(img) * CLASSES // img
-    mask = torch.stack([(columns + i) % CLASSES for i in range(size)])[:, None].repeat(1, img, 1).to(torch.uint8)
+    mask = (
+        torch.stack([(columns + i) % CLASSES for i in range(size)])[:, None].repeat(1, img, 1).to(torch.uint8)
+    )
     mask[:, :4], mask[:, -4:] = 255, 255
     return mask
 
@@ -53,7 +56,11 @@ def test_a_few_images_can_be_learned_by_heart(name):
         output.loss.backward()
         optimizer.step()
     assert min(losses[-3:]) < 0.7 * losses[0], losses
-    idle = [key for key, parameter in trained.named_parameters() if parameter.grad is None and ".metric." not in key]
+    idle = [
+        key
+        for key, parameter in trained.named_parameters()
+        if parameter.grad is None and ".metric." not in key
+    ]
     assert not idle, f"no gradient reached {idle}"
 
 
@@ -67,13 +74,19 @@ def test_logits_and_logs_have_the_promised_form(name, autocast):
     assert output.predictions.shape[:2] == (2, CLASSES)
     totals = {key: (total / count).item() for key, (total, count) in output.logs.items()}
     parts = [value for key, value in totals.items() if "loss_" in key]
-    assert totals["loss"] == pytest.approx(sum(parts), rel=1e-5) and totals["loss"] == pytest.approx(output.loss.item(), rel=1e-5)
-    assert 0 <= totals["decode.acc_seg"] <= 1 and not any(total.requires_grad for total, _ in output.logs.values())
+    assert totals["loss"] == pytest.approx(sum(parts), rel=1e-5) and totals["loss"] == pytest.approx(
+        output.loss.item(), rel=1e-5
+    )
+    assert 0 <= totals["decode.acc_seg"] <= 1 and not any(
+        total.requires_grad for total, _ in output.logs.values()
+    )
 
 
 @pytest.mark.parametrize("how", UNMERGES)
 def test_an_image_without_labels_costs_nothing_and_is_finite(how):
-    output = model(HEADS["linear with auxiliary heads"], unmerge=how).train()(batch(mask=torch.full((2, IMG, IMG), 255, dtype=torch.uint8)))
+    output = model(HEADS["linear with auxiliary heads"], unmerge=how).train()(
+        batch(mask=torch.full((2, IMG, IMG), 255, dtype=torch.uint8))
+    )
     output.loss.backward()
     assert output.loss == 0 and all(total.isfinite() for total, _ in output.logs.values())
 
@@ -112,7 +125,9 @@ def test_the_merged_decoder_equals_the_decoder_on_copies(variant, how, prefix):
         exact = replace(output, final=replace(output.final, size=output.final.size.double()))
         task = plain.tasks["street"]
         expected, got = task.decode_head(task.features(exact)), decode_merged(task.decode_head, exact.final)
-        without_sizes = decode_merged(task.decode_head, replace(exact.final, size=torch.ones_like(exact.final.size)))
+        without_sizes = decode_merged(
+            task.decode_head, replace(exact.final, size=torch.ones_like(exact.final.size))
+        )
     assert output.final.size.max() > 1 and expected.std() > 0.1
     torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
     assert (without_sizes - expected).abs().max() > 1e-3
@@ -122,12 +137,16 @@ def test_the_merged_decoder_is_an_option_of_the_task():
     plain, merged = model(unmerge="copy").eval(), model(merged_decoder=True).eval()
     assert merged.tasks["street"].unmerge == "copy"
     with torch.no_grad():
-        torch.testing.assert_close(merged.predict(batch()).predictions, plain.predict(batch()).predictions, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            merged.predict(batch()).predictions, plain.predict(batch()).predictions, atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
 @pytest.mark.parametrize("variant", RELAXED)
-@pytest.mark.parametrize("options", [{"unmerge": how} for how in UNMERGES] + [{"merged_decoder": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"unmerge": how} for how in UNMERGES] + [{"merged_decoder": True}], ids=str
+)
 def test_every_objective_trains_the_metric_embeddings_alone(objective, variant, options):
     trained = model(variant=variant, objective=objective, **options)
     for name, parameter in trained.named_parameters():
@@ -136,7 +155,8 @@ def test_every_objective_trains_the_metric_embeddings_alone(objective, variant, 
     output.loss.backward()
     assert output.loss.isfinite()
     reached = [
-        block.metric.weight.grad is not None and block.metric.weight.grad.abs().max().item() > 0 for block in trained.backbone.blocks
+        block.metric.weight.grad is not None and block.metric.weight.grad.abs().max().item() > 0
+        for block in trained.backbone.blocks
     ]
     assert reached[:-1] == [True] * 3
     assert all(parameter.grad is None for parameter in trained.tasks.parameters())
@@ -144,7 +164,9 @@ def test_every_objective_trains_the_metric_embeddings_alone(objective, variant, 
 
 def test_the_divergence_of_two_outputs_is_a_mean_over_cells():
     task = model().tasks["street"]
-    student, teacher = (TaskOutput(torch.zeros(()), predictions=torch.randn(2, CLASSES, 3, 4)) for _ in range(2))
+    student, teacher = (
+        TaskOutput(torch.zeros(()), predictions=torch.randn(2, CLASSES, 3, 4)) for _ in range(2)
+    )
     p, q = ((each.predictions / 3).softmax(dim=1) for each in (teacher, student))
     expected = (p * (p / q).log()).sum(dim=1).mean() * 9
     torch.testing.assert_close(task.distill(student, teacher, 3.0), expected)

@@ -1,4 +1,5 @@
-"""Windows, scales, flips and metrics of segmentation are those of MMSegmentation, whose own code is what they are compared with."""
+"""Windows, scales, flips and metrics of segmentation are those of MMSegmentation, whose own code is what they
+are compared with."""
 
 import importlib
 from types import SimpleNamespace
@@ -57,7 +58,8 @@ def pixels(images, out_size, inference):
 
 
 def padded_logits(images):
-    """What is expected of one window: zeros beside it until its patches are full, and their pixels cut off again."""
+    """What is expected of one window: zeros beside it until its patches are full, and their pixels cut off
+    again."""
     (height, width), (patch_h, patch_w) = images.shape[-2:], PATCH
     full = F.pad(images, (0, -width % patch_w, 0, -height % patch_h))
     return resized(logits(encode(full)), full.shape[-2:])[..., :height, :width]
@@ -74,7 +76,9 @@ def test_a_whole_image_is_one_padded_window(size, out):
 def test_sliding_windows_are_those_of_mmseg(size, mmseg):
     images = torch.randn(2, 3, *size)
     settings = SimpleNamespace(crop_size=SLIDE.crop_size, stride=SLIDE.stride)
-    theirs = SimpleNamespace(test_cfg=settings, out_channels=CLASSES, encode_decode=lambda crop, metas: padded_logits(crop))
+    theirs = SimpleNamespace(
+        test_cfg=settings, out_channels=CLASSES, encode_decode=lambda crop, metas: padded_logits(crop)
+    )
     wanted = mmseg.EncoderDecoder.slide_inference(theirs, images, [{}])
     close(pixels(images, size, SLIDE), wanted)
 
@@ -98,14 +102,19 @@ def test_views_are_merged_as_in_mmseg(mmseg):
     for scale in VIEWS.scales:
         size = tuple(int(side * scale + 0.5) for side in image.shape[-2:])
         small = image if scale == 1 else F.interpolate(image, size, mode="bilinear", antialias=True)
-        views += [resized(padded_logits(small), out)[0], resized(padded_logits(small.flip(-1)).flip(-1), out)[0]]
+        views += [
+            resized(padded_logits(small), out)[0],
+            resized(padded_logits(small.flip(-1)).flip(-1), out)[0],
+        ]
     samples = [SegDataSample(seg_logits=PixelData(data=view), metainfo={"img_path": ""}) for view in views]
     theirs = SimpleNamespace(module=SimpleNamespace(out_channels=CLASSES))
     (merged,) = mmseg.SegTTAModel.merge_preds(theirs, [samples])
     ours = pixels(image, out, VIEWS)[0]
     first, second = ours.topk(2, dim=0).values
     clear = first - second > 1e-5  # else a rounding decides
-    assert clear.float().mean() > 0.99 and torch.equal(ours.argmax(0)[clear], merged.pred_sem_seg.data.squeeze()[clear])
+    assert clear.float().mean() > 0.99 and torch.equal(
+        ours.argmax(0)[clear], merged.pred_sem_seg.data.squeeze()[clear]
+    )
     close(ours.sum(0), torch.ones(out))
 
 
@@ -122,7 +131,8 @@ def test_with_flip_the_mirror_image_gets_the_mirrored_answer():
 
 
 def random_case(seed, present):
-    """Predictions and labels [4, 40, 30] of 5 classes, of which only `present` are labelled, with a fifth of the pixels ignored."""
+    """Predictions and labels [4, 40, 30] of 5 classes, of which only `present` are labelled, with a fifth of
+    the pixels ignored."""
     draw = np.random.default_rng(seed)
     mask = draw.choice(present, (4, 40, 30)).astype(np.uint8)
     mask[draw.random(mask.shape) < 0.2] = 255
@@ -134,8 +144,13 @@ def random_case(seed, present):
 @pytest.mark.parametrize("present", [[0, 1, 2, 3, 4], [0, 2], [3]], ids=str)
 def test_scores_are_those_of_mmsegs_metric(present, mmseg):
     said, mask = random_case(1, present)
-    areas = [mmseg.IoUMetric.intersect_and_union(p, m.long(), CLASSES, 255) for p, m in zip(said, mask, strict=True)]
-    theirs = mmseg.IoUMetric.total_area_to_metrics(*(sum(area) for area in zip(*areas, strict=True)), ["mIoU"])
+    areas = [
+        mmseg.IoUMetric.intersect_and_union(p, m.long(), CLASSES, 255)
+        for p, m in zip(said, mask, strict=True)
+    ]
+    theirs = mmseg.IoUMetric.total_area_to_metrics(
+        *(sum(area) for area in zip(*areas, strict=True)), ["mIoU"]
+    )
     halves = [confusion(said[part], mask[part], CLASSES) for part in (slice(0, 1), slice(1, 4))]
     ours = scores_of(halves[0] + halves[1])
     assert ours["aAcc"] == pytest.approx(float(theirs["aAcc"]), abs=1e-6)
@@ -153,13 +168,18 @@ def test_a_table_of_nothing_is_not_applicable():
 
 def test_a_batch_is_counted_at_the_size_of_its_masks():
     """In float64, as a rounding may decide which class is first."""
-    images, mask = torch.randn(2, 3, 30, 44).double(), torch.randint(0, CLASSES, (2, 61, 87), dtype=torch.uint8)
+    images, mask = (
+        torch.randn(2, 3, 30, 44).double(),
+        torch.randint(0, CLASSES, (2, 61, 87), dtype=torch.uint8),
+    )
     mask[0, :7] = 255
     batch = Batch("scenes", images, MaskTargets(mask))
     table = count_confusion(encode, logits, batch, Inference(), PATCH, CLASSES)
     said = resized(padded_logits(images), (61, 87)).argmax(1)
     assert torch.equal(table, confusion(said, mask, CLASSES)) and table.dtype == torch.int64
-    assert table.sum() == (mask != 255).sum() and torch.equal(table.sum(1), torch.bincount(mask[mask != 255].long(), minlength=CLASSES))
+    assert table.sum() == (mask != 255).sum() and torch.equal(
+        table.sum(1), torch.bincount(mask[mask != 255].long(), minlength=CLASSES)
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""What a run does about data that it cannot read: a few samples, too many of them, and a disk that is away."""
+"""What a run does about data that it cannot read: a few samples, too many of them, and a disk that is
+away."""
 
 import errno
 import json
@@ -38,14 +39,21 @@ def test_a_run_says_what_it_could_not_read_and_where(digits, tmp_path, capsys):
     assert [line["bad_samples"] for line in told if "bad_samples" in line][-1] == 3
     assert told[-1]["val/digits/samples"] == 24 and told[-1]["val/digits/missing"] == 1
     said = capsys.readouterr().err
-    assert "digits: 3 of 80 samples could not be read, and others took their places (train-00000.tar 2, train-00002.tar 1)" in said
+    assert (
+        "digits: 3 of 80 samples could not be read, and others took their places (train-00000.tar 2, "
+        "train-00002.tar 1)" in said
+    )
     assert "digits: 1 of 25 samples could not be read, and are not in its scores" in said
 
 
 def test_scattered_bad_samples_have_a_budget(digits, tmp_path):
     """Never many in a row, as samples are shuffled over the shards."""
     shards = damaged(digits, tmp_path / "shards", {(TRAIN[1], sample): "jpg" for sample in range(0, 30, 2)})
-    with pytest.raises(SampleError, match=r"digits: \d\d of \d\d samples could not be .*\(train-00001.tar \d\d\).*max_bad_share allows 10"):
+    with pytest.raises(
+        SampleError,
+        match=r"digits: \d\d of \d\d samples could not be .*\(train-00001.tar \d\d\).*max_bad_share "
+        r"allows 10",
+    ):
         train(from_plain(plain_of(shards, tmp_path / "run")))
     assert any((tmp_path / "run" / "checkpoints").glob("step_*")), "the steps until then are not lost"
     train(from_plain(plain_of(shards, tmp_path / "generous", max_bad_share=0.2)))
@@ -55,7 +63,8 @@ def test_scattered_bad_samples_have_a_budget(digits, tmp_path):
 def test_where_the_disk_is_gone_one_process_saves_and_continues_to_the_last_bit(
     digits, tmp_path, monkeypatch, workers, accumulation, batches
 ):
-    """Also where it is gone in a step: the second micro-batch of the fourth cannot be read, the first has drawn from the generators."""
+    """Also where it is gone in a step: the second micro-batch of the fourth cannot be read, the first has
+    drawn from the generators."""
     monkeypatch.setattr(storage, "PAUSE", 0.01)
     train(from_plain(plain_of(digits, tmp_path / "whole", accumulation)))
     gone, good = [False], os.pread
@@ -76,5 +85,10 @@ def test_where_the_disk_is_gone_one_process_saves_and_continues_to_the_last_bit(
     assert saved.name == "step_00000003"
     monkeypatch.setattr(os, "pread", good)
     train(from_plain(plain | {"tasks": plain_of(digits, tmp_path / "run", accumulation)["tasks"]}))
-    ends = [read_checkpoint(tmp_path / name / f"checkpoints/step_{STEPS:08d}").tensors for name in ("whole", "run")]
-    assert ends[0].keys() == ends[1].keys() and all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+    ends = [
+        read_checkpoint(tmp_path / name / f"checkpoints/step_{STEPS:08d}").tensors
+        for name in ("whole", "run")
+    ]
+    assert ends[0].keys() == ends[1].keys() and all(
+        torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items()
+    )

@@ -17,14 +17,18 @@ from pipeline.train.storage import read_checkpoint
 
 MAIN = {"digits": "top1", "captions": "CIDEr", "masks": "mIoU"}
 SCORES = {1: (0.3, 0.9, 0.2), 2: (0.5, 0.4, 0.4), 3: (0.9, 0.5, 0.1), 4: (0.4, 0.4, 0.48)}
-"""Step -> main metrics of digits, captions and masks. The arithmetic mean is highest at step 3, the geometric one at step 2."""
+"""Step -> main metrics of digits, captions and masks. The arithmetic mean is highest at step 3, the geometric
+one at step 2."""
 
 
 def score_of(values, best=None):
-    """Of an evaluation with these main metrics, in the order of MAIN; a task without a value was not evaluated."""
+    """Of an evaluation with these main metrics, in the order of MAIN; a task without a value was not
+    evaluated."""
     model = nn.Module()
     model.tasks = {task: SimpleNamespace(main_metric=metric) for task, metric in MAIN.items()}
-    return ranking_score(model, {task: {MAIN[task]: value} for task, value in zip(MAIN, values, strict=False)}, best)
+    return ranking_score(
+        model, {task: {MAIN[task]: value} for task, value in zip(MAIN, values, strict=False)}, best
+    )
 
 
 def best_step(table, best=None):
@@ -35,7 +39,9 @@ def best_step(table, best=None):
 def test_the_best_evaluation_is_by_the_geometric_mean_or_by_the_task_that_is_named(best, step):
     values = SCORES[step]
     assert best_step(SCORES, best) == step
-    assert score_of(values, best) == pytest.approx(values[list(MAIN).index(best)] if best else math.prod(values) ** (1 / 3))
+    assert score_of(values, best) == pytest.approx(
+        values[list(MAIN).index(best)] if best else math.prod(values) ** (1 / 3)
+    )
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
@@ -47,7 +53,10 @@ def test_a_score_that_is_not_there_or_not_finite_ranks_nothing(best, score, valu
 
 @pytest.mark.parametrize("task", range(len(MAIN)))
 def test_the_unit_of_a_metric_does_not_decide(task):
-    scaled = {step: [100 * value if i == task else value for i, value in enumerate(values)] for step, values in SCORES.items()}
+    scaled = {
+        step: [100 * value if i == task else value for i, value in enumerate(values)]
+        for step, values in SCORES.items()
+    }
     assert best_step(scaled) == best_step(SCORES) == 2
 
 
@@ -69,10 +78,20 @@ def test_the_first_evaluation_with_a_score_is_the_best_until_a_higher_one(digits
 
 
 def test_the_rule_is_held_by_what_a_run_writes(digits, tmp_path):
-    train(from_plain(tiny_tasks_plain(digits, tmp_path, train=dict(steps=2, eval_every=1), optim=dict(warmup_steps=0))))
+    train(
+        from_plain(
+            tiny_tasks_plain(digits, tmp_path, train=dict(steps=2, eval_every=1), optim=dict(warmup_steps=0))
+        )
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    values = [[line[f"val/{task}/{metric}"] for task, metric in MAIN.items()] for line in lines if "val/digits/top1" in line]
+    values = [
+        [line[f"val/{task}/{metric}"] for task, metric in MAIN.items()]
+        for line in lines
+        if "val/digits/top1" in line
+    ]
     means = [math.prod(row) ** (1 / 3) for row in values]
     assert len(means) == 2
     assert pointed(tmp_path / "checkpoints", "best").name == f"step_{1 + means.index(max(means)):08d}"
-    assert read_checkpoint(tmp_path / "checkpoints/step_00000002").facts["progress"]["best"] == pytest.approx(max(means))
+    assert read_checkpoint(tmp_path / "checkpoints/step_00000002").facts["progress"]["best"] == pytest.approx(
+        max(means)
+    )

@@ -1,4 +1,5 @@
-"""Going back to an older checkpoint, and past damaged ones: nothing that is good is lost, and nothing of another branch is continued."""
+"""Going back to an older checkpoint, and past damaged ones: nothing that is good is lost, and nothing of
+another branch is continued."""
 
 import logging
 import shutil
@@ -20,16 +21,22 @@ def damage(folder):
     (folder / "model.safetensors").write_bytes(b"")
 
 
-def test_what_is_saved_after_going_back_stays_and_the_branch_that_was_left_is_set_aside(tiny_run, tmp_path, caplog):
+def test_what_is_saved_after_going_back_stays_and_the_branch_that_was_left_is_set_aside(
+    tiny_run, tmp_path, caplog
+):
     caplog.set_level(logging.WARNING)
     root = tmp_path / "run/checkpoints"
     train(tiny_run(train=dict(steps=6, save_every=1, keep_checkpoints=5)))
     assert steps(root) == [6, 5, 4, 3, 2]
-    saved = {name: (root / "step_00000006" / name).read_bytes() for name in ("manifest.json", "model.safetensors")}
+    saved = {
+        name: (root / "step_00000006" / name).read_bytes() for name in ("manifest.json", "model.safetensors")
+    }
     train(tiny_run(train=dict(steps=6, save_every=2, keep_checkpoints=2)), resume=str(root / "step_00000002"))
     assert steps(root) == [6, 4]
     assert caplog.text.count("is later than step 2, from which the run went on: it is kept as") == 4
-    assert all((root / "aside-step_00000006" / name).read_bytes() == content for name, content in saved.items())
+    assert all(
+        (root / "aside-step_00000006" / name).read_bytes() == content for name, content in saved.items()
+    )
     assert run_folder.pointed(root, "latest").name == "step_00000006"
 
 
@@ -65,7 +72,9 @@ def test_latest_is_followed_before_a_newer_one(tmp_path):
     assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 3
 
 
-@pytest.mark.parametrize("pointer", [b"\xff\xfe\x00", b"../../elsewhere", b"step_00000009", b"x" * 10_000, b""])
+@pytest.mark.parametrize(
+    "pointer", [b"\xff\xfe\x00", b"../../elsewhere", b"step_00000009", b"x" * 10_000, b""]
+)
 def test_a_pointer_that_makes_no_sense_is_none(tmp_path, pointer):
     engine = make_engine()
     save(engine, tmp_path, 1), save(engine, tmp_path, 2, best=True)

@@ -22,7 +22,8 @@ def shapes(model) -> dict:
 
 
 def test_a_run_without_deepspeed_says_so_in_its_checkpoints(monkeypatch, tiny_run):
-    """engine.type='local' does without the package; a run must not end at its first save for the lack of a version."""
+    """engine.type='local' does without the package; a run must not end at its first save for the lack of a
+    version."""
     version = metadata.version
 
     def without_deepspeed(name):
@@ -42,14 +43,20 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in engine.state_tensors().items())
     assert loaded.facts["step"] == 3 and loaded.facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (tmp_path / "latest").read_text() == "step_00000003"
-    assert checkpoint.load_path(tmp_path).folder == checkpoint.load_path(loaded.folder).folder == loaded.folder
+    assert (
+        checkpoint.load_path(tmp_path).folder == checkpoint.load_path(loaded.folder).folder == loaded.folder
+    )
 
 
 def test_git_is_asked_for_the_commit_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(checkpoint.subprocess, "run", lambda *args, **_: calls.append(args) or SimpleNamespace(stdout="abc"))
+    monkeypatch.setattr(
+        checkpoint.subprocess, "run", lambda *args, **_: calls.append(args) or SimpleNamespace(stdout="abc")
+    )
     checkpoint.commit.cache_clear()
-    assert [checkpoint.run_facts(standin_config(), 1)["commit"] for _ in range(3)] == 3 * ["abc"] and len(calls) == 1
+    assert [checkpoint.run_facts(standin_config(), 1)["commit"] for _ in range(3)] == 3 * ["abc"] and len(
+        calls
+    ) == 1
     checkpoint.commit.cache_clear()
 
 
@@ -57,7 +64,10 @@ def test_nothing_to_load_is_none(tmp_path):
     assert checkpoint.load_latest(make_engine(), tmp_path / "absent") is None
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "rng.safetensors", "manifest.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "rng.safetensors", "manifest.json"],
+)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "empty"])
 def test_a_damaged_file_means_the_checkpoint_before(tmp_path, caplog, name, damage):
     engine = make_engine()
@@ -115,7 +125,9 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
                 newest += 1
                 save(engine, tmp_path, newest, keep=2)
         started = (tmp_path / "latest").read_text()
-        while (tmp_path / "latest").read_text() == started:  # however busy the machine is, it saves once at least
+        while (
+            tmp_path / "latest"
+        ).read_text() == started:  # however busy the machine is, it saves once at least
             time.sleep(0.005)
         time.sleep(pause.uniform(0.0, 0.1))
         os.kill(child, signal.SIGKILL)
@@ -170,20 +182,35 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
     save(engine, tmp_path, 1)
     loaded, config = checkpoint.load_latest(engine, tmp_path), standin_config()
     assert checkpoint.check_run(loaded, config, BATCH) == []
-    elsewhere = replace(config, output="elsewhere", engine=replace(config.engine, type="deepspeed", zero_stage=3))
+    elsewhere = replace(
+        config, output="elsewhere", engine=replace(config.engine, type="deepspeed", zero_stage=3)
+    )
     assert len(checkpoint.check_run(loaded, elsewhere, BATCH)) == 3
     task = config.tasks["a"]
     closer = replace(task, data=replace(task.data, augment=replace(task.data.augment, crop_pct=0.9)))
-    assert len(checkpoint.check_run(loaded, replace(config, tasks={"a": closer}), BATCH)) == 1, "which training does not see"
-    with pytest.raises(CheckpointError, match=r"another run[\s\S]*optim.lr: 0.01 there, 0.02 here[\s\S]*seed: 42 there, 7 here"):
+    assert len(checkpoint.check_run(loaded, replace(config, tasks={"a": closer}), BATCH)) == 1, (
+        "which training does not see"
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"another run[\s\S]*optim.lr: 0.01 there, 0.02 here[\s\S]*seed: 42 there, 7 here",
+    ):
         checkpoint.check_run(loaded, replace(config, seed=7, optim=replace(config.optim, lr=2e-2)), BATCH)
     with pytest.raises(CheckpointError, match="samples per step"):
         checkpoint.check_run(loaded, config, {"a": 16})
     older = {name: value for name, value in loaded.facts["config"].items() if name != "mixing"}
-    assert checkpoint.check_run(replace(loaded, facts=loaded.facts | {"config": older, "digest": ""}), config, BATCH) == []
+    assert (
+        checkpoint.check_run(
+            replace(loaded, facts=loaded.facts | {"config": older, "digest": ""}), config, BATCH
+        )
+        == []
+    )
 
 
-@pytest.mark.parametrize("files", [{"../../etc/passwd": {"sha256": ""}}, {"/tmp/x": {"sha256": ""}}, [], None, {"model.safetensors": {}}])
+@pytest.mark.parametrize(
+    "files",
+    [{"../../etc/passwd": {"sha256": ""}}, {"/tmp/x": {"sha256": ""}}, [], None, {"model.safetensors": {}}],
+)
 def test_a_hostile_manifest_is_refused(tmp_path, files):
     folder = save(make_engine(), tmp_path, 1)
     forge(folder / "manifest.json", lambda facts: facts.update(files=files))

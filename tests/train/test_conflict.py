@@ -32,7 +32,9 @@ ONE_RANK: Any = SimpleNamespace(world_size=1, all_reduce=lambda tensor: tensor)
 def model():
     backbone = tiny_vit("dtem", embedding=EmbeddingSpec("adapter", tuple(WEIGHTS)))
     tasks = {name: TASKS.build("classification", backbone, num_classes=3) for name in WEIGHTS}
-    return MultiTaskModel(backbone, tasks, OBJECTIVES.build("supervised"), balancing=BALANCING.build("fixed", WEIGHTS)).train()
+    return MultiTaskModel(
+        backbone, tasks, OBJECTIVES.build("supervised"), balancing=BALANCING.build("fixed", WEIGHTS)
+    ).train()
 
 
 def batch(task, number=0, size=3):
@@ -93,14 +95,19 @@ def test_norms_cosines_and_losses_are_those_of_autograd(model, counts):
     assert probe.due(0)
     step(model, probe, [task for task, count in zip(WEIGHTS, counts, strict=True) for _ in range(count)])
     found = probe.read(ONE_RANK)
-    assert_measured(found, {task: gradient(model, task, range(count)) for task, count in zip(WEIGHTS, counts, strict=True)})
+    assert_measured(
+        found,
+        {task: gradient(model, task, range(count)) for task, count in zip(WEIGHTS, counts, strict=True)},
+    )
 
 
 def test_watching_leaves_the_gradients_as_they_are_and_no_hooks_behind(model):
     parameters = dict(model.named_parameters())
     plan = [*WEIGHTS, "dogs"]
     step(model, None, plan, watched=False)
-    plain = {name: parameter.grad.clone() for name, parameter in parameters.items() if parameter.grad is not None}
+    plain = {
+        name: parameter.grad.clone() for name, parameter in parameters.items() if parameter.grad is not None
+    }
     model.zero_grad()
     probe = probe_of(model)
     probe.due(0)
@@ -111,14 +118,22 @@ def test_watching_leaves_the_gradients_as_they_are_and_no_hooks_behind(model):
     assert not vectors_like(model), "no memory is held between measurements"
 
 
-def test_a_measurement_over_sampled_steps_is_there_when_all_tasks_were_seen_and_takes_the_first_step_of_each(model):
+def test_a_measurement_over_sampled_steps_is_there_when_all_tasks_were_seen_and_takes_the_first_step_of_each(
+    model,
+):
     probe, found = probe_of(model, every=100), None
     for number, task in enumerate(["dogs", "dogs", "cats", "dogs", "cows"]):
         assert found is None and probe.due(number)
         step(model, probe, [task, task], 2 * number)
         found = probe.read(ONE_RANK)
         assert hooks(model) == 0
-    assert_measured(found, {task: gradient(model, task, (number, number + 1)) for task, number in [("cats", 4), ("dogs", 0), ("cows", 8)]})
+    assert_measured(
+        found,
+        {
+            task: gradient(model, task, (number, number + 1))
+            for task, number in [("cats", 4), ("dogs", 0), ("cows", 8)]
+        },
+    )
     assert not probe.due(5)
 
 
@@ -157,7 +172,10 @@ def test_logs_name_tasks_and_pairs(model):
     logs = found.logs()
     assert set(logs) == {f"grad_norm/{task}" for task in WEIGHTS} | pairs
     assert all(count == 1 for _, count in logs.values())
-    assert logs["grad_cosine/cats/cows"][0] == found.cosines[0, 2] and logs["grad_norm/dogs"][0] == found.norms[1]
+    assert (
+        logs["grad_cosine/cats/cows"][0] == found.cosines[0, 2]
+        and logs["grad_norm/dogs"][0] == found.norms[1]
+    )
 
 
 def tiny_probe(**sections):
@@ -230,7 +248,9 @@ def test_a_closed_gate_is_seen_as_closed(model):
 
 def test_a_run_learns_the_same_however_often_it_is_measured(digits, tmp_path):
     for every in (0, 2):
-        plain = tiny_tasks_plain(digits, tmp_path / str(every), balancing={"every": every}, train={"steps": 4, "log_every": 1})
+        plain = tiny_tasks_plain(
+            digits, tmp_path / str(every), balancing={"every": every}, train={"steps": 4, "log_every": 1}
+        )
         for task in plain["tasks"].values():
             task["data"] |= {"val": None}
         train(from_plain(plain))

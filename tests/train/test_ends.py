@@ -27,7 +27,8 @@ class Injected(Exception):
 
 
 def failing(output, process=os.getpid):
-    """Raises where it is called, in the process that it is called with, having noted that process' workers."""
+    """Raises where it is called, in the process that it is called with, having noted that process'
+    workers."""
 
     def fail(*_: object, **__: object):
         note_workers(output, process())
@@ -76,11 +77,14 @@ def after_two_steps(monkeypatch, action):
 
 
 def note_workers(output: Path, process: int) -> None:
-    (output.parent / "workers.json").write_text(json.dumps([child.pid for child in psutil.Process(process).children()]))
+    (output.parent / "workers.json").write_text(
+        json.dumps([child.pid for child in psutil.Process(process).children()])
+    )
 
 
 def ended(target, *args) -> int | None:
-    """Exit code of a process of its own, which ends as every Python process does: it waits for the workers that are left."""
+    """Exit code of a process of its own, which ends as every Python process does: it waits for the workers
+    that are left."""
     process = multiprocessing.get_context("fork").Process(target=target, args=args)
     process.start()
     process.join(GENEROUS)
@@ -103,7 +107,15 @@ def run_alone(config, arrange=None) -> None:
 
 
 @pytest.mark.parametrize(
-    "arrange", [in_forward, in_evaluation, in_a_worker, a_killed_worker, while_the_output_is_deleted, an_interrupt_in_a_step]
+    "arrange",
+    [
+        in_forward,
+        in_evaluation,
+        in_a_worker,
+        a_killed_worker,
+        while_the_output_is_deleted,
+        an_interrupt_in_a_step,
+    ],
 )
 def test_a_run_that_fails_with_open_workers_is_gone_with_them(tiny_run, tmp_path, arrange):
     """More steps than batches are ready, so that a run misses a worker that is gone."""
@@ -114,17 +126,23 @@ def test_a_run_that_fails_with_open_workers_is_gone_with_them(tiny_run, tmp_path
 
 
 @pytest.mark.parametrize(("pause", "steps"), [(60.0, [3]), (-1.0, [])])
-def test_a_second_interrupt_ends_at_once_unless_it_is_the_first_one_sent_on(tiny_run, tmp_path, monkeypatch, pause, steps):
+def test_a_second_interrupt_ends_at_once_unless_it_is_the_first_one_sent_on(
+    tiny_run, tmp_path, monkeypatch, pause, steps
+):
     monkeypatch.setattr(signals, "REPEATED", pause)
     before = signal.getsignal(signal.SIGINT)
     after_two_steps(monkeypatch, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
     with pytest.raises(KeyboardInterrupt) if not steps else nullcontext():
         train(tiny_run())
-    assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == [f"step_{step:08d}" for step in steps]
+    assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == [
+        f"step_{step:08d}" for step in steps
+    ]
     assert signal.getsignal(signal.SIGINT) is before  # a shell's background jobs ignore it
 
 
-@pytest.mark.parametrize(("total_steps", "every"), [(1, 100), (99, 100), (2_500, 125), (20_000, 1_000), (10**6, 1_000)])
+@pytest.mark.parametrize(
+    ("total_steps", "every"), [(1, 100), (99, 100), (2_500, 125), (20_000, 1_000), (10**6, 1_000)]
+)
 def test_without_save_every_a_run_loses_a_twentieth_at_most_or_a_hundred_steps(total_steps, every):
     assert default_save_every(total_steps) == every
 
@@ -132,4 +150,6 @@ def test_without_save_every_a_run_loses_a_twentieth_at_most_or_a_hundred_steps(t
 def test_a_run_without_save_every_saves_in_between(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "default_save_every", lambda total_steps: total_steps // 3)
     train(tiny_run(train=dict(steps=6, keep_checkpoints=9)))
-    assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == [f"step_{step:08d}" for step in (6, 4, 2)]
+    assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == [
+        f"step_{step:08d}" for step in (6, 4, 2)
+    ]

@@ -40,7 +40,9 @@ def test_every_sample_counts_once_however_it_is_batched(engine):
 def test_three_ranks_with_uneven_shares_score_as_one(engine, shares):
     def run(rank, ranks):
         ranks.module = copy.deepcopy(engine.module)
-        return evaluate(ranks, {"a": [standin_batch(sum(shares[:rank]), shares[rank])] if shares[rank] else []})
+        return evaluate(
+            ranks, {"a": [standin_batch(sum(shares[:rank]), shares[rank])] if shares[rank] else []}
+        )
 
     one = evaluate(engine, {"a": [standin_batch(0, 23)]})
     assert together(3, run) == [one] * 3
@@ -99,8 +101,16 @@ def together(world_size, function) -> list:
 
 def test_tallies_of_any_shape_add_exactly():
     sums, big = TallySums(), 2**60 + 1  # which no float holds
-    sums.add({"table": torch.tensor([[big, 0], [0, 2]]), "loss": torch.tensor(1.5), "hits": torch.tensor(True)})
-    sums.add({"table": torch.tensor([[1, 0], [3, 0]], dtype=torch.int32), "loss": torch.tensor(0.25), "hits": torch.tensor(True)})
+    sums.add(
+        {"table": torch.tensor([[big, 0], [0, 2]]), "loss": torch.tensor(1.5), "hits": torch.tensor(True)}
+    )
+    sums.add(
+        {
+            "table": torch.tensor([[1, 0], [3, 0]], dtype=torch.int32),
+            "loss": torch.tensor(0.25),
+            "hits": torch.tensor(True),
+        }
+    )
     layout = 0  # rank 1 sends nothing where rank 0 says its names
     totals = sums.reduce(TwoRanks(layout, layout, torch.arange(5), torch.tensor([0.25]).double()))
     assert totals["table"].tolist() == [[big + 1, 1], [5, 5]] and totals["table"].dtype == torch.int64
@@ -116,17 +126,27 @@ def test_rows_of_all_ranks_stay_side_by_side():
         sums = TallySums()
         for keys in batches[rank]:
             features = torch.tensor([numbers[key] for key in keys], dtype=torch.bfloat16)
-            sums.add({"key": Rows(tuple((key, 1) for key in keys)), "feature": Rows(features), "hits": torch.tensor(len(keys))})
+            sums.add(
+                {
+                    "key": Rows(tuple((key, 1) for key in keys)),
+                    "feature": Rows(features),
+                    "hits": torch.tensor(len(keys)),
+                }
+            )
         return sums
 
     found = together(3, lambda rank, engine: tallies(rank).reduce(engine))
     assert found[0]["key"] == [[key, 1] for key in numbers] and found[0]["hits"] == 5  # as JSON says a tuple
-    assert found[0]["feature"].tolist() == list(numbers.values()) and found[0]["feature"].dtype == torch.float32
+    assert (
+        found[0]["feature"].tolist() == list(numbers.values()) and found[0]["feature"].dtype == torch.float32
+    )
     assert all(str(other) == str(found[0]) for other in found)
 
 
 def test_one_rank_has_the_rows_that_many_have():
-    engine = build_engine(standin_config(), model := StandinModel(), parameter_groups(model, standin_config()))
+    engine = build_engine(
+        standin_config(), model := StandinModel(), parameter_groups(model, standin_config())
+    )
     sums = TallySums()
     sums.add({"key": Rows((("a", 1),)), "feature": Rows(torch.tensor([[1, 2]], dtype=torch.int32))})
     assert str(sums.reduce(engine)) == str({"key": [["a", 1]], "feature": torch.tensor([[1, 2]])})
@@ -178,7 +198,9 @@ def test_where_a_forward_is_a_collective_ranks_run_equally_many_whatever_could_b
 
     def run(rank, engine):
         engine.__class__, engine.module = Collective, StandinModel()
-        return evaluate(engine, {"a": Holed(standin_batch(4 * i, 4) for i in range(3) if rank == 0 or i not in lost)})
+        return evaluate(
+            engine, {"a": Holed(standin_batch(4 * i, 4) for i in range(3) if rank == 0 or i not in lost)}
+        )
 
     first, second = together(2, run)
     assert forwards == {0: 3, 1: 3} and first == second and first["a"]["samples"] == 24 - 4 * len(lost)
@@ -220,7 +242,11 @@ def test_figures_of_steps_that_will_be_repeated_are_removed(tmp_path):
 def test_what_is_not_applicable_is_null_and_details_stay_out_of_the_terminal(tmp_path, capsys):
     with Reporter(tmp_path, main=True, step=0, total_steps=5) as reporter:
         reporter.write(1, {"val/a/mIoU": None, "val/a/IoU/3": 0.5})
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "val/a/mIoU": None, "val/a/IoU/3": 0.5}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "step": 1,
+        "val/a/mIoU": None,
+        "val/a/IoU/3": 0.5,
+    }
     said = capsys.readouterr().err
     assert "val/a/mIoU n/a" in said and "IoU/3" not in said
 

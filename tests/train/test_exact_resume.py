@@ -16,30 +16,47 @@ from pipeline.train.storage import read_checkpoint
 
 VARIANTS = {
     "joint": dict(),
-    "accumulation_and_mixup": dict(engine=dict(accumulation=2), augment=dict(mixup=0.8, cutmix=1.0, random_erasing=0.25)),
-    "end_to_end_with_drawn_reduction": dict(train=dict(mode="end_to_end", alternate_period=3, reduction_range=[1, 3])),
+    "accumulation_and_mixup": dict(
+        engine=dict(accumulation=2), augment=dict(mixup=0.8, cutmix=1.0, random_erasing=0.25)
+    ),
+    "end_to_end_with_drawn_reduction": dict(
+        train=dict(mode="end_to_end", alternate_period=3, reduction_range=[1, 3])
+    ),
     "modular_in_bf16": dict(train=dict(mode="modular"), engine=dict(precision="bf16")),
     "workers": dict(data=dict(workers=1)),
 }
 
 
 OF_TASKS = {
-    "all_fixed_shared": dict(tasks=dict(masks=dict(merging=dict(reduction=1), accumulation=2), captions=dict(weight=0.3))),
-    "all_gradient_norm_adapter": dict(balancing=dict(type="gradient_norm", every=4), merging=dict(embedding="adapter")),
-    "all_uncertainty_with_average": dict(balancing=dict(type="uncertainty", every=0), optim=dict(ema_decay=0.9)),
+    "all_fixed_shared": dict(
+        tasks=dict(masks=dict(merging=dict(reduction=1), accumulation=2), captions=dict(weight=0.3))
+    ),
+    "all_gradient_norm_adapter": dict(
+        balancing=dict(type="gradient_norm", every=4), merging=dict(embedding="adapter")
+    ),
+    "all_uncertainty_with_average": dict(
+        balancing=dict(type="uncertainty", every=0), optim=dict(ema_decay=0.9)
+    ),
     "sampled_uncertainty_per_task": dict(
-        mixing=dict(mode="sampled"), balancing=dict(type="uncertainty", every=4), merging=dict(embedding="per_task")
+        mixing=dict(mode="sampled"),
+        balancing=dict(type="uncertainty", every=4),
+        merging=dict(embedding="per_task"),
     ),
     "sampled_by_share_and_temperature": dict(
         mixing=dict(mode="sampled", temperature=2.0),
-        tasks=dict(digits=dict(share=1.0), captions=dict(share=4.0), masks=dict(share=2.0, merging=dict(reduction_range=[0, 3]))),
+        tasks=dict(
+            digits=dict(share=1.0),
+            captions=dict(share=4.0),
+            masks=dict(share=2.0, merging=dict(reduction_range=[0, 3])),
+        ),
         engine=dict(accumulation=2),
     ),
     "alternating_gradient_norm_measured_late": dict(
         train=dict(mode="end_to_end", alternate_period=3), balancing=dict(type="gradient_norm", every=5)
     ),
 }
-"""Three tasks. In the last one a measurement is due in step 5, which trains the embeddings alone, and so made in step 6, after the save."""
+"""Three tasks. In the last one a measurement is due in step 5, which trains the embeddings alone, and so made
+in step 6, after the save."""
 
 
 def variant(name, table=VARIANTS, **train_options):
@@ -54,7 +71,14 @@ def test_ten_steps_equal_six_saved_loaded_and_four(tiny_run, tmp_path, name):
     torch.manual_seed(99)  # what the process did before must not matter
     train(tiny_run(tmp_path / "parts", **variant(name)), resume=str(part_way))
     whole = assert_same_end(tmp_path, part_way)
-    assert {name.split(".")[0] for name in whole.tensors} == {"model", "exp_avg", "exp_avg_sq", "step", "ema", "rng"}
+    assert {name.split(".")[0] for name in whole.tensors} == {
+        "model",
+        "exp_avg",
+        "exp_avg_sq",
+        "step",
+        "ema",
+        "rng",
+    }
 
 
 @pytest.mark.parametrize("name", OF_TASKS)
@@ -88,21 +112,31 @@ def test_a_tasks_micro_batches_may_be_cut_otherwise_but_the_mix_may_not_change(d
     train(run("whole", 1))
     half = str(tmp_path / "whole/checkpoints/step_00000002")
     train(run("parts", 2), resume=half)
-    whole, parts = (read_checkpoint(tmp_path / name / "checkpoints/step_00000004").facts for name in ("whole", "parts"))
+    whole, parts = (
+        read_checkpoint(tmp_path / name / "checkpoints/step_00000004").facts for name in ("whole", "parts")
+    )
     assert (whole["progress"], whole["streams"]) == (parts["progress"], parts["streams"])
-    for change in (dict(mixing=dict(mode="sampled")), dict(balancing=dict(type="uncertainty")), dict(tasks=dict(digits=dict(weight=2.0)))):
+    for change in (
+        dict(mixing=dict(mode="sampled")),
+        dict(balancing=dict(type="uncertainty")),
+        dict(tasks=dict(digits=dict(weight=2.0))),
+    ):
         with pytest.raises(CheckpointError, match="another"):
             train(run("other", 1, **change), resume=half)
 
 
 def assert_same_end(folder, part_way):
-    whole, parts = (read_checkpoint(folder / name / "checkpoints/step_00000010") for name in ("whole", "parts"))
+    whole, parts = (
+        read_checkpoint(folder / name / "checkpoints/step_00000010") for name in ("whole", "parts")
+    )
     assert whole.tensors.keys() == parts.tensors.keys()
     differing = [name for name in whole.tensors if not torch.equal(whole.tensors[name], parts.tensors[name])]
     assert differing == []
     assert whole.facts["progress"] == parts.facts["progress"]
     assert whole.facts["streams"] == parts.facts["streams"]
-    assert not all(torch.equal(whole.tensors[name], tensor) for name, tensor in read_checkpoint(part_way).tensors.items())
+    assert not all(
+        torch.equal(whole.tensors[name], tensor) for name, tensor in read_checkpoint(part_way).tensors.items()
+    )
     return whole
 
 
@@ -120,7 +154,9 @@ def signal_after(monkeypatch, steps, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny_run, tmp_path, monkeypatch, capfd, number):
+def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(
+    tiny_run, tmp_path, monkeypatch, capfd, number
+):
     """A scheduler signals data workers too, and so does a terminal."""
     train(tiny_run(tmp_path / "whole"))
     signal_after(monkeypatch, 2, number)
@@ -131,7 +167,9 @@ def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(tiny
     assert not (tmp_path / "parts/checkpoints/step_00000006").exists()
     monkeypatch.undo()
     train(tiny_run(tmp_path / "parts"))
-    whole, parts = (read_checkpoint(tmp_path / name / "checkpoints/step_00000006").tensors for name in ("whole", "parts"))
+    whole, parts = (
+        read_checkpoint(tmp_path / name / "checkpoints/step_00000006").tensors for name in ("whole", "parts")
+    )
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     assert [line.split(",")[:4] for line in lines[0]][-1] == [line.split(",")[:4] for line in lines[1]][-1]
@@ -167,11 +205,20 @@ def test_a_request_to_stop_in_the_last_step_finds_a_run_that_is_done(tiny_run, t
     train(tiny_run(tmp_path / "parts"))
     assert "stopped as asked" not in capfd.readouterr().err
     assert val_lines(tmp_path / "parts") == val_lines(tmp_path / "whole") != []
-    facts = [read_checkpoint(pointed(tmp_path / name / "checkpoints", "best")).facts["progress"] for name in ("whole", "parts")]
-    assert facts[0] == facts[1] and facts[0]["step"] == facts[0]["evaluated"] == 6 and facts[0]["best"] is not None
+    facts = [
+        read_checkpoint(pointed(tmp_path / name / "checkpoints", "best")).facts["progress"]
+        for name in ("whole", "parts")
+    ]
+    assert (
+        facts[0] == facts[1]
+        and facts[0]["step"] == facts[0]["evaluated"] == 6
+        and facts[0]["best"] is not None
+    )
 
 
-def test_a_run_that_was_ended_in_its_last_evaluation_makes_it_when_it_is_resumed(tiny_run, tmp_path, monkeypatch):
+def test_a_run_that_was_ended_in_its_last_evaluation_makes_it_when_it_is_resumed(
+    tiny_run, tmp_path, monkeypatch
+):
     """And only once. Its last step was saved before."""
     train(tiny_run(tmp_path / "whole"))
 
@@ -186,7 +233,9 @@ def test_a_run_that_was_ended_in_its_last_evaluation_makes_it_when_it_is_resumed
     monkeypatch.undo()
     train(tiny_run(tmp_path / "parts"))
     assert pointed(root, "best") == root / "step_00000006"
-    whole, parts = (read_checkpoint(tmp_path / name / "checkpoints/step_00000006") for name in ("whole", "parts"))
+    whole, parts = (
+        read_checkpoint(tmp_path / name / "checkpoints/step_00000006") for name in ("whole", "parts")
+    )
     assert all(torch.equal(tensor, parts.tensors[name]) for name, tensor in whole.tensors.items())
     assert whole.facts["progress"] == parts.facts["progress"]
     train(tiny_run(tmp_path / "parts"))

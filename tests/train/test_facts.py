@@ -1,4 +1,5 @@
-"""A checkpoint whose hashes fit but whose facts or tensors do not: of another version, made by hand, or of a stranger."""
+"""A checkpoint whose hashes fit but whose facts or tensors do not: of another version, made by hand, or of a
+stranger."""
 
 import os
 
@@ -37,7 +38,9 @@ WRONG = {
     "classes": [[], {"digits": "x"}, {"digits": [1]}],
     "streams": [[], {"digits": []}, {"digits": {"samples": "x"}}, {}],
 }
-CASES = [(name, value) for name, values in WRONG.items() for value in values] + [(name, ABSENT) for name in TO_CONTINUE if name != "step"]
+CASES = [(name, value) for name, values in WRONG.items() for value in values] + [
+    (name, ABSENT) for name in TO_CONTINUE if name != "step"
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,10 @@ def folder(half_run, tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=repr)
 def test_facts_that_do_not_fit_are_refused_in_one_message(tiny_run, folder, name, value):
-    forge(folder / "manifest.json", lambda facts: facts.pop(name) if value is ABSENT else facts.update({name: value}))
+    forge(
+        folder / "manifest.json",
+        lambda facts: facts.pop(name) if value is ABSENT else facts.update({name: value}),
+    )
     with pytest.raises(CheckpointError, match="made by hand|another version"):
         train(tiny_run(**TWO_STEPS), resume=str(folder))
 
@@ -68,10 +74,16 @@ def test_facts_that_do_not_fit_are_refused_in_one_message(tiny_run, folder, name
 @pytest.mark.parametrize("change", ["absent", "shape"])
 def test_tensors_that_do_not_fit_are_refused_before_anything_is_loaded(tiny_run, folder, file, change):
     path = folder / f"{file}.safetensors"
-    tensors = {} if change == "absent" else {name: torch.zeros(1, 1, dtype=t.dtype) for name, t in load_file(path).items()}
+    tensors = (
+        {}
+        if change == "absent"
+        else {name: torch.zeros(1, 1, dtype=t.dtype) for name, t in load_file(path).items()}
+    )
     path.unlink()
     save_file(tensors, path)
-    forge(folder / "manifest.json", lambda facts: facts["files"][path.name].update(sha256=storage.sha256(path)))
+    forge(
+        folder / "manifest.json", lambda facts: facts["files"][path.name].update(sha256=storage.sha256(path))
+    )
     with pytest.raises(CheckpointError, match="cannot be continued: it(s rng.states| lacks the)"):
         train(tiny_run(**TWO_STEPS), resume=str(folder))
 

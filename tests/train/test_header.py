@@ -14,7 +14,10 @@ def said(capfd):
 
     def call(config, **options) -> dict[str, str]:
         train(config, **options)
-        return {line.split(":")[0].split(" after")[0]: line for line in reversed(capfd.readouterr().err.splitlines())}
+        return {
+            line.split(":")[0].split(" after")[0]: line
+            for line in reversed(capfd.readouterr().err.splitlines())
+        }
 
     return call
 
@@ -26,7 +29,9 @@ def test_a_run_says_device_model_batch_length_and_where_it_goes_on(tiny_run, tmp
     assert "; ranks: 1; engine: local, fp32" in lines["device"]
     assert lines["device"].startswith("device: GPU " if launched.cuda() else "device: CPU (")
     assert f"{model[0] / 1e3:.3g} k parameters, {model[1]} trained (train.mode modular)" in lines["model"]
-    assert "batch 16 (8 a rank x 1 ranks x 2 accumulated), 1.2 epochs of 80 samples; backbone" in lines["digits"]
+    assert (
+        "batch 16 (8 a rank x 1 ranks x 2 accumulated), 1.2 epochs of 80 samples; backbone" in lines["digits"]
+    )
     assert "MACs per image of 32x32" in lines["digits"] and "% of" in lines["digits"]
     assert lines["steps"] == f"steps: 6; output: {tmp_path / 'run'}"
     assert "continues" not in lines

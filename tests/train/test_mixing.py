@@ -26,9 +26,15 @@ STEPS = 3000
 
 
 def resolved(samples=SAMPLES, *, world_size=1, seed=42, mode="all", temperature=1.0, tasks=None, **sections):
-    sections = {"mixing": {"mode": mode, "temperature": temperature}, "engine": {"type": "deepspeed"}} | sections
+    sections = {
+        "mixing": {"mode": mode, "temperature": temperature},
+        "engine": {"type": "deepspeed"},
+    } | sections
     return resolve(
-        from_plain(tiny_tasks_plain(Path("-"), Path("-"), tasks=tasks or {}, **sections) | {"seed": seed}), world_size, FACTS, samples
+        from_plain(tiny_tasks_plain(Path("-"), Path("-"), tasks=tasks or {}, **sections) | {"seed": seed}),
+        world_size,
+        FACTS,
+        samples,
     )
 
 
@@ -43,7 +49,9 @@ def test_a_step_of_all_holds_every_task_with_its_micro_batches(own, accumulation
     run = resolved(tasks=tasks, engine={"type": "deepspeed", "accumulation": accumulation}, world_size=2)
     expected = {name: own.get(name, 1) * accumulation for name in SAMPLES}
     assert run.micro_batches == expected
-    assert run.global_batch == {name: 2 * expected[name] * run.config.tasks[name].data.batch_size for name in SAMPLES}
+    assert run.global_batch == {
+        name: 2 * expected[name] * run.config.tasks[name].data.batch_size for name in SAMPLES
+    }
     assert run.shares == dict.fromkeys(SAMPLES, 1.0)
     for step in range(5):
         plan = tasks_of_step(run, step)
@@ -52,7 +60,10 @@ def test_a_step_of_all_holds_every_task_with_its_micro_batches(own, accumulation
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_sampled_step_holds_one_task_and_is_a_function_of_seed_and_step(accumulation):
-    run, again, other = (resolved(mode="sampled", tasks={"masks": {"accumulation": accumulation}}, seed=seed) for seed in (1, 1, 2))
+    run, again, other = (
+        resolved(mode="sampled", tasks={"masks": {"accumulation": accumulation}}, seed=seed)
+        for seed in (1, 1, 2)
+    )
     plans = [tasks_of_step(run, step) for step in range(200)]
     assert all(plan == (plan[0],) * run.micro_batches[plan[0]] for plan in plans)
     torch.manual_seed(99)  # what the process drew before must not matter, nor the order of the questions
@@ -92,13 +103,22 @@ def test_shares_that_are_not_given_let_all_epochs_end_together(epochs, tasks):
 
 
 @pytest.mark.parametrize(
-    "sections", [{}, {"mode": "sampled"}, {"mode": "sampled", "temperature": 4.0}, {"mode": "sampled", "tasks": with_shares(SHARES[1])}]
+    "sections",
+    [
+        {},
+        {"mode": "sampled"},
+        {"mode": "sampled", "temperature": 4.0},
+        {"mode": "sampled", "tasks": with_shares(SHARES[1])},
+    ],
 )
 @pytest.mark.parametrize("epochs", [1, 2.5])
 def test_an_epoch_shows_every_sample_of_every_task_at_least_once_and_is_no_longer(sections, epochs):
     """Where tasks are drawn: in expectation."""
     run = resolved(train={"steps": None, "epochs": epochs}, **sections)
-    seen = {name: run.total_steps * run.shares[name] * run.global_batch[name] / (epochs * SAMPLES[name]) for name in SAMPLES}
+    seen = {
+        name: run.total_steps * run.shares[name] * run.global_batch[name] / (epochs * SAMPLES[name])
+        for name in SAMPLES
+    }
     slowest = min(seen, key=seen.__getitem__)
     one_step = run.shares[slowest] * run.global_batch[slowest] / (epochs * SAMPLES[slowest])
     assert 1 - 1e-9 <= seen[slowest] < 1 + one_step
@@ -123,7 +143,13 @@ def test_one_fed_task_is_in_every_step(mode):
 
 @pytest.mark.parametrize("mode", ["all", "sampled"])
 def test_a_run_sees_the_samples_of_its_plan_and_none_of_a_frozen_task(digits, tmp_path, mode):
-    plain = tiny_tasks_plain(digits, tmp_path / "run", mixing={"mode": mode}, tasks={"digits": {"accumulation": 2}}, train={"steps": 4})
+    plain = tiny_tasks_plain(
+        digits,
+        tmp_path / "run",
+        mixing={"mode": mode},
+        tasks={"digits": {"accumulation": 2}},
+        train={"steps": 4},
+    )
     captions = plain["tasks"]["captions"]
     captions |= {"frozen": True, "data": captions["data"] | {"train": None}}
     config = from_plain(plain)
@@ -131,7 +157,9 @@ def test_a_run_sees_the_samples_of_its_plan_and_none_of_a_frozen_task(digits, tm
     run = resolve(config, 1, FACTS, {"digits": 80, "masks": 80})
     held = Counter(task for step in range(4) for task in tasks_of_step(run, step))
     progress = read_checkpoint(tmp_path / "run/checkpoints/step_00000004").facts["progress"]
-    assert progress["samples"] == {task: count * config.tasks[task].data.batch_size for task, count in held.items()}
+    assert progress["samples"] == {
+        task: count * config.tasks[task].data.batch_size for task, count in held.items()
+    }
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     fed = [line for line in lines if "epoch/digits" in line]
     assert {task: fed[-1][f"epoch/{task}"] * 80 for task in held} == pytest.approx(progress["samples"])

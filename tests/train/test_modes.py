@@ -1,4 +1,5 @@
-"""Every task, in every training mode, through the whole of a run: data, objective, engine, checkpoint, scores."""
+"""Every task, in every training mode, through the whole of a run: data, objective, engine, checkpoint,
+scores."""
 
 import json
 
@@ -16,9 +17,15 @@ from pipeline.train.optim import owner_of
 from pipeline.train.rng import seed_everything
 
 HEAD_AND_DATA = {
-    "captioning": ({"model": SPEC, "tokenizer": TOKENIZER}, {"schema": "captioning", "tokenizer": TOKENIZER, "augment": {"crop_pct": 1.0}}),
+    "captioning": (
+        {"model": SPEC, "tokenizer": TOKENIZER},
+        {"schema": "captioning", "tokenizer": TOKENIZER, "augment": {"crop_pct": 1.0}},
+    ),
     "classification": ({"num_classes": 10}, {"schema": "classification", "augment": {"crop_pct": 1.0}}),
-    "segmentation": ({"num_classes": 11} | HEADS["segmenter"], {"schema": "segmentation", "augment": {"max_class_share": 1.0}}),
+    "segmentation": (
+        {"num_classes": 11} | HEADS["segmenter"],
+        {"schema": "segmentation", "augment": {"max_class_share": 1.0}},
+    ),
 }
 MODES = {
     "backbone": {"backbone", "head"},
@@ -31,7 +38,9 @@ MODES = {
 
 
 def config(task: str, mode: str, objective: str, digits, output) -> RunConfig:
-    plain = tiny_plain(digits, output, train=dict(mode=mode, steps=4, log_every=2), optim=dict(ema_decay=0.0, warmup_steps=0))
+    plain = tiny_plain(
+        digits, output, train=dict(mode=mode, steps=4, log_every=2), optim=dict(ema_decay=0.0, warmup_steps=0)
+    )
     head, data = HEAD_AND_DATA[task]
     shards = dict(train=str(digits), val=str(digits), img_size=32, batch_size=8, eval_batch_size=5, workers=0)
     plain["tasks"] = {"digits": dict(type=task, head=head, data=shards | data)}
@@ -72,14 +81,22 @@ def place(name: str) -> str:
 
 def changed(before, after):
     """The places in which two states differ, among the names of the second."""
-    return {place(name) for name, tensor in after.items() if not (name in before and tensor.equal(before[name]))}
+    return {
+        place(name) for name, tensor in after.items() if not (name in before and tensor.equal(before[name]))
+    }
 
 
-@pytest.mark.parametrize("mode, embedding", [*((mode, "shared") for mode in MODES), ("joint", "per_task"), ("modular", "adapter")])
+@pytest.mark.parametrize(
+    "mode, embedding", [*((mode, "shared") for mode in MODES), ("joint", "per_task"), ("modular", "adapter")]
+)
 def test_a_mode_changes_what_it_says_of_three_tasks(mode, embedding, digits, tmp_path):
-    settings = dict(mode=mode, steps=4, log_every=2) | (dict(alternate_period=2) if mode == "end_to_end" else {})
+    settings = dict(mode=mode, steps=4, log_every=2) | (
+        dict(alternate_period=2) if mode == "end_to_end" else {}
+    )
     objective = dict(type="merge_cost") if mode in ("modular", "end_to_end") else dict(type="supervised")
-    plain = tiny_tasks_plain(digits, tmp_path / "run", train=settings, merging=dict(embedding=embedding), objective=objective)
+    plain = tiny_tasks_plain(
+        digits, tmp_path / "run", train=settings, merging=dict(embedding=embedding), objective=objective
+    )
     run = from_plain(plain)
     train(run)
     seed_everything(run.seed, "weights")
@@ -94,14 +111,18 @@ def last_scores(folder):
     return next(line for line in reversed(lines) if any(key.startswith("val/") for key in line))
 
 
-@pytest.mark.parametrize("embedding, balancing", [*((kind, "fixed") for kind in EMBEDDINGS), ("shared", "gradient_norm")])
+@pytest.mark.parametrize(
+    "embedding, balancing", [*((kind, "fixed") for kind in EMBEDDINGS), ("shared", "gradient_norm")]
+)
 def test_a_head_is_added_to_a_trained_backbone_and_nothing_else_moves(embedding, balancing, digits, tmp_path):
     """The old tasks are frozen, evaluated as ever, and saved with the new one."""
     merging, balance = dict(embedding=embedding), dict(type=balancing, every=2)
     old = tiny_tasks_plain(digits, tmp_path / "old", merging=merging, balancing=balance, train=dict(steps=3))
     del old["tasks"]["masks"]
     train(from_plain(old))
-    new = tiny_tasks_plain(digits, tmp_path / "new", merging=merging, balancing=balance, train=dict(mode="heads", steps=3))
+    new = tiny_tasks_plain(
+        digits, tmp_path / "new", merging=merging, balancing=balance, train=dict(mode="heads", steps=3)
+    )
     new["backbone"] |= dict(weights=str(tmp_path / "old"))
     for name in old["tasks"]:
         new["tasks"][name] |= dict(frozen=True, data=new["tasks"][name]["data"] | dict(train=None))

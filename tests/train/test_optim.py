@@ -7,7 +7,16 @@ from standin import StandinModel, standin_config
 
 from pipeline.config.schema import OptimConfig, TrainConfig
 from pipeline.errors import ConfigError
-from pipeline.train.optim import kind_of, learning_rates, lr_at, owner_of, parameter_groups, phase_at, reported_rates, set_trainable
+from pipeline.train.optim import (
+    kind_of,
+    learning_rates,
+    lr_at,
+    owner_of,
+    parameter_groups,
+    phase_at,
+    reported_rates,
+    set_trainable,
+)
 
 KINDS = {
     "modular": {"metric"},
@@ -86,7 +95,12 @@ def test_biases_norms_and_position_embeddings_do_not_decay():
 def test_layer_decay_falls_towards_the_input_and_spares_heads_and_metric():
     by_name, _, _ = groups_of(layer_decay=0.5)
     scale = {name: group["lr_scale"] for name, group in by_name.items()}
-    assert scale["tasks.a.weight"] == scale["backbone.norm.weight"] == scale["backbone.blocks.0.metric.weight"] == 1
+    assert (
+        scale["tasks.a.weight"]
+        == scale["backbone.norm.weight"]
+        == scale["backbone.blocks.0.metric.weight"]
+        == 1
+    )
     assert scale["backbone.blocks.1.fc.weight"] == 0.5
     assert scale["backbone.blocks.0.fc.weight"] == 0.25
     assert scale["backbone.pos_embed"] == 0.125
@@ -110,7 +124,9 @@ def test_metric_has_its_own_rate_and_a_resting_kind_has_none():
     assert max(rates.values()) > 0.4
 
 
-@pytest.mark.parametrize("mode, lr", [("joint", 1e-3), ("heads", 1e-3), ("modular", 0.5), ("end_to_end", 1e-3)])
+@pytest.mark.parametrize(
+    "mode, lr", [("joint", 1e-3), ("heads", 1e-3), ("modular", 0.5), ("end_to_end", 1e-3)]
+)
 def test_the_reported_rate_is_that_of_the_model_and_not_of_what_weighs_its_losses(mode, lr):
     """In every step, whatever rests in it; each kind's own stands beside it."""
     _, groups, config = groups_of(mode, lr=1e-3, metric_lr=0.5, warmup_steps=0)
@@ -122,7 +138,9 @@ def test_the_reported_rate_is_that_of_the_model_and_not_of_what_weighs_its_losse
 
 
 def test_phases_of_each_mode():
-    phases = [phase_at(step, TrainConfig(mode="end_to_end", steps=9, alternate_period=3)) for step in range(6)]
+    phases = [
+        phase_at(step, TrainConfig(mode="end_to_end", steps=9, alternate_period=3)) for step in range(6)
+    ]
     assert [phase.relaxed for phase in phases] == [False, False, True] * 2
     assert phase_at(0, TrainConfig(mode="backbone", steps=1)).relaxed is False
     assert phase_at(0, TrainConfig(mode="heads", steps=1)).relaxed is False

@@ -1,4 +1,5 @@
-"""The folder of a run: one writer at a time, nothing lost from it, and nothing written elsewhere by way of a link."""
+"""The folder of a run: one writer at a time, nothing lost from it, and nothing written elsewhere by way of a
+link."""
 
 import json
 import multiprocessing
@@ -73,7 +74,11 @@ def test_a_lock_that_is_no_file_of_its_own_is_refused(tmp_path, kind):
     target.write_text("precious")
     lock = tmp_path / "run/.lock"
     lock.parent.mkdir()
-    {"link": lambda: lock.symlink_to(target), "pipe": lambda: os.mkfifo(lock), "second name": lambda: os.link(target, lock)}[kind]()
+    {
+        "link": lambda: lock.symlink_to(target),
+        "pipe": lambda: os.mkfifo(lock),
+        "second name": lambda: os.link(target, lock),
+    }[kind]()
     with pytest.raises(ConfigError, match="cannot be made or written to|no file of its own"):
         locked(lock.parent)
     assert target.read_text() == "precious"
@@ -84,7 +89,16 @@ def test_an_output_that_cannot_be_made_says_so(tiny_run):
         train(tiny_run(Path("/proc/nothing/here")))
 
 
-STRANGE = [b'{"step": "x"}', b'{"step": null}', b'{"step": true}', b"[" * 100_000, b"\xff\xfe", b"7", b'{"step": 1, "lr"', b'{"step": -1}']
+STRANGE = [
+    b'{"step": "x"}',
+    b'{"step": null}',
+    b'{"step": true}',
+    b"[" * 100_000,
+    b"\xff\xfe",
+    b"7",
+    b'{"step": 1, "lr"',
+    b'{"step": -1}',
+]
 
 
 @pytest.mark.parametrize("line", STRANGE, ids=lambda line: repr(line[:16]))
@@ -126,7 +140,9 @@ def test_a_mean_over_fewer_steps_than_usual_says_how_many(tiny_run, tmp_path):
     assert means == [(3, None), (6, 2), (7, 1)]
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "metrics.damaged.txt", "checkpoints/latest", "checkpoints/best"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "metrics.jsonl", "metrics.damaged.txt", "checkpoints/latest", "checkpoints/best"]
+)
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_link_in_the_place_of_a_file_is_replaced_not_followed(tiny_run, tmp_path, name, exists):
     target, path = tmp_path / "precious", tmp_path / "run" / name

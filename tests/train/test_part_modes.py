@@ -1,4 +1,5 @@
-"""What is frozen, or rests in a step, is in evaluation mode: nothing random acts in it, and its statistics stay."""
+"""What is frozen, or rests in a step, is in evaluation mode: nothing random acts in it, and its statistics
+stay."""
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ DROPOUT = {"proj_drop_rate": 0.3, "attn_drop_rate": 0.3, "pos_drop_rate": 0.3}
 
 
 def model_in(mode, step, *, objective="supervised", frozen=(), **options):
-    """As a run has it in a step: heads `a` and `b` with dropout and a batch norm, and everything that timm can drop."""
+    """As a run has it in a step: heads `a` and `b` with dropout and a batch norm, and everything that timm
+    can drop."""
     backbone = tiny_vit("dtem", drop_path=0.5, timm_options=DROPOUT, **options)
     heads = {name: ClassificationTask(backbone, num_classes=10, dropout=0.5) for name in "ab"}
     for head in heads.values():
@@ -93,7 +95,10 @@ def test_modular_training_is_relaxed_and_counts_sizes_as_training_does():
     assert not model.backbone.training
     trained = model.encode("a", images(4), reduction=reduction).final
     assert trained.tokens.shape[1] == 65 and trained.num_active == 35 and trained.size.requires_grad
-    hard, evaluated = (model.encode("a", images(4), reduction=reduction, relaxed=False, training=mode).final for mode in (True, False))
+    hard, evaluated = (
+        model.encode("a", images(4), reduction=reduction, relaxed=False, training=mode).final
+        for mode in (True, False)
+    )
     assert not torch.equal(hard.tokens, evaluated.tokens)
     torch.testing.assert_close(trained.tokens[:, :35], hard.tokens, atol=1e-4, rtol=1e-4)
     assert torch.equal(model.encoder("a", reduction)(images(4)).final.tokens, evaluated.tokens)

@@ -8,7 +8,13 @@ from pipeline.train.rng import generator, rng_state, seed_everything, set_rng_st
 
 
 def draws() -> list[float]:
-    return [float(torch.rand(())), random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn())]
+    return [
+        float(torch.rand(())),
+        random.random(),
+        random.gauss(0, 1),
+        float(np.random.rand()),
+        float(np.random.randn()),
+    ]
 
 
 def test_an_address_gives_the_same_numbers_everywhere():
@@ -17,7 +23,9 @@ def test_an_address_gives_the_same_numbers_everywhere():
 
 
 def test_every_part_of_an_address_counts():
-    seeds = {seed_of(*a) for a in [(1, "a"), (2, "a"), (1, "b"), ("1", "a"), (1, "a", 0), ("1a",), (1, 1), (11,)]}
+    seeds = {
+        seed_of(*a) for a in [(1, "a"), (2, "a"), (1, "b"), ("1", "a"), (1, "a", 0), ("1a",), (1, 1), (11,)]
+    }
     assert len(seeds) == 8
 
 

@@ -18,7 +18,10 @@ from pipeline.train.setup import build_run
 def test_shards_with_more_classes_than_the_head_are_refused(tiny_run, tmp_path):
     config = tiny_run()
     config.tasks["digits"].head["num_classes"] = 3
-    with pytest.raises(ConfigError, match="tasks.digits: the shards have 10 classes, the head has 3; give head.num_classes=10"):
+    with pytest.raises(
+        ConfigError,
+        match="tasks.digits: the shards have 10 classes, the head has 3; give head.num_classes=10",
+    ):
         train(config)
 
 
@@ -35,8 +38,13 @@ def test_streams_that_no_head_reads_are_told_together(digits, tmp_path):
     plain["tasks"]["digits"]["data"] |= {"schema": "segmentation", "augment": {}}
     with pytest.raises(ConfigError) as caught:
         train(from_plain(plain))
-    for task, given, read in (("masks", "ClassificationTargets", "MaskTargets"), ("digits", "MaskTargets", "ClassificationTargets")):
-        assert f"tasks.{task}: its stream gives {given}, which no head reads: its own reads {read}" in str(caught.value)
+    for task, given, read in (
+        ("masks", "ClassificationTargets", "MaskTargets"),
+        ("digits", "MaskTargets", "ClassificationTargets"),
+    ):
+        assert f"tasks.{task}: its stream gives {given}, which no head reads: its own reads {read}" in str(
+            caught.value
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -65,7 +73,10 @@ def test_too_few_samples_for_the_ranks_of_zero_3_are_found_before_training(tiny_
 def test_a_run_is_not_evaluated_on_what_it_is_trained_on(digits, tmp_path):
     plain = tiny_tasks_plain(digits, tmp_path / "run")
     plain["tasks"]["masks"]["data"] |= {"val": f"{digits}/train-{{00000..00001}}.tar"}
-    with pytest.raises(ConfigError, match="tasks.masks.data.val holds shards that are trained on: .*train-00000.tar and 1 more"):
+    with pytest.raises(
+        ConfigError,
+        match="tasks.masks.data.val holds shards that are trained on: .*train-00000.tar and 1 more",
+    ):
         train(from_plain(plain))
     assert not (tmp_path / "run").exists()
     plain["tasks"]["masks"]["data"] |= {"allow_overlap": True}
@@ -77,7 +88,10 @@ def test_outputs_that_no_sample_teaches_are_told_once(digits, tmp_path, caplog):
     plain["tasks"]["digits"]["head"] = plain["tasks"]["digits"]["head"] | {"num_classes": 1000}
     build_run(from_plain(plain), "none")
     (line,) = [record.getMessage() for record in caplog.records if "num_classes" in record.getMessage()]
-    assert "tasks.digits.head.num_classes is 1000 and the shards have 10 classes: 990 outputs have no sample" in line
+    assert (
+        "tasks.digits.head.num_classes is 1000 and the shards have 10 classes: 990 outputs have no sample"
+        in line
+    )
 
 
 def with_classes(digits, folder, names):
@@ -90,7 +104,10 @@ def with_classes(digits, folder, names):
 def test_a_frozen_head_resumes_on_the_classes_that_it_knows(digits, tmp_path):
     plain = tiny_tasks_plain(digits, tmp_path / "run", train={"steps": 1}, optim={"warmup_steps": 0})
     frozen = plain["tasks"].pop("digits")
-    plain["tasks"] = {"captions": plain["tasks"]["captions"], "digits": frozen | {"frozen": True, "data": frozen["data"] | {"train": None}}}
+    plain["tasks"] = {
+        "captions": plain["tasks"]["captions"],
+        "digits": frozen | {"frozen": True, "data": frozen["data"] | {"train": None}},
+    }
     train(from_plain(plain))
     (manifest,) = (tmp_path / "run" / "checkpoints").glob("step_*/manifest.json")
     known = json.loads(manifest.read_text())["classes"]
@@ -103,4 +120,6 @@ def test_a_frozen_head_resumes_on_the_classes_that_it_knows(digits, tmp_path):
     with pytest.raises(ConfigError, match="1 of its 10 classes .'strange'. are not among"):
         build_run(from_plain(plain), "auto")
     forge(manifest, lambda facts: facts.pop("classes"))
-    assert build_run(from_plain(plain), "auto").progress.step == 1, "a checkpoint of before does not say its classes"
+    assert build_run(from_plain(plain), "auto").progress.step == 1, (
+        "a checkpoint of before does not say its classes"
+    )

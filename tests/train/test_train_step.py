@@ -17,7 +17,11 @@ from pipeline.train.signals import StopRequest
 
 
 def steps(run, count=1):
-    streams, sums, watch = {name: iter(stream) for name, stream in run.streams.items()}, MetricSums(), Stopwatch()
+    streams, sums, watch = (
+        {name: iter(stream) for name, stream in run.streams.items()},
+        MetricSums(),
+        Stopwatch(),
+    )
     for _ in range(count):
         _train_step(run, ["digits"], streams, sums, watch)
 
@@ -42,7 +46,9 @@ def test_predictions_are_gone_when_the_backward_pass_begins(tiny_run, monkeypatc
     assert len(predictions) == 1
 
 
-@pytest.mark.parametrize("mode, objective", [("joint", "supervised"), ("joint", "distill"), ("end_to_end", "merge_cost")])
+@pytest.mark.parametrize(
+    "mode, objective", [("joint", "supervised"), ("joint", "distill"), ("end_to_end", "merge_cost")]
+)
 def test_a_step_of_the_engine_asks_the_device_nothing(mode, objective, tiny_run, monkeypatch):
     train = dict(mode=mode) | (dict(alternate_period=2) if mode == "end_to_end" else {})
     run = build_run(tiny_run(train=train, objective=dict(type=objective)), "none")
@@ -52,18 +58,25 @@ def test_a_step_of_the_engine_asks_the_device_nothing(mode, objective, tiny_run,
 
 
 def test_a_skipped_step_leaves_running_statistics_as_they_were(tiny_run, monkeypatch):
-    """One forward that is not finite would make them NaN for good, and every later checkpoint and score with them."""
+    """One forward that is not finite would make them NaN for good, and every later checkpoint and score with
+    them."""
     run = build_run(tiny_run(), "none")
     norm = run.engine.module.tasks["digits"].fc_norm = nn.BatchNorm1d(run.engine.module.backbone.embed_dim)
     steps(run)
     forward, before = run.engine.forward, norm.running_var.clone()
     assert not torch.equal(before, torch.ones_like(before)), "steps that are not skipped move them"
-    monkeypatch.setattr(run.engine, "forward", lambda batch, **options: forward(without_numbers(batch), **options))
+    monkeypatch.setattr(
+        run.engine, "forward", lambda batch, **options: forward(without_numbers(batch), **options)
+    )
     steps(run)
     assert run.nonfinite[0] == 1 and torch.equal(norm.running_var, before)
     monkeypatch.setattr(run.engine, "forward", forward)
     steps(run)
-    assert run.nonfinite[0] == 0 and norm.running_var.isfinite().all() and not torch.equal(norm.running_var, before)
+    assert (
+        run.nonfinite[0] == 0
+        and norm.running_var.isfinite().all()
+        and not torch.equal(norm.running_var, before)
+    )
 
 
 def without_numbers(batch):
@@ -72,5 +85,8 @@ def without_numbers(batch):
 
 def test_a_request_to_stop_asks_the_device_nothing():
     """Of its first call: each later one reads the answer of the step before."""
-    stop, engine = StopRequest(), SimpleNamespace(world_size=2, device=torch.device("cpu"), all_reduce=lambda tensor: tensor)
+    stop, engine = (
+        StopRequest(),
+        SimpleNamespace(world_size=2, device=torch.device("cpu"), all_reduce=lambda tensor: tensor),
+    )
     assert not AsksNothing.within(stop.agreed)(engine)

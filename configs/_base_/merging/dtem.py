@@ -1,4 +1,5 @@
-"""DTEM as this project trains it best: the embedding learns what merging costs (docs/merge_cost.md; the ablation is in docs/log.md)."""
+"""DTEM as this project trains it best: the embedding learns what merging costs (docs/merge_cost.md; the
+ablation is in docs/log.md)."""
 
 merging = dict(policy="dtem", reduction=16)
 objective = dict(type="merge_cost")

@@ -1,8 +1,17 @@
 """Backbone under hard merging and embeddings under soft merging in turn, from trained weights.
 
-The authors did not release this part: alternation and 100 epochs are the paper's, the learning rates are ours.
+The authors did not release this part: alternation and 100 epochs are the paper's, the learning rates are
+ours.
 """
 
-optim = dict(lr=5e-5, metric_lr=1e-4, min_lr=1e-6, warmup_steps=6255, weight_decay=0.05, clip_grad=5.0, ema_decay=0.9999)
+optim = dict(
+    lr=5e-5,
+    metric_lr=1e-4,
+    min_lr=1e-6,
+    warmup_steps=6255,
+    weight_decay=0.05,
+    clip_grad=5.0,
+    ema_decay=0.9999,
+)
 train = dict(mode="end_to_end", epochs=100, alternate_period=10, eval_every=6255, save_every=1251)
 seed = 42

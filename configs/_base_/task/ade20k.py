@@ -1,10 +1,11 @@
 """ADE20K's 150 classes: crops of 512x512 out of images resized by 0.5 to 2 from a shorter side of 512.
 
 source     MMSegmentation's ade20k.py: resize, crop, flip, photometric distortion and evaluation
-differs    a window is cut before it is resized (the same up to half a stored pixel), masks are resized by their pixels' centres,
-           and pictures longer than four times their short side stay so
+differs    a window is cut before it is resized (the same up to half a stored pixel), masks are resized by
+           their pixels' centres, and pictures longer than four times their short side stay so
 
-Make the shards with `dtem shards make ade20k PATH/TO/ADEChallengeData2016 data/ade20k`. 2 images per GPU on 8 GPUs are the usual 16.
+Make the shards with `dtem shards make ade20k PATH/TO/ADEChallengeData2016 data/ade20k`. 2 images per GPU on 8
+GPUs are the usual 16.
 """
 
 tasks = dict(

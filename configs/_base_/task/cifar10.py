@@ -13,7 +13,12 @@ tasks = dict(
             eval_batch_size=250,
             workers=1,
             augment=dict(
-                crop_scale=(1.0, 1.0), pad=4, crop_pct=1.0, interpolation="bilinear", mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)
+                crop_scale=(1.0, 1.0),
+                pad=4,
+                crop_pct=1.0,
+                interpolation="bilinear",
+                mean=(0.491, 0.482, 0.447),
+                std=(0.247, 0.243, 0.262),
             ),
         ),
     )

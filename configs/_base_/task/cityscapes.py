@@ -1,9 +1,12 @@
-"""Cityscapes' 19 classes: crops of 768x768 out of 1024x2048 frames resized by 0.5 to 2; evaluation slides such a window over the frame.
+"""Cityscapes' 19 classes: crops of 768x768 out of 1024x2048 frames resized by 0.5 to 2; evaluation slides
+such a window over the frame.
 
 source     MMSegmentation's cityscapes_768x768.py: resize, crop, flip, photometric distortion and evaluation
-differs    a window is cut before it is resized (the same up to half a stored pixel), masks are resized by their pixels' centres
+differs    a window is cut before it is resized (the same up to half a stored pixel), masks are resized by
+           their pixels' centres
 
-Make the shards with `dtem shards make cityscapes PATH/TO/cityscapes data/cityscapes`. 1 image per GPU on 8 GPUs is the usual 8.
+Make the shards with `dtem shards make cityscapes PATH/TO/cityscapes data/cityscapes`. 1 image per GPU on 8
+GPUs is the usual 8.
 """
 
 tasks = dict(

@@ -1,4 +1,5 @@
-"""Which digit is the largest in a 64x64 scene. Make the shards with `dtem shards make digit_scenes data/digits`."""
+"""Which digit is the largest in a 64x64 scene. Make the shards with `dtem shards make digit_scenes
+data/digits`."""
 
 tasks = dict(
     digits=dict(
@@ -13,7 +14,12 @@ tasks = dict(
             eval_batch_size=250,
             workers=1,
             augment=dict(
-                crop_scale=(1.0, 1.0), hflip=0.0, crop_pct=1.0, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+                crop_scale=(1.0, 1.0),
+                hflip=0.0,
+                crop_pct=1.0,
+                interpolation="bilinear",
+                mean=(0.5, 0.5, 0.5),
+                std=(0.25, 0.25, 0.25),
             ),
         ),
     )

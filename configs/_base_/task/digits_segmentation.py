@@ -1,6 +1,8 @@
-"""Which pixels are which digit's ink in a 64x64 scene. Make the shards with `dtem shards make digit_scenes data/digits`.
+"""Which pixels are which digit's ink in a 64x64 scene. Make the shards with `dtem shards make digit_scenes
+data/digits`.
 
-A six must not become its mirror image, and most of a scene is ground: neither flips nor a limit of the classes' shares.
+A six must not become its mirror image, and most of a scene is ground: neither flips nor a limit of the
+classes' shares.
 """
 
 tasks = dict(

@@ -1,10 +1,12 @@
 """ImageNet-1k with DeiT's augmentation; evaluation resizes to 256 and crops 224.
 
-source     arXiv 2012.12877, table 9, and the code that came with it: timm's pipeline, mixup or cutmix of each batch, smoothed labels
-differs    no repeated augmentation (each image once in an epoch); an image is mixed with its neighbour in the batch, timm's with the
-           one at the mirrored place
+source     arXiv 2012.12877, table 9, and the code that came with it: timm's pipeline, mixup or cutmix of each
+           batch, smoothed labels
+differs    no repeated augmentation (each image once in an epoch); an image is mixed with its neighbour in the
+           batch, timm's with the one at the mirrored place
 
-Make the shards with `dtem shards make imagefolder PATH/TO/imagenet data/imagenet`. 128 images per GPU on 8 GPUs are the paper's 1024.
+Make the shards with `dtem shards make imagefolder PATH/TO/imagenet data/imagenet`. 128 images per GPU on 8
+GPUs are the paper's 1024.
 """
 
 tasks = dict(
@@ -19,7 +21,12 @@ tasks = dict(
             batch_size=128,
             workers=8,
             augment=dict(
-                rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25, mixup=0.8, cutmix=1.0, crop_pct=0.875, interpolation="bicubic"
+                rand_augment="rand-m9-mstd0.5-inc1",
+                random_erasing=0.25,
+                mixup=0.8,
+                cutmix=1.0,
+                crop_pct=0.875,
+                interpolation="bicubic",
             ),
         ),
     )

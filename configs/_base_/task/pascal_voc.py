@@ -1,9 +1,12 @@
-"""PASCAL VOC 2012's 21 classes, background among them: crops of 512x512 out of images resized by 0.5 to 2 from a shorter side of 512.
+"""PASCAL VOC 2012's 21 classes, background among them: crops of 512x512 out of images resized by 0.5 to 2
+from a shorter side of 512.
 
 source     MMSegmentation's pascal_voc12.py: resize, crop, flip, photometric distortion and evaluation
-differs    a window is cut before it is resized (the same up to half a stored pixel), masks are resized by their pixels' centres
+differs    a window is cut before it is resized (the same up to half a stored pixel), masks are resized by
+           their pixels' centres
 
-Make the shards with `dtem shards make pascal PATH/TO/VOCdevkit/VOC2012 data/pascal_voc`. 2 images per GPU on 8 GPUs are the usual 16.
+Make the shards with `dtem shards make pascal PATH/TO/VOCdevkit/VOC2012 data/pascal_voc`. 2 images per GPU on
+8 GPUs are the usual 16.
 """
 
 tasks = dict(

@@ -1,10 +1,12 @@
-"""Captions of 64x64 scenes, two or three CIFAR-10 photographs each: shards whose samples have a jpg and a json with captions.
+"""Captions of 64x64 scenes, two or three CIFAR-10 photographs each: shards whose samples have a jpg and a
+json with captions.
 
 The vocabulary is that of the set (`dtem shards words data/cifar_scenes`).
 """
 
 _words = (
-    "the a at left top bottom right and in corner on , an horse dog ship frog bird deer airplane automobile cat truck there is picture of"
+    "the a at left top bottom right and in corner on , an horse dog ship frog bird deer airplane "
+    "automobile cat truck there is picture of"
 ).split()
 tokenizer = dict(type="words", words=_words, context_length=25)
 tasks = dict(

@@ -23,7 +23,8 @@ MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Caption:
-    """tokens: of the first of the references, or in training of a drawn caption. cut: whether they leave out its end."""
+    """tokens: of the first of the references, or in training of a drawn caption. cut: whether they leave out
+    its end."""
 
     tokens: list[int]
     cut: bool
@@ -32,7 +33,8 @@ class Caption:
 
 @DATASETS.register("captioning")
 class Captioning:
-    """See DatasetSchema. A sample decodes to all of its captions; training draws one of them, a function of (seed, epoch, shard, key)."""
+    """See DatasetSchema. A sample decodes to all of its captions; training draws one of them, a function of
+    (seed, epoch, shard, key)."""
 
     classes: tuple[str, ...] = ()
 
@@ -42,7 +44,10 @@ class Captioning:
         refuse_unused(config, UNUSED, own=())
         if config.tokenizer is None:
             names = ", ".join(TOKENIZERS.names())
-            raise ConfigError(f"schema '{config.schema}' needs data.tokenizer, for instance dict(type='clip') (known: {names})")
+            raise ConfigError(
+                f"schema '{config.schema}' needs data.tokenizer, for instance dict(type='clip') (known: "
+                f"{names})"
+            )
         self._tokenizer = build_tokenizer(config.tokenizer)
         unflipped = replace(config.augment, hflip=config.augment.hflip or 0.0)
         self._train = train_transform(unflipped, config.size)
@@ -55,7 +60,10 @@ class Captioning:
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, tuple[str, ...]]:
         image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
         if image is None or "json" not in members:
-            raise SampleError(f"it has the members {', '.join(members) or 'none'}; captioning needs {self.missing(list(members))}")
+            raise SampleError(
+                f"it has the members {', '.join(members) or 'none'}; captioning needs "
+                f"{self.missing(list(members))}"
+            )
         return decode_image(image), decode_captions(members["json"])
 
     def train(self, image: Tensor, target: tuple[str, ...]) -> tuple[Tensor, Caption]:
@@ -67,7 +75,12 @@ class Captioning:
 
     def shortened(self, target: Caption) -> str:
         longest = self._tokenizer.context_length
-        return f"the end of a caption, which has more than the {longest} tokens of data.tokenizer's context_length" if target.cut else ""
+        return (
+            f"the end of a caption, which has more than the {longest} tokens of data.tokenizer's "
+            "context_length"
+            if target.cut
+            else ""
+        )
 
     def targets(self, targets: Sequence[Caption]) -> CaptionTargets:
         longest = max(len(target.tokens) for target in targets)
@@ -79,4 +92,6 @@ class Captioning:
 
     def _caption(self, text: str, references: tuple[str, ...] = ()) -> Caption:
         tokens = self._tokenizer.encode(text)
-        return Caption(tokens, len(tokens) == self._tokenizer.context_length and self._tokenizer.is_cut(text), references)
+        return Caption(
+            tokens, len(tokens) == self._tokenizer.context_length and self._tokenizer.is_cut(text), references
+        )

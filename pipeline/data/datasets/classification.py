@@ -37,7 +37,10 @@ class Classification:
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, int]:
         image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
         if image is None or "cls" not in members:
-            raise SampleError(f"it has the members {', '.join(members) or 'none'}; classification needs {self.missing(list(members))}")
+            raise SampleError(
+                f"it has the members {', '.join(members) or 'none'}; classification needs "
+                f"{self.missing(list(members))}"
+            )
         return decode_image(image), self._numbers[decode_class(members["cls"], len(self._numbers))]
 
     def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:

@@ -1,4 +1,5 @@
-"""An image and its mask: members jpg (or jpeg, png, webp) and seg.png, in which label k is class k and 255 is ignored."""
+"""An image and its mask: members jpg (or jpeg, png, webp) and seg.png, in which label k is class k and 255 is
+ignored."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +22,8 @@ MASK = "seg.png"
 
 @DATASETS.register("segmentation")
 class Segmentation:
-    """See DatasetSchema. The target of a sample is its mask, uint8 [H, W]; in evaluation of the size that it is stored in."""
+    """See DatasetSchema. The target of a sample is its mask, uint8 [H, W]; in evaluation of the size that it
+    is stored in."""
 
     gives = MaskTargets
 
@@ -35,13 +37,23 @@ class Segmentation:
     def missing(self, schema: Sequence[str]) -> str:
         lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]
         lacks += [] if MASK in schema else [MASK]
-        lacks += [] if self.classes else ["the names of its mask's classes (classes.json beside the shards, then `dtem shards make index`)"]
+        lacks += (
+            []
+            if self.classes
+            else [
+                "the names of its mask's classes (classes.json beside the shards, then `dtem shards "
+                "make index`)"
+            ]
+        )
         return " and ".join(lacks)
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, Tensor]:
         data = next((members[suffix] for suffix in IMAGES if suffix in members), None)
         if data is None or MASK not in members:
-            raise SampleError(f"it has the members {', '.join(members) or 'none'}; segmentation needs {self.missing(list(members))}")
+            raise SampleError(
+                f"it has the members {', '.join(members) or 'none'}; segmentation needs "
+                f"{self.missing(list(members))}"
+            )
         image, mask = decode_image(data), decode_mask(members[MASK])
         if image.shape[1:] != mask.shape:
             raise SampleError(size_mismatch(image.shape[1:], mask.shape))

@@ -1,4 +1,5 @@
-"""How public data sets lay out images, with masks or with captions: one reader each, found by these tables."""
+"""How public data sets lay out images, with masks or with captions: one reader each, found by these
+tables."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,12 @@ LAYOUTS: dict[str, Callable[[Path], Layout]] = {
     "pascal": read_pascal,
     "camvid": read_camvid,
 }
-"""With masks. Each reader raises ConfigError where the tree is not there, SampleError for files that do not pair."""
+"""With masks. Each reader raises ConfigError where the tree is not there, SampleError for files that do not
+pair."""
 
 CAPTIONED: dict[str, Callable[[Path], dict[str, list[Captioned]]]] = {
     "coco_captions": read_coco_captions,
     "captions": read_captions_table,
 }
-"""With captions, by split. Each reader raises ConfigError where there is nothing to read, SampleError for what cannot be used."""
+"""With captions, by split. Each reader raises ConfigError where there is nothing to read, SampleError for
+what cannot be used."""

@@ -6,13 +6,28 @@ from pipeline.data.masks import IGNORED
 from pipeline.data.paired import Layout, non_empty, paired
 from pipeline.data.pictures import folders_of, pictures_of, tell_left_out
 
-CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
+CLASSES = (
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "pavement",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
 SPLITS = ("train", "val", "test")
 TREE = "SRC/{train,val,test}/*.png and SRC/{trainannot,valannot,testannot}/*.png"
 
 
 def read_camvid(source: Path) -> Layout:
-    splits = {split: paired(pictures_of(source / split), pictures_of(source / f"{split}annot", suffixes=[".png"])) for split in SPLITS}
+    splits = {
+        split: paired(pictures_of(source / split), pictures_of(source / f"{split}annot", suffixes=[".png"]))
+        for split in SPLITS
+    }
     known = {*SPLITS, *(f"{split}annot" for split in SPLITS)}
     tell_left_out([path for path in folders_of(source) if path.name not in known])
     labels = {label: label for label in range(len(CLASSES))} | {len(CLASSES): IGNORED}

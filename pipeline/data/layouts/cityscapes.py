@@ -38,8 +38,18 @@ EVALUATED = {
 
 def read_cityscapes(source: Path) -> Layout:
     root = root_with(source, ("leftImg8bit", "gtFine"), "cityscapes")
-    splits = {split: paired(_files(root / "leftImg8bit" / split, IMAGE), _files(root / "gtFine" / split, MASK)) for split in SPLITS}
-    tell_left_out([path for kind in ("leftImg8bit", "gtFine") for path in folders_of(root / kind) if path.name not in SPLITS])
+    splits = {
+        split: paired(_files(root / "leftImg8bit" / split, IMAGE), _files(root / "gtFine" / split, MASK))
+        for split in SPLITS
+    }
+    tell_left_out(
+        [
+            path
+            for kind in ("leftImg8bit", "gtFine")
+            for path in folders_of(root / kind)
+            if path.name not in SPLITS
+        ]
+    )
     labels = dict.fromkeys(range(34), IGNORED) | {label: number for number, label in enumerate(EVALUATED)}
     return Layout(tuple(EVALUATED.values()), labels, non_empty(source, splits, TREE))
 
@@ -47,5 +57,7 @@ def read_cityscapes(source: Path) -> Layout:
 def _files(folder: Path, ending: str) -> dict[str, Path]:
     """CITY/NAME -> file."""
     files = pictures_of(*folders_of(folder), suffixes=[".png"], nested=True, known=BESIDE)
-    tell_left_out([path for key, path in files.items() if not key.endswith(ending) and not path.name.endswith(BESIDE)])
+    tell_left_out(
+        [path for key, path in files.items() if not key.endswith(ending) and not path.name.endswith(BESIDE)]
+    )
     return {key.removesuffix(ending): path for key, path in files.items() if key.endswith(ending)}

@@ -1,4 +1,5 @@
-"""COCO's captions in the splits of Karpathy and Li (2015): 113,287 images to train on, 5,000 to validate and 5,000 to test."""
+"""COCO's captions in the splits of Karpathy and Li (2015): 113,287 images to train on, 5,000 to validate and
+5,000 to test."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ def read_coco_captions(source: Path) -> dict[str, list[Captioned]]:
     try:
         rows = list(_rows(path))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
-        raise SampleError(f"{path} is not in the form of Karpathy's splits: {type(err).__name__} {err}; fetch it anew") from err
+        raise SampleError(
+            f"{path} is not in the form of Karpathy's splits: {type(err).__name__} {err}; fetch it anew"
+        ) from err
     splits = collected(source, rows)
     named = {image.image for images in splits.values() for image in images}
     found = pictures_of(*sorted({path.parent for path in named}), nested=True)

@@ -1,7 +1,8 @@
 """PASCAL VOC 2012, and sets laid out like it: images, masks of classes, and a list of names for each split.
 
-The lists decide: files that none of them names are left out (most of VOC's pictures have no mask). The classes are VOC's 21,
-background among them, or those of a `classes.json` in SRC; 255, VOC's contours, is ignored.
+The lists decide: files that none of them names are left out (most of VOC's pictures have no mask). The
+classes are VOC's 21, background among them, or those of a `classes.json` in SRC; 255, VOC's contours, is
+ignored.
 """
 
 import logging
@@ -18,7 +19,21 @@ log = logging.getLogger(__name__)
 IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 SPLITS = ("train", "val", "test")
 TREE = f"SRC/{IMAGES}/*.jpg, SRC/{MASKS}/*.png and SRC/{LISTS}/{{train,val,test}}.txt"
-VOC = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog")
+VOC = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+)
 VOC += ("horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv/monitor")
 
 
@@ -29,7 +44,12 @@ def read_pascal(source: Path) -> Layout:
     listed = {pair.key for pairs in splits.values() for pair in pairs}
     if left := images.keys() - listed:
         with_masks = len(left & masks.keys())
-        log.info("left out: %d of %d pictures, %d of them with a mask, which no list names", len(left), len(images), with_masks)
+        log.info(
+            "left out: %d of %d pictures, %d of them with a mask, which no list names",
+            len(left),
+            len(images),
+            with_masks,
+        )
     classes = read_names(str(root)).classes or VOC
     labels = {label: label for label in (*range(len(classes)), IGNORED)}
     return Layout(classes, labels, non_empty(source, splits, TREE))
@@ -43,5 +63,10 @@ def _listed(path: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -
         log.warning("left out: the %d pictures of %s, which have no masks", len(keys), path)
         return []
     if unknown := [key for key in keys if key not in images and key not in masks]:
-        raise SampleError(f"{path} names '{unknown[0]}' ({len(unknown)} such lines), which has no image and no mask; add both, or cut it")
-    return paired({key: images[key] for key in keys if key in images}, {key: masks[key] for key in keys if key in masks})
+        raise SampleError(
+            f"{path} names '{unknown[0]}' ({len(unknown)} such lines), which has no image and no mask; "
+            "add both, or cut it"
+        )
+    return paired(
+        {key: images[key] for key in keys if key in images}, {key: masks[key] for key in keys if key in masks}
+    )

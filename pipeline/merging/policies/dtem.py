@@ -16,10 +16,12 @@ from pipeline.token_state import TokenState
 
 @POLICIES.register("dtem")
 class DTEM:
-    """split: `parity` (training partitions tokens as inference does) or `reference` (as the authors' release does in training).
-    relaxation: `soft` (the paper's) or `straight_through` (the forward pass is the hard merge, the gradient that of the soft one);
-    None picks `soft` for split `reference`, else `straight_through`. The defaults are those that measured best (docs/log.md).
-    candidates (k2), tau1, tau2: see `relaxed_top_r`. embed_dim: width of the embedding; None: the head's, twice that from 1024 channels on.
+    """split: `parity` (training partitions tokens as inference does) or `reference` (as the authors' release
+    does in training). relaxation: `soft` (the paper's) or `straight_through` (the forward pass is the hard
+    merge, the gradient that of the soft one); None picks `soft` for split `reference`, else
+    `straight_through`. The defaults are those that measured best (docs/log.md). candidates (k2), tau1, tau2:
+    see `relaxed_top_r`. embed_dim: width of the embedding; None: the head's, twice that from 1024 channels
+    on.
     """
 
     metric_source = "embedding"
@@ -42,10 +44,15 @@ class DTEM:
         if relaxation not in ("soft", "straight_through"):
             raise ConfigError(f"dtem: relaxation is '{relaxation}'; give 'soft' or 'straight_through'")
         if split == "reference" and relaxation == "straight_through":
-            raise ConfigError("dtem: split 'reference' orders tokens by soft sizes, so it goes with relaxation 'soft' only")
+            raise ConfigError(
+                "dtem: split 'reference' orders tokens by soft sizes, so it goes with relaxation 'soft' only"
+            )
         if tau1 <= 0 or tau2 <= 0:
             raise ConfigError(f"dtem: tau1 {tau1} and tau2 {tau2} must be above 0")
-        for name, count in {"candidates": candidates, "embed_dim": 1 if embed_dim is None else embed_dim}.items():
+        for name, count in {
+            "candidates": candidates,
+            "embed_dim": 1 if embed_dim is None else embed_dim,
+        }.items():
             if not isinstance(count, int) or count < 1:
                 raise ConfigError(f"dtem: {name} is {count!r}; give a whole number above 0")
         self.split = Split.of_release if split == "reference" else Split.by_parity
@@ -57,7 +64,9 @@ class DTEM:
     def metric_dim(self, dim: int, head_dim: int) -> int:
         return self.embed_dim or (head_dim if dim < 1024 else 2 * head_dim)
 
-    def merge(self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False) -> TokenState:
+    def merge(
+        self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False
+    ) -> TokenState:
         assert metric is not None
         if not training:
             return match_and_merge(state, metric, r)

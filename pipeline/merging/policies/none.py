@@ -16,5 +16,7 @@ class NoMerging:
     def metric_dim(self, dim: int, head_dim: int) -> int:
         return 0
 
-    def merge(self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False) -> TokenState:
+    def merge(
+        self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False
+    ) -> TokenState:
         return state

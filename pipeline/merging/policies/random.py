@@ -11,7 +11,8 @@ from pipeline.token_state import TokenState
 
 @POLICIES.register("random")
 class RandomMerging:
-    """Pairs are drawn from the global generator of the device in training, and from `seed` in inference, so that evaluation repeats."""
+    """Pairs are drawn from the global generator of the device in training, and from `seed` in inference, so
+    that evaluation repeats."""
 
     metric_source = "none"
     merges = True
@@ -24,7 +25,9 @@ class RandomMerging:
     def metric_dim(self, dim: int, head_dim: int) -> int:
         return 0
 
-    def merge(self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False) -> TokenState:
+    def merge(
+        self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False
+    ) -> TokenState:
         r = min(r, mergeable(state.num_active, state.num_prefix))
         if r <= 0:
             return state
@@ -39,11 +42,16 @@ class RandomMerging:
             rows = _repeated_draw(self.seed * 1_000_003 + state.num_active, num_sources, num_destinations, r)
             noise, target = (row.to(device).expand(batch, -1) for row in rows)
         order = noise.argsort(dim=-1)
-        return merge_hard(state, Matching(kept=order[:, r:].sort(dim=-1).values, merged=order[:, :r], target=target), split)
+        return merge_hard(
+            state, Matching(kept=order[:, r:].sort(dim=-1).values, merged=order[:, :r], target=target), split
+        )
 
 
 @torch.compiler.assume_constant_result
 def _repeated_draw(seed: int, num_sources: int, num_destinations: int, r: int) -> tuple[Tensor, Tensor]:
-    """[1, Na], [1, r]: one row per layer for the whole batch, so that an image's result does not depend on its neighbours."""
+    """[1, Na], [1, r]: one row per layer for the whole batch, so that an image's result does not depend on
+    its neighbours."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(1, num_sources, generator=generator), torch.randint(num_destinations, (1, r), generator=generator)
+    return torch.rand(1, num_sources, generator=generator), torch.randint(
+        num_destinations, (1, r), generator=generator
+    )

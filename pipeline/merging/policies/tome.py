@@ -17,6 +17,8 @@ class ToMe:
     def metric_dim(self, dim: int, head_dim: int) -> int:
         return 0
 
-    def merge(self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False) -> TokenState:
+    def merge(
+        self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False
+    ) -> TokenState:
         assert metric is not None
         return match_and_merge(state, metric, r)
