@@ -23,6 +23,7 @@ from launch.points import Target, sweep
 from launch.restore import UNTRAINED, build, grid_of, read_run
 from pipeline.data.stream import build_eval_loader
 from pipeline.merging.macs import reduction_for_macs
+from pipeline.objectives.distill import divergence
 
 MACS = (0.7, 0.5, 0.3)
 STEPS = 300
@@ -76,20 +77,22 @@ def compare(
     [result] = sweep(runs, ["dtem" + suffix], targets, rounds=0)
     points = {f"{point.target:.0%}": percent(point, result.metric) for point in result.points}
     gaps = {
-        f"{target:.0%}": [round(divergence(run, target, suffix), 5) for run in runs] for target in targets
+        f"{target:.0%}": [round(mean_divergence(run, target, suffix), 5) for run in runs]
+        for target in targets
     }
     return {"name": name, "scores": points, "divergence": gaps}
 
 
 @torch.no_grad()
-def divergence(run: Any, target: float, suffix: str) -> float:
+def mean_divergence(run: Any, target: float, suffix: str) -> float:
     """Mean KL of the hard-merged model's classes from the unmerged model's."""
     model, task = build(run, "dtem" + suffix), "cifar10"
     reduction = reduction_for_macs(model.backbone, target, grid_of(run, model, task))
     total, samples = 0.0, 0
     for batch in build_eval_loader(task, run.config.tasks[task].data, rank=0, world_size=1):
         whole, merged = (model.predict(batch, reduction=r, relaxed=False) for r in (0, reduction))
-        total += float(model.tasks[task].distill(merged, whole, 1.0)) * len(batch.images)
+        own, wanted = (model.tasks[task].log_probs(output, batch) for output in (merged, whole))
+        total += float(divergence(own, wanted)) * len(batch.images)
         samples += len(batch.images)
     return total / samples
 

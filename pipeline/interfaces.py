@@ -76,6 +76,19 @@ class TaskOutput:
     unweighed: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class LogProbs:
+    """What a task predicts of a batch, as distributions over K outcomes: of each image a class, of each place
+    a word.
+
+    values [..., K] float32: log-probabilities, with gradient. counts [...] bool: which distributions count;
+    None where all do, equally many on every rank.
+    """
+
+    values: Tensor
+    counts: Tensor | None = None
+
+
 class MergePolicy(Protocol):
     """Decides which tokens to merge in a block, and merges them. Holds options, never state."""
 
@@ -124,13 +137,8 @@ class Task(Protocol):
         """Raises ConfigError where shards with these classes have more than the head can tell."""
         ...
 
-    def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
-        """Disagreement of two outputs for the same batch, a scalar; 0 where they agree."""
-        ...
-
-    def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
-        """Log-likelihood, summed over samples, of targets drawn from the output's own predictions: its
-        gradient's square is their Fisher information. Draws from the global generator."""
+    def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
+        """What the output of a batch predicts, for objectives that compare predictions or draw from them."""
         ...
 
     def infer(self, encode: Encode, batch: Batch) -> Any:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from pipeline.ranks import mean_over_ranks, world_size
+
 
 def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the words. logits [B, L, V] float32, labels [B, L]; where the label is `pad`,
@@ -21,16 +23,7 @@ def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: floa
         label_smoothing=label_smoothing,
         reduction="sum",
     )
-    return mean_over_words(total, (labels != pad).sum())
-
-
-def mean_over_words(total: Tensor, words: Tensor) -> Tensor:
-    """The sum over this rank's words -> a part whose mean over ranks is that over all words. Scalars; words:
-    how many."""
-    words = words.float()
-    if (world_size := _world_size()) > 1:
-        distributed.all_reduce(words)
-    return total * world_size / words.clamp(min=1)
+    return mean_over_ranks(total, (labels != pad).sum())
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -80,14 +73,14 @@ def normalised(features: Tensor | None) -> Tensor:
 
 def gathered(features: Tensor) -> Tensor:
     """[ranks * B, E], with a gradient to every rank's; equally many of each."""
-    return features if _world_size() == 1 else _Gather.apply(features)  # pyright: ignore[reportReturnType]
+    return features if world_size() == 1 else _Gather.apply(features)  # pyright: ignore[reportReturnType]
 
 
 def _check_equal(size: int, device: torch.device) -> None:
     """Raises RuntimeError on every rank where ranks have batches of different sizes, for which backends hang
     or end the process. A GPU is not waited for: it raises when it comes to it."""
-    if _world_size() > 1:
-        sizes = torch.zeros(_world_size(), dtype=torch.int64, device=device)
+    if world_size() > 1:
+        sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
         sizes[_rank()] = size
         distributed.all_reduce(sizes)
         same = (sizes == size).all()
@@ -97,7 +90,7 @@ def _check_equal(size: int, device: torch.device) -> None:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
-        everybodys = [torch.empty_like(features) for _ in range(_world_size())]
+        everybodys = [torch.empty_like(features) for _ in range(world_size())]
         distributed.all_gather(everybodys, features.contiguous())
         return torch.cat(everybodys)
 
@@ -105,12 +98,8 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous().clone()
         distributed.all_reduce(grad)
-        return grad.chunk(_world_size())[_rank()]
-
-
-def _world_size() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        return grad.chunk(world_size())[_rank()]
 
 
 def _rank() -> int:
-    return distributed.get_rank() if _world_size() > 1 else 0
+    return distributed.get_rank() if world_size() > 1 else 0

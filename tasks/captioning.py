@@ -14,11 +14,11 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.data.targets import CaptionTargets
 from pipeline.data.text import build_tokenizer
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Encode, Rows, Scores, Sums, Tallies, TaskOutput
+from pipeline.interfaces import Batch, Encode, LogProbs, Rows, Scores, Sums, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
 from tasks.caption_image import Direct, Pooler
-from tasks.caption_losses import below, caption_loss, contrastive_loss, mean_over_words, normalised
+from tasks.caption_losses import below, caption_loss, contrastive_loss, normalised
 from tasks.caption_metrics import METRIC_UNITS, CaptionRow, caption_scores
 from tasks.caption_towers import Decoder, ImageTokens, Past, TextTower
 from tasks.generation import Generation, Marks, Step, generate
@@ -26,8 +26,6 @@ from tasks.pooling import check_pool
 from tasks.retrieval import retrieval_rows, retrieval_scores
 
 ROUTES = ("pooler", "direct")
-CERTAIN = 1e4
-"""The logit of `pad` where a caption has ended, against 0 for all others."""
 LARGEST_SCALE = 100.0
 """Of the contrastive logits, as in CLIP."""
 
@@ -101,12 +99,11 @@ class CaptioningTask(nn.Module):
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         """targets: CaptionTargets, tokens int64 [B, L]. predictions: logits of each token after the first [B,
-        L - 1, V], float32; where the caption has ended, they say so for certain. With more than one rank, a
-        collective."""
+        L - 1, V], float32. With more than one rank, a collective."""
         tokens = batch.targets.tokens
         image, labels = self.image_tokens(output), tokens[:, 1:]
         words, feature, _ = self.text(tokens, feature=self.contrastive_weight > 0)
-        logits = self._certain_of_padding(self.decoder(words[:, :-1], image)[0].float(), labels)
+        logits = self.decoder(words[:, :-1], image)[0].float()
         losses = {
             "caption_loss": self.caption_weight
             * caption_loss(logits, labels, self.marks.pad, self.label_smoothing)
@@ -150,30 +147,11 @@ class CaptioningTask(nn.Module):
             )
         return self.logit_scale
 
-    def _certain_of_padding(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """In place: behind a caption's end all is known, so that nothing is learned, drawn or disagreed
-        about there."""
-        ended = labels == self.marks.pad
-        logits.masked_fill_(ended[..., None], 0.0)[..., self.marks.pad].masked_fill_(ended, CERTAIN)
-        return logits
-
-    def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
-        """KL of the student's next tokens from the teacher's at a temperature, times its square; the mean
-        over words of all ranks, so with more than one a collective."""
-        wanted = F.log_softmax(teacher.predictions / temperature, dim=-1)
-        given = F.log_softmax(student.predictions / temperature, dim=-1)
-        words = (teacher.predictions[..., self.marks.pad] != CERTAIN).sum()
-        return (
-            mean_over_words(F.kl_div(given, wanted, log_target=True, reduction="sum"), words) * temperature**2
-        )
-
-    def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
-        """For each token one drawn from the predicted ones (Gumbel's maximum); the sum of their
-        log-likelihoods."""
-        log_likelihood = F.log_softmax(output.predictions, dim=-1)
-        noise = -torch.empty_like(log_likelihood).exponential_().log()
-        drawn = (log_likelihood.detach() + noise).argmax(dim=-1, keepdim=True)
-        return log_likelihood.gather(-1, drawn).sum()
+    def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
+        """Of each token after the first: values [B, L - 1, V]. What is behind a caption's end does not
+        count."""
+        words = batch.targets.tokens[:, 1:] != self.marks.pad
+        return LogProbs(F.log_softmax(output.predictions, dim=-1), words)
 
     def generate(
         self, output: BackboneOutput, *, keys: Sequence[str] = (), config: Generation | None = None

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pipeline.backbone.vit import MergingViT
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Encode, Scores, Tallies, TaskOutput
+from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
 from tasks.pooling import check_pool, pool
@@ -82,21 +82,9 @@ class ClassificationTask(nn.Module):
             logits = (logits + self.head_dist(output.final.tokens[:, 1])) / 2
         return logits.float()
 
-    def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
-        """KL of the student's classes from the teacher's at a temperature, times its square (Hinton et
-        al., 2015)."""
-        wanted = F.log_softmax(teacher.predictions / temperature, dim=-1)
-        given = F.log_softmax(student.predictions / temperature, dim=-1)
-        return F.kl_div(given, wanted, log_target=True, reduction="batchmean") * temperature**2
-
-    def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
-        """For each image a class drawn from the predicted ones; the sum of their log-likelihoods."""
-        log_likelihood = F.log_softmax(output.predictions, dim=-1)
-        waiting = torch.empty_like(log_likelihood).exponential_()
-        drawn = (log_likelihood.detach().exp() / waiting).argmax(
-            dim=1, keepdim=True
-        )  # torch.multinomial's draw, which refuses a NaN
-        return log_likelihood.gather(1, drawn).sum()
+    def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
+        """Of each image's class: values [B, K]."""
+        return LogProbs(F.log_softmax(output.predictions, dim=-1))
 
     def infer(self, encode: Encode, batch: Batch) -> Tensor:
         """The logits [B, K]."""

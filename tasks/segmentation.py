@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipeline.backbone.vit import MergingViT
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Encode, Scores, Sums, Tallies, TaskOutput
+from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Sums, Tallies, TaskOutput
 from pipeline.merging.unmerge import UNMERGES
 from pipeline.merging.unmerge import unmerge as unmerged
 from pipeline.model import TASKS
@@ -143,20 +143,9 @@ class SegmentationTask(nn.Module):
             return self.decode_head(features).float()
         return decode_merged(self.decode_head, self._states(output)[self.decode_head.in_index]).float()
 
-    def distill(self, student: TaskOutput, teacher: TaskOutput, temperature: float) -> Tensor:
-        """KL of the student's classes from the teacher's at a temperature, times its square; the mean over
-        cells and samples."""
-        wanted = F.log_softmax(teacher.predictions / temperature, dim=1)
-        given = F.log_softmax(student.predictions / temperature, dim=1)
-        return F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=1).mean() * temperature**2
-
-    def sampled_log_likelihood(self, output: TaskOutput) -> Tensor:
-        """For each cell a class drawn from the predicted ones (Gumbel's maximum); the sum of their
-        log-likelihoods."""
-        log_likelihood = F.log_softmax(output.predictions, dim=1)
-        noise = -torch.empty_like(log_likelihood).exponential_().log()
-        drawn = (log_likelihood.detach() + noise).argmax(dim=1, keepdim=True)
-        return log_likelihood.gather(1, drawn).sum()
+    def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
+        """Of each cell's class: values [B, h, w, K]."""
+        return LogProbs(F.log_softmax(output.predictions, dim=1).movedim(1, -1))
 
     def infer(self, encode: Encode, batch: Batch) -> list[Tensor]:
         """Of each image, the class of every pixel of its mask [H, W]."""

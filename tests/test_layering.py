@@ -16,7 +16,7 @@ def files_of(*tops: str) -> list[Path]:
 
 FILES = files_of("pipeline", "tasks", "launch")
 
-BASE = {"errors", "registry", "token_state", "interfaces", "modes"}
+BASE = {"errors", "registry", "token_state", "interfaces", "modes", "ranks"}
 ROOMS = {
     "errors": set(),
     "registry": {"errors"},
@@ -25,6 +25,7 @@ ROOMS = {
     "files": {"errors"},
     "run_folder": {"files"},
     "modes": set(),
+    "ranks": set(),
     "config": {"errors", "registry"},
     "config.resolve": {"errors", "config", "merging"},
     "merging": BASE,

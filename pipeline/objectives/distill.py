@@ -4,12 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, TaskOutput
+from pipeline.interfaces import Batch, LogProbs, TaskOutput
 from pipeline.modes import evaluation_mode
 from pipeline.objectives import OBJECTIVES
+from pipeline.ranks import mean_over_ranks
 
 
 @OBJECTIVES.register("distill")
@@ -32,7 +34,26 @@ class Distill(nn.Module):
         with torch.no_grad(), evaluation_mode(model):
             teacher = model.predict(batch, reduction=0, relaxed=False)
         student = model.predict(batch, **options)
-        gap = model.tasks[batch.task].distill(student, teacher, self.temperature)
+        said = model.tasks[batch.task].log_probs
+        gap = divergence(said(student, batch), said(teacher, batch), self.temperature)
         count = len(batch.images)
         logs = {**student.logs, "distill": (gap.detach() * count, count)}
         return replace(student, loss=self.weight * gap + (1 - self.weight) * student.loss, logs=logs)
+
+
+def divergence(student: LogProbs, teacher: LogProbs, temperature: float = 1.0) -> Tensor:
+    """KL of the student's distributions from the teacher's at a temperature, times its square (Hinton et al.,
+    2015): a scalar, the mean over those that count, of the same batch.
+
+    Where not all count, each does alike over all ranks: with more than one, a collective.
+    """
+    given, wanted = (_tempered(each.values, temperature) for each in (student, teacher))
+    gaps = F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=-1) * temperature**2
+    if student.counts is None:
+        return gaps.mean()
+    return mean_over_ranks(torch.where(student.counts, gaps, 0.0).sum(), student.counts.sum())
+
+
+def _tempered(log_probs: Tensor, temperature: float) -> Tensor:
+    """[..., K], as the softmax of logits / temperature has them."""
+    return log_probs if temperature == 1 else F.log_softmax(log_probs / temperature, dim=-1)

@@ -9,10 +9,10 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, TaskOutput
+from pipeline.interfaces import Batch, LogProbs, TaskOutput
 from pipeline.merging.cost import expected_cost
 from pipeline.merging.schedule import ReductionSpec, merged_shares
 from pipeline.objectives import OBJECTIVES
@@ -61,7 +61,8 @@ class MergeCost(nn.Module):
         )
         result = task(output, batch)
         points = output.merge_points[: depth - first]
-        grads = torch.autograd.grad(task.sampled_log_likelihood(result), [point.probe for point in points])
+        likelihood = drawn_log_likelihood(task.log_probs(result, batch))
+        grads = torch.autograd.grad(likelihood, [point.probe for point in points])
         shares = (
             merged_shares(whole, math.prod(backbone.grid_of(batch.images)))
             if self.pairs == "merged"
@@ -74,3 +75,17 @@ class MergeCost(nn.Module):
         return TaskOutput(
             loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions
         )
+
+
+def drawn_log_likelihood(log_probs: LogProbs) -> Tensor:
+    """The sum of the log-likelihoods of outcomes drawn from the distributions that count, one of each: a
+    scalar, whose gradient's square is an estimate of the Fisher information.
+
+    Draws by Gumbel's maximum, which takes a NaN as it is, from the global generator; also where nothing
+    counts.
+    """
+    values = log_probs.values
+    noise = -torch.empty_like(values).exponential_().log()
+    drawn = (values.detach() + noise).argmax(dim=-1, keepdim=True)
+    likelihood = values.gather(-1, drawn).squeeze(-1)
+    return (likelihood if log_probs.counts is None else torch.where(log_probs.counts, likelihood, 0.0)).sum()

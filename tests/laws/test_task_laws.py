@@ -18,6 +18,8 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
+from pipeline.objectives.distill import divergence
+from pipeline.objectives.merge_cost import drawn_log_likelihood
 from pipeline.train.metrics import MetricSums, TallySums
 from pipeline.train.optim import owner_of
 
@@ -27,8 +29,6 @@ EXAMPLES = {
     "segmentation": ({"num_classes": CLASSES} | HEADS["segmenter"], lambda n: MaskTargets(stripes(n))),
 }
 """Task -> a small head, and targets of n images."""
-CLASS_DIM = {"captioning": 2}
-"""Of the predictions; else it is 1."""
 ONE_RANK = SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"), all_reduce=lambda tensor: tensor)
 TASK = pytest.mark.parametrize("name", TASKS.names())
 
@@ -168,28 +168,75 @@ def test_a_backbone_in_training_mode_is_evaluated_under_the_merge_of_inference(n
     agree(joined(evaluated.evaluate(batch(name))), expected)
 
 
-@TASK
-def test_an_output_agrees_with_itself_and_no_other(name):
-    built = model(name).eval()
-    with torch.no_grad():
-        plain, merged = (built.predict(batch(name), reduction=reduction) for reduction in (0, 12))
-        assert (
-            built.tasks[name].distill(plain, plain, 2.0).abs()
-            < 1e-6
-            < built.tasks[name].distill(merged, plain, 2.0)
-        )
+def said(built, name, reduction=None):
+    """The log-probabilities of a batch, of which captions do not count all."""
+    return built.tasks[name].log_probs(built.predict(batch(name), reduction=reduction), batch(name))
+
+
+def counted(log_probs):
+    """[n, K]: the distributions that count."""
+    values = log_probs.values
+    return values.flatten(0, -2) if log_probs.counts is None else values[log_probs.counts]
 
 
 @TASK
-def test_sampled_log_likelihood_is_a_sum_over_samples_of_what_is_certain_or_not(name):
-    """Its mean over draws is the negative entropy of the predictions."""
+def test_log_probs_are_distributions_in_float32(name):
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs = said(model(name).eval(), name)
+    assert log_probs.values.dtype == torch.float32 and counted(log_probs).numel()
+    assert log_probs.counts is None or log_probs.counts.shape == log_probs.values.shape[:-1]
+    torch.testing.assert_close(log_probs.values.logsumexp(-1), torch.zeros(log_probs.values.shape[:-1]))
+
+
+@TASK
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_a_divergence_is_the_mean_over_what_counts_and_nothing_from_itself(name, temperature):
     built = model(name).eval()
     with torch.no_grad():
-        output = built.predict(batch(name))
-        drawn = torch.stack([built.tasks[name].sampled_log_likelihood(output) for _ in range(200)])
-    log_p = output.predictions.log_softmax(dim=CLASS_DIM.get(name, 1))
-    expected = (log_p.exp() * log_p).sum()
+        plain, merged = (said(built, name, reduction) for reduction in (0, 12))
+    p, q = ((counted(each) / temperature).softmax(-1) for each in (plain, merged))
+    expected = (p * (p / q).log()).sum(-1).mean() * temperature**2
+    torch.testing.assert_close(divergence(merged, plain, temperature), expected, rtol=1e-3, atol=1e-7)
+    assert divergence(plain, plain, temperature).abs() < 1e-7 < expected
+
+
+@TASK
+def test_a_drawn_likelihood_is_on_average_the_negative_entropy_of_what_counts(name):
+    log_probs = said(model(name).eval(), name)
+    with torch.no_grad():
+        drawn = torch.stack([drawn_log_likelihood(log_probs) for _ in range(200)])
+    expected = (counted(log_probs).exp() * counted(log_probs)).sum()
     assert (drawn.mean() - expected).abs() <= 4 * drawn.std() / 200**0.5 + 1e-3 * expected.abs()
+
+
+@TASK
+def test_a_drawn_likelihood_takes_one_outcome_of_each_distribution_that_counts(name):
+    """Its gradient for the logits is then that outcome's place less the probabilities."""
+    log_probs = said(model(name).eval(), name)
+    logits = log_probs.values.detach().requires_grad_()
+    [grad] = torch.autograd.grad(
+        drawn_log_likelihood(replace(log_probs, values=logits.log_softmax(-1))), logits
+    )
+    chosen = grad + logits.detach().softmax(-1)
+    counts = torch.ones(logits.shape[:-1]).bool() if log_probs.counts is None else log_probs.counts
+    torch.testing.assert_close(chosen[counts].amax(-1), torch.ones(int(counts.sum())))
+    torch.testing.assert_close(chosen[counts].sum(-1), torch.ones(int(counts.sum())), atol=1e-4, rtol=0)
+    assert not grad[~counts].any()
+
+
+@TASK
+def test_what_does_not_count_changes_nothing(name):
+    with torch.no_grad():
+        plain, merged = (said(model(name).eval(), name, reduction) for reduction in (0, 12))
+    counts = torch.rand(plain.values.shape[:-1]) < 0.5
+    plain, merged = (replace(each, counts=counts) for each in (plain, merged))
+    noisy = replace(merged, values=torch.where(counts[..., None], merged.values, torch.randn(()) - 5))
+    assert torch.equal(divergence(noisy, plain), divergence(merged, plain))
+    drawn = []
+    for each in (merged, noisy):
+        torch.manual_seed(3)
+        drawn.append(drawn_log_likelihood(each))
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("name", [name for name, (head, _) in EXAMPLES.items() if "num_classes" in head])

@@ -26,7 +26,6 @@ from torch.nn import functional as F
 
 from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
-from pipeline.interfaces import TaskOutput
 from pipeline.model import build_model
 from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import BackboneOutput
@@ -195,14 +194,15 @@ def test_padding_costs_nothing(label_smoothing):
     torch.testing.assert_close(total / count, 2 * expected.detach())
 
 
-def test_the_divergence_of_two_outputs_is_a_mean_over_words():
-    task, words = caption_model().tasks["caption"], captions(4).tokens[:, 1:]
-    logits = [torch.randn(*words.shape, task.tokenizer.vocab_size) for _ in range(2)]
-    padded = [task._certain_of_padding(each.clone(), words) for each in logits]
-    p, q = ((each[words != 0] / 3).softmax(dim=-1) for each in (logits[1], logits[0]))
-    student, teacher = (TaskOutput(torch.zeros(()), predictions=each) for each in padded)
-    expected = (p * (p / q).log()).sum(dim=-1).mean() * 9
-    torch.testing.assert_close(task.distill(student, teacher, 3.0), expected)
+def test_words_count_and_padding_does_not():
+    """So what is said of a caption does not depend on what it is padded to."""
+    model = caption_model().eval()
+    jitter(model.tasks)
+    short, long = (replace(caption_batch(), targets=captions(4, length)) for length in (12, LENGTH))
+    one, other = (model.tasks["caption"].log_probs(model.predict(each), each) for each in (short, long))
+    assert torch.equal(one.counts, short.targets.tokens[:, 1:] != 0) and not one.counts.all()
+    assert torch.equal(other.counts[:, :11], one.counts) and not other.counts[:, 11:].any()
+    torch.testing.assert_close(other.values[other.counts], one.values[one.counts])
 
 
 @ROUTE

@@ -14,7 +14,7 @@ from tiny import IMG, RELAXED, images, tiny_vit
 
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, TaskOutput
+from pipeline.interfaces import Batch
 from pipeline.merging.unmerge import UNMERGES, unmerge
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
@@ -160,16 +160,6 @@ def test_every_objective_trains_the_metric_embeddings_alone(objective, variant, 
     ]
     assert reached[:-1] == [True] * 3
     assert all(parameter.grad is None for parameter in trained.tasks.parameters())
-
-
-def test_the_divergence_of_two_outputs_is_a_mean_over_cells():
-    task = model().tasks["street"]
-    student, teacher = (
-        TaskOutput(torch.zeros(()), predictions=torch.randn(2, CLASSES, 3, 4)) for _ in range(2)
-    )
-    p, q = ((each.predictions / 3).softmax(dim=1) for each in (teacher, student))
-    expected = (p * (p / q).log()).sum(dim=1).mean() * 9
-    torch.testing.assert_close(task.distill(student, teacher, 3.0), expected)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -13,6 +13,8 @@ from pipeline.interfaces import Batch
 from pipeline.model import MultiTaskModel
 from pipeline.modes import evaluation_mode
 from pipeline.objectives import OBJECTIVES
+from pipeline.objectives.distill import divergence
+from pipeline.objectives.merge_cost import drawn_log_likelihood
 from pipeline.train.optim import TRAINED, phase_at, set_modes, set_trainable
 from tasks.classification import ClassificationTask
 
@@ -78,7 +80,7 @@ def test_a_frozen_network_has_one_price(mode, step):
         torch.manual_seed(3)
         losses.append(model(batch(), relaxed=True))
         assert torch.equal(losses[0].predictions, losses[-1].predictions)
-    assert random(lambda: model.tasks["a"].sampled_log_likelihood(losses[0]))
+    assert random(lambda: drawn_log_likelihood(model.tasks["a"].log_probs(losses[0], batch())))
     with torch.enable_grad():
         assert torch.equal(losses[0].loss, losses[1].loss)
 
@@ -116,5 +118,6 @@ def test_the_teacher_is_the_model_in_evaluation_mode(mode):
     student = model.predict(batch())
     model.load_state_dict(state)
     torch.manual_seed(5)
-    torch.testing.assert_close(model(batch()).unweighed, model.tasks["a"].distill(student, teacher, 1.0))
+    own, wanted = (model.tasks["a"].log_probs(output, batch()) for output in (student, teacher))
+    torch.testing.assert_close(model(batch()).unweighed, divergence(own, wanted))
     assert [part.training for part in model.modules()] == modes
