@@ -23,7 +23,7 @@ from pipeline.interfaces import Batch
 from pipeline.train.loop import _train_step
 from pipeline.train.metrics import MetricSums
 from pipeline.train.mixing import tasks_of_step
-from pipeline.train.optim import phase_at, set_modes
+from pipeline.train.optim import set_modes, spec_at
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
 
@@ -69,7 +69,7 @@ def main() -> None:
 def step(config: str, options: list[str]) -> Callable[[], Tensor]:
     """One call takes one optimizer step; the gradient norm."""
     run = build_run(load_config(ROOT / config, options), "none")
-    set_modes(run.engine.module, phase_at(0, run.config.train).trained)
+    set_modes(run.engine.module, spec_at(0, run.config.train).trains)
     streams: dict[str, Iterator[Batch]] = {
         name: repeat(next(iter(stream))) for name, stream in run.streams.items()
     }

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pipeline.parts import BALANCE, BASE, HEAD, METRIC
 from pipeline.token_state import BackboneOutput, TokenState
 
 Sums = dict[str, tuple[Tensor, Tensor | float]]
@@ -60,6 +61,26 @@ def _to(targets: Any, device: torch.device | str) -> Any:
     if is_dataclass(targets) and not isinstance(targets, type):
         return replace(targets, **{f.name: _to(getattr(targets, f.name), device) for f in fields(targets)})
     return targets
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """What the loop intends with a micro-batch: what is to learn from it, and under which merge. The same on
+    every rank."""
+
+    trains: frozenset[str] = frozenset({METRIC, BASE, HEAD, BALANCE})
+    """Kinds of parts (see `pipeline.parts`) that learn in this step; the others rest."""
+    reduction: int | None = None
+    """Tokens that each block merges; None: the task's own reduction."""
+    relaxed: bool = True
+    """Whether the merge is differentiable, where the policy has such a merge; if not, it is that of
+    inference."""
+    draw: float = 0.0
+    """A number in [0, 1), for objectives that choose at random what they compute."""
+
+
+JOINT_STEP = StepSpec()
+"""Everything learns, under the relaxed merge."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +219,7 @@ class Engine(Protocol):
     forward_is_collective: bool
     """Whether all ranks must run equally many forwards (ZeRO 3)."""
 
-    def forward(self, batch: Batch, **options: Any) -> TaskOutput:
+    def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         """The model's output, under the engine's precision."""
         ...
 

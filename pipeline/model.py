@@ -18,7 +18,7 @@ from pipeline.balancing import Balancing, Fixed, build_balancing
 from pipeline.config.resolve import reduction_of
 from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.interfaces import Batch, Encode, Scores, Tallies, TaskOutput
+from pipeline.interfaces import JOINT_STEP, Batch, Encode, Scores, StepSpec, Tallies, TaskOutput
 from pipeline.merging.macs import reduction_for_macs
 from pipeline.merging.schedule import GridReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES
@@ -53,20 +53,9 @@ class MultiTaskModel(nn.Module):
         self._reductions = dict(reductions or {})
         self._like: dict[str, str] = {}
 
-    def forward(
-        self,
-        batch: Batch,
-        *,
-        reduction: ReductionSpec | None = None,
-        relaxed: bool | None = None,
-        draw: float = 0.0,
-    ) -> TaskOutput:
-        """The training loss of a batch, weighed against the other tasks'. reduction, relaxed: see `encode`.
-
-        draw: a number in [0, 1), the same on all ranks, for objectives that choose at random what they
-        compute.
-        """
-        output: TaskOutput = self.objective(self, batch, reduction=reduction, relaxed=relaxed, draw=draw)
+    def forward(self, batch: Batch, spec: StepSpec = JOINT_STEP) -> TaskOutput:
+        """The training loss of a batch, weighed against the other tasks'."""
+        output: TaskOutput = self.objective(self, batch, spec)
         loss, weight = self.balancing(batch.task, output.loss)
         logs = output.logs if weight is None else output.logs | {"weight": (weight, 1)}
         return replace(output, loss=loss, logs=logs, unweighed=output.loss.detach())

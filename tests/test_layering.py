@@ -16,15 +16,16 @@ def files_of(*tops: str) -> list[Path]:
 
 FILES = files_of("pipeline", "tasks", "launch")
 
-BASE = {"errors", "registry", "token_state", "interfaces", "modes", "ranks"}
+BASE = {"errors", "registry", "token_state", "interfaces", "modes", "parts", "ranks"}
 ROOMS = {
     "errors": set(),
     "registry": {"errors"},
     "token_state": set(),
-    "interfaces": {"token_state"},
+    "interfaces": {"token_state", "parts"},
     "files": {"errors"},
     "run_folder": {"files"},
     "modes": set(),
+    "parts": set(),
     "ranks": set(),
     "config": {"errors", "registry"},
     "config.resolve": {"errors", "config", "merging"},

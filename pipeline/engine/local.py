@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.config.schema import RunConfig
 from pipeline.engine import launched
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
-from pipeline.interfaces import Batch, Tallies, TaskOutput
+from pipeline.interfaces import Batch, StepSpec, Tallies, TaskOutput
 
 
 class LocalEngine:
@@ -34,9 +34,9 @@ class LocalEngine:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
-    def forward(self, batch: Batch, **options: Any) -> TaskOutput:
+    def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         with self.autocast():
-            return self.module(batch, **options)
+            return self.module(batch, spec)
 
     def evaluate(self, batch: Batch, **options: Any) -> Tallies:
         with self.autocast(), torch.no_grad():

@@ -21,7 +21,7 @@ from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonf
 from pipeline.engine.zero_config import zero_config
 from pipeline.engine.zero_state import STATE_OF_STAGE
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Tallies, TaskOutput
+from pipeline.interfaces import Batch, StepSpec, Tallies, TaskOutput
 
 
 class ZeroEngine:
@@ -67,8 +67,8 @@ class ZeroEngine:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
-    def forward(self, batch: Batch, **options: Any) -> TaskOutput:
-        return self._deepspeed(batch, **options)
+    def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
+        return self._deepspeed(batch, spec)
 
     def evaluate(self, batch: Batch, **options: Any) -> Tallies:
         with self.autocast(), torch.no_grad():

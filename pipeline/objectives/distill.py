@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, LogProbs, TaskOutput
+from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
 from pipeline.modes import evaluation_mode
 from pipeline.objectives import OBJECTIVES
 from pipeline.ranks import mean_over_ranks
@@ -30,10 +30,10 @@ class Distill(nn.Module):
             )
         self.weight, self.temperature = weight, temperature
 
-    def forward(self, model: Any, batch: Batch, *, draw: float = 0.0, **options: Any) -> TaskOutput:
+    def forward(self, model: Any, batch: Batch, spec: StepSpec) -> TaskOutput:
         with torch.no_grad(), evaluation_mode(model):
             teacher = model.predict(batch, reduction=0, relaxed=False)
-        student = model.predict(batch, **options)
+        student = model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)
         said = model.tasks[batch.task].log_probs
         gap = divergence(said(student, batch), said(teacher, batch), self.temperature)
         count = len(batch.images)

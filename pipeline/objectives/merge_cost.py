@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, LogProbs, TaskOutput
+from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
 from pipeline.merging.cost import expected_cost
-from pipeline.merging.schedule import ReductionSpec, merged_shares
+from pipeline.merging.schedule import merged_shares
 from pipeline.objectives import OBJECTIVES
+from pipeline.parts import METRIC
 
 
 @OBJECTIVES.register("merge_cost")
@@ -38,23 +39,15 @@ class MergeCost(nn.Module):
             raise ConfigError(f"merge_cost: pairs is {pairs!r}; give 'first' or 'merged'")
         self.temperature, self.pairs = temperature, pairs
 
-    def forward(
-        self,
-        model: Any,
-        batch: Batch,
-        *,
-        reduction: ReductionSpec | None = None,
-        relaxed: bool | None = None,
-        draw: float = 0.0,
-    ) -> TaskOutput:
-        """relaxed False asks for a step of the backbone; otherwise this is one of the embeddings. draw picks
-        the block."""
-        if relaxed is False:
-            return model.predict(batch, reduction=reduction, relaxed=False)
+    def forward(self, model: Any, batch: Batch, spec: StepSpec) -> TaskOutput:
+        """The price of merging where embeddings learn, else the task's own loss. spec.draw picks the
+        block."""
+        if METRIC not in spec.trains:
+            return model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)
         task, backbone = model.tasks[batch.task], model.backbone
         depth = backbone.depth if task.reads_final else max(task.taps) + 1
-        first = int(draw * depth)
-        whole = model.schedule(batch.task, backbone.grid_of(batch.images), reduction)
+        first = int(spec.draw * depth)
+        whole = model.schedule(batch.task, backbone.grid_of(batch.images), spec.reduction)
         schedule = [*whole[:first], *(0 for _ in whole[first:])]
         output = model.encode(
             batch.task, batch.images, reduction=schedule, relaxed=False, merge_points_from=first

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.interfaces import Batch, TaskOutput
+from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.objectives import OBJECTIVES
 
 
@@ -14,5 +14,5 @@ class Supervised(nn.Module):
         """No options."""
         super().__init__()
 
-    def forward(self, model: Any, batch: Batch, *, draw: float = 0.0, **options: Any) -> TaskOutput:
-        return model.predict(batch, **options)
+    def forward(self, model: Any, batch: Batch, spec: StepSpec) -> TaskOutput:
+        return model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import RunConfig
 from pipeline.interfaces import Engine, Sums, TaskOutput
-from pipeline.train.optim import BALANCE, phase_at
+from pipeline.parts import BALANCE
+from pipeline.train.optim import spec_at
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def build_probe(
 ) -> GradientProbe | None:
     """Over what the first phase trains and no task owns; None where there is nothing to compare, or no
     wish to."""
-    trained = phase_at(0, config.train).trained
+    trained = spec_at(0, config.train).trains
     shared = [
         p
         for group in groups
@@ -131,5 +132,5 @@ def build_probe(
     if len(tasks) < 2 or not shared or config.balancing.every == 0:
         return None
     return GradientProbe(
-        tasks, shared, config.balancing.every, lambda step: phase_at(step, config.train).trained == trained
+        tasks, shared, config.balancing.every, lambda step: spec_at(step, config.train).trains == trained
     )

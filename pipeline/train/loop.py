@@ -3,7 +3,7 @@ between two reports."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
-from pipeline.train.optim import learning_rates, phase_at, reported_rates, set_modes
+from pipeline.train.optim import learning_rates, reported_rates, set_modes, spec_at
 from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.rng import generator, seed_of
 from pipeline.train.setup import Run, build_run, write_config
@@ -48,7 +48,7 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
     streams = {name: iter(stream) for name, stream in run.streams.items()}
     learning: frozenset[str] | None = None
     while run.progress.step < run.total_steps:
-        if (trained := phase_at(run.progress.step, settings).trained) != learning:
+        if (trained := spec_at(run.progress.step, settings).trains) != learning:
             set_modes(run.engine.module, trained)
             learning = trained
         plan = tasks_of_step(run.resolved, run.progress.step)
@@ -103,15 +103,15 @@ def _train_step(
     """One optimizer step over a micro-batch of each task of the plan; the gradient norm before clipping, on
     the device."""
     config, engine, step = run.config, run.engine, run.progress.step
-    phase = phase_at(step, config.train)
-    run.gate.open(phase.trained)
+    spec = spec_at(step, config.train)
+    run.gate.open(spec.trains)
     probe = run.probe if run.probe is not None and run.probe.due(step) else None
     before = Between(run)
     try:
         for i, task in enumerate(plan):
             batch = _next_batch(run, streams, watch, task, i)
             reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
-            output = engine.forward(batch, reduction=reduction, relaxed=phase.relaxed, draw=draw)
+            output = engine.forward(batch, replace(spec, reduction=reduction, draw=draw))
             share = 1 / run.resolved.micro_batches[task]
             if probe is not None:
                 probe.watch(task, output, share)

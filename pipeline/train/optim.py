@@ -4,7 +4,6 @@ step."""
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import OptimConfig, RunConfig, TrainConfig
 from pipeline.errors import ConfigError
-
-METRIC, BASE, HEAD, BALANCE = "metric", "base", "head", "balance"
-"""The kinds of parameters: metric embeddings, backbone, heads, and what weighs the tasks' losses."""
+from pipeline.interfaces import StepSpec
+from pipeline.parts import BALANCE, BASE, HEAD, METRIC, TRAINED
 
 NO_DECAY_NAMES = ("pos_embed", "cls_token", "reg_token", "dist_token")
 _OWNER = re.compile(r"(?:^|\.)(?:tasks|adapters|log_variance)\.(\w+)")
@@ -34,33 +32,17 @@ def owner_of(name: str) -> str | None:
     return found[1] if found else None
 
 
-@dataclass(frozen=True)
-class Phase:
-    """What one step does. relaxed: passed to the model (None: the policy's own way). trained: kinds that move
-    in this step; what weighs the losses always does."""
+def spec_at(step: int, config: TrainConfig) -> StepSpec:
+    """What the step is for; each micro-batch's own reduction and draw are still to be filled in.
 
-    relaxed: bool | None
-    trained: frozenset[str]
-
-
-TRAINED = {
-    "modular": {METRIC},
-    "backbone": {BASE, HEAD},
-    "heads": {HEAD},
-    "joint": {METRIC, BASE, HEAD},
-    "end_to_end": {METRIC, BASE, HEAD},
-}
-"""Mode -> kinds that it trains, sooner or later."""
-
-
-def phase_at(step: int, config: TrainConfig) -> Phase:
-    """end_to_end: every `alternate_period`-th step trains the embeddings under the relaxed merge, the others
-    the rest, merged hard."""
-    relaxed, trained = (False if config.mode in ("backbone", "heads") else None), TRAINED[config.mode]
+    end_to_end: every `alternate_period`-th step trains the embeddings under the relaxed merge, the others the
+    rest, merged hard.
+    """
+    trains = TRAINED[config.mode]
     if config.mode == "end_to_end":
-        relaxed = step % config.alternate_period == config.alternate_period - 1
-        trained = {METRIC} if relaxed else {BASE, HEAD}
-    return Phase(relaxed, frozenset(trained | {BALANCE}))
+        of_embeddings = step % config.alternate_period == config.alternate_period - 1
+        trains = frozenset({METRIC} if of_embeddings else {BASE, HEAD})
+    return StepSpec(trains | {BALANCE}, relaxed=METRIC in trains)
 
 
 def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> None:
@@ -191,7 +173,7 @@ def learning_rates(
 
     tasks: those that the step holds; what only others use rests. None: all.
     """
-    trained = phase_at(step, config.train).trained
+    trained = spec_at(step, config.train).trains
     rates = {
         kind: rate if kind in trained else 0.0
         for kind, rate in rates_of_kinds(step, config, total_steps).items()

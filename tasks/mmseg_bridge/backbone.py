@@ -16,7 +16,8 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.unmerge import UNMERGES, unmerge
-from pipeline.train.optim import METRIC, kind_of, set_modes
+from pipeline.parts import METRIC
+from pipeline.train.optim import kind_of, set_modes
 
 
 @MODELS.register_module()

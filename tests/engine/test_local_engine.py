@@ -6,13 +6,14 @@ from standin import StandinModel, standin_batch, standin_config
 
 from pipeline.engine import build_engine, launched
 from pipeline.errors import ConfigError
+from pipeline.interfaces import JOINT_STEP
 from pipeline.train.optim import (
     GradientGate,
     learning_rates,
     owner_of,
     parameter_groups,
-    phase_at,
     set_trainable,
+    spec_at,
 )
 
 
@@ -31,7 +32,7 @@ def steps(engine, groups, config, count, size=8, first=0, tasks="a"):
     for step in range(first, first + count):
         for micro, task in enumerate(tasks):
             loss = engine.forward(
-                standin_batch((step * len(tasks) + micro) * size, size, task), relaxed=True
+                standin_batch((step * len(tasks) + micro) * size, size, task), JOINT_STEP
             ).loss
             engine.backward(loss / tasks.count(task), last=micro == len(tasks) - 1)
         norm = engine.step(learning_rates(groups, step, config, 6, tasks))
@@ -60,7 +61,7 @@ def test_matches_plain_adamw_and_clipping():
             adamw.param_groups, learning_rates(ref_groups, step, config, 6, "a").values(), strict=True
         ):
             group["lr"] = lr
-        reference(standin_batch(step * 8, 8), relaxed=True).loss.backward()
+        reference(standin_batch(step * 8, 8)).loss.backward()
         for parameter in reference.tasks["b"].parameters():
             parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(reference.parameters(), config.optim.clip_grad)
@@ -76,7 +77,9 @@ def test_a_step_that_is_not_finite_changes_nothing(bad):
     steps(engine, groups, config, 2)
     before = engine.state_tensors()
     batch = standin_batch(0, 8)
-    engine.backward(engine.forward(batch).loss + bad, last=True)  # the gradient of a constant would be finite
+    engine.backward(
+        engine.forward(batch, JOINT_STEP).loss + bad, last=True
+    )  # the gradient of a constant would be finite
     norm = engine.step(learning_rates(groups, 2, config, 6))
     after = engine.state_tensors()
     assert not norm.isfinite()
@@ -88,17 +91,17 @@ def test_alternating_steps_leave_the_resting_kind_as_it_is():
     engine, groups, config = make_engine(train={"mode": "end_to_end", "alternate_period": 3})
     gate = GradientGate(groups, engine.device)
     for step in range(6):
-        phase = phase_at(step, config.train)
-        gate.open(phase.trained)
+        spec = spec_at(step, config.train)
+        gate.open(spec.trains)
         before = engine.state_tensors()
-        engine.backward(engine.forward(standin_batch(8 * step, 8), relaxed=True).loss, last=True)
-        resting = [p.grad for g in groups if g["kind"] not in phase.trained for p in g["params"]]
+        engine.backward(engine.forward(standin_batch(8 * step, 8), JOINT_STEP).loss, last=True)
+        resting = [p.grad for g in groups if g["kind"] not in spec.trains for p in g["params"]]
         assert all(grad.count_nonzero() == 0 for grad in resting)
         engine.step(learning_rates(groups, step, config, 6))
         after = engine.state_tensors()
         moved = {name for name in before if not torch.equal(before[name], after[name])}
-        assert phase.relaxed == (step in (2, 5))
-        assert all((".metric." in name) == phase.relaxed for name in moved) and moved
+        assert spec.relaxed == (step in (2, 5))
+        assert all((".metric." in name) == spec.relaxed for name in moved) and moved
 
 
 @pytest.mark.parametrize("drawn", ["aab", "bba", "abab"])

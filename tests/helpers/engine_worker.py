@@ -21,8 +21,8 @@ from pipeline.train.optim import (
     learning_rates,
     owner_of,
     parameter_groups,
-    phase_at,
     set_trainable,
+    spec_at,
 )
 from pipeline.train.rng import generator
 from tasks.classification import ClassificationTask
@@ -94,8 +94,8 @@ def run(
 def train_step(
     kind: str, engine, groups, config, gate: GradientGate, step: int, *, bad: bool = False
 ) -> list[float]:
-    phase, tasks = phase_at(step, config.train), plan(kind, step)
-    gate.open(phase.trained)
+    spec, tasks = spec_at(step, config.train), plan(kind, step)
+    gate.open(spec.trains)
     size = GLOBAL_BATCH // len(tasks) // engine.world_size
     total = torch.zeros(())
     for micro, task in enumerate(tasks):
@@ -108,7 +108,7 @@ def train_step(
             )
         if bad:
             batch.images[0] = float("nan")
-        loss = engine.forward(batch, relaxed=phase.relaxed is not False).loss / tasks.count(task)
+        loss = engine.forward(batch, spec).loss / tasks.count(task)
         total += loss.detach()
         engine.backward(loss, last=micro == len(tasks) - 1)
     norm = engine.step(learning_rates(groups, step, config, STEPS, tasks))

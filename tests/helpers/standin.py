@@ -17,7 +17,7 @@ from pipeline.config.schema import (
     TrainConfig,
 )
 from pipeline.data.targets import ClassificationTargets
-from pipeline.interfaces import Batch, Scores, Tallies, TaskOutput
+from pipeline.interfaces import JOINT_STEP, Batch, Scores, StepSpec, Tallies, TaskOutput
 from pipeline.train.rng import generator
 
 DIM, CLASSES = 12, 5
@@ -57,16 +57,14 @@ class StandinModel(nn.Module):
         self.backbone = StandinBackbone()
         self.tasks = nn.ModuleDict({"a": nn.Linear(DIM, CLASSES), "b": nn.Linear(DIM, CLASSES)})
 
-    def forward(
-        self, batch: Batch, *, reduction: Any = None, relaxed: bool | None = None, draw: float = 0.0
-    ) -> TaskOutput:
-        logits = self.tasks[batch.task](self.backbone(batch.images, relaxed is not False))
+    def forward(self, batch: Batch, spec: StepSpec = JOINT_STEP) -> TaskOutput:
+        logits = self.tasks[batch.task](self.backbone(batch.images, spec.relaxed))
         losses = nn.functional.cross_entropy(logits.float(), batch.targets.labels, reduction="none")
         return TaskOutput(losses.mean(), {"loss": (losses.detach().sum(), len(losses))}, logits)
 
     def evaluate(self, batch: Batch, *, reduction: Any = None) -> Tallies:
         """`table`: how often each class was taken for each."""
-        said, labels = self(batch, relaxed=False).predictions.argmax(-1), batch.targets.labels
+        said, labels = self(batch, StepSpec(relaxed=False)).predictions.argmax(-1), batch.targets.labels
         return {
             "top1": (said == labels).sum(),
             "table": torch.bincount(labels * CLASSES + said, minlength=CLASSES**2).view(CLASSES, -1),

@@ -7,9 +7,10 @@ from tiny import IMG, images, tiny_vit
 
 from pipeline.data.targets import ClassificationTargets, MaskTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch
+from pipeline.interfaces import Batch, StepSpec
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
+from pipeline.parts import BASE, HEAD
 from tasks.classification import ClassificationTask
 from tasks.segmentation import SegmentationTask
 
@@ -69,7 +70,7 @@ def test_options_that_mean_nothing_are_refused(options):
 def test_merge_cost_prices_the_drawn_block_and_those_behind_it(draw):
     trained = model("merge_cost").train()
     first = int(draw * trained.backbone.depth)
-    loss = trained(batch(), draw=draw).loss
+    loss = trained(batch(), StepSpec(draw=draw)).loss
     grads = torch.autograd.grad(
         loss, [block.metric.weight for block in trained.backbone.blocks], allow_unused=True
     )
@@ -82,7 +83,8 @@ def test_merge_cost_prices_the_drawn_block_and_those_behind_it(draw):
 def test_merge_cost_lets_the_backbone_learn_its_task_in_its_own_steps():
     trained = model("merge_cost").train()
     torch.testing.assert_close(
-        trained(batch(), relaxed=False).loss, trained.predict(batch(), relaxed=False).loss
+        trained(batch(), StepSpec(frozenset({BASE, HEAD}), relaxed=False)).loss,
+        trained.predict(batch(), relaxed=False).loss,
     )
 
 
@@ -94,10 +96,10 @@ def test_merge_cost_prices_no_block_behind_the_last_that_the_head_reads(draw):
         backbone, {"scenes": early}, OBJECTIVES.build("merge_cost", pairs="merged")
     ).train()
     mask = torch.arange(IMG).expand(4, IMG, IMG).remainder(CLASSES).to(torch.uint8)
-    trained(Batch("scenes", images(4), MaskTargets(mask)), draw=draw).loss.backward()
+    trained(Batch("scenes", images(4), MaskTargets(mask)), StepSpec(draw=draw)).loss.backward()
     assert [block.metric.weight.grad is not None for block in backbone.blocks] == [draw < 0.5, True, False]
 
 
 def test_merge_cost_survives_running_out_of_tokens():
     trained = model("merge_cost", reduction=[8, 4, 2]).train()
-    assert trained(batch(), draw=0.99, reduction=100).loss.isfinite()
+    assert trained(batch(), StepSpec(draw=0.99, reduction=100)).loss.isfinite()

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
+from pipeline.interfaces import StepSpec
 from pipeline.model import build_model
 from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import BackboneOutput
@@ -51,7 +52,7 @@ def test_coca_without_merging_is_open_clips(quick_gelu):
     batch = caption_batch(4, LENGTH)
     theirs = coca(batch.images, batch.targets.tokens)
     contrastive, caption = CoCaLoss(2.0, 1.0)(**theirs)
-    output = ours(batch, reduction=0)
+    output = ours(batch, StepSpec(reduction=0))
     words = batch.targets.tokens[:, 1:] != 0
     torch.testing.assert_close(output.predictions[words], theirs["logits"][words], atol=1e-5, rtol=1e-5)
     logged = {name: (total / count) for name, (total, count) in output.logs.items()}

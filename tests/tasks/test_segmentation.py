@@ -18,7 +18,8 @@ from pipeline.interfaces import Batch
 from pipeline.merging.unmerge import UNMERGES, unmerge
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
-from pipeline.train.optim import TRAINED, set_modes
+from pipeline.parts import TRAINED
+from pipeline.train.optim import set_modes
 from tasks.merged_segmenter import decode_merged
 
 ROOT = Path(__file__).parents[2]

@@ -181,8 +181,8 @@ def test_too_many_steps_that_are_not_finite_stop_the_run_behind_a_checkpoint(tin
 
     forward = MultiTaskModel.forward
 
-    def broken(self, batch, **options):
-        output = forward(self, batch, **options)
+    def broken(self, batch, spec):
+        output = forward(self, batch, spec)
         return type(output)(output.loss * float("nan"), output.logs, output.predictions)
 
     monkeypatch.setattr(MultiTaskModel, "forward", broken)

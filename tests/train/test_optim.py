@@ -13,9 +13,9 @@ from pipeline.train.optim import (
     lr_at,
     owner_of,
     parameter_groups,
-    phase_at,
     reported_rates,
     set_trainable,
+    spec_at,
 )
 
 KINDS = {
@@ -119,8 +119,8 @@ def test_metric_has_its_own_rate_and_a_resting_kind_has_none():
     period = config.train.alternate_period
     for step in (0, period - 1):
         rates = learning_rates(groups, step, config, 100)
-        phase = phase_at(step, config.train)
-        assert all((rates[group["name"]] > 0) == (group["kind"] in phase.trained) for group in groups)
+        spec = spec_at(step, config.train)
+        assert all((rates[group["name"]] > 0) == (group["kind"] in spec.trains) for group in groups)
     assert max(rates.values()) > 0.4
 
 
@@ -137,14 +137,12 @@ def test_the_reported_rate_is_that_of_the_model_and_not_of_what_weighs_its_losse
         assert {name.removeprefix("lr/") for name in rates} == {"lr", "balance", *KINDS[mode]}
 
 
-def test_phases_of_each_mode():
-    phases = [
-        phase_at(step, TrainConfig(mode="end_to_end", steps=9, alternate_period=3)) for step in range(6)
-    ]
-    assert [phase.relaxed for phase in phases] == [False, False, True] * 2
-    assert phase_at(0, TrainConfig(mode="backbone", steps=1)).relaxed is False
-    assert phase_at(0, TrainConfig(mode="heads", steps=1)).relaxed is False
-    assert phase_at(0, TrainConfig(mode="modular", steps=1)).relaxed is None
+def test_merges_of_each_mode():
+    specs = [spec_at(step, TrainConfig(mode="end_to_end", steps=9, alternate_period=3)) for step in range(6)]
+    assert [spec.relaxed for spec in specs] == [False, False, True] * 2
+    assert spec_at(0, TrainConfig(mode="backbone", steps=1)).relaxed is False
+    assert spec_at(0, TrainConfig(mode="heads", steps=1)).relaxed is False
+    assert spec_at(0, TrainConfig(mode="modular", steps=1)).relaxed is True
 
 
 @pytest.mark.parametrize("mode", ["modular", "end_to_end", "joint"])

@@ -31,8 +31,8 @@ def test_predictions_are_gone_when_the_backward_pass_begins(tiny_run, monkeypatc
     run = build_run(tiny_run(), "none")
     forward, backward, predictions = run.engine.forward, run.engine.backward, []
 
-    def watched_forward(batch, **options):
-        output = forward(batch, **options)
+    def watched_forward(batch, spec):
+        output = forward(batch, spec)
         predictions.append(weakref.ref(output.predictions))
         return output
 
@@ -65,9 +65,7 @@ def test_a_skipped_step_leaves_running_statistics_as_they_were(tiny_run, monkeyp
     steps(run)
     forward, before = run.engine.forward, norm.running_var.clone()
     assert not torch.equal(before, torch.ones_like(before)), "steps that are not skipped move them"
-    monkeypatch.setattr(
-        run.engine, "forward", lambda batch, **options: forward(without_numbers(batch), **options)
-    )
+    monkeypatch.setattr(run.engine, "forward", lambda batch, spec: forward(without_numbers(batch), spec))
     steps(run)
     assert run.nonfinite[0] == 1 and torch.equal(norm.running_var, before)
     monkeypatch.setattr(run.engine, "forward", forward)
