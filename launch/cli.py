@@ -10,12 +10,17 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from pipeline.version import description
+
 COMMANDS = ("train", "evaluate", "sweep", "visualise", "export", "shards", "doctor")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dtem", description="Vision Transformers made cheap by learned token merging."
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the version, and the commit of a checkout"
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -43,6 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"dtem {args.command}: {err}", file=sys.stderr)
         return 2
+
+
+class _Version(argparse.Action):
+    """Asks git only where the version is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"dtem {description()}")
+        parser.exit()
 
 
 def _module(command: str) -> ModuleType:

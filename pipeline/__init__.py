@@ -1,7 +1,26 @@
-"""Learned token merging for Vision Transformers, and the training around it."""
+"""Learned token merging for Vision Transformers, and the training around it.
 
-from pipeline.backbone.build import build_backbone
-from pipeline.backbone.load import load_weights
-from pipeline.merging.unmerge import unmerge
+A public name is imported when it is first asked for: `pipeline.errors` and `--help` do not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.backbone.build import build_backbone
+    from pipeline.backbone.load import load_weights
+    from pipeline.merging.unmerge import unmerge
 
 __all__ = ["build_backbone", "load_weights", "unmerge"]
+
+_MODULES = {
+    "build_backbone": "pipeline.backbone.build",
+    "load_weights": "pipeline.backbone.load",
+    "unmerge": "pipeline.merging.unmerge",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pipeline' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES[name]), name)

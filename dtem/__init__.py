@@ -1,0 +1,19 @@
+"""The public names, under one name for a package index. `pipeline`, `tasks` and `launch` are the house behind
+it."""
+
+from typing import TYPE_CHECKING, Any
+
+import pipeline
+from pipeline.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from pipeline import build_backbone, load_weights, unmerge
+
+__all__ = ["__version__", "build_backbone", "load_weights", "unmerge"]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name of `pipeline`, which imports torch when it is asked for one."""
+    if name not in pipeline.__all__:
+        raise AttributeError(f"module 'dtem' has no attribute '{name}'")
+    return getattr(pipeline, name)

@@ -1,0 +1,38 @@
+"""The configs that come with the project, by name wherever the package is installed: `dtem::debug_cpu.py`,
+`dtem::task/imagenet.py`."""
+
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import ConfigError
+from pipeline.registry import unknown_name
+
+SCOPE = "dtem::"
+"""What such a name begins with, in `--config` and in `_base_`."""
+
+
+def config_path(name: str | Path) -> Path:
+    """The file behind `dtem::NAME`, which lies in configs/ or in configs/_base_/; anything else is a path.
+
+    Raises ConfigError, with the nearest name, where no config of the project has the name.
+    """
+    if not str(name).startswith(SCOPE):
+        return Path(name)
+    wanted = PurePosixPath(str(name).removeprefix(SCOPE))
+    known = _known()
+    for relative in (wanted, "_base_" / wanted):
+        if str(relative) in known:
+            return known[str(relative)]
+    names = [path.removeprefix("_base_/") for path in known]
+    raise ConfigError(unknown_name("config of the project", wanted, names))
+
+
+def beside(folder: Path, name: str) -> Path:
+    """The file that `name` stands for in a config of `folder`."""
+    return config_path(name) if name.startswith(SCOPE) else folder / name
+
+
+def _known() -> dict[str, Path]:
+    """Path in configs/ -> the file."""
+    root = Path(str(files("dtem"))).joinpath("configs").resolve()
+    return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.py"))}
