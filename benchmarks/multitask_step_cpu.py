@@ -20,12 +20,12 @@ from torch import Tensor
 
 from pipeline.config.load import load_config
 from pipeline.interfaces import Batch
-from pipeline.train.loop import _train_step
 from pipeline.train.metrics import MetricSums
 from pipeline.train.mixing import tasks_of_step
-from pipeline.train.optim import set_modes, spec_at
+from pipeline.train.optim import set_modes
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
+from pipeline.train.train_step import train_step
 
 CLAIM = (
     "a step that holds three tasks (digit scenes, 32 images of each, 1 thread) over the sum of "
@@ -69,7 +69,7 @@ def main() -> None:
 def step(config: str, options: list[str]) -> Callable[[], Tensor]:
     """One call takes one optimizer step; the gradient norm."""
     run = build_run(load_config(ROOT / config, options), "none")
-    set_modes(run.engine.module, spec_at(0, run.config.train).trains)
+    set_modes(run.engine.module, run.procedure.spec(0).trains)
     streams: dict[str, Iterator[Batch]] = {
         name: repeat(next(iter(stream))) for name, stream in run.streams.items()
     }
@@ -77,7 +77,7 @@ def step(config: str, options: list[str]) -> Callable[[], Tensor]:
 
     def one() -> Tensor:
         plan = tasks_of_step(run.resolved, run.progress.step)
-        return _train_step(run, plan, streams, sums, watch)
+        return train_step(run, plan, streams, sums, watch)
 
     return one
 

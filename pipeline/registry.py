@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
@@ -28,10 +29,10 @@ class Registry(Generic[T]):
         self.kind = kind
         self._factories: dict[str, Callable[..., T]] = {}
 
-    def register(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    def register(self, name: str) -> Callable[[Factory], Factory]:
         """Decorator that files a class or function under `name`; a name is given once."""
 
-        def add(factory: Callable[..., T]) -> Callable[..., T]:
+        def add(factory: Factory) -> Factory:
             if name in self._factories:
                 raise ValueError(f"{self.kind} '{name}' is registered twice")
             self._factories[name] = factory

@@ -126,6 +126,16 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """How an optimizer step is carried out."""
+
+    type: str | None = None
+    """`plain`: forward and backward over each micro-batch, then one step. `alternate`: so too, backbone and
+    embeddings in turn. None: what train.mode takes, `alternate` for `end_to_end` and else `plain`."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW and its schedule, a closed form of the step."""
 
@@ -244,6 +254,7 @@ class RunConfig:
     mixing: MixingConfig = field(default_factory=MixingConfig)
     balancing: BalancingConfig = field(default_factory=BalancingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    step: StepConfig = field(default_factory=StepConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 

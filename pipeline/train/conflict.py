@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from pipeline.config.schema import RunConfig
 from pipeline.interfaces import Engine, Sums, TaskOutput
 from pipeline.parts import BALANCE
-from pipeline.train.optim import spec_at
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,14 @@ def _adder(part: Tensor) -> Any:
 
 
 def build_probe(
-    config: RunConfig, groups: Sequence[Mapping[str, Any]], tasks: Sequence[str]
+    config: RunConfig,
+    groups: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+    trains: Callable[[int], frozenset[str]],
 ) -> GradientProbe | None:
-    """Over what the first phase trains and no task owns; None where there is nothing to compare, or no
-    wish to."""
-    trained = spec_at(0, config.train).trains
+    """Over what the first step trains and no task owns; None where there is nothing to compare, or no wish
+    to. trains: the kinds that learn in a step."""
+    trained = trains(0)
     shared = [
         p
         for group in groups
@@ -131,6 +133,4 @@ def build_probe(
     ]
     if len(tasks) < 2 or not shared or config.balancing.every == 0:
         return None
-    return GradientProbe(
-        tasks, shared, config.balancing.every, lambda step: spec_at(step, config.train).trains == trained
-    )
+    return GradientProbe(tasks, shared, config.balancing.every, lambda step: trains(step) == trained)

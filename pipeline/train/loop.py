@@ -1,30 +1,27 @@
 """The order of things in a run. It knows no task, no policy and no launcher, and asks the device nothing
 between two reports."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.config.resolve import range_of
 from pipeline.config.schema import RunConfig
 from pipeline.errors import PipelineError, StorageError
-from pipeline.interfaces import Batch
 from pipeline.train import checkpoint
-from pipeline.train.between import Between
 from pipeline.train.budget import bad_summary, check_budget, count_bad
 from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
-from pipeline.train.optim import learning_rates, reported_rates, set_modes, spec_at
+from pipeline.train.optim import reported_rates, set_modes
 from pipeline.train.reporting import Reporter, Stopwatch
-from pipeline.train.rng import generator, seed_of
 from pipeline.train.setup import Run, build_run, write_config
 from pipeline.train.signals import StopRequest
+from pipeline.train.train_step import train_step
 
 
 def train(config: RunConfig, resume: str = "auto") -> Path:
@@ -48,12 +45,12 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
     streams = {name: iter(stream) for name, stream in run.streams.items()}
     learning: frozenset[str] | None = None
     while run.progress.step < run.total_steps:
-        if (trained := spec_at(run.progress.step, settings).trains) != learning:
-            set_modes(run.engine.module, trained)
-            learning = trained
+        if (trains := run.procedure.spec(run.progress.step).trains) != learning:
+            set_modes(run.engine.module, trains)
+            learning = trains
         plan = tasks_of_step(run.resolved, run.progress.step)
         with _saving_in_outage(run, reporter):
-            norm = _train_step(run, plan, streams, sums, watch)
+            norm = train_step(run, plan, streams, sums, watch)
         reporter.advance()
         step, last = run.progress.step, run.progress.step == run.total_steps
         stopping = stop.agreed(run.engine)
@@ -95,79 +92,6 @@ def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
         if run.engine.world_size == 1 and run.progress.step > run.saved:
             reporter.say(f"saved {_save(run, False)}")
         raise
-
-
-def _train_step(
-    run: Run, plan: Sequence[str], streams: dict[str, Iterator[Batch]], sums: MetricSums, watch: Stopwatch
-) -> torch.Tensor:
-    """One optimizer step over a micro-batch of each task of the plan; the gradient norm before clipping, on
-    the device."""
-    config, engine, step = run.config, run.engine, run.progress.step
-    spec = spec_at(step, config.train)
-    run.gate.open(spec.trains)
-    probe = run.probe if run.probe is not None and run.probe.due(step) else None
-    before = Between(run)
-    try:
-        for i, task in enumerate(plan):
-            batch = _next_batch(run, streams, watch, task, i)
-            reduction, draw = _draw_reduction(config, task, step), _draw(config, step, i)
-            output = engine.forward(batch, replace(spec, reduction=reduction, draw=draw))
-            share = 1 / run.resolved.micro_batches[task]
-            if probe is not None:
-                probe.watch(task, output, share)
-            loss, logs = output.loss * share, output.logs
-            del output  # its predictions may be as large as all that the backward pass needs
-            engine.backward(loss, last=i == len(plan) - 1)
-            sums.add(logs, f"{task}/")
-    except StorageError:
-        before.restore(run)
-        raise
-    norm = engine.step(learning_rates(run.groups, step, config, run.total_steps, plan))
-    skipped = ~norm.isfinite()
-    before.statistics.restore(skipped)
-    if probe is not None and (conflict := probe.read(engine)) is not None:
-        balancing: Any = engine.module.balancing
-        balancing.follow(conflict.norms, conflict.losses)
-        sums.add(conflict.logs())
-    if run.ema is not None:
-        run.ema.update()
-    run.nonfinite[0].add_(1).mul_(skipped)
-    run.nonfinite[1].copy_(run.nonfinite.max())
-    run.progress.step += 1
-    return norm
-
-
-def _next_batch(
-    run: Run, streams: dict[str, Iterator[Batch]], watch: Stopwatch, task: str, micro_step: int
-) -> Batch:
-    """The task's next batch on the device; its mixture (mixup, cutmix) is the rank's own. micro_step: within
-    the step."""
-    batch = watch.next_of(streams[task]).to(run.engine.device)
-    samples = run.config.tasks[task].data.batch_size * run.engine.world_size
-    watch.count(samples)
-    run.progress.samples[task] = run.progress.samples.get(task, 0) + samples
-    if task not in run.mixers:
-        return batch
-    return run.mixers[task](
-        batch, seed_of(run.config.seed, "mix", task, run.engine.rank, run.progress.step), micro_step
-    )
-
-
-def _draw_reduction(config: RunConfig, task: str, step: int) -> int | None:
-    """A function of (seed, task, step), and so the same on every rank; None leaves the model's own."""
-    _, span = range_of(config, task)
-    if span is None:
-        return None
-    low, high = span
-    return int(torch.randint(low, high + 1, (), generator=generator(config.seed, "reduction", task, step)))
-
-
-def _draw(config: RunConfig, step: int, micro_step: int) -> float:
-    """In [0, 1), the same on every rank: a choice that changes which layers compute would otherwise block
-    collectives."""
-    return float(
-        torch.rand((), generator=generator(config.seed, "draw", step, micro_step), dtype=torch.float64)
-    )
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:

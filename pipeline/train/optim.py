@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import OptimConfig, RunConfig, TrainConfig
+from pipeline.config.schema import OptimConfig, RunConfig
 from pipeline.errors import ConfigError
-from pipeline.interfaces import StepSpec
 from pipeline.parts import BALANCE, BASE, HEAD, METRIC, TRAINED
 
 NO_DECAY_NAMES = ("pos_embed", "cls_token", "reg_token", "dist_token")
@@ -30,19 +29,6 @@ def owner_of(name: str) -> str | None:
     """The task that alone uses the parameter; None for what tasks share."""
     found = _OWNER.search(name)
     return found[1] if found else None
-
-
-def spec_at(step: int, config: TrainConfig) -> StepSpec:
-    """What the step is for; each micro-batch's own reduction and draw are still to be filled in.
-
-    end_to_end: every `alternate_period`-th step trains the embeddings under the relaxed merge, the others the
-    rest, merged hard.
-    """
-    trains = TRAINED[config.mode]
-    if config.mode == "end_to_end":
-        of_embeddings = step % config.alternate_period == config.alternate_period - 1
-        trains = frozenset({METRIC} if of_embeddings else {BASE, HEAD})
-    return StepSpec(trains | {BALANCE}, relaxed=METRIC in trains)
 
 
 def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> None:
@@ -167,15 +153,16 @@ def learning_rates(
     step: int,
     config: RunConfig,
     total_steps: int,
+    *,
+    trains: Collection[str] | None = None,
     tasks: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Learning rate of each parameter group, by its name; 0 for a group that rests in this step.
 
-    tasks: those that the step holds; what only others use rests. None: all.
+    trains: the kinds that learn in it. tasks: those that it holds; what only others use rests. None: all.
     """
-    trained = spec_at(step, config.train).trains
     rates = {
-        kind: rate if kind in trained else 0.0
+        kind: rate if trains is None or kind in trains else 0.0
         for kind, rate in rates_of_kinds(step, config, total_steps).items()
     }
     idle = [

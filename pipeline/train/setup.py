@@ -33,6 +33,8 @@ from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.optim import GradientGate, parameter_groups, set_trainable
 from pipeline.train.rng import seed_everything
+from pipeline.train.steps import build_procedure
+from pipeline.train.steps.procedure import Procedure
 from pipeline.train.storage import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Run:
 
     resolved: ResolvedRun
     engine: Engine
+    procedure: Procedure
     groups: list[dict[str, Any]]
     gate: GradientGate
     ema: Ema | None
@@ -98,6 +101,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     config = complete_data(config, facts)
     check_ema(config)
     check_engine(config)
+    procedure = build_procedure(config)
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
         _check_shares(config, loaders, world_size)
@@ -127,12 +131,13 @@ def build_run(config: RunConfig, resume: str) -> Run:
         resolved, model, trained, {name: stream.num_samples for name, stream in streams.items()}
     )
     groups = parameter_groups(model, config)
-    probe = build_probe(config, groups, list(streams))
+    probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
     engine = build_engine(config, model, groups)
     seed_everything(config.seed, "rank", engine.rank)
     run = Run(
         resolved=resolved,
         engine=engine,
+        procedure=procedure,
         groups=groups,
         gate=GradientGate(groups, engine.device),
         ema=Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None,

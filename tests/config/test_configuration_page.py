@@ -14,6 +14,7 @@ SECTIONS = {
     "mixing": schema.MixingConfig,
     "balancing": schema.BalancingConfig,
     "objective": schema.ObjectiveConfig,
+    "step": schema.StepConfig,
     "optim": schema.OptimConfig,
     "train": schema.TrainConfig,
     "engine": schema.EngineConfig,

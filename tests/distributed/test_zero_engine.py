@@ -9,6 +9,12 @@ from deepspeed_launch import launch, without_key_bias
 from safetensors.torch import load_file, save_file
 
 STAGES = range(4)
+TRAINED = [
+    (kind, stage)
+    for kind in engine_worker.RUNS
+    for stage in STAGES
+    if stage < 3 or kind not in engine_worker.WHOLE
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def runs(tmp_path_factory) -> tuple[dict, Path, dict]:
     local = {}
     for kind in engine_worker.RUNS:
         parts = engine_worker.make(kind, 0, "local")
-        local[kind] = engine_worker.run(kind, *parts, 0, engine_worker.STEPS), parts[0].state_tensors()
+        local[kind] = engine_worker.run(kind, *parts, 0, engine_worker.NUM_STEPS), parts[0].state_tensors()
     return json.loads((folder / "results.json").read_text()), folder, local
 
 
@@ -33,15 +39,13 @@ def assert_same_curve(ours, reference):
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(reference), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", engine_worker.RUNS)
+@pytest.mark.parametrize("kind, stage", TRAINED)
 def test_two_processes_equal_one_at_every_stage(runs, kind, stage):
     results, _, local = runs
     assert_same_curve(results[f"{kind}.{stage}"], local[kind][0])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kind", engine_worker.RUNS)
+@pytest.mark.parametrize("kind, stage", TRAINED)
 def test_the_saved_state_is_the_same_at_every_stage(runs, kind, stage):
     _, folder, local = runs
     ours, reference = load_file(folder / f"{kind}.{stage}.safetensors"), local[kind][1]

@@ -13,8 +13,8 @@ from pipeline.train.optim import (
     owner_of,
     parameter_groups,
     set_trainable,
-    spec_at,
 )
+from pipeline.train.steps import build_procedure
 
 
 def make_engine(model=None, **sections):
@@ -35,7 +35,7 @@ def steps(engine, groups, config, count, size=8, first=0, tasks="a"):
                 standin_batch((step * len(tasks) + micro) * size, size, task), JOINT_STEP
             ).loss
             engine.backward(loss / tasks.count(task), last=micro == len(tasks) - 1)
-        norm = engine.step(learning_rates(groups, step, config, 6, tasks))
+        norm = engine.step(learning_rates(groups, step, config, 6, tasks=tasks))
         curve.append((loss.item(), norm.item()))
     return curve
 
@@ -58,7 +58,7 @@ def test_matches_plain_adamw_and_clipping():
     steps(engine, groups, config, 3)
     for step in range(3):
         for group, lr in zip(
-            adamw.param_groups, learning_rates(ref_groups, step, config, 6, "a").values(), strict=True
+            adamw.param_groups, learning_rates(ref_groups, step, config, 6, tasks="a").values(), strict=True
         ):
             group["lr"] = lr
         reference(standin_batch(step * 8, 8)).loss.backward()
@@ -91,13 +91,13 @@ def test_alternating_steps_leave_the_resting_kind_as_it_is():
     engine, groups, config = make_engine(train={"mode": "end_to_end", "alternate_period": 3})
     gate = GradientGate(groups, engine.device)
     for step in range(6):
-        spec = spec_at(step, config.train)
+        spec = build_procedure(config).spec(step)
         gate.open(spec.trains)
         before = engine.state_tensors()
         engine.backward(engine.forward(standin_batch(8 * step, 8), JOINT_STEP).loss, last=True)
         resting = [p.grad for g in groups if g["kind"] not in spec.trains for p in g["params"]]
         assert all(grad.count_nonzero() == 0 for grad in resting)
-        engine.step(learning_rates(groups, step, config, 6))
+        engine.step(learning_rates(groups, step, config, 6, trains=spec.trains))
         after = engine.state_tensors()
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         assert spec.relaxed == (step in (2, 5))

@@ -3,31 +3,31 @@ for the test to read."""
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
+import procedures  # noqa: F401  (registration)
 import torch
 from safetensors.torch import load_file, save_file
 from standin import CLASSES, StandinModel, standin_batch, standin_config
 from tiny import tiny_vit
+from torch import Tensor
 
 from pipeline.data.targets import ClassificationTargets
 from pipeline.engine import build_engine
-from pipeline.interfaces import Batch
+from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
-from pipeline.train.optim import (
-    GradientGate,
-    learning_rates,
-    owner_of,
-    parameter_groups,
-    set_trainable,
-    spec_at,
-)
+from pipeline.train.metrics import MetricSums
+from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, set_trainable
 from pipeline.train.rng import generator
+from pipeline.train.steps import STEPS, build_procedure
+from pipeline.train.steps.procedure import MicroBatch, StepWork
 from tasks.classification import ClassificationTask
 
-STEPS, GLOBAL_BATCH = 6, 16
+NUM_STEPS, GLOBAL_BATCH = 6, 16
 RUNS = {
     "joint": {},
     "modular": {"mode": "modular"},
@@ -36,7 +36,10 @@ RUNS = {
     "sampled": {},
     "merge_cost": {"mode": "modular"},
     "merge_cost_end_to_end": {"mode": "end_to_end", "alternate_period": 2},
+    "sharpness_aware": {},
 }
+WHOLE = ("sharpness_aware",)
+"""Runs of a procedure that moves the weights itself, which needs them whole: not at stage 3."""
 REAL = ("merge_cost", "merge_cost_end_to_end")
 """Runs of real modules, whose objective takes gradients inside its forward pass. Its prices are in units of a
 batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one with the
@@ -54,7 +57,9 @@ def plan(kind: str, step: int) -> str:
 def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str = "fp32"):
     torch.manual_seed(1)
     engine = {"type": engine_type, "zero_stage": stage, "precision": precision}
-    config = standin_config(train=RUNS[kind], engine=engine)
+    config = standin_config(
+        train=RUNS[kind], step={"type": kind if kind in STEPS.names() else None}, engine=engine
+    )
     model = real_model() if kind in REAL else StandinModel()
     set_trainable(model, config.train.mode)
     groups = parameter_groups(model, config)
@@ -94,10 +99,30 @@ def run(
 def train_step(
     kind: str, engine, groups, config, gate: GradientGate, step: int, *, bad: bool = False
 ) -> list[float]:
-    spec, tasks = spec_at(step, config.train), plan(kind, step)
+    procedure, tasks = build_procedure(config), plan(kind, step)
+    spec = procedure.spec(step)
     gate.open(spec.trains)
+    rates = learning_rates(groups, step, config, NUM_STEPS, trains=spec.trains, tasks=tasks)
+    work = Watched(engine, micro_batches(kind, engine, spec, step, bad), rates, MetricSums(), None)
+    norm = procedure(work)
+    return [float(engine.all_reduce(torch.stack(work.losses).sum())) / engine.world_size, float(norm)]
+
+
+class Watched(StepWork):
+    """Remembers what was minimised."""
+
+    @cached_property
+    def losses(self) -> list[Tensor]:
+        return []
+
+    def backward(self, micro: MicroBatch, output: TaskOutput, *, last: bool) -> None:
+        self.losses.append(output.loss.detach() * micro.share)
+        super().backward(micro, output, last=last)
+
+
+def micro_batches(kind: str, engine, spec: StepSpec, step: int, bad: bool) -> Iterator[MicroBatch]:
+    tasks = plan(kind, step)
     size = GLOBAL_BATCH // len(tasks) // engine.world_size
-    total = torch.zeros(())
     for micro, task in enumerate(tasks):
         if kind in REAL:
             torch.manual_seed(2 * step + micro)
@@ -108,18 +133,14 @@ def train_step(
             )
         if bad:
             batch.images[0] = float("nan")
-        loss = engine.forward(batch, spec).loss / tasks.count(task)
-        total += loss.detach()
-        engine.backward(loss, last=micro == len(tasks) - 1)
-    norm = engine.step(learning_rates(groups, step, config, STEPS, tasks))
-    return [float(engine.all_reduce(total)) / engine.world_size, float(norm)]
+        yield MicroBatch(batch, spec, 1 / tasks.count(task), last=micro == len(tasks) - 1)
 
 
 def moved_heads(engine, groups, config) -> list[list[str]]:
     """Of a run of `sampled`: what each step changed to any bit of the heads, weights, moments and step
     counts."""
     gate, before, moved = GradientGate(groups, engine.device), engine.state_tensors(), []
-    for step in range(STEPS):
+    for step in range(NUM_STEPS):
         train_step("sampled", engine, groups, config, gate, step)
         after = engine.state_tensors()
         moved.append(
@@ -141,22 +162,22 @@ def engine_parts(kind: str, stage: int, precision: str = "fp32"):
 def main(folder: Path) -> None:
     results = {}
     for stage in range(4):
-        for kind in RUNS:
+        for kind in (kind for kind in RUNS if stage < 3 or kind not in WHOLE):
             with engine_parts(kind, stage) as parts:
-                results[f"{kind}.{stage}"] = run(kind, *parts, 0, STEPS)
+                results[f"{kind}.{stage}"] = run(kind, *parts, 0, NUM_STEPS)
                 states = parts[0].state_tensors()
                 if parts[0].rank == 0:
                     save_file(states, folder / f"{kind}.{stage}.safetensors")
         with engine_parts("joint", stage) as parts:
             parts[0].load_state_tensors(load_file(folder / "local.safetensors"))
-            results[f"continued.{stage}"] = run("joint", *parts, 3, STEPS)
+            results[f"continued.{stage}"] = run("joint", *parts, 3, NUM_STEPS)
         for kind in ("joint", "merge_cost"):
             with engine_parts(kind, stage) as parts:
                 results[f"nan.{kind}.{stage}"] = run(
-                    kind, *parts, 0, STEPS, nan_at=(2, parts[0].world_size - 1)
+                    kind, *parts, 0, NUM_STEPS, nan_at=(2, parts[0].world_size - 1)
                 )
         with engine_parts("joint", stage, "bf16") as parts:
-            results[f"bf16.{stage}"] = run("joint", *parts, 0, STEPS)
+            results[f"bf16.{stage}"] = run("joint", *parts, 0, NUM_STEPS)
         with engine_parts("sampled", stage) as parts:
             results[f"moved.{stage}"] = moved_heads(*parts)
     if parts[0].rank == 0:

@@ -13,6 +13,7 @@ from pipeline.config.schema import (
     EngineConfig,
     OptimConfig,
     RunConfig,
+    StepConfig,
     TaskConfig,
     TrainConfig,
 )
@@ -111,6 +112,7 @@ def standin_config(
     *,
     batch_size: int = 8,
     train: Any = None,
+    step: Any = None,
     optim: Any = None,
     engine: Any = None,
 ) -> RunConfig:
@@ -119,6 +121,7 @@ def standin_config(
         backbone=BackboneConfig(name="standin"),
         tasks={"a": TaskConfig(type="classification", data=data)},
         train=TrainConfig(**({"mode": "joint", "steps": 6} | (train or {}))),
+        step=StepConfig(**(step or {})),
         optim=OptimConfig(
             **({"lr": 1e-2, "weight_decay": 0.05, "clip_grad": 0.5, "warmup_steps": 2} | (optim or {}))
         ),

@@ -22,6 +22,7 @@ from pipeline.objectives import OBJECTIVES
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.loop import train
 from pipeline.train.optim import GradientGate, owner_of, parameter_groups, set_trainable
+from pipeline.train.steps import build_procedure
 from pipeline.train.storage import read_checkpoint
 
 WEIGHTS = {"cats": 1.0, "dogs": 0.25, "cows": 3.0}
@@ -183,7 +184,8 @@ def tiny_probe(**sections):
     config = from_plain(tiny_tasks_plain(Path("-"), Path("-"), **sections))
     model = build_model(config)
     set_trainable(model, config.train.mode)
-    return build_probe(config, parameter_groups(model, config), list(config.tasks)), model
+    groups, procedure = parameter_groups(model, config), build_procedure(config)
+    return build_probe(config, groups, list(config.tasks), lambda step: procedure.spec(step).trains), model
 
 
 def measure(probe, model, parameter):

@@ -65,7 +65,7 @@ def an_interrupt_in_a_step(monkeypatch, output):
 
 
 def after_two_steps(monkeypatch, action):
-    step = loop._train_step
+    step = loop.train_step
 
     def then(run, *rest):
         if run.progress.step == 2:
@@ -73,7 +73,7 @@ def after_two_steps(monkeypatch, action):
             action()
         return step(run, *rest)
 
-    monkeypatch.setattr(loop, "_train_step", then)
+    monkeypatch.setattr(loop, "train_step", then)
 
 
 def note_workers(output: Path, process: int) -> None:

@@ -142,7 +142,7 @@ def assert_same_end(folder, part_way):
 
 def signal_after(monkeypatch, steps, number):
     """To this process and its children, in the step that follows."""
-    step = loop._train_step
+    step = loop.train_step
 
     def step_with_signal(run, *rest):
         if run.progress.step == steps:
@@ -150,7 +150,7 @@ def signal_after(monkeypatch, steps, number):
                 os.kill(pid, number)
         return step(run, *rest)
 
-    monkeypatch.setattr(loop, "_train_step", step_with_signal)
+    monkeypatch.setattr(loop, "train_step", step_with_signal)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

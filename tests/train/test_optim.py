@@ -15,8 +15,8 @@ from pipeline.train.optim import (
     parameter_groups,
     reported_rates,
     set_trainable,
-    spec_at,
 )
+from pipeline.train.steps import build_procedure
 
 KINDS = {
     "modular": {"metric"},
@@ -72,7 +72,7 @@ def test_a_name_tells_kind_and_owner(name, kind, owner):
 @pytest.mark.parametrize("held", [("a",), ("b",), ("a", "b"), None])
 def test_what_only_absent_tasks_use_rests(held):
     _, groups, config = groups_of(warmup_steps=0)
-    rates = learning_rates(groups, 0, config, 100, held)
+    rates = learning_rates(groups, 0, config, 100, tasks=held)
     awake = {group["owner"] for group in groups if rates[group["name"]] > 0}
     assert awake == {None, *(held or ("a", "b"))}
     assert all((rates[group["name"]] > 0) == (group["owner"] in awake) for group in groups)
@@ -83,7 +83,9 @@ def test_what_weighs_the_losses_has_its_own_rate_in_every_mode():
     for mode in KINDS:
         config = standin_config(train={"mode": mode}, optim={"warmup_steps": 0})
         for step in range(2 * config.train.alternate_period):
-            assert learning_rates(group, step, config, 10**6)["balance"] == pytest.approx(config.balancing.lr)
+            trains = build_procedure(config).spec(step).trains
+            rates = learning_rates(group, step, config, 10**6, trains=trains)
+            assert rates["balance"] == pytest.approx(config.balancing.lr)
 
 
 def test_biases_norms_and_position_embeddings_do_not_decay():
@@ -118,9 +120,9 @@ def test_metric_has_its_own_rate_and_a_resting_kind_has_none():
     _, groups, config = groups_of("end_to_end", metric_lr=0.5, warmup_steps=0)
     period = config.train.alternate_period
     for step in (0, period - 1):
-        rates = learning_rates(groups, step, config, 100)
-        spec = spec_at(step, config.train)
-        assert all((rates[group["name"]] > 0) == (group["kind"] in spec.trains) for group in groups)
+        trains = build_procedure(config).spec(step).trains
+        rates = learning_rates(groups, step, config, 100, trains=trains)
+        assert all((rates[group["name"]] > 0) == (group["kind"] in trains) for group in groups)
     assert max(rates.values()) > 0.4
 
 
@@ -135,14 +137,6 @@ def test_the_reported_rate_is_that_of_the_model_and_not_of_what_weighs_its_losse
         rates = reported_rates(groups, step, config, 10**6)
         assert rates["lr"] == pytest.approx(lr) and rates["lr/balance"] == pytest.approx(config.balancing.lr)
         assert {name.removeprefix("lr/") for name in rates} == {"lr", "balance", *KINDS[mode]}
-
-
-def test_merges_of_each_mode():
-    specs = [spec_at(step, TrainConfig(mode="end_to_end", steps=9, alternate_period=3)) for step in range(6)]
-    assert [spec.relaxed for spec in specs] == [False, False, True] * 2
-    assert spec_at(0, TrainConfig(mode="backbone", steps=1)).relaxed is False
-    assert spec_at(0, TrainConfig(mode="heads", steps=1)).relaxed is False
-    assert spec_at(0, TrainConfig(mode="modular", steps=1)).relaxed is True
 
 
 @pytest.mark.parametrize("mode", ["modular", "end_to_end", "joint"])

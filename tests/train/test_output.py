@@ -39,14 +39,14 @@ def in_another_process(config) -> str:
 
 def test_a_second_run_in_the_same_folder_is_refused_and_told_by_whom(tiny_run, tmp_path, monkeypatch):
     config, said = tiny_run(), []
-    step = loop._train_step
+    step = loop.train_step
 
     def with_a_second_run(run, *rest):
         if run.progress.step == 1:
             said.append(in_another_process(config))
         return step(run, *rest)
 
-    monkeypatch.setattr(loop, "_train_step", with_a_second_run)
+    monkeypatch.setattr(loop, "train_step", with_a_second_run)
     train(config)
     assert f"in use by another run (process {os.getpid()} on " in said[0] and "give another output" in said[0]
     monkeypatch.undo()

@@ -16,7 +16,8 @@ from pipeline.objectives import OBJECTIVES
 from pipeline.objectives.distill import divergence
 from pipeline.objectives.merge_cost import drawn_log_likelihood
 from pipeline.parts import TRAINED
-from pipeline.train.optim import set_modes, set_trainable, spec_at
+from pipeline.train.optim import set_modes, set_trainable
+from pipeline.train.steps import STEPS
 from tasks.classification import ClassificationTask
 
 PHASES = [(mode, step) for mode in TRAINED for step in range(2 if mode == "end_to_end" else 1)]
@@ -37,7 +38,10 @@ def model_in(mode, step, *, objective="supervised", frozen=(), **options):
     balancing = BALANCING.build("uncertainty", dict.fromkeys(heads, 1.0))
     model = MultiTaskModel(backbone, heads, OBJECTIVES.build(objective), balancing=balancing)
     set_trainable(model, mode, frozen)
-    set_modes(model, spec_at(step, TrainConfig(mode=mode, steps=2, alternate_period=2)).trains)
+    procedure = STEPS.build(
+        "alternate" if mode == "end_to_end" else "plain", TrainConfig(mode=mode, steps=2, alternate_period=2)
+    )
+    set_modes(model, procedure.spec(step).trains)
     return model
 
 

@@ -9,11 +9,11 @@ import torch
 from asks_nothing import AsksNothing
 from torch import nn
 
-from pipeline.train.loop import _train_step
 from pipeline.train.metrics import MetricSums
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
 from pipeline.train.signals import StopRequest
+from pipeline.train.train_step import train_step
 
 
 def steps(run, count=1):
@@ -23,7 +23,7 @@ def steps(run, count=1):
         Stopwatch(),
     )
     for _ in range(count):
-        _train_step(run, ["digits"], streams, sums, watch)
+        train_step(run, ["digits"], streams, sums, watch)
 
 
 def test_predictions_are_gone_when_the_backward_pass_begins(tiny_run, monkeypatch):
