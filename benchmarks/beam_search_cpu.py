@@ -15,9 +15,9 @@ from record import write_record
 from torch import Tensor
 
 from pipeline import build_backbone
-from tasks.caption_towers import ImageTokens
 from tasks.captioning import CaptioningTask
-from tasks.generation import Generation, Step, generate
+from tasks.captions.generation import Generation, Step, generate
+from tasks.captions.towers import ImageTokens
 
 BATCH = 8
 

@@ -19,10 +19,10 @@ import torch
 from record import write_record
 from stages import arguments, data_options, percent, shown, train_on_two_cores, train_side_by_side, trial
 
-from launch.points import Target, sweep
-from launch.restore import UNTRAINED, build, grid_of, read_run
+from launch.measure.sweep import Target, sweep
+from launch.saved.run import UNTRAINED, build, grid_of, read_run
+from pipeline.backbone.macs import reduction_for_macs
 from pipeline.data.stream import build_eval_loader
-from pipeline.merging.macs import reduction_for_macs
 from pipeline.objectives.distill import divergence
 
 MACS = (0.7, 0.5, 0.3)

@@ -12,9 +12,9 @@ from typing import Any
 
 from record import ROOT, write_record
 
-from launch.points import Point, Sweep, Target, sweep
-from launch.restore import read_run
-from launch.sweep_report import print_sweep, write_sweep
+from launch.measure.sweep import Point, Sweep, Target, sweep
+from launch.report.sweep_files import print_sweep, write_sweep
+from launch.saved.run import read_run
 from pipeline.config.load import load_config, to_plain
 
 SCRIPTS = Path(sys.executable).parent
@@ -123,9 +123,9 @@ def record_sweep(
 ) -> None:
     """Sweeps all policies over the runs (seeds of one setup) and writes table, plot and record.
 
-    name: of a point, with {} for its target. merged, within: see `launch.points.sweep`. metrics: what is
-    recorded, one result for each task, point and metric; by default the one that a task ranks by. All times
-    100.
+    name: of a point, with {} for its target. merged, within: see `launch.measure.sweep.sweep`. metrics: what
+    is recorded, one result for each task, point and metric; by default the one that a task ranks by. All are
+    times 100.
     """
     targets, rounds = shown(args, targets), 5 if args.steps is None else 1
     results = sweep(

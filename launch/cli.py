@@ -1,7 +1,7 @@
 """The `dtem` command: finds the subcommand, and turns the user's mistakes into one message and exit code 2.
 
-Each subcommand is a module of this folder with `add_parser(subparsers)` and `run(args) -> int`. They import
-torch inside `run`, so that `--help` answers at once.
+Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`: `launch/train.py`, the
+others in `launch/commands`. They import torch inside `run`, so that `--help` answers at once.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class _Version(argparse.Action):
 
 
 def _module(command: str) -> ModuleType:
-    return importlib.import_module(f"launch.{command}")
+    return importlib.import_module("launch.train" if command == "train" else f"launch.commands.{command}")
 
 
 if __name__ == "__main__":

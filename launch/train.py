@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         level=logging.INFO if main else logging.ERROR,
         format="%(levelname)s " + ("" if main else f"rank {rank}: ") + "%(message)s",
     )
-    for name in ("quarantine", "stalls", "storage"):  # each rank reads samples of its own
+    for name in ("quarantine", "stalls", "shards.storage"):  # each rank reads samples of its own
         logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
     folder = train(load_config(args.config, args.cfg_options), args.resume)
     if main:

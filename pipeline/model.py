@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from pipeline.backbone.build import build_backbone, create_vit
 from pipeline.backbone.load import check_filled, load_weights
+from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weight_files import Weights, read_state_dict
 from pipeline.balancing import Balancing, Fixed, build_balancing
-from pipeline.config.resolve import reduction_of
 from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.interfaces import JOINT_STEP, Batch, Encode, Scores, StepSpec, Tallies, TaskOutput
-from pipeline.merging.macs import reduction_for_macs
 from pipeline.merging.schedule import GridReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES
+from pipeline.plan.resolve import reduction_of
 from pipeline.registry import Registry
 from pipeline.token_state import BackboneOutput
 

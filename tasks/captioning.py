@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.data.samples.text import build_tokenizer
 from pipeline.data.targets import CaptionTargets
-from pipeline.data.text import build_tokenizer
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, LogProbs, Rows, Scores, Sums, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
-from tasks.caption_image import Direct, Pooler
-from tasks.caption_losses import below, caption_loss, contrastive_loss, normalised
-from tasks.caption_metrics import METRIC_UNITS, CaptionRow, caption_scores
-from tasks.caption_towers import Decoder, ImageTokens, Past, TextTower
-from tasks.generation import Generation, Marks, Step, generate
-from tasks.pooling import check_pool
-from tasks.retrieval import retrieval_rows, retrieval_scores
+from tasks.captions.generation import Generation, Marks, Step, generate
+from tasks.captions.image_routes import Direct, Pooler
+from tasks.captions.losses import below, caption_loss, contrastive_loss, normalised
+from tasks.captions.metrics import METRIC_UNITS, CaptionRow, caption_scores
+from tasks.captions.retrieval import retrieval_rows, retrieval_scores
+from tasks.captions.towers import Decoder, ImageTokens, Past, TextTower
+from tasks.shared.pooling import check_pool
 
 ROUTES = ("pooler", "direct")
 LARGEST_SCALE = 100.0
@@ -38,7 +38,7 @@ class CaptioningTask(nn.Module):
     `tasks.open_clip_bridge.parts.build_parts`. tokenizer: the data's. route: `pooler`, CoCa's attentional
     pooler between tokens and decoder; or `direct`, as in GIT, where the decoder's cost falls with the tokens.
     contrastive_weight 0 leaves out the parts that compare images with captions. generation: options of
-    `tasks.generation.Generation`, whose lengths are cut to what the tokenizer's context holds.
+    `tasks.captions.generation.Generation`, whose lengths are cut to what the tokenizer's context holds.
     """
 
     reads = CaptionTargets
@@ -205,16 +205,16 @@ class CaptioningTask(nn.Module):
         )
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """Those of `tasks.caption_metrics`, of `tasks.retrieval` with the contrastive part, and the mean loss
-        of a token."""
+        """Those of `tasks.captions.metrics`, of `tasks.captions.retrieval` with the contrastive part, and the
+        mean loss of a token."""
         scores = caption_scores(tallies["captions"], thorough=thorough) | {
             "loss": float(tallies["loss"] / tallies["tokens"])
         }
         return scores | retrieval_scores(tallies) if "image" in tallies else scores
 
     def next_words(self, image: ImageTokens) -> Step:
-        """What `tasks.generation.generate` asks: the logits of a caption's next word, from its last and what
-        was kept of the others."""
+        """What `tasks.captions.generation.generate` asks: the logits of a caption's next word, from its last
+        and what was kept of the others."""
 
         def step(last: Tensor, past: Past | None) -> tuple[Tensor, Past]:
             words, _, of_text = self.text(last[:, None], past.text if past else ())

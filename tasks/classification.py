@@ -12,7 +12,8 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
-from tasks.pooling import check_pool, pool
+from tasks.shared.hits import count_hits, hit_shares
+from tasks.shared.pooling import check_pool, pool
 
 MAX_CLASSES = 1_000_000
 
@@ -99,21 +100,6 @@ class ClassificationTask(nn.Module):
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """top1 and top5 as shares of the samples, and the mean loss."""
         return hit_shares(tallies)
-
-
-def count_hits(logits: Tensor, labels: Tensor) -> Tallies:
-    """What `hit_shares` needs. logits [B, K], labels [B]."""
-    hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
-    return {
-        "top1": hits[:, 0].sum(),
-        "top5": hits.sum(),
-        "loss": F.cross_entropy(logits, labels, reduction="sum"),
-    }
-
-
-def hit_shares(tallies: Tallies) -> Scores:
-    samples = int(tallies["samples"])
-    return {name: float(tallies[name]) / samples for name in ("top1", "top5", "loss")}
 
 
 def _linear_head(dim: int, num_classes: int) -> nn.Linear:

@@ -39,8 +39,8 @@ def fixed_threads_seed_and_rounding(request):
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """A folder of digit_scenes shards: 80 samples to train on, 25 to evaluate, 32x32 pixels."""
-    from pipeline.data.digit_scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
-    from pipeline.data.write import write_shards
+    from pipeline.data.make.digits.scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
+    from pipeline.data.make.write import write_shards
 
     folder = tmp_path_factory.mktemp("digits")
     write_shards(

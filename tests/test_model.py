@@ -10,12 +10,12 @@ from tinyrun import tiny_plain, tiny_tasks_plain
 
 import tasks  # noqa: F401 - fills the registry
 from pipeline.backbone.build import create_vit
+from pipeline.backbone.macs import count_macs
 from pipeline.balancing import BALANCING
 from pipeline.config.load import from_plain
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import CheckpointError
 from pipeline.interfaces import Batch
-from pipeline.merging.macs import count_macs
 from pipeline.model import build_model
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tinyrun import tiny_plain
 
-from launch.restore import read_run
+from launch.saved.run import read_run
 from pipeline.backbone.weight_files import read_state_dict
 from pipeline.config.load import from_plain
 from pipeline.errors import CheckpointError

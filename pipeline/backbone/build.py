@@ -13,11 +13,11 @@ from torch import nn
 
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.vit import MergingViT
-from pipeline.config.resolve import ModelFacts
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
+from pipeline.plan.resolve import ModelFacts
 from pipeline.registry import unknown_name
 
 NOT_OPTIONS = {

@@ -12,9 +12,9 @@ from timm.models import get_pretrained_cfg
 
 from pipeline.config.build import build_dataclass
 from pipeline.config.load import load_config
-from pipeline.config.resolve import ModelFacts
 from pipeline.config.schema import BackboneConfig, DataConfig, Preprocessing, RunConfig
 from pipeline.errors import ConfigError
+from pipeline.plan.resolve import ModelFacts
 from pipeline.run_folder import run_of
 
 log = logging.getLogger(__name__)

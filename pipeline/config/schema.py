@@ -1,6 +1,6 @@
 """What a run is made of: strict, frozen, keyword-only sections. Standard library only.
 
-A section checks what it can see alone; `resolve.py` checks what takes two sections to see.
+A section checks what it can see alone; `pipeline/plan/resolve.py` checks what takes two sections to see.
 """
 
 from dataclasses import dataclass, field

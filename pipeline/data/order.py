@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.rng import seed_of
+from pipeline.rng import seed_of
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-import pipeline.data.datasets  # noqa: F401 - fills the registry
+import pipeline.data.samples  # noqa: F401 - fills the registry
 from pipeline.config.schema import DataConfig
-from pipeline.data.augment import Normalise, eraser
-from pipeline.data.class_names import Labels, agreed
-from pipeline.data.held_out import find_split, refuse_training_shards, training_shards
-from pipeline.data.manifest_format import Manifest
+from pipeline.data.augment.images import Normalise, eraser
 from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import BadSample, Loaded, Quarantine
-from pipeline.data.reader import SampleReader
-from pipeline.data.rng import preserved_generators, seed_generators
-from pipeline.data.schema import DATASETS, DatasetSchema, Sample, stacked
+from pipeline.data.samples.class_names import Labels, agreed
+from pipeline.data.samples.protocol import DATASETS, DatasetSchema, Sample, stacked
+from pipeline.data.shards.held_out import find_split, refuse_training_shards, training_shards
+from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stalls import WorkerNotes, patiently, poll_seconds
 from pipeline.errors import CheckpointError, PipelineError, SampleError, printable
 from pipeline.interfaces import Batch
+from pipeline.rng import preserved_generators, seed_generators
 
 log = logging.getLogger(__name__)
 

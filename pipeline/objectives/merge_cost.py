@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
-from pipeline.merging.cost import expected_cost
 from pipeline.merging.schedule import merged_shares
 from pipeline.objectives import OBJECTIVES
+from pipeline.objectives.prices import expected_cost
 from pipeline.parts import METRIC
 
 
 @OBJECTIVES.register("merge_cost")
 class MergeCost(nn.Module):
-    """The mean over blocks of `pipeline.merging.cost.expected_cost`; no gradient reaches the backbone.
+    """The mean over blocks of `pipeline.objectives.prices.expected_cost`; no gradient reaches the backbone.
 
     Each step draws a block: those before it merge for real, with the step's reduction, and it and those
     behind it are priced, up to the last block that the head reads. So a block learns from the merged tokens

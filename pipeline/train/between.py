@@ -8,7 +8,7 @@ import copy
 
 import torch
 
-from pipeline.train.rng import rng_state, set_rng_state
+from pipeline.rng import rng_state, set_rng_state
 from pipeline.train.setup import Run
 from pipeline.train.statistics import RunningStatistics
 

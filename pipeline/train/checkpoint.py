@@ -17,11 +17,11 @@ from pipeline.config.load import digest, from_plain, to_plain
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.interfaces import Engine
+from pipeline.rng import rng_state, seed_everything, set_rng_state
 from pipeline.run_folder import checkpoints_of, complete_folders, folder_name, point, pointed
 from pipeline.train import storage
 from pipeline.train.collective import anywhere, from_rank0, rows
 from pipeline.train.facts import TO_CONTINUE, check_facts
-from pipeline.train.rng import rng_state, seed_everything, set_rng_state
 from pipeline.train.storage import Checkpoint
 
 log = logging.getLogger(__name__)

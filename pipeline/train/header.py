@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from pipeline.config.resolve import ResolvedRun
+from pipeline.backbone.macs import count_macs
 from pipeline.config.schema import height_width
 from pipeline.interfaces import Engine
-from pipeline.merging.macs import count_macs
 from pipeline.model import MultiTaskModel
+from pipeline.plan.resolve import ResolvedRun
 
 
 def model_lines(

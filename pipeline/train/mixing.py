@@ -3,8 +3,8 @@ and after a resumption."""
 
 import torch
 
-from pipeline.config.resolve import ResolvedRun
-from pipeline.train.rng import generator
+from pipeline.plan.resolve import ResolvedRun
+from pipeline.rng import generator
 
 
 def tasks_of_step(resolved: ResolvedRun, step: int) -> tuple[str, ...]:

@@ -15,16 +15,17 @@ from torch import Tensor
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.preprocessing import complete_data
 from pipeline.config.load import to_plain
-from pipeline.config.resolve import ResolvedRun, fed_tasks, resolve
 from pipeline.config.schema import RunConfig
-from pipeline.data.augment import BatchMixer
-from pipeline.data.class_names import agreed
+from pipeline.data.augment.images.images import BatchMixer
+from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, check_engine, launched
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
 from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
+from pipeline.plan.resolve import ResolvedRun, fed_tasks, resolve
+from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
 from pipeline.train import checkpoint
 from pipeline.train.conflict import GradientProbe, build_probe
@@ -32,7 +33,6 @@ from pipeline.train.ema import Ema, check_ema
 from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.optim import GradientGate, parameter_groups, set_trainable
-from pipeline.train.rng import seed_everything
 from pipeline.train.steps import build_procedure
 from pipeline.train.steps.procedure import Procedure
 from pipeline.train.storage import Checkpoint

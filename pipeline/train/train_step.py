@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config.resolve import range_of
 from pipeline.config.schema import RunConfig
 from pipeline.errors import StorageError
 from pipeline.interfaces import Batch, StepSpec
+from pipeline.plan.resolve import range_of
+from pipeline.rng import generator, seed_of
 from pipeline.train.between import Between
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums
 from pipeline.train.optim import learning_rates
 from pipeline.train.reporting import Stopwatch
-from pipeline.train.rng import generator, seed_of
 from pipeline.train.setup import Run
 from pipeline.train.statistics import RunningStatistics
 from pipeline.train.steps.procedure import MicroBatch, StepWork

@@ -3,7 +3,7 @@ built."""
 
 from collections.abc import Sequence
 
-from pipeline.data.text import TOKENIZERS
+from pipeline.data.samples.text import TOKENIZERS
 from pipeline.errors import ConfigError
 
 

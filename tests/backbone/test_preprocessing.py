@@ -16,7 +16,7 @@ from pipeline.backbone.build import model_facts
 from pipeline.backbone.preprocessing import complete_data, preprocessing_of
 from pipeline.config.load import from_plain, load_config
 from pipeline.config.schema import AugmentConfig, BackboneConfig, Preprocessing, RunConfig
-from pipeline.data.augment import Normalise, eval_transform
+from pipeline.data.augment.images import Normalise, eval_transform
 from pipeline.errors import ConfigError
 from pipeline.train.setup import build_run, write_config
 

@@ -32,8 +32,8 @@ def git(folder, *arguments):
 @pytest.fixture
 def checkout(tmp_path):
     (tmp_path / "benchmarks/records").mkdir(parents=True)
-    (tmp_path / "launch").mkdir()
-    (tmp_path / "launch/points.py").write_text("a = 1\n")
+    (tmp_path / "launch/measure").mkdir(parents=True)
+    (tmp_path / "launch/measure/sweep.py").write_text("a = 1\n")
     (tmp_path / "benchmarks/records/x.json").write_text("{}\n")
     (tmp_path / ".gitignore").write_text("/runs/\n")
     git(tmp_path, "init", "--quiet")
@@ -45,7 +45,7 @@ def checkout(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "clean"),
     [
-        ("launch/points.py", False),
+        ("launch/measure/sweep.py", False),
         ("configs/new.py", False),
         ("benchmarks/new.py", False),
         ("benchmarks/records/x.json", True),

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.data.datasets  # noqa: F401  (registration)
+import pipeline.data.samples  # noqa: F401  (registration)
 import tasks  # noqa: F401  (registration)
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.preprocessing import complete_data
 from pipeline.config.load import from_plain, load_config, to_plain
-from pipeline.config.resolve import resolve
-from pipeline.data.manifest_format import Manifest
-from pipeline.data.schema import DATASETS
+from pipeline.data.samples.protocol import DATASETS
+from pipeline.data.shards.manifest import Manifest
 from pipeline.model import TASKS
 from pipeline.objectives import OBJECTIVES
+from pipeline.plan.resolve import resolve
 
 NUM_SAMPLES = {"imagenet": 1_281_167, "cifar10": 45_000, "digits": 10_000, "digits_segmentation": 4_000}
 NUM_SAMPLES |= {

@@ -9,8 +9,8 @@ import pytest
 from tinyrun import tiny_tasks_plain
 
 from pipeline.config.load import from_plain, load_config
-from pipeline.config.resolve import ModelFacts, resolve
 from pipeline.errors import ConfigError, SampleError
+from pipeline.plan.resolve import ModelFacts, resolve
 from pipeline.train.loop import train
 
 FACTS = ModelFacts(patch=(16, 16), depth=12, num_prefix=1, grid=(14, 14))

@@ -9,9 +9,9 @@ import torch
 from shardkit import config
 
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.datasets import classification  # noqa: F401
-from pipeline.data.manifest_format import Manifest
-from pipeline.data.schema import DATASETS
+from pipeline.data.samples import classification  # noqa: F401
+from pipeline.data.samples.protocol import DATASETS
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream
 from pipeline.errors import CheckpointError, ConfigError, SampleError
 from pipeline.interfaces import Batch

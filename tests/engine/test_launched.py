@@ -51,7 +51,7 @@ def test_a_command_whose_peer_is_lost_says_so_without_a_traceback(monkeypatch, c
     def lose(*_: object):
         raise RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5014")
 
-    monkeypatch.setattr("launch.evaluate.run", lose)
+    monkeypatch.setattr("launch.commands.evaluate.run", lose)
     with pytest.raises(RuntimeError, match="Connection closed"):
         cli.main(["evaluate", "x"])
     monkeypatch.setenv("WORLD_SIZE", "2")

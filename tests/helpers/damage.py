@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.data.manifest import load_manifest
+from pipeline.data.shards.find import load_manifest
 
 
 def damaged(folder: Path, out: Path, members: Mapping[tuple[str, int], str]) -> Path:

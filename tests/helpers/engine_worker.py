@@ -20,9 +20,9 @@ from pipeline.engine import build_engine
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
+from pipeline.rng import generator
 from pipeline.train.metrics import MetricSums
 from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, set_trainable
-from pipeline.train.rng import generator
 from pipeline.train.steps import STEPS, build_procedure
 from pipeline.train.steps.procedure import MicroBatch, StepWork
 from tasks.classification import ClassificationTask

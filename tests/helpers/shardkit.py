@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from launch import shards
+from launch.commands import shards
 from pipeline.config.schema import AugmentConfig, DataConfig
 
 Members = Iterable[tuple[str, bytes]]

@@ -19,7 +19,7 @@ from pipeline.config.schema import (
 )
 from pipeline.data.targets import ClassificationTargets
 from pipeline.interfaces import JOINT_STEP, Batch, Scores, StepSpec, Tallies, TaskOutput
-from pipeline.train.rng import generator
+from pipeline.rng import generator
 
 DIM, CLASSES = 12, 5
 

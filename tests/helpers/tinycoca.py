@@ -7,8 +7,8 @@ from tiny import SEED, images, tiny_vit
 from torch import Tensor, nn
 
 from pipeline.backbone.load import load_weights
+from pipeline.data.samples.text import build_tokenizer
 from pipeline.data.targets import CaptionTargets
-from pipeline.data.text import build_tokenizer
 from pipeline.interfaces import Batch
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES

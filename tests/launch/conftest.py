@@ -10,8 +10,8 @@ from tinyrun import tiny_plain, tiny_tasks_plain
 
 from launch import cli
 from pipeline.config.load import from_plain
-from pipeline.data.digit_scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
-from pipeline.data.write import write_shards
+from pipeline.data.make.digits.scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
+from pipeline.data.make.write import write_shards
 from pipeline.train.loop import train
 
 

@@ -12,25 +12,25 @@ import pytest
 import torch
 from timm.data import ImageNetInfo
 
-from launch.pages import Page, Panel, Section, write_html, write_png
-from launch.points import sweep
-from launch.restore import build, read_run
-from launch.scoring import Evaluator
-from launch.workload import first_batch, workload
-from launch.zero_shot import prompts
-from pipeline.data.digit_scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
+from launch.measure.compute import first_batch, workload
+from launch.measure.evaluator import Evaluator
+from launch.measure.sweep import sweep
+from launch.pictures.page import Page, Panel, Section, write_html, write_png
+from launch.saved.run import build, read_run
+from launch.saved.zero_shot import prompts
+from pipeline.data.make.digits.scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
+from pipeline.data.make.write import write_shards
 from pipeline.data.stream import build_eval_loader
-from pipeline.data.write import write_shards
 from pipeline.errors import ConfigError
 from pipeline.model import TASKS
 from pipeline.train.evaluate import evaluate
-from tasks.caption_metrics import caption_scores
-from tasks.retrieval import recalls
+from tasks.captions.metrics import caption_scores
+from tasks.captions.retrieval import recalls
 
 
 @pytest.fixture(autouse=True)
 def no_java(monkeypatch):
-    """Whose programs would take most of the time; tests/tasks/test_caption_metrics.py runs them."""
+    """Whose programs would take most of the time; tests/tasks/captions/test_metrics.py runs them."""
     monkeypatch.setenv("PATH", "")
 
 

@@ -41,7 +41,7 @@ def doctor_raises(monkeypatch):
         def run(args):
             raise error
 
-        monkeypatch.setattr(importlib.import_module("launch.doctor"), "run", run)
+        monkeypatch.setattr(importlib.import_module("launch.commands.doctor"), "run", run)
         return cli.main(["doctor"])
 
     return arrange

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from launch import cli, doctor
-from launch.doctor import Finding
+from launch import cli
+from launch.commands import doctor
+from launch.commands.doctor import Finding
 
 
 @pytest.fixture(scope="module")

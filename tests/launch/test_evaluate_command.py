@@ -11,12 +11,12 @@ import torch
 from checkpointkit import forge
 from damage import damaged
 
-from launch.restore import build, load_run, parse_reduction, read_run
-from pipeline.data.manifest import load_manifest
-from pipeline.data.manifest_format import write_manifest
+from launch.saved.run import build, load_run, parse_reduction, read_run
+from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.manifest import write_manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import build_model
-from pipeline.train.rng import seed_everything
+from pipeline.rng import seed_everything
 
 
 def scores(dtem, tmp_path, *argv) -> dict:

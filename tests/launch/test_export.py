@@ -9,8 +9,8 @@ import torch
 from choices import clear_rows
 from safetensors.torch import load_file
 
-from launch.programs import Program
-from launch.restore import build, read_run
+from launch.exported.formats import Program
+from launch.saved.run import build, read_run
 from pipeline.backbone.preprocessing import preprocessing_of
 from pipeline.backbone.weight_files import read_state_dict
 from pipeline.config.schema import BackboneConfig

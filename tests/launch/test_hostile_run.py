@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from launch.pages import Page, Panel, Section, write_html
-from launch.tables import markdown
+from launch.pictures.page import Page, Panel, Section, write_html
+from launch.report.tables import markdown
 from pipeline.errors import ConfigError, SampleError, printable
 
 HOSTILE = "\x1b]0;pwn\x07 \x9b2J \u202e\nssh-ed25519 AAAA\r\x00\u2028"

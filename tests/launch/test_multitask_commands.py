@@ -12,11 +12,11 @@ from choices import clear_rows
 from damage import damaged
 from safetensors.torch import load_file
 
-from launch.points import sweep
-from launch.programs import Program
-from launch.restore import build, read_run
-from launch.scoring import Evaluator
-from launch.workload import first_batch
+from launch.exported.formats import Program
+from launch.measure.compute import first_batch
+from launch.measure.evaluator import Evaluator
+from launch.measure.sweep import sweep
+from launch.saved.run import build, read_run
 from pipeline.backbone.load import load_weights
 from pipeline.backbone.metric import EMBEDDINGS
 from pipeline.data.stream import build_eval_loader
@@ -163,7 +163,7 @@ def test_seeds_that_differ_in_what_weighed_their_losses_are_one_model(three_task
     run = read_run(three_tasks("per_task"))
     first = replace(run, tensors=run.tensors | {"balancing.weights": torch.ones(3)})
     other = replace(run, tensors=run.tensors | {"balancing.weights": torch.zeros(3)})
-    from launch.points import _runs_of
+    from launch.measure.sweep import _runs_of
 
     assert [len(_runs_of(policy, [first, other])) for policy in POLICIES] == [1, 2, 2]
 

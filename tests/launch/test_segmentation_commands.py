@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from launch.overlay import class_colours, paint_classes
-from launch.points import sweep
-from launch.restore import build, read_run
-from launch.scoring import Evaluator
-from launch.workload import first_batch, first_grid, workload
+from launch.measure.compute import first_batch, first_grid, workload
+from launch.measure.evaluator import Evaluator
+from launch.measure.sweep import sweep
+from launch.pictures.masks import class_colours, paint_classes
+from launch.saved.run import build, read_run
+from pipeline.backbone.macs import count_macs
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError
-from pipeline.merging.macs import count_macs
 from pipeline.merging.schedule import reduction_for_merged
 from pipeline.train.evaluate import evaluate
 

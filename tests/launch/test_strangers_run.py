@@ -7,7 +7,7 @@ import shutil
 import pytest
 from checkpointkit import forge
 
-from launch.restore import build, read_run
+from launch.saved.run import build, read_run
 from pipeline.errors import PipelineError
 
 

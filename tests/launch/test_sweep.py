@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from launch.plots import Curve, Plot, draw_plots
-from launch.points import sweep
-from launch.restore import read_run
-from launch.scoring import Evaluator
-from launch.tables import markdown, spread
+from launch.measure.evaluator import Evaluator
+from launch.measure.sweep import sweep
+from launch.report.sweep_plot import Curve, Plot, draw_plots
+from launch.report.tables import markdown, spread
+from launch.saved.run import read_run
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError
 from pipeline.train.evaluate import evaluate
@@ -22,7 +22,7 @@ def swept(trained):
 
 
 def test_one_pass_over_all_models_scores_what_each_scores_alone(trained, swept):
-    from launch.restore import build
+    from launch.saved.run import build
 
     run = read_run(trained)
     for point in (swept.whole, *swept.points):

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from launch.groups import BORDER, default_blocks, paint_groups
+from launch.pictures.merged_groups import BORDER, default_blocks, paint_groups
 
 
 def test_one_group_is_one_colour_and_no_border():

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.schema import AugmentConfig, DataConfig
-from pipeline.data.joint import JointCrop, resize_for_evaluation
-from pipeline.data.photometric import distort, to_hsv, to_rgb
-from pipeline.data.rng import seed_generators
+from pipeline.data.augment.images_with_masks import JointCrop, resize_for_evaluation
+from pipeline.data.augment.photometric import distort, to_hsv, to_rgb
+from pipeline.rng import seed_generators
 
 
 def picture(height: int, width: int, seed: int = 0) -> Tensor:

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.load import load_config
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment import Normalise, eraser, eval_transform, train_transform
-from pipeline.data.rng import seed_generators
+from pipeline.data.augment.images import Normalise, eraser, eval_transform, train_transform
+from pipeline.rng import seed_generators
 
 DEIT = Path(__file__).parents[2] / "configs" / "imagenet_deit_small_dtem_modular.py"
 DEIT_ARGUMENTS = dict(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import pipeline.data
-from pipeline.data.manifest import load_manifest
-from pipeline.data.source import MAX_SHARDS, expand
-from pipeline.data.tarindex import ShardIndex, index_tar
-from pipeline.data.write import index_shards
+from pipeline.data.make.write import index_shards
+from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.locations import MAX_SHARDS, expand
+from pipeline.data.shards.tar_index import ShardIndex, index_tar
 from pipeline.errors import SampleError
 
 HOSTILE = [
@@ -96,7 +96,7 @@ def test_a_pickle_in_a_shard_is_never_opened(tmp_path):
             info = tarfile.TarInfo(f"a.{suffix}")
             info.size = len(data := pickle.dumps(Exploit()))
             tar.addfile(info, io.BytesIO(data))
-    from pipeline.data.verify import verify
+    from pipeline.data.make.verify import verify
 
     index_shards([str(folder / "x.tar")], folder)
     found = verify(str(folder), quick=False)

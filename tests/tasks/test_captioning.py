@@ -30,7 +30,7 @@ from pipeline.interfaces import StepSpec
 from pipeline.model import build_model
 from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import BackboneOutput
-from tasks.caption_losses import contrastive_loss
+from tasks.captions.losses import contrastive_loss
 from tasks.open_clip_bridge.weights import caption_weights, image_tower_weights
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import TokenState
 from tasks.classification import ClassificationTask
-from tasks.pooling import pool
+from tasks.shared.pooling import pool
 
 
 def classifier(variant="dtem", prefix="class token", reduction=8, **head):

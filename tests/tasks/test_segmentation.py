@@ -20,7 +20,7 @@ from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from pipeline.parts import TRAINED
 from pipeline.train.optim import set_modes
-from tasks.merged_segmenter import decode_merged
+from tasks.masks.merged_segmenter import decode_merged
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from damage import damaged
 from tinyrun import tiny_plain
 
 from pipeline.config.load import from_plain
-from pipeline.data import storage
+from pipeline.data.shards import storage
 from pipeline.errors import SampleError, StorageError
 from pipeline.train.loop import train
 from pipeline.train.storage import read_checkpoint

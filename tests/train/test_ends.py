@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from pipeline.data.augment import Normalise
+from pipeline.data.augment.images import Normalise
 from pipeline.model import MultiTaskModel
 from pipeline.run_folder import complete_folders
 from pipeline.train import loop, signals

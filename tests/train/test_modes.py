@@ -8,13 +8,13 @@ from segheads import HEADS
 from tinycoca import SPEC, TOKENIZER
 from tinyrun import tiny_plain, tiny_tasks_plain
 
-from launch.restore import read_run
+from launch.saved.run import read_run
 from pipeline.config.load import from_plain
 from pipeline.config.schema import RunConfig
 from pipeline.model import TASKS, build_model
+from pipeline.rng import seed_everything
 from pipeline.train.loop import train
 from pipeline.train.optim import owner_of
-from pipeline.train.rng import seed_everything
 
 HEAD_AND_DATA = {
     "captioning": (

@@ -8,8 +8,8 @@ from checkpointkit import forge
 from tinyrun import tiny_tasks_plain
 
 from pipeline.config.load import from_plain
-from pipeline.data.manifest import load_manifest
-from pipeline.data.manifest_format import write_manifest
+from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.manifest import write_manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.train.loop import train
 from pipeline.train.setup import build_run

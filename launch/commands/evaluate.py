@@ -1,0 +1,178 @@
+"""`dtem evaluate`: the scores of a trained run, each sample counted once, on any number of processes."""
+
+import argparse
+import sys
+from typing import Any
+
+from launch.commands.arguments import add_run_arguments, add_split_argument, add_tasks_argument
+
+EXAMPLE = r"""examples:
+  dtem evaluate runs/digits_multitask_dtem
+  dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --json scores.json
+  dtem evaluate runs/digits_multitask_dtem --tasks digits,digits_captioning
+  dtem evaluate runs/coco --split test
+  torchrun --nproc_per_node 8 -m launch.cli evaluate runs/imagenet \
+      --cfg-options tasks.imagenet.data.val=/data/imagenet
+  dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide \
+      tasks.ade20k.head.inference.crop_size=512 \
+      tasks.ade20k.head.inference.stride=341 tasks.ade20k.head.inference.flip=True \
+      'tasks.ade20k.head.inference.scales=[0.75,1.0,1.25]'
+  dtem evaluate runs/coco --zero-shot data/imagenet --class-names names.json \
+      --templates 'a photo of a {}.' 'a drawing of a {}.'
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="score a trained run",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add_run_arguments(parser)
+    add_tasks_argument(parser)
+    parser.add_argument(
+        "--policy",
+        metavar="NAME",
+        help="another merge policy than the run's; NAME_untrained draws its embedding anew",
+    )
+    parser.add_argument(
+        "--reduction",
+        metavar="R",
+        help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's",
+    )
+    add_split_argument(parser)
+    parser.add_argument(
+        "--zero-shot", metavar="SHARDS", help="also classify these images by a captioner's contrastive part"
+    )
+    parser.add_argument(
+        "--templates",
+        nargs="+",
+        metavar="TEXT",
+        help="captions of a class (default 'a photo of a {}.', for ImageNet's classes CLIP's 80)",
+    )
+    parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="JSON list of names (default: those of the shards, for ImageNet's CLIP's)",
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="exit 0 even where samples could not be read"
+    )
+    parser.add_argument("--json", metavar="OUT", help="also write the scores to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the scores are printed and are of all samples, or --allow-missing was given; else 1. Raises
+    PipelineError."""
+    from launch.measure.compute import first_batch, first_schedule
+    from launch.measure.evaluator import Evaluator, progress
+    from launch.saved.run import build, chosen_tasks, parse_reduction, read_run
+    from launch.saved.zero_shot import add_zero_shot
+    from pipeline.data.stream import build_eval_loader
+    from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
+
+    saved = read_run(args.run, args.checkpoint, args.cfg_options)
+    reduction = None if args.reduction is None else parse_reduction(args.reduction)
+    model = build(saved, args.policy)
+    evaluator = Evaluator(model, bf16=saved.config.engine.precision == "bf16")
+    rank, world_size = evaluator.rank, evaluator.world_size
+    datas = {name: saved.config.tasks[name].data for name in chosen_tasks(saved.config, args.tasks)}
+    if args.zero_shot:
+        name, data = add_zero_shot(
+            model, saved.config, args.zero_shot, args.split, args.templates, args.class_names
+        )
+        datas[name] = data
+    share = dict(rank=rank, world_size=world_size, split=args.split)
+    loaders = {
+        name: build_eval_loader(name, data, **share, classes=saved.classes(name))
+        for name, data in datas.items()
+    }
+    model.check_data(loaders)
+    firsts = {name: first_batch(name, data, args.split, saved.classes(name)) for name, data in datas.items()}
+    schedules = {name: first_schedule(model, batch, reduction) for name, batch in firsts.items()}
+    scores = evaluate(
+        evaluator,
+        {name: progress(loader, name) for name, loader in loaders.items()},
+        reduction=reduction,
+        thorough=True,
+    )
+    missing = missing_samples(scores, loaders)
+    code = 1 if missing and not args.allow_missing else 0
+    if rank != 0:
+        return code
+    result = {
+        "run": str(saved.folder),
+        "step": saved.facts["step"],
+        "weights": "ema" if saved.averaged else "last",
+        "policy": args.policy or saved.config.merging.policy,
+        "schedule": schedules,
+        "split": args.split,
+        "precision": evaluator.precision,
+        "scores": scores,
+        "missing": missing,
+        "ranking": {
+            "of": saved.config.train.best or "geometric mean",
+            "main_metrics": {name: model.tasks[name].main_metric for name in saved.config.tasks},
+            "score": ranking_score(
+                model, {name: scores.get(name, {}) for name in saved.config.tasks}, saved.config.train.best
+            ),
+        },
+        "classes": {name: list(loader.classes) for name, loader in loaders.items()},
+    }
+    _report(result, str(saved), args.json)
+    for name, count in missing.items():
+        print(
+            f"{name}: {count} of {loaders[name].num_samples} samples could not be read, and are not in "
+            "these scores",
+            file=sys.stderr,
+        )
+    return code
+
+
+def _report(result: dict[str, Any], run: str, path: str | None) -> None:
+    import json
+    from pathlib import Path
+
+    from launch.measure.scores import of_classes
+    from launch.report.tables import class_table
+    from pipeline.files import write_text
+
+    print(f"{run}, policy {result['policy']}, {result['split']} split, {result['precision']}")
+    for task, values in result["scores"].items():
+        whole = {name: value for name, value in values.items() if name not in of_classes(values)}
+        print(f"{task}: reduction per block {result['schedule'][task]}")
+        print(
+            f"{task}: "
+            + "  ".join(
+                f"{name} n/a" if value is None else f"{name} {value:.6g}" for name, value in whole.items()
+            )
+        )
+        if table := class_table(values, result["classes"][task]):
+            print(table)
+    if (ranking := result["ranking"])["score"] is not None and len(ranking["main_metrics"]) > 1:
+        print(_ranked(ranking, result["scores"]))
+    if path:
+        place, text = Path(path), json.dumps(result, indent=1)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text) if place.exists() and not place.is_file() else write_text(
+            place, text
+        )  # a pipe stays one
+        print(f"wrote {path}")
+
+
+def _ranked(ranking: dict[str, Any], scores: dict[str, Any]) -> str:
+    """What ranks checkpoints, and the main metrics that it is made of."""
+    metrics = ranking["main_metrics"]
+    values = {
+        task: f"{task} {metric} {scores[task][metric]:.6g}"
+        for task, metric in metrics.items()
+        if task in scores
+    }
+    if ranking["of"] in values:
+        return f"checkpoints are ranked by {values[ranking['of']]}"
+    return (
+        f"checkpoints are ranked by the {ranking['of']} of {', '.join(values.values())}: "
+        f"{ranking['score']:.6g}"
+    )

@@ -1,0 +1,319 @@
+"""`dtem shards`: makes WebDataset shards with a manifest, checks them, and counts the words of their
+captions."""
+
+import argparse
+import logging
+import os
+import pprint
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+WORKERS = min(8, os.cpu_count() or 1)
+LAYOUTS = {
+    "ade20k": "ADE20K: SRC/{images,annotations}/{training,validation}; objectInfo150.txt in SRC names "
+    "the 150 classes",
+    "cityscapes": "Cityscapes: SRC/leftImg8bit and SRC/gtFine (*_labelIds.png); its 19 evaluated classes",
+    "pascal": "PASCAL VOC 2012's layout: SRC/{JPEGImages,SegmentationClass,ImageSets/Segmentation}; "
+    "VOC's classes or SRC/classes.json",
+    "camvid": "CamVid in SegNet's layout: SRC/{train,trainannot,val,valannot,test,testannot}; 11 classes",
+}
+"""Images with masks; the readers are in pipeline/data/make/layouts."""
+CAPTIONED = {
+    "coco_captions": "COCO with Karpathy's splits: SRC/dataset_coco.json and SRC/{train2014,val2014}",
+    "captions": "SRC: a .csv with the columns image and caption, or a .jsonl, of images below its "
+    "folder; a column split is optional",
+}
+"""Images with captions; the readers are there too."""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "shards", help="make shards with a manifest, verify them, count words", description=__doc__
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    make = actions.add_parser("make", help="write shards, or the manifest of existing ones")
+    kinds = make.add_subparsers(dest="kind", metavar="KIND", required=True)
+    _add_imagefolder(kinds)
+    for kind, tree in (LAYOUTS | CAPTIONED).items():
+        _add_layout(kinds, kind, tree)
+    _add_digit_scenes(kinds)
+    _add_index(kinds)
+    _add_verify(actions)
+    _add_words(actions)
+
+
+def _add_imagefolder(kinds) -> None:
+    parser = kinds.add_parser(
+        "imagefolder",
+        help="from SRC/{train,val,test}/CLASS/*.JPEG (ImageNet's layout) or SRC/CLASS/*.jpg",
+        epilog="example: dtem shards make imagefolder /data/imagenet data/imagenet --workers 16",
+    )
+    parser.add_argument(
+        "src", metavar="SRC", help="the tree; LOC_synset_mapping.txt in or beside it gives human names"
+    )
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    parser.add_argument(
+        "--shard-size", type=_count, default=1000, metavar="N", help="samples per shard (default 1000)"
+    )
+    parser.add_argument(
+        "--size",
+        type=_count,
+        metavar="PX",
+        help="resize larger pictures to this shorter side (default: keep the files)",
+    )
+    _add_common(parser)
+
+
+def _add_layout(kinds, kind: str, tree: str) -> None:
+    source = f"/data/{kind}" + (".csv" if kind == "captions" else "")
+    parser = kinds.add_parser(
+        kind, help=tree, epilog=f"example: dtem shards make {kind} {source} data/{kind} --workers 16"
+    )
+    parser.add_argument("src", metavar="SRC", help="the table" if kind == "captions" else "the tree")
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    parser.add_argument(
+        "--shard-size", type=_count, default=500, metavar="N", help="samples per shard (default 500)"
+    )
+    parser.add_argument(
+        "--size",
+        type=_count,
+        metavar="PX",
+        help="resize larger pictures to this shorter side (default: keep the files)",
+    )
+    _add_common(parser)
+
+
+def _add_digit_scenes(kinds) -> None:
+    parser = kinds.add_parser(
+        "digit_scenes",
+        help="the embedded set: classes, captions and masks of handwritten digits",
+        epilog="example: dtem shards make digit_scenes data/digits",
+    )
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    parser.add_argument(
+        "--train", type=_count, default=4000, metavar="N", help="training scenes (default 4000)"
+    )
+    parser.add_argument(
+        "--val", type=_count, default=500, metavar="N", help="validation scenes (default 500)"
+    )
+    parser.add_argument("--size", type=_count, default=64, metavar="PX", help="pixels per side (default 64)")
+    parser.add_argument(
+        "--shard-size", type=_count, default=500, metavar="N", help="samples per shard (default 500)"
+    )
+    _add_common(parser)
+
+
+def _add_index(kinds) -> None:
+    parser = kinds.add_parser(
+        "index",
+        help="the manifest of existing shards",
+        epilog="example: dtem shards make index data/cifar10; dtem shards make index "
+        "'https://host/set/train-{000..099}.tar' data/set",
+    )
+    parser.add_argument(
+        "shards",
+        metavar="SHARDS",
+        help="folder, brace pattern or URL; classes.json beside the shards names the classes",
+    )
+    parser.add_argument(
+        "out", nargs="?", metavar="OUT", help="folder for the manifest (default: beside the shards)"
+    )
+    parser.add_argument(
+        "--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})"
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="of the order, or of the scenes (default 0)")
+    parser.add_argument(
+        "--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})"
+    )
+
+
+def _add_verify(actions) -> None:
+    parser = actions.add_parser(
+        "verify",
+        help="list everything that is wrong with shards; exit code 1 if anything is",
+        epilog="example: dtem shards verify data/digits",
+    )
+    parser.add_argument("path", metavar="PATH", help="folder or brace pattern")
+    parser.add_argument(
+        "--quick", action="store_true", help="hashes and structure only; do not decode the samples"
+    )
+    parser.add_argument(
+        "--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})"
+    )
+
+
+def _add_words(actions) -> None:
+    parser = actions.add_parser(
+        "words",
+        help="print the words of the training captions, the most frequent first, as a list for "
+        "data.tokenizer.words",
+        epilog="example: dtem shards words data/digits",
+    )
+    parser.add_argument("path", metavar="PATH", help="folder or brace pattern")
+    parser.add_argument(
+        "--min-count", type=_count, default=1, metavar="N", help="leave out rarer words (default 1: none)"
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action != "make":
+        return {"verify": _verify, "words": _words}[args.action](args)
+    logging.basicConfig(
+        level=logging.INFO, format="%(levelname)s %(message)s"
+    )  # makers say what they take and what they leave out
+    makers = {"imagefolder": _make_imagefolder, "digit_scenes": _make_digit_scenes, "index": _make_index}
+    makers |= dict.fromkeys(CAPTIONED, _make_captioned)
+    return _report(makers.get(args.kind, _make_layout)(args))
+
+
+def _make_imagefolder(args: argparse.Namespace) -> Path:
+    from pipeline.data.make.image_folders import imagefolder_jobs
+    from pipeline.data.make.write import write_shards
+
+    jobs, classes = imagefolder_jobs(
+        Path(args.src), shard_size=args.shard_size, size=args.size, seed=args.seed
+    )
+    return write_shards(jobs, Path(args.out), classes=classes, workers=args.workers)
+
+
+def _make_layout(args: argparse.Namespace) -> Path:
+    from pipeline.data.make.images_with_masks import layout_jobs
+    from pipeline.data.make.layouts import LAYOUTS
+    from pipeline.data.make.write import write_shards
+
+    layout = LAYOUTS[args.kind](Path(args.src))
+    jobs = layout_jobs(layout, shard_size=args.shard_size, size=args.size, seed=args.seed)
+    return write_shards(jobs, Path(args.out), classes=layout.classes, workers=args.workers)
+
+
+def _make_captioned(args: argparse.Namespace) -> Path:
+    from pipeline.data.make.images_with_captions import caption_jobs
+    from pipeline.data.make.layouts import CAPTIONED
+    from pipeline.data.make.write import write_shards
+
+    splits = CAPTIONED[args.kind](Path(args.src))
+    jobs = caption_jobs(splits, shard_size=args.shard_size, size=args.size, seed=args.seed)
+    return write_shards(jobs, Path(args.out), workers=args.workers)
+
+
+def _make_digit_scenes(args: argparse.Namespace) -> Path:
+    from pipeline.data.make.digits.scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
+    from pipeline.data.make.write import write_shards
+
+    jobs = digit_scenes_jobs(
+        train=args.train, val=args.val, size=args.size, shard_size=args.shard_size, seed=args.seed
+    )
+    return write_shards(
+        jobs, Path(args.out), classes=CLASSES, mask_classes=MASK_CLASSES, workers=args.workers
+    )
+
+
+def _make_index(args: argparse.Namespace) -> Path:
+    from pipeline.data.make.picture_files import tell_left_out
+    from pipeline.data.make.write import index_shards
+    from pipeline.data.shards.locations import expand, is_remote, local_shards, split
+    from pipeline.errors import ConfigError
+
+    tars = [
+        tar
+        for location in expand(args.shards)
+        for tar in ([location] if location.endswith(".tar") else local_shards(location))
+    ]
+    folders = {split(tar)[0] for tar in tars}
+    if len(folders) != 1:
+        raise ConfigError(
+            f"{args.shards} names {len(tars)} shards in {len(folders)} folders; name the shards of one folder"
+        )
+    folder = folders.pop()
+    if not is_remote(folder):
+        tell_left_out(
+            [
+                path
+                for path in Path(folder).iterdir()
+                if path.suffix not in (".tar", ".json") and path.name[0] != "."
+            ]
+        )
+    if args.out is None and (is_remote(folder) or not os.access(folder, os.W_OK)):
+        raise ConfigError(
+            f"{folder} cannot be written to: give OUT, a folder for the manifest, which is then the "
+            "source to train from"
+        )
+    root = folder if is_remote(folder) else os.path.realpath(folder)
+    out = Path(args.out or folder)
+    return index_shards(tars, out, root=None if root == str(out.resolve()) else root, workers=args.workers)
+
+
+def _report(manifest: Path) -> int:
+    from pipeline.data.shards.find import load_manifest
+    from pipeline.errors import printable
+
+    made = load_manifest(str(manifest.parent))
+    size = sum(shard.num_bytes for shard in made.shards) / 2**20
+    classes = f", {len(made.classes)} classes" if made.classes else ""
+    classes += f", {len(made.mask_classes)} mask classes" if made.mask_classes else ""
+    members = printable(", ".join(made.schema))
+    print(
+        f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB{classes}, "
+        f"members {members}"
+    )
+    print(_splits(made.shards))
+    return 0
+
+
+def _splits(shards: Iterable[Any]) -> str:
+    """How many samples each split has, and what is to be done where there is none to evaluate on."""
+    samples: Counter[str] = Counter()
+    for shard in shards:
+        samples[shard.split] += shard.num_samples
+    if set(samples) == {""}:
+        return "no shard names a split: give data.train and data.val a folder or a pattern of their own"
+    counts = ", ".join(f"{count} {split or 'of no split'}" for split, count in samples.items())
+    return f"samples by split: {counts}" + (
+        "" if "val" in samples else "; none to evaluate on: give data.val other shards"
+    )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pipeline.data.make.verify import verify
+    from pipeline.data.make.write import processes
+    from pipeline.errors import printable
+
+    with processes(args.workers, "shards verified") as mapped:
+        found = verify(args.path, quick=args.quick, mapper=mapped)
+    for line in (
+        *found.problems,
+        *(found.histogram.drawn(found.mask_names) if found.histogram.num_samples else ()),
+    ):
+        print(printable(line))
+    print(f"{args.path}: {found.num_samples} samples, {len(found.problems)} problems")
+    return 1 if found.problems else 0
+
+
+def _words(args: argparse.Namespace) -> int:
+    """The list on stdout, what there is to know about it on stderr."""
+    from pipeline.data.make.word_counts import count_words
+
+    found = count_words(args.path)
+    kept = found.vocabulary(args.min_count)
+    print(pprint.pformat(kept, width=140, compact=True))
+    share = sum(found.counts[word] for word in kept) / max(1, found.counts.total())
+    print(
+        f"{args.path}: {found.num_captions} captions; {len(kept)} of {len(found.counts)} words, which "
+        f"are {share:.2%} of the text; "
+        f"the longest caption has {found.longest} words, so context_length={found.longest + 2} cuts none",
+        file=sys.stderr,
+    )
+    return 0

@@ -1,0 +1,98 @@
+"""`dtem sweep`: merge policies at several reductions on one trained backbone: scores, MACs, tokens and speed,
+as table and plot."""
+
+import argparse
+
+from launch.commands.arguments import (
+    add_run_arguments,
+    add_split_argument,
+    add_tasks_argument,
+    fractions,
+    names,
+    numbers,
+)
+
+EXAMPLE = r"""examples:
+  dtem sweep runs/digits_multitask_dtem
+  dtem sweep runs/seed0 runs/seed1 runs/seed2 --policies tome,dtem_untrained,dtem --macs 0.7,0.5,0.3 \
+      --out runs/sweep
+  dtem sweep runs/camvid --merged 0.3,0.5,0.7 --rounds 3
+  dtem sweep runs/digits_multitask_dtem --tasks digits,digits_captioning --macs 0.7,0.5
+"""
+POLICIES = "random,tome,dtem_untrained,dtem"
+MACS = "0.7,0.6,0.5,0.4,0.3"
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "sweep",
+        help="scores against compute, for policies x reductions",
+        description=__doc__ + " Several runs (seeds of one setup) give a spread.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    add_run_arguments(parser, several=True)
+    add_tasks_argument(parser)
+    parser.add_argument(
+        "--policies",
+        type=names,
+        default=names(POLICIES),
+        metavar="A,B",
+        help=f"default {POLICIES}; the unmerged model is always there",
+    )
+    targets = parser.add_mutually_exclusive_group()
+    targets.add_argument(
+        "--macs",
+        type=fractions,
+        default=fractions(MACS),
+        metavar="F,F",
+        help=f"shares of the encoder's unmerged MACs (default {MACS})",
+    )
+    targets.add_argument(
+        "--merged",
+        type=fractions,
+        metavar="F,F",
+        help="shares of the patches merged after the last block instead",
+    )
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="with shares: that of the blocks, from the first, that merge (default 1)",
+    )
+    targets.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block instead")
+    add_split_argument(parser)
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of embeddings that are drawn anew (default: each run's seed)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timed rounds per model; 0 leaves speed out (default 5)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="default: RUN/sweep of the first run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when table and plot are written. Raises PipelineError."""
+    from pathlib import Path
+
+    from launch.measure.sweep import sweep
+    from launch.report.sweep_files import print_sweep, write_sweep
+    from launch.saved.run import read_run
+    from pipeline.files import folder_within
+
+    runs = [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
+    folder = folder_within(runs[0].root, "sweep") if args.out is None else Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
+    targets = args.reductions or args.merged or args.macs
+    options = dict(
+        merged=bool(args.merged), within=args.within, split=args.split, seed=args.seed, rounds=args.rounds
+    )
+    results = sweep(runs, args.policies, targets, tasks=args.tasks, **options)
+    print_sweep(results)
+    print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
+    return 0

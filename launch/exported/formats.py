@@ -1,0 +1,203 @@
+"""Forms in which a model leaves the project: weights under timm's names, or a program from images of the
+training crop's size to logits."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from launch.saved.run import SavedRun, grid_of
+from pipeline.backbone.macs import count_macs
+from pipeline.backbone.metric import MetricEmbedding
+from pipeline.config.schema import DataConfig
+from pipeline.errors import ConfigError
+from pipeline.model import MultiTaskModel
+
+
+class Program(nn.Module):
+    """images [B, 3, H, W], normalised -> the task's logits, [B, K] or [B, K, h, w], under the merge of
+    inference."""
+
+    def __init__(self, model: MultiTaskModel, task: str):
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.tasks[task]
+        self._encode = partial(model.encode, task, relaxed=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head.logits(self._encode(images))
+
+
+def only_task(run: SavedRun, task: str | None) -> str:
+    """The named task, or the run's only one; else ConfigError."""
+    names = list(run.config.tasks)
+    if task is None and len(names) == 1:
+        return names[0]
+    if task not in names:
+        raise ConfigError(f"give --task, one of {', '.join(names)}")
+    return task
+
+
+def fold_embeddings(model: MultiTaskModel, task: str) -> None:
+    """Puts one linear layer, the metric embedding as it is for the task, in place of each block's own."""
+    blocks: Any = model.backbone.blocks
+    for block in blocks:
+        if block.metric is not None:
+            folded = block.metric.fold(task)
+            width, channels = folded["weight"].shape
+            block.metric = MetricEmbedding(channels, width)
+            block.metric.load_state_dict(
+                {name: tensor.detach() for name, tensor in folded.items()}, assign=True
+            )
+
+
+def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
+    """Backbone and the task's head under timm's names; metric embeddings as blocks.N.metric.{weight,bias}."""
+    parts = (model.backbone, model.tasks[task])
+    return {
+        name: tensor.detach().contiguous() for part in parts for name, tensor in part.state_dict().items()
+    }
+
+
+def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
+    """Notes the grid of the position embedding beside the tensors, which `load_weights` reads."""
+    _made(path.parent)
+    rows, columns = model.backbone.grid
+    notes = {"format": "pt", "timm": run.config.backbone.name, "grid": f"{rows}x{columns}"}
+    path.touch()
+    mode = path.stat().st_mode  # of the umask, which safetensors does not ask
+    save_file(timm_state_dict(model, task), path, metadata=notes)
+    path.chmod(mode)
+
+
+def write_pt2(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
+    """For torch.export.load; runs without this project."""
+    program, images = _program(run, model, task)
+    exported = torch.export.export(program, (images,), dynamic_shapes=(_batch_shape(),))
+    _made(path.parent)
+    torch.export.save(exported, path)
+
+
+def write_onnx(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
+    lacking = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise ConfigError(f"--format onnx needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
+    program, images = _program(run, model, task)
+    _made(path.parent)
+    torch.onnx.export(
+        program,
+        (images,),
+        path,
+        dynamo=True,
+        dynamic_shapes=(_batch_shape(),),
+        input_names=["images"],
+        output_names=["logits"],
+    )
+
+
+WRITERS: dict[str, Callable[[SavedRun, MultiTaskModel, str, Path], None]] = {
+    "safetensors": write_safetensors,
+    "pt2": write_pt2,
+    "onnx": write_onnx,
+}
+
+
+def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, policy: str) -> dict[str, Any]:
+    """What a reader has to know to use the file, as plain data."""
+    backbone, data, facts = run.config.backbone, run.config.tasks[task].data, run.facts
+    grid = grid_of(run, model, task)
+    macs = count_macs(model.backbone, grid, model.reduction_of(task))
+    return {
+        "format": form,
+        "task": task,
+        "architecture": {"timm": backbone.name, "img_size": backbone.img_size, **backbone.options},
+        "head": {"task": run.config.tasks[task].type, **run.config.tasks[task].head},
+        "input": {"pixels": data.img_size}
+        | asdict(data.augment.preprocessing)
+        | {"resize": _resize_rule(data)},
+        "classes": run.classes(task),
+        "merging": {
+            "policy": policy,
+            "schedule": model.schedule(task, grid),
+            "tokens_after_each_block": macs.tokens,
+            "backbone_macs": macs.total,
+        },
+        "weights": {
+            "from": str(run.folder),
+            "step": facts["step"],
+            "averaged": run.averaged,
+            "config_digest": facts["digest"],
+        },
+        "made_with": {"commit": facts["commit"], **facts["versions"]},
+    }
+
+
+def _resize_rule(data: DataConfig) -> str:
+    """How evaluation brings an image to the model."""
+    if data.schema == "segmentation":
+        short = data.augment.short_side
+        return f"shorter side to {short} pixels, no crop" if short else "as stored, no crop"
+    if data.augment.preprocessing.crop_mode == "squash":
+        return "each side of the image to that of the input, floor(side / crop_pct); centre crop"
+    return "each side of the input to floor(side / crop_pct), the image's shorter side to it; centre crop"
+
+
+def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, Any] | None:
+    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads beside model.safetensors, to build
+    the unmerged model. None for a task whose head is not that of a timm classifier."""
+    backbone, data, head = run.config.backbone, run.config.tasks[task].data, run.config.tasks[task].head
+    if run.config.tasks[task].type != "classification" or head.get("pool") not in (
+        None,
+        model.backbone.global_pool,
+    ):
+        return None
+    (rows, columns), (patch_h, patch_w) = model.backbone.grid, model.backbone.patch_size
+    made_for = [rows * patch_h, columns * patch_w]
+    classes = run.classes(task)
+    classifier = "head" if model.backbone.dist_token is None else ["head", "head_dist"]
+    wanted = data.augment.preprocessing
+    return {
+        "architecture": backbone.name.partition(".")[0],
+        "num_classes": head["num_classes"],
+        "num_features": model.backbone.embed_dim,
+        "global_pool": model.backbone.global_pool,
+        "model_args": {
+            **backbone.options,
+            "img_size": made_for,
+            "dynamic_img_size": made_for != list(data.size),
+            "pretrained_strict": False,  # the metric embeddings have no place in timm's model
+        },
+        "pretrained_cfg": {
+            "input_size": [3, *data.size],
+            "fixed_input_size": made_for == list(data.size),
+            **asdict(wanted),
+            "num_classes": head["num_classes"],
+            "first_conv": "patch_embed.proj",
+            "classifier": classifier,
+            **({"label_names": classes} if classes else {}),
+        },
+    }
+
+
+def _made(folder: Path) -> None:
+    """Only once there is something to write."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, Tensor]:
+    """The program and an example of its input. Raises ConfigError for a task that does not end in logits."""
+    if not hasattr(model.tasks[task], "logits"):
+        kind = run.config.tasks[task].type
+        raise ConfigError(
+            f"a task of type '{kind}' is not a function from images to logits; use --format safetensors"
+        )
+    return Program(model, task).eval(), torch.zeros(2, 3, *run.config.tasks[task].data.size)
+
+
+def _batch_shape() -> dict[int, Any]:
+    return {0: torch.export.Dim("batch", min=1, max=4096)}

@@ -1,0 +1,122 @@
+"""What inference asks of a model, seen on one batch: the grids that its backbone is given, and
+multiply-accumulates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from launch.saved.run import checked_reduction
+from pipeline.backbone.macs import count_macs
+from pipeline.config.schema import DataConfig
+from pipeline.data.stream import build_eval_loader
+from pipeline.errors import SampleError
+from pipeline.interfaces import Batch
+from pipeline.merging.schedule import GridReduction, ReductionSpec
+from pipeline.model import MultiTaskModel
+from pipeline.token_state import BackboneOutput
+
+Grid = tuple[int, int]
+"""Patches: (rows, columns)."""
+Entry = tuple[MultiTaskModel, ReductionSpec | GridReduction]
+"""A model in evaluation mode and the reduction it is run at; a function of the grid where images of all sizes
+merge one share."""
+
+
+def first_batch(task: str, data: DataConfig, split: str = "val", classes: Sequence[str] = ()) -> Batch:
+    """The first evaluation batch, the same in every process. classes: see build_eval_loader. Raises
+    SampleError where no sample can be read."""
+    loader = build_eval_loader(
+        task, replace(data, workers=0), rank=0, world_size=1, split=split, classes=classes
+    )
+    if (batch := next(iter(loader), None)) is None:
+        raise SampleError(
+            f"task '{task}': none of the {loader.num_samples} samples of {split} can be read; see `dtem "
+            "shards verify`"
+        )
+    return batch
+
+
+class _Seen(Exception):
+    """Ends an inference whose first input has been seen."""
+
+
+def first_grid(model: MultiTaskModel, batch: Batch) -> Grid:
+    """The grid of what the backbone is given first: of a window where there are windows, padded to whole
+    patches."""
+    seen: list[Grid] = []
+
+    def encode(images: Tensor) -> BackboneOutput:
+        seen.append(model.backbone.grid_of(images))
+        raise _Seen
+
+    task: Any = model.tasks[batch.task]
+    try:
+        task.infer(encode, batch)
+    except _Seen:
+        pass
+    return seen[0]
+
+
+def first_schedule(model: MultiTaskModel, batch: Batch, reduction: ReductionSpec | None) -> list[int]:
+    """r of each block for the first input of a batch; ConfigError where it has fewer tokens than the
+    reduction takes."""
+    grid = first_grid(model, batch.to(next(model.parameters()).device))
+    if reduction is not None:
+        checked_reduction(model, grid, reduction)
+    return list(model.schedule(batch.task, grid, reduction))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """MACs of one image, the mean over a batch, with all its windows and views, or the most words that it may
+    have, whatever is said: encoder_macs hold metric_macs.
+
+    schedule, tokens: r and tokens left by block, of the backbone's first input.
+    """
+
+    encoder_macs: int
+    metric_macs: int
+    head_macs: int
+    schedule: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+def workload(entry: Entry, batch: Batch) -> Workload:
+    """Infers the batch once. The encoder's MACs are by formula; the head's are counted, as its form is the
+    task's own business.
+
+    Attention runs by its definition: the counter does not know the CPU's kernel for it.
+    """
+    (model, reduction), inputs, inside = entry, [], 0
+    plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
+    infer: Any = getattr(task, "infer_in_full", task.infer)
+
+    def encode(images: Tensor) -> BackboneOutput:
+        nonlocal inside
+        inputs.append((len(images), model.backbone.grid_of(images)))
+        with FlopCounterMode(display=False) as counter:
+            output = plain(images)
+        inside += counter.get_total_flops()
+        return output
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        infer(encode, batch)
+    asked = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
+    specs = [model.reduction_of(batch.task, spec) for spec in asked]
+    counts = [
+        (number, count_macs(model.backbone, grid, spec))
+        for (number, grid), spec in zip(inputs, specs, strict=True)
+    ]
+    images = len(batch.images)
+    return Workload(
+        encoder_macs=sum(number * count.total for number, count in counts) // images,
+        metric_macs=sum(number * sum(count.metric) for number, count in counts) // images,
+        head_macs=(counter.get_total_flops() - inside) // 2 // images,
+        schedule=model.schedule(batch.task, inputs[0][1], specs[0]),
+        tokens=counts[0][1].tokens,
+    )

@@ -1,0 +1,141 @@
+"""Running trained models over data: exact scores on any number of processes, many models in one pass, and
+speed in turns."""
+
+import atexit
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from launch.measure.compute import Entry
+from pipeline.engine import launched
+from pipeline.interfaces import Batch, Scores, Tallies
+from pipeline.token_state import BackboneOutput
+
+PATIENCE = timedelta(minutes=30)
+"""For the slowest process, which may have more batches, or scores to compute."""
+
+
+class Evaluator:
+    """As much of an engine as evaluation needs, without an optimizer. With WORLD_SIZE above 1 the processes
+    connect to one another."""
+
+    forward_is_collective = False
+
+    def __init__(self, module: nn.Module, *, bf16: bool = False):
+        self.rank, self.world_size = launched.rank(), launched.world_size()
+        cuda = launched.cuda()
+        self.device = torch.device("cuda", launched.local_rank()) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(
+                self.device
+            )  # before anything is put on a GPU, or every process would hold a part of the first
+        self.module = module.to(self.device)
+        self.precision = "bf16" if bf16 else "fp32"
+        if self.world_size > 1 and not torch.distributed.is_initialized():
+            device = self.device if cuda else None
+            torch.distributed.init_process_group(
+                "nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device
+            )
+            atexit.register(torch.distributed.destroy_process_group)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
+        with self.autocast(), torch.no_grad():
+            return self.module.evaluate(batch, **options)
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+
+class Panel(nn.Module):
+    """Many models at many reductions as one, so that a batch is read and decoded once: what entry i counts
+    and scores is named `i/NAME`."""
+
+    def __init__(self, entries: Sequence[Entry]):
+        super().__init__()
+        self.models = nn.ModuleList(model for model, _ in entries)
+        self.reductions = [reduction for _, reduction in entries]
+
+    def evaluate(self, batch: Batch, *, reduction: None = None) -> Tallies:
+        tallies: Tallies = {}
+        for i, (model, own) in enumerate(zip(self.models, self.reductions, strict=True)):
+            tallies |= {
+                f"{i}/{name}": tensor for name, tensor in model.evaluate(batch, reduction=own).items()
+            }
+        return tallies
+
+    def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
+        scores: Scores = {}
+        for i, model in enumerate(self.models):
+            own = {
+                name.removeprefix(f"{i}/"): tensor
+                for name, tensor in tallies.items()
+                if name.startswith(f"{i}/")
+            }
+            found = model.scores(task, own | {"samples": tallies["samples"]}, thorough=thorough)
+            scores |= {f"{i}/{name}": value for name, value in found.items()}
+        return scores
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images per second, one figure per round: of the whole inference (encoder, head, pixels or words), and
+    of its encoder alone."""
+
+    whole: list[float] = field(default_factory=list)
+    encoder: list[float] = field(default_factory=list)
+
+
+def images_per_second(
+    evaluator: Evaluator, entries: Sequence[Entry], batch: Batch, rounds: int
+) -> list[Speed]:
+    """Per entry. Entries take turns, so that a machine that slows down slows all of them; a first round
+    warms up."""
+    speeds = [Speed() for _ in entries]
+    with evaluator.autocast(), torch.no_grad():
+        for turn in progress(range(rounds + 1) if rounds else (), "speed"):
+            for own, entry in zip(speeds, entries, strict=True):
+                seconds, inside = _seconds(evaluator.device, entry, batch)
+                if turn > 0:
+                    own.whole.append(len(batch.images) / seconds)
+                    own.encoder.append(len(batch.images) / inside)
+    return speeds
+
+
+def _seconds(device: torch.device, entry: Entry, batch: Batch) -> tuple[float, float]:
+    """Of the batch's inference, and of its encoder."""
+    (model, reduction), inside = entry, 0.0
+    plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
+
+    def encode(images: Tensor) -> BackboneOutput:
+        nonlocal inside
+        start = _now(device)
+        output = plain(images)
+        inside += _now(device) - start
+        return output
+
+    start = _now(device)
+    task.infer(encode, batch)  # pyright: ignore[reportCallIssue]
+    return _now(device) - start, inside
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def progress(items: Iterable[Any], label: str) -> Any:
+    """A bar where there is a terminal, on rank 0."""
+    return tqdm(items, desc=label, leave=False, disable=None if launched.rank() == 0 else True)

@@ -1,0 +1,293 @@
+"""What a sweep measures: one point per policy and reduction, on the weights of one or several runs of one
+setup."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from launch.measure.compute import Grid, first_batch, first_grid, workload
+from launch.measure.evaluator import Evaluator, Panel, images_per_second, progress
+from launch.measure.scores import of_classes
+from launch.saved.run import UNTRAINED, SavedRun, build, checked_reduction, chosen_tasks
+from pipeline.backbone.macs import reduction_for_macs
+from pipeline.config.schema import RunConfig
+from pipeline.data.stream import EvalLoader, build_eval_loader
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch, Scores
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import GridReduction, ReductionSpec, reduction_for_merged
+from pipeline.model import MultiTaskModel
+from pipeline.train.evaluate import evaluate, missing_samples
+
+log = logging.getLogger(__name__)
+
+Target = float | int
+"""A share in (0, 1), of the encoder's unmerged MACs or of the patches that are merged; or tokens removed per
+block."""
+MACS, MERGED, TOKENS = (
+    "share of the encoder's unmerged MACs",
+    "share of the patches that is merged",
+    "tokens removed per block",
+)
+"""What the targets of a sweep can be, as its conditions say it."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """target: as asked, 0 for the unmerged model. schedule, tokens: of the first input. macs: of one image,
+    head and merging included.
+
+    scores: metric -> one value per run (None is n/a), or one value where all runs have the weights that
+    count. images_per_s: of the whole inference, encoder_images_per_s: of its encoder, one value per round.
+    """
+
+    policy: str
+    target: Target
+    schedule: tuple[int, ...]
+    tokens: tuple[int, ...]
+    macs: int
+    metric_macs: int
+    head_macs: int
+    scores: dict[str, list[float | None]]
+    images_per_s: list[float]
+    encoder_images_per_s: list[float]
+
+    @property
+    def encoder_macs(self) -> int:
+        return self.macs - self.head_macs
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One task. units: of the metrics that the task shows, the one that it ranks by first. `whole` is the
+    unmerged model."""
+
+    task: str
+    units: Mapping[str, str]
+    whole: Point
+    points: list[Point]
+    conditions: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return next(iter(self.units))
+
+
+Models = dict[str, list[MultiTaskModel]]
+"""By policy, one model per run whose weights count."""
+Solver = Callable[[Any, float, Grid], ReductionSpec]
+"""(backbone, share, grid of patches) -> the reduction that reaches the share."""
+Planned = tuple[str, Target, ReductionSpec | GridReduction]
+"""Policy, target and reduction of a point."""
+
+
+def sweep(
+    runs: Sequence[SavedRun],
+    policies: Sequence[str],
+    targets: Sequence[Target],
+    *,
+    merged: bool = False,
+    within: float = 1.0,
+    split: str = "val",
+    seed: int | None = None,
+    rounds: int = 5,
+    tasks: Sequence[str] | None = None,
+) -> list[Sweep]:
+    """The named tasks of the runs (None: all), each sample read once for all points. Raises ConfigError
+    before anything is measured.
+
+    merged: targets that are shares are shares of the patches that are merged, not of the encoder's MACs.
+    within: the share of the blocks, from the first one, that merge to reach it, which is solved for each grid
+    of patches that comes.
+    """
+    _check_one_setup(runs)
+    if not 0 < within <= 1:
+        raise ConfigError(f"within is {within}; give a share of the blocks, in (0, 1]")
+    if within < 1 and all(isinstance(target, int) for target in targets):
+        raise ConfigError(
+            "within goes with shares (--macs, --merged); tokens removed per block are those of each "
+            "block, so leave it out"
+        )
+    solve: Solver = partial(reduction_for_merged if merged else reduction_for_macs, within=within)
+    kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
+    config = runs[0].config
+    chosen = chosen_tasks(config, tasks)
+    evaluator = Evaluator(torch.nn.Identity(), bf16=config.engine.precision == "bf16")
+    if evaluator.world_size > 1:
+        raise ConfigError(
+            f"a sweep measures speed, so it is one process, not {evaluator.world_size}; start it "
+            "without a launcher"
+        )
+    runs = [
+        replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()})
+        for run in runs
+    ]
+    wanted = {"none": [0]} | {
+        policy: [target for target in targets if target] for policy in policies if policy != "none"
+    }
+    models = {
+        policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)]
+        for policy in wanted
+    }
+    jobs = [_prepare(evaluator, runs[0], task, models, wanted, solve, split) for task in chosen]
+    conditions = _conditions(evaluator, runs, split) | {"targets": kind, "within": within}
+    return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
+
+
+def _check_one_setup(runs: Sequence[SavedRun]) -> None:
+    first = _setup(runs[0].config)
+    for run in runs[1:]:
+        if _setup(run.config) != first:
+            raise ConfigError(
+                f"{run.folder} and {runs[0].folder} differ in backbone or tasks, or in what their "
+                "embeddings share; "
+                "sweep runs of one setup together"
+            )
+        for task in run.config.tasks:
+            known = [classes for classes in (runs[0].classes(task), run.classes(task)) if classes]
+            if len(known) == 2 and known[0] != known[1]:
+                raise ConfigError(
+                    f"{run.folder} and {runs[0].folder} have other classes of task '{task}', or the "
+                    "same in another "
+                    "order, as their shards had when they were trained; sweep them one by one"
+                )
+
+
+def _setup(config: RunConfig) -> tuple[Any, ...]:
+    backbone = replace(config.backbone, weights=None, pretrained=False)
+    return backbone, config.tasks, config.merging.embedding, config.merging.adapter_rank
+
+
+def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
+    """All runs, or the first alone where they have the same weights apart from what the policy does not use:
+    embeddings, and what weighed the tasks' losses."""
+    if POLICIES.build(policy.removesuffix(UNTRAINED)).metric_source == "embedding":
+        return runs
+    used = [name for name in runs[0].tensors if ".metric." not in name and not name.startswith("balancing.")]
+    same = all(torch.equal(runs[0].tensors[name], run.tensors[name]) for run in runs[1:] for name in used)
+    return runs[:1] if same else runs
+
+
+@dataclass(frozen=True)
+class _Job:
+    loader: EvalLoader
+    batch: Batch
+    plan: list[Planned]
+
+
+def _prepare(
+    evaluator: Evaluator,
+    run: SavedRun,
+    task: str,
+    models: Models,
+    wanted: dict[str, list[Target]],
+    solve: Solver,
+    split: str,
+) -> _Job:
+    data = run.config.tasks[task].data
+    loader = build_eval_loader(task, data, rank=0, world_size=1, split=split, classes=run.classes(task))
+    models["none"][0].check_data({task: loader})
+    batch = first_batch(task, data, split, run.classes(task)).to(evaluator.device)
+    return _Job(loader, batch, _plan(task, models, wanted, solve, first_grid(models["none"][0], batch)))
+
+
+def _plan(
+    task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, grid: Grid
+) -> list[Planned]:
+    """The metric's own cost counts, so equal MACs can be different reductions.
+
+    What a policy cannot reach on the first input's grid is left out, and said so; ConfigError where nothing
+    is left.
+    """
+    plan: list[Planned] = []
+    for policy, targets in wanted.items():
+        for target in targets:
+            try:
+                plan.append((policy, target, _reduction(models[policy][0], target, solve, grid)))
+            except ConfigError as err:
+                log.warning("%s, task %s, is left out at %s: %s", policy, task, target, err)
+    if {policy for policy, _, _ in plan} == {"none"} != set(wanted):
+        raise ConfigError(
+            f"no policy can be run at any of the asked points of task '{task}': see the reasons above"
+        )
+    return plan
+
+
+def _reduction(
+    model: MultiTaskModel, target: Target, solve: Solver, grid: Grid
+) -> ReductionSpec | GridReduction:
+    if isinstance(target, int):
+        return checked_reduction(model, grid, target)
+    solved = cache(partial(solve, model.backbone, target))
+    solved(grid)  # to fail now, not in the middle
+    return solved
+
+
+def _measure(
+    evaluator: Evaluator, models: Models, job: _Job, rounds: int, conditions: dict[str, Any]
+) -> Sweep:
+    task, batch = job.batch.task, job.batch
+    evaluator.module = Panel(
+        [(model, reduction) for policy, _, reduction in job.plan for model in models[policy]]
+    )
+    scores = evaluate(evaluator, {task: progress(job.loader, task)})[task]
+    missing = missing_samples({task: scores}, {task: job.loader}).get(task, 0)
+    if missing:
+        log.warning(
+            "%s: %d of %d samples could not be read, and are not in the scores",
+            task,
+            missing,
+            job.loader.num_samples,
+        )
+    firsts = [(models[policy][0], reduction) for policy, _, reduction in job.plan]
+    speeds = images_per_second(evaluator, firsts, batch, rounds)
+    points, start = [], 0
+    for (policy, target, _), entry, speed in zip(job.plan, firsts, speeds, strict=True):
+        numbers = range(start, start := start + len(models[policy]))
+        work = workload(entry, batch)
+        macs = work.encoder_macs + work.head_macs, work.metric_macs, work.head_macs
+        points.append(
+            Point(
+                policy,
+                target,
+                work.schedule,
+                work.tokens,
+                *macs,
+                _scores_of(scores, numbers),
+                speed.whole,
+                speed.encoder,
+            )
+        )
+    head: Any = models["none"][0].tasks[task]
+    seen = {
+        "samples": int(scores["samples"] or 0),
+        "missing": missing,
+        "batch": len(batch.images),
+        "pixels": list(batch.images.shape[-2:]),
+    }
+    classes = {"classes": list(job.loader.classes)} if of_classes(points[0].scores) else {}
+    return Sweep(task, head.metric_units, points[0], points[1:], conditions | seen | classes)
+
+
+def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:
+    """Metric -> values of the entries of one point."""
+    first = f"{entries.start}/"
+    metrics = [name.removeprefix(first) for name in scores if name.startswith(first)]
+    return {metric: [scores[f"{i}/{metric}"] for i in entries] for metric in metrics}
+
+
+def _conditions(evaluator: Evaluator, runs: Sequence[SavedRun], split: str) -> dict[str, Any]:
+    device = torch.cuda.get_device_name(evaluator.device) if evaluator.device.type == "cuda" else "CPU"
+    return {
+        "runs": [str(run) for run in runs],
+        "digests": [run.facts["digest"] for run in runs],
+        "split": split,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "precision": evaluator.precision,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,106 @@
+"""Pictures of merged groups. N patches + prefix, h x w grid of patches."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from launch.pictures.page import Panel
+from pipeline.config.schema import AugmentConfig
+from pipeline.merging.schedule import ReductionSpec
+from pipeline.model import MultiTaskModel
+from pipeline.token_state import TokenState
+
+WIDTH = 224
+"""Pixels of a panel's longer side, at least: borders have to be thinner than patches."""
+BORDER = np.array([255, 255, 255], dtype=np.uint8)
+
+
+def default_blocks(depth: int) -> list[int]:
+    """Three blocks, the last one among them."""
+    return sorted({max(0, round(depth * share) - 1) for share in (1 / 3, 2 / 3, 1)})
+
+
+def picture_of(image: Tensor, augment: AugmentConfig) -> np.ndarray:
+    """Normalised [3, H, W] -> uint8 [H, W, 3], enlarged by a whole factor where it is small."""
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (augment.preprocessing.mean, augment.preprocessing.std)
+    )
+    pixels = ((image.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    factor = max(1, -(-WIDTH // max(pixels.shape[:2])))
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def said(reduction: ReductionSpec | None) -> str:
+    """A reduction in a caption; None: the task's own."""
+    return "merged" if reduction is None else "unmerged" if reduction == 0 else f"r {reduction}"
+
+
+@torch.no_grad()
+def draw_groups(
+    model: MultiTaskModel,
+    task: str,
+    image: Tensor,
+    picture: np.ndarray,
+    reductions: Sequence[ReductionSpec | None],
+    blocks: Sequence[int],
+) -> list[Panel]:
+    """The groups of an image [3, H, W] after each block, for each reduction (None: the task's own); picture:
+    see `picture_of`.
+
+    An image that does not fill its patches is padded with zeros at the right and below, as in evaluation.
+    """
+    (height, width), (patch_h, patch_w), blocks = (
+        image.shape[1:],
+        model.backbone.patch_size,
+        sorted(set(blocks)),
+    )
+    padded = F.pad(image, (0, -width % patch_w, 0, -height % patch_h))
+    cell = patch_h * picture.shape[0] // height, patch_w * picture.shape[1] // width
+    panels = []
+    for reduction in reductions:
+        states = model.encode(
+            task, padded[None], reduction=reduction, taps=blocks, unmerge=None, relaxed=False
+        ).taps
+        asked = "" if reduction is None else f"r {reduction}, "
+        for block, state in zip(blocks, states, strict=True):
+            panels.append(
+                Panel(
+                    paint_groups(picture, _slot_grid(state), cell),
+                    f"{asked}block {block}: {state.tokens.shape[1]} tokens",
+                )
+            )
+    return panels
+
+
+def paint_groups(picture: np.ndarray, slots: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
+    """The picture with each group in its mean colour, and a border between groups.
+
+    picture [H, W, 3] uint8; slots [h, w] int; cell: height and width of a patch in the picture, whose last
+    ones may be cut off.
+    """
+    height, width = picture.shape[:2]
+    owner = np.kron(slots, np.ones(cell, dtype=slots.dtype))[:height, :width]
+    flat = owner.ravel()
+    count = np.maximum(np.bincount(flat), 1)
+    mean = np.stack([np.bincount(flat, picture[..., c].ravel()) / count for c in range(3)], axis=-1)
+    painted = mean[owner].round().astype(np.uint8)
+    painted[_edges(owner)] = BORDER
+    return painted
+
+
+def _edges(owner: np.ndarray) -> np.ndarray:
+    """[H, W] bool: the pixels whose right or lower neighbour belongs to another group."""
+    edges = np.zeros(owner.shape, dtype=bool)
+    edges[:, :-1] |= owner[:, :-1] != owner[:, 1:]
+    edges[:-1] |= owner[:-1] != owner[1:]
+    return edges
+
+
+def _slot_grid(state: TokenState) -> np.ndarray:
+    """[h, w]: the slot of each patch of the first image."""
+    assert state.source is not None and state.source.slots is not None, "inference keeps a hard source map"
+    return state.source.slots[0, state.num_prefix :].reshape(state.grid).cpu().numpy()

@@ -1,0 +1,153 @@
+"""A sweep for readers (table, plot) and for programs (JSON, CSV)."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from launch.measure.sweep import MACS, Point, Sweep
+from launch.report.sweep_plot import Curve, Plot, draw_plots
+from launch.report.tables import in_unit, markdown, score
+from pipeline.files import replacing, write_text
+
+
+def print_sweep(sweeps: Sequence[Sweep]) -> None:
+    for result in sweeps:
+        where = result.conditions
+        machine = (
+            f"{where['device']}, {where['threads']} threads, batch {where['batch']}, {where['precision']}"
+        )
+        print(f"\n{result.task}: {where['samples']} samples of {where['split']}, {len(where['runs'])} run(s)")
+        print(*(f"  {run}" for run in where["runs"]), sep="\n")
+        print(markdown(*_table(result)))
+        machine += f", images of {'x'.join(map(str, where['pixels']))} pixels (the first)"
+        print(
+            f"images/s: of the whole inference (all windows, all words), median of rounds in turns, {machine}"
+        )
+
+
+def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
+    """sweep.json and sweep.csv for all tasks, a plot of each (PNG, SVG), and for several one figure with all
+    of them; the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for result in sweeps for row in _rows(result)]
+    path, sheet = folder / "sweep.json", folder / "sweep.csv"
+    facts = [
+        {"task": s.task, "metric": s.metric, "units": dict(s.units), "conditions": s.conditions}
+        for s in sweeps
+    ]
+    content = [fact | {"points": _rows(result)} for fact, result in zip(facts, sweeps, strict=True)]
+    write_text(path, json.dumps(content, indent=1))
+    with replacing(sheet) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(
+            {
+                key: json.dumps(value) if isinstance(value, list | dict) else value
+                for key, value in row.items()
+            }
+            for row in rows
+        )
+    return [path, sheet, *_write_plots(sweeps, folder)]
+
+
+def _rows(result: Sweep) -> list[dict[str, Any]]:
+    """Plain data. `gmacs` is what papers call GFLOPs; `gflops` counts a multiply and an add as two;
+    `encoder_...` is without the head."""
+    rows = []
+    for point in (result.whole, *result.points):
+        row = json.loads(json.dumps(asdict(point)))
+        extra = {
+            "gmacs": point.macs / 1e9,
+            "gflops": 2 * point.macs / 1e9,
+            "macs_ratio": point.macs / result.whole.macs,
+        }
+        encoder = {
+            "encoder_macs": point.encoder_macs,
+            "encoder_macs_ratio": point.encoder_macs / result.whole.encoder_macs,
+        }
+        rows.append({"task": result.task, **row, **extra, **encoder})
+    return rows
+
+
+def _has_decoder(result: Sweep) -> bool:
+    """Whether the head costs enough to be told from the encoder."""
+    return result.whole.head_macs > 0.01 * result.whole.macs
+
+
+def _table(result: Sweep) -> tuple[list[str], list[list[str]]]:
+    columns: dict[str, Callable[[Point], str]] = {"policy": lambda point: point.policy}
+    if result.conditions["targets"] != MACS:
+        columns["target"] = lambda point: f"{point.target:g}"
+    for name, unit in result.units.items():
+        columns[f"{name} {unit}".rstrip()] = lambda point, name=name, unit=unit: score(
+            point.scores[name], unit
+        )
+    if _has_decoder(result):
+        columns["encoder GMACs"] = lambda point: f"{point.encoder_macs / 1e9:.4g}"
+        columns["encoder %"] = lambda point: f"{100 * point.encoder_macs / result.whole.encoder_macs:.1f}"
+        columns["decoder GMACs"] = lambda point: f"{point.head_macs / 1e9:.4g}"
+    columns["GMACs (papers' GFLOPs)"] = lambda point: f"{point.macs / 1e9:.4g}"
+    columns["GFLOPs"] = lambda point: f"{2 * point.macs / 1e9:.4g}"
+    columns["MACs %"] = lambda point: f"{100 * point.macs / result.whole.macs:.1f}"
+    if _has_decoder(result):
+        columns["encoder images/s"] = lambda point: _median(point.encoder_images_per_s)
+    columns["images/s"] = lambda point: _median(point.images_per_s)
+    columns["tokens after each block"] = lambda point: " ".join(map(str, point.tokens))
+    return list(columns), [
+        [cell(point) for cell in columns.values()] for point in (result.whole, *result.points)
+    ]
+
+
+def _median(figures: Sequence[float]) -> str:
+    return f"{median(figures):.4g}" if figures else "-"
+
+
+def _write_plots(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
+    """Of each task against all MACs, and, where the head costs something, against the encoder's; all tasks
+    side by side against all."""
+    known = [
+        result
+        for result in sweeps
+        if not any(None in point.scores[result.metric] for point in (result.whole, *result.points))
+    ]
+    paths: list[Path] = []
+    for result in known:
+        paths += draw_plots(
+            [_plot(result, "compute", lambda point: point.macs)], folder / f"sweep_{result.task}"
+        )
+        if _has_decoder(result):
+            of_encoder = _plot(result, "the encoder's compute", lambda point: point.encoder_macs)
+            paths += draw_plots([of_encoder], folder / f"sweep_{result.task}_encoder")
+    if len(known) > 1:
+        paths += draw_plots(
+            [_plot(result, "compute", lambda point: point.macs) for result in known], folder / "sweep"
+        )
+    return paths
+
+
+def _plot(result: Sweep, what: str, macs: Callable[[Point], int]) -> Plot:
+    unit = result.units[result.metric]
+
+    def curve(label: str, points: Sequence[Point]) -> Curve:
+        scores = [
+            [value for value in in_unit(point.scores[result.metric], unit) if value is not None]
+            for point in points
+        ]
+        return Curve(label, [macs(point) for point in points], scores)
+
+    policies = dict.fromkeys(point.policy for point in result.points)
+    curves = [
+        curve(policy, [point for point in result.points if point.policy == policy]) for policy in policies
+    ]
+    runs = len(result.conditions["runs"])
+    title = f"{result.task}: {result.metric} against {what}" + (f", {runs} runs" if runs > 1 else "")
+    return Plot(
+        curves,
+        curve("unmerged", [result.whole]),
+        f"{result.metric} ({unit})" if unit else result.metric,
+        title,
+    )

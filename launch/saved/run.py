@@ -1,0 +1,227 @@
+"""From the folder of a run to its model: plain configuration and tensors, never code."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+import tasks  # noqa: F401 - fills the registry
+from pipeline import run_folder
+from pipeline.backbone.build import model_facts
+from pipeline.config.load import from_plain
+from pipeline.config.overrides import parse_value
+from pipeline.config.schema import MergingConfig, RunConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import ReductionSpec, check_schedule
+from pipeline.model import MultiTaskModel, build_model
+from pipeline.plan.resolve import resolve
+from pipeline.rng import seed_of
+from pipeline.train import storage
+
+UNTRAINED = "_untrained"
+"""`NAME_untrained` is policy NAME with its embedding as it was drawn: the control that tells learning from
+architecture."""
+
+FACTS = {"config", "digest", "step", "commit", "versions"}
+"""What a manifest says beside its files."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run as its checkpoint holds it. `tensors`: the model's state, averaged (EMA) where `averaged` says
+    so."""
+
+    folder: Path
+    config: RunConfig
+    tensors: dict[str, Tensor]
+    averaged: bool
+    facts: dict[str, Any]
+
+    @property
+    def root(self) -> Path:
+        """The run's folder, where results go; the checkpoint's own where it lies alone."""
+        return run_folder.run_of(self.folder)
+
+    def classes(self, task: str) -> list[str]:
+        """What the labels of the task's head stand for; empty where the head has none, or the checkpoint is
+        too old to say it."""
+        return self.facts.get("classes", {}).get(task, [])
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder} (step {self.facts['step']}, "
+            f"{'averaged (EMA)' if self.averaged else 'last'} weights)"
+        )
+
+
+def load_run(path: str | Path, checkpoint: str = "best") -> tuple[RunConfig, MultiTaskModel]:
+    """The resolved configuration of a run and its model in evaluation mode. See `read_run`."""
+    run = read_run(path, checkpoint)
+    return run.config, build(run)
+
+
+def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str] = ()) -> SavedRun:
+    """path: a run's folder, or a checkpoint's own. checkpoint: `best` (the last where none is marked),
+    `last`, or a folder's name.
+
+    overrides: `a.b=value` changes of the configuration, for instance where the data is now. Raises
+    CheckpointError, ConfigError.
+    """
+    found = _read(_find(Path(path), checkpoint))
+    if lacking := FACTS - found.facts.keys():
+        raise CheckpointError(
+            f"{found.folder} does not say its {min(lacking)}: it was not written by `dtem train`"
+        )
+    config = from_plain(found.facts["config"], overrides)
+    resolve(config, 1, model_facts(config.backbone))  # a run may be a stranger's, and never have been trained
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in found.tensors.items()
+        if name.startswith("model.")
+    }
+    average = {
+        name.removeprefix("ema."): tensor for name, tensor in found.tensors.items() if name.startswith("ema.")
+    }
+    return SavedRun(found.folder, config, tensors | average, bool(average), found.facts)
+
+
+def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) -> MultiTaskModel:
+    """The model of a run in evaluation mode; its weights are the run's own tensors, shared by all models that
+    are built from them.
+
+    policy: another one than the run's, or NAME_untrained, whose embedding is drawn from `seed` (the run's
+    seed). A policy other than the run's has its default options, and reduction 0 for all tasks. Raises
+    ConfigError where the run never learned what it needs.
+    """
+    own = run.config.merging
+    policy = policy or own.policy
+    name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
+    learned = POLICIES.build(name).metric_source == "embedding"
+    if untrained and not learned:
+        raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
+    backbone = replace(run.config.backbone, pretrained=False, weights=None)
+    config = replace(run.config, backbone=backbone)
+    if name != own.policy:
+        tasks = {name: replace(task, merging=None) for name, task in config.tasks.items()}
+        config = replace(config, merging=MergingConfig(policy=name), tasks=tasks)
+    with torch.random.fork_rng(devices=[]), _no_larger_than(run):
+        torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))  # as training starts
+        model = build_model(config)
+    _load(model, run, drawn=untrained)
+    return model.eval()
+
+
+@contextmanager
+def _no_larger_than(run: SavedRun) -> Iterator[None]:
+    """Ends the building of a model that the run's tensors cannot fill, before it takes time and memory: the
+    configuration of a stranger's run may ask for any size. Raises CheckpointError."""
+    most = (
+        2 * sum(tensor.numel() for tensor in run.tensors.values()) + (1 << 26),
+        2 * len(run.tensors) + (1 << 12),
+    )
+    numbers = tensors = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal numbers, tensors
+        numbers, tensors = numbers + (0 if parameter is None else parameter.numel()), tensors + 1
+        if numbers > most[0] or tensors > most[1]:
+            raise CheckpointError(
+                f"{run.folder} does not fit the model of its own configuration, which is far larger"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, OverflowError, MemoryError) as err:
+        raise CheckpointError(f"{run.folder}: the model of its configuration cannot be built: {err}") from err
+    finally:
+        hook.remove()
+
+
+def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
+    """drawn: the metric embedding keeps its random start."""
+    tensors = {name: tensor for name, tensor in run.tensors.items() if not (drawn and ".metric." in name)}
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as err:
+        raise CheckpointError(f"{run.folder} does not fit the model of its own configuration: {err}") from err
+    lacking = [name for name in missing if ".metric." in name]
+    if lacking and not drawn:
+        raise ConfigError(
+            f"{run.folder} has no metric embedding ({lacking[0]}): train one with train.mode='modular', "
+            f"or take {UNTRAINED}"
+        )
+    wrong = [name for name in (*missing, *unexpected) if ".metric." not in name]
+    if wrong:
+        raise CheckpointError(
+            f"{run.folder} and its own configuration differ in {len(wrong)} tensors, the first is {wrong[0]}"
+        )
+
+
+def chosen_tasks(config: RunConfig, names: Sequence[str] | None) -> list[str]:
+    """The named tasks in the run's order; None: all of them. Raises ConfigError for one that is not there."""
+    for name in names or ():
+        if name not in config.tasks:
+            raise ConfigError(f"the run has no task '{name}'; it has {', '.join(config.tasks)}")
+    return [name for name in config.tasks if names is None or name in names]
+
+
+def _find(path: Path, checkpoint: str) -> Path:
+    if (path / "manifest.json").is_file():
+        return path
+    root = run_folder.checkpoints_of(path)
+    folders = {folder.name: folder for folder in run_folder.complete_folders(root)}
+    best, last = run_folder.best(root), run_folder.last(root)
+    if best is None or last is None:
+        raise CheckpointError(
+            f"{path} is not the folder of a run: it has no checkpoints/step_*; give the `output` of a "
+            "`dtem train`"
+        )
+    found = ({"best": best, "last": last} | folders).get(checkpoint)
+    if found is None:
+        raise CheckpointError(
+            f"{path} has no checkpoint '{checkpoint}'; give best, last or one of {', '.join(folders)}"
+        )
+    return found
+
+
+def _read(folder: Path) -> storage.Checkpoint:
+    try:
+        return storage.read_checkpoint(folder)
+    except CheckpointError as err:
+        others = [other.name for other in run_folder.complete_folders(folder.parent) if other != folder]
+        if not others:
+            raise
+        raise CheckpointError(f"{err}; another one of this run: --checkpoint {' or '.join(others)}") from err
+
+
+def parse_reduction(text: str) -> ReductionSpec:
+    """`8` (per block), `0.9` (keep rate), `(8,-1)` (with inflection) or `[8,8,4]` (by block). Raises
+    ConfigError."""
+    value = parse_value(text)
+    if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):
+        raise ConfigError(
+            f"reduction '{text}' is not an integer, a keep rate such as 0.9, '(8,-1)' or a list '[8,8,4]'"
+        )
+    return value
+
+
+def grid_of(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[int, int]:
+    """Patches (rows, columns) of the crop that the task is trained on."""
+    (height, width), (patch_h, patch_w) = run.config.tasks[task].data.size, model.backbone.patch_size
+    return height // patch_h, width // patch_w
+
+
+def checked_reduction(
+    model: MultiTaskModel, grid: tuple[int, int], reduction: ReductionSpec
+) -> ReductionSpec:
+    """The reduction, where images of that grid have that many tokens to merge; else ConfigError."""
+    prefix = model.backbone.num_prefix
+    check_schedule(reduction, model.backbone.depth, grid[0] * grid[1] + prefix, prefix)
+    return reduction

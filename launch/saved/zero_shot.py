@@ -1,0 +1,87 @@
+"""Zero-shot classification by a captioner that was trained to compare images with captions."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config.schema import DataConfig, RunConfig
+from pipeline.data.shards.held_out import find_split
+from pipeline.errors import ConfigError
+from pipeline.model import MultiTaskModel
+from tasks.captioning import CaptioningTask
+from tasks.captions.retrieval import ZeroShotTask
+
+NAME = "zero_shot"
+TEMPLATES = ("a photo of a {}.",)
+_SYNSET = re.compile(r"(n\d{8})\b\s*")
+IMAGENET = "791ce0333040dd249d13133f90d28ef0263ffc01e5de0afd85b3e32048d7d456"
+"""sha256 of the numbers of ImageNet's 1,000 synsets, in order, with spaces between them."""
+
+
+def add_zero_shot(
+    model: MultiTaskModel,
+    config: RunConfig,
+    shards: str,
+    split: str,
+    templates: Sequence[str] | None,
+    names: str | None,
+) -> tuple[str, DataConfig]:
+    """Adds a task to the model, on the model's device: its name, and its data, which are seen as the
+    captioner's.
+
+    shards: of images with classes, of which those of the split are taken. templates: captions with {} for the
+    name of a class. names: a JSON file with the list of names, for shards whose classes have none that a
+    caption can use. None: see `prompts`. Raises ConfigError, SampleError.
+    """
+    captioners = [name for name, task in model.tasks.items() if isinstance(task, CaptioningTask)]
+    if not captioners:
+        raise ConfigError(
+            f"--zero-shot needs a run with a task of type captioning; this one has {', '.join(model.tasks)}"
+        )
+    places = dict(train=shards if split == "train" else None, val=shards, test=shards)
+    data = replace(config.tasks[captioners[0]].data, schema="classification", tokenizer=None, **places)
+    classes, usual = (
+        (_listed(names), TEMPLATES)
+        if names is not None
+        else prompts(find_split(NAME, data, split)[1].classes)
+    )
+    templates = templates or usual
+    model.add_task(NAME, ZeroShotTask(model.tasks[captioners[0]], classes, templates), like=captioners[0])
+    return NAME, data
+
+
+def prompts(classes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Names that a caption can use, and templates, for classes as shards name them. Raises ConfigError where
+    one has no such name.
+
+    ImageNet's 1,000 synsets have the names and the templates that CLIP was measured with. Of others a
+    synset's number and all names but the first go: "n01440764 tench, Tinca tinca" is "tench".
+    """
+    numbers = [match[1] for name in classes if (match := _SYNSET.match(name))]
+    if len(numbers) == len(classes) and hashlib.sha256(" ".join(numbers).encode()).hexdigest() == IMAGENET:
+        from tasks.open_clip_bridge import imagenet
+
+        return imagenet.CLASS_NAMES, imagenet.TEMPLATES
+    names = [
+        _SYNSET.sub("", name, count=1).split(",")[0].strip() if _SYNSET.match(name) else name
+        for name in classes
+    ]
+    if "" in names:
+        raise ConfigError(
+            f"class '{classes[names.index('')]}' has no name that a caption can use; give a list by "
+            "--class-names"
+        )
+    return names, TEMPLATES
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        names = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"--class-names {path} cannot be read: {err}") from err
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"--class-names {path} is not a JSON list of names, one or more")
+    return names

@@ -1,0 +1,195 @@
+"""Random changes of training images and the fixed way of evaluation images, from `AugmentConfig`.
+
+Draws come from the global CPU generators, which the caller sets to the sample's address (see rng.py) before
+each call. Images are uint8 [3, H, W] until `normalise`, which works on a whole batch.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.config.schema import AugmentConfig, ImgSize, height_width
+from pipeline.data.targets import ClassificationTargets
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch
+from pipeline.rng import preserved_generators, seed_generators
+
+Transform = Callable[[Tensor], Tensor]
+ASPECT = (3 / 4, 4 / 3)
+"""Width over height of a random resized crop."""
+MAX_ASPECT = 8
+
+
+def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
+    """uint8 [3, H, W] -> uint8 [3, *img_size]: crop, flip, RandAugment, colour jitter, in timm's order.
+
+    timm leaves the jitter out under RandAugment; here it is off unless it is asked for.
+    """
+    size = height_width(img_size)
+    crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
+    steps, hflip = [crop, *_colour(config, min(size))], 0.5 if config.hflip is None else config.hflip
+
+    def transform(image: Tensor) -> Tensor:
+        image = steps[0](image)
+        if random.random() < hflip:
+            image = image.flip(-1)
+        for step in steps[1:]:
+            image = step(image)
+        return image
+
+    return transform
+
+
+def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
+    """uint8 [3, H, W] -> uint8 [3, *img_size]: resized to just cover img_size / crop_pct (crop_mode `squash`:
+    to have just its sides), then the centre crop.
+
+    The pixels are those of timm's evaluation transform, but for roundings of at most 2 of 255 (squashed: 5):
+    timm resizes by Pillow, which takes six times as long as torchvision does on tensors.
+    """
+    (height, width), wanted = height_width(img_size), config.preprocessing
+    resized = math.floor(height / wanted.crop_pct), math.floor(width / wanted.crop_pct)
+    interpolation = F.InterpolationMode(wanted.interpolation)
+
+    def transform(image: Tensor) -> Tensor:
+        if wanted.crop_mode == "squash":
+            image = F.resize(image, list(resized), interpolation=interpolation, antialias=True)
+        else:
+            image = _resize_to_cover(image, resized, interpolation)
+        return image if image.shape[-2:] == (height, width) else F.center_crop(image, [height, width])
+
+    return transform
+
+
+def pad_crop(pad: int, size: tuple[int, int]) -> Transform:
+    """A random crop at full scale out of the image with reflected borders of `pad` pixels."""
+
+    def transform(image: Tensor) -> Tensor:
+        if image.shape[-2:] != size:
+            image = F.center_crop(_resize_to_cover(image, size, F.InterpolationMode.BILINEAR), list(size))
+        padded = F.pad(image, [pad], padding_mode="reflect")
+        top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
+        return padded[:, top : top + size[0], left : left + size[1]]
+
+    return transform
+
+
+def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Transform:
+    """A random area and aspect, resized to (height, width)."""
+    interpolation = F.InterpolationMode(config.preprocessing.interpolation)
+
+    def transform(image: Tensor) -> Tensor:
+        if config.crop_scale == (1, 1):
+            return F.resize(image, list(size), interpolation=interpolation, antialias=True)
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(
+            image, config.crop_scale, ASPECT
+        )
+        height, width = max(1, height), max(1, width)  # of an image of one pixel, the area may round to none
+        return F.resized_crop(
+            image, top, left, height, width, list(size), interpolation=interpolation, antialias=True
+        )
+
+    return transform
+
+
+def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.InterpolationMode) -> Tensor:
+    """The smallest picture of its aspect that covers (height, width): where these are equal, the shorter side
+    becomes as long.
+
+    Of a thread of pixels only the middle is taken: enlarged as a whole it would fill the memory.
+    """
+    height, width = image.shape[-2:]
+    longest = MAX_ASPECT * min(height, width)
+    if max(height, width) > longest:
+        image = F.center_crop(image, [min(height, longest), min(width, longest)])
+        height, width = image.shape[-2:]
+    high = size[0] * width >= size[1] * height  # the height decides
+    whole = (
+        int if size[0] == size[1] else round
+    )  # as torchvision does for a square, and timm for another crop
+    covering = (
+        [size[0], whole(size[0] * width / height)] if high else [whole(size[1] * height / width), size[1]]
+    )
+    return F.resize(image, covering, interpolation=interpolation, antialias=True)
+
+
+def _colour(config: AugmentConfig, size: int) -> list[Transform]:
+    steps: list[Transform] = []
+    if config.rand_augment:
+        steps.append(_rand_augment(config, size))
+    jitter = config.color_jitter
+    if any(jitter) if isinstance(jitter, tuple) else jitter:
+        steps.append(v2.ColorJitter(*(jitter if isinstance(jitter, tuple) else (jitter,) * 3)))
+    return steps
+
+
+def _rand_augment(config: AugmentConfig, size: int) -> Transform:
+    """timm's operators, which fill what they uncover with the mean, and interpolate as the crop does."""
+    fill = tuple(min(255, round(255 * channel)) for channel in config.preprocessing.mean)
+    interpolation = str_to_pil_interp(config.preprocessing.interpolation)
+    options = {"img_mean": fill, "translate_const": int(0.45 * size), "interpolation": interpolation}
+    name = config.rand_augment or ""
+    try:
+        augment = rand_augment_transform(name, options)
+    except (AssertionError, ValueError, KeyError) as err:
+        raise ConfigError(
+            f"augment.rand_augment is '{name}' ({err}); give timm's notation, such as rand-m9-mstd0.5-inc1"
+        ) from err
+    for op in augment.ops:
+        if op.name.startswith("Posterize"):
+            op.level_fn = partial(_at_least_one_bit, op.level_fn)
+    return lambda image: F.pil_to_tensor(augment(F.to_pil_image(image)))
+
+
+def _at_least_one_bit(level_fn: Callable[..., tuple[int]], *args: Any) -> tuple[int]:
+    """At magnitude 10 timm posterises to 0 bits, which is a black image in older Pillow and an error in
+    Pillow 13."""
+    return (max(1, level_fn(*args)[0]),)
+
+
+class Normalise:
+    """uint8 [B, 3, H, W] -> float32, (x / 255 - mean) / std."""
+
+    def __init__(self, config: AugmentConfig):
+        mean, std = torch.tensor(config.preprocessing.mean), torch.tensor(config.preprocessing.std)
+        self._scale = (1 / (255 * std)).view(3, 1, 1)
+        self._shift = (-mean / std).view(3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self._shift, images, self._scale)
+
+
+def eraser(probability: float) -> Transform | None:
+    """timm's random erasing of a normalised image, with noise per pixel; None where it is off."""
+    return RandomErasing(probability, mode="pixel", device="cpu") if probability else None
+
+
+class BatchMixer:
+    """Mixup and cutmix of a training batch; where both are on, a draw per batch chooses. Identity where both
+    are 0."""
+
+    def __init__(self, augment: AugmentConfig, num_classes: int):
+        mixers = [v2.MixUp(alpha=augment.mixup, num_classes=num_classes)] if augment.mixup else []
+        mixers += [v2.CutMix(alpha=augment.cutmix, num_classes=num_classes)] if augment.cutmix else []
+        self._mix = v2.RandomChoice(mixers) if mixers else None
+
+    def __call__(self, batch: Batch, seed: int, step: int) -> Batch:
+        """labels int64 [B] -> float32 [B, num_classes]. The draw is a function of (seed, step): give each
+        micro-batch its own step."""
+        if self._mix is None:
+            return batch
+        with preserved_generators():
+            seed_generators(seed, "mix", step)
+            images, labels = self._mix(batch.images, batch.targets.labels)
+        return replace(batch, images=images, targets=ClassificationTargets(labels))

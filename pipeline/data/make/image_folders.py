@@ -1,0 +1,183 @@
+"""An ImageFolder tree as shards: SRC/{train,val,test}/CLASS/*.JPEG, or SRC/CLASS/*.JPEG.
+
+With ImageNet's LOC_synset_mapping.txt beside the tree, a class is called "n01440764 tench, Tinca tinca"; else
+as its folder is.
+"""
+
+import logging
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.make.picture_files import SUFFIXES, folders_of, pictures_of, read_picture, tell_left_out
+from pipeline.data.make.write import ShardJob, cut
+from pipeline.data.shards.splits import split_word
+from pipeline.errors import ConfigError
+from pipeline.rng import seed_of
+
+log = logging.getLogger(__name__)
+SYNSETS = "LOC_synset_mapping.txt"
+OTHER_TREES = {
+    "coco_captions": ("train2014", "val2014"),
+    "ade20k": ("images", "annotations"),
+    "cityscapes": ("leftImg8bit", "gtFine"),
+    "pascal": ("JPEGImages", "SegmentationClass"),
+    "camvid": ("train", "trainannot"),
+}
+"""Maker -> folders of its tree, which are no classes."""
+MAX_LISTED = 50
+"""Classes of which each has a line in the counts."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: str
+    key: str
+    label: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One shard's pictures; size: pixels of the shorter side to which larger ones are resized, or None for
+    the files as they are."""
+
+    pictures: tuple[Picture, ...]
+    size: int | None
+
+
+def imagefolder_jobs(
+    source: Path, *, shard_size: int, size: int | None, seed: int = 0
+) -> tuple[list[ShardJob], list[str]]:
+    """(jobs, class names). The order within a split is a shuffle that depends on the files' names and the
+    seed only.
+
+    Says how many pictures each split and class has, and what is left out. Raises ConfigError for a tree of
+    another layout, and for class folders without pictures.
+    """
+    trees = _split_folders(source)
+    folders = sorted({path.name for tree in trees.values() for path in folders_of(tree)})
+    if not folders:
+        raise ConfigError(
+            f"{source} has no class folders; give SRC with SRC/train/CLASS/*.jpg, or SRC/CLASS/*.jpg"
+        )
+    splits = {name: _pictures(tree, folders) for name, tree in trees.items()}
+    _count(source, splits, folders)
+    jobs = []
+    for name, pictures in splits.items():
+        random.Random(seed_of(seed, "imagefolder", name)).shuffle(pictures)
+        parts = cut(pictures, shard_size)
+        jobs += [
+            ShardJob(f"{name or 'train'}-{n:05d}.tar", read_part, _Part(tuple(part), size))
+            for n, part in enumerate(parts)
+        ]
+    return jobs, _names(source, folders)
+
+
+def read_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members) of each picture; one whose header is not an image's raises SampleError with its path."""
+    for picture in part.pictures:
+        suffix, data, _ = read_picture(picture.path, part.size)
+        yield picture.key, {suffix: data, "cls": str(picture.label).encode()}
+
+
+def _split_folders(source: Path) -> dict[str, Path]:
+    """Split -> its folder of class folders; an empty name and SRC itself where SRC has no folders of
+    splits."""
+    inside = folders_of(source)
+    _refuse_other_trees(source, {path.name for path in inside})
+    named = [path for path in inside if split_word(path.name)]
+    if not any(folders_of(path) for path in named):  # a class can be called `train`
+        return {"": source}
+    found: dict[str, Path] = {}
+    for path in named:
+        name = split_word(path.name)
+        if name in found:
+            raise ConfigError(
+                f"{found[name]} and {path} are both the split '{name}'; put their classes into one of them"
+            )
+        if folders_of(path) or name != "test":  # a test set without labels is usual
+            found[name] = path
+    tell_left_out(
+        [
+            path
+            for path in source.iterdir()
+            if path not in found.values() and path.name != SYNSETS and path.name[0] != "."
+        ]
+    )
+    return {name: found[name] for name in ("train", "val", "test") if name in found}
+
+
+def _refuse_other_trees(source: Path, inside: set[str]) -> None:
+    for maker, marks in OTHER_TREES.items():
+        if set(marks) <= inside:
+            raise ConfigError(
+                f"{source} holds {' and '.join(marks)}, which are no classes; give it to `dtem shards "
+                f"make {maker}`"
+            )
+    if years := sorted(name for name in inside if re.fullmatch(r"(train|val|test)(19|20)\d\d", name)):
+        raise ConfigError(
+            f"{source} holds {', '.join(years)}, which are splits and no classes. For COCO's captions "
+            "see `dtem shards make "
+            "coco_captions --help`; else call the folders of the splits train, val and test, with a "
+            "folder for each class inside"
+        )
+
+
+def _pictures(root: Path, folders: list[str]) -> list[Picture]:
+    """By name. Keys are CLASS/STEM."""
+    label = {name: number for number, name in enumerate(folders)}
+    found = pictures_of(*folders_of(root), nested=True)
+    if not found:
+        raise ConfigError(f"{root} holds no images ({', '.join(SUFFIXES)}) in its class folders")
+    tell_left_out(
+        [path for path in root.iterdir() if path.is_file() and path.name != SYNSETS and path.name[0] != "."]
+    )
+    return [Picture(str(path), key, label[path.parent.name]) for key, path in found.items()]
+
+
+def _count(source: Path, splits: Mapping[str, Sequence[Picture]], folders: Sequence[str]) -> None:
+    counts = {
+        name or "train": Counter(picture.label for picture in pictures) for name, pictures in splits.items()
+    }
+    if empty := [
+        name for label, name in enumerate(folders) if not any(found[label] for found in counts.values())
+    ]:
+        raise ConfigError(
+            f"{source}: {len(empty)} class folders hold no pictures, the first is '{empty[0]}', and "
+            "each would be a class; "
+            "take them out of the tree"
+        )
+    for name, found in counts.items():
+        fewest, most = min(found.values()), max(found.values())
+        log.info(
+            "%s: %d pictures of %d classes, %d to %d of each", name, found.total(), len(found), fewest, most
+        )
+    if len(folders) <= MAX_LISTED:
+        for label, name in enumerate(folders):
+            log.info(
+                "class %d, %s: %s",
+                label,
+                name,
+                ", ".join(f"{found[label]} {split}" for split, found in counts.items()),
+            )
+    untaught = [
+        name for label, name in enumerate(folders) if "train" in counts and not counts["train"][label]
+    ]
+    if untaught:
+        log.warning(
+            "%d classes have no pictures to train on, the first is '%s'; they count as classes",
+            len(untaught),
+            untaught[0],
+        )
+
+
+def _names(source: Path, folders: list[str]) -> list[str]:
+    path = next(
+        (folder / SYNSETS for folder in (source, source.parent) if (folder / SYNSETS).is_file()), None
+    )
+    lines = path.read_text(encoding="utf-8").splitlines() if path else []
+    human = dict(line.split(" ", 1) for line in lines if " " in line)
+    return [f"{name} {human[name]}" if name in human else name for name in folders]

@@ -1,0 +1,165 @@
+"""Reads whole shards again and lists everything that is wrong with them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from pipeline.data.members.decode import DECODERS, IMAGES, decode_class
+from pipeline.data.members.masks import LabelHistogram, label_counts, size_mismatch, strange_labels
+from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.locations import is_remote
+from pipeline.data.shards.manifest import Manifest, Shard
+from pipeline.data.shards.storage import sha256_of
+from pipeline.data.shards.tar_index import ShardIndex, index_tar
+from pipeline.errors import SampleError
+
+Mapper = Callable[[Callable[[int], "ShardReport"], Sequence[int]], Iterable["ShardReport"]]
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """problems: one line each, which names the shard and, where there is one, the key."""
+
+    name: str
+    num_samples: int
+    keys: tuple[str, ...]
+    problems: tuple[str, ...]
+    histogram: LabelHistogram
+
+
+@dataclass(frozen=True)
+class Verified:
+    """histogram: of the labels in the masks that decode (of none where it was quick); mask_names: what the
+    labels stand for."""
+
+    num_samples: int
+    problems: tuple[str, ...]
+    histogram: LabelHistogram
+    mask_names: tuple[str, ...]
+
+
+def verify(source: str, *, quick: bool, mapper: Mapper = map) -> Verified:
+    """Of local shards: sizes, hashes, tar structure, members; and (unless quick) that every member decodes
+    and every mask fits."""
+    manifest = load_manifest(source)
+    if is_remote(manifest.shards[0].url):
+        raise SampleError(
+            f"{source}: verify reads local shards; copy them here first (streaming checks the sha256 of "
+            "each download)"
+        )
+    reports = list(mapper(partial(_verify_shard, manifest, quick), range(len(manifest.shards))))
+    problems = [problem for report in reports for problem in report.problems]
+    if "seg.png" in manifest.schema and not manifest.mask_names:
+        problems.append(
+            f"{source}: the classes of its masks have no names; list them in classes.json, and make the "
+            "manifest anew"
+        )
+    histogram = sum((report.histogram for report in reports), LabelHistogram.empty())
+    num_samples = sum(report.num_samples for report in reports)
+    return Verified(num_samples, (*problems, *_repeated(reports)), histogram, manifest.mask_names)
+
+
+def _verify_shard(manifest: Manifest, quick: bool, number: int) -> ShardReport:
+    shard = manifest.shards[number]
+    problems = list(_file_problems(shard))
+    try:
+        index = index_tar(shard.url)
+        if index.to_json() != manifest.index(number).to_json():
+            problems.append(f"{shard.name}: its samples are not those of its index; make the manifest anew")
+    except SampleError as err:
+        return ShardReport(shard.name, 0, (), (*problems, f"{shard.name}: {err}"), LabelHistogram.empty())
+    checker = _Checker(manifest)
+    problems += _sample_problems(checker, shard, index, quick)
+    return ShardReport(shard.name, len(index.keys), index.keys, tuple(problems), checker.histogram)
+
+
+def _file_problems(shard: Shard) -> Iterator[str]:
+    if not shard.sha256:
+        yield (
+            f"{shard.name}: no manifest says what its sha256 should be; make one: `dtem shards make "
+            f"index {Path(shard.url).parent}`"
+        )
+    elif sha256_of(shard.url) != shard.sha256:
+        yield f"{shard.name}: its sha256 is not the manifest's; its bytes have changed"
+
+
+def _sample_problems(checker: "_Checker", shard: Shard, index: ShardIndex, quick: bool) -> Iterator[str]:
+    with open(shard.url, "rb") as file:
+        for sample, key in enumerate(index.keys):
+            where = f"{shard.name}, sample '{key}'"
+            members = index.members(sample)
+            if lacks := checker.lacking(members):
+                yield f"{where}: has no {', '.join(lacks)}"
+            if not quick:
+                yield from (f"{where}, {problem}" for problem in checker.problems(_read(file, members)))
+
+
+def _read(file: BinaryIO, members: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, bytes]]:
+    for suffix, (offset, size) in members.items():
+        file.seek(offset)
+        yield suffix, file.read(size)
+
+
+class _Checker:
+    """Decodes the samples of a shard one after the other, and counts the labels of their masks."""
+
+    def __init__(self, manifest: Manifest):
+        self.histogram = LabelHistogram.empty()
+        self._needed = {_kind(suffix) for suffix in manifest.schema}
+        self._num_classes, self._num_labels = len(manifest.classes), len(manifest.mask_names)
+
+    def lacking(self, suffixes: Iterable[str]) -> list[str]:
+        return sorted(self._needed - {_kind(suffix) for suffix in suffixes})
+
+    def problems(self, members: Iterable[tuple[str, bytes]]) -> Iterator[str]:
+        """One line each, for the members (suffix, bytes) of one sample."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for suffix, data in members:
+            try:
+                value = self._decode(suffix, data)
+            except SampleError as err:
+                yield f"{suffix}: {err}"
+                continue
+            if isinstance(value, Tensor):
+                shapes[_kind(suffix)] = tuple(value.shape[-2:])
+            if suffix == "seg.png":
+                yield from self._strange(value)
+        if "image" in shapes and shapes.get("seg.png", shapes["image"]) != shapes["image"]:
+            yield f"seg.png: {size_mismatch(shapes['image'], shapes['seg.png'])}"
+
+    def _decode(self, suffix: str, data: bytes) -> Any:
+        if suffix == "cls":
+            return decode_class(data, self._num_classes)
+        return DECODERS[suffix](data) if suffix in DECODERS else None
+
+    def _strange(self, mask: Tensor) -> Iterator[str]:
+        counts = label_counts(mask.numpy())
+        self.histogram = self.histogram.with_mask(counts)
+        if self._num_labels and (strange := strange_labels(counts, self._num_labels)):
+            yield f"seg.png: {strange}"
+
+
+def _kind(suffix: str) -> str:
+    return "image" if suffix in IMAGES else suffix
+
+
+def _repeated(reports: Sequence[ShardReport]) -> Iterator[str]:
+    """Keys that stand in two shards of one split (the part of the name before its last number)."""
+    seen: dict[tuple[str, str], str] = {}
+    counts: Counter[str] = Counter()
+    for report in reports:
+        split = report.name.rpartition("-")[0]
+        for key in report.keys:
+            first = seen.setdefault((split, key), report.name)
+            if first != report.name:
+                counts[split] += 1
+                if counts[split] <= 20:
+                    yield f"{report.name}, sample '{key}': the key is also in {first}"
+    yield from (
+        f"split '{split}': {count} repeated keys in all" for split, count in counts.items() if count > 20
+    )

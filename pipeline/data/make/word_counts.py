@@ -1,0 +1,58 @@
+"""The words of a set's captions, from which a tokenizer's vocabulary is made."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.data.members.decode import decode_captions
+from pipeline.data.samples.text import split_words
+from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.locations import is_remote
+from pipeline.errors import SampleError
+
+
+@dataclass
+class Words:
+    """counts: word -> how often it occurs; longest: words of the longest caption."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    num_captions: int = 0
+    longest: int = 0
+
+    def vocabulary(self, min_count: int) -> list[str]:
+        """The words that occur so often, the most frequent first; of equally frequent ones the first by
+        alphabet."""
+        kept = [word for word, count in self.counts.items() if count >= min_count]
+        return sorted(kept, key=lambda word: (-self.counts[word], word))
+
+    def add(self, caption: str) -> None:
+        words = split_words(caption)
+        self.counts.update(words)
+        self.num_captions += 1
+        self.longest = max(self.longest, len(words))
+
+
+def count_words(source: str) -> Words:
+    """Of the training captions in local shards; only these members are read. SampleError names a sample whose
+    captions cannot be used."""
+    manifest = load_manifest(source, "train")
+    if "json" not in manifest.schema:
+        raise SampleError(
+            f"{source}: its samples have the members {', '.join(manifest.schema)}, and so no captions (json)"
+        )
+    if is_remote(manifest.shards[0].url):
+        raise SampleError(f"{source}: words are counted in local shards; copy them here first")
+    words = Words()
+    for number, shard in enumerate(manifest.shards):
+        index = manifest.index(number)
+        with open(shard.url, "rb") as file:
+            for sample, key in enumerate(index.keys):
+                offset, size = index.members(sample).get("json", (0, 0))
+                try:
+                    for caption in decode_captions(os.pread(file.fileno(), size, offset)):
+                        words.add(caption)
+                except SampleError as err:
+                    raise SampleError(
+                        f"{shard.name}, sample '{key}': {err}; see `dtem shards verify`"
+                    ) from err
+    return words

@@ -1,0 +1,56 @@
+"""An image and its class: members jpg (or jpeg, png, webp) and cls."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config.schema import DataConfig
+from pipeline.data.augment.images import eval_transform, train_transform
+from pipeline.data.members.decode import IMAGES, decode_class, decode_image
+from pipeline.data.samples.class_names import Labels
+from pipeline.data.samples.protocol import DATASETS, refuse_unused
+from pipeline.data.shards.manifest import Manifest
+from pipeline.data.targets import ClassificationTargets
+from pipeline.errors import SampleError
+
+UNUSED = ("short_side", "resize_range", "max_class_share", "photometric", "antialias")
+
+
+@DATASETS.register("classification")
+class Classification:
+    """See DatasetSchema. The target of a sample is its class number."""
+
+    gives = ClassificationTargets
+
+    def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
+        refuse_unused(config, UNUSED)
+        labels = labels or Labels.as_stored(manifest.classes)
+        self.classes, self._numbers = labels.names, labels.numbers
+        self._train = train_transform(config.augment, config.size)
+        self._evaluate = eval_transform(config.augment, config.size)
+
+    def missing(self, schema: Sequence[str]) -> str:
+        lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]
+        return " and ".join(lacks + ([] if "cls" in schema else ["cls"]))
+
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, int]:
+        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+        if image is None or "cls" not in members:
+            raise SampleError(
+                f"it has the members {', '.join(members) or 'none'}; classification needs "
+                f"{self.missing(list(members))}"
+            )
+        return decode_image(image), self._numbers[decode_class(members["cls"], len(self._numbers))]
+
+    def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:
+        return self._train(image), target
+
+    def evaluate(self, image: Tensor, target: int) -> tuple[Tensor, int]:
+        return self._evaluate(image), target
+
+    def shortened(self, target: int) -> str:
+        return ""
+
+    def targets(self, targets: Sequence[int]) -> ClassificationTargets:
+        return ClassificationTargets(torch.tensor(targets, dtype=torch.int64))

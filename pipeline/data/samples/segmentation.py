@@ -1,0 +1,81 @@
+"""An image and its mask: members jpg (or jpeg, png, webp) and seg.png, in which label k is class k and 255 is
+ignored."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config.schema import DataConfig
+from pipeline.data.augment.images_with_masks import JointCrop, resize_for_evaluation
+from pipeline.data.members.decode import IMAGES, decode_image, decode_mask
+from pipeline.data.members.masks import all_known, label_counts, size_mismatch, strange_labels
+from pipeline.data.samples.class_names import Labels
+from pipeline.data.samples.protocol import DATASETS, refuse_unused, stacked
+from pipeline.data.shards.manifest import Manifest
+from pipeline.data.targets import MaskTargets
+from pipeline.errors import SampleError
+
+UNUSED = ("crop_scale", "pad", "rand_augment", "color_jitter", "random_erasing", "mixup", "cutmix")
+MASK = "seg.png"
+
+
+@DATASETS.register("segmentation")
+class Segmentation:
+    """See DatasetSchema. The target of a sample is its mask, uint8 [H, W]; in evaluation of the size that it
+    is stored in."""
+
+    gives = MaskTargets
+
+    def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
+        refuse_unused(config, UNUSED)
+        labels = labels or Labels.as_stored(manifest.mask_names)
+        self.classes, self._numbers = labels.names, labels.numbers
+        self._train = JointCrop(config)
+        self._augment = config.augment
+
+    def missing(self, schema: Sequence[str]) -> str:
+        lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]
+        lacks += [] if MASK in schema else [MASK]
+        lacks += (
+            []
+            if self.classes
+            else [
+                "the names of its mask's classes (classes.json beside the shards, then `dtem shards "
+                "make index`)"
+            ]
+        )
+        return " and ".join(lacks)
+
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, Tensor]:
+        data = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+        if data is None or MASK not in members:
+            raise SampleError(
+                f"it has the members {', '.join(members) or 'none'}; segmentation needs "
+                f"{self.missing(list(members))}"
+            )
+        image, mask = decode_image(data), decode_mask(members[MASK])
+        if image.shape[1:] != mask.shape:
+            raise SampleError(size_mismatch(image.shape[1:], mask.shape))
+        if not all_known(mask.numpy(), len(self._numbers)):
+            raise SampleError(strange_labels(label_counts(mask.numpy()), len(self._numbers)))
+        return image, self._renumbered(mask)
+
+    def _renumbered(self, mask: Tensor) -> Tensor:
+        if self._numbers == tuple(range(len(self._numbers))):
+            return mask
+        table = torch.arange(256, dtype=torch.uint8)
+        table[: len(self._numbers)] = torch.tensor(self._numbers, dtype=torch.uint8)
+        return table[mask.long()]
+
+    def train(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return self._train(image, target)
+
+    def evaluate(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return resize_for_evaluation(image, self._augment), target
+
+    def shortened(self, target: Tensor) -> str:
+        return ""
+
+    def targets(self, targets: Sequence[Tensor]) -> MaskTargets:
+        return MaskTargets(stacked(targets, "masks"))

@@ -1,0 +1,96 @@
+"""Reads the members of a sample by their place in the shard: from local files, or from a bounded cache of
+remote shards."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import lru_cache, partial
+from threading import Thread
+
+from pipeline.data.shards.cache import ShardCache, cache_folder
+from pipeline.data.shards.locations import is_remote
+from pipeline.data.shards.manifest import Manifest, Shard
+from pipeline.data.shards.storage import persist, storage_error
+from pipeline.errors import PipelineError, SampleError
+
+
+class SampleReader:
+    """width: shards that are in use at once; twice as many indexes and open files are kept. cache_bytes: of
+    the machine's downloads.
+
+    patience: seconds for which storage that fails is asked again.
+    """
+
+    def __init__(self, manifest: Manifest, width: int, cache_bytes: int, patience: float):
+        self._manifest, self._patience = manifest, patience
+        self._kept = 2 * width + 1
+        self._index = lru_cache(maxsize=self._kept)(partial(manifest.index, patience=patience))
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._cache = ShardCache(cache_folder(), cache_bytes, patience)
+        self._asked: set[int] = set()
+
+    def key(self, shard: int, sample: int) -> str:
+        """Raises SampleError where the index is not the manifest's, StorageError where it cannot be read."""
+        return self._index(shard).keys[sample]
+
+    def read(self, shard: int, sample: int) -> dict[str, bytes]:
+        """suffix -> bytes of every member. Raises SampleError where the shard is too short, StorageError
+        where it cannot be read."""
+        members = self._index(shard).members(sample)
+        return persist(
+            self._manifest.shards[shard].url, lambda: self._members(shard, members), self._patience
+        )
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Downloads remote shards that will be read soon, in the background; what fails here fails again, and
+        is told, on reading."""
+        remote = [shard for shard in shards if is_remote(self._manifest.shards[shard].url)]
+        new = [self._manifest.shards[shard] for shard in remote if shard not in self._asked]
+        self._asked = set(remote)
+        if new:
+            Thread(target=self._fetch_all, args=(new,), name="shards", daemon=True).start()
+
+    def _fetch_all(self, shards: list[Shard]) -> None:
+        for shard in shards:
+            with suppress(PipelineError):
+                self._cache.prefetch(shard)
+
+    def _members(self, shard: int, members: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
+        try:
+            file = self._file(shard)
+            return {suffix: self._read(file, offset, size) for suffix, (offset, size) in members.items()}
+        except OSError as err:
+            if shard in self._files:  # a network disk that was away leaves dead descriptors behind
+                with suppress(OSError):
+                    os.close(self._files.pop(shard))
+            raise storage_error(self._manifest.shards[shard].url, err) from err
+
+    @staticmethod
+    def _read(file: int, offset: int, size: int) -> bytes:
+        data = os.pread(file, size, offset)
+        if len(data) != size:
+            raise SampleError(
+                f"{len(data)} bytes instead of {size} at byte {offset}: the shard is shorter than its index"
+            )
+        return data
+
+    def _file(self, shard: int) -> int:
+        """An open descriptor. pread leaves no position in it, so that a forked worker can share it."""
+        if shard not in self._files:
+            if len(self._files) == self._kept:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = self._open(self._manifest.shards[shard])
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def _open(self, shard: Shard) -> int:
+        return (
+            self._cache.open(shard)
+            if is_remote(shard.url)
+            else os.open(shard.url, os.O_RDONLY | os.O_CLOEXEC)
+        )
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)

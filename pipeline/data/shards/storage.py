@@ -1,0 +1,221 @@
+"""Reads small files and downloads large ones. The one door to fsspec (and to aiohttp, which carries its
+http)."""
+
+import errno
+import hashlib
+import logging
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.data.shards.locations import is_remote
+from pipeline.errors import OutageError, SampleError, StorageError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+PATIENCE = 15.0
+"""Seconds for which storage that fails is asked again before a run has begun; within a run it is given
+longer."""
+PAUSE = 0.25
+"""Seconds before the second attempt, about; each further pause is twice as long, up to LONGEST_PAUSE."""
+LONGEST_PAUSE = 15.0
+WARN_EVERY = 60.0
+"""Seconds between warnings while storage fails."""
+DEADLINE = 600.0
+"""Seconds for one attempt at one file."""
+STALL = 30.0
+"""Seconds without a byte that end an attempt over http."""
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_LASTING = _NO_SPACE | {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+}
+_LASTING |= {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOLCK}
+_MAY_PASS = {408, 425, 429}
+"""Of the statuses 4xx, by which a server refuses for good."""
+OTHER_BYTES = "the bytes that came have another sha256 than the manifest says"
+MAX_TEXT = 1 << 28
+"""Bytes of the largest manifest or index that is read."""
+_PACKAGES = {"s3": "s3fs (pip install dtem-pipeline[s3])", "gs": "gcsfs (pip install dtem-pipeline[gs])"}
+
+
+def read_bytes(location: str, patience: float | None = None, sha256: str = "") -> bytes:
+    """A whole small file. A missing one raises FileNotFoundError, one that is too large SampleError, other
+    failures StorageError.
+
+    sha256: of a remote one, for which other bytes (a proxy's page that says it is down) are a failed attempt.
+    """
+    if file_size(location, patience) > MAX_TEXT:
+        raise SampleError(f"{location} is larger than {MAX_TEXT >> 20} MiB; a manifest or index is not")
+    if is_remote(location):
+        return _remote(
+            location,
+            lambda filesystem: _whole(filesystem.cat_file(location, timeout=DEADLINE), sha256),
+            patience,
+        )
+    return persist(location, lambda: _local(location, lambda: Path(location).read_bytes()), patience)
+
+
+def file_size(location: str, patience: float | None = None) -> int:
+    """Bytes. A missing file raises FileNotFoundError, other failures StorageError."""
+    if not is_remote(location):
+        return persist(location, lambda: _local(location, lambda: os.stat(location).st_size), patience)
+    size = _remote(location, lambda filesystem: filesystem.info(location, timeout=DEADLINE)["size"], patience)
+    if not isinstance(size, int):
+        raise SampleError(
+            f"{location}: the server does not say its size; shards need one that does (Content-Length)"
+        )
+    return size
+
+
+def download(
+    location: str, target: Path, num_bytes: int | None = None, sha256: str = "", patience: float | None = None
+) -> None:
+    """Copies a remote file to `target`, which appears whole or not at all; a wrong size or hash counts as a
+    failed attempt.
+
+    A missing one raises FileNotFoundError, other failures StorageError.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def attempt(filesystem: Any) -> None:
+        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        os.close(handle)
+        try:
+            filesystem.get_file(location, part, timeout=DEADLINE)
+            _verify(Path(part), num_bytes, sha256)
+            os.replace(part, target)
+        except OSError as err:
+            if err.errno in _NO_SPACE:
+                raise StorageError(
+                    f"{location}: {target.parent} has no room for it ({err.strerror}); make room there"
+                ) from err
+            raise
+        finally:
+            Path(part).unlink(missing_ok=True)
+
+    _remote(location, attempt, patience)
+
+
+def persist(location: str, action: Callable[[], T], patience: float | None = None) -> T:
+    """`action()`, again after a pause with jitter while it raises OutageError; StorageError once `patience`
+    seconds are over.
+
+    patience None: PATIENCE, which is also the default of what reads through this.
+    """
+    patience = PATIENCE if patience is None else patience
+    start = told = time.monotonic()
+    for attempt in count():
+        try:
+            return action()
+        except OutageError as err:
+            now, pause = (
+                time.monotonic(),
+                min(LONGEST_PAUSE, PAUSE * 2 ** min(attempt, 20)) * (0.5 + random.Random().random()),
+            )
+            if now + pause > start + patience:
+                tried = f"{attempt + 1} attempts in {now - start:.0f} s"
+                raise StorageError(f"{err} ({tried}); see that the storage answers, then resume") from err
+            if now - told >= min(WARN_EVERY, patience / 4):
+                told = now
+                log.warning("%s for %.0f s; asking on until %.0f s", err, now - start, patience)
+            time.sleep(pause)
+    raise AssertionError("count does not end")
+
+
+def storage_error(location: str, err: BaseException) -> StorageError:
+    """What a failure to read `location` means: an OutageError where asking again may help."""
+    if isinstance(err, StorageError):
+        return err
+    if isinstance(err, FileNotFoundError):
+        return StorageError(f"{location} is missing; restore it, then resume")
+    status, number = getattr(err, "status", None), getattr(err, "errno", None)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in _MAY_PASS
+    if refused or isinstance(err, PermissionError):
+        return StorageError(f"{location}: access is denied ({err}); see the credentials of this account")
+    kind = StorageError if number in _LASTING else OutageError
+    return kind(f"{location}: {getattr(err, 'strerror', None) or str(err) or type(err).__name__}")
+
+
+def _whole(data: bytes, sha256: str) -> bytes:
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise OSError(OTHER_BYTES)
+    return data
+
+
+def sha256_of(path: Path | str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(path: Path, num_bytes: int | None, sha256: str) -> None:
+    size = path.stat().st_size
+    if num_bytes is not None and size != num_bytes:
+        raise OSError(f"{size} bytes came instead of {num_bytes}")
+    if sha256 and sha256_of(path) != sha256:
+        raise OSError(OTHER_BYTES)
+
+
+def _local(location: str, action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except FileNotFoundError:
+        raise
+    except OSError as err:
+        raise storage_error(location, err) from err
+    except ValueError as err:
+        raise SampleError(f"{location}: {err}") from err
+
+
+def _remote(location: str, action: Callable[[Any], T], patience: float | None) -> T:
+    """`action(filesystem)`, patiently. Each backend has its own errors, and each of them means that the
+    transfer failed."""
+
+    def attempt() -> T:
+        try:
+            return action(_filesystem(location))
+        except SampleError:
+            raise
+        except FileNotFoundError as err:
+            if (
+                (cause := err.__cause__) is None
+                or isinstance(cause, FileNotFoundError)
+                or getattr(cause, "status", 0) in (404, 410)
+            ):
+                raise
+            raise storage_error(location, cause) from err  # fsspec's http says so of whatever went wrong
+        except Exception as err:  # noqa: BLE001 - see above
+            raise storage_error(location, err) from err
+
+    return persist(location, attempt, patience)
+
+
+def _filesystem(location: str) -> Any:
+    """The file system of the scheme alone: no URL chains. fsspec keeps one per process and thread, so this is
+    cheap and safe over fork."""
+    import fsspec
+
+    scheme = location.split("://")[0]
+    try:
+        return fsspec.filesystem(scheme, **_options(scheme))
+    except ImportError as err:
+        raise SampleError(f"{location}: '{scheme}' needs {_PACKAGES.get(scheme, scheme)}") from err
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    if scheme not in ("http", "https"):
+        return {}
+    import aiohttp
+
+    return {
+        "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)}
+    }

@@ -1,0 +1,228 @@
+"""Words from a decoder, one after the other: greedy, beam search, or sampling from the most likely ones
+(top-p).
+
+It knows no model: a step takes the last words and what the decoder keeps of the ones before. A batch's
+captions do not depend on each other, so that a caption is the same in whatever batch it is made. B images, K
+beams, R = B * K rows, T words so far, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+from pipeline.rng import generator
+from pipeline.token_state import widened
+
+STRATEGIES = ("greedy", "beam", "top_p")
+
+
+class Kept(Protocol):
+    def take(self, rows: Tensor) -> "Kept":
+        """What it holds of these rows [R], for the same images. Rows of an image stay side by side."""
+        ...
+
+
+Step = Callable[[Tensor, Any], tuple[Tensor, Kept]]
+"""(last words [R] int64, kept or None at the start) -> logits of the next words [R, V], kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How captions are made. Lengths count words of the tokenizer, the mark at the end among them."""
+
+    strategy: str = "greedy"
+    max_length: int = 30
+    min_length: int = 1
+    """Shorter captions are not ended."""
+    no_repeat_ngram: int = 0
+    """No sequence of so many words comes twice; 0 is off."""
+    num_beams: int = 4
+    """beam: how many unfinished captions are followed."""
+    length_penalty: float = 1.0
+    """beam: captions are compared by log-likelihood / length ** length_penalty."""
+    top_p: float = 0.9
+    """top_p: words are drawn from the fewest that have this share of the likelihood."""
+    temperature: float = 1.0
+    """top_p: what the logits are divided by."""
+    seed: int = 0
+    """top_p: with an image's key, decides what is drawn for it."""
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(
+                f"generation.strategy is {self.strategy!r}; give one of {', '.join(STRATEGIES)}"
+            )
+        for name, least in {
+            "max_length": 1,
+            "min_length": 1,
+            "no_repeat_ngram": 0,
+            "num_beams": 1,
+            "seed": 0,
+        }.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"generation.{name} is {value!r}; give a whole number from {least}")
+        if self.min_length > self.max_length:
+            raise ConfigError(
+                f"generation.min_length {self.min_length} is above max_length {self.max_length}"
+            )
+        if not (0 < self.top_p <= 1 and self.temperature > 0):
+            raise ConfigError(
+                f"generation: top_p {self.top_p} must be in (0, 1] and temperature {self.temperature} above 0"
+            )
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any] | None) -> "Generation":
+        """From plain data. Raises ConfigError for what is not an option or not a value of it."""
+        if unknown := set(options or ()) - set(cls.__dataclass_fields__):
+            raise ConfigError(
+                f"generation has no option {min(unknown)!r}; there are {', '.join(cls.__dataclass_fields__)}"
+            )
+        return cls(**(options or {}))
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Words that are none: padding, the start, the end."""
+
+    pad: int
+    bos: int
+    eos: int
+
+
+def generate(
+    step: Step,
+    start: Tensor,
+    marks: Marks,
+    config: Generation,
+    *,
+    keys: Sequence[str] = (),
+    stop_early: bool = True,
+) -> Tensor:
+    """[B, T] int64: each caption's words behind `bos`, up to `eos` and then padded.
+
+    start [B]: `bos` for each image, on the device. keys: the images' names, which address what is drawn for
+    them under top_p; without them it is their position in the batch. stop_early False: take max_length steps
+    whatever is made, with the same result.
+    """
+    if config.strategy == "beam":
+        return _beam_search(step, start, marks, config, stop_early)
+    choose = (
+        _most_likely
+        if config.strategy == "greedy"
+        else _Nucleus(config, keys or [str(i) for i in range(len(start))], start.device)
+    )
+    words, ended, kept, last = start[:, None][:, :0], torch.zeros_like(start, dtype=torch.bool), None, start
+    for _ in range(config.max_length):
+        logits, kept = step(last, kept)
+        last = choose(_allowed(widened(logits), words, marks, config), words.shape[1]).masked_fill(
+            ended, marks.pad
+        )
+        words, ended = torch.cat([words, last[:, None]], dim=1), ended | (last == marks.eos)
+        if stop_early and ended.all():
+            break
+    return words
+
+
+def _most_likely(logits: Tensor, position: int) -> Tensor:
+    return logits.argmax(dim=-1)
+
+
+class _Nucleus:
+    """Draws by the inverse of the distribution, from one number per word that the image's key addresses."""
+
+    def __init__(self, config: Generation, keys: Sequence[str], device: torch.device):
+        drawn = [
+            torch.rand(
+                config.max_length, generator=generator(config.seed, "caption", key), dtype=torch.float64
+            )
+            for key in keys
+        ]
+        self.uniform = torch.stack(drawn).to(device, torch.float32)
+        self.config = config
+
+    def __call__(self, logits: Tensor, position: int) -> Tensor:
+        likelihood, word = (
+            (logits / self.config.temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        )
+        before = likelihood.cumsum(dim=-1) - likelihood
+        likelihood = likelihood.masked_fill((before >= self.config.top_p) & (before > 0), 0.0)
+        upto = likelihood.cumsum(dim=-1)
+        rank = (upto <= self.uniform[:, position, None] * upto[:, -1:]).sum(dim=-1, keepdim=True)
+        last = (likelihood > 0).sum(dim=-1, keepdim=True) - 1
+        return word.gather(-1, torch.minimum(rank, last))[:, 0]
+
+
+def _beam_search(step: Step, start: Tensor, marks: Marks, config: Generation, stop_early: bool) -> Tensor:
+    """The best ended caption of each image. A caption ends where its end is among the K best continuations of
+    all beams.
+
+    An image is done when K captions have ended and none that goes on has, at its present length, a better
+    score than the worst of them; what has not ended at max_length counts as it is.
+    """
+    batch, beams, longest = len(start), config.num_beams, config.max_length
+    words = start.new_empty(batch, beams, 0)
+    total = torch.full((batch, beams), -torch.inf, device=start.device)
+    ended, score, done = (
+        start.new_full((batch, beams, longest), marks.pad),
+        total.clone(),
+        torch.zeros_like(start, dtype=torch.bool),
+    )
+    total[:, 0] = 0.0
+    kept, last = None, start.repeat_interleave(beams)
+    for length in range(1, longest + 1):
+        logits, kept = step(last, kept)
+        likelihood = _allowed(widened(logits).log_softmax(dim=-1), words.flatten(0, 1), marks, config).view(
+            batch, beams, -1
+        )
+        best, place = (total[..., None] + likelihood).flatten(1).topk(2 * beams, dim=-1)
+        beam, word = place // likelihood.shape[-1], place % likelihood.shape[-1]
+        found = torch.cat([_rows(words, beam), word[..., None]], dim=-1)
+
+        ends = word == marks.eos
+        counts = (ends[:, :beams] | (length == longest)) & ~done[:, None]
+        reached = (best[:, :beams] / length**config.length_penalty).masked_fill(~counts, -torch.inf)
+        score, rank = torch.cat([score, reached], dim=1).topk(beams, dim=-1)
+        padded = F.pad(found[:, :beams], (0, longest - length), value=marks.pad)
+        ended = _rows(torch.cat([ended, padded], dim=1), rank)
+
+        total, rank = best.masked_fill(ends, -torch.inf).topk(beams, dim=-1)
+        words, beam = _rows(found, rank), beam.gather(1, rank)
+        done = done | (total[:, 0] / length**config.length_penalty <= score[:, -1])
+        if stop_early and done.all():
+            break
+        last, kept = words[..., -1].flatten(), kept.take(_flat(beam))
+    return ended[:, 0]
+
+
+def _flat(beam: Tensor) -> Tensor:
+    """[B, K] beams of each image -> [R] rows."""
+    return (beam + torch.arange(len(beam), device=beam.device)[:, None] * beam.shape[1]).flatten()
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """values [B, M, T], rows [B, K] -> [B, K, T]"""
+    return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _allowed(scores: Tensor, words: Tensor, marks: Marks, config: Generation) -> Tensor:
+    """scores [R, V] of what may follow words [R, T]; of the rest, minus infinity. Where nothing may follow,
+    the end does."""
+    scores = scores.clone()
+    scores[:, marks.pad] = scores[:, marks.bos] = -torch.inf
+    size, length = config.no_repeat_ngram, words.shape[1]
+    if 0 < size <= length:
+        grams = words.unfold(1, size, 1)
+        again = (grams[..., :-1] == words[:, None, length - size + 1 :]).all(dim=-1)
+        blocked = torch.where(again, -torch.inf, torch.inf).to(scores.dtype)
+        scores = scores.scatter_reduce(1, grams[..., -1], blocked, "amin")
+    if length + 1 < config.min_length:
+        scores[:, marks.eos] = -torch.inf
+    nothing = scores.isneginf().all(dim=-1)
+    scores[:, marks.eos] = scores[:, marks.eos].masked_fill(nothing, 0.0)
+    return scores

@@ -1,0 +1,118 @@
+"""Images and captions that find one another by their features, and classes that are found as captions.
+
+N images, T captions, E embedding, K classes. Features are of norm 1.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from pipeline.data.targets import ClassificationTargets
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch, Encode, Rows, Scores, Tallies
+from tasks.captions.losses import normalised, products
+from tasks.shared.hits import count_hits, hit_shares
+
+RANKS = (1, 5, 10)
+CHUNK = 1024
+"""Rows of the table of all images by all captions that are held at a time."""
+
+
+def text_features(captioner: Any, texts: Sequence[str]) -> Tensor:
+    """[T, E] float32. captioner: a CaptioningTask."""
+    tokenizer = captioner.tokenizer
+    tokens = [torch.tensor(tokenizer.encode(text)) for text in texts]
+    padded = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id)
+    return captioner.text_features(padded.to(next(captioner.parameters()).device))
+
+
+def retrieval_rows(image: Tensor, captioner: Any, references: Sequence[Sequence[str]]) -> Tallies:
+    """What `retrieval_scores` needs of images with features [B, E] and their captions."""
+    text = text_features(captioner, [caption for own in references for caption in own])
+    captions = torch.tensor([len(own) for own in references], device=image.device)
+    return {"image": Rows(image), "text": Rows(text), "captions_of_image": Rows(captions)}
+
+
+def retrieval_scores(tallies: Tallies) -> Scores:
+    """See `recalls`."""
+    return recalls(tallies["image"], tallies["text"], tallies["captions_of_image"])
+
+
+def recalls(image: Tensor, text: Tensor, captions: Tensor) -> Scores:
+    """image_to_text_R@k: the share of images with one of their captions among the k nearest;
+    text_to_image_R@k: of captions with theirs.
+
+    image [N, E], text [T, E] with an image's captions side by side, captions [N] int64: how many it has. Of
+    what is equally near, the wrong one counts as nearer.
+    """
+    images = torch.arange(len(image))
+    owners = images.repeat_interleave(captions)
+    sides = {"image_to_text": (image, text, images, owners), "text_to_image": (text, image, owners, images)}
+    nearer = {side: torch.cat(list(_wrong_before(*given))) for side, given in sides.items()}
+    return {
+        f"{side}_R@{k}": float((wrong < k).double().mean()) for side, wrong in nearer.items() for k in RANKS
+    }
+
+
+def _wrong_before(asked: Tensor, given: Tensor, asked_of: Tensor, given_of: Tensor) -> Iterator[Tensor]:
+    """Chunk by chunk, for each row of `asked`: how many rows of `given` that are of other images come before
+    the first of its own."""
+    for rows, of in zip(asked.split(CHUNK), asked_of.split(CHUNK), strict=True):
+        near, own = rows @ given.mT, of[:, None] == given_of
+        best = near.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+        yield (~(near < best) & ~own).sum(dim=1)  # what is no number is wrong
+
+
+def class_features(
+    text_features: Callable[[Sequence[str]], Tensor], classes: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """[K, E]: the mean direction of each class's captions, which are the templates with its name in place of
+    {}. Raises ConfigError."""
+    if wrong := [template for template in templates if template.count("{}") != 1]:
+        raise ConfigError(
+            f"template {wrong[0]!r} does not have one place {{}} for the name of a class, as 'a photo "
+            f"of a {{}}.' has"
+        )
+    captions = (
+        [template.replace("{}", name.replace("_", " ")) for template in templates] for name in classes
+    )
+    return normalised(torch.stack([text_features(own).mean(dim=0) for own in captions]))
+
+
+class ZeroShotTask(nn.Module):
+    """Classification without a head of its own: the class whose captions are nearest to the image. captioner:
+    a CaptioningTask."""
+
+    reads = ClassificationTargets
+    main_metric = "top1"
+    metric_units = {"top1": "%", "top5": "%"}
+
+    @torch.no_grad()
+    def __init__(self, captioner: Any, classes: Sequence[str], templates: Sequence[str]):
+        """Raises ConfigError for templates without a place for a name, and for a captioner that has no
+        features."""
+        super().__init__()
+        self.captioner, self.taps, self.unmerge = captioner, captioner.taps, captioner.unmerge
+        self.register_buffer("classes", class_features(partial(text_features, captioner), classes, templates))
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raises ConfigError where the data does not have the classes that were named."""
+        if (named := len(self.get_buffer("classes"))) != len(classes):
+            raise ConfigError(f"the shards have {len(classes)} classes, and {named} have a name")
+
+    def infer(self, encode: Encode, batch: Batch) -> Tensor:
+        """Logits [B, K]."""
+        image = self.captioner.image_features(encode(batch.images))
+        return self.captioner.contrastive_scale() * products(image, self.get_buffer("classes"))
+
+    def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
+        """As of a classifier."""
+        return count_hits(self.infer(encode, batch), batch.targets.labels)
+
+    def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
+        """As of a classifier."""
+        return hit_shares(tallies)
