@@ -16,7 +16,7 @@ from pipeline.backbone.build import model_facts
 from pipeline.backbone.preprocessing import complete_data
 from pipeline.config.load import to_plain
 from pipeline.config.schema import RunConfig
-from pipeline.data.augment.images.images import BatchMixer
+from pipeline.data.augment.images import BatchMixer
 from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, check_engine, launched
