@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pipeline.config.load import load_config
 from pipeline.interfaces import Batch
+from pipeline.modes import set_modes
 from pipeline.train.metrics import MetricSums
 from pipeline.train.mixing import tasks_of_step
-from pipeline.train.optim import set_modes
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
 from pipeline.train.train_step import train_step

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import BalancingConfig
 from pipeline.errors import ConfigError
+from pipeline.parts import BALANCE, ParametersOfTasks
 from pipeline.registry import Registry
 
 BALANCING: Registry["Balancing"] = Registry("balancing")
@@ -19,6 +20,8 @@ BALANCING: Registry["Balancing"] = Registry("balancing")
 class Balancing(nn.Module):
     """Built with the weights of the tasks, by name. A call weighs a loss; some also follow what is
     measured."""
+
+    part_kind = BALANCE
 
     def __init__(self, weights: Mapping[str, float]):
         super().__init__()
@@ -54,7 +57,7 @@ class Uncertainty(Balancing):
     def __init__(self, weights: Mapping[str, float]):
         super().__init__(weights)
         self._weights = dict(weights)
-        self.log_variance = nn.ParameterDict(
+        self.log_variance = ParametersOfTasks(
             {name: nn.Parameter(torch.zeros(1)) for name in weights}
         )  # DeepSpeed takes no scalars
 

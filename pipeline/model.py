@@ -2,7 +2,6 @@
 into a loss."""
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.interfaces import JOINT_STEP, Batch, Encode, Scores, StepSpec, Tallies, TaskOutput
 from pipeline.merging.schedule import GridReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES
+from pipeline.parts import BASE, HEAD, METRIC, TRAINED, ModulesOfTasks, Role, roles_of
 from pipeline.plan.resolve import reduction_of
 from pipeline.registry import Registry
 from pipeline.token_state import BackboneOutput
@@ -29,6 +29,12 @@ log = logging.getLogger(__name__)
 
 TASKS: Registry[nn.Module] = Registry("task")
 """Filled by the package `tasks`, which whoever builds a model imports."""
+
+
+class Heads(ModulesOfTasks):
+    """Task -> its head."""
+
+    part_kind = HEAD
 
 
 class MultiTaskModel(nn.Module):
@@ -47,7 +53,7 @@ class MultiTaskModel(nn.Module):
         """balancing None weighs all losses by 1. reductions: of the tasks that do not take the backbone's."""
         super().__init__()
         self.backbone = backbone
-        self.tasks = nn.ModuleDict(tasks)
+        self.tasks = Heads(tasks)
         self.objective = objective
         self.balancing = balancing or Fixed(dict.fromkeys(tasks, 1.0))
         self._reductions = dict(reductions or {})
@@ -221,8 +227,9 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
         filled, redrawn = {**filled, **report.sources}, {**redrawn, **report.redrawn}
     names, mode = " and ".join(sources), config.train.mode
     check_filled(model, filled, names)
+    roles = roles_of(model)
     missing = [name for name in model.state_dict() if name not in filled]
-    if lacking := [name for name in missing if _stays(name, config)]:
+    if lacking := [name for name in missing if _stays(roles[name], config)]:
         first = lacking[0]
         shapes = f" for this number of classes: it is {redrawn[first]}" if first in redrawn else ""
         raise CheckpointError(
@@ -230,18 +237,14 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
             "would freeze as it "
             "was drawn; give weights that have it, or train it first with train.mode='backbone'"
         )
-    drawn = [name for name in missing if ".metric." in name]
+    drawn = [name for name in missing if roles[name].kind == METRIC]
     if drawn and mode == "heads":
         log.warning(
             "tokens merge by %s, which stays as it was drawn; teach it with train.mode='modular'", drawn[0]
         )
 
 
-def _stays(name: str, config: RunConfig) -> bool:
-    """Whether training leaves a parameter of the backbone or of a head as it is."""
-    head = re.match(r"tasks\.(\w+)\.", name)
-    if name.startswith("balancing.") or ".metric." in name:
-        return False
-    return config.train.mode == "modular" or (
-        config.tasks[head[1]].frozen if head else config.train.mode == "heads"
-    )
+def _stays(role: Role, config: RunConfig) -> bool:
+    """Whether training leaves this part of the backbone or of a head as it is."""
+    frozen = role.owner is not None and config.tasks[role.owner].frozen
+    return role.kind in (BASE, HEAD) and (frozen or role.kind not in TRAINED[config.train.mode])

@@ -21,6 +21,7 @@ from pipeline.interfaces import Batch, Scores
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import GridReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
+from pipeline.parts import BASE, HEAD, roles_of
 from pipeline.train.evaluate import evaluate, missing_samples
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,8 @@ def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
     embeddings, and what weighed the tasks' losses."""
     if POLICIES.build(policy.removesuffix(UNTRAINED)).metric_source == "embedding":
         return runs
-    used = [name for name in runs[0].tensors if ".metric." not in name and not name.startswith("balancing.")]
+    roles = roles_of(build(runs[0], policy))
+    used = [name for name in runs[0].tensors if name in roles and roles[name].kind in (BASE, HEAD)]
     same = all(torch.equal(runs[0].tensors[name], run.tensors[name]) for run in runs[1:] for name in used)
     return runs[:1] if same else runs
 

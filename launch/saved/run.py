@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 import tasks  # noqa: F401 - fills the registry
 from pipeline import run_folder
 from pipeline.backbone.build import model_facts
+from pipeline.backbone.metric import is_embedding
 from pipeline.config.load import from_plain
 from pipeline.config.overrides import parse_value
 from pipeline.config.schema import MergingConfig, RunConfig
@@ -146,18 +147,18 @@ def _no_larger_than(run: SavedRun) -> Iterator[None]:
 
 def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
     """drawn: the metric embedding keeps its random start."""
-    tensors = {name: tensor for name, tensor in run.tensors.items() if not (drawn and ".metric." in name)}
+    tensors = {name: tensor for name, tensor in run.tensors.items() if not (drawn and is_embedding(name))}
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as err:
         raise CheckpointError(f"{run.folder} does not fit the model of its own configuration: {err}") from err
-    lacking = [name for name in missing if ".metric." in name]
+    lacking = [name for name in missing if is_embedding(name)]
     if lacking and not drawn:
         raise ConfigError(
             f"{run.folder} has no metric embedding ({lacking[0]}): train one with train.mode='modular', "
             f"or take {UNTRAINED}"
         )
-    wrong = [name for name in (*missing, *unexpected) if ".metric." not in name]
+    wrong = [name for name in (*missing, *unexpected) if not is_embedding(name)]
     if wrong:
         raise CheckpointError(
             f"{run.folder} and its own configuration differ in {len(wrong)} tensors, the first is {wrong[0]}"

@@ -11,11 +11,12 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from pipeline.backbone.metric import shared_name
+from pipeline.backbone.metric import EmbeddingPerTask
 from pipeline.backbone.openmmlab import openmmlab_weights
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weight_files import Grid
 from pipeline.errors import CheckpointError
+from pipeline.parts import BALANCE, BASE, HEAD, roles_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ have keys of a style that is not known."""
 _RELEASE_LAYER = re.compile(r"^(.*blocks\.\d+\.)attn\.qkv\.(qkv_layer|metric_layer)\.(weight|bias)$")
 _WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
-_HEAD = re.compile(r"^tasks\.([^.]+)\.(.*)$")
+_GIVEN_HEAD = re.compile(r"^tasks\.([^.]+)\.")
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,14 @@ class LoadReport:
     """sources: parameter of the module -> key of the checkpoint that it got its value from. missing: those
     that kept theirs. left: given keys that nothing wanted. redrawn: of `missing`, what depends on another
     number of classes -> both shapes. grids: of the position embedding before and after, where it was
-    resampled."""
+    resampled. heads: task -> where in the checkpoint its head was found; empty for a classifier."""
 
     sources: Mapping[str, str]
     missing: tuple[str, ...]
     left: tuple[str, ...]
     redrawn: Mapping[str, str] = field(default_factory=dict)
     grids: tuple[Grid, Grid] | None = None
+    heads: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def taken(self) -> tuple[str, ...]:
@@ -52,12 +54,8 @@ class LoadReport:
         def some(names: list[str] | tuple[str, ...]) -> str:
             return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "none"
 
-        matches = {key: match for key in self.sources if (match := _HEAD.match(key))}
-        places = {
-            match[1]: self.sources[key].removesuffix(match[2]).rstrip(".") for key, match in matches.items()
-        }
         heads = "".join(
-            f"; the head of {task} from {place or 'a classifier'}" for task, place in places.items()
+            f"; the head of {task} from {place or 'a classifier'}" for task, place in self.heads.items()
         )
         drawn = "".join(f"; {name} is drawn anew: {shapes}" for name, shapes in self.redrawn.items())
         missing = some([name for name in self.missing if name not in self.redrawn])
@@ -90,7 +88,8 @@ def load_weights(
         (read for dialect in DIALECTS if (read := dialect(state_dict, module)) is not None), state_dict
     )
     given = _release_to_timm({_plain(key): value for key, value in state_dict.items()})
-    sources, redrawn = _sources(own, given, {name: task.num_classes for name, task in _classifiers(module)})
+    roles, heads = roles_of(module), _heads(module)
+    sources, redrawn = _sources(module, own, given)
     fitting = {key: given[source] for key, source in sources.items()}
     if not fitting:
         raise CheckpointError(
@@ -99,7 +98,7 @@ def load_weights(
         )
     backbone = backbone_of(module)
     left = tuple(key for key in given if key not in set(sources.values()))
-    if any(map(_of_backbone, sources)):
+    if any(roles[key].kind == BASE for key in sources):
         check_filled(module, sources, f"tensors such as {left[0]}" if left else "the tensors")
     spare = {
         match[1] for key in left if (match := _BLOCK.match(key)) and int(match[1]) >= len(backbone.blocks)
@@ -117,13 +116,20 @@ def load_weights(
             "the weights have %d blocks more than the model, which has %d: the last ones are not used",
             *numbers,
         )
-    return LoadReport(sources, tuple(key for key in own if key not in fitting), left, redrawn, grids)
+    places = {
+        heads[key][0]: name.removesuffix(heads[key][1]).rstrip(".")
+        for key, name in sources.items()
+        if key in heads
+    }
+    missing = tuple(key for key in own if key not in fitting)
+    return LoadReport(sources, missing, left, redrawn, grids, places)
 
 
 def check_filled(module: nn.Module, filled: Mapping[str, Any], source: str) -> None:
     """filled: keys of the module that got a value. Raises CheckpointError where most of its backbone did
     not."""
-    own = {key: value.numel() for key, value in module.state_dict().items() if _of_backbone(key)}
+    roles = roles_of(module)
+    own = {key: value.numel() for key, value in module.state_dict().items() if roles[key].kind == BASE}
     share = sum(number for key, number in own.items() if key in filled) / sum(own.values())
     if share < FILLED:
         lacking = next(key for key in own if key not in filled)
@@ -136,9 +142,23 @@ def check_filled(module: nn.Module, filled: Mapping[str, Any], source: str) -> N
         )
 
 
-def _of_backbone(key: str) -> bool:
-    """Of the module's keys: what pretrained weights are expected to have."""
-    return not key.startswith(("tasks.", "balancing.", "objective.")) and ".metric." not in key
+def _heads(module: nn.Module) -> dict[str, tuple[str, str]]:
+    """Of each key of a head, its task and the key within the head."""
+    return {
+        key: (role.owner, key.removeprefix(f"tasks.{role.owner}."))
+        for key, role in roles_of(module).items()
+        if role.kind == HEAD and role.owner is not None
+    }
+
+
+def _shared_keys(module: nn.Module) -> dict[str, str]:
+    """Of each key of a task's own embedding, the plain key of a shared one."""
+    return {
+        f"{name}.{key}": _plain(f"{name}.{shared}")
+        for name, part in module.named_modules()
+        if isinstance(part, EmbeddingPerTask)
+        for key, shared in part.shared_keys().items()
+    }
 
 
 def _classifiers(module: nn.Module) -> list[tuple[str, Any]]:
@@ -161,19 +181,20 @@ def _plain(key: str) -> str:
 
 
 def _sources(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], num_classes: Mapping[str, int]
+    module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Key of the module -> plain key that it is filled from; and what depends on another number of classes ->
     shapes."""
-    heads = {key: match.groups() for key in own if (match := _HEAD.match(key))}
-    of_tasks = {match[1] for key in given if (match := _HEAD.match(key))}
+    roles, heads, shared = roles_of(module), _heads(module), _shared_keys(module)
+    num_classes = {name: task.num_classes for name, task in _classifiers(module)}
+    of_tasks = {match[1] for key in given if (match := _GIVEN_HEAD.match(key))}
     tasks = {task for task, _ in heads.values()}
     renamed = dict(zip(tasks, of_tasks, strict=True)) if len(tasks) == len(of_tasks) == 1 else {}
     sources: dict[str, str] = {}
     redrawn: dict[str, str] = {}
-    for key in (key for key in own if not key.startswith("balancing.")):
+    for key in (key for key in own if roles[key].kind != BALANCE):
         task, part = heads.get(key, ("", ""))
-        names = [_plain(key), f"tasks.{renamed.get(task, task)}.{part}", part, shared_name(key)]
+        names = [_plain(key), f"tasks.{renamed.get(task, task)}.{part}", part, shared.get(key)]
         found = next((name for name in names if name in given), None)
         if found is None:
             continue

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
+from pipeline.parts import METRIC, ModulesOfTasks
 
 EMBEDDINGS = ("shared", "per_task", "adapter")
 
@@ -21,6 +22,8 @@ EMBEDDINGS = ("shared", "per_task", "adapter")
 class MetricEmbedding(nn.Linear):
     """[B, M, C] -> [B, M, F], the same for all tasks: `blocks.N.metric.{weight,bias}`, as in the authors'
     release."""
+
+    part_kind = METRIC
 
     def forward(self, input: Tensor, task: str | None = None) -> Tensor:
         return super().forward(input)
@@ -36,7 +39,7 @@ class AdaptedEmbedding(MetricEmbedding):
 
     def __init__(self, channels: int, width: int, tasks: Sequence[str], rank: int):
         super().__init__(channels, width)
-        self.adapters = nn.ModuleDict({task: _Change(channels, width, rank) for task in tasks})
+        self.adapters = ModulesOfTasks({task: _Change(channels, width, rank) for task in tasks})
 
     def forward(self, input: Tensor, task: str | None = None) -> Tensor:
         return F.linear(input, self.weight + _of(self.adapters, task)(), self.bias)
@@ -60,9 +63,11 @@ class _Change(nn.Module):
 class EmbeddingPerTask(nn.Module):
     """A layer of each task's own: `metric.tasks.TASK.{weight,bias}`."""
 
+    part_kind = METRIC
+
     def __init__(self, channels: int, width: int, tasks: Sequence[str]):
         super().__init__()
-        self.tasks = nn.ModuleDict({task: MetricEmbedding(channels, width) for task in tasks})
+        self.tasks = ModulesOfTasks({task: MetricEmbedding(channels, width) for task in tasks})
 
     @property
     def weight(self) -> Tensor:
@@ -78,6 +83,12 @@ class EmbeddingPerTask(nn.Module):
 
     def fold(self, task: str | None) -> dict[str, Tensor]:
         return _of(self.tasks, task).fold(task)
+
+    def shared_keys(self) -> dict[str, str]:
+        """Of each key of its state, that of a shared embedding, which the task's own can start from."""
+        return {
+            f"tasks.{task}.{key}": key for task, layer in self.tasks.items() for key in layer.state_dict()
+        }
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ def _of(parts: nn.ModuleDict, task: str | None) -> Any:
     return parts[task]
 
 
-def shared_name(key: str) -> str:
-    """Of a task's own embedding, the plain key of the shared one, which it can start from; else nothing."""
-    block, marker, rest = key.removeprefix("backbone.").partition(".metric.tasks.")
-    return f"{block}.metric.{rest.partition('.')[2]}" if marker else ""
+def is_embedding(key: str) -> bool:
+    """Whether a key of a saved state is a metric embedding's. A file has names alone; a model's parts say
+    what they are."""
+    return ".metric." in key

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
 from pipeline.merging.unmerge import carry_residual, harden, start_unmerge, unmerge_state
+from pipeline.parts import BASE
 from pipeline.token_state import BackboneOutput, MergePoint, Residual, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -102,6 +103,9 @@ class MergingViT(nn.Module):
     """The shared backbone. `forward` is a function of its arguments and the weights: nothing is noted on the
     module."""
 
+    part_kind = BASE
+    undecayed = (*PREFIX_TOKENS, "pos_embed")
+    """Parameters of several dims that weight decay leaves alone, as with timm."""
     pos_embed: nn.Parameter | None
 
     def __init__(

@@ -11,13 +11,14 @@ import torch
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import PipelineError, StorageError
+from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
 from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
-from pipeline.train.optim import reported_rates, set_modes
+from pipeline.train.rates import reported_rates
 from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.setup import Run, build_run, write_config
 from pipeline.train.signals import StopRequest

@@ -24,15 +24,17 @@ from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageEr
 from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
+from pipeline.parts import set_trainable
 from pipeline.plan.resolve import ResolvedRun, fed_tasks, resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
 from pipeline.train import checkpoint
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
+from pipeline.train.gate import GradientGate
+from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
-from pipeline.train.optim import GradientGate, parameter_groups, set_trainable
 from pipeline.train.steps import build_procedure
 from pipeline.train.steps.procedure import Procedure
 from pipeline.train.storage import Checkpoint

@@ -16,7 +16,7 @@ from pipeline.rng import generator, seed_of
 from pipeline.train.between import Between
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums
-from pipeline.train.optim import learning_rates
+from pipeline.train.rates import learning_rates
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import Run
 from pipeline.train.statistics import RunningStatistics

@@ -16,8 +16,8 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.unmerge import UNMERGES, unmerge
-from pipeline.parts import METRIC
-from pipeline.train.optim import kind_of, set_modes
+from pipeline.modes import set_modes
+from pipeline.parts import METRIC, roles_of
 
 
 @MODELS.register_module()
@@ -81,8 +81,9 @@ class DTEMBackbone(MergingViT, BaseModule):
             raise ConfigError(
                 "pretrained, weights and init_cfg each say where the weights come from; give one of them"
             )
+        roles = roles_of(self)
         for parameter_name, parameter in self.named_parameters():
-            parameter.requires_grad_(not frozen or kind_of(parameter_name) == METRIC)
+            parameter.requires_grad_(not frozen or roles[parameter_name].kind == METRIC)
         if weights is not None:
             self._load(weights)
 
@@ -119,7 +120,8 @@ class DTEMBackbone(MergingViT, BaseModule):
         report = load_weights(self, read_state_dict(weights))
         check_filled(self, report.sources, weights)
         print_log(f"{weights}: {report}", logger="current")
-        lacking = [name for name in report.missing if kind_of(name) != METRIC]
+        roles = roles_of(self)
+        lacking = [name for name in report.missing if roles[name].kind != METRIC]
         if lacking and self.frozen:
             raise CheckpointError(
                 f"{weights} has no {lacking[0]} ({len(lacking)} tensors in all), which frozen=True "

@@ -16,6 +16,7 @@ from pipeline.backbone.load import DIALECTS, backbone_of
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weight_files import SOURCES
 from pipeline.errors import CheckpointError
+from pipeline.parts import BASE, roles_of
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,8 @@ def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbon
             "(timm calls them vit_*_clip_*)"
         )
 
-    own = {key: value.shape for key, value in backbone.state_dict().items() if ".metric." not in key}
+    roles = roles_of(backbone)
+    own = {key: value.shape for key, value in backbone.state_dict().items() if roles[key].kind == BASE}
     for key, name in theirs.items():
         value = tower[key]
         if key not in own:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from names import owner_of
 from safetensors.torch import save_file
 from timm.models import load_state_dict as timm_reads
 from tiny import IMG, SIZES, images, tiny_vit
@@ -17,7 +18,6 @@ from pipeline.balancing import BALANCING
 from pipeline.errors import CheckpointError
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
-from pipeline.train.optim import owner_of
 from tasks.classification import ClassificationTask
 
 NAME = "deit_tiny_patch16_224"

@@ -3,13 +3,13 @@ touches no other."""
 
 import pytest
 import torch
+from names import owner_of
 from tiny import images, tiny_vit
 from torch.nn import functional as F
 
 from pipeline.backbone.load import load_weights
 from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec, MetricEmbedding
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.train.optim import owner_of
 
 TASKS = ("a", "b", "c")
 OWN = [kind for kind in EMBEDDINGS if kind != "shared"]

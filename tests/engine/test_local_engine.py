@@ -2,18 +2,16 @@ import copy
 
 import pytest
 import torch
+from names import owner_of
 from standin import StandinModel, standin_batch, standin_config
 
 from pipeline.engine import build_engine, launched
 from pipeline.errors import ConfigError
 from pipeline.interfaces import JOINT_STEP
-from pipeline.train.optim import (
-    GradientGate,
-    learning_rates,
-    owner_of,
-    parameter_groups,
-    set_trainable,
-)
+from pipeline.parts import set_trainable
+from pipeline.train.gate import GradientGate
+from pipeline.train.groups import parameter_groups
+from pipeline.train.rates import learning_rates
 from pipeline.train.steps import build_procedure
 
 

@@ -13,8 +13,9 @@ from standin import StandinModel, standin_config
 
 from pipeline.engine import build_engine
 from pipeline.interfaces import Progress
+from pipeline.parts import set_trainable
 from pipeline.train import checkpoint
-from pipeline.train.optim import parameter_groups, set_trainable
+from pipeline.train.groups import parameter_groups
 
 BATCH = {"a": 8}
 

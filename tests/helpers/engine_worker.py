@@ -10,6 +10,7 @@ from pathlib import Path
 
 import procedures  # noqa: F401  (registration)
 import torch
+from names import owner_of
 from safetensors.torch import load_file, save_file
 from standin import CLASSES, StandinModel, standin_batch, standin_config
 from tiny import tiny_vit
@@ -20,9 +21,12 @@ from pipeline.engine import build_engine
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
+from pipeline.parts import set_trainable
 from pipeline.rng import generator
+from pipeline.train.gate import GradientGate
+from pipeline.train.groups import parameter_groups
 from pipeline.train.metrics import MetricSums
-from pipeline.train.optim import GradientGate, learning_rates, owner_of, parameter_groups, set_trainable
+from pipeline.train.rates import learning_rates
 from pipeline.train.steps import STEPS, build_procedure
 from pipeline.train.steps.procedure import MicroBatch, StepWork
 from tasks.classification import ClassificationTask

@@ -1,7 +1,7 @@
 """A model, a stream and a configuration of the real interfaces, small enough that an engine is what is
 tested."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,16 +19,23 @@ from pipeline.config.schema import (
 )
 from pipeline.data.targets import ClassificationTargets
 from pipeline.interfaces import JOINT_STEP, Batch, Scores, StepSpec, Tallies, TaskOutput
+from pipeline.model import Heads
+from pipeline.parts import BASE, METRIC, set_trainable
 from pipeline.rng import generator
+from pipeline.train.groups import parameter_groups
 
 DIM, CLASSES = 12, 5
+
+
+class StandinMetric(nn.Linear):
+    part_kind = METRIC
 
 
 class StandinBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(DIM, DIM)
-        self.metric = nn.Linear(DIM, 3)
+        self.metric = StandinMetric(DIM, 3)
 
     def forward(self, x: Tensor, relaxed: bool) -> Tensor:
         x = x + torch.tanh(self.fc(x))
@@ -36,6 +43,8 @@ class StandinBlock(nn.Module):
 
 
 class StandinBackbone(nn.Module):
+    part_kind, undecayed = BASE, ("pos_embed",)
+
     def __init__(self) -> None:
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, DIM))
@@ -56,7 +65,7 @@ class StandinModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = StandinBackbone()
-        self.tasks = nn.ModuleDict({"a": nn.Linear(DIM, CLASSES), "b": nn.Linear(DIM, CLASSES)})
+        self.tasks = Heads({"a": nn.Linear(DIM, CLASSES), "b": nn.Linear(DIM, CLASSES)})
 
     def forward(self, batch: Batch, spec: StepSpec = JOINT_STEP) -> TaskOutput:
         logits = self.tasks[batch.task](self.backbone(batch.images, spec.relaxed))
@@ -128,3 +137,12 @@ def standin_config(
         engine=EngineConfig(**({"type": "local", "precision": "fp32"} | (engine or {}))),
         output=output,
     )
+
+
+def standin_groups(mode: str = "joint", frozen: Collection[str] = (), **optim: Any):
+    """Of a stand-in model: parameter -> its group, the groups, and the configuration."""
+    model, config = StandinModel(), standin_config(train={"mode": mode}, optim=optim)
+    set_trainable(model, mode, frozen)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, config)
+    return {names[id(parameter)]: group for group in groups for parameter in group["params"]}, groups, config

@@ -19,6 +19,7 @@ from launch.measure.sweep import sweep
 from launch.saved.run import build, read_run
 from pipeline.backbone.load import load_weights
 from pipeline.backbone.metric import EMBEDDINGS
+from pipeline.config.schema import BalancingConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError
 from pipeline.model import build_model
@@ -161,8 +162,11 @@ def test_the_sweep_of_several_tasks_has_a_table_and_a_plot_of_each_and_one_figur
 
 def test_seeds_that_differ_in_what_weighed_their_losses_are_one_model(three_tasks):
     run = read_run(three_tasks("per_task"))
-    first = replace(run, tensors=run.tensors | {"balancing.weights": torch.ones(3)})
-    other = replace(run, tensors=run.tensors | {"balancing.weights": torch.zeros(3)})
+    run = replace(run, config=replace(run.config, balancing=BalancingConfig(type="gradient_norm")))
+    first, other = (
+        replace(run, tensors=run.tensors | {f"balancing.{name}": weights for name in ("weights", "first")})
+        for weights in (torch.ones(3), torch.zeros(3))
+    )
     from launch.measure.sweep import _runs_of
 
     assert [len(_runs_of(policy, [first, other])) for policy in POLICIES] == [1, 2, 2]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from asks_nothing import AsksNothing
+from names import owner_of
 from segheads import CLASSES, HEADS
 from tiny import IMG, RELAXED, images, tiny_vit
 from tinycoca import SPEC, TOKENIZER, captions
@@ -21,7 +22,6 @@ from pipeline.objectives import OBJECTIVES
 from pipeline.objectives.distill import divergence
 from pipeline.objectives.merge_cost import drawn_log_likelihood
 from pipeline.train.metrics import MetricSums, TallySums
-from pipeline.train.optim import owner_of
 
 EXAMPLES = {
     "captioning": ({"model": SPEC, "tokenizer": TOKENIZER}, captions),

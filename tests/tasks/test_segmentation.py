@@ -17,9 +17,9 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.merging.unmerge import UNMERGES, unmerge
 from pipeline.model import TASKS, MultiTaskModel
+from pipeline.modes import set_modes
 from pipeline.objectives import OBJECTIVES
 from pipeline.parts import TRAINED
-from pipeline.train.optim import set_modes
 from tasks.masks.merged_segmenter import decode_merged
 
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from names import owner_of
 from tiny import images, tiny_vit
 from tinyrun import tiny_tasks_plain
 
@@ -19,9 +20,11 @@ from pipeline.data.targets import ClassificationTargets
 from pipeline.interfaces import Batch, TaskOutput
 from pipeline.model import TASKS, MultiTaskModel, build_model
 from pipeline.objectives import OBJECTIVES
+from pipeline.parts import set_trainable
 from pipeline.train.conflict import GradientProbe, build_probe
+from pipeline.train.gate import GradientGate
+from pipeline.train.groups import parameter_groups
 from pipeline.train.loop import train
-from pipeline.train.optim import GradientGate, owner_of, parameter_groups, set_trainable
 from pipeline.train.steps import build_procedure
 from pipeline.train.storage import read_checkpoint
 

@@ -13,8 +13,8 @@ from pipeline.engine import build_engine
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Rows
 from pipeline.train.evaluate import evaluate
+from pipeline.train.groups import parameter_groups
 from pipeline.train.metrics import MetricSums, TallySums
-from pipeline.train.optim import parameter_groups
 from pipeline.train.reporting import Reporter
 
 

@@ -4,6 +4,7 @@ scores."""
 import json
 
 import pytest
+from names import owner_of
 from segheads import HEADS
 from tinycoca import SPEC, TOKENIZER
 from tinyrun import tiny_plain, tiny_tasks_plain
@@ -14,7 +15,6 @@ from pipeline.config.schema import RunConfig
 from pipeline.model import TASKS, build_model
 from pipeline.rng import seed_everything
 from pipeline.train.loop import train
-from pipeline.train.optim import owner_of
 
 HEAD_AND_DATA = {
     "captioning": (

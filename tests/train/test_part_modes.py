@@ -11,12 +11,11 @@ from pipeline.config.schema import TrainConfig
 from pipeline.data.targets import ClassificationTargets
 from pipeline.interfaces import Batch
 from pipeline.model import MultiTaskModel
-from pipeline.modes import evaluation_mode
+from pipeline.modes import evaluation_mode, set_modes
 from pipeline.objectives import OBJECTIVES
 from pipeline.objectives.distill import divergence
 from pipeline.objectives.merge_cost import drawn_log_likelihood
-from pipeline.parts import TRAINED
-from pipeline.train.optim import set_modes, set_trainable
+from pipeline.parts import TRAINED, set_trainable
 from pipeline.train.steps import STEPS
 from tasks.classification import ClassificationTask
 

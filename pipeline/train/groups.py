@@ -1,0 +1,61 @@
+"""The parameters of a model in groups, whose members an optimizer treats alike."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from pipeline.config.schema import RunConfig
+from pipeline.parts import BASE, Role, roles_of
+
+
+def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+    """Trainable parameters as dicts of name, kind, owner, params, weight_decay and lr_scale, in a fixed
+    order.
+
+    owner: the task that alone uses them, or None. Biases, norms and other one-dimensional parameters do not
+    decay, nor do those that a module lists in its attribute `undecayed`.
+    """
+    roles, (layers, depth) = roles_of(model), _layers(model)
+    undecayed = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in getattr(module, "undecayed", ())
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        role, layer = roles[name], layers.get(id(parameter), depth + 1)
+        decays = parameter.ndim > 1 and id(parameter) not in undecayed
+        lr_scale = config.optim.layer_decay ** (depth + 1 - layer) if role.kind == BASE else 1.0
+        group = groups.setdefault(
+            _name(role, layer if lr_scale != 1 else None, decays),
+            dict(
+                kind=role.kind,
+                owner=role.owner,
+                params=[],
+                weight_decay=config.optim.weight_decay if decays else 0.0,
+                lr_scale=lr_scale,
+            ),
+        )
+        group["params"].append(parameter)
+    return [dict(name=name, **groups[name]) for name in sorted(groups)]
+
+
+def _name(role: Role, layer: int | None, decays: bool) -> str:
+    place: Sequence[str | int | None] = (role.kind, role.owner, layer, "decay" if decays else "plain")
+    return ".".join(str(part) for part in place if part is not None)
+
+
+def _layers(model: nn.Module) -> tuple[dict[int, int], int]:
+    """Layer of each parameter of the backbone, by its id, and how many blocks there are. 0 is before the
+    blocks, 1 ... depth the blocks, depth + 1 the norm behind them; and with it all that is no part of the
+    backbone."""
+    backbone: Any = model.backbone
+    layers = {id(parameter): 0 for parameter in backbone.parameters()}
+    depth = len(backbone.blocks)
+    for number, part in enumerate([*backbone.blocks, backbone.norm], start=1):
+        layers |= {id(parameter): number for parameter in part.parameters()}
+    return layers, depth

@@ -1,0 +1,67 @@
+"""Learning rates: closed forms of the configuration and the step."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pipeline.config.schema import OptimConfig, RunConfig
+from pipeline.parts import BALANCE, BASE, HEAD, METRIC
+
+
+def lr_at(step: int, config: OptimConfig, total_steps: int, peak: float | None = None) -> float:
+    """Linear warm-up to `peak` (optim.lr), then half a cosine to min_lr; above 0 in every step."""
+    peak = config.lr if peak is None else peak
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    floor = min(config.min_lr, peak)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def rates_of_kinds(step: int, config: RunConfig, total_steps: int) -> dict[str, float]:
+    """Learning rate of each kind of parameters, whether or not it rests in this step; layers of the backbone
+    may have less of it."""
+    optim = config.optim
+    peaks = {
+        BASE: optim.lr,
+        HEAD: optim.lr,
+        METRIC: optim.lr if optim.metric_lr is None else optim.metric_lr,
+        BALANCE: config.balancing.lr,
+    }
+    return {kind: lr_at(step, optim, total_steps, peak) for kind, peak in peaks.items()}
+
+
+def reported_rates(
+    groups: Sequence[Mapping[str, Any]], step: int, config: RunConfig, total_steps: int
+) -> dict[str, float]:
+    """`lr/KIND` of each kind that the run trains, and `lr`: that of the backbone, or else of the heads, or
+    else of the embeddings."""
+    kinds, rates = {group["kind"] for group in groups}, rates_of_kinds(step, config, total_steps)
+    model = next((kind for kind in (BASE, HEAD, METRIC) if kind in kinds), BALANCE)
+    return {"lr": rates[model]} | {f"lr/{kind}": rates[kind] for kind in sorted(kinds)}
+
+
+def learning_rates(
+    groups: Sequence[Mapping[str, Any]],
+    step: int,
+    config: RunConfig,
+    total_steps: int,
+    *,
+    trains: Collection[str] | None = None,
+    tasks: Collection[str] | None = None,
+) -> dict[str, float]:
+    """Learning rate of each parameter group, by its name; 0 for a group that rests in this step.
+
+    trains: the kinds that learn in it. tasks: those that it holds; what only others use rests. None: all.
+    """
+    rates = {
+        kind: rate if trains is None or kind in trains else 0.0
+        for kind, rate in rates_of_kinds(step, config, total_steps).items()
+    }
+    idle = [
+        group["owner"] is not None and tasks is not None and group["owner"] not in tasks for group in groups
+    ]
+    return {
+        g["name"]: 0.0 if rests else rates[g["kind"]] * g["lr_scale"]
+        for g, rests in zip(groups, idle, strict=True)
+    }
