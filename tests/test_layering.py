@@ -34,7 +34,7 @@ ROOMS = {
     "version": set(),
     "config": {"errors", "registry"},
     "merging": BASE,
-    "plan": {"errors", "config", "merging"},
+    "plan": {"errors", "config", "merging", "parts"},
     "balancing": {"errors", "registry", "config", "parts"},
     "backbone": BASE | {"run_folder", "config", "plan", "merging"},
     "data.targets": set(),

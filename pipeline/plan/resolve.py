@@ -17,9 +17,7 @@ from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig, heigh
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import check_schedule
-
-NEEDS_EMBEDDING = ("modular", "end_to_end", "joint")
-"""Training modes that learn the metric embeddings."""
+from pipeline.parts import METRIC, TRAINED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +226,7 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             f"'{mode}', give 'modular' or 'end_to_end'"
         )
     yield from _complaint("merging", POLICIES.build, policy, **config.merging.options)
-    if policy not in POLICIES.names() or mode not in NEEDS_EMBEDDING:
+    if policy not in POLICIES.names() or METRIC not in TRAINED[mode]:
         return
     learned = [name for name in POLICIES.names() if POLICIES.build(name).metric_source == "embedding"]
     if policy not in learned:
