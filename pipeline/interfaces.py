@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.parts import BALANCE, BASE, HEAD, METRIC
-from pipeline.token_state import BackboneOutput, TokenState
+from pipeline.token_state import BackboneOutput
 
 Sums = dict[str, tuple[Tensor, Tensor | float]]
 """Name -> (sum, count), which add over steps and ranks; the value is sum / count. The sum is a detached
@@ -108,31 +108,6 @@ class LogProbs:
 
     values: Tensor
     counts: Tensor | None = None
-
-
-class MergePolicy(Protocol):
-    """Decides which tokens to merge in a block, and merges them. Holds options, never state."""
-
-    metric_source: str
-    """`none`, `keys` (the mean over heads of the attention keys), or `embedding` (a learned linear layer of
-    the block)."""
-    merges: bool
-    """Whether it merges at all; one that does not takes any reduction and removes nothing."""
-    relaxed: bool
-    """Whether training uses a differentiable merge that keeps all M tokens."""
-    exact_attention: bool
-    """Whether a relaxed pass needs attention that rounds as the authors' release does, in place of a fused
-    kernel."""
-
-    def metric_dim(self, dim: int, head_dim: int) -> int:
-        """Width of the metric embedding (0 where metric_source is not `embedding`)."""
-        ...
-
-    def merge(
-        self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False
-    ) -> TokenState:
-        """Removes r tokens (fewer where too few are left). metric [B, M, F] or None."""
-        ...
 
 
 class Task(Protocol):

@@ -166,7 +166,7 @@ def _setup(config: RunConfig) -> tuple[Any, ...]:
 def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
     """All runs, or the first alone where they have the same weights apart from what the policy does not use:
     embeddings, and what weighed the tasks' losses."""
-    if POLICIES.build(policy.removesuffix(UNTRAINED)).metric_source == "embedding":
+    if POLICIES.build(policy.removesuffix(UNTRAINED)).learned:
         return runs
     roles = roles_of(build(runs[0], policy))
     used = [name for name in runs[0].tensors if name in roles and roles[name].kind in (BASE, HEAD)]

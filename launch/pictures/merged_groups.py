@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from launch.pictures.page import Panel
 from pipeline.config.schema import AugmentConfig
 from pipeline.merging.schedule import ReductionSpec
+from pipeline.merging.unmerge import slots
 from pipeline.model import MultiTaskModel
 from pipeline.token_state import TokenState
 
@@ -102,5 +103,4 @@ def _edges(owner: np.ndarray) -> np.ndarray:
 
 def _slot_grid(state: TokenState) -> np.ndarray:
     """[h, w]: the slot of each patch of the first image."""
-    assert state.source is not None and state.source.slots is not None, "inference keeps a hard source map"
-    return state.source.slots[0, state.num_prefix :].reshape(state.grid).cpu().numpy()
+    return slots(state)[0, state.num_prefix :].reshape(state.grid).cpu().numpy()

@@ -103,7 +103,7 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
     own = run.config.merging
     policy = policy or own.policy
     name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
-    learned = POLICIES.build(name).metric_source == "embedding"
+    learned = POLICIES.build(name).learned
     if untrained and not learned:
         raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
     backbone = replace(run.config.backbone, pretrained=False, weights=None)

@@ -23,28 +23,30 @@ class _LogSize(torch.autograd.Function):
     """See `log_size`."""
 
     @staticmethod
-    def forward(ctx: Any, size: Tensor) -> Tensor:
+    def forward(ctx: Any, size: Tensor, factor: float) -> Tensor:
         ctx.save_for_backward(size)
-        return size.clamp(min=SMALLEST_SIZE).log()
+        ctx.factor = factor
+        return torch.xlogy(factor, size.clamp(min=SMALLEST_SIZE))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (size,) = ctx.saved_tensors
+        grad = grad * ctx.factor
         dead = size < SMALLEST_SIZE
         most = grad.masked_fill(dead, 0.0).abs().sum(dim=-1, keepdim=True)
         grad = grad / size.clamp(min=SMALLEST_SIZE)
-        return torch.where(dead, grad.clamp(-most, most), grad)
+        return torch.where(dead, grad.clamp(-most, most), grad), None
 
 
-def log_size(size: Tensor) -> Tensor:
-    """log(max(size, SMALLEST_SIZE)). size [..., M], the tokens of an image last; float32 or wider.
+def log_size(size: Tensor, factor: float = 1.0) -> Tensor:
+    """factor * log(max(size, SMALLEST_SIZE)). size [..., M], the tokens of an image last; float32 or wider.
 
     Its gradient reaches `size` also where it is 0. There nothing would bound it: such a token is no part of
     the softmax, so that a logit 30 above the others' is a factor e^30. It is cut to what the logarithms of
     all live tokens of the image receive together: about as much as a token of size 1 can receive as a part of
     the softmax.
     """
-    return cast(Tensor, _LogSize.apply(size))
+    return cast(Tensor, _LogSize.apply(size, factor))
 
 
 def proportional_attention(
@@ -58,17 +60,14 @@ def proportional_attention(
     """
     if size is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-    q, k = (
-        q.to(v.dtype),
-        k.to(v.dtype),
-    )  # norms of queries and keys give float32 under CUDA's autocast, which would round the mask
-    bias = log_size(size)
-    if q.dtype == bias.dtype and not bias.requires_grad:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias[:, None, None, :], dropout_p=dropout, scale=scale
-        )
+    # norms of queries and keys give float32 under CUDA's autocast, in which the kernel would round the mask
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    needs_grad = size.requires_grad and torch.is_grad_enabled()
+    if q.dtype == size.dtype and not needs_grad:
+        mask = log_size(size)[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     dim = q.shape[-1]
-    q, k, v = _with_bias_channels(q, k, v, bias / scale)
+    q, k, v = _with_bias_channels(q, k, v, log_size(size, 1 / scale))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., :dim]
 
 
@@ -76,19 +75,15 @@ def _with_bias_channels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[
     """Appends the bias to k and ones to q; pads all three to a multiple of 8 channels, which the GPU kernels
     want.
 
-    The bias is split into a rounded part and its remainder, so that bfloat16 keeps about 16 bits of it.
+    The bias is split into a rounded part and its remainder, so that bfloat16 keeps about 16 bits of it. What
+    fills up the channels is the same for all keys, and so cancels in the softmax.
     """
-    batch, heads, num_tokens, dim = k.shape
     rounded = bias.to(k.dtype)
     remainder = (bias - rounded).detach().to(k.dtype)
-    channels = torch.stack([rounded, remainder], dim=-1)[:, None].expand(batch, heads, num_tokens, 2)
-    padding = -(dim + 2) % 8
-    ones = q.new_ones(*q.shape[:-1], 2)
-    return (
-        F.pad(torch.cat([q, ones], dim=-1), (0, padding)),
-        F.pad(torch.cat([k, channels], dim=-1), (0, padding)),
-        F.pad(v, (0, padding + 2)),
-    )
+    padding = -(k.shape[-1] + 2) % 8
+    channels = [rounded, remainder, *[rounded[:, :1].detach().expand_as(rounded)] * padding]
+    keys = [k, *(channel[:, None, :, None].expand(-1, k.shape[1], -1, -1) for channel in channels)]
+    return F.pad(q, (0, len(channels)), value=1.0), torch.cat(keys, dim=-1), F.pad(v, (0, len(channels)))
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float) -> Tensor:
@@ -101,9 +96,11 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
     return (weights / weights.sum(dim=-1, keepdim=True)) @ widened(v)
 
 
-def attend(attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
-    """timm's Attention, `attn`, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C], keys [B, H,
-    M, D].
+def attend(
+    attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """timm's Attention, `attn`, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C], queries and
+    keys [B, H, M, D].
 
     exact: round as the authors' release does (attention dropout excluded); see `exact_attention`.
     """
@@ -120,4 +117,4 @@ def attend(attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False) ->
     mixed = attn.norm(mixed.transpose(1, 2).reshape(batch, num_tokens, attn.attn_dim))
     if attn.gate is not None:
         mixed = mixed * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(mixed)), k
+    return attn.proj_drop(attn.proj(mixed)), q, k

@@ -111,17 +111,13 @@ def _block_macs(block: Any, before: int, after: int) -> int:
 
 
 def _metric_macs(block: Any, num_tokens: int, num_prefix: int, r: int) -> int:
-    if r <= 0 or block.policy.metric_source == "none":
+    if r <= 0 or not block.policy.needs:
         return 0
-    split = Split.by_parity(num_tokens, num_prefix)
-    pairs = _length(split.sources, num_tokens) * _length(split.destinations, num_tokens)
+    num_sources, num_destinations = Split.by_parity(num_tokens, num_prefix).counts
+    pairs = num_sources * num_destinations
     if block.metric is None:
         return pairs * block.attn.head_dim
     return num_tokens * block.metric.weight.numel() + pairs * block.metric.out_features
-
-
-def _length(part: slice, num_tokens: int) -> int:
-    return len(range(num_tokens)[part])
 
 
 def _linear_macs(module: nn.Module) -> int:

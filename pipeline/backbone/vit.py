@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.backbone.attention import attend
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.errors import ConfigError
-from pipeline.interfaces import MergePolicy
+from pipeline.merging.evidence import Evidence
+from pipeline.merging.policy import MergePolicy, merge
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
 from pipeline.merging.unmerge import carry_residual, harden, start_unmerge, unmerge_state
 from pipeline.parts import BASE
@@ -47,8 +48,8 @@ class MergingBlock(nn.Module):
             self.add_module(name, part)
         self.policy = policy
         dim: int = self.attn.qkv.in_features
-        width = policy.metric_dim(dim, self.attn.head_dim)
-        self.metric = embedding.build(dim, width) if policy.metric_source == "embedding" else None
+        width = policy.embedding_dim(dim, self.attn.head_dim)
+        self.metric = embedding.build(dim, width) if policy.learned else None
 
     def forward(
         self,
@@ -67,22 +68,20 @@ class MergingBlock(nn.Module):
         on.
         """
         x = self.norm1(state.tokens)
-        mixed, keys = attend(
-            self.attn, x, state.size if use_size else None, exact=relaxed and self.policy.exact_attention
-        )
+        exact, size = relaxed and self.policy.exact_attention, state.size if use_size else None
+        mixed, q, k = attend(self.attn, x, size, exact=exact)
         state = state.with_tokens(state.tokens + self.drop_path1(self.ls1(mixed)))
+        embed = None if self.metric is None else partial(self.metric, task=task)
+        evidence = Evidence(x, q, k, size=size, scale=self.attn.scale, embed=embed)
         if points is not None:
-            state = self._observe(state, self._metric_of(x, keys, task), points)
-        if r > 0:
-            state = carry_residual(
-                state, self.policy.merge(state, self._metric_of(x, keys, task), r, training=relaxed)
-            )
+            state = self._observe(state, evidence, points)
+        state = merge(self.policy, evidence, state, r, relaxed=relaxed)
         return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
 
-    @staticmethod
-    def _observe(state: TokenState, metric: Tensor | None, points: list[MergePoint]) -> TokenState:
+    def _observe(self, state: TokenState, evidence: Evidence, points: list[MergePoint]) -> TokenState:
         """The state with a probe in it, for which a gradient can be asked also where the backbone is
         frozen."""
+        metric = self.policy.metric(evidence)
         if metric is None:
             raise ConfigError(
                 "merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')"
@@ -90,13 +89,6 @@ class MergingBlock(nn.Module):
         probe = torch.zeros_like(state.tokens, requires_grad=True)
         points.append(MergePoint(state, metric, probe))
         return carry_residual(state, state.with_tokens(state.tokens + probe))
-
-    def _metric_of(self, x: Tensor, keys: Tensor, task: str | None) -> Tensor | None:
-        """[B, M, F]: what the policy compares. The embedding never shapes the backbone's features: its input
-        is detached."""
-        if self.metric is not None:
-            return self.metric(x.detach(), task)
-        return keys.mean(dim=1) if self.policy.metric_source == "keys" else None
 
 
 class MergingViT(nn.Module):
@@ -202,12 +194,12 @@ class MergingViT(nn.Module):
         """
         taps = self._blocks_of(taps)
         training = self.training if training is None else training
-        relaxed = self.policy.relaxed and (training if relaxed is None else relaxed)
+        relaxed = self.policy.supports_relaxed and (training if relaxed is None else relaxed)
         proportional = self.proportional_attention == "always" or (
             self.proportional_attention == "train" and training
         )
         tokens, grid = self._embed(images)
-        state = TokenState.start(tokens, grid, self.num_prefix, soft_source=relaxed and unmerge is not None)
+        state = TokenState.start(tokens, grid, self.num_prefix)
         state = start_unmerge(state, unmerge)
         tapped: list[TokenState] = []
         points: list[MergePoint] = []

@@ -1,7 +1,6 @@
-"""Hard bipartite matching and merging (ToMe, Bolya et al., ICLR 2023), the operator of inference.
+"""Bipartite matching (ToMe, Bolya et al., ICLR 2023): which source merges into which destination.
 
-B batch, n live tokens, p of them prefix, Na sources, Nb destinations, r merges. Patches at even positions are
-sources (A), those at odd positions destinations (B); prefix tokens are in neither set.
+B batch, M tokens, n live ones, Na sources, Nb destinations, r merges. Prefix tokens are in neither set.
 """
 
 from dataclasses import dataclass
@@ -10,11 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.merging.schedule import mergeable
-from pipeline.token_state import TokenState, widened
-
-SMALLEST = torch.finfo(torch.float32).eps
-"""Least size that is divided by: tokens of size 0 merge to 0, not to 0 / 0."""
+from pipeline.token_state import Assignment, TokenState, rows_of, widened
 
 
 @dataclass(frozen=True)
@@ -36,108 +31,52 @@ class Split:
         position."""
         return cls(slice(num_prefix, num_live, 2), slice(num_prefix + 1, num_live, 2))
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Na, Nb."""
+        num_sources, num_destinations = (
+            len(range(part.start, part.stop, part.step)) for part in (self.sources, self.destinations)
+        )
+        return num_sources, num_destinations
 
-@dataclass(frozen=True)
-class Matching:
-    """kept [B, Na - r] sources that stay, ascending; merged [B, r] sources that leave; target [B, r] their
-    destinations.
 
-    All int64: positions within the source set and the destination set.
-    """
-
-    kept: Tensor
-    merged: Tensor
-    target: Tensor
+def parity_split(state: TokenState) -> Split:
+    """Of the tokens that still take part in merging."""
+    return Split.by_parity(state.num_active, state.num_prefix)
 
 
 def similarity(metric: Tensor, split: Split) -> Tensor:
-    """Cosine similarity [B, Na, Nb] of sources and destinations, float32 or wider; metric [B, M, F], any
-    float dtype."""
+    """Cosine similarity [B, Na, Nb] of sources and destinations, float32 or wider.
+
+    metric [B, M, F], any float dtype.
+    """
     unit = F.normalize(widened(metric), dim=-1)
     return unit[:, split.sources] @ unit[:, split.destinations].mT
 
 
-def best_pairs(scores: Tensor, r: int) -> Matching:
-    """Each source's best destination, and the r sources whose best is highest. scores [B, Na, Nb]; r <=
-    Na."""
+def match(state: TokenState, scores: Tensor, split: Split, r: int) -> Assignment:
+    """The r sources whose best destination scores highest merge into it. scores [B, Na, Nb]; r <= Na."""
     best, target = scores.max(dim=-1)
     ranked = best.argsort(dim=-1, descending=True)
-    merged = ranked[:, :r]
-    return Matching(kept=ranked[:, r:].sort(dim=-1).values, merged=merged, target=target.gather(1, merged))
+    return pair_up(state, ranked, target.gather(1, ranked[:, :r]), split)
 
 
-def merge_hard(state: TokenState, matching: Matching, split: Split) -> TokenState:
-    """Size-weighted mean of every merged source with its destination; the order becomes [prefix, kept
-    sources, destinations]."""
-    num_prefix, tokens, size = state.num_prefix, state.tokens, state.size
-    kept, merged = positions(matching.kept, split.sources), positions(matching.merged, split.sources)
-    destinations, destination_size = tokens[:, split.destinations], size[:, split.destinations]
+def pair_up(state: TokenState, ranked: Tensor, target: Tensor, split: Split) -> Assignment:
+    """The first r of the ranked sources merge into their targets.
 
-    leaving_size = size.gather(1, merged)
-    leaving = widened(take_rows(tokens, merged)) * leaving_size[..., None]
-    total_size = destination_size.scatter_add(1, matching.target, leaving_size)
-    total = add_rows(widened(destinations) * destination_size[..., None], matching.target, leaving)
-    mean = (total / total_size.clamp(min=SMALLEST)[..., None]).to(tokens.dtype)
-
-    assert state.source is not None
-    return TokenState(
-        tokens=torch.cat([tokens[:, :num_prefix], take_rows(tokens, kept), mean], dim=1),
-        size=torch.cat([size[:, :num_prefix], size.gather(1, kept), total_size], dim=1),
-        source=state.source.then(slots_after(matching, split, num_prefix, state.num_active)),
-        grid=state.grid,
-        num_prefix=num_prefix,
-        num_active=state.num_active - merged.shape[1],
+    ranked [B, Na] int64: all sources, as positions among them. target [B, r]: positions among the
+    destinations. The new order is [prefix, sources that stay, ascending, destinations]: ToMe's.
+    """
+    (batch, num_tokens), prefix, r = state.size.shape, state.num_prefix, target.shape[1]
+    assert num_tokens == state.num_active, "a hard merge removes tokens, so none is behind the live ones"
+    rows, num_slots = rows_of(batch, num_tokens, ranked.device), num_tokens - r
+    sources = torch.add(rows[:, split.sources][:, :1], ranked, alpha=split.sources.step)
+    kept = sources[:, r:].sort(dim=-1).values
+    first_destination = rows.flatten()[prefix + kept.shape[1] :: num_slots][:batch, None]
+    return Assignment(
+        keep=torch.cat([rows[:, :prefix], kept, rows[:, split.destinations]], dim=1),
+        source=sources[:, :r],
+        slot=first_destination + target,
+        num_tokens=num_tokens,
+        num_active=num_slots,
     )
-
-
-def slots_after(matching: Matching, split: Split, num_prefix: int, num_live: int) -> Tensor:
-    """[B, n] int64: the slot that each live token is in after the merge."""
-    batch, num_kept = matching.kept.shape
-    num_sources = num_kept + matching.merged.shape[1]
-    slots = torch.arange(num_live, device=matching.kept.device).repeat(batch, 1)
-    first_kept, first_destination = num_prefix, num_prefix + num_kept
-    of_source = slots.new_empty(batch, num_sources)
-    of_source.scatter_(1, matching.kept, slots[:, first_kept:first_destination])
-    of_source.scatter_(1, matching.merged, matching.target + first_destination)
-    slots[:, split.destinations] = torch.arange(
-        first_destination, num_live - matching.merged.shape[1], device=slots.device
-    )
-    slots[:, split.sources] = of_source
-    return slots
-
-
-def match_and_merge(state: TokenState, metric: Tensor, r: int) -> TokenState:
-    """The whole hard step: r is capped to what can be merged; 0 leaves the state as it is. metric [B, M,
-    F]."""
-    r = min(r, mergeable(state.num_active, state.num_prefix))
-    if r <= 0:
-        return state
-    split = Split.by_parity(state.num_active, state.num_prefix)
-    with torch.no_grad(), torch.autocast(metric.device.type, enabled=False):
-        matching = best_pairs(similarity(metric, split), r)
-    return merge_hard(state, matching, split)
-
-
-def positions(index: Tensor, part: slice) -> Tensor:
-    """From positions within a part of the tokens (`Split`) to positions among all of them."""
-    return part.start + part.step * index
-
-
-def take_rows(tokens: Tensor, index: Tensor) -> Tensor:
-    """tokens [B, M, C], index [B, K] in [0, M) -> [B, K, C]. Copies whole rows: on a CPU about ten times as
-    fast as gather."""
-    return tokens.flatten(0, 1).index_select(0, _flat(index, tokens.shape[1])).unflatten(0, index.shape)
-
-
-def add_rows(tokens: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """tokens [B, M, C] plus rows [B, K, C] at index [B, K], where an index may come more than once."""
-    return (
-        tokens.flatten(0, 1)
-        .index_add(0, _flat(index, tokens.shape[1]), rows.flatten(0, 1))
-        .unflatten(0, (-1, tokens.shape[1]))
-    )
-
-
-def _flat(index: Tensor, num_rows: int) -> Tensor:
-    """[B, K] within each image -> [B * K] within the batch."""
-    return (index + num_rows * torch.arange(index.shape[0], device=index.device)[:, None]).flatten()

@@ -1,116 +1,94 @@
-"""DTEM's continuously relaxed merge (Lee & Hong, NeurIPS 2024): which tokens merge becomes a weight that has
-a gradient.
+"""DTEM's continuously relaxed merge (Lee & Hong, NeurIPS 2024): which tokens merge becomes a share that has a
+gradient.
 
-B batch, N all tokens, n live ones, Na sources, Nb destinations, r merges. Everything is float32, or float64
-where the tokens are.
+B batch, M all tokens, n live ones, Na sources, Nb destinations, k candidates, r merges. Everything is
+float32, or float64 where the tokens are. Nothing is [Na, Nb] but the similarities.
 """
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pipeline.merging.matching import SMALLEST, Matching, Split, slots_after, take_rows
-from pipeline.token_state import SourceMap, TokenState, widened
+from pipeline.merging.apply import SMALLEST, add_rows, share_left, take_rows
+from pipeline.merging.matching import Split
+from pipeline.token_state import Assignment, TokenState, rows_of
 
 
-def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2: float) -> Tensor:
-    """Weights [B, Na, Nb] of r softly chosen edges, at most about one per source.
+@dataclass(frozen=True)
+class Candidates:
+    """The best destinations of each source, the best one first. target [B, Na, k] int64, among the
+    destinations. score, share [B, Na, k]: the share of the source that each is given."""
+
+    target: Tensor
+    score: Tensor
+    share: Tensor
+
+
+def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2: float) -> Candidates:
+    """Shares of r softly chosen pairs, at most about one pair per source.
 
     scores [B, Na, Nb]. Every source keeps its `candidates` best destinations; r successive softmaxes over all
-    edges that are left add up to the weights, and a source that was chosen is masked by what was chosen of
-    it. Rows are clipped to a sum of 1, with the clip outside the gradient, as in the paper's release.
+    pairs that are left add up to the shares, and a source that was chosen is masked by what was chosen of it.
+    The shares of a source are clipped to a sum of 1, with the clip outside the gradient, as in the paper's
+    release.
     """
-    top, columns = scores.topk(min(candidates, scores.shape[-1]), dim=-1)
-    edges = top / tau1
-    chosen = torch.zeros_like(edges)
+    score, target = scores.topk(min(candidates, scores.shape[-1]), dim=-1)
+    logits = score / tau1
+    share = torch.zeros_like(logits)
     for _ in range(r):
-        picked = (edges / tau2).flatten(1).softmax(dim=-1).view_as(edges)
-        chosen = chosen + picked
-        edges = edges + torch.log((1 - picked.sum(dim=-1, keepdim=True)).clamp(min=SMALLEST))
-    chosen = chosen / chosen.detach().sum(dim=-1, keepdim=True).clamp(min=1.0)
-    return torch.zeros_like(scores).scatter(-1, columns, chosen)
+        picked = (logits / tau2).flatten(1).softmax(dim=-1).view_as(logits)
+        share = share + picked
+        logits = logits + torch.log((1 - picked.sum(dim=-1, keepdim=True)).clamp(min=SMALLEST))
+    return Candidates(target, score, share / share.detach().sum(dim=-1, keepdim=True).clamp(min=1.0))
 
 
-def one_hot_weights(matching: Matching, like: Tensor) -> Tensor:
-    """[B, Na, Nb]: 1 where a source merges into a destination, else 0."""
-    rows = torch.zeros(*matching.merged.shape, like.shape[-1], device=like.device, dtype=like.dtype)
-    rows = rows.scatter(-1, matching.target[..., None], 1.0)
-    return torch.zeros_like(like).scatter(1, matching.merged[..., None].expand_as(rows), rows)
+def rank_sources(candidates: Candidates) -> Tensor:
+    """[B, Na] int64: the sources, that with the best candidate first."""
+    return candidates.score[..., 0].detach().argsort(dim=-1, descending=True)
 
 
-def merge_soft(
-    state: TokenState,
-    weights: Tensor,
-    split: Split,
-    r: int,
-    matching: Matching | None = None,
-    *,
-    one_hot: bool = False,
-) -> TokenState:
-    """Moves the share weights[b, i, j] of source i into destination j; nothing is removed, and the total size
-    stays.
+def straight_through(candidates: Candidates, ranked: Tensor, r: int) -> Candidates:
+    """The values of the hard merge, in which the first r ranked sources give all to their best candidate,
+    with the gradient of the shares. ranked [B, Na]."""
+    share = candidates.share
+    chosen = torch.zeros_like(share[..., 0]).scatter(1, ranked[:, :r], 1.0)
+    hard = torch.zeros_like(share)
+    hard[..., 0] = chosen
+    return replace(candidates, share=hard + (share - share.detach()))
 
-    weights [B, Na, Nb] with row sums in [0, 1]. With a matching, the order becomes that of the hard merge,
-    [prefix, kept sources, destinations], followed by the matching's leaving sources and the old tail:
-    training then sees inference's partitions. Without one, the live tokens are sorted by their new size,
-    largest first, as in the release. num_active falls by r. one_hot: the weights have the values of the
-    matching, so that a hard source map stays true.
+
+def give_shares(
+    state: TokenState, candidates: Candidates, split: Split, r: int, ranked: Tensor | None = None
+) -> Assignment:
+    """Each source gives its shares to its candidates; nothing is removed, and num_active falls by r.
+
+    ranked [B, Na]: the sources, of which the first r would leave. The order is then that of the hard merge,
+    followed by those r and by what is behind the live tokens: training then sees inference's partitions.
+    None: the live tokens are sorted by their new size, the largest first, as in the release.
     """
-    live, prefix = state.num_active, state.num_prefix
-    tokens, size = widened(state.tokens), state.size
-    sources, destinations = tokens[:, split.sources], tokens[:, split.destinations]
-    source_size, destination_size = size[:, split.sources], size[:, split.destinations]
-
-    total_size = destination_size + (weights.mT @ source_size[..., None])[..., 0]
-    total = destination_size[..., None] * destinations + weights.mT @ (source_size[..., None] * sources)
-    destinations = total / total_size.clamp(min=SMALLEST)[..., None]
-    source_size = source_size * _clamp_straight_through(1 - weights.sum(dim=-1))
-
-    changed_size = torch.cat([source_size, total_size], dim=1)
-    changed = torch.cat([sources, destinations], dim=1)
-    order = _order(changed_size, matching)
-    changed = take_rows(changed, order).to(state.tokens.dtype)
-    return TokenState(
-        tokens=torch.cat([state.tokens[:, :prefix], changed, state.tokens[:, live:]], dim=1),
-        size=torch.cat([size[:, :prefix], changed_size.gather(1, order), size[:, live:]], dim=1),
-        source=_follow(state, weights, split, order, matching if one_hot else None),
-        grid=state.grid,
-        num_prefix=prefix,
-        num_active=live - r,
-    )
+    (batch, num_tokens), live = state.size.shape, state.num_active
+    rows = rows_of(batch, num_tokens, state.size.device)
+    source = rows[:, split.sources].repeat_interleave(candidates.target.shape[-1], dim=1)
+    receiver = rows[:, split.destinations].gather(1, candidates.target.flatten(1))
+    in_place = Assignment(rows, source, receiver, num_tokens, live - r, candidates.share.flatten(1))
+    if ranked is None:
+        order = _by_new_size(state, in_place, split)
+    else:
+        kept, sources = ranked[:, r:].sort(dim=-1).values, rows[:, split.sources]
+        order = torch.cat(
+            [sources.gather(1, kept), rows[:, split.destinations], sources.gather(1, ranked[:, :r])], dim=1
+        )
+    keep = torch.cat([rows[:, : state.num_prefix], order, rows[:, live:]], dim=1)
+    slot_of = torch.empty_like(rows.flatten()).scatter(0, keep.flatten(), rows.flatten())
+    return replace(in_place, keep=keep, slot=slot_of[receiver])
 
 
-def _order(changed_size: Tensor, matching: Matching | None) -> Tensor:
-    """[B, Na + Nb] positions within [sources, destinations], in their new order."""
-    if matching is None:  # what nothing merges into keeps size 1, so many are equal
-        return changed_size.argsort(dim=-1, descending=True, stable=True)
-    batch, num_changed = changed_size.shape
-    num_sources = matching.kept.shape[1] + matching.merged.shape[1]
-    destinations = torch.arange(num_sources, num_changed, device=changed_size.device).expand(batch, -1)
-    return torch.cat([matching.kept, destinations, matching.merged], dim=1)
-
-
-def _follow(
-    state: TokenState, weights: Tensor, split: Split, order: Tensor, matching: Matching | None
-) -> SourceMap | None:
-    """The source map after the merge: soft where the state has a soft one; hard only where the forward pass
-    is hard."""
-    source, prefix, live = state.source, state.num_prefix, state.num_active
-    if source is None or (source.weights is None and matching is None):
-        return None
-    if source.weights is None:
-        assert matching is not None
-        slots = torch.arange(state.tokens.shape[1], device=weights.device).repeat(weights.shape[0], 1)
-        slots[:, :live] = slots_after(matching, split, prefix, live)
-        return source.then(slots)
-    mass = source.weights
-    sources = mass[:, :, split.sources]
-    destinations = mass[:, :, split.destinations] + sources @ weights
-    sources = sources * _clamp_straight_through(1 - weights.sum(dim=-1))[:, None, :]
-    changed = torch.cat([sources, destinations], dim=-1)
-    changed = changed.gather(-1, order[:, None, :].expand_as(changed))
-    return SourceMap(weights=torch.cat([mass[..., :prefix], changed, mass[..., live:]], dim=-1))
-
-
-def _clamp_straight_through(share: Tensor) -> Tensor:
-    """Value in [0, 1], gradient of the identity."""
-    return share + (share.clamp(0.0, 1.0) - share).detach()
+def _by_new_size(state: TokenState, in_place: Assignment, split: Split) -> Tensor:
+    """Rows [B, Na + Nb] of sources and destinations, the largest after the merge first."""
+    assert in_place.share is not None
+    given = take_rows(state.size, in_place.source) * in_place.share
+    size = add_rows(state.size * share_left(in_place), in_place.slot, given).detach()
+    changed = torch.cat([in_place.keep[:, part] for part in (split.sources, split.destinations)], dim=1)
+    by_size = take_rows(size, changed).argsort(dim=-1, descending=True, stable=True)
+    return changed.gather(1, by_size)  # what nothing merges into keeps size 1, so many are equal

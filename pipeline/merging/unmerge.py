@@ -1,22 +1,24 @@
-"""The source map applied backwards: every input position gets the value of the slot it went to.
+"""The merges applied backwards: every input position gets the value of the slot it went to.
 
 Three ways (`UNMERGES`). copy: the token of the slot, and nothing else. soft: in a relaxed merge the mean of
-the tokens that hold a share of the position, S @ tokens, differentiable in the shares; in inference the same
-as copy. residual: beside that, each position keeps what it differed from its token when it was merged. The
-residual stream of a merged group is then the members' own streams with all later updates shared, so a merge
-alone changes nothing in the unmerged grid; only what later blocks would have done differently is lost.
+the tokens that hold a share of the position, differentiable in the shares; in inference the same as copy.
+residual: beside that, each position keeps what it differed from its token when it was merged. The residual
+stream of a merged group is then the members' own streams with all later updates shared, so a merge alone
+changes nothing in the unmerged grid; only what later blocks would have done differently is lost.
 
-B batch, N positions, M slots, C channels.
+B batch, N positions, M tokens before a merge, K slots after it, C channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.merging.matching import take_rows
-from pipeline.token_state import Residual, SourceMap, TokenState
+from pipeline.merging.apply import add_rows, share_left, take_rows
+from pipeline.token_state import Assignment, Residual, TokenState, rows_of, widened
 
 UNMERGES = ("copy", "soft", "residual")
 
@@ -34,33 +36,36 @@ def unmerge_state(state: TokenState) -> Tensor:
     its group has gained since."""
     past = state.residual
     if past is None or past.grid is None or past.tokens is None:
-        return unmerge_tokens(state.tokens, state.source)
+        return unmerge_tokens(state.tokens, state.merges)
     if past.tokens is state.tokens:
         return past.grid
-    gained = unmerge_tokens(state.tokens - past.tokens, state.source)
-    return (
-        gained.add_(past.grid) if gained.dtype == past.grid.dtype else gained + past.grid
-    )  # in place: half of the cost is new memory
+    gained = unmerge_tokens(state.tokens - past.tokens, state.merges)
+    # in place where the sum has the dtype of the gain: half of the cost is new memory
+    return gained.add_(past.grid) if gained.dtype == past.grid.dtype else gained + past.grid
 
 
-def unmerge_tokens(values: Tensor, source: SourceMap | None) -> Tensor:
-    """Any values per slot, [B, M, C] -> [B, N, C], prefix included. Differentiable in the values and in a
-    soft map's weights, whose dtype it computes in, whatever autocast says."""
-    if source is None:
-        raise ConfigError(
-            "this state has no source map: call the backbone with unmerge='soft' (or another way) to "
-            "unmerge a relaxed merge"
-        )
-    if source.slots is not None:
-        return take_rows(values, source.slots)
-    assert source.weights is not None
+def unmerge_tokens(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
+    """Any values per slot, [B, M, C] -> [B, N, C], prefix included. Differentiable in the values and in the
+    shares of relaxed merges, whose dtype it computes in, whatever autocast says."""
+    if not merges:
+        return values
+    if all(merge.share is None for merge in merges):
+        return take_rows(values, _slot_rows(merges))
     with torch.autocast(values.device.type, enabled=False):
-        return (source.weights @ values.to(source.weights.dtype)).to(values.dtype)
+        return reduce(_undo, reversed(merges), widened(values)).to(values.dtype)
+
+
+def slots(state: TokenState) -> Tensor:
+    """[B, N] int64 in [0, M): the slot that each input position went to, after relaxed merges the one that
+    `harden` names."""
+    if not state.merges:
+        return rows_of(1, state.tokens.shape[1], state.tokens.device).expand(len(state.tokens), -1)
+    return _slot_rows(state.merges) % state.tokens.shape[1]
 
 
 def start_unmerge(state: TokenState, how: str | None) -> TokenState:
-    """The state before the first block, made ready for a way of unmerging (None: its grid will not be
-    asked for)."""
+    """The state before the first block, made ready for a way of unmerging (None: its grid will not be asked
+    for)."""
     if how not in (None, *UNMERGES):
         raise ConfigError(f"unmerge is '{how}'; give one of {', '.join(UNMERGES)}")
     return replace(state, residual=Residual()) if how == "residual" else state
@@ -75,7 +80,46 @@ def carry_residual(before: TokenState, after: TokenState) -> TokenState:
 
 
 def harden(state: TokenState) -> TokenState:
-    """Each position reads the one slot that holds most of it."""
-    if state.source is None or state.source.weights is None:
+    """The state whose relaxed merges are hard to whoever unmerges it: each token goes whole to the slot that
+    holds most of it."""
+    if all(merge.share is None for merge in state.merges):
         return state
-    return replace(state, source=SourceMap(slots=state.source.weights.argmax(dim=-1)))
+    return replace(state, merges=tuple(_hardened(merge) for merge in state.merges))
+
+
+def _hardened(merge: Assignment) -> Assignment:
+    slot = _slot_of(merge)
+    return replace(merge, source=rows_of(len(slot), merge.num_tokens, slot.device), slot=slot, share=None)
+
+
+def _slot_rows(merges: Sequence[Assignment]) -> Tensor:
+    """[B, N] int64: the slot of each input position, as a row of the flattened batch."""
+    return reduce(lambda rows, merge: _slot_of(merge).flatten()[rows], merges[1:], _slot_of(merges[0]))
+
+
+def _slot_of(merge: Assignment) -> Tensor:
+    """[B, M] int64: the slot that holds most of each token after a merge, as a row of the flattened batch."""
+    batch, num_slots = merge.keep.shape
+    own = rows_of(batch, num_slots, merge.keep.device)
+    slot = own.new_zeros(batch, merge.num_tokens).flatten().index_copy(0, merge.keep.flatten(), own.flatten())
+    if merge.share is None:
+        return slot.index_copy(0, merge.source.flatten(), merge.slot.flatten()).view(batch, -1)
+    left, source, share = share_left(merge).flatten(), merge.source.flatten(), merge.share.flatten()
+    stays = torch.zeros_like(left).index_fill(0, merge.keep.flatten(), 1.0) > 0
+    left = left.where(stays, -1.0)
+    most = left.scatter_reduce(0, source, share, "amax")
+    wins = (share == most[source]) & (share > left[source])
+    receiver = torch.full_like(slot, -1).scatter_reduce(
+        0, source, merge.slot.flatten().where(wins, -1), "amax"
+    )
+    return receiver.where(receiver >= 0, slot).view(batch, -1)
+
+
+def _undo(values: Tensor, merge: Assignment) -> Tensor:
+    """[B, K, C] after a merge -> [B, M, C] before it: the mean of the slots by what the token has in each."""
+    if merge.share is None:
+        return take_rows(values, _slot_of(merge))
+    own = values * take_rows(share_left(merge), merge.keep)[..., None]
+    nothing = own.new_zeros(len(own), merge.num_tokens, own.shape[-1])
+    given = take_rows(values, merge.slot) * merge.share[..., None]
+    return add_rows(add_rows(nothing, merge.keep, own), merge.source, given)

@@ -14,7 +14,7 @@ and one backward pass through the unmerged model prices all pairs of all blocks.
 import torch
 from torch import Tensor
 
-from pipeline.merging.matching import Split, similarity
+from pipeline.merging.matching import Split, parity_split, similarity
 from pipeline.token_state import MergePoint, widened
 
 
@@ -44,9 +44,9 @@ def expected_cost(point: MergePoint, grad: Tensor, temperature: float, share: fl
     gets. A scalar, differentiable in the metric alone. grad [B, M, C]: see `pair_costs`.
     """
     state = point.state
-    split = Split.by_parity(state.num_active, state.num_prefix)
+    split = parity_split(state)
     with torch.autocast(grad.device.type, enabled=False):
-        if min(len(range(state.num_active)[part]) for part in (split.sources, split.destinations)) == 0:
+        if min(split.counts) == 0:
             return point.metric.sum() * 0  # no pair is left
         costs, scores = (
             pair_costs(state.tokens.detach(), state.size, grad, split),

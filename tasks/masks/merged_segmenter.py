@@ -30,7 +30,7 @@ def decode_merged(head: Any, state: TokenState) -> Tensor:
     classes = F.normalize(head.classes_proj(tokens[:, -head.num_classes :]), dim=2)
     logits = head.mask_norm(patches @ classes.mT)
     with_prefix = F.pad(logits, (0, 0, state.num_prefix, 0))
-    return unmerge_tokens(with_prefix, state.source)[:, state.num_prefix :].mT.unflatten(2, state.grid)
+    return unmerge_tokens(with_prefix, state.merges)[:, state.num_prefix :].mT.unflatten(2, state.grid)
 
 
 def _layer(layer: Any, tokens: Tensor, size: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pipeline.backbone.load import load_weights
 from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec, MetricEmbedding
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.merging.unmerge import slots
 
 TASKS = ("a", "b", "c")
 OWN = [kind for kind in EMBEDDINGS if kind != "shared"]
@@ -30,7 +31,7 @@ def vit(kind, seed=0, tasks=TASKS, rank=4):
 
 def merged(model, task):
     """[B, N]: which slot each patch went to."""
-    return model(images(), task=task).final.source.slots
+    return slots(model(images(), task=task).final)
 
 
 @ANY

@@ -8,8 +8,12 @@ from torch import Tensor
 
 from pipeline import build_backbone
 from pipeline.backbone.vit import MergingViT
+from pipeline.merging.evidence import Evidence
 from pipeline.merging.policies import POLICIES
-from pipeline.token_state import SourceMap, TokenState
+from pipeline.merging.policy import MergePolicy, merge
+from pipeline.merging.soft import Candidates
+from pipeline.merging.unmerge import unmerge_tokens
+from pipeline.token_state import TokenState
 
 SIZES: dict[str, Any] = {"depth": 3, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 IMG = 64
@@ -26,7 +30,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
 }
 """Name -> (policy, its options): every registered policy as it comes, and each variant of dtem."""
 MERGING = [name for name in VARIANTS if name != "none"]
-RELAXED = [name for name, (policy, options) in VARIANTS.items() if POLICIES.build(policy, **options).relaxed]
+RELAXED = [
+    name for name, (policy, options) in VARIANTS.items() if POLICIES.build(policy, **options).supports_relaxed
+]
 
 PREFIXES: dict[str, tuple[str, dict[str, Any]]] = {
     "class token": ("deit_tiny_patch16_224", {}),
@@ -81,6 +87,37 @@ def random_state(
     tokens = torch.randn(batch, num_tokens, dim, dtype=dtype)
     size = torch.randint(1, 4, (batch, num_tokens)).to(dtype)
     size[:, :prefix] = 1
-    source = SourceMap.identity(batch, num_tokens, tokens.device)
     live = num_tokens if live is None else live
-    return TokenState(tokens, size, source, (1, num_tokens - prefix), prefix, live)
+    return TokenState(tokens, size, (1, num_tokens - prefix), prefix, live)
+
+
+def evidence_of(metric: Tensor) -> Evidence:
+    """Evidence in which tokens, keys, queries and the learned embedding are all this metric [B, M, F]."""
+    return Evidence(metric, metric[:, None], metric[:, None], scale=1.0, embed=lambda _: metric)
+
+
+def merged(
+    policy: MergePolicy, state: TokenState, metric: Tensor, r: int, *, training: bool = False
+) -> TokenState:
+    """The state after the policy merged r tokens, told apart by a metric [B, M, F]."""
+    return merge(policy, evidence_of(metric), state, r, relaxed=training)
+
+
+def source_map(state: TokenState) -> Tensor:
+    """[B, N, M]: how much of each input position each slot holds."""
+    batch, num_tokens, _ = state.tokens.shape
+    identity = torch.eye(num_tokens, dtype=state.size.dtype).expand(batch, -1, -1)
+    return unmerge_tokens(identity, state.merges)
+
+
+def all_edges(weights: Tensor) -> Candidates:
+    """Candidates that give these shares [B, Na, Nb], each source to all destinations in their order."""
+    target = torch.arange(weights.shape[-1]).expand(weights.shape)
+    return Candidates(target, weights.detach(), weights)
+
+
+def dense(candidates: Candidates, num_destinations: int) -> Tensor:
+    """[B, Na, Nb]: the share of each source that each destination is given."""
+    share = candidates.share
+    whole = torch.zeros(*share.shape[:2], num_destinations, dtype=share.dtype)
+    return whole.scatter(-1, candidates.target, share)

@@ -22,6 +22,7 @@ from pipeline.backbone.metric import EMBEDDINGS
 from pipeline.config.schema import BalancingConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError
+from pipeline.merging.unmerge import slots
 from pipeline.model import build_model
 from pipeline.train.evaluate import evaluate
 
@@ -292,9 +293,9 @@ def test_an_exported_task_alone_merges_and_predicts_as_among_the_others(run, tas
         states = [
             model.encode(task, batch.images, relaxed=False, unmerge=None).final for model in (among, alone)
         ]
-    assert torch.equal(states[0].source.slots, states[1].source.slots) and states[0].tokens.shape[
-        1
-    ] == 17 - sum(SCHEDULES[task])
+    assert torch.equal(slots(states[0]), slots(states[1])) and states[0].tokens.shape[1] == 17 - sum(
+        SCHEDULES[task]
+    )
 
 
 def test_the_exported_embedding_is_the_tasks_own(run, dtem, tmp_path):

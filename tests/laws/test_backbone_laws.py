@@ -4,20 +4,16 @@ import copy
 
 import pytest
 import torch
-from tiny import IMG, MERGING, PREFIXES, RELAXED, SIZES, VARIANTS, images, tiny_vit
+from tiny import IMG, MERGING, PREFIXES, RELAXED, SIZES, VARIANTS, images, source_map, tiny_vit
 
 from pipeline import unmerge
 from pipeline.backbone.build import create_vit
 from pipeline.backbone.load import load_weights
 from pipeline.errors import ConfigError
-from pipeline.merging.unmerge import unmerge_tokens
+from pipeline.merging.unmerge import slots, unmerge_tokens
 
 VARIANT = pytest.mark.parametrize("variant", MERGING)
 TRAINING = pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-
-
-def one_hot(source):
-    return source.weights if source.weights is not None else torch.nn.functional.one_hot(source.slots).float()
 
 
 def gradients(model):
@@ -75,8 +71,8 @@ def test_token_counts_of_deit_at_r_16(variant, training):
         output = model(images(1, 224), taps=range(12))
     live = [181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11]
     assert [state.num_active for state in output.taps] == live
-    slots = 197 if training and model.policy.relaxed else None
-    assert [state.tokens.shape[1] for state in output.taps] == [slots or count for count in live]
+    num_slots = 197 if training and model.policy.supports_relaxed else None
+    assert [state.tokens.shape[1] for state in output.taps] == [num_slots or count for count in live]
     torch.testing.assert_close(output.final.size.sum(1), torch.tensor([197.0]), atol=1e-3, rtol=0)
 
 
@@ -89,12 +85,12 @@ def test_the_source_map_of_every_tap_is_that_of_its_block(variant, training):
         torch.manual_seed(5)
         output = model(images(), taps=(0, 1, 2), unmerge="soft")
     for count, state in zip((57, 49, 41), output.taps, strict=True):
-        weights = one_hot(state.source)
+        weights = source_map(state)
         assert state.num_active == count and weights.shape == (2, 65, state.tokens.shape[1])
         torch.testing.assert_close(weights.sum(1), state.size, atol=1e-4, rtol=1e-4)
         assert unmerge(state).shape == (2, 48, 8, 8)
-    if output.final.source.slots is not None:
-        early, late = output.taps[0].source.slots, output.taps[2].source.slots
+    if all(merge.share is None for merge in output.final.merges):
+        early, late = slots(output.taps[0]), slots(output.taps[2])
         for image in range(2):
             joined = {tuple(pair) for pair in torch.stack([early[image], late[image]], dim=1).tolist()}
             assert len(joined) == len({slot for slot, _ in joined})
@@ -106,10 +102,12 @@ def test_the_source_map_of_every_tap_is_that_of_its_block(variant, training):
     assert torch.equal(unmerge(first), unmerge(output.taps[0]))
 
 
-@pytest.mark.parametrize("variant", ["dtem_soft", "dtem_reference"])
-def test_a_soft_merge_that_kept_no_map_says_how_to_keep_one(variant):
-    with pytest.raises(ConfigError, match="unmerge='soft'"):
-        unmerge(tiny_vit(variant).train()(images()).final)
+@pytest.mark.parametrize("variant", RELAXED)
+def test_a_relaxed_merge_is_unmerged_by_its_shares_unless_copies_are_asked_for(variant):
+    model = tiny_vit(variant).train()
+    with torch.no_grad():
+        plain, soft = model(images()).final, model(images(), unmerge="soft").final
+    assert torch.equal(unmerge(plain), unmerge(soft))
 
 
 @pytest.mark.parametrize(
@@ -214,9 +212,8 @@ def test_bfloat16_keeps_sizes_and_weights_in_float32(variant, training):
     state = output.final
     assert state.size.dtype == torch.float32
     torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)
-    if state.source.weights is not None:
-        assert state.source.weights.dtype == torch.float32
-    if training and model.policy.relaxed:
+    assert all(merge.share is None or merge.share.dtype == torch.float32 for merge in state.merges)
+    if training and model.policy.supports_relaxed:
         probe(output).backward()
         assert all(block.metric.weight.grad.isfinite().all() for block in model.blocks)
 
@@ -235,7 +232,7 @@ def test_a_model_of_16_bits_keeps_sizes_and_weights_in_float32(variant, training
         torch.set_default_dtype(torch.float32)
     assert state.tokens.dtype == grid.dtype == dtype and state.size.dtype == torch.float32
     assert state.tokens.isfinite().all() and grid.isfinite().all()
-    assert state.source.weights is None or state.source.weights.dtype == torch.float32
+    assert all(merge.share is None or merge.share.dtype == torch.float32 for merge in state.merges)
     torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)
 
 
@@ -257,9 +254,8 @@ def test_any_input_size_that_divides_is_taken(variant, size):
         output = model(torch.randn(2, 3, *size), taps=(1,))
     assert output.final.grid == (size[0] // 8, size[1] // 8)
     assert unmerge(output.final).shape == (2, 48, size[0] // 8, size[1] // 8)
-    assert (
-        unmerge_tokens(output.taps[0].tokens, output.taps[0].source).shape[1] == size[0] * size[1] // 64 + 1
-    )
+    tap = output.taps[0]
+    assert unmerge_tokens(tap.tokens, tap.merges).shape[1] == size[0] * size[1] // 64 + 1
 
 
 @VARIANT
@@ -269,7 +265,7 @@ def test_merging_until_nothing_is_left_to_merge(variant, training):
     output = model(images(), taps=(0, 1, 2))
     assert [state.num_active for state in output.taps] == [33, 17, 9]
     assert output.final.tokens.isfinite().all()
-    if training and model.policy.relaxed:
+    if training and model.policy.supports_relaxed:
         probe(output).backward()
         assert all(grad.isfinite().all() for grad in gradients(model).values())
 

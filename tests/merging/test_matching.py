@@ -4,10 +4,16 @@ import math
 
 import pytest
 import torch
+from tiny import merged as merged_by
 
-from pipeline.merging.matching import Split, best_pairs, match_and_merge, similarity, slots_after
-from pipeline.merging.unmerge import unmerge, unmerge_tokens
+from pipeline.merging.matching import Split
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.unmerge import slots, unmerge, unmerge_tokens
 from pipeline.token_state import TokenState
+
+
+def match_and_merge(state, metric, r):
+    return merged_by(POLICIES.build("tome"), state, metric, r)
 
 
 def start(tokens, prefix=0):
@@ -22,7 +28,7 @@ def test_neighbours_on_the_circle_merge():
     tokens = torch.tensor([[[1.0], [3.0], [10.0], [30.0]]])
     merged = match_and_merge(start(tokens), on_circle(0, 1, 90, 89), 2)
     assert merged.tokens.tolist() == [[[2.0], [20.0]]] and merged.size.tolist() == [[2.0, 2.0]]
-    assert merged.source.slots.tolist() == [[0, 0, 1, 1]]
+    assert slots(merged).tolist() == [[0, 0, 1, 1]]
 
 
 def test_the_most_similar_pair_merges_first():
@@ -30,7 +36,7 @@ def test_the_most_similar_pair_merges_first():
     tokens = torch.tensor([[[1.0], [3.0], [10.0], [30.0]]])
     merged = match_and_merge(start(tokens), on_circle(0, 10, 90, 89), 1)
     assert merged.tokens.tolist() == [[[1.0], [3.0], [20.0]]]
-    assert merged.source.slots.tolist() == [[0, 1, 2, 2]]
+    assert slots(merged).tolist() == [[0, 1, 2, 2]]
 
 
 def test_several_sources_may_share_a_destination_and_merged_tokens_count_by_size():
@@ -41,7 +47,7 @@ def test_several_sources_may_share_a_destination_and_merged_tokens_count_by_size
     assert first.tokens.tolist() == [[[100.0], [4.5], [200.0]]] and first.size.tolist() == [[1.0, 4.0, 1.0]]
     second = match_and_merge(first, on_circle(0, 1, 90), 1)
     torch.testing.assert_close(second.tokens, torch.tensor([[[200.0], [(100 + 4 * 4.5) / 5]]]))
-    assert second.source.slots.tolist() == [[1, 1, 1, 1, 1, 0]]
+    assert slots(second).tolist() == [[1, 1, 1, 1, 1, 0]]
 
 
 def test_a_destination_never_leaves_and_the_class_token_is_never_matched():
@@ -49,8 +55,8 @@ def test_a_destination_never_leaves_and_the_class_token_is_never_matched():
     tokens = torch.randn(1, 9, 4)
     merged = match_and_merge(start(tokens, prefix=1), torch.ones(1, 9, 4), 4)
     assert torch.equal(merged.tokens[:, 0], tokens[:, 0]) and merged.size[0, 0] == 1
-    slots = merged.source.slots[0]
-    assert (slots == 0).sum() == 1 and len(set(slots[1::2].tolist())) == 4
+    places = slots(merged)[0]
+    assert (places == 0).sum() == 1 and len(set(places[1::2].tolist())) == 4
 
 
 @pytest.mark.parametrize("num_prefix", [0, 1, 2, 3, 4, 5])
@@ -83,35 +89,33 @@ def test_what_was_not_merged_comes_back_as_it_was_and_the_rest_as_the_mean():
     tokens = torch.randn(2, 17, 3)
     state = start(tokens, prefix=1)
     merged = match_and_merge(state, tokens, 5)
-    back = unmerge_tokens(merged.tokens, merged.source)
+    back = unmerge_tokens(merged.tokens, merged.merges)
     assert back.shape == tokens.shape
-    slots = merged.source.slots
+    places = slots(merged)
     for image in range(2):
         for position in range(17):
-            group = (slots[image] == slots[image, position]).nonzero()[:, 0]
+            group = (places[image] == places[image, position]).nonzero()[:, 0]
             torch.testing.assert_close(back[image, position], tokens[image, group].mean(0))
             if len(group) == 1:
                 assert torch.equal(back[image, position], tokens[image, position])
     assert unmerge(merged).shape == (2, 3, 1, 16)
 
 
-def test_slots_after_names_the_place_that_merging_gave():
-    """Token values are their own position, metric random: the kept ones must be found where the map says."""
+def test_the_source_map_names_the_place_that_merging_gave():
+    """Token values are their own position, metric random: what stays must be found where the map says."""
     tokens = torch.arange(17.0).view(1, 17, 1).repeat(3, 1, 1)
-    state, metric = start(tokens, prefix=2), torch.randn(3, 17, 4)
-    split = Split.by_parity(17, 2)
-    matching = best_pairs(similarity(metric, split), 4)
-    merged = match_and_merge(state, metric, 4)
-    slots = slots_after(matching, split, 2, 17)
-    assert torch.equal(slots, merged.source.slots)
-    kept = torch.arange(17)[split.sources][matching.kept]
-    assert torch.equal(merged.tokens[..., 0].gather(1, slots.gather(1, kept)), kept.float())
+    merged = match_and_merge(start(tokens, prefix=2), torch.randn(3, 17, 4), 4)
+    (merge,) = merged.merges
+    kept = merge.keep % 17
+    assert torch.equal(slots(merged).gather(1, kept), torch.arange(13).expand(3, -1))
+    alone = merged.size == 1
+    assert torch.equal(merged.tokens[..., 0][alone], kept[alone].float())
 
 
 def test_two_merges_compose_as_their_maps_do():
     tokens = torch.randn(2, 33, 4)
     first = match_and_merge(start(tokens, prefix=1), tokens, 8)
     second = match_and_merge(first, first.tokens, 8)
-    of_second = match_and_merge(start(first.tokens, prefix=1), first.tokens, 8).source
-    stepwise = unmerge_tokens(unmerge_tokens(second.tokens, of_second), first.source)
-    assert torch.equal(stepwise, unmerge_tokens(second.tokens, second.source))
+    of_second = match_and_merge(start(first.tokens, prefix=1), first.tokens, 8).merges
+    stepwise = unmerge_tokens(unmerge_tokens(second.tokens, of_second), first.merges)
+    assert torch.equal(stepwise, unmerge_tokens(second.tokens, second.merges))

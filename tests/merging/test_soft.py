@@ -2,13 +2,24 @@
 
 import pytest
 import torch
+from tiny import all_edges, dense, source_map
+from tiny import merged as merged_by
 
 from pipeline.errors import ConfigError
-from pipeline.merging.matching import Split, best_pairs
+from pipeline.merging.apply import apply
+from pipeline.merging.matching import Split
 from pipeline.merging.policies import POLICIES
-from pipeline.merging.soft import merge_soft, one_hot_weights, relaxed_top_r
+from pipeline.merging.soft import give_shares, rank_sources, relaxed_top_r, straight_through
 from pipeline.merging.unmerge import unmerge_tokens
-from pipeline.token_state import SourceMap, TokenState
+from pipeline.token_state import TokenState
+
+
+def relaxed_dense(scores, r, **options):
+    return dense(relaxed_top_r(scores, r, **options), scores.shape[-1])
+
+
+def merge_soft(state, weights, split, r):
+    return apply(state, give_shares(state, all_edges(weights), split, r))
 
 
 @pytest.mark.parametrize(
@@ -17,7 +28,7 @@ from pipeline.token_state import SourceMap, TokenState
 )
 def test_weights_at_temperature_one(r, expected):
     scores = torch.tensor([[[1.0, 0.0], [0.5, 0.0]]])
-    weights = relaxed_top_r(scores, r, candidates=2, tau1=1.0, tau2=1.0)
+    weights = relaxed_dense(scores, r, candidates=2, tau1=1.0, tau2=1.0)
     torch.testing.assert_close(weights, torch.tensor([expected]), atol=1e-5, rtol=0)
 
 
@@ -27,12 +38,12 @@ def test_weights_at_temperature_one(r, expected):
 )
 def test_weights_at_the_temperatures_of_the_paper(r, expected):
     scores = torch.tensor([[[0.9, 0.1, 0.3], [0.8, 0.85, -0.2]]])
-    weights = relaxed_top_r(scores, r, candidates=3, tau1=0.1, tau2=0.1)
+    weights = relaxed_dense(scores, r, candidates=3, tau1=0.1, tau2=0.1)
     torch.testing.assert_close(weights, torch.tensor([expected]), atol=1e-5, rtol=0)
 
 
 def test_a_source_has_so_many_candidates_only():
-    weights = relaxed_top_r(torch.randn(2, 6, 5), 3, candidates=2, tau1=1.0, tau2=1.0)
+    weights = relaxed_dense(torch.randn(2, 6, 5), 3, candidates=2, tau1=1.0, tau2=1.0)
     assert ((weights > 0).sum(dim=-1) == 2).all()
 
 
@@ -40,13 +51,13 @@ def test_the_row_sums_are_clipped_to_one():
     """Two sources far ahead of the rest, and four merges: the best edges are chosen again and again."""
     scores = torch.zeros(1, 6, 6)
     scores[0, :2, 0] = 9
-    weights = relaxed_top_r(scores, 4, candidates=3, tau1=1.0, tau2=1.0)
+    weights = relaxed_dense(scores, 4, candidates=3, tau1=1.0, tau2=1.0)
     torch.testing.assert_close(weights.sum(dim=-1)[0, :2], torch.ones(2), atol=1e-3, rtol=0)
     assert (weights.sum(dim=-1) <= 1 + 1e-6).all() and weights.sum() < 4
 
 
 def test_the_weights_sum_to_r_where_nothing_is_clipped():
-    weights = relaxed_top_r(torch.rand(4, 10, 10), 4, candidates=3, tau1=1.0, tau2=1.0)
+    weights = relaxed_dense(torch.rand(4, 10, 10), 4, candidates=3, tau1=1.0, tau2=1.0)
     assert (weights.sum(dim=-1) < 1).all()
     torch.testing.assert_close(weights.sum(dim=(1, 2)), torch.full((4,), 4.0), atol=1e-4, rtol=0)
 
@@ -55,7 +66,7 @@ def by_hand(weights):
     """Sources 8, 4 of size 1, 1; destinations 2, 1 of size 1, 2; a class token in front."""
     tokens = torch.tensor([[[5.0], [8.0], [2.0], [4.0], [1.0]]])
     size = torch.tensor([[1.0, 1.0, 1.0, 1.0, 2.0]])
-    state = TokenState(tokens, size, SourceMap.identity(1, 5, tokens.device, soft=True), (1, 4), 1, 5)
+    state = TokenState(tokens, size, (1, 4), 1, 5)
     return merge_soft(state, weights, Split.of_release(5, 1), 1)
 
 
@@ -75,7 +86,7 @@ def test_a_soft_source_map_by_hand():
     the start count once."""
     merged = by_hand(torch.tensor([[[0.5, 0.25], [0.0, 0.0]]]))
     expected = [[1, 0, 0, 0, 0], [0, 0.25, 0.5, 0, 0.25], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
-    torch.testing.assert_close(merged.source.weights, torch.tensor([expected], dtype=torch.float32))
+    torch.testing.assert_close(source_map(merged), torch.tensor([expected], dtype=torch.float32))
 
 
 def test_a_row_that_was_used_up_leaves_size_zero_with_a_gradient():
@@ -92,9 +103,8 @@ COLD = {"tau1": 0.5, "tau2": 1e-7}
 
 def start(num_tokens, prefix, dtype=torch.float32):
     tokens = torch.randn(2, num_tokens, 4, dtype=dtype)
-    source = SourceMap.identity(2, num_tokens, tokens.device, soft=True, dtype=dtype)
     return TokenState(
-        tokens, torch.ones(2, num_tokens, dtype=dtype), source, (1, num_tokens - prefix), prefix, num_tokens
+        tokens, torch.ones(2, num_tokens, dtype=dtype), (1, num_tokens - prefix), prefix, num_tokens
     )
 
 
@@ -127,7 +137,7 @@ def test_at_temperature_zero_the_soft_merge_is_the_greedy_hard_one(split, first,
     state = start(17, prefix=1, dtype=torch.float64)
     metric = torch.randn(2, 17, 8, dtype=torch.float64)
     policy = POLICIES.build("dtem", split=split, relaxation="soft", **COLD)
-    merged = policy.merge(state, metric, r, training=True)
+    merged = merged_by(policy, state, metric, r, training=True)
     live = merged.num_active
     assert live == 17 - r
     assert merged.size[:, live:].abs().max() < 1e-6
@@ -136,11 +146,11 @@ def test_at_temperature_zero_the_soft_merge_is_the_greedy_hard_one(split, first,
         wanted = torch.tensor([(size, *token.tolist()) for size, token in groups], dtype=torch.float64)
         by_value = [rows[rows[:, 1].argsort()] for rows in (got, wanted)]
         torch.testing.assert_close(*by_value, atol=1e-5, rtol=0)
-    weights = merged.source.weights
+    weights = source_map(merged)
     torch.testing.assert_close(weights, weights.round(), atol=1e-6, rtol=0)
     slots = weights.argmax(dim=2)
     gathered = merged.tokens.gather(1, slots[..., None].expand_as(merged.tokens))
-    torch.testing.assert_close(unmerge_tokens(merged.tokens, merged.source), gathered, atol=1e-5, rtol=0)
+    torch.testing.assert_close(unmerge_tokens(merged.tokens, merged.merges), gathered, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("relaxation", ["soft", "straight_through"])
@@ -150,9 +160,9 @@ def test_training_in_parity_puts_the_live_tokens_where_inference_has_them(relaxa
     state, metric = start(17, prefix=1, dtype=torch.float64), torch.randn(2, 17, 8, dtype=torch.float64)
     tau = COLD if relaxation == "soft" else {}
     policy = POLICIES.build("dtem", split="parity", relaxation=relaxation, **tau)
-    trained = policy.merge(state, metric, 5, training=True)
+    trained = merged_by(policy, state, metric, 5, training=True)
     hard = TokenState.start(state.tokens, (1, 16), 1)
-    inferred = policy.merge(hard, metric, 5, training=False)
+    inferred = merged_by(policy, hard, metric, 5, training=False)
     torch.testing.assert_close(trained.tokens[:, :12], inferred.tokens, atol=1e-5, rtol=0)
     torch.testing.assert_close(trained.size[:, :12], inferred.size, atol=1e-5, rtol=0)
     assert trained.size[:, 12:].abs().max() < 1e-6
@@ -161,18 +171,17 @@ def test_training_in_parity_puts_the_live_tokens_where_inference_has_them(relaxa
 def test_straight_through_has_the_values_of_hard_and_the_gradient_of_soft():
     scores = torch.randn(2, 6, 5, requires_grad=True)
     soft = relaxed_top_r(scores, 3, candidates=3, tau1=0.1, tau2=0.1)
-    hard = one_hot_weights(best_pairs(scores.detach(), 3), soft)
-    assert torch.equal(hard.sum(dim=(1, 2)), torch.full((2,), 3.0)) and set(hard.unique().tolist()) == {
-        0.0,
-        1.0,
-    }
-    assert (hard.sum(dim=2) <= 1).all()
+    hard = dense(straight_through(soft, rank_sources(soft), 3), 5)
+    assert torch.equal(hard.round(), hard.detach()) and torch.equal(
+        hard.sum(dim=(1, 2)), torch.full((2,), 3.0)
+    )
+    assert set(hard.unique().tolist()) == {0.0, 1.0} and (hard.sum(dim=2) <= 1).all()
     state, metric, probe = start(13, prefix=1), torch.randn(2, 13, 8), torch.randn(2, 13)
     gradients = []
     for relaxation in ("soft", "straight_through"):
         metric = metric.detach().requires_grad_()
         policy = POLICIES.build("dtem", split="parity", relaxation=relaxation)
-        merged = policy.merge(state, metric, 3, training=True)
+        merged = merged_by(policy, state, metric, 3, training=True)
         gradients.append(torch.autograd.grad((merged.size * probe).sum(), metric)[0])
     torch.testing.assert_close(gradients[1], gradients[0])
 
@@ -185,11 +194,10 @@ def test_unmerge_of_a_soft_merge_has_the_gradient_of_its_definition():
     split = Split.of_release(9, 1)
 
     def unmerged(scores):
-        source = SourceMap(weights=torch.eye(9, dtype=torch.float64)[None])
-        state = TokenState(tokens, size, source, (2, 4), 1, 9)
-        weights = relaxed_top_r(scores, 2, candidates=3, tau1=1.0, tau2=1.0)
+        state = TokenState(tokens, size, (2, 4), 1, 9)
+        weights = relaxed_dense(scores, 2, candidates=3, tau1=1.0, tau2=1.0)
         merged = merge_soft(state, weights, split, 2)
-        return unmerge_tokens(state.tokens, merged.source), weights.sum(dim=-1).max()
+        return unmerge_tokens(state.tokens, merged.merges), weights.sum(dim=-1).max()
 
     scores = torch.rand(1, 4, 4, dtype=torch.float64, requires_grad=True)
     assert unmerged(scores)[1] < 1

@@ -8,7 +8,7 @@ import torch
 from tiny import generator
 from torch.nn import functional as F
 
-from pipeline.merging.matching import Split, best_pairs, similarity
+from pipeline.merging.matching import Split, match, similarity
 from pipeline.objectives.prices import expected_cost, pair_costs
 from pipeline.token_state import MergePoint, TokenState
 
@@ -106,11 +106,10 @@ def test_at_a_low_temperature_the_price_is_that_of_the_hard_merge(setting, r):
         torch.randn(2, NUM_TOKENS, n, generator=generator(n), dtype=torch.float64) for n in (DIM, 3)
     )
     costs = pair_costs(tokens, size, grad, SPLIT)
-    matching = best_pairs(similarity(metric, SPLIT), r)
-    expected = (
-        torch.stack([costs[i, matching.merged[i], matching.target[i]].mean() for i in range(2)]).mean()
-        / costs.mean()
-    )
+    merge = match(state, similarity(metric, SPLIT), SPLIT, r)
+    merged = (merge.source % NUM_TOKENS - SPLIT.sources.start) // 2
+    target = merge.slot % merge.num_active - (merge.num_active - SPLIT.counts[1])
+    expected = torch.stack([costs[i, merged[i], target[i]].mean() for i in range(2)]).mean() / costs.mean()
     priced = expected_cost(
         MergePoint(state, metric, torch.zeros_like(tokens)), grad, 1e-7, r / (NUM_TOKENS - 1)
     )

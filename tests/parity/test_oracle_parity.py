@@ -21,14 +21,15 @@ from oracle import (
     train_block,
     train_forward,
 )
-from tiny import IMG, PREFIXES, SEED, SIZES, generator, images, tiny_vit
+from tiny import IMG, PREFIXES, SEED, SIZES, all_edges, dense, generator, images, tiny_vit
 from torch import nn
 
 from pipeline.backbone.build import create_vit
 from pipeline.backbone.load import load_weights
+from pipeline.merging.apply import apply
 from pipeline.merging.matching import Split
-from pipeline.merging.soft import merge_soft, relaxed_top_r
-from pipeline.token_state import SourceMap
+from pipeline.merging.soft import give_shares, relaxed_top_r
+from pipeline.merging.unmerge import slots as slots_of
 
 DEEP = {"depth": 12, "patch_size": 16}
 CLEAR = 1e-5
@@ -107,9 +108,9 @@ def test_inference_of_every_dtem_is_that_of_the_release(variant, r):
     model, vit, metrics = pair(variant)
     with torch.no_grad():
         state = model.eval()(images(4).double(), reduction=r).final
-        tokens, size, slots = eval_forward(vit, metrics, images(4).double(), r)
+        tokens, size, places = eval_forward(vit, metrics, images(4).double(), r)
     torch.testing.assert_close(state.tokens, tokens, atol=1e-9, rtol=0)
-    assert torch.equal(state.size, size) and torch.equal(state.source.slots, slots)
+    assert torch.equal(state.size, size) and torch.equal(slots_of(state), places)
 
 
 @pytest.mark.parametrize("r", [5, 16])
@@ -121,9 +122,9 @@ def test_tome_is_tome(prefix, training, r):
     model, vit, _ = pair("tome", prefix)
     with torch.no_grad():
         state = model.train(training)(images().double(), reduction=r).final
-        tokens, size, slots = eval_forward(vit, None, images().double(), r)
+        tokens, size, places = eval_forward(vit, None, images().double(), r)
     torch.testing.assert_close(state.tokens, tokens, atol=1e-9, rtol=0)
-    assert torch.equal(state.size, size) and torch.equal(state.source.slots, slots)
+    assert torch.equal(state.size, size) and torch.equal(slots_of(state), places)
 
 
 def states_in_common(model, img_size, r):
@@ -132,8 +133,7 @@ def states_in_common(model, img_size, r):
     taps = model(images(8, img_size).double(), reduction=r, taps=range(model.depth)).taps
     for i, state in enumerate(taps[:-1], start=1):
         for tokens, size in zip(state.tokens.float(), state.size.float(), strict=True):
-            source = SourceMap.identity(1, len(tokens), tokens.device)
-            yield i, replace(state, tokens=tokens[None], size=size[None], source=source)
+            yield i, replace(state, tokens=tokens[None], size=size[None], merges=())
 
 
 def symmetric(tokens, size):
@@ -181,14 +181,14 @@ def test_a_float32_merge_at_sharp_scores_is_that_of_the_release(r):
     for i, state in states_in_common(model.train().requires_grad_(False), IMG, r):
         x, size, live = state.tokens[0].double(), state.size[0].double(), state.num_active
         scores = release_scores(metrics[i](vit.blocks[i].norm1(x)).detach(), live).float()
-        ours = relaxed_top_r(scores[None], r, candidates=3, tau1=0.1, tau2=0.1)[0]
+        ours = dense(relaxed_top_r(scores[None], r, candidates=3, tau1=0.1, tau2=0.1), scores.shape[-1])[0]
         wanted = soft_weights(scores.double(), r)
         sharpest = max(sharpest, wanted.max().item())
         torch.testing.assert_close(ours.double(), wanted, atol=SHARP, rtol=0)
 
         weights = wanted.float().requires_grad_()
         same = weights.detach().double().requires_grad_()
-        after = merge_soft(state, weights[None], Split.of_release(live, 1), r)
+        after = apply(state, give_shares(state, all_edges(weights[None]), Split.of_release(live, 1), r))
         moved, sizes, left = move(x, size, live, same, r)
         assert after.num_active == left
         torch.testing.assert_close(
@@ -220,9 +220,7 @@ def test_a_float32_block_of_inference_merges_as_in_float64(variant, r):
             clear += 1
             after = single.blocks[i](state, r, use_size=True, relaxed=False)
             torch.testing.assert_close(after.tokens[0].double(), x, atol=1e-5, rtol=1e-5)
-            assert torch.equal(after.size[0].double(), size) and torch.equal(
-                after.source.slots[0], slots(holds)
-            )
+            assert torch.equal(after.size[0].double(), size) and torch.equal(slots_of(after)[0], slots(holds))
     assert clear >= model.depth, "too few images whose choices are clear"
 
 
@@ -239,7 +237,7 @@ def test_dtem_with_the_keys_as_metric_is_tome():
     with torch.no_grad():
         one, other = dtem.eval()(images().double()).final, tome.eval()(images().double()).final
     torch.testing.assert_close(one.tokens, other.tokens, atol=1e-9, rtol=0)
-    assert torch.equal(one.source.slots, other.source.slots)
+    assert torch.equal(slots_of(one), slots_of(other))
 
 
 def test_the_oracle_itself_knows_the_published_weights():

@@ -1,6 +1,6 @@
 """Merge policies: one file each, found by this list."""
 
-from pipeline.interfaces import MergePolicy
+from pipeline.merging.policy import MergePolicy
 from pipeline.registry import Registry
 
 POLICIES: Registry[MergePolicy] = Registry("merge policy")

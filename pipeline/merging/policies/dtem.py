@@ -3,19 +3,17 @@
 Inference is ToMe's hard merge with the learned metric. Training relaxes it; see `relaxation` and `split`.
 """
 
-import torch
-from torch import Tensor
-
 from pipeline.errors import ConfigError
-from pipeline.merging.matching import Split, best_pairs, match_and_merge, similarity
+from pipeline.merging.evidence import Evidence
+from pipeline.merging.matching import Split, match, parity_split, similarity
 from pipeline.merging.policies import POLICIES
-from pipeline.merging.schedule import mergeable
-from pipeline.merging.soft import merge_soft, one_hot_weights, relaxed_top_r
-from pipeline.token_state import TokenState
+from pipeline.merging.policy import MergePolicy
+from pipeline.merging.soft import give_shares, rank_sources, relaxed_top_r, straight_through
+from pipeline.token_state import Assignment, TokenState
 
 
 @POLICIES.register("dtem")
-class DTEM:
+class DTEM(MergePolicy):
     """split: `parity` (training partitions tokens as inference does) or `reference` (as the authors' release
     does in training). relaxation: `soft` (the paper's) or `straight_through` (the forward pass is the hard
     merge, the gradient that of the soft one); None picks `soft` for split `reference`, else
@@ -24,9 +22,8 @@ class DTEM:
     on.
     """
 
-    metric_source = "embedding"
-    merges = True
-    relaxed = True
+    needs = frozenset({"embedding"})
+    supports_relaxed = True
 
     def __init__(
         self,
@@ -61,28 +58,19 @@ class DTEM:
         self.straight_through = relaxation == "straight_through"
         self.candidates, self.tau1, self.tau2, self.embed_dim = candidates, tau1, tau2, embed_dim
 
-    def metric_dim(self, dim: int, head_dim: int) -> int:
+    def embedding_dim(self, dim: int, head_dim: int) -> int:
         return self.embed_dim or (head_dim if dim < 1024 else 2 * head_dim)
 
-    def merge(
-        self, state: TokenState, metric: Tensor | None, r: int, *, training: bool = False
-    ) -> TokenState:
-        assert metric is not None
-        if not training:
-            return match_and_merge(state, metric, r)
-        r = min(r, mergeable(state.num_active, state.num_prefix))
-        if r <= 0:
-            return state
-        with torch.autocast(metric.device.type, enabled=False):
-            return self._merge_relaxed(state, metric, r)
-
-    def _merge_relaxed(self, state: TokenState, metric: Tensor, r: int) -> TokenState:
+    def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
+        if not relaxed:
+            split = parity_split(state)
+            return match(state, similarity(evidence.embedding, split), split, r)
         split = self.split(state.num_active, state.num_prefix)
-        scores = similarity(metric, split)
-        weights = relaxed_top_r(scores, r, candidates=self.candidates, tau1=self.tau1, tau2=self.tau2)
+        scores = similarity(evidence.embedding, split)
+        candidates = relaxed_top_r(scores, r, candidates=self.candidates, tau1=self.tau1, tau2=self.tau2)
         if not self.follows_inference:
-            return merge_soft(state, weights, split, r)
-        matching = best_pairs(scores.detach(), r)
+            return give_shares(state, candidates, split, r)
+        ranked = rank_sources(candidates)
         if self.straight_through:
-            weights = one_hot_weights(matching, weights) + (weights - weights.detach())
-        return merge_soft(state, weights, split, r, matching, one_hot=self.straight_through)
+            candidates = straight_through(candidates, ranked, r)
+        return give_shares(state, candidates, split, r, ranked)

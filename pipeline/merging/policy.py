@@ -1,0 +1,74 @@
+"""A policy decides which tokens merge; `merge` asks it and carries the merge out."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from pipeline.merging.apply import apply
+from pipeline.merging.evidence import Evidence
+from pipeline.merging.schedule import mergeable
+from pipeline.merging.unmerge import carry_residual
+from pipeline.token_state import Assignment, TokenState
+
+
+class MergePolicy:
+    """Decides which tokens of a block merge, between attention and MLP. It holds options, never state.
+
+    A subclass gives `choose`; the rest has defaults. The laws of tests/laws run over every registered policy
+    and read what it declares.
+    """
+
+    needs: frozenset[str] = frozenset()
+    """What `choose` reads of Evidence: `keys`, `embedding`, `tokens`, `received`, `entropy`. With
+    `embedding`, each block gets a learned embedding."""
+    merges = True
+    """Whether it merges at all; one that does not takes any reduction and removes nothing."""
+    supports_relaxed = False
+    """Whether training has a differentiable merge, which keeps all tokens."""
+    conserves = True
+    """Whether a merge keeps the sum of sizes, and of tokens times sizes."""
+    exact_attention = False
+    """Whether a relaxed pass needs attention that rounds as the authors' release does, in place of a fused
+    kernel."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether it has an embedding to train."""
+        return "embedding" in self.needs
+
+    def embedding_dim(self, dim: int, head_dim: int) -> int:
+        """Channels of the learned embedding, for a backbone of `dim` channels with `head_dim` a head."""
+        return head_dim
+
+    def metric(self, evidence: Evidence) -> Tensor | None:
+        """[B, M, F]: whose cosine similarity says which tokens are alike; None where nothing is compared."""
+        for name in ("embedding", "keys"):
+            if name in self.needs:
+                return getattr(evidence, name)
+        return None
+
+    def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment | None:
+        """Which tokens merge, so that r fewer take part afterwards; None: none.
+
+        1 <= r <= what can be merged. relaxed: choose a differentiable merge, where the policy supports it;
+        otherwise gradients are off. Autocast is off, and what the policy needs was computed under the
+        precision of the pass.
+        """
+        raise NotImplementedError
+
+
+def merge(
+    policy: MergePolicy, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool = False
+) -> TokenState:
+    """The state after the policy merged r of its tokens, or as many as can be."""
+    r = min(r, mergeable(state.num_active, state.num_prefix))
+    if r <= 0 or not policy.merges:
+        return state
+    relaxed = relaxed and policy.supports_relaxed
+    with nullcontext() if relaxed else torch.no_grad():
+        for name in sorted(policy.needs):
+            getattr(evidence, name)
+        with torch.autocast(state.tokens.device.type, enabled=False):
+            assignment = policy.choose(evidence, state, r, relaxed=relaxed)
+    return state if assignment is None else carry_residual(state, apply(state, assignment))
