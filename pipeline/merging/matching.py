@@ -72,11 +72,12 @@ def pair_up(state: TokenState, ranked: Tensor, target: Tensor, split: Split) -> 
     rows, num_slots = rows_of(batch, num_tokens, ranked.device), num_tokens - r
     sources = torch.add(rows[:, split.sources][:, :1], ranked, alpha=split.sources.step)
     kept = sources[:, r:].sort(dim=-1).values
-    first_destination = rows.flatten()[prefix + kept.shape[1] :: num_slots][:batch, None]
+    first = prefix + kept.shape[1]
+    slots = rows.flatten()[: batch * num_slots].view(batch, num_slots)
     return Assignment(
         keep=torch.cat([rows[:, :prefix], kept, rows[:, split.destinations]], dim=1),
         source=sources[:, :r],
-        slot=first_destination + target,
+        slot=slots[:, first : first + 1] + target,
         num_tokens=num_tokens,
         num_active=num_slots,
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import IMG, PREFIXES, SIZES, VARIANTS, images, tiny_vit
+from tiny import IMG, PREFIXES, SIZES, VARIANTS, images, merged, tiny_vit
 
 from pipeline.backbone.build import create_vit
 from pipeline.backbone.load import load_weights
@@ -74,7 +74,7 @@ def test_the_norm_of_the_head_is_timms(options):
 
 def test_average_pooling_counts_a_token_by_its_size():
     tokens = torch.tensor([[[9.0], [1.0], [4.0]]])
-    state = TokenState(tokens, torch.tensor([[1.0, 3.0, 1.0]]), None, (2, 2), 1, 3)
+    state = TokenState(tokens, torch.tensor([[1.0, 3.0, 1.0]]), (2, 2), 1, 3)
     assert pool(state, "avg").tolist() == [[(3 * 1 + 4) / 4]] and pool(state, "token").tolist() == [[9.0]]
 
 
@@ -82,8 +82,8 @@ def test_average_pooling_counts_a_token_by_its_size():
 def test_a_merge_does_not_change_the_average(policy):
     tokens = torch.randn(2, 17, 5)
     state = TokenState.start(tokens, (4, 4), 1)
-    merged = POLICIES.build(policy).merge(state, tokens, 6)
-    torch.testing.assert_close(pool(merged, "avg"), tokens[:, 1:].mean(1))
+    after = merged(POLICIES.build(policy), state, tokens, 6)
+    torch.testing.assert_close(pool(after, "avg"), tokens[:, 1:].mean(1))
 
 
 def test_pooling_that_cannot_be_is_refused():
