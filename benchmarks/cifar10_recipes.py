@@ -89,7 +89,8 @@ def mean_divergence(run: Any, target: float, suffix: str) -> float:
     model, task = build(run, "dtem" + suffix), "cifar10"
     reduction = reduction_for_macs(model.backbone, target, grid_of(run, model, task))
     total, samples = 0.0, 0
-    for batch in build_eval_loader(task, run.config.tasks[task].data, rank=0, world_size=1):
+    for pixels in build_eval_loader(task, run.config.tasks[task].data, rank=0, world_size=1):
+        batch = pixels.to("cpu")
         whole, merged = (model.predict(batch, reduction=r, relaxed=False) for r in (0, reduction))
         own, wanted = (model.tasks[task].log_probs(output, batch) for output in (merged, whole))
         total += float(divergence(own, wanted)) * len(batch.images)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.parts import BALANCE, BASE, HEAD, METRIC
+from pipeline.pixels import Normalisation
 from pipeline.token_state import BackboneOutput
 
 Sums = dict[str, tuple[Tensor, Tensor | float]]
@@ -40,27 +41,35 @@ source maps)."""
 class Batch:
     """One micro-batch of one task.
 
-    images [B, 3, H, W] float32, normalised. targets: the task's own dataclass of tensors. keys: the samples'
-    names.
+    images [B, 3, H, W]: uint8 as a stream gives them; behind `to` float32 and normalised, as models read
+    them. targets: the task's own dataclass of tensors. keys: the samples' names. normalisation: what `to`
+    does to the images; None where it is done.
     """
 
     task: str
     images: Tensor
     targets: Any
     keys: tuple[str, ...] = ()
+    normalisation: Normalisation | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        return replace(
-            self, images=self.images.to(device, non_blocking=True), targets=_to(self.targets, device)
-        )
+        """On the device, with normalised images."""
+        moved: Batch = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), self)
+        if moved.normalisation is None:
+            return moved
+        return replace(moved, images=moved.normalisation(moved.images), normalisation=None)
 
 
-def _to(targets: Any, device: torch.device | str) -> Any:
-    if isinstance(targets, Tensor):
-        return targets.to(device, non_blocking=True)
-    if is_dataclass(targets) and not isinstance(targets, type):
-        return replace(targets, **{f.name: _to(getattr(targets, f.name), device) for f in fields(targets)})
-    return targets
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The value with the function's result in place of each tensor, also within dataclasses and tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(function, item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {item.name: map_tensors(function, getattr(value, item.name)) for item in fields(value)}
+        return replace(value, **own)
+    return value
 
 
 @dataclass(frozen=True)

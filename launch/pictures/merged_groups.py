@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from launch.pictures.page import Panel
-from pipeline.config.schema import AugmentConfig
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.unmerge import slots
 from pipeline.model import MultiTaskModel
@@ -24,13 +23,9 @@ def default_blocks(depth: int) -> list[int]:
     return sorted({max(0, round(depth * share) - 1) for share in (1 / 3, 2 / 3, 1)})
 
 
-def picture_of(image: Tensor, augment: AugmentConfig) -> np.ndarray:
-    """Normalised [3, H, W] -> uint8 [H, W, 3], enlarged by a whole factor where it is small."""
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1)
-        for values in (augment.preprocessing.mean, augment.preprocessing.std)
-    )
-    pixels = ((image.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+def picture_of(image: Tensor) -> np.ndarray:
+    """uint8 [3, H, W] -> uint8 [H, W, 3], enlarged by a whole factor where it is small."""
+    pixels = image.permute(1, 2, 0).numpy()
     factor = max(1, -(-WIDTH // max(pixels.shape[:2])))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -49,8 +44,8 @@ def draw_groups(
     reductions: Sequence[ReductionSpec | None],
     blocks: Sequence[int],
 ) -> list[Panel]:
-    """The groups of an image [3, H, W] after each block, for each reduction (None: the task's own); picture:
-    see `picture_of`.
+    """The groups of a normalised image [3, H, W] after each block, for each reduction (None: the task's own);
+    picture: see `picture_of`.
 
     An image that does not fill its patches is padded with zeros at the right and below, as in evaluation.
     """

@@ -60,7 +60,7 @@ def make_page(
         for task, data in datas.items()
     }
     model.check_data(loaders)
-    painter = _Painter(model, datas, loaders, list(reductions or [None]), blocks)
+    painter = _Painter(model, loaders, list(reductions or [None]), blocks)
     sections = [painter.section(tasks, num) for tasks in _of_one_source(datas, split)]
     if len(sections) > 1:
         headings = [", ".join(tasks) for tasks in _of_one_source(datas, split)]
@@ -90,7 +90,6 @@ class _Row:
 @dataclass
 class _Painter:
     model: MultiTaskModel
-    datas: Mapping[str, DataConfig]
     loaders: Mapping[str, EvalLoader]
     reductions: Sequence[ReductionSpec | None]
     blocks: Sequence[int]
@@ -111,11 +110,9 @@ class _Painter:
         return Section(together, self._legend(tasks))
 
     def _row(self, batches: Sequence[Batch], *, first: bool) -> _Row:
-        pictures = {
-            batch.task: picture_of(batch.images[0], self.datas[batch.task].augment) for batch in batches
-        }
-        row = _Row(Panel(pictures[batches[0].task], "image"))
-        for batch in batches:
+        pictures = {batch.task: picture_of(batch.images[0]) for batch in batches}
+        row, device = _Row(Panel(pictures[batches[0].task], "image")), next(self.model.parameters()).device
+        for batch in (batch.to(device) for batch in batches):
             for reduction in self.reductions if first else ():
                 if reduction is not None:
                     checked_reduction(self.model, first_grid(self.model, batch), reduction)

@@ -243,6 +243,11 @@ class MergingViT(nn.Module):
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""
+        if not images.is_floating_point():
+            raise ConfigError(
+                f"images are {images.dtype}; a backbone reads normalised floats, (x / 255 - mean) / std, as "
+                "`to` of a stream's batch makes them"
+            )
         grid = self.grid_of(images)
         patches = self.patch_embed.proj(images).flatten(2).mT
         patches = self.patch_embed.norm(patches)

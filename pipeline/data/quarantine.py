@@ -3,12 +3,12 @@ cannot be used."""
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipeline.errors import PipelineError, SampleError, printable
-from pipeline.interfaces import Batch
+from pipeline.interfaces import Batch, map_tensors
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,7 @@ class Loaded:
 
     def pin_memory(self, device: str | None = None) -> "Loaded":
         """torch's loader calls this in its pinning thread."""
-        if self.batch is None:
-            return self
-        targets = self.batch.targets
-        tensors = {f.name: getattr(targets, f.name) for f in fields(targets)}
-        pinned = {
-            name: value.pin_memory() for name, value in tensors.items() if isinstance(value, torch.Tensor)
-        }
-        return replace(
-            self,
-            batch=replace(
-                self.batch, images=self.batch.images.pin_memory(), targets=replace(targets, **pinned)
-            ),
-        )
+        return replace(self, batch=map_tensors(torch.Tensor.pin_memory, self.batch))
 
 
 class Quarantine:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import pipeline.data.samples  # noqa: F401 - fills the registry
 from pipeline.config.schema import DataConfig
-from pipeline.data.augment.images import Normalise, eraser
+from pipeline.data.augment.images import eraser
 from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import BadSample, Loaded, Quarantine
 from pipeline.data.samples.class_names import Labels, agreed
@@ -24,6 +24,7 @@ from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stalls import WorkerNotes, patiently, poll_seconds
 from pipeline.errors import CheckpointError, PipelineError, SampleError, printable
 from pipeline.interfaces import Batch
+from pipeline.pixels import Noise, Normalisation
 from pipeline.rng import preserved_generators, seed_generators
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,10 @@ class BatchReader(Dataset[Loaded]):
         self._reader = SampleReader(
             manifest, config.shuffle_shards, int(config.cache_gib * 2**30), PATIENT * config.max_wait
         )
-        self._normalise = Normalise(config.augment)
-        self._erase = eraser(config.augment.random_erasing) if seed is not None else None
+        erases = seed is not None and config.augment.random_erasing > 0
+        self._erase = eraser(config.augment.random_erasing) if erases else None
+        wanted = config.augment.preprocessing
+        self._normalisation = Normalisation(wanted.mean, wanted.std)
         self._tries = max(1, config.max_bad_samples)
 
     def __getitem__(self, positions: range) -> Loaded:
@@ -116,13 +119,20 @@ class BatchReader(Dataset[Loaded]):
         )
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
-        images = self._normalise(stacked([sample.image for sample in samples], "images"))
-        if self._erase is not None and self._seed is not None:
-            for image, sample in zip(images, samples, strict=True):
-                seed_generators(self._seed, "erase", *sample.address)
-                self._erase(image)  # in place
+        images = stacked([sample.image for sample in samples], "images")
         targets = self._schema.targets([sample.target for sample in samples])
-        return Batch(self._task, images, targets, tuple(sample.key for sample in samples))
+        normalisation = replace(self._normalisation, noise=self._noise(samples))
+        return Batch(self._task, images, targets, tuple(sample.key for sample in samples), normalisation)
+
+    def _noise(self, samples: Sequence[Sample]) -> Noise | None:
+        """What random erasing draws for each image."""
+        if self._seed is None or self._erase is None:
+            return None
+        patches = []
+        for sample in samples:
+            seed_generators(self._seed, "erase", *sample.address)
+            patches.append(self._erase(sample.image.shape))
+        return Noise.of(patches)
 
 
 class TrainStream:

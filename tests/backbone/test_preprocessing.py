@@ -16,8 +16,9 @@ from pipeline.backbone.build import model_facts
 from pipeline.backbone.preprocessing import complete_data, preprocessing_of
 from pipeline.config.load import from_plain, load_config
 from pipeline.config.schema import AugmentConfig, BackboneConfig, Preprocessing, RunConfig
-from pipeline.data.augment.images import Normalise, eval_transform
+from pipeline.data.augment.images import eval_transform
 from pipeline.errors import ConfigError
+from pipeline.pixels import Normalisation
 from pipeline.train.setup import build_run, write_config
 
 OPENAI = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
@@ -135,7 +136,7 @@ def test_open_clips_weights_see_the_pixels_of_open_clip(weights, wanted):
     }
     theirs = image_transform_v2(PreprocessCfg(size=40, **pixels), is_train=False)
     augment, picture = AugmentConfig(**asdict(found)), torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8)
-    ours = Normalise(augment)(eval_transform(augment, 40)(picture)[None])[0]
+    [ours] = Normalisation(found.mean, found.std)(eval_transform(augment, 40)(picture)[None])
     assert (ours - theirs(F.to_pil_image(picture))).abs().max() < 2.5 / 255 / 0.26, (
         "up to the rounding of two resizes"
     )

@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 import torch
 from shardkit import config
+from timm.data.random_erasing import RandomErasing
 
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.samples import classification  # noqa: F401
@@ -15,6 +16,7 @@ from pipeline.data.shards.manifest import Manifest
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream
 from pipeline.errors import CheckpointError, ConfigError, SampleError
 from pipeline.interfaces import Batch
+from pipeline.rng import seed_generators
 
 GLOBAL = 12
 
@@ -112,14 +114,38 @@ def test_evaluation_reads_every_sample_once_over_the_ranks(uneven, world_size, w
     assert [len(loader) for loader in loaders] == [len(list(loader)) for loader in loaders]
 
 
-def test_images_are_float_and_normalised(uneven):
-    made = config(uneven, img_size=12, eval_batch_size=28)
-    (batch,) = build_eval_loader("t", made, rank=0, world_size=1)
-    assert batch.task == "t" and batch.images.shape == (28, 3, 12, 12) and batch.images.dtype == torch.float32
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_are_pixels_until_they_are_on_the_device(uneven, split):
+    made = config(uneven, img_size=12, batch_size=28, eval_batch_size=28)
+    made = replace(made, augment=replace(made.augment, random_erasing=0.0, mean=(0.1, 0.5, 0.7)))
+    if split == "train":
+        batch = next(iter(build_stream("t", made, seed=0, rank=0, world_size=1)))
+    else:
+        (batch,) = build_eval_loader("t", made, rank=0, world_size=1)
+    assert batch.task == "t" and batch.images.shape == (28, 3, 12, 12) and batch.images.dtype == torch.uint8
     assert batch.targets.labels.dtype == torch.int64
-    wanted = made.augment.preprocessing
-    pixels = batch.images * torch.tensor(wanted.std).view(3, 1, 1) + torch.tensor(wanted.mean).view(3, 1, 1)
-    assert 0.4 < pixels.mean() < 0.6 and pixels.min() > -1e-6 and pixels.max() < 1 + 1e-6
+    wanted, on_device = made.augment.preprocessing, batch.to("cpu")
+    mean, std = torch.tensor(wanted.mean).view(3, 1, 1), torch.tensor(wanted.std).view(3, 1, 1)
+    torch.testing.assert_close(on_device.images, (batch.images / 255 - mean) / std)
+    assert torch.equal(on_device.to("cpu").images, on_device.images), "what is normalised stays as it is"
+
+
+def test_erased_images_are_those_of_timms_eraser_on_normalised_images(uneven):
+    """By the draws of a sample's address."""
+    plain, erased = (
+        stream(uneven, augment=AugmentConfig(random_erasing=probability)) for probability in (0.0, 0.7)
+    )
+    eraser, changed = RandomErasing(0.7, mode="pixel", device="cpu"), 0
+    addresses = map(erased._reader.order.__getitem__, range(3 * GLOBAL))
+    for whole, holed in zip(take(iter(plain), 3), take(iter(erased), 3), strict=True):
+        wanted, found = whole.to("cpu").images, holed.to("cpu").images
+        for image, key, at in zip(wanted, whole.keys, islice(addresses, GLOBAL), strict=True):
+            seed_generators(5, "erase", at.epoch, f"part-{at.shard:05}.tar", key)
+            before = image.clone()
+            eraser(image)
+            changed += not torch.equal(image, before)
+        assert torch.equal(found, wanted) and torch.equal(whole.images, holed.images)
+    assert changed > GLOBAL
 
 
 def test_a_position_in_other_shards_is_refused(uneven):

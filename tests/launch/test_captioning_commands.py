@@ -80,7 +80,8 @@ def in_float64(data):
     """The batches of evaluation for a model in float64: which words follow may change with another batch's
     rounding."""
     loader = build_eval_loader("scenes", data, rank=0, world_size=1)
-    return [replace(batch, images=batch.images.double()) for batch in loader]
+    batches = [batch.to("cpu") for batch in loader]
+    return [replace(batch, images=batch.images.double()) for batch in batches]
 
 
 def test_scores_are_those_of_all_images_at_once(captioner):
@@ -134,7 +135,7 @@ def swept(captioner):
 
 def test_encoder_and_decoder_are_counted_apart_and_both_fall_with_the_tokens(captioner, swept):
     run = read_run(captioner)
-    batch = first_batch("scenes", run.config.tasks["scenes"].data)
+    batch = first_batch("scenes", run.config.tasks["scenes"].data).to("cpu")
     unseen = replace(
         batch,
         targets=replace(
@@ -163,7 +164,7 @@ def test_compute_does_not_depend_on_what_is_said(captioner, swept, monkeypatch):
     """A model that ends each caption at once has the same MACs as one that never does; its words are told
     beside them."""
     run = read_run(captioner)
-    batch, model = first_batch("scenes", run.config.tasks["scenes"].data), build(run, "none")
+    batch, model = first_batch("scenes", run.config.tasks["scenes"].data).to("cpu"), build(run, "none")
     task = model.tasks["scenes"]
     next_words, task.generation = task.next_words, replace(task.generation, min_length=1)
 
@@ -214,7 +215,7 @@ def test_the_page_holds_references_and_captions_at_every_reduction(captioner, dt
     dtem("visualise", captioner, "--num", 3, "--reductions", "2,4", "--blocks", "2", "--out", tmp_path)
     page = (tmp_path / "groups_scenes_dtem.html").read_text()
     run = read_run(captioner)
-    batch = first_batch("scenes", replace(run.config.tasks["scenes"].data, eval_batch_size=3))
+    batch = first_batch("scenes", replace(run.config.tasks["scenes"].data, eval_batch_size=3)).to("cpu")
     model = build(run)
     for reduction in (0, 2, 4):
         assert page.count(f"<td>caption, {f'r {reduction}' if reduction else 'unmerged'}<br>") == 1

@@ -191,7 +191,8 @@ def test_tasks_with_the_same_images_share_their_rows(run, dtem, tmp_path):
         and "<h2>" not in page
     )
     batches = {
-        task: first_batch(task, replace(run.config.tasks[task].data, eval_batch_size=2)) for task in TASKS
+        task: first_batch(task, replace(run.config.tasks[task].data, eval_batch_size=2)).to("cpu")
+        for task in TASKS
     }
     model = build(run)
     for reduction, said in ((0, "unmerged"), (None, "merged")):
@@ -286,7 +287,7 @@ def test_an_exported_task_alone_merges_and_predicts_as_among_the_others(run, tas
         f"blocks.{i}.metric.{part}" for i in range(3) for part in ("weight", "bias")
     }
     assert card["task"] == task and card["merging"]["schedule"] == SCHEDULES[task]
-    batch = first_batch(task, run.config.tasks[task].data)
+    batch = first_batch(task, run.config.tasks[task].data).to("cpu")
     with torch.no_grad():
         theirs, ours = (model.predict(batch, relaxed=False) for model in (among, alone))
         torch.testing.assert_close(ours.predictions, theirs.predictions, atol=1e-5, rtol=1e-5)

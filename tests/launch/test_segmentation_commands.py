@@ -111,7 +111,7 @@ def test_a_share_is_merged_exactly_whatever_the_images_size(segmenter, swept):
     loader = build_eval_loader("scenes", run.config.tasks["scenes"].data, rank=0, world_size=1)
     for point in swept.points:
         model, table = build(run, point.policy), 0
-        for batch in loader:
+        for batch in (batch.to("cpu") for batch in loader):
             share = reduction_for_merged(model.backbone, point.target, first_grid(model, batch))
             table = table + model.evaluate(batch, reduction=share)["confusion"]
         expected = model.scores("scenes", {"confusion": table})
@@ -136,7 +136,7 @@ def test_encoder_and_decoder_are_counted_apart(segmenter, swept):
 def test_the_work_of_an_image_is_that_of_all_its_windows(segmenter):
     run = read_run(segmenter, overrides=SLIDE)
     model, data = build(run), run.config.tasks["scenes"].data
-    batch = first_batch("scenes", data)
+    batch = first_batch("scenes", data).to("cpu")
     assert batch.images.shape == (1, 3, 32, 32) and first_grid(model, batch) == (3, 3)
     work = workload((model, 2), batch)
     one = count_macs(model.backbone, (3, 3), 2)
@@ -208,7 +208,7 @@ def test_reductions_are_checked_against_the_first_image(segmenter, dtem):
 
 def test_a_merge_at_r_0_is_the_unmerged_model(segmenter):
     run = read_run(segmenter)
-    batch = first_batch("scenes", run.config.tasks["scenes"].data)
+    batch = first_batch("scenes", run.config.tasks["scenes"].data).to("cpu")
     whole = build(run, "none").evaluate(batch)["confusion"]
     assert all(
         torch.equal(build(run, policy).evaluate(batch, reduction=0)["confusion"], whole)

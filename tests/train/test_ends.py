@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from pipeline.data.augment.images import Normalise
+from pipeline.data.stream import BatchReader
 from pipeline.model import MultiTaskModel
 from pipeline.run_folder import complete_folders
 from pipeline.train import loop, signals
@@ -46,7 +46,7 @@ def in_evaluation(monkeypatch, output):
 
 
 def in_a_worker(monkeypatch, output):
-    monkeypatch.setattr(Normalise, "__call__", failing(output, os.getppid))
+    monkeypatch.setattr(BatchReader, "_collate", failing(output, os.getppid))
 
 
 def while_the_output_is_deleted(monkeypatch, output):

@@ -1,7 +1,7 @@
 """Random changes of training images and the fixed way of evaluation images, from `AugmentConfig`.
 
 Draws come from the global CPU generators, which the caller sets to the sample's address (see rng.py) before
-each call. Images are uint8 [3, H, W] until `normalise`, which works on a whole batch.
+each call. Images are uint8 [3, H, W]: they are normalised on the device (see pipeline/pixels.py).
 """
 
 import math
@@ -23,6 +23,7 @@ from pipeline.config.schema import AugmentConfig, ImgSize, height_width
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
+from pipeline.pixels import Patch
 from pipeline.rng import preserved_generators, seed_generators
 
 Transform = Callable[[Tensor], Tensor]
@@ -158,21 +159,34 @@ def _at_least_one_bit(level_fn: Callable[..., tuple[int]], *args: Any) -> tuple[
     return (max(1, level_fn(*args)[0]),)
 
 
-class Normalise:
-    """uint8 [B, 3, H, W] -> float32, (x / 255 - mean) / std."""
+def eraser(probability: float) -> Callable[[torch.Size], Patch | None]:
+    """timm's random erasing, with noise per pixel: shape [3, H, W] of an image -> the patch drawn for it, if
+    any."""
+    erase = RandomErasing(probability, mode="pixel", device="cpu")
 
-    def __init__(self, config: AugmentConfig):
-        mean, std = torch.tensor(config.preprocessing.mean), torch.tensor(config.preprocessing.std)
-        self._scale = (1 / (255 * std)).view(3, 1, 1)
-        self._shift = (-mean / std).view(3, 1, 1)
+    def draw(shape: torch.Size) -> Patch | None:
+        canvas = _Canvas(shape)
+        erase(canvas)
+        return canvas.patch
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self._shift, images, self._scale)
+    return draw
 
 
-def eraser(probability: float) -> Transform | None:
-    """timm's random erasing of a normalised image, with noise per pixel; None where it is off."""
-    return RandomErasing(probability, mode="pixel", device="cpu") if probability else None
+class _Canvas:
+    """Stands for a normalised image, and keeps what timm's eraser writes into it."""
+
+    dtype = torch.float32
+
+    def __init__(self, shape: torch.Size):
+        self._shape = shape
+        self.patch: Patch | None = None
+
+    def size(self) -> torch.Size:
+        return self._shape
+
+    def __setitem__(self, where: tuple[slice, slice, slice], noise: Tensor) -> None:
+        _, rows, columns = where
+        self.patch = Patch(rows.start, columns.start, noise)
 
 
 class BatchMixer:

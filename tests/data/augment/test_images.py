@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment.images import BatchMixer, Normalise, eval_transform, train_transform
+from pipeline.data.augment.images import BatchMixer, eval_transform, train_transform
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
@@ -68,13 +68,6 @@ def test_evaluation_takes_the_centre_at_the_scale_of_crop_pct():
     assert torch.equal(eval_transform(AugmentConfig(crop_pct=1.0), 32)(image), image)
     ramp = torch.arange(80, dtype=torch.uint8).expand(3, 80, 80)
     assert eval_transform(AugmentConfig(crop_pct=0.5), 40)(ramp)[0, 0].tolist() == list(range(20, 60))
-
-
-def test_normalising_is_the_textbook_formula():
-    config = AugmentConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-    images = torch.stack([picture(), picture()])
-    mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
-    torch.testing.assert_close(Normalise(config)(images), (images / 255 - mean) / std)
 
 
 def test_an_unreadable_rand_augment_is_a_config_error():
