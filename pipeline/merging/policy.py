@@ -9,6 +9,7 @@ from pipeline.merging.apply import apply
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.schedule import mergeable
 from pipeline.merging.unmerge import carry_residual
+from pipeline.registry import Registry
 from pipeline.token_state import Assignment, TokenState
 
 
@@ -56,6 +57,10 @@ class MergePolicy:
         precision of the pass.
         """
         raise NotImplementedError
+
+
+POLICIES: Registry[MergePolicy] = Registry("merge policy")
+"""Filled by `pipeline.merging.policies`; import it from there."""
 
 
 def merge(

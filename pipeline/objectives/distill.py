@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
 from pipeline.modes import evaluation_mode
-from pipeline.objectives import OBJECTIVES
+from pipeline.objectives.registry import OBJECTIVES
 from pipeline.ranks import mean_over_ranks
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
 from pipeline.merging.schedule import merged_shares
-from pipeline.objectives import OBJECTIVES
 from pipeline.objectives.prices import expected_cost
+from pipeline.objectives.registry import OBJECTIVES
 from pipeline.parts import METRIC
 
 

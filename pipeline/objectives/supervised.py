@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
-from pipeline.objectives import OBJECTIVES
+from pipeline.objectives.registry import OBJECTIVES
 
 
 @OBJECTIVES.register("supervised")

@@ -6,8 +6,7 @@ Inference is ToMe's hard merge with the learned metric. Training relaxes it; see
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import Split, match, parity_split, similarity
-from pipeline.merging.policies import POLICIES
-from pipeline.merging.policy import MergePolicy
+from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.merging.soft import give_shares, rank_sources, relaxed_top_r, straight_through
 from pipeline.token_state import Assignment, TokenState
 

@@ -1,7 +1,6 @@
 """No merging: the backbone as it is."""
 
-from pipeline.merging.policies import POLICIES
-from pipeline.merging.policy import MergePolicy
+from pipeline.merging.policy import POLICIES, MergePolicy
 
 
 @POLICIES.register("none")

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import pair_up, parity_split
-from pipeline.merging.policies import POLICIES
-from pipeline.merging.policy import MergePolicy
+from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
 

@@ -2,8 +2,7 @@
 
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import match, parity_split, similarity
-from pipeline.merging.policies import POLICIES
-from pipeline.merging.policy import MergePolicy
+from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
 

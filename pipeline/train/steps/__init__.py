@@ -2,12 +2,8 @@
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.registry import Registry
-from pipeline.train.steps.procedure import Procedure
-
-STEPS: Registry[Procedure] = Registry("step")
-
-from pipeline.train.steps import alternate, plain  # noqa: E402, F401  (registration)
+from pipeline.train.steps import alternate, plain  # noqa: F401  (registration)
+from pipeline.train.steps.procedure import STEPS, Procedure
 
 
 def build_procedure(config: RunConfig) -> Procedure:

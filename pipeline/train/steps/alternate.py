@@ -3,8 +3,8 @@
 from pipeline.config.schema import TrainConfig
 from pipeline.interfaces import StepSpec
 from pipeline.parts import BALANCE, BASE, HEAD, METRIC
-from pipeline.train.steps import STEPS
 from pipeline.train.steps.plain import Plain
+from pipeline.train.steps.procedure import STEPS
 
 
 @STEPS.register("alternate")

@@ -5,8 +5,7 @@ from torch import Tensor
 from pipeline.config.schema import TrainConfig
 from pipeline.interfaces import StepSpec
 from pipeline.parts import BALANCE, METRIC, TRAINED
-from pipeline.train.steps import STEPS
-from pipeline.train.steps.procedure import StepWork
+from pipeline.train.steps.procedure import STEPS, StepWork
 
 
 @STEPS.register("plain")

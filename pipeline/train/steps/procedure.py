@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.interfaces import Batch, Engine, StepSpec, TaskOutput
+from pipeline.registry import Registry
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums
 
@@ -70,3 +71,7 @@ class Procedure(Protocol):
         """One step: forward and backward passes in any number and order, and `step` behind them. The gradient
         norm, on the device; where it is not finite the step counts as skipped."""
         ...
+
+
+STEPS: Registry[Procedure] = Registry("step")
+"""Filled by `pipeline.train.steps`; import it from there."""
