@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.backbone.build import build_backbone
-    from pipeline.backbone.load import load_weights
+    from pipeline.backbone.weights.load import load_weights
     from pipeline.merging.unmerge import unmerge
 
 __all__ = ["build_backbone", "load_weights", "unmerge"]
 
 _MODULES = {
     "build_backbone": "pipeline.backbone.build",
-    "load_weights": "pipeline.backbone.load",
+    "load_weights": "pipeline.backbone.weights.load",
     "unmerge": "pipeline.merging.unmerge",
 }
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.backbone.build import build_backbone, create_vit
-from pipeline.backbone.load import check_filled, load_weights
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.vit import MergingViT
-from pipeline.backbone.weight_files import Weights, read_state_dict
+from pipeline.backbone.weights.files import Weights, read_state_dict
+from pipeline.backbone.weights.load import check_filled, load_weights
 from pipeline.balancing import Balancing, Fixed, build_balancing
 from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig
 from pipeline.errors import CheckpointError, ConfigError

@@ -161,6 +161,45 @@ def test_imports_go_downwards(path):
             )
 
 
+def graph(files: dict[str, Path]) -> dict[str, set[str]]:
+    """Module -> modules of `files` that it imports, inside functions too. `from a import b` of a name b that is
+    no module is an import of a."""
+
+    def module(name: str) -> str:
+        while name and name not in files:
+            name = name.rpartition(".")[0]
+        return name
+
+    return {own: {module(name) for name in imported(path)} - {own, ""} for own, path in files.items()}
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        found = next((path for name in sorted(imports[module]) if (path := visit(name, [*way, module]))), [])
+        done.add(module)
+        return found
+
+    return next((found for module in imports if (found := visit(module, []))), [])
+
+
+def test_no_imports_go_in_a_circle_also_inside_functions():
+    files = files_of("dtem", "pipeline", "tasks", "launch")
+    modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    assert not circle(graph(modules))
+
+
+def test_a_circle_is_seen():
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_package_has_one_door(path):
     for name in imported(path):

@@ -9,7 +9,7 @@ import torch
 from tinyrun import tiny_plain
 
 from launch.saved.run import read_run
-from pipeline.backbone.weight_files import read_state_dict
+from pipeline.backbone.weights.files import read_state_dict
 from pipeline.config.load import from_plain
 from pipeline.errors import CheckpointError
 from pipeline.train.loop import train

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.backbone.build import model_facts
-from pipeline.backbone.preprocessing import complete_data
+from pipeline.backbone.weights.preprocessing import complete_data
 from pipeline.config.load import to_plain
 from pipeline.config.schema import RunConfig
 from pipeline.data.augment.images import BatchMixer

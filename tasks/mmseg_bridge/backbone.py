@@ -9,9 +9,9 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.load import check_filled, load_weights
 from pipeline.backbone.vit import MergingViT
-from pipeline.backbone.weight_files import read_state_dict
+from pipeline.backbone.weights.files import read_state_dict
+from pipeline.backbone.weights.load import check_filled, load_weights
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec

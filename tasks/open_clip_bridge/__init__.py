@@ -1,4 +1,8 @@
 """The door to open_clip: tokenizer, captioning parts, and weights in its keys. Importing this folder imports
 none of it."""
 
-from tasks.open_clip_bridge import tokenizer, weights  # noqa: F401  (registration)
+from pipeline.backbone.weights.dialects import DIALECTS
+from tasks.open_clip_bridge import source, tokenizer  # noqa: F401  (registration)
+from tasks.open_clip_bridge.weights import open_clip_weights
+
+DIALECTS["open_clip"] = open_clip_weights

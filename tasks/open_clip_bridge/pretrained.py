@@ -7,7 +7,7 @@ from typing import Any
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg
 
-from pipeline.backbone.weight_files import read_state_dict
+from pipeline.backbone.weights.files import read_state_dict
 from pipeline.errors import CheckpointError
 from pipeline.registry import unknown_name
 from tasks.open_clip_bridge.parts import named_config

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbone import preprocessing
-from pipeline.backbone.load import DIALECTS, backbone_of
 from pipeline.backbone.vit import MergingViT
-from pipeline.backbone.weight_files import SOURCES
+from pipeline.backbone.weights.load import backbone_of
 from pipeline.errors import CheckpointError
 from pipeline.parts import BASE, roles_of
 
@@ -225,20 +223,3 @@ def _same_vocabulary(given: Mapping[str, Tensor], module: nn.Module) -> bool:
             own[0],
         )
     return len(given[key]) in own
-
-
-def _from_source(where: str) -> OpenClipWeights:
-    from tasks.open_clip_bridge.pretrained import read_pretrained
-
-    return read_pretrained(where)
-
-
-def _preprocessing(where: str) -> dict[str, Any]:
-    from tasks.open_clip_bridge.pretrained import read_preprocessing
-
-    return read_preprocessing(where)
-
-
-DIALECTS.append(open_clip_weights)
-SOURCES["open_clip"] = _from_source
-preprocessing.SOURCES["open_clip"] = _preprocessing

@@ -7,8 +7,8 @@ from names import owner_of
 from tiny import images, tiny_vit
 from torch.nn import functional as F
 
-from pipeline.backbone.load import load_weights
 from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec, MetricEmbedding
+from pipeline.backbone.weights.load import load_weights
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.unmerge import slots
 

@@ -8,7 +8,7 @@ import pytest
 import pipeline.data.samples  # noqa: F401  (registration)
 import tasks  # noqa: F401  (registration)
 from pipeline.backbone.build import model_facts
-from pipeline.backbone.preprocessing import complete_data
+from pipeline.backbone.weights.preprocessing import complete_data
 from pipeline.config.load import from_plain, load_config, to_plain
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.manifest import Manifest

@@ -6,7 +6,7 @@ import torch
 from tiny import SEED, images, tiny_vit
 from torch import Tensor, nn
 
-from pipeline.backbone.load import load_weights
+from pipeline.backbone.weights.load import load_weights
 from pipeline.data.samples.text import build_tokenizer
 from pipeline.data.targets import CaptionTargets
 from pipeline.interfaces import Batch

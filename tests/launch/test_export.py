@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from launch.exported.formats import Program
 from launch.saved.run import build, read_run
-from pipeline.backbone.preprocessing import preprocessing_of
-from pipeline.backbone.weight_files import read_state_dict
+from pipeline.backbone.weights.files import read_state_dict
+from pipeline.backbone.weights.preprocessing import preprocessing_of
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import ConfigError
 

@@ -17,8 +17,8 @@ from launch.measure.compute import first_batch
 from launch.measure.evaluator import Evaluator
 from launch.measure.sweep import sweep
 from launch.saved.run import build, read_run
-from pipeline.backbone.load import load_weights
 from pipeline.backbone.metric import EMBEDDINGS
+from pipeline.backbone.weights.load import load_weights
 from pipeline.config.schema import BalancingConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError

@@ -8,7 +8,7 @@ from tiny import IMG, MERGING, PREFIXES, RELAXED, SIZES, VARIANTS, images, sourc
 
 from pipeline import unmerge
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.load import load_weights
+from pipeline.backbone.weights.load import load_weights
 from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import slots, unmerge_tokens
 

@@ -25,7 +25,7 @@ from tiny import IMG, PREFIXES, SEED, SIZES, all_edges, dense, generator, images
 from torch import nn
 
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.load import load_weights
+from pipeline.backbone.weights.load import load_weights
 from pipeline.merging.apply import apply
 from pipeline.merging.matching import Split
 from pipeline.merging.soft import give_shares, relaxed_top_r

@@ -7,7 +7,7 @@ import torch
 from tiny import IMG, PREFIXES, SIZES, VARIANTS, images, merged, tiny_vit
 
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.load import load_weights
+from pipeline.backbone.weights.load import load_weights
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch

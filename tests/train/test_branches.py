@@ -8,7 +8,7 @@ import pytest
 from checkpointkit import make_engine, save
 
 from pipeline import run_folder
-from pipeline.backbone.weight_files import read_state_dict
+from pipeline.backbone.weights.files import read_state_dict
 from pipeline.train import checkpoint, storage
 from pipeline.train.loop import train
 

@@ -23,7 +23,7 @@ from torch import nn
 
 import tasks.mmseg_bridge  # noqa: F401 - registers DTEMBackbone
 from pipeline import build_backbone, load_weights
-from pipeline.backbone.weight_files import read_state_dict
+from pipeline.backbone.weights.files import read_state_dict
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 

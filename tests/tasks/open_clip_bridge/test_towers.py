@@ -15,8 +15,8 @@ from torch import nn
 
 import tasks  # noqa: F401  (registration)
 from pipeline import build_backbone
-from pipeline.backbone.load import load_weights
-from pipeline.backbone.weight_files import read_state_dict
+from pipeline.backbone.weights.files import read_state_dict
+from pipeline.backbone.weights.load import load_weights
 from pipeline.config.load import from_plain
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import TASKS, MultiTaskModel, build_model

@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.backbone.build import model_facts
-from pipeline.backbone.preprocessing import complete_data, preprocessing_of
+from pipeline.backbone.weights.preprocessing import complete_data, preprocessing_of
 from pipeline.config.load import from_plain, load_config
 from pipeline.config.schema import AugmentConfig, BackboneConfig, Preprocessing, RunConfig
 from pipeline.data.augment.images import eval_transform

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny import IMG, SIZES, images, tiny_vit
 
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.load import load_weights
+from pipeline.backbone.weights.load import load_weights
 from pipeline.errors import CheckpointError
 from tasks.mmseg_bridge import DTEMBackbone
 

@@ -3,13 +3,14 @@ their pixels."""
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from timm.models import get_pretrained_cfg
 
+from pipeline.backbone.weights.sources import named_source
 from pipeline.config.build import build_dataclass
 from pipeline.config.load import load_config
 from pipeline.config.schema import BackboneConfig, DataConfig, Preprocessing, RunConfig
@@ -18,10 +19,6 @@ from pipeline.plan.resolve import ModelFacts
 from pipeline.run_folder import run_of
 
 log = logging.getLogger(__name__)
-
-SOURCES: dict[str, Callable[[str], Mapping[str, Any]]] = {}
-"""Name -> what says how the weights at the path `name:...` want their pixels. Filled by the package `tasks`,
-as `load.SOURCES` is."""
 
 
 def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
@@ -44,13 +41,13 @@ def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
 def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]:
     """How the backbone's weights want their pixels, and who says so.
 
-    Of `NAME:...` SOURCES says it, of a run its own config, of a file of `dtem export` the card beside it, and
-    of timm's weights timm's table. Of another file nothing is known: it is taken for one of the weights that
-    timm has under `backbone.name`, and so are weights that are drawn anew; then nobody says so (None).
+    Of `NAME:...` its source says it, of a run its own config, of a file of `dtem export` the card beside it,
+    and of timm's weights timm's table. Of another file nothing is known: it is taken for one of the weights
+    that timm has under `backbone.name`, and so are weights that are drawn anew; then nobody says so (None).
     """
-    source, _, where = (config.weights or "").partition(":")
-    if source in SOURCES:
-        return _preprocessing(SOURCES[source](where)), config.weights
+    if (named := named_source(config.weights or "")) is not None:
+        source, where = named
+        return _preprocessing(source.preprocessing(where)), config.weights
     for read in (_preprocessing_of_run, _preprocessing_of_export):
         if config.weights and (own := read(Path(config.weights))) is not None:
             return own, config.weights
@@ -110,8 +107,8 @@ def _compare(
 ) -> None:
     if data.img_size is not None and data.size != size:
         text = (
-            "%s.img_size is %s, but the backbone's position embedding is made for %dx%d and is "
-            "resampled in every forward; %s"
+            "%s.img_size is %s, but the backbone's position embedding is made for %dx%d and is resampled in "
+            "every forward; %s"
         )
         log.warning(
             text,

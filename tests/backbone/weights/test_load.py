@@ -12,8 +12,8 @@ from timm.models import load_state_dict as timm_reads
 from tiny import IMG, SIZES, images, tiny_vit
 
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.load import load_weights
-from pipeline.backbone.weight_files import read_state_dict
+from pipeline.backbone.weights.files import read_state_dict
+from pipeline.backbone.weights.load import load_weights
 from pipeline.balancing import BALANCING
 from pipeline.errors import CheckpointError
 from pipeline.model import MultiTaskModel

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,15 +11,13 @@ from torch import Tensor
 
 from pipeline import run_folder
 from pipeline.backbone.build import model_facts
+from pipeline.backbone.weights.sources import named_source
 from pipeline.config.build import build_dataclass
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
 
 Grid = tuple[int, int]
 """Patches: (rows, columns)."""
-SOURCES: dict[str, Callable[[str], dict[str, Tensor]]] = {}
-"""Name -> what reads the path `name:...`. Filled by the package `tasks`, as TASKS is."""
-
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Names under which files keep a state dict; of several, the first is taken."""
@@ -38,12 +36,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights,
     averaged ones first; that of `dtem export` for its file. The usual wrappers are opened, averaged weights
-    first, as by timm (WRAPPERS). `NAME:...` goes to the reader of that name in SOURCES. Raises
-    CheckpointError.
+    first, as by timm (WRAPPERS). `NAME:...` is read by the source of that name in SOURCES.
+    Raises CheckpointError.
     """
-    source, _, where = str(path).partition(":")
-    if source in SOURCES:
-        return SOURCES[source](where)
+    if (named := named_source(str(path))) is not None:
+        source, where = named
+        return source.state_dict(where)
     path = Path(path)
     if path.is_dir():
         folder = run_folder.best(run_folder.checkpoints_of(path)) or path
@@ -88,8 +86,7 @@ def _more_than_tensors(path: Path, reason: str) -> str:
     keep = f"torch.save(torch.load('{path}', weights_only=False)['state_dict'], 'weights.pth')"
     return (
         f"{path} holds Python objects besides tensors{inside}, and to read them could run code; if you "
-        "trust whoever "
-        f'made it, keep its tensors alone: python -c "import torch; {keep}"'
+        f'trust whoever made it, keep its tensors alone: python -c "import torch; {keep}"'
     )
 
 

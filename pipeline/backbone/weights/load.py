@@ -1,0 +1,131 @@
+"""Weights into a backbone or a whole model, whatever project named their tensors."""
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weights.dialects import DIALECTS, translated
+from pipeline.backbone.weights.dtem_release import dtem_release_weights
+from pipeline.backbone.weights.files import Grid
+from pipeline.backbone.weights.keys import heads_of, plain_key, shapes, sources_of
+from pipeline.backbone.weights.openmmlab import openmmlab_weights
+from pipeline.backbone.weights.positions import resampled
+from pipeline.backbone.weights.report import LoadReport
+from pipeline.errors import CheckpointError
+from pipeline.parts import BASE, roles_of
+
+log = logging.getLogger(__name__)
+
+DIALECTS |= {"openmmlab": openmmlab_weights, "dtem_release": dtem_release_weights}
+
+FILLED = 0.9
+"""Least part of a backbone's numbers that weights have to fill, metric embeddings apart. Weights that fill
+fewer are of another architecture, or have keys of a style that is not known."""
+_BLOCK = re.compile(r"^blocks\.(\d+)\.")
+
+
+def load_weights(
+    module: nn.Module, state_dict: Mapping[str, Tensor], *, grid: Grid | None = None
+) -> LoadReport:
+    """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, or those of a
+    project in DIALECTS.
+
+    A position embedding of another grid is resampled; `grid` is that of the checkpoint, (rows, columns), and
+    None is what its file says, else a square. A timm classifier's head fills the only task, or all tasks
+    whose head has its shapes. A head of another model fills the task of its own name; where both models have
+    one task, that one. What depends on another number of classes stays as it was drawn, as with timm's
+    `num_classes`. What weighs the losses belongs to a run and stays as it is.
+
+    Raises CheckpointError where nothing fits, where some of the backbone is filled but most of it is not, or
+    where a tensor has another shape (it names the first). The module is then as it was.
+    """
+    own = dict(module.state_dict(keep_vars=True))
+    grid = grid or getattr(state_dict, "grid", None)
+    given = {plain_key(key): value for key, value in translated(state_dict, module).items()}
+    sources, redrawn = sources_of(module, own, given)
+    if not sources:
+        raise CheckpointError(
+            f"no key of the checkpoint fits this model: it has {next(iter(given), 'none')}, the model "
+            f"{next(iter(own))}"
+        )
+    filled = set(sources.values())
+    left = tuple(key for key in given if key not in filled)
+    roles = roles_of(module)
+    if any(roles[key].kind == BASE for key in sources):
+        check_filled(module, sources, f"tensors such as {left[0]}" if left else "the tensors")
+    values = {key: given[source] for key, source in sources.items()}
+    grids = _resample_positions(values, own, backbone_of(module), grid)
+    for key, value in values.items():
+        _check_shape(key, own[key], value)
+    with torch.no_grad():
+        for key, value in values.items():
+            own[key].copy_(value)
+    _warn_of_spare_blocks(left, backbone_of(module))
+    missing = tuple(key for key in own if key not in sources)
+    return LoadReport(sources, missing, left, redrawn, grids, _places_of_heads(module, sources))
+
+
+def check_filled(module: nn.Module, filled: Collection[str], source: str) -> None:
+    """filled: keys of the module that got a value. Raises CheckpointError where most of its backbone did
+    not."""
+    roles = roles_of(module)
+    own = {key: value.numel() for key, value in module.state_dict().items() if roles[key].kind == BASE}
+    part = sum(number for key, number in own.items() if key in filled) / sum(own.values())
+    if part < FILLED:
+        lacking = next(key for key in own if key not in filled)
+        raise CheckpointError(
+            f"{source} fill {part:.0%} of the backbone's numbers, and not {lacking}: another architecture, "
+            "or keys of a style that is not known; give weights with timm's, mmseg's, mmpretrain's, "
+            "open_clip's or our own keys, of the model in backbone.name and backbone.options"
+        )
+
+
+def backbone_of(module: nn.Module) -> MergingViT:
+    """The backbone of a MultiTaskModel; the module itself where it is one."""
+    backbone = module if isinstance(module, MergingViT) else module.get_submodule("backbone")
+    assert isinstance(backbone, MergingViT)
+    return backbone
+
+
+def _resample_positions(
+    values: dict[str, Tensor], own: Mapping[str, Tensor], backbone: MergingViT, grid: Grid | None
+) -> tuple[Grid, Grid] | None:
+    """Puts the position embedding among the values onto the backbone's grid; both grids where they differ."""
+    for key in values:
+        if key.removeprefix("backbone.") == "pos_embed":
+            values[key], grids = resampled(values[key], own[key], backbone, grid)
+            return grids
+    return None
+
+
+def _check_shape(key: str, own: Tensor, value: Tensor) -> None:
+    if own.shape == value.shape:
+        return
+    is_positions = key.endswith("pos_embed")
+    why = " (of another grid than a square one, or with other prefix tokens)" if is_positions else ""
+    raise CheckpointError(
+        f"'{key}' is {shapes(own, value)}{why}: another architecture; give backbone.name and "
+        "backbone.options of the checkpoint's model"
+    )
+
+
+def _warn_of_spare_blocks(left: Collection[str], backbone: MergingViT) -> None:
+    numbers = {int(match[1]) for key in left if (match := _BLOCK.match(key))}
+    spare, depth = [number for number in numbers if number >= len(backbone.blocks)], len(backbone.blocks)
+    if spare:
+        text = "the weights have %d blocks more than the model, which has %d: the last ones are not used"
+        log.warning(text, len(spare), depth)
+
+
+def _places_of_heads(module: nn.Module, sources: Mapping[str, str]) -> dict[str, str]:
+    """Task -> where in the checkpoint its head was found."""
+    heads = heads_of(module)
+    return {
+        heads[key][0]: name.removesuffix(heads[key][1]).rstrip(".")
+        for key, name in sources.items()
+        if key in heads
+    }

@@ -1,0 +1,41 @@
+"""What `load_weights` did."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.backbone.weights.files import Grid
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was taken from a checkpoint, and what was not. `print` it."""
+
+    sources: Mapping[str, str]
+    """Key of the module -> key of the checkpoint that filled it."""
+    missing: tuple[str, ...]
+    """Keys of the module that kept their values."""
+    left: tuple[str, ...]
+    """Keys of the checkpoint that filled nothing."""
+    redrawn: Mapping[str, str] = field(default_factory=dict)
+    """Among `missing`, what depends on another number of classes -> both shapes."""
+    grids: tuple[Grid, Grid] | None = None
+    """Grid of the position embedding in the checkpoint and in the module, where it was resampled."""
+    heads: Mapping[str, str] = field(default_factory=dict)
+    """Task -> where in the checkpoint its head was found; empty text for the head of a classifier."""
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        return tuple(self.sources)
+
+    def __str__(self) -> str:
+        parts = [f"took {len(self.sources)} tensors"]
+        parts += [f"the head of {task} from {place or 'a classifier'}" for task, place in self.heads.items()]
+        if self.grids:
+            parts.append("positions from a grid of {}x{} to {}x{}".format(*self.grids[0], *self.grids[1]))
+        parts += [f"{name} is drawn anew: {shapes}" for name, shapes in self.redrawn.items()]
+        parts.append(f"kept own values: {_some([key for key in self.missing if key not in self.redrawn])}")
+        return "; ".join([*parts, f"left unused: {_some(self.left)}"])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "none"
