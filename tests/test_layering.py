@@ -162,8 +162,8 @@ def test_imports_go_downwards(path):
 
 
 def graph(files: dict[str, Path]) -> dict[str, set[str]]:
-    """Module -> modules of `files` that it imports, inside functions too. `from a import b` of a name b that is
-    no module is an import of a."""
+    """Module -> modules of `files` that it imports, inside functions too. `from a import b` of a name b that
+    is no module is an import of a."""
 
     def module(name: str) -> str:
         while name and name not in files:
