@@ -27,7 +27,7 @@ from pipeline.backbone.weights.files import read_state_dict
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
 PAGE = (ROOT / "docs/mmseg.md").read_text()
 TINY: dict[str, Any] = dict(name="vit_tiny_patch16_224", img_size=64, timm_options=SIZES)
