@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.parts import BALANCE, BASE, HEAD, METRIC
 from pipeline.pixels import Normalisation
+from pipeline.ranks import Ranks
 from pipeline.token_state import BackboneOutput
 
 Sums = dict[str, tuple[Tensor, Tensor | float]]
@@ -187,7 +188,21 @@ class BatchStream(Protocol):
     def load_state_dict(self, state: Mapping[str, int]) -> None: ...
 
 
-class Engine(Protocol):
+class Evaluator(Ranks, Protocol):
+    """Ranks that hold a model each, and evaluate it."""
+
+    module: nn.Module
+    """The bare model."""
+    forward_is_collective: bool
+    """Whether all ranks must run equally many forwards (ZeRO 3)."""
+
+    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
+        """The model's tallies of a batch, under the precision of the run and without gradients. At ZeRO 3 a
+        collective."""
+        ...
+
+
+class Engine(Evaluator, Protocol):
     """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed.
 
     A step whose gradient norm is not finite is skipped on all ranks: weights, moments and step counts stay as
@@ -195,21 +210,8 @@ class Engine(Protocol):
     group whose lr is 0 rests in the same sense.
     """
 
-    module: nn.Module
-    """The bare model."""
-    device: torch.device
-    rank: int
-    world_size: int
-    forward_is_collective: bool
-    """Whether all ranks must run equally many forwards (ZeRO 3)."""
-
     def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         """The model's output, under the engine's precision."""
-        ...
-
-    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
-        """The model's tallies of a batch, under the engine's precision and without gradients. At ZeRO 3 a
-        collective."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -223,10 +225,6 @@ class Engine(Protocol):
     def step(self, lrs: Mapping[str, float]) -> Tensor:
         """Behind the last micro-batch: clips, updates with `lrs` per parameter group, clears. The gradient's
         norm before clipping, a device scalar."""
-        ...
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks; the tensor itself where there is one rank."""
         ...
 
     def state_tensors(self) -> dict[str, Tensor]:

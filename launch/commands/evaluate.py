@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """0 when the scores are printed and are of all samples, or --allow-missing was given; else 1. Raises
     PipelineError."""
     from launch.measure.compute import first_batch, first_schedule
-    from launch.measure.evaluator import Evaluator, progress
+    from launch.measure.evaluator import evaluator_of, progress
     from launch.saved.run import build, chosen_tasks, parse_reduction, read_run
     from launch.saved.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
     model = build(saved, args.policy)
-    evaluator = Evaluator(model, bf16=saved.config.engine.precision == "bf16")
+    evaluator = evaluator_of(model, saved.config.engine.precision)
     rank, world_size = evaluator.rank, evaluator.world_size
     datas = {name: saved.config.tasks[name].data for name in chosen_tasks(saved.config, args.tasks)}
     if args.zero_shot:

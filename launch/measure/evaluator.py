@@ -4,7 +4,6 @@ speed in turns."""
 import atexit
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from launch.measure.compute import Entry
 from pipeline.engine import launched
+from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.interfaces import Batch, Scores, Tallies
 from pipeline.token_state import BackboneOutput
 
@@ -22,40 +22,18 @@ PATIENCE = timedelta(minutes=30)
 """For the slowest process, which may have more batches, or scores to compute."""
 
 
-class Evaluator:
-    """As much of an engine as evaluation needs, without an optimizer. With WORLD_SIZE above 1 the processes
-    connect to one another."""
-
-    forward_is_collective = False
-
-    def __init__(self, module: nn.Module, *, bf16: bool = False):
-        self.rank, self.world_size = launched.rank(), launched.world_size()
-        cuda = launched.cuda()
-        self.device = torch.device("cuda", launched.local_rank()) if cuda else torch.device("cpu")
-        if cuda:
-            torch.cuda.set_device(
-                self.device
-            )  # before anything is put on a GPU, or every process would hold a part of the first
-        self.module = module.to(self.device)
-        self.precision = "bf16" if bf16 else "fp32"
-        if self.world_size > 1 and not torch.distributed.is_initialized():
-            device = self.device if cuda else None
-            torch.distributed.init_process_group(
-                "nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device
-            )
-            atexit.register(torch.distributed.destroy_process_group)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-
-    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
-        with self.autocast(), torch.no_grad():
-            return self.module.evaluate(batch, **options)
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        if self.world_size > 1:
-            torch.distributed.all_reduce(tensor)
-        return tensor
+def evaluator_of(module: nn.Module, precision: str = "fp32") -> ModelOnDevice:
+    """The module, with the processes of this run connected where a launcher started several. Needs no
+    DeepSpeed."""
+    launched.rank()  # raises ConfigError where it is no place among the processes
+    device = launched.device()
+    if device.type == "cuda":  # before anything is put on a GPU, or every process holds a part of the first
+        torch.cuda.set_device(device)
+    if launched.world_size() > 1 and not torch.distributed.is_initialized():
+        backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        torch.distributed.init_process_group(backend, timeout=PATIENCE, device_id=bound)
+        atexit.register(torch.distributed.destroy_process_group)
+    return ModelOnDevice(module, precision)
 
 
 class Panel(nn.Module):
@@ -98,7 +76,7 @@ class Speed:
 
 
 def images_per_second(
-    evaluator: Evaluator, entries: Sequence[Entry], batch: Batch, rounds: int
+    evaluator: ModelOnDevice, entries: Sequence[Entry], batch: Batch, rounds: int
 ) -> list[Speed]:
     """Per entry. Entries take turns, so that a machine that slows down slows all of them; a first round
     warms up."""

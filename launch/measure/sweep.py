@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from launch.measure.compute import Grid, first_batch, first_grid, workload
-from launch.measure.evaluator import Evaluator, Panel, images_per_second, progress
+from launch.measure.evaluator import Panel, evaluator_of, images_per_second, progress
 from launch.measure.scores import of_classes
 from launch.saved.run import UNTRAINED, SavedRun, build, checked_reduction, chosen_tasks
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.config.schema import RunConfig
 from pipeline.data.stream import EvalLoader, build_eval_loader
+from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores
 from pipeline.merging.policies import POLICIES
@@ -117,7 +118,7 @@ def sweep(
     kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
     config = runs[0].config
     chosen = chosen_tasks(config, tasks)
-    evaluator = Evaluator(torch.nn.Identity(), bf16=config.engine.precision == "bf16")
+    evaluator = evaluator_of(torch.nn.Identity(), config.engine.precision)
     if evaluator.world_size > 1:
         raise ConfigError(
             f"a sweep measures speed, so it is one process, not {evaluator.world_size}; start it "
@@ -182,7 +183,7 @@ class _Job:
 
 
 def _prepare(
-    evaluator: Evaluator,
+    evaluator: ModelOnDevice,
     run: SavedRun,
     task: str,
     models: Models,
@@ -230,7 +231,7 @@ def _reduction(
 
 
 def _measure(
-    evaluator: Evaluator, models: Models, job: _Job, rounds: int, conditions: dict[str, Any]
+    evaluator: ModelOnDevice, models: Models, job: _Job, rounds: int, conditions: dict[str, Any]
 ) -> Sweep:
     task, batch = job.batch.task, job.batch
     evaluator.module = Panel(
@@ -282,7 +283,7 @@ def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:
     return {metric: [scores[f"{i}/{metric}"] for i in entries] for metric in metrics}
 
 
-def _conditions(evaluator: Evaluator, runs: Sequence[SavedRun], split: str) -> dict[str, Any]:
+def _conditions(evaluator: ModelOnDevice, runs: Sequence[SavedRun], split: str) -> dict[str, Any]:
     device = torch.cuda.get_device_name(evaluator.device) if evaluator.device.type == "cuda" else "CPU"
     return {
         "runs": [str(run) for run in runs],

@@ -51,6 +51,11 @@ def local_rank() -> int:
     return own
 
 
+def device() -> torch.device:
+    """This process's own. Raises ConfigError where this machine has fewer GPUs than processes."""
+    return torch.device("cuda", local_rank()) if cuda() else torch.device("cpu")
+
+
 def rank_0_goes_on() -> bool:
     """Waits for rank 0 to open the rendezvous; False where it does not for a minute, or no launcher said
     where. Connects to nothing else.

@@ -1,29 +1,22 @@
 """One process of plain PyTorch."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema import RunConfig
-from pipeline.engine import launched
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
-from pipeline.interfaces import Batch, StepSpec, Tallies, TaskOutput
+from pipeline.engine.model_on_device import ModelOnDevice
+from pipeline.interfaces import Batch, StepSpec, TaskOutput
 
 
-class LocalEngine:
+class LocalEngine(ModelOnDevice):
     """Accumulates, clips and updates in fp32 (weights, gradients and moments); bf16 is autocast."""
 
-    rank = 0
-    world_size = 1
-    forward_is_collective = False
-
     def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
-        self.device = torch.device("cuda" if launched.cuda() else "cpu")
-        self.module = model.to(self.device)
-        self._bf16 = config.engine.precision == "bf16"
+        super().__init__(model, config.engine.precision)
         self._clip = config.optim.clip_grad
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
         self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
@@ -31,16 +24,9 @@ class LocalEngine:
         for parameter in self._params:
             parameter.grad = torch.zeros_like(parameter)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
-
     def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         with self.autocast():
             return self.module(batch, spec)
-
-    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
-        with self.autocast(), torch.no_grad():
-            return cast(Any, self.module).evaluate(batch, **options)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         mark_nonfinite(loss).backward()
@@ -52,9 +38,6 @@ class LocalEngine:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=False)
         return norm
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        return tensor
 
     def state_tensors(self) -> dict[str, Tensor]:
         tensors = {

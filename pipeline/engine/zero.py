@@ -8,9 +8,8 @@ import socket
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from pipeline.config.schema import RunConfig
 from pipeline.engine import launched
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
+from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.engine.zero_config import zero_config
 from pipeline.engine.zero_state import STATE_OF_STAGE
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, StepSpec, Tallies, TaskOutput
+from pipeline.interfaces import Batch, StepSpec, TaskOutput
 
 
-class ZeroEngine:
+class ZeroEngine(ModelOnDevice):
     """The protocol over a DeepSpeed engine. A step whose gradient norm is not finite is skipped, by all ranks
     or by none.
 
@@ -34,14 +34,8 @@ class ZeroEngine:
     def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
         settings = zero_config(config)
         deepspeed = start_deepspeed()
-        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.device = torch.device("cuda", launched.local_rank()) if launched.cuda() else torch.device("cpu")
-        self.module = model.to(self.device)
-        self._bf16, self._clip, self._stage = (
-            config.engine.precision == "bf16",
-            config.optim.clip_grad,
-            config.engine.zero_stage,
-        )
+        super().__init__(model, config.engine.precision)
+        self._clip, self._stage = config.optim.clip_grad, config.engine.zero_stage
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
         self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
         self.forward_is_collective = self._stage == 3
@@ -64,15 +58,8 @@ class ZeroEngine:
             self._deepspeed.optimizer, self._optimizer, groups, deepspeed.zero.GatheredParameters
         )
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
-
     def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         return self._deepspeed(batch, spec)
-
-    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
-        with self.autocast(), torch.no_grad():
-            return cast(Any, self.module).evaluate(batch, **options)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._deepspeed.set_gradient_accumulation_boundary(last)
@@ -89,11 +76,6 @@ class ZeroEngine:
             if norm is None
             else norm
         )
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        if self.world_size > 1:
-            torch.distributed.all_reduce(tensor)
-        return tensor
 
     @torch.no_grad()
     def state_tensors(self) -> dict[str, Tensor]:

@@ -8,41 +8,41 @@ import torch
 
 from pipeline.data.stream import TrainStream
 from pipeline.errors import SampleError
-from pipeline.interfaces import Engine
+from pipeline.ranks import Ranks
 from pipeline.train.collective import joined_json
 
 MOST_SHARDS = 10
 """That a message names."""
 
 
-def count_bad(engine: Engine, streams: Mapping[str, TrainStream]) -> dict[str, int]:
+def count_bad(ranks: Ranks, streams: Mapping[str, TrainStream]) -> dict[str, int]:
     """Task -> bad samples since this process started. One sum over ranks; called by every rank, as all of
     this file."""
-    counts = torch.tensor([stream.bad_samples for stream in streams.values()], device=engine.device)
-    return dict(zip(streams, engine.all_reduce(counts).tolist(), strict=True)) if streams else {}
+    counts = torch.tensor([stream.bad_samples for stream in streams.values()], device=ranks.device)
+    return dict(zip(streams, ranks.all_reduce(counts).tolist(), strict=True)) if streams else {}
 
 
-def check_budget(engine: Engine, streams: Mapping[str, TrainStream], bad: Mapping[str, int]) -> None:
+def check_budget(ranks: Ranks, streams: Mapping[str, TrainStream], bad: Mapping[str, int]) -> None:
     """Raises SampleError, on all ranks, where a task has more bad samples than data.max_bad_share allows.
     bad: of `count_bad`."""
     for task, stream in streams.items():
         if bad[task] > stream.bad_allowed:
             raise SampleError(
-                f"{_told(engine, task, stream)}. data.max_bad_share allows {int(stream.bad_allowed)}; "
+                f"{_told(ranks, task, stream)}. data.max_bad_share allows {int(stream.bad_allowed)}; "
                 "mend the shards "
                 "(`dtem shards verify` lists what is wrong with them), or raise it, then resume"
             )
 
 
-def bad_summary(engine: Engine, streams: Mapping[str, TrainStream]) -> list[str]:
+def bad_summary(ranks: Ranks, streams: Mapping[str, TrainStream]) -> list[str]:
     """A line for each task with bad samples."""
-    bad = count_bad(engine, streams)
-    return [_told(engine, task, stream) for task, stream in streams.items() if bad[task]]
+    bad = count_bad(ranks, streams)
+    return [_told(ranks, task, stream) for task, stream in streams.items() if bad[task]]
 
 
-def _told(engine: Engine, task: str, stream: TrainStream) -> str:
+def _told(ranks: Ranks, task: str, stream: TrainStream) -> str:
     shards: Counter[str] = Counter()
-    for shard, count in joined_json(engine, list(stream.bad_shards.items())):
+    for shard, count in joined_json(ranks, list(stream.bad_shards.items())):
         shards[shard] += count
     named = ", ".join(f"{shard} {count}" for shard, count in shards.most_common(MOST_SHARDS))
     more = f" and {len(shards) - MOST_SHARDS} more shards" if len(shards) > MOST_SHARDS else ""

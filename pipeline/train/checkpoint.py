@@ -17,10 +17,11 @@ from pipeline.config.load import digest, from_plain, to_plain
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError, PipelineError
 from pipeline.interfaces import Engine
+from pipeline.ranks import Ranks
 from pipeline.rng import rng_state, seed_everything, set_rng_state
 from pipeline.run_folder import checkpoints_of, complete_folders, folder_name, point, pointed
 from pipeline.train import storage
-from pipeline.train.collective import anywhere, from_rank0, rows
+from pipeline.train.collective import anywhere, from_rank0
 from pipeline.train.facts import TO_CONTINUE, check_facts
 from pipeline.train.storage import Checkpoint
 
@@ -82,7 +83,11 @@ def save(
     said so. Raises CheckpointError on all ranks whatever went wrong on rank 0 (a full disk, a weight that is
     not finite); the older ones stay.
     """
-    content = engine.state_tensors() | {"rng.states": rows(engine, rng_state())} | dict(tensors)
+    content = (
+        engine.state_tensors()
+        | {"rng.states": engine.gather(rng_state().to(engine.device)).cpu()}
+        | dict(tensors)
+    )
     trouble = ""
     if engine.rank == 0:
         try:
@@ -99,7 +104,7 @@ def save(
     return root / folder_name(step)
 
 
-def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
+def load_latest(ranks: Ranks, root: Path) -> Checkpoint | None:
     """The checkpoint under `root` that `latest` names, or else the newest that is whole, or None where there
     is none. A collective; ranks share the disk.
 
@@ -107,16 +112,16 @@ def load_latest(engine: Engine, root: Path) -> Checkpoint | None:
     would hide the loss.
     """
     loaded, damaged, trouble = None, False, ""
-    if engine.rank == 0:
+    if ranks.rank == 0:
         try:
             loaded, damaged = _newest_whole(root)
         except OSError as err:  # the other ranks wait to hear of it
             trouble = f"the checkpoints in {root} cannot be listed: {err}"
-    if trouble := from_rank0(engine, trouble):
+    if trouble := from_rank0(ranks, trouble):
         raise CheckpointError(trouble)
-    if chosen := from_rank0(engine, loaded.folder.name if loaded else ""):
+    if chosen := from_rank0(ranks, loaded.folder.name if loaded else ""):
         return loaded or storage.read_checkpoint(root / chosen)
-    if anywhere(engine, damaged):
+    if anywhere(ranks, damaged):
         raise CheckpointError(
             f"no checkpoint in {root} is whole; resume from another one, or start anew in another "
             "output folder"
@@ -234,7 +239,7 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
     return [text for _, text in differences]
 
 
-def restore_rng(checkpoint: Checkpoint, engine: Engine, seed: int) -> None:
+def restore_rng(checkpoint: Checkpoint, ranks: Ranks, seed: int) -> None:
     """This rank's generators as they were; with another number of ranks they start from an address that
     includes the step."""
     states = checkpoint.tensors.get("rng.states", torch.empty(0))
@@ -242,15 +247,15 @@ def restore_rng(checkpoint: Checkpoint, engine: Engine, seed: int) -> None:
         raise CheckpointError(
             f"{checkpoint.folder} cannot be continued: it lacks the states of the generators (rng.states)"
         )
-    if len(states) == engine.world_size:
+    if len(states) == ranks.world_size:
         try:
-            set_rng_state(states[engine.rank])
+            set_rng_state(states[ranks.rank])
         except (RuntimeError, ValueError, TypeError, OverflowError) as err:
             raise CheckpointError(
                 f"{checkpoint.folder} cannot be continued: its rng.states are no states of generators ({err})"
             ) from err
     else:
-        seed_everything(seed, "resumed", checkpoint.facts["step"], engine.rank)
+        seed_everything(seed, "resumed", checkpoint.facts["step"], ranks.rank)
 
 
 def _of_today(saved: dict[str, Any]) -> dict[str, Any]:

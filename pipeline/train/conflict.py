@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema import RunConfig
-from pipeline.interfaces import Engine, Sums, TaskOutput
+from pipeline.interfaces import Sums, TaskOutput
 from pipeline.parts import BALANCE
+from pipeline.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,17 @@ class GradientProbe:
         for parameter, part in zip(self._shared, vector.split(self._sizes), strict=True):
             self._hooks.append(parameter.register_hook(_adder(part)))
 
-    def read(self, engine: Engine) -> Conflict | None:
+    def read(self, ranks: Ranks) -> Conflict | None:
         """The measurement, a collective, where no task is missing any more."""
         self._unhook()
         self._seen = set(self._vectors)
         if len(self._seen) < len(self._tasks):
             return None
         vectors = (
-            torch.stack([engine.all_reduce(self._vectors[task]) for task in self._tasks]) / engine.world_size
+            torch.stack([ranks.all_reduce(self._vectors[task]) for task in self._tasks]) / ranks.world_size
         )
         losses = (
-            engine.all_reduce(torch.stack([self._losses[task] for task in self._tasks])) / engine.world_size
+            ranks.all_reduce(torch.stack([self._losses[task] for task in self._tasks])) / ranks.world_size
         )
         self._begun, self._vectors, self._losses, self._seen = False, {}, {}, set()
         products = vectors @ vectors.T

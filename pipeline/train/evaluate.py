@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Engine, Scores
+from pipeline.interfaces import Batch, Evaluator, Scores
 from pipeline.modes import evaluation_mode
 from pipeline.train.collective import anywhere, from_rank0, maximum
 from pipeline.train.metrics import TallySums
@@ -25,35 +25,41 @@ class SizedBatches(Protocol):
 
 
 def evaluate(
-    engine: Engine, loaders: Mapping[str, SizedBatches], *, reduction: Any = None, thorough: bool = False
+    evaluator: Evaluator,
+    loaders: Mapping[str, SizedBatches],
+    *,
+    reduction: Any = None,
+    thorough: bool = False,
 ) -> TaskScores:
-    """Scores of engine.module on this rank's share of each task's samples, summed over ranks. Called by every
-    rank; rank 0 computes.
+    """Scores of the evaluator's model on this rank's share of each task's samples, summed over ranks. Called
+    by every rank; rank 0 computes.
 
     Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one.
     thorough: also the metrics that take long.
     """
-    with evaluation_mode(engine.module):
+    with evaluation_mode(evaluator.module):
         return {
-            task: _evaluate_task(engine, task, loader, reduction, thorough)
+            task: _evaluate_task(evaluator, task, loader, reduction, thorough)
             for task, loader in loaders.items()
         }
 
 
-def _evaluate_task(engine: Engine, task: str, loader: SizedBatches, reduction: Any, thorough: bool) -> Scores:
+def _evaluate_task(
+    evaluator: Evaluator, task: str, loader: SizedBatches, reduction: Any, thorough: bool
+) -> Scores:
     sums = TallySums()
-    for batch, counts in _in_step(engine, loader):
-        tallies = engine.evaluate(batch.to(engine.device), reduction=reduction)
+    for batch, counts in _in_step(evaluator, loader):
+        tallies = evaluator.evaluate(batch.to(evaluator.device), reduction=reduction)
         if counts:
-            sums.add(tallies | {"samples": torch.full((), len(batch.images), device=engine.device)})
-    totals = sums.reduce(engine)
+            sums.add(tallies | {"samples": torch.full((), len(batch.images), device=evaluator.device)})
+    totals = sums.reduce(evaluator)
     if not totals:
         return {"samples": 0.0}
-    module: Any = engine.module
+    module: Any = evaluator.module
     scores = (
-        module.scores(task, totals, thorough=thorough) if engine.rank == 0 else {}
+        module.scores(task, totals, thorough=thorough) if evaluator.rank == 0 else {}
     )  # ranks must not differ in what is best
-    return json.loads(from_rank0(engine, json.dumps(scores))) | {"samples": float(totals["samples"])}
+    return json.loads(from_rank0(evaluator, json.dumps(scores))) | {"samples": float(totals["samples"])}
 
 
 def missing_samples(scores: TaskScores, loaders: Mapping[str, Any]) -> dict[str, int]:
@@ -78,17 +84,17 @@ def ranking_score(module: nn.Module, scores: TaskScores, best: str | None = None
     return math.prod(known) ** (1 / len(known)) if known and len(known) == len(values) else None
 
 
-def _in_step(engine: Engine, loader: SizedBatches) -> Iterable[tuple[Batch, bool]]:
+def _in_step(evaluator: Evaluator, loader: SizedBatches) -> Iterable[tuple[Batch, bool]]:
     """This rank's batches, and whether each counts. Where a forward is a collective, ranks with fewer repeat
     their last."""
-    if not engine.forward_is_collective:
+    if not evaluator.forward_is_collective:
         yield from ((batch, True) for batch in loader)
         return
-    rounds, batches = maximum(engine, len(loader)), iter(loader)
+    rounds, batches = maximum(evaluator, len(loader)), iter(loader)
     batch = next(batches, None)
-    if anywhere(engine, batch is None) and rounds:
+    if anywhere(evaluator, batch is None) and rounds:
         raise ConfigError(
-            f"not a batch that can be read for each of the {engine.world_size} ranks of ZeRO 3; give a "
+            f"not a batch that can be read for each of the {evaluator.world_size} ranks of ZeRO 3; give a "
             "smaller data.eval_batch_size"
         )
     done = 0

@@ -8,9 +8,9 @@ import torch
 
 from pipeline.backbone.macs import count_macs
 from pipeline.config.schema import height_width
-from pipeline.interfaces import Engine
 from pipeline.model import MultiTaskModel
 from pipeline.plan.resolve import ResolvedRun
+from pipeline.ranks import Ranks
 
 
 def model_lines(
@@ -53,12 +53,12 @@ def _task_line(resolved: ResolvedRun, model: MultiTaskModel, name: str, num_samp
     return f"{name}: batch {batch} ({parts}), {epochs:.3g} epochs of {num_samples} samples; {cost}"
 
 
-def run_lines(resolved: ResolvedRun, engine: Engine) -> list[str]:
+def run_lines(resolved: ResolvedRun, ranks: Ranks) -> list[str]:
     """Device, engine, length and output."""
     config = resolved.config
     kind = f"deepspeed, ZeRO {config.engine.zero_stage}" if config.engine.type == "deepspeed" else "local"
     return [
-        f"device: {_device(engine.device)}; ranks: {engine.world_size}; engine: {kind}, "
+        f"device: {_device(ranks.device)}; ranks: {ranks.world_size}; engine: {kind}, "
         f"{config.engine.precision}",
         f"steps: {resolved.total_steps}; output: {config.output}",
     ]

@@ -127,7 +127,7 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
 
 def _score(run: Run, reporter: Reporter) -> bool:
     """Evaluates the averaged weights where there is an average; whether it is the best so far."""
-    average_buffers(run.engine)
+    average_buffers(run.engine, run.engine.module)
     with run.ema.applied() if run.ema is not None else nullcontext():
         scores = evaluate(run.engine, run.loaders)
     run.progress.evaluated = run.progress.step
@@ -153,7 +153,7 @@ def _score(run: Run, reporter: Reporter) -> bool:
 
 
 def _save(run: Run, better: bool) -> Path:
-    average_buffers(run.engine)
+    average_buffers(run.engine, run.engine.module)
     run.progress.nonfinite = int(run.nonfinite[0])
     facts = _facts(run) if run.engine.rank == 0 else {}
     average = (

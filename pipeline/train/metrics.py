@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.interfaces import Engine, Rows, Sums, Tallies
+from pipeline.interfaces import Rows, Sums, Tallies
+from pipeline.ranks import Ranks
 from pipeline.train.collective import joined, joined_json
 
 
@@ -29,7 +30,7 @@ class MetricSums:
             key = prefix + name
             self._sums[key] = self._sums[key] + pair if key in self._sums else pair
 
-    def reduce(self, engine: Engine) -> dict[str, tuple[float, float]]:
+    def reduce(self, ranks: Ranks) -> dict[str, tuple[float, float]]:
         """(sum, count) over all ranks by name, and empties this. One sum over ranks and one read, called by
         every rank, all of which have added the same names."""
         names = sorted(self._sums)
@@ -39,7 +40,7 @@ class MetricSums:
         self._sums = {}
         return {
             name: (total, count)
-            for name, (total, count) in zip(names, engine.all_reduce(table).tolist(), strict=True)
+            for name, (total, count) in zip(names, ranks.all_reduce(table).tolist(), strict=True)
         }
 
 
@@ -63,7 +64,7 @@ class TallySums:
                 values = values.detach().to(torch.float32 if values.is_floating_point() else torch.int64)
             self._rows.setdefault(name, []).append(values)
 
-    def reduce(self, engine: Engine) -> Tallies:
+    def reduce(self, ranks: Ranks) -> Tallies:
         """Sums and rows of all ranks, on the CPU; tuples of rows as a list of what JSON makes of them. Called
         by every rank; those that added nothing learn names and shapes from the first that did.
 
@@ -72,16 +73,16 @@ class TallySums:
         sums = {name: [tensor.is_floating_point(), *tensor.shape] for name, tensor in self._sums.items()}
         rows = {name: _row_layout(parts[0]) for name, parts in self._rows.items()}
         layouts = joined_json(
-            engine, [[sums, rows]] if sums or rows else []
+            ranks, [[sums, rows]] if sums or rows else []
         )  # all samples of rank 0 may be bad
         if not layouts:
             return {}
         sums, rows = layouts[0]
-        return self._added(engine, sums) | {
-            name: self._joined(engine, name, layout) for name, layout in rows.items()
+        return self._added(ranks, sums) | {
+            name: self._joined(ranks, name, layout) for name, layout in rows.items()
         }
 
-    def _added(self, engine: Engine, layout: Mapping[str, Any]) -> Tallies:
+    def _added(self, ranks: Ranks, layout: Mapping[str, Any]) -> Tallies:
         totals: Tallies = {}
         for dtype in (torch.int64, torch.float64):
             shapes = {
@@ -92,10 +93,10 @@ class TallySums:
             if not shapes:
                 continue
             parts = [
-                self._sums.get(name, torch.zeros(shape, dtype=dtype, device=engine.device))
+                self._sums.get(name, torch.zeros(shape, dtype=dtype, device=ranks.device))
                 for name, shape in shapes.items()
             ]
-            flat = engine.all_reduce(torch.cat([part.flatten() for part in parts])).cpu()
+            flat = ranks.all_reduce(torch.cat([part.flatten() for part in parts])).cpu()
             pieces = flat.split([part.numel() for part in parts])
             totals |= {
                 name: piece.reshape(shape)
@@ -103,13 +104,13 @@ class TallySums:
             }
         return totals
 
-    def _joined(self, engine: Engine, name: str, layout: Sequence[Any] | None) -> Any:
+    def _joined(self, ranks: Ranks, name: str, layout: Sequence[Any] | None) -> Any:
         parts = self._rows.get(name, [])
         if layout is None:
-            return joined_json(engine, [value for part in parts for value in part])
+            return joined_json(ranks, [value for part in parts for value in part])
         floating, *shape = layout
-        empty = torch.zeros(0, *shape, dtype=torch.float32 if floating else torch.int64, device=engine.device)
-        return joined(engine, torch.cat([empty, *parts]))
+        empty = torch.zeros(0, *shape, dtype=torch.float32 if floating else torch.int64, device=ranks.device)
+        return joined(ranks, torch.cat([empty, *parts]))
 
 
 def _row_layout(values: Any) -> list[Any] | None:

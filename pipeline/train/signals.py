@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.interfaces import Engine
+from pipeline.ranks import Ranks
 
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1)
 REPEATED = 1.0
@@ -50,7 +50,7 @@ class StopRequest:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def agreed(self, engine: Engine) -> bool:
+    def agreed(self, ranks: Ranks) -> bool:
         """Whether any rank was asked to stop; the same answer on every rank. Called by all ranks after every
         step.
 
@@ -58,11 +58,11 @@ class StopRequest:
         for it.
         """
         here = self._received or not signal.sigpending().isdisjoint(BLOCKED)
-        if engine.world_size == 1:
+        if ranks.world_size == 1:
             return here
         asked, self._asked = (
             self._asked,
-            _Later(engine.all_reduce(torch.full((1,), float(here), device=engine.device))),
+            _Later(ranks.all_reduce(torch.full((1,), float(here), device=ranks.device))),
         )
         return asked is not None and asked.read() > 0
 

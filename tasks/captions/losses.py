@@ -7,10 +7,10 @@ Called by every rank, or none. B captions of this rank, L words, V vocabulary, E
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.ranks import mean_over_ranks, world_size
+from pipeline.ranks import Processes, Ranks, mean_over_ranks
 
 
 def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: float = 0.0) -> Tensor:
@@ -29,8 +29,9 @@ def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: floa
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """CLIP's: this rank's images among all captions, and its captions among all images. image, text [B, E] of
     norm 1, float32."""
-    _check_equal(len(image), image.device)
-    first = _rank() * len(image)
+    ranks = Processes(image.device)
+    _check_equal(len(image), ranks)
+    first = ranks.rank * len(image)
     labels = torch.arange(first, first + len(image), device=image.device)
     image_to_text, text_to_image = (
         scale * products(image, gathered(text)),
@@ -73,16 +74,14 @@ def normalised(features: Tensor | None) -> Tensor:
 
 def gathered(features: Tensor) -> Tensor:
     """[ranks * B, E], with a gradient to every rank's; equally many of each."""
-    return features if world_size() == 1 else _Gather.apply(features)  # pyright: ignore[reportReturnType]
+    return _Gather.apply(features)  # pyright: ignore[reportReturnType]
 
 
-def _check_equal(size: int, device: torch.device) -> None:
+def _check_equal(size: int, ranks: Ranks) -> None:
     """Raises RuntimeError on every rank where ranks have batches of different sizes, for which backends hang
     or end the process. A GPU is not waited for: it raises when it comes to it."""
-    if world_size() > 1:
-        sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
-        sizes[_rank()] = size
-        distributed.all_reduce(sizes)
+    if ranks.world_size > 1:
+        sizes = ranks.gather(torch.full((), size, device=ranks.device))
         same = (sizes == size).all()
         torch._assert_async(same, f"contrastive loss: a rank has another batch size than this one's {size}")  # pyright: ignore
 
@@ -90,16 +89,9 @@ def _check_equal(size: int, device: torch.device) -> None:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
-        everybodys = [torch.empty_like(features) for _ in range(world_size())]
-        distributed.all_gather(everybodys, features.contiguous())
-        return torch.cat(everybodys)
+        return Processes(features.device).gather(features).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous().clone()
-        distributed.all_reduce(grad)
-        return grad.chunk(world_size())[_rank()]
-
-
-def _rank() -> int:
-    return distributed.get_rank() if world_size() > 1 else 0
+        ranks = Processes(grads[0].device)
+        return ranks.all_reduce(grads[0].contiguous().clone()).chunk(ranks.world_size)[ranks.rank]

@@ -13,7 +13,7 @@ import torch
 from timm.data import ImageNetInfo
 
 from launch.measure.compute import first_batch, workload
-from launch.measure.evaluator import Evaluator
+from launch.measure.evaluator import evaluator_of
 from launch.measure.sweep import sweep
 from launch.pictures.page import Page, Panel, Section, write_html, write_png
 from launch.saved.run import build, read_run
@@ -94,7 +94,7 @@ def test_scores_are_those_of_all_images_at_once(captioner):
     assert len(image) == len(captions) == 25 and len(text) == 125 and len(tallies["captions"].values) == 25
     expected = caption_scores(tallies["captions"].values) | recalls(image, text, captions)
     assert len(in_float64(data)) == 3
-    found = evaluate(Evaluator(model), {"scenes": in_float64(data)})["scenes"]
+    found = evaluate(evaluator_of(model), {"scenes": in_float64(data)})["scenes"]
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 

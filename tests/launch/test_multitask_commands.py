@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from launch.exported.formats import Program
 from launch.measure.compute import first_batch
-from launch.measure.evaluator import Evaluator
+from launch.measure.evaluator import evaluator_of
 from launch.measure.sweep import sweep
 from launch.saved.run import build, read_run
 from pipeline.backbone.metric import EMBEDDINGS
@@ -120,7 +120,7 @@ def test_a_sweep_scores_each_task_as_it_is_alone(run):
         loader = build_eval_loader(result.task, run.config.tasks[result.task].data, rank=0, world_size=1)
         for point in (result.whole, *result.points):
             model = build(run, point.policy)
-            alone = evaluate(Evaluator(model), {result.task: loader}, reduction=point.target)[result.task]
+            alone = evaluate(evaluator_of(model), {result.task: loader}, reduction=point.target)[result.task]
             assert point.schedule == (point.target,) * 3
             assert {name: values[0] for name, values in point.scores.items()} == pytest.approx(
                 {k: alone[k] for k in point.scores}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launch.measure.compute import first_batch, first_grid, workload
-from launch.measure.evaluator import Evaluator
+from launch.measure.evaluator import evaluator_of
 from launch.measure.sweep import sweep
 from launch.pictures.masks import class_colours, paint_classes
 from launch.saved.run import build, read_run
@@ -168,8 +168,8 @@ def test_evaluation_under_bf16_is_close(segmenter):
     run = read_run(segmenter)
     loader = build_eval_loader("scenes", run.config.tasks["scenes"].data, rank=0, world_size=1)
     exact, rough = (
-        evaluate(Evaluator(build(run), bf16=bf16), {"scenes": loader})["scenes"]["aAcc"]
-        for bf16 in (False, True)
+        evaluate(evaluator_of(build(run), precision), {"scenes": loader})["scenes"]["aAcc"]
+        for precision in ("fp32", "bf16")
     )
     assert exact == pytest.approx(rough, abs=0.05)
 

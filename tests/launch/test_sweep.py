@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from launch.measure.evaluator import Evaluator
+from launch.measure.evaluator import evaluator_of
 from launch.measure.sweep import sweep
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import markdown, spread
@@ -26,7 +26,7 @@ def test_one_pass_over_all_models_scores_what_each_scores_alone(trained, swept):
 
     run = read_run(trained)
     for point in (swept.whole, *swept.points):
-        evaluator = Evaluator(build(run, point.policy))
+        evaluator = evaluator_of(build(run, point.policy))
         loader = build_eval_loader("digits", run.config.tasks["digits"].data, rank=0, world_size=1)
         alone = evaluate(evaluator, {"digits": loader}, reduction=list(point.schedule))["digits"]
         assert {name: values[0] for name, values in point.scores.items()} == pytest.approx(

@@ -1,12 +1,12 @@
 """What every task promises, whatever its head. A task that is registered joins by an example below."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from asks_nothing import AsksNothing
 from names import owner_of
+from ranks import ONE_RANK
 from segheads import CLASSES, HEADS
 from tiny import IMG, RELAXED, images, tiny_vit
 from tinycoca import SPEC, TOKENIZER, captions
@@ -29,7 +29,6 @@ EXAMPLES = {
     "segmentation": ({"num_classes": CLASSES} | HEADS["segmenter"], lambda n: MaskTargets(stripes(n))),
 }
 """Task -> a small head, and targets of n images."""
-ONE_RANK = SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"), all_reduce=lambda tensor: tensor)
 TASK = pytest.mark.parametrize("name", TASKS.names())
 
 

@@ -1,12 +1,11 @@
 import copy
 import json
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from ranks import ThreadRanks, together
 from standin import StandinModel, standin_batch, standin_config
 
 from pipeline.engine import build_engine
@@ -45,7 +44,7 @@ def test_three_ranks_with_uneven_shares_score_as_one(engine, shares):
         )
 
     one = evaluate(engine, {"a": [standin_batch(0, 23)]})
-    assert together(3, run) == [one] * 3
+    assert together(3, run, Evaluators) == [one] * 3
 
 
 def test_evaluation_leaves_every_part_in_its_mode(engine):
@@ -60,61 +59,31 @@ def test_no_batches_are_no_samples(engine):
     assert evaluate(engine, {"a": []}) == {"a": {"samples": 0.0}}
 
 
-class TwoRanks:
-    """Of two engines, the one that is rank 0; what rank 1 would add to each sum is given in their order."""
+class Evaluators(ThreadRanks):
+    """Ranks that evaluate the module that they are given."""
 
-    world_size, rank, device = 2, 0, torch.device("cpu")
-
-    def __init__(self, *others):
-        self.others = list(others)
-
-    def all_reduce(self, tensor):
-        return tensor + self.others.pop(0)
-
-
-class Rank:
-    """One of some engines in threads; a sum over ranks waits for all of them."""
-
-    device, forward_is_collective = torch.device("cpu"), False
-
-    def __init__(self, rank: int, shared: list, barrier: threading.Barrier):
-        self.rank, self.world_size, self.shared, self.barrier = rank, len(shared), shared, barrier
-
-    def all_reduce(self, tensor):
-        self.shared[self.rank] = tensor.clone()
-        self.barrier.wait(timeout=600)
-        total = sum(self.shared[1:], self.shared[0])
-        self.barrier.wait(timeout=600)
-        return total
+    forward_is_collective = False
+    module: StandinModel
 
     def evaluate(self, batch, **options):
         with torch.no_grad():
             return self.module.evaluate(batch, **options)
 
 
-def together(world_size, function) -> list:
-    """function(rank, engine) on so many ranks at once; what each returned."""
-    shared, barrier = [None] * world_size, threading.Barrier(world_size)
-    with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(lambda rank: function(rank, Rank(rank, shared, barrier)), range(world_size)))
-
-
 def test_tallies_of_any_shape_add_exactly():
-    sums, big = TallySums(), 2**60 + 1  # which no float holds
-    sums.add(
-        {"table": torch.tensor([[big, 0], [0, 2]]), "loss": torch.tensor(1.5), "hits": torch.tensor(True)}
-    )
-    sums.add(
-        {
-            "table": torch.tensor([[1, 0], [3, 0]], dtype=torch.int32),
-            "loss": torch.tensor(0.25),
-            "hits": torch.tensor(True),
-        }
-    )
-    layout = 0  # rank 1 sends nothing where rank 0 says its names
-    totals = sums.reduce(TwoRanks(layout, layout, torch.arange(5), torch.tensor([0.25]).double()))
-    assert totals["table"].tolist() == [[big + 1, 1], [5, 5]] and totals["table"].dtype == torch.int64
-    assert totals["hits"] == 6 and totals["loss"] == 2.0 and totals["loss"].dtype == torch.float64
+    big = 2**60 + 1  # which no float holds
+    tables = {0: [[[big, 0], [0, 2]], [[1, 0], [3, 0]]], 1: [[[0, 1], [2, 3]]]}
+
+    def total(rank, ranks):
+        sums = TallySums()
+        for i, table in enumerate(tables[rank]):
+            counts = torch.tensor(table, dtype=torch.int32 if i else torch.int64)
+            sums.add({"table": counts, "loss": torch.tensor(0.75), "hits": torch.tensor(True)})
+        return sums.reduce(ranks)
+
+    for totals in together(2, total):
+        assert totals["table"].tolist() == [[big + 1, 1], [5, 5]] and totals["table"].dtype == torch.int64
+        assert totals["hits"] == 3 and totals["loss"] == 2.25 and totals["loss"].dtype == torch.float64
 
 
 def test_rows_of_all_ranks_stay_side_by_side():
@@ -174,7 +143,7 @@ def test_scores_are_computed_once_and_every_rank_has_them():
         engine.module = Model()
         return evaluate(engine, {"a": [standin_batch(4 * i, 4) for i in range(rank + 1)]})
 
-    first, second = together(2, run)
+    first, second = together(2, run, Evaluators)
     assert first == second and first["a"]["samples"] == 12 and first["a"]["absent"] is None
 
 
@@ -189,7 +158,7 @@ class Holed(list):
 def test_where_a_forward_is_a_collective_ranks_run_equally_many_whatever_could_be_read(lost):
     forwards: dict[int, int] = {}
 
-    class Collective(Rank):
+    class Collective(Evaluators):
         forward_is_collective = True
 
         def evaluate(self, batch, **options):
@@ -197,12 +166,12 @@ def test_where_a_forward_is_a_collective_ranks_run_equally_many_whatever_could_b
             return super().evaluate(batch, **options)
 
     def run(rank, engine):
-        engine.__class__, engine.module = Collective, StandinModel()
+        engine.module = StandinModel()
         return evaluate(
             engine, {"a": Holed(standin_batch(4 * i, 4) for i in range(3) if rank == 0 or i not in lost)}
         )
 
-    first, second = together(2, run)
+    first, second = together(2, run, Collective)
     assert forwards == {0: 3, 1: 3} and first == second and first["a"]["samples"] == 24 - 4 * len(lost)
 
 
@@ -212,7 +181,7 @@ def test_where_a_rank_can_read_nothing_and_all_must_take_part_each_says_so():
         with pytest.raises(ConfigError, match="each of the 2 ranks of ZeRO 3"):
             evaluate(engine, {"a": Holed([standin_batch(0, 4)] * 3 if rank else [])})
 
-    together(2, run)
+    together(2, run, Evaluators)
 
 
 def test_a_class_that_is_not_there_is_none_and_not_nan(engine):
