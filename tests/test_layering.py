@@ -26,7 +26,7 @@ ROOMS = {
     "rng": set(),
     "token_state": set(),
     "pixels": set(),
-    "interfaces": {"token_state", "parts", "pixels"},
+    "interfaces": {"token_state", "parts", "pixels", "ranks"},
     "files": {"errors"},
     "run_folder": {"files"},
     "modes": {"parts"},
