@@ -102,7 +102,7 @@ def test_sharpness_aware_gradients_are_those_uphill(tiny_run, tmp_path):
         build_run(tiny_run(tmp_path / name, step=dict(type=name), **UNMERGED), "none")
         for name in ("plain", "sharpness_aware")
     ]
-    batch = next(iter(runs[0].streams["digits"]))
+    batch = next(iter(runs[0].streams["digits"])).to("cpu")
     plain, ours = (one_step(run, batch) for run in runs)
     norm = torch.stack([grad.norm() for _, grad in plain.values()]).norm()
     model = build_run(tiny_run(tmp_path / "plain", **UNMERGED), "none").engine.module
@@ -119,7 +119,7 @@ def test_sharpness_aware_gradients_are_those_uphill(tiny_run, tmp_path):
 @pytest.mark.parametrize("name", ["plain", *OWN])
 def test_what_is_not_a_number_leaves_the_model_as_it_was(name, tiny_run):
     run = build_run(tiny_run(step=dict(type=name), merging=CONTINUOUS), "none")
-    batch, before = next(iter(run.streams["digits"])), run.engine.state_tensors()
+    batch, before = next(iter(run.streams["digits"])).to("cpu"), run.engine.state_tensors()
     batch = replace(batch, images=torch.full_like(batch.images, torch.nan))
     norm = train_step(run, ["digits"], {"digits": repeat(batch)}, MetricSums(), Stopwatch())
     after = run.engine.state_tensors()
