@@ -57,9 +57,8 @@ class Uncertainty(Balancing):
     def __init__(self, weights: Mapping[str, float]):
         super().__init__(weights)
         self._weights = dict(weights)
-        self.log_variance = ParametersOfTasks(
-            {name: nn.Parameter(torch.zeros(1)) for name in weights}
-        )  # DeepSpeed takes no scalars
+        # of one element each, as DeepSpeed takes no scalars
+        self.log_variance = ParametersOfTasks({name: nn.Parameter(torch.zeros(1)) for name in weights})
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
         s, start = self.log_variance[task].squeeze(), self._weights[task]
@@ -100,9 +99,8 @@ class GradientNorm(Balancing):
     def follow(self, norms: Tensor, losses: Tensor) -> None:
         losses = losses.float()
         finite = norms.isfinite().all() & losses.isfinite().all()  # what is not is of a step that was skipped
-        self.first.copy_(
-            torch.where((self.first != 0) | ~finite, self.first, losses)
-        )  # 0: not measured, or nothing to divide by
+        # 0: not measured, or nothing to divide by
+        self.first.copy_(torch.where((self.first != 0) | ~finite, self.first, losses))
         rate = losses / self.first
         start = self.weights.new_tensor(self._start)
         wanted = start * (rate / rate.mean()) ** self.alpha * self.weights / norms.float()

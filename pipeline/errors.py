@@ -20,9 +20,8 @@ def printable(text: str) -> str:
 
 
 def _harmless(char: str) -> bool:
-    return (
-        char.isprintable() or unicodedata.category(char) == "Zs" or char in "\u200c\u200d"
-    )  # the last two join letters
+    joins_letters = char in "\u200c\u200d"
+    return char.isprintable() or unicodedata.category(char) == "Zs" or joins_letters
 
 
 class PipelineError(Exception):

@@ -21,7 +21,7 @@ from pipeline.interfaces import JOINT_STEP, Batch, Encode, Scores, StepSpec, Tal
 from pipeline.merging.schedule import GridReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES
 from pipeline.parts import BASE, HEAD, METRIC, TRAINED, ModulesOfTasks, Role, roles_of
-from pipeline.plan.resolve import reduction_of
+from pipeline.plan.facts import reduction_of
 from pipeline.registry import Registry
 from pipeline.token_state import BackboneOutput
 

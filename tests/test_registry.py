@@ -7,8 +7,8 @@ import pytest
 
 import tasks  # noqa: F401 - fills the registry
 from pipeline.balancing import BALANCING
+from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.samples.text import TOKENIZERS
-from pipeline.data.stream import DATASETS
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.model import TASKS

@@ -2,9 +2,14 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.commands.arguments import add_run_arguments, add_split_argument, add_tasks_argument
+
+if TYPE_CHECKING:  # a command imports what it runs when it runs
+    from pipeline.config.schema import RunConfig
+    from pipeline.interfaces import Scores
+    from pipeline.model import MultiTaskModel
 
 EXAMPLE = r"""examples:
   dtem evaluate runs/digits_multitask_dtem
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.saved.run import build, chosen_tasks, parse_reduction, read_run
     from launch.saved.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
-    from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
+    from pipeline.train.evaluate import evaluate, missing_samples
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
@@ -112,13 +117,7 @@ def run(args: argparse.Namespace) -> int:
         "precision": evaluator.precision,
         "scores": scores,
         "missing": missing,
-        "ranking": {
-            "of": saved.config.train.best or "geometric mean",
-            "main_metrics": {name: model.tasks[name].main_metric for name in saved.config.tasks},
-            "score": ranking_score(
-                model, {name: scores.get(name, {}) for name in saved.config.tasks}, saved.config.train.best
-            ),
-        },
+        "ranking": _ranking(model, saved.config, scores),
         "classes": {name: list(loader.classes) for name, loader in loaders.items()},
     }
     _report(result, str(saved), args.json)
@@ -129,6 +128,18 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return code
+
+
+def _ranking(model: "MultiTaskModel", config: "RunConfig", scores: "dict[str, Scores]") -> dict[str, Any]:
+    """The score that ranks checkpoints, and what it is made of."""
+    from pipeline.train.evaluate import ranking_score
+
+    of_all = {name: scores.get(name, {}) for name in config.tasks}
+    return {
+        "of": config.train.best or "geometric mean",
+        "main_metrics": {name: model.tasks[name].main_metric for name in config.tasks},
+        "score": ranking_score(model, of_all, config.train.best),
+    }
 
 
 def _report(result: dict[str, Any], run: str, path: str | None) -> None:

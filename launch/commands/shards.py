@@ -51,20 +51,8 @@ def _add_imagefolder(kinds) -> None:
         help="from SRC/{train,val,test}/CLASS/*.JPEG (ImageNet's layout) or SRC/CLASS/*.jpg",
         epilog="example: dtem shards make imagefolder /data/imagenet data/imagenet --workers 16",
     )
-    parser.add_argument(
-        "src", metavar="SRC", help="the tree; LOC_synset_mapping.txt in or beside it gives human names"
-    )
-    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
-    parser.add_argument(
-        "--shard-size", type=_count, default=1000, metavar="N", help="samples per shard (default 1000)"
-    )
-    parser.add_argument(
-        "--size",
-        type=_count,
-        metavar="PX",
-        help="resize larger pictures to this shorter side (default: keep the files)",
-    )
-    _add_common(parser)
+    source = "the tree; LOC_synset_mapping.txt in or beside it gives human names"
+    _add_pictures(parser, source, shard_size=1000)
 
 
 def _add_layout(kinds, kind: str, tree: str) -> None:
@@ -72,11 +60,14 @@ def _add_layout(kinds, kind: str, tree: str) -> None:
     parser = kinds.add_parser(
         kind, help=tree, epilog=f"example: dtem shards make {kind} {source} data/{kind} --workers 16"
     )
-    parser.add_argument("src", metavar="SRC", help="the table" if kind == "captions" else "the tree")
+    _add_pictures(parser, "the table" if kind == "captions" else "the tree", shard_size=500)
+
+
+def _add_pictures(parser: argparse.ArgumentParser, source: str, *, shard_size: int) -> None:
+    """What every maker from pictures on disk takes."""
+    parser.add_argument("src", metavar="SRC", help=source)
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
-    parser.add_argument(
-        "--shard-size", type=_count, default=500, metavar="N", help="samples per shard (default 500)"
-    )
+    _add_shard_size(parser, shard_size)
     parser.add_argument(
         "--size",
         type=_count,
@@ -84,6 +75,12 @@ def _add_layout(kinds, kind: str, tree: str) -> None:
         help="resize larger pictures to this shorter side (default: keep the files)",
     )
     _add_common(parser)
+
+
+def _add_shard_size(parser: argparse.ArgumentParser, size: int) -> None:
+    parser.add_argument(
+        "--shard-size", type=_count, default=size, metavar="N", help=f"samples per shard (default {size})"
+    )
 
 
 def _add_digit_scenes(kinds) -> None:
@@ -100,9 +97,7 @@ def _add_digit_scenes(kinds) -> None:
         "--val", type=_count, default=500, metavar="N", help="validation scenes (default 500)"
     )
     parser.add_argument("--size", type=_count, default=64, metavar="PX", help="pixels per side (default 64)")
-    parser.add_argument(
-        "--shard-size", type=_count, default=500, metavar="N", help="samples per shard (default 500)"
-    )
+    _add_shard_size(parser, 500)
     _add_common(parser)
 
 
@@ -121,13 +116,15 @@ def _add_index(kinds) -> None:
     parser.add_argument(
         "out", nargs="?", metavar="OUT", help="folder for the manifest (default: beside the shards)"
     )
-    parser.add_argument(
-        "--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})"
-    )
+    _add_workers(parser)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order, or of the scenes (default 0)")
+    _add_workers(parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})"
     )
@@ -143,9 +140,7 @@ def _add_verify(actions) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="hashes and structure only; do not decode the samples"
     )
-    parser.add_argument(
-        "--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})"
-    )
+    _add_workers(parser)
 
 
 def _add_words(actions) -> None:
@@ -171,9 +166,8 @@ def _count(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.action != "make":
         return {"verify": _verify, "words": _words}[args.action](args)
-    logging.basicConfig(
-        level=logging.INFO, format="%(levelname)s %(message)s"
-    )  # makers say what they take and what they leave out
+    # makers say what they take and what they leave out
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     makers = {"imagefolder": _make_imagefolder, "digit_scenes": _make_digit_scenes, "index": _make_index}
     makers |= dict.fromkeys(CAPTIONED, _make_captioned)
     return _report(makers.get(args.kind, _make_layout)(args))

@@ -17,7 +17,7 @@ from pipeline.config.schema import BackboneConfig
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
-from pipeline.plan.resolve import ModelFacts
+from pipeline.plan.facts import ModelFacts
 from pipeline.registry import unknown_name
 
 NOT_OPTIONS = {

@@ -185,11 +185,13 @@ class MergingViT(nn.Module):
 
         training: whether this is a pass of training, where proportional_attention="train" counts sizes. None:
         the module's mode. That also says whether dropout and drop path act, so a frozen backbone is in
-        evaluation mode in a pass of training. relaxed: merge differentiably; None does so in a pass of
-        training where the policy can. unmerge: how the states will be unmerged, one of
-        `pipeline.merging.unmerge.UNMERGES`; without it a relaxed merge keeps no source map, which is B * N *
-        N floats. merge_points_from: also return what the merges of this block and of those behind it are
-        decided on, which needs gradients enabled. task: whose metric embedding, where tasks have their own.
+        evaluation mode in a pass of training.
+        relaxed: merge differentiably; None does so in a pass of training where the policy can.
+        unmerge: how the states will be unmerged, one of `pipeline.merging.unmerge.UNMERGES`; None is as
+        `soft`.
+        merge_points_from: also return what the merges of this block and of those behind it are decided on,
+        which needs gradients enabled.
+        task: whose metric embedding, where tasks have their own.
         Raises ConfigError where H or W does not divide by the patch, and for a tap that is no block.
         """
         taps = self._blocks_of(taps)
@@ -203,21 +205,15 @@ class MergingViT(nn.Module):
         state = start_unmerge(state, unmerge)
         tapped: list[TokenState] = []
         points: list[MergePoint] = []
-        options: dict[str, Any] = {"relaxed": relaxed, "task": task}
-        merged = False
+        options: dict[str, Any] = {"relaxed": relaxed, "task": task, "use_size": False}
         for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
             if merge_points_from is not None and i >= merge_points_from:
-                state = block(state, r, **options, use_size=merged and proportional, points=points)
+                state = block(state, r, **options, points=points)
             elif self.grad_checkpointing and torch.is_grad_enabled():
-                state = cast(
-                    TokenState,
-                    checkpoint(
-                        block, state, r, **options, use_size=merged and proportional, use_reentrant=False
-                    ),
-                )
+                state = cast(TokenState, checkpoint(block, state, r, **options, use_reentrant=False))
             else:
-                state = block(state, r, **options, use_size=merged and proportional)
-            merged = merged or r > 0
+                state = block(state, r, **options)
+            options["use_size"] = proportional and (options["use_size"] or r > 0)
             if i in taps:
                 tapped.append(state)
         states = [self._normed(state), *tapped]

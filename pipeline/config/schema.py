@@ -6,19 +6,16 @@ A section checks what it can see alone; `pipeline/plan/resolve.py` checks what t
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.config.reduction_schema import ReductionConfig, TaskMergingConfig, require, require_range
 from pipeline.config.task_schema import (
     MAX_PIXELS,
     AugmentConfig,
     DataConfig,
     ImgSize,
     Preprocessing,
-    ReductionConfig,
     TaskConfig,
-    TaskMergingConfig,
     are_pixels,
     height_width,
-    require,
-    require_range,
 )
 
 __all__ = [

@@ -133,9 +133,8 @@ def start_deepspeed() -> Any:
     if not launched.cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    os.environ["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    )  # where ninja is
+    with_ninja = Path(sys.executable).parent
+    os.environ["PATH"] = os.pathsep.join([str(with_ninja), os.environ.get("PATH", "")])
     try:
         import deepspeed
     except ImportError as err:

@@ -25,9 +25,8 @@ def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tens
     size [B, M].
     """
     x, g = widened(tokens), widened(grad)
-    x = x - x.mean(
-        dim=1, keepdim=True
-    )  # what all tokens share, as in massive activations, cancels here and not by rounding
+    # what all tokens share, as in massive activations, cancels here and not by rounding
+    x = x - x.mean(dim=1, keepdim=True)
     along = (g * x).sum(dim=-1)
     a, b = split.sources, split.destinations
     size_a, size_b = size[:, a, None], size[:, None, b]

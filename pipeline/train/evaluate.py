@@ -56,9 +56,8 @@ def _evaluate_task(
     if not totals:
         return {"samples": 0.0}
     module: Any = evaluator.module
-    scores = (
-        module.scores(task, totals, thorough=thorough) if evaluator.rank == 0 else {}
-    )  # ranks must not differ in what is best
+    # on one rank, as ranks must not differ in what is best
+    scores = module.scores(task, totals, thorough=thorough) if evaluator.rank == 0 else {}
     return json.loads(from_rank0(evaluator, json.dumps(scores))) | {"samples": float(totals["samples"])}
 
 

@@ -72,9 +72,8 @@ class TallySums:
         """
         sums = {name: [tensor.is_floating_point(), *tensor.shape] for name, tensor in self._sums.items()}
         rows = {name: _row_layout(parts[0]) for name, parts in self._rows.items()}
-        layouts = joined_json(
-            ranks, [[sums, rows]] if sums or rows else []
-        )  # all samples of rank 0 may be bad
+        # a rank has none where all its samples were bad, rank 0 as well
+        layouts = joined_json(ranks, [[sums, rows]] if sums or rows else [])
         if not layouts:
             return {}
         sums, rows = layouts[0]

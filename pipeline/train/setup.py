@@ -25,7 +25,8 @@ from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Engine, Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
-from pipeline.plan.resolve import ResolvedRun, fed_tasks, resolve
+from pipeline.plan.facts import fed_tasks
+from pipeline.plan.resolve import ResolvedRun, resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
 from pipeline.train import checkpoint
@@ -118,14 +119,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     model.check_data(loaders)
     _tell_spare_classes(model, streams)
     lock = locked(Path(config.output)) if rank == 0 else nullcontext()
-    for name in ("checkpoints", "tensorboard"):
-        refuse_link(Path(config.output, name))
-    if resume == "none" and any(Path(config.output).glob("checkpoints/step_*")):
-        raise ConfigError(
-            f"{config.output} holds checkpoints of a run, which --resume none does not touch; continue "
-            "it with --resume auto, "
-            f"give another output, or remove {config.output}/checkpoints"
-        )
+    _check_output(Path(config.output), resume)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -160,6 +154,16 @@ def build_run(config: RunConfig, resume: str) -> Run:
             f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}"
         )
     return run
+
+
+def _check_output(folder: Path, resume: str) -> None:
+    for name in ("checkpoints", "tensorboard"):
+        refuse_link(folder / name)
+    if resume == "none" and any(folder.glob("checkpoints/step_*")):
+        raise ConfigError(
+            f"{folder} holds checkpoints of a run, which --resume none does not touch; continue it with "
+            f"--resume auto, give another output, or remove {folder}/checkpoints"
+        )
 
 
 def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_size: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.config.schema import RunConfig
 from pipeline.errors import StorageError
 from pipeline.interfaces import Batch, StepSpec
-from pipeline.plan.resolve import range_of
+from pipeline.plan.facts import range_of
 from pipeline.rng import generator, seed_of
 from pipeline.train.between import Between
 from pipeline.train.conflict import GradientProbe

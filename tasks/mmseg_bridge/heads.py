@@ -200,9 +200,8 @@ def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
     if hasattr(module, "init_weights"):
         with _quiet():
             module.init_weights()
-    return (
-        module if launched.cuda() else revert_sync_batchnorm(module)
-    )  # on CPUs SyncBN runs in one process only
+    # on CPUs SyncBN runs in one process only
+    return module if launched.cuda() else revert_sync_batchnorm(module)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from tinyrun import tiny_tasks_plain
 
 from pipeline.config.load import from_plain, load_config
 from pipeline.errors import ConfigError, SampleError
-from pipeline.plan.resolve import ModelFacts, resolve
+from pipeline.plan.facts import ModelFacts
+from pipeline.plan.resolve import resolve
 from pipeline.train.loop import train
 
 FACTS = ModelFacts(patch=(16, 16), depth=12, num_prefix=1, grid=(14, 14))

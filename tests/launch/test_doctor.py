@@ -7,13 +7,14 @@ import time
 import pytest
 
 from launch import cli
+from launch.checks import machine, packages
+from launch.checks.finding import Finding
 from launch.commands import doctor
-from launch.commands.doctor import Finding
 
 
 @pytest.fixture(scope="module")
 def findings():
-    checks = [check for check in doctor.CHECKS if check is not doctor.check_imports]  # those take 10 s
+    checks = [check for check in doctor.CHECKS if check is not packages.check_imports]  # those take 10 s
     return [finding for check in checks for finding in check()]
 
 
@@ -57,7 +58,7 @@ def test_an_old_compiler_lock_is_found_and_a_fresh_one_is_left_alone(tmp_path, m
         lock.parent.mkdir()
         lock.touch()
         os.utime(lock, (time.time() - age,) * 2)
-    found = [f.detail for f in doctor.check_compiler() if f.name == "torch_extensions"]
+    found = [f.detail for f in machine.check_compiler() if f.name == "torch_extensions"]
     assert len(found) == 1 and str(tmp_path / "old" / "lock") in found[0]
 
 
@@ -67,12 +68,12 @@ def test_missing_shards_are_said(tmp_path):
 
 
 def test_two_families_of_one_package_are_said(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", lambda name: name in ("mmcv", "onedl-mmcv"))
-    assert [f.detail for f in doctor.check_mm_families()] == [
+    monkeypatch.setattr(packages, "_installed", lambda name: name in ("mmcv", "onedl-mmcv"))
+    assert [f.detail for f in packages.check_mm_families()] == [
         "mmcv and onedl-mmcv overwrite each other's files"
     ]
 
 
 @pytest.mark.slow
 def test_the_fragile_packages_import():
-    assert {f.status for f in doctor.check_imports()} == {"ok"}
+    assert {f.status for f in packages.check_imports()} == {"ok"}

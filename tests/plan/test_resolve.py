@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.config.load import from_plain
 from pipeline.errors import ConfigError
-from pipeline.plan.resolve import ModelFacts, near_multiples, resolve
+from pipeline.plan.facts import ModelFacts, near_multiples
+from pipeline.plan.resolve import resolve
 
 FACTS = ModelFacts(patch=(16, 16), depth=12, num_prefix=1, grid=(14, 14))
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from pipeline.data.stream import BatchReader
+from pipeline.data.batches import BatchReader
 from pipeline.model import MultiTaskModel
 from pipeline.run_folder import complete_folders
 from pipeline.train import loop, signals

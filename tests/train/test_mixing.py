@@ -10,7 +10,8 @@ import torch
 from tinyrun import tiny_tasks_plain
 
 from pipeline.config.load import from_plain
-from pipeline.plan.resolve import ModelFacts, resolve
+from pipeline.plan.facts import ModelFacts
+from pipeline.plan.resolve import resolve
 from pipeline.train.loop import train
 from pipeline.train.mixing import tasks_of_step
 from pipeline.train.storage import read_checkpoint

@@ -15,7 +15,7 @@ from pipeline.config.build import build_dataclass
 from pipeline.config.load import load_config
 from pipeline.config.schema import BackboneConfig, DataConfig, Preprocessing, RunConfig
 from pipeline.errors import ConfigError
-from pipeline.plan.resolve import ModelFacts
+from pipeline.plan.facts import ModelFacts
 from pipeline.run_folder import run_of
 
 log = logging.getLogger(__name__)

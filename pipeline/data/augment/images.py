@@ -116,9 +116,8 @@ def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.Inte
         image = F.center_crop(image, [min(height, longest), min(width, longest)])
         height, width = image.shape[-2:]
     high = size[0] * width >= size[1] * height  # the height decides
-    whole = (
-        int if size[0] == size[1] else round
-    )  # as torchvision does for a square, and timm for another crop
+    # as torchvision does for a square, and timm for another crop
+    whole = int if size[0] == size[1] else round
     covering = (
         [size[0], whole(size[0] * width / height)] if high else [whole(size[1] * height / width), size[1]]
     )

@@ -78,9 +78,8 @@ class Manifest:
     def digest(self) -> str:
         """Names the set: it changes with any key, member position, class, split or shard."""
         parts = [shard.identity() for shard in self.shards]
-        mask_classes = (
-            [self.mask_classes] if self.mask_classes else []
-        )  # sets without keep the digest that they had before these
+        # sets without mask classes keep the digest that they had before there were any
+        mask_classes = [self.mask_classes] if self.mask_classes else []
         return hashlib.sha256(
             json.dumps([parts, self.schema, self.classes, *mask_classes]).encode()
         ).hexdigest()

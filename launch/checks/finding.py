@@ -1,0 +1,14 @@
+"""What a check of `dtem doctor` found."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table. `missing` fails the command; `warn` costs speed or an optional feature."""
+
+    name: str
+    status: Literal["ok", "warn", "missing"]
+    detail: str
+    way_out: str = ""

@@ -1,0 +1,223 @@
+"""Mistakes that take two sections of a config, the model or the number of ranks to see."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from pipeline.config.schema import RunConfig, TaskConfig, height_width
+from pipeline.errors import ConfigError
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import check_schedule
+from pipeline.parts import METRIC, TRAINED
+from pipeline.plan.facts import ModelFacts, fed_tasks, near_multiples, range_of, reduction_of
+
+
+def mistakes_of(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    """All of them, a sentence each with the way out."""
+    for check in (
+        _check_images,
+        _check_merging,
+        _check_mode,
+        _check_tasks,
+        _check_mixture,
+        _check_data,
+        _check_engine,
+    ):
+        yield from check(config, world_size, facts)
+
+
+def _check_images(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    given = {f"tasks.{name}.data.img_size": task.data.img_size for name, task in config.tasks.items()}
+    given["backbone.img_size"] = config.backbone.img_size
+    for where, size in ((where, size) for where, size in given.items() if size is not None):
+        for pixels, side in sorted(set(zip(height_width(size), facts.patch, strict=True))):
+            if pixels <= 0 or pixels % side:
+                near = " or ".join(str(multiple) for multiple in near_multiples(max(pixels, 1), side))
+                of = "" if pixels == size else f" ({pixels})"
+                yield f"{where} is {size}, which does not divide by patch {side}{of}; nearest: {near}"
+
+
+def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    merging, own = (
+        config.merging,
+        [f"tasks.{name}.merging" for name, task in config.tasks.items() if task.merging is not None],
+    )
+    if merging.policy == "none":
+        if (
+            own
+            or merging.reduction != 0
+            or merging.target_macs
+            or merging.target_gmacs
+            or config.train.reduction_range is not None
+        ):
+            settings = [
+                "merging.reduction",
+                "merging.target_macs",
+                "merging.target_gmacs",
+                "train.reduction_range",
+                *own,
+            ]
+            yield (
+                f"merging.policy is 'none', which removes no tokens; leave {', '.join(settings[:-1])} "
+                f"and {settings[-1]} out, "
+                f"or give a policy ({', '.join(POLICIES.names())})"
+            )
+        return
+    for name, task in config.tasks.items():
+        patches = _num_patches(task, facts)
+        num_tokens = patches + facts.num_prefix
+        reduction = reduction_of(config, name).reduction
+        yield from _complaint(
+            f"tasks.{name}", check_schedule, reduction, facts.depth, num_tokens, facts.num_prefix
+        )
+        where, span = range_of(config, name)
+        if span is not None and span[1] > patches // 2:
+            yield (
+                f"{where} goes to {span[1]}, but a block can merge at most {patches // 2} of the "
+                f"{patches} patches of task '{name}'"
+            )
+
+
+def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    policy, mode = config.merging.policy, config.train.mode
+    if config.objective.type == "distill" and policy == "none":
+        yield (
+            "objective.type is 'distill' and merging.policy is 'none': teacher and student would be "
+            "the same; give a policy"
+        )
+    if config.objective.type == "merge_cost" and mode not in ("modular", "end_to_end"):
+        yield (
+            "objective.type is 'merge_cost', which teaches the embeddings alone; train.mode is "
+            f"'{mode}', give 'modular' or 'end_to_end'"
+        )
+    yield from _complaint("merging", POLICIES.build, policy, **config.merging.options)
+    if policy not in POLICIES.names() or METRIC not in TRAINED[mode]:
+        return
+    learned = [name for name in POLICIES.names() if POLICIES.build(name).learned]
+    if policy not in learned:
+        yield (
+            f"train.mode is '{mode}', but policy '{policy}' has no metric embedding to learn; give "
+            "train.mode='backbone', "
+            f"or a policy that has one ({', '.join(learned)})"
+        )
+    elif (
+        mode == "modular"
+        and config.objective.type != "merge_cost"
+        and not any(_merges(config, name) for name in fed_tasks(config))
+    ):
+        yield (
+            "train.mode is 'modular', but nothing merges, so nothing would reach the embeddings; "
+            "give merging.reduction, or target_macs"
+        )
+
+
+def _merges(config: RunConfig, task: str) -> bool:
+    own = reduction_of(config, task)
+    return bool(own.reduction or own.target_macs or own.target_gmacs or range_of(config, task)[1])
+
+
+def _check_tasks(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    for name, task in config.tasks.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            yield f"the task name '{name}' is not an identifier; it becomes part of parameter names"
+        elif any(hasattr(kind, name) for kind in (nn.ModuleDict(), nn.ParameterDict())):
+            yield f"the task name '{name}' is one that torch keeps for itself; give another"
+        if task.weight <= 0:
+            yield f"tasks.{name}.weight is {task.weight}; give a number above 0, or leave the task out"
+        if task.share is not None and task.share <= 0:
+            yield f"tasks.{name}.share is {task.share}; give a number above 0, or leave the task out"
+        if task.accumulation < 1:
+            yield f"tasks.{name}.accumulation is {task.accumulation}; give 1 or more"
+    if not fed_tasks(config):
+        yield (
+            f"tasks.{', tasks.'.join(config.tasks)}: all are frozen, so there is nothing to train; "
+            "take frozen off one of them"
+        )
+    best = config.train.best
+    if best is not None and best not in config.tasks:
+        yield f"train.best is '{best}', which is not a task; give one of {', '.join(config.tasks)}, or None"
+    elif best is not None and not config.tasks[best].data.val:
+        yield (
+            f"train.best is '{best}', but tasks.{best}.data.val is not given; name the shards to evaluate on"
+        )
+
+
+def _check_mixture(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    fed = fed_tasks(config)
+    without = [name for name, task in fed.items() if task.share is None]
+    if without and len(without) < len(fed):
+        yield (
+            f"tasks.{without[0]}.share is not given, but that of another task is; give all tasks a "
+            "share, or none"
+        )
+    if len(without) < len(fed) and config.mixing.mode == "all":
+        yield (
+            "tasks.NAME.share is how often a task is drawn, but mixing.mode is 'all'; leave it out, "
+            "or give mixing.mode='sampled'"
+        )
+    if config.balancing.type != "gradient_norm" or len(fed) < 2:
+        return
+    if config.mixing.mode == "sampled":
+        yield (
+            "balancing.type is 'gradient_norm', which compares the tasks' gradients of one step; "
+            "give mixing.mode='all'"
+        )
+    if config.balancing.every == 0:
+        yield (
+            "balancing.type is 'gradient_norm' and balancing.every is 0: nothing would be measured; "
+            "give a number of steps"
+        )
+    mode, embedding = config.train.mode, config.merging.embedding
+    if mode == "heads" or (mode == "modular" and embedding == "per_task"):
+        yield (
+            f"balancing.type is 'gradient_norm', but in train.mode='{mode}' the tasks share nothing "
+            "that is trained; give type='fixed'"
+        )
+
+
+def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    for name, task in config.tasks.items():
+        if task.frozen and task.data.train:
+            yield (
+                f"tasks.{name} is frozen, so no head reads tasks.{name}.data.train; give "
+                "data.train=None, or take frozen off"
+            )
+        elif not task.frozen and not task.data.train:
+            yield (
+                f"tasks.{name}.data.train is not given, so no stream feeds its head; name the shards to "
+                "train on, leave the task out, "
+                "or give frozen=True"
+            )
+        if config.train.eval_every is not None and not task.data.val:
+            yield (
+                f"train.eval_every is {config.train.eval_every}, but tasks.{name}.data.val is not "
+                "given; name the shards to evaluate on"
+            )
+
+
+def _check_engine(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    if config.engine.type == "local" and world_size > 1:
+        yield (
+            f"engine.type is 'local', which is one process, but there are {world_size}; give "
+            "engine.type='deepspeed'"
+        )
+    if config.engine.type == "local" and config.engine.deepspeed:
+        yield "engine.deepspeed is given, but engine.type is 'local'; leave one of them out"
+
+
+def _num_patches(task: TaskConfig, facts: ModelFacts) -> int:
+    """Of the task's crop, or of the backbone's own grid."""
+    if task.data.img_size is None:
+        return math.prod(facts.grid)
+    height, width = task.data.size
+    return (height // facts.patch[0]) * (width // facts.patch[1])
+
+
+def _complaint(where: str, check: Callable[..., object], *args: object, **options: object) -> Iterator[str]:
+    """The ConfigError of a check that raises, as one of several mistakes."""
+    try:
+        check(*args, **options)
+    except ConfigError as err:
+        yield f"{where}: {err}"

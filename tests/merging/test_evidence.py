@@ -1,0 +1,34 @@
+"""What a policy is shown of the attention is that of the attention itself, however it is cut into chunks."""
+
+import pytest
+import torch
+
+from pipeline.backbone.attention import reference_attention
+from pipeline.merging import evidence
+from pipeline.merging.evidence import Evidence
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
+@pytest.mark.parametrize("sized", [False, True])
+def test_attention_received_and_entropy_are_those_of_the_dense_softmax(chunk, sized, monkeypatch):
+    monkeypatch.setattr(evidence, "CHUNK", chunk)
+    q, k = torch.randn(2, 2, 3, 17, 8, dtype=torch.float64)
+    size = torch.randint(0, 4, (2, 17)).double() if sized else None
+    weights = reference_attention(
+        q, k, torch.eye(17, dtype=torch.float64).expand(2, 3, -1, -1), size, scale=0.3
+    )
+    shown = Evidence(q, q, k, scale=0.3, size=size)
+    torch.testing.assert_close(shown.received, weights.sum(dim=2))
+    torch.testing.assert_close(shown.entropy, torch.special.entr(weights).sum(dim=-1))
+    torch.testing.assert_close(shown.attention_from(0), weights[:, :, 0])
+
+
+def test_nothing_is_computed_before_it_is_asked_for_and_then_once():
+    asked = []
+    tokens = torch.randn(1, 5, 4)
+    shown = Evidence(
+        tokens, tokens[:, None], tokens[:, None], scale=1.0, embed=lambda x: asked.append(1) or x
+    )
+    assert not asked
+    assert shown.embedding is shown.embedding and len(asked) == 1
+    assert shown.keys is shown.keys
