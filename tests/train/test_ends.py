@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+import tasks  # noqa: F401 - fills the registry of the process that is started
 from pipeline.data.batches import BatchReader
 from pipeline.model import MultiTaskModel
 from pipeline.run_folder import complete_folders
@@ -84,8 +85,9 @@ def note_workers(output: Path, process: int) -> None:
 
 def ended(target, *args) -> int | None:
     """Exit code of a process of its own, which ends as every Python process does: it waits for the workers
-    that are left."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    that are left. Not forked from this one, whose earlier tests may have started autograd's threads, which no
+    fork survives."""
+    process = multiprocessing.get_context("spawn").Process(target=target, args=args)
     process.start()
     process.join(GENEROUS)
     if process.exitcode is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import tasks  # noqa: F401 - fills the registry of the process that is started
 from pipeline.errors import ConfigError
 from pipeline.train import loop
 from pipeline.train.lock import locked
@@ -28,7 +29,8 @@ def try_to_train(config, answer) -> None:
 
 
 def in_another_process(config) -> str:
-    context = multiprocessing.get_context("fork")
+    """Not forked from this one, whose earlier tests may have started autograd's threads."""
+    context = multiprocessing.get_context("spawn")
     answer = context.SimpleQueue()
     process = context.Process(target=try_to_train, args=(config, answer))
     process.start()
