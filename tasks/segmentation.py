@@ -16,8 +16,10 @@ from pipeline.merging.unmerge import UNMERGES
 from pipeline.merging.unmerge import unmerge as unmerged
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput, TokenState
-from tasks.masks.evaluation import Inference, classify, count_confusion, scores_of
+from tasks.masks.inference import Inference
 from tasks.masks.merged_segmenter import HEAD, decode_merged
+from tasks.masks.metrics import scores_of
+from tasks.masks.windows import classify, count_confusion
 
 
 @TASKS.register("segmentation")
@@ -29,7 +31,7 @@ class SegmentationTask(nn.Module):
     filled in where absent. out_indices: blocks whose tokens are read, by default the last. final_norm: read
     the last block behind the backbone's norm. unmerge: see `pipeline.merging.unmerge`; None is `residual`.
     merged_decoder: feed Segmenter's decoder with the merged tokens and unmerge its logits. inference: options
-    of `tasks.masks.evaluation.Inference`.
+    of `tasks.masks.inference.Inference`.
     """
 
     reads = MaskTargets

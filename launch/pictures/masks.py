@@ -10,7 +10,7 @@ from launch.pictures.page import Panel
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
-from tasks.masks.evaluation import segment
+from tasks.masks.windows import segment
 from tasks.segmentation import SegmentationTask
 
 OPACITY = 0.6

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.errors import ConfigError
 from pipeline.rng import generator
 from pipeline.token_state import widened
+from tasks.shared.options import from_options
 
 STRATEGIES = ("greedy", "beam", "top_p")
 
@@ -78,12 +79,8 @@ class Generation:
 
     @classmethod
     def of(cls, options: Mapping[str, Any] | None) -> "Generation":
-        """From plain data. Raises ConfigError for what is not an option or not a value of it."""
-        if unknown := set(options or ()) - set(cls.__dataclass_fields__):
-            raise ConfigError(
-                f"generation has no option {min(unknown)!r}; there are {', '.join(cls.__dataclass_fields__)}"
-            )
-        return cls(**(options or {}))
+        """From plain data. Raises ConfigError for an unknown option and for a wrong value."""
+        return from_options(cls, "generation", options)
 
 
 @dataclass(frozen=True)

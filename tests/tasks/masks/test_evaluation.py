@@ -2,6 +2,7 @@
 are compared with."""
 
 import importlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
-from tasks.masks.evaluation import Inference, confusion, count_confusion, scores_of, segment, windows
+from tasks.masks.inference import Inference
+from tasks.masks.metrics import confusion, scores_of
+from tasks.masks.windows import count_confusion, input_size, segment, windows
 
 PATCH, CLASSES = (8, 4), 5
 WEIGHTS = torch.randn(CLASSES, 3 * PATCH[0] * PATCH[1], generator=generator(0))
@@ -205,3 +208,18 @@ def test_an_inference_that_cannot_be_is_refused(options, said):
 def test_options_come_as_plain_data():
     assert Inference.of(None) == Inference()
     assert Inference.of({"mode": "slide", "crop_size": 16, "stride": [8, 4]}).slide == ((16, 16), (8, 4))
+
+
+@pytest.mark.parametrize("size", [(24, 20), (23, 37), (40, 61)])
+@pytest.mark.parametrize(
+    "inference", [Inference(), SLIDE, VIEWS, replace(SLIDE, scales=[1.75, 1.0])], ids=repr
+)
+def test_the_size_of_the_first_window_is_known_without_inference(size, inference):
+    sizes = []
+
+    def noted(images):
+        sizes.append(tuple(images.shape[-2:]))
+        return encode(images)
+
+    next(segment(noted, logits, torch.zeros(1, 3, *size), size, inference, PATCH))
+    assert input_size(size, inference, PATCH) == sizes[0]
