@@ -6,17 +6,24 @@ exits with 2.
 
 import errno
 import unicodedata
+from collections.abc import Sequence
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def printable(text: str) -> str:
-    """One line of text, in which what a terminal or a page would obey (control characters, line breaks, marks
-    of direction) is an escape.
+    """The text as one line. What a terminal or a page would obey (control characters, line breaks, marks of
+    direction) is written as an escape.
 
-    For all that comes from data: names of classes, keys, captions.
+    For all texts that come from data: names of classes, keys, captions.
     """
     return "".join(char if _harmless(char) else char.encode("unicode_escape").decode() for char in text)
+
+
+def first_few(texts: Sequence[str], most: int = 5, separator: str = "; ") -> str:
+    """The first texts, and how many more there are: `a; b and 7 more`."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
 
 
 def _harmless(char: str) -> bool:
@@ -56,8 +63,8 @@ class CheckpointError(PipelineError):
 
 
 def is_users(err: BaseException) -> bool:
-    """Whether a message without a traceback is enough: a PipelineError, or a file or folder named by the user
-    that cannot be used."""
+    """Whether the user can act on the error by its message, without a traceback: a PipelineError, or a file
+    or folder of the user's that cannot be used."""
     return isinstance(err, PipelineError) or (
         isinstance(err, OSError) and (err.filename is not None or err.errno in _OF_THE_DISK)
     )

@@ -11,22 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.make.layouts import CAPTIONS, MASKS, read_captions, read_masks
+
 WORKERS = min(8, os.cpu_count() or 1)
-LAYOUTS = {
-    "ade20k": "ADE20K: SRC/{images,annotations}/{training,validation}; objectInfo150.txt in SRC names "
-    "the 150 classes",
-    "cityscapes": "Cityscapes: SRC/leftImg8bit and SRC/gtFine (*_labelIds.png); its 19 evaluated classes",
-    "pascal": "PASCAL VOC 2012's layout: SRC/{JPEGImages,SegmentationClass,ImageSets/Segmentation}; "
-    "VOC's classes or SRC/classes.json",
-    "camvid": "CamVid in SegNet's layout: SRC/{train,trainannot,val,valannot,test,testannot}; 11 classes",
-}
-"""Images with masks; the readers are in pipeline/data/make/layouts."""
-CAPTIONED = {
-    "coco_captions": "COCO with Karpathy's splits: SRC/dataset_coco.json and SRC/{train2014,val2014}",
-    "captions": "SRC: a .csv with the columns image and caption, or a .jsonl, of images below its "
-    "folder; a column split is optional",
-}
-"""Images with captions; the readers are there too."""
 
 
 def add_parser(subparsers) -> None:
@@ -37,7 +24,7 @@ def add_parser(subparsers) -> None:
     make = actions.add_parser("make", help="write shards, or the manifest of existing ones")
     kinds = make.add_subparsers(dest="kind", metavar="KIND", required=True)
     _add_imagefolder(kinds)
-    for kind, tree in (LAYOUTS | CAPTIONED).items():
+    for kind, tree in (MASKS | CAPTIONS).items():
         _add_layout(kinds, kind, tree)
     _add_digit_scenes(kinds)
     _add_index(kinds)
@@ -169,8 +156,8 @@ def run(args: argparse.Namespace) -> int:
     # makers say what they take and what they leave out
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     makers = {"imagefolder": _make_imagefolder, "digit_scenes": _make_digit_scenes, "index": _make_index}
-    makers |= dict.fromkeys(CAPTIONED, _make_captioned)
-    return _report(makers.get(args.kind, _make_layout)(args))
+    makers |= dict.fromkeys(MASKS, _make_with_masks) | dict.fromkeys(CAPTIONS, _make_with_captions)
+    return _report(makers[args.kind](args))
 
 
 def _make_imagefolder(args: argparse.Namespace) -> Path:
@@ -183,22 +170,20 @@ def _make_imagefolder(args: argparse.Namespace) -> Path:
     return write_shards(jobs, Path(args.out), classes=classes, workers=args.workers)
 
 
-def _make_layout(args: argparse.Namespace) -> Path:
+def _make_with_masks(args: argparse.Namespace) -> Path:
     from pipeline.data.make.images_with_masks import layout_jobs
-    from pipeline.data.make.layouts import LAYOUTS
     from pipeline.data.make.write import write_shards
 
-    layout = LAYOUTS[args.kind](Path(args.src))
+    layout = read_masks(args.kind, Path(args.src))
     jobs = layout_jobs(layout, shard_size=args.shard_size, size=args.size, seed=args.seed)
     return write_shards(jobs, Path(args.out), classes=layout.classes, workers=args.workers)
 
 
-def _make_captioned(args: argparse.Namespace) -> Path:
+def _make_with_captions(args: argparse.Namespace) -> Path:
     from pipeline.data.make.images_with_captions import caption_jobs
-    from pipeline.data.make.layouts import CAPTIONED
     from pipeline.data.make.write import write_shards
 
-    splits = CAPTIONED[args.kind](Path(args.src))
+    splits = read_captions(args.kind, Path(args.src))
     jobs = caption_jobs(splits, shard_size=args.shard_size, size=args.size, seed=args.seed)
     return write_shards(jobs, Path(args.out), workers=args.workers)
 

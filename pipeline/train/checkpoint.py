@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from pipeline.config.load import digest, from_plain, to_plain
 from pipeline.config.schema import RunConfig
-from pipeline.errors import CheckpointError, ConfigError, PipelineError
+from pipeline.errors import CheckpointError, ConfigError, PipelineError, first_few
 from pipeline.interfaces import Engine
 from pipeline.ranks import Ranks
 from pipeline.rng import rng_state, seed_everything, set_rng_state
@@ -183,10 +183,10 @@ def check_model(
     if differing:
         lines = [
             f"{name}: {saved.get(name, 'absent')} there, {shapes.get(name, 'absent')} here"
-            for name in differing[:3]
+            for name in differing
         ]
-        more = f"\n  and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise CheckpointError("\n  ".join([f"{checkpoint.folder} is of another model:", *lines]) + more)
+        listed = first_few(lines, 3, "\n  ")
+        raise CheckpointError(f"{checkpoint.folder} is of another model:\n  {listed}")
     expected = {
         f"{key}.{name}": shape
         for name in trained

@@ -5,18 +5,17 @@ as its folder is.
 """
 
 import logging
-import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.data.make.picture_files import SUFFIXES, folders_of, pictures_of, read_picture, tell_left_out
-from pipeline.data.make.write import ShardJob, cut
+from pipeline.data.make.write import ShardJob, shuffled_jobs
 from pipeline.data.shards.splits import split_word
 from pipeline.errors import ConfigError
-from pipeline.rng import seed_of
 
 log = logging.getLogger(__name__)
 SYNSETS = "LOC_synset_mapping.txt"
@@ -27,7 +26,7 @@ OTHER_TREES = {
     "pascal": ("JPEGImages", "SegmentationClass"),
     "camvid": ("train", "trainannot"),
 }
-"""Maker -> folders of its tree, which are no classes."""
+"""Maps a maker to folders of its tree, which are no classes."""
 MAX_LISTED = 50
 """Classes of which each has a line in the counts."""
 
@@ -39,22 +38,13 @@ class Picture:
     label: int
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One shard's pictures; size: pixels of the shorter side to which larger ones are resized, or None for
-    the files as they are."""
-
-    pictures: tuple[Picture, ...]
-    size: int | None
-
-
 def imagefolder_jobs(
     source: Path, *, shard_size: int, size: int | None, seed: int = 0
 ) -> tuple[list[ShardJob], list[str]]:
     """(jobs, class names). The order within a split is a shuffle that depends on the files' names and the
-    seed only.
+    seed only. size: see `read_picture`.
 
-    Says how many pictures each split and class has, and what is left out. Raises ConfigError for a tree of
+    Logs how many pictures each split and class has, and what is left out. Raises ConfigError for a tree of
     another layout, and for class folders without pictures.
     """
     trees = _split_folders(source)
@@ -64,28 +54,23 @@ def imagefolder_jobs(
             f"{source} has no class folders; give SRC with SRC/train/CLASS/*.jpg, or SRC/CLASS/*.jpg"
         )
     splits = {name: _pictures(tree, folders) for name, tree in trees.items()}
-    _count(source, splits, folders)
-    jobs = []
-    for name, pictures in splits.items():
-        random.Random(seed_of(seed, "imagefolder", name)).shuffle(pictures)
-        parts = cut(pictures, shard_size)
-        jobs += [
-            ShardJob(f"{name or 'train'}-{n:05d}.tar", read_part, _Part(tuple(part), size))
-            for n, part in enumerate(parts)
-        ]
+    _tell_counts(source, splits, folders)
+    make = partial(_samples, size=size)
+    jobs = shuffled_jobs(splits, make, shard_size=shard_size, seed=seed, kind="imagefolder")
     return jobs, _names(source, folders)
 
 
-def read_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members) of each picture; one whose header is not an image's raises SampleError with its path."""
-    for picture in part.pictures:
-        suffix, data, _ = read_picture(picture.path, part.size)
+def _samples(pictures: Sequence[Picture], size: int | None) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each picture. Raises SampleError with the path of a file whose header is not an
+    image's."""
+    for picture in pictures:
+        suffix, data, _ = read_picture(picture.path, size)
         yield picture.key, {suffix: data, "cls": str(picture.label).encode()}
 
 
 def _split_folders(source: Path) -> dict[str, Path]:
-    """Split -> its folder of class folders; an empty name and SRC itself where SRC has no folders of
-    splits."""
+    """Maps a split to its folder of class folders. Where SRC has no folders of splits, an empty name is
+    mapped to SRC itself."""
     inside = folders_of(source)
     _refuse_other_trees(source, {path.name for path in inside})
     named = [path for path in inside if split_word(path.name)]
@@ -111,10 +96,10 @@ def _split_folders(source: Path) -> dict[str, Path]:
 
 
 def _refuse_other_trees(source: Path, inside: set[str]) -> None:
-    for maker, marks in OTHER_TREES.items():
-        if set(marks) <= inside:
+    for maker, needed in OTHER_TREES.items():
+        if set(needed) <= inside:
             raise ConfigError(
-                f"{source} holds {' and '.join(marks)}, which are no classes; give it to `dtem shards "
+                f"{source} holds {' and '.join(needed)}, which are no classes; give it to `dtem shards "
                 f"make {maker}`"
             )
     if years := sorted(name for name in inside if re.fullmatch(r"(train|val|test)(19|20)\d\d", name)):
@@ -127,7 +112,7 @@ def _refuse_other_trees(source: Path, inside: set[str]) -> None:
 
 
 def _pictures(root: Path, folders: list[str]) -> list[Picture]:
-    """By name. Keys are CLASS/STEM."""
+    """The pictures in the class folders of `root`, sorted by name. Their keys are CLASS/STEM."""
     label = {name: number for number, name in enumerate(folders)}
     found = pictures_of(*folders_of(root), nested=True)
     if not found:
@@ -138,7 +123,8 @@ def _pictures(root: Path, folders: list[str]) -> list[Picture]:
     return [Picture(str(path), key, label[path.parent.name]) for key, path in found.items()]
 
 
-def _count(source: Path, splits: Mapping[str, Sequence[Picture]], folders: Sequence[str]) -> None:
+def _tell_counts(source: Path, splits: Mapping[str, Sequence[Picture]], folders: Sequence[str]) -> None:
+    """Logs how many pictures each split and class has. Raises ConfigError for class folders without any."""
     counts = {
         name or "train": Counter(picture.label for picture in pictures) for name, pictures in splits.items()
     }
@@ -175,6 +161,7 @@ def _count(source: Path, splits: Mapping[str, Sequence[Picture]], folders: Seque
 
 
 def _names(source: Path, folders: list[str]) -> list[str]:
+    """Names of the classes: those of the folders, and behind them the human ones of ImageNet's list."""
     path = next(
         (folder / SYNSETS for folder in (source, source.parent) if (folder / SYNSETS).is_file()), None
     )

@@ -1,18 +1,17 @@
-"""Pictures with captions as shards. A reader in layouts/ says where they lie; this file does the rest."""
+"""Makes shards of pictures with captions. A reader in layouts/ finds them; this file does the rest."""
 
 import json
 import logging
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.make.picture_files import SUFFIXES, plain_key, read_picture
-from pipeline.data.make.write import ShardJob, cut
+from pipeline.data.make.write import ShardJob, shuffled_jobs
 from pipeline.data.members.decode import decode_captions
-from pipeline.errors import SampleError
-from pipeline.rng import seed_of
+from pipeline.errors import SampleError, first_few
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -20,35 +19,29 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Row:
-    """Some captions of an image, which is named by its path below the set's root. where: of the row, for
-    messages."""
+    """Some captions of an image."""
 
     where: str
+    """The place of the row, for messages."""
     image: str
+    """Its path below the root of the set."""
     captions: Sequence[str]
     split: str = "train"
 
 
 @dataclass(frozen=True)
 class Captioned:
+    """An image with all of its captions."""
+
     key: str
     image: Path
     split: str
     captions: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One shard's images; size: pixels of the shorter side to which larger ones are resized, or None for the
-    files as they are."""
-
-    images: tuple[Captioned, ...]
-    size: int | None
-
-
 def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
-    """Split -> its images, each with the captions of all of its rows. SampleError names the rows and images
-    that cannot be used."""
+    """Maps a split to its images, each with the captions of all of its rows. Raises SampleError that names
+    the rows and images that cannot be used."""
     found: dict[str, Captioned] = {}
     blank = 0
     for row in rows:
@@ -65,13 +58,12 @@ def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
     problems = [f"image {image.image} has no caption" for image in found.values() if not image.captions]
     problems += [f"image {image.image} is missing" for image in found.values() if not image.image.is_file()]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise SampleError(f"{'; '.join(problems[:5])}{more}; add what is missing, or leave the image out")
+        raise SampleError(f"{first_few(problems)}; add what is missing, or leave the image out")
     if blank:
         log.warning("%d captions are blank, and left out", blank)
     if counts := Counter(len(image.captions) for image in found.values()):
-        said = ", ".join(f"{images} images have {number}" for number, images in sorted(counts.items()))
-        log.info("captions, all of which are kept: %s", said)
+        listed = ", ".join(f"{images} images have {number}" for number, images in sorted(counts.items()))
+        log.info("captions, all of which are kept: %s", listed)
     return {
         split: images
         for split in SPLITS
@@ -80,7 +72,7 @@ def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
 
 
 def _image(root: Path, row: Row) -> Captioned:
-    """Without captions as yet. The key is the path without its suffix."""
+    """The image of a row, without captions. Its key is its path without the suffix."""
     path = PurePosixPath(row.image)
     if (
         path.is_absolute()
@@ -100,23 +92,17 @@ def _image(root: Path, row: Row) -> Captioned:
 def caption_jobs(
     splits: Mapping[str, Sequence[Captioned]], *, shard_size: int, size: int | None, seed: int = 0
 ) -> list[ShardJob]:
-    """The order within a split is a shuffle that depends on the keys and the seed only."""
-    jobs = []
-    for split, found in splits.items():
-        images = sorted(found, key=lambda image: image.key)
-        random.Random(seed_of(seed, "captions", split)).shuffle(images)
-        parts = cut(images, shard_size)
-        jobs += [
-            ShardJob(f"{split}-{n:05d}.tar", read_part, _Part(tuple(part), size))
-            for n, part in enumerate(parts)
-        ]
-    return jobs
+    """The order within a split is a shuffle that depends on the keys and the seed only. size: see
+    `read_picture`."""
+    by_key = {split: sorted(found, key=lambda image: image.key) for split, found in splits.items()}
+    make = partial(_samples, size=size)
+    return shuffled_jobs(by_key, make, shard_size=shard_size, seed=seed, kind="captions")
 
 
-def read_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members) of each image; one that no reader would take raises SampleError with its path."""
-    for image in part.images:
-        suffix, data, _ = read_picture(image.image, part.size)
+def _samples(images: Sequence[Captioned], size: int | None) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each image. Raises SampleError with the path of one that no reader would take."""
+    for image in images:
+        suffix, data, _ = read_picture(image.image, size)
         captions = json.dumps({"captions": image.captions}).encode()
         try:
             decode_captions(captions)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,20 +17,48 @@ from tqdm import tqdm
 from pipeline.data.shards.describe import Names, describe
 from pipeline.data.shards.manifest import write_manifest
 from pipeline.errors import ConfigError
+from pipeline.rng import seed_of
 
-Members = Mapping[str, bytes]
-"""suffix -> bytes of one sample."""
+Samples = Iterable[tuple[str, Mapping[str, bytes]]]
+"""Key of each sample, and its members: a mapping of suffix to bytes."""
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to be written. make(arguments) yields (key, members) in order; both must pickle."""
+    """One shard to be written. make(items) gives its samples in order; both must pickle."""
 
     name: str
-    make: Callable[[Any], Iterable[tuple[str, Members]]]
-    arguments: Any
+    make: Callable[[Any], Samples]
+    items: Sequence[Any]
+
+
+def shuffled_jobs(
+    splits: Mapping[str, Sequence[T]],
+    make: Callable[[Sequence[T]], Samples],
+    *,
+    shard_size: int,
+    seed: int,
+    kind: str,
+) -> list[ShardJob]:
+    """The shards of each split, `train` where it has no name. The items of a split are shuffled; their new
+    order depends on the given one, the seed, and the kind of set."""
+    jobs: list[ShardJob] = []
+    for split, items in splits.items():
+        order = list(items)
+        random.Random(seed_of(seed, kind, split)).shuffle(order)
+        jobs += jobs_of(split or "train", order, make, shard_size)
+    return jobs
+
+
+def jobs_of(
+    split: str, items: Sequence[T], make: Callable[[Sequence[T]], Samples], shard_size: int
+) -> list[ShardJob]:
+    """Shards of `shard_size` items in their order; the last one may be smaller."""
+    starts = range(0, len(items), shard_size)
+    parts = [items[start : start + shard_size] for start in starts]
+    return [ShardJob(f"{split}-{n:05d}.tar", make, part) for n, part in enumerate(parts)]
 
 
 def write_shards(
@@ -102,7 +131,7 @@ def _write_shard(task: tuple[ShardJob, str]) -> None:
     try:
         with open(part, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-                for key, members in job.make(job.arguments):
+                for key, members in job.make(job.items):
                     for suffix, data in members.items():
                         member = tarfile.TarInfo(f"{key}.{suffix}")
                         member.size = len(data)
@@ -112,8 +141,3 @@ def _write_shard(task: tuple[ShardJob, str]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Runs of `size` items; the last one may be shorter."""
-    return [items[first : first + size] for first in range(0, len(items), size)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_few
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,4 @@ def _numbered(names: tuple[str, ...]) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"{name!r:.60}" for name in names[:4]) + (
-        f" and {len(names) - 4} more" if len(names) > 4 else ""
-    )
+    return first_few([f"{name!r:.60}" for name in names], 4, ", ")

@@ -14,7 +14,7 @@ from pipeline.data.shards.locations import expand, is_remote, join, local_shards
 from pipeline.data.shards.manifest import MANIFEST, Manifest, Shard, parse_manifest, remedy
 from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.storage import file_size, read_bytes
-from pipeline.errors import SampleError
+from pipeline.errors import SampleError, first_few
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -211,11 +211,9 @@ def _check_files(manifest: Manifest) -> None:
     with ThreadPoolExecutor(16) as pool:
         problems = [problem for problem in pool.map(partial(_problem, manifest), manifest.shards) if problem]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         folder = split(urls[0])[0]
         raise SampleError(
-            f"shards do not match their manifest: {'; '.join(problems[:5])}{more}. Restore them, or: "
-            f"{remedy(folder)}"
+            f"shards do not match their manifest: {first_few(problems)}. Restore them, or: {remedy(folder)}"
         )
 
 

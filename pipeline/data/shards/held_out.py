@@ -10,7 +10,7 @@ from pipeline.data.shards.find import load_manifest, split_named
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest, Shard
 from pipeline.data.shards.storage import sha256_of
-from pipeline.errors import ConfigError, PipelineError, SampleError
+from pipeline.errors import ConfigError, PipelineError, SampleError, first_few
 
 log = logging.getLogger(__name__)
 SETTINGS = ("train", "val", "test")
@@ -66,18 +66,17 @@ def _say_once(where: str, why: str) -> None:
 def refuse_training_shards(trained: Manifest, held_out: Manifest, where: str) -> None:
     """ConfigError where a shard of `held_out` is one of `trained`: the same file, or one with the same bytes.
     where: the setting."""
-    twins = [_said(*twin) for twin in _twins(trained, held_out)]
+    twins = [_described(*twin) for twin in _twins(trained, held_out)]
     if twins:
-        more = f" and {len(twins) - 1} more" if len(twins) > 1 else ""
         raise ConfigError(
-            f"{where} holds shards that are trained on: {twins[0]}{more}. Scores on them say nothing of "
+            f"{where} holds shards that are trained on: {first_few(twins, 1)}. Scores on them say nothing of "
             "new images: name other "
             "shards, by a pattern where a folder is used whole. To fit a few samples on purpose, give "
             "data.allow_overlap=True"
         )
 
 
-def _said(own: Shard, trained: Shard) -> str:
+def _described(own: Shard, trained: Shard) -> str:
     return own.url if _place(own) == _place(trained) else f"{own.url}, which has the bytes of {trained.url},"
 
 

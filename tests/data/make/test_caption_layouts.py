@@ -14,8 +14,7 @@ from captionkit import SET, Entry, entries, karpathy, pictures
 from PIL import Image
 from shardkit import dtem, image, write_tar
 
-from launch.commands.shards import CAPTIONED as OFFERED
-from pipeline.data.make.layouts import CAPTIONED
+from pipeline.data.make.layouts import CAPTIONS, read_captions
 from pipeline.data.samples.text import build_tokenizer
 from pipeline.data.shards.find import load_manifest
 from pipeline.errors import ConfigError, SampleError
@@ -74,8 +73,8 @@ def read(folder: Path) -> dict[str, tuple[str, list[str], bytes]]:
     return found
 
 
-def test_every_layout_is_offered_by_the_command():
-    assert OFFERED.keys() == CAPTIONED.keys() == {kind for kind, _ in FORMS.values()}
+def test_every_layout_has_a_form():
+    assert CAPTIONS.keys() == {kind for kind, _ in FORMS.values()}
 
 
 def test_a_set_becomes_shards_with_its_captions_in_order(make, tmp_path, capsys):
@@ -120,10 +119,10 @@ def test_rows_of_one_image_are_its_captions_and_splits_are_optional(tmp_path):
     )
     assert {
         split: {one.key: one.captions for one in found}
-        for split, found in CAPTIONED["captions"](root / "a.jsonl").items()
+        for split, found in read_captions("captions", root / "a.jsonl").items()
     } == {"train": {first.removesuffix(".jpg"): ["one", "two"], second.removesuffix(".jpg"): ["x"]}}
     (root / "a.csv").write_text(f"image,caption\n{first},one\n{second},\n{first},\n{second},x\n")
-    found = CAPTIONED["captions"](root / "a.csv")["train"]
+    found = read_captions("captions", root / "a.csv")["train"]
     assert [one.captions for one in found] == [["one"], ["x"]]
 
 
@@ -192,7 +191,7 @@ def test_a_table_that_does_not_read_is_named_with_the_line(tmp_path, name):
     text, message = TABLES[name]
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(SampleError, match=f"{name}.*{message}"):
-        CAPTIONED["captions"](tmp_path / name)
+        read_captions("captions", tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -210,14 +209,14 @@ def test_a_table_that_does_not_read_is_named_with_the_line(tmp_path, name):
 def test_a_file_that_is_not_karpathys_is_named(tmp_path, text):
     (tmp_path / "dataset_coco.json").write_text(text)
     with pytest.raises(SampleError, match="dataset_coco.json is not in the form of Karpathy's splits"):
-        CAPTIONED["coco_captions"](tmp_path)
+        read_captions("coco_captions", tmp_path)
 
 
-@pytest.mark.parametrize("kind", sorted(CAPTIONED))
+@pytest.mark.parametrize("kind", sorted(CAPTIONS))
 def test_another_source_is_refused_with_what_was_looked_for(kind, tmp_path):
     for source in (tmp_path, tmp_path / "nowhere", tmp_path / "nowhere.csv"):
         with pytest.raises(ConfigError, match=rf"{source} .*; give"):
-            CAPTIONED[kind](source)
+            read_captions(kind, source)
 
 
 def captioned(path: Path, captions: dict[str, object]) -> Path:

@@ -6,9 +6,9 @@ digit images. Scene i of a split is a function of (seed, split, i, size) alone.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.data.make.digits.captions import NAMES, Placed, captions
 from pipeline.data.make.picture_files import encoded
-from pipeline.data.make.write import ShardJob
+from pipeline.data.make.write import ShardJob, jobs_of
 from pipeline.errors import ConfigError
 from pipeline.rng import seed_of
 
@@ -48,32 +48,28 @@ class Scene:
     captions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Part:
-    seed: int
-    split: str
-    scenes: range
-    size: int
-
-
 def digit_scenes_jobs(*, train: int, val: int, size: int, shard_size: int, seed: int = 0) -> list[ShardJob]:
+    """train, val: number of scenes. size: pixels per side. Raises ConfigError for scenes that are too small
+    to read."""
     if size < MIN_SIZE:
         raise ConfigError(
             f"digit scenes of {size} pixels: give {MIN_SIZE} or more, else the digits cannot be read"
         )
-    jobs = []
+    jobs: list[ShardJob] = []
     for split, count in (("train", train), ("val", val)):
-        strokes(split)  # read once here, and not once in every process that is forked from this one
-        starts = range(0, count, shard_size)
-        parts = [_Part(seed, split, range(start, min(start + shard_size, count)), size) for start in starts]
-        jobs += [ShardJob(f"{split}-{n:05d}.tar", write_part, part) for n, part in enumerate(parts)]
+        # read once here, not once in every process that is forked from this one
+        strokes(split)
+        make = partial(_samples, split=split, size=size, seed=seed)
+        jobs += jobs_of(split, range(count), make, shard_size)
     return jobs
 
 
-def write_part(part: _Part) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members) of each scene."""
-    for number in part.scenes:
-        scene = make_scene(part.seed, part.split, number, part.size)
+def _samples(
+    numbers: Sequence[int], split: str, size: int, seed: int
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each scene."""
+    for number in numbers:
+        scene = make_scene(seed, split, number, size)
         yield (
             f"{number:06d}",
             {

@@ -1,30 +1,41 @@
-"""How public data sets lay out images, with masks or with captions: one reader each, found by these
-tables."""
+"""How public data sets lay out images with masks or with captions: one reader each, in the module of its
+name.
 
-from collections.abc import Callable
+Importing this package imports no reader, so that `dtem shards make --help` answers at once.
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.data.make.images_with_captions import Captioned
-from pipeline.data.make.images_with_masks import Layout
-from pipeline.data.make.layouts.ade20k import read_ade20k
-from pipeline.data.make.layouts.camvid import read_camvid
-from pipeline.data.make.layouts.captions_table import read_captions_table
-from pipeline.data.make.layouts.cityscapes import read_cityscapes
-from pipeline.data.make.layouts.coco_captions import read_coco_captions
-from pipeline.data.make.layouts.pascal import read_pascal
+if TYPE_CHECKING:
+    from pipeline.data.make.images_with_captions import Captioned
+    from pipeline.data.make.images_with_masks import Layout
 
-LAYOUTS: dict[str, Callable[[Path], Layout]] = {
-    "ade20k": read_ade20k,
-    "cityscapes": read_cityscapes,
-    "pascal": read_pascal,
-    "camvid": read_camvid,
+MASKS = {
+    "ade20k": "ADE20K: SRC/{images,annotations}/{training,validation}; objectInfo150.txt in SRC names "
+    "the 150 classes",
+    "cityscapes": "Cityscapes: SRC/leftImg8bit and SRC/gtFine (*_labelIds.png); its 19 evaluated classes",
+    "pascal": "PASCAL VOC 2012's layout: SRC/{JPEGImages,SegmentationClass,ImageSets/Segmentation}; "
+    "VOC's classes or SRC/classes.json",
+    "camvid": "CamVid in SegNet's layout: SRC/{train,trainannot,val,valannot,test,testannot}; 11 classes",
 }
-"""With masks. Each reader raises ConfigError where the tree is not there, SampleError for files that do not
-pair."""
-
-CAPTIONED: dict[str, Callable[[Path], dict[str, list[Captioned]]]] = {
-    "coco_captions": read_coco_captions,
-    "captions": read_captions_table,
+"""Maps a layout with masks to what it looks like."""
+CAPTIONS = {
+    "coco_captions": "COCO with Karpathy's splits: SRC/dataset_coco.json and SRC/{train2014,val2014}",
+    "captions": "SRC: a .csv with the columns image and caption, or a .jsonl, of images below its "
+    "folder; a column split is optional",
 }
-"""With captions, by split. Each reader raises ConfigError where there is nothing to read, SampleError for
-what cannot be used."""
+"""Maps a layout with captions to what it looks like."""
+
+
+def read_masks(kind: str, source: Path) -> "Layout":
+    """The images and masks of one of MASKS. Raises ConfigError where the tree is not there, SampleError for
+    files that do not pair."""
+    return import_module(f"{__name__}.{kind}").read(source)
+
+
+def read_captions(kind: str, source: Path) -> "dict[str, list[Captioned]]":
+    """Maps a split to the images of one of CAPTIONS. Raises ConfigError where there is nothing to read,
+    SampleError for what cannot be used."""
+    return import_module(f"{__name__}.{kind}").read(source)

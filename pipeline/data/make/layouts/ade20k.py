@@ -17,7 +17,7 @@ _LINE = re.compile(r"\s*(\d+)\s+[\d.]+\s+\d+\s+\d+\s+(?:\d+\s+)?(\S.*?)\s*")
 """Index, share of the pixels, training images, validation images, (in one edition: stuff or thing), name."""
 
 
-def read_ade20k(source: Path) -> Layout:
+def read(source: Path) -> Layout:
     root = root_with(source, ("images", "annotations"), "ADEChallengeData2016")
     splits = {
         split: paired(

@@ -23,7 +23,7 @@ SPLITS = ("train", "val", "test")
 TREE = "SRC/{train,val,test}/*.png and SRC/{trainannot,valannot,testannot}/*.png"
 
 
-def read_camvid(source: Path) -> Layout:
+def read(source: Path) -> Layout:
     splits = {
         split: paired(pictures_of(source / split), pictures_of(source / f"{split}annot", suffixes=[".png"]))
         for split in SPLITS

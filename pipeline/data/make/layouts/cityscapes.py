@@ -36,7 +36,7 @@ EVALUATED = {
 """Stored label -> name, in the order of the classes 0 to 18."""
 
 
-def read_cityscapes(source: Path) -> Layout:
+def read(source: Path) -> Layout:
     root = root_with(source, ("leftImg8bit", "gtFine"), "cityscapes")
     splits = {
         split: paired(_files(root / "leftImg8bit" / split, IMAGE), _files(root / "gtFine" / split, MASK))

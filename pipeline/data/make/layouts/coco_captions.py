@@ -15,7 +15,7 @@ REST = "restval"
 """The images of COCO's val2014 that are neither in val nor in test: they are trained on."""
 
 
-def read_coco_captions(source: Path) -> dict[str, list[Captioned]]:
+def read(source: Path) -> dict[str, list[Captioned]]:
     path = source / NAME
     if not path.is_file():
         raise ConfigError(f"{source} does not hold {NAME}; give SRC with {TREE}")

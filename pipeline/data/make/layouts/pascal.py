@@ -37,7 +37,7 @@ VOC = (
 VOC += ("horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv/monitor")
 
 
-def read_pascal(source: Path) -> Layout:
+def read(source: Path) -> Layout:
     root = root_with(source, (IMAGES, MASKS, LISTS), "VOC2012", "VOCdevkit/VOC2012")
     images, masks = pictures_of(root / IMAGES), pictures_of(root / MASKS, suffixes=[".png"])
     splits = {split: _listed(root / LISTS / f"{split}.txt", images, masks) for split in SPLITS}
