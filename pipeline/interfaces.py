@@ -43,8 +43,9 @@ class Batch:
     """One micro-batch of one task.
 
     images [B, 3, H, W]: uint8 as a stream gives them; behind `to` float32 and normalised, as models read
-    them. targets: the task's own dataclass of tensors. keys: the samples' names. normalisation: what `to`
-    does to the images; None where it is done.
+    them. targets: the task's own dataclass of tensors. keys: of each image, the name of its sample.
+    normalisation: what `to` does to the images; None where it is done. views: how many images each sample
+    has, side by side with a target each, so that `unflatten(0, (-1, views))` is [samples, views, ...].
     """
 
     task: str
@@ -52,6 +53,7 @@ class Batch:
     targets: Any
     keys: tuple[str, ...] = ()
     normalisation: Normalisation | None = None
+    views: int = 1
 
     def to(self, device: torch.device | str) -> "Batch":
         """On the device, with normalised images."""
@@ -172,7 +174,7 @@ class BatchStream(Protocol):
 
     Micro-batch k of rank `rank` holds positions [k * G + rank * b, ... + b) of an endless sample order, in
     which each epoch is a permutation that is a pure function of (seed, epoch, manifest); b is the micro-batch
-    size and G = b * world_size.
+    size in samples and G = b * world_size. Each sample is there as `views` images.
     """
 
     num_samples: int
@@ -181,8 +183,7 @@ class BatchStream(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
     def state_dict(self) -> dict[str, int]:
-        """`samples`: position in the global order after the last batch handed out. A few integers: loading
-        them costs no replay."""
+        """`samples`: position in the global order behind the last batch handed out. It costs no replay."""
         ...
 
     def load_state_dict(self, state: Mapping[str, int]) -> None: ...

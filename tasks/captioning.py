@@ -110,7 +110,7 @@ class CaptioningTask(nn.Module):
         }
         if feature is not None:
             contrast = contrastive_loss(
-                normalised(image.feature), normalised(feature), self.contrastive_scale()
+                normalised(image.feature), normalised(feature), self.contrastive_scale(), batch.views
             )
             losses["contrastive_loss"] = self.contrastive_weight * contrast
         loss = torch.stack(list(losses.values())).sum()

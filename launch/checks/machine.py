@@ -85,7 +85,7 @@ def check_machine() -> Iterator[Finding]:
         "memory",
         psutil.virtual_memory().available,
         4,
-        "close other programs, or lower data.batch_size and data.workers",
+        "close other programs, or lower data.batch_size, data.views or data.workers",
     )
     yield _enough(
         "disk", shutil.disk_usage(".").free, 10, "shards, checkpoints and the environment need room here"

@@ -153,6 +153,9 @@ class DataConfig:
     embedding is made for."""
     batch_size: int = 128
     """Samples of one micro-batch on one rank."""
+    views: int = 1
+    """Images that training makes of each sample, each by draws of its own: batch_size * views in a
+    micro-batch."""
     eval_batch_size: int = 128
     workers: int = 4
     shuffle_shards: int = 8
@@ -174,6 +177,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name, least in {
             "batch_size": 1,
+            "views": 1,
             "eval_batch_size": 1,
             "workers": 0,
             "shuffle_shards": 1,
@@ -194,6 +198,11 @@ class DataConfig:
             "workers": MAX_WORKERS,
         }.items():
             require(getattr(self, name) <= most, f"data.{name} is {getattr(self, name)}; give at most {most}")
+        images = self.batch_size * self.views
+        require(
+            images <= MAX_BATCH,
+            f"data.batch_size times data.views is {images} images; give at most {MAX_BATCH}",
+        )
         are_sides = self.img_size is None or are_pixels(self.img_size)
         require(are_sides, f"data.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side")
         pad = self.augment.pad

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.config.schema import DataConfig
@@ -22,13 +24,17 @@ PATIENT = 0.8
 """Of data.max_wait, for which storage is asked again: what is wrong is said before the wait for the batch
 ends."""
 
+Views = tuple[Sample, ...]
+"""Of one sample, each with the draws of its own address."""
+
 
 class BatchReader(Dataset[Loaded]):
     """Maps a range of positions to its batch. A pure function of (seed, positions): any process may compute
     any batch.
 
-    In training the place of a sample that is bad is taken by the next good one in the order, so that all
-    batches have one shape; in evaluation (seed None) it is left out.
+    In training each sample is decoded once and augmented `config.views` times, and the place of one that is
+    bad is taken by the next good one in the order, so that all batches have one shape. In evaluation (seed
+    None) a sample has one view, and a bad one is left out.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class BatchReader(Dataset[Loaded]):
         self._reader = SampleReader(
             manifest, config.shuffle_shards, int(config.cache_gib * 2**30), PATIENT * config.max_wait
         )
+        self._views = 1 if seed is None else config.views
         erases = seed is not None and config.augment.random_erasing > 0
         self._erase = eraser(config.augment.random_erasing) if erases else None
         wanted = config.augment.preprocessing
@@ -50,33 +57,28 @@ class BatchReader(Dataset[Loaded]):
 
     def __getitem__(self, positions: range) -> Loaded:
         self._reader.prefetch(self.order.upcoming(positions.start))
-        samples: list[Sample] = []
+        samples: list[Views] = []
         bad: list[BadSample] = []
         try:
             with preserved_generators():
                 for place, position in enumerate(positions):
-                    sample = self._load(position)
-                    if isinstance(sample, BadSample):
-                        bad.append(replace(sample, place=place))
-                        sample = None if self._seed is None else self._instead(position)
-                    samples += [] if sample is None else [sample]
-                shortened = tuple(
-                    (sample.key, part)
-                    for sample in samples
-                    if (part := self._schema.shortened(sample.target))
-                )
+                    views = self._load(position)
+                    if isinstance(views, BadSample):
+                        bad.append(replace(views, place=place))
+                        views = None if self._seed is None else self._instead(position)
+                    samples += [] if views is None else [views]
                 return Loaded(
-                    self._collate(samples) if samples else None,
+                    self._collate([view for views in samples for view in views]) if samples else None,
                     len(positions),
                     tuple(bad),
-                    shortened=shortened,
+                    shortened=tuple(part for views in samples for part in self._shortened(views)),
                 )
         except PipelineError as err:
             return Loaded(None, len(positions), tuple(bad), err)
         finally:
             self.notes.write("")
 
-    def _load(self, position: int, *place: int) -> Sample | BadSample:
+    def _load(self, position: int, *place: int) -> Views | BadSample:
         """The sample at a position, or one that takes another's place. A bad one is a value here, to pass
         from a worker as data."""
         at = self.order[position]
@@ -88,35 +90,52 @@ class BatchReader(Dataset[Loaded]):
             image, target = self._schema.decode(self._reader.read(at.shard, at.sample))
             address = at.epoch, shard, key, *place
             if self._seed is None:
-                return Sample(key, address, *self._schema.evaluate(image, target))
-            seed_generators(self._seed, "augment", *address)
-            return Sample(key, address, *self._schema.train(image, target))
+                return (Sample(key, address, *self._schema.evaluate(image, target)),)
+            views = (self._view(number, key, address, image, target) for number in range(self._views))
+            return tuple(views)
         except (SampleError, OSError) as err:  # an OSError of a decoder: the reader has StorageError
             return BadSample(0, shard, key, str(err))
 
-    def _instead(self, place: int) -> Sample:
+    def _view(
+        self, number: int, key: str, address: tuple[int | str, ...], image: Tensor, target: Any
+    ) -> Sample:
+        """A decoded sample as this view's draws change it. The first view draws as an only one does."""
+        assert self._seed is not None, "evaluation draws nothing"
+        if number:
+            address = *address, f"view {number}"
+        seed_generators(self._seed, "augment", *address)
+        return Sample(key, address, *self._schema.train(image, target))
+
+    def _shortened(self, views: Views) -> list[tuple[str, str]]:
+        """(key, what was left out) of a sample, once however many of its views lack it."""
+        parts = dict.fromkeys(self._schema.shortened(view.target) for view in views)
+        return [(views[0].key, part) for part in parts if part]
+
+    def _instead(self, place: int) -> Views:
         """The next good sample of the order, at the place of a bad one."""
         last = place + self._tries
         for position in range(place + 1, last + 1):
-            if isinstance(sample := self._load(position, place), Sample):
-                return sample
+            if not isinstance(views := self._load(position, place), BadSample):
+                return views
         raise SampleError(
             f"{self._tries + 1} samples in a row are bad, the last one: {self._load(last)}; see `dtem "
             "shards verify`"
         )
 
-    def _collate(self, samples: Sequence[Sample]) -> Batch:
-        images = stacked([sample.image for sample in samples], "images")
-        targets = self._schema.targets([sample.target for sample in samples])
-        normalisation = replace(self._normalisation, noise=self._noise(samples))
-        return Batch(self._task, images, targets, tuple(sample.key for sample in samples), normalisation)
+    def _collate(self, views: Sequence[Sample]) -> Batch:
+        """views: of all samples, those of each side by side."""
+        images = stacked([view.image for view in views], "images")
+        targets = self._schema.targets([view.target for view in views])
+        keys = tuple(view.key for view in views)
+        normalisation = replace(self._normalisation, noise=self._noise(views))
+        return Batch(self._task, images, targets, keys, normalisation, self._views)
 
-    def _noise(self, samples: Sequence[Sample]) -> Noise | None:
+    def _noise(self, views: Sequence[Sample]) -> Noise | None:
         """What random erasing draws for each image."""
         if self._seed is None or self._erase is None:
             return None
         patches = []
-        for sample in samples:
-            seed_generators(self._seed, "erase", *sample.address)
-            patches.append(self._erase(sample.image.shape))
+        for view in views:
+            seed_generators(self._seed, "erase", *view.address)
+            patches.append(self._erase(view.image.shape))
         return Noise.of(patches)

@@ -78,7 +78,8 @@ class TrainStream:
     def __iter__(self) -> Iterator[Batch]:
         for loaded in _loaded(self._reader, _Positions(self._ranges), self._config):
             batch = self._quarantine.passed(loaded)
-            assert batch is not None and len(batch.images) == self._batch, (
+            images = self._batch * self._config.views
+            assert batch is not None and len(batch.images) == images, (
                 "losses over ranks need batches of one size"
             )
             self._samples += self._global  # before the batch is out: a state taken while it is used counts it

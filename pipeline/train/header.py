@@ -50,7 +50,8 @@ def _task_line(resolved: ResolvedRun, model: MultiTaskModel, name: str, num_samp
     micro, batch = resolved.micro_batches[name], resolved.global_batch[name]
     epochs = (resolved.total_steps or 0) * resolved.shares[name] * batch / num_samples
     parts = f"{task.data.batch_size} a rank x {resolved.world_size} ranks x {micro} accumulated"
-    return f"{name}: batch {batch} ({parts}), {epochs:.3g} epochs of {num_samples} samples; {cost}"
+    views = f" x {task.data.views} views" if task.data.views > 1 else ""
+    return f"{name}: batch {batch}{views} ({parts}), {epochs:.3g} epochs of {num_samples} samples; {cost}"
 
 
 def run_lines(resolved: ResolvedRun, ranks: Ranks) -> list[str]:

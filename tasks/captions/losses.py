@@ -26,9 +26,9 @@ def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: floa
     return mean_over_ranks(total, (labels != pad).sum())
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, views: int = 1) -> Tensor:
     """CLIP's: this rank's images among all captions, and its captions among all images. image, text [B, E] of
-    norm 1, float32."""
+    norm 1, float32; of each sample `views` of them, side by side, which are not told from one another."""
     ranks = Processes(image.device)
     _check_equal(len(image), ranks)
     first = ranks.rank * len(image)
@@ -37,7 +37,19 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         scale * products(image, gathered(text)),
         scale * products(text, gathered(image)),
     )
+    if views > 1:
+        others = _other_views(labels, image_to_text.shape[1], views)
+        image_to_text, text_to_image = (
+            logits.masked_fill(others, -torch.inf) for logits in (image_to_text, text_to_image)
+        )
     return (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels)) / 2
+
+
+def _other_views(own: Tensor, count: int, views: int) -> Tensor:
+    """own [B], numbers of images -> [B, count] bool: which of `count` images are other views of their
+    samples."""
+    every = torch.arange(count, device=own.device)
+    return (own[:, None] // views == every // views) & (own[:, None] != every)
 
 
 def products(queries: Tensor, keys: Tensor) -> Tensor:

@@ -115,6 +115,11 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
         ("tasks.a.data.img_size=(64, 99999)", "data.img_size is (64, 99999); give 1 to 16384"),
         ("tasks.a.data.workers=100000", "data.workers is 100000; give at most 256"),
         ("tasks.a.data.batch_size=1000000000000", "data.batch_size is 1000000000000; give at most 65536"),
+        ("tasks.a.data.views=0", "data.views is 0; give 1 or more"),
+        (
+            "tasks.a.data.views=1000",
+            "data.batch_size times data.views is 128000 images; give at most 65536",
+        ),
         ("output=''", "output is empty"),
         ("merging.reduction=1.5", "merging.reduction is 1.5"),
         ("merging.options.x={1: 2}", "merging.options.x: the key 1 is not a string"),

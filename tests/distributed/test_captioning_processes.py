@@ -32,10 +32,22 @@ ENGINES: dict[str, dict[str, Any]] = {
     "stage0": dict(zero_stage=0),
     "stage3": dict(zero_stage=3, deepspeed=DIVIDED),
 }
+CASES: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "distilled": dict(objective="distill"),
+    "views": dict(views=2),
+}
+"""What one process does of all the samples; the last two are done by two processes as well, at stage 0."""
 
 
 def plain_of(
-    digits: Path, output: Path, *, batch_size: int, objective: str = "supervised", **engine: Any
+    digits: Path,
+    output: Path,
+    *,
+    batch_size: int,
+    views: int = 1,
+    objective: str = "supervised",
+    **engine: Any,
 ) -> dict[str, Any]:
     plain = tiny_plain(
         digits,
@@ -50,7 +62,7 @@ def plain_of(
     data = dict(
         schema="captioning", tokenizer=TOKENIZER, train=str(digits), val=str(digits), img_size=32, workers=0
     )
-    data |= dict(batch_size=batch_size, eval_batch_size=4)
+    data |= dict(batch_size=batch_size, views=views, eval_batch_size=4)
     return plain | dict(tasks={route: task(route, data) for route in ROUTES})
 
 
@@ -66,22 +78,23 @@ def task(route: str, data: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(digits, tmp_path_factory) -> Path:
-    """One launch of two processes with every engine; beside it the same run by the local engine, in this
+    """One launch of two processes with every engine; beside it the same runs by the local engine, in this
     process."""
     folder = tmp_path_factory.mktemp("captions")
     plan = [
         (plain_of(digits, folder / name, batch_size=4, type="deepspeed", **engine), "none")
         for name, engine in ENGINES.items()
     ]
-    distilled = dict(objective="distill", type="deepspeed", zero_stage=0)
-    launch_runs([*plan, (plain_of(digits, folder / "distilled", batch_size=4, **distilled), "none")], folder)
-    train(
-        from_plain(
-            plain_of(digits, folder / "local distilled", batch_size=8, objective="distill", type="local")
-        ),
-        "none",
-    )
-    train(from_plain(plain_of(digits, folder / "local", batch_size=8, type="local")), "none")
+    plan += [
+        (plain_of(digits, folder / name, batch_size=4, type="deepspeed", zero_stage=0, **case), "none")
+        for name, case in CASES.items()
+        if case
+    ]
+    launch_runs(plan, folder)
+    for name, case in CASES.items():
+        train(
+            from_plain(plain_of(digits, folder / f"local {name}", batch_size=8, type="local", **case)), "none"
+        )
     return folder
 
 
@@ -89,13 +102,13 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", [*ENGINES, "views"])
 def test_two_processes_learn_what_one_does_of_all_the_samples(runs, name):
     """Each step's losses and the norm of its gradient, while the weights change a lot."""
     told = ("_loss", "/loss", "grad_norm")
     curve, expected = (
         [{k: v for k, v in line.items() if k.endswith(told)} for line in lines(runs / run)]
-        for run in (name, "local")
+        for run in (name, "local whole" if name in ENGINES else f"local {name}")
     )
     assert {task for point in curve for task in ROUTES if f"{task}/contrastive_loss" in point} == set(ROUTES)
     for got, wanted in zip(curve, expected, strict=True):

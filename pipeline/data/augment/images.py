@@ -199,10 +199,21 @@ class BatchMixer:
 
     def __call__(self, batch: Batch, seed: int, step: int) -> Batch:
         """labels int64 [B] -> float32 [B, num_classes]. The draw is a function of (seed, step): give each
-        micro-batch its own step."""
+        micro-batch its own step.
+
+        torchvision mixes an image with the one before it: here with a view of another sample.
+        """
         if self._mix is None:
             return batch
+        apart = (_views_apart(tensor, batch.views) for tensor in (batch.images, batch.targets.labels))
         with preserved_generators():
             seed_generators(seed, "mix", step)
-            images, labels = self._mix(batch.images, batch.targets.labels)
+            mixed = self._mix(*apart)
+        images, labels = (_views_apart(tensor, len(tensor) // batch.views) for tensor in mixed)
         return replace(batch, images=images, targets=ClassificationTargets(labels))
+
+
+def _views_apart(tensor: Tensor, views: int) -> Tensor:
+    """[B * V, ...] with a sample's V views side by side -> [V * B, ...] with the first views of all samples,
+    then the second ones."""
+    return tensor.unflatten(0, (-1, views)).transpose(0, 1).flatten(0, 1)

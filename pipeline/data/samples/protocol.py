@@ -15,7 +15,10 @@ from pipeline.registry import Registry
 
 @dataclass(frozen=True)
 class Sample:
-    """image: uint8 [3, H, W]. target: whatever the schema's `targets` takes. address: of its randomness."""
+    """A sample as a batch holds it, or one of its views.
+
+    image: uint8 [3, H, W]. target: whatever the schema's `targets` takes. address: of its randomness.
+    """
 
     key: str
     address: tuple[int | str, ...]
@@ -45,7 +48,10 @@ class DatasetSchema(Protocol):
         ...
 
     def train(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
-        """Random changes, drawn from the global CPU generators; the image becomes uint8 [3, *img_size]."""
+        """Random changes, drawn from the global CPU generators; the image becomes uint8 [3, *img_size].
+
+        Called once for each view: what is given stays as it is.
+        """
         ...
 
     def evaluate(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:

@@ -115,6 +115,23 @@ def test_labels_say_what_the_pixels_hold(mixup, cutmix):
     assert len(patched) > 20 and set(patched) == {kind for kind, on in ((False, mixup), (True, cutmix)) if on}
 
 
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+@pytest.mark.parametrize("views", [2, 3])
+def test_a_view_is_mixed_with_a_view_of_another_sample(mixup, cutmix, views):
+    """Of three samples of one grey each: every view keeps the same share of its own class."""
+    greys, own = torch.tensor([1.0, -2.0, 4.0]), torch.arange(3).repeat_interleave(views)
+    pictures = greys[own].view(-1, 1, 1, 1).repeat(1, 3, 9, 12)
+    plain = Batch("t", pictures, ClassificationTargets(own), tuple(map(str, own.tolist())), views=views)
+    mixer, shares = BatchMixer(AugmentConfig(mixup=mixup, cutmix=cutmix), 3), set()
+    for step in range(10):
+        mixed = mixer(plain, 7, step)
+        assert (mixed.views, mixed.keys) == (views, plain.keys)
+        torch.testing.assert_close(mixed.images.mean((1, 2, 3)), mixed.targets.labels @ greys)
+        (share,) = set(mixed.targets.labels.gather(1, own[:, None]).flatten().tolist())
+        shares.add(share)
+    assert len(shares) > 5 and min(shares) < 1
+
+
 def test_without_mixing_the_batch_is_the_same():
     one = batch()
     assert BatchMixer(AugmentConfig(), 5)(one, 7, 1) is one

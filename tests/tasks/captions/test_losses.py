@@ -46,6 +46,27 @@ def test_below_the_ceiling_nothing_changes():
     assert torch.equal(below(value, CEILING), value) and value.grad.tolist() == [1.0, -2.0, 3.0]
 
 
+@pytest.mark.parametrize("views", [1, 2, 4])
+def test_views_of_one_sample_are_not_told_from_one_another(views):
+    """The loss of each image is that among its own caption and those of the other samples, and so the other
+    way round."""
+    image, text = features(0, 8)
+    scale, samples = torch.tensor([7.0]), torch.arange(8) // views
+    expected = []
+    for asked, given in ((image, text), (text, image)):
+        for i in range(8):
+            among = torch.cat([given[i : i + 1], given[samples != samples[i]]])
+            expected.append(F.cross_entropy(scale * (asked[i] @ among.T), torch.tensor(0)))
+    torch.testing.assert_close(contrastive_loss(image, text, scale, views), torch.stack(expected).mean())
+
+
+def test_a_batch_of_one_sample_has_nothing_to_contrast():
+    image, text = (tensor.requires_grad_() for tensor in features(0, 3))
+    loss = contrastive_loss(image, text, torch.tensor([7.0]), views=3)
+    loss.backward()
+    assert loss == 0 and not image.grad.any() and not text.grad.any()
+
+
 def test_autocast_does_not_round_the_logits():
     image, text = features(0)
     wanted = contrastive_loss(image, text, torch.tensor([LARGEST_SCALE]))
