@@ -1,10 +1,11 @@
-"""How results are written into a folder: a file is there as a whole or not at all, and never somewhere else,
-by way of a link.
+"""Writing results into a folder: a file is there as a whole or not at all, and never elsewhere through a
+link.
 
 A run may come from a stranger, and a folder that was unpacked from an archive may hold symbolic links to
 anywhere.
 """
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -16,11 +17,10 @@ from pipeline.errors import ConfigError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write to, with the same suffix, which is synced and takes its place at the
-    end.
+    """A new file beside `path`, with the same suffix, to write to. At the end it is synced and takes the
+    place of `path`.
 
-    A link at `path` is replaced, not followed. After an error the file of before is still there. Raises
-    OSError.
+    A link at `path` is replaced, not followed. After an error the old file is still there. Raises OSError.
     """
     part = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -34,17 +34,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes UTF-8, see `replacing`; the path."""
+    """Writes the text as UTF-8, see `replacing`. Returns the path."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
     return path
 
 
 def folder_within(root: Path, name: str) -> Path:
-    """The folder `name` of `root`, which is made where it is not there. Raises ConfigError for a link.
-
-    `root` itself, which the user names, may be one.
-    """
+    """The folder `name` in `root`, which is made if it is missing. Raises ConfigError if it is a link;
+    `root`, which the user names, may be one."""
     folder = root / name
     refuse_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,13 +50,19 @@ def folder_within(root: Path, name: str) -> Path:
 
 
 def refuse_link(folder: Path) -> None:
-    """Raises ConfigError for a link, as what is written into it would land wherever it points."""
+    """Raises ConfigError for a link: what is written into it would land wherever it points."""
     if folder.is_symlink():
         raise ConfigError(f"{folder} is a symbolic link, through which nothing is written; remove it")
 
 
+def sha256_of(path: Path | str) -> str:
+    """Hex digits of the hash of a file. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's names, are on the disk."""
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

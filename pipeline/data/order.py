@@ -1,5 +1,5 @@
-"""The order of samples: a pure function of (seed, epoch, manifest), endless over epochs, in which any
-position is found at once.
+"""The order of samples: a pure function of (seed, epoch, manifest), endless over epochs. Any position in it
+is found at once.
 
 In an epoch the shards are permuted, cut into windows of `shuffle_shards` neighbours, and the samples of each
 window are permuted together. So a reader has one window open at a time, and every sample comes exactly once
@@ -19,25 +19,29 @@ from pipeline.rng import seed_of
 
 @dataclass(frozen=True)
 class Address:
-    """One sample's place: `shard` and `sample` count within the manifest and within the shard."""
+    """The place of one sample."""
 
     epoch: int
     shard: int
+    """Its number in the manifest."""
     sample: int
+    """Its number in the shard."""
 
 
 @dataclass(frozen=True)
 class _Window:
-    """starts [len(shards) + 1]: where each shard's samples begin in the unshuffled window. permutation: int64
-    [S] or None."""
+    """Neighbouring shards whose samples are permuted together."""
 
     shards: tuple[int, ...]
     starts: tuple[int, ...]
+    """[len(shards) + 1]: where the samples of each shard begin in the unshuffled window."""
     permutation: NDArray[np.int64] | None
+    """[number of samples]; None without shuffling."""
 
 
 class SampleOrder:
-    """counts: samples of each shard. seed None: no shuffling, shards and samples as they lie (evaluation)."""
+    """Maps a position to the address of its sample. counts: samples of each shard. seed None: no shuffling,
+    as in evaluation. shuffle_shards: shards of a window."""
 
     def __init__(self, counts: list[int], seed: int | None, shuffle_shards: int):
         self.num_samples = sum(counts)
@@ -45,7 +49,8 @@ class SampleOrder:
         self._seed = seed
         self._width = shuffle_shards
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-        self._window = lru_cache(maxsize=2)(self._make_window)  # two: batches straddle windows
+        # two, as a batch may lie in two windows
+        self._window = lru_cache(maxsize=2)(self._make_window)
 
     def __getitem__(self, position: int) -> Address:
         """The sample at a position from 0 on; position // num_samples is its epoch."""
@@ -59,7 +64,7 @@ class SampleOrder:
         return Address(epoch, window.shards[which], local - window.starts[which])
 
     def upcoming(self, position: int) -> tuple[int, ...]:
-        """The shards of the position's window and of the next one: what a reader should have at hand."""
+        """The shards of the position's window and of the next one, which a reader should have at hand."""
         epoch, offset = divmod(position, self.num_samples)
         number, _ = self._find(epoch, offset)
         shards, starts = self._epoch(epoch)

@@ -15,9 +15,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BadSample:
-    """place: in the order of its batch."""
+    """A sample that cannot be used, and why."""
 
     place: int
+    """Its place in its batch."""
     shard: str
     key: str
     reason: str
@@ -28,17 +29,18 @@ class BadSample:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker hands over: the batch, how many samples were asked for, and the bad ones among them.
-
-    batch: None where there is an error, and in evaluation where no sample is good. error: as data, since a
-    worker's exception would arrive as a traceback. shortened: (key, what was left out of it).
-    """
+    """A batch as a worker hands it over."""
 
     batch: Batch | None
+    """None where there is an error, and in evaluation where no sample is good."""
     tried: int
+    """How many samples were asked for."""
     bad: tuple[BadSample, ...]
+    """The bad ones among them."""
     error: PipelineError | None = None
+    """As data, because an exception of a worker would arrive as a traceback."""
     shortened: tuple[tuple[str, str], ...] = ()
+    """(key, what was left out of its sample)."""
 
     def pin_memory(self, device: str | None = None) -> "Loaded":
         """torch's loader calls this in its pinning thread."""
@@ -46,13 +48,13 @@ class Loaded:
 
 
 class Quarantine:
-    """limit: bad samples in a row that are passed over; one more stops the run."""
+    """Counts bad samples. limit: how many in a row are passed over; one more stops the run."""
 
     def __init__(self, limit: int):
         self.shards: Counter[str] = Counter()
-        """Shard -> its bad samples, each counted as often as it was asked for."""
+        """Maps a shard to its number of bad samples, each counted as often as it was asked for."""
         self.shortened: Counter[str] = Counter()
-        """What was left out -> of how many samples."""
+        """Maps what was left out to the number of samples that lost it."""
         self._limit = limit
         self._in_row = 0
 
@@ -60,8 +62,9 @@ class Quarantine:
     def count(self) -> int:
         return self.shards.total()
 
-    def passed(self, loaded: Loaded) -> Batch | None:
-        """The batch, without its bad samples; raises its error, and SampleError past the limit."""
+    def checked_batch(self, loaded: Loaded) -> Batch | None:
+        """The batch, whose bad samples are counted. Raises the worker's error, and SampleError above the
+        limit."""
         bad = {sample.place: sample for sample in loaded.bad}
         for place in range(loaded.tried) if bad else ():
             self._note(bad.get(place))

@@ -1,4 +1,4 @@
-"""Waiting for data workers: says what they are at when a batch takes long, and stops when it takes too
+"""Waits for data workers: logs what they work at when a batch takes long, and stops when it takes too
 long."""
 
 import logging
@@ -26,13 +26,13 @@ class WorkerNotes:
         self._lines = mmap.mmap(-1, _LINE * max(1, workers))
 
     def write(self, text: str) -> None:
-        """Of this worker; what it says last is what it is at. Empty: it is at nothing."""
+        """Sets the line of this worker: what it works at now, or an empty text."""
         worker = get_worker_info()
         start = _LINE * (worker.id if worker else 0)
         self._lines[start : start + _LINE] = text.encode()[:_LINE].ljust(_LINE, b"\0")
 
     def read(self) -> str:
-        """The lines that are not empty, one behind the other."""
+        """The lines that are not empty, in the order of the workers."""
         lines = (
             self._lines[start : start + _LINE].rstrip(b"\0").decode(errors="replace")
             for start in range(0, len(self._lines), _LINE)
@@ -46,8 +46,8 @@ def poll_seconds(limit: float) -> float:
 
 
 def patiently(batches: Iterator[Loaded], notes: WorkerNotes, limit: float) -> Iterator[Loaded]:
-    """The batches of a DataLoader's iterator, which ends each wait of `poll_seconds` by an error. Raises
-    StorageError for a batch that takes more than `limit` seconds."""
+    """Yields the batches of a DataLoader's iterator, which raises an error after each `poll_seconds` without
+    a batch. Raises StorageError for a batch that takes more than `limit` seconds."""
     every = min(WARN_EVERY, limit / 5)
     while True:
         start = told = time.monotonic()

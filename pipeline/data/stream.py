@@ -77,7 +77,7 @@ class TrainStream:
 
     def __iter__(self) -> Iterator[Batch]:
         for loaded in _loaded(self._reader, _Positions(self._ranges), self._config):
-            batch = self._quarantine.passed(loaded)
+            batch = self._quarantine.checked_batch(loaded)
             images = self._batch * self._config.views
             assert batch is not None and len(batch.images) == images, (
                 "losses over ranks need batches of one size"
@@ -141,7 +141,7 @@ class EvalLoader:
     def in_place(self) -> Iterator[Batch | None]:
         """So many as `len` says; None in place of a batch whose samples are all bad."""
         for loaded in _loaded(self._reader, _Positions(lambda: iter(self._ranges)), self._config):
-            yield self._quarantine.passed(loaded)
+            yield self._quarantine.checked_batch(loaded)
 
 
 def build_stream(

@@ -1,4 +1,4 @@
-"""What a batch asks of a task: one dataclass per task, of tensors and, where a metric needs it, text."""
+"""The targets of a batch: one dataclass for each schema, of tensors and, where a metric needs it, text."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""What the micro-batches of a step move before the step is done, as it was after the step before.
+"""The state of a run between two steps, to go back to when a step cannot be finished.
 
-Parameters, moments and averages are not among it: they move when the step is done, and gradients are made
-anew.
+It holds what the micro-batches of a step move. Parameters, moments and averages do not belong to it: they
+move when the step is done.
 """
 
 import copy
@@ -14,8 +14,8 @@ from pipeline.train.statistics import RunningStatistics
 
 
 class Between:
-    """The global generators, positions of the streams, counts of samples, and running statistics. Asks the
-    device nothing."""
+    """The state of the generators, positions of the streams, counts of samples, and running statistics. The
+    host never waits for the device."""
 
     def __init__(self, run: Run):
         self._rng = rng_state()
@@ -24,8 +24,8 @@ class Between:
         self.statistics = RunningStatistics(run.engine.module)
 
     def restore(self, run: Run) -> None:
-        """So that what is saved now is continued exactly. What the streams have open goes on from where it
-        is."""
+        """Sets the run back to this state, so that a checkpoint saved now is continued exactly. Iterators of
+        the streams that are open go on from where they are."""
         set_rng_state(self._rng)
         for name, stream in run.streams.items():
             stream.load_state_dict(self._streams[name])

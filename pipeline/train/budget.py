@@ -1,5 +1,7 @@
-"""Training samples that could not be read, over all ranks: how many there may be, and in which shards they
-are."""
+"""The limit of training samples that cannot be read, over all ranks, and the shards in which they are.
+
+Every rank calls the functions of this file.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,23 +14,22 @@ from pipeline.ranks import Ranks
 from pipeline.train.collective import joined_json
 
 MOST_SHARDS = 10
-"""That a message names."""
+"""The most shards that a message names."""
 
 
 def count_bad(ranks: Ranks, streams: Mapping[str, TrainStream]) -> dict[str, int]:
-    """Task -> bad samples since this process started. One sum over ranks; called by every rank, as all of
-    this file."""
+    """Maps a task to its bad samples since this process started, in one sum over ranks."""
     counts = torch.tensor([stream.bad_samples for stream in streams.values()], device=ranks.device)
     return dict(zip(streams, ranks.all_reduce(counts).tolist(), strict=True)) if streams else {}
 
 
 def check_budget(ranks: Ranks, streams: Mapping[str, TrainStream], bad: Mapping[str, int]) -> None:
     """Raises SampleError, on all ranks, where a task has more bad samples than data.max_bad_share allows.
-    bad: of `count_bad`."""
+    bad: see `count_bad`."""
     for task, stream in streams.items():
         if bad[task] > stream.bad_allowed:
             raise SampleError(
-                f"{_told(ranks, task, stream)}. data.max_bad_share allows {int(stream.bad_allowed)}; "
+                f"{_summary(ranks, task, stream)}. data.max_bad_share allows {int(stream.bad_allowed)}; "
                 "mend the shards "
                 "(`dtem shards verify` lists what is wrong with them), or raise it, then resume"
             )
@@ -37,10 +38,10 @@ def check_budget(ranks: Ranks, streams: Mapping[str, TrainStream], bad: Mapping[
 def bad_summary(ranks: Ranks, streams: Mapping[str, TrainStream]) -> list[str]:
     """A line for each task with bad samples."""
     bad = count_bad(ranks, streams)
-    return [_told(ranks, task, stream) for task, stream in streams.items() if bad[task]]
+    return [_summary(ranks, task, stream) for task, stream in streams.items() if bad[task]]
 
 
-def _told(ranks: Ranks, task: str, stream: TrainStream) -> str:
+def _summary(ranks: Ranks, task: str, stream: TrainStream) -> str:
     shards: Counter[str] = Counter()
     for shard, count in joined_json(ranks, list(stream.bad_shards.items())):
         shards[shard] += count

@@ -1,4 +1,4 @@
-"""Exact continuation: what a run is made of at a step, saved and loaded by all ranks together."""
+"""Checkpoints for exact continuation, saved and loaded by all ranks together."""
 
 import fnmatch
 import logging
@@ -57,13 +57,12 @@ HARMLESS = (
     "tasks.*.data.max_wait",
     "tasks.*.data.cache_gib",
 )
-"""Fields that may differ when a run is resumed: they do not change what is learned from which samples. Where
-the shards are may change, not what they hold (the stream checks that); batch size, accumulation and ranks may
-change, not their product."""
-
+"""Fields that may differ when a run is resumed: they do not change what is learned from which samples. The
+place of the shards may change, but not their content, which the stream checks. Batch size, accumulation and
+ranks may change, but not their product."""
 
 PACKAGES = ("torch", "numpy", "timm", "deepspeed", "safetensors")
-"""Whose versions a checkpoint says."""
+"""Packages whose versions are in a checkpoint."""
 
 
 def save(
@@ -77,11 +76,12 @@ def save(
     keep: int,
     best: bool = False,
 ) -> Path:
-    """Writes the engine's state, `tensors` and `facts` on rank 0, and removes old checkpoints. A collective.
+    """Writes the engine's state, `tensors` and `facts` on rank 0, and removes old checkpoints. Returns the
+    checkpoint's folder. A collective.
 
-    since: the step that the run last saved, or continued from; checkpoints of later steps are set aside, and
-    said so. Raises CheckpointError on all ranks whatever went wrong on rank 0 (a full disk, a weight that is
-    not finite); the older ones stay.
+    since: the step that the run last saved, or continued from. Checkpoints of later steps are set aside, with
+    a warning. Whatever goes wrong on rank 0 (a full disk, a weight that is not finite) raises CheckpointError
+    on all ranks; older checkpoints stay.
     """
     content = (
         engine.state_tensors()
@@ -96,7 +96,8 @@ def save(
             if best:
                 point(root, "best", folder)
             storage.prune(root, keep, folder)
-        except Exception as err:  # of any kind: the other ranks wait to hear of it
+        # any error, as the other ranks wait to hear of it
+        except Exception as err:
             reason = str(err) if isinstance(err, OSError | SafetensorError | PipelineError) else repr(err)
             trouble = f"checkpoint of step {step} was not saved in {root}: {reason}"
     if trouble := from_rank0(engine, trouble):
@@ -105,17 +106,18 @@ def save(
 
 
 def load_latest(ranks: Ranks, root: Path) -> Checkpoint | None:
-    """The checkpoint under `root` that `latest` names, or else the newest that is whole, or None where there
-    is none. A collective; ranks share the disk.
+    """The checkpoint under `root` that `latest` names, else the newest that is whole; None where there is no
+    checkpoint. A collective; ranks share the disk.
 
-    A damaged one is passed over, and said so. Where all are damaged CheckpointError is raised: starting anew
-    would hide the loss.
+    Damaged checkpoints are passed over, with a warning. Raises CheckpointError where all are damaged:
+    starting anew would hide the loss.
     """
     loaded, damaged, trouble = None, False, ""
     if ranks.rank == 0:
         try:
             loaded, damaged = _newest_whole(root)
-        except OSError as err:  # the other ranks wait to hear of it
+        # the other ranks wait to hear of it
+        except OSError as err:
             trouble = f"the checkpoints in {root} cannot be listed: {err}"
     if trouble := from_rank0(ranks, trouble):
         raise CheckpointError(trouble)
@@ -130,7 +132,7 @@ def load_latest(ranks: Ranks, root: Path) -> Checkpoint | None:
 
 
 def _newest_whole(root: Path) -> tuple[Checkpoint | None, bool]:
-    """The first checkpoint that can be read, and whether any could not."""
+    """The first checkpoint that can be read, and whether any could not be read."""
     damaged, latest = False, pointed(root, "latest")
     folders = complete_folders(root)
     for folder in sorted(folders, key=lambda folder: folder != latest):
@@ -143,8 +145,8 @@ def _newest_whole(root: Path) -> tuple[Checkpoint | None, bool]:
 
 
 def load_path(path: Path) -> Checkpoint:
-    """The checkpoint at `path`: its own folder, or a run's folder, whose pointer is followed. Raises
-    CheckpointError."""
+    """The checkpoint at `path`, which is its folder, or the folder of a run, whose pointer is followed.
+    Raises CheckpointError."""
     if not path.is_dir():
         raise CheckpointError(
             f"{path}, to be continued, is not a folder; give auto, none, the folder of a run, or one of "
@@ -157,7 +159,7 @@ def load_path(path: Path) -> Checkpoint:
 
 
 def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """What a checkpoint says about the run that it belongs to."""
+    """The facts of a checkpoint about the run that it belongs to."""
     return {
         "config": to_plain(config),
         "digest": digest(config),
@@ -170,9 +172,9 @@ def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
 def check_model(
     checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], trained: Collection[str] = ()
 ) -> None:
-    """Raises CheckpointError that names the first parameters in which the checkpoint's model is another one.
+    """Raises CheckpointError that names the first parameters in which the checkpoint is of another model.
 
-    trained: names of the parameters that an optimizer follows, whose moments have to be there too.
+    trained: names of the parameters with an optimizer, whose moments have to be there too.
     """
     saved = {
         name.removeprefix("model."): tuple(t.shape)
@@ -196,7 +198,8 @@ def check_model(
 
 
 def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises CheckpointError where one of these tensors, by prefixed name, is absent or of another shape."""
+    """Raises CheckpointError where one of the tensors is absent or of another shape. shapes: maps the
+    prefixed name of a tensor to its shape."""
     for name, shape in shapes.items():
         if name not in checkpoint.tensors or tuple(checkpoint.tensors[name].shape) != shape:
             raise CheckpointError(
@@ -205,8 +208,8 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
 
 
 def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int]) -> list[str]:
-    """The harmless differences to the run that was saved; CheckpointError lists those that would make it
-    another run."""
+    """A line for each harmless difference to the run that was saved. Raises CheckpointError that lists the
+    differences that make it another run. global_batch: samples of a step, by task."""
     facts = checkpoint.facts
     check_facts(checkpoint.folder, facts, TO_CONTINUE)
     if facts["progress"]["step"] != facts["step"] or not all(
@@ -240,8 +243,8 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
 
 
 def restore_rng(checkpoint: Checkpoint, ranks: Ranks, seed: int) -> None:
-    """This rank's generators as they were; with another number of ranks they start from an address that
-    includes the step."""
+    """Sets this rank's generators as they were. With another number of ranks they start from an address that
+    includes the step. Raises CheckpointError."""
     states = checkpoint.tensors.get("rng.states", torch.empty(0))
     if states.ndim != 2 or states.dtype != torch.int64:
         raise CheckpointError(
@@ -259,8 +262,8 @@ def restore_rng(checkpoint: Checkpoint, ranks: Ranks, seed: int) -> None:
 
 
 def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with what its version did not know yet, which is at its default; as it is where it
-    cannot be read any more."""
+    """A saved config with the defaults of fields that its version did not know. A config that cannot be read
+    any more stays as it is."""
     try:
         return to_plain(from_plain(saved))
     except ConfigError:
@@ -268,7 +271,7 @@ def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(saved: Any, own: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted field and a line about it, for every leaf that differs."""
+    """Yields the dotted name of each field that differs, and a line about it."""
     if isinstance(saved, dict) and isinstance(own, dict):
         for key in sorted(saved.keys() | own.keys()):
             yield from _differences(saved.get(key), own.get(key), f"{path}.{key}" if path else key)
@@ -291,7 +294,7 @@ def _version(package: str) -> str:
 
 @cache
 def commit() -> str | None:
-    """Of the source that runs, where it is a git checkout; as it was when this was first asked."""
+    """The commit of the running source at the first call; None where it is no git checkout."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,4 +1,5 @@
-"""What ranks have to agree on. All of it is called by every rank, in the same order."""
+"""Exchange of texts, values and buffers between ranks. Every rank calls these functions, in the same
+order."""
 
 import json
 from collections.abc import Sequence
@@ -20,15 +21,15 @@ def from_rank0(ranks: Ranks, text: str) -> str:
 
 
 def joined_json(ranks: Ranks, values: Sequence[Any]) -> list[Any]:
-    """The values of all ranks behind one another, in the order of ranks, as JSON gives them back."""
+    """The values of all ranks in one list, in the order of ranks, as JSON gives them back."""
     own = json.dumps(list(values)).encode() + b"\n"
     lines = _bytes_of(joined(ranks, _tensor_of(own, ranks.device))).splitlines()
     return [value for line in lines for value in json.loads(line)]
 
 
 def joined(ranks: Ranks, own: Tensor) -> Tensor:
-    """[n, ...] on the CPU: the tensors of all ranks behind one another, in the order of ranks. They may
-    differ in n."""
+    """[n, ...] on the CPU: the tensors of all ranks, concatenated in the order of ranks. They may differ in
+    n."""
     if ranks.world_size == 1:
         return own.cpu()
     counts = ranks.gather(torch.tensor(len(own), device=ranks.device)).tolist()
@@ -39,17 +40,19 @@ def joined(ranks: Ranks, own: Tensor) -> Tensor:
 
 
 def maximum(ranks: Ranks, value: int) -> int:
+    """The largest value of any rank."""
     return int(ranks.gather(torch.tensor(value, device=ranks.device)).max())
 
 
 def anywhere(ranks: Ranks, flag: bool) -> bool:
+    """Whether the flag is set on any rank."""
     return maximum(ranks, int(flag)) > 0
 
 
 @torch.no_grad()
 def average_buffers(ranks: Ranks, module: nn.Module) -> None:
-    """The module's floating-point buffers (running statistics of norms), which each rank fills from its own
-    samples, become their mean.
+    """Sets the module's floating-point buffers (running statistics of norms) to their mean over ranks, each
+    of which has filled them from its own samples.
 
     A running mean is linear in what it has seen, so how often this is done changes nothing but rounding. The
     sum is float64, in which a float32 value that is the same on all ranks comes back as it was.
@@ -65,7 +68,8 @@ def average_buffers(ranks: Ranks, module: nn.Module) -> None:
 
 def _tensor_of(data: bytes, device: torch.device) -> Tensor:
     """uint8 [n]"""
-    if not data:  # of which torch.frombuffer makes no tensor
+    # torch.frombuffer refuses no bytes
+    if not data:
         return torch.empty(0, dtype=torch.uint8, device=device)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
 

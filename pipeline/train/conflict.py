@@ -1,8 +1,9 @@
-"""Each task's own gradient on what the tasks share: how large it is, and whether tasks pull in one direction.
-D shared parameters.
+"""Gradients of each task on the parameters that tasks share: their norms, and whether they point in one
+direction. D shared parameters.
 
-Measured by hooks on the leaves, in one step of `balancing.every`; in the others there are no hooks and no
-memory is held. A measurement holds one vector [D] in float32 per task, and costs one sum over ranks of each.
+Hooks on the parameters measure them in one step out of `balancing.every`. In other steps there are no hooks,
+and no memory is held. A measurement holds a vector [D] in float32 for each task, and costs a sum over ranks
+of each.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +21,15 @@ from pipeline.ranks import Ranks
 
 @dataclass(frozen=True)
 class Conflict:
-    """tasks: T of them. norms [T]: of the gradients as they were weighed, over all ranks. cosines [T, T].
-    losses [T]: of the same batches, not weighed. All on the device."""
+    """A measurement of T tasks over all ranks. Its tensors are on the device."""
 
     tasks: tuple[str, ...]
     norms: Tensor
+    """[T]: norms of the gradients, as they were weighed."""
     cosines: Tensor
+    """[T, T]: cosines between the gradients."""
     losses: Tensor
+    """[T]: losses of the same batches, not weighed."""
 
     def logs(self) -> Sums:
         """`grad_norm/TASK` and, of each pair, `grad_cosine/TASK/TASK`."""
@@ -42,8 +45,8 @@ class Conflict:
 
 
 class GradientProbe:
-    """A measurement begins with a step that is due, and is read once each task was seen in a step. In a step
-    that is `due`, `watch` comes before each backward pass and `read` after the step."""
+    """Measures the tasks' gradients. In a step that is `due`, call `watch` before each backward pass and
+    `read` after the step. A measurement ends once each task was seen in such a step."""
 
     def __init__(
         self,
@@ -52,13 +55,10 @@ class GradientProbe:
         every: int,
         measurable: Callable[[int], bool],
     ):
-        """shared: still whole, as ZeRO 3 cuts them up later. measurable: whether a step moves them."""
-        self._tasks, self._shared, self._every, self._measurable = (
-            tuple(tasks),
-            list(shared),
-            every,
-            measurable,
-        )
+        """shared: parameters that are still whole; ZeRO 3 partitions them later. measurable: whether a step
+        trains them."""
+        self._tasks, self._shared = tuple(tasks), list(shared)
+        self._every, self._measurable = every, measurable
         self._sizes = [parameter.numel() for parameter in shared]
         self._begun = False
         self._vectors: dict[str, Tensor] = {}
@@ -67,14 +67,14 @@ class GradientProbe:
         self._hooks: list[Any] = []
 
     def due(self, step: int) -> bool:
-        """Which step begins a measurement does not hang on what this process did before: it may have been
-        resumed."""
+        """Whether the step belongs to a measurement. The step that begins one depends on its number alone, as
+        this process may have been resumed."""
         self._begun = self._begun or not any(map(self._measurable, range(step - step % self._every, step)))
         return self._begun and self._measurable(step)
 
     def watch(self, task: str, output: TaskOutput, share: float) -> None:
-        """What the next backward pass finds is the task's. share: of this loss in the task's loss of the
-        step."""
+        """Adds the gradients of the next backward pass to the task's. share: the factor of this loss in the
+        task's loss of the step."""
         self._unhook()
         if task in self._seen or output.unweighed is None:
             return
@@ -85,17 +85,14 @@ class GradientProbe:
             self._hooks.append(parameter.register_hook(_adder(part)))
 
     def read(self, ranks: Ranks) -> Conflict | None:
-        """The measurement, a collective, where no task is missing any more."""
+        """The measurement, or None while a task is missing. A collective."""
         self._unhook()
         self._seen = set(self._vectors)
         if len(self._seen) < len(self._tasks):
             return None
-        vectors = (
-            torch.stack([ranks.all_reduce(self._vectors[task]) for task in self._tasks]) / ranks.world_size
-        )
-        losses = (
-            ranks.all_reduce(torch.stack([self._losses[task] for task in self._tasks])) / ranks.world_size
-        )
+        vectors = torch.stack([ranks.all_reduce(self._vectors[task]) for task in self._tasks])
+        losses = ranks.all_reduce(torch.stack([self._losses[task] for task in self._tasks]))
+        vectors, losses = vectors / ranks.world_size, losses / ranks.world_size
         self._begun, self._vectors, self._losses, self._seen = False, {}, {}, set()
         products = vectors @ vectors.T
         norms = products.diagonal().clamp(min=0).sqrt()
@@ -109,7 +106,7 @@ class GradientProbe:
 
 
 def _adder(part: Tensor) -> Any:
-    """A hook that adds a gradient to `part` and leaves it as it is."""
+    """A hook that adds a gradient to `part`, and leaves the gradient as it is."""
 
     def add(gradient: Tensor) -> None:
         part.add_(gradient.detach().reshape(-1))
@@ -123,8 +120,8 @@ def build_probe(
     tasks: Sequence[str],
     trains: Callable[[int], frozenset[str]],
 ) -> GradientProbe | None:
-    """Over what the first step trains and no task owns; None where there is nothing to compare, or no wish
-    to. trains: the kinds that learn in a step."""
+    """The probe of the parameters that the first step trains and no task owns. None where there is nothing to
+    compare, or balancing.every is 0. trains: maps a step to the kinds that learn in it."""
     trained = trains(0)
     shared = [
         p

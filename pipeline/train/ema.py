@@ -12,14 +12,12 @@ from pipeline.errors import ConfigError
 
 
 class Ema:
-    """Follows the trainable parameters of a module in place; frozen ones are their own average."""
+    """The average of the trainable parameters of a module; frozen ones are their own average."""
 
     def __init__(self, module: nn.Module, decay: float):
         self._follow = get_ema_multi_avg_fn(decay)
-        self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self._params: list[Tensor] = [
-            parameter for parameter in module.parameters() if parameter.requires_grad
-        ]
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._names, self._params = list(trained), list[Tensor](trained.values())
         self._average = [parameter.detach().clone() for parameter in self._params]
 
     def update(self) -> None:
@@ -27,7 +25,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While it is open, the module holds the averages."""
+        """While it is open, the parameters of the module are the averages."""
         weights = [parameter.detach().clone() for parameter in self._params]
         self._fill(self._average)
         try:

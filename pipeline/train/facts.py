@@ -1,5 +1,5 @@
-"""What a checkpoint says beside its tensors. It may be a stranger's: each fact is of its type before anything
-believes it."""
+"""The facts of a checkpoint: all that is not a tensor. A checkpoint may be a stranger's, so the type of each
+fact is checked before it is used."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -9,12 +9,12 @@ from typing import Any
 from pipeline.errors import CheckpointError
 
 LARGEST = 2**53
-"""Of a count: JSON readers agree on whole numbers up to here."""
+"""Largest count: JSON readers agree on whole numbers up to here."""
 
 
 def check_facts(path: Path, facts: Mapping[str, Any], needed: Collection[str] = ()) -> None:
-    """Raises CheckpointError for a fact of the manifest at `path` that is of another type, or needed and not
-    there."""
+    """Raises CheckpointError for a fact of the manifest at `path` that has another type, or is needed and
+    missing."""
     for name, (fits, kind) in _KINDS.items():
         if name in needed and name not in facts:
             raise CheckpointError(
@@ -36,8 +36,8 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_text, value))
 
 
-def _table(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(of, value.values()))
+def _table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
 
 
 def _progress(value: Any) -> bool:
@@ -54,7 +54,8 @@ def _progress(value: Any) -> bool:
         _count(value["step"])
         and _table(_count)(value["samples"])
         and _count(value["nonfinite"])
-        and _count(value.get("evaluated", 0))  # which older checkpoints do not say
+        # older checkpoints have no `evaluated`
+        and _count(value.get("evaluated", 0))
         and (best is None or (type(best) in (int, float) and math.isfinite(best)))
     )
 
@@ -71,5 +72,5 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "streams": (_table(_table(_count)), "a position in the data for each task"),
     "classes": (_table(_texts), "class names for each task"),
 }
-TO_CONTINUE = tuple(name for name in _KINDS if name != "classes")  # which older checkpoints do not say
-"""What a run needs that goes on from a checkpoint."""
+TO_CONTINUE = tuple(name for name in _KINDS if name != "classes")
+"""Facts that a run needs to continue from a checkpoint; older ones have no `classes`."""

@@ -1,4 +1,4 @@
-"""What rests in a step receives no gradient."""
+"""The gate of gradients: parameters that rest in a step receive none."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class GradientGate:
-    """Makes the gradients of resting kinds exactly zero, on the leaf, before any engine sees or sums them.
+    """Makes the gradients of resting kinds exactly zero, on the parameter, before any engine sees or sums
+    them.
 
-    The factor is a device scalar, so closing and opening asks the device nothing; it works under every ZeRO
-    stage.
+    The factor is a device scalar, so the host never waits for the device. It works at every ZeRO stage.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], device: torch.device):

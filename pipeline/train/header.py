@@ -1,5 +1,4 @@
-"""What a run is, said at its start: a wrong device, batch or share of trained weights is seen at once, and
-not at its end."""
+"""Lines that describe a run at its start, so that a wrong device, batch or mode is seen at once."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -16,16 +15,16 @@ from pipeline.ranks import Ranks
 def model_lines(
     resolved: ResolvedRun, model: MultiTaskModel, trained: Collection[str], num_samples: Mapping[str, int]
 ) -> list[str]:
-    """Parameters, and of each task its batch, its epochs and the MACs of one image. Asked before an engine
-    cuts the parameters up.
+    """Lines about the parameters, and about the batch, the epochs and the MACs of one image of each task.
+    Called before an engine partitions the parameters.
 
-    trained: names of parameters. num_samples: to train on, of each fed task.
+    trained: names of the trained parameters. num_samples: training samples of each fed task.
     """
     config = resolved.config
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    all_, own = sum(sizes.values()), sum(sizes[name] for name in trained)
+    total, learning = _short(sum(sizes.values())), _short(sum(sizes[name] for name in trained))
     lines = [
-        f"model: {config.backbone.name}, {_short(all_)} parameters, {_short(own)} trained (train.mode "
+        f"model: {config.backbone.name}, {total} parameters, {learning} trained (train.mode "
         f"{config.train.mode})"
     ]
     return lines + [_task_line(resolved, model, name, num_samples.get(name, 0)) for name in config.tasks]
@@ -55,7 +54,7 @@ def _task_line(resolved: ResolvedRun, model: MultiTaskModel, name: str, num_samp
 
 
 def run_lines(resolved: ResolvedRun, ranks: Ranks) -> list[str]:
-    """Device, engine, length and output."""
+    """Lines about device, engine, length and output."""
     config = resolved.config
     kind = f"deepspeed, ZeRO {config.engine.zero_stage}" if config.engine.type == "deepspeed" else "local"
     return [

@@ -1,4 +1,4 @@
-"""One run at a time writes into a folder: a lock that ends with the process that holds it, however it
+"""The lock of a run's folder: one run at a time writes into it. The lock ends with its process, however that
 ends."""
 
 import fcntl
@@ -12,13 +12,13 @@ from typing import IO
 from pipeline.errors import ConfigError
 
 NAME = ".lock"
-MOST_SAID = 200
-"""Characters of what a lock file says of its holder."""
+MOST_READ = 200
+"""Characters that are read of a lock file, which describes its holder."""
 
 
 def locked(folder: Path) -> IO[str]:
-    """Makes the folder and locks it until the file that is returned is closed. Raises ConfigError that says
-    who holds it.
+    """Makes the folder, and locks it until the returned file is closed. Raises ConfigError that names the
+    holder of a locked folder.
 
     A POSIX record lock, which workers do not inherit: it is gone at once when a run is killed. On a network
     file system it holds between machines only where server and mount do locks; a folder that cannot be locked
@@ -49,7 +49,7 @@ def _lock(file: IO[str], path: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = file.read(MOST_SAID).strip() or "it does not say which"
+        holder = file.read(MOST_READ).strip() or "it does not say which"
         raise ConfigError(
             f"{path.parent} is in use by another run ({holder}); wait for its end, or give another output"
         ) from None

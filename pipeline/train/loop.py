@@ -1,5 +1,5 @@
-"""The order of things in a run. It knows no task, no policy and no launcher, and asks the device nothing
-between two reports."""
+"""The training loop. It knows no task, no policy and no launcher. Between two reports the host does not wait
+for the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,12 +26,13 @@ from pipeline.train.train_step import train_step
 
 
 def train(config: RunConfig, resume: str = "auto") -> Path:
-    """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT; the run's folder. resume: see
-    `build_run`. Raises PipelineError."""
+    """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT. Returns the folder of the run. resume:
+    see `build_run`. Raises PipelineError."""
     run = build_run(config, resume)
     main, step = run.engine.rank == 0, run.progress.step
     if main:
-        checkpoint.commit()  # now, as the source may have changed when a checkpoint is saved
+        # asked now, as the source may change before a checkpoint is saved
+        checkpoint.commit()
     with run.lock, StopRequest() as stop:
         write_config(run)
         with Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
@@ -58,35 +59,31 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
         if last or stopping or step % settings.log_every == 0:
             try:
                 _report(run, reporter, sums, watch, norm)
-            except PipelineError:  # on every rank alike
+            # raised by every rank alike
+            except PipelineError:
                 reporter.say(f"saved {_save(run, False)}")
                 raise
         better = False
         if run.loaders and _due(step, settings.eval_every) and not (last or stopping):
             with _saving_in_outage(run, reporter):
                 better = _score(run, reporter)
-        if (
-            last
-            or stopping
-            or better
-            or _due(step, settings.save_every or default_save_every(run.total_steps))
-        ):
+        save_every = settings.save_every or default_save_every(run.total_steps)
+        if last or stopping or better or _due(step, save_every):
             reporter.say(f"saved {_save(run, better)}")
         for line in bad_summary(run.engine, run.streams) if last or stopping else ():
             reporter.say(line)
         if stopping and not last:
             reporter.say(f"stopped as asked after step {step} of {run.total_steps}; --resume auto continues")
             return
-    if (
-        run.loaders and run.progress.evaluated < run.progress.step
-    ):  # saved by now: a run that is killed in it makes it when it is resumed
+    # the run is saved by now: if it is killed in this evaluation, it is repeated on resumption
+    if run.loaders and run.progress.evaluated < run.progress.step:
         _save(run, _score(run, reporter))
 
 
 @contextmanager
 def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
-    """Around what reads data: where the storage is gone, the steps since the last save are saved first. Of
-    one process, as other ranks would wait for this one elsewhere."""
+    """While data are read: if the storage fails, the steps since the last save are saved before the run ends.
+    Only with one process, as other ranks would wait for this one elsewhere."""
     try:
         yield
     except StorageError:
@@ -96,18 +93,17 @@ def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:
-    """Reads the device, on every rank. Raises PipelineError where too many steps in a row were skipped, or
-    too many samples bad."""
+    """Reads the figures from the device, on every rank, and writes them. Raises PipelineError where too many
+    steps in a row were skipped, or too many samples are bad."""
     bad = count_bad(run.engine, run.streams)
     values = {name: mean(pair) for name, pair in sums.reduce(run.engine).items()}
     values |= reported_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
     values |= {"grad_norm": float(norm), "bad_samples": sum(bad.values()), **watch.read()}
     in_row, most = run.nonfinite.tolist()
     run.progress.nonfinite = int(in_row)
+    # fewer than usual at the end, and after a resumption between two reports
     if (covered := run.progress.step - run.reported) != run.config.train.log_every:
-        values["averaged_steps"] = (
-            covered  # fewer than usual: at the end, and after a resume between two reports
-        )
+        values["averaged_steps"] = covered
     run.reported = run.progress.step
     values |= {
         f"epoch/{task}": run.progress.samples.get(task, 0) / stream.num_samples
@@ -126,7 +122,7 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
 
 
 def _score(run: Run, reporter: Reporter) -> bool:
-    """Evaluates the averaged weights where there is an average; whether it is the best so far."""
+    """Evaluates the run, with averaged weights where there are any. Returns whether it is the best so far."""
     average_buffers(run.engine, run.engine.module)
     with run.ema.applied() if run.ema is not None else nullcontext():
         scores = evaluate(run.engine, run.loaders)
@@ -137,13 +133,9 @@ def _score(run: Run, reporter: Reporter) -> bool:
             f"{task}: {count} of {run.loaders[task].num_samples} samples could not be read, and are not "
             "in its scores"
         )
-    told = {
-        task: values | ({"missing": missing[task]} if task in missing else {})
-        for task, values in scores.items()
-    }
+    figures = {f"val/{task}/{name}": x for task, values in scores.items() for name, x in values.items()}
     reporter.write(
-        run.progress.step,
-        {f"val/{task}/{name}": value for task, values in told.items() for name, value in values.items()},
+        run.progress.step, figures | {f"val/{task}/missing": count for task, count in missing.items()}
     )
     score, best = ranking_score(run.engine.module, scores, run.config.train.best), run.progress.best
     if score is None or (best is not None and score <= best):
@@ -170,7 +162,7 @@ def _save(run: Run, better: bool) -> Path:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """All of a checkpoint that is not a tensor; the same on every rank, and written by rank 0."""
+    """Everything in a checkpoint that is not a tensor. It is the same on every rank; rank 0 writes it."""
     return checkpoint.run_facts(run.config, run.engine.world_size) | {
         "global_batch": run.resolved.global_batch,
         "classes": run.classes,
@@ -180,7 +172,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def default_save_every(total_steps: int) -> int:
-    """Steps. A function of the run alone: ranks that looked at their clocks would not agree."""
+    """Steps between saves. A function of the run alone: ranks that looked at their clocks would disagree."""
     return min(1000, max(100, total_steps // 20))
 
 

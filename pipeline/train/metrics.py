@@ -1,4 +1,4 @@
-"""Sums that stay on the device until somebody asks for them."""
+"""Sums of metrics, which stay on the device until they are read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,15 +12,15 @@ from pipeline.train.collective import joined, joined_json
 
 
 class MetricSums:
-    """Adds (sum, count) pairs by name. only_finite: leaves out what is not, with its count, as a skipped step
-    must not hide the others."""
+    """Adds (sum, count) pairs by name. only_finite: leaves out pairs that are not finite, so that a skipped
+    step does not hide the others."""
 
     def __init__(self, *, only_finite: bool = False) -> None:
         self._sums: dict[str, Tensor] = {}
         self._only_finite = only_finite
 
     def add(self, sums: Sums, prefix: str = "") -> None:
-        """Asks the device nothing."""
+        """Adds the sums under prefix + name. The host does not wait for the device."""
         for name, (total, count) in sums.items():
             total = total.double()
             count = count.to(total) if isinstance(count, Tensor) else torch.full_like(total, count)
@@ -31,8 +31,8 @@ class MetricSums:
             self._sums[key] = self._sums[key] + pair if key in self._sums else pair
 
     def reduce(self, ranks: Ranks) -> dict[str, tuple[float, float]]:
-        """(sum, count) over all ranks by name, and empties this. One sum over ranks and one read, called by
-        every rank, all of which have added the same names."""
+        """Maps a name to (sum, count) over all ranks, and forgets them. Costs one sum over ranks and one
+        read. Every rank calls it, and has added the same names."""
         names = sorted(self._sums)
         if not names:
             return {}
@@ -45,15 +45,15 @@ class MetricSums:
 
 
 class TallySums:
-    """Adds tallies by name: whole numbers exactly, others in float64. Joins rows: whole numbers as int64,
-    other tensors as float32."""
+    """Adds tallies by name: whole numbers exactly, others in float64. Concatenates rows: whole numbers as
+    int64, other tensors as float32."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._rows: dict[str, list[Any]] = {}
 
     def add(self, tallies: Tallies) -> None:
-        """Asks the device nothing."""
+        """Adds the tallies. The host does not wait for the device."""
         for name, tally in tallies.items():
             if not isinstance(tally, Rows):
                 tensor = tally.detach().to(torch.float64 if tally.is_floating_point() else torch.int64)
@@ -65,14 +65,15 @@ class TallySums:
             self._rows.setdefault(name, []).append(values)
 
     def reduce(self, ranks: Ranks) -> Tallies:
-        """Sums and rows of all ranks, on the CPU; tuples of rows as a list of what JSON makes of them. Called
-        by every rank; those that added nothing learn names and shapes from the first that did.
+        """Sums and rows of all ranks, on the CPU; tuples of rows become a list of their values as JSON gives
+        them back. Every rank calls it; ranks that added nothing learn names and shapes from the first that
+        did.
 
-        One sum over ranks per dtype of what is added, two for each name of rows.
+        Costs one sum over ranks for each dtype of sums, and two for each name of rows.
         """
         sums = {name: [tensor.is_floating_point(), *tensor.shape] for name, tensor in self._sums.items()}
         rows = {name: _row_layout(parts[0]) for name, parts in self._rows.items()}
-        # a rank has none where all its samples were bad, rank 0 as well
+        # any rank, also rank 0, has none if all of its samples were bad
         layouts = joined_json(ranks, [[sums, rows]] if sums or rows else [])
         if not layouts:
             return {}
@@ -113,7 +114,7 @@ class TallySums:
 
 
 def _row_layout(values: Any) -> list[Any] | None:
-    """Whether the numbers of tensors have fractions, and the shape of a row; None for tuples."""
+    """[whether the numbers have fractions, *shape of a row] of a tensor; None for a tuple."""
     return [values.is_floating_point(), *values.shape[1:]] if isinstance(values, Tensor) else None
 
 

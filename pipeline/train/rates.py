@@ -19,8 +19,8 @@ def lr_at(step: int, config: OptimConfig, total_steps: int, peak: float | None =
 
 
 def rates_of_kinds(step: int, config: RunConfig, total_steps: int) -> dict[str, float]:
-    """Learning rate of each kind of parameters, whether or not it rests in this step; layers of the backbone
-    may have less of it."""
+    """Maps a kind of parameters to its learning rate in the step, even if it rests. With layer decay, layers
+    of the backbone have lower rates."""
     optim = config.optim
     peaks = {
         BASE: optim.lr,
@@ -34,8 +34,8 @@ def rates_of_kinds(step: int, config: RunConfig, total_steps: int) -> dict[str, 
 def reported_rates(
     groups: Sequence[Mapping[str, Any]], step: int, config: RunConfig, total_steps: int
 ) -> dict[str, float]:
-    """`lr/KIND` of each kind that the run trains, and `lr`: that of the backbone, or else of the heads, or
-    else of the embeddings."""
+    """Learning rates to report: `lr/KIND` of each kind that the run trains, and `lr`, which is the
+    backbone's, else the heads', else the embeddings'."""
     kinds, rates = {group["kind"] for group in groups}, rates_of_kinds(step, config, total_steps)
     model = next((kind for kind in (BASE, HEAD, METRIC) if kind in kinds), BALANCE)
     return {"lr": rates[model]} | {f"lr/{kind}": rates[kind] for kind in sorted(kinds)}
@@ -50,9 +50,10 @@ def learning_rates(
     trains: Collection[str] | None = None,
     tasks: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """Learning rate of each parameter group, by its name; 0 for a group that rests in this step.
+    """Maps the name of a parameter group to its learning rate; 0 for a group that rests in this step.
 
-    trains: the kinds that learn in it. tasks: those that it holds; what only others use rests. None: all.
+    trains: the kinds that learn in the step. tasks: the tasks of the step; parameters that only other tasks
+    use rest. None: all.
     """
     rates = {
         kind: rate if trains is None or kind in trains else 0.0

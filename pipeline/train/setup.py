@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """Everything that the loop orders about. What moves is in `engine`, `ema`, `streams` and `progress`; the
-    rest stays as built."""
+    """The parts of a run. `engine`, `ema`, `streams` and `progress` change as it trains; the rest stays as
+    built."""
 
     resolved: ResolvedRun
     engine: Engine
@@ -59,16 +59,16 @@ class Run:
     loaders: dict[str, EvalLoader]
     mixers: dict[str, BatchMixer]
     about: list[str]
-    """Lines that say what the run is and where it begins."""
+    """Lines that describe the run and where it begins."""
     lock: AbstractContextManager[Any]
-    """Rank 0's, of the output; closing it lets another run in."""
+    """Lock of the output, held by rank 0; closing it lets another run in."""
     progress: Progress
     saved: int
-    """The step of the newest checkpoint that belongs to this run: continued from, or written since."""
+    """Step of the newest checkpoint of this run: the one it continued from, or wrote since."""
     reported: int
-    """The step of the last report, or at which this process began: means are over the steps since."""
+    """Step of the last report, or the first step of this process: reported means are over the steps since."""
     nonfinite: Tensor
-    """[2] on the device: skipped steps in a row now, and the most in a row since the last report."""
+    """[2] on the device: number of skipped steps in a row now, and the largest since the last report."""
 
     @property
     def config(self) -> RunConfig:
@@ -81,22 +81,21 @@ class Run:
 
     @property
     def classes(self) -> dict[str, list[str]]:
-        """By task, the names that the labels of its head stand for; empty where it has none."""
+        """Maps a task to the class names of its labels; an empty list where it has none."""
         return {name: list(data.classes) for name, data in (self.loaders | self.streams).items()}
 
     @property
     def root(self) -> Path:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         return checkpoints_of(Path(self.config.output))
 
 
 def build_run(config: RunConfig, resume: str) -> Run:
-    """resume: `auto` continues the last checkpoint of the run's folder, if any; `none` starts anew where
-    there is none; else a path.
+    """The run of a configuration. resume: `auto` continues the last checkpoint of the run's folder, if any;
+    `none` starts anew, and refuses a folder with checkpoints; else the path of a run or checkpoint.
 
-    Everything that can be wrong with the configuration is found before processes are connected. Then the
-    folder is locked, and before the first step is the time to learn that it cannot be written to. Raises
-    PipelineError.
+    Mistakes in the configuration are found before processes are connected, and a folder that cannot be
+    written to before the first step. Raises PipelineError.
     """
     world_size, rank = launched.world_size(), launched.rank()
     facts = model_facts(config.backbone)
@@ -167,7 +166,7 @@ def _check_output(folder: Path, resume: str) -> None:
 
 
 def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_size: int) -> None:
-    """Where a forward is a collective, every rank needs something to evaluate."""
+    """Raises ConfigError where a rank would have nothing to evaluate: at ZeRO 3 a forward is a collective."""
     for name, loader in loaders.items():
         size, samples = config.tasks[name].data.eval_batch_size, loader.num_samples
         if math.ceil(samples / size) < world_size:
@@ -179,8 +178,8 @@ def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_si
 
 
 def _tell_spare_classes(model: MultiTaskModel, streams: Mapping[str, TrainStream]) -> None:
-    """Absent classes can be meant, when a head is tuned on some of them; more often a config has another
-    set's number."""
+    """Warns of heads with more classes than their shards. That can be meant, when a head is tuned on some
+    classes; more often a config has the number of another set."""
     for name, stream in streams.items():
         given, there = getattr(model.tasks[name], "num_classes", 0), len(stream.classes)
         if 0 < there < given:
@@ -195,7 +194,7 @@ def _tell_spare_classes(model: MultiTaskModel, streams: Mapping[str, TrainStream
 def _build_data(
     config: RunConfig, rank: int, world_size: int
 ) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
-    """Raises what is wrong with all tasks' data at once."""
+    """The streams and loaders of all tasks. Raises one error for all that is wrong with their data."""
     streams, loaders = {}, {}
     troubles: list[ConfigError | SampleError | StorageError] = []
     for name, task in config.tasks.items():
@@ -214,7 +213,7 @@ def _build_data(
 
 
 def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMixer]:
-    """Only for the tasks that ask for mixup or cutmix, which have classes."""
+    """The mixers of the tasks with mixup or cutmix, all of which have classes."""
     augments = {name: task.data.augment for name, task in fed_tasks(config).items()}
     return {
         name: BatchMixer(augment, model.tasks[name].num_classes)  # pyright: ignore[reportArgumentType]
@@ -240,7 +239,8 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
         run.ema.load_state_dict(
             {name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")}
         )
-    for name, names in found.facts.get("classes", {}).items():  # older checkpoints do not say them
+    # older checkpoints have no classes
+    for name, names in found.facts.get("classes", {}).items():
         if (
             name in run.loaders
             and run.loaders[name].classes
@@ -259,6 +259,6 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
 
 
 def write_config(run: Run) -> None:
-    """The resolved configuration as plain data, which evaluation reads."""
+    """Writes the resolved configuration as plain data, which evaluation reads."""
     if run.engine.rank == 0:
         write_text(Path(run.config.output) / "config.json", json.dumps(to_plain(run.config), indent=1))

@@ -1,5 +1,5 @@
-"""A request to stop is a flag that is looked at between steps, so that a run ends with a checkpoint and not
-inside one."""
+"""Requests to stop. They set a flag that is read between steps, so that a run ends with a whole
+checkpoint."""
 
 import multiprocessing
 import signal
@@ -14,8 +14,8 @@ from pipeline.ranks import Ranks
 
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1)
 REPEATED = 1.0
-"""Seconds in which another SIGINT is the same key press: launchers send on what the terminal has already sent
-to all."""
+"""Seconds in which a second SIGINT is the same key press: launchers forward what the terminal has already
+sent to all."""
 
 
 class StopRequest:
@@ -51,19 +51,15 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self, ranks: Ranks) -> bool:
-        """Whether any rank was asked to stop; the same answer on every rank. Called by all ranks after every
-        step.
+        """Whether any rank was asked to stop; the same on every rank. All ranks call it after every step.
 
-        With several ranks it is the answer of the step before, which has long arrived: the device never waits
-        for it.
+        With several ranks it is the answer of the last call, which has long arrived, so that nobody waits.
         """
         here = self._received or not signal.sigpending().isdisjoint(BLOCKED)
         if ranks.world_size == 1:
             return here
-        asked, self._asked = (
-            self._asked,
-            _Later(ranks.all_reduce(torch.full((1,), float(here), device=ranks.device))),
-        )
+        asked = self._asked
+        self._asked = _Later(ranks.all_reduce(torch.full((1,), float(here), device=ranks.device)))
         return asked is not None and asked.read() > 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -79,7 +75,7 @@ class StopRequest:
 
 
 def _kill(children: set[Any]) -> None:
-    """While torch's own handler, which takes a worker's end for an error, is off."""
+    """Ends processes. Meanwhile torch's own handler, which takes the end of a worker for an error, is off."""
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         for child in children:

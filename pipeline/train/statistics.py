@@ -1,12 +1,11 @@
-"""Running statistics of norms. Each forward moves them at once, so a step that is skipped has to take that
-back."""
+"""Running statistics of norms. Every forward changes them, so a step that is skipped has to restore them."""
 
 import torch
 from torch import Tensor, nn
 
 
 class RunningStatistics:
-    """The floating-point buffers of a module as they are when this is made."""
+    """A copy of the floating-point buffers of a module."""
 
     def __init__(self, module: nn.Module):
         self._buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
@@ -14,7 +13,8 @@ class RunningStatistics:
 
     @torch.no_grad()
     def restore(self, skipped: Tensor) -> None:
-        """As they were, where `skipped`, a bool scalar on the device, is True. Asks the device nothing."""
+        """Sets the buffers to the copy where `skipped`, a bool scalar on the device, is True. The host does
+        not wait for the device."""
         values = torch.where(skipped, self._before, self._flat()).split(
             [buffer.numel() for buffer in self._buffers]
         )
@@ -22,5 +22,5 @@ class RunningStatistics:
             buffer.copy_(value.view_as(buffer))
 
     def _flat(self) -> Tensor:
-        """All numbers behind one another, a copy."""
+        """A copy of all numbers in one vector."""
         return torch.cat([buffer.flatten() for buffer in self._buffers]) if self._buffers else torch.empty(0)

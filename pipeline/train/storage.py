@@ -1,11 +1,11 @@
-"""One checkpoint on disk: a folder that is there as a whole or not at all.
+"""Checkpoints on disk: each a folder that is there as a whole or not at all.
 
-    step_00000500/       model.safetensors optimizer.safetensors ema.safetensors rng.safetensors manifest.json
-                         aside-step_00000600/ of a branch that was left, when the run went on from an older
-                         step; never read, never removed
+    step_00000500/        manifest.json, {model,optimizer,ema,rng}.safetensors
+    aside-step_00000600/  of an abandoned branch, when the run continued from an older step; neither read nor
+                          removed
 
-Tensors are filed by the first part of their name (`model.backbone.pos_embed` is `backbone.pos_embed` in
-model.safetensors). The manifest has the sha256 of every file and everything that is not a tensor. Nothing in
+The first part of a tensor's name says its file (`model.backbone.pos_embed` is `backbone.pos_embed` in
+model.safetensors). The manifest has the sha256 of every file, and everything that is not a tensor. Nothing in
 a checkpoint can run code.
 """
 
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.files import folder_within, sync, write_text
+from pipeline.files import folder_within, sha256_of, sync, write_text
 from pipeline.run_folder import complete_folders, folder_name, point, pointed, step_of
 from pipeline.train.facts import check_facts
 
@@ -39,28 +39,30 @@ FILE_OF = {
     "rng": "rng",
 }
 PLAIN = {"model", "ema", "rng"}
-"""Files of one prefix only, which is left out inside."""
+"""Files whose tensors all have one prefix, which is left out in them."""
 MAX_MANIFEST = 1 << 26
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tensors: by prefixed name, on the CPU. facts: all that is not a tensor."""
+    """A checkpoint that was read."""
 
     folder: Path
     tensors: dict[str, Tensor]
+    """By prefixed name, on the CPU."""
     facts: dict[str, Any]
+    """Everything that is not a tensor."""
 
 
 def write_checkpoint(
     root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, since: int
 ) -> Path:
-    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Raises
-    OSError, PipelineError.
+    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Returns
+    the checkpoint's folder. Raises OSError, PipelineError.
 
-    since: the step that the run last saved, or continued from. Checkpoints of later steps belong to a branch
-    that was left: they are set aside first, so that whenever this is cut short, what is newest is of one
-    branch. Where the step is that one, and its folder is there, the facts alone are written anew.
+    since: the step that the run last saved, or continued from. Checkpoints of later steps belong to an
+    abandoned branch and are set aside first, so that the newest checkpoint is always of this branch, even
+    after an interruption. If `step` is that step, and its folder is there, only the facts are written anew.
     """
     folder_within(root.parent, root.name)
     _remove_leftovers(root)
@@ -73,7 +75,7 @@ def write_checkpoint(
     files = {}
     for name, content in _by_file(tensors).items():
         save_file(content, partial / name)
-        files[name] = {"sha256": sha256(partial / name), "bytes": (partial / name).stat().st_size}
+        files[name] = {"sha256": sha256_of(partial / name), "bytes": (partial / name).stat().st_size}
     manifest = {"format": FORMAT, "step": step, "files": files, **facts}
     (partial / "manifest.json").write_text(_manifest_text(manifest))
     for path in (*partial.iterdir(), partial):
@@ -101,7 +103,7 @@ def _set_aside(folder: Path, since: int) -> None:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """A complete checkpoint; raises CheckpointError that says what is wrong with it."""
+    """The checkpoint in a folder. Raises CheckpointError where it is incomplete or damaged."""
     facts = read_manifest(folder)
     tensors: dict[str, Tensor] = {}
     for name, expected in facts["files"].items():
@@ -109,7 +111,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         try:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder / name} is not there, or is no regular file")
-            if sha256(folder / name) != expected["sha256"]:
+            if sha256_of(folder / name) != expected["sha256"]:
                 raise CheckpointError(f"{folder / name} is damaged: its sha256 is not the manifest's")
             tensors |= {prefix + key: tensor for key, tensor in load_file(folder / name).items()}
         except (OSError, SafetensorError) as err:
@@ -118,8 +120,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError where it is missing or damaged, names files that a checkpoint does not have, or
-    a fact is of another type."""
+    """The facts of the checkpoint in a folder. Raises CheckpointError where the manifest is missing or
+    damaged, names files that a checkpoint does not have, or has a fact of another type."""
     path = folder / "manifest.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a complete checkpoint: it has no manifest.json")
@@ -149,21 +151,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def prune(root: Path, keep: int, saved: Path) -> None:
-    """Removes all but the newest `keep` checkpoints, `saved` among them, and the best one."""
+    """Removes all checkpoints but the newest `keep`, `saved` among them, and the best one."""
     stay = {saved, pointed(root, "best")}
     others = [folder for folder in complete_folders(root) if folder != saved]
     for folder in others[max(0, keep - 1) :]:
         if folder not in stay:
             folder.rename(root / f".replaced-{folder.name}")
     _remove_leftovers(root)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:
@@ -184,7 +178,7 @@ def _by_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """What an interrupted save or removal left; no reader ever looks at it."""
+    """Removes the files of an interrupted save or removal, which no reader ever looks at."""
     for pattern in (".partial-*", ".replaced-*"):
         for path in root.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

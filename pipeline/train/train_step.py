@@ -1,5 +1,5 @@
-"""One optimizer step of a run: its micro-batches, the procedure, and what is noted of it. It asks the device
-nothing."""
+"""One optimizer step of a run: its micro-batches, the procedure, and its figures. The host does not wait for
+the device."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,8 +26,9 @@ Streams = Mapping[str, Iterator[Batch]]
 
 
 def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums, watch: Stopwatch) -> Tensor:
-    """An optimizer step over a micro-batch of each task of the plan; the gradient norm before clipping, on
-    the device. Raises StorageError where data cannot be read; the run is then as it was before."""
+    """Makes an optimizer step over the micro-batches of the plan, which names the task of each. Returns the
+    gradient norm before clipping, on the device. Raises StorageError where data cannot be read; the run is
+    then as it was before the step."""
     step = run.progress.step
     spec = run.procedure.spec(step)
     run.gate.open(spec.trains)
@@ -42,7 +43,7 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
         raise
     if probe is not None:
         _follow(run, probe, sums)
-    _count(run, norm, before.statistics)
+    _count_step(run, norm, before.statistics)
     return norm
 
 
@@ -52,15 +53,15 @@ def _micro_batches(
     step = run.progress.step
     for i, task in enumerate(plan):
         batch = _next_batch(run, streams, watch, task, i)
-        own = replace(
+        drawn = replace(
             spec, reduction=_draw_reduction(run.config, task, step), draw=_draw(run.config, step, i)
         )
-        yield MicroBatch(batch, own, 1 / run.resolved.micro_batches[task], last=i == len(plan) - 1)
+        yield MicroBatch(batch, drawn, 1 / run.resolved.micro_batches[task], last=i == len(plan) - 1)
 
 
 def _next_batch(run: Run, streams: Streams, watch: Stopwatch, task: str, micro_step: int) -> Batch:
-    """The task's next batch on the device; its mixture (mixup, cutmix) is the rank's own. micro_step: within
-    the step."""
+    """The task's next batch on the device, mixed (mixup, cutmix) by draws that differ between ranks.
+    micro_step: number of the micro-batch in the step."""
     batch = watch.next_of(streams[task]).to(run.engine.device)
     samples = run.config.tasks[task].data.batch_size * run.engine.world_size
     watch.count(samples)
@@ -73,7 +74,8 @@ def _next_batch(run: Run, streams: Streams, watch: Stopwatch, task: str, micro_s
 
 
 def _draw_reduction(config: RunConfig, task: str, step: int) -> int | None:
-    """A function of (seed, task, step), and so the same on every rank; None leaves the model's own."""
+    """The reduction of the task in the step, drawn from its range: a function of (seed, task, step), so the
+    same on every rank. None without a range."""
     _, span = range_of(config, task)
     if span is None:
         return None
@@ -82,24 +84,24 @@ def _draw_reduction(config: RunConfig, task: str, step: int) -> int | None:
 
 
 def _draw(config: RunConfig, step: int, micro_step: int) -> float:
-    """In [0, 1), the same on every rank: a choice that changes which layers compute would otherwise block
-    collectives."""
+    """A number in [0, 1), the same on every rank: ranks that compute different layers would wait for each
+    other for ever."""
     return float(
         torch.rand((), generator=generator(config.seed, "draw", step, micro_step), dtype=torch.float64)
     )
 
 
 def _follow(run: Run, probe: GradientProbe, sums: MetricSums) -> None:
-    """Logs the tasks' gradients once all are measured, and lets what balances the tasks follow them."""
+    """Logs the tasks' gradients once all are measured, and hands them to the balancing."""
     if (conflict := probe.read(run.engine)) is not None:
         balancing: Any = run.engine.module.balancing
         balancing.follow(conflict.norms, conflict.losses)
         sums.add(conflict.logs())
 
 
-def _count(run: Run, norm: Tensor, statistics: RunningStatistics) -> None:
-    """The step is done. Where its norm is not finite the engine has skipped it, and running statistics go
-    back to what they were."""
+def _count_step(run: Run, norm: Tensor, statistics: RunningStatistics) -> None:
+    """Counts the step as done. If its norm is not finite, the engine has skipped it, and running statistics
+    are restored."""
     skipped = ~norm.isfinite()
     statistics.restore(skipped)
     if run.ema is not None:

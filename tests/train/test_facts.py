@@ -11,6 +11,7 @@ from tinyrun import tiny_plain
 
 from pipeline.config.load import from_plain
 from pipeline.errors import CheckpointError
+from pipeline.files import sha256_of
 from pipeline.train import storage
 from pipeline.train.facts import TO_CONTINUE
 from pipeline.train.loop import train
@@ -81,9 +82,7 @@ def test_tensors_that_do_not_fit_are_refused_before_anything_is_loaded(tiny_run,
     )
     path.unlink()
     save_file(tensors, path)
-    forge(
-        folder / "manifest.json", lambda facts: facts["files"][path.name].update(sha256=storage.sha256(path))
-    )
+    forge(folder / "manifest.json", lambda facts: facts["files"][path.name].update(sha256=sha256_of(path)))
     with pytest.raises(CheckpointError, match="cannot be continued: it(s rng.states| lacks the)"):
         train(tiny_run(**TWO_STEPS), resume=str(folder))
 

@@ -1,6 +1,6 @@
 """Random changes that an image and its mask undergo together, and the fixed way of evaluation images.
 
-Draws come from the global CPU generators, as in augment.py. The window is cut out of the stored image and
+Draws come from the global CPU generators, as in images.py. The window is cut out of the stored image and
 then resized, which is the resized image's window up to rounding, and does not pay for what lies outside of
 it. The order is MMSegmentation's: resize, crop, flip, colours, padding. Masks are resized by their pixels'
 centres, where OpenCV takes corners: half a stored pixel, by which MMSegmentation's masks lie off their
@@ -24,29 +24,22 @@ from pipeline.errors import SampleError
 Window = tuple[int, int, int, int]
 """top, left, height, width in the stored image."""
 REDRAWS = 10
-NEAREST = (
-    F.InterpolationMode.NEAREST_EXACT
-)  # of the pixels' centres, as the image's interpolations: NEAREST would shift the mask
+NEAREST = F.InterpolationMode.NEAREST_EXACT
+"""Takes the pixels' centres, as the interpolations of images do; NEAREST would shift the mask."""
 
 
 class JointCrop:
-    """image uint8 [3, H, W], mask uint8 [H, W] -> both [.., *img_size]: random resize, crop, flip and
-    colours.
+    """Resizes, crops, flips and recolours an image and its mask at random: uint8 [3, H, W] and [H, W] become
+    [3, *img_size] and [*img_size].
 
-    What is smaller than the crop is padded at the right and below: the image with the mean colour, the mask
+    An image that is smaller than the crop is padded at the right and below: with the mean colour, its mask
     with 255.
     """
 
     def __init__(self, config: DataConfig):
         self._config, self._size = config.augment, config.size
         self._interpolation = F.InterpolationMode(config.augment.preprocessing.interpolation)
-        self._colours = (
-            distort
-            if config.augment.photometric == "mmseg"
-            else _factors()
-            if config.augment.photometric
-            else None
-        )
+        self._recolour = _recolouring(config.augment)
         self._fill = torch.tensor(
             [round(255 * channel) for channel in config.augment.preprocessing.mean], dtype=torch.uint8
         ).view(3, 1, 1)
@@ -62,20 +55,20 @@ class JointCrop:
         )
         if random.random() < (0.5 if self._config.hflip is None else self._config.hflip):
             image, mask = image.flip(-1), mask.flip(-1)
-        if self._colours is not None:
-            image = self._colours(image)
+        if self._recolour is not None:
+            image = self._recolour(image)
         return self._padded(image, mask)
 
     def _draw(self, mask: Tensor) -> tuple[Window, Tensor]:
-        """A window and the mask in it, resized; drawn again where one class fills too much of it; the last
-        draw is taken as it is."""
+        """A window, and the mask in it, resized. Draws again while one class fills too much of it, at most
+        REDRAWS times."""
         scale = random.uniform(*self._config.resize_range) * _stored_scale(mask.shape, self._config)
         height, width = (
             min(side, max(1, round(crop / scale))) for side, crop in zip(mask.shape, self._size, strict=True)
         )
         target = [
-            min(crop, max(1, round(cut * scale)))
-            for cut, crop in zip((height, width), self._size, strict=True)
+            min(crop, max(1, round(side * scale)))
+            for side, crop in zip((height, width), self._size, strict=True)
         ]
 
         def draw() -> tuple[Window, Tensor]:
@@ -98,17 +91,15 @@ class JointCrop:
         height, width = mask.shape
         if (height, width) == self._size:
             return image, mask
-        whole_image, whole_mask = (
-            self._fill.repeat(1, *self._size),
-            torch.full(self._size, IGNORED, dtype=torch.uint8),
-        )
-        whole_image[:, :height, :width], whole_mask[:height, :width] = image, mask
-        return whole_image, whole_mask
+        padded_image = self._fill.repeat(1, *self._size)
+        padded_mask = torch.full(self._size, IGNORED, dtype=torch.uint8)
+        padded_image[:, :height, :width], padded_mask[:height, :width] = image, mask
+        return padded_image, padded_mask
 
 
 def resize_for_evaluation(image: Tensor, config: AugmentConfig) -> Tensor:
-    """uint8 [3, H, W], whole, with config.short_side as its shorter side. Raises SampleError where that would
-    fill the memory."""
+    """The whole image, uint8 [3, H, W], resized to config.short_side as its shorter side. Raises SampleError
+    where that would fill the memory."""
     scale = _stored_scale(image.shape[1:], config)
     height, width = (max(1, round(side * scale)) for side in image.shape[1:])
     if height * width > MAX_PIXELS:
@@ -121,18 +112,23 @@ def resize_for_evaluation(image: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def _stored_scale(shape: torch.Size, config: AugmentConfig) -> float:
-    """From the stored pixels to those of short_side."""
+    """The factor that resizes a stored image to short_side; 1 where that is None."""
     return config.short_side / min(shape) if config.short_side else 1.0
 
 
 def _largest_share(mask: Tensor) -> float:
-    """Of the labelled pixels, those of the most frequent class; 1 where no pixel is labelled."""
+    """The part of the labelled pixels that the most frequent class has; 1 where no pixel is labelled."""
     counts = label_counts(mask.numpy())[:IGNORED]
     return counts.max() / counts.sum() if counts.any() else 1.0
 
 
-def _factors() -> Any:
-    """Each with an even chance, by factors."""
+def _recolouring(config: AugmentConfig) -> Any:
+    """The change of colours that `photometric` names: MMSegmentation's, or factors, each with an even chance;
+    None where it is off."""
+    if config.photometric == "mmseg":
+        return distort
+    if not config.photometric:
+        return None
     ranges = {
         "brightness": (0.875, 1.125),
         "contrast": (0.5, 1.5),

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 BRIGHTNESS = 32.0
-"""Largest shift, of 255."""
+"""Largest shift of a channel, whose values go to 255."""
 FACTORS = (0.5, 1.5)
-"""Of contrast, and of saturation."""
+"""Range of the factors of contrast and saturation."""
 HUES = 180
 HUE_SHIFT = 18
 _BITS = 12
-"""Of the fixed-point numbers in which OpenCV divides."""
+"""Bits behind the point of the fixed-point numbers in which OpenCV divides."""
 
 
 def distort(image: Tensor) -> Tensor:
-    """uint8 [3, H, W] in RGB -> the same. Contrast is changed before saturation and hue, or after them."""
+    """The distorted image. image: uint8 [3, H, W] in RGB. Contrast changes before saturation and hue, or
+    after them."""
     if _chance():
         image = _scaled(image, shift=np.random.uniform(-BRIGHTNESS, BRIGHTNESS))
     early = _chance()
@@ -53,10 +54,10 @@ def to_hsv(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """The inverse of `to_hsv` up to rounding: uint8 [3, H, W]."""
-    around, share, high = hue * (6 / HUES), saturation * (1 / 255), value * (1 / 255)
+    around, vivid, high = hue * (6 / HUES), saturation * (1 / 255), value * (1 / 255)
     sector = around.trunc()
     rest = around - sector
-    low, falling, rising = high * (1 - share), high * (1 - share * rest), high * (1 - share + share * rest)
+    low, falling, rising = high * (1 - vivid), high * (1 - vivid * rest), high * (1 - vivid + vivid * rest)
     red = _by_sector(sector, high, falling, low, low, rising, high)
     green = _by_sector(sector, rising, high, high, falling, low, low)
     blue = _by_sector(sector, low, low, rising, high, high, falling)
@@ -64,7 +65,7 @@ def to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def _by_sector(sector: Tensor, *values: Tensor) -> Tensor:
-    """The value of each pixel's sixth of the circle of hues."""
+    """Each pixel's value of `values`, chosen by its sector: a sixth of the circle of hues."""
     chosen = values[5]
     for number, value in enumerate(values[:5]):
         chosen = torch.where(sector == number, value, chosen)
@@ -85,7 +86,7 @@ def _contrast(image: Tensor) -> Tensor:
 
 
 def _scaled(channel: Tensor, factor: float = 1.0, shift: float = 0.0) -> Tensor:
-    """Of uint8, cut off at the ends and towards 0."""
+    """factor * channel + shift, uint8, clipped to [0, 255] and truncated."""
     return (channel.float() * factor + shift).clamp(0, 255).to(torch.uint8)
 
 

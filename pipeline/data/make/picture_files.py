@@ -1,4 +1,4 @@
-"""What the makers of shards do with picture files."""
+"""Picture files as the makers of shards read them: their keys, their bytes, and what is left out."""
 
 import io
 import logging
@@ -14,20 +14,20 @@ from pipeline.errors import ConfigError, SampleError
 
 log = logging.getLogger(__name__)
 STORED = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
-"""Ending of a file -> suffix of the member that has its bytes."""
+"""Maps the ending of a file to the suffix of the member that has its bytes."""
 CONVERTED = {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF"}
-"""Ending of a file -> Pillow's name of its format; the member is a PNG of the same pixels."""
+"""Maps the ending of a file to Pillow's name of its format. The member is a PNG of the same pixels."""
 SUFFIXES = (*STORED, *CONVERTED)
 
 
 def pictures_of(
     *folders: Path, suffixes: Iterable[str] = SUFFIXES, nested: bool = False, known: Sequence[str] = ()
 ) -> dict[str, Path]:
-    """Key -> file, by name, of the pictures in these folders; a missing folder has none. Two of one key raise
-    ConfigError.
+    """Maps a key to its picture file, sorted by name, for the pictures in these folders. A missing folder has
+    none. Raises ConfigError for two files of one key.
 
-    A key is the file's stem, or where nested FOLDER/STEM. What is left out is told by its ending, apart from
-    names that end in one of `known`, which belong to the layout.
+    A key is the stem of the file; nested: FOLDER/STEM. Files of other suffixes are left out and logged, apart
+    from names that end in one of `known`, which belong to the layout.
     """
     found: dict[str, Path] = {}
     left: list[Path] = []
@@ -51,8 +51,8 @@ def pictures_of(
 
 
 def tell_left_out(paths: Sequence[Path]) -> None:
-    """Warns of files and folders that no sample is made of: how many there are of each ending, and one of
-    them."""
+    """Logs the files and folders that no sample is made of: how many there are of each ending, and one
+    example."""
     if paths:
         counts = Counter(
             "folders" if path.is_dir() else path.suffix.lower() or "without an ending" for path in paths
@@ -67,34 +67,31 @@ def tell_left_out(paths: Sequence[Path]) -> None:
 
 
 def folders_of(root: Path) -> list[Path]:
-    """Those inside, by name; none where there is no such folder."""
-    return (
-        sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        if root.is_dir()
-        else []
-    )
+    """The folders inside `root`, sorted by name, hidden ones left out; none where `root` is no folder."""
+    inside = root.iterdir() if root.is_dir() else ()
+    return sorted(path for path in inside if path.is_dir() and not path.name.startswith("."))
 
 
 def plain_key(stem: str) -> str:
-    """A dot would end the key in a tar, so it becomes '_'."""
+    """The key of a file with this stem. A dot would end the key in a tar, so it becomes '_'."""
     return stem.replace(".", "_")
 
 
 def shrunk(picture: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """With `size` pixels on the shorter side; a smaller picture stays as it is."""
+    """The picture with `size` pixels on the shorter side. A smaller picture stays as it is."""
     scale = size / min(picture.size)
-    return (
-        picture.resize((round(picture.width * scale), round(picture.height * scale)), resample)
-        if scale < 1
-        else picture
-    )
+    if scale >= 1:
+        return picture
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), resample)
 
 
 def read_picture(path: Path | str, size: int | None) -> tuple[str, bytes, tuple[int, int]]:
-    """(suffix, bytes, (height, width) in pixels of the file) of a picture file as a shard's member.
+    """Suffix and bytes of the member that a picture file becomes, and the (height, width) of the file in
+    pixels.
 
-    As it is; a PNG of the same pixels where no reader takes the format; or shrunk to a JPEG of `size` pixels
-    on the shorter side. SampleError names a file that is no picture, or more than one.
+    size None: the bytes stay as they are; a format that no reader takes becomes a PNG of the same pixels.
+    Else the member is a JPEG with `size` pixels on the shorter side, where the picture is larger. Raises
+    SampleError with the path of a file that is no picture, or more than one.
     """
     data, ending = Path(path).read_bytes(), Path(path).suffix.lower()
     try:
@@ -103,11 +100,8 @@ def read_picture(path: Path | str, size: int | None) -> tuple[str, bytes, tuple[
         if size is None:
             return STORED.get(ending, "png"), data, shape
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            return (
-                "jpg",
-                encoded(shrunk(image.convert("RGB"), size, Image.Resampling.BICUBIC), "JPEG", quality=95),
-                shape,
-            )
+            small = shrunk(image.convert("RGB"), size, Image.Resampling.BICUBIC)
+            return "jpg", encoded(small, "JPEG", quality=95), shape
     except (SampleError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
         raise SampleError(f"{path}: {err}; replace or remove the file") from err
 
@@ -122,6 +116,7 @@ def _as_png(data: bytes, form: str) -> bytes:
 
 
 def encoded(picture: Image.Image, form: str, **options: int) -> bytes:
+    """The bytes of the picture as a file of Pillow's format `form`."""
     out = io.BytesIO()
     picture.save(out, form, **options)
     return out.getvalue()

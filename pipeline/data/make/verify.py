@@ -1,4 +1,4 @@
-"""Reads whole shards again and lists everything that is wrong with them."""
+"""Reads whole shards again, and lists everything that is wrong with them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,38 +14,43 @@ from pipeline.data.members.masks import LabelHistogram, label_counts, size_misma
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest, Shard
-from pipeline.data.shards.storage import sha256_of
 from pipeline.data.shards.tar_index import ShardIndex, index_tar
 from pipeline.errors import SampleError
+from pipeline.files import sha256_of
 
 Mapper = Callable[[Callable[[int], "ShardReport"], Sequence[int]], Iterable["ShardReport"]]
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """problems: one line each, which names the shard and, where there is one, the key."""
+    """What one shard holds, and what is wrong with it."""
 
     name: str
     num_samples: int
     keys: tuple[str, ...]
     problems: tuple[str, ...]
+    """A line each, which names the shard and, if it is a sample's, the key."""
     histogram: LabelHistogram
 
 
 @dataclass(frozen=True)
 class Verified:
-    """histogram: of the labels in the masks that decode (of none where it was quick); mask_names: what the
-    labels stand for."""
+    """What a set of shards holds, and what is wrong with it."""
 
     num_samples: int
     problems: tuple[str, ...]
     histogram: LabelHistogram
+    """Labels of the masks that decode; empty after a quick check."""
     mask_names: tuple[str, ...]
+    """Names of the labels 0, 1, ..."""
 
 
 def verify(source: str, *, quick: bool, mapper: Mapper = map) -> Verified:
-    """Of local shards: sizes, hashes, tar structure, members; and (unless quick) that every member decodes
-    and every mask fits."""
+    """Checks sizes, hashes, tar structure and members of local shards; unless quick, also that every member
+    decodes and every mask fits its image. mapper: a `map` that may use several processes.
+
+    Raises SampleError for remote shards, and for a manifest that does not fit its shards.
+    """
     manifest = load_manifest(source)
     if is_remote(manifest.shards[0].url):
         raise SampleError(
@@ -114,10 +119,11 @@ class _Checker:
         self._num_classes, self._num_labels = len(manifest.classes), len(manifest.mask_names)
 
     def lacking(self, suffixes: Iterable[str]) -> list[str]:
+        """Kinds of members that the manifest has and a sample with these suffixes lacks."""
         return sorted(self._needed - {_kind(suffix) for suffix in suffixes})
 
     def problems(self, members: Iterable[tuple[str, bytes]]) -> Iterator[str]:
-        """One line each, for the members (suffix, bytes) of one sample."""
+        """A line for each problem of one sample. members: (suffix, bytes) of each."""
         shapes: dict[str, tuple[int, ...]] = {}
         for suffix, data in members:
             try:
@@ -128,7 +134,7 @@ class _Checker:
             if isinstance(value, Tensor):
                 shapes[_kind(suffix)] = tuple(value.shape[-2:])
             if suffix == "seg.png":
-                yield from self._strange(value)
+                yield from self._strange_labels(value)
         if "image" in shapes and shapes.get("seg.png", shapes["image"]) != shapes["image"]:
             yield f"seg.png: {size_mismatch(shapes['image'], shapes['seg.png'])}"
 
@@ -137,7 +143,7 @@ class _Checker:
             return decode_class(data, self._num_classes)
         return DECODERS[suffix](data) if suffix in DECODERS else None
 
-    def _strange(self, mask: Tensor) -> Iterator[str]:
+    def _strange_labels(self, mask: Tensor) -> Iterator[str]:
         counts = label_counts(mask.numpy())
         self.histogram = self.histogram.with_mask(counts)
         if self._num_labels and (strange := strange_labels(counts, self._num_labels)):
@@ -145,11 +151,12 @@ class _Checker:
 
 
 def _kind(suffix: str) -> str:
+    """The kind of a member: `image` for all suffixes of images, else its suffix."""
     return "image" if suffix in IMAGES else suffix
 
 
 def _repeated(reports: Sequence[ShardReport]) -> Iterator[str]:
-    """Keys that stand in two shards of one split (the part of the name before its last number)."""
+    """Lines about keys that are in two shards of one split (the name of a shard before its last number)."""
     seen: dict[tuple[str, str], str] = {}
     counts: Counter[str] = Counter()
     for report in reports:

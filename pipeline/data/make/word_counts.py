@@ -13,17 +13,19 @@ from pipeline.errors import SampleError
 
 @dataclass
 class Words:
-    """counts: word -> how often it occurs; longest: words of the longest caption."""
+    """The words of some captions, counted."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    """Maps a word to how often it occurs."""
     num_captions: int = 0
     longest: int = 0
+    """Number of words of the longest caption."""
 
     def vocabulary(self, min_count: int) -> list[str]:
-        """The words that occur so often, the most frequent first; of equally frequent ones the first by
+        """The words that occur `min_count` times or more, the most frequent first; equally frequent ones by
         alphabet."""
-        kept = [word for word, count in self.counts.items() if count >= min_count]
-        return sorted(kept, key=lambda word: (-self.counts[word], word))
+        frequent = [word for word, count in self.counts.items() if count >= min_count]
+        return sorted(frequent, key=lambda word: (-self.counts[word], word))
 
     def add(self, caption: str) -> None:
         words = split_words(caption)
@@ -33,8 +35,8 @@ class Words:
 
 
 def count_words(source: str) -> Words:
-    """Of the training captions in local shards; only these members are read. SampleError names a sample whose
-    captions cannot be used."""
+    """The words of the training captions in local shards. Reads only the members with captions. Raises
+    SampleError with the key of a sample whose captions cannot be used."""
     manifest = load_manifest(source, "train")
     if "json" not in manifest.schema:
         raise SampleError(

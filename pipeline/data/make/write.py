@@ -69,8 +69,8 @@ def write_shards(
     mask_classes: Sequence[str] = (),
     workers: int = 1,
 ) -> Path:
-    """Writes the shards and their manifest into an empty (or new) folder; returns the manifest's path. Every
-    file appears whole."""
+    """Writes the shards and their manifest into an empty or new folder, and returns the path of the manifest.
+    Every file appears whole. Raises ConfigError where the folder holds shards."""
     if out.exists() and any(path.suffix == ".tar" or path.name == "manifest.json" for path in out.iterdir()):
         raise ConfigError(f"{out} holds shards already; give an empty folder, or remove them")
     out.mkdir(parents=True, exist_ok=True)
@@ -95,10 +95,11 @@ def index_shards(
     mask_classes: Sequence[str] = (),
     workers: int = 1,
 ) -> Path:
-    """Writes the manifest of tars into `out`; root: where readers find the shards, if not there. Remote ones
-    are downloaded in passing.
+    """Writes the manifest of tars into `out`, and returns its path. Remote tars are downloaded for it, and
+    not kept.
 
-    classes None: the names are those of `classes.json` beside the shards (see `describe`).
+    root: the folder in which readers find the shards; None: `out`. classes None: the names are those of
+    `classes.json` beside the shards (see `describe`).
     """
     names = Names(tuple(classes), tuple(mask_classes)) if classes is not None else None
     out.mkdir(parents=True, exist_ok=True)
@@ -109,9 +110,10 @@ def index_shards(
 
 @contextmanager
 def processes(workers: int, what: str) -> Iterator[Callable[[Callable[[T], R], Sequence[T]], Iterable[R]]]:
-    """A `map` over processes (this one alone where workers is 1), in order, with a bar on a terminal.
+    """A `map` over processes, which keeps the order and shows a bar on a terminal. workers 1: this process
+    alone.
 
-    They are forked, because importing torch anew takes each of them longer than a small set takes to write.
+    Processes are forked: importing torch anew would take each of them longer than a small set takes to write.
     """
 
     def bar(results: Iterable[R], total: int) -> Iterable[R]:

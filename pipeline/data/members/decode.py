@@ -1,5 +1,5 @@
-"""Bytes of a member -> its value, by suffix, from a closed table. A shard is a stranger's: sizes are checked
-before decoding."""
+"""Decodes the bytes of a member by its suffix, from a closed table. A shard is a stranger's: sizes are
+checked before decoding."""
 
 import io
 import json
@@ -22,7 +22,7 @@ image bomb."""
 MAX_JSON = 1 << 20
 MAX_CLASS = 1_000_000
 _PNG_DEPTH = 24
-"""Byte of a PNG that says its bits per channel."""
+"""Position of the byte of a PNG that holds its bits per channel."""
 _CLASS = re.compile(rb"\s*([0-9]{1,9})\s*")
 
 
@@ -54,7 +54,8 @@ def decode_mask(data: bytes) -> Tensor:
                     f"mask is a PNG of mode {image.mode}, which holds colours, not labels; give 8-bit "
                     "grey or palette"
                 )
-            if image.mode == "L" and data[_PNG_DEPTH] != 8:  # Pillow would stretch labels 0..15 to 0..255
+            # Pillow would stretch the labels 0..15 of fewer bits to 0..255
+            if image.mode == "L" and data[_PNG_DEPTH] != 8:
                 raise SampleError(
                     f"mask is a grey PNG of {data[_PNG_DEPTH]} bits; give 8-bit grey or palette"
                 )
@@ -80,9 +81,8 @@ def decode_captions(data: bytes) -> tuple[str, ...]:
         raise SampleError(f"json has {len(data)} bytes; the limit is {MAX_JSON}")
     try:
         captions = json.loads(data)["captions"]
-        json.dumps(
-            captions, ensure_ascii=False
-        ).encode()  # half a surrogate pair is no text: nothing could print it
+        # half a surrogate pair is no text: nothing could print it
+        json.dumps(captions, ensure_ascii=False).encode()
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise SampleError(f"json does not hold captions: {err}") from err
     if captions == []:
@@ -93,8 +93,8 @@ def decode_captions(data: bytes) -> tuple[str, ...]:
 
 
 def check_header(data: bytes) -> tuple[int, int]:
-    """(height, width) by the header alone, because a small file can promise a picture that fills the memory.
-    Raises SampleError."""
+    """(height, width) of an image by its header alone: a small file can promise a picture that fills the
+    memory. Raises SampleError."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),

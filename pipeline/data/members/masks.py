@@ -1,4 +1,4 @@
-"""What masks are: uint8, label k is class k, 255 is ignored."""
+"""Labels of masks, which are uint8: label k is class k, 255 is ignored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 IGNORED = 255
 BAR = 30
-"""Characters of the longest bar."""
+"""Characters of the longest bar of a histogram."""
 
 
 def label_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -17,13 +17,14 @@ def label_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def all_known(mask: NDArray[np.uint8], num_classes: int) -> bool:
-    """Whether each label is a class or 255. Much cheaper than to count them: 255 becomes 0, the others one
-    more."""
+    """Whether each label is a class or 255. Much cheaper than to count them."""
+    # 255 becomes 0, and any other label one more
     return int((mask + np.uint8(1)).max(initial=0)) <= num_classes
 
 
 def strange_labels(counts: NDArray[np.int64], num_classes: int) -> str:
-    """Which labels of a mask are neither a class nor 255, in words; empty where all are."""
+    """A sentence about the labels of a mask that are neither a class nor 255; empty where there are none.
+    counts: int64 [256], see `label_counts`."""
     strange = np.flatnonzero(counts[num_classes:IGNORED]) + num_classes
     if not len(strange):
         return ""
@@ -37,16 +38,18 @@ def strange_labels(counts: NDArray[np.int64], num_classes: int) -> str:
 
 
 def size_mismatch(image: Sequence[int], mask: Sequence[int]) -> str:
-    """For two different (height, width)."""
+    """A sentence about an image and a mask of different (height, width)."""
     return f"mask has {mask[0]}x{mask[1]} pixels (height x width) and its image {image[0]}x{image[1]}"
 
 
 @dataclass(frozen=True)
 class LabelHistogram:
-    """pixels, samples: int64 [256], pixels of each label and samples in which it is. They add over shards."""
+    """How often each label occurs. Histograms add over shards."""
 
     pixels: NDArray[np.int64]
+    """[256]: pixels of each label."""
     samples: NDArray[np.int64]
+    """[256]: samples in which the label occurs."""
     num_samples: int = 0
 
     @classmethod
@@ -62,8 +65,8 @@ class LabelHistogram:
         return self + LabelHistogram(counts, (counts > 0).astype(np.int64), 1)
 
     def drawn(self, names: Sequence[str]) -> list[str]:
-        """One line per class, and one per other label that occurs: label, name, share of the pixels, share of
-        the masks, and a bar."""
+        """A line for each class, and for each other label that occurs: label, name, percentage of the pixels
+        and of the masks, and a bar."""
         shown = [label for label in range(256) if label < len(names) or self.pixels[label]]
         title = {label: name for label, name in enumerate(names)} | {IGNORED: "(ignored)"}
         width = max((len(title.get(label, "")[:40]) for label in shown), default=0)

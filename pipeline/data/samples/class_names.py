@@ -1,4 +1,4 @@
-"""Class names of two sets that one head reads: a label must mean the same in both."""
+"""Agreement of the class names of two sets: a label must mean the same in both, as one head reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,23 +8,26 @@ from pipeline.errors import ConfigError, first_few
 
 @dataclass(frozen=True)
 class Labels:
-    """names: of the labels 0, 1, ... that a model sees. numbers: which of these each label of the shards
-    is."""
+    """The labels of a set as a model sees them."""
 
     names: tuple[str, ...]
+    """Names of the labels 0, 1, ... of the model."""
     numbers: tuple[int, ...]
+    """[labels of the shards]: the label of the model that each is."""
 
     @classmethod
     def as_stored(cls, names: Sequence[str]) -> "Labels":
+        """Labels that keep their numbers."""
         return cls(tuple(names), tuple(range(len(names))))
 
 
 def agreed(own: Sequence[str], known: Sequence[str], where: str) -> Labels:
-    """own: names of a set's labels. known: those that the head is trained on; none where that is not known.
+    """The labels of a set for a head that was trained on other names.
 
-    Where the own names are some of the known ones, or all in another order, labels are renumbered by name.
-    Names that only number the classes say nothing, and labels stay as stored. Anything else raises
-    ConfigError. where: the setting that names the set.
+    own: names of the set's labels. known: names that the head was trained on; empty where that is not known.
+    where: the setting that names the set. If the own names are some of the known ones, or all in another
+    order, labels are renumbered by name. If names only number the classes, labels stay as stored. Raises
+    ConfigError for anything else.
     """
     own, known, stored = tuple(own), tuple(known), Labels.as_stored(own)
     if not known or own == known:
@@ -47,7 +50,8 @@ def agreed(own: Sequence[str], known: Sequence[str], where: str) -> Labels:
 
 
 def _numbered(names: tuple[str, ...]) -> bool:
-    """Whether they are what shards without names get: 0, 1, ..., or label 1, label 2, ..."""
+    """Whether the names only number the classes, as of shards without names: 0, 1, ..., or label 1, label 2,
+    ..."""
     return any(
         names == tuple(f"{word}{first + n}" for n in range(len(names)))
         for word, first in (("", 0), ("label ", 0), ("label ", 1))

@@ -1,4 +1,4 @@
-"""Downloaded shards in a folder that all runs, ranks and workers of a machine share."""
+"""The cache of downloaded shards: a folder that all runs, ranks and workers of a machine share."""
 
 import fcntl
 import os
@@ -12,20 +12,20 @@ from pipeline.data.shards.storage import download, storage_error
 
 
 class ShardCache:
-    """max_bytes: of the whole folder. Where that is too much, the shards that were not opened for longest are
-    deleted; what a reader has open stays, even where such shards alone are more. patience: seconds for which
-    a server that fails is asked again.
+    """max_bytes: limit of the whole folder. Above it, the shards that were not opened for longest are
+    deleted. Shards that a reader has open stay, even if they alone are more. patience: seconds for which a
+    server that fails is asked again.
 
-    Each shard has a lock file, held while the shard is fetched, opened or deleted; and an open shard has a
-    shared lock on itself.
+    Each shard has a lock file, held while the shard is fetched, opened or deleted. An open shard has a shared
+    lock on itself.
     """
 
     def __init__(self, folder: Path, max_bytes: int, patience: float):
         self._folder, self._max, self._patience = folder, max_bytes, patience
 
     def open(self, shard: Shard) -> int:
-        """A descriptor, of a copy that is downloaded first where there is none. Closing it lets the shard be
-        deleted.
+        """A descriptor of the local copy, which is downloaded first where there is none. Closing it lets the
+        copy be deleted.
 
         One process downloads; the others wait for it. Raises StorageError.
         """
@@ -39,15 +39,15 @@ class ShardCache:
             raise storage_error(shard.url, err) from err
 
     def prefetch(self, shard: Shard) -> None:
-        """Downloads it where nobody does so already. What goes wrong here goes wrong again, and is told,
-        in `open`."""
+        """Downloads the shard where nobody does so already. Errors are ignored: `open` meets and raises them
+        again."""
         with suppress(OSError), self._locked(shard, wait=False) as path:
             self._bring(shard, path)
 
     @contextmanager
     def _locked(self, shard: Shard, *, wait: bool) -> Iterator[Path]:
-        """The path of the shard, which nobody else fetches, opens or deletes meanwhile. wait False:
-        BlockingIOError where somebody does."""
+        """While it is open, nobody else fetches, opens or deletes the shard; gives its path. wait False:
+        raises BlockingIOError where somebody does."""
         path = self._folder / f"{shard.sha256[:32]}.tar"
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
@@ -56,16 +56,18 @@ class ShardCache:
 
     def _bring(self, shard: Shard, path: Path) -> None:
         if not path.exists() or path.stat().st_size != shard.num_bytes:
-            for part in self._folder.glob(f".{path.name}.*.part"):  # of a process that was killed
+            # parts that a killed process has left
+            for part in self._folder.glob(f".{path.name}.*.part"):
                 part.unlink(missing_ok=True)
             self._make_room(shard.num_bytes)
             download(shard.url, path, shard.num_bytes, shard.sha256, self._patience)
-            self._make_room(0)  # others may have fetched something meanwhile
+            # others may have fetched something meanwhile
+            self._make_room(0)
         os.utime(path)
 
     def _make_room(self, incoming: int) -> None:
-        """Deletes until `incoming` bytes fit into the limit and onto the disk, or nothing is left that can be
-        deleted."""
+        """Deletes shards until `incoming` bytes fit into the limit and onto the disk, or no shard can be
+        deleted any more."""
         found = sorted(
             (stat.st_mtime, stat.st_size, path)
             for path in self._folder.rglob("*.tar")
@@ -79,7 +81,7 @@ class ShardCache:
 
 
 def _delete(path: Path) -> bool:
-    """Whether the shard is gone; not where somebody fetches, opens or reads it."""
+    """Deletes the shard unless somebody fetches, opens or reads it. Returns whether it is gone."""
     try:
         with open(path.with_suffix(".lock"), "w") as lock, open(path, "rb") as file:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Makes the manifest of tars by reading them."""
+"""Makes the manifest of tars from their content."""
 
 import hashlib
 import json
@@ -13,9 +13,10 @@ from pipeline.data.members.decode import decode_class
 from pipeline.data.shards.locations import is_remote, join, split
 from pipeline.data.shards.manifest import Manifest, Shard
 from pipeline.data.shards.splits import split_of
-from pipeline.data.shards.storage import download, read_bytes, sha256_of
+from pipeline.data.shards.storage import download, read_bytes
 from pipeline.data.shards.tar_index import ShardIndex, index_tar
 from pipeline.errors import SampleError
+from pipeline.files import sha256_of
 
 CLASSES = "classes.json"
 Described = tuple[Shard, ShardIndex, int]
@@ -24,19 +25,20 @@ Mapper = Callable[[Callable[[str], Described], Sequence[str]], Iterable[Describe
 
 @dataclass(frozen=True)
 class Names:
-    """Of the classes, and of the labels of masks where these are numbered otherwise."""
+    """Names of classes."""
 
     classes: tuple[str, ...] = ()
     mask_classes: tuple[str, ...] = ()
+    """Names of the labels of masks, where these are numbered otherwise."""
 
 
 def describe(
     tars: Sequence[str], *, hashes: bool, names: Names | None = None, mapper: Mapper = map
 ) -> Manifest:
-    """Indexes tars; hashes: with the sha256 of each. mapper: a `map` that may use several processes.
+    """The manifest of tars. hashes: whether it holds the sha256 of each. mapper: a `map` that may use several
+    processes.
 
-    names: else those of `classes.json` beside the shards; without names, where samples have a class, the
-    numbers are the names.
+    names None: those of `classes.json` beside the shards. Classes without names are named by their numbers.
     """
     described = list(mapper(partial(describe_shard, hashed=hashes), tars))
     shards = tuple(shard for shard, _, _ in described)
@@ -49,8 +51,8 @@ def describe(
 
 
 def describe_shard(tar: str, *, hashed: bool) -> Described:
-    """(shard, index, 1 + its highest class, or 0 where it has none). A remote tar is downloaded for it, and
-    not kept."""
+    """The shard, its index, and its highest class plus 1, or 0 where it has no classes. A remote tar is
+    downloaded for it, and not kept."""
     folder, name = split(tar)
     if is_remote(tar):
         with TemporaryDirectory(prefix="dtem-") as scratch:
@@ -74,7 +76,8 @@ def _download(tar: str, path: Path) -> None:
 
 
 def _count_classes(tar: str, index: ShardIndex) -> int:
-    """Labels that cannot be read count as no class: reading the sample says what is wrong with them."""
+    """The highest class plus 1. A label that cannot be read does not count: reading its sample will report
+    it."""
     highest = -1
     with open(tar, "rb") as file:
         for sample in range(len(index.keys)):
@@ -89,7 +92,8 @@ def _count_classes(tar: str, index: ShardIndex) -> int:
 
 
 def read_names(folder: str) -> Names:
-    """`classes.json`: a list of class names, or {"classes": [...], "mask_classes": [...]}."""
+    """The names in `classes.json` of the folder, which holds a list of class names, or {"classes": [...],
+    "mask_classes": [...]}; none where there is no such file. Raises SampleError for any other content."""
     path = join(folder, CLASSES)
     try:
         plain = json.loads(read_bytes(path))

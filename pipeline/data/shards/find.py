@@ -25,9 +25,10 @@ def load_manifest(
 ) -> Manifest:
     """The manifest of a folder, brace pattern, list of tars, or URL of those.
 
-    subset: of a folder whose shards name their splits, take those of one. A folder in which none does is one
-    set; tars and patterns are taken as given. Local shards without a manifest are indexed in memory. checked:
-    compare the sizes of the shards with the manifest's. Anything that does not fit raises SampleError.
+    subset: the split to take from a folder whose shards name their splits. A folder in which no shard does is
+    one set; tars and patterns are taken as given. Local shards without a manifest are indexed in memory.
+    checked: whether the sizes of the shards are compared with the manifest's. Raises SampleError for anything
+    that does not fit.
     """
     names = [source] if isinstance(source, str) else list(source)
     locations = [location for name in names for location in expand(name)]
@@ -47,8 +48,8 @@ def load_manifest(
 
 
 def split_named(source: str | Sequence[str], subset: str) -> Manifest:
-    """The shards of `source` that name the split themselves; SampleError, which lists the splits that there
-    are, where none does."""
+    """The shards of `source` that name the split themselves. Raises SampleError that lists the splits where
+    none does."""
     whole = load_manifest(source, checked=False)
     chosen = tuple(shard for shard in whole.shards if shard.split == subset)
     if not chosen:
@@ -61,7 +62,7 @@ def split_named(source: str | Sequence[str], subset: str) -> Manifest:
 
 
 def _groups(locations: list[str]) -> list[list[str]]:
-    """Neighbouring tars of one folder together; each folder alone."""
+    """Locations that are read together: neighbouring tars of one folder, or one folder."""
     groups: list[list[str]] = []
     for location in locations:
         alone = not location.endswith(".tar")
@@ -97,7 +98,7 @@ def _load_folder(folder: str, subset: str | None) -> Manifest:
 
 
 def _refuse_unlisted(folder: str, manifest: Manifest) -> None:
-    """SampleError for tars beside the manifest that it does not list, as those that were copied there later:
+    """Raises SampleError for tars beside the manifest that it does not list, for instance copied there later:
     nothing would read them."""
     listed = {shard.name for shard in manifest.shards}
     others = [join(folder, name) for name in tar_names(folder) if name not in listed]
@@ -110,8 +111,8 @@ def _refuse_unlisted(folder: str, manifest: Manifest) -> None:
 
 
 def _of_split(named: Mapping[T, str], subset: str | None, folder: str) -> list[T]:
-    """Of shards (and the split that each names, or none), those of one split: all of them where none names
-    any."""
+    """The shards of one split; all of them where no shard names a split. named: maps a shard to the split
+    that it names, which may be empty."""
     there = set(named.values())
     if subset is None or there == {""}:
         return list(named)
@@ -126,7 +127,7 @@ def _of_split(named: Mapping[T, str], subset: str | None, folder: str) -> list[T
             f"'{folder}/part-{{000..012}}.tar', "
             f"or make the set anew with this split (`dtem shards make --help`)"
         )
-    return [shard for shard, own in named.items() if own == subset]
+    return [shard for shard, split_named in named.items() if split_named == subset]
 
 
 def _counted(splits: Iterable[str]) -> str:
@@ -164,7 +165,7 @@ def _read_manifest(folder: str) -> Manifest | None:
 
 
 @lru_cache(maxsize=64)
-def _say_once(folder: str) -> None:
+def _warn_once(folder: str) -> None:
     log.warning(
         "%s has no manifest: its shards are indexed in memory at every start. Once and for all: %s",
         folder,
@@ -174,12 +175,12 @@ def _say_once(folder: str) -> None:
 
 def _index_now(tars: list[str]) -> Manifest:
     folder = split(tars[0])[0]
-    _say_once(folder)
+    _warn_once(folder)
     return _indexed(tuple(tars), tuple(_state(path) for path in (*tars, join(folder, CLASSES))))
 
 
 def _state(path: str) -> tuple[int, int] | None:
-    """Size and time of a file: one that was changed is another one."""
+    """Size and time of a file, by which a changed file is known; None where there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -203,7 +204,8 @@ def _joined(parts: list[Manifest]) -> Manifest:
 
 
 def _check_files(manifest: Manifest) -> None:
-    """Every shard is there, once, with the bytes that the manifest says; local ones with their index."""
+    """Raises SampleError unless every shard is there, once, with the size in the manifest, and local ones
+    with their index."""
     urls = [shard.url for shard in manifest.shards]
     url, count = Counter(urls).most_common(1)[0]
     if count > 1:

@@ -1,4 +1,4 @@
-"""Which shards a split of a task is, and that none to evaluate on is one to train on."""
+"""The shards of a split of a task. None that are evaluated on may be trained on."""
 
 import logging
 import os
@@ -9,8 +9,8 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.shards.find import load_manifest, split_named
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest, Shard
-from pipeline.data.shards.storage import sha256_of
 from pipeline.errors import ConfigError, PipelineError, SampleError, first_few
+from pipeline.files import sha256_of
 
 log = logging.getLogger(__name__)
 SETTINGS = ("train", "val", "test")
@@ -18,8 +18,8 @@ SETTINGS = ("train", "val", "test")
 
 
 def setting_of(config: DataConfig, split: str) -> tuple[str, str | list[str] | None]:
-    """(the field that says where a split's shards are, its value): its own, else `val`, else `train`, whose
-    sets may name it too."""
+    """The field of DataConfig that names the shards of a split, and its value: the split's own field, else
+    `val`, else `train`, whose sets may hold the split too."""
     fields = [split] if split == "train" else [split, "val", "train"]
     given = [field for field in fields if field in SETTINGS and getattr(config, field) is not None]
     field = given[0] if given else split
@@ -27,10 +27,10 @@ def setting_of(config: DataConfig, split: str) -> tuple[str, str | list[str] | N
 
 
 def find_split(task_name: str, config: DataConfig, split: str) -> tuple[str, Manifest]:
-    """(the setting that names them, the shards). A split that no setting names is looked for in `data.val`,
-    else in `data.train`.
+    """The setting that names the shards of a split, and the shards. A split without a setting of its own is
+    looked for in `data.val`, else in `data.train`.
 
-    Raises ConfigError where nothing is given for it, SampleError for shards that are not there or do not fit.
+    Raises ConfigError where no setting is given, SampleError for shards that are not there or do not fit.
     """
     setting, source = setting_of(config, split)
     if source is None:
@@ -43,19 +43,19 @@ def find_split(task_name: str, config: DataConfig, split: str) -> tuple[str, Man
 
 
 def training_shards(config: DataConfig, where: str) -> Manifest | None:
-    """Those of `data.train`; None, which is said, where they cannot be read, as on a machine that only
+    """The shards of `data.train`. None, with a warning, where they cannot be read, as on a machine that only
     evaluates."""
     if config.train is None:
         return None
     try:
         return load_manifest(config.train, "train", checked=False)
     except (PipelineError, OSError) as err:
-        _say_once(where, str(err))
+        _warn_once(where, str(err))
         return None
 
 
 @lru_cache(maxsize=64)
-def _say_once(where: str, why: str) -> None:
+def _warn_once(where: str, why: str) -> None:
     log.warning(
         "whether %s holds shards that were trained on is not known, because data.train cannot be read: %s",
         where,
@@ -64,8 +64,8 @@ def _say_once(where: str, why: str) -> None:
 
 
 def refuse_training_shards(trained: Manifest, held_out: Manifest, where: str) -> None:
-    """ConfigError where a shard of `held_out` is one of `trained`: the same file, or one with the same bytes.
-    where: the setting."""
+    """Raises ConfigError where a shard of `held_out` is one of `trained`: the same file, or one with the same
+    bytes. where: the setting that names the held-out shards."""
     twins = [_described(*twin) for twin in _twins(trained, held_out)]
     if twins:
         raise ConfigError(
@@ -81,6 +81,7 @@ def _described(own: Shard, trained: Shard) -> str:
 
 
 def _twins(trained: Manifest, held_out: Manifest) -> Iterator[tuple[Shard, Shard]]:
+    """Pairs of a held-out shard and the training shard that is the same."""
     places = {_place(shard): shard for shard in trained.shards}
     contents = {key: shard for shard in trained.shards for key in (shard.index_sha256, shard.sha256) if key}
     for shard in held_out.shards:
@@ -97,6 +98,6 @@ def _place(shard: Shard) -> str:
 
 
 def _bytes_of(shard: Shard) -> tuple[int, str]:
-    """Size and hash. One that was indexed on the fly, and so is local, is read: an index alone can be that of
-    other bytes."""
+    """Size and sha256 of a shard. A shard without a known hash, which is local, is read: two shards of other
+    bytes can have one index."""
     return shard.num_bytes, shard.sha256 or ("" if is_remote(shard.url) else sha256_of(shard.url))

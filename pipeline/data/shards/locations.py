@@ -1,4 +1,4 @@
-"""Where shards are, as a user writes it: a folder, a brace pattern, a list, or a URL. A location is data:
+"""Locations of shards as a user writes them: a folder, a brace pattern, a list, or a URL. A location is data:
 nothing in it is ever run."""
 
 import os
@@ -16,8 +16,7 @@ _RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 
 
 def checked(location: str) -> str:
-    """The location with `file://` taken off; raises SampleError for whatever is not a plain path or an
-    allowed URL."""
+    """The location without `file://`. Raises SampleError for anything but a plain path or an allowed URL."""
 
     def refuse(why: str) -> SampleError:
         return SampleError(
@@ -105,8 +104,8 @@ def local_shards(folder: str) -> list[str]:
 
 
 def tar_names(folder: str) -> list[str]:
-    """Names that end in `.tar`, sorted; without hidden ones, such as macOS leaves beside files. A missing
-    folder raises SampleError."""
+    """The names in a folder that end in `.tar`, sorted, without hidden ones, such as macOS leaves beside
+    files. Raises SampleError for a missing folder."""
     return sorted(name for name in _names(folder) if name.endswith(".tar"))
 
 

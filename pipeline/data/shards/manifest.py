@@ -1,8 +1,8 @@
-"""What a set of shards holds: counts, bytes, hashes, member suffixes, class names, and where every member
-lies.
+"""The manifest of a set of shards: counts, bytes, hashes, member suffixes, class names, and the place of
+every member.
 
-On disk: `manifest.json` beside the shards (or elsewhere, with `root` saying where they are), and
-`SHARD.index.json` for each of them.
+On disk it is `manifest.json` beside the shards (or elsewhere, where its `root` names their folder), and
+`SHARD.index.json` for each shard.
 """
 
 import hashlib
@@ -27,44 +27,46 @@ _SPLIT = re.compile(r"[A-Za-z0-9_-]{0,40}")
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. `sha256` is of its bytes (empty where it was indexed on the fly), `index_sha256` of its index.
-
-    split: `train`, `val`, `test` or another word; empty where neither the manifest nor the name tells it.
-    """
+    """One tar."""
 
     name: str
     num_samples: int
     num_bytes: int
     sha256: str
+    """Hash of its bytes; empty where it was indexed on the fly."""
     index_sha256: str
+    """Hash of its index."""
     url: str = ""
     index_url: str = ""
     split: str = ""
+    """`train`, `val`, `test` or another word; empty where neither the manifest nor the name has one."""
 
     def plain(self) -> dict[str, Any]:
+        """Its entry in the manifest."""
         fields = ("name", "split", "num_samples", "num_bytes", "sha256", "index_sha256")
         return {name: getattr(self, name) for name in fields}
 
     def identity(self) -> list[Any]:
-        """What the digest of a set is made of. A split counts where the name does not say it: sets keep the
-        digest that they had."""
+        """The facts that the digest of a set is made of. A split counts only where the name does not have it,
+        so that older sets keep their digest."""
         own = [self.split] if self.split != split_of(self.name) else []
         return [self.name, self.num_samples, self.num_bytes, self.index_sha256, *own]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """schema: member suffixes of the samples. classes: names of the classes 0, 1, ... (empty where samples
-    have no class)."""
+    """What a set of shards holds."""
 
     shards: tuple[Shard, ...]
     schema: tuple[str, ...]
+    """Member suffixes of the samples."""
     classes: tuple[str, ...]
+    """Names of the classes 0, 1, ...; empty where samples have no class."""
     mask_classes: tuple[str, ...] = ()
     """Names of the labels 0, 1, ... of masks; empty where masks are numbered like `classes`, or there are
     none."""
     indexes: Mapping[str, ShardIndex] = field(default_factory=dict, repr=False, compare=False)
-    """By URL, of the shards that were indexed on the fly."""
+    """Maps the URL of a shard that was indexed on the fly to its index."""
 
     @property
     def mask_names(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Names the set: it changes with any key, member position, class, split or shard."""
+        """Hash that names the set: it changes with any key, member position, class, split or shard."""
         parts = [shard.identity() for shard in self.shards]
         # sets without mask classes keep the digest that they had before there were any
         mask_classes = [self.mask_classes] if self.mask_classes else []
@@ -85,8 +87,8 @@ class Manifest:
         ).hexdigest()
 
     def index(self, number: int, patience: float | None = None) -> ShardIndex:
-        """The index of shard `number`; raises SampleError where it is not the one that the manifest names,
-        StorageError where it cannot be read for `patience` seconds."""
+        """The index of shard `number`. Raises SampleError where it is not the one that the manifest names,
+        and StorageError where it cannot be read for `patience` seconds."""
         shard = self.shards[number]
         return self.indexes[shard.url] if shard.url in self.indexes else read_index(shard, patience)
 
@@ -124,7 +126,8 @@ def read_index(shard: Shard, patience: float | None = None) -> ShardIndex:
 
 
 def parse_manifest(data: bytes, folder: str) -> Manifest:
-    """The inverse of `Manifest.to_json`; `folder` is where the manifest lies."""
+    """The inverse of `Manifest.to_json`. folder: that of the manifest. Raises ValueError and the errors of
+    missing or wrong entries."""
     plain = json.loads(data)
     if plain["format"] != FORMAT:
         raise ValueError(f"its format is {plain['format']!r:.20} and this program reads {FORMAT}")
@@ -168,8 +171,8 @@ def _parse_shard(entry: dict[str, Any], root: str, folder: str) -> Shard:
 
 
 def write_manifest(folder: Path, manifest: Manifest, root: str | None = None) -> Path:
-    """Writes the indexes, and last the manifest; each appears whole or not at all. root: where the shards
-    are, if not in `folder`."""
+    """Writes the indexes, and last the manifest, each of which appears whole or not at all. root: the folder
+    of the shards, if it is not `folder`."""
     for number, shard in enumerate(manifest.shards):
         _write(folder / f"{shard.name}.index.json", manifest.index(number).to_json())
     _write(folder / MANIFEST, manifest.to_json(root))
@@ -182,6 +185,6 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def remedy(location: str) -> str:
-    """The command that makes the manifest of a folder, or of a tar's folder, anew."""
+    """The command that makes the manifest of a folder anew, or that of the folder of a tar."""
     folder = location.rpartition("/")[0] if location.endswith(".tar") else location
     return f"`dtem shards make index {folder}`"

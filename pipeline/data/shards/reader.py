@@ -16,8 +16,8 @@ from pipeline.errors import PipelineError, SampleError
 
 
 class SampleReader:
-    """width: shards that are in use at once; twice as many indexes and open files are kept. cache_bytes: of
-    the machine's downloads.
+    """Reads samples by shard and number. width: shards that are in use at once; twice as many indexes and
+    open files are kept. cache_bytes: limit of the machine's cache of downloads.
 
     patience: seconds for which storage that fails is asked again.
     """
@@ -31,20 +31,21 @@ class SampleReader:
         self._asked: set[int] = set()
 
     def key(self, shard: int, sample: int) -> str:
-        """Raises SampleError where the index is not the manifest's, StorageError where it cannot be read."""
+        """The key of a sample. Raises SampleError where the index is not the manifest's, and StorageError
+        where it cannot be read."""
         return self._index(shard).keys[sample]
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
-        """suffix -> bytes of every member. Raises SampleError where the shard is too short, StorageError
-        where it cannot be read."""
+        """Maps a suffix to the bytes of the member, for all members of a sample. Raises SampleError where the
+        shard is too short, and StorageError where it cannot be read."""
         members = self._index(shard).members(sample)
         return persist(
             self._manifest.shards[shard].url, lambda: self._members(shard, members), self._patience
         )
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Downloads remote shards that will be read soon, in the background; what fails here fails again, and
-        is told, on reading."""
+        """Downloads remote shards that will be read soon, in the background. Errors are ignored: reading
+        meets and raises them again."""
         remote = [shard for shard in shards if is_remote(self._manifest.shards[shard].url)]
         new = [self._manifest.shards[shard] for shard in remote if shard not in self._asked]
         self._asked = set(remote)
@@ -61,7 +62,8 @@ class SampleReader:
             file = self._file(shard)
             return {suffix: self._read(file, offset, size) for suffix, (offset, size) in members.items()}
         except OSError as err:
-            if shard in self._files:  # a network disk that was away leaves dead descriptors behind
+            # a network disk that was away leaves dead descriptors
+            if shard in self._files:
                 with suppress(OSError):
                     os.close(self._files.pop(shard))
             raise storage_error(self._manifest.shards[shard].url, err) from err
@@ -76,7 +78,8 @@ class SampleReader:
         return data
 
     def _file(self, shard: int) -> int:
-        """An open descriptor. pread leaves no position in it, so that a forked worker can share it."""
+        """An open descriptor of the shard. pread leaves no position in it, so that forked workers can share
+        it."""
         if shard not in self._files:
             if len(self._files) == self._kept:
                 os.close(self._files.popitem(last=False)[1])

@@ -1,4 +1,4 @@
-"""Which split a shard belongs to, as its name says it."""
+"""The split that a shard belongs to, by its name."""
 
 import re
 
@@ -12,7 +12,7 @@ _WORDS = {
     "testing": "test",
 }
 _PART = re.compile(rf"(?<![a-z])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![a-z])")
-"""A word of the name, between its ends, digits and signs: not the `train` of `pretrained`."""
+"""A whole word of the name: not the `train` of `pretrained`."""
 
 
 def split_of(name: str) -> str:

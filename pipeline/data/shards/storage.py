@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pipeline.data.shards.locations import is_remote
 from pipeline.errors import OutageError, SampleError, StorageError
+from pipeline.files import sha256_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,7 +42,7 @@ _LASTING = _NO_SPACE | {
 }
 _LASTING |= {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOLCK}
 _MAY_PASS = {408, 425, 429}
-"""Of the statuses 4xx, by which a server refuses for good."""
+"""Statuses 4xx after which asking again may help; the others are a server's final refusal."""
 OTHER_BYTES = "the bytes that came have another sha256 than the manifest says"
 MAX_TEXT = 1 << 28
 """Bytes of the largest manifest or index that is read."""
@@ -49,10 +50,11 @@ _PACKAGES = {"s3": "s3fs (pip install dtem-pipeline[s3])", "gs": "gcsfs (pip ins
 
 
 def read_bytes(location: str, patience: float | None = None, sha256: str = "") -> bytes:
-    """A whole small file. A missing one raises FileNotFoundError, one that is too large SampleError, other
-    failures StorageError.
+    """The content of a small file. Raises FileNotFoundError for a missing file, SampleError for one that is
+    too large, and StorageError for other failures.
 
-    sha256: of a remote one, for which other bytes (a proxy's page that says it is down) are a failed attempt.
+    sha256: expected hash of a remote file. Other bytes, such as the error page of a proxy, are a failed
+    attempt.
     """
     if file_size(location, patience) > MAX_TEXT:
         raise SampleError(f"{location} is larger than {MAX_TEXT >> 20} MiB; a manifest or index is not")
@@ -66,7 +68,8 @@ def read_bytes(location: str, patience: float | None = None, sha256: str = "") -
 
 
 def file_size(location: str, patience: float | None = None) -> int:
-    """Bytes. A missing file raises FileNotFoundError, other failures StorageError."""
+    """The size of a file in bytes. Raises FileNotFoundError for a missing file, StorageError for other
+    failures."""
     if not is_remote(location):
         return persist(location, lambda: _local(location, lambda: os.stat(location).st_size), patience)
     size = _remote(location, lambda filesystem: filesystem.info(location, timeout=DEADLINE)["size"], patience)
@@ -80,10 +83,10 @@ def file_size(location: str, patience: float | None = None) -> int:
 def download(
     location: str, target: Path, num_bytes: int | None = None, sha256: str = "", patience: float | None = None
 ) -> None:
-    """Copies a remote file to `target`, which appears whole or not at all; a wrong size or hash counts as a
-    failed attempt.
+    """Copies a remote file to `target`, which appears whole or not at all. A wrong size or hash is a failed
+    attempt.
 
-    A missing one raises FileNotFoundError, other failures StorageError.
+    Raises FileNotFoundError for a missing file, StorageError for other failures.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -107,21 +110,16 @@ def download(
 
 
 def persist(location: str, action: Callable[[], T], patience: float | None = None) -> T:
-    """`action()`, again after a pause with jitter while it raises OutageError; StorageError once `patience`
-    seconds are over.
-
-    patience None: PATIENCE, which is also the default of what reads through this.
-    """
+    """Returns `action()`. While it raises OutageError it is called again, after a pause with jitter. Raises
+    StorageError once `patience` seconds are over; None is PATIENCE."""
     patience = PATIENCE if patience is None else patience
     start = told = time.monotonic()
     for attempt in count():
         try:
             return action()
         except OutageError as err:
-            now, pause = (
-                time.monotonic(),
-                min(LONGEST_PAUSE, PAUSE * 2 ** min(attempt, 20)) * (0.5 + random.Random().random()),
-            )
+            now, longest = time.monotonic(), min(LONGEST_PAUSE, PAUSE * 2 ** min(attempt, 20))
+            pause = longest * (0.5 + random.Random().random())
             if now + pause > start + patience:
                 tried = f"{attempt + 1} attempts in {now - start:.0f} s"
                 raise StorageError(f"{err} ({tried}); see that the storage answers, then resume") from err
@@ -133,7 +131,8 @@ def persist(location: str, action: Callable[[], T], patience: float | None = Non
 
 
 def storage_error(location: str, err: BaseException) -> StorageError:
-    """What a failure to read `location` means: an OutageError where asking again may help."""
+    """The StorageError that a failure to read `location` means: an OutageError where asking again may
+    help."""
     if isinstance(err, StorageError):
         return err
     if isinstance(err, FileNotFoundError):
@@ -150,11 +149,6 @@ def _whole(data: bytes, sha256: str) -> bytes:
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
         raise OSError(OTHER_BYTES)
     return data
-
-
-def sha256_of(path: Path | str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify(path: Path, num_bytes: int | None, sha256: str) -> None:
@@ -177,8 +171,8 @@ def _local(location: str, action: Callable[[], T]) -> T:
 
 
 def _remote(location: str, action: Callable[[Any], T], patience: float | None) -> T:
-    """`action(filesystem)`, patiently. Each backend has its own errors, and each of them means that the
-    transfer failed."""
+    """Returns `action(filesystem)`, see `persist`. Each backend has its own errors; any of them means that
+    the transfer failed."""
 
     def attempt() -> T:
         try:

@@ -1,7 +1,7 @@
-"""Where each member of each sample lies in a tar, so that a sample is read by (offset, size) with no scan.
+"""The index of a tar: the place of each member of each sample, so that a sample is read by (offset, size).
 
 A sample is what WebDataset calls one: neighbouring files that share their path up to the first dot of the
-file name (the key); what follows that dot, in lower case, is the member's suffix.
+file name. That path is the key. What follows the dot, in lower case, is the suffix of the member.
 """
 
 import json
@@ -29,21 +29,22 @@ _BLOCK = 512
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """S samples of one shard and their M suffixes: offsets and sizes are int64 [S, M] in bytes; size -1 means
-    no such member."""
+    """The S samples of one shard, and the M suffixes of their members."""
 
     keys: tuple[str, ...]
     suffixes: tuple[str, ...]
     offsets: NDArray[np.int64]
+    """[S, M] bytes."""
     sizes: NDArray[np.int64]
+    """[S, M] bytes; -1 where the sample has no such member."""
 
     def members(self, sample: int) -> dict[str, tuple[int, int]]:
-        """suffix -> (offset, size) of what the sample has."""
+        """Maps a suffix to (offset, size), for the members that the sample has."""
         found = zip(self.suffixes, self.offsets[sample].tolist(), self.sizes[sample].tolist(), strict=True)
         return {suffix: (offset, size) for suffix, offset, size in found if size >= 0}
 
     def to_json(self) -> bytes:
-        """One form only, so that its hash names the content."""
+        """The index as JSON, always in one form, so that its hash names the content."""
         plain = {
             "keys": self.keys,
             "suffixes": self.suffixes,
@@ -54,7 +55,8 @@ class ShardIndex:
 
     @classmethod
     def from_json(cls, data: bytes, num_bytes: int) -> "ShardIndex":
-        """The inverse; raises ValueError for what cannot be the index of a shard of `num_bytes`."""
+        """The inverse of `to_json`. Raises ValueError for what cannot be the index of a shard of
+        `num_bytes`."""
         plain = json.loads(data)
         keys, suffixes = tuple(plain["keys"]), tuple(plain["suffixes"])
         shape = (len(keys), len(suffixes))
@@ -74,14 +76,15 @@ class ShardIndex:
 
 
 def index_tar(path: Path | str) -> ShardIndex:
-    """Reads the headers of a local tar. What cannot be trusted (links, split or repeated samples, a cut file)
-    raises SampleError."""
+    """The index of a local tar, by its headers. Raises SampleError for what cannot be trusted: links, split
+    or repeated samples, a cut file."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     last = None
     for offset, size, name in _regular_files(path):
         match = _NAME.fullmatch(name)
+        # WebDataset, too, passes over a README and the like
         if match is None:
-            continue  # a README or the like: WebDataset passes over it too
+            continue
         key, suffix = match[1], match[2].lower()
         if key != last and key in samples:
             raise SampleError(
@@ -109,20 +112,20 @@ def _table(samples: dict[str, dict[str, tuple[int, int]]]) -> ShardIndex:
 
 
 def _regular_files(path: Path | str) -> Iterator[tuple[int, int, str]]:
-    """(offset, size, name) of each file in turn."""
+    """Yields (offset, size, name) of each file in the tar."""
     position = 0
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=_Headers(path, file), mode="r:") as tar:  # pyright: ignore
             while (member := tar.next()) is not None:
-                if (
-                    member.offset < position
-                ):  # a negative size in a header would send tarfile round in a circle
+                # a negative size in a header would send tarfile round in a circle
+                if member.offset < position:
                     raise SampleError(
                         f"{path}: header at byte {member.offset} points backwards; the shard is corrupt"
                     )
                 position = member.offset + _BLOCK
                 _check(path, member)
-                tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - tarfile would keep them all
+                # tarfile would keep them all
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 if not member.isdir():
                     yield member.offset_data, member.size, member.name
             file.seek(tar.offset)

@@ -7,8 +7,8 @@ from pipeline.train.steps.procedure import STEPS, Procedure
 
 
 def build_procedure(config: RunConfig) -> Procedure:
-    """The procedure of `step.type`, or else the one that `train.mode` takes. Raises ConfigError where it
-    cannot carry out that mode."""
+    """The procedure of `step.type`, else the one that `train.mode` takes. Raises ConfigError where it cannot
+    carry out that mode."""
     mode = config.train.mode
     name = config.step.type or ("alternate" if mode == "end_to_end" else "plain")
     procedure = STEPS.build(name, config.train, **config.step.options)

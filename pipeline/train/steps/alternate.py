@@ -9,8 +9,8 @@ from pipeline.train.steps.procedure import STEPS
 
 @STEPS.register("alternate")
 class Alternate(Plain):
-    """Every `train.alternate_period`-th step trains the embeddings under the relaxed merge, the others the
-    rest under that of inference. What learns in a step learns as in a plain one."""
+    """Every `train.alternate_period`-th step trains the embeddings under the relaxed merge. The other steps
+    train everything else under the merge of inference. Each step is carried out as a plain one."""
 
     modes = ("end_to_end",)
 

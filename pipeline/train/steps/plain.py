@@ -1,4 +1,5 @@
-"""All that the mode trains learns in every step, from the sum of the micro-batches' gradients."""
+"""The plain procedure: every step trains all that the mode trains, by the sum of the micro-batches'
+gradients."""
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from pipeline.train.steps.procedure import STEPS, StepWork
 
 @STEPS.register("plain")
 class Plain:
-    """Merges are relaxed where embeddings learn."""
+    """Merges are relaxed if embeddings learn."""
 
     modes: tuple[str, ...] = ("modular", "joint", "backbone", "heads")
 

@@ -15,12 +15,12 @@ RELATIONS = {
     "right": ("to the right of", "right of"),
 }
 CLEAR = 0.05
-"""Share of the canvas by which centres must differ before an order of them is told."""
+"""Part of the canvas by which centres must differ before a caption tells their order."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A digit and its centre, x to the right and y down, as shares of the canvas."""
+    """A digit and its centre, x to the right and y down, as parts of the canvas."""
 
     digit: int
     x: float
@@ -28,7 +28,7 @@ class Placed:
 
 
 def captions(digits: Sequence[Placed], rng: np.random.Generator) -> tuple[str, ...]:
-    """digits: the largest first; it is clearly larger than the others."""
+    """Five captions. digits: the largest first, which is clearly larger than the others."""
     return _of_one(digits[0]) if len(digits) == 1 else _of_many(digits, rng)
 
 
@@ -73,7 +73,7 @@ def _relation(one: Placed, other: Placed, rng: np.random.Generator) -> str:
 
 
 def _in_order(digits: Sequence[Placed]) -> str:
-    """Told along the axis on which the order is clear; without an order where it is clear on neither."""
+    """The digits in their order along an axis, if it is clear on one; else as they come."""
     for axis, words in (("x", " from left to right"), ("y", " from top to bottom")):
         row = sorted(digits, key=lambda digit: getattr(digit, axis))
         gaps = [getattr(second, axis) - getattr(first, axis) for first, second in pairwise(row)]

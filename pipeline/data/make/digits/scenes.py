@@ -25,10 +25,10 @@ MASK_CLASSES = ("ground", *NAMES)
 NUM_DIGITS = (0.3, 0.4, 0.3)
 """Chance of 1, 2 and 3 digits in a scene."""
 LARGEST = (0.50, 0.70)
-"""Height of the largest digit, as a share of the canvas."""
+"""Range of the height of the largest digit, as a part of the canvas."""
 SMALLEST = 0.17
 MARGIN = 0.62
-"""The other digits have at most this share of the largest one's height, and of its box."""
+"""The other digits have at most this part of the largest one's height, and of its box."""
 ROTATION = 12.0
 """Degrees to either side: a six stays a six."""
 MIN_SIZE = 32
@@ -40,11 +40,14 @@ Ink = tuple[int, NDArray[np.float64], int, int]
 
 @dataclass(frozen=True)
 class Scene:
-    """image uint8 [S, S, 3]; mask uint8 [S, S]; digits, the largest first."""
+    """A picture and what is true of it."""
 
     image: NDArray[np.uint8]
+    """[S, S, 3]"""
     mask: NDArray[np.uint8]
+    """[S, S]"""
     digits: tuple[Placed, ...]
+    """The largest first."""
     captions: tuple[str, ...]
 
 
@@ -131,7 +134,8 @@ def _free_place(rng: Rng, shape: tuple[int, ...], placed: list[Ink], size: int) 
 
 
 def _drawn(stroke: NDArray[np.uint8], height: float, angle: float) -> NDArray[np.float64]:
-    """The stroke at this height, turned, cropped to its ink, with firm edges; float in 0..1."""
+    """The ink of a stroke at this height: turned by the angle in degrees, cropped, with firm edges; in
+    0..1."""
     width = stroke.shape[1] / stroke.shape[0] * height
     image = Image.fromarray(stroke).resize((max(3, round(width)), round(height)), Image.Resampling.BICUBIC)
     ink = np.asarray(image.rotate(angle, Image.Resampling.BICUBIC, expand=True), dtype=np.float64) / 255
@@ -155,8 +159,8 @@ def _texture(rng: Rng, size: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=2)
 def strokes(split: str) -> tuple[tuple[NDArray[np.uint8], ...], ...]:
-    """Per digit, the pictures of this split, cropped to their ink. Whatever the seed, train has four fifths
-    and val the rest."""
+    """The pictures of each digit in this split, cropped to their ink. Train has four fifths of them and val
+    the rest, whatever the seed."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""ADE20K as the scene parsing challenge of 2016 gave it out: 150 classes from 1 on; label 0 is everything
+"""ADE20K as the scene parsing challenge of 2016 published it: 150 classes from 1 on. Label 0 is everything
 else, and ignored."""
 
 import re
@@ -14,7 +14,8 @@ SPLITS = {"train": "training", "val": "validation"}
 TREE = "SRC/{images,annotations}/{training,validation}/*"
 NAMES = "objectInfo150.txt"
 _LINE = re.compile(r"\s*(\d+)\s+[\d.]+\s+\d+\s+\d+\s+(?:\d+\s+)?(\S.*?)\s*")
-"""Index, share of the pixels, training images, validation images, (in one edition: stuff or thing), name."""
+"""A line of NAMES: index, part of the pixels, training images, validation images, in one edition stuff or
+thing, and the name."""
 
 
 def read(source: Path) -> Layout:

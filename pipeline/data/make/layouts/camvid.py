@@ -1,4 +1,4 @@
-"""CamVid in the form that came with SegNet: 11 classes; label 11 is everything else, and ignored."""
+"""CamVid in the form that came with SegNet: 11 classes. Label 11 is everything else, and ignored."""
 
 from pathlib import Path
 

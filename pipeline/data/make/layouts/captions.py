@@ -1,8 +1,8 @@
-"""A table of images and captions: .csv with the columns image and caption, or .jsonl with an object per line,
-which may have `captions`.
+"""A table of images and captions: .csv with the columns image and caption, or .jsonl with an object on each
+line, which may have a list `captions`.
 
-Images are named by their paths below the table's folder. `split` (train, val or test) is optional; rows
-without are to train on.
+Images are named by their paths below the folder of the table. `split` (train, val or test) is optional; rows
+without it are for training.
 """
 
 import csv
@@ -32,7 +32,8 @@ def read(table: Path) -> dict[str, list[Captioned]]:
 
 
 def _csv_rows(table: Path) -> Iterator[Row]:
-    with table.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a mark in front
+    # utf-8-sig, as spreadsheets put a byte order mark in front
+    with table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         if not {"image", "caption"} <= set(reader.fieldnames or ()):
             found = ", ".join(reader.fieldnames or ()) or "nothing"
@@ -57,7 +58,7 @@ def _json_rows(table: Path) -> Iterator[Row]:
 
 
 def _row(where: str, entry: Any) -> Row:
-    """A missing caption is told later, of the image, because another row may have one."""
+    """The row of an entry. That an image has no caption is found later, because another row may have one."""
     plain = entry if isinstance(entry, dict) else {}
     captions = plain.get("captions", [])
     texts: list[Any] = [

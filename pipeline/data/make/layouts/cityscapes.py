@@ -8,7 +8,7 @@ from pipeline.data.members.masks import IGNORED
 
 IMAGE, MASK = "_leftImg8bit", "_gtFine_labelIds"
 BESIDE = ("_color.png", "_instanceIds.png", "_labelTrainIds.png", "_instanceTrainIds.png", "_polygons.json")
-"""What Cityscapes has of the same masks in other forms."""
+"""Endings of the files that hold the same masks in other forms."""
 SPLITS = ("train", "val")
 """The masks of `test` are not public."""
 TREE = f"SRC/leftImg8bit/{{train,val}}/CITY/*{IMAGE}.png and SRC/gtFine/{{train,val}}/CITY/*{MASK}.png"
@@ -33,7 +33,7 @@ EVALUATED = {
     32: "motorcycle",
     33: "bicycle",
 }
-"""Stored label -> name, in the order of the classes 0 to 18."""
+"""Maps a stored label to its name, in the order of the classes 0 to 18."""
 
 
 def read(source: Path) -> Layout:
@@ -55,7 +55,7 @@ def read(source: Path) -> Layout:
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:
-    """CITY/NAME -> file."""
+    """Maps CITY/NAME to its file, for the files of a split that have the ending."""
     files = pictures_of(*folders_of(folder), suffixes=[".png"], nested=True, known=BESIDE)
     tell_left_out(
         [path for key, path in files.items() if not key.endswith(ending) and not path.name.endswith(BESIDE)]
