@@ -80,11 +80,11 @@ def compare(task: CaptioningTask, image: ImageTokens, config: Generation, repeat
 def search(
     task: CaptioningTask, step: Step, config: Generation, name: str, found: dict[str, Tensor]
 ) -> Callable[[], None]:
-    start = torch.full((BATCH,), task.marks.bos)
+    start = torch.full((BATCH,), task.special.bos)
 
     @torch.inference_mode()
     def run() -> None:
-        found[name] = generate(step, start, task.marks, config)
+        found[name] = generate(step, start, task.special, config)
 
     return run
 

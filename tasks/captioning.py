@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, LogProbs, Rows, Scores, Sums, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
-from tasks.captions.generation import Generation, Marks, Step, generate
+from tasks.captions.generation import Generation, SpecialTokens, Step, generate
 from tasks.captions.image_routes import Direct, Pooler
 from tasks.captions.losses import below, caption_loss, contrastive_loss, normalised
 from tasks.captions.metrics import METRIC_UNITS, CaptionRow, caption_scores
@@ -77,7 +77,7 @@ class CaptioningTask(nn.Module):
             label_smoothing,
         )
         self.tokenizer = build_tokenizer(tokenizer)
-        self.marks = Marks(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
+        self.special = SpecialTokens(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
         self.generation = Generation.of(generation)
         parts = _open_clip().build_parts(
             model, vocab_size=self.tokenizer.vocab_size, context_length=self.tokenizer.context_length
@@ -106,7 +106,7 @@ class CaptioningTask(nn.Module):
         logits = self.decoder(words[:, :-1], image)[0].float()
         losses = {
             "caption_loss": self.caption_weight
-            * caption_loss(logits, labels, self.marks.pad, self.label_smoothing)
+            * caption_loss(logits, labels, self.special.pad, self.label_smoothing)
         }
         if feature is not None:
             contrast = contrastive_loss(
@@ -150,7 +150,7 @@ class CaptioningTask(nn.Module):
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
         """Of each token after the first: values [B, L - 1, V]. What is behind a caption's end does not
         count."""
-        words = batch.targets.tokens[:, 1:] != self.marks.pad
+        words = batch.targets.tokens[:, 1:] != self.special.pad
         return LogProbs(F.log_softmax(output.predictions, dim=-1), words)
 
     def generate(
@@ -164,12 +164,12 @@ class CaptioningTask(nn.Module):
     def _captions(self, image: ImageTokens, keys: Sequence[str], config: Generation) -> list[str]:
         longest = min(config.max_length, self.tokenizer.context_length - 1)
         config = replace(config, max_length=longest, min_length=min(config.min_length, longest))
-        start = torch.full((len(image.tokens),), self.marks.bos, device=image.tokens.device)
+        start = torch.full((len(image.tokens),), self.special.bos, device=image.tokens.device)
         together = any(
             parameter.numel() == 0 for parameter in self.parameters()
         )  # ZeRO 3: weights that every call gathers over ranks
         words = generate(
-            self.next_words(image), start, self.marks, config, keys=keys, stop_early=not together
+            self.next_words(image), start, self.special, config, keys=keys, stop_early=not together
         )
         return [self.tokenizer.decode(row) for row in words.tolist()]
 
@@ -195,9 +195,9 @@ class CaptioningTask(nn.Module):
         rows = tuple(CaptionRow(*row) for row in zip(batch.keys, made, references, strict=True))
         logits, labels = self.decoder(self.text(tokens[:, :-1])[0], image)[0].float(), tokens[:, 1:]
         loss = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=self.marks.pad, reduction="sum"
+            logits.flatten(0, 1), labels.flatten(), ignore_index=self.special.pad, reduction="sum"
         )
-        tallies = {"captions": Rows(rows), "loss": loss, "tokens": (labels != self.marks.pad).sum()}
+        tallies = {"captions": Rows(rows), "loss": loss, "tokens": (labels != self.special.pad).sum()}
         return (
             tallies
             if image.feature is None

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Tallies, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
+from tasks.shared.classes import check_head_fits, check_num_classes
 from tasks.shared.hits import count_hits, hit_shares
 from tasks.shared.pooling import check_pool, pool
 
@@ -20,10 +21,10 @@ MAX_CLASSES = 1_000_000
 
 @TASKS.register("classification")
 class ClassificationTask(nn.Module):
-    """Pool, norm where timm's model has it there, linear layer: timm's head under timm's names.
+    """timm's head under timm's names: pooling, a norm where timm's model has one there, and a linear layer.
 
-    Where the backbone has a distillation token, the mean of two heads. pool: `token`, `avg`, or None for what
-    the backbone was made for.
+    With a distillation token in the backbone, the logits are the mean of two heads. pool: `token`, `avg`, or
+    None for the backbone's own way.
     """
 
     reads = ClassificationTargets
@@ -43,10 +44,7 @@ class ClassificationTask(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
-            raise ConfigError(
-                f"classification: num_classes is {num_classes!r}; give a whole number from 1 to {MAX_CLASSES}"
-            )
+        check_num_classes("classification", num_classes, MAX_CLASSES)
         if not (0 <= label_smoothing < 1 and 0 <= dropout < 1):
             raise ConfigError(
                 f"classification: label_smoothing {label_smoothing} and dropout {dropout} must be in [0, 1)"
@@ -63,15 +61,11 @@ class ClassificationTask(nn.Module):
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where the data has more classes than the head."""
-        if (needed := len(classes)) > self.num_classes:
-            raise ConfigError(
-                f"the shards have {needed} classes, the head has {self.num_classes}; give "
-                f"head.num_classes={needed}"
-            )
+        check_head_fits(classes, self.num_classes)
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
-        """targets: ClassificationTargets, labels int64 [B] or float [B, K]. predictions: logits [B, K],
-        float32."""
+        """The mean cross-entropy. batch.targets: ClassificationTargets, labels int64 [B] or float [B, K].
+        predictions: logits [B, K], float32."""
         logits, labels = self.logits(output), batch.targets.labels
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return TaskOutput(loss, {"loss": (loss.detach() * len(logits), len(logits))}, predictions=logits)
@@ -84,7 +78,7 @@ class ClassificationTask(nn.Module):
         return logits.float()
 
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
-        """Of each image's class: values [B, K]."""
+        """Log-probabilities of each image's class: values [B, K]."""
         return LogProbs(F.log_softmax(output.predictions, dim=-1))
 
     def infer(self, encode: Encode, batch: Batch) -> Tensor:
@@ -93,12 +87,12 @@ class ClassificationTask(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """How many samples have their class first (top1) and among the first five (top5), and the sum of
-        their losses."""
+        """The number of samples whose class is predicted first (top1) and among the first five (top5), and
+        the sum of their losses."""
         return count_hits(self.infer(encode, batch), batch.targets.labels)
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """top1 and top5 as shares of the samples, and the mean loss."""
+        """top1 and top5 in [0, 1], and the mean loss."""
         return hit_shares(tallies)
 
 

@@ -1,5 +1,7 @@
-"""Semantic segmentation: MMSegmentation's heads on unmerged tokens. B batch, C channels, K classes, h w cells
-of a head's logits."""
+"""Semantic segmentation: MMSegmentation's heads on unmerged tokens.
+
+B batch, C channels, K classes, h w cells of a head's logits.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.data.members.masks import IGNORED
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Sums, Tallies, TaskOutput
@@ -20,18 +23,19 @@ from tasks.masks.inference import Inference
 from tasks.masks.merged_segmenter import HEAD, decode_merged
 from tasks.masks.metrics import scores_of
 from tasks.masks.windows import classify, count_confusion
+from tasks.shared.classes import check_head_fits, check_num_classes
 
 
 @TASKS.register("segmentation")
 class SegmentationTask(nn.Module):
-    """Unmerges each tap by its own source map, and gives the grids to a neck (if any) and a decode head, both
+    """Unmerges each tap by its own source map. The grids go to a neck (if any) and a decode head, both
     mmseg's.
 
     decode_head, auxiliary_head (one or a list), neck: mmseg's config dicts; num_classes and in_channels are
-    filled in where absent. out_indices: blocks whose tokens are read, by default the last. final_norm: read
-    the last block behind the backbone's norm. unmerge: see `pipeline.merging.unmerge`; None is `residual`.
-    merged_decoder: feed Segmenter's decoder with the merged tokens and unmerge its logits. inference: options
-    of `tasks.masks.inference.Inference`.
+    filled in where absent. out_indices: blocks whose tokens the heads read, by default the last. final_norm:
+    whether the last block is read after the backbone's norm. unmerge: see `pipeline.merging.unmerge`; None is
+    `residual`. merged_decoder: whether Segmenter's decoder reads the merged tokens, and its logits are
+    unmerged. inference: options of `tasks.masks.inference.Inference`. Raises ConfigError.
     """
 
     reads = MaskTargets
@@ -53,11 +57,7 @@ class SegmentationTask(nn.Module):
         inference: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        if not isinstance(num_classes, int) or not 1 <= num_classes <= 255:
-            raise ConfigError(
-                f"segmentation: num_classes is {num_classes!r}; give a whole number from 1 to 255 "
-                "(label 255 is ignored)"
-            )
+        check_num_classes("segmentation", num_classes, IGNORED, " (label 255 is ignored)")
         heads = _mmseg_heads()
         indices = _block_indices(out_indices, backbone.depth)
         self.reads_final = final_norm and indices[-1] == backbone.depth - 1
@@ -65,11 +65,8 @@ class SegmentationTask(nn.Module):
         self.unmerge = unmerge or ("copy" if merged_decoder else "residual")
         if self.unmerge not in UNMERGES:
             raise ConfigError(f"segmentation: unmerge is {unmerge!r}; give one of {', '.join(UNMERGES)}")
-        self.num_classes, self.patch_size, self.merged_decoder = (
-            num_classes,
-            backbone.patch_size,
-            merged_decoder,
-        )
+        self.num_classes, self.patch_size = num_classes, backbone.patch_size
+        self.merged_decoder = merged_decoder
         self.inference = Inference.of(inference)
         channels = [backbone.embed_dim] * len(indices)
         self.neck = None
@@ -78,13 +75,7 @@ class SegmentationTask(nn.Module):
         self.decode_head: Any = heads.build_decode_head(
             decode_head, in_channels=channels, num_classes=num_classes
         )
-        specs = (
-            []
-            if auxiliary_head is None
-            else [auxiliary_head]
-            if isinstance(auxiliary_head, Mapping)
-            else auxiliary_head
-        )
+        specs = [auxiliary_head] if isinstance(auxiliary_head, Mapping) else auxiliary_head or []
         build = heads.build_decode_head
         self.auxiliary_head = nn.ModuleList(
             build(spec, in_channels=channels, num_classes=num_classes, field=f"auxiliary_head[{i}]")
@@ -104,15 +95,11 @@ class SegmentationTask(nn.Module):
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where the data has more classes than the head."""
-        if (needed := len(classes)) > self.num_classes:
-            raise ConfigError(
-                f"the shards have {needed} mask classes, the head has {self.num_classes}; give "
-                f"head.num_classes={needed}"
-            )
+        check_head_fits(classes, self.num_classes, "mask classes")
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
-        """targets: MaskTargets. predictions: the head's own logits [B, K, h, w], float32. The loss is the sum
-        of mmseg's losses."""
+        """The sum of mmseg's losses. batch.targets: MaskTargets. predictions: the head's logits [B, K, h, w],
+        float32."""
         losses, mask = _mmseg_heads().head_losses, batch.targets.mask
         features = () if self.merged_decoder else self.features(output)
         logits = self._decode(output, features)
@@ -133,7 +120,7 @@ class SegmentationTask(nn.Module):
         return self._decode(output, () if self.merged_decoder else self.features(output))
 
     def features(self, output: BackboneOutput) -> tuple[Tensor, ...]:
-        """What the heads read: the unmerged grid of each tap [B, C, h, w], or the neck's features."""
+        """The input of the heads: the unmerged grid of each tap [B, C, h, w], or the neck's features."""
         grids = tuple(unmerged(state) for state in self._states(output))
         return grids if self.neck is None else self.neck(grids)
 
@@ -146,15 +133,15 @@ class SegmentationTask(nn.Module):
         return decode_merged(self.decode_head, self._states(output)[self.decode_head.in_index]).float()
 
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
-        """Of each cell's class: values [B, h, w, K]."""
+        """Log-probabilities of each cell's class: values [B, h, w, K]."""
         return LogProbs(F.log_softmax(output.predictions, dim=1).movedim(1, -1))
 
     def infer(self, encode: Encode, batch: Batch) -> list[Tensor]:
-        """Of each image, the class of every pixel of its mask [H, W]."""
+        """For each image, the class of every pixel of its mask [H, W]."""
         return list(classify(encode, self.logits, batch, self.inference, self.patch_size))
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """confusion [K, K] int64: pixels by label and prediction."""
+        """`confusion` [K, K] int64: number of pixels by label and prediction."""
         return {
             "confusion": count_confusion(
                 encode, self.logits, batch, self.inference, self.patch_size, self.num_classes
@@ -162,6 +149,7 @@ class SegmentationTask(nn.Module):
         }
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
+        """See `tasks.masks.metrics.scores_of`."""
         return scores_of(tallies["confusion"])
 
 
@@ -173,7 +161,8 @@ def _mmseg_heads() -> Any:
 
 
 def _block_indices(given: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    """Ascending, in [0, depth); a negative one counts from the end."""
+    """The blocks, ascending, in [0, depth); None is the last, and a negative number counts from the end.
+    Raises ConfigError."""
     indices = (depth - 1,) if given is None else tuple(i + depth if i < 0 else i for i in given)
     if not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
         raise ConfigError(

@@ -44,7 +44,7 @@ ROOMS = {
     "data.augment": {"config", "interfaces", "errors", "pixels", "rng", "data.members", "data.targets"},
     "data.samples": {"config", "errors", "registry", *DATA} - {"data"},
     "data": {"config", "interfaces", "errors", "pixels", "rng", *DATA},
-    "data.make": {"errors", "rng", "data.members", "data.shards", "data.samples"},
+    "data.make": {"errors", "files", "rng", "data.members", "data.shards", "data.samples"},
     "objectives": BASE | {"config", "merging", "backbone"},
     "model": BASE | {"config", "plan", "merging", "backbone", "objectives", "balancing"},
     "engine": BASE | {"config", "backbone", "model"},
@@ -69,8 +69,8 @@ TASKS = {
     "shared": set(),
     "captions": {"shared"},
     "masks": {"shared"},
-    "open_clip_bridge": set(),
-    "mmseg_bridge": set(),
+    "open_clip_bridge": {"shared"},
+    "mmseg_bridge": {"shared"},
 }
 """Room of `tasks` -> rooms of `tasks` that it may import, besides itself. The tasks at the top import all."""
 

@@ -1,9 +1,8 @@
-"""Words from a decoder, one after the other: greedy, beam search, or sampling from the most likely ones
-(top-p).
+"""Generation of captions word by word: greedy, beam search, or sampling from the most likely words (top-p).
 
-It knows no model: a step takes the last words and what the decoder keeps of the ones before. A batch's
-captions do not depend on each other, so that a caption is the same in whatever batch it is made. B images, K
-beams, R = B * K rows, T words so far, V vocabulary.
+It knows no model: a step maps the last words, and a cache of the words before, to logits of the next words.
+Captions of a batch do not depend on each other, so a caption is the same in any batch. B images, K beams,
+R = B * K rows, T words so far, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,36 +21,39 @@ from tasks.shared.options import from_options
 STRATEGIES = ("greedy", "beam", "top_p")
 
 
-class Kept(Protocol):
-    def take(self, rows: Tensor) -> "Kept":
-        """What it holds of these rows [R], for the same images. Rows of an image stay side by side."""
+class Cache(Protocol):
+    """What a decoder keeps of the words so far, for instance keys and values of its attention."""
+
+    def take(self, rows: Tensor) -> "Cache":
+        """The cache of these rows, int64 [R], for the same images. Rows of an image stay side by side."""
         ...
 
 
-Step = Callable[[Tensor, Any], tuple[Tensor, Kept]]
-"""(last words [R] int64, kept or None at the start) -> logits of the next words [R, V], kept."""
+Step = Callable[[Tensor, Any], tuple[Tensor, Cache]]
+"""Maps the last words, int64 [R], and the cache, or None at the start, to logits of the next words [R, V] and
+the new cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How captions are made. Lengths count words of the tokenizer, the mark at the end among them."""
+    """Options of generation. Lengths count tokens, `eos` included."""
 
     strategy: str = "greedy"
     max_length: int = 30
     min_length: int = 1
-    """Shorter captions are not ended."""
+    """Captions do not end before this length."""
     no_repeat_ngram: int = 0
-    """No sequence of so many words comes twice; 0 is off."""
+    """No sequence of so many words occurs twice in a caption; 0 is off."""
     num_beams: int = 4
-    """beam: how many unfinished captions are followed."""
+    """beam: number of unfinished captions that are followed."""
     length_penalty: float = 1.0
     """beam: captions are compared by log-likelihood / length ** length_penalty."""
     top_p: float = 0.9
-    """top_p: words are drawn from the fewest that have this share of the likelihood."""
+    """top_p: words are drawn from the smallest set with this likelihood."""
     temperature: float = 1.0
-    """top_p: what the logits are divided by."""
+    """top_p: divisor of the logits."""
     seed: int = 0
-    """top_p: with an image's key, decides what is drawn for it."""
+    """top_p: draws are a function of it and the key of the image."""
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -84,8 +86,8 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Marks:
-    """Words that are none: padding, the start, the end."""
+class SpecialTokens:
+    """Numbers of the tokens that are no words: padding, start and end of a caption."""
 
     pad: int
     bos: int
@@ -95,32 +97,30 @@ class Marks:
 def generate(
     step: Step,
     start: Tensor,
-    marks: Marks,
+    special: SpecialTokens,
     config: Generation,
     *,
     keys: Sequence[str] = (),
     stop_early: bool = True,
 ) -> Tensor:
-    """[B, T] int64: each caption's words behind `bos`, up to `eos` and then padded.
+    """[B, T] int64: the words of each caption after `bos`, up to `eos`, then padding.
 
-    start [B]: `bos` for each image, on the device. keys: the images' names, which address what is drawn for
-    them under top_p; without them it is their position in the batch. stop_early False: take max_length steps
-    whatever is made, with the same result.
+    start [B]: `bos` for each image, on the device. keys: names of the images, which address the draws of
+    top_p; without keys their positions in the batch do. stop_early False: always takes max_length steps, with
+    the same result.
     """
     if config.strategy == "beam":
-        return _beam_search(step, start, marks, config, stop_early)
-    choose = (
-        _most_likely
-        if config.strategy == "greedy"
-        else _Nucleus(config, keys or [str(i) for i in range(len(start))], start.device)
-    )
-    words, ended, kept, last = start[:, None][:, :0], torch.zeros_like(start, dtype=torch.bool), None, start
+        return _beam_search(step, start, special, config, stop_early)
+    if config.strategy == "greedy":
+        choose = _most_likely
+    else:
+        choose = _Nucleus(config, keys or [str(i) for i in range(len(start))], start.device)
+    words, ended, cache, last = start[:, None][:, :0], torch.zeros_like(start, dtype=torch.bool), None, start
     for _ in range(config.max_length):
-        logits, kept = step(last, kept)
-        last = choose(_allowed(widened(logits), words, marks, config), words.shape[1]).masked_fill(
-            ended, marks.pad
-        )
-        words, ended = torch.cat([words, last[:, None]], dim=1), ended | (last == marks.eos)
+        logits, cache = step(last, cache)
+        scores = _allowed(widened(logits), words, special, config)
+        last = choose(scores, words.shape[1]).masked_fill(ended, special.pad)
+        words, ended = torch.cat([words, last[:, None]], dim=1), ended | (last == special.eos)
         if stop_early and ended.all():
             break
     return words
@@ -131,7 +131,8 @@ def _most_likely(logits: Tensor, position: int) -> Tensor:
 
 
 class _Nucleus:
-    """Draws by the inverse of the distribution, from one number per word that the image's key addresses."""
+    """Draws words by the inverse of their distribution function, from a uniform number per word that the
+    image's key addresses."""
 
     def __init__(self, config: Generation, keys: Sequence[str], device: torch.device):
         drawn = [
@@ -155,37 +156,36 @@ class _Nucleus:
         return word.gather(-1, torch.minimum(rank, last))[:, 0]
 
 
-def _beam_search(step: Step, start: Tensor, marks: Marks, config: Generation, stop_early: bool) -> Tensor:
-    """The best ended caption of each image. A caption ends where its end is among the K best continuations of
+def _beam_search(
+    step: Step, start: Tensor, special: SpecialTokens, config: Generation, stop_early: bool
+) -> Tensor:
+    """The best ended caption of each image. A caption ends where `eos` is among the K best continuations of
     all beams.
 
-    An image is done when K captions have ended and none that goes on has, at its present length, a better
-    score than the worst of them; what has not ended at max_length counts as it is.
+    An image is done when K captions have ended, and no unfinished caption has, at its present length, a
+    better score than the worst of them. A caption that has not ended at max_length counts as it is.
     """
     batch, beams, longest = len(start), config.num_beams, config.max_length
     words = start.new_empty(batch, beams, 0)
     total = torch.full((batch, beams), -torch.inf, device=start.device)
-    ended, score, done = (
-        start.new_full((batch, beams, longest), marks.pad),
-        total.clone(),
-        torch.zeros_like(start, dtype=torch.bool),
-    )
+    ended, score = start.new_full((batch, beams, longest), special.pad), total.clone()
+    done = torch.zeros_like(start, dtype=torch.bool)
     total[:, 0] = 0.0
-    kept, last = None, start.repeat_interleave(beams)
+    cache, last = None, start.repeat_interleave(beams)
     for length in range(1, longest + 1):
-        logits, kept = step(last, kept)
-        likelihood = _allowed(widened(logits).log_softmax(dim=-1), words.flatten(0, 1), marks, config).view(
+        logits, cache = step(last, cache)
+        likelihood = _allowed(widened(logits).log_softmax(dim=-1), words.flatten(0, 1), special, config).view(
             batch, beams, -1
         )
         best, place = (total[..., None] + likelihood).flatten(1).topk(2 * beams, dim=-1)
         beam, word = place // likelihood.shape[-1], place % likelihood.shape[-1]
         found = torch.cat([_rows(words, beam), word[..., None]], dim=-1)
 
-        ends = word == marks.eos
+        ends = word == special.eos
         counts = (ends[:, :beams] | (length == longest)) & ~done[:, None]
         reached = (best[:, :beams] / length**config.length_penalty).masked_fill(~counts, -torch.inf)
         score, rank = torch.cat([score, reached], dim=1).topk(beams, dim=-1)
-        padded = F.pad(found[:, :beams], (0, longest - length), value=marks.pad)
+        padded = F.pad(found[:, :beams], (0, longest - length), value=special.pad)
         ended = _rows(torch.cat([ended, padded], dim=1), rank)
 
         total, rank = best.masked_fill(ends, -torch.inf).topk(beams, dim=-1)
@@ -193,25 +193,25 @@ def _beam_search(step: Step, start: Tensor, marks: Marks, config: Generation, st
         done = done | (total[:, 0] / length**config.length_penalty <= score[:, -1])
         if stop_early and done.all():
             break
-        last, kept = words[..., -1].flatten(), kept.take(_flat(beam))
+        last, cache = words[..., -1].flatten(), cache.take(_flat(beam))
     return ended[:, 0]
 
 
 def _flat(beam: Tensor) -> Tensor:
-    """[B, K] beams of each image -> [R] rows."""
+    """The rows [R] of beams [B, K], which are numbered within each image."""
     return (beam + torch.arange(len(beam), device=beam.device)[:, None] * beam.shape[1]).flatten()
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    """values [B, M, T], rows [B, K] -> [B, K, T]"""
+    """[B, K, T]: the given rows [B, K] of values [B, M, T]."""
     return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def _allowed(scores: Tensor, words: Tensor, marks: Marks, config: Generation) -> Tensor:
-    """scores [R, V] of what may follow words [R, T]; of the rest, minus infinity. Where nothing may follow,
-    the end does."""
+def _allowed(scores: Tensor, words: Tensor, special: SpecialTokens, config: Generation) -> Tensor:
+    """The scores [R, V], minus infinity for tokens that may not follow the words [R, T]. If none may follow,
+    `eos` may."""
     scores = scores.clone()
-    scores[:, marks.pad] = scores[:, marks.bos] = -torch.inf
+    scores[:, special.pad] = scores[:, special.bos] = -torch.inf
     size, length = config.no_repeat_ngram, words.shape[1]
     if 0 < size <= length:
         grams = words.unfold(1, size, 1)
@@ -219,7 +219,7 @@ def _allowed(scores: Tensor, words: Tensor, marks: Marks, config: Generation) ->
         blocked = torch.where(again, -torch.inf, torch.inf).to(scores.dtype)
         scores = scores.scatter_reduce(1, grams[..., -1], blocked, "amin")
     if length + 1 < config.min_length:
-        scores[:, marks.eos] = -torch.inf
+        scores[:, special.eos] = -torch.inf
     nothing = scores.isneginf().all(dim=-1)
-    scores[:, marks.eos] = scores[:, marks.eos].masked_fill(nothing, 0.0)
+    scores[:, special.eos] = scores[:, special.eos].masked_fill(nothing, 0.0)
     return scores

@@ -1,5 +1,7 @@
-"""From a backbone's merged tokens to what a caption decoder looks at: two ways. B images, M merged tokens, N
-handed on, E embedding."""
+"""Two routes from a backbone's merged tokens to the image tokens of a caption decoder.
+
+B images, M merged tokens, N image tokens, E embedding.
+"""
 
 from typing import Any
 
@@ -13,11 +15,11 @@ from tasks.shared.pooling import pool
 
 
 class Pooler(nn.Module):
-    """CoCa's: learned queries look at the merged tokens, each of which counts by its size. The first query's
-    answer is the feature.
+    """CoCa's pooler: learned queries attend to the merged tokens, each of which counts by its size. The
+    result of the first query is the feature.
 
-    query, attn, ln_q, ln_k are open_clip's `visual.attn_pool.*`, ln_post and proj its `visual.ln_post` and
-    `visual.proj`; ln_k is the backbone's last norm where it has one.
+    query, attn, ln_q, ln_k are open_clip's `visual.attn_pool.*`; ln_post and proj are its `visual.ln_post`
+    and `visual.proj`. ln_k is the backbone's last norm where it has one.
     """
 
     def __init__(self, pooler: Any, backbone: MergingViT, width: int, embed_dim: int):
@@ -39,8 +41,8 @@ class Pooler(nn.Module):
 
 
 class Direct(nn.Module):
-    """As in GIT the decoder looks at the merged tokens themselves, whose sizes it is told: the fewer they
-    are, the less it costs."""
+    """The direct route, as in GIT: the decoder attends to the merged tokens themselves, by their sizes. The
+    fewer they are, the less it costs."""
 
     def __init__(self, backbone: MergingViT, width: int, embed_dim: int):
         super().__init__()

@@ -1,8 +1,7 @@
-"""A caption's words as the Penn Treebank cuts them: a stand-in for the Stanford tokenizer of the COCO tools,
-which is a Java program.
+"""Tokenizes captions in the style of the Penn Treebank: a stand-in for the Stanford tokenizer of the COCO
+tools, which is a Java program.
 
-It cuts captions as that one does, apart from what captions hardly ever have: addresses, rare abbreviations,
-dates.
+Results differ only for what captions hardly ever have: addresses, rare abbreviations, dates.
 """
 
 import re
@@ -29,7 +28,7 @@ _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|ll|re|ve|d|m))(?=$|[^\w]|'ve)")
 
 
 def ptb_words(text: str) -> list[str]:
-    """Lower-cased words and marks of punctuation."""
+    """Lower-cased words and punctuation of a text."""
     text = _CLITIC.sub(r" \1", text.lower().translate(_PLAIN))
     text = _TOGETHER.sub(lambda found: " ".join(part for part in found.groups() if part), text)
     tokens: list[str] = _TOKEN.findall(text)

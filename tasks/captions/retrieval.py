@@ -1,4 +1,4 @@
-"""Images and captions that find one another by their features, and classes that are found as captions.
+"""Retrieval of captions by images and of images by captions, and classification by captions of the classes.
 
 N images, T captions, E embedding, K classes. Features are of norm 1.
 """
@@ -19,7 +19,7 @@ from tasks.shared.hits import count_hits, hit_shares
 
 RANKS = (1, 5, 10)
 CHUNK = 1024
-"""Rows of the table of all images by all captions that are held at a time."""
+"""Rows of the table of all images by all captions that are in memory at a time."""
 
 
 def text_features(captioner: Any, texts: Sequence[str]) -> Tensor:
@@ -31,9 +31,10 @@ def text_features(captioner: Any, texts: Sequence[str]) -> Tensor:
 
 
 def retrieval_rows(image: Tensor, captioner: Any, references: Sequence[Sequence[str]]) -> Tallies:
-    """What `retrieval_scores` needs of images with features [B, E] and their captions."""
-    text = text_features(captioner, [caption for own in references for caption in own])
-    captions = torch.tensor([len(own) for own in references], device=image.device)
+    """The rows from which `retrieval_scores` computes. image [B, E]: features; references: the captions of
+    each image."""
+    text = text_features(captioner, [caption for captions in references for caption in captions])
+    captions = torch.tensor(list(map(len, references)), device=image.device)
     return {"image": Rows(image), "text": Rows(text), "captions_of_image": Rows(captions)}
 
 
@@ -43,49 +44,52 @@ def retrieval_scores(tallies: Tallies) -> Scores:
 
 
 def recalls(image: Tensor, text: Tensor, captions: Tensor) -> Scores:
-    """image_to_text_R@k: the share of images with one of their captions among the k nearest;
-    text_to_image_R@k: of captions with theirs.
+    """image_to_text_R@k: the fraction of images with one of their captions among the k nearest captions;
+    text_to_image_R@k: the fraction of captions with their image among the k nearest images.
 
-    image [N, E], text [T, E] with an image's captions side by side, captions [N] int64: how many it has. Of
-    what is equally near, the wrong one counts as nearer.
+    image [N, E]; text [T, E], the captions of an image side by side; captions [N] int64: number of captions
+    of each image. Of two that are equally near, the wrong one counts as nearer.
     """
     images = torch.arange(len(image))
     owners = images.repeat_interleave(captions)
     sides = {"image_to_text": (image, text, images, owners), "text_to_image": (text, image, owners, images)}
-    nearer = {side: torch.cat(list(_wrong_before(*given))) for side, given in sides.items()}
+    nearer = {side: torch.cat(list(_wrong_before(*pair))) for side, pair in sides.items()}
     return {
         f"{side}_R@{k}": float((wrong < k).double().mean()) for side, wrong in nearer.items() for k in RANKS
     }
 
 
-def _wrong_before(asked: Tensor, given: Tensor, asked_of: Tensor, given_of: Tensor) -> Iterator[Tensor]:
-    """Chunk by chunk, for each row of `asked`: how many rows of `given` that are of other images come before
-    the first of its own."""
-    for rows, of in zip(asked.split(CHUNK), asked_of.split(CHUNK), strict=True):
-        near, own = rows @ given.mT, of[:, None] == given_of
+def _wrong_before(
+    queries: Tensor, items: Tensor, image_of_query: Tensor, image_of_item: Tensor
+) -> Iterator[Tensor]:
+    """Yields, for a chunk of queries, the number of items of other images that are nearer than the first item
+    of the query's own image."""
+    for rows, images in zip(queries.split(CHUNK), image_of_query.split(CHUNK), strict=True):
+        near, own = rows @ items.mT, images[:, None] == image_of_item
         best = near.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        yield (~(near < best) & ~own).sum(dim=1)  # what is no number is wrong
+        # a NaN is wrong
+        yield (~(near < best) & ~own).sum(dim=1)
 
 
 def class_features(
     text_features: Callable[[Sequence[str]], Tensor], classes: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """[K, E]: the mean direction of each class's captions, which are the templates with its name in place of
-    {}. Raises ConfigError."""
+    """[K, E]: the mean direction of the captions of each class, which are the templates with its name for {}.
+    Raises ConfigError for a template without exactly one {}."""
     if wrong := [template for template in templates if template.count("{}") != 1]:
         raise ConfigError(
             f"template {wrong[0]!r} does not have one place {{}} for the name of a class, as 'a photo "
             f"of a {{}}.' has"
         )
-    captions = (
+    captions_of = (
         [template.replace("{}", name.replace("_", " ")) for template in templates] for name in classes
     )
-    return normalised(torch.stack([text_features(own).mean(dim=0) for own in captions]))
+    return normalised(torch.stack([text_features(captions).mean(dim=0) for captions in captions_of]))
 
 
 class ZeroShotTask(nn.Module):
-    """Classification without a head of its own: the class whose captions are nearest to the image. captioner:
-    a CaptioningTask."""
+    """Classification without a trained head: the class whose captions are nearest to the image. captioner: a
+    CaptioningTask."""
 
     reads = ClassificationTargets
     main_metric = "top1"
@@ -93,7 +97,7 @@ class ZeroShotTask(nn.Module):
 
     @torch.no_grad()
     def __init__(self, captioner: Any, classes: Sequence[str], templates: Sequence[str]):
-        """Raises ConfigError for templates without a place for a name, and for a captioner that has no
+        """Raises ConfigError for templates without a place for a name, and for a captioner without
         features."""
         super().__init__()
         self.captioner, self.taps, self.unmerge = captioner, captioner.taps, captioner.unmerge
@@ -110,9 +114,9 @@ class ZeroShotTask(nn.Module):
         return self.captioner.contrastive_scale() * products(image, self.get_buffer("classes"))
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """As of a classifier."""
+        """See `count_hits`."""
         return count_hits(self.infer(encode, batch), batch.targets.labels)
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """As of a classifier."""
+        """See `hit_shares`."""
         return hit_shares(tallies)

@@ -1,5 +1,5 @@
-"""CoCa's text tower, decoder and pooler: open_clip's weights, with sizes of image tokens, and with keys kept
-from word to word.
+"""CoCa's text tower, decoder and cross-attention with open_clip's weights, sizes of image tokens, and a cache
+of keys and values.
 
 The parts of open_clip's modules become parts of these under their own names, so state-dict keys stay
 open_clip's. B captions, I images (B is a multiple of I; captions of an image stand side by side), L words, N
@@ -19,37 +19,38 @@ from pipeline.errors import ConfigError
 Keys = tuple[Tensor, Tensor]
 """Keys and values [B, H, M, D]."""
 Layers = tuple[Keys, ...]
-"""What each layer of a stack keeps."""
+"""Keys and values of each layer of a stack."""
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What the decoder looks at, and an image's feature in the contrastive loss, not normalised.
-
-    tokens [I, N, W]; size [I, N] float32, or None where all count once; feature [I, E] or None.
-    """
+    """The tokens of images that the decoder attends to, and their features."""
 
     tokens: Tensor
+    """[I, N, W]"""
     size: Tensor | None
+    """[I, N] float32; None where all tokens count once."""
     feature: Tensor | None
+    """[I, E], not normalised, for the contrastive loss; None without it."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """What the text tower and the decoder keep of the words so far, and the decoder of the images."""
+    """The cache of keys and values: of the words so far in the text tower and the decoder, and of the images
+    in the decoder."""
 
     text: Layers
     decoder: Layers
     image: Layers
 
     def take(self, rows: Tensor) -> "Past":
-        """The words of these captions [B]; they are of the same images."""
+        """The cache of these captions, int64 [B], of the same images."""
         text, decoder = (tuple((k[rows], v[rows]) for k, v in layers) for layers in (self.text, self.decoder))
         return Past(text, decoder, self.image)
 
 
 class Attention(nn.Module):
-    """An nn.MultiheadAttention's weights under their names."""
+    """The weights of an nn.MultiheadAttention under their names."""
 
     in_proj_weight: Tensor
     q_proj_weight: Tensor
@@ -75,8 +76,9 @@ class Attention(nn.Module):
 
 class SelfAttention(Attention):
     def forward(self, x: Tensor, mask: Tensor | None, past: Keys | None) -> tuple[Tensor, Keys]:
-        """x [B, L, W]; mask [B, 1, L, L], True where a word is seen, or None where those before it are; past:
-        one word follows these."""
+        """x [B, L, W]. mask [B, 1, L, L]: True where a word is seen; None: each word sees those before it.
+        past: keys and values of earlier words, which one word follows. Returns the output, and all keys and
+        values."""
         q, k, v = map(self.heads, F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
@@ -88,24 +90,25 @@ class SelfAttention(Attention):
 
 class CrossAttention(Attention):
     def forward(
-        self, x: Tensor, tokens: Tensor | None, size: Tensor | None, kept: Keys | None = None
+        self, x: Tensor, tokens: Tensor | None, size: Tensor | None, cached: Keys | None = None
     ) -> tuple[Tensor, Keys]:
-        """x [B, L, W] looks at tokens [I, N, C], or at their kept keys. All captions of an image ask them
-        at once."""
+        """Attends from x [B, L, W] to tokens [I, N, C], or to their cached keys and values. Returns the
+        output, and the keys and values. All captions of an image share them."""
         (q_weight, k_weight, v_weight), (q_bias, k_bias, v_bias) = self._weights(), self.in_proj_bias.chunk(3)
-        if kept is None:
+        if cached is None:
             assert tokens is not None
-            kept = (
+            cached = (
                 self.heads(F.linear(tokens, k_weight, k_bias)),
                 self.heads(F.linear(tokens, v_weight, v_bias)),
             )
-        k, v = kept
+        k, v = cached
         q = self.heads(F.linear(x, q_weight, q_bias).reshape(len(k), -1, x.shape[2]))
         mixed = proportional_attention(q, k, v, size, scale=self.scale)
         return self.out_proj(mixed.transpose(1, 2).reshape(x.shape)), (k, v)
 
     def _weights(self) -> tuple[Tensor, ...]:
-        """Of queries, keys and values; apart where image tokens have another width than words."""
+        """Weights of queries, keys and values, which are separate parameters if image tokens have another
+        width than words."""
         if hasattr(self, "in_proj_weight"):
             return self.in_proj_weight.chunk(3)
         return self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
@@ -125,7 +128,8 @@ class Block(nn.Module):
         _adopt(self, block)
         self.attn = attention(block.attn)
 
-    def behind(self, x: Tensor, mixed: Tensor) -> Tensor:
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output, from its input and the output of its attention."""
         x = x + self.ls_1(mixed)
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
@@ -136,7 +140,7 @@ class SelfBlock(Block):
 
     def forward(self, x: Tensor, mask: Tensor | None, past: Keys | None) -> tuple[Tensor, Keys]:
         mixed, keys = self.attn(self.ln_1(x), mask, past)
-        return self.behind(x, mixed), keys
+        return self.finish(x, mixed), keys
 
 
 class CrossBlock(Block):
@@ -145,10 +149,10 @@ class CrossBlock(Block):
     def __init__(self, block: Any):
         super().__init__(block, CrossAttention)
 
-    def forward(self, x: Tensor, image: ImageTokens, kept: Keys | None) -> tuple[Tensor, Keys]:
-        tokens = self.ln_1_kv(image.tokens) if kept is None else None
-        mixed, keys = self.attn(self.ln_1(x), tokens, image.size, kept)
-        return self.behind(x, mixed), keys
+    def forward(self, x: Tensor, image: ImageTokens, cached: Keys | None) -> tuple[Tensor, Keys]:
+        tokens = self.ln_1_kv(image.tokens) if cached is None else None
+        mixed, keys = self.attn(self.ln_1(x), tokens, image.size, cached)
+        return self.finish(x, mixed), keys
 
 
 class TextTower(nn.Module):
@@ -175,15 +179,15 @@ class TextTower(nn.Module):
         self.context_length, self.pad_id = text.context_length, text.pad_id
 
     def drop_feature(self) -> None:
-        """Leaves out what only the feature needs."""
+        """Removes the parts that only the feature needs."""
         self.cls_emb = self.text_projection = cast(Tensor, None)
         self.ln_final = nn.Identity()
 
     def forward(
         self, tokens: Tensor, past: Layers = (), *, feature: bool = False
     ) -> tuple[Tensor, Tensor | None, Layers]:
-        """tokens int64 [B, L] behind those of `past` -> words [B, L, W], the caption's feature [B, E] if
-        asked for, and what to keep."""
+        """tokens: int64 [B, L], which follow those of `past`. Returns words [B, L, W], the feature of each
+        caption [B, E] or None, and the keys and values of each layer."""
         length, start = tokens.shape[1], past[0][0].shape[2] if past else 0
         if feature:
             x, mask = self._with_class_token(tokens)
@@ -191,32 +195,30 @@ class TextTower(nn.Module):
             x, mask = self.token_embedding(tokens) + self.positional_embedding[start : start + length], None
         keys = []
         for i, block in enumerate(cast(nn.ModuleList, self.transformer["resblocks"])):
-            x, kept = block(x, mask, past[i] if past else None)
-            keys.append(kept)
+            x, own = block(x, mask, past[i] if past else None)
+            keys.append(own)
         pooled = self.ln_final(x[:, -1]) @ self.text_projection if feature else None
         return x[:, :length], pooled, tuple(keys)
 
     def _with_class_token(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, P + 1, W], the class token last, and who sees whom [B, 1, P + 1, P + 1].
+        """Embeddings [B, P + 1, W], the class token last, and the mask [B, 1, P + 1, P + 1], True where a row
+        sees a column.
 
-        The class token has the place behind the longest caption, so that the feature does not depend on what
-        a batch is padded to. CoCas are trained with padding masked one place too late, which lets the class
-        token see the first padding, if there is one, and itself if there is none: so there is one wherever it
-        fits.
+        The class token has the position after the longest caption, so that the feature does not depend on the
+        padding of a batch. CoCas are trained with padding masked one position too late: the class token sees
+        the first padding if there is one, and else itself. So there is one padding wherever it fits.
         """
         tokens = F.pad(tokens, (0, 1), value=self.pad_id)[:, : self.context_length]
         place = F.pad(torch.arange(tokens.shape[1], device=tokens.device), (0, 1), value=self.context_length)
-        x = (
-            torch.cat([self.token_embedding(tokens), self.cls_emb.expand(len(tokens), 1, -1)], dim=1)
-            + self.positional_embedding[place]
-        )
+        class_token = self.cls_emb.expand(len(tokens), 1, -1)
+        x = torch.cat([self.token_embedding(tokens), class_token], dim=1) + self.positional_embedding[place]
         seen = F.pad(tokens != self.pad_id, (1, 0), value=True)
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         return x, causal & seen[:, None, None, :]
 
 
 class Decoder(nn.Module):
-    """open_clip's MultimodalTransformer: words look at the words before them and at an image, in turn."""
+    """open_clip's MultimodalTransformer: words attend to earlier words and to an image, in turn."""
 
     ln_final: nn.Module
     text_projection: Tensor
@@ -230,19 +232,19 @@ class Decoder(nn.Module):
     def forward(
         self, words: Tensor, image: ImageTokens, past: Past | None = None
     ) -> tuple[Tensor, Layers, Layers]:
-        """words [B, L, W] -> logits of the words that follow each [B, L, V], and what to keep: of the words,
-        and of the images."""
+        """Logits [B, L, V] of the word after each of words [B, L, W]; and keys and values of each layer, of
+        the words and of the images."""
         x, of_words, of_image = words, [], []
         for i, (block, cross) in enumerate(zip(self.resblocks, self.cross_attn, strict=True)):
-            x, kept = block(x, None, past.decoder[i] if past else None)
-            of_words.append(kept)
-            x, kept = cross(x, image, past.image[i] if past else None)
-            of_image.append(kept)
+            x, own = block(x, None, past.decoder[i] if past else None)
+            of_words.append(own)
+            x, own = cross(x, image, past.image[i] if past else None)
+            of_image.append(own)
         return self.ln_final(x) @ self.text_projection, tuple(of_words), tuple(of_image)
 
 
 def _adopt(module: nn.Module, other: nn.Module) -> None:
-    """Takes over another's parameters and parts, under their names."""
+    """Registers the parameters and parts of `other` in `module`, under their names."""
     for name, parameter in other.named_parameters(recurse=False):
         module.register_parameter(name, parameter)
     for name, part in other.named_children():

@@ -1,7 +1,8 @@
-"""Segmenter's mask transformer on merged tokens: its own weights, fewer tokens.
+"""Segmenter's mask transformer on merged tokens: the same weights, fewer tokens.
 
-With hard merging this equals the decoder on copies of the tokens, as attention cannot tell s copies of a key
-from one of size s. B batch, M slots, K classes, L = merged patches + K, C channels, h w patches.
+With hard merging the result equals that of the decoder on copies of the tokens, as attention cannot tell s
+copies of a key from one of size s. B batch, M slots, K classes, L = merged patches + K, C channels, h w
+patches.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ HEAD = "SegmenterMaskTransformerHead"
 
 
 def decode_merged(head: Any, state: TokenState) -> Tensor:
-    """Logits [B, K, h, w]. head: mmseg's SegmenterMaskTransformerHead. Prefix tokens take no part; a class
+    """Logits [B, K, h, w]. head: mmseg's SegmenterMaskTransformerHead. Prefix tokens are left out; a class
     embedding has size 1."""
     tokens = head.dec_proj(state.patch_tokens)
     tokens = torch.cat([tokens, head.cls_emb.expand(len(tokens), -1, -1)], dim=1)

@@ -1,4 +1,4 @@
-"""The metrics of semantic segmentation, which are MMSegmentation's. K classes, H W pixels of a mask."""
+"""The metrics of semantic segmentation, which are MMSegmentation's. K classes."""
 
 import torch
 from torch import Tensor

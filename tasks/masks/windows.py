@@ -1,5 +1,5 @@
-"""Evaluation of semantic segmentation: images of any size, in windows, at several scales, mirrored. It gives
-what MMSegmentation gives.
+"""Inference of semantic segmentation on images of any size: in windows, at several scales, mirrored. Results
+equal MMSegmentation's.
 
 B batch, K classes, H W pixels of a mask, h w cells of a head's logits. All resizing is bilinear with
 unaligned corners.
@@ -133,7 +133,7 @@ def _starts(side: int, crop: int, step: int) -> tuple[list[int], int]:
 
 
 def _resize(logits: Tensor, size: Size) -> Tensor:
-    """[K, h, w] -> [K, H, W]"""
+    """Logits [K, h, w], resized to [K, H, W]."""
     if logits.shape[-2:] == size:
         return logits
     return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]

@@ -88,15 +88,14 @@ class DTEMBackbone(MergingViT, BaseModule):
             self._load(weights)
 
     def init_weights(self) -> None:
-        """What mmengine's Runner calls before it trains: loads the file of init_cfg, and leaves the weights
-        alone where there is none."""
+        """Loads the file of init_cfg, if there is one. mmengine's Runner calls it before it trains."""
         if self._initial is not None and not self.is_init:
             self._load(self._initial)
         self.is_init = True
 
     def train(self, mode: bool = True) -> "DTEMBackbone":
-        """As ever, but of a frozen backbone nothing except the metric embeddings: its drop path and dropout
-        do not act."""
+        """Sets the mode. In a frozen backbone only the metric embeddings are in training mode: drop path and
+        dropout do not act."""
         super().train(mode)
         if mode and self.frozen:
             set_modes(self, {METRIC})
@@ -130,7 +129,7 @@ class DTEMBackbone(MergingViT, BaseModule):
 
 
 def _blocks(indices: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Block numbers from 0, for indices that may count from the end."""
+    """The numbers of the blocks, from 0; a negative index counts from the end. Raises ConfigError."""
     if not indices:
         raise ConfigError("out_indices is empty; give the blocks whose output the head reads")
     for index in indices:
@@ -142,7 +141,8 @@ def _blocks(indices: Sequence[int], depth: int) -> tuple[int, ...]:
 
 
 def _flag(pretrained: Any) -> bool:
-    """mmseg's segmentors hand `model.pretrained`, a file for their own ViT, down to the backbone."""
+    """The flag. Raises ConfigError for a file: mmseg's segmentors hand `model.pretrained`, a file for their
+    own ViT, down to the backbone."""
     if not isinstance(pretrained, bool):
         raise ConfigError(
             f"pretrained is '{pretrained}'; it is true (timm's weights) or false. A stock config has "
@@ -153,14 +153,12 @@ def _flag(pretrained: Any) -> bool:
 
 
 def _file_of(init_cfg: Mapping[str, Any] | None) -> str | None:
-    """The file that mmengine's Pretrained names; no other initialisation, as timm has drawn the weights."""
+    """The file that mmengine's Pretrained names. Raises ConfigError for any other initialisation, as timm
+    draws the weights."""
     if init_cfg is None:
         return None
-    if (
-        not isinstance(init_cfg, Mapping)
-        or set(init_cfg) != {"type", "checkpoint"}
-        or init_cfg["type"] != "Pretrained"
-    ):
+    is_pretrained = isinstance(init_cfg, Mapping) and init_cfg.get("type") == "Pretrained"
+    if not is_pretrained or set(init_cfg) != {"type", "checkpoint"}:
         raise ConfigError(
             f"init_cfg is {init_cfg}; give dict(type='Pretrained', checkpoint=FILE), or nothing: timm "
             "draws the weights"

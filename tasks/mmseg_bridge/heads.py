@@ -1,5 +1,7 @@
-"""MMSegmentation's necks and decode heads, built from its own config dicts. B batch, K classes, h w cells of
-a head's logits."""
+"""MMSegmentation's necks and decode heads, built from its own config dicts.
+
+B batch, K classes, h w cells of a head's logits.
+"""
 
 import copy
 import logging
@@ -27,26 +29,28 @@ from torch import Tensor, nn
 from pipeline.engine import launched
 from pipeline.errors import ConfigError
 from pipeline.registry import unknown_name
+from tasks.shared.options import fill_in
 
 OF_MMDET = {"MaskFormerHead", "Mask2FormerHead"}
 OPERATORS = {"CCHead": "CrissCrossAttention", "PSAHead": "PSAMask"}
-"""Heads that need an operator of mmcv that has to be compiled."""
+"""Maps a head to the operator of mmcv that it needs, which has to be compiled."""
 HEADS = OF_MMDET | {
     name for name in decode_heads.__all__ if issubclass(getattr(decode_heads, name), BaseDecodeHead)
 }
 NECKS = set(necks.__all__)
 PROBE = 4
-"""Side of the features with which a new head is tried."""
+"""Side of the features on which a new head is tried."""
 
 
 def build_decode_head(
     spec: Mapping[str, Any], *, in_channels: Sequence[int], num_classes: int, field: str = "decode_head"
 ) -> nn.Module:
-    """The head that mmseg builds from `spec` (which stays as it is), with its starting weights.
+    """The head that mmseg builds from `spec` (which is not changed), with its starting weights.
 
-    in_channels: of each feature that the head can read (of the neck's, where there is one). in_channels and
-    num_classes are filled in where `spec` lacks them. Raises ConfigError for what cannot be built, does not
-    fit the features, or needs what is not installed.
+    in_channels: channels of each feature that the head can read, which are the neck's if there is one.
+    in_channels and num_classes are filled in where `spec` lacks them. field: name of the setting, for
+    messages. Raises ConfigError for a head that cannot be built, does not fit the features, or needs what is
+    not installed.
     """
     _check_spec(spec, field, HEADS)
     filled = _fill_head(spec, in_channels, num_classes, field)
@@ -64,24 +68,23 @@ def build_decode_head(
 
 
 def build_neck(spec: Mapping[str, Any], in_channels: Sequence[int]) -> tuple[nn.Module, list[int]]:
-    """The neck, and the channels of each of its features. Raises ConfigError as `build_decode_head` does."""
+    """The neck, and the channels of each of its features. Raises ConfigError, see `build_decode_head`."""
     _check_spec(spec, "neck", NECKS)
     filled = copy.deepcopy(dict(spec))
     if spec["type"] == "Feature2Pyramid":
-        _agree(filled, "embed_dim", in_channels[0], "neck")
+        fill_in(filled, "embed_dim", in_channels[0], f"neck {spec['type']}: ", "here it is")
     else:
-        _agree(filled, "in_channels", list(in_channels), "neck")
+        fill_in(filled, "in_channels", list(in_channels), f"neck {spec['type']}: ", "here it is")
     neck = _build(filled, "neck")
     with _trial(neck, in_channels, "neck") as features:
         return neck, [feature.shape[1] for feature in neck(features)]
 
 
 def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The head's own losses by mmseg's names, and its accuracy as a share; scalars. logits [B, K, h, w], mask
-    [B, H, W] uint8.
+    """The head's own losses under mmseg's names, and `acc_seg`, its accuracy in [0, 1]; all scalars. logits
+    [B, K, h, w], mask uint8 [B, H, W].
 
-    mmseg's accuracy reads a number from the device in every step, so it is counted here, behind the losses of
-    an ordinary head.
+    The accuracy of an ordinary head is counted here, because mmseg's makes the host wait for the device.
     """
     label = mask.long()
     if type(head).loss_by_feat is not BaseDecodeHead.loss_by_feat:
@@ -101,8 +104,8 @@ def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def _check_spec(spec: Any, field: str, known: Collection[str]) -> None:
-    """Only registered names. mmseg would import a `type` with dots, and unpickle a file that a spec names:
-    neither may a config do."""
+    """Raises ConfigError for names that are not registered. mmseg would import a `type` with dots, and
+    unpickle a file that a spec names; a config may do neither."""
     if not isinstance(spec, Mapping) or "type" not in spec:
         raise ConfigError(f"{field} is {spec!r}; give dict(type=..., ...) as MMSegmentation's configs do")
     if spec["type"] not in known:
@@ -122,12 +125,11 @@ def _check_spec(spec: Any, field: str, known: Collection[str]) -> None:
 
 
 def _parts(spec: Any) -> Iterator[Mapping[str, Any]]:
-    """All dicts of a spec, itself among them."""
+    """Yields all dicts in a spec, and the spec itself."""
     if isinstance(spec, Mapping):
         yield spec
-    for value in (
-        spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, list | tuple) else ()
-    ):
+        spec = list(spec.values())
+    for value in spec if isinstance(spec, list | tuple) else ():
         yield from _parts(value)
 
 
@@ -142,18 +144,9 @@ def _fill_head(
             f"{field} {spec['type']}: in_index {index} is past the {len(in_channels)} features that it "
             "can read"
         ) from None
-    _agree(filled, "in_channels", channels, field)
-    _agree(filled, "num_classes", num_classes, field)
+    for name, value in {"in_channels": channels, "num_classes": num_classes}.items():
+        fill_in(filled, name, value, f"{field} {spec['type']}: ", "here it is")
     return filled
-
-
-def _agree(filled: dict[str, Any], name: str, value: Any, field: str) -> None:
-    given = filled.setdefault(name, value)
-    if (list(given) if isinstance(given, tuple) else given) != value:
-        raise ConfigError(
-            f"{field} {filled['type']}: {name} is {given}, but here it is {value}; leave it out to have "
-            "it filled in"
-        )
 
 
 def _refuse_unsupported(spec: Mapping[str, Any], field: str) -> None:
@@ -206,7 +199,7 @@ def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """mmengine logs three lines for every parameter that it initialises."""
+    """Silences mmengine, which logs three lines for every parameter that it initialises."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -218,7 +211,8 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _trial(module: nn.Module, in_channels: Sequence[int], field: str) -> Iterator[tuple[Tensor, ...]]:
-    """Small features for a module in evaluation; what goes wrong with them is a ConfigError."""
+    """Gives small features on which to try a module, which is in evaluation mode meanwhile. Raises
+    ConfigError for what goes wrong with them."""
     module.eval()
     try:
         with torch.no_grad():
@@ -231,5 +225,5 @@ def _trial(module: nn.Module, in_channels: Sequence[int], field: str) -> Iterato
 
 
 def _reason(err: Exception) -> str:
-    """Its message, or else the line that raised it, as mmseg's assertions have none."""
+    """The message of an error, else the line that raised it: mmseg's assertions have no message."""
     return str(err) or str(traceback.extract_tb(err.__traceback__)[-1].line)

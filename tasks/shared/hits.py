@@ -1,4 +1,4 @@
-"""Hits of a classifier: how many samples have their class first, and among the first five."""
+"""Hits of a classifier: samples whose class is predicted first, or among the first five."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +7,7 @@ from pipeline.interfaces import Scores, Tallies
 
 
 def count_hits(logits: Tensor, labels: Tensor) -> Tallies:
-    """What `hit_shares` needs. logits [B, K], labels [B]."""
+    """Tallies of top-1 hits, top-5 hits and the summed loss. logits [B, K], labels int64 [B]."""
     hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
     return {
         "top1": hits[:, 0].sum(),
@@ -17,5 +17,6 @@ def count_hits(logits: Tensor, labels: Tensor) -> Tallies:
 
 
 def hit_shares(tallies: Tallies) -> Scores:
+    """top1 and top5 in [0, 1], and the mean loss, from tallies of `count_hits` and `samples`."""
     samples = int(tallies["samples"])
     return {name: float(tallies[name]) / samples for name in ("top1", "top5", "loss")}

@@ -1,4 +1,4 @@
-"""From a token state to one vector per image."""
+"""Pooling: one vector per image from a token state."""
 
 from torch import Tensor
 
@@ -7,7 +7,8 @@ from pipeline.token_state import TokenState
 
 
 def check_pool(kind: str, num_prefix: int) -> None:
-    """Raises ConfigError for a way to pool that `pool` does not have, or not with so many prefix tokens."""
+    """Raises ConfigError for a kind that `pool` does not have, or that needs a prefix token where there is
+    none."""
     if kind not in ("token", "avg"):
         raise ConfigError(
             f"pooling is '{kind}'; give 'token' or 'avg', as head.pool or as backbone.options.global_pool"
@@ -17,8 +18,8 @@ def check_pool(kind: str, num_prefix: int) -> None:
 
 
 def pool(state: TokenState, kind: str) -> Tensor:
-    """[B, C]. `token`: the first prefix token. `avg`: the mean over patches, so each token counts by its
-    size."""
+    """[B, C]: the first prefix token (`token`), or the mean over patches (`avg`), in which each token counts
+    by its size. Raises ConfigError, see `check_pool`."""
     check_pool(kind, state.num_prefix)
     if kind == "token":
         return state.tokens[:, 0]

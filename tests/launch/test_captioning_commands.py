@@ -173,7 +173,7 @@ def test_compute_does_not_depend_on_what_is_said(captioner, swept, monkeypatch):
 
         def ended(last, past):
             logits, past = step(last, past)
-            return logits.index_fill(1, torch.tensor([task.marks.eos]), 1e4), past
+            return logits.index_fill(1, torch.tensor([task.special.eos]), 1e4), past
 
         return ended
 

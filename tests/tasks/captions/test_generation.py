@@ -10,9 +10,9 @@ from tinycoca import LENGTH, ROUTES, caption_batch, caption_model, jitter, open_
 from torch import Tensor
 
 from pipeline.rng import generator
-from tasks.captions.generation import Generation, Marks, generate
+from tasks.captions.generation import Generation, SpecialTokens, generate
 
-MARKS = Marks(pad=0, bos=1, eos=2)
+MARKS = SpecialTokens(pad=0, bos=1, eos=2)
 VOCABULARY = 9
 START = torch.full((5,), MARKS.bos)
 OPTIONS = {
