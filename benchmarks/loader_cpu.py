@@ -9,6 +9,7 @@ of another commit can take part:
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from measure import ratio, summary
 from PIL import Image
-from record import ROOT, write_record
+from record import ROOT, commit_of, write_record
 
 SIZE = (500, 375)
 """Pixels of a picture: width and height, those of many in ImageNet."""
@@ -40,8 +41,8 @@ TIMM = dict(
 """The same, as timm's loader is given it."""
 FIGURES = {
     "images per second of a core": "alone",
+    "images per second of a core, through the workers' queue": "cores",
     "images per second of the workers": "workers",
-    "images per second of a core, from a batch to normalised images": "to",
     "MiB of a batch": "mebibytes",
 }
 """What a record calls each figure."""
@@ -96,22 +97,26 @@ def figures(name: str, work: Path, batch: int, batches: int, workers: int) -> di
     source = our_batches if ours else timms_batches
     found: dict[str, float] = {}
     for place, processes in (("alone", 0), ("workers", workers)):
-        clock = time.perf_counter if processes else time.process_time
+        clock, spent = time.perf_counter if processes else time.process_time, core_seconds()
         loaded = source(work, batch, processes)
-        next(loaded)
+        first = next(loaded)
         started = clock()
         for item in islice(loaded, batches):
             if ours:
                 item.to("cpu")
         found[place] = batch * batches / (clock() - started)
-    if ours:
-        one = next(loaded)
-        found["mebibytes"] = num_bytes(one) / 2**20
-        started = time.process_time()
-        for _ in range(batches):
-            one.to("cpu")
-        found["to"] = batch * batches / (time.process_time() - started)
+        del loaded
+        if processes:
+            found["cores"] = batch * (batches + 1) / (core_seconds() - spent)
+        if ours:
+            found["mebibytes"] = num_bytes(first) / 2**20
     return found
+
+
+def core_seconds() -> float:
+    """Of this process and its workers that have ended, with what they loaded ahead."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
 def num_bytes(value: Any) -> int:
@@ -124,16 +129,24 @@ def num_bytes(value: Any) -> int:
 
 
 def stages(work: Path, num: int) -> dict[str, float]:
-    """Milliseconds of a core an image: decoding, and the random changes behind it, some and all."""
-    from pipeline.config.schema import AugmentConfig
+    """Milliseconds of a core an image: decoding, the random changes behind it, some and all, and, in the
+    process that trains, normalisation."""
+    from pipeline.config.schema import AugmentConfig, Preprocessing
     from pipeline.data.augment.images import train_transform
     from pipeline.data.members.decode import decode_image
+    from pipeline.pixels import Normalisation
 
     files = [path.read_bytes() for path in islice(sorted(work.glob("pictures/train/*/*.jpg")), num)]
     transform = train_transform(AugmentConfig(**DEIT), CROP)
     plain = train_transform(AugmentConfig(), CROP)
     images = [decode_image(data) for data in files]
-    timed = {"decode": (decode_image, files), "crop and flip": (plain, images), "all": (transform, images)}
+    crops = [plain(image)[None] for image in images]
+    timed = {
+        "decode": (decode_image, files),
+        "crop and flip": (plain, images),
+        "all": (transform, images),
+        "normalise": (Normalisation(Preprocessing.mean, Preprocessing.std), crops),
+    }
     found = {}
     for name, (step, inputs) in timed.items():
         started = time.process_time()
@@ -206,9 +219,9 @@ def results_of(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
                         "ours": summary(ours),
                         "peer": summary(theirs),
                         "ratio": ratio(ours, theirs),
-                        "milliseconds an image": own,
                     }
                 )
+    results[0]["milliseconds of a core an image"] = own
     return results
 
 
@@ -216,7 +229,7 @@ def claim_of(args: argparse.Namespace) -> str:
     return (
         f"{CROP}x{CROP} crops of {SIZE[0]}x{SIZE[1]} JPEGs by DeiT's augmentation, batch {args.batch}, "
         f"{args.workers} workers: ours over timm's loader"
-        + (", and over the commit before" if args.before else "")
+        + (f", and over commit {commit_of(args.before)}" if args.before else "")
     )
 
 

@@ -18,6 +18,7 @@ from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.data.make.write import index_shards
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream
+from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.rng import seed_generators
 
@@ -167,6 +168,32 @@ def test_resuming_anywhere_equals_never_having_stopped(holed, schema, done):
     second.load_state_dict(third.state_dict())
     found = take(second, 5 - done)
     assert all(same(tensors(one), tensors(other)) for one, other in zip(found, expected, strict=True))
+
+
+STILL = dict(crop_scale=(1.0, 1.0), hflip=0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(crop_scale=(0.5, 0.5)),
+        dict(pad=2),
+        dict(hflip=None),
+        dict(rand_augment="rand-m9"),
+        dict(color_jitter=0.4),
+        dict(color_jitter=(0.0, 0.0, 0.0, 0.1)),
+        dict(random_erasing=0.9),
+    ],
+)
+def test_views_differ_by_any_random_change_and_are_refused_without_one(whole, change):
+    still, moved = AugmentConfig(**STILL), AugmentConfig(**STILL | change)
+    batches = take(stream(whole, "classification", augment=moved))
+    pairs = [views for batch in batches for views in batch.to("cpu").images.unflatten(0, (-1, VIEWS))]
+    assert any(not torch.equal(views[0], views[1]) for views in pairs)
+    assert take(stream(whole, "classification", augment=still, views=1), 1)
+    for none in (still, AugmentConfig(**STILL, color_jitter=(0.0, 0.0, 0.0, 0.0))):
+        with pytest.raises(ConfigError, match="data.views is 3, but no random change is on"):
+            stream(whole, "classification", augment=none)
 
 
 @ALL

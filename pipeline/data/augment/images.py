@@ -52,6 +52,13 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
     return transform
 
 
+def draws_anything(config: AugmentConfig) -> bool:
+    """Whether `train_transform` or `eraser` change an image at random, so that views of it differ."""
+    jitter = config.color_jitter if isinstance(config.color_jitter, tuple) else (config.color_jitter,)
+    crops = config.pad or config.crop_scale != (1, 1)
+    return bool(crops or config.hflip != 0 or config.rand_augment or any(jitter) or config.random_erasing)
+
+
 def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
     """uint8 [3, H, W] -> uint8 [3, *img_size]: resized to just cover img_size / crop_pct (crop_mode `squash`:
     to have just its sides), then the centre crop.

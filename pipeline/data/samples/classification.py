@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import DataConfig
-from pipeline.data.augment.images import eval_transform, train_transform
+from pipeline.data.augment.images import draws_anything, eval_transform, train_transform
 from pipeline.data.members.decode import IMAGES, decode_class, decode_image
 from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.protocol import DATASETS, refuse_unused
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import ClassificationTargets
-from pipeline.errors import SampleError
+from pipeline.errors import ConfigError, SampleError
 
 UNUSED = ("short_side", "resize_range", "max_class_share", "photometric", "antialias")
 
@@ -25,6 +25,11 @@ class Classification:
 
     def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
         refuse_unused(config, UNUSED)
+        if config.views > 1 and not draws_anything(config.augment):
+            raise ConfigError(
+                f"data.views is {config.views}, but no random change is on, so all views of a sample would "
+                "be equal; give data.views=1, or one of data.augment such as crop_scale=(0.3, 1)"
+            )
         labels = labels or Labels.as_stored(manifest.classes)
         self.classes, self._numbers = labels.names, labels.numbers
         self._train = train_transform(config.augment, config.size)
