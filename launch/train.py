@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
     folder = train(load_config(args.config, args.cfg_options), args.resume)
     if main:
-        print(f"wrote {folder}: config.json, metrics.jsonl, tensorboard/, checkpoints/")
+        print(f"wrote {folder}: config.json, metrics.jsonl, checkpoints/")
     return 0
 
 

@@ -4,6 +4,7 @@ embedding."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from pipeline.token_state import BackboneOutput
 from tasks.captions.generation import Generation, SpecialTokens, Step, generate
 from tasks.captions.image_routes import Direct, Pooler
 from tasks.captions.losses import below, caption_loss, contrastive_loss, normalised
-from tasks.captions.metrics import METRIC_UNITS, CaptionRow, caption_scores
 from tasks.captions.retrieval import retrieval_rows, retrieval_scores
 from tasks.captions.towers import Decoder, ImageTokens, Past, TextTower
 from tasks.shared.pooling import check_pool
@@ -46,7 +46,9 @@ class CaptioningTask(nn.Module):
     reads_final = True
     unmerge: str | None = None
     main_metric = "CIDEr"
-    metric_units = METRIC_UNITS
+    metric_units = {"CIDEr": "", "BLEU-4": "%", "words": ""}
+    """Of what tables show. All are shares in [0, 1] but CIDEr, which goes to 10, and the mean number of words
+    that are said."""
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class CaptioningTask(nn.Module):
             contrastive_weight,
             label_smoothing,
         )
+        _metrics()  # what scoring lacks is told before training
         self.tokenizer = build_tokenizer(tokenizer)
         self.special = SpecialTokens(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
         self.generation = Generation.of(generation)
@@ -192,7 +195,7 @@ class CaptioningTask(nn.Module):
             batch.targets.references,
         )
         made = self._captions(image, batch.keys, self.generation)
-        rows = tuple(CaptionRow(*row) for row in zip(batch.keys, made, references, strict=True))
+        rows = tuple(_metrics().CaptionRow(*row) for row in zip(batch.keys, made, references, strict=True))
         logits, labels = self.decoder(self.text(tokens[:, :-1])[0], image)[0].float(), tokens[:, 1:]
         loss = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=self.special.pad, reduction="sum"
@@ -207,7 +210,7 @@ class CaptioningTask(nn.Module):
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """Those of `tasks.captions.metrics`, of `tasks.captions.retrieval` with the contrastive part, and the
         mean loss of a token."""
-        scores = caption_scores(tallies["captions"], thorough=thorough) | {
+        scores = _metrics().caption_scores(tallies["captions"], thorough=thorough) | {
             "loss": float(tallies["loss"] / tallies["tokens"])
         }
         return scores | retrieval_scores(tallies) if "image" in tallies else scores
@@ -229,3 +232,10 @@ def _open_clip() -> Any:
     from tasks.open_clip_bridge import parts
 
     return parts
+
+
+def _metrics() -> ModuleType:
+    """The module that imports the COCO tools. Raises ConfigError where they are not installed."""
+    from tasks.captions import metrics
+
+    return metrics

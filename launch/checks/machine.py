@@ -5,10 +5,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from importlib import util
 from pathlib import Path
 from typing import Literal
 
 from launch.checks.finding import Finding
+from pipeline.extras import command
 
 GIB = 1 << 30
 STALE_LOCK_SECONDS = 600
@@ -111,6 +113,8 @@ def _enough(name: str, size: int, least: int, way_out: str) -> Finding:
 
 def check_compiler() -> Iterator[Finding]:
     """DeepSpeed compiles its CPU communication once per environment; GPUs do without."""
+    if util.find_spec("deepspeed") is None:
+        return
     import torch
 
     lack: Literal["warn", "missing"] = "warn" if torch.cuda.is_available() else "missing"
@@ -118,7 +122,7 @@ def check_compiler() -> Iterator[Finding]:
     ninja = shutil.which("ninja") or (str(beside_python) if beside_python.exists() else None)
     for name, path, way_out in (
         ("g++", shutil.which("g++"), "apt-get install g++"),
-        ("ninja program", ninja, "make install"),
+        ("ninja program", ninja, command("deepspeed")),
     ):
         yield (
             Finding(name, "ok", path)

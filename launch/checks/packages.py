@@ -1,14 +1,18 @@
 """Python and the packages: what is installed, whether it fits and whether it can be imported."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.checks.finding import Finding
+from pipeline.extras import DISTRIBUTION, EXTRAS, command
 
-DISTRIBUTION = "dtem-pipeline"
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 
 def check_python() -> Iterator[Finding]:
@@ -19,56 +23,54 @@ def check_python() -> Iterator[Finding]:
         metadata.metadata(DISTRIBUTION)["Requires-Python"],
     )
     fits = version in SpecifierSet(wanted)
-    way_out = "" if fits else f"needs {wanted}: make clean install PYTHON=python3.11"
+    way_out = "" if fits else f"needs {wanted}; in a checkout: make clean install PYTHON=python3.11"
     yield Finding("python", "ok" if fits else "missing", f"{version} ({sys.executable})", way_out)
 
 
 def check_packages() -> Iterator[Finding]:
-    """Each requirement of setup.cfg against what is installed."""
+    """Each requirement of setup.cfg against what is installed. An extra that is not there is no mistake."""
     from packaging.requirements import Requirement
 
     for text in metadata.requires(DISTRIBUTION) or ():
         need = Requirement(text)
-        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            version = metadata.version(need.name)
-        except metadata.PackageNotFoundError:
-            yield Finding(need.name, "missing", f"needs {need.specifier or 'any version'}", "make install")
-            continue
-        fits = need.specifier.contains(version, prereleases=True)
-        yield Finding(
-            need.name,
-            "ok" if fits else "missing",
-            version,
-            "" if fits else f"needs {need.specifier}: make install",
-        )
+        found = re.search(r"extra == .([a-z0-9-]+)", str(need.marker))
+        name = found[1] if found else None
+        if name is None or name in EXTRAS:  # not dev, and not all, which is made of the others
+            yield _package(need.name, need.specifier, name)
+
+
+def _package(package: str, wanted: "SpecifierSet", name: str | None) -> Finding:
+    """A package of the extra `name`, or of the core."""
+    if not _installed(package):
+        lack = f"not installed; optional, for {EXTRAS[name]}" if name else f"needs {wanted or 'any version'}"
+        return Finding(package, "warn" if name else "missing", lack.rstrip(","), command(name))
+    version = metadata.version(package)
+    if wanted.contains(version, prereleases=True):
+        return Finding(package, "ok", version)
+    return Finding(package, "missing", f"{version}, needs {wanted}", command(name))
 
 
 def check_imports() -> Iterator[Finding]:
-    """The fragile packages, each in a process of its own, so that a crash or a hang there is a finding
-    here."""
+    """The fragile packages that are there, each in a process of its own, so that its crash is a finding."""
     slim = "on a slim image: apt-get install libgl1 libglib2.0-0"
-    for statement, hint in {
-        "import deepspeed": "make install",
-        "import mmseg.models": slim,
-        "import open_clip": "make install",
-    }.items():
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", statement], capture_output=True, text=True, timeout=180
-            )
-        except subprocess.TimeoutExpired:
-            yield Finding(
-                statement, "missing", "no answer in 180 s", "look for a stale lock below, or a slow disk"
-            )
-            continue
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        yield (
-            Finding(statement, "missing", last, hint)
-            if done.returncode
-            else Finding(statement, "ok", "works")
+    fragile = {"deepspeed": command("deepspeed"), "mmseg.models": slim, "open_clip": command("captioning")}
+    for module, hint in fragile.items():
+        if util.find_spec(module.split(".")[0]) is not None:
+            yield _import(f"import {module}", hint)
+
+
+def _import(statement: str, hint: str) -> Finding:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", statement], capture_output=True, text=True, timeout=180, check=False
         )
+    except subprocess.TimeoutExpired:
+        way_out = "look for a stale lock below, or a slow disk"
+        return Finding(statement, "missing", "no answer in 180 s", way_out)
+    if done.returncode == 0:
+        return Finding(statement, "ok", "works")
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return Finding(statement, "missing", last, hint)
 
 
 def check_mm_families() -> Iterator[Finding]:
@@ -79,14 +81,16 @@ def check_mm_families() -> Iterator[Finding]:
                 name,
                 "warn",
                 f"{' and '.join(rivals)} overwrite each other's files",
-                f"pip uninstall {' '.join(rivals)}, then make install",
+                f"pip uninstall {' '.join(rivals)}, then {command('segmentation')}",
             )
 
 
 def check_tokenizer() -> Iterator[Finding]:
     """Captioning tokenises offline, with the vocabulary that open_clip ships."""
+    if not _installed("open_clip_torch"):
+        return
     name = "bpe_simple_vocab_16e6.txt.gz"
-    files = metadata.files("open_clip_torch") if _installed("open_clip_torch") else None
+    files = metadata.files("open_clip_torch")
     found = any(file.name == name and Path(str(file.locate())).exists() for file in files or ())
     yield Finding(
         "open_clip tokenizer",

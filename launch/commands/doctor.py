@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from launch.checks import machine, packages
 from launch.checks.finding import Finding
+from pipeline.extras import command
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     packages.check_python,
@@ -57,7 +58,7 @@ def _answered(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
     try:
         return list(check())
     except ImportError as err:
-        return [Finding(check.__name__.removeprefix("check_"), "missing", str(err), "make install")]
+        return [Finding(check.__name__.removeprefix("check_"), "missing", str(err), command())]
 
 
 def table(findings: Iterable[Finding]) -> Iterator[str]:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
 from pipeline.errors import printable
+from pipeline.extras import extra
 from pipeline.files import replacing, write_text
+
+with extra("plots"):
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 PICTURE_WIDTH, TEXT_WIDTH = 1.9, 2.4
 """Inches of a column of pictures, and of one of text, in which lines have so many characters."""

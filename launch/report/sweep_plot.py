@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
+from pipeline.extras import extra
 from pipeline.files import replacing
+
+with extra("plots"):
+    import matplotlib
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 WIDTH, NARROW, HEIGHT = 7.2, 5.6, 4.5

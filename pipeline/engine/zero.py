@@ -21,6 +21,7 @@ from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.engine.zero_config import zero_config
 from pipeline.engine.zero_state import STATE_OF_STAGE
 from pipeline.errors import ConfigError
+from pipeline.extras import extra
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 
 
@@ -135,11 +136,8 @@ def start_deepspeed() -> Any:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     with_ninja = Path(sys.executable).parent
     os.environ["PATH"] = os.pathsep.join([str(with_ninja), os.environ.get("PATH", "")])
-    try:
+    with extra("deepspeed", "give engine.type='local'"):
         import deepspeed
-    except ImportError as err:
-        way_out = "run `pip install -e .`, or give engine.type='local'"
-        raise ConfigError(f"engine.type is 'deepspeed', which cannot be imported ({err}); {way_out}") from err
     deepspeed.utils.logger.setLevel("WARNING")
     if launched.cuda():
         torch.cuda.set_device(launched.local_rank())

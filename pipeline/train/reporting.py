@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pipeline.extras import command
 from pipeline.files import folder_within, replacing
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ class Reporter:
         path = folder / "metrics.jsonl"
         _drop_after(path, step)
         self._file = open(path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder_within(folder, "tensorboard")), purge_step=step + 1)
+        self._board = _board(folder, step)
         self._bar = tqdm(
             total=total_steps, initial=step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True
         )
@@ -46,7 +49,8 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         if self._main:
             self._file.close()
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
             self._bar.close()
 
     def advance(self) -> None:
@@ -66,8 +70,9 @@ class Reporter:
         plain = {name: known[name] if math.isfinite(known.get(name, math.nan)) else None for name in values}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
-        for name, value in known.items():
-            self._board.add_scalar(name, value, step)
+        if (board := self._board) is not None:
+            for name, value in known.items():
+                board.add_scalar(name, value, step)
         self.say(
             f"step {step}/{self._total}  "
             f"{_text({name: known.get(name) for name in values if name.count('/') <= 2})}"
@@ -77,6 +82,19 @@ class Reporter:
         """A line for the user, above the bar."""
         if self._main:
             tqdm.write(text, file=sys.stderr)
+
+
+def _board(folder: Path, step: int) -> "SummaryWriter | None":
+    """TensorBoard's writer, which drops the figures of later steps; None where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.warning(
+            "tensorboard is not installed, so the figures are in metrics.jsonl alone; to add it: %s",
+            command("plots"),
+        )
+        return None
+    return SummaryWriter(str(folder_within(folder, "tensorboard")), purge_step=step + 1)
 
 
 class Stopwatch:

@@ -18,15 +18,17 @@ from tempfile import TemporaryDirectory
 from threading import Timer
 from typing import Any, NamedTuple, TypeVar
 
-from pycocoevalcap import spice
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
-from pycocoevalcap.rouge.rouge import Rouge
-from pycocoevalcap.tokenizer import ptbtokenizer
-
+from pipeline.extras import extra
 from pipeline.interfaces import Scores
 from tasks.captions.ptb_words import ptb_words
+
+with extra("captioning"):
+    from pycocoevalcap import spice
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer import ptbtokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,9 +36,6 @@ Texts = dict[int, list[str]]
 """By image, texts whose words stand apart: the form of pycocoevalcap's scorers."""
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
-METRIC_UNITS = {"CIDEr": "", "BLEU-4": "%", "words": ""}
-"""Of what tables show. All are shares in [0, 1] but CIDEr, which goes to 10, and the mean number of words
-that are said."""
 JAVA_SECONDS = 480.0
 """Less than the ten minutes that other ranks wait for rank 0."""
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.extras import command
 
 OPERATORS = "mmcv._ext"
 """mmcv's compiled code."""
@@ -42,7 +43,8 @@ def import_mmseg() -> None:
             import mmseg.models  # noqa: F401
     except (ImportError, AssertionError) as err:  # mmseg asserts the versions of its neighbours
         raise ConfigError(
-            f"MMSegmentation cannot be imported ({err}); install the project with `pip install -e .`"
+            f"a segmentation task needs MMSegmentation, which cannot be imported ({err}); run "
+            f"{command('segmentation')}"
         ) from err
 
 

@@ -1,7 +1,10 @@
 """Names and captions of ImageNet's 1,000 classes, as CLIP was measured with. Importing it imports open_clip,
 which takes seconds."""
 
-import open_clip
+from pipeline.extras import extra
+
+with extra("captioning"):
+    import open_clip
 
 CLASS_NAMES: tuple[str, ...] = tuple(open_clip.IMAGENET_CLASSNAMES)
 """In the order of the synsets' numbers."""

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
-from open_clip.coca_model import MultimodalCfg, _build_text_decoder_tower
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg, _build_text_tower
-from open_clip.transformer import AttentionalPooler, MultimodalTransformer, TextTransformer
 from torch import nn
 
 from pipeline.errors import ConfigError
+from pipeline.extras import extra
 from pipeline.registry import unknown_name
+
+with extra("captioning"):
+    import open_clip
+    from open_clip.coca_model import MultimodalCfg, _build_text_decoder_tower
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg, _build_text_tower
+    from open_clip.transformer import AttentionalPooler, MultimodalTransformer, TextTransformer
 
 SECTIONS = {"text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg, "vision_cfg": CLIPVisionCfg}
 SPEC = {"embed_dim", "quick_gelu", "custom_text", *SECTIONS}

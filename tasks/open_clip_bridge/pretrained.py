@@ -4,14 +4,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
-from open_clip.transform import PreprocessCfg
-
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.errors import CheckpointError
+from pipeline.extras import extra
 from pipeline.registry import unknown_name
 from tasks.open_clip_bridge.parts import named_config
 from tasks.open_clip_bridge.weights import OpenClipWeights
+
+with extra("captioning"):
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+    from open_clip.transform import PreprocessCfg
 
 PIXELS = ("mean", "std", "interpolation", "resize_mode")
 

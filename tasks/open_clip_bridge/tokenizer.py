@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pipeline.data.samples.text import TOKENIZERS
 from pipeline.errors import ConfigError
+from pipeline.extras import extra
 
 
 @TOKENIZERS.register("clip")
@@ -18,7 +19,8 @@ class ClipTokenizer:
     pad_id = 0
 
     def __init__(self, *, context_length: int | None = None, name: str | None = None):
-        from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, SimpleTokenizer
+        with extra("captioning"):
+            from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, SimpleTokenizer
 
         text_cfg = _text_config(name) if name else {}
         length = context_length or text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)

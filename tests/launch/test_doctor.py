@@ -26,7 +26,7 @@ def test_every_lack_has_a_way_out(findings):
 
 
 def test_the_environment_of_the_tests_has_all_packages(findings):
-    assert not [f for f in findings if f.status == "missing" and f.way_out == "make install"]
+    assert not [f for f in findings if f.status == "missing" and f.way_out.startswith("pip install")]
 
 
 @pytest.mark.parametrize("status, code", [("ok", 0), ("warn", 0), ("missing", 1)])

@@ -9,12 +9,14 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.data.shards.locations import is_remote
-from pipeline.errors import OutageError, SampleError, StorageError
+from pipeline.errors import ConfigError, OutageError, SampleError, StorageError
+from pipeline.extras import EXTRAS, extra
 from pipeline.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,6 @@ _MAY_PASS = {408, 425, 429}
 OTHER_BYTES = "the bytes that came have another sha256 than the manifest says"
 MAX_TEXT = 1 << 28
 """Bytes of the largest manifest or index that is read."""
-_PACKAGES = {"s3": "s3fs (pip install dtem-pipeline[s3])", "gs": "gcsfs (pip install dtem-pipeline[gs])"}
 
 
 def read_bytes(location: str, patience: float | None = None, sha256: str = "") -> bytes:
@@ -177,7 +178,7 @@ def _remote(location: str, action: Callable[[Any], T], patience: float | None) -
     def attempt() -> T:
         try:
             return action(_filesystem(location))
-        except SampleError:
+        except (SampleError, ConfigError):
             raise
         except FileNotFoundError as err:
             if (
@@ -199,10 +200,8 @@ def _filesystem(location: str) -> Any:
     import fsspec
 
     scheme = location.split("://")[0]
-    try:
+    with extra(scheme) if scheme in EXTRAS else nullcontext():
         return fsspec.filesystem(scheme, **_options(scheme))
-    except ImportError as err:
-        raise SampleError(f"{location}: '{scheme}' needs {_PACKAGES.get(scheme, scheme)}") from err
 
 
 def _options(scheme: str) -> dict[str, Any]:

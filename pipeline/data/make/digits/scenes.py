@@ -18,6 +18,7 @@ from pipeline.data.make.digits.captions import NAMES, Placed, captions
 from pipeline.data.make.picture_files import encoded
 from pipeline.data.make.write import ShardJob, jobs_of
 from pipeline.errors import ConfigError
+from pipeline.extras import extra
 from pipeline.rng import seed_of
 
 CLASSES = NAMES
@@ -161,7 +162,8 @@ def _texture(rng: Rng, size: int) -> NDArray[np.float64]:
 def strokes(split: str) -> tuple[tuple[NDArray[np.uint8], ...], ...]:
     """The pictures of each digit in this split, cropped to their ink. Train has four fifths of them and val
     the rest, whatever the seed."""
-    from sklearn.datasets import load_digits
+    with extra("demo"):
+        from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     chosen = []

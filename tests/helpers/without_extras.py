@@ -1,0 +1,62 @@
+"""Runs commands where no extra is installed: `python without_extras.py COMMANDS.json` prints what each says.
+
+A child process, as what is imported once cannot be missing afterwards. COMMANDS.json: name -> arguments of
+`dtem`. Prints JSON: name -> [exit code, what went to stderr], and under "modules" what of the extras was
+imported all the same.
+"""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+
+PACKAGES = {
+    "deepspeed": {"deepspeed": "deepspeed"},
+    "segmentation": {"mmcv": "onedl-mmcv", "mmseg": "onedl-mmsegmentation"},
+    "captioning": {"open_clip": "open-clip-torch", "pycocoevalcap": "pycocoevalcap"},
+    "plots": {"matplotlib": "matplotlib", "tensorboard": "tensorboard"},
+    "demo": {"sklearn": "scikit-learn"},
+    "s3": {"s3fs": "s3fs"},
+    "gs": {"gcsfs": "gcsfs"},
+}
+"""Extra -> module -> the package that has it."""
+MODULES = {module for packages in PACKAGES.values() for module in packages}
+
+
+class Without:
+    """Another finder, which does not find the modules of the extras."""
+
+    def __init__(self, finder):
+        self._finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in MODULES else self._finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
+
+
+def said(arguments: list[str]) -> tuple[int, str]:
+    from launch import cli
+
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as done:  # of --help
+            code = int(done.code or 0)
+    return code, error.getvalue()
+
+
+def main() -> None:
+    sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+    from dtem import build_backbone
+
+    build_backbone("vit_tiny_patch16_224", policy="dtem", reduction=8)
+    answers = {name: said(words) for name, words in json.loads(Path(sys.argv[1]).read_text()).items()}
+    print(json.dumps(answers | {"modules": sorted(MODULES & {name.split(".")[0] for name in sys.modules})}))
+
+
+if __name__ == "__main__":
+    main()
