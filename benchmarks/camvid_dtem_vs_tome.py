@@ -10,7 +10,16 @@ script continues.
         --start runs/cifar10_dtem_vs_tome/backbone
 """
 
-from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
+from stages import (
+    add_start,
+    add_within,
+    arguments,
+    data_options,
+    modular_stage,
+    record_sweep,
+    train_on_two_cores,
+    trial,
+)
 
 MERGED = (0.3, 0.5, 0.7)
 CLAIM = (
@@ -23,14 +32,8 @@ CLAIM = (
 
 def main() -> None:
     parser = arguments(__doc__, "camvid_dtem_vs_tome")
-    parser.add_argument(
-        "--start",
-        default="None",
-        help="weights of the ViT to start from: a file or run of configs/cifar10_vit.py's model",
-    )
-    parser.add_argument(
-        "--within", type=float, default=0.5, help="share of the blocks, from the first, that merge"
-    )
+    add_start(parser)
+    add_within(parser)
     args = parser.parse_args()
     data = data_options(args, "camvid")
     options = [*data, *trial(args), f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]

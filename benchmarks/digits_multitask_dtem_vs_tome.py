@@ -10,7 +10,7 @@ validation shards. A stopped script continues.
 """
 
 from digits_multitask import CONFIG, METRICS
-from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
+from stages import add_within, arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
 
 MACS = (0.5,)
 CLAIM = (
@@ -22,9 +22,7 @@ CLAIM = (
 
 def main() -> None:
     parser = arguments(__doc__, "digits_multitask_dtem_vs_tome")
-    parser.add_argument(
-        "--within", type=float, default=0.5, help="share of the blocks, from the first, that merge"
-    )
+    add_within(parser)
     parser.add_argument("--start", help="a finished run of configs/digits_multitask.py")
     args = parser.parse_args()
     data = data_options(args, *METRICS)

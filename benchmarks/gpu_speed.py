@@ -11,7 +11,7 @@ import argparse
 
 import torch
 from contestants import inference, ours, training_step, unmerged
-from measure import in_turns, ratio, summary
+from measure import comparison, in_turns
 from record import write_record
 
 STEPS = {"inference": inference, "training": training_step}
@@ -41,16 +41,7 @@ def main() -> None:
         warmup=3,
     )
     speed = {name: [args.batch / s for s in times] for name, times in seconds.items()}
-    results = [
-        {
-            "name": name,
-            "ours": summary(speed[name]),
-            "peer": summary(speed["timm"]),
-            "ratio": ratio(speed[name], speed["timm"]),
-        }
-        for name in speed
-        if name != "timm"
-    ]
+    results = [comparison(name, speed[name], speed["timm"]) for name in speed if name != "timm"]
     claim = (
         f"{args.model}, batch {args.batch}, {args.precision}, {args.what}: images/s over timm's "
         "unmerged model"

@@ -8,7 +8,7 @@ import argparse
 
 import torch
 from contestants import inference, ours, release, tome, unmerged
-from measure import in_turns, ratio, summary
+from measure import comparison, in_turns
 from record import write_record
 
 
@@ -52,12 +52,7 @@ def compare(
     speed = {name: [len(images) / s for s in times] for name, times in seconds.items()}
     pairs = [("ours_dtem", "timm"), ("ours_dtem", "release"), ("ours_tome", "timm"), ("ours_tome", "tome")]
     return [
-        {
-            "name": f"{mine} vs {peer}, {threads} threads",
-            "ours": summary(speed[mine]),
-            "peer": summary(speed[peer]),
-            "ratio": ratio(speed[mine], speed[peer]),
-        }
+        comparison(f"{mine} vs {peer}, {threads} threads", speed[mine], speed[peer])
         for mine, peer in pairs
         if peer in speed
     ]

@@ -1,4 +1,4 @@
-"""Measuring in turns."""
+"""Timing and memory of several runs, measured in turns."""
 
 import resource
 import time
@@ -15,8 +15,8 @@ import torch
 def in_turns(
     runs: Mapping[str, Callable[[], object]], repeats: int, *, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every call. The runs take turns, A B C A B C, so that whatever else the machine does meets
-    all of them alike."""
+    """Maps a run to the seconds of each of its calls. The runs take turns, A B C A B C, so that other load on
+    the machine meets all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warmup + repeats):
         for name, run in runs.items():
@@ -35,6 +35,11 @@ def _now() -> float:
     return time.perf_counter()
 
 
+def comparison(name: str, ours: Sequence[float], peer: Sequence[float]) -> dict[str, Any]:
+    """A result of a record: our values, a peer's in the same turns, and their ratio."""
+    return {"name": name, "ours": summary(ours), "peer": summary(peer), "ratio": ratio(ours, peer)}
+
+
 def summary(values: Sequence[float]) -> dict[str, float]:
     return {
         "median": round(median(values), 4),
@@ -45,7 +50,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-    """Of the values of the same turn, which met the same machine."""
+    """Summary of the ratios of values of the same turn, which met the same load."""
     return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 

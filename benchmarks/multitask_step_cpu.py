@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from digits_multitask import CONFIG, METRICS
-from measure import in_turns, ratio, summary
+from measure import comparison, in_turns
 from record import write_record
 from stages import ROOT, alone
 from torch import Tensor
@@ -52,18 +52,11 @@ def main() -> None:
             runs[task] = step(alone(CONFIG, task, Path(folder), options), [f"output={folder}/run"])
     seconds = in_turns(runs, args.repeats, warmup=3)
     summed = [sum(turn) for turn in zip(*(seconds[task] for task in METRICS), strict=True)]
-    results = []
-    for name in runs.keys() - METRICS.keys():
-        own = seconds[name]
-        results.append(
-            {
-                "name": f"seconds of a step: {name}",
-                "ours": summary(own),
-                "peer": summary(summed),
-                "ratio": ratio(own, summed),
-            }
-        )
-    write_record(args.record, CLAIM, sorted(results, key=lambda result: result["name"]))
+    results = [
+        comparison(f"seconds of a step: {name}", seconds[name], summed)
+        for name in sorted(runs.keys() - METRICS.keys())
+    ]
+    write_record(args.record, CLAIM, results)
 
 
 def step(config: str, options: list[str]) -> Callable[[], Tensor]:

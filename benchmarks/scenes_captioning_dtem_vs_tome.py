@@ -10,7 +10,7 @@ stopped script continues.
         --val data/cifar_scenes/val-00000.tar --start runs/cifar10_dtem_vs_tome/backbone
 """
 
-from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
+from stages import add_start, arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
 
 MACS = (0.7, 0.5)
 CLAIM = (
@@ -21,11 +21,7 @@ CLAIM = (
 
 def main() -> None:
     parser = arguments(__doc__, "scenes_captioning_dtem_vs_tome")
-    parser.add_argument(
-        "--start",
-        default="None",
-        help="weights of the ViT to start from: a file or run of configs/cifar10_vit.py's model",
-    )
+    add_start(parser)
     args = parser.parse_args()
     data = data_options(args, "scenes_captioning")
     options = [

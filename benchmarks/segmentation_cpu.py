@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import product
 
 import torch
-from measure import in_turns, ratio, summary
+from measure import comparison, in_turns
 from record import write_record
 from torch import Tensor
 
@@ -72,11 +72,11 @@ def compare(
     seconds = in_turns(runs, repeats)
     speed = {run: [len(images) / s for s in times] for run, times in seconds.items()}
     saved = [
-        _result(f"images/s, unmerged by {how}, over r = 0; {name}", speed[how], speed["r = 0"])
+        comparison(f"images/s, unmerged by {how}, over r = 0; {name}", speed[how], speed["r = 0"])
         for how in ways
     ]
     cost = [
-        _result(f"seconds, unmerged by {how}, over not unmerged; {name}", seconds[how], seconds["merged"])
+        comparison(f"seconds, unmerged by {how}, over not unmerged; {name}", seconds[how], seconds["merged"])
         for how in ways
     ]
     return saved + cost
@@ -93,10 +93,6 @@ def encoder(
         return final.tokens if how is None else unmerge(final)
 
     return run
-
-
-def _result(name: str, ours: list[float], peer: list[float]) -> dict:
-    return {"name": name, "ours": summary(ours), "peer": summary(peer), "ratio": ratio(ours, peer)}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ POLICIES = ("random", "tome", "dtem_untrained", "dtem")
 
 
 def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
-    """name: of the record, and of the folder of its runs."""
+    """A parser of the options that all comparisons take. name: that of the record, and of the folder of its
+    runs."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,6 +40,20 @@ def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--start",
+        default="None",
+        help="weights of the ViT to start from: a file or run of configs/cifar10_vit.py's model",
+    )
+
+
+def add_within(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--within", type=float, default=0.5, help="share of the blocks, from the first, that merge"
+    )
+
+
 def data_options(args: argparse.Namespace, *tasks: str) -> list[str]:
     return [
         f"tasks.{task}.data.{split}={getattr(args, split)}" for task in tasks for split in ("train", "val")
@@ -46,21 +61,15 @@ def data_options(args: argparse.Namespace, *tasks: str) -> list[str]:
 
 
 def trial(args: argparse.Namespace) -> list[str]:
-    """Options of a short run; fp32, as many CPUs have no bf16 and are slow at it."""
-    return (
-        []
-        if args.steps is None
-        else [
-            f"train.steps={args.steps}",
-            "train.epochs=None",
-            "optim.warmup_steps=1",
-            "engine.precision=fp32",
-        ]
-    )
+    """Options of a short run, if --steps is given; fp32, as many CPUs are slow at bf16."""
+    if args.steps is None:
+        return []
+    steps = [f"train.steps={args.steps}", "train.epochs=None", "optim.warmup_steps=1"]
+    return [*steps, "engine.precision=fp32"]
 
 
 def shown(args: argparse.Namespace, targets: Sequence[Target]) -> Sequence[Target]:
-    """Points of a sweep; of a trial the first alone."""
+    """The points of a sweep; in a trial only the first."""
     return targets if args.steps is None else targets[:1]
 
 
@@ -73,8 +82,8 @@ def train_on_two_cores(config: str, folder: Path, options: list[str]) -> Path:
 def train_side_by_side(
     config: str | Sequence[str], folders: Sequence[Path], options: Sequence[list[str]]
 ) -> list[Path]:
-    """Runs of one process each, two at a time; config: of all, or one for each; options: what each changes
-    in it."""
+    """Trains runs of one process each, two at a time. config: one for all, or one for each run. options: the
+    changes of each run."""
     configs = [config] * len(folders) if isinstance(config, str) else config
 
     def train_one(own: str, folder: Path, changed: list[str]) -> Path:
@@ -85,14 +94,15 @@ def train_side_by_side(
 
 
 def modular_stage(args: argparse.Namespace, config: str, data: list[str], backbone: Path | str) -> list[Path]:
-    """The embeddings of a trained model, learned once per seed with all else frozen."""
+    """Trains the embeddings of a trained model, once for each seed, with everything else frozen."""
     folders = [args.work / f"dtem_seed{seed}" for seed in args.seeds]
     common = [*data, *trial(args), f"backbone.weights={backbone}"]
     return train_side_by_side(config, folders, [[*common, f"seed={seed}"] for seed in args.seeds])
 
 
 def alone(config: str, task: str, folder: Path, options: Sequence[str]) -> str:
-    """A config file, written to the folder, of one task of a run with several: all else is the same."""
+    """Writes a config file to the folder, with one task of a run with several; everything else is the
+    same."""
     plain = to_plain(load_config(ROOT / config, options))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{task}.json"

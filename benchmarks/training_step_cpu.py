@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from contestants import ours, release, training_step, unmerged
-from measure import in_turns, peak_memory, ratio, summary
+from measure import comparison, in_turns, peak_memory
 from record import write_record
 from torch import Tensor
 
@@ -44,22 +44,11 @@ def main() -> None:
     seconds = in_turns({name: step(name, *common) for name in names}, args.repeats)
     results = []
     for name in VARIANTS:
-        results.append(
-            {
-                "name": f"seconds of a step, dtem {name}",
-                "ours": summary(seconds[name]),
-                "peer": summary(seconds["release"]),
-                "ratio": ratio(seconds[name], seconds["release"]),
-            }
-        )
-        results.append(
-            {
-                "name": f"MiB added at the peak of a step, dtem {name}",
-                "ours": summary([mebibytes[name]]),
-                "peer": summary([mebibytes["release"]]),
-                "ratio": ratio([mebibytes[name]], [mebibytes["release"]]),
-            }
-        )
+        memory = [mebibytes[name]], [mebibytes["release"]]
+        results += [
+            comparison(f"seconds of a step, dtem {name}", seconds[name], seconds["release"]),
+            comparison(f"MiB added at the peak of a step, dtem {name}", *memory),
+        ]
     claim = (
         f"{args.model}, batch {args.batch}, r={args.r}, fp32, {args.threads} threads: modular step, "
         "ours over the release's"
