@@ -30,8 +30,8 @@ def class_colours(count: int) -> np.ndarray:
 
 
 def paint_classes(picture: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """picture [H, W, 3] uint8, labels [h, w] of any size, colours [K, 3] -> the picture under the colours;
-    other labels stay clear."""
+    """The picture [H, W, 3] uint8, blended with the colours [K, 3] of its labels [h, w], which may have
+    another size. Pixels of other labels stay as they are."""
     (height, width), (rows, columns) = picture.shape[:2], labels.shape
     labels = labels[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
     known = labels < len(colours)
@@ -44,8 +44,8 @@ def paint_classes(picture: np.ndarray, labels: np.ndarray, colours: np.ndarray) 
 def draw_segmentation(
     model: MultiTaskModel, batch: Batch, picture: np.ndarray, reductions: Sequence[ReductionSpec | None]
 ) -> tuple[list[Panel], set[int]]:
-    """Reference and predictions of a batch of one image, unmerged and for each reduction; and the classes
-    that are in them."""
+    """Panels of the reference and the predictions of a batch of one image, unmerged and for each reduction;
+    and the classes in them."""
     task, mask = model.tasks[batch.task], batch.targets.mask
     assert isinstance(task, SegmentationTask)
     size, colours = (mask.shape[1], mask.shape[2]), class_colours(task.num_classes)

@@ -14,7 +14,7 @@ from pipeline.model import MultiTaskModel
 from pipeline.token_state import TokenState
 
 WIDTH = 224
-"""Pixels of a panel's longer side, at least: borders have to be thinner than patches."""
+"""Least pixels of a panel's longer side: borders have to be thinner than patches."""
 BORDER = np.array([255, 255, 255], dtype=np.uint8)
 
 
@@ -24,14 +24,14 @@ def default_blocks(depth: int) -> list[int]:
 
 
 def picture_of(image: Tensor) -> np.ndarray:
-    """uint8 [3, H, W] -> uint8 [H, W, 3], enlarged by a whole factor where it is small."""
+    """The image, uint8 [3, H, W], as uint8 [H, W, 3], enlarged by a whole factor if it is small."""
     pixels = image.permute(1, 2, 0).numpy()
     factor = max(1, -(-WIDTH // max(pixels.shape[:2])))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def said(reduction: ReductionSpec | None) -> str:
-    """A reduction in a caption; None: the task's own."""
+    """The words of a caption for a reduction; None: the task's own."""
     return "merged" if reduction is None else "unmerged" if reduction == 0 else f"r {reduction}"
 
 
@@ -44,16 +44,13 @@ def draw_groups(
     reductions: Sequence[ReductionSpec | None],
     blocks: Sequence[int],
 ) -> list[Panel]:
-    """The groups of a normalised image [3, H, W] after each block, for each reduction (None: the task's own);
-    picture: see `picture_of`.
+    """Panels with the groups of a normalised image [3, H, W] after each block, for each reduction (None: the
+    task's own). picture: see `picture_of`.
 
     An image that does not fill its patches is padded with zeros at the right and below, as in evaluation.
     """
-    (height, width), (patch_h, patch_w), blocks = (
-        image.shape[1:],
-        model.backbone.patch_size,
-        sorted(set(blocks)),
-    )
+    (height, width), (patch_h, patch_w) = image.shape[1:], model.backbone.patch_size
+    blocks = sorted(set(blocks))
     padded = F.pad(image, (0, -width % patch_w, 0, -height % patch_h))
     cell = patch_h * picture.shape[0] // height, patch_w * picture.shape[1] // width
     panels = []
@@ -75,8 +72,8 @@ def draw_groups(
 def paint_groups(picture: np.ndarray, slots: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
     """The picture with each group in its mean colour, and a border between groups.
 
-    picture [H, W, 3] uint8; slots [h, w] int; cell: height and width of a patch in the picture, whose last
-    ones may be cut off.
+    picture [H, W, 3] uint8. slots [h, w] int: the slot of each patch. cell: height and width of a patch in
+    the picture, which may end within its last patches.
     """
     height, width = picture.shape[:2]
     owner = np.kron(slots, np.ones(cell, dtype=slots.dtype))[:height, :width]

@@ -1,5 +1,5 @@
-"""The page of `dtem visualise`: a row for each of the first validation images, with what each task makes of
-it."""
+"""The page of `dtem visualise`: a row for each of the first images of a split, with the results of each
+task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,14 +36,12 @@ def make_page(
     split: str = "val",
     classes: Mapping[str, Sequence[str]] | None = None,
 ) -> Page:
-    """Image, what is right and what is predicted, and the groups after each block at each reduction, for each
+    """A page with image, reference, predictions, and the groups after each block at each reduction, for each
     task of `datas`.
 
-    Tasks that are shown the same images share their rows. reductions None: each task's own. split, classes
-    (by task): see build_eval_loader.
-
-    Raises ConfigError for blocks that are not there, and reductions that the first image has too few tokens
-    for.
+    Tasks with the same images share their rows. reductions None: each task's own. split, classes (by task):
+    see build_eval_loader. Raises ConfigError for unknown blocks, and for reductions that need more tokens
+    than the first image has.
     """
     if num < 1:
         raise ConfigError(f"--num {num}: give 1 image or more")
@@ -71,7 +69,7 @@ def make_page(
 
 
 def _of_one_source(datas: Mapping[str, DataConfig], split: str) -> list[list[str]]:
-    """Tasks together whose images are the same: one list for each."""
+    """Groups of tasks that have the same images."""
     sources: dict[str, list[str]] = {}
     for task, data in datas.items():
         sources.setdefault(repr((setting_of(data, split)[1], data.img_size)), []).append(task)
@@ -80,11 +78,13 @@ def _of_one_source(datas: Mapping[str, DataConfig], split: str) -> list[list[str
 
 @dataclass(frozen=True)
 class _Row:
-    """Of one image: by task what is right and predicted, and the groups."""
+    """The panels of one image."""
 
     image: Panel
     answers: dict[str, list[Panel]] = field(default_factory=dict)
+    """Maps a task to the reference and the predictions."""
     groups: dict[str, list[Panel]] = field(default_factory=dict)
+    """Maps a task to the merged groups."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class _Painter:
     reductions: Sequence[ReductionSpec | None]
     blocks: Sequence[int]
     present: dict[str, set[int]] = field(default_factory=dict)
-    """By task the classes that its masks show."""
+    """Maps a task to the classes in its masks."""
 
     def section(self, tasks: Sequence[str], num: int) -> Section:
         rows: list[_Row] = []
@@ -102,12 +102,10 @@ class _Painter:
             if len(rows) == num:
                 break
             batches = [batch for batch in found if batch is not None]
-            if (
-                len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1
-            ):  # all tasks can read the sample
+            # a sample that all tasks can read
+            if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:
                 rows.append(self._row(batches, first=not rows))
-        together = _arranged(rows, tasks)
-        return Section(together, self._legend(tasks))
+        return Section(_arranged(rows, tasks), self._legend(tasks))
 
     def _row(self, batches: Sequence[Batch], *, first: bool) -> _Row:
         pictures = {batch.task: picture_of(batch.images[0]) for batch in batches}
@@ -134,7 +132,7 @@ class _Painter:
         return []
 
     def _legend(self, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-        """Of the classes that are there; with the task's name where several tasks have masks."""
+        """The colours of the classes in the masks; with the names of tasks if several have masks."""
         legend: dict[str, np.ndarray] = {}
         several = len([task for task in tasks if task in self.present]) > 1
         for task in tasks:
@@ -149,7 +147,7 @@ class _Painter:
 
 
 def _arranged(rows: Sequence[_Row], tasks: Sequence[str]) -> list[list[Panel]]:
-    """The panels of each row in their order. Groups that are alike for all tasks in all rows are there
+    """The panels of each row in their order. Groups that are equal for all tasks in all rows are shown
     once."""
     if len(tasks) == 1:
         return [[row.image, *row.answers[tasks[0]], *row.groups[tasks[0]]] for row in rows]
@@ -182,7 +180,7 @@ def _equal(panels: Sequence[Panel], others: Sequence[Panel]) -> bool:
 
 
 def _texts_together(panels: Sequence[Panel]) -> list[Panel]:
-    """Where a task has several texts, one panel in which each stands under its caption."""
+    """The panels; several texts of a task become one panel, with each text under its caption."""
     if len(panels) < 2 or any(isinstance(panel.content, np.ndarray) for panel in panels):
         return list(panels)
     lines = [

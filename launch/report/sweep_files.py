@@ -1,4 +1,4 @@
-"""A sweep for readers (table, plot) and for programs (JSON, CSV)."""
+"""Writes a sweep for readers (table, plot) and for programs (JSON, CSV)."""
 
 import csv
 import json
@@ -30,8 +30,8 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
 
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
-    """sweep.json and sweep.csv for all tasks, a plot of each (PNG, SVG), and for several one figure with all
-    of them; the paths."""
+    """Writes sweep.json and sweep.csv for all tasks, a plot of each task (PNG, SVG), and for several tasks
+    one figure with all plots. Returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for result in sweeps for row in _rows(result)]
     path, sheet = folder / "sweep.json", folder / "sweep.csv"
@@ -55,8 +55,8 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
 
 
 def _rows(result: Sweep) -> list[dict[str, Any]]:
-    """Plain data. `gmacs` is what papers call GFLOPs; `gflops` counts a multiply and an add as two;
-    `encoder_...` is without the head."""
+    """The points as plain data. `gmacs` is what papers call GFLOPs; `gflops` counts a multiply and an add as
+    two; `encoder_...` leaves out the head."""
     rows = []
     for point in (result.whole, *result.points):
         row = json.loads(json.dumps(asdict(point)))
@@ -74,7 +74,7 @@ def _rows(result: Sweep) -> list[dict[str, Any]]:
 
 
 def _has_decoder(result: Sweep) -> bool:
-    """Whether the head costs enough to be told from the encoder."""
+    """Whether the head costs more than a hundredth of the whole."""
     return result.whole.head_macs > 0.01 * result.whole.macs
 
 
@@ -107,8 +107,8 @@ def _median(figures: Sequence[float]) -> str:
 
 
 def _write_plots(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
-    """Of each task against all MACs, and, where the head costs something, against the encoder's; all tasks
-    side by side against all."""
+    """Plots each task against all MACs and, if it has a decoder, against the encoder's; and all tasks side by
+    side against all MACs. Returns the paths."""
     known = [
         result
         for result in sweeps

@@ -1,4 +1,4 @@
-"""Tables as Markdown: a terminal, a log and a report take the same text."""
+"""Tables in Markdown, for terminals, logs and reports alike."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,8 +7,8 @@ from pipeline.errors import printable
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table: the first column to the left, the others, which are numbers, to the
-    right."""
+    """An aligned Markdown table. The first column is aligned to the left; the others, which are numbers, to
+    the right."""
     lines = [[printable(cell) for cell in line] for line in (columns, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -25,7 +25,7 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
-    """One value as it is; several as their mean and half their range; n/a where one is."""
+    """One value, or the mean of several and half their range; n/a if a value is None."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "n/a"
@@ -34,18 +34,18 @@ def spread(values: Sequence[float | None], form: str = "{:.2f}") -> str:
 
 
 def in_unit(values: Sequence[float | None], unit: str) -> list[float | None]:
-    """Shares in percent where that is the unit; others as they are."""
+    """The values in the unit: multiplied by 100 for `%`, else unchanged."""
     return [None if value is None else 100 * value if unit == "%" else value for value in values]
 
 
 def score(values: Sequence[float | None], unit: str) -> str:
-    """The spread of a metric's values in its unit."""
+    """The values of a metric in its unit, see `spread`."""
     return spread(in_unit(values, unit), "{:.2f}" if unit == "%" else "{:.3f}")
 
 
 def class_table(scores: Mapping[str, float | None], classes: Sequence[str]) -> str:
-    """One row per class for the metrics named `METRIC/i`, which are shares; empty where there are none.
-    classes: names, by i."""
+    """A table with a row for each class, of the metrics `METRIC/i`, which are in [0, 1]; empty where there
+    are none. classes: name of each class i."""
     metrics = list(dict.fromkeys(name.split("/")[0] for name in of_classes(scores)))
     if not metrics:
         return ""
