@@ -1,5 +1,5 @@
-"""How the losses of several tasks are weighed against one another. Each class is a part of the model, so that
-its state is saved with it.
+"""Balancing: the weights of the losses of several tasks. Each class is a part of the model, so that its state
+is saved with it.
 
 T tasks, in the order of the configuration.
 """
@@ -18,8 +18,7 @@ BALANCING: Registry["Balancing"] = Registry("balancing")
 
 
 class Balancing(nn.Module):
-    """Built with the weights of the tasks, by name. A call weighs a loss; some also follow what is
-    measured."""
+    """Weighs the losses of tasks. weights: maps a task to its weight in the configuration."""
 
     part_kind = BALANCE
 
@@ -28,13 +27,13 @@ class Balancing(nn.Module):
         self.names = tuple(weights)
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A task's loss (a scalar) -> its part of what is minimised, and the weight (detached) where that
-        moves."""
+        """The weighed loss of a task, and its weight, detached, if that changes in training. loss: a
+        scalar."""
         raise NotImplementedError
 
     def follow(self, norms: Tensor, losses: Tensor) -> None:
-        """norms [T]: of each task's gradient on what the tasks share, as it was weighed. losses [T]: of the
-        same batches, not weighed. Both are the same on all ranks."""
+        """Adapts the weights to a measurement. norms [T]: norms of the tasks' weighed gradients on shared
+        parameters. losses [T]: losses of the same batches, not weighed. Both are the same on all ranks."""
 
 
 @BALANCING.register("fixed")
@@ -57,7 +56,7 @@ class Uncertainty(Balancing):
     def __init__(self, weights: Mapping[str, float]):
         super().__init__(weights)
         self._weights = dict(weights)
-        # of one element each, as DeepSpeed takes no scalars
+        # vectors of one element, as DeepSpeed takes no scalars
         self.log_variance = ParametersOfTasks({name: nn.Parameter(torch.zeros(1)) for name in weights})
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,13 +66,13 @@ class Uncertainty(Balancing):
 
 @BALANCING.register("gradient_norm")
 class GradientNorm(Balancing):
-    """Weights that bring the norms of the tasks' gradients on what they share together (after GradNorm, Chen
-    et al., ICML 2018).
+    """Weights that make the norms of the tasks' gradients on shared parameters alike (after GradNorm, Chen et
+    al., ICML 2018).
 
     The paper takes a gradient step on the weights in every step; here they are solved for at each
-    measurement, and averaged: with G the norm of a task's unweighed gradient, L its loss and r = (L /
-    L_first) over its mean, the weights are in proportion to weight * r^alpha / G, and their sum stays. A task
-    that learns slower (r above 1) is given more. momentum: of the average.
+    measurement, and averaged. With G the norm of a task's unweighed gradient, L its loss and r = (L /
+    L_first) over its mean, the weights are proportional to weight * r^alpha / G, and their sum stays. A task
+    that learns slower (r above 1) gets a higher weight. momentum: that of the average.
     """
 
     first: Tensor
@@ -90,16 +89,16 @@ class GradientNorm(Balancing):
         self.register_buffer("first", torch.zeros(len(weights)))
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.weights[
-            self.names.index(task)
-        ].clone()  # autograd keeps it, and the weights move in place
+        # a copy, as autograd keeps it and the weights change in place
+        weight = self.weights[self.names.index(task)].clone()
         return loss * weight, weight
 
     @torch.no_grad()
     def follow(self, norms: Tensor, losses: Tensor) -> None:
         losses = losses.float()
-        finite = norms.isfinite().all() & losses.isfinite().all()  # what is not is of a step that was skipped
-        # 0: not measured, or nothing to divide by
+        # a measurement that is not finite is of a skipped step
+        finite = norms.isfinite().all() & losses.isfinite().all()
+        # 0: not measured yet, or not to be divided by
         self.first.copy_(torch.where((self.first != 0) | ~finite, self.first, losses))
         rate = losses / self.first
         start = self.weights.new_tensor(self._start)
@@ -110,5 +109,6 @@ class GradientNorm(Balancing):
 
 
 def build_balancing(config: BalancingConfig, weights: Mapping[str, float]) -> Balancing:
-    """weights: of the tasks that are trained, by name. Raises ConfigError for an unknown type or option."""
+    """The balancing of a configuration. weights: maps each trained task to its weight. Raises ConfigError for
+    an unknown type or option."""
     return BALANCING.build(config.type, weights, **config.options)

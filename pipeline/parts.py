@@ -1,8 +1,8 @@
-"""What each part of a model is: its kind, and the task that alone uses it. Parts say so themselves; their
-names are for state dicts.
+"""Roles of the parts of a model: the kind of a part, and the task that alone uses it.
 
-A module says its kind by the attribute `part_kind`, and so speaks for all that it holds. What is held by
-`ModulesOfTasks` or `ParametersOfTasks` is owned by the task that is its key.
+A module declares its kind by the attribute `part_kind`, for itself and everything in it. The members of
+`ModulesOfTasks` and `ParametersOfTasks` are owned by the task that is their key. Names of parts are for state
+dicts only.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,8 +13,8 @@ from torch import nn
 from pipeline.errors import ConfigError
 
 METRIC, BASE, HEAD, BALANCE, FIXED = "metric", "base", "head", "balance", "fixed"
-"""Metric embeddings, backbone, heads (and other learned parts of an objective), what weighs the tasks'
-losses, and what no step trains, such as a teacher."""
+"""Metric embeddings; the backbone; heads, and other learned parts of an objective; the balancing; and parts
+that no step trains, such as a teacher."""
 KINDS = (METRIC, BASE, HEAD, BALANCE, FIXED)
 
 TRAINED = {
@@ -24,29 +24,30 @@ TRAINED = {
     "joint": frozenset({METRIC, BASE, HEAD}),
     "end_to_end": frozenset({METRIC, BASE, HEAD}),
 }
-"""Mode of training -> kinds that it trains, sooner or later. What weighs the losses is trained in every
-mode."""
+"""Maps a mode of training to the kinds that it trains. The balancing is trained in every mode."""
 
 
 class ModulesOfTasks(nn.ModuleDict):
-    """Task -> a module that only this task uses."""
+    """Maps a task to a module that only this task uses."""
 
 
 class ParametersOfTasks(nn.ParameterDict):
-    """Task -> a parameter that only this task uses."""
+    """Maps a task to a parameter that only this task uses."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """kind: one of KINDS; None where nothing says it, as of the model as a whole. owner: the task that alone
-    uses the part; None where tasks share it."""
+    """The role of a part."""
 
     kind: str | None = None
+    """One of KINDS; None where no module declares it, as for the model as a whole."""
     owner: str | None = None
+    """The task that alone uses the part; None where tasks share it."""
 
 
 def roles_of_modules(model: nn.Module) -> dict[str, Role]:
-    """By name, the whole model ('') first. Raises ConfigError for a kind that there is not."""
+    """Maps the name of each module to its role, the whole model ('') first. Raises ConfigError for an unknown
+    kind."""
     modules = dict(model.named_modules(remove_duplicate=False))
     roles: dict[str, Role] = {}
     for name, module in modules.items():
@@ -64,8 +65,8 @@ def roles_of_modules(model: nn.Module) -> dict[str, Role]:
 
 
 def roles_of(model: nn.Module) -> dict[str, Role]:
-    """Of each parameter and buffer, by name. Raises ConfigError for a parameter whose part says no kind:
-    nobody could tell whether a mode trains it."""
+    """Maps the name of each parameter and buffer to its role. Raises ConfigError for a parameter without a
+    kind: no mode could tell whether to train it."""
     roles = roles_of_modules(model)
     found: dict[str, Role] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -83,7 +84,7 @@ def roles_of(model: nn.Module) -> dict[str, Role]:
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, bool]]:
-    """Names of the parameters and buffers that the module itself has, and whether it is a parameter."""
+    """Yields the name of each parameter and buffer of the module itself, and whether it is a parameter."""
     for name, _ in module.named_parameters(recurse=False, remove_duplicate=False):
         yield name, True
     for name, _ in module.named_buffers(recurse=False, remove_duplicate=False):
@@ -91,8 +92,8 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, bool]]:
 
 
 def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> None:
-    """Freezes what the mode does not train, and what frozen tasks own. Raises ConfigError where a mode finds
-    nothing to learn, and where a part does not say its kind."""
+    """Freezes the parts that the mode does not train, and those of frozen tasks. Raises ConfigError where the
+    mode needs a metric embedding and there is none, and where a parameter has no kind."""
     roles = roles_of(model)
     if METRIC in TRAINED[mode] and METRIC not in {role.kind for role in roles.values()}:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From stored pixels to what a backbone reads, on the device that computes. B images of H x W pixels."""
+"""Normalisation of stored pixels, on the device that computes. B images of H x W pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,28 +9,31 @@ from torch import Tensor
 
 Colour = tuple[float, float, float]
 Box = tuple[int, int, int, int, int]
-"""The number of an image in its batch, and top, left, height and width of a rectangle in it."""
+"""The position of an image in its batch, and top, left, height and width of a rectangle in it."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A rectangle of one image and what takes its place. values: float32 [3, height, width], normalised."""
+    """Pixels that replace a rectangle of one image."""
 
     top: int
     left: int
     values: Tensor
+    """float32 [3, height, width], normalised."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The patches of a batch. values: float32, flat; those of box after box, each [3, height, width]."""
+    """The patches of a batch."""
 
     boxes: tuple[Box, ...]
     values: Tensor
+    """float32, flat: the values of box after box, each [3, height, width]."""
 
     @classmethod
     def of(cls, patches: Sequence[Patch | None]) -> "Noise | None":
-        """patches: one of each image, or None. None where no image has one."""
+        """The noise of the patches, which are one for each image, or None. Returns None where no image has
+        one."""
         boxes, values = [], []
         for image, patch in enumerate(patches):
             if patch is not None:
@@ -48,15 +51,14 @@ class Noise:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Makes of pixels what a backbone reads: (x / 255 - mean) / std, and then noise where images are
-    erased."""
+    """(x / 255 - mean) / std, as a backbone reads pixels, and then noise where images are erased."""
 
     mean: Colour
     std: Colour
     noise: Noise | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float32, on the same device; the host does not wait for it."""
+        """The images, uint8 [B, 3, H, W], as float32 on the same device. The host does not wait for it."""
         scale, shift = _constants(self.mean, self.std, images.device)
         normalised = images.to(torch.float32)
         torch.addcmul(shift, normalised, scale, out=normalised)
@@ -67,7 +69,8 @@ class Normalisation:
 
 @lru_cache
 def _constants(mean: Colour, std: Colour, device: torch.device) -> tuple[Tensor, Tensor]:
-    """[3, 1, 1] to multiply by and to add. Kept, because the host waits for a copy of its numbers."""
+    """Scale and shift, each [3, 1, 1]. Cached, as the host waits whenever numbers are copied to the
+    device."""
     scale = 1 / (255 * torch.tensor(std))
     shift = -torch.tensor(mean) / torch.tensor(std)
     return scale.view(3, 1, 1).to(device), shift.view(3, 1, 1).to(device)

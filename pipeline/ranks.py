@@ -1,4 +1,4 @@
-"""The processes of a run, and what is computed over all of them."""
+"""Ranks: the processes of a run, and computations over all of them."""
 
 from typing import Protocol
 
@@ -20,16 +20,15 @@ class Ranks(Protocol):
     def device(self) -> torch.device: ...
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, which may be in the place of the tensor; the tensor itself where there is one
-        rank."""
+        """The sum over ranks, which may overwrite the tensor. With one rank, the tensor itself."""
         ...
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """[world_size, ...]: each rank's tensor, in the order of ranks."""
+        """[world_size, ...]: the tensors of all ranks, in the order of ranks."""
         ...
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor, which may be in the place of this one's."""
+        """The tensor of rank 0, which may overwrite this rank's."""
         ...
 
 
@@ -48,12 +47,12 @@ class Processes:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        everybodys = tensor.new_empty(self.world_size, *tensor.shape)
+        tensors = tensor.new_empty(self.world_size, *tensor.shape)
         if self.world_size == 1:
-            everybodys[0] = tensor
+            tensors[0] = tensor
         elif tensor.numel():
-            distributed.all_gather_into_tensor(everybodys.view(-1), tensor.contiguous().view(-1))
-        return everybodys
+            distributed.all_gather_into_tensor(tensors.view(-1), tensor.contiguous().view(-1))
+        return tensors
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         if self.world_size > 1 and tensor.numel():
@@ -62,7 +61,8 @@ class Processes:
 
 
 def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
-    """This rank's sum and how many it is of, both scalars -> a part whose mean over ranks is the mean over
-    all that ranks have. So a rank's own gradient, averaged over ranks, is that of the whole."""
+    """A scalar whose mean over ranks is the mean of all values on all ranks. total: the sum of this rank's
+    values; count: their number; both scalars. The gradients of ranks then average to the gradient of the
+    whole mean."""
     ranks = Processes(total.device)
     return total * ranks.world_size / ranks.all_reduce(count.float()).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Names in a config, mapped to the classes that are allowed behind them."""
+"""Registries: they map names in a config to the classes that the names may mean."""
 
 import difflib
 import inspect
@@ -13,8 +13,8 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
-    """One line that says `name` is unknown, which known name is nearest, and what all of them are (the
-    nearest few of very many)."""
+    """A line that names the unknown `name`, the nearest known name, and all known names (of very many the
+    nearest few)."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=5, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -23,7 +23,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 class Registry(Generic[T]):
-    """A closed table of factories: a name that is not in it is an error that lists what is."""
+    """A closed table of factories. An unknown name is an error that lists the known ones."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -41,14 +41,14 @@ class Registry(Generic[T]):
         return add
 
     def get(self, name: str) -> Callable[..., T]:
-        """The factory behind `name`; raises ConfigError with the nearest name and the full list."""
+        """The factory of `name`. Raises ConfigError with the nearest name and the full list."""
         if name not in self._factories:
             raise ConfigError(unknown_name(self.kind, name, self._factories))
         return self._factories[name]
 
     def build(self, name: str, /, *args: object, **options: object) -> T:
-        """Calls the factory. Options that it does not take, that it lacks, or that are of another type than
-        it declares raise ConfigError; whatever goes wrong inside of it is its own error."""
+        """Calls the factory. Raises ConfigError for an unknown or missing option, and for an option of
+        another type than the factory declares. Errors inside the factory stay as they are."""
         factory = self.get(name)
         signature = inspect.signature(factory)
         try:
@@ -68,7 +68,7 @@ class Registry(Generic[T]):
 
 
 def _may_be(kind: Any, value: object) -> bool:
-    """Whether a value may be of a declared type, as far as that is made of plain data's types."""
+    """Whether a value can be of a declared type, as far as that consists of types of plain data."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(_may_be(member, value) for member in args)

@@ -1,4 +1,4 @@
-"""Randomness by address: the same address gives the same numbers, whoever asks and whenever."""
+"""Randomness by address: the same address gives the same numbers, in any process and at any time."""
 
 import hashlib
 import random
@@ -23,12 +23,13 @@ def seed_generators(*address: int | str) -> None:
     seed = seed_of(*address)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the GPU's too
+    # torch.manual_seed would set the GPU's too
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Puts the CPU generators back as they were: with no workers they are those of the training process."""
+    """Restores the CPU generators at the end: without workers they are those of the training process."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

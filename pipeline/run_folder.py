@@ -1,9 +1,10 @@
-"""Where a run keeps its checkpoints, and which of them its pointers name.
+"""The folder of a run: its checkpoints, and the pointers to some of them.
 
     OUTPUT/checkpoints/step_00000500/   see `train.storage`
-    OUTPUT/checkpoints/latest, best     text files that hold a folder's name
+    OUTPUT/checkpoints/latest, best     text files that hold the name of a folder
 
-A run may be a stranger's: a pointer leads to a complete checkpoint beside it, or nowhere.
+A run may be a stranger's: a pointer leads to a complete checkpoint beside it, or nowhere. In this file,
+`root` is the folder of the checkpoints.
 """
 
 import re
@@ -23,18 +24,19 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoints_of(run: Path) -> Path:
-    """The folder of a run's checkpoints; all others of this file are given it as `root`."""
+    """The folder of the checkpoints of a run."""
     return run / "checkpoints"
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The run's folder; the checkpoint's own where it lies alone."""
+    """The folder of the run that a checkpoint belongs to; the checkpoint's own where there is no run around
+    it."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
 
 
 def complete_folders(root: Path) -> list[Path]:
-    """Checkpoints that were renamed into place, newest first; their content is not checked. Links are none of
-    ours."""
+    """Checkpoints that were renamed into place, the newest first. Their content is not checked; links are
+    left out."""
     found = (
         path
         for path in root.glob("step_*")
@@ -44,13 +46,13 @@ def complete_folders(root: Path) -> list[Path]:
 
 
 def point(root: Path, name: str, folder: Path) -> None:
-    """Makes the text file `name` hold the folder's name, at once."""
+    """Writes the name of the folder into the text file `name`, in one step."""
     write_text(root / name, folder.name)
     sync(root)
 
 
 def pointed(root: Path, name: str) -> Path | None:
-    """The folder that a pointer names, or None where there is no pointer or no such folder."""
+    """The folder that the pointer `name` names; None where there is no pointer or no such folder."""
     path = root / name
     if not path.is_file():
         return None
@@ -60,10 +62,10 @@ def pointed(root: Path, name: str) -> Path | None:
 
 
 def last(root: Path) -> Path | None:
-    """What `latest` names, else the newest; None where there is none."""
+    """The checkpoint that `latest` names, else the newest; None where there is none."""
     return pointed(root, "latest") or next(iter(complete_folders(root)), None)
 
 
 def best(root: Path) -> Path | None:
-    """What `best` names, else the last."""
+    """The checkpoint that `best` names, else the last."""
     return pointed(root, "best") or last(root)

@@ -1,4 +1,4 @@
-"""Tokens on their way through a merging ViT, as values: each step returns a new one.
+"""The state of tokens in a merging ViT, as immutable values: each step returns a new one.
 
 B batch, N patches + prefix at the input, M tokens before a merge, K slots after it, E pairs of a source and
 a slot, C channels.
@@ -15,12 +15,12 @@ CARRY_RULES = ("mean", "sum", "first", "pairwise")
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which tokens of a dtype are sized, compared and merged: float32, float64 for float64."""
+    """The dtype of sizes, similarities and merges for tokens of a dtype: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in `wide` of its dtype."""
+    """x in the dtype `wide(x.dtype)`."""
     return x.to(wide(x.dtype))
 
 
@@ -31,29 +31,33 @@ def rows_of(batch: int, num_tokens: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one merge does to everything that tokens carry: which tokens stay, and who gives what to whom.
+    """One merge: the tokens that stay, and pairs of a source that gives and a slot that receives.
 
-    All indices are int64 rows of the flattened batch (`rows_of`), as one index then moves whole rows.
-    keep [B, K]: the tokens that stay, in their new order. source [B, E]: the tokens that give; one may come
-    several times. slot [B, E]: who receives, as rows of the [B, K] slots. share [B, E], in the dtype of the
-    sizes and differentiable: the part of its source that is given; None: all of it, and no source stays.
-    Every token stays or gives. weight [B, M]: how much a token counts in a mean; None: its size.
-    num_tokens: M. num_active: tokens after the merge that still take part in merging, prefix included.
+    Every token stays or gives. All indices are int64 rows of the flattened batch (`rows_of`), so that one
+    index moves whole rows.
     """
 
     keep: Tensor
+    """[B, K]: the tokens that stay, in their new order."""
     source: Tensor
+    """[B, E]: the tokens that give, each once or several times."""
     slot: Tensor
+    """[B, E]: the slots that receive, as rows of [B, K]."""
     num_tokens: int
+    """M."""
     num_active: int
+    """Number of tokens after the merge that still take part in merging, prefix included."""
     share: Tensor | None = None
+    """[B, E], in the dtype of the sizes, differentiable: the part of its source that is given. None: all of
+    it, and no source stays."""
     weight: Tensor | None = None
+    """[B, M]: weight of each token in means; None: its size."""
 
     @classmethod
     def of(
         cls, keep: Tensor, source: Tensor, slot: Tensor, num_tokens: int, **rest: Tensor | int
     ) -> "Assignment":
-        """The same from positions within each image: keep, source in [0, M), slot in [0, K).
+        """An assignment from positions within each image: keep and source in [0, M), slot in [0, K).
 
         rest: share, weight and num_active, which is K where it is not given.
         """
@@ -66,14 +70,13 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Carried:
-    """What a token carries beside its channels, and how a merge moves it.
-
-    values [B, M, ...]. rule: `mean` by size, as the tokens themselves; `sum`, as sizes; `first`: that of the
-    token that stays; `pairwise`: values [B, M, M] between tokens, those between two that stay.
-    """
+    """Values that tokens carry beside their channels, and the rule by which a merge moves them."""
 
     values: Tensor
+    """[B, M, ...]"""
     rule: str
+    """`mean`: weighted by size, as the tokens themselves. `sum`: as sizes. `first`: the value of the token
+    that stays. `pairwise`: values [B, M, M] between tokens; those between two that stay."""
 
     def __post_init__(self) -> None:
         assert self.rule in CARRY_RULES, f"rule is '{self.rule}'; give one of {', '.join(CARRY_RULES)}"
@@ -81,35 +84,37 @@ class Carried:
 
 @dataclass(frozen=True)
 class Residual:
-    """What unmerging by residual needs, of the last time that tokens were moved: the unmerged grid [B, N, C],
-    prefix included, and the tokens [B, M, C] right behind the move. Both are None before the first time."""
+    """The memory of unmerging by residual: the last time that tokens were moved. None before the first
+    time."""
 
     grid: Tensor | None = None
+    """[B, N, C]: the unmerged grid at that time, prefix included."""
     tokens: Tensor | None = None
+    """[B, M, C]: the tokens right after the move."""
 
 
 @dataclass(frozen=True)
 class TokenState:
-    """tokens [B, M, C]; size [B, M] float32 (float64 with tokens in float64), patches held by each token; the
-    first `num_prefix` tokens are never merged.
-
-    grid: (h, w) of the N - num_prefix patches.
-    num_active: tokens that still take part in merging, prefix included. In inference it equals M; in training
-    with a relaxed merge the M - num_active last tokens are what inference would have removed, with what is
-    left of their size.
-    merges: all merges so far, the first one first. They are the source map (`pipeline.merging.unmerge`).
-    carried: what else travels with the tokens, by name.
-    residual: what unmerging by residual needs, or None where nobody asked for it.
-    """
+    """The tokens between two blocks, and all that merging has to know of them."""
 
     tokens: Tensor
+    """[B, M, C]"""
     size: Tensor
+    """[B, M] float32 (float64 with tokens in float64): number of patches in each token."""
     grid: tuple[int, int]
+    """(h, w) of the N - num_prefix patches."""
     num_prefix: int
+    """The first `num_prefix` tokens are never merged."""
     num_active: int
+    """Number of tokens that still take part in merging, prefix included. In inference it is M. After a
+    relaxed merge the last M - num_active tokens are those that inference would have removed, with the rest of
+    their size."""
     merges: tuple[Assignment, ...] = ()
+    """All merges so far, in order. They are the source map (`pipeline.merging.unmerge`)."""
     carried: Mapping[str, Carried] = field(default_factory=dict)
+    """Other values that travel with the tokens, by name."""
     residual: Residual | None = None
+    """For unmerging by residual; None where it is not used."""
 
     @classmethod
     def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int) -> "TokenState":
@@ -135,29 +140,28 @@ class TokenState:
 
 @dataclass(frozen=True)
 class MergePoint:
-    """What a block's merge is decided on: the state right before it, and the metric [B, M, F].
-
-    probe: zeros [B, M, C] that were added to the tokens; the gradient for it is that of moving tokens as a
-    merge would.
-    """
+    """The input of a block's merge."""
 
     state: TokenState
+    """The state right before the merge."""
     metric: Tensor
+    """[B, M, F]"""
     probe: Tensor
+    """Zeros [B, M, C] that were added to the tokens. Their gradient is that of moving the tokens."""
 
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """final: the state after the backbone's last norm. taps: the states after the asked-for blocks, before
-    that norm.
-
-    merge_points: one per block, where they were asked for.
-    """
+    """The states that a backbone returns."""
 
     final: TokenState
+    """After the backbone's last norm."""
     taps: tuple[TokenState, ...] = ()
+    """After the requested blocks, before that norm."""
     merge_points: tuple[MergePoint, ...] = ()
+    """One for each block from the requested one on."""
 
 
+# as pytrees: export, checkpointing and sharding see their tensors
 for _value in (Assignment, Carried, Residual, TokenState, MergePoint, BackboneOutput):
-    register_dataclass(_value)  # a pytree: export, checkpointing and sharding see its tensors
+    register_dataclass(_value)

@@ -1,7 +1,7 @@
-"""Plain data -> the dataclasses of schema.py, strictly, and back. Standard library only.
+"""Builds the dataclasses of schema.py from plain data, strictly, and turns them back. Standard library only.
 
-Every mistake is collected with its dotted path; nothing is guessed, dropped or converted except int -> float
-and list <-> tuple.
+Every mistake is collected with its dotted path. Nothing is guessed or dropped, and only int to float and list
+to tuple are converted.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ _INVALID = object()
 
 
 def build_dataclass(cls: type, data: object, source: str = "configuration") -> Any:
-    """An instance of `cls` from nested dicts, lists and scalars; ConfigError lists all mistakes, each with
-    its dotted path."""
+    """An instance of `cls` from nested dicts, lists and scalars. Raises ConfigError that lists all mistakes,
+    each with its dotted path."""
     mistakes: list[str] = []
     value = _build(cls, data, "", mistakes)
     if mistakes:
@@ -34,7 +34,7 @@ def all_mistakes(source: str, mistakes: list[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Nested dicts, lists and scalars, as JSON has them; the inverse of `build_dataclass`."""
+    """The value as nested dicts, lists and scalars, as JSON has them: the inverse of `build_dataclass`."""
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -105,8 +105,8 @@ def _build_section(cls: type, data: Any, path: str, mistakes: list[str]) -> Any:
 
 
 def _build_union(kind: Any, args: tuple[Any, ...], data: Any, path: str, mistakes: list[str]) -> Any:
-    """The first member that fits, in the order of the annotation; a dict is the section among them, whose
-    mistakes are told."""
+    """The value as the first member that fits, in the order of the annotation. A dict is built as the section
+    among the members, so that its mistakes are reported."""
     section = next((arg for arg in args if dataclasses.is_dataclass(arg)), None)
     if isinstance(section, type) and isinstance(data, Mapping):
         return _build_section(section, data, path, mistakes)
@@ -125,8 +125,8 @@ def _build_mapping(kind: Any, data: Mapping[Any, Any], path: str, mistakes: list
 
 
 def _build_plain(data: Any, path: str, mistakes: list[str]) -> Any:
-    """Options that another part checks: only plain data, tuples as lists, so that a run and its resumption
-    see the same."""
+    """Options that another part checks. They are plain data, with tuples as lists, so that a run and its
+    resumption see the same."""
     if isinstance(data, Mapping):
         return _build_mapping(Any, data, path, mistakes)
     if isinstance(data, (list, tuple)):
@@ -139,7 +139,7 @@ def _build_plain(data: Any, path: str, mistakes: list[str]) -> Any:
 
 
 def _unsound(data: object) -> str | None:
-    """What nothing can mean, whatever is expected: no file, tensor or JSON holds it."""
+    """Why no field can have this value, because no file, tensor or JSON holds it; None where one can."""
     if isinstance(data, int) and data.bit_length() > 63:
         return f"an integer of {data.bit_length()} bits; give one of at most 63"
     return f"{_shown(data)} has a NUL character in it" if isinstance(data, str) and "\0" in data else None
@@ -159,7 +159,7 @@ def _shown(data: object) -> str:
 
 
 def _describe(kind: Any) -> str:
-    """A type as a reader of configs would say it."""
+    """A type in the words of a reader of configs."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(arg) for arg in args)

@@ -1,4 +1,4 @@
-"""The border between files and `RunConfig`.
+"""Reads config files as `RunConfig`.
 
 A `.py` config is the user's own program (`pipeline.config.python_files`); a `.json` or `.yaml` file is data
 (`pipeline.config.plain_files`).
@@ -18,7 +18,7 @@ from pipeline.config.shipped import config_path
 from pipeline.errors import ConfigError
 
 MAX_BYTES = 1 << 20
-"""A config is a page of text; anything beyond this is not one."""
+"""Size of the largest config, which is a page of text."""
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -49,18 +49,18 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
-    """The whole run, defaults included, as data that JSON can hold; `from_plain` takes it back."""
+    """The run with all defaults, as data that JSON can hold. `from_plain` is the inverse."""
     return plain(config)
 
 
 def from_plain(data: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
-    """The inverse of `to_plain`, after `a.b=value` overrides; raises ConfigError on anything that the schema
+    """The inverse of `to_plain`, after `a.b=value` overrides. Raises ConfigError for anything that the schema
     does not know."""
     return build_dataclass(RunConfig, override(data, overrides) if overrides else data, "resolved config")
 
 
 def digest(config: RunConfig) -> str:
-    """sha256 of the canonical JSON: equal for equal runs, however they were written down."""
+    """sha256 of the canonical JSON: equal for equal runs, in whatever form they were written."""
     text = json.dumps(to_plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

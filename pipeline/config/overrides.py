@@ -1,4 +1,4 @@
-"""`a.b=value` changes of a config, as the command line gives them. Standard library only."""
+"""Overrides: changes `a.b=value` of a config on the command line. Standard library only."""
 
 import ast
 import copy
@@ -15,23 +15,22 @@ log = logging.getLogger(__name__)
 
 UNMERGED = ("merging.policy", "none")
 KEPT_UNMERGED = ("policy", "embedding", "adapter_rank")
-"""Of the section `merging`, what says nothing of how many tokens merge, and how."""
+"""Fields of the section `merging` that do not say how many tokens merge, and how."""
 VALUES = {"true": True, "false": False, "none": None, "null": None}
 """Words that are values, in upper or lower case."""
 NO_NAMES = VALUES.keys() | {"yes", "no", "on", "off", "~"}
-"""These, and what YAML reads as one of them: in place of a text each is more likely meant as a value than as
-a name."""
+"""Words that, where a text is expected, are more likely meant as a value than as a name: VALUES, and other
+words of YAML for them."""
 
 
 def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The config with the values in place of what it says; sections that are missing or None are made, and a
-    part of a list is named by its number (`data.train.0=...`). A dict merges into the one that is there, or
-    replaces it with `_delete_=True` in it.
+    """A copy of the config with the new values. Sections that are missing or None are made, and an item of a
+    list is named by its number (`data.train.0=...`). A dict merges into an existing one, or with
+    `_delete_=True` in it replaces it.
 
-    A field of text takes the text as it is typed; see `_typed`. `merging.policy=none` leaves out what the
-    config says of how to merge. Raises ConfigError for a key that is given twice, or along with a section
-    that holds it, for a word such as `true` in place of a text, and for an empty dict that would change
-    nothing.
+    A field of text takes the text as it is typed; see `_typed`. `merging.policy=none` removes the other
+    settings of merging. Raises ConfigError for a key that is given twice, or together with a section around
+    it, for a word such as `true` in place of a text, and for an empty dict that would change nothing.
     """
     texts = [_parse(item) for item in overrides]
     _refuse_overlaps([key for key, _ in texts])
@@ -63,7 +62,7 @@ def parse_value(text: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """Parts between the commas that stand outside of every bracket."""
+    """The parts between commas outside of all brackets."""
     parts, depth = [""], 0
     for char in text:
         depth += (char in "([{") - (char in ")]}")
@@ -98,8 +97,8 @@ def _refuse_overlaps(keys: list[str]) -> None:
 
 
 def _typed(key: str, text: str) -> Any:
-    """The value of a field. One that may be a text takes what is typed, numbers too, and a list where it may
-    be one; none and null are None where it may be None. Raises ConfigError for any other of NO_NAMES without
+    """The value of a field. A field of text takes the typed text, also a number, and a list if it may be
+    one; none and null are None if it may be None. Raises ConfigError for other words of NO_NAMES without
     quotes."""
     value, kinds = parse_value(text), _members(_declared(key.split(".")))
     if str not in kinds:
@@ -117,12 +116,12 @@ def _typed(key: str, text: str) -> Any:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-    """Of a union, or the type alone."""
+    """The members of a union, or the type alone."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _declared(parts: list[str]) -> Any:
-    """The type of the field, or Any where the schema leaves it open or does not know it."""
+    """The declared type of a field; Any where the schema leaves it open or does not know it."""
     kind: Any = RunConfig
     for part in parts:
         section = next((member for member in _members(kind) if dataclasses.is_dataclass(member)), None)
@@ -173,13 +172,13 @@ def _merged(key: str, old: Any, new: Any) -> Any:
             f"to empty it, or the parts that differ, for instance {key}.{next(iter(old))}=..."
         )
     rest = {part: value for part, value in new.items() if part != "_delete_"}
-    kept = old if isinstance(old, dict) and not new.get("_delete_") else {}
-    return kept | {part: _merged(f"{key}.{part}", kept.get(part), value) for part, value in rest.items()}
+    base = old if isinstance(old, dict) and not new.get("_delete_") else {}
+    return base | {part: _merged(f"{key}.{part}", base.get(part), value) for part, value in rest.items()}
 
 
 def _leave_merging_out(config: dict[str, Any], given: set[str]) -> None:
-    """The unmerged control of a run: what was written for another policy goes, but not what the command line
-    gives."""
+    """Removes the settings of merging, which were written for another policy, for the unmerged control of a
+    run. Settings that the command line gives stay."""
     tasks = config.get("tasks")
     sections = {"merging": config["merging"], "train": config.get("train")}
     sections |= {f"tasks.{name}": task for name, task in (tasks.items() if isinstance(tasks, dict) else ())}

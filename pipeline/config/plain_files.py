@@ -1,4 +1,4 @@
-"""`.json` and `.yaml` configs, for instance the resolved config of a stranger's run.
+"""Reads `.json` and `.yaml` configs, for instance the resolved config of a stranger's run.
 
 They are data, parsed by readers that cannot run code.
 """
@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 
 
 def repeated(keys: Iterable[Any]) -> Any:
-    """The first key that is there twice, or None."""
+    """The first key that occurs twice; None where none does."""
     seen: set[Any] = set()
     return next((key for key in keys if key in seen or seen.add(key)), None)
 
@@ -58,8 +58,9 @@ _PlainLoader.add_implicit_resolver(  # YAML 1.1 takes 1e-4 for a string
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
         return _as_dict(yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_PlainLoader), path)
+    # a KeyError, for instance, comes of `!!bool abc`
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
-        raise ConfigError(f"config {path} is not plain YAML: {err}") from err  # `!!bool abc` is a KeyError
+        raise ConfigError(f"config {path} is not plain YAML: {err}") from err
 
 
 def _as_dict(data: Any, path: Path) -> dict[str, Any]:

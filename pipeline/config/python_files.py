@@ -1,8 +1,8 @@
-"""`.py` configs: the user's own programs, with mmengine's `_base_` and `_delete_`; the only file here that
-names mmengine.
+"""Reads `.py` configs: the user's own programs, with mmengine's `_base_` and `_delete_`. The only file here
+that names mmengine.
 
-mmengine merges the files. What it would lose without a word (equal keys, a section that is set twice) is
-refused before.
+mmengine merges the files. What it would lose silently (equal keys, a section that is set twice) is refused
+before.
 """
 
 import ast
@@ -20,8 +20,8 @@ from pipeline.errors import ConfigError
 
 
 def read_python(path: Path) -> dict[str, Any]:
-    """Runs the file; names with a leading underscore are its own helpers. No text of the environment enters
-    the program."""
+    """The settings of the file, which is run. Names with a leading underscore are its own helpers.
+    Environment variables are not replaced in it. Raises ConfigError."""
     try:
         _refuse_repeated_keys(path)
         with _named_bases():
@@ -30,7 +30,8 @@ def read_python(path: Path) -> dict[str, Any]:
             )
     except ConfigError:
         raise
-    except Exception as err:  # whatever the user's program raises
+    # any error, as the file is the user's program
+    except Exception as err:
         raise ConfigError(f"config {path} cannot be read: {_where(err)}{type(err).__name__}: {err}") from err
     data = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
     return _join_tasks(data, path)
@@ -38,7 +39,7 @@ def read_python(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _named_bases() -> Iterator[None]:
-    """For the time of a read, `dtem::NAME` in a line `_base_` is a config of the project."""
+    """While it is open, `dtem::NAME` in a line `_base_` is a config of the project."""
     others = Config._get_cfg_path
 
     def found(cfg_path: str, filename: str) -> tuple[str, str | None]:
@@ -54,8 +55,9 @@ def _named_bases() -> Iterator[None]:
 
 
 def _join_tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`tasks=dict(_base_=[FILE, ...], ...)`: the tasks of several files, over which the other entries merge.
-    The files lie beside `path` or, where it inherited the line, beside the base that has it."""
+    """Replaces `tasks=dict(_base_=[FILE, ...], ...)` by the tasks of these files, with the other entries
+    merged over them. The files lie beside `path`, or beside the base that has the line. Raises
+    ConfigError."""
     tasks = data.get("tasks")
     if not isinstance(tasks, dict) or "_base_" not in tasks:
         return data
@@ -87,7 +89,8 @@ def _join_tasks(data: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _with_bases(path: Path) -> Iterator[tuple[Path, ast.Module]]:
-    """The file, then its bases and theirs, as mmengine finds them: in the first line that sets `_base_`."""
+    """Yields the file, then its bases and theirs, as mmengine finds them: in the first line that sets
+    `_base_`."""
     text = path.read_text(encoding="utf-8")
     if text.startswith("\ufeff"):
         raise ConfigError(
@@ -115,8 +118,8 @@ def _with_bases(path: Path) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def _refuse_repeated_keys(path: Path) -> None:
-    """In the file and its bases. Python keeps the last of two equal keys, or of two values of a section; the
-    first, a task perhaps, would be lost without a word."""
+    """Raises ConfigError for equal keys in the file and its bases, and for sections that are set twice.
+    Python keeps the last one; the first, perhaps a task, would be lost silently."""
     for file, tree in _with_bases(path):
         _refuse_lost_sections(file, tree)
         for node in (node for node in ast.walk(tree) if isinstance(node, ast.Dict)):
@@ -128,7 +131,7 @@ def _refuse_repeated_keys(path: Path) -> None:
 
 
 def _refuse_lost_sections(file: Path, tree: ast.Module) -> None:
-    """Where a section is set again, by an expression that does not read it."""
+    """Raises ConfigError for a section that is set again by an expression that does not read it."""
     seen: set[str] = set()
     for line in (node for node in tree.body if isinstance(node, ast.Assign)):
         names = {
@@ -146,8 +149,8 @@ def _refuse_lost_sections(file: Path, tree: ast.Module) -> None:
 
 
 def _where(err: Exception) -> str:
-    """`FILE, line N: ` of the innermost module: the config or one of its bases. A syntax error says so
-    itself."""
+    """`FILE, line N: ` in the innermost module, which is the config or one of its bases. Empty for a syntax
+    error, whose message has it."""
     modules = [frame for frame in traceback.extract_tb(err.__traceback__) if frame.name == "<module>"]
     return (
         f"{modules[-1].filename}, line {modules[-1].lineno}: "

@@ -1,4 +1,4 @@
-"""How many tokens are removed, for a run or for a task. Standard library only."""
+"""Settings of the reduction: how many tokens are removed, for a run or for a task. Standard library only."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ REDUCTION_FORMS = (
 
 
 def require(holds: bool, message: str) -> None:
+    """Raises ConfigError with the message unless the condition holds."""
     if not holds:
         raise ConfigError(message)
 

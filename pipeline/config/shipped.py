@@ -1,5 +1,5 @@
-"""The configs that come with the project, by name wherever the package is installed: `dtem::debug_cpu.py`,
-`dtem::task/imagenet.py`."""
+"""Finds the configs that come with the project, wherever it is installed, by names such as
+`dtem::debug_cpu.py` and `dtem::task/imagenet.py`."""
 
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -8,11 +8,11 @@ from pipeline.errors import ConfigError
 from pipeline.registry import unknown_name
 
 SCOPE = "dtem::"
-"""What such a name begins with, in `--config` and in `_base_`."""
+"""Beginning of such a name, in `--config` and in `_base_`."""
 
 
 def config_path(name: str | Path) -> Path:
-    """The file behind `dtem::NAME`, which lies in configs/ or in configs/_base_/; anything else is a path.
+    """The file of `dtem::NAME`, in configs/ or in configs/_base_/; any other name is a path.
 
     Raises ConfigError, with the nearest name, where no config of the project has the name.
     """
@@ -33,6 +33,6 @@ def beside(folder: Path, name: str) -> Path:
 
 
 def _known() -> dict[str, Path]:
-    """Path in configs/ -> the file."""
+    """Maps the path of each config in configs/ to its file."""
     root = Path(str(files("dtem"))).joinpath("configs").resolve()
     return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.py"))}

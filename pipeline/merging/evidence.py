@@ -1,5 +1,4 @@
-"""What a policy may look at when it chooses which tokens to merge. Nothing is computed before it is asked
-for.
+"""The evidence by which a policy chooses which tokens merge. A value is computed when it is first read.
 
 B batch, M tokens, C channels, H heads, D channels of a head, F of the metric embedding.
 """
@@ -13,15 +12,15 @@ from torch import Tensor
 from pipeline.token_state import widened
 
 CHUNK = 1 << 22
-"""Logits that are held at once where attention is summed up."""
+"""Number of logits in memory at once when attention is summed up."""
 
 
 class Evidence:
     """One block's tokens and attention, right before its merge; each value is computed once.
 
-    tokens [B, M, C]: what the attention read, behind the block's first norm. q, k [B, H, M, D]: its queries
-    and keys. scale: of its logits. size [B, M]: how often each key counts; None: once. embed: the block's
-    learned embedding, [B, M, C] -> [B, M, F], or None where it has none.
+    tokens [B, M, C]: input of the attention, after the block's first norm. q, k [B, H, M, D]: its queries and
+    keys. scale: factor of its logits. size [B, M]: how often each key counts; None: once. embed: the block's
+    learned embedding, which maps [B, M, C] to [B, M, F]; None where it has none.
     """
 
     def __init__(
@@ -45,8 +44,8 @@ class Evidence:
 
     @property
     def embedding(self) -> Tensor:
-        """[B, M, F]: the learned embedding. It never shapes the backbone's features: its input is
-        detached."""
+        """[B, M, F]: the learned embedding. Its input is detached, so it never changes the backbone's
+        features."""
         assert self._embed is not None, "the policy does not say that it needs 'embedding'"
         embed = self._embed
         return self._once("embedding", lambda: embed(self.tokens.detach()))
@@ -70,7 +69,7 @@ class Evidence:
         return self._once("attention", self._sum_up)
 
     def _sum_up(self) -> tuple[Tensor, Tensor]:
-        """In chunks of queries, so that [B, H, M, M] is never held."""
+        """`received` and `entropy`, in chunks of queries, so that [B, H, M, M] is never in memory."""
         batch, heads, num_tokens, _ = self._q.shape
         step = max(1, CHUNK // (batch * heads * num_tokens))
         received, entropies = 0, []
@@ -89,7 +88,7 @@ class Evidence:
         return logits if self._size is None else logits + self._size.log()[:, None, None]
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """By hand, as torch.compile does not follow functools.cached_property."""
+        """The value, computed at the first call. torch.compile does not follow functools.cached_property."""
         if name not in self._known:
             self._known[name] = compute()
         return self._known[name]

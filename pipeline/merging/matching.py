@@ -27,13 +27,13 @@ class Split:
 
     @classmethod
     def of_release(cls, num_live: int, num_prefix: int) -> "Split":
-        """What the authors' DTEM release uses in training: the first patch is a source, whatever its
+        """The split of the authors' DTEM release in training: the first patch is a source, whatever its
         position."""
         return cls(slice(num_prefix, num_live, 2), slice(num_prefix + 1, num_live, 2))
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Na, Nb."""
+        """Numbers of sources and destinations: Na, Nb."""
         num_sources, num_destinations = (
             len(range(part.start, part.stop, part.step)) for part in (self.sources, self.destinations)
         )
@@ -41,7 +41,7 @@ class Split:
 
 
 def parity_split(state: TokenState) -> Split:
-    """Of the tokens that still take part in merging."""
+    """The split by parity of the tokens that still take part in merging."""
     return Split.by_parity(state.num_active, state.num_prefix)
 
 

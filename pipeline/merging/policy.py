@@ -1,4 +1,5 @@
-"""A policy decides which tokens merge; `merge` asks it and carries the merge out."""
+"""The base class of policies, which decide which tokens merge, and `merge`, which carries the decision
+out."""
 
 from contextlib import nullcontext
 
@@ -16,21 +17,21 @@ from pipeline.token_state import Assignment, TokenState
 class MergePolicy:
     """Decides which tokens of a block merge, between attention and MLP. It holds options, never state.
 
-    A subclass gives `choose`; the rest has defaults. The laws of tests/laws run over every registered policy
-    and read what it declares.
+    A subclass defines `choose`; everything else has a default. The laws in tests/laws run over every
+    registered policy, and rely on its attributes.
     """
 
     needs: frozenset[str] = frozenset()
-    """What `choose` reads of Evidence: `keys`, `embedding`, `tokens`, `received`, `entropy`. With
+    """Values of Evidence that `choose` reads: `keys`, `embedding`, `tokens`, `received`, `entropy`. With
     `embedding`, each block gets a learned embedding."""
     merges = True
-    """Whether it merges at all; one that does not takes any reduction and removes nothing."""
+    """Whether it merges at all; if not, it takes any reduction and removes nothing."""
     supports_relaxed = False
-    """Whether training has a differentiable merge, which keeps all tokens."""
+    """Whether it has a differentiable merge for training, which keeps all tokens."""
     conserves = True
     """Whether a merge keeps the sum of sizes, and of tokens times sizes."""
     exact_attention = False
-    """Whether a relaxed pass needs attention that rounds as the authors' release does, in place of a fused
+    """Whether a relaxed pass needs attention that rounds as the authors' release does, instead of a fused
     kernel."""
 
     @property
@@ -43,7 +44,8 @@ class MergePolicy:
         return head_dim
 
     def metric(self, evidence: Evidence) -> Tensor | None:
-        """[B, M, F]: whose cosine similarity says which tokens are alike; None where nothing is compared."""
+        """[B, M, F]: vectors whose cosine similarity tells which tokens are alike; None where nothing is
+        compared."""
         for name in ("embedding", "keys"):
             if name in self.needs:
                 return getattr(evidence, name)

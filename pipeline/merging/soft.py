@@ -1,8 +1,8 @@
-"""DTEM's continuously relaxed merge (Lee & Hong, NeurIPS 2024): which tokens merge becomes a share that has a
-gradient.
+"""DTEM's continuously relaxed merge (Lee & Hong, NeurIPS 2024): the choice of pairs becomes shares, which
+have a gradient.
 
-B batch, M all tokens, n live ones, Na sources, Nb destinations, k candidates, r merges. Everything is
-float32, or float64 where the tokens are. Nothing is [Na, Nb] but the similarities.
+B batch, M all tokens, n live ones, Na sources, Nb destinations, k candidates, r merges. All values are
+float32, or float64 with tokens in float64. Only the similarities are as large as [Na, Nb].
 """
 
 from dataclasses import dataclass, replace
@@ -17,21 +17,23 @@ from pipeline.token_state import Assignment, TokenState, rows_of
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best destinations of each source, the best one first. target [B, Na, k] int64, among the
-    destinations. score, share [B, Na, k]: the share of the source that each is given."""
+    """The best destinations of each source, the best one first."""
 
     target: Tensor
+    """[B, Na, k] int64: positions among the destinations."""
     score: Tensor
+    """[B, Na, k]"""
     share: Tensor
+    """[B, Na, k]: the part of the source that the destination receives."""
 
 
 def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2: float) -> Candidates:
     """Shares of r softly chosen pairs, at most about one pair per source.
 
-    scores [B, Na, Nb]. Every source keeps its `candidates` best destinations; r successive softmaxes over all
-    pairs that are left add up to the shares, and a source that was chosen is masked by what was chosen of it.
-    The shares of a source are clipped to a sum of 1, with the clip outside the gradient, as in the paper's
-    release.
+    scores [B, Na, Nb]. Every source has its `candidates` best destinations. The shares are the sum of r
+    successive softmaxes over all these pairs; the part of a source that was chosen lowers its logits in the
+    next ones. The shares of a source are clipped to a sum of 1, and the clip has no gradient, as in the
+    authors' release. tau1 divides the scores, tau2 the logits of each softmax.
     """
     score, target = scores.topk(min(candidates, scores.shape[-1]), dim=-1)
     logits = score / tau1
@@ -44,13 +46,13 @@ def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2:
 
 
 def rank_sources(candidates: Candidates) -> Tensor:
-    """[B, Na] int64: the sources, that with the best candidate first."""
+    """[B, Na] int64: the sources in the order of their best candidates' scores, the highest first."""
     return candidates.score[..., 0].detach().argsort(dim=-1, descending=True)
 
 
 def straight_through(candidates: Candidates, ranked: Tensor, r: int) -> Candidates:
-    """The values of the hard merge, in which the first r ranked sources give all to their best candidate,
-    with the gradient of the shares. ranked [B, Na]."""
+    """Candidates with the shares of the hard merge, in which the first r ranked sources give everything to
+    their best candidate, and with the gradient of the soft shares. ranked [B, Na]."""
     share = candidates.share
     chosen = torch.zeros_like(share[..., 0]).scatter(1, ranked[:, :r], 1.0)
     hard = torch.zeros_like(share)
@@ -61,11 +63,12 @@ def straight_through(candidates: Candidates, ranked: Tensor, r: int) -> Candidat
 def give_shares(
     state: TokenState, candidates: Candidates, split: Split, r: int, ranked: Tensor | None = None
 ) -> Assignment:
-    """Each source gives its shares to its candidates; nothing is removed, and num_active falls by r.
+    """The assignment in which each source gives its shares to its candidates. No token is removed, and
+    num_active falls by r.
 
-    ranked [B, Na]: the sources, of which the first r would leave. The order is then that of the hard merge,
-    followed by those r and by what is behind the live tokens: training then sees inference's partitions.
-    None: the live tokens are sorted by their new size, the largest first, as in the release.
+    ranked [B, Na]: the sources, the first r of which would leave. The new order is that of the hard merge,
+    then these r, then the tokens after the live ones, so that training has the partitions of inference. None:
+    the live tokens are sorted by their new size, the largest first, as in the release.
     """
     (batch, num_tokens), live = state.size.shape, state.num_active
     rows = rows_of(batch, num_tokens, state.size.device)
@@ -75,9 +78,9 @@ def give_shares(
     if ranked is None:
         order = _by_new_size(state, in_place, split)
     else:
-        kept, sources = ranked[:, r:].sort(dim=-1).values, rows[:, split.sources]
+        stays, sources = ranked[:, r:].sort(dim=-1).values, rows[:, split.sources]
         order = torch.cat(
-            [sources.gather(1, kept), rows[:, split.destinations], sources.gather(1, ranked[:, :r])], dim=1
+            [sources.gather(1, stays), rows[:, split.destinations], sources.gather(1, ranked[:, :r])], dim=1
         )
     keep = torch.cat([rows[:, : state.num_prefix], order, rows[:, live:]], dim=1)
     slot_of = torch.empty_like(rows.flatten()).scatter(0, keep.flatten(), rows.flatten())
@@ -85,10 +88,12 @@ def give_shares(
 
 
 def _by_new_size(state: TokenState, in_place: Assignment, split: Split) -> Tensor:
-    """Rows [B, Na + Nb] of sources and destinations, the largest after the merge first."""
+    """Rows [B, Na + Nb] of sources and destinations, sorted by their size after the merge, the largest
+    first."""
     assert in_place.share is not None
     given = take_rows(state.size, in_place.source) * in_place.share
     size = add_rows(state.size * share_left(in_place), in_place.slot, given).detach()
     changed = torch.cat([in_place.keep[:, part] for part in (split.sources, split.destinations)], dim=1)
+    # stable, as many sizes are equal: a token that receives nothing keeps size 1
     by_size = take_rows(size, changed).argsort(dim=-1, descending=True, stable=True)
-    return changed.gather(1, by_size)  # what nothing merges into keeps size 1, so many are equal
+    return changed.gather(1, by_size)

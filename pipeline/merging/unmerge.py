@@ -1,10 +1,10 @@
-"""The merges applied backwards: every input position gets the value of the slot it went to.
+"""Unmerging: every input position gets the value of the slot that it was merged into.
 
-Three ways (`UNMERGES`). copy: the token of the slot, and nothing else. soft: in a relaxed merge the mean of
-the tokens that hold a share of the position, differentiable in the shares; in inference the same as copy.
-residual: beside that, each position keeps what it differed from its token when it was merged. The residual
-stream of a merged group is then the members' own streams with all later updates shared, so a merge alone
-changes nothing in the unmerged grid; only what later blocks would have done differently is lost.
+There are three ways (`UNMERGES`). copy: the token of the slot. soft: after relaxed merges the mean of the
+tokens that hold a share of the position, differentiable in the shares; in inference the same as copy.
+residual: as soft, and each position keeps its difference from its token at the time of the merge. The members
+of a group then keep their own residual streams and share all later updates. So a merge alone changes nothing
+in the unmerged grid; only differences between the updates of later blocks are lost.
 
 B batch, N positions, M tokens before a merge, K slots after it, C channels.
 """
@@ -24,16 +24,16 @@ UNMERGES = ("copy", "soft", "residual")
 
 
 def unmerge(state: TokenState) -> Tensor:
-    """tokens [B, M, C] -> the full grid [B, C, h, w], prefix tokens left out. The identity for a state that
-    has not merged."""
+    """The full grid [B, C, h, w] of a state, without prefix tokens. The identity for a state that has not
+    merged."""
     height, width = state.grid
     patches = unmerge_state(state)[:, state.num_prefix :]
     return patches.mT.reshape(patches.shape[0], -1, height, width)
 
 
 def unmerge_state(state: TokenState) -> Tensor:
-    """tokens [B, M, C] -> [B, N, C], prefix included: with a residual, the grid of the last merge and what
-    its group has gained since."""
+    """The value [B, N, C] of every input position, prefix included. With a residual: the grid of the last
+    merge plus the change of each group since."""
     past = state.residual
     if past is None or past.grid is None or past.tokens is None:
         return unmerge_tokens(state.tokens, state.merges)
@@ -45,8 +45,8 @@ def unmerge_state(state: TokenState) -> Tensor:
 
 
 def unmerge_tokens(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
-    """Any values per slot, [B, M, C] -> [B, N, C], prefix included. Differentiable in the values and in the
-    shares of relaxed merges, whose dtype it computes in, whatever autocast says."""
+    """Values per slot, [B, M, C], at every input position, [B, N, C], prefix included. Differentiable in the
+    values and in the shares of relaxed merges, in whose dtype it computes, also under autocast."""
     if not merges:
         return values
     if all(merge.share is None for merge in merges):
@@ -56,31 +56,31 @@ def unmerge_tokens(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
 
 
 def slots(state: TokenState) -> Tensor:
-    """[B, N] int64 in [0, M): the slot that each input position went to, after relaxed merges the one that
-    `harden` names."""
+    """[B, N] int64 in [0, M): the slot of each input position; after relaxed merges the one that holds most
+    of it."""
     if not state.merges:
         return rows_of(1, state.tokens.shape[1], state.tokens.device).expand(len(state.tokens), -1)
     return _slot_rows(state.merges) % state.tokens.shape[1]
 
 
 def start_unmerge(state: TokenState, how: str | None) -> TokenState:
-    """The state before the first block, made ready for a way of unmerging (None: its grid will not be asked
-    for)."""
+    """The state before the first block, prepared for a way of unmerging; None: it will not be unmerged.
+    Raises ConfigError for an unknown way."""
     if how not in (None, *UNMERGES):
         raise ConfigError(f"unmerge is '{how}'; give one of {', '.join(UNMERGES)}")
     return replace(state, residual=Residual()) if how == "residual" else state
 
 
 def carry_residual(before: TokenState, after: TokenState) -> TokenState:
-    """`after`, which came from `before` by moving tokens, with the residual that leaves the unmerged grid as
-    it was."""
+    """`after`, which was made from `before` by moving tokens, with the residual that keeps the unmerged
+    grid."""
     if before.residual is None or after is before:
         return after
     return replace(after, residual=Residual(unmerge_state(before), after.tokens))
 
 
 def harden(state: TokenState) -> TokenState:
-    """The state whose relaxed merges are hard to whoever unmerges it: each token goes whole to the slot that
+    """The state with hard merges in place of relaxed ones, for unmerging: each token belongs to the slot that
     holds most of it."""
     if all(merge.share is None for merge in state.merges):
         return state
@@ -116,7 +116,8 @@ def _slot_of(merge: Assignment) -> Tensor:
 
 
 def _undo(values: Tensor, merge: Assignment) -> Tensor:
-    """[B, K, C] after a merge -> [B, M, C] before it: the mean of the slots by what the token has in each."""
+    """[B, M, C] before a merge, from values [B, K, C] after it: the mean of the slots, weighted by the part
+    of the token in each."""
     if merge.share is None:
         return take_rows(values, _slot_of(merge))
     own = values * take_rows(share_left(merge), merge.keep)[..., None]

@@ -1,4 +1,4 @@
-"""Mistakes that take two sections of a config, the model or the number of ranks to see."""
+"""Checks that need two sections of a config, the model, or the number of ranks."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from pipeline.plan.facts import ModelFacts, fed_tasks, near_multiples, range_of,
 
 
 def mistakes_of(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
-    """All of them, a sentence each with the way out."""
+    """Yields a sentence for each mistake, with the way out."""
     for check in (
         _check_images,
         _check_merging,
@@ -208,7 +208,7 @@ def _check_engine(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
 
 
 def _num_patches(task: TaskConfig, facts: ModelFacts) -> int:
-    """Of the task's crop, or of the backbone's own grid."""
+    """Number of patches of the task's crop, or of the backbone's grid."""
     if task.data.img_size is None:
         return math.prod(facts.grid)
     height, width = task.data.size
@@ -216,7 +216,7 @@ def _num_patches(task: TaskConfig, facts: ModelFacts) -> int:
 
 
 def _complaint(where: str, check: Callable[..., object], *args: object, **options: object) -> Iterator[str]:
-    """The ConfigError of a check that raises, as one of several mistakes."""
+    """Yields the ConfigError of a check that raises, as one of several mistakes."""
     try:
         check(*args, **options)
     except ConfigError as err:

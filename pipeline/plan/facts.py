@@ -1,4 +1,4 @@
-"""What the plan of a run asks of its config and of its backbone."""
+"""Facts that the plan of a run takes from its config and its backbone."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the checks need to know of the backbone, without building it at full size."""
+    """Facts of the backbone, which are known without building it at full size."""
 
     patch: tuple[int, int]
     """Height and width of a patch in pixels."""
@@ -18,17 +18,18 @@ class ModelFacts:
 
 
 def fed_tasks(config: RunConfig) -> dict[str, TaskConfig]:
-    """Those that training feeds: all that are not frozen."""
+    """The tasks that training feeds: all that are not frozen."""
     return {name: task for name, task in config.tasks.items() if not task.frozen}
 
 
 def reduction_of(config: RunConfig, task: str) -> ReductionConfig:
-    """The task's own, or the run's."""
+    """The reduction of a task: its own, or the run's."""
     return config.tasks[task].merging or config.merging
 
 
 def range_of(config: RunConfig, task: str) -> tuple[str, tuple[int, int] | None]:
-    """The range that a step's reduction for the task is drawn from, and where it is given."""
+    """The setting that gives the range from which a step draws the task's reduction, and the range, or
+    None."""
     own = config.tasks[task].merging
     if own is not None:
         return f"tasks.{task}.merging.reduction_range", own.reduction_range

@@ -1,4 +1,5 @@
-"""A run's numbers, once its sections agree: checked before a GPU or a process group is touched."""
+"""Resolves a run: checks that its sections agree, and computes the numbers that follow, before a GPU or a
+process group is touched."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,12 +19,12 @@ class ResolvedRun:
     config: RunConfig
     world_size: int
     micro_batches: dict[str, int]
-    """Of each fed task, in a step that holds it, on one rank."""
+    """Maps each fed task to its micro-batches in a step that holds it, on one rank."""
     global_batch: dict[str, int]
-    """Samples of each fed task in a step that holds it, over all ranks."""
+    """Maps each fed task to its samples in a step that holds it, over all ranks."""
     shares: dict[str, float]
-    """Of the steps, those that hold the task: 1 where every step holds all. Empty where `num_samples` is
-    needed and not known."""
+    """Maps each fed task to the fraction of steps that hold it: 1 where every step holds all tasks. Empty
+    where `num_samples` is needed and not known."""
     total_steps: int | None
     """Optimizer steps; None where `train.epochs` is given and the number of samples is not known."""
 
@@ -31,7 +32,7 @@ class ResolvedRun:
 def resolve(
     config: RunConfig, world_size: int, facts: ModelFacts, num_samples: Mapping[str, int] | None = None
 ) -> ResolvedRun:
-    """Checks the run as a whole; ConfigError lists all mistakes at once.
+    """The run with its numbers. Raises ConfigError that lists all mistakes of the run as a whole.
 
     num_samples: training samples of each task, needed to turn `train.epochs` into steps.
     """

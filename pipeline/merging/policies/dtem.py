@@ -1,6 +1,6 @@
-"""DTEM (Lee & Hong, NeurIPS 2024): match by an embedding that is learned for merging alone.
+"""DTEM (Lee & Hong, NeurIPS 2024): matching by an embedding that is learned for merging alone.
 
-Inference is ToMe's hard merge with the learned metric. Training relaxes it; see `relaxation` and `split`.
+Inference is ToMe's hard merge with the learned metric. Training relaxes it.
 """
 
 from pipeline.errors import ConfigError
@@ -13,12 +13,13 @@ from pipeline.token_state import Assignment, TokenState
 
 @POLICIES.register("dtem")
 class DTEM(MergePolicy):
-    """split: `parity` (training partitions tokens as inference does) or `reference` (as the authors' release
+    """Merges the most similar pairs by a learned embedding.
+
+    split: `parity` (training partitions tokens as inference does) or `reference` (as the authors' release
     does in training). relaxation: `soft` (the paper's) or `straight_through` (the forward pass is the hard
-    merge, the gradient that of the soft one); None picks `soft` for split `reference`, else
-    `straight_through`. The defaults are those that measured best (docs/log.md). candidates (k2), tau1, tau2:
-    see `relaxed_top_r`. embed_dim: width of the embedding; None: the head's, twice that from 1024 channels
-    on.
+    merge, the gradient that of the soft one); None: `soft` for split `reference`, else `straight_through`.
+    The defaults measured best (docs/log.md). candidates (k2), tau1, tau2: see `relaxed_top_r`. embed_dim:
+    width of the embedding; None: that of a head, and twice that from 1024 channels on. Raises ConfigError.
     """
 
     needs = frozenset({"embedding"})

@@ -5,4 +5,6 @@ from pipeline.merging.policy import POLICIES, MergePolicy
 
 @POLICIES.register("none")
 class NoMerging(MergePolicy):
+    """Keeps all tokens."""
+
     merges = False

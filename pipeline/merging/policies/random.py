@@ -11,8 +11,8 @@ from pipeline.token_state import Assignment, TokenState
 
 @POLICIES.register("random")
 class RandomMerging(MergePolicy):
-    """Pairs are drawn from `seed`, the same for all images, so that a result does not depend on an image's
-    neighbours and repeats."""
+    """Merges pairs that are drawn from `seed`. They are the same for all images, so that a result repeats and
+    does not depend on the batch."""
 
     def __init__(self, seed: int = 0):
         self.seed = seed
@@ -26,8 +26,8 @@ class RandomMerging(MergePolicy):
 
 @torch.compiler.assume_constant_result
 def _draw(seed: int, num_sources: int, num_destinations: int, r: int) -> tuple[Tensor, Tensor]:
-    """[1, Na] order of the sources, [1, r] destinations: other ones in each block, as its tokens are
-    fewer."""
+    """Order of the sources [1, Na], and destinations [1, r]. They differ between blocks, which have different
+    numbers of tokens."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(1, num_sources, generator=generator).argsort(dim=-1)
     return order, torch.randint(num_destinations, (1, r), generator=generator)

@@ -1,4 +1,4 @@
-"""ToMe (Bolya et al., ICLR 2023): match by the attention keys, averaged over heads."""
+"""ToMe (Bolya et al., ICLR 2023): matching by the attention keys, averaged over heads."""
 
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import match, parity_split, similarity
@@ -8,6 +8,8 @@ from pipeline.token_state import Assignment, TokenState
 
 @POLICIES.register("tome")
 class ToMe(MergePolicy):
+    """Merges the pairs with the most similar keys."""
+
     needs = frozenset({"keys"})
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
