@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.extras import extra
 from pipeline.registry import unknown_name
+from tasks.shared.options import fill_in
 
 with extra("captioning"):
     import open_clip
@@ -25,7 +26,7 @@ SPEC = {"embed_dim", "quick_gelu", "custom_text", *SECTIONS}
 
 @dataclass(frozen=True)
 class CocaParts:
-    """What stands behind the image tower of a CoCa.
+    """The parts of a CoCa without its image tower.
 
     text(tokens [B, L]) -> class feature [B, embed_dim], tokens [B, L, width]. The class token stands behind
     the L tokens, so that its position, and with it the feature, changes with the length that a text is padded
@@ -61,17 +62,13 @@ def build_parts(spec: str | Mapping[str, Any], *, vocab_size: int, context_lengt
     """
     config = read_spec(spec)
     for section in ("text_cfg", "multimodal_cfg"):
-        _agree(config[section], section, "vocab_size", vocab_size, "the tokenizer's is")
-        _agree(config[section], section, "context_length", context_length, "the tokenizer's is")
+        for name, value in {"vocab_size": vocab_size, "context_length": context_length}.items():
+            fill_in(config[section], name, value, f"model.{section}.", "the tokenizer's is")
     text_cfg, width = config["text_cfg"], config["multimodal_cfg"].setdefault("width", CLIPTextCfg.width)
-    _agree(text_cfg, "text_cfg", "width", width, "the decoder, which reads the text's tokens, has")
-    for name, value in {
-        "embed_cls": True,
-        "output_tokens": True,
-        "no_causal_mask": False,
-        "pad_id": 0,
-    }.items():
-        _agree(text_cfg, "text_cfg", name, value, "captioning needs")
+    fill_in(text_cfg, "width", width, "model.text_cfg.", "the decoder, which reads the text's tokens, has")
+    needed = {"embed_cls": True, "output_tokens": True, "no_causal_mask": False, "pad_id": 0}
+    for name, value in needed.items():
+        fill_in(text_cfg, name, value, "model.text_cfg.", "captioning needs")
     try:
         text = _build_text_tower(config["embed_dim"], text_cfg, config.get("quick_gelu", False))
         decoder = _build_text_decoder_tower(
@@ -130,15 +127,6 @@ def named_config(name: str) -> dict[str, Any]:
 
 def _coca_names() -> list[str]:
     return [name for name in open_clip.list_models() if name.startswith("coca_") and "roberta" not in name]
-
-
-def _agree(section: dict[str, Any], where: str, name: str, value: Any, whose: str) -> None:
-    given = section.setdefault(name, value)
-    if given != value:
-        raise ConfigError(
-            f"model.{where}.{name} is {given}, but {whose} {value}; make them agree, or leave {name} "
-            "out to have it filled in"
-        )
 
 
 def _pooler_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
