@@ -1,4 +1,4 @@
-"""Records that say how they were made (docs/design.md section 8)."""
+"""Records that say how they were made (docs/design.md, section 10)."""
 
 import hashlib
 import json

@@ -8,6 +8,9 @@ EXAMPLE = r"""examples:
   dtem train --config configs/debug_cpu.py
   deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py \
       --cfg-options engine.type=deepspeed optim.lr=1e-3
+
+configs/debug_cpu.py reads data/digits; make it with `dtem shards make digit_scenes data/digits`. The comment
+at the top of each config says what the config needs. Without GPUs set DS_ACCELERATOR=cpu for DeepSpeed.
 """
 
 
@@ -39,7 +42,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|none|PATH",
         help="auto: continue the run's last checkpoint, if any (default)\n"
         "none: start anew; refused where `output` holds checkpoints\n"
-        "PATH: continue this run's folder or checkpoint; later checkpoints in `output` are set aside",
+        "PATH: continue this run's folder or checkpoint;\n"
+        "      later checkpoints in `output` are set aside",
     )
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS

@@ -2,6 +2,23 @@
 answers at once."""
 
 import argparse
+import textwrap
+
+NEEDS = """
+runs/digits_multitask_dtem comes from `make demo`; the other folders stand for your own.
+"""
+"""What the examples need; it stands below them."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps each line of an option's text to the terminal; leaves description and examples as they are."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [
+            part
+            for line in text.splitlines()
+            for part in textwrap.wrap(line, width, break_on_hyphens=False, break_long_words=False)
+        ]
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from launch.checks import machine, packages
 from launch.checks.finding import Finding
+from launch.commands.arguments import HelpFormatter
 from pipeline.extras import command
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -27,7 +28,9 @@ def add_parser(subparsers) -> None:
         "doctor",
         help="say what this machine has and lacks",
         description=__doc__,
-        epilog="example: dtem doctor --shards data/digits",
+        epilog="examples:\n  dtem doctor\n  dtem doctor --shards data/digits\n\n"
+        "`dtem shards make digit_scenes data/digits` makes data/digits.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--shards",

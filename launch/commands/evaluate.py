@@ -4,7 +4,13 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from launch.commands.arguments import add_run_arguments, add_split_argument, add_tasks_argument
+from launch.commands.arguments import (
+    NEEDS,
+    HelpFormatter,
+    add_run_arguments,
+    add_split_argument,
+    add_tasks_argument,
+)
 
 if TYPE_CHECKING:  # a command imports what it runs when it runs
     from pipeline.config.schema import RunConfig
@@ -16,7 +22,7 @@ EXAMPLE = r"""examples:
   dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --json scores.json
   dtem evaluate runs/digits_multitask_dtem --tasks digits,digits_captioning
   dtem evaluate runs/coco --split test
-  torchrun --nproc_per_node 8 -m launch.cli evaluate runs/imagenet \
+  torchrun --nproc_per_node 8 -m dtem evaluate runs/imagenet \
       --cfg-options tasks.imagenet.data.val=/data/imagenet
   dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide \
       tasks.ade20k.head.inference.crop_size=512 \
@@ -32,8 +38,8 @@ def add_parser(subparsers) -> None:
         "evaluate",
         help="score a trained run",
         description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawTextHelpFormatter,
+        epilog=EXAMPLE + NEEDS,
+        formatter_class=HelpFormatter,
     )
     add_run_arguments(parser)
     add_tasks_argument(parser)

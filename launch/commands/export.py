@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.commands.arguments import add_run_arguments
+from launch.commands.arguments import NEEDS, HelpFormatter, add_run_arguments
 
 EXAMPLE = """examples:
   dtem export runs/digits_multitask_dtem --task digits --to exported  # weights under timm's names
@@ -17,8 +17,8 @@ def add_parser(subparsers) -> None:
         "export",
         help="write a run's model for other programs",
         description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawTextHelpFormatter,
+        epilog=EXAMPLE + NEEDS,
+        formatter_class=HelpFormatter,
     )
     add_run_arguments(parser)
     parser.add_argument(
@@ -28,11 +28,10 @@ def add_parser(subparsers) -> None:
         "--format",
         choices=FORMATS,
         default="safetensors",
-        help="safetensors: weights with timm's keys, plus blocks.N.metric.* (default); of a classifier "
-        "also the config.json\n"
-        "  that timm.create_model('local-dir:OUT', pretrained=True) reads, for the unmerged model\n"
-        "pt2, onnx: a program from images of the training crop's size to logits, at one fixed "
-        "reduction and any batch size",
+        help="safetensors (default): weights with timm's keys, plus blocks.N.metric.*; for a classifier also "
+        "the config.json that timm.create_model('local-dir:OUT', pretrained=True) reads (unmerged model)\n"
+        "pt2, onnx: a program from images of the training crop's size to logits, at one reduction and any "
+        "batch size",
     )
     parser.add_argument("--task", metavar="NAME", help="default: the run's only one")
     parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's")

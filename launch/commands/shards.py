@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from launch.commands.arguments import HelpFormatter
 from pipeline.data.make.layouts import CAPTIONS, MASKS, read_captions, read_masks
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -18,7 +19,10 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "shards", help="make shards with a manifest, verify them, count words", description=__doc__
+        "shards",
+        help="make shards with a manifest, verify them, count words",
+        description=__doc__,
+        formatter_class=HelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     make = actions.add_parser("make", help="write shards, or the manifest of existing ones")
@@ -36,6 +40,7 @@ def _add_imagefolder(kinds) -> None:
     parser = kinds.add_parser(
         "imagefolder",
         help="from SRC/{train,val,test}/CLASS/*.JPEG (ImageNet's layout) or SRC/CLASS/*.jpg",
+        formatter_class=HelpFormatter,
         epilog="example: dtem shards make imagefolder /data/imagenet data/imagenet --workers 16",
     )
     source = "the tree; LOC_synset_mapping.txt in or beside it gives human names"
@@ -45,7 +50,10 @@ def _add_imagefolder(kinds) -> None:
 def _add_layout(kinds, kind: str, tree: str) -> None:
     source = f"/data/{kind}" + (".csv" if kind == "captions" else "")
     parser = kinds.add_parser(
-        kind, help=tree, epilog=f"example: dtem shards make {kind} {source} data/{kind} --workers 16"
+        kind,
+        help=tree,
+        formatter_class=HelpFormatter,
+        epilog=f"example: dtem shards make {kind} {source} data/{kind} --workers 16",
     )
     _add_pictures(parser, "the table" if kind == "captions" else "the tree", shard_size=500)
 
@@ -74,6 +82,7 @@ def _add_digit_scenes(kinds) -> None:
     parser = kinds.add_parser(
         "digit_scenes",
         help="the embedded set: classes, captions and masks of handwritten digits",
+        formatter_class=HelpFormatter,
         epilog="example: dtem shards make digit_scenes data/digits",
     )
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
@@ -92,8 +101,9 @@ def _add_index(kinds) -> None:
     parser = kinds.add_parser(
         "index",
         help="the manifest of existing shards",
-        epilog="example: dtem shards make index data/cifar10; dtem shards make index "
-        "'https://host/set/train-{000..099}.tar' data/set",
+        formatter_class=HelpFormatter,
+        epilog="examples:\n  dtem shards make index data/cifar10\n"
+        "  dtem shards make index 'https://host/set/train-{000..099}.tar' data/set",
     )
     parser.add_argument(
         "shards",
@@ -121,6 +131,7 @@ def _add_verify(actions) -> None:
     parser = actions.add_parser(
         "verify",
         help="list everything that is wrong with shards; exit code 1 if anything is",
+        formatter_class=HelpFormatter,
         epilog="example: dtem shards verify data/digits",
     )
     parser.add_argument("path", metavar="PATH", help="folder or brace pattern")
@@ -135,6 +146,7 @@ def _add_words(actions) -> None:
         "words",
         help="print the words of the training captions, the most frequent first, as a list for "
         "data.tokenizer.words",
+        formatter_class=HelpFormatter,
         epilog="example: dtem shards words data/digits",
     )
     parser.add_argument("path", metavar="PATH", help="folder or brace pattern")

@@ -4,6 +4,8 @@ as table and plot."""
 import argparse
 
 from launch.commands.arguments import (
+    NEEDS,
+    HelpFormatter,
     add_run_arguments,
     add_split_argument,
     add_tasks_argument,
@@ -28,8 +30,8 @@ def add_parser(subparsers) -> None:
         "sweep",
         help="scores against compute, for policies x reductions",
         description=__doc__ + " Several runs (seeds of one setup) give a spread.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawTextHelpFormatter,
+        epilog=EXAMPLE + NEEDS,
+        formatter_class=HelpFormatter,
     )
     add_run_arguments(parser, several=True)
     add_tasks_argument(parser)

@@ -7,7 +7,7 @@ over the image, captions. Tasks that are evaluated on the same images share one 
 
 import argparse
 
-from launch.commands.arguments import add_run_arguments, add_split_argument, numbers
+from launch.commands.arguments import NEEDS, HelpFormatter, add_run_arguments, add_split_argument, numbers
 
 EXAMPLE = """examples:
   dtem visualise runs/digits_multitask_dtem
@@ -22,8 +22,8 @@ def add_parser(subparsers) -> None:
         "visualise",
         help="draw which patches were merged",
         description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawTextHelpFormatter,
+        epilog=EXAMPLE + NEEDS,
+        formatter_class=HelpFormatter,
     )
     add_run_arguments(parser)
     parser.add_argument("--num", type=int, default=8, metavar="N", help="images of the split (default 8)")

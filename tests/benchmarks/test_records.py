@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 import pytest
 from record import as_read, commit_of, write_record
@@ -173,53 +173,3 @@ def check_policies(result, num_seeds):
     )
     assert all(0 < policy["macs_ratio"] < 1 and sum(policy["reduction"]) > 0 for policy in policies.values())
     assert policies["dtem"] == policies["dtem_untrained"]
-
-
-def mean_of(name, point, policy):
-    """A policy's mean over its seeds at the point whose name begins so, or the median of a ratio."""
-    record = json.loads((ROOT / f"benchmarks/records/{name}.json").read_text())
-    (result,) = [result for result in record["results"] if result["name"].startswith(point)]
-    return result["ratio"]["median"] if policy == "ratio" else mean(result["scores"][policy])
-
-
-@pytest.mark.parametrize(
-    ("sentence", "record", "figures"),
-    [
-        (
-            "mIoU falls from {:.1f} to {:.1f}; ToMe's is {:.1f}",
-            "camvid_dtem_vs_tome",
-            [("50%", "none"), ("50%", "dtem"), ("50%", "tome")],
-        ),
-        ("at 50 % {:.2f} and", "scenes_captioning_dtem_vs_tome", [("CIDEr, 50%", "dtem", 0.01)]),
-        ("at 70 % CIDEr is {:.2f} and", "scenes_captioning_dtem_vs_tome", [("CIDEr, 70%", "dtem", 0.01)]),
-        (
-            "(ToMe {:.2f} and {:.1f})",
-            "scenes_captioning_dtem_vs_tome",
-            [("CIDEr, 50%", "tome", 0.01), ("BLEU-4, 50%", "tome")],
-        ),
-        ("top-1 {:.1f} against {:.1f}", "digits_multitask", [("digits:", "together"), ("digits:", "alone")]),
-        (
-            "mIoU {:.1f} against {:.1f}",
-            "digits_multitask",
-            [("digits_segm", "together"), ("digits_segm", "alone")],
-        ),
-        ("timm's unmerged model | {:.2f} |", "inference_cpu", [("ours_dtem vs timm, 2 threads", "ratio")]),
-        ("the authors' release | {:.2f} |", "inference_cpu", [("ours_dtem vs release, 2 threads", "ratio")]),
-        (
-            "step against the release | {:.2f} |",
-            "training_step_cpu",
-            [("seconds of a step, dtem default", "ratio")],
-        ),
-        (
-            "adds, against the release | {:.2f} |",
-            "training_step_cpu",
-            [("MiB added at the peak of a step, dtem default", "ratio")],
-        ),
-    ],
-)
-def test_the_readme_says_what_the_records_say(sentence, record, figures):
-    words = " ".join((ROOT / "README.md").read_text().split())
-    said = sentence.format(
-        *(mean_of(record, point, policy) * (unit[0] if unit else 1) for point, policy, *unit in figures)
-    )
-    assert said in words

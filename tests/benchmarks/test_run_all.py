@@ -16,7 +16,7 @@ BENCHMARKS = Path(run_all.__file__).parent
 SCRIPTS = sorted(
     path.name
     for path in BENCHMARKS.glob("*.py")
-    if "__main__" in path.read_text() and path.name != "run_all.py"
+    if "__main__" in path.read_text() and path.name not in ("run_all.py", "results_table.py")
 )
 RECORDS = sorted(path.stem for path in (BENCHMARKS / "records").glob("*.json"))
 PEERS = {"release": "DTEM/deit.py", "tome": "ToMe"}

@@ -1,6 +1,8 @@
-"""The page of settings has exactly the settings, each in the table of its own section."""
+"""The page of settings has exactly the settings, each in the table of its own section, with its default."""
 
+import ast
 import re
+from dataclasses import MISSING
 from pathlib import Path
 
 import pytest
@@ -38,14 +40,51 @@ def settings(section: type) -> set[str]:
     )
 
 
-def told(heading: str) -> list[str]:
-    """The first column of the section's table; `.name` behind `a.b` is `a.name`."""
+def rows(heading: str) -> list[tuple[list[str], str]]:
+    """The names of the first column and the text of the second, for each row of the section's table. `.name`
+    behind `a.b` is `a.name`."""
     _, _, text = PAGE.partition(f"\n## {heading}\n")
-    rows = re.findall(r"^\| (`.*?`) \|", text.split("\n## ")[0], re.M)
-    names: list[str] = []
-    for name in (name for row in rows for name in re.findall(r"`([\w.]+)`", row)):
-        names.append(names[-1].rpartition(".")[0] + name if name.startswith(".") else name)
-    return names
+    found = []
+    for first, second in re.findall(r"^\| (`.*?`) \| (.*?) \|", text.split("\n## ")[0], re.M):
+        names: list[str] = []
+        for name in re.findall(r"`([\w.]+)`", first):
+            names.append(names[-1].rpartition(".")[0] + name if name.startswith(".") else name)
+        found.append((names, second))
+    return found
+
+
+def told(heading: str) -> list[str]:
+    return [name for names, _ in rows(heading) for name in names]
+
+
+def written(cell: str) -> list[object]:
+    """The defaults of a cell, as values: words in backticks are texts."""
+    if cell in OTHER_WORDS:
+        return OTHER_WORDS[cell]
+    values = ast.literal_eval("[" + re.sub("`(.*?)`", r"'\1'", cell).replace("required", "'required'") + "]")
+    return [() if value == {} else value for value in values]
+
+
+def default_of(section: type, name: str) -> object:
+    first, _, rest = name.partition(".")
+    if rest:
+        return default_of(NESTED[section][first], rest)
+    field = section.__dataclass_fields__[first]
+    if field.default is not MISSING:
+        return field.default
+    return "required" if field.default_factory is MISSING else field.default_factory() or ()
+
+
+OTHER_WORDS = {"off": [None, 0, 0], "one is required": [None, None]}
+"""Cells that say the defaults in words."""
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_the_page_has_the_defaults(heading):
+    for names, cell in rows(heading):
+        values = written(cell)
+        values = values * len(names) if len(values) == 1 else values
+        assert values == [default_of(SECTIONS[heading], name) for name in names], names
 
 
 @pytest.mark.parametrize("heading", SECTIONS)

@@ -30,6 +30,12 @@ def test_help_of_each_command_shows_an_example(parser):
         cli.build_parser().parse_args(shlex.split(example)[1:])
 
 
+@pytest.mark.parametrize("parser", leaves(cli.build_parser()), ids=lambda parser: parser.prog)
+def test_lines_of_help_fit_the_terminal(parser, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    assert [line for line in parser.format_help().splitlines() if len(line) > 110] == []
+
+
 def test_no_parser_waits_for_torch():
     code = "import sys; from launch.cli import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0

@@ -1,0 +1,64 @@
+"""The code that the pages show runs, and the configs that they show load.
+
+docs/extending.md has a test of its own in tests/laws, docs/mmseg.md in tests/tasks/mmseg_bridge.
+"""
+
+import re
+import shutil
+
+import pytest
+from pages import PRESENT, ROOT, blocks, name_of
+
+from pipeline.config.load import load_config
+
+ELSEWHERE = {"docs/extending.md", "docs/mmseg.md"}
+SHOWN = [
+    (name_of(page), number, text)
+    for page in PRESENT
+    if name_of(page) not in ELSEWHERE
+    for number, text in enumerate(blocks(page, "python"))
+]
+CONFIGS = [case for case in SHOWN if re.search("^(_base_|tasks) = ", case[2], re.M)]
+REST = """
+_base_ = ["_base_/merging/dtem.py", "_base_/schedule/dtem_modular.py", "_base_/engine/deepspeed.py"]
+backbone = dict(name="vit_base_patch16_224")
+output = "runs/{{ fileBasenameNoExtension }}"
+"""
+"""What a page leaves out where it shows the tasks alone."""
+
+
+def whole(text: str) -> str:
+    """The config with what the page leaves out: `...` are the shards, and a part without `_base_` has the
+    rest."""
+    text = text.replace(", ...)", ', train="data/x", val="data/y")')
+    return text if re.search("^_base_ = ", text, re.M) else REST + text
+
+
+@pytest.fixture(scope="module")
+def beside_configs(tmp_path_factory):
+    """A copy of `configs`, as a reader's own config stands beside the project's."""
+    folder = tmp_path_factory.mktemp("reader") / "configs"
+    shutil.copytree(ROOT / "configs", folder)
+    return folder
+
+
+@pytest.mark.parametrize(("page", "number", "text"), CONFIGS, ids=lambda value: str(value)[:20])
+def test_a_config_loads(page, number, text, beside_configs):
+    path = beside_configs / "shown.py"
+    path.write_text(whole(text))
+    config = load_config(path)
+    assert config.tasks and config.merging.policy == "dtem"
+
+
+def test_the_readmes_python_runs():
+    names: dict = {}
+    (code,) = [text for page, _, text in SHOWN if page == "README.md" and text.startswith("import torch")]
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["out"].final.tokens.shape == (2, 11, 384)
+    assert names["grid"].shape == names["own"].shape == (2, 384, 14, 14)
+
+
+def test_every_block_of_python_is_looked_at():
+    looked_at = [*CONFIGS, *(case for case in SHOWN if case[2].startswith("import torch"))]
+    sketches = [case for case in SHOWN if case not in looked_at]
+    assert {page for page, _, _ in sketches} <= {"docs/design.md"}
