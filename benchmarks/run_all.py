@@ -64,6 +64,7 @@ TABLE = (
         needs=("release",),
         peers=("release",),
     ),
+    Row("against_commit", "against_commit.py", "38425ea", "--repeats 1"),
     Row("loader_cpu", "loader_cpu.py", short="--pictures 64 --batch 16 --batches 2 --repeats 1"),
     Row("segmentation_cpu", "segmentation_cpu.py", short="--repeats 2 --threads 2 --within 0.5"),
     Row("beam_search_cpu", "beam_search_cpu.py", short="--repeats 1 --length 8 --routes direct"),

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pipeline.token_state import Assignment, Carried, TokenState, widened
+from pipeline.merging.rows import add_rows, add_weighted_rows, per_row, quotient, take_rows
+from pipeline.token_state import Assignment, Carried, TokenState, rows_of, widened
 
 SMALLEST = torch.finfo(torch.float32).eps
 """Least divisor of a mean, so that tokens of size 0 merge to a number and not to 0 / 0."""
@@ -64,11 +65,16 @@ class _Move:
 
     def mean(self, values: Tensor) -> Tensor:
         """[B, K, ...]: weighted means of the values [B, M, ...], in their dtype."""
-        own, given = (_expanded(part, values) for part in (self._own, self._given))
-        exact = widened(values)
-        rows = take_rows(exact, self.assignment.keep) * own
-        total = add_rows(rows, self.assignment.slot, take_rows(exact, self.assignment.source) * given)
-        return (total / _expanded(self._whole, values)).to(values.dtype)
+        a, exact = self.assignment, widened(values)
+        if a.share is None:
+            own, given = (per_row(part, values) for part in (self._own, self._given))
+            total = self._total(take_rows(exact, a.keep) * own, take_rows(exact, a.source) * given)
+        else:
+            total = exact.new_zeros(*a.keep.shape, *exact.shape[2:])
+            slots = rows_of(len(a.keep), a.keep.shape[1], values.device)
+            total = add_weighted_rows(total, slots, exact, a.keep, self._own)
+            total = add_weighted_rows(total, a.slot, exact, a.source, self._given)
+        return quotient(total, self._whole).to(values.dtype)
 
     def _parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The values that stay, [B, K, ...], and those that are given, [B, E, ...]."""
@@ -76,7 +82,7 @@ class _Move:
         own, given = take_rows(values, a.keep), take_rows(values, a.source)
         if a.share is None or self._left is None:
             return own, given
-        return own * _expanded(self._left, own), given * _expanded(a.share, given)
+        return own * per_row(self._left, own), given * per_row(a.share, given)
 
     def _total(self, own: Tensor, given: Tensor) -> Tensor:
         return add_rows(own, self.assignment.slot, given)
@@ -92,25 +98,3 @@ def share_left(assignment: Assignment) -> Tensor:
     whole = share.new_ones(len(share), assignment.num_tokens)
     left = add_rows(whole, assignment.source, -share)
     return left + (left.clamp(0.0, 1.0) - left).detach()
-
-
-def take_rows(values: Tensor, index: Tensor) -> Tensor:
-    """[B, K, ...]: the rows of values [B, M, ...] at index [B, K], which counts rows of the flattened batch.
-
-    `index_select` copies whole rows: on a CPU about ten times as fast as `gather`, and twice as fast as
-    indexing. It needs a flat index; a slice is indexed instead, as flattening would copy it.
-    """
-    flat = values.flatten(0, 1)
-    if not index.is_contiguous():
-        return flat[index]
-    return flat.index_select(0, index.flatten()).view(*index.shape, *flat.shape[1:])
-
-
-def add_rows(values: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """values [B, M, ...] with rows [B, K, ...] added at index [B, K], which may repeat."""
-    return values.flatten(0, 1).index_add(0, index.flatten(), rows.flatten(0, 1)).view_as(values)
-
-
-def _expanded(per_token: Tensor, values: Tensor) -> Tensor:
-    """per_token [B, M] as [B, M, 1, ...], with as many dims as the values [B, M, ...]."""
-    return per_token.reshape(*per_token.shape, *(1 for _ in values.shape[2:]))

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.merging.apply import SMALLEST, add_rows, share_left, take_rows
+from pipeline.merging.apply import SMALLEST, share_left
 from pipeline.merging.matching import Split
+from pipeline.merging.rows import add_rows, take_rows
 from pipeline.token_state import Assignment, TokenState, rows_of
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.merging.apply import add_rows, share_left, take_rows
+from pipeline.merging.apply import share_left
+from pipeline.merging.rows import add_weighted_rows, take_rows
 from pipeline.token_state import Assignment, Residual, TokenState, rows_of, widened
 
 UNMERGES = ("copy", "soft", "residual")
@@ -120,7 +121,7 @@ def _undo(values: Tensor, merge: Assignment) -> Tensor:
     of the token in each."""
     if merge.share is None:
         return take_rows(values, _slot_of(merge))
-    own = values * take_rows(share_left(merge), merge.keep)[..., None]
-    nothing = own.new_zeros(len(own), merge.num_tokens, own.shape[-1])
-    given = take_rows(values, merge.slot) * merge.share[..., None]
-    return add_rows(add_rows(nothing, merge.keep, own), merge.source, given)
+    grid = values.new_zeros(len(values), merge.num_tokens, values.shape[-1])
+    slots = rows_of(len(values), values.shape[1], values.device)
+    grid = add_weighted_rows(grid, merge.keep, values, slots, take_rows(share_left(merge), merge.keep))
+    return add_weighted_rows(grid, merge.source, values, merge.slot, merge.share)

@@ -1,6 +1,7 @@
 """What a merge may cost: kernels, and memory that is kept for the backward pass."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pipeline import unmerge
 from pipeline.backbone.attention import proportional_attention
 from pipeline.merging.apply import apply
 from pipeline.merging.policies import POLICIES
+from pipeline.merging.rows import add_weighted_rows, quotient
 from pipeline.merging.unmerge import unmerge_tokens
 from pipeline.token_state import Assignment, Carried, TokenState
 
@@ -60,7 +62,8 @@ def test_sizes_in_bfloat16_take_at_most_six_kernels_more():
 @pytest.mark.parametrize("how", [None, "soft", "residual"])
 def test_nothing_of_the_size_of_a_map_is_kept_for_the_backward_pass(variant, how):
     """No tensor with two dimensions near N by a relaxed merge or a soft unmerge: beside the similarities of N
-    / 2 sources and N / 2 destinations, from which the candidates are picked."""
+    / 2 sources and N / 2 destinations, from which the candidates are picked. And none with a row of channels
+    per edge, of which there are more than tokens."""
     num_tokens, kept = 401, []
     policy, options = VARIANTS[variant]
     state = TokenState.start(torch.randn(1, num_tokens, 6, requires_grad=True), (20, 20), 1)
@@ -71,7 +74,32 @@ def test_nothing_of_the_size_of_a_map_is_kept_for_the_backward_pass(variant, how
     values.sum().backward()
     near = [shape for shape in kept if sum(dim >= num_tokens // 4 for dim in shape) >= 2]
     assert not near, near
+    per_edge = [shape for shape in kept if shape[-1] == 6 and shape.numel() > num_tokens * 6]
+    assert not per_edge, per_edge
     assert metric.grad is not None and kept
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_adding_weighted_rows_has_the_gradient_of_its_sum(shape):
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.rand, dtype=torch.float64, generator=generator, requires_grad=True)
+    into, values, weight = draw((2, 4, *shape)), draw((2, 5, *shape)), draw((2, 7))
+    to, rows = (torch.randint(n, (2, 7), generator=generator) for n in (8, 10))
+    plain = into.detach().flatten(0, 1).clone()
+    for i, row, part in zip(to.flatten(), rows.flatten(), weight.flatten(), strict=True):
+        plain[i] += values.flatten(0, 1)[row].detach() * part.detach()
+    torch.testing.assert_close(add_weighted_rows(into, to, values, rows, weight).flatten(0, 1), plain)
+    assert torch.autograd.gradcheck(
+        lambda i, v, w: add_weighted_rows(i, to, v, rows, w), (into, values, weight)
+    )
+
+
+def test_a_quotient_has_its_gradient():
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.rand, dtype=torch.float64, generator=generator, requires_grad=True)
+    total, whole = draw((2, 5, 3)), draw((2, 5))
+    assert torch.equal(quotient(total, whole), total / whole[..., None])
+    assert torch.autograd.gradcheck(quotient, (total, whole + 0.5))
 
 
 def test_a_forward_pass_without_unmerging_composes_no_source_map(monkeypatch):
