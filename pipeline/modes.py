@@ -1,5 +1,4 @@
-"""The mode of each part of a model: training, in which dropout, drop path and batch norm act as they do
-there, or evaluation."""
+"""Training or evaluation mode of each part of a model, which decides on dropout, drop path and batch norm."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pipeline.parts import Role, roles_of_modules
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """While it is open, all parts are in evaluation mode; afterwards each is in the mode that it was in."""
+    """A context with all parts in evaluation mode. Afterwards each part has its former mode again."""
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
@@ -22,13 +21,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def set_modes(model: nn.Module, trains: Collection[str]) -> None:
-    """Training mode for the parts that learn in a step that trains these kinds. The others, frozen or
-    resting, are in evaluation mode: their dropout, drop path and batch statistics neither blur nor change
-    what they are.
+    """Sets training mode for the parts that learn in a step that trains these kinds, and evaluation mode for
+    the others, frozen or resting: without dropout or drop path, and with fixed batch statistics.
 
-    A part goes by the parameters of its own kind that it holds (a block is no metric embedding, though it
-    holds one). One that has none goes by the part that holds it, where that plays the same role. The model
-    itself is in training mode: it says what the pass is for.
+    The parameters of its own kind inside a part decide on its mode (a block is no metric embedding, though it
+    contains one). A part without any has the mode of its parent, where that has the same role. The model
+    itself is in training mode, which tells the purpose of the pass.
     """
     roles, modules = roles_of_modules(model), dict(model.named_modules(remove_duplicate=False))
     learns: dict[str, bool] = {}
@@ -45,7 +43,7 @@ def set_modes(model: nn.Module, trains: Collection[str]) -> None:
 
 
 def _upwards(name: str, roles: Mapping[str, Role]) -> Iterator[str]:
-    """A part, the one that holds it, and so on, as long as they are of its kind; by name."""
+    """Yields the names of a part and of its parents, as long as they are of its kind."""
     kind = roles[name].kind
     while name and roles[name].kind == kind:
         yield name

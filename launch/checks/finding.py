@@ -1,4 +1,4 @@
-"""What a check of `dtem doctor` found."""
+"""Result of a check of `dtem doctor`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. `missing` fails the command; `warn` costs speed or an optional feature."""
+    """One line of the table. status: `missing` fails the command, `warn` costs speed or an optional
+    feature."""
 
     name: str
     status: Literal["ok", "warn", "missing"]

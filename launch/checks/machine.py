@@ -1,4 +1,4 @@
-"""The machine: devices, memory, compiler and the tools that some features call."""
+"""Checks of the machine: devices, memory, compiler, and tools that some features call."""
 
 import os
 import shutil
@@ -14,8 +14,7 @@ from pipeline.extras import command
 
 GIB = 1 << 30
 STALE_LOCK_SECONDS = 600
-"""Compiling DeepSpeed's CPU operator takes a minute; a lock that is older belongs to a build that was
-killed."""
+"""Age from which a lock belongs to a killed build; DeepSpeed's CPU operator compiles in about a minute."""
 APT = {"java": "default-jre-headless", "ssh": "openssh-client"}
 
 
@@ -54,7 +53,7 @@ def check_device() -> Iterator[Finding]:
 
 
 def _attention_kernels(device: str, dtype) -> str:
-    """Kernels of scaled_dot_product_attention that run here, without a bias and with the one of proportional
+    """Kernels of scaled_dot_product_attention that run here, without a bias and with that of proportional
     attention."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -112,7 +111,8 @@ def _enough(name: str, size: int, least: int, way_out: str) -> Finding:
 
 
 def check_compiler() -> Iterator[Finding]:
-    """DeepSpeed compiles its CPU communication once per environment; GPUs do without."""
+    """Tools with which DeepSpeed compiles its communication on CPUs, once per environment, and stale
+    locks."""
     if util.find_spec("deepspeed") is None:
         return
     import torch

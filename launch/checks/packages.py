@@ -1,4 +1,5 @@
-"""Python and the packages: what is installed, whether it fits and whether it can be imported."""
+"""Checks of Python and the packages: whether they are installed, fit the requirements, and can be
+imported."""
 
 import re
 import subprocess
@@ -28,19 +29,20 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Each requirement of setup.cfg against what is installed. An extra that is not there is no mistake."""
+    """The installed version of each requirement of setup.cfg. A missing extra is no mistake."""
     from packaging.requirements import Requirement
 
     for text in metadata.requires(DISTRIBUTION) or ():
         need = Requirement(text)
         found = re.search(r"extra == .([a-z0-9-]+)", str(need.marker))
         name = found[1] if found else None
-        if name is None or name in EXTRAS:  # not dev, and not all, which is made of the others
+        # neither `dev` nor `all`, which consists of the other extras
+        if name is None or name in EXTRAS:
             yield _package(need.name, need.specifier, name)
 
 
 def _package(package: str, wanted: "SpecifierSet", name: str | None) -> Finding:
-    """A package of the extra `name`, or of the core."""
+    """Finding on a package of the extra `name`, or of the core (None)."""
     if not _installed(package):
         lack = f"not installed; optional, for {EXTRAS[name]}" if name else f"needs {wanted or 'any version'}"
         return Finding(package, "warn" if name else "missing", lack.rstrip(","), command(name))
@@ -51,7 +53,7 @@ def _package(package: str, wanted: "SpecifierSet", name: str | None) -> Finding:
 
 
 def check_imports() -> Iterator[Finding]:
-    """The fragile packages that are there, each in a process of its own, so that its crash is a finding."""
+    """Imports of the fragile packages that are installed, each in its own process, as an import may crash."""
     slim = "on a slim image: apt-get install libgl1 libglib2.0-0"
     fragile = {"deepspeed": command("deepspeed"), "mmseg.models": slim, "open_clip": command("captioning")}
     for module, hint in fragile.items():
@@ -86,7 +88,7 @@ def check_mm_families() -> Iterator[Finding]:
 
 
 def check_tokenizer() -> Iterator[Finding]:
-    """Captioning tokenises offline, with the vocabulary that open_clip ships."""
+    """The vocabulary in open_clip's package, with which captioning tokenises offline."""
     if not _installed("open_clip_torch"):
         return
     name = "bpe_simple_vocab_16e6.txt.gz"

@@ -1,5 +1,5 @@
-"""Forms in which a model leaves the project: weights under timm's names, or a program from images of the
-training crop's size to logits."""
+"""Export formats of a model: weights under timm's names, or a program that maps images of the training crop's
+size to logits."""
 
 import importlib.util
 from collections.abc import Callable
@@ -21,8 +21,7 @@ from pipeline.model import MultiTaskModel
 
 
 class Program(nn.Module):
-    """images [B, 3, H, W], normalised -> the task's logits, [B, K] or [B, K, h, w], under the merge of
-    inference."""
+    """A task's inference: images [B, 3, H, W], normalised -> logits [B, K] or [B, K, h, w]."""
 
     def __init__(self, model: MultiTaskModel, task: str):
         super().__init__()
@@ -34,7 +33,7 @@ class Program(nn.Module):
 
 
 def only_task(run: SavedRun, task: str | None) -> str:
-    """The named task, or the run's only one; else ConfigError."""
+    """The named task, or the run's only one. Raises ConfigError without either."""
     names = list(run.config.tasks)
     if task is None and len(names) == 1:
         return names[0]
@@ -44,7 +43,7 @@ def only_task(run: SavedRun, task: str | None) -> str:
 
 
 def fold_embeddings(model: MultiTaskModel, task: str) -> None:
-    """Puts one linear layer, the metric embedding as it is for the task, in place of each block's own."""
+    """Replaces each block's metric embedding by the one linear layer that it is for the task."""
     blocks: Any = model.backbone.blocks
     for block in blocks:
         if block.metric is not None:
@@ -57,7 +56,8 @@ def fold_embeddings(model: MultiTaskModel, task: str) -> None:
 
 
 def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
-    """Backbone and the task's head under timm's names; metric embeddings as blocks.N.metric.{weight,bias}."""
+    """State of the backbone and the task's head under timm's names; metric embeddings are
+    blocks.N.metric.{weight,bias}."""
     parts = (model.backbone, model.tasks[task])
     return {
         name: tensor.detach().contiguous() for part in parts for name, tensor in part.state_dict().items()
@@ -65,18 +65,19 @@ def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
 
 
 def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
-    """Notes the grid of the position embedding beside the tensors, which `load_weights` reads."""
+    """Writes the tensors, and as metadata the grid of the position embedding, which `load_weights` reads."""
     _made(path.parent)
     rows, columns = model.backbone.grid
     notes = {"format": "pt", "timm": run.config.backbone.name, "grid": f"{rows}x{columns}"}
     path.touch()
-    mode = path.stat().st_mode  # of the umask, which safetensors does not ask
+    # the mode of the umask, which safetensors ignores
+    mode = path.stat().st_mode
     save_file(timm_state_dict(model, task), path, metadata=notes)
     path.chmod(mode)
 
 
 def write_pt2(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
-    """For torch.export.load; runs without this project."""
+    """Writes a program for torch.export.load, which runs without this project. Raises ConfigError."""
     program, images = _program(run, model, task)
     exported = torch.export.export(program, (images,), dynamic_shapes=(_batch_shape(),))
     _made(path.parent)
@@ -108,7 +109,7 @@ WRITERS: dict[str, Callable[[SavedRun, MultiTaskModel, str, Path], None]] = {
 
 
 def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, policy: str) -> dict[str, Any]:
-    """What a reader has to know to use the file, as plain data."""
+    """Plain data with all that a user of the file has to know."""
     backbone, data, facts = run.config.backbone, run.config.tasks[task].data, run.facts
     grid = grid_of(run, model, task)
     macs = count_macs(model.backbone, grid, model.reduction_of(task))
@@ -138,7 +139,7 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
 
 
 def _resize_rule(data: DataConfig) -> str:
-    """How evaluation brings an image to the model."""
+    """The way in which evaluation resizes and crops an image, in words."""
     if data.schema == "segmentation":
         short = data.augment.short_side
         return f"shorter side to {short} pixels, no crop" if short else "as stored, no crop"
@@ -148,8 +149,9 @@ def _resize_rule(data: DataConfig) -> str:
 
 
 def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, Any] | None:
-    """What `timm.create_model("local-dir:FOLDER", pretrained=True)` reads beside model.safetensors, to build
-    the unmerged model. None for a task whose head is not that of a timm classifier."""
+    """config.json beside model.safetensors, from which `timm.create_model("local-dir:FOLDER",
+    pretrained=True)` builds the unmerged model. None for a task whose head is not that of a timm
+    classifier."""
     backbone, data, head = run.config.backbone, run.config.tasks[task].data, run.config.tasks[task].head
     if run.config.tasks[task].type != "classification" or head.get("pool") not in (
         None,
@@ -170,7 +172,8 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
             **backbone.options,
             "img_size": made_for,
             "dynamic_img_size": made_for != list(data.size),
-            "pretrained_strict": False,  # the metric embeddings have no place in timm's model
+            # timm's model has no place for the metric embeddings
+            "pretrained_strict": False,
         },
         "pretrained_cfg": {
             "input_size": [3, *data.size],
@@ -185,7 +188,7 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
 
 
 def _made(folder: Path) -> None:
-    """Only once there is something to write."""
+    """Creates the folder. Called when there is something to write."""
     folder.mkdir(parents=True, exist_ok=True)
 
 

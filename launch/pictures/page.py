@@ -21,22 +21,24 @@ with extra("plots"):
     from matplotlib.patches import Patch
 
 PICTURE_WIDTH, TEXT_WIDTH = 1.9, 2.4
-"""Inches of a column of pictures, and of one of text, in which lines have so many characters."""
+"""Widths of columns of pictures and of text, in inches."""
 TEXT_CHARACTERS, LEAST_CHARACTERS = 50, 20
+"""Characters in a line of the widest and of the narrowest column of text."""
 SMALL, LARGE = 6, 8
-"""Points of text; large in a column whose texts are all so short: lines, and characters of a line."""
+"""Font sizes in points. A column whose texts are all short has the large one."""
 FEW_LINES, FEW_CHARACTERS = 6, 36
+"""Most lines of a short text, and most characters in its lines."""
 HEADING, LEGEND, OWNER = 0.3, 0.4, 0.25
-"""Inches of a section's heading, of its legend, and of the line that says whose the columns are."""
+"""Heights of a section's heading, of its legend, and of the line with the owners of columns, in inches."""
 
 
 Content = np.ndarray | Sequence[str]
-"""A picture [H, W, 3] uint8, or texts."""
+"""A picture uint8 [H, W, 3], or lines of text."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """owner: what it belongs to, a task for instance, where a row has several."""
+    """One cell of a row. owner: for instance its task, where a row has panels of several."""
 
     content: Content
     caption: str
@@ -45,40 +47,40 @@ class Panel:
 
 @dataclass(frozen=True)
 class Section:
-    """rows: alike in number and kinds of panels. legend: what colours [3] uint8 mean, by name."""
+    """Rows with the same number and kinds of panels. legend: name -> its colour, uint8 [3]."""
 
     rows: list[list[Panel]]
     legend: dict[str, np.ndarray] = field(default_factory=dict)
     heading: str = ""
 
     def caption(self, row: int, column: int) -> str:
-        """Empty where it is that of the row above."""
+        """Caption of a panel; empty where the row above has the same."""
         own = self.rows[row][column].caption
         return "" if row and own == self.rows[row - 1][column].caption else own
 
     def owner(self, row: int, column: int) -> str:
-        """Above the first row, at an owner's first column; else empty."""
+        """Owner of a panel, in the first row at the owner's first column; else empty."""
         own = self.rows[row][column].owner
         return "" if row or (column and own == self.rows[row][column - 1].owner) else own
 
     @property
     def widths(self) -> list[float]:
-        """Inches of the columns; a text takes what its longest line needs."""
+        """Widths of the columns in inches; the longest line decides on that of a text."""
         return [_width([row[j].content for row in self.rows]) for j in range(len(self.rows[0]))]
 
     @property
     def points(self) -> list[int]:
-        """The font sizes of the columns' texts."""
+        """Font sizes of the columns, in points."""
         return [_points([row[j].content for row in self.rows]) for j in range(len(self.rows[0]))]
 
     @property
     def heights(self) -> list[float]:
-        """Inches of the rows."""
+        """Heights of the rows in inches."""
         return list(map(_height, self.rows))
 
     @property
     def height(self) -> float:
-        """Inches of all."""
+        """Height of the section in inches."""
         owned = any(panel.owner for panel in self.rows[0])
         return (
             sum(self.heights)
@@ -90,7 +92,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A section for each kind of rows."""
+    """A title, and a section per kind of rows."""
 
     title: str
     sections: Sequence[Section]
@@ -112,7 +114,7 @@ def write_png(page: Page, path: Path) -> Path:
 
 
 def _draw_section(figure: Any, section: Section, width: float) -> None:
-    """width: inches of the page, to which a section that is narrower is filled up."""
+    """Draws a section. width: that of the page in inches; a narrower section is filled up to it."""
     if section.heading:
         figure.suptitle(section.heading, fontsize=9, x=0.01, ha="left", weight="bold")
     rest = width - sum(section.widths)
@@ -145,7 +147,7 @@ def _draw_section(figure: Any, section: Section, width: float) -> None:
 
 
 def _height(row: Sequence[Panel]) -> float:
-    """Inches, which its tallest picture fills beside a caption above."""
+    """Height of a row in inches: its tallest picture and a caption."""
     tallest = max(
         (
             panel.content.shape[0] / panel.content.shape[1]
@@ -158,7 +160,7 @@ def _height(row: Sequence[Panel]) -> float:
 
 
 def _width(column: Sequence[Content]) -> float:
-    """Inches."""
+    """Width of a column in inches."""
     if isinstance(column[0], np.ndarray):
         return PICTURE_WIDTH
     longest = max(LEAST_CHARACTERS, *(len(text) for content in column for text in content))
@@ -174,7 +176,7 @@ def _points(column: Sequence[Content]) -> int:
 
 
 def _draw(content: Content, axes: Any, points: int) -> None:
-    """points: of text."""
+    """Draws a picture or text. points: font size of text."""
     axes.set_anchor("N")
     if isinstance(content, np.ndarray):
         axes.imshow(content)

@@ -1,4 +1,4 @@
-"""The accuracy-compute plot of a sweep. Colours are those of Okabe and Ito, which colour-blind readers tell
+"""The accuracy-compute plot of a sweep, in the colours of Okabe and Ito, which colour-blind readers can tell
 apart."""
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ with extra("plots"):
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 WIDTH, NARROW, HEIGHT = 7.2, 5.6, 4.5
-"""Inches of one plot, and of one among several."""
+"""Width of a single plot, width of one of several, and height, in inches."""
 NAMES = 1.6
-"""Inches left of the curves for their names."""
+"""Room for the names left of the curves, in inches."""
 INK, FAINT = "#222222", "#8a8a8a"
 STYLE = {
     "font.size": 10,
@@ -35,7 +35,8 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One policy. macs [K] in multiply-accumulates; scores [K][runs] in the metric's unit."""
+    """Curve of one policy at K points. macs [K]: multiply-accumulates. scores [K][runs]: in the metric's
+    unit."""
 
     label: str
     macs: Sequence[float]
@@ -48,7 +49,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """One pair of axes. whole: the unmerged model. metric: its name, and unit if any."""
+    """One pair of axes. whole: the unmerged model. metric: name of the metric, with its unit if any."""
 
     curves: Sequence[Curve]
     whole: Curve
@@ -57,8 +58,8 @@ class Plot:
 
 
 def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
-    """Writes STEM.png and STEM.svg, plot beside plot: a line per policy, a band from worst to best run, the
-    unmerged model as a star."""
+    """Writes STEM.png and STEM.svg with the plots side by side: a line per policy, a band from its worst to
+    its best run, and a star for the unmerged model."""
     with matplotlib.rc_context(STYLE):
         width = WIDTH if len(plots) == 1 else NARROW
         figure = Figure(figsize=(width * len(plots), HEIGHT), layout="constrained")
@@ -73,8 +74,8 @@ def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
 
 
 def _styles(labels: Sequence[str]) -> dict[str, tuple[str, bool]]:
-    """Colour, and whether dashed, by label. An untrained control is dashed, in the colour of what it
-    controls."""
+    """Label -> colour, and whether its line is dashed. An untrained control is dashed, in the colour of its
+    policy."""
     bases = sorted({label.removesuffix("_untrained") for label in labels})
     colours = {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
     return {
@@ -85,7 +86,7 @@ def _styles(labels: Sequence[str]) -> dict[str, tuple[str, bool]]:
 def _draw_plot(
     figure: Figure, axes: Any, plot: Plot, styles: Mapping[str, tuple[str, bool]], room: float
 ) -> None:
-    """room: for names, as a share of the width."""
+    """Draws one plot. room: share of the width that is for names."""
     whole = plot.whole
     ends = [_draw(axes, curve, *styles[curve.label]) for curve in plot.curves]
     axes.plot(whole.macs, whole.means, "*", color=INK, markersize=14, zorder=5)
@@ -103,7 +104,7 @@ def _draw_plot(
 
 
 def _draw(axes: Any, curve: Curve, colour: str, dashed: bool) -> tuple[float, float, str, str]:
-    """Draws a curve; returns (x, y, label, colour) of its cheap end, where its name goes."""
+    """Draws a curve. Returns (x, y, label, colour) of the end with the fewest MACs, the place of its name."""
     order = sorted(range(len(curve.macs)), key=lambda k: curve.macs[k])
     x = [curve.macs[k] for k in order]
     y = [curve.means[k] for k in order]
@@ -145,8 +146,8 @@ def _unit(macs: float) -> tuple[float, str]:
 def _label_ends(
     figure: Figure, axes: Any, ends: Sequence[tuple[float, float, str, str]], room: float
 ) -> None:
-    """Names the curves at their cheap ends, in one column left of them all, moved apart where they would
-    overlap."""
+    """Writes the names of the curves at their ends, in one column left of all curves, moved apart where they
+    would overlap."""
     left = min((x for x, *_ in ends), default=0.0)
     low, high = axes.get_xlim()
     axes.set_xlim(low - room * (high - low), high)
@@ -163,6 +164,6 @@ def _label_ends(
 
 
 def _points_per_unit(axes: Any) -> float:
-    """Points on paper of one unit of y."""
+    """Length of one unit of y on paper, in points."""
     (_, zero), (_, one) = axes.transData.transform([(0, 0), (0, 1)])
     return (one - zero) * 72 / axes.figure.dpi

@@ -1,4 +1,4 @@
-"""From the folder of a run to its model: plain configuration and tensors, never code."""
+"""Loading of a run's model from its folder: plain configuration and tensors, never code."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,17 +26,17 @@ from pipeline.rng import seed_of
 from pipeline.train import storage
 
 UNTRAINED = "_untrained"
-"""`NAME_untrained` is policy NAME with its embedding as it was drawn: the control that tells learning from
-architecture."""
+"""`NAME_untrained` is policy NAME with an embedding as it was drawn: a control that separates the effect of
+learning from that of architecture."""
 
 FACTS = {"config", "digest", "step", "commit", "versions"}
-"""What a manifest says beside its files."""
+"""Fields of a manifest beside its files."""
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as its checkpoint holds it. `tensors`: the model's state, averaged (EMA) where `averaged` says
-    so."""
+    """A run, read from a checkpoint. tensors: state of the model. averaged: whether they are averages
+    (EMA)."""
 
     folder: Path
     config: RunConfig
@@ -46,12 +46,12 @@ class SavedRun:
 
     @property
     def root(self) -> Path:
-        """The run's folder, where results go; the checkpoint's own where it lies alone."""
+        """Folder of the run, for results; the checkpoint's own where it is outside of a run."""
         return run_folder.run_of(self.folder)
 
     def classes(self, task: str) -> list[str]:
-        """What the labels of the task's head stand for; empty where the head has none, or the checkpoint is
-        too old to say it."""
+        """Class names of the labels of the task's head; empty where the head has none, or the checkpoint is
+        too old to have them."""
         return self.facts.get("classes", {}).get(task, [])
 
     def __str__(self) -> str:
@@ -62,17 +62,17 @@ class SavedRun:
 
 
 def load_run(path: str | Path, checkpoint: str = "best") -> tuple[RunConfig, MultiTaskModel]:
-    """The resolved configuration of a run and its model in evaluation mode. See `read_run`."""
+    """Resolved configuration of a run, and its model in evaluation mode. See `read_run`."""
     run = read_run(path, checkpoint)
     return run.config, build(run)
 
 
 def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str] = ()) -> SavedRun:
-    """path: a run's folder, or a checkpoint's own. checkpoint: `best` (the last where none is marked),
-    `last`, or a folder's name.
+    """The run in a checkpoint. path: folder of a run or of a checkpoint. checkpoint: `best` (the last where
+    none is marked), `last`, or the name of a folder.
 
-    overrides: `a.b=value` changes of the configuration, for instance where the data is now. Raises
-    CheckpointError, ConfigError.
+    overrides: `a.b=value` changes of the configuration, for instance a new place of the data. Raises
+    CheckpointError and ConfigError.
     """
     found = _read(_find(Path(path), checkpoint))
     if lacking := FACTS - found.facts.keys():
@@ -80,7 +80,8 @@ def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str
             f"{found.folder} does not say its {min(lacking)}: it was not written by `dtem train`"
         )
     config = from_plain(found.facts["config"], overrides)
-    resolve(config, 1, model_facts(config.backbone))  # a run may be a stranger's, and never have been trained
+    # checked again, as a run may be a stranger's that was never trained
+    resolve(config, 1, model_facts(config.backbone))
     tensors = {
         name.removeprefix("model."): tensor
         for name, tensor in found.tensors.items()
@@ -93,12 +94,12 @@ def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str
 
 
 def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) -> MultiTaskModel:
-    """The model of a run in evaluation mode; its weights are the run's own tensors, shared by all models that
-    are built from them.
+    """The model of a run in evaluation mode. Its weights are the run's own tensors, which all models of the
+    run share.
 
-    policy: another one than the run's, or NAME_untrained, whose embedding is drawn from `seed` (the run's
-    seed). A policy other than the run's has its default options, and reduction 0 for all tasks. Raises
-    ConfigError where the run never learned what it needs.
+    policy: None takes the run's; NAME_untrained has an embedding drawn from `seed` (None: the run's seed). A
+    policy other than the run's has its default options, and reduction 0 for all tasks. Raises ConfigError
+    where the policy needs an embedding that the run never learned.
     """
     own = run.config.merging
     policy = policy or own.policy
@@ -112,7 +113,8 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
         tasks = {name: replace(task, merging=None) for name, task in config.tasks.items()}
         config = replace(config, merging=MergingConfig(policy=name), tasks=tasks)
     with torch.random.fork_rng(devices=[]), _no_larger_than(run):
-        torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))  # as training starts
+        # the seed that training starts from
+        torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))
         model = build_model(config)
     _load(model, run, drawn=untrained)
     return model.eval()
@@ -120,8 +122,8 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
 
 @contextmanager
 def _no_larger_than(run: SavedRun) -> Iterator[None]:
-    """Ends the building of a model that the run's tensors cannot fill, before it takes time and memory: the
-    configuration of a stranger's run may ask for any size. Raises CheckpointError."""
+    """A context that raises CheckpointError while a model is built that is far larger than the run's tensors,
+    before it takes time and memory: a stranger's configuration may ask for any size."""
     most = (
         2 * sum(tensor.numel() for tensor in run.tensors.values()) + (1 << 26),
         2 * len(run.tensors) + (1 << 12),
@@ -146,7 +148,7 @@ def _no_larger_than(run: SavedRun) -> Iterator[None]:
 
 
 def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
-    """drawn: the metric embedding keeps its random start."""
+    """Loads the run's tensors into the model. drawn: without the metric embedding, which stays random."""
     tensors = {name: tensor for name, tensor in run.tensors.items() if not (drawn and is_embedding(name))}
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
@@ -166,7 +168,7 @@ def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
 
 
 def chosen_tasks(config: RunConfig, names: Sequence[str] | None) -> list[str]:
-    """The named tasks in the run's order; None: all of them. Raises ConfigError for one that is not there."""
+    """The named tasks, or all for None, in the run's order. Raises ConfigError for an unknown task."""
     for name in names or ():
         if name not in config.tasks:
             raise ConfigError(f"the run has no task '{name}'; it has {', '.join(config.tasks)}")
@@ -203,8 +205,8 @@ def _read(folder: Path) -> storage.Checkpoint:
 
 
 def parse_reduction(text: str) -> ReductionSpec:
-    """`8` (per block), `0.9` (keep rate), `(8,-1)` (with inflection) or `[8,8,4]` (by block). Raises
-    ConfigError."""
+    """Reduction of a text: `8` (per block), `0.9` (keep rate), `(8,-1)` (with inflection) or `[8,8,4]` (by
+    block). Raises ConfigError."""
     value = parse_value(text)
     if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):
         raise ConfigError(
@@ -214,7 +216,7 @@ def parse_reduction(text: str) -> ReductionSpec:
 
 
 def grid_of(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[int, int]:
-    """Patches (rows, columns) of the crop that the task is trained on."""
+    """Grid of patches (rows, columns) of the task's training crop."""
     (height, width), (patch_h, patch_w) = run.config.tasks[task].data.size, model.backbone.patch_size
     return height // patch_h, width // patch_w
 
@@ -222,7 +224,7 @@ def grid_of(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[int, int]:
 def checked_reduction(
     model: MultiTaskModel, grid: tuple[int, int], reduction: ReductionSpec
 ) -> ReductionSpec:
-    """The reduction, where images of that grid have that many tokens to merge; else ConfigError."""
+    """The reduction. Raises ConfigError where images of this grid have too few tokens for it."""
     prefix = model.backbone.num_prefix
     check_schedule(reduction, model.backbone.depth, grid[0] * grid[1] + prefix, prefix)
     return reduction

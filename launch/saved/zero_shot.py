@@ -1,4 +1,4 @@
-"""Zero-shot classification by a captioner that was trained to compare images with captions."""
+"""Zero-shot classification by a captioning task with a contrastive part."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ NAME = "zero_shot"
 TEMPLATES = ("a photo of a {}.",)
 _SYNSET = re.compile(r"(n\d{8})\b\s*")
 IMAGENET = "791ce0333040dd249d13133f90d28ef0263ffc01e5de0afd85b3e32048d7d456"
-"""sha256 of the numbers of ImageNet's 1,000 synsets, in order, with spaces between them."""
+"""sha256 of the numbers of ImageNet's 1,000 synsets, in order, joined by spaces."""
 
 
 def add_zero_shot(
@@ -29,12 +29,12 @@ def add_zero_shot(
     templates: Sequence[str] | None,
     names: str | None,
 ) -> tuple[str, DataConfig]:
-    """Adds a task to the model, on the model's device: its name, and its data, which are seen as the
-    captioner's.
+    """Adds a zero-shot task to the model, on the model's device. Returns its name, and its data, with the
+    captioning task's preprocessing.
 
-    shards: of images with classes, of which those of the split are taken. templates: captions with {} for the
-    name of a class. names: a JSON file with the list of names, for shards whose classes have none that a
-    caption can use. None: see `prompts`. Raises ConfigError, SampleError.
+    shards: of images with classes; those of the split are used. templates: captions with {} for the name of a
+    class. names: a JSON file with a list of names, for shards whose class names do not fit into captions.
+    None: see `prompts`. Raises ConfigError and SampleError.
     """
     captioners = [name for name, task in model.tasks.items() if isinstance(task, CaptioningTask)]
     if not captioners:
@@ -54,11 +54,11 @@ def add_zero_shot(
 
 
 def prompts(classes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Names that a caption can use, and templates, for classes as shards name them. Raises ConfigError where
-    one has no such name.
+    """Names for captions, and templates, of classes as shards name them. Raises ConfigError for a class
+    without a name.
 
-    ImageNet's 1,000 synsets have the names and the templates that CLIP was measured with. Of others a
-    synset's number and all names but the first go: "n01440764 tench, Tinca tinca" is "tench".
+    ImageNet's 1,000 synsets get the names and templates with which CLIP was measured. Other synsets lose
+    their number and all names but the first: "n01440764 tench, Tinca tinca" becomes "tench".
     """
     numbers = [match[1] for name in classes if (match := _SYNSET.match(name))]
     if len(numbers) == len(classes) and hashlib.sha256(" ".join(numbers).encode()).hexdigest() == IMAGENET:

@@ -1,5 +1,4 @@
-"""Attention in which a token counts as often as the patches it holds (proportional attention, ToMe section
-3.2).
+"""Proportional attention: a token counts as often as the patches it holds (ToMe, section 3.2).
 
 B batch, M tokens, H heads, D channels per head.
 """
@@ -14,13 +13,12 @@ from pipeline.backbone.exact_attention import exact_attention
 from pipeline.token_state import wide, widened
 
 SMALLEST_SIZE = 1e-20
-"""A token of size 0 attends like one of this size: even a logit 30 above all others does not show in the
-forward pass, and the gradient to the size stays finite, as the weight that it multiplies is as small as its
-inverse is large."""
+"""Smallest size in the logarithm. A token of size 0 counts like one of this size: it does not show in the
+forward pass, even with a logit 30 above all others, and the gradient to its size stays finite."""
 
 
 class _LogSize(torch.autograd.Function):
-    """See `log_size`."""
+    """Autograd function of `log_size`."""
 
     @staticmethod
     def forward(ctx: Any, size: Tensor, factor: float) -> Tensor:
@@ -41,10 +39,9 @@ class _LogSize(torch.autograd.Function):
 def log_size(size: Tensor, factor: float = 1.0) -> Tensor:
     """factor * log(max(size, SMALLEST_SIZE)). size [..., M], the tokens of an image last; float32 or wider.
 
-    Its gradient reaches `size` also where it is 0. There nothing would bound it: such a token is no part of
-    the softmax, so that a logit 30 above the others' is a factor e^30. It is cut to what the logarithms of
-    all live tokens of the image receive together: about as much as a token of size 1 can receive as a part of
-    the softmax.
+    The gradient also reaches tokens of size 0. They are no part of the softmax, so that nothing would bound
+    their gradient: a logit 30 above the others' gives a factor e^30. It is clamped to the sum of the absolute
+    gradients of the logarithms of the image's other tokens, about as much as a token of size 1 can receive.
     """
     return cast(Tensor, _LogSize.apply(size, factor))
 
@@ -54,13 +51,14 @@ def proportional_attention(
 ) -> Tensor:
     """softmax(scale * q k^T + log size) v through PyTorch's fused kernels.
 
-    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None. A mask that needs a
-    gradient, or a bfloat16 mask, would cost the fused kernel or the precision. There the logarithm rides
-    along as extra channels of the key instead, against ones in the query.
+    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None -> [B, H, M, D]. The
+    logarithm is the kernel's mask where it needs no gradient and has q's dtype. Elsewhere a mask would cost
+    the fused kernel or the precision, so the logarithm becomes extra channels of the key, against ones in the
+    query.
     """
     if size is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-    # norms of queries and keys give float32 under CUDA's autocast, in which the kernel would round the mask
+    # under CUDA's autocast the norms of queries and keys return float32, and the kernel would round the mask
     q, k = q.to(v.dtype), k.to(v.dtype)
     needs_grad = size.requires_grad and torch.is_grad_enabled()
     if q.dtype == size.dtype and not needs_grad:
@@ -72,11 +70,11 @@ def proportional_attention(
 
 
 def _with_bias_channels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Appends the bias to k and ones to q; pads all three to a multiple of 8 channels, which the GPU kernels
-    want.
+    """q, k, v with the bias [B, M] appended to k and ones to q, padded to a multiple of 8 channels for the
+    GPU kernels.
 
-    The bias is split into a rounded part and its remainder, so that bfloat16 keeps about 16 bits of it. What
-    fills up the channels is the same for all keys, and so cancels in the softmax.
+    The bias is split into a rounded part and its remainder, so that bfloat16 keeps about 16 bits of it. The
+    padding of k is the same for all keys, and so cancels in the softmax.
     """
     rounded = bias.to(k.dtype)
     remainder = (bias - rounded).detach().to(k.dtype)
@@ -87,8 +85,8 @@ def _with_bias_channels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float) -> Tensor:
-    """The same by its definition, softmax weights times size, renormalised, in float32 or wider: for
-    tests."""
+    """`proportional_attention` by its definition, for tests: softmax weights times size, renormalised, in
+    float32 or wider."""
     logits = (widened(q) @ widened(k).mT) * scale
     weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
     if size is not None:
@@ -99,10 +97,10 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
 def attend(
     attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """timm's Attention, `attn`, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C], queries and
-    keys [B, H, M, D].
+    """Runs `attn`, timm's Attention, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C],
+    queries and keys [B, H, M, D].
 
-    exact: round as the authors' release does (attention dropout excluded); see `exact_attention`.
+    exact: round as the authors' release does, without attention dropout; see `exact_attention`.
     """
     batch, num_tokens, _ = x.shape
     qkv = attn.qkv(x).reshape(batch, num_tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)

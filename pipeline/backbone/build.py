@@ -1,4 +1,4 @@
-"""The one way to a backbone: a timm name and a merge policy."""
+"""Building of a backbone from a timm name and a merge policy."""
 
 import inspect
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ NOT_OPTIONS = {
     "device": "the engine moves the model",
     "dtype": "set engine.precision",
 }
-"""Arguments of timm's class that are settled elsewhere."""
+"""Arguments of timm's class that are set elsewhere -> where."""
 OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"} - NOT_OPTIONS.keys()
-"""What timm's class takes, and nothing of what timm's loader takes besides: `checkpoint_path` and
-`pretrained_cfg` read files and URLs."""
+"""Arguments of timm's class alone. Those of timm's loader are refused: `checkpoint_path` and `pretrained_cfg`
+read files and URLs."""
 LARGEST = {"depth": 512}
-"""A ViT of a hundred thousand blocks, of which a stranger's run may be said to be, would take hours to
+"""Largest values of options. A stranger's run may ask for a hundred thousand blocks, which take hours to
 build."""
 
 
@@ -52,11 +52,12 @@ def build_backbone(
     embedding: EmbeddingSpec | None = None,
     **policy_options: Any,
 ) -> MergingViT:
-    """Any timm VisionTransformer, merging tokens by `policy`.
+    """A timm VisionTransformer that merges tokens by `policy`.
 
     reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE)
     or `never`. embedding: whether tasks share the metric embedding (None: they do). timm_options go to timm's
-    class, policy_options to the policy. Raises ConfigError for a name that is not a plain ViT.
+    class, policy_options to the policy. Raises ConfigError for other models than a plain ViT and wrong
+    options.
     """
     merge_policy = POLICIES.build(policy, **policy_options)
     vit = create_vit(
@@ -81,7 +82,7 @@ def create_vit(
     drop_path: float = 0.0,
     timm_options: dict[str, Any] | None = None,
 ) -> VisionTransformer:
-    """timm's model itself, checked to be one that MergingViT can drive; num_classes None keeps its own head.
+    """timm's own model, after a check that MergingViT can drive it. num_classes: None keeps its own head.
     Raises ConfigError."""
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigError(
@@ -118,7 +119,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _supported(vit: nn.Module, name: str) -> VisionTransformer:
-    """Refuses what MergingViT would compute wrongly, by the part that is in the way."""
+    """The model. Raises ConfigError for one that MergingViT would compute wrongly, naming the part."""
     if not isinstance(vit, VisionTransformer):
         raise ConfigError(
             f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer (ViT, DeiT, "
@@ -150,7 +151,7 @@ def _supported(vit: nn.Module, name: str) -> VisionTransformer:
 
 
 def model_facts(config: BackboneConfig) -> ModelFacts:
-    """What the checks of a run need to know, from a model without memory (meta device). Raises
+    """Facts of the model for the checks of a run, from a model without memory (meta device). Raises
     ConfigError."""
     with torch.device("meta"):
         vit = create_vit(config.name, img_size=config.img_size, timm_options=config.options)

@@ -3,8 +3,8 @@ recomputes the weights.
 
 The release's soft merge amplifies rounding: a difference of 1e-7 in the attention grows about tenfold per
 block, until two sizes swap places in its sort. To train exactly what the release trains, the attention has to
-round as it does; a fused kernel does not. Saving q, k, v and the output alone keeps the memory of a fused
-kernel. B batch, H heads, M tokens, D channels per head.
+round as it does; a fused kernel does not. Only q, k, v and the output are saved, so that memory is that of a
+fused kernel. B batch, H heads, M tokens, D channels per head.
 """
 
 from typing import Any
@@ -35,8 +35,8 @@ class ExactAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A weight is size_j * unsized_ij. The sizes are multiplied into [M, D] factors: cheaper than into
-        [M, M], and right at 0."""
+        """A weight is size_j * unsized_ij. The sizes multiply [M, D] factors, which is cheaper than [M, M]
+        and right at size 0."""
         q, k, v, size, output, normaliser = ctx.saved_tensors
         of_key = size[:, None, :, None]
         unsized = ((q * ctx.scale) @ k.mT).sub_(normaliser).exp_()
@@ -49,6 +49,6 @@ class ExactAttention(torch.autograd.Function):
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor, *, scale: float) -> Tensor:
-    """As `proportional_attention`, whatever autocast says; the result has q's dtype."""
+    """`proportional_attention` in the release's order of operations, also under autocast; has q's dtype."""
     with torch.autocast(q.device.type, enabled=False):
         return ExactAttention.apply(widened(q), widened(k), widened(v), size, scale).to(q.dtype)

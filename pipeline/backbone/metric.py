@@ -1,8 +1,8 @@
-"""The metric embedding of a block, shared by all tasks or not. C channels of the backbone, F of the
-embedding, R the adapter's rank.
+"""The metric embedding of a block: shared by all tasks, one per task, or shared with an adapter per task.
+C channels of the backbone, F of the embedding, R rank of an adapter.
 
-All forms are one linear layer for a task, so that they cost the same at inference and leave the project as
-one (see `fold`).
+For one task each form is one linear layer (see `fold`): all cost the same at inference, and are exported as
+one.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ EMBEDDINGS = ("shared", "per_task", "adapter")
 
 
 class MetricEmbedding(nn.Linear):
-    """[B, M, C] -> [B, M, F], the same for all tasks: `blocks.N.metric.{weight,bias}`, as in the authors'
-    release."""
+    """One layer for all tasks, [B, M, C] -> [B, M, F]. Keys, as in the authors' release:
+    `blocks.N.metric.{weight,bias}`."""
 
     part_kind = METRIC
 
@@ -29,12 +29,12 @@ class MetricEmbedding(nn.Linear):
         return super().forward(input)
 
     def fold(self, task: str | None) -> dict[str, Tensor]:
-        """weight [F, C] and bias [F] of the linear layer that this is for a task."""
+        """weight [F, C] and bias [F] of the one linear layer of a task."""
         return {"weight": self.weight, "bias": self.bias}
 
 
 class AdaptedEmbedding(MetricEmbedding):
-    """The shared layer, whose weight each task changes by a product of rank R, at first by nothing:
+    """A shared layer to whose weight each task adds a product of rank R, 0 at first. Keys:
     `metric.adapters.TASK.{down,up}`."""
 
     def __init__(self, channels: int, width: int, tasks: Sequence[str], rank: int):
@@ -49,7 +49,7 @@ class AdaptedEmbedding(MetricEmbedding):
 
 
 class _Change(nn.Module):
-    """[F, C] of rank R."""
+    """A task's change of the weight: [F, C] of rank R."""
 
     def __init__(self, channels: int, width: int, rank: int):
         super().__init__()
@@ -61,7 +61,7 @@ class _Change(nn.Module):
 
 
 class EmbeddingPerTask(nn.Module):
-    """A layer of each task's own: `metric.tasks.TASK.{weight,bias}`."""
+    """One layer per task. Keys: `metric.tasks.TASK.{weight,bias}`."""
 
     part_kind = METRIC
 
@@ -71,7 +71,7 @@ class EmbeddingPerTask(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """[F, C] of some task; all are alike in shape."""
+        """Weight [F, C] of the first task; all have the same shape."""
         return next(self.parameters())
 
     @property
@@ -85,7 +85,7 @@ class EmbeddingPerTask(nn.Module):
         return _of(self.tasks, task).fold(task)
 
     def shared_keys(self) -> dict[str, str]:
-        """Of each key of its state, that of a shared embedding, which the task's own can start from."""
+        """Key of this state -> key of a shared embedding's state, from which the task's layer can start."""
         return {
             f"tasks.{task}.{key}": key for task, layer in self.tasks.items() for key in layer.state_dict()
         }
@@ -93,8 +93,8 @@ class EmbeddingPerTask(nn.Module):
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """kind: one of EMBEDDINGS; tasks: those that have a part of their own; rank: of an adapter. Raises
-    ConfigError."""
+    """Form of the metric embeddings. kind: one of EMBEDDINGS. tasks: those with parts of their own. rank: of
+    an adapter. Raises ConfigError."""
 
     kind: str = "shared"
     tasks: tuple[str, ...] = ()
@@ -124,6 +124,5 @@ def _of(parts: nn.ModuleDict, task: str | None) -> Any:
 
 
 def is_embedding(key: str) -> bool:
-    """Whether a key of a saved state is a metric embedding's. A file has names alone; a model's parts say
-    what they are."""
+    """Whether a key of a saved state belongs to a metric embedding. For a model, read `roles_of` instead."""
     return ".metric." in key

@@ -1,7 +1,7 @@
 """A timm VisionTransformer, driven block by block so that tokens can merge between attention and MLP.
 
-The parts of the timm model become parts of this one under their own names, so state-dict keys stay timm's. B
-batch, N patches + prefix, M slots left, C channels.
+The parts of the timm model keep their names here, so that state-dict keys stay timm's. B batch, N patches +
+prefix, M slots left, C channels.
 """
 
 import copy
@@ -61,11 +61,12 @@ class MergingBlock(nn.Module):
         task: str | None = None,
         points: list[MergePoint] | None = None,
     ) -> TokenState:
-        """use_size: attend by size, as an earlier block merged. relaxed: use the policy's differentiable
-        merge.
+        """The state after the block, with r tokens less.
 
-        task: whose metric embedding, where tasks have their own. points: receives what the merge is decided
-        on.
+        use_size: attend by size, as an earlier block merged. relaxed: use the policy's differentiable merge.
+        task: the one whose metric embedding decides, where tasks have their own. points: list to which the
+        block's MergePoint is appended. Raises ConfigError where points are asked of a policy without a
+        metric.
         """
         x = self.norm1(state.tokens)
         exact, size = relaxed and self.policy.exact_attention, state.size if use_size else None
@@ -79,8 +80,7 @@ class MergingBlock(nn.Module):
         return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
 
     def _observe(self, state: TokenState, evidence: Evidence, points: list[MergePoint]) -> TokenState:
-        """The state with a probe in it, for which a gradient can be asked also where the backbone is
-        frozen."""
+        """The state with a probe added, whose gradient can be taken even where the backbone is frozen."""
         metric = self.policy.metric(evidence)
         if metric is None:
             raise ConfigError(
@@ -92,12 +92,12 @@ class MergingBlock(nn.Module):
 
 
 class MergingViT(nn.Module):
-    """The shared backbone. `forward` is a function of its arguments and the weights: nothing is noted on the
-    module."""
+    """The shared backbone. `forward` depends on its arguments and the weights alone, and leaves no state on
+    the module."""
 
     part_kind = BASE
     undecayed = (*PREFIX_TOKENS, "pos_embed")
-    """Parameters of several dims that weight decay leaves alone, as with timm."""
+    """Parameters of several dims without weight decay, as in timm."""
     pos_embed: nn.Parameter | None
 
     def __init__(
@@ -138,12 +138,12 @@ class MergingViT(nn.Module):
         self.global_pool: str = vit.global_pool
         self.norm_after_pool = isinstance(vit.norm, nn.Identity)
         self.build_fc_norm: Callable[[], nn.Module] = partial(copy.deepcopy, vit.fc_norm)
-        """timm's norm between pooling and head, which is a head's own."""
+        """Builds a copy of timm's norm between pooling and head, for a head to own."""
         self.set_reduction(reduction)
 
     def set_reduction(self, reduction: ReductionSpec) -> None:
-        """The reduction that `forward` uses when it is given none. Raises ConfigError for what is not a
-        reduction."""
+        """Sets the reduction that `forward` uses when it is given none. Raises ConfigError for a wrong
+        one."""
         self.schedule(self.grid, reduction)
         self._reduction = reduction
 
@@ -156,8 +156,8 @@ class MergingViT(nn.Module):
         return schedule if self.policy.merges else (0,) * self.depth
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """(h, w) patches of images [B, 3, H, W]. Raises ConfigError for another shape, and where H or W does
-        not divide by the patch."""
+        """Grid (h, w) of patches of images [B, 3, H, W]. Raises ConfigError for another shape, and where H or
+        W does not divide by the patch."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ConfigError(f"images have the shape {list(images.shape)}; give [batch, 3, height, width]")
         (height, width), (patch_h, patch_w) = images.shape[-2:], self.patch_size
@@ -180,18 +180,18 @@ class MergingViT(nn.Module):
         task: str | None = None,
         merge_points_from: int | None = None,
     ) -> BackboneOutput:
-        """images [B, 3, H, W] -> BackboneOutput; taps: blocks whose states are returned too, in ascending
-        order; -1 is the last.
+        """images [B, 3, H, W] -> BackboneOutput.
 
-        training: whether this is a pass of training, where proportional_attention="train" counts sizes. None:
-        the module's mode. That also says whether dropout and drop path act, so a frozen backbone is in
-        evaluation mode in a pass of training.
+        reduction: None takes that of `set_reduction`.
+        taps: blocks whose states are returned too, in ascending order; -1 is the last.
+        unmerge: how the states will be unmerged, one of `pipeline.merging.unmerge.UNMERGES`; None is `soft`.
         relaxed: merge differentiably; None does so in a pass of training where the policy can.
-        unmerge: how the states will be unmerged, one of `pipeline.merging.unmerge.UNMERGES`; None is as
-        `soft`.
-        merge_points_from: also return what the merges of this block and of those behind it are decided on,
-        which needs gradients enabled.
-        task: whose metric embedding, where tasks have their own.
+        training: whether this is a pass of training, where proportional_attention="train" counts sizes. None:
+        the module's mode, which also decides on dropout and drop path; a frozen backbone is in evaluation
+        mode in a pass of training.
+        task: the one whose metric embedding decides, where tasks have their own.
+        merge_points_from: first block whose MergePoint is returned, and those of all later blocks; this needs
+        gradients enabled.
         Raises ConfigError where H or W does not divide by the patch, and for a tap that is no block.
         """
         taps = self._blocks_of(taps)
@@ -231,14 +231,14 @@ class MergingViT(nn.Module):
         return {tap % self.depth for tap in taps}
 
     def _normed(self, state: TokenState) -> TokenState:
-        """After the last norm, which is taken of each position with its residual."""
+        """The state after the last norm, which each position passes with its residual."""
         after = state.with_tokens(self.norm(state.tokens))
         if state.residual is None or state.residual.grid is None:
             return after
         return replace(after, residual=Residual(self.norm(unmerge_state(state)), after.tokens))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """[B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""
+        """images [B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""
         if not images.is_floating_point():
             raise ConfigError(
                 f"images are {images.dtype}; a backbone reads normalised floats, (x / 255 - mean) / std, as "

@@ -36,7 +36,7 @@ def _is_reduction(value: Reduction) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ReductionConfig:
-    """How many tokens are removed: by one of three numbers."""
+    """Number of tokens that are removed, given by one of the first three fields."""
 
     reduction: Reduction = 0
     """Tokens removed per block: int, (r, inflection), list per block, or a keep rate in (0, 1]."""
@@ -46,7 +46,7 @@ class ReductionConfig:
     """10^9 multiply-accumulates of one image through the backbone, which papers call GFLOPs; the solver finds
     the reduction."""
     within: float = 1.0
-    """With a target: the share of the blocks, from the first one, that merge."""
+    """Share of the blocks, from the first one, that merge; only with a target."""
 
     def __post_init__(self) -> None:
         macs, gmacs = self.target_macs, self.target_gmacs
@@ -71,7 +71,7 @@ class TaskMergingConfig(ReductionConfig):
     """A task's own reduction, in place of the run's."""
 
     reduction_range: tuple[int, int] | None = None
-    """In place of train.reduction_range."""
+    """Range of reductions in place of train.reduction_range."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
-"""What a run is made of: strict, frozen, keyword-only sections. Standard library only.
+"""Sections of a run's config: strict, frozen, keyword-only. Standard library only.
 
-A section checks what it can see alone; `pipeline/plan/resolve.py` checks what takes two sections to see.
+A section checks its own fields; `pipeline/plan/resolve.py` checks sections against one another.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MAX_THREADS = 1024
-"""torch crashes on many more."""
+"""Most threads of a process; torch crashes on many more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,12 @@ class BackboneConfig:
     name: str
     """A timm VisionTransformer name, for instance `deit_small_patch16_224`."""
     pretrained: bool = False
-    """Load timm's weights of that name (downloads)."""
+    """Load timm's weights of this name (downloads them)."""
     weights: str | None = None
     """A .safetensors or .pth file with the keys of timm, mmseg, mmpretrain, open_clip, the authors' release,
     or ours; a run's folder; or `open_clip:MODEL@TAG`."""
     img_size: ImgSize | None = None
-    """Pixels per side, or (height, width), that the position embedding is made for; None keeps timm's."""
+    """Pixels per side, or (height, width), of the position embedding; None keeps timm's."""
     drop_path: float = 0.0
     proportional_attention: Literal["always", "train", "never"] = "always"
     """When `log size` is added to the attention logits; `train` is the paper's setting for MAE."""
@@ -67,10 +67,9 @@ class MergingConfig(ReductionConfig):
 
     policy: str = "none"
     embedding: Literal["shared", "per_task", "adapter"] = "shared"
-    """Metric embeddings: one for all tasks, one of each task, or one for all with a low-rank change of each
-    task's own."""
+    """Metric embeddings: one for all tasks, one per task, or one for all with a low-rank adapter per task."""
     adapter_rank: int = 4
-    """Of that change."""
+    """Rank of an adapter."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the policy."""
 
@@ -81,13 +80,13 @@ class MergingConfig(ReductionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MixingConfig:
-    """Which tasks a step holds."""
+    """Choice of the tasks in a step."""
 
     mode: Literal["all", "sampled"] = "all"
     """`all`: every step holds every task. `sampled`: every step holds one task, drawn from (seed, step)."""
     temperature: float = 1.0
-    """`sampled`: a task's probability is its share to the power of 1 / temperature; above 1 evens the
-    tasks out."""
+    """`sampled`: a task's probability is its share to the power of 1 / temperature; above 1 makes the
+    probabilities more even."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"mixing.temperature is {self.temperature}; give a number above 0")
@@ -95,17 +94,16 @@ class MixingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BalancingConfig:
-    """How the tasks' losses are weighed against one another, and how their gradients are watched."""
+    """Weights of the tasks' losses, and measurement of their gradients."""
 
     type: str = "fixed"
     """`fixed`: tasks.NAME.weight. `uncertainty`: learned (Kendall et al., 2018). `gradient_norm`: after
     GradNorm (Chen et al., 2018)."""
     options: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-2
-    """Learning rate of what the balance learns."""
+    """Learning rate of the balance's own parameters."""
     every: int = 50
-    """Steps between measurements of each task's gradient on what the tasks share: norms and cosines; 0:
-    never."""
+    """Steps between measurements of the tasks' gradients (norms, cosines) on shared parameters; 0: never."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"balancing.lr is {self.lr}; give a number above 0")
@@ -114,27 +112,27 @@ class BalancingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What the loss is."""
+    """The loss."""
 
     type: str = "supervised"
-    """`supervised`: the task's own loss. `distill`: agreement with an unmerged teacher. `merge_cost`: what
-    each merge would cost (docs/merge_cost.md)."""
+    """`supervised`: the task's own loss. `distill`: agreement with an unmerged teacher. `merge_cost`: the
+    expected cost of merges (docs/merge_cost.md)."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """How an optimizer step is carried out."""
+    """Procedure of an optimizer step."""
 
     type: str | None = None
-    """`plain`: forward and backward over each micro-batch, then one step. `alternate`: so too, backbone and
-    embeddings in turn. None: what train.mode takes, `alternate` for `end_to_end` and else `plain`."""
+    """`plain`: forward and backward over each micro-batch, then one step. `alternate`: the same, with
+    backbone and embeddings in turn. None: `alternate` for train.mode `end_to_end`, else `plain`."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule, a closed form of the step."""
+    """AdamW and its learning rates, which depend on the step alone."""
 
     lr: float = 1e-4
     """Learning rate of backbone and heads."""
@@ -143,12 +141,12 @@ class OptimConfig:
     min_lr: float = 1e-6
     warmup_steps: int = 0
     weight_decay: float = 1e-4
-    """0 for biases, norms and other one-dimensional parameters."""
+    """Weight decay; biases, norms and other one-dimensional parameters have none."""
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float = 1.0
     clip_grad: float | None = 5.0
     ema_decay: float = 0.0
-    """0 keeps no average."""
+    """Decay per step of the averaged weights; 0 keeps no average."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr is {self.lr}; give a number above 0")
@@ -178,7 +176,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What is trained, how long, and what is written when."""
+    """Parts that are trained, length of the run, and times of logs, evaluations and checkpoints."""
 
     mode: Literal["modular", "end_to_end", "joint", "backbone", "heads"] = "modular"
     """`modular`: only the metric embeddings. `end_to_end`: backbone under hard merging and embeddings under
@@ -186,22 +184,22 @@ class TrainConfig:
     embeddings, under the inference-time merge. `heads`: the heads alone, under the inference-time merge."""
     epochs: float | None = None
     steps: int | None = None
-    """Optimizer steps; give one of epochs and steps."""
+    """Number of optimizer steps; give either epochs or steps."""
     alternate_period: int = 10
-    """end_to_end: every such-th step trains the embeddings, the others the backbone."""
+    """end_to_end: period in steps; one step of each trains the embeddings, the others the backbone."""
     reduction_range: tuple[int, int] | None = None
-    """Draw each step's reduction from this range (both ends included), a function of (seed, step)."""
+    """Range, both ends included, from which each step's reduction is drawn by (seed, step)."""
     best: str | None = None
     """Task whose main metric ranks checkpoints; None: the geometric mean of all tasks' main metrics."""
     log_every: int = 50
     eval_every: int | None = None
-    """Steps; None: at the end only."""
+    """Steps between evaluations; None: one evaluation at the end."""
     save_every: int | None = None
-    """Steps; None: a twentieth of the run, but no fewer than 100 and no more than 1000 steps. The last step
-    is saved in any case."""
+    """Steps between checkpoints; None: a twentieth of the run, but at least 100 and at most 1000. The last
+    step is always saved."""
     keep_checkpoints: int = 2
     max_nonfinite: int = 5
-    """Steps in a row whose loss is not finite on some rank, which are skipped; one more stops the run."""
+    """Most steps in a row that are skipped for a loss that is not finite; one more stops the run."""
 
     def __post_init__(self) -> None:
         require(
@@ -219,17 +217,17 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How a step is carried out."""
+    """Engine, precision and threads."""
 
     type: Literal["local", "deepspeed"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
     accumulation: int = 1
-    """Micro-batches of a task in an optimizer step that holds it."""
+    """Micro-batches per task in an optimizer step."""
     threads: int | None = None
     """CPU threads of torch per process; None leaves torch's choice."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """Merged into the generated DeepSpeed configuration; a field that both own must agree."""
+    """Fields that are merged into the generated DeepSpeed configuration, which they may not contradict."""
 
     def __post_init__(self) -> None:
         require(self.accumulation >= 1, f"engine.accumulation is {self.accumulation}; give 1 or more")

@@ -1,5 +1,5 @@
-"""What a task is made of: its head, its data, its reduction. Standard library only; `schema.py` is the door
-to all sections."""
+"""Sections of a task's config: its head, data and reduction. Standard library only. Import them from
+`schema.py`."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pipeline.config.reduction_schema import TaskMergingConfig, require
 
 ImgSize = int | tuple[int, int]
-"""Pixels: of both sides, or (height, width)."""
+"""Pixels of each side, or (height, width)."""
 
 
 def height_width(size: ImgSize) -> tuple[int, int]:
@@ -15,10 +15,11 @@ def height_width(size: ImgSize) -> tuple[int, int]:
 
 
 MAX_PIXELS = 1 << 14
-"""Of a side."""
+"""Most pixels of a side."""
 MAX_BATCH = 1 << 16
 MAX_WORKERS = 256
-"""Beyond these a config, perhaps a stranger's, asks for more than any machine has."""
+"""Most worker processes. These limits refuse configs, perhaps a stranger's, that ask for more than any
+machine has."""
 
 
 def are_pixels(size: ImgSize) -> bool:
@@ -27,7 +28,7 @@ def are_pixels(size: ImgSize) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a model's weights want their pixels. The defaults are ImageNet's, for data that comes without a
+    """Preprocessing of images that a model's weights expect. The defaults are ImageNet's, for data without a
     model."""
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -39,44 +40,44 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of training images, and the fixed way of evaluation images."""
+    """Random changes of training images, and fixed preprocessing of evaluation images."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area range of the random resized crop; (1, 1) resizes only."""
+    """Range of the area of a random resized crop; (1, 1) only resizes."""
     pad: int = 0
     """Reflect padding before a random crop at full scale (small images); excludes crop_scale."""
     hflip: float | None = None
-    """Probability of a mirrored image; None: 0.5, and 0 for captions, which may tell left from right."""
+    """Probability of a mirrored image; None: 0.5, and 0 for captions, which can name left and right."""
     rand_augment: str | None = None
-    """timm's notation, for instance `rand-m9-mstd0.5-inc1`."""
+    """RandAugment in timm's notation, for instance `rand-m9-mstd0.5-inc1`."""
     color_jitter: float | tuple[float, float, float, float] = 0.0
-    """Strength of brightness, contrast and saturation; or of each of these and of hue."""
+    """One strength of brightness, contrast and saturation; or four strengths, of each of these and of hue."""
     random_erasing: float = 0.0
     mixup: float = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: float = 0.0
     crop_pct: float | None = None
-    """Evaluation of classes and captions: the centre crop's share of the resized side. This and the next
-    four: None takes what the backbone's weights want."""
+    """Evaluation of classes and captions: share of the resized side in the centre crop. For this and the next
+    four, None takes the value of the backbone's weights."""
     crop_mode: Literal["center", "squash"] | None = None
     """`center`: the shorter side is resized, and the ends of the longer one are cut off. `squash`: each side
-    is resized, so that all of the image is seen, in another shape."""
+    is resized, which keeps the whole image but changes its shape."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     mean: tuple[float, float, float] | None = None
-    """Of the pixels in [0, 1]."""
+    """Mean of the pixels in [0, 1], per channel."""
     std: tuple[float, float, float] | None = None
     short_side: int | None = None
     """Masks: pixels of the shorter side before the random resizing, and in evaluation; None: as stored."""
     resize_range: tuple[float, float] = (0.5, 2.0)
     """Masks: range of the factor by which a training image is resized before the crop."""
     max_class_share: float = 0.75
-    """Masks: a crop in which one class has more than this share of the labelled pixels is drawn again, up to
-    ten times; 1 is off."""
+    """Masks: largest share of one class in the labelled pixels of a crop; else it is drawn again, up to ten
+    times. 1 is off."""
     photometric: bool | Literal["mmseg"] = False
     """Masks: random brightness, contrast, saturation and hue. `mmseg`: MMSegmentation's distortion; True:
     factors, for small images."""
     antialias: bool = True
-    """Masks: an image is smoothed where it gets smaller. MMSegmentation's are not."""
+    """Masks: whether an image is smoothed when it becomes smaller. MMSegmentation does not."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -128,48 +129,45 @@ class AugmentConfig:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is given, and ImageNet's for the rest, which a run has taken from its backbone's weights by
-        now."""
+        """The values given here, and ImageNet's for the rest. In a resolved run all are given."""
         given = {item.name: getattr(self, item.name) for item in fields(Preprocessing)}
         return Preprocessing(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where a task's samples are and how they become batches."""
+    """A task's samples: where they are, and how they become batches."""
 
     schema: str
-    """Name in the dataset registry: which members a sample has and how they decode."""
+    """Name in the dataset registry; it decides on the members of a sample and their decoding."""
     train: str | list[str] | None = None
     """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest."""
     val: str | list[str] | None = None
     test: str | list[str] | None = None
-    """What `--split test` evaluates; None: the `test` shards of the folder of `val`."""
+    """Shards of `--split test`; None: the `test` shards of the folder of `val`."""
     allow_overlap: bool = False
-    """Let shards be evaluated that are trained on, for instance to see whether a few samples can be
-    fitted."""
+    """Allow evaluation on the training shards, for instance to see whether a few samples can be fitted."""
     img_size: ImgSize | None = None
-    """Pixels per side, or (height, width), of the crop the model sees; None: what the backbone's position
-    embedding is made for."""
+    """Pixels per side, or (height, width), of the crop; None: the size of the backbone's position
+    embedding."""
     batch_size: int = 128
     """Samples of one micro-batch on one rank."""
     views: int = 1
-    """Images that training makes of each sample, each by draws of its own: batch_size * views in a
-    micro-batch."""
+    """Images that training makes of each sample, by different random draws; a micro-batch has batch_size *
+    views images."""
     eval_batch_size: int = 128
     workers: int = 4
     shuffle_shards: int = 8
-    """Shards that are open at once; samples are shuffled within such a window (bounds memory and disk
-    cache)."""
+    """Shards that are open at once; samples are shuffled within them. It limits memory and disk cache."""
     max_bad_samples: int = 100
-    """Corrupt samples in a row that a rank passes over; one more stops the run."""
+    """Most corrupt samples in a row that a rank skips; one more stops the run."""
     max_bad_share: float = 0.001
-    """Share of the samples, over all ranks, that may be corrupt (ten may in any set); more stop the run."""
+    """Largest share of corrupt samples over all ranks; more stop the run. Ten are always allowed."""
     max_wait: float = 300.0
-    """Seconds that a batch may take before the run stops; storage that fails is asked again for four fifths
-    of it."""
+    """Longest wait for a batch in seconds, before the run stops; storage that fails is tried again for four
+    fifths of it."""
     cache_gib: float = 32.0
-    """GiB of downloaded shards that a machine keeps, for all of its runs; what is in use stays."""
+    """GiB of downloaded shards that a machine keeps for all its runs; shards in use stay."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tokenizer: dict[str, Any] | None = None
     """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
@@ -211,30 +209,29 @@ class DataConfig:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the crop: img_size, which a run has taken from its backbone by now, and 224 for
-        data without a model."""
+        """(height, width) of the crop in pixels: img_size, and 224 without one, for data without a model."""
         return height_width(224 if self.img_size is None else self.img_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """One task: its head, its data, its part in each step."""
+    """One task: its head, its data, and its part in each step."""
 
     type: str
     data: DataConfig
     head: dict[str, Any] = field(default_factory=dict)
     """Options of the task's class, for instance num_classes, label_smoothing."""
     weight: float = 1.0
-    """Of its loss; where the losses are balanced, what the balance starts from or is multiplied by."""
+    """Weight of the task's loss; a learned balance starts from it, or is multiplied by it."""
     share: float | None = None
-    """Mixing `sampled`: how often the task is drawn, relative to the others; None: as often as its epoch has
-    micro-batches."""
+    """Mixing `sampled`: frequency of the task relative to the others; None: the number of micro-batches in
+    its epoch."""
     accumulation: int = 1
     """Micro-batches of this task in a step that holds it, times engine.accumulation."""
     merging: TaskMergingConfig | None = None
-    """The task's own reduction; None: that of the run."""
+    """Reduction of the task; None: that of the run."""
     frozen: bool = False
-    """The head stays as it is: evaluated and saved with the others, but neither fed nor trained."""
+    """Whether the head stays as it is: evaluated and saved with the others, without training batches."""
 
     def __post_init__(self) -> None:
         agree = "tokenizer" not in self.head or self.head["tokenizer"] == self.data.tokenizer

@@ -1,4 +1,4 @@
-"""Positions in the sample order go in, a batch comes out."""
+"""Reader that makes a batch from positions in the sample order."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,20 +21,20 @@ from pipeline.pixels import Noise, Normalisation
 from pipeline.rng import preserved_generators, seed_generators
 
 PATIENT = 0.8
-"""Of data.max_wait, for which storage is asked again: what is wrong is said before the wait for the batch
-ends."""
+"""Share of data.max_wait for which failing storage is tried again. Its error comes before the wait for the
+batch ends."""
 
 Views = tuple[Sample, ...]
-"""Of one sample, each with the draws of its own address."""
+"""The views of one sample, each with the random draws of its own address."""
 
 
 class BatchReader(Dataset[Loaded]):
-    """Maps a range of positions to its batch. A pure function of (seed, positions): any process may compute
-    any batch.
+    """Maps a range of positions to its batch: a pure function of (seed, positions), which any process may
+    compute.
 
-    In training each sample is decoded once and augmented `config.views` times, and the place of one that is
-    bad is taken by the next good one in the order, so that all batches have one shape. In evaluation (seed
-    None) a sample has one view, and a bad one is left out.
+    In training each sample is decoded once and augmented `config.views` times, and the next good sample in
+    the order replaces a bad one, so that all batches have one shape. In evaluation (seed None) a sample has
+    one view, and bad samples are left out.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class BatchReader(Dataset[Loaded]):
             self.notes.write("")
 
     def _load(self, position: int, *place: int) -> Views | BadSample:
-        """The sample at a position, or one that takes another's place. A bad one is a value here, to pass
-        from a worker as data."""
+        """The views of the sample at a position. place: position of the bad sample that it replaces, if any.
+        A bad sample is returned, not raised, so that a worker can send it."""
         at = self.order[position]
         shard, key = self._manifest.shards[at.shard].name, f"#{at.sample}"
         self.notes.write(shard)
@@ -93,13 +93,14 @@ class BatchReader(Dataset[Loaded]):
                 return (Sample(key, address, *self._schema.evaluate(image, target)),)
             views = (self._view(number, key, address, image, target) for number in range(self._views))
             return tuple(views)
-        except (SampleError, OSError) as err:  # an OSError of a decoder: the reader has StorageError
+        # an OSError comes from a decoder: the reader raises StorageError
+        except (SampleError, OSError) as err:
             return BadSample(0, shard, key, str(err))
 
     def _view(
         self, number: int, key: str, address: tuple[int | str, ...], image: Tensor, target: Any
     ) -> Sample:
-        """A decoded sample as this view's draws change it. The first view draws as an only one does."""
+        """One view of a decoded sample. The first view has the same draws as with `views` 1."""
         assert self._seed is not None, "evaluation draws nothing"
         if number:
             address = *address, f"view {number}"
@@ -107,12 +108,12 @@ class BatchReader(Dataset[Loaded]):
         return Sample(key, address, *self._schema.train(image, target))
 
     def _shortened(self, views: Views) -> list[tuple[str, str]]:
-        """(key, what was left out) of a sample, once however many of its views lack it."""
+        """(key, part that was left out) of a sample, each part once even where several views lack it."""
         parts = dict.fromkeys(self._schema.shortened(view.target) for view in views)
         return [(views[0].key, part) for part in parts if part]
 
     def _instead(self, place: int) -> Views:
-        """The next good sample of the order, at the place of a bad one."""
+        """The next good sample in the order, to replace the bad one at `place`. Raises SampleError."""
         last = place + self._tries
         for position in range(place + 1, last + 1):
             if not isinstance(views := self._load(position, place), BadSample):
@@ -123,7 +124,7 @@ class BatchReader(Dataset[Loaded]):
         )
 
     def _collate(self, views: Sequence[Sample]) -> Batch:
-        """views: of all samples, those of each side by side."""
+        """The batch of these views; those of one sample are neighbours."""
         images = stacked([view.image for view in views], "images")
         targets = self._schema.targets([view.target for view in views])
         keys = tuple(view.key for view in views)
@@ -131,7 +132,7 @@ class BatchReader(Dataset[Loaded]):
         return Batch(self._task, images, targets, keys, normalisation, self._views)
 
     def _noise(self, views: Sequence[Sample]) -> Noise | None:
-        """What random erasing draws for each image."""
+        """Noise of random erasing for each image; None where nothing is erased."""
         if self._seed is None or self._erase is None:
             return None
         patches = []

@@ -1,5 +1,5 @@
-"""Streams of batches, made in worker processes or in this one: endless for training, once over a split for
-evaluation."""
+"""Streams of batches, made in worker processes or in this one: endless ones for training, and loaders that
+pass once over a split for evaluation."""
 
 import logging
 from collections import Counter
@@ -25,14 +25,14 @@ from pipeline.interfaces import Batch
 log = logging.getLogger(__name__)
 
 FEW = 10
-"""Bad samples that any set may have, however small."""
+"""Number of bad samples that even the smallest set may have."""
 
 
 class TrainStream:
     """The BatchStream of a task's training samples (see interfaces.py).
 
-    bad_shards: shard -> its samples that this process could not use. shortened_samples: how many lost a part
-    to fit, for instance the end of a caption.
+    bad_samples, bad_shards: number of samples that this process could not use, in all and per shard.
+    shortened_samples: number of samples that lost a part to fit, for instance the end of a caption.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class TrainStream:
 
     @property
     def seen(self) -> int:
-        """Samples over all ranks since the last `load_state_dict`."""
+        """Number of samples over all ranks since the last `load_state_dict`."""
         return self._samples - self._first
 
     @property
     def bad_allowed(self) -> float:
-        """How many of these may be bad, over all ranks, by data.max_bad_share. An epoch's share may come at
-        its beginning."""
+        """Most bad samples among those seen, over all ranks, by data.max_bad_share: at least an epoch's
+        share, as it may come at the beginning."""
         return max(FEW, self._config.max_bad_share * max(self.num_samples, self.seen))
 
     @property
@@ -82,14 +82,15 @@ class TrainStream:
             assert batch is not None and len(batch.images) == images, (
                 "losses over ranks need batches of one size"
             )
-            self._samples += self._global  # before the batch is out: a state taken while it is used counts it
+            # counted before the yield, so that a state saved while the batch is used includes it
+            self._samples += self._global
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         return {"samples": self._samples, "manifest": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Takes effect with the next `iter`. A position in other shards raises CheckpointError."""
+        """Sets the position for the next `iter`. Raises CheckpointError for a position in other shards."""
         if state.get("manifest", self._fingerprint) != self._fingerprint:
             raise CheckpointError(
                 "the data position belongs to other shards; resume with those that the run was started "
@@ -105,10 +106,10 @@ class TrainStream:
 
 
 class EvalLoader:
-    """Every sample once over the ranks, in the order of the shards: rank r has the batches r, r + world_size,
-    ...
+    """A split's samples, each once over all ranks, in the order of the shards: rank r has the batches r,
+    r + world_size, ...
 
-    Bad samples are left out, and a batch that has no other is passed over.
+    Bad samples are left out, and batches of bad samples alone are skipped.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class EvalLoader:
         return (batch for batch in self.in_place() if batch is not None)
 
     def in_place(self) -> Iterator[Batch | None]:
-        """So many as `len` says; None in place of a batch whose samples are all bad."""
+        """Yields `len(self)` batches; None in place of a batch whose samples are all bad."""
         for loaded in _loaded(self._reader, _Positions(lambda: iter(self._ranges)), self._config):
             yield self._quarantine.checked_batch(loaded)
 
@@ -168,11 +169,11 @@ def build_eval_loader(
     split: str = "val",
     classes: Sequence[str] = (),
 ) -> EvalLoader:
-    """This rank's share of the samples of a split, as evaluation sees them. Raises ConfigError and
+    """This rank's share of a split's samples, preprocessed for evaluation. Raises ConfigError and
     SampleError.
 
-    split: `val`, `train`, or another one that the config or the shards name. classes: the names that the
-    model's labels stand for; else those of the training shards, where these can be read.
+    split: `val`, `train`, or another one that the config or the shards name. classes: class names in the
+    order of the model's labels; () takes those of the training shards, where these can be read.
     """
     reader, manifest = _reader(task_name, config, split, None, classes)
     return EvalLoader(reader, config, manifest, rank, world_size)
@@ -181,7 +182,7 @@ def build_eval_loader(
 def _reader(
     task_name: str, config: DataConfig, split: str, seed: int | None, classes: Sequence[str] = ()
 ) -> tuple[BatchReader, Manifest]:
-    """classes: see build_eval_loader."""
+    """Reader and manifest of a split. seed None: for evaluation. classes: see build_eval_loader."""
     where, manifest = find_split(task_name, config, split)
     schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):
@@ -202,8 +203,8 @@ def _reader(
 
 @lru_cache(maxsize=64)
 def _tell_renumbered(stored: tuple[str, ...], labels: Labels, where: str) -> None:
-    """Once. What is right for shards made in another order is wrong for a list of names that was put right
-    after training."""
+    """Warns once of labels that are renumbered by name: right for shards in another order, but wrong where
+    only the names were corrected after training."""
     moved = [
         (name, old, new)
         for old, (name, new) in enumerate(zip(stored, labels.numbers, strict=True))
@@ -221,7 +222,7 @@ def _tell_renumbered(stored: tuple[str, ...], labels: Labels, where: str) -> Non
 
 
 class _Positions(torch.utils.data.Sampler[range]):
-    """What the loader asks its workers for, batch after batch."""
+    """Yields the range of positions of each batch, for the loader's workers."""
 
     def __init__(self, ranges: Callable[[], Iterator[range]]):
         self._ranges = ranges
@@ -237,13 +238,13 @@ def _loaded(reader: BatchReader, positions: _Positions, config: DataConfig) -> I
         batch_size=None,
         sampler=positions,
         num_workers=workers,
-        # forked, so that open files and decoded indexes are shared, not sent
+        # forked workers share open files and decoded indexes, which need not be sent
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=2 if workers else None,
         timeout=poll_seconds(config.max_wait) if workers else 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
-        # else the loader draws its (unused) worker seeds from the run's own generator
+        # without it the loader draws its worker seeds, which are unused, from the run's own generator
         generator=torch.Generator(),
     )
     return patiently(iter(loader), reader.notes, config.max_wait)

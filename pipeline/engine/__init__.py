@@ -1,4 +1,5 @@
-"""One protocol (`pipeline.interfaces.Engine`), two ways to carry out a step."""
+"""Engines, which carry out a step: `local` and `deepspeed`. Their protocol is
+`pipeline.interfaces.Engine`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +14,8 @@ from pipeline.interfaces import Engine
 
 
 def check_engine(config: RunConfig) -> None:
-    """Raises ConfigError where the engine of the configuration cannot carry out this run; touches no device
-    and connects nothing."""
+    """Raises ConfigError where the engine of the configuration cannot carry out this run. Uses no device and
+    opens no connection."""
     if config.engine.type == "deepspeed":
         zero_config(config)
     elif world_size() > 1:

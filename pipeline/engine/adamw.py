@@ -1,5 +1,4 @@
-"""The optimizer of both engines: AdamW that can be told, on the device, to skip a step, and groups that
-rest."""
+"""The optimizer of both engines: AdamW in which a group can rest, and the device can skip a step."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,8 +14,7 @@ class GroupAdamW(torch.optim.AdamW):
     """torch's fused AdamW with two more rules.
 
     A group whose lr is 0 rests: its weights, moments and step count stay as they are (alternating training).
-    Where `found_inf`, a float scalar on the device, is 1 the step is skipped likewise, without asking the
-    device.
+    Where `found_inf`, a float scalar on the device, is 1, all groups rest; the host does not wait for it.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], betas: tuple[float, float]):
@@ -26,7 +24,7 @@ class GroupAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """`closure` is torch's signature; it is not called."""
+        """Updates the groups whose lr is above 0. closure: of torch's signature; it is not called."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if group["lr"] > 0]
         try:
@@ -39,15 +37,16 @@ class GroupAdamW(torch.optim.AdamW):
             group["lr"] = lrs[group["name"]]
 
     def create_state(self, params: Iterable[Tensor]) -> None:
-        """Zero moments for these tensors now, so that they can be saved and loaded before the first step."""
+        """Creates zero moments of these tensors, so that they can be saved and loaded before the first
+        step."""
         for param in params:
             zeros = {name: torch.zeros_like(param, memory_format=torch.preserve_format) for name in MOMENTS}
             self.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device), **zeros}
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:
-    """Scales the gradients to a total norm of at most max_norm (None: leaves them); the norm before, a device
-    scalar."""
+    """Scales the gradients to a total norm of at most max_norm; None leaves them. Returns the norm before, a
+    scalar on the device."""
     norm = get_total_norm(
         [parameter.grad for parameter in parameters if parameter.grad is not None], foreach=True
     )
@@ -57,8 +56,8 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> Tens
 
 
 def mark_nonfinite(loss: Tensor) -> Tensor:
-    """The loss with a gradient that is NaN where the loss is not finite.
+    """The loss, with a gradient that is NaN where the loss is not finite.
 
-    So the gradient itself, which is summed over ranks anyway, tells every rank to skip the step.
+    The gradient is summed over ranks, so every rank learns from it to skip the step.
     """
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan).detach()

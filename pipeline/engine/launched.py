@@ -1,4 +1,4 @@
-"""Who this process is among the processes of the run, as the launcher's environment says."""
+"""Rank, number of processes and device of this process, read from the launcher's environment."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError, printable
 LARGEST_PORT = 65535
 _BROKE_OFF = re.compile(r"gloo/transport/\S+ (?P<gloo>[^\n]+)|(?P<nccl>ncclRemoteError[^\n]*)")
 PATIENCE = timedelta(seconds=60)
-"""For rank 0 to open the rendezvous, before another one says what it found wrong."""
+"""Longest wait for rank 0 to open the rendezvous, before another rank reports its own mistake."""
 
 
 def _number(name: str, default: int, most: int = 10**6) -> int:
@@ -28,7 +28,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Raises ConfigError where rank, size and port are no place among processes."""
+    """Rank of this process. Raises ConfigError where rank, number of processes or port are wrong."""
     own, size = _number("RANK", 0), world_size()
     if own >= size:
         raise ConfigError(
@@ -41,7 +41,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Raises ConfigError where this machine has fewer GPUs than processes."""
+    """Rank among this machine's processes. Raises ConfigError where it has fewer GPUs than processes."""
     own = _number("LOCAL_RANK", 0)
     if cuda() and own >= (gpus := torch.cuda.device_count()):
         raise ConfigError(
@@ -52,16 +52,16 @@ def local_rank() -> int:
 
 
 def device() -> torch.device:
-    """This process's own. Raises ConfigError where this machine has fewer GPUs than processes."""
+    """Device of this process. Raises ConfigError where this machine has fewer GPUs than processes."""
     return torch.device("cuda", local_rank()) if cuda() else torch.device("cpu")
 
 
 def rank_0_goes_on() -> bool:
-    """Waits for rank 0 to open the rendezvous; False where it does not for a minute, or no launcher said
-    where. Connects to nothing else.
+    """Whether rank 0 opens the rendezvous within PATIENCE, for which this waits; False where no launcher
+    named the place.
 
-    A launcher ends all processes when one ends: where rank 0 stops with a message, this one is ended
-    meanwhile.
+    A launcher ends all processes when one ends: where rank 0 stops with a message, this process ends during
+    the wait.
     """
     try:
         address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, LARGEST_PORT)
@@ -73,16 +73,15 @@ def rank_0_goes_on() -> bool:
 
 
 def lost_another(err: BaseException) -> str:
-    """A message for where an exchange with the other processes broke off; empty for any other error, and
-    where there are no others.
+    """Message for an exchange with other processes that broke off; empty for any other error, and for a
+    single process.
 
-    Of NCCL only what it takes for the other side's fault. The whole text of gloo's names a line of its source
-    first.
+    Only NCCL's errors of the remote side count. Gloo's begin with a line of its source, which is left out.
     """
-    said = _BROKE_OFF.search(str(err)) if isinstance(err, RuntimeError) and world_size() > 1 else None
-    if said is None:
+    match = _BROKE_OFF.search(str(err)) if isinstance(err, RuntimeError) and world_size() > 1 else None
+    if match is None:
         return ""
-    reason = printable((said["gloo"] or said["nccl"]).strip())
+    reason = printable((match["gloo"] or match["nccl"]).strip())
     return (
         f"another of the {world_size()} processes has ended or does not answer ({reason}); what it "
         "says, or who killed it, is the cause"
@@ -90,6 +89,6 @@ def lost_another(err: BaseException) -> str:
 
 
 def cuda() -> bool:
-    """Whether GPUs are used: there are some, and DS_ACCELERATOR, which DeepSpeed obeys too, does not say
-    `cpu`. (Its launcher makes GPUs visible again that CUDA_VISIBLE_DEVICES hides.)"""
+    """Whether GPUs are used: there are some, and DS_ACCELERATOR is not `cpu`. DeepSpeed reads that variable
+    too; its launcher shows GPUs again that CUDA_VISIBLE_DEVICES hides."""
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

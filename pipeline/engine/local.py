@@ -1,4 +1,4 @@
-"""One process of plain PyTorch."""
+"""The engine of one process, in plain PyTorch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,5 +1,5 @@
-"""A model on this process's device, under the precision of the run: what all engines are, and all that
-evaluation needs."""
+"""A model on this process's device, under the precision of the run: the base of all engines, and enough for
+evaluation."""
 
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ class ModelOnDevice(Processes):
     forward_is_collective = False
 
     def __init__(self, module: nn.Module, precision: str):
-        """The processes are connected by now; the module moves to the device."""
+        """Moves the module to the device. The processes have to be connected before."""
         super().__init__(launched.device())
         self.module, self.precision = module.to(self.device), precision
 

@@ -1,4 +1,4 @@
-"""DeepSpeed, ZeRO stages 0 to 3. The only file that names the package."""
+"""The engine of DeepSpeed, ZeRO stages 0 to 3. No other file imports the package."""
 
 import atexit
 import fcntl
@@ -26,10 +26,9 @@ from pipeline.interfaces import Batch, StepSpec, TaskOutput
 
 
 class ZeroEngine(ModelOnDevice):
-    """The protocol over a DeepSpeed engine. A step whose gradient norm is not finite is skipped, by all ranks
-    or by none.
+    """An `Engine` over DeepSpeed's. All ranks skip a step whose gradient norm is not finite.
 
-    At stages 1 to 3 DeepSpeed itself decides that, for which it reads the norm from the device in every step.
+    At stages 1 to 3 DeepSpeed itself skips it, and reads the norm from the device in every step.
     """
 
     def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
@@ -53,7 +52,8 @@ class ZeroEngine(ModelOnDevice):
             raise ConfigError(
                 f"DeepSpeed does not take the settings with those of engine.deepspeed: {err}"
             ) from err
-        if not launched.cuda():  # where gloo's threads are, and where to destroy does not wait for a device
+        # only CPUs have gloo's threads, and there `destroy` waits for no device
+        if not launched.cuda():
             atexit.register(_destroy, weakref.ref(self._deepspeed))
         self._state = STATE_OF_STAGE[self._stage](
             self._deepspeed.optimizer, self._optimizer, groups, deepspeed.zero.GatheredParameters
@@ -102,8 +102,8 @@ class ZeroEngine(ModelOnDevice):
             self._state.step_count(parameter).copy_(tensors[f"step.{name}"])
 
     def _clip_reduced_gradients(self) -> Tensor:
-        """Stage 0, after the sum over ranks: what the local engine does. A parameter that no rank used has a
-        gradient of 0."""
+        """Norm of the gradients, clipped as the local engine does. For stage 0, after the sum over ranks. A
+        parameter that no rank used gets a gradient of 0."""
         for parameter in self._params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -116,8 +116,8 @@ class ZeroEngine(ModelOnDevice):
             tensors[name] = tensor.cpu().clone()
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters, frozen ones too, and buffers, as the module itself holds them (a state dict has empty
-        ones at stage 3)."""
+        """Name and tensor of all parameters and buffers of the module (its state dict has empty ones at stage
+        3)."""
         tensors = dict(self.module.named_parameters(remove_duplicate=False)) | dict(
             self.module.named_buffers(remove_duplicate=False)
         )
@@ -130,7 +130,7 @@ class ZeroEngine(ModelOnDevice):
 
 
 def start_deepspeed() -> Any:
-    """The package, with the processes of this run connected. Raises ConfigError where it is not installed."""
+    """The package, after it has connected the processes. Raises ConfigError where it is not installed."""
     if not launched.cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
@@ -152,26 +152,26 @@ def start_deepspeed() -> Any:
 
 
 def _destroy(engine: weakref.ref[Any]) -> None:
-    """Takes off the hooks of an engine that is still there, by which its parameters hold it and it holds its
-    group."""
+    """Removes the hooks of an engine that still exists; through them its parameters keep it and its group
+    alive."""
     if (there := engine()) is not None:
         there.destroy()
 
 
 def _disconnect(deepspeed: Any) -> None:
-    """Ends gloo's threads, which live as long as anybody holds their group, as DeepSpeed's tables and engines
-    do. One that gives a tensor back while the interpreter ends aborts the process: "terminate called without
-    an active exception"."""
+    """Ends gloo's threads, which live as long as DeepSpeed's tables and engines refer to their group. A
+    thread that frees a tensor while the interpreter ends aborts the process: "terminate called without an
+    active exception"."""
     gc.collect()
     deepspeed.comm.destroy_process_group()
 
 
 def _build_shared_memory_op(deepspeed: Any) -> None:
-    """Compiles, once per environment, what DeepSpeed needs on CPUs (about a minute).
+    """Compiles DeepSpeed's operation for CPUs, once per environment (about a minute).
 
-    torch guards the build by the existence of a file, which outlives a killed process and then blocks every
-    later one for ever. Here one process of the machine builds at a time under a lock that dies with it, so a
-    file found inside is stale.
+    torch guards the build by a file, which outlives a killed process and then blocks every later one for
+    ever. Here a lock that ends with its process lets one process build at a time, so a file found inside is
+    stale.
     """
     builder = deepspeed.accelerator.get_accelerator().create_op_builder("ShareMemCommBuilder")
     if launched.cuda() or builder is None or not builder.is_compatible():
@@ -186,9 +186,8 @@ def _build_shared_memory_op(deepspeed: Any) -> None:
 
 
 def _forget_shared_memory() -> None:
-    """DeepSpeed's communication on CPUs leaves a file of 67 MB per process in /dev/shm for good, and takes an
-    old one of the same port for its own. All ranks have mapped the files by now, so that their names can go.
-    """
+    """Removes this process's file of 67 MB in /dev/shm, which DeepSpeed never removes, and which a later run
+    with the same port would take for its own. All ranks have it mapped, so that they lose nothing."""
     torch.distributed.barrier()
     address = "_".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     Path(
@@ -197,7 +196,7 @@ def _forget_shared_memory() -> None:
 
 
 def _describe_single_process() -> None:
-    """What a launcher would have set, for a process that was started without one."""
+    """Sets a launcher's environment variables for a process that was started without one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

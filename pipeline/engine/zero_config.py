@@ -1,5 +1,4 @@
-"""The DeepSpeed configuration, generated from ours; the user's own may be merged in where the two do not
-contradict."""
+"""The DeepSpeed configuration: generated from ours, and merged with the user's where the two agree."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 
 BUCKET = 50_000_000
-"""Elements of a communication buffer: 200 MB, where DeepSpeed's 500 million would take 2 GB for any model."""
+"""Elements of a communication buffer: 200 MB. DeepSpeed's default takes 2 GB for any model."""
 
 OURS = {
     "optimizer": "optim",
@@ -16,16 +15,16 @@ OURS = {
     "train_batch_size": "tasks.*.data.batch_size",
     "gradient_accumulation_steps": "engine.accumulation or tasks.*.accumulation",
 }
-"""Sections that are not merged at all, and what to set instead."""
+"""Section of DeepSpeed that is never merged -> the field to set instead."""
 
 
 def zero_config(config: RunConfig) -> dict[str, Any]:
-    """Plain data for DeepSpeed. Raises ConfigError that lists every field of engine.deepspeed that
-    contradicts the run.
+    """Plain data for DeepSpeed. Raises ConfigError with every field of engine.deepspeed that contradicts the
+    run.
 
-    bf16 is autocast over fp32 weights, as in the local engine, so that both and all ZeRO stages compute the
-    same; DeepSpeed's own `bf16` section keeps rounded weights besides the fp32 ones instead. Stage 0 is
-    clipped by us: DeepSpeed hides its norm there.
+    bf16 is autocast over fp32 weights, so that both engines and all ZeRO stages compute the same; DeepSpeed's
+    own `bf16` section would keep rounded weights beside the fp32 ones. Stage 0 is clipped by our engine, as
+    DeepSpeed hides the norm there.
     """
     owned = {
         "train_micro_batch_size_per_gpu": (
@@ -39,9 +38,8 @@ def zero_config(config: RunConfig) -> dict[str, Any]:
         "bf16.enabled": ("engine.precision (autocast; DeepSpeed's own bf16 is not used)", False),
         "fp16.enabled": ("engine.precision", False),
     }
-    if (
-        config.engine.zero_stage == 1
-    ):  # with it only what the last micro-batch used would be summed over ranks
+    # overlap_comm at stage 1 sums over ranks only the parameters that the last micro-batch used
+    if config.engine.zero_stage == 1:
         owned["zero_optimization.overlap_comm"] = ("engine.zero_stage=1 (take 2 or 3)", False)
     user = {field: value for field, value in _flat(config.engine.deepspeed).items() if value != "auto"}
     _refuse_contradictions(user, owned)
@@ -50,7 +48,8 @@ def zero_config(config: RunConfig) -> dict[str, Any]:
         "zero_optimization.reduce_bucket_size": BUCKET,
         "zero_optimization.allgather_bucket_size": BUCKET,
         "zero_allow_untested_optimizer": True,
-        "gradient_accumulation_steps": 1,  # the loop tells which micro-batch is a step's last
+        # the loop says which micro-batch is the last of a step
+        "gradient_accumulation_steps": 1,
         "steps_per_print": None,
     }
     merged = _nested(defaults | user | {field: value for field, (_, value) in owned.items()})
@@ -74,7 +73,7 @@ def _refuse_contradictions(user: Mapping[str, Any], owned: Mapping[str, tuple[st
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys."""
+    """Nested dicts as one dict with dotted keys, each after the prefix."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

@@ -1,9 +1,9 @@
-"""Where each ZeRO stage keeps weights and moments, behind one set of questions. Works on DeepSpeed's objects,
-imports nothing of it.
+"""Access to the weights and moments of each ZeRO stage by the same methods. They work on DeepSpeed's objects,
+but nothing of the package is imported.
 
 Weights are fp32 in the module at every stage. Stage 0: every rank holds everything. Stages 1 and 2: every
-rank holds the weights, the moments are cut up. Stage 3: the weights are cut up too. All methods that return a
-tensor are collectives.
+rank holds the weights; the moments are divided among the ranks. Stage 3: so are the weights. All methods that
+return a tensor are collectives.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from pipeline.engine.adamw import GroupAdamW
 
 
 class ReplicatedState:
-    """Stage 0."""
+    """State of stage 0: every rank holds everything. Base of the other stages."""
 
     def __init__(
         self,
@@ -35,16 +35,15 @@ class ReplicatedState:
         self.optimizer.create_state(flat for group in self.optimizer.param_groups for flat in group["params"])
 
     def whole(self, tensor: Tensor, *, written: bool = False) -> AbstractContextManager[Any]:
-        """While it is open, `tensor` is all there; where `written`, rank 0's content is everybody's
-        afterwards."""
+        """A context in which `tensor` is whole. written: afterwards all ranks have rank 0's content."""
         return nullcontext()
 
     def backward(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Open while gradients of `module` are computed."""
+        """A context in which the gradients of `module` are computed."""
         return nullcontext()
 
     def flat(self, parameter: nn.Parameter) -> Tensor:
-        """The tensor that the optimizer updates, of which `parameter` is a part."""
+        """The tensor that the optimizer updates; `parameter` is a part of it."""
         return parameter
 
     def step_count(self, parameter: nn.Parameter) -> Tensor:
@@ -60,11 +59,11 @@ class ReplicatedState:
         """Writes the optimizer's own copy of a weight, where it has one."""
 
     def forget_gradients(self) -> None:
-        """After a step: a parameter that the next step does not use must not meet its old gradient."""
+        """Clears gradients after a step, so that parameters that the next step does not use have none."""
 
 
 class PartitionedMoments(ReplicatedState):
-    """Stages 1 and 2: one flat tensor per parameter group and rank."""
+    """State of stages 1 and 2: one flat tensor per parameter group and rank."""
 
     def _create_moments(self) -> None:
         super()._create_moments()
@@ -84,7 +83,7 @@ class PartitionedMoments(ReplicatedState):
 
 
 class PartitionedWeights(ReplicatedState):
-    """Stage 3: every parameter is cut into equal parts, the last one padded."""
+    """State of stage 3: every parameter is divided into equal parts, the last one padded."""
 
     def _create_moments(self) -> None:
         self.optimizer.create_state(self.zero.fp32_partitioned_groups_flat)
@@ -97,11 +96,11 @@ class PartitionedWeights(ReplicatedState):
         )
 
     def backward(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """DeepSpeed gathers a module's weights when the gradient of its output arrives, which it sees in
-        tensors, lists and dicts only.
+        """A context that gathers the parameters which modules with children own themselves, such as the
+        position embedding and prefix tokens.
 
-        Our modules that have children exchange dataclasses; what they own themselves (position embedding,
-        prefix tokens) is gathered here.
+        DeepSpeed gathers a module's weights when the gradient of its output arrives, in tensors, lists and
+        dicts only; these modules return dataclasses.
         """
         owners = (part for part in module.modules() if next(part.children(), None) is not None)
         owned = [parameter for owner in owners for parameter in owner.parameters(recurse=False)]

@@ -11,20 +11,21 @@ from pipeline.errors import ConfigError
 
 ReductionSpec = int | float | tuple[float, float] | Sequence[int]
 """int r: r tokens per block. (r, inflection): linear from r * (1 - inflection) to r * (1 + inflection). list:
-r per block, short ones continue with 0. float in (0, 1]: keep rate, the share of patches that a block keeps.
+r per block, continued with 0 where it is short. float in (0, 1]: keep rate, the share of patches that a block
+keeps.
 """
 
 GridReduction = Callable[[tuple[int, int]], ReductionSpec]
-"""The reduction for an input of a grid (h, w) of patches."""
+"""Maps a grid (h, w) of patches to the reduction for that input."""
 
 
 def mergeable(num_tokens: int, num_prefix: int) -> int:
-    """Most tokens that one block can remove."""
+    """Largest number of tokens that one block can remove."""
     return max(0, (num_tokens - num_prefix) // 2)
 
 
 def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix: int) -> tuple[int, ...]:
-    """r of each block, each capped to what can be merged there.
+    """r of each block, capped to what the block can merge.
 
     Raises ConfigError for a spec that is not one of the forms of ReductionSpec.
     """
@@ -40,12 +41,12 @@ def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefi
 def reduction_for_merged(
     backbone: Any, share: float, grid: tuple[int, int], *, within: float = 1.0
 ) -> list[int]:
-    """r of each block, such that exactly `share` of the grid's patches (rounded) is merged behind the last
-    block of a MergingViT.
+    """r of each block of a MergingViT, such that `share` of the grid's patches (rounded) is merged after the
+    last block.
 
-    within: the share of the blocks, from the first one, that merge; the fewer, the more is saved. Each of
-    them keeps the same share of what it is given, to rounding. Raises ConfigError for a share that is not in
-    (0, 1), or that the blocks cannot reach.
+    within: the share of the blocks, from the first one, that merge; fewer blocks save more MACs. Each of them
+    keeps the same share of its patches, up to rounding. Raises ConfigError for a share that is not in (0, 1),
+    or that the blocks cannot reach.
     """
     if not 0 < share < 1:
         raise ConfigError(f"share of merged patches is {share}; give a number in (0, 1)")
@@ -66,14 +67,14 @@ def reduction_for_merged(
 
 
 def merging_blocks(depth: int, within: float) -> int:
-    """How many blocks `within`, a share of them from the first one, is: one at least. Raises ConfigError."""
+    """Number of blocks that merge, at least one. within: their share in (0, 1]. Raises ConfigError."""
     if not 0 < within <= 1:
         raise ConfigError(f"share of the blocks that merge is {within}; give a number in (0, 1]")
     return max(1, round(within * depth))
 
 
 def check_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix: int) -> None:
-    """Raises ConfigError where the spec asks for more tokens than the input has patches."""
+    """Raises ConfigError where the spec removes as many tokens as the input has patches, or more."""
     if isinstance(spec, float):
         resolve_schedule(spec, depth, num_tokens, num_prefix)
         return
@@ -96,7 +97,7 @@ def tokens_per_block(schedule: Sequence[int], num_tokens: int) -> tuple[int, ...
 
 
 def merged_shares(schedule: Sequence[int], patches: int) -> list[float]:
-    """Of each block, the share of the patches that it is given which it removes."""
+    """Share of its patches that each block removes. patches: number before the first block."""
     before = (patches, *tokens_per_block(schedule, patches)[:-1])
     return [r / max(1, left) for r, left in zip(schedule, before, strict=True)]
 
@@ -129,7 +130,7 @@ def _whole(r: object) -> int:
 
 
 def _inflected(r: float, inflection: float, depth: int) -> list[int]:
-    """ToMe's (r, inflection): -1 removes most tokens early, +1 late; the entries are truncated."""
+    """Schedule of ToMe's (r, inflection): -1 removes most tokens early, +1 late; entries are truncated."""
     if not -1 <= inflection <= 1 or int(r) != r:
         raise ConfigError(f"reduction ({r}, {inflection}): give a whole r and an inflection in [-1, 1]")
     low = int(r * (1 - inflection))

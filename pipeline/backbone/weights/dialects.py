@@ -1,5 +1,4 @@
-"""State dicts of other projects, put under our keys. A dialect is the way in which a project names
-tensors."""
+"""Translation of other projects' state dicts to our keys. A dialect is a project's way to name tensors."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,11 +9,11 @@ Dialect = Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor] | None]
 or None for a state dict of another project. Names that it does not know stay as they are."""
 
 DIALECTS: dict[str, Dialect] = {}
-"""Name of a project -> its dialect. A state dict is of one project at the most."""
+"""Name of a project -> its dialect. At most one dialect knows a state dict."""
 
 
 def translated(state_dict: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict in the dialect that knows it; as it is where none does."""
+    """The state dict translated by the dialect that knows it; unchanged where none does."""
     for dialect in DIALECTS.values():
         if (tensors := dialect(state_dict, module)) is not None:
             return tensors

@@ -11,8 +11,8 @@ _FUSED_LAYER = re.compile(r"^(.*blocks\.\d+\.)attn\.qkv\.(qkv_layer|metric_layer
 
 
 def dtem_release_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
-    """The release keeps the layers for qkv and for the metric inside a fused layer, whose own weights repeat
-    theirs: those of the inner layers are taken. None for another project's state dict."""
+    """The tensors under timm's keys; None for another project's state dict. The release keeps the layers for
+    qkv and for the metric inside a fused layer, whose own weights repeat theirs; the inner ones are taken."""
     plain = {plain_key(key): value for key, value in state_dict.items()}
     inner = {key: match.groups() for key in plain if (match := _FUSED_LAYER.match(key))}
     if not inner:

@@ -1,4 +1,4 @@
-"""Files and folders that hold weights -> state dicts. Nothing in them can run code."""
+"""Reading of state dicts from files and folders. Nothing in them can run code."""
 
 import json
 import re
@@ -17,14 +17,14 @@ from pipeline.config.schema import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
 
 Grid = tuple[int, int]
-"""Patches: (rows, columns)."""
+"""Grid of patches: (rows, columns)."""
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Names under which files keep a state dict; of several, the first is taken."""
+"""Names under which files keep a state dict. Where a file has several, the first is taken."""
 
 
 class Weights(dict[str, Tensor]):
-    """A state dict whose file says what grid its position embedding is made for, or does not (None)."""
+    """A state dict, and the grid of its position embedding; None where the file does not say it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], grid: Grid | None):
         super().__init__(tensors)
@@ -32,11 +32,11 @@ class Weights(dict[str, Tensor]):
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pth/.pt/.bin file (tensors only: nothing in it can run code).
+    """Tensors of a .safetensors, .pth, .pt or .bin file, or of a folder. Nothing in them can run code.
 
-    A run's folder stands for its best checkpoint, or its last; a checkpoint's folder for its weights,
-    averaged ones first; that of `dtem export` for its file. The usual wrappers are opened, averaged weights
-    first, as by timm (WRAPPERS). `NAME:...` is read by the source of that name in SOURCES.
+    The folder of a run is read as its best checkpoint, else its last; that of a checkpoint as its weights,
+    with averaged ones in their place; that of `dtem export` as its file. The usual wrappers are opened,
+    averaged weights first, as timm does (WRAPPERS). `NAME:...` is read by the source of that name in SOURCES.
     Raises CheckpointError.
     """
     if (named := named_source(str(path))) is not None:
@@ -57,9 +57,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as err:
         raise CheckpointError(f"{path} cannot be read: {str(err) or 'it is empty or cut short'}") from err
-    except (
-        Exception
-    ) as err:  # the unpickler's own error class lives in pickle, which this project does not import
+    # the unpickler's own error class is in pickle, which this project does not import
+    except Exception as err:
         raise CheckpointError(_more_than_tensors(path, str(err))) from err
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -70,7 +69,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    """With the grid that `dtem export` notes beside the tensors."""
+    """The tensors, and the grid that `dtem export` writes beside them."""
     with safe_open(path, framework="pt") as file:
         sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", (file.metadata() or {}).get("grid", ""))
         return Weights(
@@ -80,7 +79,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _more_than_tensors(path: Path, reason: str) -> str:
-    """timm's train script and mmengine's Runner save their arguments and their log along with the weights."""
+    """Message for a file with other objects, such as the arguments in files of timm's train script."""
     found = re.search(r"GLOBAL ([\w.]+)", reason)
     inside = f" ({found[1]})" if found else ""
     keep = f"torch.save(torch.load('{path}', weights_only=False)['state_dict'], 'weights.pth')"
@@ -91,7 +90,7 @@ def _more_than_tensors(path: Path, reason: str) -> str:
 
 
 def _grid_of_run(folder: Path) -> Grid | None:
-    """Of the position embedding in a checkpoint, by the backbone's section of the config in its manifest."""
+    """Grid of a checkpoint's position embedding, by the config in its manifest; None without one."""
     if not (manifest := folder / "manifest.json").is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint fills which tensor of a model."""
+"""Matching of the tensors of a checkpoint with those of a model, by their keys."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,18 +14,18 @@ _OF_A_TASK = re.compile(r"^tasks\.([^.]+)\.")
 
 
 def plain_key(key: str) -> str:
-    """The key in timm's spelling: without our `backbone.`, and without `module.` and `_orig_mod.` of wrappers
-    (DistributedDataParallel, torch.compile)."""
+    """The key in timm's spelling: without our `backbone.`, and without the `module.` and `_orig_mod.` of
+    DistributedDataParallel and torch.compile."""
     return _WRAPPERS.sub("", key).removeprefix("model.").removeprefix("backbone.")
 
 
 def sources_of(
     module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """own: the module's tensors. given: a checkpoint's, by plain key.
+    """Two tables: key of the module -> plain key of the checkpoint that fills it; and, for tensors that
+    depend on another number of classes, key of the module -> both shapes.
 
-    Returns key of the module -> plain key that fills it; and, for tensors that depend on another number of
-    classes, key of the module -> both shapes.
+    own: tensors of the module. given: tensors of the checkpoint by plain key.
     """
     roles, heads, shared = roles_of(module), heads_of(module), _shared_keys(module)
     num_classes = {name: task.num_classes for name, task in _classifiers(module)}
@@ -47,7 +47,7 @@ def sources_of(
 
 
 def heads_of(module: nn.Module) -> dict[str, tuple[str, str]]:
-    """Key of a head's tensor -> its task, and the key within the head."""
+    """Key of a head's tensor -> its task, and its key within the head."""
     return {
         key: (role.owner, key.removeprefix(f"tasks.{role.owner}."))
         for key, role in roles_of(module).items()
@@ -82,7 +82,7 @@ def _classifiers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _of_other_classes(own: Tensor, given: Tensor, num_classes: int | None) -> bool:
-    """Whether the number of classes is all in which the shapes differ."""
+    """Whether the shapes differ in the number of classes alone."""
     if num_classes is None or own.ndim != given.ndim:
         return False
     differing = [size for size, other in zip(own.shape, given.shape, strict=True) if size != other]

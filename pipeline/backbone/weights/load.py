@@ -1,4 +1,4 @@
-"""Weights into a backbone or a whole model, whatever project named their tensors."""
+"""Loading of weights, under the keys of any known project, into a backbone or a whole model."""
 
 import logging
 import re
@@ -23,25 +23,25 @@ log = logging.getLogger(__name__)
 DIALECTS |= {"openmmlab": openmmlab_weights, "dtem_release": dtem_release_weights}
 
 FILLED = 0.9
-"""Least part of a backbone's numbers that weights have to fill, metric embeddings apart. Weights that fill
-fewer are of another architecture, or have keys of a style that is not known."""
+"""Least share of a backbone's numbers, metric embeddings excluded, that weights have to fill. Weights that
+fill fewer are of another architecture, or have keys of an unknown style."""
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 
 def load_weights(
     module: nn.Module, state_dict: Mapping[str, Tensor], *, grid: Grid | None = None
 ) -> LoadReport:
-    """Copies what fits into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, or those of a
-    project in DIALECTS.
+    """Copies the tensors that fit into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, or
+    those of a project in DIALECTS.
 
-    A position embedding of another grid is resampled; `grid` is that of the checkpoint, (rows, columns), and
-    None is what its file says, else a square. A timm classifier's head fills the only task, or all tasks
-    whose head has its shapes. A head of another model fills the task of its own name; where both models have
-    one task, that one. What depends on another number of classes stays as it was drawn, as with timm's
-    `num_classes`. What weighs the losses belongs to a run and stays as it is.
+    A position embedding of another grid is resampled. grid: (rows, columns) of the checkpoint; None: what its
+    file says, else a square. The head of a timm classifier fills the only task, or all tasks whose heads have
+    its shapes. The head of another model fills the task of the same name, or the only task where both models
+    have one. Tensors that depend on another number of classes keep their values, as with timm's
+    `num_classes`; so do the weights of the losses, which belong to a run.
 
-    Raises CheckpointError where nothing fits, where some of the backbone is filled but most of it is not, or
-    where a tensor has another shape (it names the first). The module is then as it was.
+    Raises CheckpointError, and leaves the module as it was, where no tensor fits, where the backbone is
+    filled in part but not to FILLED, or where a tensor has another shape.
     """
     own = dict(module.state_dict(keep_vars=True))
     grid = grid or getattr(state_dict, "grid", None)
@@ -70,8 +70,8 @@ def load_weights(
 
 
 def check_filled(module: nn.Module, filled: Collection[str], source: str) -> None:
-    """filled: keys of the module that got a value. Raises CheckpointError where most of its backbone did
-    not."""
+    """Raises CheckpointError where less than FILLED of the backbone's numbers got a value. filled: keys of
+    the module that did."""
     roles = roles_of(module)
     own = {key: value.numel() for key, value in module.state_dict().items() if roles[key].kind == BASE}
     part = sum(number for key, number in own.items() if key in filled) / sum(own.values())
@@ -94,7 +94,7 @@ def backbone_of(module: nn.Module) -> MergingViT:
 def _resample_positions(
     values: dict[str, Tensor], own: Mapping[str, Tensor], backbone: MergingViT, grid: Grid | None
 ) -> tuple[Grid, Grid] | None:
-    """Puts the position embedding among the values onto the backbone's grid; both grids where they differ."""
+    """Resamples the position embedding in `values` to the backbone's grid. Both grids, where they differ."""
     for key in values:
         if key.removeprefix("backbone.") == "pos_embed":
             values[key], grids = resampled(values[key], own[key], backbone, grid)
@@ -122,7 +122,7 @@ def _warn_of_spare_blocks(left: Collection[str], backbone: MergingViT) -> None:
 
 
 def _places_of_heads(module: nn.Module, sources: Mapping[str, str]) -> dict[str, str]:
-    """Task -> where in the checkpoint its head was found."""
+    """Task -> place of its head in the checkpoint."""
     heads = heads_of(module)
     return {
         heads[key][0]: name.removesuffix(heads[key][1]).rstrip(".")

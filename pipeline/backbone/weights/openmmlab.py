@@ -1,5 +1,5 @@
-"""State dicts of mmseg's and mmpretrain's VisionTransformer under timm's keys. The names of the tensors are
-all that this knows of them."""
+"""State dicts of mmseg's and mmpretrain's VisionTransformer under timm's keys, by the names of the tensors
+alone."""
 
 import re
 from collections.abc import Mapping
@@ -31,15 +31,15 @@ _OUTSIDE = {
     "head.layers.head.": "head.",
     "head.layers.head_dist.": "head_dist.",
 }
-"""mmseg's norm before the blocks is `ln_pre`, mmpretrain's `pre_norm`; its `ln2` is the norm behind an
-average over the tokens."""
+"""The norm before the blocks is `ln_pre` in mmseg and `pre_norm` in mmpretrain, whose `ln2` is the norm after
+average pooling."""
 _PATCHES = "patch_embed.projection."
 
 
 def openmmlab_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
-    """The tensors under timm's keys, a name that no ViT has as it is; None for another project's state dict.
+    """The tensors under timm's keys; None for another project's state dict. Unknown names stay as they are.
 
-    mmseg's patch projection has no bias by default: the module's is then 0.
+    mmseg's patch projection has no bias by default; the module's is then 0.
     """
     plain = {re.sub(r"^(module\.|backbone\.)+", "", key): value for key, value in state_dict.items()}
     if f"{_PATCHES}weight" not in plain:

@@ -1,4 +1,4 @@
-"""Position embeddings of another grid."""
+"""Resampling of a position embedding from another grid."""
 
 import math
 
@@ -15,8 +15,8 @@ def resampled(
 ) -> tuple[Tensor, tuple[Grid, Grid] | None]:
     """A position embedding [1, prefix + rows * columns, C], resampled from its grid to the backbone's.
 
-    grid: of `value`; None where it is not known. Returns the embedding, and both grids where they differ. One
-    that no grid explains is returned as it is.
+    grid: that of `value`; None where it is unknown. Returns the embedding, and both grids where they differ.
+    An embedding that fits no grid is returned as it is. Raises CheckpointError where two grids fit.
     """
     if value.ndim != own.ndim or value.shape[-1] != own.shape[-1]:
         return value, None
@@ -31,8 +31,8 @@ def resampled(
 
 
 def _likely_grid(positions: int, own: Grid) -> Grid | None:
-    """A square, or else the backbone's own grid; None where the number of positions fits neither. Raises
-    CheckpointError where it fits both."""
+    """The grid of this number of positions: a square, else the backbone's own; None where neither fits.
+    Raises CheckpointError where both do."""
     side = math.isqrt(max(positions, 0))
     is_square, is_own = side > 0 and side**2 == positions, positions == own[0] * own[1]
     if is_square and is_own and own != (side, side):

@@ -1,5 +1,4 @@
-"""What a run's data is not told it takes from the backbone: the size of the crop, and how the weights want
-their pixels."""
+"""Defaults of a run's data from its backbone: the size of the crop, and the preprocessing of the weights."""
 
 import json
 import logging
@@ -26,8 +25,8 @@ def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
     None. Explicit values stay.
 
     Warns of an explicit size that is not the backbone's, whose position embedding is then resampled in every
-    forward, and of an explicit mean or std that is not that of the weights. Crop and interpolation may differ
-    by a recipe: they are told. Raises ConfigError.
+    forward pass, and of an explicit mean or std other than the weights'. Crop and interpolation may differ by
+    recipe: their difference is logged as information. Raises ConfigError.
     """
     wanted, whose = preprocessing_of(config.backbone)
     size = facts.grid[0] * facts.patch[0], facts.grid[1] * facts.patch[1]
@@ -39,11 +38,11 @@ def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
 
 
 def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]:
-    """How the backbone's weights want their pixels, and who says so.
+    """Preprocessing of the backbone's weights, and the name of who states it.
 
-    Of `NAME:...` its source says it, of a run its own config, of a file of `dtem export` the card beside it,
-    and of timm's weights timm's table. Of another file nothing is known: it is taken for one of the weights
-    that timm has under `backbone.name`, and so are weights that are drawn anew; then nobody says so (None).
+    It comes from the source for `NAME:...`, from the config for a run, from the card beside it for a file of
+    `dtem export`, and from timm's table for timm's weights. Other files, and weights that are drawn anew, get
+    what timm's table has for `backbone.name`, with the name None.
     """
     if (named := named_source(config.weights or "")) is not None:
         source, where = named
@@ -58,7 +57,8 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
 
 
 def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
-    """ImageNet's where the values lack some, or have another interpolation or way to crop than ours."""
+    """Preprocessing of these values. ImageNet's stands in for missing ones, and for unknown ways to crop or
+    interpolate."""
     known: dict[str, Any] = {
         item.name: values[item.name] for item in fields(Preprocessing) if values.get(item.name) is not None
     }
@@ -71,8 +71,8 @@ def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
 
 
 def _preprocessing_of_run(folder: Path) -> Preprocessing | None:
-    """Of the run whose folder, or checkpoint's folder, this is; None where its tasks do not agree, or there
-    is no run."""
+    """Preprocessing of the run of this folder, its own or a checkpoint's; None where its tasks differ, or
+    there is no run."""
     try:
         tasks = load_config(run_of(folder) / "config.json").tasks.values()
     except (ConfigError, OSError):
@@ -82,8 +82,8 @@ def _preprocessing_of_run(folder: Path) -> Preprocessing | None:
 
 
 def _preprocessing_of_export(place: Path) -> Preprocessing | None:
-    """By the card of an exported file, or of its folder; None where there is no card. Raises ConfigError for
-    one that says nonsense."""
+    """Preprocessing in the card of an exported file or folder; None where there is no card. Raises
+    ConfigError for wrong values."""
     card = place / "model.json" if place.is_dir() else place.with_suffix(".json")
     try:
         given = json.loads(card.read_text(encoding="utf-8"))["input"]
@@ -96,7 +96,8 @@ def _preprocessing_of_export(place: Path) -> Preprocessing | None:
 
 
 def _filled(data: DataConfig, size: tuple[int, int], wanted: Preprocessing) -> DataConfig:
-    usual = asdict(wanted) | {"hflip": 0.0 if data.tokenizer else 0.5}  # a mirrored caption would lie
+    # captions can name left and right, so their images are not mirrored
+    usual = asdict(wanted) | {"hflip": 0.0 if data.tokenizer else 0.5}
     lacking = {name: value for name, value in usual.items() if getattr(data.augment, name) is None}
     img_size = data.img_size if data.img_size is not None else size[0] if size[0] == size[1] else size
     return replace(data, img_size=img_size, augment=replace(data.augment, **lacking))

@@ -1,4 +1,4 @@
-"""What `load_weights` did."""
+"""Report of `load_weights`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from pipeline.backbone.weights.files import Grid
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was taken from a checkpoint, and what was not. `print` it."""
+    """Tensors that were taken from a checkpoint, and those that were not. `print` shows it as a sentence."""
 
     sources: Mapping[str, str]
     """Key of the module -> key of the checkpoint that filled it."""
@@ -17,11 +17,11 @@ class LoadReport:
     left: tuple[str, ...]
     """Keys of the checkpoint that filled nothing."""
     redrawn: Mapping[str, str] = field(default_factory=dict)
-    """Among `missing`, what depends on another number of classes -> both shapes."""
+    """Key among `missing` that depends on another number of classes -> both shapes."""
     grids: tuple[Grid, Grid] | None = None
     """Grid of the position embedding in the checkpoint and in the module, where it was resampled."""
     heads: Mapping[str, str] = field(default_factory=dict)
-    """Task -> where in the checkpoint its head was found; empty text for the head of a classifier."""
+    """Task -> place of its head in the checkpoint; empty text for the head of a classifier."""
 
     @property
     def taken(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Weights by another project's names: `NAME:...` in `backbone.weights`."""
+"""Sources of weights: `NAME:...` in `backbone.weights` names one, and the weights by that project's name."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -9,19 +9,19 @@ from pipeline.registry import Registry
 
 
 class WeightSource(Protocol):
-    """Finds weights by the names that a project gave them. Importing one does not import that project."""
+    """Finds weights by a project's own names for them. Importing a source does not import that project."""
 
     def state_dict(self, where: str) -> dict[str, Tensor]:
         """The tensors of `NAME:where`. Raises ConfigError and CheckpointError."""
         ...
 
     def preprocessing(self, where: str) -> Mapping[str, Any]:
-        """How the weights at `NAME:where` want their pixels: fields of Preprocessing. Raises ConfigError."""
+        """Fields of Preprocessing for the weights at `NAME:where`. Raises ConfigError."""
         ...
 
 
 SOURCES: Registry[WeightSource] = Registry("source of weights")
-"""Filled by the package `tasks`, as TASKS is."""
+"""Sources by name. The package `tasks` fills it, like TASKS."""
 
 
 def named_source(weights: str) -> tuple[WeightSource, str] | None:

@@ -1,5 +1,5 @@
-"""What a dataset schema offers to the stream: which members a sample has, how they decode, and how samples
-become a batch."""
+"""Protocol of a dataset schema: the members of a sample, their decoding, and the way from samples to a
+batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,9 +15,10 @@ from pipeline.registry import Registry
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample as a batch holds it, or one of its views.
+    """A sample, or one of its views, ready for a batch.
 
-    image: uint8 [3, H, W]. target: whatever the schema's `targets` takes. address: of its randomness.
+    image: uint8 [3, H, W]. target: in the form that the schema's `targets` takes. address: key of its random
+    draws.
     """
 
     key: str
@@ -27,20 +28,19 @@ class Sample:
 
 
 class DatasetSchema(Protocol):
-    """Built with (config: DataConfig, manifest: Manifest), ConfigError for options that it does not use;
-    holds options, never state.
+    """A dataset's kind of samples. Built with (config: DataConfig, manifest: Manifest); raises ConfigError
+    for options that it does not use. It has options, never state.
 
-    Where its samples have classes it also takes labels: Labels, what the labels of the shards become.
+    A schema with classes also takes labels: Labels, which renumber the labels of the shards.
     """
 
     gives: type
-    """The dataclass of its targets."""
+    """Dataclass of its targets."""
     classes: tuple[str, ...]
-    """Names of what its labels 0, 1, ... stand for."""
+    """Class names of its labels 0, 1, ..."""
 
     def missing(self, schema: Sequence[str]) -> str:
-        """What a set with these member suffixes lacks for this schema, in words; empty where it lacks
-        nothing."""
+        """Members that a set with these member suffixes lacks for this schema, in words; empty for none."""
         ...
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, Any]:
@@ -48,23 +48,24 @@ class DatasetSchema(Protocol):
         ...
 
     def train(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
-        """Random changes, drawn from the global CPU generators; the image becomes uint8 [3, *img_size].
+        """(image, target) of a view, changed by draws from the global CPU generators; image uint8
+        [3, *img_size].
 
-        Called once for each view: what is given stays as it is.
+        Called once per view, so the arguments must not be changed.
         """
         ...
 
     def evaluate(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
-        """The fixed way of evaluation samples."""
+        """(image, target) of an evaluation sample, by fixed preprocessing."""
         ...
 
     def shortened(self, target: Any) -> str:
-        """What `train` or `evaluate` left out of a target to make it fit, in words that are the same for
-        every sample; mostly nothing."""
+        """The part that `train` or `evaluate` left out of a target to make it fit, in words that are the same
+        for every sample; mostly empty."""
         ...
 
     def targets(self, targets: Sequence[Any]) -> Any:
-        """The task's dataclass for a batch. Raises ConfigError where they do not stack (see `stacked`)."""
+        """Dataclass of the targets of a batch. Raises ConfigError for different shapes (see `stacked`)."""
         ...
 
 
@@ -72,8 +73,8 @@ DATASETS: Registry[DatasetSchema] = Registry("dataset schema")
 
 
 def refuse_unused(config: DataConfig, augment: Sequence[str], own: Sequence[str] = ("tokenizer",)) -> None:
-    """ConfigError where an option that the schema does not use (of config.augment, or config's own) differs
-    from its default."""
+    """Raises ConfigError where an option that the schema does not use differs from its default. augment:
+    options of config.augment. own: options of config itself."""
     given = [f"data.augment.{name}={value!r}" for name, value in _changed(config.augment, augment).items()]
     given += [f"data.{name}={value!r}" for name, value in _changed(config, own).items()]
     if given:
@@ -81,15 +82,15 @@ def refuse_unused(config: DataConfig, augment: Sequence[str], own: Sequence[str]
 
 
 def _changed(section: AugmentConfig | DataConfig, names: Sequence[str]) -> dict[str, Any]:
-    """The values, by name, that are not their field's default; every field that is asked for has a plain
-    one."""
+    """Name -> value of the fields that differ from their defaults. Each of these fields has a plain
+    default."""
     default = {field.name: field.default for field in fields(section)}
     return {name: getattr(section, name) for name in names if getattr(section, name) != default[name]}
 
 
 def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
-    """[...] of equal shapes -> [B, ...]; ConfigError for different ones, which only evaluation in the stored
-    sizes has."""
+    """B tensors [...] of equal shape -> [B, ...]. Raises ConfigError for different shapes, which only
+    evaluation in stored sizes has."""
     shapes = sorted({tuple(tensor.shape[-2:]) for tensor in tensors})
     if len(shapes) > 1:
         sizes = " and ".join(f"{height}x{width}" for height, width in shapes[:2])
