@@ -20,9 +20,10 @@ from record import write_record
 from stages import arguments, data_options, percent, shown, train_on_two_cores, train_side_by_side, trial
 
 from launch.measure.sweep import Target, sweep
-from launch.saved.run import UNTRAINED, build, grid_of, read_run
+from launch.saved.run import UNTRAINED, build, read_run
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.data.stream import build_eval_loader
+from pipeline.model import training_grid
 from pipeline.objectives.distill import divergence
 
 MACS = (0.7, 0.5, 0.3)
@@ -87,7 +88,9 @@ def compare(
 def mean_divergence(run: Any, target: float, suffix: str) -> float:
     """Mean KL of the hard-merged model's classes from the unmerged model's."""
     model, task = build(run, "dtem" + suffix), "cifar10"
-    reduction = reduction_for_macs(model.backbone, target, grid_of(run, model, task))
+    reduction = reduction_for_macs(
+        model.backbone, target, training_grid(model.backbone, run.config.tasks[task])
+    )
     total, samples = 0.0, 0
     for pixels in build_eval_loader(task, run.config.tasks[task].data, rank=0, world_size=1):
         batch = pixels.to("cpu")

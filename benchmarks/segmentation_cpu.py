@@ -48,7 +48,7 @@ def main() -> None:
     images = torch.randn(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
     results = []
     for within, threads in product(args.within, args.threads):
-        reduction = reduction_for_merged(backbone, args.merged, backbone.grid, within=within)
+        reduction = reduction_for_merged(backbone.depth, args.merged, backbone.grid, within=within)
         results += compare(
             backbone,
             images,

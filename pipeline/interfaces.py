@@ -1,15 +1,15 @@
 """What the parts of the pipeline promise one another."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import ConfigError
 from pipeline.parts import BALANCE, BASE, HEAD, METRIC
 from pipeline.pixels import Normalisation
-from pipeline.ranks import Ranks
 from pipeline.token_state import BackboneOutput
 
 Sums = dict[str, tuple[Tensor, Tensor | float]]
@@ -122,43 +122,59 @@ class LogProbs:
     counts: Tensor | None = None
 
 
-class Task(Protocol):
-    """A head and its loss. An nn.Module; what it returns in `logs` is what is reported."""
+class Task(nn.Module):
+    """A head and its loss; what `forward` returns in `logs` is what is reported. A subclass says `reads`,
+    `main_metric` and `metric_units`, and gives the methods that raise here; the rest has defaults."""
 
     reads: type
     """The dataclass of targets (see `pipeline.data.targets`) that its batches have."""
-    taps: tuple[int, ...]
+    taps: tuple[int, ...] = ()
     """Blocks whose states the head reads."""
-    reads_final: bool
+    reads_final: bool = True
     """Whether it reads the final state as well; if not, what is behind the last tap changes nothing."""
-    unmerge: str | None
+    unmerge: str | None = None
     """How the head unmerges (one of `pipeline.merging.unmerge.UNMERGES`), or None where it does not."""
+    num_classes: int = 0
+    """How many classes the head tells apart; 0 where it tells none."""
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
     metric_units: Mapping[str, str]
     """The metrics that tables and plots show, main_metric first, and their units: `%` for a share in [0, 1],
     else what stands behind the number as it is (may be nothing)."""
 
-    def __call__(self, output: BackboneOutput, batch: Batch) -> TaskOutput: ...
+    def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
+        raise NotImplementedError
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where shards with these classes have more than the head can tell."""
-        ...
+        needed = len(classes)
+        if 0 < self.num_classes < needed:
+            raise ConfigError(
+                f"the shards have {needed} classes, the head has {self.num_classes}; give "
+                f"head.num_classes={needed}"
+            )
 
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
         """What the output of a batch predicts, for objectives that compare predictions or draw from them."""
-        ...
+        raise NotImplementedError
+
+    def input_size(self, batch: Batch) -> tuple[int, int]:
+        """(height, width) of the first images that `infer` gives to `encode`: the batch's, or a window's."""
+        return batch.images.shape[-2], batch.images.shape[-1]
 
     def infer(self, encode: Encode, batch: Batch) -> Any:
         """What a user is given for the batch's images: classes, masks, captions. Calls `encode` as often as
-        it likes: per window, per scale. Speed is measured on it, and compute; where its work depends on what
-        is predicted, the task has another method, `infer_in_full`, on which compute is measured: all the work
-        that any prediction takes."""
-        ...
+        it likes: per window, per scale. Speed is measured on it."""
+        raise NotImplementedError
+
+    def infer_in_full(self, encode: Encode, batch: Batch) -> Any:
+        """All the work that any prediction takes, on which compute is measured: `infer`, but where its work
+        depends on what is predicted."""
+        return self.infer(encode, batch)
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """What the metrics are made of, over the batch's samples."""
-        ...
+        raise NotImplementedError
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """The metrics of tallies that were added up, tensors on the CPU, `samples` (how many) among them.
@@ -166,77 +182,18 @@ class Task(Protocol):
 
         thorough: also those that take long, for which training does not wait.
         """
-        ...
+        raise NotImplementedError
 
 
-class BatchStream(Protocol):
-    """An endless stream of this rank's micro-batches of one task.
-
-    Micro-batch k of rank `rank` holds positions [k * G + rank * b, ... + b) of an endless sample order, in
-    which each epoch is a permutation that is a pure function of (seed, epoch, manifest); b is the micro-batch
-    size in samples and G = b * world_size. Each sample is there as `views` images.
-    """
+class TaskData(Protocol):
+    """A task's samples, as they are told to a model and to a user."""
 
     num_samples: int
-    """Samples of one epoch."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-
-    def state_dict(self) -> dict[str, int]:
-        """`samples`: position in the global order behind the last batch handed out. It costs no replay."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None: ...
-
-
-class Evaluator(Ranks, Protocol):
-    """Ranks that hold a model each, and evaluate it."""
-
-    module: nn.Module
-    """The bare model."""
-    forward_is_collective: bool
-    """Whether all ranks must run equally many forwards (ZeRO 3)."""
-
-    def evaluate(self, batch: Batch, **options: Any) -> Tallies:
-        """The model's tallies of a batch, under the precision of the run and without gradients. At ZeRO 3 a
-        collective."""
-        ...
-
-
-class Engine(Evaluator, Protocol):
-    """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed.
-
-    A step whose gradient norm is not finite is skipped on all ranks: weights, moments and step counts stay as
-    they are. A loss that is not finite makes it so. (Running statistics are the loop's business.) A parameter
-    group whose lr is 0 rests in the same sense.
-    """
-
-    def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
-        """The model's output, under the engine's precision."""
-        ...
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulates the gradients of a micro-batch; last: of the step's last one, behind which ranks
-        exchange what they have not yet.
-
-        Parameters that no micro-batch of the step uses have a gradient of 0.
-        """
-        ...
-
-    def step(self, lrs: Mapping[str, float]) -> Tensor:
-        """Behind the last micro-batch: clips, updates with `lrs` per parameter group, clears. The gradient's
-        norm before clipping, a device scalar."""
-        ...
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Full fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`,
-        `step.NAME`), on the CPU, on rank 0 (other ranks may return an empty dict). A collective."""
-        ...
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_tensors`, at any world size and ZeRO stage. A collective; every rank gives
-        all tensors."""
-        ...
+    """Of one epoch, over all ranks."""
+    classes: tuple[str, ...]
+    """What labels stand for; empty where there are none."""
+    gives: type
+    """The dataclass of targets that its batches have."""
 
 
 @dataclass

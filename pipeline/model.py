@@ -17,9 +17,19 @@ from pipeline.backbone.weights.load import check_filled, load_weights
 from pipeline.balancing import Balancing, Fixed, build_balancing
 from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.interfaces import JOINT_STEP, Batch, Encode, Scores, StepSpec, Tallies, TaskOutput
+from pipeline.interfaces import (
+    JOINT_STEP,
+    Batch,
+    Encode,
+    Scores,
+    StepSpec,
+    Tallies,
+    Task,
+    TaskData,
+    TaskOutput,
+)
 from pipeline.merging.schedule import GridReduction, ReductionSpec
-from pipeline.objectives import OBJECTIVES
+from pipeline.objectives import OBJECTIVES, Objective
 from pipeline.parts import BASE, HEAD, METRIC, TRAINED, ModulesOfTasks, Role, roles_of
 from pipeline.plan.facts import reduction_of
 from pipeline.registry import Registry
@@ -27,11 +37,11 @@ from pipeline.token_state import BackboneOutput
 
 log = logging.getLogger(__name__)
 
-TASKS: Registry[nn.Module] = Registry("task")
+TASKS: Registry[Task] = Registry("task")
 """Filled by the package `tasks`, which whoever builds a model imports."""
 
 
-class Heads(ModulesOfTasks):
+class Heads(ModulesOfTasks[Task]):
     """Task -> its head."""
 
     part_kind = HEAD
@@ -44,8 +54,8 @@ class MultiTaskModel(nn.Module):
     def __init__(
         self,
         backbone: MergingViT,
-        tasks: Mapping[str, nn.Module],
-        objective: nn.Module,
+        tasks: Mapping[str, Task],
+        objective: Objective,
         *,
         balancing: Balancing | None = None,
         reductions: Mapping[str, ReductionSpec] | None = None,
@@ -80,7 +90,7 @@ class MultiTaskModel(nn.Module):
         """The backbone's output with what the task reads. reduction None: the task's own, or the backbone's.
         options: see MergingViT; a pass is one of training where this model, whatever the mode of its parts,
         is in training mode."""
-        head: Any = self.tasks[task]
+        head = self.tasks[task]
         options = {"taps": head.taps, "unmerge": head.unmerge, "training": self.training} | options
         return self.backbone(
             images, reduction=self.reduction_of(task, reduction), task=self._like.get(task, task), **options
@@ -100,26 +110,25 @@ class MultiTaskModel(nn.Module):
         """The reduction that the task is run at when none is given."""
         self._reductions[task] = reduction
 
-    def add_task(self, name: str, task: nn.Module, *, like: str) -> None:
+    def add_task(self, name: str, task: Task, *, like: str) -> None:
         """A head that is given images as the task `like` is: merged by its reduction and its metric
         embedding."""
         self.tasks[name] = task
         self._like[name] = like
 
-    def check_data(self, loaders: Mapping[str, Any]) -> None:
-        """loaders: of each task, with the `classes` of its shards and the type of targets that it `gives`.
-        Raises ConfigError that tells all heads that do not fit their data."""
+    def check_data(self, data: Mapping[str, TaskData]) -> None:
+        """data: by task. Raises ConfigError that tells all heads that do not fit their data."""
         mistakes: list[str] = []
-        for name, loader in loaders.items():
-            task: Any = self.tasks[name]
+        for name, own in data.items():
+            task = self.tasks[name]
             try:
-                if loader.gives is not task.reads:
-                    given, read = loader.gives.__name__, task.reads.__name__
+                if own.gives is not task.reads:
+                    given, read = own.gives.__name__, task.reads.__name__
                     raise ConfigError(
                         f"its stream gives {given}, which no head reads: its own reads {read}; give "
                         "another data.schema"
                     )
-                task.check_classes(loader.classes)
+                task.check_classes(own.classes)
             except ConfigError as err:
                 mistakes.append(f"tasks.{name}: {err}")
         if mistakes:
@@ -127,8 +136,7 @@ class MultiTaskModel(nn.Module):
 
     def evaluate(self, batch: Batch, *, reduction: ReductionSpec | GridReduction | None = None) -> Tallies:
         """What the task counts over a batch, under the merge of inference. reduction: see `encoder`."""
-        task: Any = self.tasks[batch.task]
-        return task.evaluate(self.encoder(batch.task, reduction), batch)
+        return self.tasks[batch.task].evaluate(self.encoder(batch.task, reduction), batch)
 
     def encoder(self, task: str, reduction: ReductionSpec | GridReduction | None = None) -> Encode:
         """The backbone under the merge of inference, with what the task reads.
@@ -146,8 +154,7 @@ class MultiTaskModel(nn.Module):
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """The task's metrics from tallies that were added up over batches and ranks, with `samples` among
         them. thorough: see Task."""
-        head: Any = self.tasks[task]
-        return head.scores(tallies, thorough=thorough)
+        return self.tasks[task].scores(tallies, thorough=thorough)
 
 
 def build_model(config: RunConfig) -> MultiTaskModel:
@@ -175,7 +182,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
             config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}
         ),
         reductions={
-            name: _reduction(backbone, reduction_of(config, name), _grid(backbone, task))
+            name: _reduction(backbone, reduction_of(config, name), training_grid(backbone, task))
             for name, task in own.items()
         },
     )
@@ -194,12 +201,9 @@ def _reduction(
     return asked.reduction
 
 
-def _grid(backbone: MergingViT, task: TaskConfig) -> tuple[int, int]:
+def training_grid(backbone: MergingViT, task: TaskConfig) -> tuple[int, int]:
     """Patches (rows, columns) of the crop that the task is trained on."""
-    if task.data.img_size is None:
-        return backbone.grid
-    (height, width), (patch_h, patch_w) = task.data.size, backbone.patch_size
-    return height // patch_h, width // patch_w
+    return backbone.grid if task.data.img_size is None else backbone.grid_of_size(task.data.size)
 
 
 def _load_start(model: MultiTaskModel, config: RunConfig) -> None:

@@ -2,14 +2,23 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from torch import nn
 
 from pipeline.parts import Role, roles_of_modules
 
 
+class HasModes(Protocol):
+    """An nn.Module, as far as its parts have modes."""
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> object: ...
+
+
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: HasModes) -> Iterator[None]:
     """A context with all parts in evaluation mode. Afterwards each part has its former mode again."""
     modes = [(part, part.training) for part in model.modules()]
     model.eval()

@@ -7,10 +7,13 @@ dicts only.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
 
 from pipeline.errors import ConfigError
+
+M = TypeVar("M", bound=nn.Module)
 
 METRIC, BASE, HEAD, BALANCE, FIXED = "metric", "base", "head", "balance", "fixed"
 """Metric embeddings; the backbone; heads, and other learned parts of an objective; the balancing; and parts
@@ -27,8 +30,12 @@ TRAINED = {
 """Maps a mode of training to the kinds that it trains. The balancing is trained in every mode."""
 
 
-class ModulesOfTasks(nn.ModuleDict):
+class ModulesOfTasks(nn.ModuleDict, Generic[M]):
     """Maps a task to a module that only this task uses."""
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, key: str) -> M: ...
 
 
 class ParametersOfTasks(nn.ParameterDict):

@@ -15,7 +15,7 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.data.samples.text import build_tokenizer
 from pipeline.data.targets import CaptionTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Encode, LogProbs, Rows, Scores, Sums, Tallies, TaskOutput
+from pipeline.interfaces import Batch, Encode, LogProbs, Rows, Scores, Sums, Tallies, Task, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
 from tasks.captions.generation import Generation, SpecialTokens, Step, generate
@@ -31,7 +31,7 @@ LARGEST_SCALE = 100.0
 
 
 @TASKS.register("captioning")
-class CaptioningTask(nn.Module):
+class CaptioningTask(Task):
     """A text tower and a decoder that looks at an image's merged tokens, whose sizes it is told.
 
     model: open_clip's name of a CoCa, or its config as a dict; see
@@ -42,9 +42,6 @@ class CaptioningTask(nn.Module):
     """
 
     reads = CaptionTargets
-    taps: tuple[int, ...] = ()
-    reads_final = True
-    unmerge: str | None = None
     main_metric = "CIDEr"
     metric_units = {"CIDEr": "", "BLEU-4": "%", "words": ""}
     """Of what tables show. All are shares in [0, 1] but CIDEr, which goes to 10, and the mean number of words
@@ -54,7 +51,7 @@ class CaptioningTask(nn.Module):
         self,
         backbone: MergingViT,
         *,
-        model: str | Mapping[str, Any],
+        model: str | Mapping[str, object],
         tokenizer: Mapping[str, Any],
         route: str = "pooler",
         caption_weight: float = 2.0,
@@ -82,10 +79,13 @@ class CaptioningTask(nn.Module):
         self.tokenizer = build_tokenizer(tokenizer)
         self.special = SpecialTokens(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
         self.generation = Generation.of(generation)
-        parts = _open_clip().build_parts(
+        from tasks.open_clip_bridge.parts import build_parts  # takes seconds that other tasks need not pay
+
+        parts = build_parts(
             model, vocab_size=self.tokenizer.vocab_size, context_length=self.tokenizer.context_length
         )
-        self.text, self.decoder = TextTower(parts.text), Decoder(parts.decoder)
+        self.text = TextTower(parts.text, parts.text.context_length, parts.text.pad_id)
+        self.decoder = Decoder(parts.decoder)
         self.route = route
         sizes = (backbone, parts.width, parts.embed_dim)
         part = Pooler(parts.pooler(backbone.embed_dim), *sizes) if route == "pooler" else Direct(*sizes)
@@ -96,9 +96,6 @@ class CaptioningTask(nn.Module):
             part.drop_feature()
         elif route == "direct":
             check_pool(backbone.global_pool, backbone.num_prefix)
-
-    def check_classes(self, classes: Sequence[str]) -> None:
-        """Captions have none, whatever else the shards hold."""
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         """targets: CaptionTargets, tokens int64 [B, L]. predictions: logits of each token after the first [B,
@@ -225,13 +222,6 @@ class CaptioningTask(nn.Module):
             return logits[:, 0], Past(of_text, of_words, of_image)
 
         return step
-
-
-def _open_clip() -> Any:
-    """The module, whose import takes seconds that other tasks need not pay."""
-    from tasks.open_clip_bridge import parts
-
-    return parts
 
 
 def _metrics() -> ModuleType:

@@ -1,7 +1,5 @@
 """ImageNet-style classification. B batch, C channels, K classes."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,10 +7,10 @@ from torch.nn import functional as F
 from pipeline.backbone.vit import MergingViT
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Tallies, TaskOutput
+from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Tallies, Task, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput
-from tasks.shared.classes import check_head_fits, check_num_classes
+from tasks.shared.classes import check_num_classes
 from tasks.shared.hits import count_hits, hit_shares
 from tasks.shared.pooling import check_pool, pool
 
@@ -20,7 +18,7 @@ MAX_CLASSES = 1_000_000
 
 
 @TASKS.register("classification")
-class ClassificationTask(nn.Module):
+class ClassificationTask(Task):
     """timm's head under timm's names: pooling, a norm where timm's model has one there, and a linear layer.
 
     With a distillation token in the backbone, the logits are the mean of two heads. pool: `token`, `avg`, or
@@ -28,9 +26,6 @@ class ClassificationTask(nn.Module):
     """
 
     reads = ClassificationTargets
-    taps: tuple[int, ...] = ()
-    reads_final = True
-    unmerge: str | None = None
     main_metric = "top1"
     metric_units = {"top1": "%", "top5": "%"}
 
@@ -58,10 +53,6 @@ class ClassificationTask(nn.Module):
         self.head_drop = nn.Dropout(dropout)
         self.head = _linear_head(dim, num_classes)
         self.head_dist = _linear_head(dim, num_classes) if backbone.dist_token is not None else None
-
-    def check_classes(self, classes: Sequence[str]) -> None:
-        """Raises ConfigError where the data has more classes than the head."""
-        check_head_fits(classes, self.num_classes)
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         """The mean cross-entropy. batch.targets: ClassificationTargets, labels int64 [B] or float [B, K].

@@ -14,20 +14,19 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.data.members.masks import IGNORED
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Sums, Tallies, TaskOutput
+from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Sums, Tallies, Task, TaskOutput
 from pipeline.merging.unmerge import UNMERGES
 from pipeline.merging.unmerge import unmerge as unmerged
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput, TokenState
 from tasks.masks.inference import Inference
-from tasks.masks.merged_segmenter import HEAD, decode_merged
 from tasks.masks.metrics import scores_of
-from tasks.masks.windows import classify, count_confusion
-from tasks.shared.classes import check_head_fits, check_num_classes
+from tasks.masks.windows import classify, count_confusion, input_size
+from tasks.shared.classes import check_num_classes
 
 
 @TASKS.register("segmentation")
-class SegmentationTask(nn.Module):
+class SegmentationTask(Task):
     """Unmerges each tap by its own source map. The grids go to a neck (if any) and a decode head, both
     mmseg's.
 
@@ -47,8 +46,8 @@ class SegmentationTask(nn.Module):
         backbone: MergingViT,
         *,
         num_classes: int,
-        decode_head: Mapping[str, Any],
-        auxiliary_head: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        decode_head: Mapping[str, object],
+        auxiliary_head: Mapping[str, object] | Sequence[Mapping[str, object]] | None = None,
         neck: Mapping[str, Any] | None = None,
         out_indices: Sequence[int] | None = None,
         final_norm: bool = True,
@@ -58,7 +57,8 @@ class SegmentationTask(nn.Module):
     ):
         super().__init__()
         check_num_classes("segmentation", num_classes, IGNORED, " (label 255 is ignored)")
-        heads = _mmseg_heads()
+        from tasks.mmseg_bridge import heads  # takes seconds that other tasks need not pay
+
         indices = _block_indices(out_indices, backbone.depth)
         self.reads_final = final_norm and indices[-1] == backbone.depth - 1
         self.taps = indices[:-1] if self.reads_final else indices
@@ -72,9 +72,7 @@ class SegmentationTask(nn.Module):
         self.neck = None
         if neck is not None:
             self.neck, channels = heads.build_neck(neck, channels)
-        self.decode_head: Any = heads.build_decode_head(
-            decode_head, in_channels=channels, num_classes=num_classes
-        )
+        self.decode_head = heads.build_decode_head(decode_head, in_channels=channels, num_classes=num_classes)
         specs = [auxiliary_head] if isinstance(auxiliary_head, Mapping) else auxiliary_head or []
         build = heads.build_decode_head
         self.auxiliary_head = nn.ModuleList(
@@ -84,7 +82,9 @@ class SegmentationTask(nn.Module):
         if merged_decoder:
             self._check_merged_decoder(decode_head["type"])
 
-    def _check_merged_decoder(self, kind: str) -> None:
+    def _check_merged_decoder(self, kind: object) -> None:
+        from tasks.mmseg_bridge.merged_segmenter import HEAD
+
         if kind != HEAD:
             raise ConfigError(f"merged_decoder feeds {HEAD}, not {kind}, with merged tokens; leave it out")
         if self.neck is not None or len(self.auxiliary_head) or self.unmerge == "residual":
@@ -93,14 +93,12 @@ class SegmentationTask(nn.Module):
                 "unmerge='residual'"
             )
 
-    def check_classes(self, classes: Sequence[str]) -> None:
-        """Raises ConfigError where the data has more classes than the head."""
-        check_head_fits(classes, self.num_classes, "mask classes")
-
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         """The sum of mmseg's losses. batch.targets: MaskTargets. predictions: the head's logits [B, K, h, w],
         float32."""
-        losses, mask = _mmseg_heads().head_losses, batch.targets.mask
+        from tasks.mmseg_bridge.heads import head_losses as losses
+
+        mask = batch.targets.mask
         features = () if self.merged_decoder else self.features(output)
         logits = self._decode(output, features)
         values = {f"decode.{name}": value for name, value in losses(self.decode_head, logits, mask).items()}
@@ -130,11 +128,16 @@ class SegmentationTask(nn.Module):
     def _decode(self, output: BackboneOutput, features: tuple[Tensor, ...]) -> Tensor:
         if not self.merged_decoder:
             return self.decode_head(features).float()
+        from tasks.mmseg_bridge.merged_segmenter import decode_merged
+
         return decode_merged(self.decode_head, self._states(output)[self.decode_head.in_index]).float()
 
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
         """Log-probabilities of each cell's class: values [B, h, w, K]."""
         return LogProbs(F.log_softmax(output.predictions, dim=1).movedim(1, -1))
+
+    def input_size(self, batch: Batch) -> tuple[int, int]:
+        return input_size(super().input_size(batch), self.inference, self.patch_size)
 
     def infer(self, encode: Encode, batch: Batch) -> list[Tensor]:
         """For each image, the class of every pixel of its mask [H, W]."""
@@ -151,13 +154,6 @@ class SegmentationTask(nn.Module):
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """See `tasks.masks.metrics.scores_of`."""
         return scores_of(tallies["confusion"])
-
-
-def _mmseg_heads() -> Any:
-    """The module, whose import takes seconds that other tasks need not pay."""
-    from tasks.mmseg_bridge import heads
-
-    return heads
 
 
 def _block_indices(given: Sequence[int] | None, depth: int) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""Who may import whom, which file is the door to a package, and what may not be written at all: read from the
-source."""
+"""Who may import whom, which file is the door to a package, what has a type, and what may not be written at
+all: read from the source."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ ROOMS = {
     "rng": set(),
     "token_state": set(),
     "pixels": set(),
-    "interfaces": {"token_state", "parts", "pixels", "ranks"},
+    "interfaces": {"errors", "token_state", "parts", "pixels"},
     "files": {"errors"},
     "run_folder": {"files"},
     "modes": {"parts"},
@@ -48,7 +49,7 @@ ROOMS = {
     "data.make": {"extras", "errors", "files", "rng", "data.members", "data.shards", "data.samples"},
     "objectives": BASE | {"config", "merging", "backbone"},
     "model": BASE | {"config", "plan", "merging", "backbone", "objectives", "balancing"},
-    "engine": BASE | {"extras", "config", "backbone", "model"},
+    "engine": BASE | {"extras", "config", "merging", "backbone", "model"},
     "train": BASE
     | DATA
     | {
@@ -113,6 +114,13 @@ DOORS = {
 """Package -> the only files, or folders, that may name it."""
 
 CODE_CARRIERS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+
+
+TYPED = set(
+    "attn backbone balancing block captioner decoder engine evaluator head layer loader model module "
+    "objective policy pooler procedure reduction stream task".split()
+)
+"""What a name ends in, also in the plural, whose type says what may be asked of it."""
 
 
 def parse(path: Path) -> ast.Module:
@@ -214,6 +222,88 @@ def test_a_package_has_one_door(path):
         assert doors is None or path.as_posix().startswith(tuple(doors)), (
             f"{path} names {name}; its door is {sorted(doors or ()) or 'in tests only'}"
         )
+
+
+def says_nothing(annotation: ast.expr | None) -> bool:
+    return annotation is None or re.search(r"\bAny\b", ast.unparse(annotation)) is not None
+
+
+def has_role(name: str) -> bool:
+    last = name.lower().rpartition("_")[2]
+    return not TYPED.isdisjoint({last, last.removesuffix("s"), last.removesuffix("ies") + "y"})
+
+
+def untyped(tree: ast.Module) -> Iterator[str]:
+    """What holds a model, a task, a loader or the like and does not say what may be asked of it, by line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            for parameter in (*given.posonlyargs, *given.args, *given.kwonlyargs):
+                if has_role(parameter.arg) and says_nothing(parameter.annotation):
+                    yield f"{parameter.lineno}: parameter {parameter.arg}"
+            if has_role(node.name) and "property" in map(ast.unparse, node.decorator_list):
+                if says_nothing(node.returns):
+                    yield f"{node.lineno}: {node.name}"
+        elif isinstance(node, ast.AnnAssign):
+            name = ast.unparse(node.target).rpartition(".")[2]
+            if has_role(name) and says_nothing(node.annotation):
+                yield f"{node.lineno}: {name}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("cast"):
+            if node.args and says_nothing(node.args[0]):
+                yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+ROLES = [path for path in files_of("pipeline", "tasks", "launch") if path.parts[:2] != ("pipeline", "config")]
+"""A configuration holds plain data, also under the name of a head or a model."""
+
+
+@pytest.mark.parametrize("path", ROLES, ids=str)
+def test_what_is_asked_of_a_part_is_in_its_type(path):
+    found = list(untyped(parse(path)))
+    assert not found, f"{path}: give a class, or a protocol with what is asked: {'; '.join(found)}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(model): ...",
+        "def f(self, *, task: Any = None): ...",
+        "def f(loaders: Mapping[str, Any]): ...",
+        "def f(merge_policies: 'Sequence[Any]'): ...",
+        "@property\ndef module(self): ...",
+        "head: Any = tasks[0]",
+        "self.decode_head: Any = build()",
+        "typing.cast(Any, whatever).evaluate()",
+    ],
+)
+def test_a_part_without_a_type_is_seen(source):
+    assert len(list(untyped(ast.parse(source)))) == 1
+
+
+def test_a_part_with_a_type_passes():
+    source = "def f(model: Model, tasks: Sequence[str], options: Any, value): stream: Iterator[Batch] = g()"
+    assert not list(untyped(ast.parse(source)))
+
+
+def test_every_protocol_is_used_as_a_type():
+    trees = [parse(path) for path in FILES]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    protocols = {cls.name for cls in classes if "Protocol" in map(ast.unparse, cls.bases)}
+    used: set[str] = {name for cls in classes for base in cls.bases for name in names_in(base)}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            used |= names_in(node.annotation)
+        elif isinstance(node, ast.FunctionDef):
+            used |= names_in(node.returns)
+        elif isinstance(node, ast.keyword) and node.arg == "bound":
+            used |= names_in(node.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            used |= names_in(node.args[1])
+    assert len(protocols) > 5 and not protocols - used
+
+
+def names_in(annotation: ast.expr | None) -> set[str]:
+    return set() if annotation is None else set(re.findall(r"\w+", ast.unparse(annotation)))
 
 
 @pytest.mark.parametrize("path", files_of("configs"), ids=str)

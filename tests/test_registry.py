@@ -6,15 +6,19 @@ from typing import Any
 import pytest
 
 import tasks  # noqa: F401 - fills the registry
-from pipeline.balancing import BALANCING
+from pipeline.balancing import BALANCING, Balancing
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.samples.text import TOKENIZERS
 from pipeline.errors import ConfigError
+from pipeline.interfaces import Task
 from pipeline.merging.policies import POLICIES
+from pipeline.merging.policy import MergePolicy
 from pipeline.model import TASKS
-from pipeline.objectives import OBJECTIVES
+from pipeline.objectives import OBJECTIVES, Objective
 from pipeline.registry import Registry
 
+CLASSES = {TASKS: Task, BALANCING: Balancing, POLICIES: MergePolicy, OBJECTIVES: Objective}
+"""Registry -> what its classes are."""
 NEEDED = {TASKS: 1, DATASETS: 2, BALANCING: 1, POLICIES: 0, OBJECTIVES: 0, TOKENIZERS: 0}
 """Registry -> arguments that the project itself gives."""
 ENTRIES = [(registry, name) for registry in NEEDED for name in registry.names()]
@@ -33,6 +37,12 @@ class Thing:
         d: str | Mapping[str, Any] = "",
     ):
         self.size = len(given)  # ours to break
+
+
+@pytest.mark.parametrize("registry", CLASSES, ids=lambda registry: registry.kind)
+def test_every_entry_is_of_the_registrys_class(registry):
+    for name in registry.names():
+        assert issubclass(registry.get(name), CLASSES[registry]), f"{registry.kind} '{name}'"
 
 
 def test_an_error_inside_of_a_constructor_is_its_own():

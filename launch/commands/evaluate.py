@@ -95,9 +95,10 @@ def run(args: argparse.Namespace) -> int:
             model, saved.config, args.zero_shot, args.split, args.templates, args.class_names
         )
         datas[name] = data
-    share = dict(rank=rank, world_size=world_size, split=args.split)
     loaders = {
-        name: build_eval_loader(name, data, **share, classes=saved.classes(name))
+        name: build_eval_loader(
+            name, data, rank=rank, world_size=world_size, split=args.split, classes=saved.classes(name)
+        )
         for name, data in datas.items()
     }
     model.check_data(loaders)

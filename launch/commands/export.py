@@ -48,17 +48,17 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from launch.exported.formats import WRITERS, fold_embeddings, model_card, only_task, timm_config
-    from launch.saved.run import build, checked_reduction, grid_of, parse_reduction, read_run
+    from launch.saved.run import build, checked_reduction, parse_reduction, read_run
     from pipeline.errors import ConfigError
     from pipeline.files import refuse_link, write_text
+    from pipeline.model import training_grid
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     task = only_task(saved, args.task)
     model = build(saved, args.policy)
     if args.reduction is not None:
-        model.set_reduction(
-            task, checked_reduction(model, grid_of(saved, model, task), parse_reduction(args.reduction))
-        )
+        grid = training_grid(model.backbone, saved.config.tasks[task])
+        model.set_reduction(task, checked_reduction(model, grid, parse_reduction(args.reduction)))
     fold_embeddings(model, task)
     folder = Path(args.to)
     if (folder / "checkpoints").exists() or (folder / "manifest.json").exists():

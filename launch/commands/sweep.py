@@ -29,7 +29,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "sweep",
         help="scores against compute, for policies x reductions",
-        description=__doc__ + " Several runs (seeds of one setup) give a spread.",
+        description=f"{__doc__} Several runs (seeds of one setup) give a spread.",
         epilog=EXAMPLE + NEEDS,
         formatter_class=HelpFormatter,
     )
@@ -91,10 +91,17 @@ def run(args: argparse.Namespace) -> int:
     folder = folder_within(runs[0].root, "sweep") if args.out is None else Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
     targets = args.reductions or args.merged or args.macs
-    options = dict(
-        merged=bool(args.merged), within=args.within, split=args.split, seed=args.seed, rounds=args.rounds
+    results = sweep(
+        runs,
+        args.policies,
+        targets,
+        merged=bool(args.merged),
+        within=args.within,
+        split=args.split,
+        seed=args.seed,
+        rounds=args.rounds,
+        tasks=args.tasks,
     )
-    results = sweep(runs, args.policies, targets, tasks=args.tasks, **options)
     print_sweep(results)
     print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
     return 0

@@ -6,26 +6,40 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from launch.saved.run import SavedRun, grid_of
+from launch.saved.run import SavedRun
 from pipeline.backbone.macs import count_macs
 from pipeline.backbone.metric import MetricEmbedding
 from pipeline.config.schema import DataConfig
 from pipeline.errors import ConfigError
-from pipeline.model import MultiTaskModel
+from pipeline.model import MultiTaskModel, training_grid
+from pipeline.token_state import BackboneOutput
+
+
+@runtime_checkable
+class GivesLogits(Protocol):
+    """A task whose head ends in logits."""
+
+    def logits(self, output: BackboneOutput) -> Tensor: ...
 
 
 class Program(nn.Module):
     """A task's inference: images [B, 3, H, W], normalised -> logits [B, K] or [B, K, h, w]."""
 
     def __init__(self, model: MultiTaskModel, task: str):
+        """Raises ConfigError for a task that does not end in logits."""
         super().__init__()
-        self.backbone, self.head = model.backbone, model.tasks[task]
+        head = model.tasks[task]
+        if not isinstance(head, GivesLogits):
+            raise ConfigError(
+                f"task '{task}' is not a function from images to logits; use --format safetensors"
+            )
+        self.backbone, self.head = model.backbone, head
         self._encode = partial(model.encode, task, relaxed=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -44,8 +58,7 @@ def only_task(run: SavedRun, task: str | None) -> str:
 
 def fold_embeddings(model: MultiTaskModel, task: str) -> None:
     """Replaces each block's metric embedding by the one linear layer that it is for the task."""
-    blocks: Any = model.backbone.blocks
-    for block in blocks:
+    for block in model.backbone.blocks:
         if block.metric is not None:
             folded = block.metric.fold(task)
             width, channels = folded["weight"].shape
@@ -111,7 +124,7 @@ WRITERS: dict[str, Callable[[SavedRun, MultiTaskModel, str, Path], None]] = {
 def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, policy: str) -> dict[str, Any]:
     """Plain data with all that a user of the file has to know."""
     backbone, data, facts = run.config.backbone, run.config.tasks[task].data, run.facts
-    grid = grid_of(run, model, task)
+    grid = training_grid(model.backbone, run.config.tasks[task])
     macs = count_macs(model.backbone, grid, model.reduction_of(task))
     return {
         "format": form,
@@ -194,11 +207,6 @@ def _made(folder: Path) -> None:
 
 def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, Tensor]:
     """The program and an example of its input. Raises ConfigError for a task that does not end in logits."""
-    if not hasattr(model.tasks[task], "logits"):
-        kind = run.config.tasks[task].type
-        raise ConfigError(
-            f"a task of type '{kind}' is not a function from images to logits; use --format safetensors"
-        )
     return Program(model, task).eval(), torch.zeros(2, 3, *run.config.tasks[task].data.size)
 
 

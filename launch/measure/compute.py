@@ -3,7 +3,6 @@ multiply-accumulates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,31 +40,16 @@ def first_batch(task: str, data: DataConfig, split: str = "val", classes: Sequen
     return batch
 
 
-class _Seen(Exception):
-    """Ends an inference whose first input has been seen."""
-
-
 def first_grid(model: MultiTaskModel, batch: Batch) -> Grid:
     """The grid of what the backbone is given first: of a window where there are windows, padded to whole
     patches."""
-    seen: list[Grid] = []
-
-    def encode(images: Tensor) -> BackboneOutput:
-        seen.append(model.backbone.grid_of(images))
-        raise _Seen
-
-    task: Any = model.tasks[batch.task]
-    try:
-        task.infer(encode, batch)
-    except _Seen:
-        pass
-    return seen[0]
+    return model.backbone.grid_of_size(model.tasks[batch.task].input_size(batch))
 
 
 def first_schedule(model: MultiTaskModel, batch: Batch, reduction: ReductionSpec | None) -> list[int]:
     """r of each block for the first input of a batch; ConfigError where it has fewer tokens than the
     reduction takes."""
-    grid = first_grid(model, batch.to(next(model.parameters()).device))
+    grid = first_grid(model, batch)
     if reduction is not None:
         checked_reduction(model, grid, reduction)
     return list(model.schedule(batch.task, grid, reduction))
@@ -94,7 +78,6 @@ def workload(entry: Entry, batch: Batch) -> Workload:
     """
     (model, reduction), inputs, inside = entry, [], 0
     plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
-    infer: Any = getattr(task, "infer_in_full", task.infer)
 
     def encode(images: Tensor) -> BackboneOutput:
         nonlocal inside
@@ -105,7 +88,7 @@ def workload(entry: Entry, batch: Batch) -> Workload:
         return output
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        infer(encode, batch)
+        task.infer_in_full(encode, batch)
     asked = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
     specs = [model.reduction_of(batch.task, spec) for spec in asked]
     counts = [

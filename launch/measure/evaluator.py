@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from launch.measure.compute import Entry
 from pipeline.engine import launched
-from pipeline.engine.model_on_device import ModelOnDevice
+from pipeline.engine.model_on_device import E, ModelOnDevice
+from pipeline.engine.protocol import Reduction
 from pipeline.interfaces import Batch, Scores, Tallies
 from pipeline.token_state import BackboneOutput
 
@@ -22,8 +23,8 @@ PATIENCE = timedelta(minutes=30)
 """For the slowest process, which may have more batches, or scores to compute."""
 
 
-def evaluator_of(module: nn.Module, precision: str = "fp32") -> ModelOnDevice:
-    """The module, with the processes of this run connected where a launcher started several. Needs no
+def evaluator_of(model: E, precision: str = "fp32") -> ModelOnDevice[E]:
+    """The model, with the processes of this run connected where a launcher started several. Needs no
     DeepSpeed."""
     launched.rank()  # raises ConfigError where it is no place among the processes
     device = launched.device()
@@ -33,7 +34,10 @@ def evaluator_of(module: nn.Module, precision: str = "fp32") -> ModelOnDevice:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         torch.distributed.init_process_group(backend, timeout=PATIENCE, device_id=bound)
         atexit.register(torch.distributed.destroy_process_group)
-    return ModelOnDevice(module, precision)
+    return ModelOnDevice(model, precision)
+
+
+T = TypeVar("T")
 
 
 class Panel(nn.Module):
@@ -43,19 +47,19 @@ class Panel(nn.Module):
     def __init__(self, entries: Sequence[Entry]):
         super().__init__()
         self.models = nn.ModuleList(model for model, _ in entries)
-        self.reductions = [reduction for _, reduction in entries]
+        self._entries = tuple(entries)
 
-    def evaluate(self, batch: Batch, *, reduction: None = None) -> Tallies:
+    def evaluate(self, batch: Batch, *, reduction: Reduction = None) -> Tallies:
+        """reduction: of all entries; None: each entry's own."""
         tallies: Tallies = {}
-        for i, (model, own) in enumerate(zip(self.models, self.reductions, strict=True)):
-            tallies |= {
-                f"{i}/{name}": tensor for name, tensor in model.evaluate(batch, reduction=own).items()
-            }
+        for i, (model, own) in enumerate(self._entries):
+            found = model.evaluate(batch, reduction=own if reduction is None else reduction)
+            tallies |= {f"{i}/{name}": tensor for name, tensor in found.items()}
         return tallies
 
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
         scores: Scores = {}
-        for i, model in enumerate(self.models):
+        for i, (model, _) in enumerate(self._entries):
             own = {
                 name.removeprefix(f"{i}/"): tensor
                 for name, tensor in tallies.items()
@@ -76,7 +80,7 @@ class Speed:
 
 
 def images_per_second(
-    evaluator: ModelOnDevice, entries: Sequence[Entry], batch: Batch, rounds: int
+    evaluator: ModelOnDevice[Panel], entries: Sequence[Entry], batch: Batch, rounds: int
 ) -> list[Speed]:
     """Per entry. Entries take turns, so that a machine that slows down slows all of them; a first round
     warms up."""
@@ -104,7 +108,7 @@ def _seconds(device: torch.device, entry: Entry, batch: Batch) -> tuple[float, f
         return output
 
     start = _now(device)
-    task.infer(encode, batch)  # pyright: ignore[reportCallIssue]
+    task.infer(encode, batch)
     return _now(device) - start, inside
 
 
@@ -114,6 +118,6 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def progress(items: Iterable[Any], label: str) -> Any:
+def progress(items: Iterable[T], label: str) -> "tqdm[T]":
     """A bar where there is a terminal, on rank 0."""
     return tqdm(items, desc=label, leave=False, disable=None if launched.rank() == 0 else True)

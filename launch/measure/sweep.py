@@ -14,6 +14,7 @@ from launch.measure.evaluator import Panel, evaluator_of, images_per_second, pro
 from launch.measure.scores import of_classes
 from launch.saved.run import UNTRAINED, SavedRun, build, checked_reduction, chosen_tasks
 from pipeline.backbone.macs import reduction_for_macs
+from pipeline.backbone.vit import MergingViT
 from pipeline.config.schema import RunConfig
 from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.engine.model_on_device import ModelOnDevice
@@ -81,7 +82,7 @@ class Sweep:
 
 Models = dict[str, list[MultiTaskModel]]
 """By policy, one model per run whose weights count."""
-Solver = Callable[[Any, float, Grid], ReductionSpec]
+Solver = Callable[[MergingViT, float, Grid], ReductionSpec]
 """(backbone, share, grid of patches) -> the reduction that reaches the share."""
 Planned = tuple[str, Target, ReductionSpec | GridReduction]
 """Policy, target and reduction of a point."""
@@ -114,11 +115,11 @@ def sweep(
             "within goes with shares (--macs, --merged); tokens removed per block are those of each "
             "block, so leave it out"
         )
-    solve: Solver = partial(reduction_for_merged if merged else reduction_for_macs, within=within)
+    solve: Solver = partial(_merging if merged else reduction_for_macs, within=within)
     kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
     config = runs[0].config
     chosen = chosen_tasks(config, tasks)
-    evaluator = evaluator_of(torch.nn.Identity(), config.engine.precision)
+    evaluator = evaluator_of(Panel([]), config.engine.precision)
     if evaluator.world_size > 1:
         raise ConfigError(
             f"a sweep measures speed, so it is one process, not {evaluator.world_size}; start it "
@@ -128,9 +129,8 @@ def sweep(
         replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()})
         for run in runs
     ]
-    wanted = {"none": [0]} | {
-        policy: [target for target in targets if target] for policy in policies if policy != "none"
-    }
+    wanted: dict[str, list[Target]] = {"none": [0]}
+    wanted |= {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {
         policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)]
         for policy in wanted
@@ -138,6 +138,10 @@ def sweep(
     jobs = [_prepare(evaluator, runs[0], task, models, wanted, solve, split) for task in chosen]
     conditions = _conditions(evaluator, runs, split) | {"targets": kind, "within": within}
     return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
+
+
+def _merging(backbone: MergingViT, share: float, grid: Grid, *, within: float) -> ReductionSpec:
+    return reduction_for_merged(backbone.depth, share, grid, within=within)
 
 
 def _check_one_setup(runs: Sequence[SavedRun]) -> None:
@@ -183,7 +187,7 @@ class _Job:
 
 
 def _prepare(
-    evaluator: ModelOnDevice,
+    evaluator: ModelOnDevice[Panel],
     run: SavedRun,
     task: str,
     models: Models,
@@ -231,7 +235,7 @@ def _reduction(
 
 
 def _measure(
-    evaluator: ModelOnDevice, models: Models, job: _Job, rounds: int, conditions: dict[str, Any]
+    evaluator: ModelOnDevice[Panel], models: Models, job: _Job, rounds: int, conditions: dict[str, Any]
 ) -> Sweep:
     task, batch = job.batch.task, job.batch
     evaluator.module = Panel(
@@ -265,7 +269,6 @@ def _measure(
                 speed.encoder,
             )
         )
-    head: Any = models["none"][0].tasks[task]
     seen = {
         "samples": int(scores["samples"] or 0),
         "missing": missing,
@@ -273,7 +276,8 @@ def _measure(
         "pixels": list(batch.images.shape[-2:]),
     }
     classes = {"classes": list(job.loader.classes)} if of_classes(points[0].scores) else {}
-    return Sweep(task, head.metric_units, points[0], points[1:], conditions | seen | classes)
+    units = models["none"][0].tasks[task].metric_units
+    return Sweep(task, units, points[0], points[1:], conditions | seen | classes)
 
 
 def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:
@@ -283,7 +287,7 @@ def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:
     return {metric: [scores[f"{i}/{metric}"] for i in entries] for metric in metrics}
 
 
-def _conditions(evaluator: ModelOnDevice, runs: Sequence[SavedRun], split: str) -> dict[str, Any]:
+def _conditions(evaluator: ModelOnDevice[Panel], runs: Sequence[SavedRun], split: str) -> dict[str, Any]:
     device = torch.cuda.get_device_name(evaluator.device) if evaluator.device.type == "cuda" else "CPU"
     return {
         "runs": [str(run) for run in runs],

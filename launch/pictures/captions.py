@@ -1,7 +1,6 @@
 """Captions in a page: what people wrote of an image, and what a model writes as tokens merge."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ def write_captions(
 ) -> list[Panel]:
     """References and generated captions of a batch of one image, unmerged and for each reduction (None: the
     model's own)."""
-    task: Any = model.tasks[batch.task]
+    task = model.tasks[batch.task]
     panels = [Panel(batch.targets.references[0], "references")]
     for reduction in (0, *(spec for spec in reductions if spec != 0)):
         made = task.infer(model.encoder(batch.task, reduction), batch)

@@ -1,7 +1,6 @@
 """Classes in a page: what an image is, and what a model takes it for as tokens merge."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ def write_classes(
 ) -> Panel:
     """The class of a batch of one image, and the predicted ones with their probabilities, unmerged and for
     each reduction (None: the task's own). classes: their names."""
-    task: Any = model.tasks[batch.task]
+    task = model.tasks[batch.task]
     lines = [f"right: {_name(int(batch.targets.labels[0]), classes)}"]
     for reduction in (0, *(spec for spec in reductions if spec != 0)):
         shares = task.infer(model.encoder(batch.task, reduction), batch)[0].softmax(-1)

@@ -19,7 +19,7 @@ WIDTH, NARROW, HEIGHT = 7.2, 5.6, 4.5
 NAMES = 1.6
 """Room for the names left of the curves, in inches."""
 INK, FAINT = "#222222", "#8a8a8a"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,

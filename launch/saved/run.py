@@ -215,12 +215,6 @@ def parse_reduction(text: str) -> ReductionSpec:
     return value
 
 
-def grid_of(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[int, int]:
-    """Grid of patches (rows, columns) of the task's training crop."""
-    (height, width), (patch_h, patch_w) = run.config.tasks[task].data.size, model.backbone.patch_size
-    return height // patch_h, width // patch_w
-
-
 def checked_reduction(
     model: MultiTaskModel, grid: tuple[int, int], reduction: ReductionSpec
 ) -> ReductionSpec:

@@ -36,20 +36,21 @@ def add_zero_shot(
     class. names: a JSON file with a list of names, for shards whose class names do not fit into captions.
     None: see `prompts`. Raises ConfigError and SampleError.
     """
-    captioners = [name for name, task in model.tasks.items() if isinstance(task, CaptioningTask)]
+    captioners = {name: task for name, task in model.tasks.items() if isinstance(task, CaptioningTask)}
     if not captioners:
         raise ConfigError(
             f"--zero-shot needs a run with a task of type captioning; this one has {', '.join(model.tasks)}"
         )
+    name, captioner = next(iter(captioners.items()))
     places = dict(train=shards if split == "train" else None, val=shards, test=shards)
-    data = replace(config.tasks[captioners[0]].data, schema="classification", tokenizer=None, **places)
+    data = replace(config.tasks[name].data, schema="classification", tokenizer=None, **places)
     classes, usual = (
         (_listed(names), TEMPLATES)
         if names is not None
         else prompts(find_split(NAME, data, split)[1].classes)
     )
     templates = templates or usual
-    model.add_task(NAME, ZeroShotTask(model.tasks[captioners[0]], classes, templates), like=captioners[0])
+    model.add_task(NAME, ZeroShotTask(captioner, classes, templates), like=name)
     return NAME, data
 
 

@@ -6,6 +6,7 @@ B batch, M tokens, H heads, D channels per head.
 from typing import Any, cast
 
 import torch
+from timm.layers.attention import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -95,7 +96,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
 
 
 def attend(
-    attn: Any, x: Tensor, size: Tensor | None, *, exact: bool = False
+    attn: Attention, x: Tensor, size: Tensor | None, *, exact: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs `attn`, timm's Attention, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C],
     queries and keys [B, H, M, D].

@@ -125,7 +125,7 @@ def _supported(vit: nn.Module, name: str) -> VisionTransformer:
             f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer (ViT, DeiT, "
             "MAE, DINOv2, ...)"
         )
-    blocks: Any = vit.blocks
+    blocks = list(vit.blocks.children())
     strange_block = next((type(b).__name__ for b in blocks if type(b) is not Block), None)
     strange_attention = next(
         (type(b.attn).__name__ for b in blocks if type(getattr(b, "attn", None)) is not Attention), None

@@ -8,10 +8,10 @@ measured time holds them.
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
+from pipeline.backbone.vit import MergingBlock, MergingViT
 from pipeline.errors import ConfigError
 from pipeline.merging.matching import Split
 from pipeline.merging.schedule import ReductionSpec, mergeable, merging_blocks, tokens_per_block
@@ -36,9 +36,9 @@ class MacCount:
 
 
 def count_macs(
-    backbone: Any, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None
+    backbone: MergingViT, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None
 ) -> MacCount:
-    """MACs of one image through a MergingViT in inference, its head excluded. grid: (h, w) patches; None: the
+    """MACs of one image in inference, the head excluded. grid: (h, w) patches; None: the
     backbone's own."""
     height, width = grid = grid or backbone.grid
     schedule = backbone.schedule(grid, reduction)
@@ -56,7 +56,7 @@ def count_macs(
 
 
 def reduction_for_macs(
-    backbone: Any,
+    backbone: MergingViT,
     fraction: float | None = None,
     grid: tuple[int, int] | None = None,
     *,
@@ -104,13 +104,13 @@ def spread(total: int, depth: int) -> list[int]:
     return [total // depth + (i < total % depth) for i in range(depth)]
 
 
-def _block_macs(block: Any, before: int, after: int) -> int:
+def _block_macs(block: MergingBlock, before: int, after: int) -> int:
     attn = block.attn
     linear = _linear_macs(attn) * before
     return linear + 2 * before * before * attn.attn_dim + _linear_macs(block.mlp) * after
 
 
-def _metric_macs(block: Any, num_tokens: int, num_prefix: int, r: int) -> int:
+def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int) -> int:
     if r <= 0 or not block.policy.needs:
         return 0
     num_sources, num_destinations = Split.by_parity(num_tokens, num_prefix).counts

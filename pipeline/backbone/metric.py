@@ -7,14 +7,13 @@ one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.parts import METRIC, ModulesOfTasks
+from pipeline.parts import METRIC, M, ModulesOfTasks
 
 EMBEDDINGS = ("shared", "per_task", "adapter")
 
@@ -39,7 +38,9 @@ class AdaptedEmbedding(MetricEmbedding):
 
     def __init__(self, channels: int, width: int, tasks: Sequence[str], rank: int):
         super().__init__(channels, width)
-        self.adapters = ModulesOfTasks({task: _Change(channels, width, rank) for task in tasks})
+        self.adapters: ModulesOfTasks[_Change] = ModulesOfTasks(
+            {task: _Change(channels, width, rank) for task in tasks}
+        )
 
     def forward(self, input: Tensor, task: str | None = None) -> Tensor:
         return F.linear(input, self.weight + _of(self.adapters, task)(), self.bias)
@@ -67,7 +68,9 @@ class EmbeddingPerTask(nn.Module):
 
     def __init__(self, channels: int, width: int, tasks: Sequence[str]):
         super().__init__()
-        self.tasks = ModulesOfTasks({task: MetricEmbedding(channels, width) for task in tasks})
+        self.tasks: ModulesOfTasks[MetricEmbedding] = ModulesOfTasks(
+            {task: MetricEmbedding(channels, width) for task in tasks}
+        )
 
     @property
     def weight(self) -> Tensor:
@@ -106,7 +109,7 @@ class EmbeddingSpec:
         if self.kind != "shared" and not self.tasks:
             raise ConfigError(f"metric embedding '{self.kind}' has a part for each task; name the tasks")
 
-    def build(self, channels: int, width: int) -> nn.Module:
+    def build(self, channels: int, width: int) -> MetricEmbedding | EmbeddingPerTask:
         if self.kind == "per_task":
             return EmbeddingPerTask(channels, width, self.tasks)
         if self.kind == "adapter":
@@ -114,7 +117,7 @@ class EmbeddingSpec:
         return MetricEmbedding(channels, width)
 
 
-def _of(parts: nn.ModuleDict, task: str | None) -> Any:
+def _of(parts: ModulesOfTasks[M], task: str | None) -> M:
     if task is None or task not in parts:
         raise ConfigError(
             f"the metric embedding has a part for each of {', '.join(parts)}, not for {task!r}; name "

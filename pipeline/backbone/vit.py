@@ -5,12 +5,13 @@ prefix, M slots left, C channels.
 """
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from timm.layers.attention import Attention
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class MergingBlock(nn.Module):
     """timm's pre-norm Block with a merge between attention and MLP."""
 
     norm1: nn.Module
-    attn: Any
+    attn: Attention
     ls1: nn.Module
     drop_path1: nn.Module
     norm2: nn.Module
@@ -91,6 +92,14 @@ class MergingBlock(nn.Module):
         return carry_residual(state, state.with_tokens(state.tokens + probe))
 
 
+class Blocks(nn.ModuleList):
+    """The backbone's blocks, the first one first."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[MergingBlock]: ...
+
+
 class MergingViT(nn.Module):
     """The shared backbone. `forward` depends on its arguments and the weights alone, and leaves no state on
     the module."""
@@ -125,7 +134,7 @@ class MergingViT(nn.Module):
         for name in (*PREFIX_TOKENS, "pos_embed"):
             self.register_parameter(name, getattr(vit, name, None))
         spec = embedding or EmbeddingSpec()
-        self.blocks = nn.ModuleList(MergingBlock(block, policy, spec) for block in vit.blocks.children())
+        self.blocks = Blocks(MergingBlock(block, policy, spec) for block in vit.blocks.children())
         self.policy = policy
         self.proportional_attention = proportional_attention
         self.grad_checkpointing = grad_checkpointing
@@ -160,7 +169,12 @@ class MergingViT(nn.Module):
         W does not divide by the patch."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ConfigError(f"images have the shape {list(images.shape)}; give [batch, 3, height, width]")
-        (height, width), (patch_h, patch_w) = images.shape[-2:], self.patch_size
+        return self.grid_of_size((images.shape[-2], images.shape[-1]))
+
+    def grid_of_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) patches of images of (height, width) pixels. Raises ConfigError where these do not divide by
+        the patch."""
+        (height, width), (patch_h, patch_w) = size, self.patch_size
         if height % patch_h or width % patch_w:
             near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"
             raise ConfigError(

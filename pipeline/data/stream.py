@@ -29,7 +29,11 @@ FEW = 10
 
 
 class TrainStream:
-    """The BatchStream of a task's training samples (see interfaces.py).
+    """An endless stream of this rank's micro-batches of one task.
+
+    Micro-batch k of rank `rank` holds positions [k * G + rank * b, ... + b) of an endless sample order, in
+    which each epoch is a permutation that is a pure function of (seed, epoch, manifest); b is the micro-batch
+    size in samples and G = b * world_size. Each sample is there as `views` images. num_samples: of one epoch.
 
     bad_samples, bad_shards: number of samples that this process could not use, in all and per shard.
     shortened_samples: number of samples that lost a part to fit, for instance the end of a caption.
@@ -87,6 +91,7 @@ class TrainStream:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
+        """`samples`: position in the global order behind the last batch handed out. It costs no replay."""
         return {"samples": self._samples, "manifest": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -233,7 +238,7 @@ class _Positions(torch.utils.data.Sampler[range]):
 
 def _loaded(reader: BatchReader, positions: _Positions, config: DataConfig) -> Iterator[Loaded]:
     workers = config.workers
-    loader: DataLoader[Any] = DataLoader(
+    loader: DataLoader[Loaded] = DataLoader(
         reader,
         batch_size=None,
         sampler=positions,

@@ -1,16 +1,15 @@
 """Engines, which carry out a step: `local` and `deepspeed`. Their protocol is
-`pipeline.interfaces.Engine`."""
+`pipeline.engine.protocol.Engine`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from pipeline.config.schema import RunConfig
 from pipeline.engine.launched import world_size
+from pipeline.engine.protocol import Engine
 from pipeline.engine.zero_config import zero_config
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Engine
+from pipeline.model import MultiTaskModel
 
 
 def check_engine(config: RunConfig) -> None:
@@ -26,7 +25,7 @@ def check_engine(config: RunConfig) -> None:
 
 
 def build_engine(
-    config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]
+    config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[Mapping[str, Any]]
 ) -> Engine:
     """The engine of the configuration; the model moves to its device. Raises ConfigError where it cannot
     carry out this run."""

@@ -10,12 +10,15 @@ from pipeline.config.schema import RunConfig
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
+from pipeline.model import MultiTaskModel
 
 
-class LocalEngine(ModelOnDevice):
+class LocalEngine(ModelOnDevice[MultiTaskModel]):
     """Accumulates, clips and updates in fp32 (weights, gradients and moments); bf16 is autocast."""
 
-    def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
+    def __init__(
+        self, config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[Mapping[str, Any]]
+    ):
         super().__init__(model, config.engine.precision)
         self._clip = config.optim.clip_grad
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]

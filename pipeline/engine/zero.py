@@ -9,7 +9,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,21 @@ from pipeline.engine.zero_state import STATE_OF_STAGE
 from pipeline.errors import ConfigError
 from pipeline.extras import extra
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
+from pipeline.model import MultiTaskModel
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
-class ZeroEngine(ModelOnDevice):
+class ZeroEngine(ModelOnDevice[MultiTaskModel]):
     """An `Engine` over DeepSpeed's. All ranks skip a step whose gradient norm is not finite.
 
     At stages 1 to 3 DeepSpeed itself skips it, and reads the norm from the device in every step.
     """
 
-    def __init__(self, config: RunConfig, model: nn.Module, parameter_groups: Sequence[Mapping[str, Any]]):
+    def __init__(
+        self, config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[Mapping[str, Any]]
+    ):
         settings = zero_config(config)
         deepspeed = start_deepspeed()
         super().__init__(model, config.engine.precision)
@@ -151,7 +157,7 @@ def start_deepspeed() -> Any:
     return deepspeed
 
 
-def _destroy(engine: weakref.ref[Any]) -> None:
+def _destroy(engine: "weakref.ref[DeepSpeedEngine]") -> None:
     """Removes the hooks of an engine that still exists; through them its parameters keep it and its group
     alive."""
     if (there := engine()) is not None:

@@ -5,7 +5,6 @@ needs a partner.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from pipeline.errors import ConfigError
 
@@ -39,10 +38,10 @@ def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefi
 
 
 def reduction_for_merged(
-    backbone: Any, share: float, grid: tuple[int, int], *, within: float = 1.0
+    depth: int, share: float, grid: tuple[int, int], *, within: float = 1.0
 ) -> list[int]:
-    """r of each block of a MergingViT, such that `share` of the grid's patches (rounded) is merged after the
-    last block.
+    """r of each of `depth` blocks, such that `share` of the grid's patches (rounded) is merged after the last
+    one.
 
     within: the share of the blocks, from the first one, that merge; fewer blocks save more MACs. Each of them
     keeps the same share of its patches, up to rounding. Raises ConfigError for a share that is not in (0, 1),
@@ -50,10 +49,10 @@ def reduction_for_merged(
     """
     if not 0 < share < 1:
         raise ConfigError(f"share of merged patches is {share}; give a number in (0, 1)")
-    merging = merging_blocks(backbone.depth, within)
+    merging = merging_blocks(depth, within)
     patches = left = grid[0] * grid[1]
     schedule: list[int] = []
-    for block in range(1, backbone.depth + 1):
+    for block in range(1, depth + 1):
         wanted = round(patches * (1 - share) ** min(block / merging, 1))
         schedule.append(min(left - wanted, mergeable(left, 0)))
         left -= schedule[-1]

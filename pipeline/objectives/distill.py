@@ -1,21 +1,20 @@
 """Agreement with the same model unmerged: needs no labels, and says what merging alone cost."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
 from pipeline.modes import evaluation_mode
-from pipeline.objectives.registry import OBJECTIVES
+from pipeline.objectives.objective import OBJECTIVES, Model, Objective
 from pipeline.ranks import mean_over_ranks
 
 
 @OBJECTIVES.register("distill")
-class Distill(nn.Module):
+class Distill(Objective):
     """weight * disagreement with the teacher + (1 - weight) * the task's own loss.
 
     The teacher is the model itself at reduction 0, in evaluation mode and without gradient: in modular
@@ -30,7 +29,7 @@ class Distill(nn.Module):
             )
         self.weight, self.temperature = weight, temperature
 
-    def forward(self, model: Any, batch: Batch, spec: StepSpec) -> TaskOutput:
+    def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         with torch.no_grad(), evaluation_mode(model):
             teacher = model.predict(batch, reduction=0, relaxed=False)
         student = model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)

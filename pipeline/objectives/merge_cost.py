@@ -6,21 +6,20 @@ prices every pair of tokens instead, from one backward pass, and needs neither l
 """
 
 import math
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
 from pipeline.merging.schedule import merged_shares
+from pipeline.objectives.objective import OBJECTIVES, Model, Objective
 from pipeline.objectives.prices import expected_cost
-from pipeline.objectives.registry import OBJECTIVES
 from pipeline.parts import METRIC
 
 
 @OBJECTIVES.register("merge_cost")
-class MergeCost(nn.Module):
+class MergeCost(Objective):
     """The mean over blocks of `pipeline.objectives.prices.expected_cost`; no gradient reaches the backbone.
 
     Each step draws a block: those before it merge for real, with the step's reduction, and it and those
@@ -39,7 +38,7 @@ class MergeCost(nn.Module):
             raise ConfigError(f"merge_cost: pairs is {pairs!r}; give 'first' or 'merged'")
         self.temperature, self.pairs = temperature, pairs
 
-    def forward(self, model: Any, batch: Batch, spec: StepSpec) -> TaskOutput:
+    def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         """The price of merging where embeddings learn, else the task's own loss. spec.draw picks the
         block."""
         if METRIC not in spec.trains:

@@ -1,18 +1,14 @@
 """The task's own loss."""
 
-from typing import Any
-
-from torch import nn
-
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
-from pipeline.objectives.registry import OBJECTIVES
+from pipeline.objectives.objective import OBJECTIVES, Model, Objective
 
 
 @OBJECTIVES.register("supervised")
-class Supervised(nn.Module):
+class Supervised(Objective):
     def __init__(self) -> None:
         """No options."""
         super().__init__()
 
-    def forward(self, model: Any, batch: Batch, spec: StepSpec) -> TaskOutput:
+    def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         return model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)

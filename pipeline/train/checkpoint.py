@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from pipeline.config.load import digest, from_plain, to_plain
 from pipeline.config.schema import RunConfig
+from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, ConfigError, PipelineError, first_few
-from pipeline.interfaces import Engine
 from pipeline.ranks import Ranks
 from pipeline.rng import rng_state, seed_everything, set_rng_state
 from pipeline.run_folder import checkpoints_of, complete_folders, folder_name, point, pointed

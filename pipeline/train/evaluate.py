@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import nn
 
+from pipeline.engine.protocol import Evaluator, Reduction
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Evaluator, Scores
+from pipeline.interfaces import Batch, Scores, TaskData
+from pipeline.model import MultiTaskModel
 from pipeline.modes import evaluation_mode
 from pipeline.train.collective import anywhere, from_rank0, maximum
 from pipeline.train.metrics import TallySums
@@ -28,7 +29,7 @@ def evaluate(
     evaluator: Evaluator,
     loaders: Mapping[str, SizedBatches],
     *,
-    reduction: Any = None,
+    reduction: Reduction = None,
     thorough: bool = False,
 ) -> TaskScores:
     """Scores of the evaluator's model on this rank's share of each task's samples, summed over ranks. Called
@@ -45,7 +46,7 @@ def evaluate(
 
 
 def _evaluate_task(
-    evaluator: Evaluator, task: str, loader: SizedBatches, reduction: Any, thorough: bool
+    evaluator: Evaluator, task: str, loader: SizedBatches, reduction: Reduction, thorough: bool
 ) -> Scores:
     sums = TallySums()
     for batch, counts in _in_step(evaluator, loader):
@@ -55,28 +56,26 @@ def _evaluate_task(
     totals = sums.reduce(evaluator)
     if not totals:
         return {"samples": 0.0}
-    module: Any = evaluator.module
     # on one rank, as ranks must not differ in what is best
-    scores = module.scores(task, totals, thorough=thorough) if evaluator.rank == 0 else {}
+    scores = evaluator.module.scores(task, totals, thorough=thorough) if evaluator.rank == 0 else {}
     return json.loads(from_rank0(evaluator, json.dumps(scores))) | {"samples": float(totals["samples"])}
 
 
-def missing_samples(scores: TaskScores, loaders: Mapping[str, Any]) -> dict[str, int]:
-    """Task -> how many samples of its loader (of any rank, as all have num_samples) are not in its scores;
+def missing_samples(scores: TaskScores, data: Mapping[str, TaskData]) -> dict[str, int]:
+    """Task -> how many of its samples are not in its scores;
     without those that miss none."""
     missing = {
-        task: loaders[task].num_samples - int(values.get("samples") or 0) for task, values in scores.items()
+        task: data[task].num_samples - int(values.get("samples") or 0) for task, values in scores.items()
     }
     return {task: count for task, count in missing.items() if count}
 
 
-def ranking_score(module: nn.Module, scores: TaskScores, best: str | None = None) -> float | None:
+def ranking_score(model: MultiTaskModel, scores: TaskScores, best: str | None = None) -> float | None:
     """What ranks checkpoints: the main metric of the task `best`, or the geometric mean of all tasks' main
     metrics, for which a tenth more of any counts alike, whatever its unit. None where one of them is n/a, not
     finite, or was not evaluated."""
-    tasks: Any = module.tasks
     values = [
-        scores[task].get(tasks[task].main_metric) if task in scores else None
+        scores[task].get(model.tasks[task].main_metric) if task in scores else None
         for task in ([best] if best else scores)
     ]
     known = [max(value, 0.0) for value in values if value is not None and math.isfinite(value)]

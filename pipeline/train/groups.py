@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from pipeline.config.schema import RunConfig
+from pipeline.model import MultiTaskModel
 from pipeline.parts import BASE, Role, roles_of
 
 
-def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: MultiTaskModel, config: RunConfig) -> list[dict[str, Any]]:
     """Trainable parameters as dicts of name, kind, owner, params, weight_decay and lr_scale, in a fixed
     order.
 
@@ -49,11 +48,11 @@ def _name(role: Role, layer: int | None, decays: bool) -> str:
     return ".".join(str(part) for part in place if part is not None)
 
 
-def _layers(model: nn.Module) -> tuple[dict[int, int], int]:
+def _layers(model: MultiTaskModel) -> tuple[dict[int, int], int]:
     """Layer of each parameter of the backbone, by its id, and how many blocks there are. 0 is before the
     blocks, 1 ... depth the blocks, depth + 1 the norm behind them; and with it all that is no part of the
     backbone."""
-    backbone: Any = model.backbone
+    backbone = model.backbone
     layers = {id(parameter): 0 for parameter in backbone.parameters()}
     depth = len(backbone.blocks)
     for number, part in enumerate([*backbone.blocks, backbone.norm], start=1):

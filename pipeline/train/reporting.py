@@ -6,14 +6,15 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from pipeline.extras import command
 from pipeline.files import folder_within, replacing
+from pipeline.interfaces import Batch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -103,12 +104,12 @@ class Stopwatch:
     def __init__(self) -> None:
         self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
 
-    def next_of(self, stream: Any) -> Any:
-        """The stream's next item; the wait is counted."""
+    def next_of(self, stream: Iterator[Batch]) -> Batch:
+        """The stream's next batch; the wait is counted."""
         start = time.perf_counter()
-        item = next(stream)
+        batch = next(stream)
         self._waited += time.perf_counter() - start
-        return item
+        return batch
 
     def count(self, samples: int) -> None:
         self._samples += samples

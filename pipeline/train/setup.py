@@ -20,9 +20,10 @@ from pipeline.data.augment.images import BatchMixer
 from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, check_engine, launched
+from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
 from pipeline.files import refuse_link, write_text
-from pipeline.interfaces import Engine, Progress
+from pipeline.interfaces import Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
 from pipeline.plan.facts import fed_tasks
@@ -181,7 +182,7 @@ def _tell_spare_classes(model: MultiTaskModel, streams: Mapping[str, TrainStream
     """Warns of heads with more classes than their shards. That can be meant, when a head is tuned on some
     classes; more often a config has the number of another set."""
     for name, stream in streams.items():
-        given, there = getattr(model.tasks[name], "num_classes", 0), len(stream.classes)
+        given, there = model.tasks[name].num_classes, len(stream.classes)
         if 0 < there < given:
             log.warning(
                 "tasks.%s.head.num_classes is %d and the shards have %d classes: %d outputs have no "
@@ -216,7 +217,7 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
     """The mixers of the tasks with mixup or cutmix, all of which have classes."""
     augments = {name: task.data.augment for name, task in fed_tasks(config).items()}
     return {
-        name: BatchMixer(augment, model.tasks[name].num_classes)  # pyright: ignore[reportArgumentType]
+        name: BatchMixer(augment, model.tasks[name].num_classes)
         for name, augment in augments.items()
         if augment.mixup or augment.cutmix
     }

@@ -3,7 +3,6 @@ the device."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,8 +93,7 @@ def _draw(config: RunConfig, step: int, micro_step: int) -> float:
 def _follow(run: Run, probe: GradientProbe, sums: MetricSums) -> None:
     """Logs the tasks' gradients once all are measured, and hands them to the balancing."""
     if (conflict := probe.read(run.engine)) is not None:
-        balancing: Any = run.engine.module.balancing
-        balancing.follow(conflict.norms, conflict.losses)
+        run.engine.module.balancing.follow(conflict.norms, conflict.losses)
         sums.add(conflict.logs())
 
 

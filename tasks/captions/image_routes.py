@@ -3,7 +3,7 @@
 B images, M merged tokens, N image tokens, E embedding.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,6 +14,14 @@ from tasks.captions.towers import CrossAttention, ImageTokens
 from tasks.shared.pooling import pool
 
 
+class CoCaPooler(Protocol):
+    """open_clip's AttentionalPooler."""
+
+    query: nn.Parameter
+    ln_q: nn.Module
+    attn: nn.MultiheadAttention
+
+
 class Pooler(nn.Module):
     """CoCa's pooler: learned queries attend to the merged tokens, each of which counts by its size. The
     result of the first query is the feature.
@@ -22,10 +30,9 @@ class Pooler(nn.Module):
     and `visual.proj`. ln_k is the backbone's last norm where it has one.
     """
 
-    def __init__(self, pooler: Any, backbone: MergingViT, width: int, embed_dim: int):
+    def __init__(self, pooler: CoCaPooler, backbone: MergingViT, width: int, embed_dim: int):
         super().__init__()
-        self.query: nn.Parameter = pooler.query
-        self.ln_q: nn.Module = pooler.ln_q
+        self.query, self.ln_q = pooler.query, pooler.ln_q
         self.attn = CrossAttention(pooler.attn)
         self.ln_k = nn.LayerNorm(backbone.embed_dim) if backbone.norm_after_pool else nn.Identity()
         self.ln_post = nn.LayerNorm(width)

@@ -5,15 +5,17 @@ N images, T captions, E embedding, K classes. Features are of norm 1.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from pipeline.data.samples.text import Tokenizer
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Encode, Rows, Scores, Tallies
+from pipeline.interfaces import Batch, Encode, Rows, Scores, Tallies, Task
+from pipeline.token_state import BackboneOutput
 from tasks.captions.losses import normalised, products
 from tasks.shared.hits import count_hits, hit_shares
 
@@ -22,15 +24,32 @@ CHUNK = 1024
 """Rows of the table of all images by all captions that are in memory at a time."""
 
 
-def text_features(captioner: Any, texts: Sequence[str]) -> Tensor:
-    """[T, E] float32. captioner: a CaptioningTask."""
+class Captioner(Protocol):
+    """A `tasks.captioning.CaptioningTask`, which says what the methods do, as what compares features sees
+    it."""
+
+    tokenizer: Tokenizer
+    taps: tuple[int, ...]
+    unmerge: str | None
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def image_features(self, output: BackboneOutput) -> Tensor: ...
+
+    def text_features(self, tokens: Tensor) -> Tensor: ...
+
+    def contrastive_scale(self) -> Tensor: ...
+
+
+def text_features(captioner: Captioner, texts: Sequence[str]) -> Tensor:
+    """[T, E] float32."""
     tokenizer = captioner.tokenizer
     tokens = [torch.tensor(tokenizer.encode(text)) for text in texts]
     padded = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id)
     return captioner.text_features(padded.to(next(captioner.parameters()).device))
 
 
-def retrieval_rows(image: Tensor, captioner: Any, references: Sequence[Sequence[str]]) -> Tallies:
+def retrieval_rows(image: Tensor, captioner: Captioner, references: Sequence[Sequence[str]]) -> Tallies:
     """The rows from which `retrieval_scores` computes. image [B, E]: features; references: the captions of
     each image."""
     text = text_features(captioner, [caption for captions in references for caption in captions])
@@ -87,16 +106,15 @@ def class_features(
     return normalised(torch.stack([text_features(captions).mean(dim=0) for captions in captions_of]))
 
 
-class ZeroShotTask(nn.Module):
-    """Classification without a trained head: the class whose captions are nearest to the image. captioner: a
-    CaptioningTask."""
+class ZeroShotTask(Task):
+    """Classification without a trained head: the class whose captions are nearest to the image."""
 
     reads = ClassificationTargets
     main_metric = "top1"
     metric_units = {"top1": "%", "top5": "%"}
 
     @torch.no_grad()
-    def __init__(self, captioner: Any, classes: Sequence[str], templates: Sequence[str]):
+    def __init__(self, captioner: Captioner, classes: Sequence[str], templates: Sequence[str]):
         """Raises ConfigError for templates without a place for a name, and for a captioner without
         features."""
         super().__init__()

@@ -7,7 +7,7 @@ image tokens, W channels, H heads, D channels per head.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -123,10 +123,10 @@ class Block(nn.Module):
     mlp: nn.Module
     ls_2: nn.Module
 
-    def __init__(self, block: Any, attention: type[Attention]):
+    def __init__(self, block: nn.Module, attention: type[Attention]):
         super().__init__()
         _adopt(self, block)
-        self.attn = attention(block.attn)
+        self.attn = attention(block.get_submodule("attn"))
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The block's output, from its input and the output of its attention."""
@@ -135,7 +135,7 @@ class Block(nn.Module):
 
 
 class SelfBlock(Block):
-    def __init__(self, block: Any):
+    def __init__(self, block: nn.Module):
         super().__init__(block, SelfAttention)
 
     def forward(self, x: Tensor, mask: Tensor | None, past: Keys | None) -> tuple[Tensor, Keys]:
@@ -146,7 +146,7 @@ class SelfBlock(Block):
 class CrossBlock(Block):
     ln_1_kv: nn.Module
 
-    def __init__(self, block: Any):
+    def __init__(self, block: nn.Module):
         super().__init__(block, CrossAttention)
 
     def forward(self, x: Tensor, image: ImageTokens, cached: Keys | None) -> tuple[Tensor, Keys]:
@@ -165,7 +165,7 @@ class TextTower(nn.Module):
     ln_final: nn.Module
     text_projection: Tensor
 
-    def __init__(self, text: Any):
+    def __init__(self, text: nn.Module, context_length: int, pad_id: int):
         super().__init__()
         if not isinstance(text.text_projection, nn.Parameter):
             raise ConfigError(
@@ -173,10 +173,9 @@ class TextTower(nn.Module):
                 "proj_bias out of text_cfg"
             )
         _adopt(self, text)
-        self.transformer = nn.ModuleDict(
-            {"resblocks": nn.ModuleList(map(SelfBlock, text.transformer.resblocks))}
-        )
-        self.context_length, self.pad_id = text.context_length, text.pad_id
+        blocks = map(SelfBlock, text.get_submodule("transformer.resblocks").children())
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
+        self.context_length, self.pad_id = context_length, pad_id
 
     def drop_feature(self) -> None:
         """Removes the parts that only the feature needs."""
@@ -223,11 +222,11 @@ class Decoder(nn.Module):
     ln_final: nn.Module
     text_projection: Tensor
 
-    def __init__(self, decoder: Any):
+    def __init__(self, decoder: nn.Module):
         super().__init__()
         _adopt(self, decoder)
-        self.resblocks = nn.ModuleList(map(SelfBlock, decoder.resblocks))
-        self.cross_attn = nn.ModuleList(map(CrossBlock, decoder.cross_attn))
+        self.resblocks = nn.ModuleList(map(SelfBlock, decoder.get_submodule("resblocks").children()))
+        self.cross_attn = nn.ModuleList(map(CrossBlock, decoder.get_submodule("cross_attn").children()))
 
     def forward(
         self, words: Tensor, image: ImageTokens, past: Past | None = None

@@ -44,7 +44,7 @@ PROBE = 4
 
 def build_decode_head(
     spec: Mapping[str, Any], *, in_channels: Sequence[int], num_classes: int, field: str = "decode_head"
-) -> nn.Module:
+) -> BaseDecodeHead:
     """The head that mmseg builds from `spec` (which is not changed), with its starting weights.
 
     in_channels: channels of each feature that the head can read, which are the neck's if there is one.
@@ -56,6 +56,7 @@ def build_decode_head(
     filled = _fill_head(spec, in_channels, num_classes, field)
     _refuse_unsupported(filled, field)
     head = _build(filled, field)
+    assert isinstance(head, BaseDecodeHead), "others are refused above"
     with _trial(head, in_channels, field) as features:
         logits = head(features)
         if not isinstance(logits, Tensor) or logits.ndim != 4 or logits.shape[1] != num_classes:
@@ -80,12 +81,13 @@ def build_neck(spec: Mapping[str, Any], in_channels: Sequence[int]) -> tuple[nn.
         return neck, [feature.shape[1] for feature in neck(features)]
 
 
-def head_losses(head: Any, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def head_losses(head: nn.Module, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """The head's own losses under mmseg's names, and `acc_seg`, its accuracy in [0, 1]; all scalars. logits
     [B, K, h, w], mask uint8 [B, H, W].
 
     The accuracy of an ordinary head is counted here, because mmseg's makes the host wait for the device.
     """
+    assert isinstance(head, BaseDecodeHead)
     label = mask.long()
     if type(head).loss_by_feat is not BaseDecodeHead.loss_by_feat:
         values = head.loss_by_feat(

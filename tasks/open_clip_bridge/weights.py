@@ -5,7 +5,7 @@ the rest of a CoCa into the captioning task's. The names of the tensors are all 
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +184,7 @@ def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbon
 
 def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
     """What a tower computes that its shapes do not show: heads and activation."""
-    vision, block = config["vision_cfg"], cast(Any, backbone.blocks[0])
+    vision, block = config["vision_cfg"], next(iter(backbone.blocks))
     if vision.get("timm_model_name"):
         return
     heads, own_heads = vision.get("width", 768) // vision.get("head_width", 64), block.attn.num_heads
@@ -201,7 +201,7 @@ def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
         "gelu_tanh": F.gelu(x, approximate="tanh"),
         "gelu": F.gelu(x),
     }
-    if not torch.allclose(block.mlp.act(x), values[wanted], atol=1e-5):
+    if not torch.allclose(block.mlp.get_submodule("act")(x), values[wanted], atol=1e-5):
         raise CheckpointError(
             f"the checkpoint's image tower has the activation {wanted}, the backbone another; give "
             f"backbone.options act_layer='{wanted}', "

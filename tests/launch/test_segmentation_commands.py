@@ -112,7 +112,7 @@ def test_a_share_is_merged_exactly_whatever_the_images_size(segmenter, swept):
     for point in swept.points:
         model, table = build(run, point.policy), 0
         for batch in (batch.to("cpu") for batch in loader):
-            share = reduction_for_merged(model.backbone, point.target, first_grid(model, batch))
+            share = reduction_for_merged(model.backbone.depth, point.target, first_grid(model, batch))
             table = table + model.evaluate(batch, reduction=share)["confusion"]
         expected = model.scores("scenes", {"confusion": table})
         assert {name: [value] for name, value in expected.items()} == point.scores

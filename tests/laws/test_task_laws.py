@@ -100,6 +100,19 @@ def test_logs_are_detached_sums_over_samples_and_have_the_loss(name):
 
 
 @TASK
+def test_the_size_of_the_first_input_is_known_without_inference(name):
+    made, samples, sizes = model(name).eval(), batch(name, 2), []
+    encode = made.encoder(name)
+
+    def noted(images):
+        sizes.append(tuple(images.shape[-2:]))
+        return encode(images)
+
+    made.tasks[name].infer(noted, samples)
+    assert made.tasks[name].input_size(samples) == sizes[0]
+
+
+@TASK
 def test_losses_are_float32_under_autocast(name):
     with torch.autocast("cpu", torch.bfloat16):
         output = model(name).train()(batch(name))

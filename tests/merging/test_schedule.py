@@ -1,7 +1,5 @@
 """From what a user writes to the tokens each block removes."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from pipeline.errors import ConfigError
@@ -75,7 +73,7 @@ def test_more_than_the_input_has_is_refused_with_the_largest_that_fits():
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.7])
 def test_a_share_of_the_patches_is_merged_exactly_and_evenly(depth, grid, share):
     patches = grid[0] * grid[1]
-    schedule = reduction_for_merged(SimpleNamespace(depth=depth), share, grid)
+    schedule = reduction_for_merged(depth, share, grid)
     left = tokens_per_block(schedule, patches)
     assert left[-1] == round((1 - share) * patches)
     assert resolve_schedule(schedule, depth, patches + 1, 1) == tuple(schedule)  # nothing is capped
@@ -85,13 +83,13 @@ def test_a_share_of_the_patches_is_merged_exactly_and_evenly(depth, grid, share)
 
 @pytest.mark.parametrize(("within", "merging"), [(0.5, 6), (0.25, 3), (0.01, 1), (1, 12)])
 def test_a_share_may_be_merged_early(within, merging):
-    schedule = reduction_for_merged(SimpleNamespace(depth=12), 0.4, (15, 20), within=within)
+    schedule = reduction_for_merged(12, 0.4, (15, 20), within=within)
     assert sum(schedule) == 120 and all(schedule[:merging]) and not any(schedule[merging:])
     with pytest.raises(ConfigError, match="give a number in"):
-        reduction_for_merged(SimpleNamespace(depth=12), 0.4, (15, 20), within=0.0)
+        reduction_for_merged(12, 0.4, (15, 20), within=0.0)
 
 
 @pytest.mark.parametrize("share", [0, 1, 1.5, 0.9])
 def test_a_share_that_cannot_be_merged_is_refused(share):
     with pytest.raises(ConfigError, match="give a number|at most 88% can"):
-        reduction_for_merged(SimpleNamespace(depth=3), share, (8, 8))
+        reduction_for_merged(3, share, (8, 8))

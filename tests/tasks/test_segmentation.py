@@ -20,7 +20,7 @@ from pipeline.model import TASKS, MultiTaskModel
 from pipeline.modes import set_modes
 from pipeline.objectives import OBJECTIVES
 from pipeline.parts import TRAINED
-from tasks.masks.merged_segmenter import decode_merged
+from tasks.mmseg_bridge.merged_segmenter import decode_merged
 
 ROOT = Path(__file__).parents[2]
 

@@ -28,7 +28,7 @@ def test_shards_with_more_classes_than_the_head_are_refused(tiny_run, tmp_path):
 def test_each_task_is_held_against_its_own_shards(digits, tmp_path):
     plain = tiny_tasks_plain(digits, tmp_path / "run")
     plain["tasks"]["masks"]["head"] = plain["tasks"]["masks"]["head"] | {"num_classes": 4}
-    with pytest.raises(ConfigError, match="tasks.masks: the shards have 11 mask classes, the head has 4"):
+    with pytest.raises(ConfigError, match="tasks.masks: the shards have 11 classes, the head has 4"):
         train(from_plain(plain))
 
 

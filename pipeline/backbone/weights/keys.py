@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from pipeline.backbone.metric import EmbeddingPerTask
+from pipeline.interfaces import Task
 from pipeline.parts import BALANCE, HEAD, roles_of
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -75,10 +75,10 @@ def _shared_keys(module: nn.Module) -> dict[str, str]:
     }
 
 
-def _classifiers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _classifiers(module: nn.Module) -> Iterator[tuple[str, Task]]:
     """Tasks that have a number of classes, by name."""
     tasks = getattr(module, "tasks", None) or {}
-    return ((name, task) for name, task in tasks.items() if hasattr(task, "num_classes"))
+    return ((name, task) for name, task in tasks.items() if task.num_classes)
 
 
 def _of_other_classes(own: Tensor, given: Tensor, num_classes: int | None) -> bool:

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pipeline.interfaces import Batch, Engine, StepSpec, TaskOutput
+from pipeline.engine.protocol import Engine
+from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.registry import Registry
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums

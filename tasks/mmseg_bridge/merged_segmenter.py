@@ -5,10 +5,10 @@ copies of a key from one of size s. B batch, M slots, K classes, L = merged patc
 patches.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor
+from mmseg.models.backbones.vit import TransformerEncoderLayer
+from mmseg.models.decode_heads.segmenter_mask_head import SegmenterMaskTransformerHead
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.attention import proportional_attention
@@ -18,13 +18,15 @@ from pipeline.token_state import TokenState
 HEAD = "SegmenterMaskTransformerHead"
 
 
-def decode_merged(head: Any, state: TokenState) -> Tensor:
-    """Logits [B, K, h, w]. head: mmseg's SegmenterMaskTransformerHead. Prefix tokens are left out; a class
+def decode_merged(head: nn.Module, state: TokenState) -> Tensor:
+    """Logits [B, K, h, w]. head: of the type HEAD. Prefix tokens are left out; a class
     embedding has size 1."""
+    assert isinstance(head, SegmenterMaskTransformerHead)
     tokens = head.dec_proj(state.patch_tokens)
     tokens = torch.cat([tokens, head.cls_emb.expand(len(tokens), -1, -1)], dim=1)
     size = F.pad(state.patch_size, (0, head.num_classes), value=1.0)
     for layer in head.layers:
+        assert isinstance(layer, TransformerEncoderLayer)
         tokens = _layer(layer, tokens, size)
     tokens = head.decoder_norm(tokens)
     patches = F.normalize(head.patch_proj(tokens[:, : -head.num_classes]), dim=2)
@@ -34,8 +36,8 @@ def decode_merged(head: Any, state: TokenState) -> Tensor:
     return unmerge_tokens(with_prefix, state.merges)[:, state.num_prefix :].mT.unflatten(2, state.grid)
 
 
-def _layer(layer: Any, tokens: Tensor, size: Tensor) -> Tensor:
-    """mmseg's TransformerEncoderLayer with sizes. tokens [B, L, C], size [B, L]"""
+def _layer(layer: TransformerEncoderLayer, tokens: Tensor, size: Tensor) -> Tensor:
+    """With sizes. tokens [B, L, C], size [B, L]"""
     wrapped, attn = layer.attn, layer.attn.attn
     qkv = F.linear(layer.norm1(tokens), attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
