@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """As a script. A mistake of the user is told once, by rank 0, without a traceback."""
+    """Runs as a script. Rank 0 alone prints a user's mistake, without a traceback."""
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
     )

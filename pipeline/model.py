@@ -1,5 +1,5 @@
-"""The one module that is trained: a shared backbone, a head per task, and the objective that turns a batch
-into a loss."""
+"""The model of a run: a shared backbone, a head per task, and the objective that computes the loss of a
+batch."""
 
 import logging
 from collections.abc import Mapping
@@ -38,18 +38,18 @@ from pipeline.token_state import BackboneOutput
 log = logging.getLogger(__name__)
 
 TASKS: Registry[Task] = Registry("task")
-"""Filled by the package `tasks`, which whoever builds a model imports."""
+"""Tasks by name. Import the package `tasks`, which fills it, before building a model."""
 
 
 class Heads(ModulesOfTasks[Task]):
-    """Task -> its head."""
+    """Maps a task to its head."""
 
     part_kind = HEAD
 
 
 class MultiTaskModel(nn.Module):
-    """What an engine is given. `forward` trains, `predict` runs one task, `evaluate` counts, `scores`
-    divides."""
+    """The model of a run, for engines. `forward` computes the training loss, `predict` runs one task,
+    `evaluate` counts, and `scores` computes metrics from the counts."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class MultiTaskModel(nn.Module):
         balancing: Balancing | None = None,
         reductions: Mapping[str, ReductionSpec] | None = None,
     ):
-        """balancing None weighs all losses by 1. reductions: of the tasks that do not take the backbone's."""
+        """balancing: None gives all losses the weight 1. reductions: those of tasks that have their own."""
         super().__init__()
         self.backbone = backbone
         self.tasks = Heads(tasks)
@@ -70,7 +70,7 @@ class MultiTaskModel(nn.Module):
         self._like: dict[str, str] = {}
 
     def forward(self, batch: Batch, spec: StepSpec = JOINT_STEP) -> TaskOutput:
-        """The training loss of a batch, weighed against the other tasks'."""
+        """Output of a batch with its training loss, times the task's weight."""
         output: TaskOutput = self.objective(self, batch, spec)
         loss, weight = self.balancing(batch.task, output.loss)
         logs = output.logs if weight is None else output.logs | {"weight": (weight, 1)}
@@ -79,7 +79,7 @@ class MultiTaskModel(nn.Module):
     def predict(
         self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None
     ) -> TaskOutput:
-        """The task's own loss and predictions."""
+        """Output of a batch with the task's own loss and predictions."""
         return self.tasks[batch.task](
             self.encode(batch.task, batch.images, reduction=reduction, relaxed=relaxed), batch
         )
@@ -87,9 +87,9 @@ class MultiTaskModel(nn.Module):
     def encode(
         self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any
     ) -> BackboneOutput:
-        """The backbone's output with what the task reads. reduction None: the task's own, or the backbone's.
-        options: see MergingViT; a pass is one of training where this model, whatever the mode of its parts,
-        is in training mode."""
+        """The backbone's output for images [B, 3, H, W], with the taps that the task reads. reduction: None
+        takes the task's own, else the backbone's. options: see MergingViT. The mode of this model, not of its
+        parts, decides whether it is a pass of training."""
         head = self.tasks[task]
         options = {"taps": head.taps, "unmerge": head.unmerge, "training": self.training} | options
         return self.backbone(
@@ -97,7 +97,7 @@ class MultiTaskModel(nn.Module):
         )
 
     def reduction_of(self, task: str, reduction: ReductionSpec | None = None) -> ReductionSpec | None:
-        """The reduction, else the task's own; None where it takes the backbone's."""
+        """The reduction, else the task's own; None where the task takes the backbone's."""
         return self._reductions.get(self._like.get(task, task)) if reduction is None else reduction
 
     def schedule(
@@ -107,17 +107,17 @@ class MultiTaskModel(nn.Module):
         return self.backbone.schedule(grid, self.reduction_of(task, reduction))
 
     def set_reduction(self, task: str, reduction: ReductionSpec) -> None:
-        """The reduction that the task is run at when none is given."""
+        """Sets the reduction of a task, which applies where no other is given."""
         self._reductions[task] = reduction
 
     def add_task(self, name: str, task: Task, *, like: str) -> None:
-        """A head that is given images as the task `like` is: merged by its reduction and its metric
-        embedding."""
+        """Adds a head, whose images are merged with the reduction and the metric embedding of the task
+        `like`."""
         self.tasks[name] = task
         self._like[name] = like
 
     def check_data(self, data: Mapping[str, TaskData]) -> None:
-        """data: by task. Raises ConfigError that tells all heads that do not fit their data."""
+        """Raises ConfigError with all heads that do not fit their data. data: task -> its data."""
         mistakes: list[str] = []
         for name, own in data.items():
             task = self.tasks[name]
@@ -135,30 +135,30 @@ class MultiTaskModel(nn.Module):
             raise ConfigError("\n  ".join(mistakes))
 
     def evaluate(self, batch: Batch, *, reduction: ReductionSpec | GridReduction | None = None) -> Tallies:
-        """What the task counts over a batch, under the merge of inference. reduction: see `encoder`."""
+        """The task's tallies of a batch, under the merge of inference. reduction: see `encoder`."""
         return self.tasks[batch.task].evaluate(self.encoder(batch.task, reduction), batch)
 
     def encoder(self, task: str, reduction: ReductionSpec | GridReduction | None = None) -> Encode:
-        """The backbone under the merge of inference, with what the task reads.
+        """The function that runs the backbone for the task under the merge of inference.
 
-        reduction: None is the task's own. A function is asked for each input's grid, so that inputs of all
-        sizes can merge one share.
+        reduction: None takes the task's own. A function gets the grid of each input, so that inputs of all
+        sizes can merge the same share.
         """
 
         def encode(images: Tensor) -> BackboneOutput:
-            asked = reduction(self.backbone.grid_of(images)) if callable(reduction) else reduction
-            return self.encode(task, images, reduction=asked, relaxed=False, training=False)
+            spec = reduction(self.backbone.grid_of(images)) if callable(reduction) else reduction
+            return self.encode(task, images, reduction=spec, relaxed=False, training=False)
 
         return encode
 
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """The task's metrics from tallies that were added up over batches and ranks, with `samples` among
-        them. thorough: see Task."""
+        """The task's metrics from tallies that were added up over batches and ranks, with `samples`, their
+        number. thorough: see Task."""
         return self.tasks[task].scores(tallies, thorough=thorough)
 
 
 def build_model(config: RunConfig) -> MultiTaskModel:
-    """The model of a run with its starting weights. Raises ConfigError, CheckpointError."""
+    """The model of a run with its starting weights. Raises ConfigError and CheckpointError."""
     spec, merging = config.backbone, config.merging
     backbone = build_backbone(
         spec.name,
@@ -193,7 +193,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
 def _reduction(
     backbone: MergingViT, asked: ReductionConfig, grid: tuple[int, int] | None = None
 ) -> ReductionSpec:
-    """As asked, solved for an input of the grid where a target is asked for (None: the backbone's)."""
+    """The reduction, or the one that reaches the target for inputs of the grid (None: the backbone's)."""
     if asked.target_macs or asked.target_gmacs:
         return reduction_for_macs(
             backbone, asked.target_macs, grid, gmacs=asked.target_gmacs, within=asked.within
@@ -202,13 +202,13 @@ def _reduction(
 
 
 def training_grid(backbone: MergingViT, task: TaskConfig) -> tuple[int, int]:
-    """Patches (rows, columns) of the crop that the task is trained on."""
+    """Grid of patches (rows, columns) of the task's training crop."""
     return backbone.grid if task.data.img_size is None else backbone.grid_of_size(task.data.size)
 
 
 def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
-    """The weights that training starts from, and what they filled. What they lack and training freezes would
-    stay random for good."""
+    """Loads the weights that training starts from. Raises CheckpointError where they lack a tensor that
+    training freezes, as it would stay random."""
     spec = config.backbone
     sources: dict[str, Mapping[str, Tensor]] = {}
     if spec.pretrained:

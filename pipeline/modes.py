@@ -10,7 +10,7 @@ from pipeline.parts import Role, roles_of_modules
 
 
 class HasModes(Protocol):
-    """An nn.Module, as far as its parts have modes."""
+    """The methods of an nn.Module that concern the modes of its parts."""
 
     def modules(self) -> Iterator[nn.Module]: ...
 

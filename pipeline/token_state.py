@@ -114,7 +114,7 @@ class TokenState:
     carried: Mapping[str, Carried] = field(default_factory=dict)
     """Other values that travel with the tokens, by name."""
     residual: Residual | None = None
-    """For unmerging by residual; None where it is not used."""
+    """Residual for unmerging; None where it is not used."""
 
     @classmethod
     def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int) -> "TokenState":

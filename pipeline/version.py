@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def description(root: Path = ROOT) -> str:
-    """For instance `0.1.0, commit 0123456789ab with changes`.
+    """Version and commit, for instance `0.1.0, commit 0123456789ab with changes`.
 
     The version alone where `root` is not the top of a checkout, as in site-packages.
     """

@@ -1,5 +1,5 @@
-"""Captioning with open_clip's CoCa parts on merged tokens. B images, L tokens of a caption, V vocabulary, E
-embedding."""
+"""Captioning on merged tokens with the parts of open_clip's CoCa. B images, L tokens of a caption, V
+vocabulary, E embedding."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,25 +27,26 @@ from tasks.shared.pooling import check_pool
 
 ROUTES = ("pooler", "direct")
 LARGEST_SCALE = 100.0
-"""Of the contrastive logits, as in CLIP."""
+"""Largest scale of the contrastive logits, as in CLIP."""
 
 
 @TASKS.register("captioning")
 class CaptioningTask(Task):
-    """A text tower and a decoder that looks at an image's merged tokens, whose sizes it is told.
+    """A text tower, and a decoder that attends to an image's merged tokens by their sizes.
 
     model: open_clip's name of a CoCa, or its config as a dict; see
-    `tasks.open_clip_bridge.parts.build_parts`. tokenizer: the data's. route: `pooler`, CoCa's attentional
-    pooler between tokens and decoder; or `direct`, as in GIT, where the decoder's cost falls with the tokens.
-    contrastive_weight 0 leaves out the parts that compare images with captions. generation: options of
-    `tasks.captions.generation.Generation`, whose lengths are cut to what the tokenizer's context holds.
+    `tasks.open_clip_bridge.parts.build_parts`. tokenizer: that of the data. route: `pooler`, CoCa's
+    attentional pooler between tokens and decoder; or `direct`, as in GIT, where fewer tokens make the decoder
+    cheaper. contrastive_weight: 0 leaves out the parts that compare images with captions. generation: options
+    of `tasks.captions.generation.Generation`; its lengths are limited by the tokenizer's context. Raises
+    ConfigError.
     """
 
     reads = CaptionTargets
     main_metric = "CIDEr"
     metric_units = {"CIDEr": "", "BLEU-4": "%", "words": ""}
-    """Of what tables show. All are shares in [0, 1] but CIDEr, which goes to 10, and the mean number of words
-    that are said."""
+    """Units of the metrics in tables. All metrics are shares in [0, 1] except CIDEr, which goes to 10, and
+    words, the mean number of words in a caption."""
 
     def __init__(
         self,
@@ -75,11 +76,13 @@ class CaptioningTask(Task):
             contrastive_weight,
             label_smoothing,
         )
-        _metrics()  # what scoring lacks is told before training
+        # raises ConfigError before training where the packages for scores are missing
+        _metrics()
         self.tokenizer = build_tokenizer(tokenizer)
         self.special = SpecialTokens(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
         self.generation = Generation.of(generation)
-        from tasks.open_clip_bridge.parts import build_parts  # takes seconds that other tasks need not pay
+        # imported late, as it takes seconds
+        from tasks.open_clip_bridge.parts import build_parts
 
         parts = build_parts(
             model, vocab_size=self.tokenizer.vocab_size, context_length=self.tokenizer.context_length
@@ -98,8 +101,8 @@ class CaptioningTask(Task):
             check_pool(backbone.global_pool, backbone.num_prefix)
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
-        """targets: CaptionTargets, tokens int64 [B, L]. predictions: logits of each token after the first [B,
-        L - 1, V], float32. With more than one rank, a collective."""
+        """Loss and predictions: logits [B, L - 1, V] float32 of each token after the first. The batch has
+        CaptionTargets, tokens int64 [B, L]. With more than one rank, a collective."""
         tokens = batch.targets.tokens
         image, labels = self.image_tokens(output), tokens[:, 1:]
         words, feature, _ = self.text(tokens, feature=self.contrastive_weight > 0)
@@ -121,26 +124,26 @@ class CaptioningTask(Task):
         return TaskOutput(loss, logs, predictions=logits)
 
     def image_tokens(self, output: BackboneOutput) -> ImageTokens:
-        """What the decoder looks at."""
+        """The image tokens to which the decoder attends."""
         return self.get_submodule(self.route)(output.final)
 
     def image_features(self, output: BackboneOutput) -> Tensor:
-        """[B, E] float32, of norm 1. Raises ConfigError without the contrastive part."""
+        """Image features [B, E] float32, of norm 1. Raises ConfigError without the contrastive part."""
         self._compared()
         return normalised(self.image_tokens(output).feature)
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """int64 [B, L] -> [B, E] float32, of norm 1, whatever the tokens are padded to. Raises ConfigError
-        without the contrastive part."""
+        """Text features [B, E] float32, of norm 1, of tokens int64 [B, L]. Padding does not change them.
+        Raises ConfigError without the contrastive part."""
         self._compared()
         return normalised(self.text(tokens, feature=True)[1])
 
     def contrastive_scale(self) -> Tensor:
-        """What the products of image and text features are multiplied by."""
+        """Factor of the products of image and text features, a tensor [1]."""
         return below(self._compared(), math.log(LARGEST_SCALE)).exp()
 
     def _compared(self) -> Tensor:
-        """logit_scale [1] (DeepSpeed takes no scalars), where there is one."""
+        """logit_scale [1] (DeepSpeed takes no scalars). Raises ConfigError where there is none."""
         if self.logit_scale is None:
             raise ConfigError(
                 "captioning: contrastive_weight is 0, so images and captions have no features to compare"
@@ -148,16 +151,16 @@ class CaptioningTask(Task):
         return self.logit_scale
 
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
-        """Of each token after the first: values [B, L - 1, V]. What is behind a caption's end does not
-        count."""
+        """Predictions of each token after the first: values [B, L - 1, V]. Tokens after a caption's end do
+        not count."""
         words = batch.targets.tokens[:, 1:] != self.special.pad
         return LogProbs(F.log_softmax(output.predictions, dim=-1), words)
 
     def generate(
         self, output: BackboneOutput, *, keys: Sequence[str] = (), config: Generation | None = None
     ) -> list[str]:
-        """A caption of each image. keys: the images' names, which address what is drawn for them under top_p.
-        config: None, the task's."""
+        """A caption of each image. keys: names of the images, which seed their draws under top_p. config:
+        None takes the task's."""
         return self._captions(self.image_tokens(output), keys, config or self.generation)
 
     @torch.no_grad()
@@ -165,27 +168,26 @@ class CaptioningTask(Task):
         longest = min(config.max_length, self.tokenizer.context_length - 1)
         config = replace(config, max_length=longest, min_length=min(config.min_length, longest))
         start = torch.full((len(image.tokens),), self.special.bos, device=image.tokens.device)
-        together = any(
-            parameter.numel() == 0 for parameter in self.parameters()
-        )  # ZeRO 3: weights that every call gathers over ranks
+        # at ZeRO 3 every call gathers weights over ranks, which must all make the same number of calls
+        together = any(parameter.numel() == 0 for parameter in self.parameters())
         words = generate(
             self.next_words(image), start, self.special, config, keys=keys, stop_early=not together
         )
         return [self.tokenizer.decode(row) for row in words.tolist()]
 
     def infer(self, encode: Encode, batch: Batch) -> list[str]:
-        """A caption of each image, made as the task's options say."""
+        """A caption of each image, by the task's options."""
         return self.generate(encode(batch.images), keys=batch.keys)
 
     def infer_in_full(self, encode: Encode, batch: Batch) -> list[str]:
-        """Captions of max_length words, none ended before: work that does not depend on what is said."""
+        """Captions that all have max_length words, so that the work does not depend on the predictions."""
         whole = replace(self.generation, min_length=self.generation.max_length)
         return self.generate(encode(batch.images), keys=batch.keys, config=whole)
 
     @torch.no_grad()
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """captions: CaptionRows. loss: of the first references' tokens, and how many those are. With the
-        contrastive part, features."""
+        """Tallies. captions: CaptionRows. loss, tokens: sum of the losses of the first references' tokens,
+        and their number. Also features, with the contrastive part."""
         image, tokens, references = (
             self.image_tokens(encode(batch.images)),
             batch.targets.tokens,
@@ -205,16 +207,16 @@ class CaptioningTask(Task):
         )
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """Those of `tasks.captions.metrics`, of `tasks.captions.retrieval` with the contrastive part, and the
-        mean loss of a token."""
+        """Scores of `tasks.captions.metrics`, the mean loss of a token, and, with the contrastive part,
+        scores of `tasks.captions.retrieval`."""
         scores = _metrics().caption_scores(tallies["captions"], thorough=thorough) | {
             "loss": float(tallies["loss"] / tallies["tokens"])
         }
         return scores | retrieval_scores(tallies) if "image" in tallies else scores
 
     def next_words(self, image: ImageTokens) -> Step:
-        """What `tasks.captions.generation.generate` asks: the logits of a caption's next word, from its last
-        and what was kept of the others."""
+        """The step of `tasks.captions.generation.generate`: logits of a caption's next word, from its last
+        word and the cache of the others."""
 
         def step(last: Tensor, past: Past | None) -> tuple[Tensor, Past]:
             words, _, of_text = self.text(last[:, None], past.text if past else ())

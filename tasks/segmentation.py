@@ -57,7 +57,8 @@ class SegmentationTask(Task):
     ):
         super().__init__()
         check_num_classes("segmentation", num_classes, IGNORED, " (label 255 is ignored)")
-        from tasks.mmseg_bridge import heads  # takes seconds that other tasks need not pay
+        # imported late, as it takes seconds
+        from tasks.mmseg_bridge import heads
 
         indices = _block_indices(out_indices, backbone.depth)
         self.reads_final = final_norm and indices[-1] == backbone.depth - 1

@@ -23,7 +23,7 @@ from pipeline.token_state import BackboneOutput
 
 @runtime_checkable
 class GivesLogits(Protocol):
-    """A task whose head ends in logits."""
+    """A task with a method `logits`."""
 
     def logits(self, output: BackboneOutput) -> Tensor: ...
 

@@ -1,5 +1,4 @@
-"""What inference asks of a model, seen on one batch: the grids that its backbone is given, and
-multiply-accumulates."""
+"""Work of inference, measured on one batch: the grids of the backbone's inputs, and multiply-accumulates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +19,15 @@ from pipeline.model import MultiTaskModel
 from pipeline.token_state import BackboneOutput
 
 Grid = tuple[int, int]
-"""Patches: (rows, columns)."""
+"""Grid of patches: (rows, columns)."""
 Entry = tuple[MultiTaskModel, ReductionSpec | GridReduction]
-"""A model in evaluation mode and the reduction it is run at; a function of the grid where images of all sizes
-merge one share."""
+"""A model in evaluation mode, and its reduction; a function of the grid where images of all sizes merge the
+same share."""
 
 
 def first_batch(task: str, data: DataConfig, split: str = "val", classes: Sequence[str] = ()) -> Batch:
     """The first evaluation batch, the same in every process. classes: see build_eval_loader. Raises
-    SampleError where no sample can be read."""
+    ConfigError, and SampleError where no sample can be read."""
     loader = build_eval_loader(
         task, replace(data, workers=0), rank=0, world_size=1, split=split, classes=classes
     )
@@ -41,14 +40,13 @@ def first_batch(task: str, data: DataConfig, split: str = "val", classes: Sequen
 
 
 def first_grid(model: MultiTaskModel, batch: Batch) -> Grid:
-    """The grid of what the backbone is given first: of a window where there are windows, padded to whole
-    patches."""
+    """Grid of the backbone's first input: an image, or a window, padded to whole patches."""
     return model.backbone.grid_of_size(model.tasks[batch.task].input_size(batch))
 
 
 def first_schedule(model: MultiTaskModel, batch: Batch, reduction: ReductionSpec | None) -> list[int]:
-    """r of each block for the first input of a batch; ConfigError where it has fewer tokens than the
-    reduction takes."""
+    """r of each block for the first input of a batch. Raises ConfigError where it has too few tokens for the
+    reduction."""
     grid = first_grid(model, batch)
     if reduction is not None:
         checked_reduction(model, grid, reduction)
@@ -57,10 +55,10 @@ def first_schedule(model: MultiTaskModel, batch: Batch, reduction: ReductionSpec
 
 @dataclass(frozen=True)
 class Workload:
-    """MACs of one image, the mean over a batch, with all its windows and views, or the most words that it may
-    have, whatever is said: encoder_macs hold metric_macs.
+    """MACs per image, as the mean over a batch, with all windows, or with the largest number of words that a
+    caption may have. encoder_macs include metric_macs.
 
-    schedule, tokens: r and tokens left by block, of the backbone's first input.
+    schedule, tokens: r of each block and tokens left after it, for the backbone's first input.
     """
 
     encoder_macs: int
@@ -71,10 +69,10 @@ class Workload:
 
 
 def workload(entry: Entry, batch: Batch) -> Workload:
-    """Infers the batch once. The encoder's MACs are by formula; the head's are counted, as its form is the
-    task's own business.
+    """Workload of one inference of the batch. The encoder's MACs are by formula; the head's are counted, as
+    heads differ by task.
 
-    Attention runs by its definition: the counter does not know the CPU's kernel for it.
+    Attention runs without fused kernels, as the counter does not know that of the CPU.
     """
     (model, reduction), inputs, inside = entry, [], 0
     plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
@@ -89,8 +87,8 @@ def workload(entry: Entry, batch: Batch) -> Workload:
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         task.infer_in_full(encode, batch)
-    asked = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
-    specs = [model.reduction_of(batch.task, spec) for spec in asked]
+    own = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
+    specs = [model.reduction_of(batch.task, spec) for spec in own]
     counts = [
         (number, count_macs(model.backbone, grid, spec))
         for (number, grid), spec in zip(inputs, specs, strict=True)

@@ -1,5 +1,5 @@
-"""Running trained models over data: exact scores on any number of processes, many models in one pass, and
-speed in turns."""
+"""Evaluation of trained models: exact scores on any number of processes, many models in one pass over the
+data, and speed."""
 
 import atexit
 import time
@@ -20,15 +20,17 @@ from pipeline.interfaces import Batch, Scores, Tallies
 from pipeline.token_state import BackboneOutput
 
 PATIENCE = timedelta(minutes=30)
-"""For the slowest process, which may have more batches, or scores to compute."""
+"""Longest wait for the slowest process, which may have more batches, or scores to compute."""
 
 
 def evaluator_of(model: E, precision: str = "fp32") -> ModelOnDevice[E]:
-    """The model, with the processes of this run connected where a launcher started several. Needs no
-    DeepSpeed."""
-    launched.rank()  # raises ConfigError where it is no place among the processes
+    """An evaluator of the model, after it has connected the processes where a launcher started several. Needs
+    no DeepSpeed. Raises ConfigError for a wrong environment."""
+    # raises ConfigError where the launcher's environment is wrong
+    launched.rank()
     device = launched.device()
-    if device.type == "cuda":  # before anything is put on a GPU, or every process holds a part of the first
+    # before any tensor is on a GPU, or else every process takes memory of the first one
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched.world_size() > 1 and not torch.distributed.is_initialized():
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
@@ -41,8 +43,8 @@ T = TypeVar("T")
 
 
 class Panel(nn.Module):
-    """Many models at many reductions as one, so that a batch is read and decoded once: what entry i counts
-    and scores is named `i/NAME`."""
+    """Many entries as one module, so that a batch is read and decoded once. Tallies and scores of entry i are
+    named `i/NAME`."""
 
     def __init__(self, entries: Sequence[Entry]):
         super().__init__()
@@ -50,7 +52,7 @@ class Panel(nn.Module):
         self._entries = tuple(entries)
 
     def evaluate(self, batch: Batch, *, reduction: Reduction = None) -> Tallies:
-        """reduction: of all entries; None: each entry's own."""
+        """Tallies of all entries. reduction: for all of them; None takes each entry's own."""
         tallies: Tallies = {}
         for i, (model, own) in enumerate(self._entries):
             found = model.evaluate(batch, reduction=own if reduction is None else reduction)
@@ -72,7 +74,7 @@ class Panel(nn.Module):
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second, one figure per round: of the whole inference (encoder, head, pixels or words), and
+    """Images per second, one value per round: of the whole inference (encoder, head, masks or captions), and
     of its encoder alone."""
 
     whole: list[float] = field(default_factory=list)
@@ -82,8 +84,8 @@ class Speed:
 def images_per_second(
     evaluator: ModelOnDevice[Panel], entries: Sequence[Entry], batch: Batch, rounds: int
 ) -> list[Speed]:
-    """Per entry. Entries take turns, so that a machine that slows down slows all of them; a first round
-    warms up."""
+    """Speed of each entry. Entries take turns, so that a machine that slows down affects all of them; a first
+    round is not counted."""
     speeds = [Speed() for _ in entries]
     with evaluator.autocast(), torch.no_grad():
         for turn in progress(range(rounds + 1) if rounds else (), "speed"):
@@ -96,7 +98,7 @@ def images_per_second(
 
 
 def _seconds(device: torch.device, entry: Entry, batch: Batch) -> tuple[float, float]:
-    """Of the batch's inference, and of its encoder."""
+    """Seconds of the batch's inference, and of its encoder."""
     (model, reduction), inside = entry, 0.0
     plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
 
@@ -119,5 +121,5 @@ def _now(device: torch.device) -> float:
 
 
 def progress(items: Iterable[T], label: str) -> "tqdm[T]":
-    """A bar where there is a terminal, on rank 0."""
+    """The items, with a progress bar on rank 0 where there is a terminal."""
     return tqdm(items, desc=label, leave=False, disable=None if launched.rank() == 0 else True)

@@ -4,5 +4,5 @@ from collections.abc import Iterable
 
 
 def of_classes(scores: Iterable[str]) -> list[str]:
-    """The names of scores of single classes."""
+    """Names of the scores of single classes."""
     return [name for name in scores if "/" in name]

@@ -1,4 +1,4 @@
-"""What a sweep measures: one point per policy and reduction, on the weights of one or several runs of one
+"""Measurements of a sweep: one point per policy and reduction, on the weights of one or several runs of one
 setup."""
 
 import logging
@@ -29,23 +29,24 @@ from pipeline.train.evaluate import evaluate, missing_samples
 log = logging.getLogger(__name__)
 
 Target = float | int
-"""A share in (0, 1), of the encoder's unmerged MACs or of the patches that are merged; or tokens removed per
-block."""
+"""A share in (0, 1) of the encoder's unmerged MACs or of the patches (to merge), or a number of tokens
+removed per block."""
 MACS, MERGED, TOKENS = (
     "share of the encoder's unmerged MACs",
     "share of the patches that is merged",
     "tokens removed per block",
 )
-"""What the targets of a sweep can be, as its conditions say it."""
+"""Kinds of targets, in the words of a sweep's conditions."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """target: as asked, 0 for the unmerged model. schedule, tokens: of the first input. macs: of one image,
-    head and merging included.
+    """Measurements of one policy at one target, which is 0 for the unmerged model. schedule, tokens: those of
+    the first input. macs: MACs of one image, with head and merging.
 
-    scores: metric -> one value per run (None is n/a), or one value where all runs have the weights that
-    count. images_per_s: of the whole inference, encoder_images_per_s: of its encoder, one value per round.
+    scores: metric -> one value per run (None is n/a), or a single value where the runs have the same weights
+    for this policy. images_per_s, encoder_images_per_s: speed of the whole inference and of its encoder, one
+    value per round.
     """
 
     policy: str
@@ -66,8 +67,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One task. units: of the metrics that the task shows, the one that it ranks by first. `whole` is the
-    unmerged model."""
+    """Measurements of one task. units: metric -> unit, the task's main metric first. whole: the unmerged
+    model."""
 
     task: str
     units: Mapping[str, str]
@@ -81,9 +82,9 @@ class Sweep:
 
 
 Models = dict[str, list[MultiTaskModel]]
-"""By policy, one model per run whose weights count."""
+"""Policy -> its models, one per run with different weights."""
 Solver = Callable[[MergingViT, float, Grid], ReductionSpec]
-"""(backbone, share, grid of patches) -> the reduction that reaches the share."""
+"""Maps (backbone, share, grid of patches) to the reduction that reaches the share."""
 Planned = tuple[str, Target, ReductionSpec | GridReduction]
 """Policy, target and reduction of a point."""
 
@@ -100,12 +101,12 @@ def sweep(
     rounds: int = 5,
     tasks: Sequence[str] | None = None,
 ) -> list[Sweep]:
-    """The named tasks of the runs (None: all), each sample read once for all points. Raises ConfigError
-    before anything is measured.
+    """A sweep of each named task of the runs (None: all). Each sample is read once for all points. Raises
+    ConfigError before anything is measured.
 
-    merged: targets that are shares are shares of the patches that are merged, not of the encoder's MACs.
-    within: the share of the blocks, from the first one, that merge to reach it, which is solved for each grid
-    of patches that comes.
+    merged: a target that is a share means patches to merge, not the encoder's MACs. within: the share of the
+    blocks, from the first one, that merge to reach such a target; the reduction is solved for each grid of
+    patches.
     """
     _check_one_setup(runs)
     if not 0 < within <= 1:
@@ -169,8 +170,8 @@ def _setup(config: RunConfig) -> tuple[Any, ...]:
 
 
 def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
-    """All runs, or the first alone where they have the same weights apart from what the policy does not use:
-    embeddings, and what weighed the tasks' losses."""
+    """All runs, or only the first where all have the same weights. Weights that the policy does not use,
+    of embeddings and of the balance, do not matter."""
     if POLICIES.build(policy.removesuffix(UNTRAINED)).learned:
         return runs
     roles = roles_of(build(runs[0], policy))
@@ -205,10 +206,10 @@ def _prepare(
 def _plan(
     task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, grid: Grid
 ) -> list[Planned]:
-    """The metric's own cost counts, so equal MACs can be different reductions.
+    """Points to measure. The metric's own MACs count, so the same MACs can be different reductions.
 
-    What a policy cannot reach on the first input's grid is left out, and said so; ConfigError where nothing
-    is left.
+    Targets that a policy cannot reach on the first input's grid are left out with a warning. Raises
+    ConfigError where none is left.
     """
     plan: list[Planned] = []
     for policy, targets in wanted.items():
@@ -230,7 +231,8 @@ def _reduction(
     if isinstance(target, int):
         return checked_reduction(model, grid, target)
     solved = cache(partial(solve, model.backbone, target))
-    solved(grid)  # to fail now, not in the middle
+    # raises ConfigError now, before anything is measured
+    solved(grid)
     return solved
 
 
@@ -281,7 +283,7 @@ def _measure(
 
 
 def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:
-    """Metric -> values of the entries of one point."""
+    """Metric -> values of one point's entries."""
     first = f"{entries.start}/"
     metrics = [name.removeprefix(first) for name in scores if name.startswith(first)]
     return {metric: [scores[f"{i}/{metric}"] for i in entries] for metric in metrics}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from launch.pictures.merged_groups import said
+from launch.pictures.merged_groups import reduction_text
 from launch.pictures.page import Panel
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
@@ -21,5 +21,5 @@ def write_captions(
     panels = [Panel(batch.targets.references[0], "references")]
     for reduction in (0, *(spec for spec in reductions if spec != 0)):
         made = task.infer(model.encoder(batch.task, reduction), batch)
-        panels.append(Panel(made, f"caption, {said(reduction)}"))
+        panels.append(Panel(made, f"caption, {reduction_text(reduction)}"))
     return panels

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from launch.pictures.merged_groups import said
+from launch.pictures.merged_groups import reduction_text
 from launch.pictures.page import Panel
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
@@ -22,7 +22,7 @@ def write_classes(
     for reduction in (0, *(spec for spec in reductions if spec != 0)):
         shares = task.infer(model.encoder(batch.task, reduction), batch)[0].softmax(-1)
         share, label = shares.max(-1)
-        lines.append(f"{said(reduction)}: {_name(int(label), classes)} {100 * float(share):.0f} %")
+        lines.append(f"{reduction_text(reduction)}: {_name(int(label), classes)} {100 * float(share):.0f} %")
     return Panel(lines, "class")
 
 

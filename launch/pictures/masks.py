@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from launch.pictures.merged_groups import said
+from launch.pictures.merged_groups import reduction_text
 from launch.pictures.page import Panel
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
@@ -59,7 +59,7 @@ def draw_segmentation(
             task.inference,
             task.patch_size,
         )
-        named[f"prediction, {said(reduction)}"] = pixels.argmax(dim=0)
+        named[f"prediction, {reduction_text(reduction)}"] = pixels.argmax(dim=0)
     labels = {caption: values.cpu().numpy() for caption, values in named.items()}
     present = {
         int(label) for values in labels.values() for label in np.unique(values) if label < task.num_classes

@@ -30,7 +30,7 @@ def picture_of(image: Tensor) -> np.ndarray:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def said(reduction: ReductionSpec | None) -> str:
+def reduction_text(reduction: ReductionSpec | None) -> str:
     """The words of a caption for a reduction; None: the task's own."""
     return "merged" if reduction is None else "unmerged" if reduction == 0 else f"r {reduction}"
 
@@ -58,12 +58,12 @@ def draw_groups(
         states = model.encode(
             task, padded[None], reduction=reduction, taps=blocks, unmerge=None, relaxed=False
         ).taps
-        asked = "" if reduction is None else f"r {reduction}, "
+        prefix = "" if reduction is None else f"r {reduction}, "
         for block, state in zip(blocks, states, strict=True):
             panels.append(
                 Panel(
                     paint_groups(picture, _slot_grid(state), cell),
-                    f"{asked}block {block}: {state.tokens.shape[1]} tokens",
+                    f"{prefix}block {block}: {state.tokens.shape[1]} tokens",
                 )
             )
     return panels

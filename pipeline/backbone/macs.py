@@ -1,9 +1,9 @@
-"""Multiply-accumulates of a merging ViT, by formula. What papers call GFLOPs are these MACs; a FLOP counter
+"""Multiply-accumulates (MACs) of a merging ViT, by formula. Papers often call them FLOPs; a FLOP counter
 shows twice as many.
 
 Counted: patch embedding, every linear layer, both products of attention, the metric embedding and its
-similarities. Not counted, as nowhere in the field: norms, activations, softmax, sorting and gathering;
-measured time holds them.
+similarities. Not counted, as is usual: norms, activations, softmax, sorting and gathering. Measured time
+includes them.
 """
 
 from bisect import bisect_left
@@ -19,14 +19,14 @@ from pipeline.merging.schedule import ReductionSpec, mergeable, merging_blocks, 
 
 @dataclass(frozen=True)
 class MacCount:
-    """MACs of one image. `total` holds all the others."""
+    """MACs of one image. `total` is the sum of embed (patch embedding), blocks and metric."""
 
     total: int
     embed: int
     blocks: tuple[int, ...]
-    """Per block: attention and MLP."""
+    """MACs of attention and MLP of each block."""
     metric: tuple[int, ...]
-    """Per block: metric embedding and similarities."""
+    """MACs of metric embedding and similarities of each block."""
     tokens: tuple[int, ...]
     """Tokens left after each block, prefix included."""
 
@@ -38,8 +38,8 @@ class MacCount:
 def count_macs(
     backbone: MergingViT, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None
 ) -> MacCount:
-    """MACs of one image in inference, the head excluded. grid: (h, w) patches; None: the
-    backbone's own."""
+    """MACs of one image in inference, without a head. grid: (h, w) patches; None: the backbone's own.
+    reduction: None takes the backbone's. Raises ConfigError for a wrong reduction."""
     height, width = grid = grid or backbone.grid
     schedule = backbone.schedule(grid, reduction)
     patches = height * width
@@ -63,11 +63,11 @@ def reduction_for_macs(
     gmacs: float | None = None,
     within: float = 1.0,
 ) -> list[int]:
-    """The most even schedule (entries differ by at most one, the larger first) that costs at most `fraction`
-    of the unmerged MACs, or at most `gmacs` * 10^9 MACs: give one of the two.
+    """r of each block: the most even schedule (entries differ by at most one, larger ones first) that costs
+    at most `fraction` of the unmerged MACs, or at most `gmacs` * 10^9 MACs. Give one of the two.
 
-    within: the share of the blocks, from the first one, that merge. Raises ConfigError where merging as much
-    as can be does not reach it.
+    within: the share of the blocks, from the first one, that merge. Raises ConfigError where the largest
+    reduction does not reach the target.
     """
     merging = merging_blocks(backbone.depth, within)
     whole = count_macs(backbone, grid, 0).total
@@ -100,7 +100,7 @@ def _goal(whole: int, fraction: float | None, gmacs: float | None) -> float:
 
 
 def spread(total: int, depth: int) -> list[int]:
-    """`total` removed tokens over `depth` blocks as evenly as can be, larger entries first."""
+    """`total` removed tokens, distributed evenly over `depth` blocks, larger entries first."""
     return [total // depth + (i < total % depth) for i in range(depth)]
 
 
@@ -121,5 +121,5 @@ def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int) 
 
 
 def _linear_macs(module: nn.Module) -> int:
-    """Per token."""
+    """MACs of all linear layers for one token."""
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))

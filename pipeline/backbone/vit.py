@@ -93,7 +93,7 @@ class MergingBlock(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """The backbone's blocks, the first one first."""
+    """The backbone's blocks in order."""
 
     if TYPE_CHECKING:
 
@@ -172,8 +172,8 @@ class MergingViT(nn.Module):
         return self.grid_of_size((images.shape[-2], images.shape[-1]))
 
     def grid_of_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) patches of images of (height, width) pixels. Raises ConfigError where these do not divide by
-        the patch."""
+        """Grid (h, w) of patches of images of (height, width) pixels. Raises ConfigError where these do not
+        divide by the patch."""
         (height, width), (patch_h, patch_w) = size, self.patch_size
         if height % patch_h or width % patch_w:
             near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"

@@ -38,7 +38,7 @@ class Loaded:
     bad: tuple[BadSample, ...]
     """The bad ones among them."""
     error: PipelineError | None = None
-    """As data, because an exception of a worker would arrive as a traceback."""
+    """The error as a value, as an exception of a worker would arrive as a traceback."""
     shortened: tuple[tuple[str, str], ...] = ()
     """(key, what was left out of its sample)."""
 

@@ -50,7 +50,7 @@ def patiently(batches: Iterator[Loaded], notes: WorkerNotes, limit: float) -> It
     a batch. Raises StorageError for a batch that takes more than `limit` seconds."""
     every = min(WARN_EVERY, limit / 5)
     while True:
-        start = told = time.monotonic()
+        start = warned = time.monotonic()
         while True:
             try:
                 loaded = next(batches)
@@ -67,8 +67,8 @@ def patiently(batches: Iterator[Loaded], notes: WorkerNotes, limit: float) -> It
                     "See to that storage or sample, "
                     "then resume; where batches do take as long, raise data.max_wait"
                 )
-            if now - told > every:
-                told = now
+            if now - warned > every:
+                warned = now
                 log.warning(
                     "waiting for a batch for %.0f s; the data workers are at: %s", now - start, notes.read()
                 )

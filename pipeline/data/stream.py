@@ -91,7 +91,7 @@ class TrainStream:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """`samples`: position in the global order behind the last batch handed out. It costs no replay."""
+        """`samples`: position in the global order after the last batch. To resume there needs no replay."""
         return {"samples": self._samples, "manifest": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What an engine promises, and what of it evaluation needs."""
+"""Protocols of an engine, and of an evaluator, which evaluation needs."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -13,11 +13,11 @@ from pipeline.modes import HasModes
 from pipeline.ranks import Ranks
 
 Reduction = ReductionSpec | GridReduction | None
-"""None: the task's own."""
+"""A reduction, a function of the grid that gives one, or None for the task's own."""
 
 
 class Evaluated(HasModes, Protocol):
-    """An nn.Module that counts and scores: one model, or many as one."""
+    """An nn.Module with tallies and scores: one model, or many models as one."""
 
     def to(self, device: torch.device, /) -> object: ...
 
@@ -27,14 +27,14 @@ class Evaluated(HasModes, Protocol):
 
 
 class Evaluator(Ranks, Protocol):
-    """Ranks that hold a model each, and evaluate it."""
+    """Ranks with a model each, which they evaluate."""
 
     forward_is_collective: bool
-    """Whether all ranks must run equally many forwards (ZeRO 3)."""
+    """Whether all ranks must run the same number of forward passes (ZeRO 3)."""
 
     @property
     def module(self) -> Evaluated:
-        """The bare model."""
+        """The model, without wrappers."""
         ...
 
     def evaluate(self, batch: Batch, *, reduction: Reduction = None) -> Tallies:
@@ -46,9 +46,9 @@ class Evaluator(Ranks, Protocol):
 class Engine(Evaluator, Protocol):
     """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed.
 
-    A step whose gradient norm is not finite is skipped on all ranks: weights, moments and step counts stay as
-    they are. A loss that is not finite makes it so. (Running statistics are the loop's business.) A parameter
-    group whose lr is 0 rests in the same sense.
+    All ranks skip a step whose gradient norm is not finite, which a loss that is not finite causes: weights,
+    moments and step counts stay as they are. So do those of a parameter group whose lr is 0. (The loop
+    restores running statistics.)
     """
 
     @property
@@ -59,24 +59,24 @@ class Engine(Evaluator, Protocol):
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulates the gradients of a micro-batch; last: of the step's last one, behind which ranks
-        exchange what they have not yet.
+        """Accumulates the gradients of a micro-batch. last: it is the step's last one, after which the ranks
+        complete the exchange of gradients.
 
         Parameters that no micro-batch of the step uses have a gradient of 0.
         """
         ...
 
     def step(self, lrs: Mapping[str, float]) -> Tensor:
-        """Behind the last micro-batch: clips, updates with `lrs` per parameter group, clears. The gradient's
-        norm before clipping, a device scalar."""
+        """Clips the gradients, updates with `lrs` per parameter group, and clears, after the last
+        micro-batch. Returns the gradient's norm before clipping, a scalar on the device."""
         ...
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Full fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`,
-        `step.NAME`), on the CPU, on rank 0 (other ranks may return an empty dict). A collective."""
+        """Whole fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`,
+        `step.NAME`), on the CPU of rank 0; other ranks may return an empty dict. A collective."""
         ...
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_tensors`, at any world size and ZeRO stage. A collective; every rank gives
-        all tensors."""
+        """Loads the result of `state_tensors`, of any world size and ZeRO stage. A collective, to which every
+        rank passes all tensors."""
         ...

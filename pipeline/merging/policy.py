@@ -25,9 +25,9 @@ class MergePolicy:
     """Values of Evidence that `choose` reads: `keys`, `embedding`, `tokens`, `received`, `entropy`. With
     `embedding`, each block gets a learned embedding."""
     merges = True
-    """Whether it merges at all; if not, it takes any reduction and removes nothing."""
+    """Whether the policy merges at all; if not, it takes any reduction and removes nothing."""
     supports_relaxed = False
-    """Whether it has a differentiable merge for training, which keeps all tokens."""
+    """Whether the policy has a differentiable merge for training, which keeps all tokens."""
     conserves = True
     """Whether a merge keeps the sum of sizes, and of tokens times sizes."""
     exact_attention = False
@@ -36,7 +36,7 @@ class MergePolicy:
 
     @property
     def learned(self) -> bool:
-        """Whether it has an embedding to train."""
+        """Whether the policy has an embedding to train."""
         return "embedding" in self.needs
 
     def embedding_dim(self, dim: int, head_dim: int) -> int:

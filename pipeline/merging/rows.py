@@ -38,7 +38,7 @@ def add_weighted_rows(into: Tensor, to: Tensor, values: Tensor, rows: Tensor, we
 
 
 class _AddWeightedRows(torch.autograd.Function):
-    """Of `add_weighted_rows`, batch and tokens in one dimension."""
+    """Autograd function of `add_weighted_rows`, with batch and tokens in one dimension."""
 
     @staticmethod
     def forward(ctx: Any, into: Tensor, to: Tensor, values: Tensor, rows: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Objectives: what the loss of a batch is. One file each, found by this list."""
+"""Objectives, which compute the loss of a batch. Each has a file, which is imported here."""
 
 from pipeline.objectives import distill, merge_cost, supervised  # noqa: F401  (registration)
 from pipeline.objectives.objective import OBJECTIVES as OBJECTIVES

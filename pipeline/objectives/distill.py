@@ -1,4 +1,5 @@
-"""Agreement with the same model unmerged: needs no labels, and says what merging alone cost."""
+"""Distillation from the same model without merging. It needs no labels, and measures the cost of merging
+alone."""
 
 from dataclasses import replace
 
@@ -17,8 +18,8 @@ from pipeline.ranks import mean_over_ranks
 class Distill(Objective):
     """weight * disagreement with the teacher + (1 - weight) * the task's own loss.
 
-    The teacher is the model itself at reduction 0, in evaluation mode and without gradient: in modular
-    training that is the fixed, unmerged backbone.
+    The teacher is the model itself at reduction 0, in evaluation mode and without gradient. In modular
+    training it does not change. Raises ConfigError for a weight outside (0, 1] or a temperature of 0 or less.
     """
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 1.0):
@@ -33,18 +34,18 @@ class Distill(Objective):
         with torch.no_grad(), evaluation_mode(model):
             teacher = model.predict(batch, reduction=0, relaxed=False)
         student = model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)
-        said = model.tasks[batch.task].log_probs
-        gap = divergence(said(student, batch), said(teacher, batch), self.temperature)
+        log_probs = model.tasks[batch.task].log_probs
+        gap = divergence(log_probs(student, batch), log_probs(teacher, batch), self.temperature)
         count = len(batch.images)
         logs = {**student.logs, "distill": (gap.detach() * count, count)}
         return replace(student, loss=self.weight * gap + (1 - self.weight) * student.loss, logs=logs)
 
 
 def divergence(student: LogProbs, teacher: LogProbs, temperature: float = 1.0) -> Tensor:
-    """KL of the student's distributions from the teacher's at a temperature, times its square (Hinton et al.,
-    2015): a scalar, the mean over those that count, of the same batch.
+    """KL divergence of the student's distributions from the teacher's, of one batch, at a temperature and
+    times its square (Hinton et al., 2015). A scalar: the mean over the distributions that count.
 
-    Where not all count, each does alike over all ranks: with more than one, a collective.
+    Where only some count, the mean is over all ranks, and with more than one rank the call is a collective.
     """
     given, wanted = (_tempered(each.values, temperature) for each in (student, teacher))
     gaps = F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=-1) * temperature**2
@@ -54,5 +55,5 @@ def divergence(student: LogProbs, teacher: LogProbs, temperature: float = 1.0) -
 
 
 def _tempered(log_probs: Tensor, temperature: float) -> Tensor:
-    """[..., K], as the softmax of logits / temperature has them."""
+    """Log-probabilities [..., K] of softmax(logits / temperature)."""
     return log_probs if temperature == 1 else F.log_softmax(log_probs / temperature, dim=-1)

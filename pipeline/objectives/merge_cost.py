@@ -1,8 +1,9 @@
-"""Teaches the metric what merging costs: the similarity of two tokens should be high where merging them
-changes the predictions little.
+"""An objective that teaches the metric the cost of merges: the similarity of two tokens should be high where
+their merge changes the predictions little.
 
-The paper's relaxation lets the embedding feel a loss through soft merges, which hardly merge; this objective
-prices every pair of tokens instead, from one backward pass, and needs neither labels nor a relaxed pass.
+In the paper's relaxation the embedding learns from a loss behind soft merges, which hardly merge. This
+objective computes the cost of every pair of tokens instead, from one backward pass, without labels or a
+relaxed pass.
 """
 
 import math
@@ -22,12 +23,12 @@ from pipeline.parts import METRIC
 class MergeCost(Objective):
     """The mean over blocks of `pipeline.objectives.prices.expected_cost`; no gradient reaches the backbone.
 
-    Each step draws a block: those before it merge for real, with the step's reduction, and it and those
-    behind it are priced, up to the last block that the head reads. So a block learns from the merged tokens
-    that it will see. It goes with modular training, and with end_to_end, whose backbone steps take the task's
-    own loss under the hard merge. temperature: of the choice among pairs. pairs: `first`, the price of the
-    pair that would merge first, whatever the reduction; or `merged`, that of as many as the step's reduction
-    merges, for where most tokens do.
+    Each step draws a block. The blocks before it merge, with the step's reduction; it and all later blocks,
+    up to the last one that the head reads, do not merge, and their pairs get costs. So a block learns from
+    merged tokens, as in inference. It fits modular training, and end_to_end, whose backbone steps take the
+    task's own loss under the hard merge. temperature: that of the choice among pairs. pairs: `first`, the
+    cost of the first pair, for any reduction; or `merged`, that of as many pairs as the step's reduction
+    merges, for large reductions. Raises ConfigError.
     """
 
     def __init__(self, *, temperature: float = 0.1, pairs: str = "first"):
@@ -39,7 +40,7 @@ class MergeCost(Objective):
         self.temperature, self.pairs = temperature, pairs
 
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
-        """The price of merging where embeddings learn, else the task's own loss. spec.draw picks the
+        """The cost of merging in steps that train embeddings, else the task's own loss. spec.draw picks the
         block."""
         if METRIC not in spec.trains:
             return model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)
@@ -70,11 +71,11 @@ class MergeCost(Objective):
 
 
 def drawn_log_likelihood(log_probs: LogProbs) -> Tensor:
-    """The sum of the log-likelihoods of outcomes drawn from the distributions that count, one of each: a
-    scalar, whose gradient's square is an estimate of the Fisher information.
+    """Sum of the log-likelihoods of outcomes, one drawn from each distribution that counts. A scalar; the
+    square of its gradient estimates the Fisher information.
 
-    Draws by Gumbel's maximum, which takes a NaN as it is, from the global generator; also where nothing
-    counts.
+    The draws are Gumbel's maximum, which passes NaN on, by the global generator, and are made even where
+    nothing counts.
     """
     values = log_probs.values
     noise = -torch.empty_like(values).exponential_().log()

@@ -1,4 +1,4 @@
-"""What an objective is, and what it asks of the model."""
+"""Base class of objectives, and the protocol of the model that they use."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +14,7 @@ from pipeline.token_state import BackboneOutput
 
 
 class Model(HasModes, Protocol):
-    """`pipeline.model.MultiTaskModel`, which says what the methods do, as objectives see it."""
+    """The methods of `pipeline.model.MultiTaskModel` that objectives use; they are described there."""
 
     @property
     def backbone(self) -> MergingViT: ...
@@ -36,7 +36,7 @@ class Model(HasModes, Protocol):
 
 
 class Objective(nn.Module):
-    """Turns a batch into a loss. What it learns itself is of the kind that its `part_kind` says."""
+    """Computes the loss of a batch. Its `part_kind` is the kind of its own parameters."""
 
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         raise NotImplementedError
@@ -47,4 +47,4 @@ class Objective(nn.Module):
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective")
-"""Filled by `pipeline.objectives`; import it from there."""
+"""Objectives by name. `pipeline.objectives` fills it; import it from there."""

@@ -1,7 +1,7 @@
-"""What a merge would cost, to second order, for every pair of a source and a destination.
+"""Cost of a merge, to second order, of every pair of a source and a destination.
 
-Merging tokens a and b of sizes s_a and s_b replaces both by their mean: a moves by s_b / (s_a + s_b) of the
-way to b, b by the rest of the way to a. For predictions p and a label y drawn from them, the divergence that
+A merge of tokens a and b, of sizes s_a and s_b, replaces both by their mean: a moves s_b / (s_a + s_b) of the
+way to b, and b the rest of the way to a. For predictions p and a label y drawn from them, the divergence that
 a small move delta causes is half the mean over y of (grad log p(y) . delta)^2, where the gradient's square is
 the Fisher information. So with g = grad log p(y),
 
@@ -25,7 +25,7 @@ def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tens
     size [B, M].
     """
     x, g = widened(tokens), widened(grad)
-    # what all tokens share, as in massive activations, cancels here and not by rounding
+    # remove the part that all tokens share, such as massive activations, before rounding matters
     x = x - x.mean(dim=1, keepdim=True)
     along = (g * x).sum(dim=-1)
     a, b = split.sources, split.destinations
@@ -36,11 +36,11 @@ def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tens
 
 
 def expected_cost(point: MergePoint, grad: Tensor, temperature: float, share: float | None = None) -> Tensor:
-    """Mean cost of what the metric would merge: of the one pair that would be first, or of all pairs where
-    `share` of the patches merge.
+    """Mean cost of the pairs that the metric would merge: of the first pair, or, with `share`, of the pairs
+    that merge this share of the patches.
 
-    Scaled by the mean cost of all pairs, so that every block counts alike: 1 is what an indifferent metric
-    gets. A scalar, differentiable in the metric alone. grad [B, M, C]: see `pair_costs`.
+    A scalar, differentiable in the metric alone. It is divided by the mean cost of all pairs, so that all
+    blocks weigh the same; a metric that cannot tell pairs apart gets 1. grad [B, M, C]: see `pair_costs`.
     """
     state = point.state
     split = parity_split(state)
@@ -61,15 +61,14 @@ def expected_cost(point: MergePoint, grad: Tensor, temperature: float, share: fl
 
 
 def _cost_of_first(costs: Tensor, scores: Tensor, temperature: float) -> Tensor:
-    """The first pair is drawn from softmax(score / temperature) over all pairs."""
+    """Mean cost of the first pair, which is drawn from softmax(score / temperature) over all pairs."""
     chosen = (scores / temperature).flatten(1).softmax(dim=-1)
     return (chosen * costs.flatten(1)).sum(dim=-1).mean()
 
 
 def _cost_of_merged(costs: Tensor, scores: Tensor, temperature: float, r: int) -> Tensor:
-    """Each source draws its destination from softmax(score / temperature); the r sources with the highest
-    scores merge, where the edge between those that do and those that do not is a sigmoid of the same
-    temperature."""
+    """Mean cost of r pairs. Each source draws its destination from softmax(score / temperature); the r
+    sources with the highest scores merge, with a sigmoid of the same temperature in place of a hard limit."""
     own = ((scores / temperature).softmax(dim=-1) * costs).sum(dim=-1)
     best = scores.amax(dim=-1)
     r = min(max(r, 1), best.shape[-1])

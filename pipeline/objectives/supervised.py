@@ -1,4 +1,4 @@
-"""The task's own loss."""
+"""The objective that is the task's own loss."""
 
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.objectives.objective import OBJECTIVES, Model, Objective
@@ -7,7 +7,7 @@ from pipeline.objectives.objective import OBJECTIVES, Model, Objective
 @OBJECTIVES.register("supervised")
 class Supervised(Objective):
     def __init__(self) -> None:
-        """No options."""
+        """It has no options."""
         super().__init__()
 
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:

@@ -73,8 +73,8 @@ def _check_warmup(config: RunConfig, total_steps: int | None) -> Iterator[str]:
 def _shares(
     config: RunConfig, global_batch: Mapping[str, int], num_samples: Mapping[str, int] | None
 ) -> dict[str, float]:
-    """Of each fed task. Drawn tasks: what the config says, or else so that all epochs end together, to the
-    power of 1 / temperature."""
+    """Share of each task that is fed. Drawn tasks: the config's shares, or else those by which all epochs end
+    together, to the power of 1 / temperature."""
     tasks = fed_tasks(config)
     if config.mixing.mode == "all" or len(tasks) == 1:
         return dict.fromkeys(tasks, 1.0)

@@ -62,8 +62,7 @@ def _evaluate_task(
 
 
 def missing_samples(scores: TaskScores, data: Mapping[str, TaskData]) -> dict[str, int]:
-    """Task -> how many of its samples are not in its scores;
-    without those that miss none."""
+    """Task -> how many of its samples are not in its scores; without those that miss none."""
     missing = {
         task: data[task].num_samples - int(values.get("samples") or 0) for task, values in scores.items()
     }

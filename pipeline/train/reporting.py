@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_GROUPS = 2
-"""Of names in one line, learning rates apart: more make it unreadable."""
+"""Most groups of names in one line, without learning rates; more are hard to read."""
 
 
 class Reporter:
@@ -105,7 +105,7 @@ class Stopwatch:
         self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
 
     def next_of(self, stream: Iterator[Batch]) -> Batch:
-        """The stream's next batch; the wait is counted."""
+        """The stream's next batch. Adds up the time of the wait."""
         start = time.perf_counter()
         batch = next(stream)
         self._waited += time.perf_counter() - start
@@ -130,9 +130,11 @@ def _text(values: Mapping[str, float | None]) -> str:
         groups.setdefault(group, []).append(f"{last} n/a" if value is None else f"{last} {value:.4g}")
     if len(groups.keys() - {"", "lr"}) > MOST_GROUPS:
         return "  ".join(groups.pop("", [])) + "".join(
-            f"\n  {group:<22}  " + "  ".join(said) for group, said in groups.items()
+            f"\n  {group:<22}  " + "  ".join(texts) for group, texts in groups.items()
         )
-    return "  ".join(f"{group}/{text}" if group else text for group, said in groups.items() for text in said)
+    return "  ".join(
+        f"{group}/{text}" if group else text for group, texts in groups.items() for text in texts
+    )
 
 
 def _drop_after(path: Path, step: int) -> None:

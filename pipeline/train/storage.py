@@ -49,7 +49,7 @@ class Checkpoint:
 
     folder: Path
     tensors: dict[str, Tensor]
-    """By prefixed name, on the CPU."""
+    """Prefixed name -> tensor on the CPU."""
     facts: dict[str, Any]
     """Everything that is not a tensor."""
 

@@ -1,7 +1,7 @@
-"""CoCa's losses, over all ranks: ranks with a part of a batch each have, on average, the loss and the
-gradient of one with the whole.
+"""CoCa's losses over all ranks. Where each rank has a part of a batch, the mean of the losses and of the
+gradients over ranks is that of one rank with the whole batch.
 
-Called by every rank, or none. B captions of this rank, L words, V vocabulary, E embedding.
+All ranks have to call them. B captions of this rank, L words, V vocabulary, E embedding.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from pipeline.ranks import Processes, Ranks, mean_over_ranks
 
 
 def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of the words. logits [B, L, V] float32, labels [B, L]; where the label is `pad`,
-    there is no word."""
+    """Mean cross-entropy of the words, a scalar. logits [B, L, V] float32, labels int64 [B, L]; labels `pad`
+    are no words."""
     total = F.cross_entropy(
         logits.flatten(0, 1),
         labels.flatten(),
@@ -27,8 +27,9 @@ def caption_loss(logits: Tensor, labels: Tensor, pad: int, label_smoothing: floa
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, views: int = 1) -> Tensor:
-    """CLIP's: this rank's images among all captions, and its captions among all images. image, text [B, E] of
-    norm 1, float32; of each sample `views` of them, side by side, which are not told from one another."""
+    """CLIP's loss, a scalar: of this rank's images among all captions, and its captions among all images.
+    image, text [B, E] float32 of norm 1. views: number of neighbours that belong to one sample, which are not
+    compared with one another."""
     ranks = Processes(image.device)
     _check_equal(len(image), ranks)
     first = ranks.rank * len(image)
@@ -46,15 +47,14 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, views: int = 1)
 
 
 def _other_views(own: Tensor, count: int, views: int) -> Tensor:
-    """own [B], numbers of images -> [B, count] bool: which of `count` images are other views of their
-    samples."""
+    """Mask [B, count] bool of the other views of the samples of images own [B], among `count` images."""
     every = torch.arange(count, device=own.device)
     return (own[:, None] // views == every // views) & (own[:, None] != every)
 
 
 def products(queries: Tensor, keys: Tensor) -> Tensor:
-    """[Q, E] and [K, E], float32 -> [Q, K] in float32 also under autocast: near 100, logits in bfloat16 have
-    steps of a half."""
+    """Products [Q, K] of queries [Q, E] and keys [K, E], in float32 also under autocast: bfloat16 has steps
+    of a half near 100."""
     with torch.autocast(queries.device.type, enabled=False):
         return queries @ keys.mT
 
@@ -72,26 +72,27 @@ class _BelowCeiling(torch.autograd.Function):
 
 
 def below(value: Tensor, ceiling: float) -> Tensor:
-    """At most the ceiling. Above it a gradient passes that leads down and none that leads up, so that the
-    value comes back: what CLIP reaches by changing its parameter after each step, at any ZeRO stage, whose
-    master weights nobody else may change."""
+    """The value, at most the ceiling. Above it only gradients that make the value smaller pass, so that it
+    comes back. CLIP clamps its parameter after each step instead, which ZeRO's master weights do not
+    allow."""
     return _BelowCeiling.apply(value, ceiling)  # pyright: ignore[reportReturnType]
 
 
 def normalised(features: Tensor | None) -> Tensor:
-    """[B, E] float32, of norm 1."""
+    """The features [B, E] in float32, divided by their norm."""
     assert features is not None
     return F.normalize(features.float(), dim=-1)
 
 
 def gathered(features: Tensor) -> Tensor:
-    """[ranks * B, E], with a gradient to every rank's; equally many of each."""
+    """The features of all ranks [ranks * B, E], with a gradient to each rank's. B is the same on all
+    ranks."""
     return _Gather.apply(features)  # pyright: ignore[reportReturnType]
 
 
 def _check_equal(size: int, ranks: Ranks) -> None:
-    """Raises RuntimeError on every rank where ranks have batches of different sizes, for which backends hang
-    or end the process. A GPU is not waited for: it raises when it comes to it."""
+    """Raises RuntimeError on every rank where batches differ in size, as backends would hang or end the
+    process. The host does not wait for a GPU, which raises later."""
     if ranks.world_size > 1:
         sizes = ranks.gather(torch.full((), size, device=ranks.device))
         same = (sizes == size).all()

@@ -1,7 +1,7 @@
-"""Scores of captions as the COCO tools compute them (pycocoevalcap, which is named here alone).
+"""Scores of captions by the COCO tools (pycocoevalcap, which only this file imports).
 
-Two of them and the tokenizer are Java programs. What cannot be run is None, and why is logged once; nothing
-is ever downloaded.
+Two of the scores and the tokenizer are Java programs. A score whose program cannot run is None, and the
+reason is logged once; nothing is ever downloaded.
 """
 
 import json
@@ -33,36 +33,36 @@ with extra("captioning"):
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Texts = dict[int, list[str]]
-"""By image, texts whose words stand apart: the form of pycocoevalcap's scorers."""
+"""Image -> its texts, with words separated by spaces: the input of pycocoevalcap's scorers."""
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 JAVA_SECONDS = 480.0
-"""Less than the ten minutes that other ranks wait for rank 0."""
+"""Time limit of all Java programs, less than the ten minutes that other ranks wait for rank 0."""
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
 class CaptionRow(NamedTuple):
-    """An image of an evaluation, as JSON can say it."""
+    """One image of an evaluation, in a form that JSON can hold."""
 
     key: str
     generated: str
     references: Sequence[str]
-    """At least one."""
+    """Reference captions, at least one."""
 
 
 class _NotRunError(Exception):
-    """Why a program cannot be run, or did not give an answer."""
+    """A program cannot run, or gave no answer; the message is the reason."""
 
 
 def caption_scores(
     rows: Sequence[Sequence[Any]], *, thorough: bool = False, java_seconds: float = JAVA_SECONDS
 ) -> Scores:
     """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, the mean number of words in a generated caption, and PTB: 1 where the
-    COCO tools' own tokenizer cut the words, None where a stand-in did.
+    COCO tools' own tokenizer split the words, None where a stand-in did.
 
-    rows: CaptionRows, or what JSON makes of them, in any order. thorough: also METEOR and SPICE, which take
-    from seconds to minutes. java_seconds: of all programs together. CIDEr is what the COCO tools and papers
-    call so; by its first paper's terms it is CIDEr-D.
+    rows: CaptionRows, or the same read from JSON, in any order. thorough: also METEOR and SPICE, which take
+    from seconds to minutes. java_seconds: time limit of all Java programs together. CIDEr is that of the COCO
+    tools; its paper (Vedantam et al., 2015) calls it CIDEr-D.
     """
     rows = sorted(CaptionRow(*row) for row in rows)
     java, reasons = _Java(java_seconds), dict[str, list[str]]()
@@ -98,8 +98,8 @@ def _say_once(names: str, reason: str) -> None:
 
 
 def _by_image(rows: Sequence[CaptionRow], words: Sequence[Sequence[str]]) -> tuple[Texts, Texts]:
-    """Generated captions and references without punctuation. words: of each caption, the generated one before
-    its references."""
+    """Generated captions and references without punctuation. words: those of each row's captions, the
+    generated one first."""
     pieces = iter(" ".join(word for word in cut if word not in ptbtokenizer.PUNCTUATIONS) for cut in words)
     generated: Texts = {}
     references: Texts = {}
@@ -110,13 +110,13 @@ def _by_image(rows: Sequence[CaptionRow], words: Sequence[Sequence[str]]) -> tup
 
 
 class _Java:
-    """Java programs that together may take so many seconds."""
+    """Runs Java programs, which share a time limit in seconds."""
 
     def __init__(self, seconds: float):
         self._seconds, self._end = seconds, time.monotonic() + seconds
 
     def time_left(self) -> float:
-        """Seconds. Raises _NotRunError where Java is not there."""
+        """Seconds that are left. Raises _NotRunError without Java."""
         if shutil.which("java") is None:
             raise _NotRunError("java is not on PATH")
         return max(self._end - time.monotonic(), 0.0)
@@ -125,7 +125,7 @@ class _Java:
         return _NotRunError(f"it took more than the {self._seconds:g} s that Java has in an evaluation")
 
     def run(self, *arguments: str, content: bytes = b"", folder: Path | None = None) -> bytes:
-        """What the program prints when given the content. Raises _NotRunError."""
+        """Output of the program, with the content as its input. Raises _NotRunError."""
         left = self.time_left()
         try:
             return subprocess.run(
@@ -138,8 +138,8 @@ class _Java:
 
 
 def _java_words(java: _Java, texts: Sequence[str]) -> list[list[str]]:
-    """pycocoevalcap's PTBTokenizer, which has no time limit, and writes into its own folder. texts: single
-    lines."""
+    """Words of texts, which are single lines, by Stanford's PTBTokenizer. pycocoevalcap's own wrapper has no
+    time limit, and writes into its own folder."""
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     program = (
         "-Dfile.encoding=UTF-8",
@@ -165,20 +165,22 @@ def _meteor(java: _Java, references: Texts, generated: Texts) -> float:
     watchdog.start()
     try:
         return scorer.compute_score(_without_bars(references), _without_bars(generated))[0]
-    except (ValueError, OSError) as err:  # an empty answer, a broken pipe
+    # an empty answer, or a broken pipe
+    except (ValueError, OSError) as err:
         raise (
             _NotRunError("its program ended without an answer") if java.time_left() else java.late()
         ) from err
     finally:
         watchdog.cancel()
-        if scorer.lock.locked():  # for which its destructor would wait
+        # its destructor would wait for the lock
+        if scorer.lock.locked():
             scorer.lock.release()
         with suppress(OSError):
             process.stdin.close()
 
 
 def _without_bars(texts: Texts) -> Texts:
-    """Bars separate captions on METEOR's lines."""
+    """Texts without the bars that separate captions in METEOR's input."""
     return {i: [text.replace("|||", " ") for text in own] for i, own in texts.items()}
 
 

@@ -25,8 +25,7 @@ CHUNK = 1024
 
 
 class Captioner(Protocol):
-    """A `tasks.captioning.CaptioningTask`, which says what the methods do, as what compares features sees
-    it."""
+    """The methods of `tasks.captioning.CaptioningTask` that compare features; they are described there."""
 
     tokenizer: Tokenizer
     taps: tuple[int, ...]
@@ -42,7 +41,7 @@ class Captioner(Protocol):
 
 
 def text_features(captioner: Captioner, texts: Sequence[str]) -> Tensor:
-    """[T, E] float32."""
+    """Features [T, E] float32 of T texts, of norm 1."""
     tokenizer = captioner.tokenizer
     tokens = [torch.tensor(tokenizer.encode(text)) for text in texts]
     padded = pad_sequence(tokens, batch_first=True, padding_value=tokenizer.pad_id)

@@ -17,8 +17,8 @@ OPERATORS = "mmcv._ext"
 
 
 class MissingOperators(ModuleType):
-    """In place of mmcv's compiled code: every operator is there, and raises ConfigError with its name when it
-    is called."""
+    """Replacement of mmcv's compiled code. It has every operator, which raises ConfigError with its name when
+    it is called."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -57,8 +57,8 @@ def _is_upstream_without_operators() -> bool:
 
 @contextmanager
 def _operators_replaced() -> Iterator[None]:
-    """For the time of an import. Afterwards whoever looks for compiled operators, as mmengine does, finds
-    none."""
+    """A context for an import, in which MissingOperators replace the compiled ones. Afterwards mmengine,
+    which looks for compiled operators, finds none."""
     sys.modules[OPERATORS] = MissingOperators(OPERATORS)
     try:
         yield

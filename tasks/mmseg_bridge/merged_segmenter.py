@@ -19,7 +19,7 @@ HEAD = "SegmenterMaskTransformerHead"
 
 
 def decode_merged(head: nn.Module, state: TokenState) -> Tensor:
-    """Logits [B, K, h, w]. head: of the type HEAD. Prefix tokens are left out; a class
+    """Logits [B, K, h, w]. head: mmseg's SegmenterMaskTransformerHead. Prefix tokens are left out; a class
     embedding has size 1."""
     assert isinstance(head, SegmenterMaskTransformerHead)
     tokens = head.dec_proj(state.patch_tokens)
@@ -37,7 +37,7 @@ def decode_merged(head: nn.Module, state: TokenState) -> Tensor:
 
 
 def _layer(layer: TransformerEncoderLayer, tokens: Tensor, size: Tensor) -> Tensor:
-    """With sizes. tokens [B, L, C], size [B, L]"""
+    """Runs mmseg's TransformerEncoderLayer with sizes. tokens [B, L, C], size [B, L] -> [B, L, C]."""
     wrapped, attn = layer.attn, layer.attn.attn
     qkv = F.linear(layer.norm1(tokens), attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)

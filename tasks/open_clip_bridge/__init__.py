@@ -1,5 +1,5 @@
-"""The door to open_clip: tokenizer, captioning parts, and weights in its keys. Importing this folder imports
-none of it."""
+"""The only package that imports open_clip: tokenizer, captioning parts, and weights. Importing it does not
+import open_clip."""
 
 from pipeline.backbone.weights.dialects import DIALECTS
 from tasks.open_clip_bridge import source, tokenizer  # noqa: F401  (registration)

@@ -28,10 +28,10 @@ SPEC = {"embed_dim", "quick_gelu", "custom_text", *SECTIONS}
 class CocaParts:
     """The parts of a CoCa without its image tower.
 
-    text(tokens [B, L]) -> class feature [B, embed_dim], tokens [B, L, width]. The class token stands behind
-    the L tokens, so that its position, and with it the feature, changes with the length that a text is padded
-    to. decoder(image tokens [B, N, width], text tokens [B, L, width]) -> logits [B, L, vocabulary].
-    n_queries, heads: of the pooler.
+    text(tokens [B, L]) -> class feature [B, embed_dim], tokens [B, L, width]. The class token comes after the
+    L tokens, so that its position, and with it the feature, depends on the padding of the text. decoder(image
+    tokens [B, N, width], text tokens [B, L, width]) -> logits [B, L, vocabulary]. n_queries, heads: those of
+    the pooler.
     """
 
     text: TextTransformer
@@ -42,10 +42,10 @@ class CocaParts:
     heads: int
 
     def pooler(self, dim: int) -> AttentionalPooler:
-        """image tokens [B, N, dim] -> [B, n_queries, width].
+        """A new pooler: image tokens [B, N, dim] -> [B, n_queries, width].
 
-        Its `ln_k`, the norm of the image tokens, is left to the backbone, whose last norm has its place and,
-        when loaded, its weights.
+        It has no `ln_k`, the norm of the image tokens. The backbone's last norm takes its place and loads its
+        weights.
         """
         pooler = AttentionalPooler(self.width, dim, n_head=self.heads, n_queries=self.n_queries)
         pooler.ln_k = nn.Identity()
@@ -53,12 +53,12 @@ class CocaParts:
 
 
 def build_parts(spec: str | Mapping[str, Any], *, vocab_size: int, context_length: int) -> CocaParts:
-    """spec: open_clip's name of a CoCa, or its config as a dict(embed_dim=, text_cfg=, multimodal_cfg=,
-    vision_cfg=, quick_gelu=).
+    """The parts of a CoCa. spec: open_clip's name of it, or its config as a dict(embed_dim=, text_cfg=,
+    multimodal_cfg=, vision_cfg=, quick_gelu=).
 
-    vocab_size and context_length, the tokenizer's, are filled in where the spec lacks them. Of vision_cfg
-    only the pooler's queries and heads are read. Raises ConfigError for what cannot be built or does not fit
-    the tokenizer.
+    vocab_size, context_length: those of the tokenizer, for a spec without them. Only the pooler's queries and
+    heads are read from vision_cfg. Raises ConfigError for a spec that cannot be built or does not fit the
+    tokenizer.
     """
     config = read_spec(spec)
     for section in ("text_cfg", "multimodal_cfg"):
@@ -77,7 +77,8 @@ def build_parts(spec: str | Mapping[str, Any], *, vocab_size: int, context_lengt
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as err:
         raise ConfigError(f"open_clip cannot build {spec}: {str(err) or type(err).__name__}") from err
     assert isinstance(text, TextTransformer), "other towers are refused above"
-    nn.init.normal_(decoder.text_projection, std=width**-0.5)  # open_clip leaves it as the memory was
+    # open_clip leaves this tensor uninitialised
+    nn.init.normal_(decoder.text_projection, std=width**-0.5)
     n_queries, heads = _pooler_sizes(config)
     if width % heads:
         raise ConfigError(
@@ -88,8 +89,8 @@ def build_parts(spec: str | Mapping[str, Any], *, vocab_size: int, context_lengt
 
 
 def read_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a CoCa's config with the sections text_cfg, multimodal_cfg and vision_cfg, all of them
-    checked by name."""
+    """A copy of a CoCa's config with the sections text_cfg, multimodal_cfg and vision_cfg. Raises ConfigError
+    for unknown and missing names."""
     config = named_config(spec) if isinstance(spec, str) else copy.deepcopy(dict(spec))
     for name in config:
         if name not in SPEC:
@@ -116,7 +117,7 @@ def read_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named_config(name: str) -> dict[str, Any]:
-    """open_clip's own config of that name. Nothing is fetched: names of hubs and folders are not taken.
+    """open_clip's own config of this name. Nothing is downloaded: names of hubs and folders are refused.
     Raises ConfigError."""
     if name not in open_clip.list_models():
         raise ConfigError(unknown_name("open_clip model", name, open_clip.list_models()))
@@ -130,7 +131,8 @@ def _coca_names() -> list[str]:
 
 
 def _pooler_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Queries and heads. open_clip reads them from vision_cfg; multimodal_cfg states them too."""
+    """Numbers of the pooler's queries and heads: from vision_cfg, as in open_clip, else from
+    multimodal_cfg."""
     vision, multimodal, default = config["vision_cfg"], config["multimodal_cfg"], MultimodalCfg()
     n_queries = vision.get("attn_pooler_queries", multimodal.get("n_queries", default.n_queries))
     return n_queries, vision.get(

@@ -1,4 +1,5 @@
-"""Checkpoints by open_clip's names. Importing this module imports open_clip, which takes seconds."""
+"""Reading of checkpoints by open_clip's names. Importing this module imports open_clip, which takes
+seconds."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,8 @@ PIXELS = ("mean", "std", "interpolation", "resize_mode")
 
 
 def read_pretrained(where: str) -> OpenClipWeights:
-    """`MODEL@TAG`, which open_clip downloads once, or `MODEL@FILE`; MODEL is open_clip's name and says what
-    shapes do not.
+    """The weights of `MODEL@TAG`, which open_clip downloads once, or of `MODEL@FILE`. MODEL is open_clip's
+    name, for what shapes do not tell, such as the activation.
 
     Only tensors are read from either. Raises ConfigError for an unknown model, CheckpointError otherwise.
     """
@@ -28,9 +29,8 @@ def read_pretrained(where: str) -> OpenClipWeights:
     config = named_config(model)
     published = get_pretrained_cfg(model, tag)
     if published:
-        config["quick_gelu"] = published.get(
-            "quick_gelu", False
-        )  # open_clip's `ViT-B-32` has tags of either kind
+        # tags of one model may differ in it, as those of `ViT-B-32` do
+        config["quick_gelu"] = published.get("quick_gelu", False)
         path = _downloaded(where, published)
     elif Path(tag).is_file():
         path = Path(tag)
@@ -43,10 +43,10 @@ def read_pretrained(where: str) -> OpenClipWeights:
 
 
 def read_preprocessing(where: str) -> dict[str, Any]:
-    """How the image tower of `MODEL@TAG` or `MODEL@FILE` wants its pixels: open_clip's own evaluation, whose
-    crop is the whole short side, or where it squashes, the whole image.
+    """Preprocessing of `MODEL@TAG` or `MODEL@FILE`: that of open_clip's own evaluation, which crops the whole
+    short side, or squashes the whole image.
 
-    Of a file that is what all published weights of its model want, else CLIP's. Raises ConfigError for an
+    A file has that of its model's published weights where these agree, else CLIP's. Raises ConfigError for an
     unknown model.
     """
     model, _, tag = where.partition("@")

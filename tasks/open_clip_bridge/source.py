@@ -1,4 +1,4 @@
-"""open_clip's published weights by name. Importing this module does not import open_clip, which takes
+"""Source of open_clip's published weights. Importing this module does not import open_clip, which takes
 seconds."""
 
 from typing import Any
@@ -9,10 +9,10 @@ from tasks.open_clip_bridge.weights import OpenClipWeights
 
 @SOURCES.register("open_clip")
 class OpenClipSource:
-    """`open_clip:MODEL@TAG`, or `open_clip:MODEL@FILE`."""
+    """Source of `open_clip:MODEL@TAG` and `open_clip:MODEL@FILE`."""
 
     def __init__(self) -> None:
-        """No options."""
+        """It has no options."""
 
     def state_dict(self, where: str) -> OpenClipWeights:
         from tasks.open_clip_bridge.pretrained import read_pretrained

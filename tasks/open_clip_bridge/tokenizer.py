@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer, whose 49,408 tokens come with open_clip. open_clip is imported when one is
+"""CLIP's byte-pair tokenizer with the 49,408 tokens of open_clip, which is imported when a tokenizer is
 built."""
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from pipeline.extras import extra
 
 @TOKENIZERS.register("clip")
 class ClipTokenizer:
-    """Lower-cased text by open_clip's SimpleTokenizer.
+    """open_clip's SimpleTokenizer, for lower-cased text.
 
-    name: an open_clip model, whose context length and way of cleaning text are taken. context_length: of the
-    longest text with its two marks; by default that of the model, or CLIP's 77. Raises ConfigError.
+    name: an open_clip model, for its context length and cleaning of text. context_length: most tokens of a
+    text with bos and eos; None takes that of the model, or CLIP's 77. Raises ConfigError.
     """
 
     pad_id = 0
@@ -36,11 +36,11 @@ class ClipTokenizer:
         self.eos_id: int = self._bpe.eot_token_id
 
     def encode(self, text: str) -> list[int]:
-        """bos, the text's tokens, eos: at most context_length of them, as a longer text loses its end."""
+        """bos, the text's tokens, and eos: at most context_length tokens. A longer text loses its end."""
         return [self.bos_id, *self._bpe.encode(text)[: self.context_length - 2], self.eos_id]
 
     def is_cut(self, text: str) -> bool:
-        """Whether `encode` leaves out some of the text."""
+        """Whether `encode` leaves out a part of the text."""
         return len(self._bpe.encode(text)) > self.context_length - 2
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,5 +1,5 @@
-"""State dicts of open_clip's CLIP and CoCa models, put into our keys: the image tower's into the backbone's,
-the rest of a CoCa into the captioning task's. The names of the tensors are all that this knows of open_clip.
+"""State dicts of open_clip's CLIP and CoCa models under our keys: the image tower becomes the backbone, and
+the rest of a CoCa the captioning task. Only the names of tensors are used, not open_clip.
 """
 
 import logging
@@ -56,7 +56,7 @@ _IN_CAPTIONING = {
 
 
 class OpenClipWeights(dict[str, Tensor]):
-    """A state dict of open_clip, and the config of its model, which says what shapes do not."""
+    """A state dict of open_clip, and the config of its model, for what shapes do not tell."""
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]):
         super().__init__(tensors)
@@ -65,35 +65,34 @@ class OpenClipWeights(dict[str, Tensor]):
 
 def image_tower_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a native (`visual.*`) or timm (`visual.trunk.*`) image tower under timm's keys, which
-    are a MergingViT's.
+    are those of a MergingViT.
 
-    With them the backbone's tokens behind its last norm are, at r = 0, CLIP's behind `ln_post`, and what a
-    CoCa's pooler reads behind its `ln_k`. A tensor that no ViT has keeps its key.
+    At r = 0 the backbone's tokens after its last norm then equal CLIP's after `ln_post`, and those that a
+    CoCa's pooler reads after its `ln_k`. A tensor that no ViT has keeps its key.
     """
     tower = {ours: state_dict[theirs] for theirs, ours in _tower_names(state_dict).items()}
     for key in tower.keys() & {"cls_token", "pos_embed"}:
         tower[key] = tower[key].reshape(1, -1, tower[key].shape[-1])
     if "visual.conv1.weight" in state_dict and "norm_pre.weight" not in tower:
-        tower["patch_embed.proj.bias"] = torch.zeros(
-            len(state_dict["visual.conv1.weight"])
-        )  # a timm ViT without norm_pre has one
+        # a timm ViT without norm_pre has this bias
+        tower["patch_embed.proj.bias"] = torch.zeros(len(state_dict["visual.conv1.weight"]))
     return tower
 
 
 def caption_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A CoCa's other tensors under the captioning task's keys: text.*, decoder.*, pooler.*, logit_scale. None
-    for a CLIP."""
+    """The other tensors of a CoCa under the captioning task's keys: text.*, decoder.*, pooler.*, logit_scale.
+    Empty for a CLIP."""
     parts = {ours: state_dict[theirs] for theirs, ours in _caption_names(state_dict).items()}
     return parts | {"logit_scale": parts["logit_scale"].reshape(1)} if "logit_scale" in parts else parts
 
 
 def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
-    """The tensors of an open_clip checkpoint under the keys of a MergingViT or MultiTaskModel; None for
-    another's checkpoint.
+    """The tensors of an open_clip checkpoint under the keys of a MergingViT or MultiTaskModel; None for a
+    checkpoint of another project.
 
-    The whole image tower has to be the module's. A CoCa's other parts go along where the module has a
-    captioning task of the same vocabulary. What goes nowhere stands behind `open_clip:`. Raises
-    CheckpointError that names the first tensor that differs.
+    The image tower has to be that of the module. Other parts of a CoCa are included where the module has a
+    captioning task with the same vocabulary. Tensors without a place get the prefix `open_clip:`. Raises
+    CheckpointError with the first tensor that differs.
     """
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
     if not any(key.startswith("visual.") for key in given):
@@ -120,7 +119,7 @@ def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
 
 
 def _last_norm(state_dict: Mapping[str, Tensor]) -> str:
-    """The norm of the tokens. Behind a pooler `ln_post` is the norm of what the pooler gives."""
+    """Name of the last norm of the tokens. With a pooler, `ln_post` is the norm of the pooler's output."""
     return _POOLER_NORM if any(key.startswith("visual.attn_pool.") for key in state_dict) else "ln_post."
 
 
@@ -158,7 +157,8 @@ def _renamed(key: str, prefixes: Mapping[str, str]) -> str | None:
 
 
 def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbone: MergingViT) -> None:
-    """All of the tower and nothing else, but for the metric embeddings; positions may be of another grid."""
+    """Raises CheckpointError where tower and backbone, without metric embeddings, differ in names or shapes.
+    Positions may have another grid."""
 
     def differs(what: str) -> CheckpointError:
         return CheckpointError(
@@ -183,7 +183,8 @@ def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbon
 
 
 def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
-    """What a tower computes that its shapes do not show: heads and activation."""
+    """Raises CheckpointError where tower and backbone differ in heads or activation, which shapes do not
+    tell."""
     vision, block = config["vision_cfg"], next(iter(backbone.blocks))
     if vision.get("timm_model_name"):
         return
@@ -210,8 +211,7 @@ def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
 
 
 def _same_vocabulary(given: Mapping[str, Tensor], module: nn.Module) -> bool:
-    """Whether a captioning task of the module could read the checkpoint's tokens. Where one reads others,
-    that is said."""
+    """Whether a captioning task of the module has the checkpoint's vocabulary. Warns where it has another."""
     key = "text.token_embedding.weight"
     own = [len(value) for name, value in module.state_dict().items() if name.endswith(f".{key}")]
     if not own or key not in given:

@@ -124,23 +124,23 @@ def _compare(
         log.info(
             "%s.augment: %s, %s",
             where,
-            _told(taken),
+            _listed(taken),
             f"as {whose} wants it" if whose else "as timm's weights of that name have it",
         )
     differing = {name: value for name, value in asdict(wanted).items() if own[name] not in (None, value)}
     if whose is None or not differing:
         return
     level = logging.WARNING if differing.keys() & {"mean", "std"} else logging.INFO
-    told = _told({name: own[name] for name in differing}), _told(differing)
+    texts = _listed({name: own[name] for name in differing}), _listed(differing)
     log.log(
         level,
         "%s.augment has %s, where %s has %s; leave it out to have the same",
         where,
-        told[0],
+        texts[0],
         whose,
-        told[1],
+        texts[1],
     )
 
 
-def _told(values: Mapping[str, Any]) -> str:
+def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -114,7 +114,7 @@ def persist(location: str, action: Callable[[], T], patience: float | None = Non
     """Returns `action()`. While it raises OutageError it is called again, after a pause with jitter. Raises
     StorageError once `patience` seconds are over; None is PATIENCE."""
     patience = PATIENCE if patience is None else patience
-    start = told = time.monotonic()
+    start = warned = time.monotonic()
     for attempt in count():
         try:
             return action()
@@ -124,8 +124,8 @@ def persist(location: str, action: Callable[[], T], patience: float | None = Non
             if now + pause > start + patience:
                 tried = f"{attempt + 1} attempts in {now - start:.0f} s"
                 raise StorageError(f"{err} ({tried}); see that the storage answers, then resume") from err
-            if now - told >= min(WARN_EVERY, patience / 4):
-                told = now
+            if now - warned >= min(WARN_EVERY, patience / 4):
+                warned = now
                 log.warning("%s for %.0f s; asking on until %.0f s", err, now - start, patience)
             time.sleep(pause)
     raise AssertionError("count does not end")

@@ -22,7 +22,7 @@ class MicroBatch:
     share: float
     """Factor of its loss in its task's loss of the step."""
     last: bool
-    """Whether it is the last one of the step."""
+    """Whether the micro-batch is the last one of the step."""
 
 
 @dataclass(frozen=True)
