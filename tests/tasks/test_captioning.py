@@ -70,6 +70,14 @@ def test_coca_without_merging_is_open_clips(quick_gelu):
         )
 
 
+def test_views_of_one_image_are_not_contrasted_but_all_captions_are_learned():
+    ours, batch = with_weights_of(open_clip_coca()), caption_batch(4, LENGTH)
+    logs = {views: ours(replace(batch, views=views), StepSpec(reduction=0)).logs for views in (1, 2, 4)}
+    contrast = [float(logs[views]["contrastive_loss"][0]) for views in (1, 2, 4)]
+    assert contrast[0] > contrast[1] > contrast[2] == 0
+    assert len({float(said["caption_loss"][0]) for said in logs.values()}) == 1
+
+
 def test_features_are_open_clips_and_do_not_depend_on_padding():
     coca = open_clip_coca()
     ours, batch = with_weights_of(coca), caption_batch(4, LENGTH)
