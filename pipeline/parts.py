@@ -1,8 +1,8 @@
 """Roles of the parts of a model: the kind of a part, and the task that alone uses it.
 
-A module declares its kind by the attribute `part_kind`, for itself and everything in it. The members of
-`ModulesOfTasks` and `ParametersOfTasks` are owned by the task that is their key. Names of parts are for state
-dicts only.
+A module declares its kind by the attribute `part_kind`, for itself and for all in it that declares none.
+FIXED is for all in it, whatever that declares. The members of `ModulesOfTasks` and `ParametersOfTasks` are
+owned by the task that is their key. Names of parts are for state dicts only.
 """
 
 from collections.abc import Collection, Iterator
@@ -67,7 +67,7 @@ def roles_of_modules(model: nn.Module) -> dict[str, Role]:
             raise ConfigError(
                 f"{name} ({type(module).__name__}) has part_kind {kind!r}; give one of {', '.join(KINDS)}"
             )
-        roles[name] = replace(role, kind=kind)
+        roles[name] = role if role.kind == FIXED else replace(role, kind=kind)
     return roles
 
 

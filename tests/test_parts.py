@@ -82,6 +82,32 @@ def test_a_part_of_an_objective_is_trained_or_fixed_as_it_says(mode, kind):
     assert [part.training for part in teacher.modules()] == [learns] * 3
 
 
+@pytest.mark.parametrize("mode", TRAINED)
+@pytest.mark.parametrize("holder", ["itself", "what holds it"])
+def test_what_is_fixed_is_fixed_with_all_that_it_holds(mode, holder):
+    """A teacher may be a backbone, whose parts are of kinds that the student trains."""
+    model, teacher = taught_model(part_kind=FIXED), tiny_vit("dtem")
+    if holder == "itself":
+        model.objective.teacher = teacher
+        teacher.part_kind = FIXED
+    else:
+        model.objective.teacher.append(teacher)
+    set_trainable(model, mode)
+    set_modes(model, TRAINED[mode] | {BALANCE})
+    inside = {name: role for name, role in roles_of(model).items() if name.startswith("objective.teacher.")}
+    assert any(".metric." in name for name in inside) and set(inside.values()) == {Role(FIXED)}
+    assert not any(parameter.requires_grad for parameter in model.objective.teacher.parameters())
+    assert not any(part.training for part in model.objective.teacher.modules())
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_kind_that_there_is_not_is_refused_inside_of_what_is_fixed():
+    model = taught_model(part_kind=FIXED)
+    model.objective.teacher[0].part_kind = "student"
+    with pytest.raises(ConfigError, match="part_kind 'student'; give one of metric"):
+        set_trainable(model, "joint")
+
+
 @pytest.mark.parametrize("mode", ["modular", "end_to_end", "joint"])
 def test_nothing_to_learn_is_a_mistake(mode):
     backbone = tiny_vit("tome")

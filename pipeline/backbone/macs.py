@@ -1,9 +1,10 @@
 """Multiply-accumulates (MACs) of a merging ViT, by formula. Papers often call them FLOPs; a FLOP counter
 shows twice as many.
 
-Counted: patch embedding, every linear layer, both products of attention, the metric embedding and its
-similarities. Not counted, as is usual: norms, activations, softmax, sorting and gathering. Measured time
-includes them.
+Counted: patch embedding, every linear layer, both products of attention, and what the policy needs: the
+metric embedding, similarities of the pairs, and the logits of attention once more where it reads
+`Evidence.received` or `entropy`. Not counted, as is usual: norms, activations, softmax, sorting and
+gathering. Measured time includes them.
 """
 
 from bisect import bisect_left
@@ -26,7 +27,7 @@ class MacCount:
     blocks: tuple[int, ...]
     """MACs of attention and MLP of each block."""
     metric: tuple[int, ...]
-    """MACs of metric embedding and similarities of each block."""
+    """MACs of what the policy needs in each block: metric embedding, similarities, logits of attention."""
     tokens: tuple[int, ...]
     """Tokens left after each block, prefix included."""
 
@@ -111,13 +112,20 @@ def _block_macs(block: MergingBlock, before: int, after: int) -> int:
 
 
 def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int) -> int:
-    if r <= 0 or not block.policy.needs:
+    """MACs of what the policy needs: it compares the pairs once by each of the vectors. What it reads of the
+    attention is summed up from logits that are computed once more."""
+    needs, attn = block.policy.needs, block.attn
+    if r <= 0:
         return 0
+    macs = 0
+    widths = {"tokens": attn.qkv.in_features, "keys": attn.head_dim}
+    if block.metric is not None and "embedding" in needs:
+        macs += num_tokens * block.metric.weight.numel()
+        widths["embedding"] = block.metric.out_features
+    if needs & {"received", "entropy"}:
+        macs += num_tokens * num_tokens * attn.attn_dim
     num_sources, num_destinations = Split.by_parity(num_tokens, num_prefix).counts
-    pairs = num_sources * num_destinations
-    if block.metric is None:
-        return pairs * block.attn.head_dim
-    return num_tokens * block.metric.weight.numel() + pairs * block.metric.out_features
+    return macs + num_sources * num_destinations * sum(widths[name] for name in needs & widths.keys())
 
 
 def _linear_macs(module: nn.Module) -> int:

@@ -204,11 +204,17 @@ class MergingViT(nn.Module):
         the module's mode, which also decides on dropout and drop path; a frozen backbone is in evaluation
         mode in a pass of training.
         task: the one whose metric embedding decides, where tasks have their own.
-        merge_points_from: first block whose MergePoint is returned, and those of all later blocks; this needs
-        gradients enabled.
-        Raises ConfigError where H or W does not divide by the patch, and for a tap that is no block.
+        merge_points_from: first block whose MergePoint is returned, and those of all later blocks; -1 is the
+        last. This needs gradients enabled.
+        Raises ConfigError where H or W does not divide by the patch, and for a tap or a first block that the
+        backbone does not have.
         """
-        taps = self._blocks_of(taps)
+        taps = {self._block_of(tap, f"taps are {tuple(taps)}; give blocks") for tap in taps}
+        first = self.depth
+        if merge_points_from is not None:
+            first = self._block_of(
+                merge_points_from, f"merge_points_from is {merge_points_from}; give a block"
+            )
         training = self.training if training is None else training
         relaxed = self.policy.supports_relaxed and (training if relaxed is None else relaxed)
         proportional = self.proportional_attention == "always" or (
@@ -221,7 +227,7 @@ class MergingViT(nn.Module):
         points: list[MergePoint] = []
         options: dict[str, Any] = {"relaxed": relaxed, "task": task, "use_size": False}
         for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
-            if merge_points_from is not None and i >= merge_points_from:
+            if i >= first:
                 state = block(state, r, **options, points=points)
             elif self.grad_checkpointing and torch.is_grad_enabled():
                 state = cast(TokenState, checkpoint(block, state, r, **options, use_reentrant=False))
@@ -235,14 +241,12 @@ class MergingViT(nn.Module):
             states = [harden(state) for state in states]
         return BackboneOutput(states[0], tuple(states[1:]), tuple(points))
 
-    def _blocks_of(self, taps: Collection[int]) -> set[int]:
-        if any(not -self.depth <= tap < self.depth for tap in taps):
+    def _block_of(self, number: int, asked: str) -> int:
+        """Number of a block, where -1 is the last. asked: begin of the message that refuses another one."""
+        if not -self.depth <= number < self.depth:
             last = self.depth - 1
-            raise ConfigError(
-                f"taps are {tuple(taps)}; give blocks of the {self.depth}, 0 to {last}, or -1 for the "
-                "last and so on"
-            )
-        return {tap % self.depth for tap in taps}
+            raise ConfigError(f"{asked} of the {self.depth}, 0 to {last}, or -1 for the last and so on")
+        return number % self.depth
 
     def _normed(self, state: TokenState) -> TokenState:
         """The state after the last norm, which each position passes with its residual."""

@@ -2,16 +2,24 @@
 out."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError
 from pipeline.merging.apply import apply
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.schedule import mergeable
 from pipeline.merging.unmerge import carry_residual
 from pipeline.registry import Registry
 from pipeline.token_state import Assignment, TokenState
+
+EVIDENCE = frozenset(
+    {"tokens"}
+    | {name for name, value in vars(Evidence).items() if isinstance(value, property) and name[0] != "_"}
+)
+"""Values of Evidence that a policy may need."""
 
 
 class MergePolicy:
@@ -23,7 +31,7 @@ class MergePolicy:
 
     needs: frozenset[str] = frozenset()
     """Values of Evidence that `choose` reads: `keys`, `embedding`, `tokens`, `received`, `entropy`. With
-    `embedding`, each block gets a learned embedding."""
+    `embedding`, each block gets a learned embedding. The registry refuses other names."""
     merges = True
     """Whether the policy merges at all; if not, it takes any reduction and removes nothing."""
     supports_relaxed = False
@@ -61,7 +69,21 @@ class MergePolicy:
         raise NotImplementedError
 
 
-POLICIES: Registry[MergePolicy] = Registry("merge policy")
+class Policies(Registry[MergePolicy]):
+    """The registry of policies."""
+
+    def build(self, name: str, /, *args: object, **options: Any) -> MergePolicy:
+        """The policy. Raises ConfigError also where it needs what Evidence has not."""
+        policy = super().build(name, *args, **options)
+        if wrong := set(policy.needs) - EVIDENCE:
+            raise ConfigError(
+                f"{self.kind} '{name}' needs {', '.join(map(repr, sorted(wrong)))}; there is "
+                f"{', '.join(sorted(EVIDENCE))}"
+            )
+        return policy
+
+
+POLICIES = Policies("merge policy")
 """Filled by `pipeline.merging.policies`; import it from there."""
 
 

@@ -1,7 +1,7 @@
 """The state of a run between two steps, to go back to when a step cannot be finished.
 
-It holds what the micro-batches of a step move. Parameters, moments and averages do not belong to it: they
-move when the step is done.
+It holds what the micro-batches of a step move and a checkpoint saves. Parameters, moments and averages do not
+belong to it: they move when the step is done. Nor do gradients, which no checkpoint holds.
 """
 
 import copy
@@ -25,7 +25,7 @@ class Between:
 
     def restore(self, run: Run) -> None:
         """Sets the run back to this state, so that a checkpoint saved now is continued exactly. Iterators of
-        the streams that are open go on from where they are."""
+        the streams that are open go on from where they are, and gradients stay in the engine."""
         set_rng_state(self._rng)
         for name, stream in run.streams.items():
             stream.load_state_dict(self._streams[name])

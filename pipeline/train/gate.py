@@ -11,20 +11,22 @@ class GradientGate:
     """Makes the gradients of resting kinds exactly zero, on the parameter, before any engine sees or sums
     them.
 
-    The factor is a device scalar, so the host never waits for the device. It works at every ZeRO stage.
+    A gradient that is not finite becomes zero too. Whether a kind rests is a device scalar, so the host never
+    waits for the device. It works at every ZeRO stage.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], device: torch.device):
-        self._open = {group["kind"]: torch.ones((), device=device) for group in groups}
+        kinds = {group["kind"] for group in groups}
+        self._rests = {kind: torch.zeros((), dtype=torch.bool, device=device) for kind in kinds}
         for group in groups:
             for parameter in group["params"]:
-                parameter.register_hook(self._hook(self._open[group["kind"]]))
+                parameter.register_hook(self._hook(self._rests[group["kind"]]))
 
     @staticmethod
-    def _hook(factor: Tensor):
-        return lambda gradient: gradient * factor
+    def _hook(rests: Tensor):
+        return lambda gradient: gradient.masked_fill(rests, 0.0)
 
     def open(self, kinds: frozenset[str]) -> None:
         """From now on only these kinds receive gradients."""
-        for kind, factor in self._open.items():
-            factor.fill_(float(kind in kinds))
+        for kind, rests in self._rests.items():
+            rests.fill_(kind not in kinds)

@@ -30,7 +30,7 @@ from pipeline.plan.facts import fed_tasks
 from pipeline.plan.resolve import ResolvedRun, resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
-from pipeline.train import checkpoint
+from pipeline.train import checkpoint, continuing
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
 from pipeline.train.gate import GradientGate
@@ -230,11 +230,11 @@ def _find(run: Run, resume: str) -> Checkpoint | None:
 
 
 def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], trained: list[str]) -> None:
-    for difference in checkpoint.check_run(found, run.config, run.resolved.global_batch):
+    for difference in continuing.check_run(found, run.config, run.resolved.global_batch):
         log.warning("the run continues with %s", difference)
-    checkpoint.check_model(found, shapes, trained)
+    continuing.check_model(found, shapes, trained)
     if run.ema is not None:
-        checkpoint.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})
+        continuing.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
         run.ema.load_state_dict(
@@ -256,7 +256,7 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
     run.progress = Progress(**found.facts["progress"])
     run.saved = run.reported = run.progress.step
     run.nonfinite[0] = run.progress.nonfinite
-    checkpoint.restore_rng(found, run.engine, run.config.seed)
+    continuing.restore_rng(found, run.engine, run.config.seed)
 
 
 def write_config(run: Run) -> None:

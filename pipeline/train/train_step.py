@@ -26,8 +26,9 @@ Streams = Mapping[str, Iterator[Batch]]
 
 def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums, watch: Stopwatch) -> Tensor:
     """Makes an optimizer step over the micro-batches of the plan, which names the task of each. Returns the
-    gradient norm before clipping, on the device. Raises StorageError where data cannot be read; the run is
-    then as it was before the step."""
+    gradient norm before clipping, on the device. Raises StorageError where data cannot be read; all that a
+    checkpoint holds is then as it was before the step. The engine keeps gradients of earlier micro-batches:
+    the run may be saved, but makes no further step."""
     step = run.progress.step
     spec = run.procedure.spec(step)
     run.gate.open(spec.trains)

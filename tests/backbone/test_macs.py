@@ -1,15 +1,41 @@
 """The analytic count against torch's own counter."""
 
+from itertools import combinations
+
 import pytest
 import torch
-from tiny import VARIANTS, images, tiny_vit
+from tiny import IMG, SIZES, VARIANTS, images, tiny_vit
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.backbone.build import create_vit
 from pipeline.backbone.macs import count_macs, reduction_for_macs, spread
+from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
+from pipeline.merging.matching import match, parity_split, similarity
+from pipeline.merging.policy import EVIDENCE, MergePolicy
 
 POLICIES_ONLY = [name for name, (policy, _) in VARIANTS.items() if name == policy]
+NEEDS = [needs for count in range(len(EVIDENCE) + 1) for needs in combinations(sorted(EVIDENCE), count)]
+"""All sets of evidence."""
+
+
+class ByAll(MergePolicy):
+    """Pairs are alike by all vectors that it needs, and sources count by the attention that it needs."""
+
+    def __init__(self, needs):
+        self.needs = frozenset(needs)
+
+    def choose(self, evidence, state, r, *, relaxed):
+        split = parity_split(state)
+        scores = torch.zeros(len(state.tokens), *split.counts)
+        for name in self.needs:
+            value = getattr(evidence, name)
+            attention = name in ("received", "entropy")
+            scores = scores + (
+                value.mean(1)[:, split.sources, None] if attention else similarity(value, split)
+            )
+        return match(state, scores, split, r)
 
 
 def counted(model, size=64):
@@ -23,6 +49,13 @@ def counted(model, size=64):
 @pytest.mark.parametrize("reduction", [0, 4, (6, -1.0), [0, 9, 0], 0.7, 100], ids=repr)
 def test_the_formula_agrees_with_the_counter(variant, reduction):
     model = tiny_vit(variant, reduction=reduction)
+    assert count_macs(model).flops == counted(model)
+
+
+@pytest.mark.parametrize("needs", NEEDS, ids=lambda needs: " ".join(needs) or "nothing")
+def test_all_that_a_policy_needs_is_counted(needs):
+    vit = create_vit("deit_tiny_patch16_224", img_size=IMG, timm_options=SIZES)
+    model = MergingViT(vit, ByAll(needs), [6, 0, 5])
     assert count_macs(model).flops == counted(model)
 
 

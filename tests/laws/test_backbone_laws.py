@@ -246,6 +246,16 @@ def test_negative_taps_count_from_the_end_and_blocks_that_are_not_there_are_refu
             model(images(), taps=taps)
 
 
+def test_merge_points_count_blocks_as_taps_do():
+    model = tiny_vit("tome").eval()
+    for first in (-3, -1, 0, 1, 2):
+        points = model(images(), reduction=0, merge_points_from=first).merge_points
+        assert len(points) == len(range(3)[first:])
+    for first in (3, -4):
+        with pytest.raises(ConfigError, match=f"merge_points_from is {first}; give a block of the 3, 0 to 2"):
+            model(images(), merge_points_from=first)
+
+
 @VARIANT
 @pytest.mark.parametrize("size", [(64, 96), (48, 64), (32, 32)])
 def test_any_input_size_that_divides_is_taken(variant, size):

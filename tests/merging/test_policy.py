@@ -1,0 +1,43 @@
+"""What a policy says of itself is checked when it is built."""
+
+import pytest
+
+from pipeline import build_backbone
+from pipeline.errors import ConfigError
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.policy import EVIDENCE, MergePolicy
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Registers a policy of these needs under the name `own` for the test."""
+
+    def register(wanted):
+        class Own(MergePolicy):
+            def __init__(self):
+                self.needs = wanted
+
+        monkeypatch.setitem(POLICIES._factories, "own", Own)
+
+    return register
+
+
+@pytest.mark.parametrize(
+    "needs, wrong",
+    [({"key"}, "'key'"), ({"keys", "size", "q"}, "'q', 'size'"), ({"attention_from"}, "'attention_from'")],
+)
+def test_evidence_that_there_is_not_is_refused_by_name(registered, needs, wrong):
+    registered(frozenset(needs))
+    message = f"merge policy 'own' needs {wrong}; there is embedding, entropy, keys, received, tokens"
+    for build in (POLICIES.build, lambda name: build_backbone("deit_tiny_patch16_224", policy=name)):
+        with pytest.raises(ConfigError, match=message):
+            build("own")
+
+
+def test_all_evidence_may_be_needed(registered):
+    registered(EVIDENCE)
+    assert (
+        POLICIES.build("own").needs
+        == EVIDENCE
+        >= set().union(*(POLICIES.build(name).needs for name in POLICIES.names()))
+    )
