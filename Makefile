@@ -1,6 +1,6 @@
 # One environment in .venv; every target that needs it makes it first. `make` alone lists the targets.
-PYTHON = $(shell for p in python3.11 python3.12 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+PYTHON = $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -17,7 +17,7 @@ help: ## list the targets
 install: $(STAMP) ## make .venv with the locked versions (again only when setup.cfg or the lock changed)
 
 $(STAMP): setup.cfg pyproject.toml requirements.lock
-	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 on PATH: apt-get install python3.11-venv, or make install PYTHON=/path/to/python"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11, 3.12 or 3.13 on PATH: apt-get install python3.11-venv, or make install PYTHON=/path/to/python"; exit 2; }
 	@command -v g++ >/dev/null || { echo "needs a C++ compiler for DeepSpeed's CPU communication: apt-get install g++"; exit 2; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --upgrade pip
@@ -70,7 +70,7 @@ lock: ## write requirements.lock anew from what setup.cfg allows today, with tor
 	.cache/lock/bin/python -m pip install --quiet --upgrade pip
 	grep -E '^(torch|torchvision)==' requirements.lock > .cache/torch.lock
 	.cache/lock/bin/python -m pip install --quiet --constraint .cache/torch.lock --editable '.[dev]'
-	.cache/lock/bin/python -m pip freeze --all --exclude-editable --exclude setuptools > requirements.lock
+	.cache/lock/bin/python -m pip freeze --all --exclude-editable > requirements.lock
 	rm -rf .cache/lock .cache/torch.lock
 
 clean: ## remove the environment and the caches; data/ and runs/ stay

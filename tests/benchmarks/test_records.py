@@ -21,6 +21,7 @@ PAGES = [
 ]
 TEXTS = [path for path in PAGES if path.name == "Makefile" or path.suffix in (".md", ".json", ".py", ".sh")]
 MACHINES_OWN = re.compile(r"(?<![\w.}])/(work|root|home|Users|tmp|mnt|scratch)/")
+ABSOLUTE = re.compile(r"(?:(?<=[\s=:,'\"])|^|file://)/[\w.~]")
 LEARNED = ("dtem", "dtem_untrained")
 
 
@@ -110,6 +111,16 @@ def test_a_record_says_how_it_was_made(tmp_path, monkeypatch):
 def test_no_record_or_page_names_a_path_of_one_machine(path):
     found = [line for line in path.read_text().splitlines() if MACHINES_OWN.search(line)]
     assert not found, f"{path.relative_to(ROOT)} has a machine's own path: {found[0]}"
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_names_relative_paths_only(path):
+    assert not ABSOLUTE.search(path.read_text())
+
+
+@pytest.mark.parametrize("text", ['"/data/x"', "--out /y/z", "weights=/scratch/a", "file:///a", "C='/b'"])
+def test_a_path_from_the_root_is_seen(text):
+    assert ABSOLUTE.search(text) and not ABSOLUTE.search("images/s, 1 / 2, data/x, https://example.org/x")
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
