@@ -136,7 +136,7 @@ def test_ranges_are_in_setup_cfg_and_one_version_of_each_in_the_lock():
 
 
 def imports(node: ast.AST, door: str | None = None) -> Iterator[tuple[str, int, str | None]]:
-    """(top module, line, the extra in whose `with extra(...)` it stands) of each import."""
+    """(top module, line, the extra in whose `with extra(...)` it stands) of each import that is run."""
     if isinstance(node, ast.Import):
         yield from ((alias.name.split(".")[0], node.lineno, door) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -145,6 +145,8 @@ def imports(node: ast.AST, door: str | None = None) -> Iterator[tuple[str, int, 
         calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
         named = [ast.literal_eval(c.args[0]) for c in calls if ast.unparse(c.func) == "extra"]
         door = named[0] if named else door
+    elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
     for child in ast.iter_child_nodes(node):
         yield from imports(child, door)
 
