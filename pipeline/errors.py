@@ -47,8 +47,8 @@ class SampleError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """A shard cannot be read, whatever its bytes: it is gone, access is denied, or its storage has failed for
-    long.
+    """A shard or its index cannot be read as the manifest says: it is gone, access is denied, its size or
+    the index is another one, or its storage has failed for long.
 
     Never a bad sample: a run that went on without it would learn from other data than it says.
     """

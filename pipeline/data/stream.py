@@ -80,7 +80,9 @@ class TrainStream:
         return self._quarantine.shortened.total()
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in _loaded(self._reader, _Positions(self._ranges), self._config):
+        for loaded in _loaded(
+            self._reader, _Positions(self._ranges), self._config.workers, self._config.max_wait
+        ):
             batch = self._quarantine.checked_batch(loaded)
             images = self._batch * self._config.views
             assert batch is not None and len(batch.images) == images, (
@@ -146,7 +148,10 @@ class EvalLoader:
 
     def in_place(self) -> Iterator[Batch | None]:
         """Yields `len(self)` batches; None in place of a batch whose samples are all bad."""
-        for loaded in _loaded(self._reader, _Positions(lambda: iter(self._ranges)), self._config):
+        # a worker more would have no batch to make
+        workers = min(self._config.workers, len(self))
+        positions = _Positions(lambda: iter(self._ranges))
+        for loaded in _loaded(self._reader, positions, workers, self._config.max_wait):
             yield self._quarantine.checked_batch(loaded)
 
 
@@ -236,8 +241,7 @@ class _Positions(torch.utils.data.Sampler[range]):
         return self._ranges()
 
 
-def _loaded(reader: BatchReader, positions: _Positions, config: DataConfig) -> Iterator[Loaded]:
-    workers = config.workers
+def _loaded(reader: BatchReader, positions: _Positions, workers: int, max_wait: float) -> Iterator[Loaded]:
     loader: DataLoader[Loaded] = DataLoader(
         reader,
         batch_size=None,
@@ -246,13 +250,13 @@ def _loaded(reader: BatchReader, positions: _Positions, config: DataConfig) -> I
         # forked workers share open files and decoded indexes, which need not be sent
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=2 if workers else None,
-        timeout=poll_seconds(config.max_wait) if workers else 0,
+        timeout=poll_seconds(max_wait) if workers else 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
         # without it the loader draws its worker seeds, which are unused, from the run's own generator
         generator=torch.Generator(),
     )
-    return patiently(iter(loader), reader.notes, config.max_wait)
+    return patiently(iter(loader), reader.notes, max_wait)
 
 
 def _as_it_is(loaded: Any) -> Any:

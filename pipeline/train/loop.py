@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.config.schema import RunConfig
-from pipeline.errors import PipelineError, StorageError
+from pipeline.errors import PipelineError, SampleError, StorageError
 from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
@@ -51,7 +51,7 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
             set_modes(run.engine.module, trains)
             learning = trains
         plan = tasks_of_step(run.resolved, run.progress.step)
-        with _saving_in_outage(run, reporter):
+        with _saving_if_data_fail(run, reporter):
             norm = train_step(run, plan, streams, sums, watch)
         reporter.advance()
         step, last = run.progress.step, run.progress.step == run.total_steps
@@ -65,7 +65,7 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
                 raise
         better = False
         if run.loaders and _due(step, settings.eval_every) and not (last or stopping):
-            with _saving_in_outage(run, reporter):
+            with _saving_if_data_fail(run, reporter):
                 better = _score(run, reporter)
         save_every = settings.save_every or default_save_every(run.total_steps)
         if last or stopping or better or _due(step, save_every):
@@ -81,12 +81,13 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
 
 
 @contextmanager
-def _saving_in_outage(run: Run, reporter: Reporter) -> Iterator[None]:
-    """While data are read: if the storage fails, the steps since the last save are saved before the run ends.
-    Only with one process, as other ranks would wait for this one elsewhere."""
+def _saving_if_data_fail(run: Run, reporter: Reporter) -> Iterator[None]:
+    """While data are read: if storage fails, or too many samples in a row are bad, the steps since the last
+    save are saved before the run ends. Only with one process, as other ranks would wait for this one
+    elsewhere."""
     try:
         yield
-    except StorageError:
+    except (SampleError, StorageError):
         if run.engine.world_size == 1 and run.progress.step > run.saved:
             reporter.say(f"saved {_save(run, False)}")
         raise

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import RunConfig
-from pipeline.errors import StorageError
+from pipeline.errors import SampleError, StorageError
 from pipeline.interfaces import Batch, StepSpec
 from pipeline.plan.facts import range_of
 from pipeline.rng import generator, seed_of
@@ -26,9 +26,9 @@ Streams = Mapping[str, Iterator[Batch]]
 
 def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums, watch: Stopwatch) -> Tensor:
     """Makes an optimizer step over the micro-batches of the plan, which names the task of each. Returns the
-    gradient norm before clipping, on the device. Raises StorageError where data cannot be read; all that a
-    checkpoint holds is then as it was before the step. The engine keeps gradients of earlier micro-batches:
-    the run may be saved, but makes no further step."""
+    gradient norm before clipping, on the device. Raises SampleError and StorageError where data cannot be
+    read; all that a checkpoint holds is then as it was before the step. The engine keeps gradients of earlier
+    micro-batches: the run may be saved, but makes no further step."""
     step = run.progress.step
     spec = run.procedure.spec(step)
     run.gate.open(spec.trains)
@@ -38,7 +38,7 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
     work = StepWork(run.engine, _micro_batches(run, spec, plan, streams, watch), rates, sums, probe)
     try:
         norm = run.procedure(work)
-    except StorageError:
+    except (SampleError, StorageError):
         before.restore(run)
         raise
     if probe is not None:

@@ -221,18 +221,6 @@ def test_evaluation_passes_over_a_batch_without_a_good_sample(tmp_path, size):
     ] * (5 // size)
 
 
-def test_a_shard_that_shrinks_during_a_run_is_bad_samples_not_a_crash(tmp_path):
-    stream = build_stream(
-        "t", config(mixed(tmp_path, []), batch_size=2, max_bad_samples=3), seed=0, rank=0, world_size=1
-    )
-    batches = iter(stream)
-    next(batches)
-    os.truncate(tmp_path / "part-00000.tar", 1024)
-    with pytest.raises(SampleError, match="shorter than its index"):
-        for _ in range(5):
-            next(batches)
-
-
 def training(
     folder: Path, *, rank: int = 0, world_size: int = 1, start: int = 0, num: int = 30, **options
 ) -> list[Batch]:

@@ -1,5 +1,6 @@
 """Laws of streams: one order for every number of ranks and workers, and a position that is one integer."""
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -112,6 +113,16 @@ def test_evaluation_reads_every_sample_once_over_the_ranks(uneven, world_size, w
     keys = [key for loader in loaders for batch in loader for key in batch.keys]
     assert len(keys) == len(set(keys)) == 28 == loaders[0].num_samples
     assert [len(loader) for loader in loaders] == [len(list(loader)) for loader in loaders]
+
+
+@pytest.mark.parametrize(("size", "started"), [(28, 1), (14, 2), (7, 3)])
+def test_evaluation_starts_no_worker_that_has_no_batch(uneven, size, started):
+    loader = build_eval_loader("t", config(uneven, workers=3, eval_batch_size=size), rank=0, world_size=1)
+    before = set(multiprocessing.active_children())
+    batches = loader.in_place()
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == started
+    assert len(list(batches)) == 28 // size - 1
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

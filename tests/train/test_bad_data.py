@@ -59,27 +59,41 @@ def test_scattered_bad_samples_have_a_budget(digits, tmp_path):
     train(from_plain(plain_of(shards, tmp_path / "generous", max_bad_share=0.2)))
 
 
+def gone(size: int) -> bytes:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def noise(size: int) -> bytes:
+    return b"\xfe" * size
+
+
+@pytest.mark.parametrize(
+    ("read", "error"),
+    [
+        (gone, (StorageError, "train-0000.*Input/output error")),
+        (noise, (SampleError, "samples in a row are bad")),
+    ],
+)
 @pytest.mark.parametrize(("workers", "accumulation", "batches"), [(0, 1, 3), (1, 1, 3), (0, 2, 7)])
-def test_where_the_disk_is_gone_one_process_saves_and_continues_to_the_last_bit(
-    digits, tmp_path, monkeypatch, workers, accumulation, batches
+def test_where_data_cannot_be_read_one_process_saves_and_continues_to_the_last_bit(
+    digits, tmp_path, monkeypatch, workers, accumulation, batches, read, error
 ):
-    """Also where it is gone in a step: the second micro-batch of the fourth cannot be read, the first has
-    drawn from the generators."""
+    """Also within a step: the second micro-batch of the fourth cannot be read, the first has drawn from the
+    generators."""
     monkeypatch.setattr(storage, "PAUSE", 0.01)
     train(from_plain(plain_of(digits, tmp_path / "whole", accumulation)))
-    gone, good = [False], os.pread
+    good = os.pread
 
     def pread(file: int, size: int, offset: int) -> bytes:
         pread.left -= 1
         if pread.left < 0:
-            gone[0] = True
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(size)
         return good(file, size, offset)
 
     pread.left = batches * 8 * 4 + 5  # and a part of the next: a sample has four members
     monkeypatch.setattr(os, "pread", pread)
-    plain = plain_of(digits, tmp_path / "run", accumulation, max_wait=0.5, workers=workers)
-    with pytest.raises(StorageError, match="train-0000.*Input/output error"):
+    plain = plain_of(digits, tmp_path / "run", accumulation, max_wait=0.5, max_bad_samples=2, workers=workers)
+    with pytest.raises(error[0], match=error[1]):
         train(from_plain(plain))
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")
     assert saved.name == "step_00000003"

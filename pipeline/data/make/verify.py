@@ -15,7 +15,7 @@ from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest, Shard
 from pipeline.data.shards.tar_index import ShardIndex, index_tar
-from pipeline.errors import SampleError
+from pipeline.errors import SampleError, StorageError
 from pipeline.files import sha256_of
 
 Mapper = Callable[[Callable[[int], "ShardReport"], Sequence[int]], Iterable["ShardReport"]]
@@ -76,7 +76,7 @@ def _verify_shard(manifest: Manifest, quick: bool, number: int) -> ShardReport:
         index = index_tar(shard.url)
         if index.to_json() != manifest.index(number).to_json():
             problems.append(f"{shard.name}: its samples are not those of its index; make the manifest anew")
-    except SampleError as err:
+    except (SampleError, StorageError) as err:
         return ShardReport(shard.name, 0, (), (*problems, f"{shard.name}: {err}"), LabelHistogram.empty())
     checker = _Checker(manifest)
     problems += _sample_problems(checker, shard, index, quick)

@@ -17,7 +17,7 @@ from pipeline.data.shards.locations import checked, join
 from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.storage import read_bytes, storage_error
 from pipeline.data.shards.tar_index import ShardIndex
-from pipeline.errors import SampleError
+from pipeline.errors import SampleError, StorageError
 from pipeline.files import replacing
 
 MANIFEST = "manifest.json"
@@ -87,8 +87,8 @@ class Manifest:
         ).hexdigest()
 
     def index(self, number: int, patience: float | None = None) -> ShardIndex:
-        """The index of shard `number`. Raises SampleError where it is not the one that the manifest names,
-        and StorageError where it cannot be read for `patience` seconds."""
+        """The index of shard `number`. Raises StorageError where it cannot be read for `patience` seconds,
+        and at once where it is not the one that the manifest names."""
         shard = self.shards[number]
         return self.indexes[shard.url] if shard.url in self.indexes else read_index(shard, patience)
 
@@ -119,8 +119,8 @@ def read_index(shard: Shard, patience: float | None = None) -> ShardIndex:
         return index
     except OSError as err:
         raise storage_error(f"index {shard.index_url}", err) from err
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-        raise SampleError(
+    except (SampleError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
+        raise StorageError(
             f"index {shard.index_url}: {err or type(err).__name__}; make it anew: {remedy(shard.url)}"
         ) from err
 

@@ -12,7 +12,7 @@ from pipeline.data.shards.cache import ShardCache, cache_folder
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest, Shard
 from pipeline.data.shards.storage import persist, storage_error
-from pipeline.errors import PipelineError, SampleError
+from pipeline.errors import PipelineError
 
 
 class SampleReader:
@@ -31,13 +31,13 @@ class SampleReader:
         self._asked: set[int] = set()
 
     def key(self, shard: int, sample: int) -> str:
-        """The key of a sample. Raises SampleError where the index is not the manifest's, and StorageError
-        where it cannot be read."""
+        """The key of a sample. Raises StorageError where the index cannot be read, or is not the
+        manifest's."""
         return self._index(shard).keys[sample]
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
-        """Maps a suffix to the bytes of the member, for all members of a sample. Raises SampleError where the
-        shard is too short, and StorageError where it cannot be read."""
+        """Maps a suffix to the bytes of the member, for all members of a sample. Raises StorageError where
+        the shard cannot be read, or has another size than the manifest says, for `patience` seconds."""
         members = self._index(shard).members(sample)
         return persist(
             self._manifest.shards[shard].url, lambda: self._members(shard, members), self._patience
@@ -59,23 +59,21 @@ class SampleReader:
 
     def _members(self, shard: int, members: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
         try:
-            file = self._file(shard)
-            return {suffix: self._read(file, offset, size) for suffix, (offset, size) in members.items()}
+            file, expected = self._file(shard), self._manifest.shards[shard].num_bytes
+            found = {suffix: os.pread(file, size, offset) for suffix, (offset, size) in members.items()}
+            whole = all(len(found[suffix]) == size for suffix, (_, size) in members.items())
+            if (there := os.fstat(file).st_size) != expected or not whole:
+                raise OSError(
+                    f"{there} bytes are there and the manifest says {expected}: it was cut off or replaced; "
+                    "restore it"
+                )
+            return found
         except OSError as err:
-            # a network disk that was away leaves dead descriptors
+            # a network disk that was away leaves dead descriptors; what is restored may be a new file
             if shard in self._files:
                 with suppress(OSError):
                     os.close(self._files.pop(shard))
             raise storage_error(self._manifest.shards[shard].url, err) from err
-
-    @staticmethod
-    def _read(file: int, offset: int, size: int) -> bytes:
-        data = os.pread(file, size, offset)
-        if len(data) != size:
-            raise SampleError(
-                f"{len(data)} bytes instead of {size} at byte {offset}: the shard is shorter than its index"
-            )
-        return data
 
     def _file(self, shard: int) -> int:
         """An open descriptor of the shard. pread leaves no position in it, so that forked workers can share

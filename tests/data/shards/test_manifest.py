@@ -11,7 +11,7 @@ from shardkit import config, samples, write_tar
 from pipeline.data.make.write import index_shards
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.stream import build_stream
-from pipeline.errors import SampleError
+from pipeline.errors import SampleError, StorageError
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_tars_that_cannot_be_read_by_place_are_not_passed_over(tmp_path, name):
 )
 def test_an_index_that_was_changed_is_refused(folder, content):
     (folder / "part-00000.tar.index.json").write_text(content)
-    with pytest.raises(SampleError, match="not the one that the manifest names"):
+    with pytest.raises(StorageError, match="not the one that the manifest names"):
         load_manifest(str(folder)).index(0)
 
 

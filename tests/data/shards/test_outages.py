@@ -1,5 +1,5 @@
-"""A disk that fails, a file that is gone and a worker that hangs are no bad samples: a run waits for a while,
-and then stops."""
+"""A disk that fails, a file that is gone or another one, and a worker that hangs are no bad samples: a run
+waits for a while, and then stops."""
 
 import errno
 import logging
@@ -7,6 +7,7 @@ import os
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,78 @@ def test_a_file_that_is_gone_stops_the_run(shards, name):
     with pytest.raises(StorageError, match=f"{name} is missing; restore it"):
         list(islice(stream, 6))
     assert stream.bad_samples == 0
+
+
+MOVED = "moved there"
+CHANGES = {
+    "cut off": lambda path: os.truncate(path, 1024),
+    "emptied": lambda path: os.truncate(path, 0),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + bytes(512)),
+    "another": lambda path: path.write_bytes(
+        write_tar(path.parent / "other" / "x.tar", samples("x", 40)).read_bytes()
+    ),
+    MOVED: lambda path: os.replace(write_tar(path.parent / "other" / "x.tar", samples("x", 40)), path),
+}
+"""What happens to a shard during a run. One that is MOVED there leaves the old file, which is right, to
+those who have it open."""
+
+
+@pytest.mark.parametrize(
+    ("name", "opened"),
+    [(name, False) for name in CHANGES] + [(name, True) for name in CHANGES if name != MOVED],
+)
+def test_a_shard_of_another_size_stops_the_run(shards, name, opened):
+    stream = build_stream("t", config(shards, shuffle_shards=4, max_wait=0.5), seed=0, rank=0, world_size=1)
+    batches = iter(stream)
+    if opened:
+        next(batches)
+    for path in shards.glob("part-*.tar"):
+        CHANGES[name](path)
+    with pytest.raises(
+        StorageError,
+        match=r"part-\d.tar: \d+ bytes are there and the manifest says \d+.*restore it.*attempts",
+    ):
+        list(islice(batches, 6))
+    assert stream.bad_samples == 0
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_shard_that_is_restored_meanwhile_loses_no_sample(shards, monkeypatch, name):
+    whole, tars = take(shards), {path: path.read_bytes() for path in shards.glob("part-*.tar")}
+    pauses: list[float] = []
+
+    def restore(pause: float) -> None:
+        pauses.append(pause)
+        for path, data in tars.items():
+            path.write_bytes(data)
+
+    stream = build_stream("t", config(shards, max_bad_samples=0), seed=0, rank=0, world_size=1)
+    for path in tars:
+        CHANGES[name](path)
+    monkeypatch.setattr(storage.time, "sleep", restore)
+    for one, other in zip(whole, islice(stream, 6), strict=True):
+        assert one.keys == other.keys and torch.equal(one.images, other.images)
+    assert len(pauses) == 1
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("content", ["", "{", "null", "another shard's", "huge"])
+def test_a_damaged_index_stops_at_once_with_the_way_out(shards, monkeypatch, content, split):
+    options: dict[str, Any] = dict(rank=0, world_size=1)
+    batches = (
+        build_stream("t", config(shards), seed=0, **options)
+        if split == "train"
+        else build_eval_loader("t", config(shards), **options)
+    )
+    index = shards / "part-2.tar.index.json"
+    text = (shards / "part-1.tar.index.json").read_text() if content == "another shard's" else content
+    index.write_text(text)
+    if content == "huge":
+        os.truncate(index, storage.MAX_TEXT + 1)
+    monkeypatch.setattr(storage.time, "sleep", lambda pause: pytest.fail("asked again"))
+    with pytest.raises(StorageError, match=r"part-2.tar.index.json.*make it anew: `dtem shards make index"):
+        list(islice(batches, 6))
+    assert batches.bad_samples == 0
 
 
 def test_a_worker_that_hangs_is_told_with_its_shard_and_then_stops_the_run(tmp_path, caplog):
