@@ -1,5 +1,4 @@
-"""What the commands that start from a trained run have in common. Imports nothing heavy, so that `--help`
-answers at once."""
+"""Arguments that several commands share. Imports nothing heavy, so that `--help` answers at once."""
 
 import argparse
 import textwrap
@@ -52,13 +51,29 @@ def add_split_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_policy_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy",
+        metavar="NAME",
+        help="another merge policy than the run's; NAME_untrained draws its embedding anew",
+    )
+
+
+def add_reduction_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reduction",
+        metavar="R",
+        help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's",
+    )
+
+
 def names(text: str) -> list[str]:
     """`a,b` as a list."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def fractions(text: str) -> list[float]:
-    """`0.7,0.5` as a list of shares."""
+    """`0.7,0.5` as a list of fractions in (0, 1)."""
     values = [float(part) for part in names(text)]
     if not values or not all(0 < value < 1 for value in values):
         raise argparse.ArgumentTypeError(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
+    add_policy_argument,
+    add_reduction_argument,
     add_run_arguments,
     add_split_argument,
     add_tasks_argument,
@@ -43,16 +45,8 @@ def add_parser(subparsers) -> None:
     )
     add_run_arguments(parser)
     add_tasks_argument(parser)
-    parser.add_argument(
-        "--policy",
-        metavar="NAME",
-        help="another merge policy than the run's; NAME_untrained draws its embedding anew",
-    )
-    parser.add_argument(
-        "--reduction",
-        metavar="R",
-        help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's",
-    )
+    add_policy_argument(parser)
+    add_reduction_argument(parser)
     add_split_argument(parser)
     parser.add_argument(
         "--zero-shot", metavar="SHARDS", help="also classify these images by a captioner's contrastive part"
@@ -138,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ranking(model: "MultiTaskModel", config: "RunConfig", scores: "dict[str, Scores]") -> dict[str, Any]:
-    """The score that ranks checkpoints, and what it is made of."""
+    """The score that ranks checkpoints, and the main metrics from which it is computed."""
     from pipeline.train.evaluate import ranking_score
 
     of_all = {name: scores.get(name, {}) for name in config.tasks}
@@ -174,14 +168,16 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
     if path:
         place, text = Path(path), json.dumps(result, indent=1)
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text) if place.exists() and not place.is_file() else write_text(
-            place, text
-        )  # a pipe stays one
+        # a pipe stays one
+        if place.exists() and not place.is_file():
+            place.write_text(text)
+        else:
+            write_text(place, text)
         print(f"wrote {path}")
 
 
 def _ranked(ranking: dict[str, Any], scores: dict[str, Any]) -> str:
-    """What ranks checkpoints, and the main metrics that it is made of."""
+    """A line about the score that ranks checkpoints, and the main metrics from which it is computed."""
     metrics = ranking["main_metrics"]
     values = {
         task: f"{task} {metric} {scores[task][metric]:.6g}"

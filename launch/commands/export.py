@@ -2,7 +2,13 @@
 
 import argparse
 
-from launch.commands.arguments import NEEDS, HelpFormatter, add_run_arguments
+from launch.commands.arguments import (
+    NEEDS,
+    HelpFormatter,
+    add_policy_argument,
+    add_reduction_argument,
+    add_run_arguments,
+)
 
 EXAMPLE = """examples:
   dtem export runs/digits_multitask_dtem --task digits --to exported  # weights under timm's names
@@ -34,12 +40,8 @@ def add_parser(subparsers) -> None:
         "batch size",
     )
     parser.add_argument("--task", metavar="NAME", help="default: the run's only one")
-    parser.add_argument("--policy", metavar="NAME", help="another merge policy than the run's")
-    parser.add_argument(
-        "--reduction",
-        metavar="R",
-        help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's",
-    )
+    add_policy_argument(parser)
+    add_reduction_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

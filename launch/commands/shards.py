@@ -59,7 +59,7 @@ def _add_layout(kinds, kind: str, tree: str) -> None:
 
 
 def _add_pictures(parser: argparse.ArgumentParser, source: str, *, shard_size: int) -> None:
-    """What every maker from pictures on disk takes."""
+    """Adds the arguments of every maker that reads pictures from disk."""
     parser.add_argument("src", metavar="SRC", help=source)
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
     _add_shard_size(parser, shard_size)
@@ -265,7 +265,7 @@ def _report(manifest: Path) -> int:
 
 
 def _splits(shards: Iterable[Any]) -> str:
-    """How many samples each split has, and what is to be done where there is none to evaluate on."""
+    """A line about the samples of each split, and the way out where none is for evaluation."""
     samples: Counter[str] = Counter()
     for shard in shards:
         samples[shard.split] += shard.num_samples
@@ -294,15 +294,15 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _words(args: argparse.Namespace) -> int:
-    """The list on stdout, what there is to know about it on stderr."""
+    """Prints the list of words on stdout, and figures about it on stderr."""
     from pipeline.data.make.word_counts import count_words
 
     found = count_words(args.path)
-    kept = found.vocabulary(args.min_count)
-    print(pprint.pformat(kept, width=140, compact=True))
-    share = sum(found.counts[word] for word in kept) / max(1, found.counts.total())
+    words = found.vocabulary(args.min_count)
+    print(pprint.pformat(words, width=140, compact=True))
+    share = sum(found.counts[word] for word in words) / max(1, found.counts.total())
     print(
-        f"{args.path}: {found.num_captions} captions; {len(kept)} of {len(found.counts)} words, which "
+        f"{args.path}: {found.num_captions} captions; {len(words)} of {len(found.counts)} words, which "
         f"are {share:.2%} of the text; "
         f"the longest caption has {found.longest} words, so context_length={found.longest + 2} cuts none",
         file=sys.stderr,

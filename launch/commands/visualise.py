@@ -7,7 +7,14 @@ over the image, captions. Tasks that are evaluated on the same images share one 
 
 import argparse
 
-from launch.commands.arguments import NEEDS, HelpFormatter, add_run_arguments, add_split_argument, numbers
+from launch.commands.arguments import (
+    NEEDS,
+    HelpFormatter,
+    add_policy_argument,
+    add_run_arguments,
+    add_split_argument,
+    numbers,
+)
 
 EXAMPLE = """examples:
   dtem visualise runs/digits_multitask_dtem
@@ -29,11 +36,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--num", type=int, default=8, metavar="N", help="images of the split (default 8)")
     add_split_argument(parser)
     parser.add_argument("--task", metavar="NAME", help="default: all, on one page")
-    parser.add_argument(
-        "--policy",
-        metavar="NAME",
-        help="another merge policy than the run's; NAME_untrained draws its embedding anew",
-    )
+    add_policy_argument(parser)
     parser.add_argument(
         "--reductions",
         type=numbers,
