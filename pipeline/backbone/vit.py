@@ -5,7 +5,7 @@ prefix, M slots left, C channels.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +25,7 @@ from pipeline.merging.policy import MergePolicy, merge
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
 from pipeline.merging.unmerge import carry_residual, harden, start_unmerge, unmerge_state
 from pipeline.parts import BASE
-from pipeline.token_state import BackboneOutput, MergePoint, Residual, TokenState
+from pipeline.token_state import BackboneOutput, Carried, MergePoint, Residual, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 PROPORTIONAL_ATTENTION = ("always", "train", "never")
@@ -193,6 +193,7 @@ class MergingViT(nn.Module):
         training: bool | None = None,
         task: str | None = None,
         merge_points_from: int | None = None,
+        carried: Mapping[str, Carried] | None = None,
     ) -> BackboneOutput:
         """images [B, 3, H, W] -> BackboneOutput.
 
@@ -204,6 +205,7 @@ class MergingViT(nn.Module):
         the module's mode, which also decides on dropout and drop path; a frozen backbone is in evaluation
         mode in a pass of training.
         task: the one whose metric embedding decides, where tasks have their own.
+        carried: what else travels with the tokens, prefix included.
         merge_points_from: first block whose MergePoint is returned, and those of all later blocks; -1 is the
         last. This needs gradients enabled.
         Raises ConfigError where H or W does not divide by the patch, and for a tap or a first block that the
@@ -222,7 +224,7 @@ class MergingViT(nn.Module):
         )
         tokens, grid = self._embed(images)
         state = TokenState.start(tokens, grid, self.num_prefix)
-        state = start_unmerge(state, unmerge)
+        state = start_unmerge(replace(state, carried=dict(carried or {})), unmerge)
         tapped: list[TokenState] = []
         points: list[MergePoint] = []
         options: dict[str, Any] = {"relaxed": relaxed, "task": task, "use_size": False}

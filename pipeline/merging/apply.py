@@ -8,11 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError
 from pipeline.merging.rows import add_rows, add_weighted_rows, per_row, quotient, take_rows
-from pipeline.token_state import Assignment, Carried, TokenState, rows_of, widened
+from pipeline.token_state import CARRY_RULES, Assignment, Carried, TokenState, rows_of, widened
 
 SMALLEST = torch.finfo(torch.float32).eps
 """Least divisor of a mean, so that tokens of size 0 merge to a number and not to 0 / 0."""
+SMALLEST_WEIGHT = 1e-20
+"""The same for `Assignment.weight`, as a part of the image's largest: the unit of weights is free."""
 
 
 def apply(state: TokenState, assignment: Assignment) -> TokenState:
@@ -41,27 +44,36 @@ class _Move:
         self._own, self._given = self._parts(size)
         self.size = self._whole = self._total(self._own, self._given)
         """[B, K]: sizes after the merge."""
+        least = SMALLEST if assignment.weight is None else SMALLEST_WEIGHT
         if assignment.weight is not None:
-            self._own, self._given = self._parts(assignment.weight)
-        # a token that stays and has given everything keeps its value
-        if assignment.share is not None:
-            self._own = self._own.clamp(min=SMALLEST)
+            weight = widened(assignment.weight)
+            self._own, self._given = self._parts(weight / weight.amax(dim=1, keepdim=True).clamp(min=least))
+        # a token that stays and counts nothing, as it has given everything, keeps its value
         if assignment.weight is not None or assignment.share is not None:
+            self._own = self._own.clamp(min=least)
             self._whole = self._total(self._own, self._given)
-        self._whole = self._whole.clamp(min=SMALLEST)
+        self._whole = self._whole.clamp(min=least)
 
     def __call__(self, item: Carried) -> Tensor:
         values, keep = item.values, self.assignment.keep
+        if item.rule in ("mean", "sum") and not values.is_floating_point():
+            raise ConfigError(
+                f"what is carried by '{item.rule}' is {values.dtype}; give floats, or carry it by 'first'"
+            )
         match item.rule:
             case "mean":
                 return self.mean(values)
             case "sum":
-                return self._total(*self._parts(values))
+                return self._total(*self._parts(widened(values))).to(values.dtype)
             case "first":
                 return take_rows(values, keep)
-            case _:
+            case "pairwise":
                 column = (keep % self.assignment.num_tokens)[:, None].expand(-1, keep.shape[1], -1)
                 return take_rows(values, keep).gather(2, column)
+            case unknown:
+                raise ConfigError(
+                    f"something is carried by the rule '{unknown}'; give one of {', '.join(CARRY_RULES)}"
+                )
 
     def mean(self, values: Tensor) -> Tensor:
         """[B, K, ...]: weighted means of the values [B, M, ...], in their dtype."""

@@ -52,7 +52,8 @@ class Evidence:
 
     @property
     def received(self) -> Tensor:
-        """[B, H, M], float32 or wider: the attention that each token receives, summed over all queries."""
+        """[B, H, M], float32 or wider: the attention that each token receives, summed over all queries. It
+        has no gradient, and neither has the other attention."""
         return self._attention[0]
 
     @property
@@ -60,6 +61,7 @@ class Evidence:
         """[B, H, M], float32 or wider: the entropy of each query's attention, in nats."""
         return self._attention[1]
 
+    @torch.no_grad()
     def attention_from(self, query: int) -> Tensor:
         """[B, H, M], float32 or wider: the attention of one query, 0 for the class token, to each token."""
         return self._logits(slice(query, query + 1)).softmax(dim=-1)[:, :, 0]
@@ -68,10 +70,11 @@ class Evidence:
     def _attention(self) -> tuple[Tensor, Tensor]:
         return self._once("attention", self._sum_up)
 
+    @torch.no_grad()
     def _sum_up(self) -> tuple[Tensor, Tensor]:
         """`received` and `entropy`, in chunks of queries, so that [B, H, M, M] is never in memory."""
         batch, heads, num_tokens, _ = self._q.shape
-        step = max(1, CHUNK // (batch * heads * num_tokens))
+        step = max(1, CHUNK // max(1, batch * heads * num_tokens))
         received, entropies = 0, []
         for first in range(0, num_tokens, step):
             log_weights = self._logits(slice(first, first + step)).log_softmax(dim=-1)

@@ -31,8 +31,11 @@ def add_weighted_rows(into: Tensor, to: Tensor, values: Tensor, rows: Tensor, we
     """into [B, N, ...] plus the rows [B, E] of values [B, M, ...], each times its weight [B, E], at `to`
     [B, E]. Differentiable in all but the indices.
 
-    Nothing with a row per edge is kept for the backward pass: a relaxed merge has more edges than tokens.
+    The sum has the wider dtype of values and weights. Nothing with a row per edge is kept for the backward
+    pass, as a relaxed merge has more edges than tokens; there is no second derivative.
     """
+    dtype = torch.promote_types(values.dtype, weight.dtype)
+    into, values = into.to(dtype), values.to(dtype)
     flat = (into.flatten(0, 1), to.flatten(), values.flatten(0, 1), rows.flatten(), weight.flatten())
     return _AddWeightedRows.apply(*flat).view_as(into)
 
@@ -58,9 +61,9 @@ class _AddWeightedRows(torch.autograd.Function):
 
 
 def quotient(total: Tensor, whole: Tensor) -> Tensor:
-    """total [B, K, ...] over whole [B, K]. Differentiable.
+    """total [B, K, ...] over whole [B, K]. Differentiable once.
 
-    The result is kept for the backward pass, which the next layer keeps too, and not the total.
+    The result is kept for the backward pass, and not the total: the next layer keeps the result as well.
     """
     return _Quotient.apply(total, whole)
 

@@ -33,8 +33,8 @@ def unmerge(state: TokenState) -> Tensor:
 
 
 def unmerge_state(state: TokenState) -> Tensor:
-    """The value [B, N, C] of every input position, prefix included. With a residual: the grid of the last
-    merge plus the change of each group since."""
+    """The value [B, N, C] of every input position, prefix included, not to be changed in place. With a
+    residual: the grid of the last merge plus the change of each group since."""
     past = state.residual
     if past is None or past.grid is None or past.tokens is None:
         return unmerge_tokens(state.tokens, state.merges)
@@ -47,7 +47,7 @@ def unmerge_state(state: TokenState) -> Tensor:
 
 def unmerge_tokens(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
     """Values per slot, [B, M, C], at every input position, [B, N, C], prefix included. Differentiable in the
-    values and in the shares of relaxed merges, in whose dtype it computes, also under autocast."""
+    values and in the shares of relaxed merges. Computed in float32 or wider, also under autocast."""
     if not merges:
         return values
     if all(merge.share is None for merge in merges):
@@ -57,8 +57,8 @@ def unmerge_tokens(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
 
 
 def slots(state: TokenState) -> Tensor:
-    """[B, N] int64 in [0, M): the slot of each input position; after relaxed merges the one that holds most
-    of it."""
+    """[B, N] int64 in [0, M): the slot of each input position; after relaxed merges the one that is
+    reached through the largest share of each merge."""
     if not state.merges:
         return rows_of(1, state.tokens.shape[1], state.tokens.device).expand(len(state.tokens), -1)
     return _slot_rows(state.merges) % state.tokens.shape[1]
@@ -89,6 +89,8 @@ def harden(state: TokenState) -> TokenState:
 
 
 def _hardened(merge: Assignment) -> Assignment:
+    """The merge for unmerging alone: every token is a source, also one that stays, so `apply` would count it
+    twice."""
     slot = _slot_of(merge)
     return replace(merge, source=rows_of(len(slot), merge.num_tokens, slot.device), slot=slot, share=None)
 
@@ -102,9 +104,10 @@ def _slot_of(merge: Assignment) -> Tensor:
     """[B, M] int64: the slot that holds most of each token after a merge, as a row of the flattened batch."""
     batch, num_slots = merge.keep.shape
     own = rows_of(batch, num_slots, merge.keep.device)
-    slot = own.new_zeros(batch, merge.num_tokens).flatten().index_copy(0, merge.keep.flatten(), own.flatten())
+    shape = (batch, merge.num_tokens)
+    slot = own.new_zeros(shape).flatten().index_copy(0, merge.keep.flatten(), own.flatten())
     if merge.share is None:
-        return slot.index_copy(0, merge.source.flatten(), merge.slot.flatten()).view(batch, -1)
+        return slot.index_copy(0, merge.source.flatten(), merge.slot.flatten()).view(shape)
     left, source, share = share_left(merge).flatten(), merge.source.flatten(), merge.share.flatten()
     stays = torch.zeros_like(left).index_fill(0, merge.keep.flatten(), 1.0) > 0
     left = left.where(stays, -1.0)
@@ -113,7 +116,7 @@ def _slot_of(merge: Assignment) -> Tensor:
     receiver = torch.full_like(slot, -1).scatter_reduce(
         0, source, merge.slot.flatten().where(wins, -1), "amax"
     )
-    return receiver.where(receiver >= 0, slot).view(batch, -1)
+    return receiver.where(receiver >= 0, slot).view(shape)
 
 
 def _undo(values: Tensor, merge: Assignment) -> Tensor:

@@ -23,6 +23,16 @@ def test_attention_received_and_entropy_are_those_of_the_dense_softmax(chunk, si
     torch.testing.assert_close(shown.attention_from(0), weights[:, :, 0])
 
 
+def test_attention_has_no_gradient_and_keeps_nothing_for_one():
+    q, k = torch.randn(2, 2, 3, 17, 8, requires_grad=True).unbind()
+    size = torch.zeros(2, 17, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        shown = Evidence(q, q, k, scale=0.3, size=size + 1)
+        values = (shown.received, shown.entropy, shown.attention_from(0))
+    assert not kept and not any(value.requires_grad for value in values)
+
+
 def test_nothing_is_computed_before_it_is_asked_for_and_then_once():
     asked = []
     tokens = torch.randn(1, 5, 4)
