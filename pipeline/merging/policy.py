@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.merging.apply import apply
+from pipeline.merging.check import check_assignment
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.schedule import mergeable
 from pipeline.merging.unmerge import carry_residual
@@ -100,4 +101,7 @@ def merge(
             getattr(evidence, name)
         with torch.autocast(state.tokens.device.type, enabled=False):
             assignment = policy.choose(evidence, state, r, relaxed=relaxed)
-    return state if assignment is None else carry_residual(state, apply(state, assignment))
+    if assignment is None:
+        return state
+    assignment = check_assignment(assignment, state, r, policy=type(policy).__name__)
+    return carry_residual(state, apply(state, assignment))

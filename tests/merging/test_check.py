@@ -1,0 +1,57 @@
+"""What a policy may not choose is refused before anything moves, and every fault is named."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import evidence_of, random_state
+
+from pipeline.errors import ConfigError
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.policy import merge
+
+R = 4
+
+
+class Wrong:
+    """ToMe's policy, with another end."""
+
+    merges, supports_relaxed, needs = True, False, frozenset({"keys"})
+
+    def __init__(self, change):
+        self.change = change
+
+    def choose(self, evidence, state, r, *, relaxed):
+        return self.change(POLICIES.build("tome").choose(evidence, state, r, relaxed=relaxed))
+
+
+FAULTS = {
+    "a tuple": (lambda a: (a.keep, a.source), "a tuple"),
+    "int32": (lambda a: replace(a, keep=a.keep.int()), "keep is torch.int32"),
+    "too few sources": (lambda a: replace(a, source=a.source[:, 1:]), "each source has one slot"),
+    "a flat index": (lambda a: replace(a, keep=a.keep.flatten()), "keep is torch.int64"),
+    "a token dropped": (lambda a: replace(a, keep=a.keep[:, 1:]), "keep has 12 tokens"),
+    "another count": (lambda a: replace(a, num_tokens=3), "num_tokens is 3"),
+    "other live tokens": (lambda a: replace(a, num_active=3), "num_active is 3"),
+    "shares in half": (
+        lambda a: replace(a, share=torch.ones(a.source.shape).half()),
+        "share is torch.float16",
+    ),
+    "a share for each slot": (lambda a: replace(a, share=torch.ones(a.keep.shape)), "share is [2, 13]"),
+    "a weight for each slot": (lambda a: replace(a, weight=torch.ones(a.keep.shape)), "weight is [2, 13]"),
+    "whole weights": (lambda a: replace(a, weight=torch.ones(2, 17).long()), "weight is torch.int64"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_choice_that_cannot_be_carried_out_is_refused(name):
+    change, text = FAULTS[name]
+    state = random_state(17)
+    with pytest.raises(ConfigError) as refused:
+        merge(Wrong(change), evidence_of(torch.randn(2, 17, 5)), state, R)
+    assert text in str(refused.value) and "Wrong" in str(refused.value)
+
+
+def test_nothing_chosen_is_nothing_merged():
+    state = random_state(17)
+    assert merge(Wrong(lambda a: None), evidence_of(torch.randn(2, 17, 5)), state, R) is state
