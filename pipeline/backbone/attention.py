@@ -3,11 +3,12 @@
 B batch, M tokens, H heads, D channels per head.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import torch
 from timm.layers.attention import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.exact_attention import exact_attention
@@ -48,14 +49,23 @@ def log_size(size: Tensor, factor: float = 1.0) -> Tensor:
 
 
 def proportional_attention(
-    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    size: Tensor | None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q k^T + log size) v through PyTorch's fused kernels.
 
-    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None -> [B, H, M, D]. The
-    logarithm is the kernel's mask where it needs no gradient and has q's dtype. Elsewhere a mask would cost
-    the fused kernel or the precision, so the logarithm becomes extra channels of the key, against ones in the
-    query.
+    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None -> [B, H, M, D]. packed
+    [3, B, H, M, D]: the tensor of q, k and v, where they lie in one; it is then copied at once.
+
+    The logarithm is the kernel's mask where it needs no gradient and has q's dtype. Elsewhere a mask would
+    cost the fused kernel or the precision, so the logarithm becomes extra channels of the key, against ones
+    in the query.
     """
     if size is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
@@ -65,24 +75,21 @@ def proportional_attention(
     if q.dtype == size.dtype and not needs_grad:
         mask = log_size(size)[:, None, None, :]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
-    dim = q.shape[-1]
-    q, k, v = _with_bias_channels(q, k, v, log_size(size, 1 / scale))
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)[..., :dim]
+    dim, pad = q.shape[-1], partial(F.pad, pad=(0, 2 - (q.shape[-1] + 2) % -8), value=1.0)
+    wide = pad(packed) if packed is not None else [pad(x) for x in (q, k, v)]
+    _write_bias(wide[1][..., dim:], log_size(size, 1 / scale))
+    return F.scaled_dot_product_attention(*wide, dropout_p=dropout, scale=scale)[..., :dim]
 
 
-def _with_bias_channels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v with the bias [B, M] appended to k and ones to q, padded to a multiple of 8 channels for the
-    GPU kernels.
+def _write_bias(channels: Tensor, bias: Tensor) -> None:
+    """Writes the bias [B, M] into the first two channels [B, H, M, 2 or more] of the keys, rounded, and what
+    rounding left: bfloat16 then keeps about 16 bits of it.
 
-    The bias is split into a rounded part and its remainder, so that bfloat16 keeps about 16 bits of it. The
-    padding of k is the same for all keys, and so cancels in the softmax.
+    All others are ones, which make a multiple of 8 channels for the GPU kernels. They are the same for all
+    keys, and so cancel in the softmax; the channels of the values are cut off.
     """
-    rounded = bias.to(k.dtype)
-    remainder = (bias - rounded).detach().to(k.dtype)
-    padding = -(k.shape[-1] + 2) % 8
-    channels = [rounded, remainder, *[rounded[:, :1].detach().expand_as(rounded)] * padding]
-    keys = [k, *(channel[:, None, :, None].expand(-1, k.shape[1], -1, -1) for channel in channels)]
-    return F.pad(q, (0, len(channels)), value=1.0), torch.cat(keys, dim=-1), F.pad(v, (0, len(channels)))
+    channels[..., 0] = bias[:, None]
+    channels[..., 1] = (bias - channels[:, 0, :, 0]).detach()[:, None]
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float) -> Tensor:
@@ -106,13 +113,14 @@ def attend(
     batch, num_tokens, _ = x.shape
     qkv = attn.qkv(x).reshape(batch, num_tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
+    packed = qkv if isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity) else None
     q, k = attn.q_norm(q), attn.k_norm(k)
     dropout = attn.attn_drop.p if attn.training else 0.0
     if exact:
         size = torch.ones(batch, num_tokens, dtype=wide(x.dtype), device=x.device) if size is None else size
         mixed = exact_attention(q, k, v, size, scale=attn.scale)
     else:
-        mixed = proportional_attention(q, k, v, size, scale=attn.scale, dropout=dropout)
+        mixed = proportional_attention(q, k, v, size, scale=attn.scale, dropout=dropout, packed=packed)
     mixed = attn.norm(mixed.transpose(1, 2).reshape(batch, num_tokens, attn.attn_dim))
     if attn.gate is not None:
         mixed = mixed * attn.gate(x).sigmoid()

@@ -40,9 +40,11 @@ def _layer(layer: TransformerEncoderLayer, tokens: Tensor, size: Tensor) -> Tens
     """Runs mmseg's TransformerEncoderLayer with sizes. tokens [B, L, C], size [B, L] -> [B, L, C]."""
     wrapped, attn = layer.attn, layer.attn.attn
     qkv = F.linear(layer.norm1(tokens), attn.in_proj_weight, attn.in_proj_bias)
-    q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    qkv = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
     dropout = attn.dropout if attn.training else 0.0
-    mixed = proportional_attention(q, k, v, size, scale=attn.head_dim**-0.5, dropout=dropout)
+    q, k, v = qkv.unbind(0)
+    scale = attn.head_dim**-0.5
+    mixed = proportional_attention(q, k, v, size, scale=scale, dropout=dropout, packed=qkv)
     mixed = attn.out_proj(mixed.transpose(1, 2).flatten(2))
     tokens = tokens + wrapped.dropout_layer(wrapped.proj_drop(mixed))
     return layer.ffn(layer.norm2(tokens), identity=tokens)

@@ -37,6 +37,20 @@ def test_float32_attention_is_its_definition(attention, needs_grad, zeros, dim):
         torch.testing.assert_close(got[known], right[known], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_queries_keys_and_values_give_the_same(dtype):
+    """Also where the packed tensor is a view, as a linear layer's output is."""
+    packed = torch.randn(2, 9, 3, 4, 16, dtype=dtype).permute(2, 0, 3, 1, 4).requires_grad_()
+    size = torch.randint(1, 9, (2, 9)).float().requires_grad_()
+    results = [
+        proportional_attention(*packed.unbind(0), size, scale=0.25, packed=given) for given in (None, packed)
+    ]
+    assert torch.equal(*results)
+    gradients = [torch.autograd.grad(result.float().pow(2).sum(), (packed, size)) for result in results]
+    for got, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, right)
+
+
 def test_sizes_are_not_rounded_where_queries_are_wider_than_values():
     """As under CUDA's autocast, in which the norms of queries and keys give float32; a mask in bfloat16 is
     off by 1 %."""

@@ -66,19 +66,14 @@ def test_carrying_out_a_hard_merge_takes_at_most_11_kernels(variant):
     assert counts.total() <= 11, counts
 
 
-def kernels_of_sizes(dtype):
-    """Kernels that attention takes more with sizes than without, their logarithm among them."""
-    q, k, v = torch.randn(3, 2, 3, 17, 64).to(dtype)
+def test_sizes_in_bfloat16_take_at_most_six_kernels():
+    """The logarithm of the sizes, and its channels in q, k and v."""
+    packed = torch.randn(3, 2, 3, 17, 64).bfloat16()
     with_sizes, without = (
-        kernels(lambda size=size: proportional_attention(q, k, v, size, scale=0.125))
+        kernels(lambda size=size: proportional_attention(*packed, size, scale=0.125, packed=packed))
         for size in (torch.ones(2, 17), None)
     )
-    return with_sizes.total() - without.total()
-
-
-def test_channels_of_sizes_take_at_most_six_kernels_more_than_a_mask():
-    """bfloat16 has the logarithm of the sizes in channels of q, k and v, float32 in a mask."""
-    assert kernels_of_sizes(torch.bfloat16) - kernels_of_sizes(torch.float32) <= 6
+    assert with_sizes.total() - without.total() <= 6, with_sizes
 
 
 @pytest.mark.parametrize("variant", RELAXED)
