@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from launch.commands.arguments import import_modules
 from pipeline.version import description
 
 COMMANDS = ("train", "evaluate", "sweep", "visualise", "export", "shards", "doctor")
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted."""
     args = build_parser().parse_args(argv)
     try:
+        import_modules(getattr(args, "modules", ()))
         return _module(args.command).run(args)
     except KeyboardInterrupt:
         print(f"dtem {args.command}: interrupted", file=sys.stderr)

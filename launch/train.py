@@ -4,6 +4,8 @@ import argparse
 import os
 import sys
 
+from launch.commands.arguments import add_import_argument, import_modules
+
 EXAMPLE = r"""examples:
   dtem train --config configs/debug_cpu.py
   deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py \
@@ -36,6 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="replace fields, for instance optim.lr=1e-3",
     )
+    add_import_argument(parser)
     parser.add_argument(
         "--resume",
         default="auto",
@@ -90,6 +93,7 @@ def main() -> int:
         )
         return 2
     try:
+        import_modules(args.modules)
         return run(args)
     except Exception as err:
         rank = printable(os.environ.get("RANK", "0"))

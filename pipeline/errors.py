@@ -26,6 +26,11 @@ def first_few(texts: Sequence[str], most: int = 5, separator: str = "; ") -> str
     return separator.join(texts[:most]) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _harmless(char: str) -> bool:
     joins_letters = char in "\u200c\u200d"
     return char.isprintable() or unicodedata.category(char) == "Zs" or joins_letters

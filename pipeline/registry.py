@@ -43,7 +43,10 @@ class Registry(Generic[T]):
     def get(self, name: str) -> Callable[..., T]:
         """The factory of `name`. Raises ConfigError with the nearest name and the full list."""
         if name not in self._factories:
-            raise ConfigError(unknown_name(self.kind, name, self._factories))
+            raise ConfigError(
+                f"{unknown_name(self.kind, name, self._factories)}; if it is your own, name the module that "
+                "registers it: --import MODULE"
+            )
         return self._factories[name]
 
     def build(self, name: str, /, *args: object, **options: object) -> T:

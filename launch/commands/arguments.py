@@ -1,7 +1,11 @@
 """Arguments that several commands share. Imports nothing heavy, so that `--help` answers at once."""
 
 import argparse
+import importlib
+import os
+import sys
 import textwrap
+from collections.abc import Iterable
 
 NEEDS = """
 runs/digits_multitask_dtem comes from `make demo`; the other folders stand for your own.
@@ -37,6 +41,37 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False)
         help="replace fields of the run's config, for instance tasks.imagenet.data.val=/data/imagenet",
     )
 
+    add_import_argument(parser)
+
+
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="first import this module of yours; repeatable",
+    )
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Imports what `--import` names, looked up as Python does, and then in the current folder. Raises
+    ConfigError where that cannot be."""
+    from pipeline.errors import ConfigError
+
+    for name in names:
+        sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(name)
+        except (ImportError, ValueError, TypeError) as err:
+            raise ConfigError(
+                f"--import {name}: {err}; give the name of a module, without .py, that is installed or in "
+                "the current folder"
+            ) from err
+        finally:
+            sys.path.pop()
+
 
 def add_tasks_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=names, metavar="A,B", help="some of the run's tasks (default: all)")
@@ -68,8 +103,10 @@ def add_reduction_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def names(text: str) -> list[str]:
-    """`a,b` as a list."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """`a,b` as a list of at least one."""
+    if not (found := [name.strip() for name in text.split(",") if name.strip()]):
+        raise argparse.ArgumentTypeError(f"'{text}' names nothing; give one or more, as in a,b")
+    return found
 
 
 def fractions(text: str) -> list[float]:

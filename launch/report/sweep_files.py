@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from launch.measure.sweep import MACS, Point, Sweep
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import in_unit, markdown, score
+from pipeline.errors import ConfigError
 from pipeline.files import replacing, write_text
 
 
@@ -31,7 +33,9 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
     """Writes sweep.json and sweep.csv for all tasks, a plot of each task (PNG, SVG), and for several tasks
-    one figure with all plots. Returns the paths."""
+    one figure with all plots. Without matplotlib the plots are left out, with a word.
+
+    Returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for result in sweeps for row in _rows(result)]
     path, sheet = folder / "sweep.json", folder / "sweep.csv"
@@ -51,7 +55,11 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
             }
             for row in rows
         )
-    return [path, sheet, *_write_plots(sweeps, folder)]
+    try:
+        return [path, sheet, *_write_plots(sweeps, folder)]
+    except ConfigError as err:
+        print(f"the plots are left out: {err}", file=sys.stderr)
+        return [path, sheet]
 
 
 def _rows(result: Sweep) -> list[dict[str, Any]]:

@@ -4,13 +4,12 @@ apart."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.extras import extra
 from pipeline.files import replacing
 
-with extra("plots"):
-    import matplotlib
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -59,7 +58,10 @@ class Plot:
 
 def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
     """Writes STEM.png and STEM.svg with the plots side by side: a line per policy, a band from its worst to
-    its best run, and a star for the unmerged model."""
+    its best run, and a star for the unmerged model. Raises ConfigError without matplotlib."""
+    with extra("plots"):
+        import matplotlib
+        from matplotlib.figure import Figure
     with matplotlib.rc_context(STYLE):
         width = WIDTH if len(plots) == 1 else NARROW
         figure = Figure(figsize=(width * len(plots), HEIGHT), layout="constrained")
@@ -84,7 +86,7 @@ def _styles(labels: Sequence[str]) -> dict[str, tuple[str, bool]]:
 
 
 def _draw_plot(
-    figure: Figure, axes: Any, plot: Plot, styles: Mapping[str, tuple[str, bool]], room: float
+    figure: "Figure", axes: Any, plot: Plot, styles: Mapping[str, tuple[str, bool]], room: float
 ) -> None:
     """Draws one plot. room: share of the width that is for names."""
     whole = plot.whole
@@ -144,7 +146,7 @@ def _unit(macs: float) -> tuple[float, str]:
 
 
 def _label_ends(
-    figure: Figure, axes: Any, ends: Sequence[tuple[float, float, str, str]], room: float
+    figure: "Figure", axes: Any, ends: Sequence[tuple[float, float, str, str]], room: float
 ) -> None:
     """Writes the names of the curves at their ends, in one column left of all curves, moved apart where they
     would overlap."""

@@ -28,6 +28,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     ConfigError with all mistakes at once.
     """
     path = config_path(path)
+    if path.is_dir():
+        raise ConfigError(f"config {path} is a folder; give a file, for instance a run's config.json")
     if not path.is_file():
         raise ConfigError(
             f"config {path} does not exist; the ones that come with the project are in configs/, under names "

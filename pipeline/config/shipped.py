@@ -18,6 +18,8 @@ def config_path(name: str | Path) -> Path:
     """
     if not str(name).startswith(SCOPE):
         return Path(name)
+    if str(name) == SCOPE:
+        raise ConfigError(f"'{SCOPE}' names no config; give one behind it, such as {SCOPE}debug_cpu.py")
     wanted = PurePosixPath(str(name).removeprefix(SCOPE))
     known = _known()
     for relative in (wanted, "_base_" / wanted):

@@ -15,7 +15,7 @@ from pipeline.data.samples.protocol import DatasetSchema, Sample, stacked
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stalls import WorkerNotes
-from pipeline.errors import PipelineError, SampleError
+from pipeline.errors import PipelineError, SampleError, counted
 from pipeline.interfaces import Batch
 from pipeline.pixels import Noise, Normalisation
 from pipeline.rng import preserved_generators, seed_generators
@@ -119,7 +119,7 @@ class BatchReader(Dataset[Loaded]):
             if not isinstance(views := self._load(position, place), BadSample):
                 return views
         raise SampleError(
-            f"{self._tries + 1} samples in a row are bad, the last one: {self._load(last)}; see `dtem "
+            f"{counted(self._tries + 1, 'bad sample')} in a row, the last one: {self._load(last)}; see `dtem "
             "shards verify`"
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.errors import PipelineError, SampleError, printable
+from pipeline.errors import PipelineError, SampleError, counted, printable
 from pipeline.interfaces import Batch, map_tensors
 
 log = logging.getLogger(__name__)
@@ -88,5 +88,6 @@ class Quarantine:
             log.warning("bad sample %d is not used: %s", self.count, printable(str(sample)))
         if self._in_row > self._limit:
             raise SampleError(
-                f"{self._in_row} bad samples in a row, the last one: {sample}; see `dtem shards verify`"
+                f"{counted(self._in_row, 'bad sample')} in a row, the last one: {sample}; see "
+                "`dtem shards verify`"
             )

@@ -9,6 +9,7 @@ from pipeline.engine.launched import world_size
 from pipeline.engine.protocol import Engine
 from pipeline.engine.zero_config import zero_config
 from pipeline.errors import ConfigError
+from pipeline.extras import require
 from pipeline.model import MultiTaskModel
 
 
@@ -16,6 +17,7 @@ def check_engine(config: RunConfig) -> None:
     """Raises ConfigError where the engine of the configuration cannot carry out this run. Uses no device and
     opens no connection."""
     if config.engine.type == "deepspeed":
+        require("deepspeed", "deepspeed", "give engine.type='local'")
         zero_config(config)
     elif world_size() > 1:
         raise ConfigError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.config.build import all_mistakes
 from pipeline.config.schema import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 from pipeline.plan.checks import mistakes_of
 from pipeline.plan.facts import ModelFacts, fed_tasks
 
@@ -65,8 +65,8 @@ def _raise(mistakes: list[str]) -> None:
 def _check_warmup(config: RunConfig, total_steps: int | None) -> Iterator[str]:
     if total_steps is not None and config.optim.warmup_steps >= total_steps:
         yield (
-            f"optim.warmup_steps is {config.optim.warmup_steps}, but the run has {total_steps} steps; "
-            "give fewer"
+            f"optim.warmup_steps is {config.optim.warmup_steps}, but the run has "
+            f"{counted(total_steps, 'step')}; give fewer"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.config.schema import RunConfig
-from pipeline.errors import PipelineError, SampleError, StorageError
+from pipeline.errors import PipelineError, SampleError, StorageError, counted
 from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
@@ -113,8 +113,8 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     reporter.write(run.progress.step, values | ({"skipped_in_row": most} if most else {}))
     if most > run.config.train.max_nonfinite:
         raise PipelineError(
-            f"{int(most)} steps in a row until step {run.progress.step} had a loss or gradient that is "
-            "not finite, and were skipped; "
+            f"{counted(int(most), 'step')} in a row until step {run.progress.step} had a loss or gradient "
+            "that is not finite, so nothing was updated; "
             "lower optim.lr, give optim.clip_grad or engine.precision='fp32', and continue from "
             f"{run.root} with --resume"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from pipeline.extras import command
+from pipeline.extras import command, is_missing
 from pipeline.files import folder_within, replacing
 from pipeline.interfaces import Batch
 
@@ -86,14 +86,17 @@ class Reporter:
 
 
 def _board(folder: Path, step: int) -> "SummaryWriter | None":
-    """TensorBoard's writer, which drops the figures of later steps; None where it is not installed."""
+    """TensorBoard's writer, which drops the figures of later steps; None where it is not installed, or
+    broken."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        log.warning(
-            "tensorboard is not installed, so the figures are in metrics.jsonl alone; to add it: %s",
-            command("plots"),
+    except Exception as err:  # noqa: BLE001 - whatever an installed package raises when it is imported
+        trouble, way_out = (
+            ("is not installed", f"to add it: {command('plots')}")
+            if is_missing(err)
+            else (f"cannot be imported ({type(err).__name__}: {err})", "mend or remove it")
         )
+        log.warning("tensorboard %s, so the figures are in metrics.jsonl alone; %s", trouble, way_out)
         return None
     return SummaryWriter(str(folder_within(folder, "tensorboard")), purge_step=step + 1)
 

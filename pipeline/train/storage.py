@@ -131,6 +131,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"{path} has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST}"
             )
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(facts, dict) and "shards" in facts:
+            raise CheckpointError(
+                f"{folder} is a folder of shards, not of a run; give the `output` of a `dtem train`"
+            )
         if not isinstance(facts, dict) or facts.pop("sha256", None) != _sha256_of_facts(facts):
             raise CheckpointError(f"{path} is damaged: its sha256 is not that of its content")
     except (OSError, ValueError, RecursionError) as err:

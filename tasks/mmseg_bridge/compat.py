@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.extras import command
+from pipeline.extras import extra
 
 OPERATORS = "mmcv._ext"
 """mmcv's compiled code."""
@@ -35,17 +35,12 @@ class MissingOperators(ModuleType):
 
 def import_mmseg() -> None:
     """Imports mmseg's models, before anybody else does. Raises ConfigError where that cannot be."""
-    try:
-        with (
-            _operators_replaced() if _is_upstream_without_operators() else nullcontext(),
-            warnings.catch_warnings(action="ignore"),
-        ):
-            import mmseg.models  # noqa: F401
-    except (ImportError, AssertionError) as err:  # mmseg asserts the versions of its neighbours
-        raise ConfigError(
-            f"a segmentation task needs MMSegmentation, which cannot be imported ({err}); run "
-            f"{command('segmentation')}"
-        ) from err
+    with (
+        extra("segmentation"),
+        _operators_replaced() if _is_upstream_without_operators() else nullcontext(),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        import mmseg.models  # noqa: F401
 
 
 def _is_upstream_without_operators() -> bool:

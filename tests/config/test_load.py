@@ -321,6 +321,10 @@ def test_overrides_and_environment_cannot_run_code(run_file, monkeypatch):
     assert not Path("CANARY").exists()
 
 
+def test_a_folder_is_told_from_a_missing_file(tmp_path):
+    assert f"config {tmp_path} is a folder; give a file" in message(tmp_path)
+
+
 def test_a_missing_file_says_where_configs_are(tmp_path):
     assert "does not exist; the ones that come with the project are in configs/" in message(
         tmp_path / "nope.py"

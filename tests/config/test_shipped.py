@@ -30,7 +30,7 @@ def test_a_path_stays_a_path(name):
         ("dtem::task/imagnet.py", "did you mean 'task/imagenet.py'"),
         ("dtem::../setup.cfg", "unknown config of the project"),
         (f"dtem::{CONFIGS}/debug_cpu.py", "unknown config of the project"),
-        ("dtem::", "unknown config of the project"),
+        ("dtem::", "'dtem::' names no config; give one behind it, such as dtem::debug_cpu.py"),
     ],
 )
 def test_a_name_that_is_none_is_told_with_the_nearest(name, said):

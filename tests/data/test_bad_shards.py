@@ -309,7 +309,7 @@ def test_where_no_good_sample_is_near_the_run_stops(tmp_path):
     index_shards(tars, tmp_path, classes=["a"])
     with pytest.raises(
         SampleError,
-        match=r"5 samples in a row are bad, the last one: part-0.tar, sample '[ab]'.*1 bytes are not",
+        match=r"5 bad samples in a row, the last one: part-0.tar, sample '[ab]'.*1 bytes are not",
     ):
         next(
             iter(

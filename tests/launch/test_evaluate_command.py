@@ -11,6 +11,7 @@ import torch
 from checkpointkit import forge
 from damage import damaged
 
+from launch import cli
 from launch.saved.run import build, load_run, parse_reduction, read_run
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.manifest import write_manifest
@@ -259,3 +260,15 @@ def test_any_split_of_the_shards_can_be_evaluated(trained, digits, dtem, tmp_pat
 def test_shards_that_the_run_was_trained_on_are_not_scored_as_others(trained, digits, dtem):
     option = f"tasks.digits.data.val={digits}/train-00001.tar"
     assert "holds shards that are trained on: " in dtem("evaluate", trained, "--cfg-options", option, code=2)
+
+
+def test_a_folder_of_shards_is_no_run(digits, capsys):
+    assert cli.main(["evaluate", str(digits)]) == 2
+    assert f"{digits} is a folder of shards, not of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--policies", "--tasks"])
+def test_a_list_of_nothing_is_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "run", option, " ,"])
+    assert "names nothing" in capsys.readouterr().err

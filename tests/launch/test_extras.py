@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib
 import json
 import re
 import subprocess
@@ -17,9 +18,10 @@ from tinyrun import tiny_plain, tiny_tasks_plain
 
 from pipeline.errors import ConfigError
 from pipeline.extras import DISTRIBUTION, EXTRAS, command, extra
+from pipeline.train.reporting import Reporter
 
 ROOT = Path(__file__).parents[2]
-CORE = ("help", "train", "evaluate", "export", "doctor")
+CORE = ("help", "train", "evaluate", "sweep", "export", "doctor")
 OF_ANOTHER = {"aiohttp": "fsspec"}
 """Modules that come with a package of the core, as `fsspec[http]` says."""
 MMSEG = "tasks/mmseg_bridge/"
@@ -63,6 +65,7 @@ def answers(digits, trained, tmp_path_factory):
         "help": ["--help"],
         "train": ["train", "--config", str(mine)],
         "evaluate": ["evaluate", str(folder / "run")],
+        "sweep": ["sweep", str(folder / "run"), *"--policies tome --macs 0.8 --rounds 0".split()],
         "export": ["export", str(folder / "run"), "--to", str(folder / "exported")],
         "doctor": ["doctor"],
     }
@@ -87,7 +90,9 @@ def answers(digits, trained, tmp_path_factory):
         timeout=900,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    found["files"] = [path.relative_to(folder).as_posix() for path in folder.glob("*/**/*")]
+    return found
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -109,11 +114,52 @@ def test_training_without_tensorboard_says_so(answers):
     assert "tensorboard is not installed" in said and command("plots") in said
 
 
-def test_only_a_failed_import_is_a_missing_extra():
-    with pytest.raises(ZeroDivisionError), extra("plots"):
-        print(1 / 0)
-    with pytest.raises(ConfigError, match="or do y"), extra("plots", "do y"):
-        raise ImportError("x")
+def test_a_sweep_without_matplotlib_leaves_out_the_plots_alone(answers):
+    said = answers["sweep"][1]
+    assert "the plots are left out" in said and command("plots") in said
+    swept = {name for name in answers["files"] if name.startswith("run/sweep/")}
+    assert swept == {"run/sweep/sweep.json", "run/sweep/sweep.csv"}
+
+
+def test_a_missing_engine_is_told_before_anything_is_made(answers):
+    assert not [name for name in answers["files"] if name.split("/")[0] == "ds"]
+
+
+def test_a_missing_package_has_a_command_and_another_way_out():
+    with pytest.raises(ConfigError, match=r"pip install .*\[plots\].*or do y"), extra("plots", "do y"):
+        import none_of_this_name  # noqa: F401 # pyright: ignore[reportMissingImports]
+
+
+BREAKS = {
+    "raise AttributeError('np.float')": "AttributeError: np.float",
+    "raise RuntimeError('operator torchvision::nms')": "RuntimeError: operator torchvision::nms",
+    "raise ImportError('libGL.so.1: cannot open')": "ImportError: libGL.so.1: cannot open",
+    "import broken_here._ext": "ModuleNotFoundError: No module named 'broken_here._ext'",
+}
+
+
+@pytest.mark.parametrize("line", BREAKS)
+def test_a_broken_package_is_named_and_gets_no_command(line, tmp_path, monkeypatch):
+    (tmp_path / "broken_here").mkdir()
+    (tmp_path / "broken_here/__init__.py").write_text(line + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as info, extra("captioning"):
+        importlib.import_module("broken_here")
+    assert "needs broken_here, which cannot be imported although it is installed" in str(info.value)
+    assert BREAKS[line] in str(info.value) and "dtem doctor" in str(info.value)
+    assert "pip install" not in str(info.value)
+
+
+def test_a_broken_tensorboard_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / "tensorboard.py").write_text("raise RuntimeError('protobuf')\n")
+    for name in list(sys.modules):
+        if name.split(".")[0] == "tensorboard" or name.startswith("torch.utils.tensorboard"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with Reporter(tmp_path / "run", main=True, step=0, total_steps=1) as reporter:
+        reporter.write(1, {"loss": 2.0})
+    assert "tensorboard cannot be imported (RuntimeError: protobuf)" in caplog.text
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
 
 
 def test_the_extras_of_the_code_are_those_of_the_package():

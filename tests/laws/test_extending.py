@@ -1,11 +1,19 @@
 """The page docs/extending.md is true: its policy, taken from the page, keeps every law of merging and
 unmerging."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from tinyrun import tiny_plain
+
+from launch import cli
+from launch.commands.arguments import import_modules
+from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 LAWS = [
@@ -40,3 +48,41 @@ def test_the_policy_of_the_page_keeps_every_law(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) > 50 and "failed" not in done.stdout
+
+
+def test_a_run_of_a_policy_outside_of_the_package_is_trained_and_evaluated_by_import(digits, tmp_path):
+    """In processes of their own, in whose folder the module is; what no one imports is unknown."""
+    code = "from pipeline.merging.policies.tome import ToMe\nfrom pipeline.merging.policies import POLICIES\n"
+    (tmp_path / "stranger.py").write_text(f"{code}POLICIES.register('stranger')(ToMe)\n")
+    merging = {"policy": "stranger", "reduction": 1}
+    short = {"train": {"mode": "backbone", "steps": 1}, "optim": {"warmup_steps": 0}}
+    plain = tiny_plain(digits, tmp_path / "run", merging=merging, **short)
+    (tmp_path / "run.json").write_text(json.dumps(plain))
+
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+
+    def dtem(*words):
+        argv = f"import sys; from launch import cli; sys.path.remove(''); sys.exit(cli.main({list(words)}))"
+        return subprocess.run(
+            [sys.executable, "-c", argv],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+
+    named = ("--import", "stranger")
+    assert (done := dtem("train", "--config", "run.json", *named)).returncode == 0, done.stderr
+    assert (done := dtem("evaluate", "run", *named)).returncode == 0, done.stderr
+    done = dtem("evaluate", "run")
+    assert done.returncode == 2 and "unknown merge policy 'stranger'" in done.stderr
+    assert "--import MODULE" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["no_such_module_anywhere", "stranger.py", ""])
+def test_a_module_that_cannot_be_imported_is_told(name):
+    path = list(sys.path)
+    with pytest.raises(ConfigError, match=f"--import {name}: .*give the name of a module, without .py"):
+        import_modules([name])
+    assert sys.path == path
+    assert cli.main(["evaluate", "nowhere", "--import", name]) == 2

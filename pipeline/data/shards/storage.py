@@ -201,7 +201,8 @@ def _filesystem(location: str) -> Any:
 
     scheme = location.split("://")[0]
     with extra(scheme) if scheme in EXTRAS else nullcontext():
-        return fsspec.filesystem(scheme, **_options(scheme))
+        kind = fsspec.get_filesystem_class(scheme)
+    return kind(**_options(scheme))
 
 
 def _options(scheme: str) -> dict[str, Any]:
