@@ -32,7 +32,7 @@ def _faults(a: Assignment, state: TokenState, r: int) -> Iterator[str]:
     (batch, num_tokens), live = state.size.shape, state.num_active - r
     for name in ("keep", "source", "slot"):
         index = getattr(a, name)
-        if index.dtype != torch.int64 or index.ndim != 2 or len(index) != batch:
+        if index.dtype != torch.int64 or index.ndim != 2 or index.shape[0] != batch:
             yield f"{name} is {index.dtype} {list(index.shape)}; give int64 [{batch}, ...]"
     if a.source.shape != a.slot.shape:
         yield f"source is {list(a.source.shape)} and slot {list(a.slot.shape)}; each source has one slot"
