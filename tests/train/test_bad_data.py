@@ -71,7 +71,7 @@ def noise(size: int) -> bytes:
     ("read", "error"),
     [
         (gone, (StorageError, "train-0000.*Input/output error")),
-        (noise, (SampleError, "samples in a row are bad")),
+        (noise, (SampleError, "bad samples in a row")),
     ],
 )
 @pytest.mark.parametrize(("workers", "accumulation", "batches"), [(0, 1, 3), (1, 1, 3), (0, 2, 7)])
