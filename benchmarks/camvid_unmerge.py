@@ -16,7 +16,8 @@ from typing import Any
 from record import write_record
 from stages import arguments, data_options, percent, shown, train_side_by_side, trial
 
-from launch.measure.sweep import Point, Sweep, Target, sweep
+from launch.measure.points import Point, Sweep, Target
+from launch.measure.sweep import sweep
 from launch.saved.run import read_run
 from pipeline.merging.unmerge import UNMERGES
 

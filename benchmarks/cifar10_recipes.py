@@ -19,7 +19,8 @@ import torch
 from record import write_record
 from stages import arguments, data_options, percent, shown, train_on_two_cores, train_side_by_side, trial
 
-from launch.measure.sweep import Target, sweep
+from launch.measure.points import Target
+from launch.measure.sweep import sweep
 from launch.saved.run import UNTRAINED, build, read_run
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.data.stream import build_eval_loader

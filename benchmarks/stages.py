@@ -12,7 +12,8 @@ from typing import Any
 
 from record import ROOT, write_record
 
-from launch.measure.sweep import Point, Sweep, Target, sweep
+from launch.measure.points import Point, Sweep, Target
+from launch.measure.sweep import sweep
 from launch.report.sweep_files import print_sweep, write_sweep
 from launch.saved.run import read_run
 from pipeline.config.load import load_config, to_plain

@@ -6,10 +6,7 @@ import logging
 import os
 import pprint
 import sys
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from launch.commands.arguments import HelpFormatter
 from pipeline.data.make.layouts import CAPTIONS, MASKS, read_captions, read_masks
@@ -213,68 +210,17 @@ def _make_digit_scenes(args: argparse.Namespace) -> Path:
 
 
 def _make_index(args: argparse.Namespace) -> Path:
-    from pipeline.data.make.picture_files import tell_left_out
-    from pipeline.data.make.write import index_shards
-    from pipeline.data.shards.locations import expand, is_remote, local_shards, split
-    from pipeline.errors import ConfigError
+    from pipeline.data.make.existing import index_existing
 
-    tars = [
-        tar
-        for location in expand(args.shards)
-        for tar in ([location] if location.endswith(".tar") else local_shards(location))
-    ]
-    folders = {split(tar)[0] for tar in tars}
-    if len(folders) != 1:
-        raise ConfigError(
-            f"{args.shards} names {len(tars)} shards in {len(folders)} folders; name the shards of one folder"
-        )
-    folder = folders.pop()
-    if not is_remote(folder):
-        tell_left_out(
-            [
-                path
-                for path in Path(folder).iterdir()
-                if path.suffix not in (".tar", ".json") and path.name[0] != "."
-            ]
-        )
-    if args.out is None and (is_remote(folder) or not os.access(folder, os.W_OK)):
-        raise ConfigError(
-            f"{folder} cannot be written to: give OUT, a folder for the manifest, which is then the "
-            "source to train from"
-        )
-    root = folder if is_remote(folder) else os.path.realpath(folder)
-    out = Path(args.out or folder)
-    return index_shards(tars, out, root=None if root == str(out.resolve()) else root, workers=args.workers)
+    return index_existing(args.shards, args.out, workers=args.workers)
 
 
 def _report(manifest: Path) -> int:
-    from pipeline.data.shards.find import load_manifest
-    from pipeline.errors import printable
+    from launch.report.shards import lines_about
 
-    made = load_manifest(str(manifest.parent))
-    size = sum(shard.num_bytes for shard in made.shards) / 2**20
-    classes = f", {len(made.classes)} classes" if made.classes else ""
-    classes += f", {len(made.mask_classes)} mask classes" if made.mask_classes else ""
-    members = printable(", ".join(made.schema))
-    print(
-        f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB{classes}, "
-        f"members {members}"
-    )
-    print(_splits(made.shards))
+    for line in lines_about(manifest):
+        print(line)
     return 0
-
-
-def _splits(shards: Iterable[Any]) -> str:
-    """A line about the samples of each split, and the way out where none is for evaluation."""
-    samples: Counter[str] = Counter()
-    for shard in shards:
-        samples[shard.split] += shard.num_samples
-    if set(samples) == {""}:
-        return "no shard names a split: give data.train and data.val a folder or a pattern of their own"
-    counts = ", ".join(f"{count} {split or 'of no split'}" for split, count in samples.items())
-    return f"samples by split: {counts}" + (
-        "" if "val" in samples else "; none to evaluate on: give data.val other shards"
-    )
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 setup."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from launch.measure.compute import Grid, first_batch, first_grid, workload
 from launch.measure.evaluator import Panel, evaluator_of, images_per_second, progress
+from launch.measure.points import MACS, MERGED, TOKENS, Point, Sweep, Target
 from launch.measure.scores import of_classes
 from launch.saved.run import UNTRAINED, SavedRun, build, checked_reduction, chosen_tasks
 from pipeline.backbone.macs import reduction_for_macs
@@ -27,59 +28,6 @@ from pipeline.parts import BASE, HEAD, roles_of
 from pipeline.train.evaluate import evaluate, missing_samples
 
 log = logging.getLogger(__name__)
-
-Target = float | int
-"""A share in (0, 1) of the encoder's unmerged MACs or of the patches (to merge), or a number of tokens
-removed per block."""
-MACS, MERGED, TOKENS = (
-    "share of the encoder's unmerged MACs",
-    "share of the patches that is merged",
-    "tokens removed per block",
-)
-"""Kinds of targets, in the words of a sweep's conditions."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """Measurements of one policy at one target, which is 0 for the unmerged model. schedule, tokens: those of
-    the first input. macs: MACs of one image, with head and merging.
-
-    scores: metric -> one value per run (None is n/a), or a single value where the runs have the same weights
-    for this policy. images_per_s, encoder_images_per_s: speed of the whole inference and of its encoder, one
-    value per round.
-    """
-
-    policy: str
-    target: Target
-    schedule: tuple[int, ...]
-    tokens: tuple[int, ...]
-    macs: int
-    metric_macs: int
-    head_macs: int
-    scores: dict[str, list[float | None]]
-    images_per_s: list[float]
-    encoder_images_per_s: list[float]
-
-    @property
-    def encoder_macs(self) -> int:
-        return self.macs - self.head_macs
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Measurements of one task. units: metric -> unit, the task's main metric first. whole: the unmerged
-    model."""
-
-    task: str
-    units: Mapping[str, str]
-    whole: Point
-    points: list[Point]
-    conditions: dict[str, Any]
-
-    @property
-    def metric(self) -> str:
-        return next(iter(self.units))
-
 
 Models = dict[str, list[MultiTaskModel]]
 """Policy -> its models, one per run with different weights."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from launch.measure.sweep import MACS, Point, Sweep
+from launch.measure.points import MACS, Point, Sweep
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import in_unit, markdown, score
 from pipeline.errors import ConfigError

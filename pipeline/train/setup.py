@@ -108,24 +108,17 @@ def build_run(config: RunConfig, resume: str) -> Run:
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
         _check_shares(config, loaders, world_size)
-    resolved = resolve(
-        config, world_size, facts, {name: stream.num_samples for name, stream in streams.items()}
-    )
+    samples = {name: stream.num_samples for name, stream in streams.items()}
+    resolved = resolve(config, world_size, facts, samples)
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    seed_everything(config.seed, "weights")
-    model = build_model(config)
-    model.check_data(loaders | streams)
-    model.check_data(loaders)
-    _tell_spare_classes(model, streams)
+    model = _build_model(config, streams, loaders)
     lock = locked(Path(config.output)) if rank == 0 else nullcontext()
     _check_output(Path(config.output), resume)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    about = model_lines(
-        resolved, model, trained, {name: stream.num_samples for name, stream in streams.items()}
-    )
+    about = model_lines(resolved, model, trained, samples)
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
     engine = build_engine(config, model, groups)
@@ -150,10 +143,19 @@ def build_run(config: RunConfig, resume: str) -> Run:
     )
     if (found := _find(run, resume)) is not None:
         _restore(run, found, shapes, trained)
-        run.about.append(
-            f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}"
-        )
     return run
+
+
+def _build_model(
+    config: RunConfig, streams: Mapping[str, TrainStream], loaders: Mapping[str, EvalLoader]
+) -> MultiTaskModel:
+    """The model with its first weights. Raises ConfigError where its heads do not fit the data."""
+    seed_everything(config.seed, "weights")
+    model = build_model(config)
+    model.check_data({**loaders, **streams})
+    model.check_data(loaders)
+    _tell_spare_classes(model, streams)
+    return model
 
 
 def _check_output(folder: Path, resume: str) -> None:
@@ -257,6 +259,7 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
     run.saved = run.reported = run.progress.step
     run.nonfinite[0] = run.progress.nonfinite
     continuing.restore_rng(found, run.engine, run.config.seed)
+    run.about.append(f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}")
 
 
 def write_config(run: Run) -> None:

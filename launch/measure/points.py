@@ -1,0 +1,57 @@
+"""The results of a sweep: what was measured at each point."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Target = float | int
+"""A share in (0, 1) of the encoder's unmerged MACs or of the patches (to merge), or a number of tokens
+removed per block."""
+MACS, MERGED, TOKENS = (
+    "share of the encoder's unmerged MACs",
+    "share of the patches that is merged",
+    "tokens removed per block",
+)
+"""Kinds of targets, in the words of a sweep's conditions."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Measurements of one policy at one target, which is 0 for the unmerged model. schedule, tokens: those of
+    the first input. macs: MACs of one image, with head and merging.
+
+    scores: metric -> one value per run (None is n/a), or a single value where the runs have the same weights
+    for this policy. images_per_s, encoder_images_per_s: speed of the whole inference and of its encoder, one
+    value per round.
+    """
+
+    policy: str
+    target: Target
+    schedule: tuple[int, ...]
+    tokens: tuple[int, ...]
+    macs: int
+    metric_macs: int
+    head_macs: int
+    scores: dict[str, list[float | None]]
+    images_per_s: list[float]
+    encoder_images_per_s: list[float]
+
+    @property
+    def encoder_macs(self) -> int:
+        return self.macs - self.head_macs
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Measurements of one task. units: metric -> unit, the task's main metric first. whole: the unmerged
+    model."""
+
+    task: str
+    units: Mapping[str, str]
+    whole: Point
+    points: list[Point]
+    conditions: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        return next(iter(self.units))
