@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from measure import in_turns, ratio, summary
+from measure import comparison, in_turns
 from record import write_record
 from torch import Tensor
 
@@ -73,8 +73,7 @@ def compare(task: CaptioningTask, image: ImageTokens, config: Generation, repeat
     if not torch.equal(found["kept"], found["whole"]):
         raise SystemExit("the two searches find different captions")
     ours, peer = ([len(image.tokens) / s for s in seconds[name]] for name in ("kept", "whole"))
-    name = f"captions/s, route {task.route}, with a KV cache vs without"
-    return {"name": name, "ours": summary(ours), "peer": summary(peer), "ratio": ratio(ours, peer)}
+    return comparison(f"captions/s, route {task.route}, with a KV cache vs without", ours, peer)
 
 
 def search(

@@ -5,9 +5,8 @@ Trains one small Segmenter from a CIFAR-10 ViT, or from scratch (two DeepSpeed p
 embeddings once per seed with all else frozen, then sweeps all policies over the validation shards. A stopped
 script continues.
 
-    python benchmarks/camvid_dtem_vs_tome.py --train 'data/camvid/train-{00000..00003}.tar' --val
-    data/camvid/val-00000.tar \\
-        --start runs/cifar10_dtem_vs_tome/backbone
+    python benchmarks/camvid_dtem_vs_tome.py --train 'data/camvid/train-{00000..00003}.tar' \\
+        --val data/camvid/val-00000.tar --start runs/cifar10_dtem_vs_tome/backbone
 """
 
 from stages import (

@@ -5,8 +5,8 @@ In inference: the grid by copy or by residual, and the decoder on merged tokens,
 training: the paper's relaxed merges with labels, which reach the embedding through the grid by copy, soft or
 residual; all evaluated by residual.
 
-    python benchmarks/camvid_unmerge.py --train 'data/camvid/train-{00000..00003}.tar' --val
-    data/camvid/val-00000.tar
+    python benchmarks/camvid_unmerge.py --train 'data/camvid/train-{00000..00003}.tar' \\
+        --val data/camvid/val-00000.tar
 """
 
 from pathlib import Path

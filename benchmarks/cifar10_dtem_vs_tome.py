@@ -5,8 +5,8 @@ Trains one small ViT from scratch (two DeepSpeed processes), then its merge embe
 backbone frozen, then sweeps all policies over the validation shards. Estimated at twenty minutes on 2 idle
 cores (its stages were timed apart); a stopped script continues.
 
-    python benchmarks/cifar10_dtem_vs_tome.py --train 'data/cifar10/train-{00000..00008}.tar' --val
-    'data/cifar10/val-00000.tar'
+    python benchmarks/cifar10_dtem_vs_tome.py --train 'data/cifar10/train-{00000..00008}.tar' \\
+        --val data/cifar10/val-00000.tar
 """
 
 from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial

@@ -7,8 +7,8 @@ Uses the backbone of cifar10_dtem_vs_tome.py where --work is its folder, else tr
 that of the hard-merged model's classes from the unmerged one's, over the validation shards: less noisy than
 accuracy.
 
-    python benchmarks/cifar10_recipes.py --train 'data/cifar10/train-{00000..00008}.tar' --val
-    'data/cifar10/val-00000.tar'
+    python benchmarks/cifar10_recipes.py --train 'data/cifar10/train-{00000..00008}.tar' \\
+        --val data/cifar10/val-00000.tar
 """
 
 from collections.abc import Sequence

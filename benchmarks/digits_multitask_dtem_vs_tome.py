@@ -5,8 +5,8 @@ Trains configs/digits_multitask.py (two DeepSpeed processes) unless a run of it 
 embeddings, which the tasks share, once per seed with all else frozen, then sweeps all policies over the
 validation shards. A stopped script continues.
 
-    python benchmarks/digits_multitask_dtem_vs_tome.py --train data/digits --val data/digits --start
-    runs/digits_multitask/together_seed0
+    python benchmarks/digits_multitask_dtem_vs_tome.py --train data/digits --val data/digits \\
+        --start runs/digits_multitask/together_seed0
 """
 
 from digits_multitask import CONFIG, METRICS

@@ -3,8 +3,8 @@ a GPU.
 
 On a CPU, with a small --batch, it runs too; the tests do that.
 
-    python benchmarks/gpu_speed.py --what inference --precision bf16 --record
-    benchmarks/records/gpu_inference_bf16.json
+    python benchmarks/gpu_speed.py --what inference --precision bf16 \\
+        --record benchmarks/records/gpu_inference_bf16.json
 """
 
 import argparse

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import ratio, summary
+from measure import comparison
 from PIL import Image
 from record import ROOT, commit_of, write_record
 
@@ -207,21 +207,13 @@ def results_of(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     for _ in range(args.repeats):
         for name, tree in trees.items():
             turns[name].append(measured(name, tree, words))
-    own = stages(work, min(args.pictures, 128))
     results = []
     for peer in [name for name in trees if name != "ours"]:
         for title, key in FIGURES.items():
             if key in turns[peer][0]:
                 ours, theirs = ([turn[key] for turn in turns[name]] for name in ("ours", peer))
-                results.append(
-                    {
-                        "name": f"{title}, over {peer}",
-                        "ours": summary(ours),
-                        "peer": summary(theirs),
-                        "ratio": ratio(ours, theirs),
-                    }
-                )
-    results[0]["milliseconds of a core an image"] = own
+                results.append(comparison(f"{title}, over {peer}", ours, theirs))
+    results[0]["milliseconds of a core an image"] = stages(work, min(args.pictures, 128))
     return results
 
 

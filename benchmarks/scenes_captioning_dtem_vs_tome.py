@@ -5,9 +5,9 @@ Trains one small captioner of scenes from a CIFAR-10 ViT, or from scratch (two D
 merge embeddings once per seed with all else frozen, then sweeps all policies over the validation shards. A
 stopped script continues.
 
-    python benchmarks/scenes_captioning_dtem_vs_tome.py --train 'data/cifar_scenes/train-{00000..00005}.tar'
-    \\
-        --val data/cifar_scenes/val-00000.tar --start runs/cifar10_dtem_vs_tome/backbone
+    python benchmarks/scenes_captioning_dtem_vs_tome.py \\
+        --train 'data/cifar_scenes/train-{00000..00005}.tar' --val data/cifar_scenes/val-00000.tar \\
+        --start runs/cifar10_dtem_vs_tome/backbone
 """
 
 from stages import add_start, arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial

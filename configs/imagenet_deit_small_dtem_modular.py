@@ -8,7 +8,7 @@ differs    the rates that the paper does not give are ours (_base_/schedule/)
 hardware   8 GPUs for the paper's global batch of 1024; memory not measured: on small ones, halve batch_size
            and double accumulation
 expected   79.85 top-1 at -37.2 % MACs, r = 12 (DTEM, arXiv 2412.10569, abstract, which does not name the
-           training mode) unmerged: 79.8 top-1 (DeiT, arXiv 2012.12877), which merging approaches from below
+           training mode); unmerged: 79.8 top-1 (DeiT, arXiv 2012.12877), which merging approaches from below
 """
 
 _base_ = [

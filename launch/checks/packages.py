@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 def check_python() -> Iterator[Finding]:
     from packaging.specifiers import SpecifierSet
 
-    version, wanted = (
-        ".".join(map(str, sys.version_info[:3])),
-        metadata.metadata(DISTRIBUTION)["Requires-Python"],
-    )
+    version = ".".join(map(str, sys.version_info[:3]))
+    wanted = metadata.metadata(DISTRIBUTION)["Requires-Python"]
     fits = version in SpecifierSet(wanted)
     way_out = "" if fits else f"needs {wanted}; in a checkout: make clean install PYTHON=python3.11"
     yield Finding("python", "ok" if fits else "missing", f"{version} ({sys.executable})", way_out)

@@ -40,7 +40,6 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False)
         metavar="KEY=VALUE",
         help="replace fields of the run's config, for instance tasks.imagenet.data.val=/data/imagenet",
     )
-
     add_import_argument(parser)
 
 
@@ -90,7 +89,8 @@ def add_policy_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         metavar="NAME",
-        help="another merge policy than the run's; NAME_untrained draws its embedding anew",
+        help="another merge policy than the run's, without the run's reduction; NAME_untrained draws its "
+        "embedding anew",
     )
 
 
@@ -112,7 +112,7 @@ def names(text: str) -> list[str]:
 def fractions(text: str) -> list[float]:
     """`0.7,0.5` as a list of fractions in (0, 1)."""
     values = [float(part) for part in names(text)]
-    if not values or not all(0 < value < 1 for value in values):
+    if not all(0 < value < 1 for value in values):
         raise argparse.ArgumentTypeError(
             f"'{text}' is not a list of fractions in (0, 1), such as 0.7,0.5,0.3"
         )
@@ -122,6 +122,6 @@ def fractions(text: str) -> list[float]:
 def numbers(text: str) -> list[int]:
     """`0,4,8` as a list of counts."""
     values = [int(part) for part in names(text)]
-    if not values or min(values) < 0:
+    if min(values) < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of counts from 0, such as 0,4,8")
     return values

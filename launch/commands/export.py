@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from launch.exported.formats import WRITERS, fold_embeddings, model_card, only_task, timm_config
-    from launch.saved.run import build, checked_reduction, parse_reduction, read_run
+    from launch.exported.formats import WRITERS, fold_embeddings, model_card, timm_config
+    from launch.saved.run import build, checked_reduction, only_task, parse_reduction, read_run
     from pipeline.errors import ConfigError
     from pipeline.files import refuse_link, write_text
     from pipeline.model import training_grid
 
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
-    task = only_task(saved, args.task)
+    task = only_task(saved.config, args.task)
     model = build(saved, args.policy)
     if args.reduction is not None:
         grid = training_grid(model.backbone, saved.config.tasks[task])

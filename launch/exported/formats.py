@@ -46,16 +46,6 @@ class Program(nn.Module):
         return self.head.logits(self._encode(images))
 
 
-def only_task(run: SavedRun, task: str | None) -> str:
-    """The named task, or the run's only one. Raises ConfigError without either."""
-    names = list(run.config.tasks)
-    if task is None and len(names) == 1:
-        return names[0]
-    if task not in names:
-        raise ConfigError(f"give --task, one of {', '.join(names)}")
-    return task
-
-
 def fold_embeddings(model: MultiTaskModel, task: str) -> None:
     """Replaces each block's metric embedding by the one linear layer that it is for the task."""
     for block in model.backbone.blocks:

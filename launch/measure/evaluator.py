@@ -26,8 +26,7 @@ PATIENCE = timedelta(minutes=30)
 def evaluator_of(model: E, precision: str = "fp32") -> ModelOnDevice[E]:
     """An evaluator of the model, after it has connected the processes where a launcher started several. Needs
     no DeepSpeed. Raises ConfigError for a wrong environment."""
-    # raises ConfigError where the launcher's environment is wrong
-    launched.rank()
+    launched.rank()  # checks the launcher's environment
     device = launched.device()
     # before any tensor is on a GPU, or else every process takes memory of the first one
     if device.type == "cuda":

@@ -99,10 +99,8 @@ class Page:
 
 
 def write_png(page: Page, path: Path) -> Path:
-    width, heights = (
-        max(sum(section.widths) for section in page.sections),
-        [section.height for section in page.sections],
-    )
+    width = max(sum(section.widths) for section in page.sections)
+    heights = [section.height for section in page.sections]
     figure = Figure(figsize=(width, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(printable(page.title), fontsize=8, x=0.01, ha="left")
     parts = figure.subfigures(len(page.sections), 1, squeeze=False, height_ratios=heights)[:, 0]

@@ -59,13 +59,9 @@ def make_page(
     }
     model.check_data(loaders)
     painter = _Painter(model, loaders, list(reductions or [None]), blocks)
-    sections = [painter.section(tasks, num) for tasks in _of_one_source(datas, split)]
-    if len(sections) > 1:
-        headings = [", ".join(tasks) for tasks in _of_one_source(datas, split)]
-        sections = [
-            replace(section, heading=heading) for section, heading in zip(sections, headings, strict=True)
-        ]
-    return Page(title, sections)
+    shared = _of_one_source(datas, split)
+    headings = [", ".join(tasks) if len(shared) > 1 else "" for tasks in shared]
+    return Page(title, [painter.section(*part, num) for part in zip(shared, headings, strict=True)])
 
 
 def _of_one_source(datas: Mapping[str, DataConfig], split: str) -> list[list[str]]:
@@ -96,7 +92,7 @@ class _Painter:
     present: dict[str, set[int]] = field(default_factory=dict)
     """Maps a task to the classes in its masks."""
 
-    def section(self, tasks: Sequence[str], num: int) -> Section:
+    def section(self, tasks: Sequence[str], heading: str, num: int) -> Section:
         rows: list[_Row] = []
         for found in zip(*(self.loaders[task].in_place() for task in tasks), strict=False):
             if len(rows) == num:
@@ -105,7 +101,7 @@ class _Painter:
             # a sample that all tasks can read
             if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:
                 rows.append(self._row(batches, first=not rows))
-        return Section(_arranged(rows, tasks), self._legend(tasks))
+        return Section(_arranged(rows, tasks), self._legend(tasks), heading)
 
     def _row(self, batches: Sequence[Batch], *, first: bool) -> _Row:
         pictures = {batch.task: picture_of(batch.images[0]) for batch in batches}

@@ -175,6 +175,16 @@ def chosen_tasks(config: RunConfig, names: Sequence[str] | None) -> list[str]:
     return [name for name in config.tasks if names is None or name in names]
 
 
+def only_task(config: RunConfig, task: str | None) -> str:
+    """The named task, or the run's only one. Raises ConfigError without either."""
+    names = list(config.tasks)
+    if task is None and len(names) == 1:
+        return names[0]
+    if task not in names:
+        raise ConfigError(f"give --task, one of {', '.join(names)}")
+    return task
+
+
 def _find(path: Path, checkpoint: str) -> Path:
     if (path / "manifest.json").is_file():
         return path
