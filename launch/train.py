@@ -4,8 +4,6 @@ import argparse
 import os
 import sys
 
-from launch.commands.arguments import add_import_argument, import_modules
-
 EXAMPLE = r"""examples:
   dtem train --config configs/debug_cpu.py
   deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py \
@@ -28,6 +26,8 @@ def add_parser(subparsers) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from launch.commands.arguments import add_import_argument
+
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="a config (.py), or the config.json of an earlier run"
     )
@@ -77,12 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     """Runs as a script. Rank 0 alone prints a user's mistake, without a traceback."""
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
-    )
-    _add_arguments(parser)
-    args = parser.parse_args()
     try:
+        from launch.commands.arguments import import_modules
         from pipeline.engine.launched import lost_another, rank_0_goes_on
         from pipeline.errors import ConfigError, is_users, printable
     except ImportError as err:
@@ -92,6 +88,11 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
+    )
+    _add_arguments(parser)
+    args = parser.parse_args()
     try:
         import_modules(args.modules)
         return run(args)
