@@ -24,7 +24,7 @@ class Balancing(nn.Module):
 
     def __init__(self, weights: Mapping[str, float]):
         super().__init__()
-        self.names = tuple(weights)
+        self.names, self._start = tuple(weights), dict(weights)
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weighed loss of a task, and its weight, detached, if that changes in training. loss: a
@@ -40,12 +40,8 @@ class Balancing(nn.Module):
 class Fixed(Balancing):
     """The weights of the configuration."""
 
-    def __init__(self, weights: Mapping[str, float]):
-        super().__init__(weights)
-        self._weights = dict(weights)
-
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, None]:
-        return loss * self._weights[task], None
+        return loss * self._start[task], None
 
 
 @BALANCING.register("uncertainty")
@@ -55,12 +51,11 @@ class Uncertainty(Balancing):
 
     def __init__(self, weights: Mapping[str, float]):
         super().__init__(weights)
-        self._weights = dict(weights)
         # vectors of one element, as DeepSpeed takes no scalars
         self.log_variance = ParametersOfTasks({name: nn.Parameter(torch.zeros(1)) for name in weights})
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
-        s, start = self.log_variance[task].squeeze(), self._weights[task]
+        s, start = self.log_variance[task].squeeze(), self._start[task]
         return start * (torch.exp(-s) * loss + s / 2), start * torch.exp(-s.detach())
 
 
@@ -84,8 +79,8 @@ class GradientNorm(Balancing):
             raise ConfigError(
                 f"gradient_norm: alpha {alpha} must be 0 or more, and momentum {momentum} in [0, 1)"
             )
-        self.alpha, self.momentum, self._start = alpha, momentum, tuple(weights.values())
-        self.register_buffer("weights", torch.tensor(self._start))
+        self.alpha, self.momentum = alpha, momentum
+        self.register_buffer("weights", torch.tensor(tuple(weights.values())))
         self.register_buffer("first", torch.zeros(len(weights)))
 
     def forward(self, task: str, loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +96,7 @@ class GradientNorm(Balancing):
         # 0: not measured yet, or not to be divided by
         self.first.copy_(torch.where((self.first != 0) | ~finite, self.first, losses))
         rate = losses / self.first
-        start = self.weights.new_tensor(self._start)
+        start = self.weights.new_tensor(tuple(self._start.values()))
         wanted = start * (rate / rate.mean()) ** self.alpha * self.weights / norms.float()
         wanted = wanted * start.sum() / wanted.sum()
         new = self.momentum * self.weights + (1 - self.momentum) * wanted

@@ -28,10 +28,10 @@ from pipeline.interfaces import (
     TaskData,
     TaskOutput,
 )
-from pipeline.merging.schedule import GridReduction, ReductionSpec
+from pipeline.merging.schedule import AnyReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES, Objective
 from pipeline.parts import BASE, HEAD, METRIC, TRAINED, ModulesOfTasks, Role, roles_of
-from pipeline.plan.facts import reduction_of
+from pipeline.plan.facts import merging_of
 from pipeline.registry import Registry
 from pipeline.token_state import BackboneOutput
 
@@ -134,11 +134,11 @@ class MultiTaskModel(nn.Module):
         if mistakes:
             raise ConfigError("\n  ".join(mistakes))
 
-    def evaluate(self, batch: Batch, *, reduction: ReductionSpec | GridReduction | None = None) -> Tallies:
+    def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
         """The task's tallies of a batch, under the merge of inference. reduction: see `encoder`."""
         return self.tasks[batch.task].evaluate(self.encoder(batch.task, reduction), batch)
 
-    def encoder(self, task: str, reduction: ReductionSpec | GridReduction | None = None) -> Encode:
+    def encoder(self, task: str, reduction: AnyReduction | None = None) -> Encode:
         """The function that runs the backbone for the task under the merge of inference.
 
         reduction: None takes the task's own. A function gets the grid of each input, so that inputs of all
@@ -182,7 +182,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
             config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}
         ),
         reductions={
-            name: _reduction(backbone, reduction_of(config, name), training_grid(backbone, task))
+            name: _reduction(backbone, merging_of(config, name), training_grid(backbone, task))
             for name, task in own.items()
         },
     )
@@ -238,8 +238,8 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
         shapes = f" for this number of classes: it is {redrawn[first]}" if first in redrawn else ""
         raise CheckpointError(
             f"{names} has no {first}{shapes} ({len(lacking)} tensors in all), which train.mode='{mode}' "
-            "would freeze as it "
-            "was drawn; give weights that have it, or train it first with train.mode='backbone'"
+            "would freeze as it was drawn; give weights that have it, or train it first with "
+            "train.mode='backbone'"
         )
     drawn = [name for name in missing if roles[name].kind == METRIC]
     if drawn and mode == "heads":

@@ -110,3 +110,8 @@ def set_trainable(model: nn.Module, mode: str, frozen: Collection[str] = ()) -> 
     for name, parameter in model.named_parameters():
         wanted = roles[name].kind in TRAINED[mode] | {BALANCE} and roles[name].owner not in frozen
         parameter.requires_grad_(wanted and parameter.is_floating_point())
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that `set_trainable` left to train, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

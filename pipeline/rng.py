@@ -44,6 +44,11 @@ def generator(*address: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*address))
 
 
+def uniform(*address: int | str) -> float:
+    """A number in [0, 1) that is drawn for this address, with 53 random bits."""
+    return float(torch.rand((), generator=generator(*address), dtype=torch.float64))
+
+
 def seed_everything(*address: int | str) -> None:
     """Sets the global generators of the CPU and the GPU, from which starting weights, dropout and drop path
     are drawn."""

@@ -14,13 +14,13 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import SampleError
 from pipeline.interfaces import Batch
-from pipeline.merging.schedule import GridReduction, ReductionSpec
+from pipeline.merging.schedule import AnyReduction, ReductionSpec
 from pipeline.model import MultiTaskModel
 from pipeline.token_state import BackboneOutput
 
 Grid = tuple[int, int]
 """Grid of patches: (rows, columns)."""
-Entry = tuple[MultiTaskModel, ReductionSpec | GridReduction]
+Entry = tuple[MultiTaskModel, AnyReduction]
 """A model in evaluation mode, and its reduction; a function of the grid where images of all sizes merge the
 same share."""
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from launch.measure.compute import Entry
 from pipeline.engine import launched
 from pipeline.engine.model_on_device import E, ModelOnDevice
-from pipeline.engine.protocol import Reduction
 from pipeline.interfaces import Batch, Scores, Tallies
+from pipeline.merging.schedule import AnyReduction
 from pipeline.token_state import BackboneOutput
 
 PATIENCE = timedelta(minutes=30)
@@ -50,7 +50,7 @@ class Panel(nn.Module):
         self.models = nn.ModuleList(model for model, _ in entries)
         self._entries = tuple(entries)
 
-    def evaluate(self, batch: Batch, *, reduction: Reduction = None) -> Tallies:
+    def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
         """Tallies of all entries. reduction: for all of them; None takes each entry's own."""
         tallies: Tallies = {}
         for i, (model, own) in enumerate(self._entries):

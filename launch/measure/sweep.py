@@ -22,7 +22,7 @@ from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores
 from pipeline.merging.policies import POLICIES
-from pipeline.merging.schedule import GridReduction, ReductionSpec, reduction_for_merged
+from pipeline.merging.schedule import AnyReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
 from pipeline.parts import BASE, HEAD, roles_of
 from pipeline.train.evaluate import evaluate, missing_samples
@@ -33,7 +33,7 @@ Models = dict[str, list[MultiTaskModel]]
 """Policy -> its models, one per run with different weights."""
 Solver = Callable[[MergingViT, float, Grid], ReductionSpec]
 """Maps (backbone, share, grid of patches) to the reduction that reaches the share."""
-Planned = tuple[str, Target, ReductionSpec | GridReduction]
+Planned = tuple[str, Target, AnyReduction]
 """Policy, target and reduction of a point."""
 
 
@@ -173,9 +173,7 @@ def _plan(
     return plan
 
 
-def _reduction(
-    model: MultiTaskModel, target: Target, solve: Solver, grid: Grid
-) -> ReductionSpec | GridReduction:
+def _reduction(model: MultiTaskModel, target: Target, solve: Solver, grid: Grid) -> AnyReduction:
     if isinstance(target, int):
         return checked_reduction(model, grid, target)
     solved = cache(partial(solve, model.backbone, target))

@@ -75,10 +75,11 @@ def proportional_attention(
     if q.dtype == size.dtype and not needs_grad:
         mask = log_size(size)[:, None, None, :]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
-    dim, pad = q.shape[-1], partial(F.pad, pad=(0, 2 - (q.shape[-1] + 2) % -8), value=1.0)
-    wide = pad(packed) if packed is not None else [pad(x) for x in (q, k, v)]
-    _write_bias(wide[1][..., dim:], log_size(size, 1 / scale))
-    return F.scaled_dot_product_attention(*wide, dropout_p=dropout, scale=scale)[..., :dim]
+    dim = q.shape[-1]
+    pad = partial(F.pad, pad=(0, 2 + -(dim + 2) % 8), value=1.0)
+    padded = pad(packed) if packed is not None else [pad(x) for x in (q, k, v)]
+    _write_bias(padded[1][..., dim:], log_size(size, 1 / scale))
+    return F.scaled_dot_product_attention(*padded, dropout_p=dropout, scale=scale)[..., :dim]
 
 
 def _write_bias(channels: Tensor, bias: Tensor) -> None:

@@ -86,11 +86,9 @@ def _refuse_overlaps(keys: list[str]) -> None:
     for i, key in enumerate(keys):
         if key in keys[:i]:
             raise ConfigError(
-                f"override {key} is given {keys.count(key)} times; give it once. Was it a brace pattern "
-                "of shards? "
-                "A shell expands those, also the remote one of a launcher on several hosts, where "
-                "quotes do not "
-                "help: write the pattern in the config file, or name the folder"
+                f"override {key} is given {keys.count(key)} times; give it once. Was it a brace pattern of "
+                "shards? A shell expands those, also the remote one of a launcher on several hosts, where "
+                "quotes do not help: write the pattern in the config file, or name the folder"
             )
         if whole := next((other for other in keys if key.startswith(f"{other}.")), None):
             raise ConfigError(f"overrides {whole} and {key} set the same thing; give one of them")
@@ -168,8 +166,8 @@ def _merged(key: str, old: Any, new: Any) -> Any:
     if old and isinstance(old, dict) and not new:
         raise ConfigError(
             f"override {key}: an empty dict merges into what is there, and so changes nothing; give "
-            f"{{'_delete_': True}} "
-            f"to empty it, or the parts that differ, for instance {key}.{next(iter(old))}=..."
+            f"{{'_delete_': True}} to empty it, or the parts that differ, for instance "
+            f"{key}.{next(iter(old))}=..."
         )
     rest = {part: value for part, value in new.items() if part != "_delete_"}
     base = old if isinstance(old, dict) and not new.get("_delete_") else {}
@@ -179,18 +177,16 @@ def _merged(key: str, old: Any, new: Any) -> Any:
 def _leave_merging_out(config: dict[str, Any], given: set[str]) -> None:
     """Removes the settings of merging, which were written for another policy, for the unmerged control of a
     run. Settings that the command line gives stay."""
-    tasks = config.get("tasks")
-    sections = {"merging": config["merging"], "train": config.get("train")}
-    sections |= {f"tasks.{name}": task for name, task in (tasks.items() if isinstance(tasks, dict) else ())}
+    merging, tasks = config["merging"], config.get("tasks")
+    fields = [("merging", merging, name) for name in merging if name not in KEPT_UNMERGED]
+    fields.append(("train", config.get("train"), "reduction_range"))
+    for name, task in tasks.items() if isinstance(tasks, dict) else ():
+        fields.append((f"tasks.{name}", task, "merging"))
     left = []
-    for where, section in sections.items():
-        names = list(section) if isinstance(section, dict) else []
-        if where == "merging":
-            names = [name for name in names if name not in KEPT_UNMERGED]
-        else:
-            names = [name for name in names if name == ("reduction_range" if where == "train" else "merging")]
-        for name in names:
-            if not any(key == f"{where}.{name}" or key.startswith(f"{where}.{name}.") for key in given):
-                del section[name]
-                left.append(f"{where}.{name}")
+    for where, section, name in fields:
+        field = f"{where}.{name}"
+        is_given = any(key == field or key.startswith(f"{field}.") for key in given)
+        if isinstance(section, dict) and name in section and not is_given:
+            del section[name]
+            left.append(field)
     log.info("merging.policy=none leaves out %s", ", ".join(left) or "nothing else")

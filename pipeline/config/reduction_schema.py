@@ -8,10 +8,9 @@ Reduction = int | float | tuple[int, float] | list[int]
 """r per block, a keep rate in (0, 1], (r, inflection), or one r for each block; a sequence of two is always
 (r, inflection)."""
 
-
 REDUCTION_FORMS = (
-    "an integer from 0, a keep rate in (0, 1], (r, inflection) with inflection in [-1, "
-    "1], or a list of integers"
+    "an integer from 0, a keep rate in (0, 1], (r, inflection) with inflection in [-1, 1], or a list of "
+    "integers"
 )
 
 

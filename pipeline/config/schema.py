@@ -231,8 +231,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         require(self.accumulation >= 1, f"engine.accumulation is {self.accumulation}; give 1 or more")
-        count = self.threads is None or 1 <= self.threads <= MAX_THREADS
-        require(count, f"engine.threads is {self.threads}; give 1 to {MAX_THREADS}, or None")
+        fits = self.threads is None or 1 <= self.threads <= MAX_THREADS
+        require(fits, f"engine.threads is {self.threads}; give 1 to {MAX_THREADS}, or None")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ class GroupAdamW(torch.optim.AdamW):
     """torch's fused AdamW with two more rules.
 
     A group whose lr is 0 rests: its weights, moments and step count stay as they are (alternating training).
-    Where `found_inf`, a float scalar on the device, is 1, all groups rest; the host does not wait for it.
+    Where `clip` found a norm that is not finite, all groups rest; the host does not wait for it.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], betas: tuple[float, float]):
@@ -36,23 +36,22 @@ class GroupAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["lr"] = lrs[group["name"]]
 
+    def clip(self, parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:
+        """Scales the gradients to a total norm of at most max_norm; None leaves them. Returns the norm before
+        that, a scalar on the device; where it is not finite, `step` changes nothing."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = get_total_norm(gradients, foreach=True)
+        if max_norm is not None:
+            clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+        self.found_inf = (~norm.isfinite()).float()
+        return norm
+
     def create_state(self, params: Iterable[Tensor]) -> None:
         """Creates zero moments of these tensors, so that they can be saved and loaded before the first
         step."""
         for param in params:
             zeros = {name: torch.zeros_like(param, memory_format=torch.preserve_format) for name in MOMENTS}
             self.state[param] = {"step": torch.zeros((), dtype=torch.float32, device=param.device), **zeros}
-
-
-def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:
-    """Scales the gradients to a total norm of at most max_norm; None leaves them. Returns the norm before, a
-    scalar on the device."""
-    norm = get_total_norm(
-        [parameter.grad for parameter in parameters if parameter.grad is not None], foreach=True
-    )
-    if max_norm is not None:
-        clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
-    return norm
 
 
 def mark_nonfinite(loss: Tensor) -> Tensor:

@@ -33,8 +33,7 @@ def rank() -> int:
     if own >= size:
         raise ConfigError(
             f"environment variable RANK is {own}, but WORLD_SIZE is "
-            f"{os.environ.get('WORLD_SIZE', 'not set')}; "
-            "a launcher sets both, otherwise unset both"
+            f"{os.environ.get('WORLD_SIZE', 'not set')}; a launcher sets both, otherwise unset both"
         )
     _number("MASTER_PORT", 0, LARGEST_PORT)
     return own
@@ -65,8 +64,8 @@ def rank_0_goes_on() -> bool:
     """
     try:
         address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, LARGEST_PORT)
-        store: Any = torch.distributed
-        store.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
+        distributed: Any = torch.distributed
+        distributed.TCPStore(address, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
     except (KeyError, ConfigError, RuntimeError, ValueError):
         return False
     return True

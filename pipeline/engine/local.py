@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config.schema import RunConfig
-from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
+from pipeline.engine.adamw import MOMENTS, GroupAdamW, mark_nonfinite
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
+from pipeline.parts import trained_parameters
 
 
 class LocalEngine(ModelOnDevice[MultiTaskModel]):
@@ -35,8 +36,7 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
         mark_nonfinite(loss).backward()
 
     def step(self, lrs: Mapping[str, float]) -> Tensor:
-        norm = clip_gradients(self._params, self._clip)
-        self._optimizer.found_inf = (~norm.isfinite()).float()
+        norm = self._optimizer.clip(self._params, self._clip)
         self._optimizer.set_lrs(lrs)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=False)
@@ -47,7 +47,7 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
             f"model.{name}": tensor.detach().cpu().clone()
             for name, tensor in self.module.state_dict().items()
         }
-        for name, parameter in self._trained():
+        for name, parameter in trained_parameters(self.module).items():
             state = self._optimizer.state[parameter]
             tensors |= {f"{key}.{name}": state[key].detach().cpu().clone() for key in (*MOMENTS, "step")}
         return tensors
@@ -56,11 +56,6 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.module.state_dict().items():
             tensor.copy_(tensors[f"model.{name}"])
-        for name, parameter in self._trained():
+        for name, parameter in trained_parameters(self.module).items():
             for key in (*MOMENTS, "step"):
                 self._optimizer.state[parameter][key].copy_(tensors[f"{key}.{name}"])
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [
-            (name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad
-        ]

@@ -6,8 +6,9 @@ from typing import Generic, TypeVar
 import torch
 
 from pipeline.engine import launched
-from pipeline.engine.protocol import Evaluated, Reduction
+from pipeline.engine.protocol import Evaluated
 from pipeline.interfaces import Batch, Tallies
+from pipeline.merging.schedule import AnyReduction
 from pipeline.ranks import Processes
 
 E = TypeVar("E", bound=Evaluated)
@@ -27,6 +28,6 @@ class ModelOnDevice(Processes, Generic[E]):
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
-    def evaluate(self, batch: Batch, *, reduction: Reduction = None) -> Tallies:
+    def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
         with self.autocast(), torch.no_grad():
             return self.module.evaluate(batch, reduction=reduction)

@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 
 from pipeline.interfaces import Batch, Scores, StepSpec, Tallies, TaskOutput
-from pipeline.merging.schedule import GridReduction, ReductionSpec
+from pipeline.merging.schedule import AnyReduction
 from pipeline.model import MultiTaskModel
 from pipeline.modes import HasModes
 from pipeline.ranks import Ranks
-
-Reduction = ReductionSpec | GridReduction | None
-"""A reduction, a function of the grid that gives one, or None for the task's own."""
 
 
 class Evaluated(HasModes, Protocol):
@@ -21,7 +18,7 @@ class Evaluated(HasModes, Protocol):
 
     def to(self, device: torch.device, /) -> object: ...
 
-    def evaluate(self, batch: Batch, *, reduction: Reduction = None) -> Tallies: ...
+    def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies: ...
 
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores: ...
 
@@ -37,7 +34,7 @@ class Evaluator(Ranks, Protocol):
         """The model, without wrappers."""
         ...
 
-    def evaluate(self, batch: Batch, *, reduction: Reduction = None) -> Tallies:
+    def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
         """The model's tallies of a batch, under the precision of the run and without gradients. At ZeRO 3 a
         collective."""
         ...

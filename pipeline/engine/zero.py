@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config.schema import RunConfig
 from pipeline.engine import launched
-from pipeline.engine.adamw import MOMENTS, GroupAdamW, clip_gradients, mark_nonfinite
+from pipeline.engine.adamw import MOMENTS, GroupAdamW, mark_nonfinite
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.engine.zero_config import zero_config
 from pipeline.engine.zero_state import STATE_OF_STAGE
@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.extras import extra
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
+from pipeline.parts import trained_parameters
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -90,7 +91,7 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         for name, tensor in self._weights():
             with self._state.whole(tensor):
                 self._keep(tensors, f"model.{name}", tensor)
-        for name, parameter in self._trained():
+        for name, parameter in trained_parameters(self.module).items():
             for key in MOMENTS:
                 self._keep(tensors, f"{key}.{name}", self._state.moment(parameter, key))
             self._keep(tensors, f"step.{name}", self._state.step_count(parameter))
@@ -101,7 +102,7 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         for name, tensor in self._weights():
             with self._state.whole(tensor, written=True):
                 tensor.copy_(tensors[f"model.{name}"])
-        for name, parameter in self._trained():
+        for name, parameter in trained_parameters(self.module).items():
             self._state.set_master(parameter, tensors[f"model.{name}"].to(self.device))
             for key in MOMENTS:
                 self._state.set_moment(parameter, key, tensors[f"{key}.{name}"].to(self.device))
@@ -113,9 +114,7 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         for parameter in self._params:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = clip_gradients(self._params, self._clip)
-        self._optimizer.found_inf = (~norm.isfinite()).float()
-        return norm
+        return self._optimizer.clip(self._params, self._clip)
 
     def _keep(self, tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
         if self.rank == 0:
@@ -128,11 +127,6 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
             self.module.named_buffers(remove_duplicate=False)
         )
         return ((name, tensors[name]) for name in self.module.state_dict())
-
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return (
-            (name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad
-        )
 
 
 def start_deepspeed() -> Any:

@@ -41,18 +41,18 @@ class _Move:
     def __init__(self, size: Tensor, assignment: Assignment):
         self.assignment = assignment
         self._left = None if assignment.share is None else take_rows(share_left(assignment), assignment.keep)
-        self._own, self._given = self._parts(size)
-        self.size = self._whole = self._total(self._own, self._given)
+        own, given = self._parts(size)
+        self.size = whole = self._total(own, given)
         """[B, K]: sizes after the merge."""
-        least = SMALLEST if assignment.weight is None else SMALLEST_WEIGHT
+        least = SMALLEST
         if assignment.weight is not None:
-            weight = widened(assignment.weight)
-            self._own, self._given = self._parts(weight / weight.amax(dim=1, keepdim=True).clamp(min=least))
+            weight, least = widened(assignment.weight), SMALLEST_WEIGHT
+            own, given = self._parts(weight / weight.amax(dim=1, keepdim=True).clamp(min=least))
         # a token that stays and counts nothing, as it has given everything, keeps its value
         if assignment.weight is not None or assignment.share is not None:
-            self._own = self._own.clamp(min=least)
-            self._whole = self._total(self._own, self._given)
-        self._whole = self._whole.clamp(min=least)
+            own = own.clamp(min=least)
+            whole = self._total(own, given)
+        self._own, self._given, self._whole = own, given, whole.clamp(min=least)
 
     def __call__(self, item: Carried) -> Tensor:
         values, keep = item.values, self.assignment.keep

@@ -16,10 +16,7 @@ from pipeline.merging.unmerge import carry_residual
 from pipeline.registry import Registry
 from pipeline.token_state import Assignment, TokenState
 
-EVIDENCE = frozenset(
-    {"tokens"}
-    | {name for name, value in vars(Evidence).items() if isinstance(value, property) and name[0] != "_"}
-)
+EVIDENCE = frozenset({"tokens", "keys", "embedding", "received", "entropy"})
 """Values of Evidence that a policy may need."""
 
 
@@ -31,8 +28,8 @@ class MergePolicy:
     """
 
     needs: frozenset[str] = frozenset()
-    """Values of Evidence that `choose` reads: `keys`, `embedding`, `tokens`, `received`, `entropy`. With
-    `embedding`, each block gets a learned embedding. The registry refuses other names."""
+    """Values of Evidence that `choose` reads, by their names in EVIDENCE; the registry refuses others. With
+    `embedding`, each block gets a learned embedding."""
     merges = True
     """Whether the policy merges at all; if not, it takes any reduction and removes nothing."""
     supports_relaxed = False

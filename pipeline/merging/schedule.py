@@ -17,6 +17,9 @@ keeps.
 GridReduction = Callable[[tuple[int, int]], ReductionSpec]
 """Maps a grid (h, w) of patches to the reduction for that input."""
 
+AnyReduction = ReductionSpec | GridReduction
+"""A reduction, or a function of the grid that gives one."""
+
 
 def mergeable(num_tokens: int, num_prefix: int) -> int:
     """Largest number of tokens that one block can remove."""
@@ -81,8 +84,7 @@ def check_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix:
     if asked >= patches:
         raise ConfigError(
             f"reduction {spec!r} removes {asked} tokens over {depth} blocks, but the input has "
-            f"{patches} patches; "
-            f"the largest even reduction is {(patches - 1) // depth} per block"
+            f"{patches} patches; the largest even reduction is {(patches - 1) // depth} per block"
         )
 
 

@@ -75,7 +75,7 @@ def start_unmerge(state: TokenState, how: str | None) -> TokenState:
 def carry_residual(before: TokenState, after: TokenState) -> TokenState:
     """`after`, which was made from `before` by moving tokens, with the residual that keeps the unmerged
     grid."""
-    if before.residual is None or after is before:
+    if before.residual is None:
         return after
     return replace(after, residual=Residual(unmerge_state(before), after.tokens))
 
@@ -125,6 +125,6 @@ def _undo(values: Tensor, merge: Assignment) -> Tensor:
     if merge.share is None:
         return take_rows(values, _slot_of(merge))
     grid = values.new_zeros(len(values), merge.num_tokens, values.shape[-1])
-    slots = rows_of(len(values), values.shape[1], values.device)
-    grid = add_weighted_rows(grid, merge.keep, values, slots, take_rows(share_left(merge), merge.keep))
+    own = rows_of(len(values), values.shape[1], values.device)
+    grid = add_weighted_rows(grid, merge.keep, values, own, take_rows(share_left(merge), merge.keep))
     return add_weighted_rows(grid, merge.source, values, merge.slot, merge.share)

@@ -44,23 +44,19 @@ class MergeCost(Objective):
         block."""
         if METRIC not in spec.trains:
             return model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)
-        task, backbone = model.tasks[batch.task], model.backbone
-        depth = backbone.depth if task.reads_final else max(task.taps) + 1
+        task, grid = model.tasks[batch.task], model.backbone.grid_of(batch.images)
+        depth = model.backbone.depth if task.reads_final else max(task.taps) + 1
         first = int(spec.draw * depth)
-        whole = model.schedule(batch.task, backbone.grid_of(batch.images), spec.reduction)
-        schedule = [*whole[:first], *(0 for _ in whole[first:])]
+        schedule = model.schedule(batch.task, grid, spec.reduction)
         output = model.encode(
-            batch.task, batch.images, reduction=schedule, relaxed=False, merge_points_from=first
+            batch.task, batch.images, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first
         )
         result = task(output, batch)
         points = output.merge_points[: depth - first]
         likelihood = drawn_log_likelihood(task.log_probs(result, batch))
         grads = torch.autograd.grad(likelihood, [point.probe for point in points])
-        shares = (
-            merged_shares(whole, math.prod(backbone.grid_of(batch.images)))
-            if self.pairs == "merged"
-            else [None] * len(whole)
-        )
+        merged = self.pairs == "merged"
+        shares = merged_shares(schedule, math.prod(grid)) if merged else [None] * len(schedule)
         priced = zip(points, grads, shares[first:depth], strict=True)
         costs = [expected_cost(point, grad, self.temperature, share) for point, grad, share in priced]
         loss = torch.stack(costs).mean()

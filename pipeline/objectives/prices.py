@@ -47,16 +47,13 @@ def expected_cost(point: MergePoint, grad: Tensor, temperature: float, share: fl
     with torch.autocast(grad.device.type, enabled=False):
         if min(split.counts) == 0:
             return point.metric.sum() * 0  # no pair is left
-        costs, scores = (
-            pair_costs(state.tokens.detach(), state.size, grad, split),
-            similarity(point.metric, split),
-        )
+        costs = pair_costs(state.tokens.detach(), state.size, grad, split)
+        scores = similarity(point.metric, split)
         if share is None:
             cost = _cost_of_first(costs, scores, temperature)
         else:
-            cost = _cost_of_merged(
-                costs, scores, temperature, round(share * (state.num_active - state.num_prefix))
-            )
+            r = round(share * (state.num_active - state.num_prefix))
+            cost = _cost_of_merged(costs, scores, temperature, r)
         return cost / costs.mean().clamp(min=torch.finfo(torch.float32).tiny)
 
 

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import check_schedule
 from pipeline.parts import METRIC, TRAINED
-from pipeline.plan.facts import ModelFacts, fed_tasks, near_multiples, range_of, reduction_of
+from pipeline.plan.facts import ModelFacts, fed_tasks, merging_of, near_multiples, range_of
 
 
 def mistakes_of(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
@@ -40,10 +40,8 @@ def _check_images(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
 
 
 def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
-    merging, own = (
-        config.merging,
-        [f"tasks.{name}.merging" for name, task in config.tasks.items() if task.merging is not None],
-    )
+    merging = config.merging
+    own = [f"tasks.{name}.merging" for name, task in config.tasks.items() if task.merging is not None]
     if merging.policy == "none":
         if (
             own
@@ -52,23 +50,17 @@ def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Ite
             or merging.target_gmacs
             or config.train.reduction_range is not None
         ):
-            settings = [
-                "merging.reduction",
-                "merging.target_macs",
-                "merging.target_gmacs",
-                "train.reduction_range",
-                *own,
-            ]
+            fields = ("merging.reduction", "merging.target_macs", "merging.target_gmacs")
+            *others, last = (*fields, "train.reduction_range", *own)
             yield (
-                f"merging.policy is 'none', which removes no tokens; leave {', '.join(settings[:-1])} "
-                f"and {settings[-1]} out, "
-                f"or give a policy ({', '.join(POLICIES.names())})"
+                f"merging.policy is 'none', which removes no tokens; leave {', '.join(others)} and {last} "
+                f"out, or give a policy ({', '.join(POLICIES.names())})"
             )
         return
     for name, task in config.tasks.items():
         patches = _num_patches(task, facts)
         num_tokens = patches + facts.num_prefix
-        reduction = reduction_of(config, name).reduction
+        reduction = merging_of(config, name).reduction
         yield from _complaint(
             f"tasks.{name}", check_schedule, reduction, facts.depth, num_tokens, facts.num_prefix
         )
@@ -99,8 +91,7 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
     if policy not in learned:
         yield (
             f"train.mode is '{mode}', but policy '{policy}' has no metric embedding to learn; give "
-            "train.mode='backbone', "
-            f"or a policy that has one ({', '.join(learned)})"
+            f"train.mode='backbone', or a policy that has one ({', '.join(learned)})"
         )
     elif (
         mode == "modular"
@@ -114,7 +105,7 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
 
 
 def _merges(config: RunConfig, task: str) -> bool:
-    own = reduction_of(config, task)
+    own = merging_of(config, task)
     return bool(own.reduction or own.target_macs or own.target_gmacs or range_of(config, task)[1])
 
 
@@ -187,8 +178,7 @@ def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
         elif not task.frozen and not task.data.train:
             yield (
                 f"tasks.{name}.data.train is not given, so no stream feeds its head; name the shards to "
-                "train on, leave the task out, "
-                "or give frozen=True"
+                "train on, leave the task out, or give frozen=True"
             )
         if config.train.eval_every is not None and not task.data.val:
             yield (

@@ -22,8 +22,8 @@ def fed_tasks(config: RunConfig) -> dict[str, TaskConfig]:
     return {name: task for name, task in config.tasks.items() if not task.frozen}
 
 
-def reduction_of(config: RunConfig, task: str) -> ReductionConfig:
-    """The reduction of a task: its own, or the run's."""
+def merging_of(config: RunConfig, task: str) -> ReductionConfig:
+    """The settings of a task's reduction: its own, or the run's."""
     return config.tasks[task].merging or config.merging
 
 

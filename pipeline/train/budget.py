@@ -29,9 +29,8 @@ def check_budget(ranks: Ranks, streams: Mapping[str, TrainStream], bad: Mapping[
     for task, stream in streams.items():
         if bad[task] > stream.bad_allowed:
             raise SampleError(
-                f"{_summary(ranks, task, stream)}. data.max_bad_share allows {int(stream.bad_allowed)}; "
-                "mend the shards "
-                "(`dtem shards verify` lists what is wrong with them), or raise it, then resume"
+                f"{_summary(ranks, task, stream)}. data.max_bad_share allows {int(stream.bad_allowed)}; mend "
+                "the shards (`dtem shards verify` lists what is wrong with them), or raise it, then resume"
             )
 
 

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint: it has to be of the same model and of the same run."""
+"""Continuing from a checkpoint: checks that it is of the same model and run, and the state of generators."""
 
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.parts import trained_parameters
 
 
 class Ema:
@@ -16,7 +17,7 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float):
         self._follow = get_ema_multi_avg_fn(decay)
-        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trained = trained_parameters(module)
         self._names, self._params = list(trained), list[Tensor](trained.values())
         self._average = [parameter.detach().clone() for parameter in self._params]
 

@@ -7,9 +7,10 @@ from typing import Protocol
 
 import torch
 
-from pipeline.engine.protocol import Evaluator, Reduction
+from pipeline.engine.protocol import Evaluator
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores, TaskData
+from pipeline.merging.schedule import AnyReduction
 from pipeline.model import MultiTaskModel
 from pipeline.modes import evaluation_mode
 from pipeline.train.collective import anywhere, from_rank0, maximum
@@ -29,7 +30,7 @@ def evaluate(
     evaluator: Evaluator,
     loaders: Mapping[str, SizedBatches],
     *,
-    reduction: Reduction = None,
+    reduction: AnyReduction | None = None,
     thorough: bool = False,
 ) -> TaskScores:
     """Scores of the evaluator's model on this rank's share of each task's samples, summed over ranks. Called
@@ -46,7 +47,7 @@ def evaluate(
 
 
 def _evaluate_task(
-    evaluator: Evaluator, task: str, loader: SizedBatches, reduction: Reduction, thorough: bool
+    evaluator: Evaluator, task: str, loader: SizedBatches, reduction: AnyReduction | None, thorough: bool
 ) -> Scores:
     sums = TallySums()
     for batch, counts in _in_step(evaluator, loader):

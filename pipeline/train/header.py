@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 import torch
 
 from pipeline.backbone.macs import count_macs
-from pipeline.config.schema import height_width
-from pipeline.model import MultiTaskModel
+from pipeline.model import MultiTaskModel, training_grid
 from pipeline.plan.resolve import ResolvedRun
 from pipeline.ranks import Ranks
 
@@ -33,12 +32,10 @@ def model_lines(
 def _task_line(resolved: ResolvedRun, model: MultiTaskModel, name: str, num_samples: int) -> str:
     task = resolved.config.tasks[name]
     assert task.data.img_size is not None, "the model's own size was filled in"
-    height, width = height_width(task.data.img_size)
-    patch_h, patch_w = model.backbone.patch_size
-    grid = height // patch_h, width // patch_w
+    height, width = task.data.size
+    grid = training_grid(model.backbone, task)
     whole, merged = (
-        count_macs(model.backbone, grid, 0).total,
-        count_macs(model.backbone, grid, model.reduction_of(name)).total,
+        count_macs(model.backbone, grid, reduction).total for reduction in (0, model.reduction_of(name))
     )
     cost = (
         f"backbone {_short(merged)} MACs per image of {height}x{width}, {100 * merged / whole:.3g} % "

@@ -114,9 +114,8 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     if most > run.config.train.max_nonfinite:
         raise PipelineError(
             f"{counted(int(most), 'step')} in a row until step {run.progress.step} had a loss or gradient "
-            "that is not finite, so nothing was updated; "
-            "lower optim.lr, give optim.clip_grad or engine.precision='fp32', and continue from "
-            f"{run.root} with --resume"
+            "that is not finite, so nothing was updated; lower optim.lr, give optim.clip_grad or "
+            f"engine.precision='fp32', and continue from {run.root} with --resume"
         )
     run.nonfinite[1] = in_row
     check_budget(run.engine, run.streams, bad)

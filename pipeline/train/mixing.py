@@ -1,10 +1,8 @@
 """The tasks of a step: a function of the configuration and (seed, step), so the same on every rank and after
 a resumption."""
 
-import torch
-
 from pipeline.plan.resolve import ResolvedRun
-from pipeline.rng import generator
+from pipeline.rng import uniform
 
 
 def tasks_of_step(resolved: ResolvedRun, step: int) -> tuple[str, ...]:
@@ -17,9 +15,7 @@ def tasks_of_step(resolved: ResolvedRun, step: int) -> tuple[str, ...]:
 
 def draw_task(resolved: ResolvedRun, step: int) -> str:
     """A task, drawn with the probability of its share."""
-    point = float(
-        torch.rand((), generator=generator(resolved.config.seed, "task", step), dtype=torch.float64)
-    )
+    point = uniform(resolved.config.seed, "task", step)
     for name, share in resolved.shares.items():
         point -= share
         if point < 0:

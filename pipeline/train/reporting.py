@@ -145,7 +145,11 @@ def _drop_after(path: Path, step: int) -> None:
     none of ours goes to a file of its own, where a line is joined to those of before."""
     kept, strange = [], []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
-        (strange if (found := _step_of(line)) is None else kept if found <= step else []).append(line)
+        found = _step_of(line)
+        if found is None:
+            strange.append(line)
+        elif found <= step:
+            kept.append(line)
     _write_lines(path, kept)
     if strange:
         place = path.with_name("metrics.damaged.txt")

@@ -11,7 +11,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import SampleError, StorageError
 from pipeline.interfaces import Batch, StepSpec
 from pipeline.plan.facts import range_of
-from pipeline.rng import generator, seed_of
+from pipeline.rng import generator, seed_of, uniform
 from pipeline.train.between import Between
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums
@@ -53,9 +53,9 @@ def _micro_batches(
     step = run.progress.step
     for i, task in enumerate(plan):
         batch = _next_batch(run, streams, watch, task, i)
-        drawn = replace(
-            spec, reduction=_draw_reduction(run.config, task, step), draw=_draw(run.config, step, i)
-        )
+        # the same on every rank: ranks that compute different layers would wait for each other for ever
+        draw = uniform(run.config.seed, "draw", step, i)
+        drawn = replace(spec, reduction=_draw_reduction(run.config, task, step), draw=draw)
         yield MicroBatch(batch, drawn, 1 / run.resolved.micro_batches[task], last=i == len(plan) - 1)
 
 
@@ -81,14 +81,6 @@ def _draw_reduction(config: RunConfig, task: str, step: int) -> int | None:
         return None
     low, high = span
     return int(torch.randint(low, high + 1, (), generator=generator(config.seed, "reduction", task, step)))
-
-
-def _draw(config: RunConfig, step: int, micro_step: int) -> float:
-    """A number in [0, 1), the same on every rank: ranks that compute different layers would wait for each
-    other for ever."""
-    return float(
-        torch.rand((), generator=generator(config.seed, "draw", step, micro_step), dtype=torch.float64)
-    )
 
 
 def _follow(run: Run, probe: GradientProbe, sums: MetricSums) -> None:

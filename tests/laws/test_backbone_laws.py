@@ -288,3 +288,11 @@ def test_straight_through_trains_on_the_forward_pass_of_inference():
     torch.testing.assert_close(trained.tokens[:, :live], inferred.tokens, atol=1e-9, rtol=0)
     torch.testing.assert_close(trained.size[:, :live], inferred.size, atol=1e-9, rtol=0)
     assert not trained.size[:, live:].any()
+
+
+@VARIANT
+@pytest.mark.parametrize("how", [None, "copy", "soft", "residual"])
+def test_a_batch_can_be_empty(variant, how):
+    for training in (False, True):
+        model = tiny_vit(variant).train(training)
+        assert len(model(torch.randn(0, 3, 64, 64), unmerge=how).final.tokens) == 0

@@ -20,6 +20,7 @@ LAWS = [
     "tests/laws/test_merge_laws.py",
     "tests/laws/test_unmerge_laws.py",
     "tests/laws/test_backbone_laws.py",
+    "tests/laws/test_carrying_laws.py",
     "tests/laws/test_costs_of_merging.py",
 ]
 

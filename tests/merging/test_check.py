@@ -8,15 +8,15 @@ from tiny import evidence_of, random_state
 
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
-from pipeline.merging.policy import merge
+from pipeline.merging.policy import MergePolicy, merge
 
 R = 4
 
 
-class Wrong:
+class Wrong(MergePolicy):
     """ToMe's policy, with another end."""
 
-    merges, supports_relaxed, needs = True, False, frozenset({"keys"})
+    needs = frozenset({"keys"})
 
     def __init__(self, change):
         self.change = change

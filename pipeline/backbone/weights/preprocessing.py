@@ -51,9 +51,8 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
         if config.weights and (own := read(Path(config.weights))) is not None:
             return own, config.weights
     known = get_pretrained_cfg(config.name)
-    return _preprocessing(
-        {} if known is None else known.to_dict()
-    ), config.name if config.pretrained and not config.weights else None
+    whose = config.name if config.pretrained and not config.weights else None
+    return _preprocessing({} if known is None else known.to_dict()), whose
 
 
 def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
@@ -107,39 +106,23 @@ def _compare(
     where: str, data: DataConfig, size: tuple[int, int], wanted: Preprocessing, whose: str | None
 ) -> None:
     if data.img_size is not None and data.size != size:
-        text = (
-            "%s.img_size is %s, but the backbone's position embedding is made for %dx%d and is resampled in "
-            "every forward; %s"
-        )
         log.warning(
-            text,
-            where,
-            data.img_size,
-            *size,
-            "leave it out, or give backbone.img_size, unless tasks differ in size",
+            "%s.img_size is %s, but the backbone's position embedding is made for %dx%d and is resampled in "
+            "every forward; leave it out, or give backbone.img_size, unless tasks differ in size",
+            *(where, data.img_size, *size),
         )
     own = {name: getattr(data.augment, name) for name in asdict(wanted)}
     taken = {name: value for name, value in asdict(wanted).items() if own[name] is None}
     if taken:
-        log.info(
-            "%s.augment: %s, %s",
-            where,
-            _listed(taken),
-            f"as {whose} wants it" if whose else "as timm's weights of that name have it",
-        )
+        as_whom = f"as {whose} wants it" if whose else "as timm's weights of that name have it"
+        log.info("%s.augment: %s, %s", where, _listed(taken), as_whom)
     differing = {name: value for name, value in asdict(wanted).items() if own[name] not in (None, value)}
     if whose is None or not differing:
         return
     level = logging.WARNING if differing.keys() & {"mean", "std"} else logging.INFO
-    texts = _listed({name: own[name] for name in differing}), _listed(differing)
-    log.log(
-        level,
-        "%s.augment has %s, where %s has %s; leave it out to have the same",
-        where,
-        texts[0],
-        whose,
-        texts[1],
-    )
+    given = _listed({name: own[name] for name in differing})
+    text = "%s.augment has %s, where %s has %s; leave it out to have the same"
+    log.log(level, text, where, given, whose, _listed(differing))
 
 
 def _listed(values: Mapping[str, Any]) -> str:
