@@ -23,6 +23,7 @@ from tasks.captions.image_routes import Direct, Pooler
 from tasks.captions.losses import below, caption_loss, contrastive_loss, normalised
 from tasks.captions.retrieval import retrieval_rows, retrieval_scores
 from tasks.captions.towers import Decoder, ImageTokens, Past, TextTower
+from tasks.shared.options import from_options
 from tasks.shared.pooling import check_pool
 
 ROUTES = ("pooler", "direct")
@@ -71,16 +72,13 @@ class CaptioningTask(Task):
             raise ConfigError(
                 f"captioning: {given}; give a weight above 0, one from 0, and a number in [0, 1)"
             )
-        self.caption_weight, self.contrastive_weight, self.label_smoothing = (
-            caption_weight,
-            contrastive_weight,
-            label_smoothing,
-        )
+        self.caption_weight, self.contrastive_weight = caption_weight, contrastive_weight
+        self.label_smoothing = label_smoothing
         # raises ConfigError before training where the packages for scores are missing
         _metrics()
         self.tokenizer = build_tokenizer(tokenizer)
         self.special = SpecialTokens(self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id)
-        self.generation = Generation.of(generation)
+        self.generation = from_options(Generation, "generation", generation)
         # imported late, as it takes seconds
         from tasks.open_clip_bridge.parts import build_parts
 
@@ -188,11 +186,8 @@ class CaptioningTask(Task):
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """Tallies. captions: CaptionRows. loss, tokens: sum of the losses of the first references' tokens,
         and their number. Also features, with the contrastive part."""
-        image, tokens, references = (
-            self.image_tokens(encode(batch.images)),
-            batch.targets.tokens,
-            batch.targets.references,
-        )
+        image = self.image_tokens(encode(batch.images))
+        tokens, references = batch.targets.tokens, batch.targets.references
         made = self._captions(image, batch.keys, self.generation)
         rows = tuple(_metrics().CaptionRow(*row) for row in zip(batch.keys, made, references, strict=True))
         logits, labels = self.decoder(self.text(tokens[:, :-1])[0], image)[0].float(), tokens[:, 1:]
@@ -200,11 +195,9 @@ class CaptioningTask(Task):
             logits.flatten(0, 1), labels.flatten(), ignore_index=self.special.pad, reduction="sum"
         )
         tallies = {"captions": Rows(rows), "loss": loss, "tokens": (labels != self.special.pad).sum()}
-        return (
-            tallies
-            if image.feature is None
-            else tallies | retrieval_rows(normalised(image.feature), self, references)
-        )
+        if image.feature is None:
+            return tallies
+        return tallies | retrieval_rows(normalised(image.feature), self, references)
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """Scores of `tasks.captions.metrics`, the mean loss of a token, and, with the contrastive part,

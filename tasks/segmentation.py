@@ -23,6 +23,7 @@ from tasks.masks.inference import Inference
 from tasks.masks.metrics import scores_of
 from tasks.masks.windows import classify, count_confusion, input_size
 from tasks.shared.classes import check_num_classes
+from tasks.shared.options import from_options
 
 
 @TASKS.register("segmentation")
@@ -68,7 +69,7 @@ class SegmentationTask(Task):
             raise ConfigError(f"segmentation: unmerge is {unmerge!r}; give one of {', '.join(UNMERGES)}")
         self.num_classes, self.patch_size = num_classes, backbone.patch_size
         self.merged_decoder = merged_decoder
-        self.inference = Inference.of(inference)
+        self.inference = from_options(Inference, "inference", inference)
         channels = [backbone.embed_dim] * len(indices)
         self.neck = None
         if neck is not None:

@@ -10,17 +10,17 @@ from torch.utils.data import Dataset
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eraser
 from pipeline.data.order import SampleOrder
-from pipeline.data.quarantine import BadSample, Loaded
+from pipeline.data.quarantine import BadSample, Loaded, bad_in_row
 from pipeline.data.samples.protocol import DatasetSchema, Sample, stacked
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stalls import WorkerNotes
-from pipeline.errors import PipelineError, SampleError, counted
+from pipeline.errors import PipelineError, SampleError
 from pipeline.interfaces import Batch
 from pipeline.pixels import Noise, Normalisation
 from pipeline.rng import preserved_generators, seed_generators
 
-PATIENT = 0.8
+PATIENCE_SHARE = 0.8
 """Share of data.max_wait for which failing storage is tried again. Its error comes before the wait for the
 batch ends."""
 
@@ -45,9 +45,8 @@ class BatchReader(Dataset[Loaded]):
         self.order = SampleOrder(counts, seed, config.shuffle_shards)
         self.notes = WorkerNotes(config.workers)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
-        self._reader = SampleReader(
-            manifest, config.shuffle_shards, int(config.cache_gib * 2**30), PATIENT * config.max_wait
-        )
+        cache_bytes, patience = int(config.cache_gib * 2**30), PATIENCE_SHARE * config.max_wait
+        self._reader = SampleReader(manifest, config.shuffle_shards, cache_bytes, patience)
         self._views = 1 if seed is None else config.views
         erases = seed is not None and config.augment.random_erasing > 0
         self._erase = eraser(config.augment.random_erasing) if erases else None
@@ -65,7 +64,7 @@ class BatchReader(Dataset[Loaded]):
                     views = self._load(position)
                     if isinstance(views, BadSample):
                         bad.append(replace(views, place=place))
-                        views = None if self._seed is None else self._instead(position)
+                        views = None if self._seed is None else self._instead(position, views)
                     samples += [] if views is None else [views]
                 return Loaded(
                     self._collate([view for views in samples for view in views]) if samples else None,
@@ -78,9 +77,9 @@ class BatchReader(Dataset[Loaded]):
         finally:
             self.notes.write("")
 
-    def _load(self, position: int, *place: int) -> Views | BadSample:
-        """The views of the sample at a position. place: position of the bad sample that it replaces, if any.
-        A bad sample is returned, not raised, so that a worker can send it."""
+    def _load(self, position: int, *replaced: int) -> Views | BadSample:
+        """The views of the sample at a position. replaced: position of the bad sample that it replaces, if
+        any. A bad sample is returned, not raised, so that a worker can send it."""
         at = self.order[position]
         shard, key = self._manifest.shards[at.shard].name, f"#{at.sample}"
         self.notes.write(shard)
@@ -88,11 +87,10 @@ class BatchReader(Dataset[Loaded]):
             key = self._reader.key(at.shard, at.sample)
             self.notes.write(f"{shard}, sample {key!r}")
             image, target = self._schema.decode(self._reader.read(at.shard, at.sample))
-            address = at.epoch, shard, key, *place
+            address = at.epoch, shard, key, *replaced
             if self._seed is None:
                 return (Sample(key, address, *self._schema.evaluate(image, target)),)
-            views = (self._view(number, key, address, image, target) for number in range(self._views))
-            return tuple(views)
+            return tuple(self._view(number, key, address, image, target) for number in range(self._views))
         # an OSError comes from a decoder: the reader raises StorageError
         except (SampleError, OSError) as err:
             return BadSample(0, shard, key, str(err))
@@ -112,16 +110,14 @@ class BatchReader(Dataset[Loaded]):
         parts = dict.fromkeys(self._schema.shortened(view.target) for view in views)
         return [(views[0].key, part) for part in parts if part]
 
-    def _instead(self, place: int) -> Views:
-        """The next good sample in the order, to replace the bad one at `place`. Raises SampleError."""
-        last = place + self._tries
-        for position in range(place + 1, last + 1):
-            if not isinstance(views := self._load(position, place), BadSample):
-                return views
-        raise SampleError(
-            f"{counted(self._tries + 1, 'bad sample')} in a row, the last one: {self._load(last)}; see `dtem "
-            "shards verify`"
-        )
+    def _instead(self, position: int, bad: BadSample) -> Views:
+        """The next good sample in the order, to replace the bad one at a position. Raises SampleError."""
+        for later in range(position + 1, position + self._tries + 1):
+            found = self._load(later, position)
+            if not isinstance(found, BadSample):
+                return found
+            bad = found
+        raise bad_in_row(self._tries + 1, bad)
 
     def _collate(self, views: Sequence[Sample]) -> Batch:
         """The batch of these views; those of one sample are neighbours."""

@@ -66,10 +66,8 @@ class Quarantine:
         """The batch, whose bad samples are counted. Raises the worker's error, and SampleError above the
         limit."""
         bad = {sample.place: sample for sample in loaded.bad}
-        for place in range(loaded.tried) if bad else ():
+        for place in range(loaded.tried):
             self._note(bad.get(place))
-        if not bad:
-            self._in_row = 0
         if loaded.error is not None:
             raise loaded.error
         for key, part in loaded.shortened:
@@ -87,7 +85,10 @@ class Quarantine:
         if self.count <= 10 or self.count % 1000 == 0:
             log.warning("bad sample %d is not used: %s", self.count, printable(str(sample)))
         if self._in_row > self._limit:
-            raise SampleError(
-                f"{counted(self._in_row, 'bad sample')} in a row, the last one: {sample}; see "
-                "`dtem shards verify`"
-            )
+            raise bad_in_row(self._in_row, sample)
+
+
+def bad_in_row(number: int, last: BadSample) -> SampleError:
+    return SampleError(
+        f"{counted(number, 'bad sample')} in a row, the last one: {last}; see `dtem shards verify`"
+    )

@@ -1,10 +1,8 @@
 """Streams of batches, made in worker processes or in this one: endless ones for training, and loaders that
 pass once over a split for evaluation."""
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +12,13 @@ import pipeline.data.samples  # noqa: F401 - fills the registry
 from pipeline.config.schema import DataConfig
 from pipeline.data.batches import BatchReader
 from pipeline.data.quarantine import Loaded, Quarantine
-from pipeline.data.samples.class_names import Labels, agreed
+from pipeline.data.samples.class_names import Labels, agreed, tell_renumbered
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.held_out import find_split, refuse_training_shards, training_shards
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.stalls import patiently, poll_seconds
-from pipeline.errors import CheckpointError, SampleError, printable
+from pipeline.errors import CheckpointError, SampleError
 from pipeline.interfaces import Batch
-
-log = logging.getLogger(__name__)
 
 FEW = 10
 """Number of bad samples that even the smallest set may have."""
@@ -80,11 +76,10 @@ class TrainStream:
         return self._quarantine.shortened.total()
 
     def __iter__(self) -> Iterator[Batch]:
-        for loaded in _loaded(
-            self._reader, _Positions(self._ranges), self._config.workers, self._config.max_wait
-        ):
+        config = self._config
+        for loaded in _loaded(self._reader, self._ranges(), config.workers, config.max_wait):
             batch = self._quarantine.checked_batch(loaded)
-            images = self._batch * self._config.views
+            images = self._batch * config.views
             assert batch is not None and len(batch.images) == images, (
                 "losses over ranks need batches of one size"
             )
@@ -150,8 +145,7 @@ class EvalLoader:
         """Yields `len(self)` batches; None in place of a batch whose samples are all bad."""
         # a worker more would have no batch to make
         workers = min(self._config.workers, len(self))
-        positions = _Positions(lambda: iter(self._ranges))
-        for loaded in _loaded(self._reader, positions, workers, self._config.max_wait):
+        for loaded in _loaded(self._reader, self._ranges, workers, self._config.max_wait):
             yield self._quarantine.checked_batch(loaded)
 
 
@@ -206,42 +200,15 @@ def _reader(
         classes = classes or DATASETS.build(config.schema, config, trained).classes
     labels = agreed(schema.classes, classes, where)
     if labels != Labels.as_stored(schema.classes):
-        _tell_renumbered(tuple(schema.classes), labels, where)
+        tell_renumbered(tuple(schema.classes), labels, where)
         schema = DATASETS.build(config.schema, config, manifest, labels=labels)
     return BatchReader(task_name, config, manifest, schema, seed), manifest
 
 
-@lru_cache(maxsize=64)
-def _tell_renumbered(stored: tuple[str, ...], labels: Labels, where: str) -> None:
-    """Warns once of labels that are renumbered by name: right for shards in another order, but wrong where
-    only the names were corrected after training."""
-    moved = [
-        (name, old, new)
-        for old, (name, new) in enumerate(zip(stored, labels.numbers, strict=True))
-        if old != new
-    ]
-    if moved:
-        name, old, new = moved[0]
-        log.warning(
-            "%s: %d of its %d classes have other numbers than where the model learned them (%s is %d "
-            "there, %d here); "
-            "its labels are renumbered by name. Were only the names put in another order, its scores "
-            "are wrong",
-            *(where, len(moved), len(stored), printable(name), new, old),
-        )
-
-
-class _Positions(torch.utils.data.Sampler[range]):
-    """Yields the range of positions of each batch, for the loader's workers."""
-
-    def __init__(self, ranges: Callable[[], Iterator[range]]):
-        self._ranges = ranges
-
-    def __iter__(self) -> Iterator[range]:
-        return self._ranges()
-
-
-def _loaded(reader: BatchReader, positions: _Positions, workers: int, max_wait: float) -> Iterator[Loaded]:
+def _loaded(
+    reader: BatchReader, positions: Iterable[range], workers: int, max_wait: float
+) -> Iterator[Loaded]:
+    """Yields the batch of each range of positions."""
     loader: DataLoader[Loaded] = DataLoader(
         reader,
         batch_size=None,

@@ -5,7 +5,7 @@ Captions of a batch do not depend on each other, so a caption is the same in any
 R = B * K rows, T words so far, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from pipeline.errors import ConfigError
 from pipeline.rng import generator
 from pipeline.token_state import widened
-from tasks.shared.options import from_options
 
 STRATEGIES = ("greedy", "beam", "top_p")
 
@@ -78,11 +77,6 @@ class Generation:
             raise ConfigError(
                 f"generation: top_p {self.top_p} must be in (0, 1] and temperature {self.temperature} above 0"
             )
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any] | None) -> "Generation":
-        """From plain data. Raises ConfigError for an unknown option and for a wrong value."""
-        return from_options(cls, "generation", options)
 
 
 @dataclass(frozen=True)

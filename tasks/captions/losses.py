@@ -34,10 +34,8 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, views: int = 1)
     _check_equal(len(image), ranks)
     first = ranks.rank * len(image)
     labels = torch.arange(first, first + len(image), device=image.device)
-    image_to_text, text_to_image = (
-        scale * products(image, gathered(text)),
-        scale * products(text, gathered(image)),
-    )
+    image_to_text = scale * products(image, gathered(text))
+    text_to_image = scale * products(text, gathered(image))
     if views > 1:
         others = _other_views(labels, image_to_text.shape[1], views)
         image_to_text, text_to_image = (

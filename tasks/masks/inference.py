@@ -1,11 +1,10 @@
 """Options of the evaluation of masks: windows, scales, mirror images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
-from tasks.shared.options import from_options
 
 Size = tuple[int, int]
 """(height, width)"""
@@ -47,11 +46,6 @@ class Inference:
     def slide(self) -> tuple[Size, Size]:
         """Window and stride, as (height, width)."""
         return _pair("crop_size", self.crop_size), _pair("stride", self.stride)
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any] | None) -> "Inference":
-        """From plain data. Raises ConfigError for an unknown option and for a wrong value."""
-        return from_options(cls, "inference", options)
 
 
 def _pair(name: str, value: Any) -> Size:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.extras import extra
 
-OPERATORS = "mmcv._ext"
+COMPILED = "mmcv._ext"
 """mmcv's compiled code."""
 
 
@@ -47,15 +47,15 @@ def _is_upstream_without_operators() -> bool:
     """Upstream's mmseg imports operators that few heads call; the forks do without. Asked first, as half an
     import cannot be repeated."""
     upstream = any(True for _ in metadata.distributions(name="mmsegmentation"))
-    return upstream and util.find_spec("mmcv") is not None and util.find_spec(OPERATORS) is None
+    return upstream and util.find_spec("mmcv") is not None and util.find_spec(COMPILED) is None
 
 
 @contextmanager
 def _operators_replaced() -> Iterator[None]:
     """A context for an import, in which MissingOperators replace the compiled ones. Afterwards mmengine,
     which looks for compiled operators, finds none."""
-    sys.modules[OPERATORS] = MissingOperators(OPERATORS)
+    sys.modules[COMPILED] = MissingOperators(COMPILED)
     try:
         yield
     finally:
-        del sys.modules[OPERATORS]
+        del sys.modules[COMPILED]

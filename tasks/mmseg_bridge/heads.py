@@ -38,6 +38,8 @@ HEADS = OF_MMDET | {
     name for name in decode_heads.__all__ if issubclass(getattr(decode_heads, name), BaseDecodeHead)
 }
 NECKS = set(necks.__all__)
+MISFITS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError)
+"""Errors that mmseg's modules raise for options and features that do not fit them."""
 PROBE = 4
 """Side of the features on which a new head is tried."""
 
@@ -72,10 +74,9 @@ def build_neck(spec: Mapping[str, Any], in_channels: Sequence[int]) -> tuple[nn.
     """The neck, and the channels of each of its features. Raises ConfigError, see `build_decode_head`."""
     _check_spec(spec, "neck", NECKS)
     filled = copy.deepcopy(dict(spec))
-    if spec["type"] == "Feature2Pyramid":
-        fill_in(filled, "embed_dim", in_channels[0], f"neck {spec['type']}: ", "here it is")
-    else:
-        fill_in(filled, "in_channels", list(in_channels), f"neck {spec['type']}: ", "here it is")
+    pyramid = spec["type"] == "Feature2Pyramid"
+    name, value = ("embed_dim", in_channels[0]) if pyramid else ("in_channels", list(in_channels))
+    fill_in(filled, name, value, f"neck {spec['type']}: ", "here it is")
     neck = _build(filled, "neck")
     with _trial(neck, in_channels, "neck") as features:
         return neck, [feature.shape[1] for feature in neck(features)]
@@ -177,15 +178,7 @@ def _build(spec: Mapping[str, Any], field: str) -> nn.Module:
     try:
         with warnings.catch_warnings(action="ignore"):
             module = MODELS.build(ConfigDict(spec, _scope_="mmseg"))
-    except (
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        AssertionError,
-        RuntimeError,
-        ImportError,
-    ) as err:
+    except (*MISFITS, ImportError) as err:
         hint = (
             ""
             if "in_index" in spec or isinstance(err, TypeError)
@@ -219,7 +212,7 @@ def _trial(module: nn.Module, in_channels: Sequence[int], field: str) -> Iterato
     try:
         with torch.no_grad():
             yield tuple(torch.zeros(1, channels, PROBE, PROBE) for channels in in_channels)
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as err:
+    except MISFITS as err:
         shown = f"{len(in_channels)} features of {list(in_channels)} channels"
         raise ConfigError(f"{field} {type(module).__name__} does not take {shown}: {_reason(err)}") from err
     finally:

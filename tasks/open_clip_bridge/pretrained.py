@@ -53,21 +53,15 @@ def read_preprocessing(where: str) -> dict[str, Any]:
     named_config(model)
     usual = asdict(PreprocessCfg())
     tags = [tag] if get_pretrained_cfg(model, tag) else list_pretrained_tags_by_model(model)
-    published = [usual | get_pretrained_cfg(model, name) for name in tags]
-    own = (
-        published[0]
-        if published and all(_pixels(one) == _pixels(published[0]) for one in published)
-        else usual
-    )
-    pixels = dict(zip(PIXELS, _pixels(own), strict=True))
-    return pixels | {
-        "crop_pct": 1.0,
-        "crop_mode": "squash" if pixels.pop("resize_mode") == "squash" else "center",
-    }
+    published = [_pixels(usual | get_pretrained_cfg(model, name)) for name in tags]
+    agree = all(pixels == published[0] for pixels in published)
+    pixels = published[0] if published and agree else _pixels(usual)
+    squashed = pixels.pop("resize_mode") == "squash"
+    return pixels | {"crop_pct": 1.0, "crop_mode": "squash" if squashed else "center"}
 
 
-def _pixels(config: dict[str, Any]) -> list[Any]:
-    return [config[name] for name in PIXELS]
+def _pixels(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in PIXELS}
 
 
 def _downloaded(where: str, published: dict) -> Path:

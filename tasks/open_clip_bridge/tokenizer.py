@@ -3,14 +3,14 @@ built."""
 
 from collections.abc import Sequence
 
-from pipeline.data.samples.text import TOKENIZERS
+from pipeline.data.samples.text import TOKENIZERS, check_context_length, ids_of_text
 from pipeline.errors import ConfigError
 from pipeline.extras import extra
 
 
 @TOKENIZERS.register("clip")
 class ClipTokenizer:
-    """open_clip's SimpleTokenizer, for lower-cased text.
+    """See Tokenizer: open_clip's SimpleTokenizer, for lower-cased text.
 
     name: an open_clip model, for its context length and cleaning of text. context_length: most tokens of a
     text with bos and eos; None takes that of the model, or CLIP's 77. Raises ConfigError.
@@ -24,11 +24,7 @@ class ClipTokenizer:
 
         text_cfg = _text_config(name) if name else {}
         length = context_length or text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH)
-        if not isinstance(length, int) or length < 3:
-            raise ConfigError(
-                f"tokenizer: context_length is {context_length!r}; give a whole number from 3 (a word "
-                "and its two marks)"
-            )
+        check_context_length(length)
         self.context_length: int = length
         self._bpe = SimpleTokenizer(context_length=length, **text_cfg.get("tokenizer_kwargs", {}))
         self.vocab_size: int = self._bpe.vocab_size
@@ -36,19 +32,13 @@ class ClipTokenizer:
         self.eos_id: int = self._bpe.eot_token_id
 
     def encode(self, text: str) -> list[int]:
-        """bos, the text's tokens, and eos: at most context_length tokens. A longer text loses its end."""
         return [self.bos_id, *self._bpe.encode(text)[: self.context_length - 2], self.eos_id]
 
     def is_cut(self, text: str) -> bool:
-        """Whether `encode` leaves out a part of the text."""
         return len(self._bpe.encode(text)) > self.context_length - 2
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text up to the first eos; bos and pad are left out."""
-        ids = list(ids)
-        if self.eos_id in ids:
-            ids = ids[: ids.index(self.eos_id)]
-        return self._bpe.decode([i for i in ids if i not in (self.bos_id, self.pad_id)]).strip()
+        return self._bpe.decode(ids_of_text(ids, self)).strip()
 
 
 def _text_config(name: str) -> dict:

@@ -39,14 +39,15 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
     """
     size = height_width(img_size)
     crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
-    steps, hflip = [crop, *_colour(config, min(size))], 0.5 if config.hflip is None else config.hflip
+    hflip = 0.5 if config.hflip is None else config.hflip
+    colours = _colours(config, min(size))
 
     def transform(image: Tensor) -> Tensor:
-        image = steps[0](image)
+        image = crop(image)
         if random.random() < hflip:
             image = image.flip(-1)
-        for step in steps[1:]:
-            image = step(image)
+        for change in colours:
+            image = change(image)
         return image
 
     return transform
@@ -54,9 +55,8 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
 
 def draws_anything(config: AugmentConfig) -> bool:
     """Whether `train_transform` or `eraser` change an image at random, so that views of it differ."""
-    jitter = config.color_jitter if isinstance(config.color_jitter, tuple) else (config.color_jitter,)
-    crops = config.pad or config.crop_scale != (1, 1)
-    return bool(crops or config.hflip != 0 or config.rand_augment or any(jitter) or config.random_erasing)
+    crops, jitters = config.pad or config.crop_scale != (1, 1), any(_jitter(config))
+    return bool(crops or config.hflip != 0 or config.rand_augment or jitters or config.random_erasing)
 
 
 def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
@@ -131,14 +131,16 @@ def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.Inte
     return F.resize(image, covering, interpolation=interpolation, antialias=True)
 
 
-def _colour(config: AugmentConfig, size: int) -> list[Transform]:
-    steps: list[Transform] = []
-    if config.rand_augment:
-        steps.append(_rand_augment(config, size))
+def _colours(config: AugmentConfig, size: int) -> list[Transform]:
+    changes: list[Transform] = [_rand_augment(config, size)] if config.rand_augment else []
+    jitter = _jitter(config)
+    return [*changes, v2.ColorJitter(*jitter)] if any(jitter) else changes
+
+
+def _jitter(config: AugmentConfig) -> tuple[float, ...]:
+    """Strengths of the jitter of brightness, contrast, saturation and, where it is given, hue."""
     jitter = config.color_jitter
-    if any(jitter) if isinstance(jitter, tuple) else jitter:
-        steps.append(v2.ColorJitter(*(jitter if isinstance(jitter, tuple) else (jitter,) * 3)))
-    return steps
+    return jitter if isinstance(jitter, tuple) else (jitter,) * 3
 
 
 def _rand_augment(config: AugmentConfig, size: int) -> Transform:
@@ -222,5 +224,5 @@ class BatchMixer:
 
 def _views_apart(tensor: Tensor, views: int) -> Tensor:
     """[B * V, ...] with a sample's V views side by side -> [V * B, ...] with the first views of all samples,
-    then the second ones."""
+    then the second ones. With the number of samples as `views`, its inverse."""
     return tensor.unflatten(0, (-1, views)).transpose(0, 1).flatten(0, 1)

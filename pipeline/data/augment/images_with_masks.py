@@ -8,7 +8,6 @@ images.
 """
 
 import random
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.schema import AugmentConfig, DataConfig
+from pipeline.data.augment.images import Transform
 from pipeline.data.augment.photometric import distort
 from pipeline.data.members.decode import MAX_PIXELS
 from pipeline.data.members.masks import IGNORED, label_counts
@@ -122,7 +122,7 @@ def _largest_share(mask: Tensor) -> float:
     return counts.max() / counts.sum() if counts.any() else 1.0
 
 
-def _recolouring(config: AugmentConfig) -> Any:
+def _recolouring(config: AugmentConfig) -> Transform | None:
     """The change of colours that `photometric` names: MMSegmentation's, or factors, each with an even chance;
     None where it is off."""
     if config.photometric == "mmseg":

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eval_transform, train_transform
-from pipeline.data.members.decode import IMAGES, decode_captions, decode_image
-from pipeline.data.samples.protocol import DATASETS, refuse_unused
+from pipeline.data.members.decode import decode_captions, decode_image
+from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
 from pipeline.data.samples.text import TOKENIZERS, build_tokenizer
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import CaptionTargets
-from pipeline.errors import ConfigError, SampleError
+from pipeline.errors import ConfigError
 
 UNUSED = ("mixup", "cutmix", "short_side", "resize_range", "max_class_share", "photometric", "antialias")
 MULTIPLE = 8
@@ -54,17 +54,11 @@ class Captioning:
         self._evaluate = eval_transform(config.augment, config.size)
 
     def missing(self, schema: Sequence[str]) -> str:
-        lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]
-        return " and ".join(lacks + ([] if "json" in schema else ['json, {"captions": [...]}']))
+        return " and ".join(lacking(schema, "json", 'json, {"captions": [...]}'))
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, tuple[str, ...]]:
-        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-        if image is None or "json" not in members:
-            raise SampleError(
-                f"it has the members {', '.join(members) or 'none'}; captioning needs "
-                f"{self.missing(list(members))}"
-            )
-        return decode_image(image), decode_captions(members["json"])
+        image, captions = image_and("json", members, "captioning", self.missing)
+        return decode_image(image), decode_captions(captions)
 
     def train(self, image: Tensor, target: tuple[str, ...]) -> tuple[Tensor, Caption]:
         caption = self._caption(random.choice(target))  # before the image, whose draws depend on its shape
@@ -74,13 +68,10 @@ class Captioning:
         return self._evaluate(image), self._caption(target[0], target)
 
     def shortened(self, target: Caption) -> str:
-        longest = self._tokenizer.context_length
-        return (
-            f"the end of a caption, which has more than the {longest} tokens of data.tokenizer's "
-            "context_length"
-            if target.cut
-            else ""
-        )
+        if not target.cut:
+            return ""
+        limit = f"{self._tokenizer.context_length} tokens of data.tokenizer's context_length"
+        return f"the end of a caption, which has more than the {limit}"
 
     def targets(self, targets: Sequence[Caption]) -> CaptionTargets:
         longest = max(len(target.tokens) for target in targets)

@@ -1,9 +1,13 @@
 """Agreement of the class names of two sets: a label must mean the same in both, as one head reads them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from pipeline.errors import ConfigError, first_few
+from pipeline.errors import ConfigError, first_few, printable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,25 @@ def agreed(own: Sequence[str], known: Sequence[str], where: str) -> Labels:
         f"({_listed(known)}), so labels would mean something else. Give shards with these names, or "
         "make both splits from one tree"
     )
+
+
+@lru_cache(maxsize=64)
+def tell_renumbered(stored: tuple[str, ...], labels: Labels, where: str) -> None:
+    """Warns once of labels that are renumbered by name: right for shards in another order, but wrong where
+    only the names were corrected after training."""
+    moved = [
+        (name, old, new)
+        for old, (name, new) in enumerate(zip(stored, labels.numbers, strict=True))
+        if old != new
+    ]
+    if moved:
+        name, old, new = moved[0]
+        log.warning(
+            "%s: %d of its %d classes have other numbers than where the model learned them (%s is %d there, "
+            "%d here); its labels are renumbered by name. Were only the names put in another order, its "
+            "scores are wrong",
+            *(where, len(moved), len(stored), printable(name), new, old),
+        )
 
 
 def _numbered(names: tuple[str, ...]) -> bool:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import draws_anything, eval_transform, train_transform
-from pipeline.data.members.decode import IMAGES, decode_class, decode_image
+from pipeline.data.members.decode import decode_class, decode_image
 from pipeline.data.samples.class_names import Labels
-from pipeline.data.samples.protocol import DATASETS, refuse_unused
+from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import ClassificationTargets
-from pipeline.errors import ConfigError, SampleError
+from pipeline.errors import ConfigError
 
 UNUSED = ("short_side", "resize_range", "max_class_share", "photometric", "antialias")
 
@@ -36,17 +36,11 @@ class Classification:
         self._evaluate = eval_transform(config.augment, config.size)
 
     def missing(self, schema: Sequence[str]) -> str:
-        lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]
-        return " and ".join(lacks + ([] if "cls" in schema else ["cls"]))
+        return " and ".join(lacking(schema, "cls"))
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, int]:
-        image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-        if image is None or "cls" not in members:
-            raise SampleError(
-                f"it has the members {', '.join(members) or 'none'}; classification needs "
-                f"{self.missing(list(members))}"
-            )
-        return decode_image(image), self._numbers[decode_class(members["cls"], len(self._numbers))]
+        image, label = image_and("cls", members, "classification", self.missing)
+        return decode_image(image), self._numbers[decode_class(label, len(self._numbers))]
 
     def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:
         return self._train(image), target

@@ -1,7 +1,7 @@
 """Protocol of a dataset schema: the members of a sample, their decoding, and the way from samples to a
 batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import AugmentConfig, DataConfig
-from pipeline.errors import ConfigError
+from pipeline.data.members.decode import IMAGES
+from pipeline.errors import ConfigError, SampleError
 from pipeline.registry import Registry
 
 
@@ -86,6 +87,26 @@ def _changed(section: AugmentConfig | DataConfig, names: Sequence[str]) -> dict[
     default."""
     default = {field.name: field.default for field in fields(section)}
     return {name: getattr(section, name) for name in names if getattr(section, name) != default[name]}
+
+
+def lacking(suffixes: Sequence[str], own: str, told: str = "") -> list[str]:
+    """Of an image and the member `own`, those that members with these suffixes lack, in words. told: the
+    words for `own`, if not its suffix."""
+    lacks = [] if set(IMAGES) & set(suffixes) else [f"an image ({', '.join(IMAGES)})"]
+    return lacks if own in suffixes else [*lacks, told or own]
+
+
+def image_and(
+    own: str, members: Mapping[str, bytes], schema: str, missing: Callable[[Sequence[str]], str]
+) -> tuple[bytes, bytes]:
+    """The bytes of a sample's image and of its member `own`. missing: DatasetSchema's, of this schema. Raises
+    SampleError."""
+    image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+    if image is None or own not in members:
+        raise SampleError(
+            f"it has the members {', '.join(members) or 'none'}; {schema} needs {missing(list(members))}"
+        )
+    return image, members[own]
 
 
 def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images_with_masks import JointCrop, resize_for_evaluation
-from pipeline.data.members.decode import IMAGES, decode_image, decode_mask
+from pipeline.data.members.decode import decode_image, decode_mask
 from pipeline.data.members.masks import all_known, label_counts, size_mismatch, strange_labels
 from pipeline.data.samples.class_names import Labels
-from pipeline.data.samples.protocol import DATASETS, refuse_unused, stacked
+from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused, stacked
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import SampleError
@@ -35,26 +35,15 @@ class Segmentation:
         self._augment = config.augment
 
     def missing(self, schema: Sequence[str]) -> str:
-        lacks = [] if set(IMAGES) & set(schema) else [f"an image ({', '.join(IMAGES)})"]
-        lacks += [] if MASK in schema else [MASK]
-        lacks += (
-            []
-            if self.classes
-            else [
-                "the names of its mask's classes (classes.json beside the shards, then `dtem shards "
-                "make index`)"
-            ]
-        )
+        lacks = lacking(schema, MASK)
+        if not self.classes:
+            names = "the names of its mask's classes"
+            lacks.append(f"{names} (classes.json beside the shards, then `dtem shards make index`)")
         return " and ".join(lacks)
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, Tensor]:
-        data = next((members[suffix] for suffix in IMAGES if suffix in members), None)
-        if data is None or MASK not in members:
-            raise SampleError(
-                f"it has the members {', '.join(members) or 'none'}; segmentation needs "
-                f"{self.missing(list(members))}"
-            )
-        image, mask = decode_image(data), decode_mask(members[MASK])
+        image_data, mask_data = image_and(MASK, members, "segmentation", self.missing)
+        image, mask = decode_image(image_data), decode_mask(mask_data)
         if image.shape[1:] != mask.shape:
             raise SampleError(size_mismatch(image.shape[1:], mask.shape))
         if not all_known(mask.numpy(), len(self._numbers)):

@@ -47,6 +47,21 @@ def build_tokenizer(spec: Mapping[str, Any]) -> Tokenizer:
     return TOKENIZERS.build(options.pop("type"), **options)
 
 
+def check_context_length(length: object) -> None:
+    """Raises ConfigError for what cannot be a tokenizer's context_length."""
+    if not isinstance(length, int) or length < 3:
+        raise ConfigError(
+            f"tokenizer: context_length is {length!r}; give a whole number from 3 (a word and its two marks)"
+        )
+
+
+def ids_of_text(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """The numbers up to the first eos, without bos and pad."""
+    ids = list(ids)
+    text = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
+    return [i for i in text if i not in (tokenizer.bos_id, tokenizer.pad_id)]
+
+
 def split_words(text: str) -> list[str]:
     """Lower-cased words, and each mark of punctuation by itself; an apostrophe inside a word belongs to
     it."""
@@ -61,11 +76,7 @@ class WordTokenizer:
     pad_id, bos_id, eos_id, unknown_id = 0, 1, 2, 3
 
     def __init__(self, *, words: Sequence[str], context_length: int = 32):
-        if not isinstance(context_length, int) or context_length < 3:
-            raise ConfigError(
-                f"tokenizer: context_length is {context_length!r}; give a whole number from 3 (a word "
-                "and its two marks)"
-            )
+        check_context_length(context_length)
         if isinstance(words, str) or not words or not all(isinstance(word, str) for word in words):
             raise ConfigError(
                 "tokenizer: words is no list of words; `dtem shards words` prints the words of a set"
@@ -90,7 +101,4 @@ class WordTokenizer:
         return len(split_words(text)) > self.context_length - 2
 
     def decode(self, ids: Sequence[int]) -> str:
-        ids = list(ids)
-        if self.eos_id in ids:
-            ids = ids[: ids.index(self.eos_id)]
-        return " ".join(self._texts[i] for i in ids if i not in (self.bos_id, self.pad_id))
+        return " ".join(self._texts[i] for i in ids_of_text(ids, self))

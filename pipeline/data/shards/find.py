@@ -65,14 +65,9 @@ def _groups(locations: list[str]) -> list[list[str]]:
     """Locations that are read together: neighbouring tars of one folder, or one folder."""
     groups: list[list[str]] = []
     for location in locations:
-        alone = not location.endswith(".tar")
-        same = (
-            groups
-            and not alone
-            and groups[-1][0].endswith(".tar")
-            and split(groups[-1][0])[0] == split(location)[0]
-        )
-        if same:
+        before = groups[-1][0] if groups else ""
+        tars = before.endswith(".tar") and location.endswith(".tar")
+        if tars and split(before)[0] == split(location)[0]:
             groups[-1].append(location)
         else:
             groups.append([location])
@@ -82,8 +77,6 @@ def _groups(locations: list[str]) -> list[list[str]]:
 def _load_folder(folder: str, subset: str | None) -> Manifest:
     manifest = _read_manifest(folder)
     if manifest is None:
-        if is_remote(folder):
-            raise _no_manifest(folder)
         tars = local_shards(folder)
         if not tars:
             raise SampleError(
@@ -116,18 +109,13 @@ def _of_split(named: Mapping[T, str], subset: str | None, folder: str) -> list[T
     there = set(named.values())
     if subset is None or there == {""}:
         return list(named)
-    where = (
-        f"{folder} has no shard of split '{subset}'"
-        if subset not in there
-        else f"{folder} cannot be divided into splits"
+    if subset in there and "" not in there:
+        return [shard for shard, own in named.items() if own == subset]
+    why = "cannot be divided into splits" if subset in there else f"has no shard of split '{subset}'"
+    raise SampleError(
+        f"{folder} {why}: {_counted(named.values())}. Give the shards by a pattern, for instance "
+        f"'{folder}/part-{{000..012}}.tar', or make the set anew with this split (`dtem shards make --help`)"
     )
-    if subset not in there or "" in there:
-        raise SampleError(
-            f"{where}: {_counted(named.values())}. Give the shards by a pattern, for instance "
-            f"'{folder}/part-{{000..012}}.tar', "
-            f"or make the set anew with this split (`dtem shards make --help`)"
-        )
-    return [shard for shard, split_named in named.items() if split_named == subset]
 
 
 def _counted(splits: Iterable[str]) -> str:
@@ -143,8 +131,6 @@ def _load_tars(tars: list[str]) -> Manifest:
     folder = split(tars[0])[0]
     manifest = _read_manifest(folder)
     if manifest is None:
-        if is_remote(folder):
-            raise _no_manifest(folder)
         return _index_now(tars)
     known = {shard.name: shard for shard in manifest.shards}
     missing = [tar for tar in tars if split(tar)[1] not in known]
@@ -155,10 +141,14 @@ def _load_tars(tars: list[str]) -> Manifest:
 
 
 def _read_manifest(folder: str) -> Manifest | None:
+    """None where a local folder has none. Raises SampleError for a remote one without, and for one that does
+    not read."""
     location = join(folder, MANIFEST)
     try:
         return parse_manifest(read_bytes(location), folder)
     except FileNotFoundError:
+        if is_remote(folder):
+            raise _no_manifest(folder) from None
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise SampleError(f"{location}: {err or type(err).__name__}; make it anew: {remedy(folder)}") from err

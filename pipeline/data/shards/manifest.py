@@ -88,9 +88,9 @@ class Manifest:
 
     def index(self, number: int, patience: float | None = None) -> ShardIndex:
         """The index of shard `number`. Raises StorageError where it cannot be read for `patience` seconds,
-        and at once where it is not the one that the manifest names."""
+        and at once where a local file is not the index that the manifest names."""
         shard = self.shards[number]
-        return self.indexes[shard.url] if shard.url in self.indexes else read_index(shard, patience)
+        return self.indexes[shard.url] if shard.url in self.indexes else _read_index(shard, patience)
 
     def to_json(self, root: str | None) -> bytes:
         plain: dict[str, Any] = {
@@ -108,7 +108,7 @@ class Manifest:
         )
 
 
-def read_index(shard: Shard, patience: float | None = None) -> ShardIndex:
+def _read_index(shard: Shard, patience: float | None) -> ShardIndex:
     try:
         data = read_bytes(shard.index_url, patience, shard.index_sha256)
         if hashlib.sha256(data).hexdigest() != shard.index_sha256:

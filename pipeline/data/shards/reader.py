@@ -39,9 +39,7 @@ class SampleReader:
         """Maps a suffix to the bytes of the member, for all members of a sample. Raises StorageError where
         the shard cannot be read, or has another size than the manifest says, for `patience` seconds."""
         members = self._index(shard).members(sample)
-        return persist(
-            self._manifest.shards[shard].url, lambda: self._members(shard, members), self._patience
-        )
+        return persist(lambda: self._members(shard, members), self._patience)
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Downloads remote shards that will be read soon, in the background. Errors are ignored: reading

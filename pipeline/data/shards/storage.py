@@ -65,14 +65,14 @@ def read_bytes(location: str, patience: float | None = None, sha256: str = "") -
             lambda filesystem: _whole(filesystem.cat_file(location, timeout=DEADLINE), sha256),
             patience,
         )
-    return persist(location, lambda: _local(location, lambda: Path(location).read_bytes()), patience)
+    return persist(lambda: _local(location, lambda: Path(location).read_bytes()), patience)
 
 
 def file_size(location: str, patience: float | None = None) -> int:
     """The size of a file in bytes. Raises FileNotFoundError for a missing file, StorageError for other
     failures."""
     if not is_remote(location):
-        return persist(location, lambda: _local(location, lambda: os.stat(location).st_size), patience)
+        return persist(lambda: _local(location, lambda: os.stat(location).st_size), patience)
     size = _remote(location, lambda filesystem: filesystem.info(location, timeout=DEADLINE)["size"], patience)
     if not isinstance(size, int):
         raise SampleError(
@@ -110,7 +110,7 @@ def download(
     _remote(location, attempt, patience)
 
 
-def persist(location: str, action: Callable[[], T], patience: float | None = None) -> T:
+def persist(action: Callable[[], T], patience: float | None = None) -> T:
     """Returns `action()`. While it raises OutageError it is called again, after a pause with jitter. Raises
     StorageError once `patience` seconds are over; None is PATIENCE."""
     patience = PATIENCE if patience is None else patience
@@ -191,7 +191,7 @@ def _remote(location: str, action: Callable[[Any], T], patience: float | None) -
         except Exception as err:  # noqa: BLE001 - see above
             raise storage_error(location, err) from err
 
-    return persist(location, attempt, patience)
+    return persist(attempt, patience)
 
 
 def _filesystem(location: str) -> Any:

@@ -6,9 +6,8 @@ import torch
 from maskkit import mask_of, png
 from shardkit import config, image, write_tar
 
-from pipeline.data import stream
 from pipeline.data.make.write import index_shards
-from pipeline.data.samples.class_names import Labels, agreed
+from pipeline.data.samples.class_names import Labels, agreed, tell_renumbered
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError
 
@@ -59,7 +58,7 @@ def named_set(folder, classes: list[str], labels: list[int]):
 @pytest.mark.parametrize("schema", ["classification", "segmentation"])
 def test_shards_with_fewer_classes_are_read_with_the_labels_of_training(tmp_path, schema, caplog):
 
-    stream._tell_renumbered.cache_clear()
+    tell_renumbered.cache_clear()
     names = ["a", "b", "c", "d"]
     train, val = (
         named_set(tmp_path / "train", names, [0, 1, 2, 3]),

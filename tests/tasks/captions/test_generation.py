@@ -12,9 +12,9 @@ from torch import Tensor
 from pipeline.rng import generator
 from tasks.captions.generation import Generation, SpecialTokens, generate
 
-MARKS = SpecialTokens(pad=0, bos=1, eos=2)
+SPECIAL = SpecialTokens(pad=0, bos=1, eos=2)
 VOCABULARY = 9
-START = torch.full((5,), MARKS.bos)
+START = torch.full((5,), SPECIAL.bos)
 OPTIONS = {
     "plain": {},
     "short": {"max_length": 3},
@@ -34,7 +34,7 @@ def next_logits(image: int, words: tuple[int, ...], sharpness: float = 2.0) -> T
     """A language model in which every prefix has its own next words; the end becomes likelier with length. In
     float64, as likelihoods are summed in another order than a reference does."""
     logits = torch.randn(VOCABULARY, generator=generator("language", image, *words)).double() * sharpness
-    logits[MARKS.eos] += 0.4 * len(words) - 1
+    logits[SPECIAL.eos] += 0.4 * len(words) - 1
     return logits
 
 
@@ -63,11 +63,11 @@ def language(images_: list[int]):
 
 
 def permitted(logits: Tensor, words: tuple[int, ...], config: Generation) -> Tensor:
-    banned = {MARKS.pad, MARKS.bos} | ({MARKS.eos} if len(words) + 1 < config.min_length else set())
+    banned = {SPECIAL.pad, SPECIAL.bos} | ({SPECIAL.eos} if len(words) + 1 < config.min_length else set())
     if n := config.no_repeat_ngram:
         grams = {words[i : i + n] for i in range(len(words) - n + 1)}
         banned |= {word for word in range(len(logits)) if (*words[len(words) - n + 1 :], word) in grams}
-    banned = banned if len(banned) < len(logits) else banned - {MARKS.eos}
+    banned = banned if len(banned) < len(logits) else banned - {SPECIAL.eos}
     return logits.index_fill(0, torch.tensor(sorted(banned)), -torch.inf)
 
 
@@ -87,12 +87,12 @@ def reference_beams(score_next, config: Generation) -> list[int]:
         over = [
             (total, words)
             for total, words in found[: config.num_beams]
-            if words[-1] == MARKS.eos or length == config.max_length
+            if words[-1] == SPECIAL.eos or length == config.max_length
         ]
         ended = sorted(
             ended + [(total / length**config.length_penalty, words) for total, words in over], reverse=True
         )[: config.num_beams]
-        live = [(total, words) for total, words in found if words[-1] != MARKS.eos][: config.num_beams]
+        live = [(total, words) for total, words in found if words[-1] != SPECIAL.eos][: config.num_beams]
         if not live or (
             len(ended) == config.num_beams and live[0][0] / length**config.length_penalty <= ended[-1][0]
         ):
@@ -104,8 +104,8 @@ def unpadded(words: Tensor) -> list[list[int]]:
     """Rows up to their end; behind it there is only padding."""
     rows = []
     for row in words.tolist():
-        length = row.index(MARKS.eos) + 1 if MARKS.eos in row else len(row)
-        assert set(row[length:]) <= {MARKS.pad}
+        length = row.index(SPECIAL.eos) + 1 if SPECIAL.eos in row else len(row)
+        assert set(row[length:]) <= {SPECIAL.pad}
         rows.append(row[:length])
     return rows
 
@@ -113,7 +113,7 @@ def unpadded(words: Tensor) -> list[list[int]]:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_beam_search_is_that_of_its_definition(name):
     config = Generation(**{"strategy": "beam", "max_length": 10, "num_beams": 3} | OPTIONS[name])
-    found = unpadded(generate(language(list(range(5))), START, MARKS, config))
+    found = unpadded(generate(language(list(range(5))), START, SPECIAL, config))
     assert found == [reference_beams(lambda words, i=i: next_logits(i, words), config) for i in range(5)]
 
 
@@ -130,23 +130,23 @@ def test_greedy_takes_the_likeliest_word_that_is_permitted(name):
     expected = []
     for image in range(5):
         words: tuple[int, ...] = ()
-        while len(words) < config.max_length and MARKS.eos not in words:
+        while len(words) < config.max_length and SPECIAL.eos not in words:
             words = (*words, int(permitted(next_logits(image, words), words, config).argmax()))
         expected.append(list(words))
-    assert unpadded(generate(language(list(range(5))), START, MARKS, config)) == expected
+    assert unpadded(generate(language(list(range(5))), START, SPECIAL, config)) == expected
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "beam", "top_p"])
 def test_a_caption_is_the_same_in_any_batch_and_however_many_steps_are_taken(strategy):
     config = Generation(strategy=strategy, max_length=12, num_beams=3, top_p=0.95)
     keys = [f"image{i}" for i in range(5)]
-    whole = unpadded(generate(language(list(range(5))), START, MARKS, config, keys=keys))
+    whole = unpadded(generate(language(list(range(5))), START, SPECIAL, config, keys=keys))
     assert whole == unpadded(
-        generate(language(list(range(5))), START, MARKS, config, keys=keys, stop_early=False)
+        generate(language(list(range(5))), START, SPECIAL, config, keys=keys, stop_early=False)
     )
     for i in range(5):
         assert (
-            unpadded(generate(language([i]), START[:1], MARKS, config, keys=keys[i : i + 1]))
+            unpadded(generate(language([i]), START[:1], SPECIAL, config, keys=keys[i : i + 1]))
             == whole[i : i + 1]
         )
     assert len({len(caption) for caption in whole}) > 1
@@ -158,7 +158,7 @@ def test_top_p_draws_words_as_often_as_they_are_likely_among_the_likeliest():
     drawn = generate(
         lambda last, kept: (logits.expand(len(last), -1), None),
         torch.ones(4000, dtype=torch.int64),
-        MARKS,
+        SPECIAL,
         config,
     )
     likelihood = permitted(logits, (), config).div(1.5).softmax(dim=-1)
@@ -174,7 +174,11 @@ def test_top_p_draws_words_as_often_as_they_are_likely_among_the_likeliest():
 def test_top_p_depends_on_seed_and_key_alone():
     def drawn(seed=0, keys=("a", "b", "c", "d", "e")):
         return generate(
-            language([7] * 5), START, MARKS, Generation(strategy="top_p", seed=seed, max_length=12), keys=keys
+            language([7] * 5),
+            START,
+            SPECIAL,
+            Generation(strategy="top_p", seed=seed, max_length=12),
+            keys=keys,
         ).tolist()
 
     assert drawn() == drawn() != drawn(seed=1)
@@ -185,7 +189,7 @@ def test_top_p_depends_on_seed_and_key_alone():
 def test_a_single_choice_leaves_nothing_to_chance():
     settings = {"max_length": 10, "no_repeat_ngram": 2}
     greedy, narrow, one_beam = (
-        unpadded(generate(language(list(range(5))), START, MARKS, Generation(**settings, **options)))
+        unpadded(generate(language(list(range(5))), START, SPECIAL, Generation(**settings, **options)))
         for options in ({}, {"strategy": "top_p", "top_p": 1e-6}, {"strategy": "top_p", "temperature": 1e-4})
     )
     assert greedy == narrow == one_beam
@@ -194,8 +198,8 @@ def test_a_single_choice_leaves_nothing_to_chance():
 @pytest.mark.parametrize("strategy", ["greedy", "beam", "top_p"])
 def test_where_every_word_was_used_a_caption_ends(strategy):
     config = Generation(strategy=strategy, max_length=20, min_length=20, no_repeat_ngram=1, num_beams=2)
-    for caption in unpadded(generate(language(list(range(5))), START, MARKS, config)):
-        assert sorted(caption) == list(range(2, VOCABULARY)) and caption[-1] == MARKS.eos
+    for caption in unpadded(generate(language(list(range(5))), START, SPECIAL, config)):
+        assert sorted(caption) == list(range(2, VOCABULARY)) and caption[-1] == SPECIAL.eos
 
 
 # --- the captioner itself ---
@@ -204,7 +208,7 @@ def test_where_every_word_was_used_a_caption_ends(strategy):
 def whole_model_logits(task, image, words: Tensor) -> Tensor:
     """Of the word behind `words` [R, T], bos included: the whole text tower and decoder, with nothing
     kept."""
-    tokens = torch.cat([torch.full((len(words), 1), MARKS.bos), words], dim=1)
+    tokens = torch.cat([torch.full((len(words), 1), SPECIAL.bos), words], dim=1)
     return task.decoder(task.text(tokens)[0], image)[0][:, -1]
 
 
@@ -216,18 +220,18 @@ def decoded(task, rows):
 def test_greedy_captions_are_those_of_open_clips_whole_model_at_every_word():
     coca, num = open_clip_coca(), 12
     coca.text_decoder.ln_final.bias[0] = 1.0
-    coca.text_decoder.text_projection[0, MARKS.eos] = 6.0  # so that captions end, some early and some late
+    coca.text_decoder.text_projection[0, SPECIAL.eos] = 6.0  # so that captions end, some early and some late
     ours, pixels = with_weights_of(coca).double(), caption_batch(num).images.double()
     task = ours.tasks["caption"]
     latent, embeddings = coca.double()._encode_image(pixels)
-    tokens, ended = torch.full((num, 1), MARKS.bos), torch.zeros(num, dtype=torch.bool)
+    tokens, ended = torch.full((num, 1), SPECIAL.bos), torch.zeros(num, dtype=torch.bool)
     for _ in range(LENGTH - 1):
         logits = coca(None, tokens, image_latent=latent, image_embs=embeddings, output_labels=False)[
             "logits"
         ][:, -1]
-        logits[:, [MARKS.pad, MARKS.bos]] = -torch.inf
-        word = logits.argmax(dim=-1).masked_fill(ended, MARKS.pad)
-        tokens, ended = torch.cat([tokens, word[:, None]], dim=1), ended | (word == MARKS.eos)
+        logits[:, [SPECIAL.pad, SPECIAL.bos]] = -torch.inf
+        word = logits.argmax(dim=-1).masked_fill(ended, SPECIAL.pad)
+        tokens, ended = torch.cat([tokens, word[:, None]], dim=1), ended | (word == SPECIAL.eos)
     made = task.generate(ours.backbone(pixels), config=Generation(max_length=LENGTH))
     assert made == decoded(task, tokens[:, 1:].tolist())
     assert len(set(made)) > 3 and len({len(caption.split()) for caption in made}) > 2

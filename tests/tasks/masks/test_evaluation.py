@@ -17,6 +17,7 @@ from pipeline.interfaces import Batch
 from tasks.masks.inference import Inference
 from tasks.masks.metrics import confusion, scores_of
 from tasks.masks.windows import count_confusion, input_size, segment, windows
+from tasks.shared.options import from_options
 
 PATCH, CLASSES = (8, 4), 5
 WEIGHTS = torch.randn(CLASSES, 3 * PATCH[0] * PATCH[1], generator=generator(0))
@@ -202,12 +203,13 @@ def test_a_batch_is_counted_at_the_size_of_its_masks():
 )
 def test_an_inference_that_cannot_be_is_refused(options, said):
     with pytest.raises(ConfigError, match=said):
-        Inference.of(options)
+        from_options(Inference, "inference", options)
 
 
 def test_options_come_as_plain_data():
-    assert Inference.of(None) == Inference()
-    assert Inference.of({"mode": "slide", "crop_size": 16, "stride": [8, 4]}).slide == ((16, 16), (8, 4))
+    assert from_options(Inference, "inference", None) == Inference()
+    plain = {"mode": "slide", "crop_size": 16, "stride": [8, 4]}
+    assert from_options(Inference, "inference", plain).slide == ((16, 16), (8, 4))
 
 
 @pytest.mark.parametrize("size", [(24, 20), (23, 37), (40, 61)])
