@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from tqdm import tqdm
 
 from launch.measure.compute import first_grid
 from launch.pictures.captions import write_captions
@@ -94,13 +95,16 @@ class _Painter:
 
     def section(self, tasks: Sequence[str], heading: str, num: int) -> Section:
         rows: list[_Row] = []
-        for found in zip(*(self.loaders[task].in_place() for task in tasks), strict=False):
-            if len(rows) == num:
-                break
-            batches = [batch for batch in found if batch is not None]
-            # a sample that all tasks can read
-            if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:
-                rows.append(self._row(batches, first=not rows))
+        most = min(num, *(len(self.loaders[task]) for task in tasks))
+        with tqdm(total=most, desc=heading or "images", disable=None, leave=False) as bar:
+            for found in zip(*(self.loaders[task].in_place() for task in tasks), strict=False):
+                if len(rows) == num:
+                    break
+                batches = [batch for batch in found if batch is not None]
+                # a sample that all tasks can read
+                if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:
+                    rows.append(self._row(batches, first=not rows))
+                    bar.update()
         return Section(_arranged(rows, tasks), self._legend(tasks), heading)
 
     def _row(self, batches: Sequence[Batch], *, first: bool) -> _Row:

@@ -180,6 +180,12 @@ def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
                 f"tasks.{name}.data.train is not given, so no stream feeds its head; name the shards to "
                 "train on, leave the task out, or give frozen=True"
             )
+        augment = task.data.augment
+        if not task.frozen and task.data.batch_size == 1 and (augment.mixup or augment.cutmix):
+            yield (
+                f"tasks.{name}.data.batch_size is 1, so mixup and cutmix have no other sample to mix "
+                "with; give 2 or more, or leave data.augment.mixup and cutmix out"
+            )
         if config.train.eval_every is not None and not task.data.val:
             yield (
                 f"train.eval_every is {config.train.eval_every}, but tasks.{name}.data.val is not "
