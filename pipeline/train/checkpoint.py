@@ -17,7 +17,6 @@ from pipeline.config.schema import RunConfig
 from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.ranks import Ranks
-from pipeline.rng import rng_state
 from pipeline.run_folder import checkpoints_of, complete_folders, folder_name, point, pointed
 from pipeline.train import storage
 from pipeline.train.collective import anywhere, from_rank0
@@ -47,11 +46,7 @@ def save(
     a warning. Whatever goes wrong on rank 0 (a full disk, a weight that is not finite) raises CheckpointError
     on all ranks; older checkpoints stay.
     """
-    content = (
-        engine.state_tensors()
-        | {"rng.states": engine.gather(rng_state().to(engine.device)).cpu()}
-        | dict(tensors)
-    )
+    content = engine.state_tensors() | dict(tensors)
     trouble = ""
     if engine.rank == 0:
         try:

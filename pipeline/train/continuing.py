@@ -1,16 +1,12 @@
-"""Continuing from a checkpoint: checks that it is of the same model and run, and the state of generators."""
+"""Continuing from a checkpoint: checks that it is of the same model and run."""
 
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import torch
-
 from pipeline.config.load import digest, from_plain, to_plain
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError, first_few
-from pipeline.ranks import Ranks
-from pipeline.rng import seed_everything, set_rng_state
 from pipeline.train.facts import TO_CONTINUE, check_facts
 from pipeline.train.storage import Checkpoint
 
@@ -120,25 +116,6 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
             "\n  ".join([f"{checkpoint.folder} belongs to another run ({way_out}):", *harmful])
         )
     return [text for _, text in differences]
-
-
-def restore_rng(checkpoint: Checkpoint, ranks: Ranks, seed: int) -> None:
-    """Sets this rank's generators as they were. With another number of ranks they start from an address that
-    includes the step. Raises CheckpointError."""
-    states = checkpoint.tensors.get("rng.states", torch.empty(0))
-    if states.ndim != 2 or states.dtype != torch.int64:
-        raise CheckpointError(
-            f"{checkpoint.folder} cannot be continued: it lacks the states of the generators (rng.states)"
-        )
-    if len(states) == ranks.world_size:
-        try:
-            set_rng_state(states[ranks.rank])
-        except (RuntimeError, ValueError, TypeError, OverflowError) as err:
-            raise CheckpointError(
-                f"{checkpoint.folder} cannot be continued: its rng.states are no states of generators ({err})"
-            ) from err
-    else:
-        seed_everything(seed, "resumed", checkpoint.facts["step"], ranks.rank)
 
 
 def _of_today(saved: dict[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,6 @@ def build_run(config: RunConfig, resume: str) -> Run:
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
     engine = build_engine(config, model, groups)
-    seed_everything(config.seed, "rank", engine.rank)
     run = Run(
         resolved=resolved,
         engine=engine,
@@ -258,7 +257,6 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
     run.progress = Progress(**found.facts["progress"])
     run.saved = run.reported = run.progress.step
     run.nonfinite[0] = run.progress.nonfinite
-    continuing.restore_rng(found, run.engine, run.config.seed)
     run.about.append(f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}")
 
 

@@ -1,6 +1,6 @@
 """Checkpoints on disk: each a folder that is there as a whole or not at all.
 
-    step_00000500/        manifest.json, {model,optimizer,ema,rng}.safetensors
+    step_00000500/        manifest.json, {model,optimizer,ema}.safetensors
     aside-step_00000600/  of an abandoned branch, when the run continued from an older step; neither read nor
                           removed
 
@@ -36,10 +36,11 @@ FILE_OF = {
     "exp_avg_sq": "optimizer",
     "step": "optimizer",
     "ema": "ema",
-    "rng": "rng",
 }
-PLAIN = {"model", "ema", "rng"}
+PLAIN = {"model", "ema"}
 """Files whose tensors all have one prefix, which is left out in them."""
+OLD = {"rng.safetensors"}
+"""Files of older checkpoints, which are not read: a step seeds the generators by its number."""
 MAX_MANIFEST = 1 << 26
 
 
@@ -107,6 +108,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     facts = read_manifest(folder)
     tensors: dict[str, Tensor] = {}
     for name, expected in facts["files"].items():
+        if name in OLD:
+            continue
         prefix = "" if (kind := name.removesuffix(".safetensors")) not in PLAIN else f"{kind}."
         try:
             if not (folder / name).is_file():
@@ -142,7 +145,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     known = {f"{name}.safetensors" for name in FILE_OF.values()}
     if facts.get("format") != FORMAT or not isinstance(facts.get("files"), dict):
         raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
-    if strange := facts["files"].keys() - known:
+    if strange := facts["files"].keys() - known - OLD:
         raise CheckpointError(
             f"{path} names the file {min(strange)!r}; a checkpoint has {', '.join(sorted(known))}"
         )

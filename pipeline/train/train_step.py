@@ -11,7 +11,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import SampleError, StorageError
 from pipeline.interfaces import Batch, StepSpec
 from pipeline.plan.facts import range_of
-from pipeline.rng import generator, seed_of, uniform
+from pipeline.rng import generator, seed_everything, seed_of, uniform
 from pipeline.train.between import Between
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums
@@ -30,6 +30,8 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
     read; all that a checkpoint holds is then as it was before the step. The engine keeps gradients of earlier
     micro-batches: the run may be saved, but makes no further step."""
     step = run.progress.step
+    # dropout and drop path; they differ between ranks, and a run that continues draws the same
+    seed_everything(run.config.seed, "step", run.engine.rank, step)
     spec = run.procedure.spec(step)
     run.gate.open(spec.trains)
     probe = run.probe if run.probe is not None and run.probe.due(step) else None

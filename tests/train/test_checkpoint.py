@@ -61,7 +61,7 @@ def test_nothing_to_load_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "rng.safetensors", "manifest.json"],
+    ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "manifest.json"],
 )
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "empty"])
 def test_a_damaged_file_means_the_checkpoint_before(tmp_path, caplog, name, damage):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpointkit import BATCH, make_engine, save
+from checkpointkit import BATCH, forge, make_engine, save
 from standin import StandinModel, standin_config
 
 from pipeline.errors import CheckpointError
@@ -27,6 +27,20 @@ def test_another_model_names_the_parameters(tmp_path):
         continuing.check_model(loaded, shapes(other))
     assert "backbone.blocks.1.metric.bias: (3,) there, absent here" in str(caught.value)
     assert "tasks.a.bias: (5,) there, (7,) here" in str(caught.value)
+
+
+def test_an_older_checkpoint_with_the_state_of_generators_is_continued_without_it(tmp_path):
+    """They are seeded by the number of the step; whatever the file holds is not read."""
+    engine = make_engine()
+    folder = save(engine, tmp_path, 1)
+    (folder / "rng.safetensors").write_bytes(b"of another version")
+    forge(
+        folder / "manifest.json",
+        lambda facts: facts["files"].update({"rng.safetensors": {"sha256": "0" * 64, "bytes": 18}}),
+    )
+    loaded = checkpoint.load_latest(engine, tmp_path)
+    assert continuing.check_run(loaded, standin_config(), BATCH) == []
+    continuing.check_model(loaded, shapes(StandinModel()))
 
 
 def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
