@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from launch.commands.arguments import import_modules
+from pipeline.redact import keep_from_logs, without_secrets
 from pipeline.version import description
 
 COMMANDS = ("train", "evaluate", "sweep", "visualise", "export", "shards", "doctor")
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 130
     interrupted."""
     args = build_parser().parse_args(argv)
+    keep_from_logs()
     try:
         import_modules(getattr(args, "modules", ()))
         return _module(args.command).run(args)
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         if not is_users(err):
             raise
-        print(f"dtem {args.command}: {err}", file=sys.stderr)
+        print(f"dtem {args.command}: {without_secrets(str(err))}", file=sys.stderr)
         return 2
 
 

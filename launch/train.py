@@ -81,6 +81,7 @@ def main() -> int:
         from launch.commands.arguments import import_modules
         from pipeline.engine.launched import lost_another, rank_0_goes_on
         from pipeline.errors import ConfigError, is_users, printable
+        from pipeline.redact import keep_from_logs, without_secrets
     except ImportError as err:
         print(
             f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the "
@@ -93,6 +94,7 @@ def main() -> int:
     )
     _add_arguments(parser)
     args = parser.parse_args()
+    keep_from_logs()
     try:
         import_modules(args.modules)
         return run(args)
@@ -110,7 +112,8 @@ def main() -> int:
         if rank != "0" and isinstance(err, ConfigError):
             # or else it has the same to say, and the launcher would end it as soon as this one exits
             rank_0_goes_on()
-        print(f"train.py{'' if rank == '0' else f', rank {rank}'}: {err}", file=sys.stderr, flush=True)
+        who = "train.py" if rank == "0" else f"train.py, rank {rank}"
+        print(f"{who}: {without_secrets(str(err))}", file=sys.stderr, flush=True)
         return 2
 
 

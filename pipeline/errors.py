@@ -8,15 +8,18 @@ import errno
 import unicodedata
 from collections.abc import Sequence
 
+from pipeline.redact import without_secrets
+
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def printable(text: str) -> str:
     """The text as one line. What a terminal or a page would obey (control characters, line breaks, marks of
-    direction) is written as an escape.
+    direction) is written as an escape. Secrets are left out (`pipeline.redact`).
 
     For all texts that come from data: names of classes, keys, captions.
     """
+    text = without_secrets(text)
     return "".join(char if _harmless(char) else char.encode("unicode_escape").decode() for char in text)
 
 

@@ -22,7 +22,8 @@ DATA = {"data", "data.targets", "data.members", "data.shards", "data.augment", "
 """What trains may import of `pipeline.data`: all but its makers."""
 
 ROOMS = {
-    "errors": set(),
+    "redact": set(),
+    "errors": {"redact"},
     "registry": {"errors"},
     "rng": set(),
     "token_state": set(),
@@ -35,14 +36,14 @@ ROOMS = {
     "ranks": set(),
     "version": set(),
     "extras": {"errors"},
-    "config": {"errors", "registry"},
+    "config": {"errors", "registry", "redact"},
     "merging": BASE,
     "plan": {"errors", "config", "merging", "parts"},
     "balancing": {"errors", "registry", "config", "parts"},
     "backbone": BASE | {"run_folder", "config", "plan", "merging"},
     "data.targets": set(),
     "data.members": {"errors"},
-    "data.shards": {"extras", "config", "errors", "files", "data.members"},
+    "data.shards": {"extras", "config", "errors", "files", "redact", "data.members"},
     "data.augment": {"config", "interfaces", "errors", "pixels", "rng", "data.members", "data.targets"},
     "data.samples": {"config", "errors", "registry", *DATA} - {"data"},
     "data": {"config", "interfaces", "errors", "pixels", "rng", *DATA},

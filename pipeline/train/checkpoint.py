@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pipeline.config.load import digest, to_plain
+from pipeline.config.load import digest, to_saved
 from pipeline.config.schema import RunConfig
 from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, PipelineError
@@ -120,7 +120,7 @@ def load_path(path: Path) -> Checkpoint:
 def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
     """The facts of a checkpoint about the run that it belongs to."""
     return {
-        "config": to_plain(config),
+        "config": to_saved(config),
         "digest": digest(config),
         "commit": commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},

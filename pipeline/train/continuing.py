@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from pipeline.config.load import digest, from_plain, to_plain
+from pipeline.config.load import digest, from_plain, to_saved
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError, first_few
 from pipeline.train.facts import TO_CONTINUE, check_facts
@@ -98,7 +98,7 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
     differences = (
         []
         if facts["digest"] == digest(config)
-        else list(_differences(_of_today(facts["config"]), to_plain(config)))
+        else list(_differences(_of_today(facts["config"]), to_saved(config)))
     )
     harmful = [
         text
@@ -122,7 +122,7 @@ def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved config with the defaults of fields that its version did not know. A config that cannot be read
     any more stays as it is."""
     try:
-        return to_plain(from_plain(saved))
+        return to_saved(from_plain(saved))
     except ConfigError:
         return saved
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.weights.preprocessing import complete_data
-from pipeline.config.load import to_plain
+from pipeline.config.load import to_saved
 from pipeline.config.schema import RunConfig
 from pipeline.data.augment.images import BatchMixer
 from pipeline.data.samples.class_names import agreed
@@ -263,4 +263,4 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
 def write_config(run: Run) -> None:
     """Writes the resolved configuration as plain data, which evaluation reads."""
     if run.engine.rank == 0:
-        write_text(Path(run.config.output) / "config.json", json.dumps(to_plain(run.config), indent=1))
+        write_text(Path(run.config.output) / "config.json", json.dumps(to_saved(run.config), indent=1))

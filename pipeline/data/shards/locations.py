@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from pipeline.errors import SampleError
+from pipeline.redact import MARK
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
 MAX_SHARDS = 100_000
@@ -29,6 +30,8 @@ def checked(location: str) -> str:
         raise refuse("it holds control characters or outer spaces")
     if location.startswith("-") or "::" in location or "$" in location or "`" in location:
         raise refuse("it starts with '-', chains file systems ('::') or holds '$' or '`'")
+    if MARK in location:
+        raise refuse(f"{MARK} stands for a secret that was left out when the configuration was saved")
     scheme = _SCHEME.match(location)
     if scheme is None:
         return location
