@@ -66,6 +66,10 @@ class OutageError(StorageError):
     """The storage does not answer now; asking again may help."""
 
 
+class ConnectError(PipelineError):
+    """The processes of a run did not meet, or do not reach one another."""
+
+
 class CheckpointError(PipelineError):
     """A checkpoint is missing, incomplete, or of another model or run."""
 

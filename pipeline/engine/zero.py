@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.config.schema import RunConfig
 from pipeline.engine import launched
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, mark_nonfinite
+from pipeline.engine.connect import START, connect
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.engine.zero_config import zero_config
 from pipeline.engine.zero_state import STATE_OF_STAGE
@@ -40,7 +41,7 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         self, config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[Mapping[str, Any]]
     ):
         settings = zero_config(config)
-        deepspeed = start_deepspeed()
+        deepspeed = start_deepspeed(config.engine.start_timeout)
         super().__init__(model, config.engine.precision)
         self._clip, self._stage = config.optim.clip_grad, config.engine.zero_stage
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
@@ -129,8 +130,9 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         return ((name, tensors[name]) for name in self.module.state_dict())
 
 
-def start_deepspeed() -> Any:
-    """The package, after it has connected the processes. Raises ConfigError where it is not installed."""
+def start_deepspeed(limit: float = START) -> Any:
+    """The package, after it has connected the processes within `limit` seconds. Raises ConfigError where it
+    is not installed, and ConnectError."""
     if not launched.cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
@@ -139,11 +141,10 @@ def start_deepspeed() -> Any:
     with extra("deepspeed", "give engine.type='local'"):
         import deepspeed
     deepspeed.utils.logger.setLevel("WARNING")
-    if launched.cuda():
-        torch.cuda.set_device(launched.local_rank())
-    if not torch.distributed.is_initialized():
+    if not deepspeed.comm.is_initialized():
         _build_shared_memory_op(deepspeed)
         _describe_single_process()
+        connect(limit)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         if not launched.cuda():
             _forget_shared_memory()
