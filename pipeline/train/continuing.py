@@ -33,6 +33,8 @@ HARMLESS = (
     "tasks.*.data.batch_size",
     "tasks.*.data.eval_batch_size",
     "tasks.*.data.workers",
+    "tasks.*.data.prefetch",
+    "tasks.*.data.fetch_ahead",
     "tasks.*.data.augment.crop_pct",
     "tasks.*.data.augment.crop_mode",
     "tasks.*.data.max_bad_samples",
