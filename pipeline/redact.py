@@ -28,7 +28,8 @@ _QUERY = re.compile(
     r"([?&][^=&\s?]*(?:token|key|keyid|password|secret|signature|credential|sig|auth)=)[^&\s'\"]+", re.I
 )
 _PAIR = re.compile(
-    r"(?P<name>[A-Za-z_][\w.-]*)(?P<link>=['\"]?|['\"]: ?['\"]?)(?P<value>(?<=['\"])[^'\"]+|[^\s'\",;&)}\]]+)"
+    r"(?<![\w.-])(?P<name>-{0,2}[A-Za-z_][\w.-]*+)(?P<link>=['\"]?|['\"]: ?['\"]?)"
+    r"(?P<value>(?<=['\"])[^'\"]+|[^\s'\",;&)}\]]+)"
 )
 
 

@@ -15,6 +15,7 @@ from tinyrun import tiny_plain
 import tasks  # noqa: F401 - fills the registry
 from pipeline.config.load import from_plain
 from pipeline.config.schema import RunConfig
+from pipeline.train.loop import train
 
 THREADS = int(os.environ.get("DTEM_TEST_THREADS", "1"))
 ROUNDING = int(os.environ.get("DTEM_TEST_ROUNDING", "0"))
@@ -65,3 +66,11 @@ def tiny_run(digits, tmp_path) -> Callable[..., RunConfig]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory) -> Path:
+    """The folder of a run of 4 steps with averaged weights: policy dtem, reduction 2 of 16 patches, 3
+    blocks."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    return train(from_plain(tiny_plain(digits, output, train=dict(steps=4))))

@@ -1,5 +1,5 @@
-"""Who may import whom, which file is the door to a package, what has a type, and what may not be written at
-all: read from the source."""
+"""Who may import whom, which file is the door to a package, what has a type: read from the
+source."""
 
 import ast
 import re
@@ -113,9 +113,6 @@ DOORS = {
     "transformers": set(),
 }
 """Package -> the only files, or folders, that may name it."""
-
-CODE_CARRIERS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
-
 
 TYPED = set(
     "attn backbone balancing block captioner decoder engine evaluator head layer loader model module "
@@ -310,23 +307,6 @@ def names_in(annotation: ast.expr | None) -> set[str]:
 @pytest.mark.parametrize("path", files_of("configs"), ids=str)
 def test_a_config_that_comes_with_the_project_imports_nothing(path):
     assert not list(imported(path)), f"{path} is data, so that it can be read without running what it names"
-
-
-@pytest.mark.parametrize("path", [*FILES, *files_of("benchmarks")], ids=str)
-def test_nothing_that_is_read_can_run_code(path):
-    for name in imported(path):
-        assert name.split(".")[0] not in CODE_CARRIERS, f"{path} imports {name}"
-    for call in (node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)):
-        text, where = ast.unparse(call.func), f"{path}:{call.lineno}"
-        arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert text not in ("eval", "exec", "__import__", "os.system", "os.popen"), f"{where} calls {text}"
-        assert not text.endswith(".extractall"), f"{where} unpacks an archive to disk"
-        assert arguments.get("shell") != "True", f"{where} starts a shell"
-        assert arguments.get("trust_remote_code") != "True", f"{where} trusts remote code"
-        if text == "torch.load":
-            assert arguments.get("weights_only") == "True", (
-                f"{where}: torch.load without weights_only=True runs code from the file"
-            )
 
 
 def test_the_rules_see_what_they_forbid():
