@@ -56,6 +56,11 @@ SCENES_DTEM = (
     f"{SCENES} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/scenes_captioning_dtem_vs_tome"
 )
 TABLE = (
+    Row(
+        "scale",
+        "scale_sim.py",
+        short="--shards 1281 --nodes 1 8 --once 32 --steps 128 --gib 0.1",
+    ),
     Row("inference_cpu", "inference_cpu.py", short="--repeats 2 --threads 2", peers=("release", "tome")),
     Row(
         "training_step_cpu",

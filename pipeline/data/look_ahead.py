@@ -21,6 +21,10 @@ class LookAhead:
         self._known = {ahead.start: self._known.get(ahead.start) or self._shards(ahead) for ahead in shares}
         return list(dict.fromkeys(shard for shards in self._known.values() for shard in shards))
 
+    def known(self, share: Share) -> list[int]:
+        """The shards of the last share that was given, or of one behind it that was looked at with it."""
+        return self._known[share.start]
+
     def steps(self, share: Share) -> int:
         """Steps in which the rank reads `samples` samples."""
         return -(-self._samples // len(share.part))
