@@ -11,6 +11,7 @@ a second, bytes of an image, the network) is in the record under `assumed`. How 
 import argparse
 import time
 import tracemalloc
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class Setting:
     """data.fetch_ahead"""
     shuffle_shards: int = 8
     """data.shuffle_shards"""
-    steps: int = 12_000
+    steps: int = 6_000
     """Most steps that are followed."""
 
     @property
@@ -75,7 +76,7 @@ class Setting:
 @dataclass
 class Machine:
     """What one machine does with its shares, whose shards come one after the other in the order of need. A
-    shard that is not named any more is gone, the least that a cache keeps."""
+    shard that comes into sight again is fetched again, as if the cache kept no more than what is in sight."""
 
     setting: Setting
     clock: float = 0.0
@@ -89,21 +90,17 @@ class Machine:
     def __post_init__(self) -> None:
         self.arrives: dict[int, float] = {}
 
-    def step(self, needed: list[int], named: list[int]) -> None:
-        """Trains on shards `needed`, after those `named` were asked for."""
-        arrives: dict[int, float] = {}
-        for shard in named:
-            if shard in self.arrives:
-                arrives[shard] = self.arrives[shard]
-                continue
+    def step(self, needed: list[int], new: list[int], in_sight: int) -> None:
+        """Trains on shards `needed`, after those that are new in sight were asked for. in_sight: how many
+        are."""
+        for shard in new:
             self.line_free = max(self.line_free, self.clock) + self.setting.seconds_of_fetch
-            arrives[shard] = self.line_free
-            self.fetched += 1
-        self.arrives = arrives
-        self.most_kept = max(self.most_kept, len(arrives))
-        there = max(arrives[shard] for shard in needed)
+            self.arrives[shard] = self.line_free
+        self.fetched += len(new)
+        self.most_kept = max(self.most_kept, in_sight)
+        there = max(self.arrives[shard] for shard in needed)
         self.needed += len(needed)
-        self.late += sum(arrives[shard] > self.clock for shard in needed)
+        self.late += sum(self.arrives[shard] > self.clock for shard in needed)
         self.waited += max(0.0, there - self.clock)
         self.clock = max(self.clock, there) + self.setting.seconds_of_step
 
@@ -112,7 +109,20 @@ class Machine:
         self.waited = 0.0
 
 
-def followed(order: SampleOrder, nodes: int, node: int, setting: Setting) -> dict[str, float]:
+class Watched(SampleOrder):
+    """An order that notes the shards of each share that is looked at."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.looked: deque[list[int]] = deque()
+
+    def shards(self, positions: list[int]) -> list[int]:
+        found = super().shards(positions)
+        self.looked.append(found)
+        return found
+
+
+def followed(order: Watched, nodes: int, node: int, setting: Setting) -> dict[str, float]:
     """Figures of one machine, from a start in the midst of an epoch on, over the end of one."""
     size = nodes * setting.per_step
     part = range(node * setting.per_step, (node + 1) * setting.per_step)
@@ -122,14 +132,14 @@ def followed(order: SampleOrder, nodes: int, node: int, setting: Setting) -> dic
     share = Share(first, size, part)
     # a machine's ranks together look ahead along its part of each step
     look_ahead = LookAhead(order, setting.fetch_ahead * setting.gpus, wraps=True)
-    machine, most_open = Machine(setting), 0
-    machine.step(*_shards(order, look_ahead, share))
-    start = machine.waited
-    machine.forget_counts()
-    for number in range(1, steps + 1):
-        needed, named = _shards(order, look_ahead, share.later(number))
-        machine.step(needed, named)
-        most_open = max(most_open, len(needed))
+    order.looked.clear()
+    machine, start = Machine(setting), 0.0
+    for number in range(steps + 1):
+        new = look_ahead(share.later(number), 1)
+        machine.step(order.looked.popleft(), new, look_ahead.in_sight())
+        if number == 0:
+            start = machine.waited
+            machine.forget_counts()
     used = steps * setting.per_step / setting.samples
     return {
         "fetched": machine.fetched / used,
@@ -142,15 +152,9 @@ def followed(order: SampleOrder, nodes: int, node: int, setting: Setting) -> dic
     }
 
 
-def _shards(order: SampleOrder, look_ahead: LookAhead, share: Share) -> tuple[list[int], list[int]]:
-    """The shards of a share, and with those that are named ahead."""
-    named = look_ahead(share, 1)
-    return look_ahead.known(share), named
-
-
 def of_cluster(num_shards: int, nodes: int, lanes: int, setting: Setting) -> dict[str, Any]:
     """Figures of the machines that are followed: the largest of each."""
-    order = SampleOrder(np.full(num_shards, setting.samples), SEED, setting.shuffle_shards, lanes)
+    order = Watched(np.full(num_shards, setting.samples), SEED, setting.shuffle_shards, lanes)
     chosen = sorted({nodes // 3, nodes - 1})
     found = [followed(order, nodes, node, setting) for node in chosen]
     largest = {name: max(one[name] for one in found) for name in found[0]}

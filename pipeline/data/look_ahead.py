@@ -10,24 +10,40 @@ class LookAhead:
 
     def __init__(self, order: SampleOrder, samples: int, *, wraps: bool):
         self._order, self._samples, self._wraps = order, samples, wraps
-        self._known: dict[int, list[int]] = {}
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._here = self._looked = -1
+        """Start of the last share that was given, and of the last one that was looked at."""
+        self._last: dict[int, int] = {}
+        """Maps a shard to the start of the last share that needs it."""
+        self._most = 1024
 
     def __call__(self, share: Share, every: int) -> list[int]:
-        """The shards of the share and of those that this process reads after it, in the order of need.
-        every: steps from one share of this process to its next."""
-        later = range(0, self.steps(share) + every, every)
-        shares = [share.later(steps) for steps in later]
-        # each share is looked at once; what lies behind is forgotten
-        self._known = {ahead.start: self._known.get(ahead.start) or self._shards(ahead) for ahead in shares}
-        return list(dict.fromkeys(shard for shards in self._known.values() for shard in shards))
+        """The shards that come into sight with a share, in the order of need: with the first one all of its
+        own and of those that this process reads after it. every: steps from one share of this process to its
+        next."""
+        if share.start <= self._here:
+            self._start_anew()
+        self._here = share.start
+        first = 0 if self._looked < share.start else (self._looked - share.start) // share.size + every
+        new = []
+        # as many steps as `samples` samples of the rank take
+        for steps in range(first, -(-self._samples // len(share.part)) + every, every):
+            ahead = share.later(steps)
+            for shard in self._shards(ahead):
+                if self._last.get(shard, -1) < share.start:
+                    new.append(shard)
+                self._last[shard] = ahead.start
+            self._looked = ahead.start
+        if len(self._last) > self._most:
+            self._last = {shard: start for shard, start in self._last.items() if start >= share.start}
+            self._most = 2 * len(self._last) + 1024
+        return new
 
-    def known(self, share: Share) -> list[int]:
-        """The shards of the last share that was given, or of one behind it that was looked at with it."""
-        return self._known[share.start]
-
-    def steps(self, share: Share) -> int:
-        """Steps in which the rank reads `samples` samples."""
-        return -(-self._samples // len(share.part))
+    def in_sight(self) -> int:
+        """Number of shards that the last share, or one behind it that was looked at, needs."""
+        return sum(start >= self._here for start in self._last.values())
 
     def _shards(self, share: Share) -> list[int]:
         positions = self._order.lanes.positions(share)

@@ -101,19 +101,28 @@ def test_two_lanes_that_share_a_shard_read_it_at_the_same_time(lanes):
 @pytest.mark.parametrize("samples", [0, 6, 40])
 def test_what_is_read_was_named_so_many_samples_before(samples, every, lanes):
     """By a process that reads every `every`-th step of a rank, over the ends of epochs."""
-    order = SampleOrder(COUNTS, 0, 2, lanes)
+    counts = COUNTS * 3
+    order = SampleOrder(counts, 0, 2, lanes)
     look_ahead = LookAhead(order, samples, wraps=True)
-    named: list[set[int]] = []
-    for number in range(30):
-        share = Share(0, 8, range(2, 6)).later(number * every)
-        shards = look_ahead(share, every)
-        assert len(set(shards)) == len(shards)
-        needed = [order[position].shard for position in order.lanes.positions(share)]
-        assert set(needed) <= set(shards)
-        named.append(set(shards))
-        before = -(-samples // 4 // every)
-        if number >= before:
-            assert set(needed) <= named[number - before]
+    shares = [Share(0, 8, range(2, 6)).later(number * every) for number in range(60)]
+    needed = [set(order.shards(order.lanes.positions(share))) for share in shares]
+    before = -(-samples // 4 // every)
+    for _ in range(2):  # it may start anew
+        sight: set[int] = set()
+        for number, share in enumerate(shares[: 60 - before]):
+            ahead = needed[number : number + before + 1]
+            shards = look_ahead(share, every)
+            still = set().union(*needed[number : number + before]) & sight
+            assert len(set(shards)) == len(shards) and set(shards) == set().union(*ahead) - still
+            sight = set().union(*ahead)
+            assert look_ahead.in_sight() == len(sight)
+
+
+def test_shards_are_named_in_the_order_of_need():
+    order = SampleOrder([2] * 40, 0, 1, 1)
+    shares = [Share(0, 4, range(4)).later(number) for number in range(5)]
+    wanted = [order[position].shard for share in shares for position in order.lanes.positions(share)]
+    assert LookAhead(order, 16, wraps=True)(shares[0], 1) == list(dict.fromkeys(wanted))
 
 
 def test_looking_ahead_ends_where_the_order_does():
