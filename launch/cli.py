@@ -14,7 +14,7 @@ from launch.commands.arguments import import_modules
 from pipeline.redact import keep_from_logs, without_secrets
 from pipeline.version import description
 
-COMMANDS = ("train", "evaluate", "sweep", "visualise", "export", "shards", "doctor")
+COMMANDS = ("train", "launch", "evaluate", "sweep", "visualise", "export", "shards", "doctor")
 
 
 def build_parser() -> argparse.ArgumentParser:

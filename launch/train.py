@@ -26,28 +26,10 @@ def add_parser(subparsers) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    from launch.commands.arguments import add_import_argument
+    from launch.commands.arguments import add_config_arguments, add_import_argument
 
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a config (.py), or the config.json of an earlier run"
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace fields, for instance optim.lr=1e-3",
-    )
+    add_config_arguments(parser)
     add_import_argument(parser)
-    parser.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|none|PATH",
-        help="auto: continue the run's last checkpoint, if any (default)\n"
-        "none: start anew; refused where `output` holds checkpoints\n"
-        "PATH: continue this run's folder or checkpoint;\n"
-        "      later checkpoints in `output` are set aside",
-    )
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
     )  # launchers give it

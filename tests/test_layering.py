@@ -85,10 +85,11 @@ LAUNCH = {
     "report": {"measure"},
     "pictures": {"saved", "measure"},
     "exported": {"saved"},
-    "commands": {"checks", "saved", "measure", "report", "pictures", "exported"},
+    "cluster": {"checks", ""},
+    "commands": {"checks", "cluster", "saved", "measure", "report", "pictures", "exported"},
 }
 """Room of `launch` -> rooms of `launch` that it may import, besides itself. `cli.py` finds commands by
-name."""
+name. `cluster` starts `train.py`, which lies above the rooms (``)."""
 
 DOORS = {
     "aiohttp": {"pipeline/data/shards/storage.py"},
@@ -96,7 +97,7 @@ DOORS = {
     "fsspec": {"pipeline/data/shards/storage.py"},
     "matplotlib": {"launch/pictures/page.py", "launch/report/sweep_plot.py"},
     "packaging": {"launch/checks/packages.py"},
-    "psutil": {"launch/checks/machine.py"},
+    "psutil": {"launch/checks/machine.py", "launch/cluster/"},
     "sklearn": {"pipeline/data/make/digits/scenes.py"},
     "timm": {"pipeline/backbone/", "pipeline/data/augment/images.py"},
     "torchvision": {
