@@ -128,7 +128,7 @@ def _converse(job: Job, probes: Sequence[Probe]) -> Report:
         probe.ask({"port": port})
         answer = probe.answer(time.monotonic() + ANSWERS_WITHIN)
         later[probe.host] = answer | {"early": asked, "late": time.time()}
-    findings = [finding for probe in probes for finding in _judge(job, probe, facts, later, file)]
+    findings = [finding for probe in probes for finding in judge(job, probe, facts, later, file)]
     env_of = {
         name: {"GLOO_SOCKET_IFNAME": about["interface"]}
         for name, about in facts.items()
@@ -137,14 +137,15 @@ def _converse(job: Job, probes: Sequence[Probe]) -> Report:
     return Report(tuple(findings), port, env_of)
 
 
-def _judge(
+def judge(
     job: Job,
     probe: Probe,
     facts: Mapping[str, dict[str, Any]],
     later: Mapping[str, dict[str, Any]],
     file: str | None,
 ) -> Iterator[Finding]:
-    """Findings on one host."""
+    """Findings on one host. facts, later: host -> its first and second answer. file: what the hosts are to
+    have in common."""
     host, about = probe.host, facts[probe.host]
     if not about:
         way_out = f"this has to work without a question: ssh {host} {job.python} --version"
