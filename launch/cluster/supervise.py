@@ -38,8 +38,9 @@ class Start:
 
 
 class Signals:
-    """Context manager that collects the signals that ask a run to stop. A third SIGINT asks to end at
-    once."""
+    """Context manager that collects the signals that ask a run to stop; what it has collected stays. A third
+    SIGINT asks to end at once. Outside, between two starts, they end the launcher as they end any program.
+    """
 
     def __init__(self) -> None:
         self.waiting: list[int] = []
@@ -109,18 +110,19 @@ class _Agent:
 
 def run_hosts(starts: Sequence[Start], signals: Signals) -> int:
     """Runs the work of all hosts. 0 if all ended with 0, or the status of the first that did not. No process
-    of it is left then, on any host that answers."""
-    agents = [_Agent(start) for start in starts]
-    try:
-        return _watch(agents, signals)
-    finally:
-        for agent in agents:
-            agent.end()
-        until = time.monotonic() + LEAVES
-        while time.monotonic() < until and any(agent.status() is None for agent in agents):
-            time.sleep(0.05)
-        for agent in agents:
-            agent.kill()
+    of it is left then, on any host that answers. Signals that ask to stop are passed on meanwhile."""
+    with signals:
+        agents = [_Agent(start) for start in starts]
+        try:
+            return _watch(agents, signals)
+        finally:
+            for agent in agents:
+                agent.end()
+            until = time.monotonic() + LEAVES
+            while time.monotonic() < until and any(agent.status() is None for agent in agents):
+                time.sleep(0.05)
+            for agent in agents:
+                agent.kill()
 
 
 def _watch(agents: Sequence[_Agent], signals: Signals) -> int:
@@ -151,15 +153,13 @@ def _watch(agents: Sequence[_Agent], signals: Signals) -> int:
 def with_restarts(start: Callable[[bool, Signals], int], restarts: int) -> int:
     """Calls `start(again, signals)` until it is done: 0, a user's mistake (2), a request to stop, or more
     failures than `restarts`. Returns its last status."""
-    with Signals() as signals:
-        status = start(False, signals)
-        for left in reversed(range(restarts)):
-            if status in (0, 2) or signals.stopping:
-                break
-            more = f"{counted(left, 'restart')} left after this"
-            print(
-                f"the run failed with status {status} and starts again; {more}", file=sys.stderr, flush=True
-            )
-            time.sleep(PAUSE)
-            status = start(True, signals)
-        return status
+    signals = Signals()
+    status = start(False, signals)
+    for left in reversed(range(restarts)):
+        if status in (0, 2) or signals.stopping:
+            break
+        more = f"{counted(left, 'restart')} left after this"
+        print(f"the run failed with status {status} and starts again; {more}", file=sys.stderr, flush=True)
+        time.sleep(PAUSE)
+        status = start(True, signals)
+    return status

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,8 +38,7 @@ def test_what_a_shell_would_change_arrives_byte_for_byte_through_sshd(hosts, tmp
     job = work("node-b", folder, python(WRITES_DOWN, str(tmp_path / "seen"), *NASTY), env=env, beats=True)
     start = start_of(job, folder, "ssh")
     start = type(start)(hosts.inside("node-a", *start.argv), job)
-    with Signals() as signals:
-        assert run_hosts([start], signals) == 0
+    assert run_hosts([start], Signals()) == 0
     assert written(tmp_path / "seen") == [NASTY, env, str(folder)]
     assert not list(tmp_path.rglob("X"))
 
@@ -101,6 +101,21 @@ def assert_nothing_left(hosts: TwoHosts, processes: list[psutil.Process]) -> Non
     left = psutil.wait_procs(processes, timeout=WITHIN)[1]
     assert not left, [p.cmdline() for p in left]
     assert not [p.cmdline() for host in ("node-a", "node-b") for p in hosts.processes(host)]
+
+
+def test_the_doctor_sees_interfaces_and_a_folder_that_is_not_shared(hosts):
+    """Each host has a /dev/shm of its own."""
+    look = ("doctor", "--hostfile", str(hosts.hostfile), "--output")
+    asked = {
+        folder: hosts.start("node-a", dtem(*look, folder), cwd=ROOT, env=environment())
+        for folder in (str(hosts.folder / "run"), "/dev/shm/dtem-test/run")
+    }
+    (shared, said), (own, refused) = (finish(process) for process in asked.values())
+    assert shared == 0 and "nothing that is needed is missing" in said, said
+    for host in ("node-a", "node-b"):
+        assert re.search(rf"^ok +{host}: network +interface eth0$", said, re.M), said
+    assert own == 1 and "missing: node-b: output" in refused, refused
+    assert "give an `output` on a file system that all hosts have in common" in refused
 
 
 @pytest.mark.slow

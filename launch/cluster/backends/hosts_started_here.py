@@ -23,8 +23,6 @@ def run_on_hosts(job: Job, works: Works, restarts: int) -> int:
 
     def start(again: bool, signals: Signals) -> int:
         attempt, env_of = _with_port(continued(job) if again else job)
-        if signals.stopping:
-            return 0
         return run_hosts(list(_starts(attempt, works, env_of)), signals)
 
     return with_restarts(start, restarts)

@@ -69,9 +69,10 @@ def _ssh(job: Job) -> list[str]:
 def _wait(argv: list[str], job: Job, signals: Signals) -> int:
     """mpirun passes SIGUSR1 on to its ranks, and ends them at SIGTERM: so each request to stop reaches it as
     SIGUSR1."""
-    process = subprocess.Popen(argv, env={**os.environ, **job.env}, start_new_session=True)
-    while (code := process.poll()) is None:
-        if signals.take():
-            process.send_signal(signal.SIGTERM if signals.at_once else signal.SIGUSR1)
-        time.sleep(0.1)
+    with signals:
+        process = subprocess.Popen(argv, env={**os.environ, **job.env}, start_new_session=True)
+        while (code := process.poll()) is None:
+            if signals.take():
+                process.send_signal(signal.SIGTERM if signals.at_once else signal.SIGUSR1)
+            time.sleep(0.1)
     return 128 - code if code < 0 else code

@@ -102,8 +102,7 @@ def test_arguments_environment_and_folder_arrive_byte_for_byte(tmp_path, monkeyp
     monkeypatch.setenv("PATH", str(fake_ssh(tmp_path)), prepend=os.pathsep)
     env = {f"V_{number}": value for number, value in enumerate(NASTY)}
     job = work("there", folder, python(WRITES_DOWN, str(tmp_path / "seen"), *NASTY), env=env, beats=True)
-    with Signals() as signals:
-        assert run_hosts([start_of(job, folder)], signals) == 0
+    assert run_hosts([start_of(job, folder)], Signals()) == 0
     assert written(tmp_path / "seen") == [NASTY, env, str(folder)]
     assert not list(tmp_path.rglob("X"))
 
@@ -150,8 +149,7 @@ from agents import STAYS, python, start_of, work
 from launch.cluster.supervise import Signals, run_hosts
 folder, ssh = Path(sys.argv[1]), sys.argv[2]
 works = [work(f"host{i}", folder, python(STAYS, str(folder)), ranks=(i,), beats=True) for i in (0, 1)]
-with Signals() as signals:
-    sys.exit(run_hosts([start_of(part, folder, ssh) for part in works], signals))
+sys.exit(run_hosts([start_of(part, folder, ssh) for part in works], Signals()))
 """
 
 
@@ -196,6 +194,5 @@ def test_a_request_to_stop_reaches_the_ranks_of_all_hosts(launched):
 
 def test_a_host_that_cannot_be_reached_fails_the_launch(tmp_path, capfd):
     job = work("there", tmp_path, python("pass"))
-    with Signals() as signals:
-        status = run_hosts([Start(["sh", "-c", "exit 255"], job), Start(["cat"], job)], signals)
+    status = run_hosts([Start(["sh", "-c", "exit 255"], job), Start(["cat"], job)], Signals())
     assert status == 255 and "there: the connection of ssh failed" in capfd.readouterr().err

@@ -22,7 +22,8 @@ def starts(monkeypatch):
 
         def start(again, signals):
             if stop_in == len(told):
-                os.kill(os.getpid(), signal.SIGTERM)
+                with signals:
+                    os.kill(os.getpid(), signal.SIGTERM)
             told.append(again)
             return left.pop(0)
 
@@ -52,5 +53,5 @@ def test_not_after_a_request_to_stop(starts):
 
 def test_signals_are_as_before_afterwards(starts):
     before = signal.getsignal(signal.SIGTERM)
-    starts([0], 0)
+    starts([143], 0, stop_in=0)
     assert signal.getsignal(signal.SIGTERM) == before
