@@ -3,7 +3,10 @@
 import argparse
 import os
 import sys
+import time
 
+TOLD = 10.0
+"""Seconds in which rank 0 says what every rank would say."""
 EXAMPLE = r"""examples:
   dtem train --config configs/debug_cpu.py
   deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py \
@@ -62,7 +65,7 @@ def main() -> int:
     try:
         from launch.commands.arguments import import_modules
         from pipeline.engine.launched import lost_another, rank_0_goes_on
-        from pipeline.errors import ConfigError, is_users, printable
+        from pipeline.errors import CheckpointError, ConfigError, is_users, printable
         from pipeline.redact import keep_from_logs, without_secrets
     except ImportError as err:
         print(
@@ -91,6 +94,10 @@ def main() -> int:
             return 1
         if not is_users(err):
             raise
+        if rank != "0" and isinstance(err, CheckpointError):
+            # every rank raises the same; rank 0 says it, and the launcher ends this one with it
+            time.sleep(TOLD)
+            return 2
         if rank != "0" and isinstance(err, ConfigError):
             # or else it has the same to say, and the launcher would end it as soon as this one exits
             rank_0_goes_on()

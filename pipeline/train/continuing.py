@@ -47,6 +47,10 @@ place of the shards may change, but not their content, which the stream checks. 
 ranks may change, but not their product."""
 
 
+MOST_WAYS = 4
+"""Settings that a message lists."""
+
+
 def check_model(
     checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], trained: Collection[str] = ()
 ) -> None:
@@ -85,9 +89,12 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
             )
 
 
-def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int]) -> list[str]:
+def check_run(
+    checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int], world_size: int = 1
+) -> list[str]:
     """A line for each harmless difference to the run that was saved. Raises CheckpointError that lists the
-    differences that make it another run. global_batch: samples of a step, by task."""
+    differences that make it another run. global_batch: samples of a step of this run, by task; world_size:
+    its ranks."""
     facts = checkpoint.facts
     check_facts(checkpoint.folder, facts, TO_CONTINUE)
     if facts["progress"]["step"] != facts["step"] or not all(
@@ -107,17 +114,49 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
         for field, text in differences
         if not any(fnmatch.fnmatch(field, pattern) for pattern in HARMLESS)
     ]
-    if facts["global_batch"] != dict(global_batch):
-        harmful.append(
-            f"samples per step (batch size x accumulation x ranks): {facts['global_batch']} there, "
-            f"{dict(global_batch)} here"
-        )
+    harmful += _batch_differences(facts["global_batch"], global_batch, config, world_size)
     if harmful:
         way_out = "undo the changes, or start a new run with backbone.weights"
         raise CheckpointError(
             "\n  ".join([f"{checkpoint.folder} belongs to another run ({way_out}):", *harmful])
         )
     return [text for _, text in differences]
+
+
+def _batch_differences(
+    saved: Mapping[str, int], own: Mapping[str, int], config: RunConfig, world_size: int
+) -> Iterator[str]:
+    """Yields a line for each task whose step has another number of samples than it had, with the settings
+    that keep it."""
+    for task in sorted(saved.keys() | own.keys()):
+        if saved.get(task) == own.get(task):
+            continue
+        there_and_here = f"{saved.get(task, 0)} there, {own.get(task, 0)} here"
+        yield (
+            f"samples per step of task '{task}' (batch size x accumulation x ranks): {there_and_here}"
+            f"{_ways(task, saved, config, world_size)}"
+        )
+
+
+def _ways(task: str, saved: Mapping[str, int], config: RunConfig, world_size: int) -> str:
+    """What keeps a task's samples per step with this number of ranks, or the numbers of ranks that can."""
+    if not saved.get(task) or task not in config.tasks:
+        return ""
+    if saved[task] % world_size:
+        ranks = ", ".join(map(str, _divisors_near(saved[task], world_size)))
+        return f"; {world_size} ranks cannot share them evenly: start {ranks} ranks"
+    share = saved[task] // world_size
+    sizes = _divisors_near(share, config.tasks[task].data.batch_size)
+    pairs = " or ".join(f"{size} with {share // size}" for size in sizes)
+    return (
+        f"; with {world_size} ranks give tasks.{task}.data.batch_size {pairs} for its accumulation "
+        f"(engine.accumulation x tasks.{task}.accumulation)"
+    )
+
+
+def _divisors_near(number: int, wanted: int) -> list[int]:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:MOST_WAYS])
 
 
 def _of_today(saved: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.config.schema import RunConfig
+from pipeline.engine.exchange import on_host
 from pipeline.errors import PipelineError, SampleError, StorageError, counted
 from pipeline.modes import set_modes
 from pipeline.train import checkpoint
@@ -33,7 +34,7 @@ def train(config: RunConfig, resume: str = "auto") -> Path:
     if main:
         # asked now, as the source may change before a checkpoint is saved
         checkpoint.commit()
-    with run.lock, StopRequest() as stop:
+    with run.lock, run.saver, StopRequest() as stop:
         write_config(run)
         with Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
             for line in run.about:
@@ -57,11 +58,12 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
         step, last = run.progress.step, run.progress.step == run.total_steps
         stopping = stop.agreed(run.engine)
         if last or stopping or step % settings.log_every == 0:
+            _settle(run, reporter, wait=False)
             try:
                 _report(run, reporter, sums, watch, norm)
             # raised by every rank alike
             except PipelineError:
-                reporter.say(f"saved {_save(run, False)}")
+                _save(run, reporter, last=True)
                 raise
         better = False
         if run.loaders and _due(step, settings.eval_every) and not (last or stopping):
@@ -69,7 +71,7 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
                 better = _score(run, reporter)
         save_every = settings.save_every or default_save_every(run.total_steps)
         if last or stopping or better or _due(step, save_every):
-            reporter.say(f"saved {_save(run, better)}")
+            _save(run, reporter, better=better, last=last or stopping)
         for line in bad_summary(run.engine, run.streams) if last or stopping else ():
             reporter.say(line)
         if stopping and not last:
@@ -77,7 +79,7 @@ def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
             return
     # the run is saved by now: if it is killed in this evaluation, it is repeated on resumption
     if run.loaders and run.progress.evaluated < run.progress.step:
-        _save(run, _score(run, reporter))
+        _save(run, reporter, better=_score(run, reporter), last=True)
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def _saving_if_data_fail(run: Run, reporter: Reporter) -> Iterator[None]:
         yield
     except (SampleError, StorageError):
         if run.engine.world_size == 1 and run.progress.step > run.saved:
-            reporter.say(f"saved {_save(run, False)}")
+            _save(run, reporter, last=True)
         raise
 
 
@@ -144,21 +146,25 @@ def _score(run: Run, reporter: Reporter) -> bool:
     return True
 
 
-def _save(run: Run, better: bool) -> Path:
+def _save(run: Run, reporter: Reporter, *, better: bool = False, last: bool = False) -> None:
+    """Saves the run. last: waits until that is done; else training goes on meanwhile."""
+    _settle(run, reporter, wait=True)
     average_buffers(run.engine, run.engine.module)
     run.progress.nonfinite = int(run.nonfinite[0])
-    facts = _facts(run) if run.engine.rank == 0 else {}
-    average = (
-        {f"ema.{name}": tensor for name, tensor in run.ema.state_dict().items()}
-        if run.ema is not None
-        else {}
-    )
-    keep = run.config.train.keep_checkpoints
-    folder = checkpoint.save(
-        run.engine, run.root, run.progress.step, average, facts, since=run.saved, keep=keep, best=better
-    )
+    main, average = run.engine.rank == 0, {}
+    if run.ema is not None and main:
+        average = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
+    facts = _facts(run) if main else {}
+    run.saver.start(run.engine, run.progress.step, average, facts, since=run.saved, best=better)
     run.saved = run.progress.step
-    return folder
+    if last:
+        _settle(run, reporter, wait=True)
+
+
+def _settle(run: Run, reporter: Reporter, *, wait: bool) -> None:
+    """Says what was saved since. Raises CheckpointError on all ranks where that failed."""
+    if (folder := run.saver.settle(wait=wait)) is not None:
+        reporter.say(f"saved {folder}")
 
 
 def _facts(run: Run) -> dict[str, Any]:

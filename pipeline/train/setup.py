@@ -20,6 +20,7 @@ from pipeline.data.augment.images import BatchMixer
 from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, check_engine, launched
+from pipeline.engine.exchange import fill
 from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
 from pipeline.files import refuse_link, write_text
@@ -37,6 +38,7 @@ from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
+from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
 from pipeline.train.steps.procedure import Procedure
 from pipeline.train.storage import Checkpoint
@@ -64,8 +66,9 @@ class Run:
     lock: AbstractContextManager[Any]
     """Lock of the output, held by rank 0; closing it lets another run in."""
     progress: Progress
+    saver: Saver
     saved: int
-    """Step of the newest checkpoint of this run: the one it continued from, or wrote since."""
+    """Step of the newest checkpoint of this run: the one it continued from, or began to write since."""
     reported: int
     """Step of the last report, or the first step of this process: reported means are over the steps since."""
     nonfinite: Tensor
@@ -136,6 +139,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
         lock=lock,
         about=[*run_lines(resolved, engine), *about],
         progress=Progress(),
+        saver=Saver(engine, checkpoints_of(Path(config.output)), config.train.keep_checkpoints),
         saved=0,
         reported=0,
         nonfinite=torch.zeros(2, device=engine.device),
@@ -227,20 +231,19 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
 def _find(run: Run, resume: str) -> Checkpoint | None:
     if resume == "auto":
         return checkpoint.load_latest(run.engine, run.root)
-    return None if resume == "none" else checkpoint.load_path(Path(resume))
+    return None if resume == "none" else checkpoint.load_path(run.engine, Path(resume))
 
 
 def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], trained: list[str]) -> None:
-    for difference in continuing.check_run(found, run.config, run.resolved.global_batch):
+    resolved, ranks = run.resolved, run.engine.world_size
+    for difference in continuing.check_run(found, run.config, resolved.global_batch, ranks):
         log.warning("the run continues with %s", difference)
     continuing.check_model(found, shapes, trained)
     if run.ema is not None:
         continuing.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
-        run.ema.load_state_dict(
-            {name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")}
-        )
+        fill(run.engine, {f"ema.{name}": average for name, average in run.ema.averages()}, found.tensors)
     # older checkpoints have no classes
     for name, names in found.facts.get("classes", {}).items():
         if (

@@ -3,18 +3,22 @@ for the test to read."""
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import procedures  # noqa: F401  (registration)
+import pytest
 import torch
 from names import owner_of
+from reads import Reads
 from safetensors.torch import load_file, save_file
 from standin import CLASSES, StandinModel, standin_batch, standin_config
 from tiny import tiny_vit
-from torch import Tensor
+from torch import Tensor, distributed
 
 from pipeline.data.targets import ClassificationTargets
 from pipeline.engine import build_engine
@@ -23,6 +27,8 @@ from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from pipeline.parts import set_trainable
 from pipeline.rng import generator
+from pipeline.train import storage
+from pipeline.train.collective import joined_json
 from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
 from pipeline.train.metrics import MetricSums
@@ -163,6 +169,65 @@ def engine_parts(kind: str, stage: int, precision: str = "fp32"):
     parts[0]._deepspeed.destroy()
 
 
+def wide_parts(engine_type: str = "deepspeed", stage: int = 0):
+    """An engine of real modules, of about 20 parameters."""
+    torch.manual_seed(1)
+    config = standin_config(train={"mode": "joint"}, engine={"type": engine_type, "zero_stage": stage})
+    backbone = tiny_vit("dtem", timm_options={"depth": 1, "embed_dim": 48, "num_heads": 2})
+    task = ClassificationTask(backbone, num_classes=CLASSES)
+    model = MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("supervised"))
+    return build_engine(config, model, parameter_groups(model, config))
+
+
+class Counted:
+    """How often functions of torch.distributed are called inside."""
+
+    NAMES = ("all_reduce", "all_gather_into_tensor", "broadcast", "all_gather")
+
+    def __enter__(self) -> "Counted":
+        self.calls, self._patch = Counter(), pytest.MonkeyPatch()
+        for name in self.NAMES:
+            self._patch.setattr(distributed, name, self._counting(name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _counting(self, name: str):
+        real = getattr(distributed, name)
+
+        def call(*args, **named):
+            self.calls[name] += 1
+            return real(*args, **named)
+
+        return call
+
+
+def loaded_and_saved(stage: int, folder: Path) -> dict[str, Any]:
+    """What each rank reads of a checkpoint, whether the same is saved again, and collectives of either."""
+    engine = wide_parts(stage=stage)
+    found = storage.open_checkpoint(folder, storage.read_manifest(folder))
+    names = ("model", "exp_avg", "exp_avg_sq")
+    parts = {kind: [t for name, t in found.tensors.items() if name.startswith(f"{kind}.")] for kind in names}
+    mapped = ((kind, tensor) for kind, tensors in parts.items() for tensor in tensors)
+    with Counted() as loading, Reads(mapped) as reads:
+        engine.load_state_tensors(found.tensors)
+    shares = {
+        kind: reads.bytes.get(kind, 0) / sum(tensor.nbytes for tensor in tensors)
+        for kind, tensors in parts.items()
+    }
+    with Counted() as saving:
+        saved = engine.state_tensors()
+    same = engine.rank != 0 or (
+        all(torch.equal(saved[name], tensor) for name, tensor in found.tensors.items())
+        and saved.keys() == found.tensors.keys()
+    )
+    result = {"read": shares, "same": same, "loading": loading.calls, "saving": saving.calls}
+    results = joined_json(engine, [result])
+    engine._deepspeed.destroy()
+    return results
+
+
 def main(folder: Path) -> None:
     results = {}
     for stage in range(4):
@@ -184,6 +249,7 @@ def main(folder: Path) -> None:
             results[f"bf16.{stage}"] = run("joint", *parts, 0, NUM_STEPS)
         with engine_parts("sampled", stage) as parts:
             results[f"moved.{stage}"] = moved_heads(*parts)
+        results[f"wide.{stage}"] = loaded_and_saved(stage, folder / "step_00000001")
     if parts[0].rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
 

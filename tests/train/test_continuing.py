@@ -64,6 +64,14 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
         continuing.check_run(loaded, replace(config, seed=7, optim=replace(config.optim, lr=2e-2)), BATCH)
     with pytest.raises(CheckpointError, match="samples per step"):
         continuing.check_run(loaded, config, {"a": 16})
+    with pytest.raises(CheckpointError) as caught:
+        continuing.check_run(loaded, config, {"a": 6}, world_size=2)
+    assert (
+        "8 there, 6 here; with 2 ranks give tasks.a.data.batch_size 1 with 4 or 2 with 2 or 4 with 1 for its "
+        "accumulation (engine.accumulation x tasks.a.accumulation)" in str(caught.value)
+    )
+    with pytest.raises(CheckpointError, match="3 ranks cannot share them evenly: start 1, 2, 4, 8 ranks"):
+        continuing.check_run(loaded, config, {"a": 6}, world_size=3)
     older = {name: value for name, value in loaded.facts["config"].items() if name != "mixing"}
     assert (
         continuing.check_run(
