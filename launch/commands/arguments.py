@@ -65,7 +65,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|none|PATH",
         help="auto: continue the run's last checkpoint, if any (default)\n"
         "none: start anew; refused where `output` holds checkpoints\n"
-        "PATH: continue this run's folder or checkpoint;\n"
+        "PATH: continue this run's folder or checkpoint, or the URL of its mirror;\n"
         "      later checkpoints in `output` are set aside",
     )
 

@@ -200,6 +200,9 @@ class TrainConfig:
     """Steps between checkpoints; None: a twentieth of the run, but at least 100 and at most 1000. The last
     step is always saved."""
     keep_checkpoints: int = 2
+    mirror: str | None = None
+    """Path or URL (s3, gs) to which each checkpoint is copied while training goes on. `--resume auto` fetches
+    the newest one from there where the output has none."""
     max_nonfinite: int = 5
     """Most steps in a row that are skipped for a loss that is not finite; one more stops the run."""
 

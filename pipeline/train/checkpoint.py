@@ -12,11 +12,12 @@ from typing import Any
 
 from pipeline.config.load import digest, to_saved
 from pipeline.config.schema import RunConfig
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, PipelineError
 from pipeline.ranks import Ranks
 from pipeline.run_folder import checkpoints_of, complete_folders, pointed
 from pipeline.train import storage
 from pipeline.train.collective import from_rank0, joined_json
+from pipeline.train.mirror import Mirror, mirror_at
 from pipeline.train.storage import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -25,14 +26,14 @@ PACKAGES = ("torch", "numpy", "timm", "deepspeed", "safetensors")
 """Packages whose versions are in a checkpoint."""
 
 
-def load_latest(ranks: Ranks, root: Path) -> Checkpoint | None:
-    """The checkpoint under `root` that `latest` names, else the newest that is whole; None where there is no
-    checkpoint. A collective; ranks share the disk.
+def load_latest(ranks: Ranks, root: Path, mirror: Mirror | None = None) -> Checkpoint | None:
+    """The checkpoint under `root` that `latest` names, else the newest that is whole; where there is none,
+    that of the mirror; else None. A collective; ranks share the disk.
 
     Damaged checkpoints are passed over, with a warning. Raises CheckpointError where all are damaged:
     starting anew would hide the loss.
     """
-    names = _of_rank_0(ranks, lambda: [folder.name for folder in _candidates(root)])
+    names = _of_rank_0(ranks, lambda: [folder.name for folder in _candidates(root, mirror)])
     for name in names:
         try:
             return _open(ranks, root / name)
@@ -47,14 +48,21 @@ def load_latest(ranks: Ranks, root: Path) -> Checkpoint | None:
     return None
 
 
-def load_path(ranks: Ranks, path: Path) -> Checkpoint:
-    """The checkpoint at `path`, which is its folder, or the folder of a run, whose pointer is followed. A
-    collective. Raises CheckpointError."""
-    return _open(ranks, Path(_of_rank_0(ranks, lambda: [str(_folder_at(path))])[0]))
+def load_path(ranks: Ranks, path: str, root: Path) -> Checkpoint:
+    """The checkpoint at `path`, which is its folder, or the folder of a run, whose pointer is followed; or at
+    the URL of a mirror, from which it is copied to `root`. A collective. Raises CheckpointError."""
+
+    def find() -> list[str]:
+        mirror = mirror_at(path) if "://" in path else None
+        return [str(_folder_at(Path(path)) if mirror is None else mirror.fetch(root))]
+
+    return _open(ranks, Path(_of_rank_0(ranks, find)[0]))
 
 
-def _candidates(root: Path) -> list[Path]:
+def _candidates(root: Path, mirror: Mirror | None) -> list[Path]:
     """The checkpoints, the one to try first at the front."""
+    if mirror is not None and not complete_folders(root) and mirror.names():
+        mirror.fetch(root)
     latest = pointed(root, "latest")
     return sorted(complete_folders(root), key=lambda folder: folder != latest)
 
@@ -70,7 +78,8 @@ def _folder_at(path: Path) -> Path:
 
 
 def _of_rank_0(ranks: Ranks, find: Callable[[], list[str]]) -> list[str]:
-    """What rank 0 finds, on every rank; its CheckpointError too. A collective."""
+    """What rank 0 finds, on every rank. What goes wrong there raises CheckpointError on all of them. A
+    collective."""
     found, trouble = [], ""
     if ranks.rank == 0:
         try:
@@ -78,7 +87,7 @@ def _of_rank_0(ranks: Ranks, find: Callable[[], list[str]]) -> list[str]:
         # the other ranks wait to hear of it
         except OSError as err:
             trouble = f"the checkpoints cannot be listed: {err}"
-        except CheckpointError as err:
+        except PipelineError as err:
             trouble = str(err)
     told = json.loads(from_rank0(ranks, json.dumps([trouble, found])))
     if told[0]:

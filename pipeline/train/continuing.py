@@ -21,6 +21,7 @@ HARMLESS = (
     "train.eval_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.mirror",
     "train.max_nonfinite",
     "backbone.weights",
     "backbone.pretrained",

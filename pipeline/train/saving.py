@@ -16,6 +16,7 @@ from pipeline.ranks import Ranks
 from pipeline.run_folder import point
 from pipeline.train import storage
 from pipeline.train.collective import from_rank0
+from pipeline.train.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,10 @@ class Saver:
     however the run ends.
     """
 
-    def __init__(self, ranks: Ranks, root: Path, keep: int):
-        """root: folder of the checkpoints. keep: number of checkpoints that stay, beside the best."""
-        self._ranks, self._root, self._keep = ranks, root, keep
+    def __init__(self, ranks: Ranks, root: Path, keep: int, mirror: Mirror | None = None):
+        """root: folder of the checkpoints. keep: number of checkpoints that stay, beside the best. mirror:
+        keeps copies; one that fails is said, and stops nothing."""
+        self._ranks, self._root, self._keep, self._mirror = ranks, root, keep, mirror
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
@@ -103,7 +105,19 @@ class Saver:
             raise CheckpointError(
                 f"checkpoint of step {step} was not saved in {self._root}: {reason}"
             ) from err
+        self._copy(folder)
         return folder
+
+    def _copy(self, folder: Path) -> None:
+        if self._mirror is None:
+            return
+        try:
+            self._mirror.put(folder, self._keep)
+        except (OSError, PipelineError) as err:
+            log.warning(
+                "%s was not copied to %s (%s); it is on this disk alone, and the next one will be copied",
+                *(folder, self._mirror.url, err),
+            )
 
 
 def _refuse_nonfinite(tensors: Mapping[str, Tensor]) -> None:

@@ -38,6 +38,7 @@ from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
+from pipeline.train.mirror import mirror_at
 from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
 from pipeline.train.steps.procedure import Procedure
@@ -96,7 +97,8 @@ class Run:
 
 def build_run(config: RunConfig, resume: str) -> Run:
     """The run of a configuration. resume: `auto` continues the last checkpoint of the run's folder, if any;
-    `none` starts anew, and refuses a folder with checkpoints; else the path of a run or checkpoint.
+    `none` starts anew, and refuses a folder with checkpoints; else the path of a run or checkpoint, or the
+    URL of a mirror.
 
     Mistakes in the configuration are found before processes are connected, and a folder that cannot be
     written to before the first step. Raises PipelineError.
@@ -107,6 +109,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     config = complete_data(config, facts)
     check_ema(config)
     check_engine(config)
+    mirror = mirror_at(config.train.mirror)
     procedure = build_procedure(config)
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
@@ -117,6 +120,11 @@ def build_run(config: RunConfig, resume: str) -> Run:
         torch.set_num_threads(config.engine.threads)
     model = _build_model(config, streams, loaders)
     lock = locked(Path(config.output)) if rank == 0 else nullcontext()
+    if rank == 0 and resume == "none" and mirror is not None and mirror.names():
+        raise ConfigError(
+            f"{mirror.url} holds checkpoints of a run, which --resume none does not touch; continue it with "
+            "--resume auto, or give another train.mirror"
+        )
     _check_output(Path(config.output), resume)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -139,7 +147,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
         lock=lock,
         about=[*run_lines(resolved, engine), *about],
         progress=Progress(),
-        saver=Saver(engine, checkpoints_of(Path(config.output)), config.train.keep_checkpoints),
+        saver=Saver(engine, checkpoints_of(Path(config.output)), config.train.keep_checkpoints, mirror),
         saved=0,
         reported=0,
         nonfinite=torch.zeros(2, device=engine.device),
@@ -230,8 +238,8 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
 
 def _find(run: Run, resume: str) -> Checkpoint | None:
     if resume == "auto":
-        return checkpoint.load_latest(run.engine, run.root)
-    return None if resume == "none" else checkpoint.load_path(run.engine, Path(resume))
+        return checkpoint.load_latest(run.engine, run.root, mirror_at(run.config.train.mirror))
+    return None if resume == "none" else checkpoint.load_path(run.engine, resume, run.root)
 
 
 def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], trained: list[str]) -> None:

@@ -40,7 +40,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert loaded.facts["step"] == 3 and loaded.facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (tmp_path / "latest").read_text() == "step_00000003"
     for path in (tmp_path, loaded.folder):
-        assert checkpoint.load_path(engine, path).folder == loaded.folder
+        assert checkpoint.load_path(engine, str(path), tmp_path).folder == loaded.folder
 
 
 def test_git_is_asked_for_the_commit_once(monkeypatch):
@@ -191,7 +191,7 @@ def test_what_one_rank_finds_damaged_no_rank_continues(tmp_path, name):
 
     def refused(rank, ranks):
         with pytest.raises(CheckpointError) as caught:
-            checkpoint.load_path(ranks, folder)
+            checkpoint.load_path(ranks, str(folder), tmp_path)
         return str(caught.value)
 
     assert together(3, refused) == 3 * [f"{path} is damaged: its sha256 is not the manifest's"]
