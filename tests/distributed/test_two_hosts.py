@@ -86,8 +86,12 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def ranks(hosts: TwoHosts, host: str) -> list[psutil.Process]:
-    """The ranks of a host; their data workers have the same command line, and a rank as parent."""
-    found = [p for p in hosts.processes(host) if "launch.cluster.rank" in p.cmdline()]
+    """The ranks of a host. Their data workers have the same command line and a rank as parent; the command of
+    torch's agent holds that of its ranks."""
+    words = {p: p.cmdline() for p in hosts.processes(host)}
+    found = [
+        p for p in words if "launch.cluster.rank" in words[p] and "launch.cluster.elastic" not in words[p]
+    ]
     return [p for p in found if p.ppid() not in {other.pid for other in found}]
 
 
