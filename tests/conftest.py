@@ -28,6 +28,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)), 4)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory):
+    """What tests cache is not in the user's folder; a process that they start has it from the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTEM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_threads_seed_and_rounding(request):
     """`make test-kernels` asks for others."""

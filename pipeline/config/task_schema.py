@@ -178,6 +178,8 @@ class DataConfig:
     fifths of it."""
     cache_gib: float = 32.0
     """GiB of downloaded shards that a machine keeps for all its runs; shards in use stay."""
+    cache_dir: str | None = None
+    """Folder of these shards, best on a local disk; None: $DTEM_CACHE, else dtem-UID in $TMPDIR or /tmp."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tokenizer: dict[str, Any] | None = None
     """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""

@@ -14,6 +14,7 @@ from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import BadSample, Loaded, bad_in_row
 from pipeline.data.samples.protocol import DatasetSchema, Sample, stacked
+from pipeline.data.shards.held_out import cache_of
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stalls import WorkerNotes
@@ -48,15 +49,16 @@ class BatchReader(Dataset[Loaded]):
         seed: int | None,
         world_size: int,
     ):
-        counts = [shard.num_samples for shard in manifest.shards]
+        counts = manifest.shards.num_samples.tolist()
         self.classes, self.gives = schema.classes, schema.gives
         lanes = 1 if seed is None else config.lanes or lanes_of(len(counts))
         self.order = SampleOrder(counts, seed, config.shuffle_shards, lanes)
         self._look_ahead = LookAhead(self.order, config.fetch_ahead, wraps=seed is not None)
         self.notes = WorkerNotes(config.workers)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
-        cache_bytes, patience = int(config.cache_gib * 2**30), PATIENCE_SHARE * config.max_wait
-        self._reader = SampleReader(manifest, self.order.open_shards(world_size), cache_bytes, patience)
+        patience = PATIENCE_SHARE * config.max_wait
+        width, cache = self.order.open_shards(world_size), cache_of(config, patience)
+        self._reader = SampleReader(manifest, width, cache, patience, schema.reads)
         self._views = 1 if seed is None else config.views
         erases = seed is not None and config.augment.random_erasing > 0
         self._erase = eraser(config.augment.random_erasing) if erases else None
@@ -93,7 +95,7 @@ class BatchReader(Dataset[Loaded]):
         """The views of the sample at a position. replaced: position of the bad sample that it replaces, if
         any. A bad sample is returned, not raised, so that a worker can send it."""
         at = self.order[position]
-        shard, key = self._manifest.shards[at.shard].name, f"#{at.sample}"
+        shard, key = self._manifest.shards.name(at.shard), f"#{at.sample}"
         self.notes.write(shard)
         try:
             key = self._reader.key(at.shard, at.sample)

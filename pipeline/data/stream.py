@@ -175,7 +175,7 @@ def build_stream(
 ) -> TrainStream:
     """This rank's endless training stream; batch_size None takes config.batch_size. Raises ConfigError and
     SampleError."""
-    reader, manifest = _reader(task_name, config, "train", seed, world_size)
+    reader, manifest = _reader(task_name, config, "train", seed, world_size, checked=rank == 0)
     return TrainStream(reader, config, manifest, rank, world_size, batch_size or config.batch_size)
 
 
@@ -194,7 +194,7 @@ def build_eval_loader(
     split: `val`, `train`, or another one that the config or the shards name. classes: class names in the
     order of the model's labels; () takes those of the training shards, where these can be read.
     """
-    reader, manifest = _reader(task_name, config, split, None, world_size, classes)
+    reader, manifest = _reader(task_name, config, split, None, world_size, classes, checked=rank == 0)
     return EvalLoader(reader, config, manifest, rank, world_size)
 
 
@@ -205,9 +205,12 @@ def _reader(
     seed: int | None,
     world_size: int,
     classes: Sequence[str] = (),
+    *,
+    checked: bool,
 ) -> tuple[BatchReader, Manifest]:
-    """Reader and manifest of a split. seed None: for evaluation. classes: see build_eval_loader."""
-    where, manifest = find_split(task_name, config, split)
+    """Reader and manifest of a split. seed None: for evaluation. classes: see build_eval_loader. checked: see
+    load_manifest."""
+    where, manifest = find_split(task_name, config, split, checked=checked)
     schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):
         held = ", ".join(manifest.schema)

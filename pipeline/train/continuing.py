@@ -42,6 +42,7 @@ HARMLESS = (
     "tasks.*.data.max_bad_share",
     "tasks.*.data.max_wait",
     "tasks.*.data.cache_gib",
+    "tasks.*.data.cache_dir",
 )
 """Fields that may differ when a run is resumed: they do not change what is learned from which samples. The
 place of the shards may change, but not their content, which the stream checks. Batch size, accumulation and

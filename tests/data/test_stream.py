@@ -16,6 +16,7 @@ from pipeline.data.lanes import Share
 from pipeline.data.samples import classification  # noqa: F401
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.table import ShardTable
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream
 from pipeline.errors import CheckpointError, ConfigError, SampleError
 from pipeline.interfaces import Batch
@@ -255,7 +256,9 @@ def test_a_task_without_data_or_with_members_that_do_not_fit_is_refused(uneven):
 def test_every_schema_says_what_a_set_lacks(name):
     own = {"tokenizer": {"type": "words", "words": ["a"]}} if name == "captioning" else {}
     schema = DATASETS.build(
-        name, replace(config("unused"), augment=AugmentConfig(), **own), Manifest((), (), ("a", "b"))
+        name,
+        replace(config("unused"), augment=AugmentConfig(), **own),
+        Manifest(ShardTable.of([]), (), ("a", "b")),
     )
     assert schema.missing(["txt"]) and not schema.missing(["jpg", "cls", "json", "seg.png"])
     with pytest.raises(SampleError):

@@ -38,6 +38,7 @@ def place(tmp_path, monkeypatch):
         folder.mkdir()
         monkeypatch.chdir(folder)
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        monkeypatch.setenv("DTEM_CACHE", str(folder / "cache"))
         sandbox, raised = Sandbox(folder, run, shards), None
         with watching(folder) as watch:
             try:

@@ -9,7 +9,8 @@ from pipeline.errors import SampleError
 from pipeline.redact import MARK
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
-MAX_SHARDS = 100_000
+MAX_SHARDS = 1_000_000
+"""Most shards that a pattern names."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _GROUP = re.compile(r"\{([^{}]*)\}")
 _UNREADABLE = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz)$", re.IGNORECASE)

@@ -74,7 +74,7 @@ def batches(source, workers: int = 0, count: int = 12, **options):
 
 
 def cached() -> list[Path]:
-    return list(cache.cache_folder().rglob("*.tar"))
+    return list(cache.cache_folder().glob("*.tar"))
 
 
 def join_prefetching() -> None:
@@ -144,11 +144,16 @@ def test_what_a_killed_process_left_half_fetched_is_removed(server):
     join_prefetching()
     whole = cached()[0]
     whole.unlink()
-    left = whole.with_name(f".{whole.name}.abc.part")
-    left.write_bytes(b"half")
+    lock = whole.with_name(f"{whole.name}.lock")
+    with open(lock, "w") as reserved:
+        reserved.truncate(2**40)
+    left = [lock, whole.with_name(f"{whole.name}.part"), whole.with_name(f".{whole.name}.part.abc.part")]
+    for path in left[1:]:
+        path.write_bytes(b"half")
     batches(server)
     join_prefetching()
-    assert whole.exists() and not left.exists()
+    assert whole.exists() and not any(path.exists() for path in left)
+    assert len(cached()) == 5, "the room that it had reserved is free again"
 
 
 def test_cached_shards_are_not_asked_for_again(server):
@@ -178,7 +183,7 @@ def test_an_outage_that_ends_loses_no_sample(server, uneven, fault):
 def test_an_index_that_comes_wrong_is_asked_for_again_and_makes_no_sample_bad(
     server, uneven, monkeypatch, fault
 ):
-    monkeypatch.setattr(Handler, "of", ".tar.index.json")
+    monkeypatch.setattr(Handler, "of", ".tar.index")
     Handler.faults = [fault] * 12
     stream = build_stream("t", config(server, max_bad_samples=0), seed=5, rank=0, world_size=1)
     for near, far in zip(batches(uneven), islice(stream, 12), strict=True):
@@ -229,7 +234,7 @@ def test_a_server_that_is_down_is_not_one_without_a_manifest(server):
 
 
 def test_a_shard_that_is_gone_or_of_another_size_is_found_before_training(server, uneven, tmp_path):
-    for name in uneven.glob("*.json"):
+    for name in (*uneven.glob("*.json"), *uneven.glob("*.index")):
         (tmp_path / name.name).write_bytes(name.read_bytes())
     plain = (tmp_path / "manifest.json").read_text().replace('"root": null', f'"root": "{server}/nowhere"')
     (tmp_path / "manifest.json").write_text(plain)

@@ -33,7 +33,7 @@ REWRITES = {
     "FSSPEC_FILE": '{"auto_mkdir": "PYTHON"}',
     "FSSPEC_S3_ENDPOINT_URL": "pipe:SHELL",
     "TMPDIR": "$(SHELL)",
-    "XDG_CACHE_HOME": "|SHELL",
+    "DTEM_CACHE": "|SHELL",
     "LS_COLORS": "SHELL",
     "PAGER": "SHELL",
     "GIT_SSH_COMMAND": "SHELL",

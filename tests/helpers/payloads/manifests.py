@@ -45,7 +45,7 @@ TOPS: dict[str, list[Any]] = {
 def cases() -> Iterator[Payload]:
     for value in NAMES:
         yield Payload(
-            f"name {value!r:.40}", partial(_changed, lambda m, v: m["shards"][0].update(name=v), value)
+            f"name {value!r:.40}", partial(_changed, partial(_in_shard, "name"), value)
         )
     for value in ROOTS:
         yield Payload(f"root {value!r:.40}", partial(_changed, lambda m, v: m.update(root=v), value))
@@ -62,7 +62,7 @@ def cases() -> Iterator[Payload]:
 
 
 def _in_shard(field: str, manifest: dict[str, Any], value: object) -> None:
-    manifest["shards"][0][field] = value
+    manifest["shards"][field][0] = value
 
 
 def _at_top(field: str, manifest: dict[str, Any], value: object) -> None:

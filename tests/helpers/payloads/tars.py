@@ -126,7 +126,7 @@ def _index_member(change: Change, sandbox: Sandbox) -> None:
     info, data = member("b.cls")
     change(info, sandbox)
     _index(tar_of(member("a.cls"), (info, data), member("c.cls")), sandbox)
-    (sandbox.folder / "x.tar.index.json").unlink(missing_ok=True)
+    (sandbox.folder / "x.tar.index").unlink(missing_ok=True)
     index_shards([str(sandbox.folder / "x.tar")], sandbox.folder)
 
 
