@@ -54,7 +54,7 @@ class TrainStream:
         self._part = range(rank * batch_size, (rank + 1) * batch_size)
         self._batch, self._global = batch_size, batch_size * world_size
         self._samples = self._first = 0
-        self._fingerprint = int(manifest.digest[:12], 16)
+        self.fingerprint = manifest.fingerprint
 
     @property
     def bad_samples(self) -> int:
@@ -95,14 +95,14 @@ class TrainStream:
         """`samples`: position in the global order after the last batch. To resume there needs no replay."""
         return {
             "samples": self._samples,
-            "manifest": self._fingerprint,
+            "manifest": self.fingerprint,
             "lanes": self._reader.order.lanes.num,
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Sets the position for the next `iter`. Raises CheckpointError for a position in other shards, or in
         other lanes."""
-        if state.get("manifest", self._fingerprint) != self._fingerprint:
+        if state.get("manifest", self.fingerprint) != self.fingerprint:
             raise CheckpointError(
                 "the data position belongs to other shards; resume with those that the run was started "
                 "on, or start anew"
@@ -132,7 +132,7 @@ class EvalLoader:
     def __init__(
         self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int
     ):
-        self.num_samples = manifest.num_samples
+        self.num_samples, self.fingerprint = manifest.num_samples, manifest.fingerprint
         self.classes, self.gives = reader.classes, reader.gives
         size, step = config.eval_batch_size, config.eval_batch_size * world_size
         self._shares = [

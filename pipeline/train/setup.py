@@ -39,6 +39,7 @@ from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.mirror import mirror_at
+from pipeline.train.same_shards import check_same_shards
 from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
 from pipeline.train.steps.procedure import Procedure
@@ -133,6 +134,9 @@ def build_run(config: RunConfig, resume: str) -> Run:
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
     engine = build_engine(config, model, groups)
+    fed = {f"tasks.{name}.data.train": stream.fingerprint for name, stream in streams.items()}
+    held = {f"tasks.{name}.data.val": loader.fingerprint for name, loader in loaders.items()}
+    check_same_shards(engine, fed | held)
     run = Run(
         resolved=resolved,
         engine=engine,

@@ -46,22 +46,27 @@ class ShardCache:
             if (file := _leased(path, shard.num_bytes)) is not None:
                 return file
             with self._locked(path, wait=True) as lock:
-                file = _leased(path, shard.num_bytes)
-                return self._fetch(shard, path, lock) if file is None else file
+                if (file := _leased(path, shard.num_bytes)) is None:
+                    self._make_room(lock, shard.num_bytes)
+                    file = self._fetch(shard, path)
+                return file
         except OSError as err:
             raise storage_error(shard.url, err) from err
 
     def prefetch(self, shard: Shard) -> None:
-        """Downloads the shard where it is not there and nobody does so already. Errors are ignored: `open`
-        meets and raises them again."""
+        """Downloads the shard where it is not there, nobody does so already, and there is room for it. Errors
+        are ignored: `open` meets and raises them again."""
         path = self._path(shard)
         with suppress(OSError):
             file = _leased(path, shard.num_bytes)
             if file is None:
                 with self._locked(path, wait=False) as lock:
-                    file = _leased(path, shard.num_bytes)
-                    file = self._fetch(shard, path, lock) if file is None else file
-            os.close(file)
+                    if (file := _leased(path, shard.num_bytes)) is None and self._make_room(
+                        lock, shard.num_bytes
+                    ):
+                        file = self._fetch(shard, path)
+            if file is not None:
+                os.close(file)
 
     def kept(self, name: str, make: Callable[[], bytes]) -> Buffer:
         """The content of the small file `name`, mapped into memory. Where it is not there, one process makes
@@ -93,10 +98,9 @@ class ShardCache:
         told = shard.sha256 or hashlib.sha256(f"{shard.url} {shard.index_sha256}".encode()).hexdigest()
         return self._folder / f"{told[:32]}.tar"
 
-    def _fetch(self, shard: Shard, path: Path, lock: int) -> int:
+    def _fetch(self, shard: Shard, path: Path) -> int:
         """Downloads the shard, and gives a descriptor of it with a lease."""
         _remove_parts(path)
-        self._make_room(lock, shard.num_bytes)
         part = _part(path)
         download(shard.url, part, shard.num_bytes, shard.sha256, self._patience)
         file = _leased(part, shard.num_bytes)
@@ -121,9 +125,9 @@ class ShardCache:
                 lock.unlink()
             os.close(file)
 
-    def _make_room(self, lock: int, incoming: int) -> None:
+    def _make_room(self, lock: int, incoming: int) -> bool:
         """Keeps room for `incoming` bytes: deletes files until they fit into the limit and onto the disk, or
-        no file can be deleted any more."""
+        no file can be deleted any more. Returns whether they fit."""
         room = os.open(self._folder / ".room", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(room, fcntl.LOCK_EX)
@@ -132,12 +136,16 @@ class ShardCache:
             found = sorted(self._files())
             used = sum(size for _, size, _ in found)
             for _, size, path in found:
-                if used <= self._max and shutil.disk_usage(self._folder).free >= incoming:
-                    return
+                if self._fits(used, incoming):
+                    break
                 if not path.name.endswith(_LOCK) and _delete(path):
                     used -= size
+            return self._fits(used, incoming)
         finally:
             os.close(room)
+
+    def _fits(self, used: int, incoming: int) -> bool:
+        return used <= self._max and shutil.disk_usage(self._folder).free >= incoming
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """(time of the last use, bytes, path) of every file; a lock file stands for what is fetched."""

@@ -61,6 +61,11 @@ class Manifest:
         found.update(b", " + json.dumps(rest)[1:].encode())
         return found.hexdigest()
 
+    @property
+    def fingerprint(self) -> int:
+        """48 bits of the digest."""
+        return int(self.digest[:12], 16)
+
     def to_json(self, root: str | None) -> bytes:
         """The manifest as it is stored. root: folder of the shards; None: that of the manifest."""
         plain: dict[str, Any] = {

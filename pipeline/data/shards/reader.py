@@ -6,16 +6,15 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from threading import Thread
 
 from pipeline.data.shards.cache import ShardCache
+from pipeline.data.shards.fetcher import Fetcher
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.storage import persist, storage_error
 from pipeline.data.shards.table import Shard
-from pipeline.errors import PipelineError
 
 GAP = 1 << 16
 """Bytes between two members up to which they are read at once, with what lies between."""
@@ -41,7 +40,8 @@ class SampleReader:
         self._kept = 2 * width + 1
         self._index = lru_cache(maxsize=self._kept)(self._load_index)
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._asked: set[int] = set()
+        self._fetcher = Fetcher(cache, patience)
+        self._remote = any(is_remote(place.root) for place in manifest.shards.places)
 
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample. Raises StorageError where the index cannot be read, or is not the
@@ -55,19 +55,11 @@ class SampleReader:
         return persist(lambda: self._members(shard, members), self._patience)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Downloads remote shards that will be read soon, in the background. Errors are ignored: reading
-        meets and raises them again."""
-        remote = [shard for shard in shards if is_remote(self._manifest.shards.url(shard))]
-        new = [self._manifest.shards[shard] for shard in remote if shard not in self._asked]
-        self._asked = set(remote)
-        if new:
-            Thread(target=self._fetch_all, args=(new,), name="shards", daemon=True).start()
-
-    def _fetch_all(self, shards: list[Shard]) -> None:
-        for shard in shards:
-            with suppress(PipelineError):
-                self._cache.prefetch(shard)
-                load_index(shard, self._cache, self._patience)
+        """Downloads remote shards that will be read soon, in the background and in this order, in place of
+        those that were named before."""
+        if self._remote:
+            named = (self._manifest.shards[shard] for shard in shards)
+            self._fetcher.want(shard for shard in named if is_remote(shard.url))
 
     def _load_index(self, shard: int) -> ShardIndex:
         return load_index(self._manifest.shards[shard], self._cache, self._patience)

@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from ranks import together
 from shardkit import config, samples, write_tar
 
 from pipeline.data.make.write import index_shards
@@ -22,7 +23,8 @@ from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.table import Place, Shard, ShardTable, table
 from pipeline.data.stream import build_eval_loader, build_stream
-from pipeline.errors import StorageError
+from pipeline.errors import SampleError, StorageError
+from pipeline.train.same_shards import check_same_shards
 
 
 def made(num_shards: int) -> Manifest:
@@ -97,6 +99,25 @@ def test_a_manifest_takes_columns_and_not_an_object_for_each_shard():
     assert manifest.num_samples == 1000 * number and manifest.digest == made(number).digest
     assert len(gc.get_objects()) - before < 1000
     assert now < number * 160 and peak < number * 1024, "100 MiB for 100,000 shards"
+
+
+def test_ranks_that_read_different_manifests_are_told_so():
+    """As where a host has an older copy of the folder."""
+    one, other = (made(number).fingerprint for number in (10, 11))
+
+    def told(held: list[int]) -> list[str]:
+        def ask(rank: int, ranks: Any) -> str:
+            try:
+                check_same_shards(ranks, {"tasks.t.data.train": one, "tasks.t.data.val": held[rank]})
+            except SampleError as err:
+                return str(err)
+            return ""
+
+        return together(len(held), ask)
+
+    assert told([one] * 3) == [""] * 3
+    for text in told([one, one, other]):
+        assert "tasks.t.data.val: the manifest of rank 2 is not that of rank 0" in text
 
 
 def test_the_digest_is_computed_once(monkeypatch):

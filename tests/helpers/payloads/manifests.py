@@ -44,9 +44,7 @@ TOPS: dict[str, list[Any]] = {
 
 def cases() -> Iterator[Payload]:
     for value in NAMES:
-        yield Payload(
-            f"name {value!r:.40}", partial(_changed, partial(_in_shard, "name"), value)
-        )
+        yield Payload(f"name {value!r:.40}", partial(_changed, partial(_in_shard, "name"), value))
     for value in ROOTS:
         yield Payload(f"root {value!r:.40}", partial(_changed, lambda m, v: m.update(root=v), value))
     for field, values in ENTRIES.items():
