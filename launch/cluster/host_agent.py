@@ -40,7 +40,7 @@ class HostAgent:
             return self._watch()
         finally:
             if left := kill_descendants():
-                self._say(f"processes {left} do not end; they wait in the kernel")
+                self._say(f"processes {left} were killed and have not ended yet")
 
     def _start(self, own: Mapping[str, str]) -> subprocess.Popen:
         """In a session of its own, so that a key of the terminal reaches it only through the launcher."""
