@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from launch.commands.arguments import import_modules
+from pipeline.processes import limit_exit
 from pipeline.redact import keep_from_logs, without_secrets
 from pipeline.version import description
 
@@ -32,7 +33,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 130
-    interrupted."""
+    interrupted, 3 hung. argv: None is the command line of this process, which is gone soon after."""
+    try:
+        return _run(argv)
+    finally:
+        if argv is None:
+            limit_exit()
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     keep_from_logs()
     try:

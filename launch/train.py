@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
 
     import tasks  # noqa: F401 - fills the registry
     from pipeline.config.load import load_config
+    from pipeline.processes import stop_with_launcher
     from pipeline.train.loop import train
+
+    stop_with_launcher()
 
     rank = os.environ.get("RANK", "0")
     main = rank == "0"
@@ -106,5 +109,15 @@ def main() -> int:
         return 2
 
 
+def script() -> int:
+    """`main` of a process of its own, which is gone soon after it."""
+    try:
+        return main()
+    finally:
+        # it is not there where the package is not installed, which was told
+        if processes := sys.modules.get("pipeline.processes"):
+            processes.limit_exit()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

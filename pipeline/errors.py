@@ -70,6 +70,10 @@ class ConnectError(PipelineError):
     """The processes of a run did not meet, or do not reach one another."""
 
 
+class StopAsked(PipelineError):
+    """A wait was broken off, as the run was asked to stop."""
+
+
 class CheckpointError(PipelineError):
     """A checkpoint is missing, incomplete, or of another model or run."""
 

@@ -2,7 +2,7 @@
 pass once over a split for evaluation."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,10 @@ from pipeline.data.samples.class_names import Labels, agreed, tell_renumbered
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.held_out import find_split, refuse_training_shards, training_shards
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.stalls import patiently, poll_seconds
+from pipeline.data.stalls import never, patiently
 from pipeline.errors import CheckpointError, ConfigError, SampleError, counted
 from pipeline.interfaces import Batch
+from pipeline.processes import end_with_parent
 
 FEW = 10
 """Number of bad samples that even the smallest set may have."""
@@ -34,6 +35,7 @@ class TrainStream:
     data.shuffle_shards); b is the micro-batch size in samples and G = b * world_size. Rank `rank` has b of
     them, by lane (lanes.py). Each sample is there as `views` images. num_samples: of one epoch.
 
+    stopping: asked while a batch is waited for; once it says so, the wait ends with StopAsked.
     bad_samples, bad_shards: number of samples that this process could not use, in all and per shard.
     shortened_samples: number of samples that lost a part to fit, for instance the end of a caption.
     """
@@ -48,6 +50,7 @@ class TrainStream:
         batch_size: int,
     ):
         self.num_samples = manifest.num_samples
+        self.stopping: Callable[[], bool] = never
         self.classes, self.gives = reader.classes, reader.gives
         self._reader, self._config = reader, config
         self._quarantine = Quarantine(config.max_bad_samples)
@@ -81,7 +84,7 @@ class TrainStream:
 
     def __iter__(self) -> Iterator[Batch]:
         config = self._config
-        for loaded in _loaded(self._reader, self._shares(), config):
+        for loaded in _loaded(self._reader, self._shares(), config, self.stopping):
             batch = self._quarantine.checked_batch(loaded)
             images = self._batch * config.views
             assert batch is not None and len(batch.images) == images, (
@@ -126,13 +129,15 @@ class EvalLoader:
     """A split's samples, each once over all ranks, in the order of the shards: rank r has the batches r,
     r + world_size, ...
 
-    Bad samples are left out, and batches of bad samples alone are skipped.
+    Bad samples are left out, and batches of bad samples alone are skipped. stopping: as that of a
+    `TrainStream`.
     """
 
     def __init__(
         self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int
     ):
         self.num_samples, self.fingerprint = manifest.num_samples, manifest.fingerprint
+        self.stopping: Callable[[], bool] = never
         self.classes, self.gives = reader.classes, reader.gives
         size, step = config.eval_batch_size, config.eval_batch_size * world_size
         self._shares = [
@@ -160,7 +165,7 @@ class EvalLoader:
         """Yields `len(self)` batches; None in place of a batch whose samples are all bad."""
         # a worker more would have no batch to make
         config = replace(self._config, workers=min(self._config.workers, len(self)))
-        for loaded in _loaded(self._reader, self._shares, config):
+        for loaded in _loaded(self._reader, self._shares, config, self.stopping):
             yield self._quarantine.checked_batch(loaded)
 
 
@@ -230,9 +235,11 @@ def _reader(
     return BatchReader(task_name, config, manifest, schema, seed, world_size), manifest
 
 
-def _loaded(reader: BatchReader, shares: Iterable[Share], config: DataConfig) -> Iterator[Loaded]:
+def _loaded(
+    reader: BatchReader, shares: Iterable[Share], config: DataConfig, stopping: Callable[[], bool]
+) -> Iterator[Loaded]:
     """Yields the batch of each share."""
-    workers, max_wait = config.workers, config.max_wait
+    workers = config.workers
     loader: DataLoader[Loaded] = DataLoader(
         reader,
         batch_size=None,
@@ -241,13 +248,19 @@ def _loaded(reader: BatchReader, shares: Iterable[Share], config: DataConfig) ->
         # forked workers share open files and decoded indexes, which need not be sent
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=config.prefetch if workers else None,
-        timeout=poll_seconds(max_wait) if workers else 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
+        worker_init_fn=_as_a_child,
         # without it the loader draws its worker seeds, which are unused, from the run's own generator
         generator=torch.Generator(),
     )
-    return patiently(iter(loader), reader.notes, max_wait)
+    batches = iter(loader)
+    return patiently(batches, reader.notes, config.max_wait, stopping) if workers else batches
+
+
+def _as_a_child(worker: int) -> None:
+    """No worker outlives the process that it loads for, however that ends."""
+    end_with_parent()
 
 
 def _as_it_is(loaded: Any) -> Any:

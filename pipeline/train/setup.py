@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.engine.exchange import fill
 from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
 from pipeline.files import refuse_link, write_text
-from pipeline.interfaces import Progress
+from pipeline.interfaces import Batch, Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
 from pipeline.plan.facts import fed_tasks
@@ -38,6 +38,7 @@ from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
+from pipeline.train.meeting import Meeting
 from pipeline.train.mirror import mirror_at
 from pipeline.train.same_shards import check_same_shards
 from pipeline.train.saving import Saver
@@ -63,8 +64,12 @@ class Run:
     streams: dict[str, TrainStream]
     loaders: dict[str, EvalLoader]
     mixers: dict[str, BatchMixer]
+    open: dict[str, Iterator[Batch]]
+    """Iterators of the streams, while the run trains."""
     about: list[str]
     """Lines that describe the run and where it begins."""
+    meeting: Meeting
+    """Where the ranks meet before each batch."""
     lock: AbstractContextManager[Any]
     """Lock of the output, held by rank 0; closing it lets another run in."""
     progress: Progress
@@ -148,6 +153,8 @@ def build_run(config: RunConfig, resume: str) -> Run:
         streams=streams,
         loaders=loaders,
         mixers=_build_mixers(config, model),
+        open={},
+        meeting=Meeting(engine),
         lock=lock,
         about=[*run_lines(resolved, engine), *about],
         progress=Progress(),
