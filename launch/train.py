@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     import tasks  # noqa: F401 - fills the registry
     from pipeline.config.load import load_config
     from pipeline.processes import stop_with_launcher
+    from pipeline.train.faults.injection import Injection
     from pipeline.train.loop import train
 
     stop_with_launcher()
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for name in ("quarantine", "stalls", "shards.storage"):  # each rank reads samples of its own
         logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
-    folder = train(load_config(args.config, args.cfg_options), args.resume)
+    faults = Injection(args.inject)
+    folder = train(load_config(args.config, args.cfg_options), args.resume, faults)
     if main:
         print(f"wrote {folder}: config.json, metrics.jsonl, checkpoints/")
     return 0

@@ -68,6 +68,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "PATH: continue this run's folder or checkpoint, or the URL of its mirror;\n"
         "      later checkpoints in `output` are set aside",
     )
+    parser.add_argument(
+        "--inject",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help="put a fault into the run, to rehearse: kill@step=30,rank=1 (docs/reliability.md);\n"
+        "repeat it for more",
+    )
 
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:

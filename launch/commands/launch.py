@@ -159,7 +159,8 @@ def _train(args: argparse.Namespace) -> tuple[str, ...]:
     words = ["--config", args.config]
     words += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     words += [word for name in args.modules for word in ("--import", name)]
-    return (*words, "--resume", args.resume)
+    faults = (word for fault in args.inject for word in ("--inject", fault))
+    return (*words, *faults, "--resume", args.resume)
 
 
 def _claim(text: str) -> tuple[str, str]:

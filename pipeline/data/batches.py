@@ -1,6 +1,6 @@
 """Reader that makes a batch from a share of the sample order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +90,10 @@ class BatchReader(Dataset[Loaded]):
             return Loaded(None, len(positions), tuple(bad), err)
         finally:
             self.notes.write("")
+
+    def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
+        """Puts a fault into the reading of shards (SampleReader.disturbances), before workers are forked."""
+        self._reader.disturbances.append(disturbance)
 
     def _load(self, position: int, *replaced: int) -> Views | BadSample:
         """The views of the sample at a position. replaced: position of the bad sample that it replaces, if

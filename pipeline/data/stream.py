@@ -94,6 +94,10 @@ class TrainStream:
             self._samples += self._global
             yield batch
 
+    def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
+        """Puts a fault into the reading of shards, see SampleReader.disturbances. Before `iter`."""
+        self._reader.disturb(disturbance)
+
     def state_dict(self) -> dict[str, int]:
         """`samples`: position in the global order after the last batch. To resume there needs no replay."""
         return {

@@ -19,6 +19,7 @@ from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
 from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
+from pipeline.train.faults.injection import Injection
 from pipeline.train.meeting import Meeting
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
@@ -31,9 +32,9 @@ from pipeline.train.train_step import train_step
 from pipeline.train.watchdog import Watchdog
 
 
-def train(config: RunConfig, resume: str = "auto") -> Path:
+def train(config: RunConfig, resume: str = "auto", faults: Injection | None = None) -> Path:
     """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT. Returns the folder of the run. resume:
-    see `build_run`. Raises PipelineError."""
+    see `build_run`. faults: put into the run on purpose. Raises PipelineError."""
     with StopRequest() as stop:
         run = build_run(config, resume)
         if run.engine.rank == 0:
@@ -45,6 +46,7 @@ def train(config: RunConfig, resume: str = "auto") -> Path:
         with run.lock, run.saver, watchdog:
             limit = max(config.engine.start_timeout, config.engine.timeout)
             run.meeting = Meeting(run.engine, stop, watchdog, limit)
+            run.faults = faults or Injection()
             stop.begin(notes)
             try:
                 _train(run)
@@ -57,6 +59,7 @@ def train(config: RunConfig, resume: str = "auto") -> Path:
 
 def _train(run: Run) -> None:
     write_config(run)
+    run.faults.prepare(run)
     folder, main = Path(run.config.output), run.engine.rank == 0
     with Reporter(folder, main=main, step=run.progress.step, total_steps=run.total_steps) as reporter:
         for line in run.about:
@@ -82,6 +85,7 @@ def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> N
             set_modes(run.engine.module, trains)
             learning = trains
         plan = tasks_of_step(run.resolved, run.progress.step)
+        run.faults.before_step(run)
         norm = train_step(run, plan, run.open, sums, watch)
         _limit_waits(run)
         reporter.advance()
@@ -215,6 +219,7 @@ def _save(run: Run, reporter: Reporter, *, better: bool = False, last: bool = Fa
     if run.ema is not None and main:
         average = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
     facts = _facts(run) if main else {}
+    run.faults.before_save(run)
     with run.meeting.alone("saves a checkpoint"):
         run.saver.start(run.engine, run.progress.step, average, facts, since=run.saved, best=better)
     run.saved = run.progress.step

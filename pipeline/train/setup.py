@@ -34,6 +34,7 @@ from pipeline.run_folder import checkpoints_of
 from pipeline.train import checkpoint, continuing
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
+from pipeline.train.faults.injection import Injection
 from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
@@ -70,6 +71,8 @@ class Run:
     """Lines that describe the run and where it begins."""
     meeting: Meeting
     """Where the ranks meet before each batch."""
+    faults: Injection
+    """Faults that the user puts into the run."""
     lock: AbstractContextManager[Any]
     """Lock of the output, held by rank 0; closing it lets another run in."""
     progress: Progress
@@ -155,6 +158,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
         mixers=_build_mixers(config, model),
         open={},
         meeting=Meeting(engine),
+        faults=Injection(),
         lock=lock,
         about=[*run_lines(resolved, engine), *about],
         progress=Progress(),

@@ -3,7 +3,7 @@ remote shards."""
 
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 
@@ -42,6 +42,9 @@ class SampleReader:
         self._files: OrderedDict[int, int] = OrderedDict()
         self._fetcher = Fetcher(cache, patience)
         self._remote = any(is_remote(place.root) for place in manifest.shards.places)
+        self.disturbances: list[Callable[[int, dict[str, bytes]], dict[str, bytes]]] = []
+        """Injected faults: each is given a shard and what was read of it, and returns that, something else,
+        or raises OSError."""
 
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample. Raises StorageError where the index cannot be read, or is not the
@@ -79,6 +82,8 @@ class SampleReader:
                     f"{there} bytes are there and the manifest says {expected}: it was cut off or replaced; "
                     "restore it"
                 )
+            for disturb in self.disturbances:
+                found = disturb(shard, found)
             return found
         except OSError as err:
             # a network disk that was away leaves dead descriptors; what is restored may be a new file
