@@ -2,7 +2,7 @@
 for them, while others are killed in the middle of a download. Every sample has to come, with its own bytes.
 
     python benchmarks/cache_soak.py
-    python benchmarks/cache_soak.py --processes 4 --reads 400 --shards 40 --kills 5 --record /tmp/soak.json
+    python benchmarks/cache_soak.py --processes 4 --reads 400 --shards 40 --kills 5 --record runs/soak.json
 """
 
 import argparse

@@ -152,6 +152,9 @@ def test_a_kept_record_has_the_agreed_form_and_a_command_that_names_it(path, rec
         if "--record" in arguments
         else f"benchmarks/records/{Path(script).stem}.json"
     )
+    # a file of several records is the default of several scripts
+    if "--record" not in arguments and f"records/{path.name}" in (ROOT / script).read_text():
+        written = f"benchmarks/records/{path.name}"
     assert written == f"benchmarks/records/{path.name}"
 
 

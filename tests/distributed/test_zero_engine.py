@@ -63,6 +63,17 @@ def test_the_saved_state_is_the_same_at_every_stage(runs, kind, stage):
         torch.testing.assert_close(*pair, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_the_gradient_of_an_embedding_goes_through_frozen_blocks_that_are_computed_again():
+    """Else the runs of that name would show nothing."""
+    engine, groups, config = engine_worker.make("frozen_checkpointed", 0, "local")
+    before = engine.state_tensors()
+    engine_worker.run("frozen_checkpointed", engine, groups, config, 0, 2)
+    moved = {name for name, tensor in engine.state_tensors().items() if not torch.equal(tensor, before[name])}
+    assert all(".metric." in name for name in moved)
+    with_gradient = {name for name in moved if name.startswith("exp_avg.")}
+    assert with_gradient and all("blocks.0.metric" in name for name in with_gradient)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_head_rests_to_the_last_bit_in_a_step_that_does_not_hold_its_task(runs, stage):
     """Its moments and step counts too, and though its weights decay."""

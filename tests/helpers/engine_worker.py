@@ -20,6 +20,7 @@ from standin import CLASSES, StandinModel, standin_batch, standin_config
 from tiny import tiny_vit
 from torch import Tensor, distributed
 
+from pipeline.backbone.build import build_backbone
 from pipeline.data.targets import ClassificationTargets
 from pipeline.engine import build_engine
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
@@ -47,13 +48,15 @@ RUNS = {
     "merge_cost": {"mode": "modular"},
     "merge_cost_end_to_end": {"mode": "end_to_end", "alternate_period": 2},
     "sharpness_aware": {},
+    "frozen_checkpointed": {"mode": "modular"},
 }
 WHOLE = ("sharpness_aware",)
 """Runs of a procedure that moves the weights itself, which needs them whole: not at stage 3."""
-REAL = ("merge_cost", "merge_cost_end_to_end")
-"""Runs of real modules, whose objective takes gradients inside its forward pass. Its prices are in units of a
-batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one with the
-whole: here each has the same."""
+REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed")
+"""Runs of real modules. The objective merge_cost takes gradients inside its forward pass. Its prices are in
+units of a batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one
+with the whole: here each has the same. `frozen_checkpointed` computes frozen blocks again in the backward
+pass, through which the gradient of an embedding goes."""
 DRAWN = "aababb"
 """The task of each step of `sampled`: b's head rests before it is first used and in between, a's at the
 end."""
@@ -70,7 +73,7 @@ def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str =
     config = standin_config(
         train=RUNS[kind], step={"type": kind if kind in STEPS.names() else None}, engine=engine
     )
-    model = real_model() if kind in REAL else StandinModel()
+    model = checkpointed_model() if kind == REAL[-1] else real_model() if kind in REAL else StandinModel()
     set_trainable(model, config.train.mode)
     groups = parameter_groups(model, config)
     return build_engine(config, model, groups), groups, config
@@ -85,6 +88,22 @@ def real_model() -> MultiTaskModel:
     return MultiTaskModel(
         backbone, {"a": ClassificationTask(backbone, num_classes=CLASSES)}, OBJECTIVES.build("merge_cost")
     )
+
+
+def checkpointed_model() -> MultiTaskModel:
+    """Its first block merges, with shares in which nothing is chosen; its second one is frozen as well."""
+    backbone = build_backbone(
+        "vit_tiny_patch16_224",
+        policy="dtem",
+        reduction=[2, 0],
+        img_size=32,
+        timm_options=dict(patch_size=8, depth=2, embed_dim=24, num_heads=2),
+        grad_checkpointing=True,
+        relaxation="soft",
+        candidates=8,
+    )
+    task = ClassificationTask(backbone, num_classes=CLASSES)
+    return MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("supervised"))
 
 
 def real_batch(first: int, size: int, task: str) -> Batch:

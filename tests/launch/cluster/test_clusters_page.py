@@ -29,7 +29,7 @@ def printed(command: str, hostfile: Path, capture) -> str:
     finally:
         os.environ |= here
     text = capture.readouterr().out
-    return text.replace(sys.executable, "/env/bin/python").replace(os.getcwd(), "/work/project")
+    return text.replace(sys.executable, "/env/bin/python").replace(os.getcwd(), "/shared/project")
 
 
 @pytest.mark.parametrize(("command", "shown"), BLOCKS, ids=lambda text: text[:35])
