@@ -134,6 +134,7 @@ TABLE = (
         ("cifar_scenes", "cifar10"),
     ),
     Row("reliability", "checkpoint_crashes.py", short="--kills 6"),
+    Row("soak", "soak.py", "--kills 100 --signals 200 --stops 50", "--kills 2 --signals 2 --stops 1"),
     Row("gpu_inference_fp32", "gpu_speed.py", "--what inference --precision fp32", "--repeats 5", ("cuda",)),
     Row("gpu_inference_bf16", "gpu_speed.py", "--what inference --precision bf16", "--repeats 5", ("cuda",)),
     Row("gpu_training_fp32", "gpu_speed.py", "--what training --precision fp32", "--repeats 5", ("cuda",)),
