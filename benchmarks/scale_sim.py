@@ -136,7 +136,7 @@ def followed(order: Watched, nodes: int, node: int, setting: Setting) -> dict[st
     machine, start = Machine(setting), 0.0
     for number in range(steps + 1):
         new = look_ahead(share.later(number), 1)
-        machine.step(order.looked.popleft(), new, look_ahead.in_sight())
+        machine.step(order.looked.popleft(), new, len(look_ahead.in_sight()))
         if number == 0:
             start = machine.waited
             machine.forget_counts()

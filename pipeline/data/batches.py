@@ -16,6 +16,7 @@ from pipeline.data.quarantine import BadSample, Loaded, bad_in_row
 from pipeline.data.samples.protocol import DatasetSchema, Sample, stacked
 from pipeline.data.shards.held_out import cache_of
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.open_files import allow_open_files
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stalls import WorkerNotes
 from pipeline.errors import PipelineError, SampleError
@@ -65,10 +66,13 @@ class BatchReader(Dataset[Loaded]):
         wanted = config.augment.preprocessing
         self._normalisation = Normalisation(wanted.mean, wanted.std)
         self._tries = max(1, config.max_bad_samples)
+        # a reader keeps twice as many open as are in use
+        allow_open_files(2 * self.order.open_shards(world_size))
 
     def __getitem__(self, share: Share) -> Loaded:
         worker = get_worker_info()
-        self._reader.prefetch(self._look_ahead(share, worker.num_workers if worker else 1))
+        if self._look_ahead(share, worker.num_workers if worker else 1):
+            self._reader.prefetch(self._look_ahead.in_sight())
         positions = self.order.lanes.positions(share)
         samples: list[Views] = []
         bad: list[BadSample] = []

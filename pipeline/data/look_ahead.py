@@ -16,7 +16,7 @@ class LookAhead:
         self._here = self._looked = -1
         """Start of the last share that was given, and of the last one that was looked at."""
         self._last: dict[int, int] = {}
-        """Maps a shard to the start of the last share that needs it."""
+        """Maps a shard to the start of the last share that needs it, in the order of need."""
         self._most = 1024
 
     def __call__(self, share: Share, every: int) -> list[int]:
@@ -33,6 +33,7 @@ class LookAhead:
             ahead = share.later(steps)
             for shard in self._shards(ahead):
                 if self._last.get(shard, -1) < share.start:
+                    self._last.pop(shard, None)
                     new.append(shard)
                 self._last[shard] = ahead.start
             self._looked = ahead.start
@@ -41,9 +42,9 @@ class LookAhead:
             self._most = 2 * len(self._last) + 1024
         return new
 
-    def in_sight(self) -> int:
-        """Number of shards that the last share, or one behind it that was looked at, needs."""
-        return sum(start >= self._here for start in self._last.values())
+    def in_sight(self) -> list[int]:
+        """The shards that the last share needs, or one behind it that was looked at, by first need."""
+        return [shard for shard, start in self._last.items() if start >= self._here]
 
     def _shards(self, share: Share) -> list[int]:
         positions = self._order.lanes.positions(share)

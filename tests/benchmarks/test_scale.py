@@ -1,11 +1,42 @@
-"""The simulation of many machines and the arithmetic of failures are right."""
+"""docs/scale.md is what its record says, the record shows what it claims, and the arithmetic of failures is
+right."""
 
 import failures
 import pytest
 import scale_sim
 from scale_sim import Machine, Setting, balance, every_sample_once, of_cluster
+from scale_table import PAGE, TABLES, scores, written
 
-FETCHED = "shards fetched per shard used"
+FETCHED, LATE = "shards fetched per shard used", "share of needed shards that came late"
+
+
+def test_the_page_has_the_tables_that_the_record_gives():
+    page = PAGE.read_text()
+    assert written(page) == page
+    assert all(f"<!-- table: {name} -->\n{table()}\n<!-- end -->" in page for name, table in TABLES.items())
+    assert written(page.replace(" GPUs |", " GPUS |")) == page, "a changed cell is found"
+
+
+def test_the_record_shows_its_claim_at_every_size():
+    """With the default, or with the lanes that the page tells to set, where a machine reads eight shards an
+    epoch."""
+    found = {name: one for name, one in scores().items() if "machines" in name}
+    for shards in (1_281, 10_000, 100_000):
+        for nodes in (1, 2, 8, 16, 64, 100, 256, 1_000):
+            name = f"{shards} shards, {nodes} machines"
+            best = min(
+                (one for key, one in found.items() if key.startswith(name)), key=lambda one: one[FETCHED]
+            )
+            assert shards < 8 * nodes or best[FETCHED] <= 1.3, name
+            assert shards < 8 * nodes or best[LATE] <= 0.01, name
+            served = shards >= 107 * nodes or shards == 100_000
+            assert not served or found[name][FETCHED] <= 1.3, f"{name}: as the page says"
+
+
+def test_a_cursor_is_restored_at_once():
+    for name, one in scores().items():
+        if name.startswith("plan of "):
+            assert one["seconds of a core to enter"] < 0.1 and one["MiB of a process"] < 32
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 4])

@@ -115,14 +115,20 @@ def test_what_is_read_was_named_so_many_samples_before(samples, every, lanes):
             still = set().union(*needed[number : number + before]) & sight
             assert len(set(shards)) == len(shards) and set(shards) == set().union(*ahead) - still
             sight = set().union(*ahead)
-            assert look_ahead.in_sight() == len(sight)
+            assert set(look_ahead.in_sight()) == sight and len(look_ahead.in_sight()) == len(sight)
 
 
 def test_shards_are_named_in_the_order_of_need():
     order = SampleOrder([2] * 40, 0, 1, 1)
     shares = [Share(0, 4, range(4)).later(number) for number in range(5)]
     wanted = [order[position].shard for share in shares for position in order.lanes.positions(share)]
-    assert LookAhead(order, 16, wraps=True)(shares[0], 1) == list(dict.fromkeys(wanted))
+    look_ahead = LookAhead(order, 16, wraps=True)
+    assert look_ahead(shares[0], 1) == look_ahead.in_sight() == list(dict.fromkeys(wanted))
+    for number in range(1, 40):  # over the end of the epoch, where shards come into sight again
+        look_ahead(shares[0].later(number), 1)
+        ahead = [shares[0].later(number + steps) for steps in range(5)]
+        wanted = [order[position].shard for share in ahead for position in order.lanes.positions(share)]
+        assert sorted(look_ahead.in_sight(), key=wanted.index) == look_ahead.in_sight()
 
 
 def test_looking_ahead_ends_where_the_order_does():
