@@ -65,7 +65,7 @@ def main() -> int:
     results.append({"name": f"index of {SAMPLES} samples of two members", "counts": index_bytes()})
     claim = (
         "Requests of a rank do not grow with the shards; a manifest of 100,000 opens in less than a second "
-        "of a core and in 100 MiB; an index takes fewer bytes than in JSON, and is opened in less than a tenth of the time"
+        "of a core and in 100 MiB; an index takes fewer bytes than in JSON, and a tenth of the time to open"
     )
     write_record(args.record, claim, results)
     return 0

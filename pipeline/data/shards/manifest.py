@@ -129,15 +129,15 @@ def _columns_of(shards: Any, old: bool) -> dict[str, list[Any]]:
     lengths = {len(column) for column in columns.values() if isinstance(column, list)}
     if len(lengths) != 1 or not all(isinstance(column, list) for column in columns.values()):
         raise ValueError("its columns are not lists of one length")
-    for name in columns["name"]:
-        _check_name(name)
+    _check_names(columns["name"])
     if len(set(columns["name"])) != len(columns["name"]):
         raise ValueError("two of its shards have one name")
     for word in ("num_samples", "num_bytes"):
-        if not all(type(count) is int and 0 < count < _MAX_COUNT for count in columns[word]):
+        counts = columns[word]
+        if set(map(type, counts)) - {int} or not all(0 < count < _MAX_COUNT for count in counts):
             raise ValueError(f"an entry of {word} is not a count above 0")
     for word in ("sha256", "index_sha256"):
-        if not all(isinstance(text, str) for text in columns[word]):
+        if set(map(type, columns[word])) - {str}:
             raise ValueError(f"an entry of {word} is not a hash")
     for word in set(columns["split"]):
         if not isinstance(word, str) or not _SPLIT.fullmatch(word):
@@ -145,16 +145,28 @@ def _columns_of(shards: Any, old: bool) -> dict[str, list[Any]]:
     return columns
 
 
-def _check_name(name: Any) -> None:
-    if (
-        not isinstance(name, str)
-        or not name.isprintable()
-        or "/" in name
-        or name.startswith((".", "-"))
-        or not name.endswith(".tar")
-        or len(name.encode()) > MAX_NAME
-    ):
-        raise ValueError(f"shard name {name!r:.100} is not a plain name that ends in .tar")
+def _check_names(names: list[Any]) -> None:
+    """Raises ValueError for a name that is no plain one, which could lead out of the folder."""
+    # all at once, and one by one only where something is wrong
+    if not set(map(type, names)) - {str}:
+        text = "".join(names)
+        plain = text.isprintable() and "/" not in text and max(map(len, names), default=0) <= MAX_NAME // 4
+        if plain and all(name.endswith(".tar") and name[0] not in ".-" for name in names):
+            return
+    for name in names:
+        if not _is_plain(name):
+            raise ValueError(f"shard name {name!r:.100} is not a plain name that ends in .tar")
+
+
+def _is_plain(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and "/" not in name
+        and not name.startswith((".", "-"))
+        and name.endswith(".tar")
+        and len(name.encode()) <= MAX_NAME
+    )
 
 
 def write_manifest(folder: Path, manifest: Manifest, root: str | None = None) -> Path:

@@ -118,22 +118,16 @@ class ShardTable(Sequence[Shard]):
     def identities(self) -> Iterator[bytes]:
         """The facts that the digest of a set is made of, as the text of a JSON list, in pieces. A split
         counts only where the name does not have it, so that older sets keep their digest."""
-        by_pattern: dict[str, str] = {}
         yield b"["
         for start in range(0, len(self), _ROWS):
             part = slice(start, start + _ROWS)
-            rows: list[list[Any]] = []
-            columns = (self.names, self.num_samples, self.num_bytes, self.splits)
-            hashes = hex_of(self.index_sha256[part])
-            for name, samples, size, word, own in zip(
-                *(column[part].tolist() for column in columns), hashes, strict=True
-            ):
-                text = name.decode()
-                # names differ in digits, on which their split does not depend
-                pattern = text.translate(_DIGITS)
-                if pattern not in by_pattern:
-                    by_pattern[pattern] = split_of(pattern)
-                rows.append([text, samples, size, own, *([word] if word != by_pattern[pattern] else [])])
+            names = [name.decode() for name in self.names[part].tolist()]
+            counts = (self.num_samples[part].tolist(), self.num_bytes[part].tolist())
+            rows = list(zip(names, *counts, hex_of(self.index_sha256[part]), strict=True))
+            words = self.splits[part].tolist()
+            if words != (named := _splits_of(names)):
+                told = zip(rows, words, named, strict=True)
+                rows = [row if word == own else (*row, word) for row, word, own in told]
             yield (b", " if start else b"") + json.dumps(rows)[1:-1].encode()
         yield b"]"
 
@@ -176,6 +170,14 @@ def table(
         places,
         np.array(place, dtype=np.int32),
     )
+
+
+def _splits_of(names: Sequence[str]) -> list[str]:
+    """`split_of` each name, which is printable. Names differ in digits, on which their split does not
+    depend."""
+    patterns = "\n".join(names).translate(_DIGITS).split("\n")
+    known = {pattern: split_of(pattern) for pattern in set(patterns)}
+    return [known[pattern] for pattern in patterns]
 
 
 def concatenated(tables: Sequence[ShardTable]) -> ShardTable:
