@@ -1,7 +1,7 @@
 """Soak of the cache of remote shards: many processes read random samples through a cache that is too small
 for them, while others are killed in the middle of a download. Every sample has to come, with its own bytes.
 
-    python benchmarks/cache_soak.py
+    python benchmarks/cache_soak.py --record benchmarks/records/reliability.json
     python benchmarks/cache_soak.py --processes 4 --reads 400 --shards 40 --kills 5 --record runs/soak.json
 """
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--reads", type=int, default=100_000, help="in all (default 100,000)")
     parser.add_argument("--shards", type=int, default=400, help="of the set (default 400)")
     parser.add_argument("--kills", type=int, default=100, help="processes that are killed (default 100)")
-    parser.add_argument("--record", default="benchmarks/records/reliability.json")
+    parser.add_argument("--record", default="benchmarks/records/cache_soak.json")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as work:
         counts = soak(Path(work), args.processes, args.reads, args.kills, args.shards)
