@@ -23,6 +23,7 @@ CLASSES = (
     "links",
     "pages",
     "environment",
+    "cluster",
 )
 
 
