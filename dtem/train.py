@@ -3,7 +3,7 @@
 
 import sys
 
-from launch.train import script
+from launch.train import main
 
 if __name__ == "__main__":
-    sys.exit(script())
+    sys.exit(main())
