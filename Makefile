@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
-.PHONY: help install demo test test-kernels check bench lock clean
+.PHONY: help install demo test test-kernels fuzz audit check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,6 +57,16 @@ test-kernels: $(STAMP) ## the numerical tests under other matrix kernels, thread
 	set -e; for setting in $(foreach kernels,$(KERNELS),$(kernels),DTEM_TEST_THREADS=1 $(kernels),DTEM_TEST_THREADS=2) \
 		$(foreach seed,1 2 3,DTEM_TEST_SEED=$(seed)) $(foreach seed,1 2 3,DTEM_TEST_ROUNDING=$(seed)); do \
 		echo "$$setting"; env $$(echo $$setting | tr , ' ') $(BIN)/python -m pytest $(NUMERICAL); done
+
+CASES := 1000000
+fuzz: export OMP_NUM_THREADS := 1
+fuzz: export DS_ACCELERATOR := cpu
+fuzz: export HF_HUB_OFFLINE := 1
+fuzz: $(STAMP) ## spoiled inputs for every reader of strangers' data, CASES=1000000 of them (hours); what fails becomes a test
+	$(BIN)/python tests/security/fuzz.py --cases $(CASES) --record benchmarks/records/reliability.json
+
+audit: ## known vulnerabilities of the locked packages; exit code 3: nothing is known, for lack of network
+	PYTHON=$(PYTHON) .ci/audit requirements.lock
 
 check: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .

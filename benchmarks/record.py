@@ -17,6 +17,8 @@ from typing import Any
 import timm
 import torch
 
+from pipeline.redact import without_secrets
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_FOLDERS = ("data", "runs")
 """Where a checkout keeps what git ignores: the part of an outer path that a reader has too."""
@@ -33,9 +35,30 @@ def write_record(
 ) -> None:
     """Writes the record, and prints its results. runs: folders of the runs that were scored; the record has
     digests of their configs."""
-    record = {
+    _write(path, _made_now(claim, results, seeds, runs), results)
+
+
+def add_entry(
+    path: str | Path, claim: str, results: list[dict[str, Any]], *, seeds: Sequence[int] = (0,)
+) -> None:
+    """Writes one of the several records of a file, in the place of the one with the same claim, and prints
+    its results.
+
+    Such a file, `{"entries": [RECORD, ...]}`, holds what several scripts counted: {"name", "counts"}.
+    """
+    path = Path(path)
+    entries = json.loads(path.read_text())["entries"] if path.is_file() else []
+    others = [entry for entry in entries if entry["claim"] != claim]
+    entry = _made_now(claim, results, seeds, ())
+    _write(path, {"entries": sorted([*others, entry], key=lambda entry: entry["claim"])}, results)
+
+
+def _made_now(
+    claim: str, results: list[dict[str, Any]], seeds: Sequence[int], runs: Sequence[Path]
+) -> dict[str, Any]:
+    return {
         "claim": claim,
-        "command": shlex.join(["python", *(as_read(argument) for argument in sys.argv)]),
+        "command": shlex.join(["python", *(without_secrets(as_read(argument)) for argument in sys.argv)]),
         "commit": _COMMIT if commit_of(ROOT) in (_COMMIT, _COMMIT + CHANGES) else _COMMIT + CHANGES,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": _hardware(),
@@ -48,11 +71,18 @@ def write_record(
         "seeds": list(seeds),
         "results": results,
     }
+
+
+def _write(path: str | Path, content: dict[str, Any], results: list[dict[str, Any]]) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(record, indent=2) + "\n")
+    Path(path).write_text(json.dumps(content, indent=2) + "\n")
     for result in results:
-        print(f"  {result['name']}: {json.dumps(result.get('ratio') or result['scores'])}")
+        print(f"  {result['name']}: {json.dumps(_told(result))}")
     print(f"wrote {path}", flush=True)
+
+
+def _told(result: dict[str, Any]) -> Any:
+    return next(result[name] for name in ("ratio", "scores", "counts") if name in result)
 
 
 def as_read(argument: str, root: Path = ROOT) -> str:

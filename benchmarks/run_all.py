@@ -56,6 +56,11 @@ SCENES_DTEM = (
     f"{SCENES} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/scenes_captioning_dtem_vs_tome"
 )
 TABLE = (
+    Row(
+        "scale",
+        "scale_sim.py",
+        short="--shards 1281 --nodes 1 8 --once 32 --steps 128 --gib 0.1",
+    ),
     Row("inference_cpu", "inference_cpu.py", short="--repeats 2 --threads 2", peers=("release", "tome")),
     Row(
         "training_step_cpu",
@@ -65,6 +70,8 @@ TABLE = (
         peers=("release",),
     ),
     Row("against_commit", "against_commit.py", "38425ea", "--repeats 1"),
+    Row("manifest_scale", "manifest_scale.py", short="--shards 10 1000 --repeats 1"),
+    Row("cache_soak", "cache_soak.py", short="--processes 4 --reads 400 --shards 40 --kills 5"),
     Row("loader_cpu", "loader_cpu.py", short="--pictures 64 --batch 16 --batches 2 --repeats 1"),
     Row("segmentation_cpu", "segmentation_cpu.py", short="--repeats 2 --threads 2 --within 0.5"),
     Row("beam_search_cpu", "beam_search_cpu.py", short="--repeats 1 --length 8 --routes direct"),
@@ -126,6 +133,8 @@ TABLE = (
         TRIAL,
         ("cifar_scenes", "cifar10"),
     ),
+    Row("reliability", "checkpoint_crashes.py", short="--kills 6"),
+    Row("soak", "soak.py", "--kills 100 --signals 200 --stops 50", "--kills 2 --signals 2 --stops 1"),
     Row("gpu_inference_fp32", "gpu_speed.py", "--what inference --precision fp32", "--repeats 5", ("cuda",)),
     Row("gpu_inference_bf16", "gpu_speed.py", "--what inference --precision bf16", "--repeats 5", ("cuda",)),
     Row("gpu_training_fp32", "gpu_speed.py", "--what training --precision fp32", "--repeats 5", ("cuda",)),

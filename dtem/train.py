@@ -3,7 +3,7 @@
 
 import sys
 
-from launch.train import main
+from launch.train import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

@@ -3,7 +3,10 @@
 import argparse
 import os
 import sys
+import time
 
+TOLD = 10.0
+"""Seconds in which rank 0 says what every rank would say."""
 EXAMPLE = r"""examples:
   dtem train --config configs/debug_cpu.py
   deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py \
@@ -26,28 +29,10 @@ def add_parser(subparsers) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    from launch.commands.arguments import add_import_argument
+    from launch.commands.arguments import add_config_arguments, add_import_argument
 
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a config (.py), or the config.json of an earlier run"
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace fields, for instance optim.lr=1e-3",
-    )
+    add_config_arguments(parser)
     add_import_argument(parser)
-    parser.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|none|PATH",
-        help="auto: continue the run's last checkpoint, if any (default)\n"
-        "none: start anew; refused where `output` holds checkpoints\n"
-        "PATH: continue this run's folder or checkpoint;\n"
-        "      later checkpoints in `output` are set aside",
-    )
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
     )  # launchers give it
@@ -59,7 +44,11 @@ def run(args: argparse.Namespace) -> int:
 
     import tasks  # noqa: F401 - fills the registry
     from pipeline.config.load import load_config
+    from pipeline.processes import stop_with_launcher
+    from pipeline.train.faults.injection import Injection
     from pipeline.train.loop import train
+
+    stop_with_launcher()
 
     rank = os.environ.get("RANK", "0")
     main = rank == "0"
@@ -69,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for name in ("quarantine", "stalls", "shards.storage"):  # each rank reads samples of its own
         logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
-    folder = train(load_config(args.config, args.cfg_options), args.resume)
+    faults = Injection(args.inject)
+    folder = train(load_config(args.config, args.cfg_options), args.resume, faults)
     if main:
         print(f"wrote {folder}: config.json, metrics.jsonl, checkpoints/")
     return 0
@@ -80,7 +70,8 @@ def main() -> int:
     try:
         from launch.commands.arguments import import_modules
         from pipeline.engine.launched import lost_another, rank_0_goes_on
-        from pipeline.errors import ConfigError, is_users, printable
+        from pipeline.errors import CheckpointError, ConfigError, is_users, printable
+        from pipeline.redact import keep_from_logs, without_secrets
     except ImportError as err:
         print(
             f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the "
@@ -93,6 +84,7 @@ def main() -> int:
     )
     _add_arguments(parser)
     args = parser.parse_args()
+    keep_from_logs()
     try:
         import_modules(args.modules)
         return run(args)
@@ -107,12 +99,27 @@ def main() -> int:
             return 1
         if not is_users(err):
             raise
+        if rank != "0" and isinstance(err, CheckpointError):
+            # every rank raises the same; rank 0 says it, and the launcher ends this one with it
+            time.sleep(TOLD)
+            return 2
         if rank != "0" and isinstance(err, ConfigError):
             # or else it has the same to say, and the launcher would end it as soon as this one exits
             rank_0_goes_on()
-        print(f"train.py{'' if rank == '0' else f', rank {rank}'}: {err}", file=sys.stderr, flush=True)
+        who = "train.py" if rank == "0" else f"train.py, rank {rank}"
+        print(f"{who}: {without_secrets(str(err))}", file=sys.stderr, flush=True)
         return 2
 
 
+def script() -> int:
+    """`main` of a process of its own, which is gone soon after it."""
+    try:
+        return main()
+    finally:
+        # it is not there where the package is not installed, which was told
+        if processes := sys.modules.get("pipeline.processes"):
+            processes.limit_exit()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

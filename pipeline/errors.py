@@ -8,15 +8,18 @@ import errno
 import unicodedata
 from collections.abc import Sequence
 
+from pipeline.redact import without_secrets
+
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def printable(text: str) -> str:
     """The text as one line. What a terminal or a page would obey (control characters, line breaks, marks of
-    direction) is written as an escape.
+    direction) is written as an escape. Secrets are left out (`pipeline.redact`).
 
     For all texts that come from data: names of classes, keys, captions.
     """
+    text = without_secrets(text)
     return "".join(char if _harmless(char) else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -61,6 +64,14 @@ class StorageError(PipelineError):
 
 class OutageError(StorageError):
     """The storage does not answer now; asking again may help."""
+
+
+class ConnectError(PipelineError):
+    """The processes of a run did not meet, or do not reach one another."""
+
+
+class StopAsked(PipelineError):
+    """A wait was broken off, as the run was asked to stop."""
 
 
 class CheckpointError(PipelineError):

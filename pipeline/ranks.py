@@ -1,5 +1,6 @@
 """Ranks: the processes of a run, and computations over all of them."""
 
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -19,6 +20,12 @@ class Ranks(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def hosts(self) -> "Ranks":
+        """The same ranks, which exchange tensors on the CPU: no host waits for its device. A rank may wait
+        here for long, as another may still load data, save, or compute scores."""
+        ...
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, which may overwrite the tensor. With one rank, the tensor itself."""
         ...
@@ -33,17 +40,22 @@ class Ranks(Protocol):
 
 
 class Processes:
-    """`Ranks` that torch.distributed has connected; one rank where it has connected none."""
+    """`Ranks` that torch.distributed has connected; one rank where it has connected none. group: None is the
+    group of all."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, group: distributed.ProcessGroup | None = None):
         connected = distributed.is_available() and distributed.is_initialized()
-        self.device = device
+        self.device, self._group = device, group
         self.rank = distributed.get_rank() if connected else 0
         self.world_size = distributed.get_world_size() if connected else 1
 
+    @property
+    def hosts(self) -> "Processes":
+        return Processes(torch.device("cpu"), _hosts[0] if _hosts else None)
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         if self.world_size > 1:
-            distributed.all_reduce(tensor)
+            distributed.all_reduce(tensor, group=self._group)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -51,13 +63,27 @@ class Processes:
         if self.world_size == 1:
             tensors[0] = tensor
         elif tensor.numel():
-            distributed.all_gather_into_tensor(tensors.view(-1), tensor.contiguous().view(-1))
+            distributed.all_gather_into_tensor(
+                tensors.view(-1), tensor.contiguous().view(-1), group=self._group
+            )
         return tensors
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         if self.world_size > 1 and tensor.numel():
-            distributed.broadcast(tensor, src=0)
+            distributed.broadcast(tensor, src=0, group=self._group)
         return tensor
+
+
+HOSTS = "hosts"
+"""Description of the group of `Ranks.hosts`."""
+_hosts: list[distributed.ProcessGroup] = []
+
+
+def connect_hosts(limit: timedelta) -> None:
+    """Makes the group of `Ranks.hosts`, in which a rank waits up to `limit`. A collective."""
+    group = distributed.new_group(timeout=limit, backend="gloo", group_desc=HOSTS)
+    assert isinstance(group, distributed.ProcessGroup), "every rank is in it"
+    _hosts[:] = [group]
 
 
 def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:

@@ -4,11 +4,9 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 def seed_of(*address: int | str) -> int:
@@ -54,51 +52,3 @@ def seed_everything(*address: int | str) -> None:
     are drawn."""
     seed_generators(*address)
     torch.cuda.manual_seed(seed_of(*address))
-
-
-def rng_state() -> Tensor:
-    """The global generators of this process as one int64 tensor: torch, Python, NumPy, and CUDA's where there
-    is one."""
-    _, key, position, has_gauss, gauss = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
-    version, words, python_gauss = random.getstate()
-    parts = [
-        torch.get_rng_state().long(),
-        torch.tensor([version, *words], dtype=torch.int64),
-        _bits(python_gauss),
-        torch.from_numpy(key.astype(np.int64)),
-        torch.tensor([position, has_gauss]),
-        _bits(gauss),
-    ]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_rng_state().long())
-    return torch.cat(parts)
-
-
-def set_rng_state(state: Tensor) -> None:
-    """The inverse of `rng_state`; CUDA's part is left out where either side has no CUDA."""
-    torch_size, python_size = torch.get_rng_state().numel(), len(random.getstate()[1]) + 1
-    sizes = [torch_size, python_size, 2, 624, 2, 2]
-    rest = state[sum(sizes) :]
-    torch_state, python_state, python_gauss, key, position, gauss = state[: sum(sizes)].split(sizes)
-    torch.set_rng_state(torch_state.to(torch.uint8))
-    version, *words = python_state.tolist()
-    random.setstate((version, tuple(words), _float(python_gauss)))
-    np.random.set_state(
-        ("MT19937", key.numpy().astype(np.uint32), int(position[0]), int(position[1]), _float(gauss) or 0.0)
-    )
-    if rest.numel() and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rest.to(torch.uint8))
-
-
-def _bits(value: float | None) -> Tensor:
-    """[2] int64: whether there is a value, and its bits."""
-    return torch.stack(
-        [
-            torch.tensor(int(value is not None)),
-            torch.tensor(value or 0.0, dtype=torch.float64).view(torch.int64),
-        ]
-    )
-
-
-def _float(bits: Tensor) -> float | None:
-    return float(bits[1].view(torch.float64)) if bits[0] else None

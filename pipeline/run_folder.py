@@ -19,6 +19,11 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def is_step(folder: Path) -> bool:
+    """Whether it has the name of a checkpoint."""
+    return _STEP.fullmatch(folder.name) is not None
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
@@ -38,9 +43,7 @@ def complete_folders(root: Path) -> list[Path]:
     """Checkpoints that were renamed into place, the newest first. Their content is not checked; links are
     left out."""
     found = (
-        path
-        for path in root.glob("step_*")
-        if _STEP.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        path for path in root.glob("step_*") if is_step(path) and path.is_dir() and not path.is_symlink()
     )
     return sorted(found, key=step_of, reverse=True)
 

@@ -15,6 +15,7 @@ from tinyrun import tiny_plain
 import tasks  # noqa: F401 - fills the registry
 from pipeline.config.load import from_plain
 from pipeline.config.schema import RunConfig
+from pipeline.train.loop import train
 
 THREADS = int(os.environ.get("DTEM_TEST_THREADS", "1"))
 ROUNDING = int(os.environ.get("DTEM_TEST_ROUNDING", "0"))
@@ -25,6 +26,14 @@ def pytest_xdist_auto_num_workers() -> int:
     """Processes of `--numprocesses auto`: the cores that this process may use, up to 4, as each takes 1 to
     3 GB."""
     return min(len(os.sched_getaffinity(0)), 4)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_the_tests(tmp_path_factory):
+    """What tests cache is not in the user's folder; a process that they start has it from the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTEM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +74,11 @@ def tiny_run(digits, tmp_path) -> Callable[..., RunConfig]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory) -> Path:
+    """The folder of a run of 4 steps with averaged weights: policy dtem, reduction 2 of 16 patches, 3
+    blocks."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    return train(from_plain(tiny_plain(digits, output, train=dict(steps=4))))

@@ -142,13 +142,10 @@ def check_compiler() -> Iterator[Finding]:
 
 
 def check_optional_tools() -> Iterator[Finding]:
-    deepspeed = "several machines with the deepspeed launcher"
-    for tool, use in {"java": "METEOR, SPICE and PTB", "ssh": "several machines", "pdsh": deepspeed}.items():
+    for tool, use in {"java": "METEOR, SPICE and PTB", "ssh": "several machines"}.items():
         path = shutil.which(tool)
         yield (
             Finding(tool, "ok", path)
             if path
-            else Finding(
-                tool, "warn", f"not found; optional, for {use}", f"apt-get install {APT.get(tool, tool)}"
-            )
+            else Finding(tool, "warn", f"not found; optional, for {use}", f"apt-get install {APT[tool]}")
         )

@@ -6,6 +6,10 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.cluster.hosts import Host
 
 NEEDS = """
 runs/digits_multitask_dtem comes from `make demo`; the other folders stand for your own.
@@ -43,6 +47,37 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False)
     add_import_argument(parser)
 
 
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is trained, and what it continues."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a config (.py), or the config.json of an earlier run"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace fields, for instance optim.lr=1e-3",
+    )
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|none|PATH",
+        help="auto: continue the run's last checkpoint, if any (default)\n"
+        "none: start anew; refused where `output` holds checkpoints\n"
+        "PATH: continue this run's folder or checkpoint, or the URL of its mirror;\n"
+        "      later checkpoints in `output` are set aside",
+    )
+    parser.add_argument(
+        "--inject",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help="put a fault into the run, to rehearse: kill@step=30,rank=1 (docs/reliability.md);\n"
+        "repeat it for more",
+    )
+
+
 def add_import_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import",
@@ -52,6 +87,27 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="first import this module of yours; repeatable",
     )
+
+
+def add_hosts_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hostfile", metavar="FILE", help="hosts with a line `[USER@]HOST slots=N [port=P]` each"
+    )
+    for flag, what in (("--include", "only these"), ("--exclude", "all but these")):
+        parser.add_argument(
+            flag, default="", metavar="HOST[:SLOTS]", help=f"{what}, as in node1@node2:0,2; of the hostfile"
+        )
+    parser.add_argument("--ssh-port", metavar="P", help="of hosts whose line names none")
+    parser.add_argument("--ssh-user", metavar="USER", help="on hosts whose line names none")
+
+
+def chosen_hosts(args: argparse.Namespace) -> "list[Host]":
+    """The hosts that `add_hosts_arguments` name; none without a hostfile. Raises ConfigError."""
+    from launch.cluster import hosts
+
+    port = hosts.check_number("--ssh-port", args.ssh_port, hosts.LARGEST_PORT) if args.ssh_port else None
+    user = hosts.check_user(args.ssh_user) if args.ssh_user else None
+    return hosts.with_ssh(hosts.hostfile_of(args.hostfile, args.include, args.exclude), user, port)
 
 
 def import_modules(names: Iterable[str]) -> None:

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 
 from launch.checks import machine, packages
 from launch.checks.finding import Finding
-from launch.commands.arguments import HelpFormatter
+from launch.commands.arguments import HelpFormatter, add_hosts_arguments, chosen_hosts
 from pipeline.extras import command
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -28,7 +29,8 @@ def add_parser(subparsers) -> None:
         "doctor",
         help="say what this machine has and lacks",
         description=__doc__,
-        epilog="examples:\n  dtem doctor\n  dtem doctor --shards data/digits\n\n"
+        epilog="examples:\n  dtem doctor\n  dtem doctor --shards data/digits\n"
+        "  dtem doctor --hostfile hosts\n\n"
         "`dtem shards make digit_scenes data/digits` makes data/digits.",
         formatter_class=HelpFormatter,
     )
@@ -39,12 +41,22 @@ def add_parser(subparsers) -> None:
         default=[],
         help="also check that these shards have a manifest that fits",
     )
+    add_hosts_arguments(parser)
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        default="runs/x",
+        help="with --hostfile: an `output` that the hosts are to have in common (default: in runs)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if nothing needed is missing, else 1."""
-    findings = [finding for check in CHECKS for finding in _answered(check)]
+    """0 if nothing needed is missing, else 1. With a hostfile it looks at the hosts alone."""
+    if args.hostfile:
+        findings = check_hosts(args)
+    else:
+        findings = [finding for check in CHECKS for finding in _answered(check)]
     findings += [check_shards(source) for source in args.shards]
     missing = [finding.name for finding in findings if finding.status == "missing"]
     if args.json:
@@ -69,6 +81,17 @@ def table(findings: Iterable[Finding]) -> Iterator[str]:
         yield f"{finding.status:8}{finding.name:22}{finding.detail}"
         if finding.way_out:
             yield f"{'':30}-> {finding.way_out}"
+
+
+def check_hosts(args: argparse.Namespace) -> list[Finding]:
+    """What is looked at before a launch on several hosts."""
+    from launch.cluster.environment import environment
+    from launch.cluster.job import Job
+    from launch.cluster.preflight import preflight
+
+    hosts, env = tuple(chosen_hosts(args)), environment([], os.environ)
+    job = Job(train=(), folder=os.getcwd(), hosts=hosts, env=env, output=args.output)
+    return list(preflight(job).findings)
 
 
 def check_shards(source: str) -> Finding:

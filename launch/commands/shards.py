@@ -224,8 +224,8 @@ def _report(manifest: Path) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from pipeline.data.make.processes import processes
     from pipeline.data.make.verify import verify
-    from pipeline.data.make.write import processes
     from pipeline.errors import printable
 
     with processes(args.workers, "shards verified") as mapped:

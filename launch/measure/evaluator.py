@@ -1,11 +1,9 @@
 """Evaluation of trained models: exact scores on any number of processes, many models in one pass over the
 data, and speed."""
 
-import atexit
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,27 +12,17 @@ from tqdm import tqdm
 
 from launch.measure.compute import Entry
 from pipeline.engine import launched
+from pipeline.engine.connect import connect
 from pipeline.engine.model_on_device import E, ModelOnDevice
 from pipeline.interfaces import Batch, Scores, Tallies
 from pipeline.merging.schedule import AnyReduction
 from pipeline.token_state import BackboneOutput
 
-PATIENCE = timedelta(minutes=30)
-"""Longest wait for the slowest process, which may have more batches, or scores to compute."""
-
 
 def evaluator_of(model: E, precision: str = "fp32") -> ModelOnDevice[E]:
     """An evaluator of the model, after it has connected the processes where a launcher started several. Needs
     no DeepSpeed. Raises ConfigError for a wrong environment."""
-    launched.rank()  # checks the launcher's environment
-    device = launched.device()
-    # before any tensor is on a GPU, or else every process takes memory of the first one
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if launched.world_size() > 1 and not torch.distributed.is_initialized():
-        backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        torch.distributed.init_process_group(backend, timeout=PATIENCE, device_id=bound)
-        atexit.register(torch.distributed.destroy_process_group)
+    connect()
     return ModelOnDevice(model, precision)
 
 

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.data.shards.find import load_manifest
-from pipeline.data.shards.manifest import Shard
+from pipeline.data.shards.table import Shard
 from pipeline.errors import printable
 
 
 def lines_about(manifest: Path) -> list[str]:
     """A line about the whole set, and one about its splits."""
     made = load_manifest(str(manifest.parent))
-    size = sum(shard.num_bytes for shard in made.shards) / 2**20
+    size = int(made.shards.num_bytes.sum()) / 2**20
     classes = f", {len(made.classes)} classes" if made.classes else ""
     classes += f", {len(made.mask_classes)} mask classes" if made.mask_classes else ""
     members = printable(", ".join(made.schema))

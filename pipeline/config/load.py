@@ -16,6 +16,7 @@ from pipeline.config.plain_files import read_json, read_yaml
 from pipeline.config.schema import RunConfig
 from pipeline.config.shipped import config_path
 from pipeline.errors import ConfigError
+from pipeline.redact import MARK, redacted
 
 MAX_BYTES = 1 << 20
 """Size of the largest config, which is a page of text."""
@@ -45,7 +46,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
             f"config {path} ends in '{path.suffix}'; give a file that ends in {', '.join(readers)}"
         )
     try:
-        return build_dataclass(RunConfig, override(readers[path.suffix](path), overrides), str(path))
+        data = override(readers[path.suffix](path), overrides)
+        _refuse_marks(data, str(path))
+        return build_dataclass(RunConfig, data, str(path))
     except RecursionError as err:
         raise ConfigError(f"config {path} is nested too deeply") from err
 
@@ -55,6 +58,11 @@ def to_plain(config: RunConfig) -> dict[str, Any]:
     return plain(config)
 
 
+def to_saved(config: RunConfig) -> dict[str, Any]:
+    """`to_plain` as it is written to files: without secrets."""
+    return redacted(to_plain(config))
+
+
 def from_plain(data: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
     """The inverse of `to_plain`, after `a.b=value` overrides. Raises ConfigError for anything that the schema
     does not know."""
@@ -62,9 +70,22 @@ def from_plain(data: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig
 
 
 def digest(config: RunConfig) -> str:
-    """sha256 of the canonical JSON: equal for equal runs, in whatever form they were written."""
-    text = json.dumps(to_plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """sha256 of the canonical JSON: equal for equal runs, in whatever form they were written, whatever
+    secrets they hold."""
+    text = json.dumps(to_saved(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_marks(data: Any, source: str, path: str = "") -> None:
+    """Raises ConfigError for a value that was a secret, and left out when the config was saved."""
+    if isinstance(data, dict | list | tuple):
+        for name, item in data.items() if isinstance(data, dict) else enumerate(data):
+            _refuse_marks(item, source, f"{path}.{name}" if path else str(name))
+    elif data == MARK:
+        raise ConfigError(
+            f"{source}: {path} is {MARK}: a secret that was left out when the config was saved; give it by "
+            f"--cfg-options {path}=..."
+        )
 
 
 def _read_python(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import types
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config.schema import RunConfig
@@ -16,6 +17,10 @@ log = logging.getLogger(__name__)
 UNMERGED = ("merging.policy", "none")
 KEPT_UNMERGED = ("policy", "embedding", "adapter_rank")
 """Fields of the section `merging` that do not say how many tokens merge, and how."""
+MOST_CHARACTERS = 1 << 16
+"""Characters of the longest override."""
+MOST_NESTED = 50
+"""Most brackets around one another in a value; text with more is text."""
 VALUES = {"true": True, "false": False, "none": None, "null": None}
 """Words that are values, in upper or lower case."""
 NO_NAMES = VALUES.keys() | {"yes", "no", "on", "off", "~"}
@@ -51,6 +56,8 @@ def parse_value(text: str) -> Any:
     text = text.strip()
     if text.lower() in VALUES:
         return VALUES[text.lower()]
+    if _depth(text) > MOST_NESTED:
+        return text
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -59,6 +66,11 @@ def parse_value(text: str) -> Any:
         return [parse_value(part) for part in _split(text[1:-1])]
     parts = _split(text)
     return [parse_value(part) for part in parts] if len(parts) > 1 else text
+
+
+def _depth(text: str) -> int:
+    """The most brackets that stand open at once."""
+    return max(accumulate((char in "([{") - (char in ")]}") for char in text), default=0)
 
 
 def _split(text: str) -> list[str]:
@@ -74,6 +86,11 @@ def _split(text: str) -> list[str]:
 
 
 def _parse(item: str) -> tuple[str, str]:
+    if len(item) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"override {item[:40]}... has {len(item)} characters, more than {MOST_CHARACTERS}; write it in a "
+            "file"
+        )
     key, equals, text = item.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(

@@ -29,6 +29,8 @@ __all__ = [
     "height_width",
 ]
 
+MAX_SECONDS = 10**6
+"""Longest timeout, in seconds."""
 MAX_THREADS = 1024
 """Most threads of a process; torch crashes on many more."""
 
@@ -198,6 +200,9 @@ class TrainConfig:
     """Steps between checkpoints; None: a twentieth of the run, but at least 100 and at most 1000. The last
     step is always saved."""
     keep_checkpoints: int = 2
+    mirror: str | None = None
+    """Path or URL (s3, gs) to which each checkpoint is copied while training goes on. `--resume auto` fetches
+    the newest one from there where the output has none."""
     max_nonfinite: int = 5
     """Most steps in a row that are skipped for a loss that is not finite; one more stops the run."""
 
@@ -226,6 +231,11 @@ class EngineConfig:
     """Micro-batches per task in an optimizer step."""
     threads: int | None = None
     """CPU threads of torch per process; None leaves torch's choice."""
+    start_timeout: float = 300.0
+    """Longest time in seconds for all processes to come, and for a collective before the first step ends."""
+    timeout: float = 100.0
+    """Longest time in seconds for a micro-batch with its collectives; then the run ends, and says where each
+    rank was. Waits for data, saves and scores have limits of their own."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Fields that are merged into the generated DeepSpeed configuration, which they may not contradict."""
 
@@ -233,6 +243,10 @@ class EngineConfig:
         require(self.accumulation >= 1, f"engine.accumulation is {self.accumulation}; give 1 or more")
         fits = self.threads is None or 1 <= self.threads <= MAX_THREADS
         require(fits, f"engine.threads is {self.threads}; give 1 to {MAX_THREADS}, or None")
+        for name in ("start_timeout", "timeout"):
+            value = getattr(self, name)
+            fits = 1 <= value <= MAX_SECONDS
+            require(fits, f"engine.{name} is {value}; give seconds, from 1 to {MAX_SECONDS}")
 
 
 @dataclass(frozen=True, kw_only=True)

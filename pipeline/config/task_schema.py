@@ -18,8 +18,10 @@ MAX_PIXELS = 1 << 14
 """Most pixels of a side."""
 MAX_BATCH = 1 << 16
 MAX_WORKERS = 256
-"""Most worker processes. These limits refuse configs, perhaps a stranger's, that ask for more than any
-machine has."""
+"""Most worker processes."""
+MAX_PREFETCH = 64
+"""Most batches that a worker has ready. These limits refuse configs, perhaps a stranger's, that ask for more
+than any machine has."""
 
 
 def are_pixels(size: ImgSize) -> bool:
@@ -157,8 +159,16 @@ class DataConfig:
     views images."""
     eval_batch_size: int = 128
     workers: int = 4
+    prefetch: int = 2
+    """Batches that each worker has ready or at work; they lie in shared memory."""
     shuffle_shards: int = 8
-    """Shards that are open at once; samples are shuffled within them. It limits memory and disk cache."""
+    """Shards whose samples are mixed at a time; with lanes, over all of them, and one shard of each at
+    least."""
+    lanes: int | None = None
+    """Parts of an epoch that are read side by side. A machine reads its own ones, so give at least four times
+    as many as machines, or as many. None: a power of two by the number of shards, 1 below 32 shards."""
+    fetch_ahead: int = 8192
+    """Samples of a rank whose remote shards are fetched before they are needed."""
     max_bad_samples: int = 100
     """Most corrupt samples in a row that a rank skips; one more stops the run."""
     max_bad_share: float = 0.001
@@ -168,6 +178,8 @@ class DataConfig:
     fifths of it."""
     cache_gib: float = 32.0
     """GiB of downloaded shards that a machine keeps for all its runs; shards in use stay."""
+    cache_dir: str | None = None
+    """Folder of these shards, best on a local disk; None: $DTEM_CACHE, else dtem-UID in $TMPDIR or /tmp."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tokenizer: dict[str, Any] | None = None
     """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
@@ -178,7 +190,9 @@ class DataConfig:
             "views": 1,
             "eval_batch_size": 1,
             "workers": 0,
+            "prefetch": 1,
             "shuffle_shards": 1,
+            "fetch_ahead": 0,
             "max_bad_samples": 0,
         }.items():
             require(
@@ -188,12 +202,17 @@ class DataConfig:
             0 <= self.max_bad_share <= 1,
             f"data.max_bad_share is {self.max_bad_share}; give a share in [0, 1]",
         )
+        require(
+            self.lanes is None or self.lanes >= 1,
+            f"data.lanes is {self.lanes}; give 1 or more, or None",
+        )
         require(self.max_wait > 0, f"data.max_wait is {self.max_wait}; give seconds, more than 0")
         require(self.cache_gib > 0, f"data.cache_gib is {self.cache_gib}; give a number above 0")
         for name, most in {
             "batch_size": MAX_BATCH,
             "eval_batch_size": MAX_BATCH,
             "workers": MAX_WORKERS,
+            "prefetch": MAX_PREFETCH,
         }.items():
             require(getattr(self, name) <= most, f"data.{name} is {getattr(self, name)}; give at most {most}")
         images = self.batch_size * self.views

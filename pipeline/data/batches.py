@@ -1,18 +1,22 @@
-"""Reader that makes a batch from positions in the sample order."""
+"""Reader that makes a batch from a share of the sample order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eraser
+from pipeline.data.lanes import Share, lanes_of
+from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import BadSample, Loaded, bad_in_row
 from pipeline.data.samples.protocol import DatasetSchema, Sample, stacked
+from pipeline.data.shards.held_out import cache_of
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.open_files import allow_open_files
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stalls import WorkerNotes
 from pipeline.errors import PipelineError, SampleError
@@ -29,33 +33,47 @@ Views = tuple[Sample, ...]
 
 
 class BatchReader(Dataset[Loaded]):
-    """Maps a range of positions to its batch: a pure function of (seed, positions), which any process may
+    """Maps a share of the order to its batch: a pure function of (seed, share), which any process may
     compute.
 
-    In training each sample is decoded once and augmented `config.views` times, and the next good sample in
-    the order replaces a bad one, so that all batches have one shape. In evaluation (seed None) a sample has
-    one view, and bad samples are left out.
+    In training each sample is decoded once and augmented `config.views` times, and the next good sample of
+    its lane replaces a bad one, so that all batches have one shape. In evaluation (seed None) samples come as
+    they lie, a sample has one view, and bad samples are left out. world_size: ranks that share the order.
     """
 
     def __init__(
-        self, task: str, config: DataConfig, manifest: Manifest, schema: DatasetSchema, seed: int | None
+        self,
+        task: str,
+        config: DataConfig,
+        manifest: Manifest,
+        schema: DatasetSchema,
+        seed: int | None,
+        world_size: int,
     ):
-        counts = [shard.num_samples for shard in manifest.shards]
+        counts = manifest.shards.num_samples.tolist()
         self.classes, self.gives = schema.classes, schema.gives
-        self.order = SampleOrder(counts, seed, config.shuffle_shards)
+        lanes = 1 if seed is None else config.lanes or lanes_of(len(counts))
+        self.order = SampleOrder(counts, seed, config.shuffle_shards, lanes)
+        self._look_ahead = LookAhead(self.order, config.fetch_ahead, wraps=seed is not None)
         self.notes = WorkerNotes(config.workers)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
-        cache_bytes, patience = int(config.cache_gib * 2**30), PATIENCE_SHARE * config.max_wait
-        self._reader = SampleReader(manifest, config.shuffle_shards, cache_bytes, patience)
+        patience = PATIENCE_SHARE * config.max_wait
+        width, cache = self.order.open_shards(world_size), cache_of(config, patience)
+        self._reader = SampleReader(manifest, width, cache, patience, schema.reads)
         self._views = 1 if seed is None else config.views
         erases = seed is not None and config.augment.random_erasing > 0
         self._erase = eraser(config.augment.random_erasing) if erases else None
         wanted = config.augment.preprocessing
         self._normalisation = Normalisation(wanted.mean, wanted.std)
         self._tries = max(1, config.max_bad_samples)
+        # a reader keeps twice as many open as are in use
+        allow_open_files(2 * self.order.open_shards(world_size))
 
-    def __getitem__(self, positions: range) -> Loaded:
-        self._reader.prefetch(self.order.upcoming(positions.start))
+    def __getitem__(self, share: Share) -> Loaded:
+        worker = get_worker_info()
+        if self._look_ahead(share, worker.num_workers if worker else 1):
+            self._reader.prefetch(self._look_ahead.in_sight())
+        positions = self.order.lanes.positions(share)
         samples: list[Views] = []
         bad: list[BadSample] = []
         try:
@@ -77,11 +95,15 @@ class BatchReader(Dataset[Loaded]):
         finally:
             self.notes.write("")
 
+    def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
+        """Puts a fault into the reading of shards (SampleReader.disturbances), before workers are forked."""
+        self._reader.disturbances.append(disturbance)
+
     def _load(self, position: int, *replaced: int) -> Views | BadSample:
         """The views of the sample at a position. replaced: position of the bad sample that it replaces, if
         any. A bad sample is returned, not raised, so that a worker can send it."""
         at = self.order[position]
-        shard, key = self._manifest.shards[at.shard].name, f"#{at.sample}"
+        shard, key = self._manifest.shards.name(at.shard), f"#{at.sample}"
         self.notes.write(shard)
         try:
             key = self._reader.key(at.shard, at.sample)
@@ -111,8 +133,10 @@ class BatchReader(Dataset[Loaded]):
         return [(views[0].key, part) for part in parts if part]
 
     def _instead(self, position: int, bad: BadSample) -> Views:
-        """The next good sample in the order, to replace the bad one at a position. Raises SampleError."""
-        for later in range(position + 1, position + self._tries + 1):
+        """The next good sample of the lane, to replace the bad one at a position. Raises SampleError."""
+        later = position
+        for _ in range(self._tries):
+            later = self.order.lanes.following(later)
             found = self._load(later, position)
             if not isinstance(found, BadSample):
                 return found

@@ -1,19 +1,20 @@
-"""The order of samples: a pure function of (seed, epoch, manifest), endless over epochs. Any position in it
-is found at once.
+"""The order of samples: a pure function of (seed, epoch, manifest) and the settings of the data, endless over
+epochs. Any position in it is found at once.
 
-In an epoch the shards are permuted, cut into windows of `shuffle_shards` neighbours, and the samples of each
-window are permuted together. So a reader has one window open at a time, and every sample comes exactly once
-an epoch.
+In an epoch the shards are permuted, and their samples laid in one line, which is cut into lanes (lanes.py). A
+lane is cut into windows of neighbouring shards, and the samples of each window are permuted together. So a
+reader has one window of each of its lanes open at a time, and every sample comes exactly once an epoch.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.lanes import Lanes
 from pipeline.rng import seed_of
 
 
@@ -29,78 +30,124 @@ class Address:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Neighbouring shards whose samples are permuted together."""
+class _Line:
+    """The shards in an epoch's order."""
 
+    shards: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    """[num_shards + 1]: where the samples of each begin on the line."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Neighbouring shards of a lane, whose samples are permuted together."""
+
+    epoch: int
+    low: int
+    """First and last + 1 of its samples, as the lane counts them."""
+    high: int
     shards: tuple[int, ...]
     starts: tuple[int, ...]
-    """[len(shards) + 1]: where the samples of each shard begin in the unshuffled window."""
-    permutation: NDArray[np.int64] | None
-    """[number of samples]; None without shuffling."""
+    """Where the samples of each shard begin in the unshuffled window; below 0 where a part of the first shard
+    is another lane's."""
+    seed: int | None
+
+    @cached_property
+    def permutation(self) -> NDArray[np.int32] | range:
+        """[number of samples]"""
+        size = self.high - self.low
+        if self.seed is None:
+            return range(size)
+        return np.random.Generator(np.random.PCG64(self.seed)).permutation(size).astype(np.int32)
 
 
 class SampleOrder:
     """Maps a position to the address of its sample. counts: samples of each shard. seed None: no shuffling,
-    as in evaluation. shuffle_shards: shards of a window."""
+    as in evaluation. shuffle_shards: shards of the windows of all lanes together; each lane has one at
+    least."""
 
-    def __init__(self, counts: list[int], seed: int | None, shuffle_shards: int):
-        self.num_samples = sum(counts)
-        self._counts = counts
+    def __init__(self, counts: Sequence[int], seed: int | None, shuffle_shards: int, lanes: int = 1):
+        self._counts = np.asarray(counts, dtype=np.int64)
+        self.lanes = Lanes(int(self._counts.sum()), lanes)
+        self.num_samples = self.lanes.num_samples
+        self.width = -(-shuffle_shards // lanes)
+        """Shards of a window."""
         self._seed = seed
-        self._width = shuffle_shards
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-        # two, as a batch may lie in two windows
-        self._window = lru_cache(maxsize=2)(self._make_window)
+        self._lane_of: list[int] = self.lanes.order.tolist()
+        self._line = lru_cache(maxsize=2)(self._make_line)
+        self._read: dict[int, _Window] = {}
+        """The window of each lane that was read last, and below the one that was asked for ahead."""
+        self._ahead: dict[int, _Window] = {}
 
     def __getitem__(self, position: int) -> Address:
         """The sample at a position from 0 on; position // num_samples is its epoch."""
+        window, index = self._window(position, self._read)
+        place = int(window.permutation[index - window.low])
+        which = bisect_right(window.starts, place) - 1
+        return Address(window.epoch, window.shards[which], place - window.starts[which])
+
+    def open_shards(self, readers: int) -> int:
+        """Shards that one of so many readers has in use at once, at most."""
+        return self.width * self.lanes.of_reader(readers)
+
+    def shards(self, positions: list[int]) -> list[int]:
+        """The shards of the windows in which the positions lie, in the order of the positions."""
+        found: dict[int, None] = {}
+        last = None
+        for position in positions:
+            window, _ = self._window(position, self._ahead)
+            if window is not last:
+                found |= dict.fromkeys(window.shards)
+            last = window
+        return list(found)
+
+    def _window(self, position: int, last: dict[int, _Window]) -> tuple[_Window, int]:
+        """The window of a position, and the number of the sample in its lane. last: keeps a window of each
+        lane."""
         epoch, offset = divmod(position, self.num_samples)
-        number, start = self._find(epoch, offset)
-        window = self._window(epoch, number)
-        local = offset - start
-        if window.permutation is not None:
-            local = int(window.permutation[local])
-        which = bisect_right(window.starts, local) - 1
-        return Address(epoch, window.shards[which], local - window.starts[which])
+        index, remainder = divmod(offset, self.lanes.num)
+        lane = self._lane_of[remainder]
+        window = last.get(lane)
+        if window is None or window.epoch != epoch or not window.low <= index < window.high:
+            window = last[lane] = self._make_window(epoch, lane, index)
+        return window, index
 
-    def upcoming(self, position: int) -> tuple[int, ...]:
-        """The shards of the position's window and of the next one, which a reader should have at hand."""
-        epoch, offset = divmod(position, self.num_samples)
-        number, _ = self._find(epoch, offset)
-        shards, starts = self._epoch(epoch)
-        here = shards[number * self._width : (number + 2) * self._width]
-        if number + 2 <= len(starts):
-            return here
-        return here + self._epoch(epoch + 1)[0][: self._width]
+    def _make_window(self, epoch: int, lane: int, index: int) -> _Window:
+        """The window of a lane in which its sample `index` lies. Every other lane runs backwards, so that two
+        lanes read the shard that is cut between them at the same time."""
+        line, backwards = self._line(epoch), lane % 2
+        start, stop = self.lanes.starts[lane : lane + 2]
+        first, here = np.searchsorted(
+            line.starts, [start, stop - 1 - index if backwards else start + index], side="right"
+        ).tolist()
+        end = int(np.searchsorted(line.starts, stop))
+        # shards first - 1, ..., end - 1 of the line have samples in the lane
+        number = (end - here if backwards else here - first) // self.width
+        if backwards:
+            high = end - number * self.width
+            low = max(first - 1, high - self.width)
+        else:
+            low = first - 1 + number * self.width
+            high = min(end, low + self.width)
+        begin, over = max(int(line.starts[low]), start), min(int(line.starts[high]), stop)
+        bounds = (stop - over, stop - begin) if backwards else (begin - start, over - start)
+        return _Window(
+            epoch,
+            *bounds,
+            tuple(line.shards[low:high].tolist()),
+            tuple((line.starts[low:high] - begin).tolist()),
+            self._draw("window", epoch, number * self.lanes.num + lane),
+        )
 
-    def _find(self, epoch: int, offset: int) -> tuple[int, int]:
-        """(number, start) of the window in which an epoch's offset lies."""
-        _, starts = self._epoch(epoch)
-        number = bisect_right(starts, offset) - 1
-        return number, starts[number]
-
-    def _make_epoch(self, epoch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shards in this epoch's order, and where each window starts."""
-        num_shards = len(self._counts)
+    def _make_line(self, epoch: int) -> _Line:
+        num_shards, seed = len(self._counts), self._draw("shards", epoch)
         shards = (
-            range(num_shards)
-            if self._seed is None
-            else self._rng("shards", epoch).permutation(num_shards).tolist()
+            np.arange(num_shards)
+            if seed is None
+            else np.random.Generator(np.random.PCG64(seed)).permutation(num_shards)
         )
-        sizes = [
-            sum(self._counts[shard] for shard in shards[first : first + self._width])
-            for first in range(0, num_shards, self._width)
-        ]
-        return tuple(shards), tuple(accumulate(sizes[:-1], initial=0))
+        starts = np.concatenate([[0], np.cumsum(self._counts[shards])])
+        return _Line(shards.astype(np.int32), starts)
 
-    def _make_window(self, epoch: int, number: int) -> _Window:
-        shards = self._epoch(epoch)[0][number * self._width : (number + 1) * self._width]
-        starts = tuple(accumulate((self._counts[shard] for shard in shards), initial=0))
-        permutation = (
-            None if self._seed is None else self._rng("window", epoch, number).permutation(starts[-1])
-        )
-        return _Window(shards, starts, permutation)
-
-    def _rng(self, *address: int | str) -> np.random.Generator:
-        assert self._seed is not None, "an order without a seed draws nothing"
-        return np.random.Generator(np.random.PCG64(seed_of(self._seed, "order", *address)))
+    def _draw(self, *address: int | str) -> int | None:
+        return None if self._seed is None else seed_of(self._seed, "order", *address)

@@ -4,18 +4,21 @@ long."""
 import logging
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from queue import Empty, Full, Queue
+from threading import Event, Thread
 
 from torch.utils.data import get_worker_info
 
 from pipeline.data.quarantine import Loaded
-from pipeline.errors import StorageError
+from pipeline.errors import StopAsked, StorageError
 
 log = logging.getLogger(__name__)
 WARN_EVERY = 60.0
 """Seconds between warnings while a batch is waited for."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at what else may have happened during a wait."""
 _LINE = 512
-_TIMED_OUT = "DataLoader timed out"
 
 
 class WorkerNotes:
@@ -40,36 +43,87 @@ class WorkerNotes:
         return "; ".join(line for line in lines if line) or "nothing that is known"
 
 
-def poll_seconds(limit: float) -> float:
-    """The `timeout` of a DataLoader whose iterator is given to `patiently`."""
-    return min(1.0, limit / 10)
+def never() -> bool:
+    return False
 
 
-def patiently(batches: Iterator[Loaded], notes: WorkerNotes, limit: float) -> Iterator[Loaded]:
-    """Yields the batches of a DataLoader's iterator, which raises an error after each `poll_seconds` without
-    a batch. Raises StorageError for a batch that takes more than `limit` seconds."""
-    every = min(WARN_EVERY, limit / 5)
-    while True:
-        start = warned = time.monotonic()
+def patiently(
+    batches: Iterator[Loaded], notes: WorkerNotes, limit: float, stopping: Callable[[], bool] = never
+) -> Iterator[Loaded]:
+    """Yields the batches of the iterator of a DataLoader with workers. Raises StorageError for a batch that
+    takes more than `limit` seconds, and StopAsked when `stopping` says meanwhile that nobody wants it any
+    more."""
+    every, start = min(WARN_EVERY, limit / 5), time.monotonic()
+    warned = start
+    with Fetcher(batches) as fetcher:
         while True:
             try:
-                loaded = next(batches)
-                break
-            except StopIteration:
+                loaded = fetcher.next(min(LOOK_EVERY, limit / 10))
+            except Empty:
+                if stopping():
+                    raise StopAsked("no batch is waited for any more") from None
+                now = time.monotonic()
+                if now - start > limit:
+                    raise _too_long(now - start, notes) from None
+                if now - warned > every:
+                    warned = now
+                    text = "waiting for a batch for %.0f s; the data workers are at: %s"
+                    log.warning(text, now - start, notes.read())
+                continue
+            if loaded is None:
                 return
-            except RuntimeError as err:
-                if not str(err).startswith(_TIMED_OUT):
-                    raise
-            now = time.monotonic()
-            if now - start > limit:
-                raise StorageError(
-                    f"no batch came for {now - start:.0f} s; the data workers are at: {notes.read()}. "
-                    "See to that storage or sample, "
-                    "then resume; where batches do take as long, raise data.max_wait"
-                )
-            if now - warned > every:
-                warned = now
-                log.warning(
-                    "waiting for a batch for %.0f s; the data workers are at: %s", now - start, notes.read()
-                )
-        yield loaded
+            yield loaded
+            start = warned = time.monotonic()
+
+
+class Fetcher:
+    """Context manager with a thread that takes the next item of an iterator. What it waits for may ignore
+    every timeout: a worker that hangs while it hands over a batch, for instance.
+
+    At the end the thread goes when its item has come, or when the process ends.
+    """
+
+    def __init__(self, items: Iterator[Loaded]):
+        self._items, self._ready = items, Queue[Loaded | BaseException | None](maxsize=1)
+        self._closed = Event()
+        self._thread = Thread(target=self._fetch, name="batches", daemon=True)
+
+    def __enter__(self) -> "Fetcher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+
+    def next(self, seconds: float) -> Loaded | None:
+        """The next item; None after the last one. Raises Empty after so many seconds, and what the iterator
+        has raised."""
+        found = self._ready.get(timeout=seconds)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _fetch(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put(item):
+                    return
+            self._put(None)
+        except BaseException as err:  # noqa: BLE001 - raised in the thread that waits
+            self._put(err)
+
+    def _put(self, item: Loaded | BaseException | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=LOOK_EVERY)
+                return True
+            except Full:
+                continue
+        return False
+
+
+def _too_long(seconds: float, notes: WorkerNotes) -> StorageError:
+    return StorageError(
+        f"no batch came for {seconds:.0f} s; the data workers are at: {notes.read()}. See to that storage or "
+        "sample, then resume; where batches do take as long, raise data.max_wait"
+    )

@@ -2,7 +2,8 @@
 pass once over a split for evaluation."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,14 +12,16 @@ from torch.utils.data import DataLoader
 import pipeline.data.samples  # noqa: F401 - fills the registry
 from pipeline.config.schema import DataConfig
 from pipeline.data.batches import BatchReader
+from pipeline.data.lanes import Share
 from pipeline.data.quarantine import Loaded, Quarantine
 from pipeline.data.samples.class_names import Labels, agreed, tell_renumbered
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.held_out import find_split, refuse_training_shards, training_shards
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.stalls import patiently, poll_seconds
-from pipeline.errors import CheckpointError, SampleError
+from pipeline.data.stalls import never, patiently
+from pipeline.errors import CheckpointError, ConfigError, SampleError, counted
 from pipeline.interfaces import Batch
+from pipeline.processes import end_with_parent
 
 FEW = 10
 """Number of bad samples that even the smallest set may have."""
@@ -27,10 +30,12 @@ FEW = 10
 class TrainStream:
     """An endless stream of this rank's micro-batches of one task.
 
-    Micro-batch k of rank `rank` holds positions [k * G + rank * b, ... + b) of an endless sample order, in
-    which each epoch is a permutation that is a pure function of (seed, epoch, manifest); b is the micro-batch
-    size in samples and G = b * world_size. Each sample is there as `views` images. num_samples: of one epoch.
+    Micro-batch k of all ranks together holds positions [k * G, ... + G) of an endless sample order, in which
+    each epoch is a permutation that is a pure function of (seed, epoch, manifest, data.lanes,
+    data.shuffle_shards); b is the micro-batch size in samples and G = b * world_size. Rank `rank` has b of
+    them, by lane (lanes.py). Each sample is there as `views` images. num_samples: of one epoch.
 
+    stopping: asked while a batch is waited for; once it says so, the wait ends with StopAsked.
     bad_samples, bad_shards: number of samples that this process could not use, in all and per shard.
     shortened_samples: number of samples that lost a part to fit, for instance the end of a caption.
     """
@@ -45,12 +50,14 @@ class TrainStream:
         batch_size: int,
     ):
         self.num_samples = manifest.num_samples
+        self.stopping: Callable[[], bool] = never
         self.classes, self.gives = reader.classes, reader.gives
         self._reader, self._config = reader, config
         self._quarantine = Quarantine(config.max_bad_samples)
-        self._offset, self._batch, self._global = rank * batch_size, batch_size, batch_size * world_size
+        self._part = range(rank * batch_size, (rank + 1) * batch_size)
+        self._batch, self._global = batch_size, batch_size * world_size
         self._samples = self._first = 0
-        self._fingerprint = int(manifest.digest[:12], 16)
+        self.fingerprint = manifest.fingerprint
 
     @property
     def bad_samples(self) -> int:
@@ -77,7 +84,7 @@ class TrainStream:
 
     def __iter__(self) -> Iterator[Batch]:
         config = self._config
-        for loaded in _loaded(self._reader, self._ranges(), config.workers, config.max_wait):
+        for loaded in _loaded(self._reader, self._shares(), config, self.stopping):
             batch = self._quarantine.checked_batch(loaded)
             images = self._batch * config.views
             assert batch is not None and len(batch.images) == images, (
@@ -87,42 +94,59 @@ class TrainStream:
             self._samples += self._global
             yield batch
 
+    def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
+        """Puts a fault into the reading of shards, see SampleReader.disturbances. Before `iter`."""
+        self._reader.disturb(disturbance)
+
     def state_dict(self) -> dict[str, int]:
         """`samples`: position in the global order after the last batch. To resume there needs no replay."""
-        return {"samples": self._samples, "manifest": self._fingerprint}
+        return {
+            "samples": self._samples,
+            "manifest": self.fingerprint,
+            "lanes": self._reader.order.lanes.num,
+        }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Sets the position for the next `iter`. Raises CheckpointError for a position in other shards."""
-        if state.get("manifest", self._fingerprint) != self._fingerprint:
+        """Sets the position for the next `iter`. Raises CheckpointError for a position in other shards, or in
+        other lanes."""
+        if state.get("manifest", self.fingerprint) != self.fingerprint:
             raise CheckpointError(
                 "the data position belongs to other shards; resume with those that the run was started "
                 "on, or start anew"
             )
+        # before there were lanes, an epoch was one
+        if (saved := state.get("lanes", 1)) != (lanes := self._reader.order.lanes.num):
+            raise CheckpointError(
+                f"the data position belongs to an order of {counted(saved, 'lane')} and this run has "
+                f"{lanes}; give data.lanes={saved}"
+            )
         self._samples = self._first = state["samples"]
 
-    def _ranges(self) -> Iterator[range]:
-        start = self._samples + self._offset
+    def _shares(self) -> Iterator[Share]:
+        share = Share(self._samples, self._global, self._part)
         while True:
-            yield range(start, start + self._batch)
-            start += self._global
+            yield share
+            share = share.later(1)
 
 
 class EvalLoader:
     """A split's samples, each once over all ranks, in the order of the shards: rank r has the batches r,
     r + world_size, ...
 
-    Bad samples are left out, and batches of bad samples alone are skipped.
+    Bad samples are left out, and batches of bad samples alone are skipped. stopping: as that of a
+    `TrainStream`.
     """
 
     def __init__(
         self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int
     ):
-        self.num_samples = manifest.num_samples
+        self.num_samples, self.fingerprint = manifest.num_samples, manifest.fingerprint
+        self.stopping: Callable[[], bool] = never
         self.classes, self.gives = reader.classes, reader.gives
         size, step = config.eval_batch_size, config.eval_batch_size * world_size
-        self._ranges = [
-            range(start, min(start + size, self.num_samples))
-            for start in range(rank * size, self.num_samples, step)
+        self._shares = [
+            Share(start, step, range(rank * size, min((rank + 1) * size, self.num_samples - start)))
+            for start in range(0, self.num_samples - rank * size, step)
         ]
         self._reader, self._config = reader, config
         self._quarantine = Quarantine(config.max_bad_samples)
@@ -136,7 +160,7 @@ class EvalLoader:
         return self._quarantine.shortened.total()
 
     def __len__(self) -> int:
-        return len(self._ranges)
+        return len(self._shares)
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch in self.in_place() if batch is not None)
@@ -144,8 +168,8 @@ class EvalLoader:
     def in_place(self) -> Iterator[Batch | None]:
         """Yields `len(self)` batches; None in place of a batch whose samples are all bad."""
         # a worker more would have no batch to make
-        workers = min(self._config.workers, len(self))
-        for loaded in _loaded(self._reader, self._ranges, workers, self._config.max_wait):
+        config = replace(self._config, workers=min(self._config.workers, len(self)))
+        for loaded in _loaded(self._reader, self._shares, config, self.stopping):
             yield self._quarantine.checked_batch(loaded)
 
 
@@ -160,7 +184,7 @@ def build_stream(
 ) -> TrainStream:
     """This rank's endless training stream; batch_size None takes config.batch_size. Raises ConfigError and
     SampleError."""
-    reader, manifest = _reader(task_name, config, "train", seed)
+    reader, manifest = _reader(task_name, config, "train", seed, world_size, checked=rank == 0)
     return TrainStream(reader, config, manifest, rank, world_size, batch_size or config.batch_size)
 
 
@@ -179,21 +203,31 @@ def build_eval_loader(
     split: `val`, `train`, or another one that the config or the shards name. classes: class names in the
     order of the model's labels; () takes those of the training shards, where these can be read.
     """
-    reader, manifest = _reader(task_name, config, split, None, classes)
+    reader, manifest = _reader(task_name, config, split, None, world_size, classes, checked=rank == 0)
     return EvalLoader(reader, config, manifest, rank, world_size)
 
 
 def _reader(
-    task_name: str, config: DataConfig, split: str, seed: int | None, classes: Sequence[str] = ()
+    task_name: str,
+    config: DataConfig,
+    split: str,
+    seed: int | None,
+    world_size: int,
+    classes: Sequence[str] = (),
+    *,
+    checked: bool,
 ) -> tuple[BatchReader, Manifest]:
-    """Reader and manifest of a split. seed None: for evaluation. classes: see build_eval_loader."""
-    where, manifest = find_split(task_name, config, split)
+    """Reader and manifest of a split. seed None: for evaluation. classes: see build_eval_loader. checked: see
+    load_manifest."""
+    where, manifest = find_split(task_name, config, split, checked=checked)
     schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):
         held = ", ".join(manifest.schema)
         raise SampleError(
             f"{where}: its samples have the members {held}; schema '{config.schema}' needs {lacks}"
         )
+    if seed is not None and (config.lanes or 1) > (most := len(manifest.shards)):
+        raise ConfigError(f"data.lanes is {config.lanes} and {where} has {most} shards; give at most {most}")
     if split != "train" and (trained := training_shards(config, where)) is not None:
         if not config.allow_overlap:
             refuse_training_shards(trained, manifest, where)
@@ -202,28 +236,35 @@ def _reader(
     if labels != Labels.as_stored(schema.classes):
         tell_renumbered(tuple(schema.classes), labels, where)
         schema = DATASETS.build(config.schema, config, manifest, labels=labels)
-    return BatchReader(task_name, config, manifest, schema, seed), manifest
+    return BatchReader(task_name, config, manifest, schema, seed, world_size), manifest
 
 
 def _loaded(
-    reader: BatchReader, positions: Iterable[range], workers: int, max_wait: float
+    reader: BatchReader, shares: Iterable[Share], config: DataConfig, stopping: Callable[[], bool]
 ) -> Iterator[Loaded]:
-    """Yields the batch of each range of positions."""
+    """Yields the batch of each share."""
+    workers = config.workers
     loader: DataLoader[Loaded] = DataLoader(
         reader,
         batch_size=None,
-        sampler=positions,
+        sampler=shares,
         num_workers=workers,
         # forked workers share open files and decoded indexes, which need not be sent
         multiprocessing_context="fork" if workers else None,
-        prefetch_factor=2 if workers else None,
-        timeout=poll_seconds(max_wait) if workers else 0,
+        prefetch_factor=config.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
+        worker_init_fn=_as_a_child,
         # without it the loader draws its worker seeds, which are unused, from the run's own generator
         generator=torch.Generator(),
     )
-    return patiently(iter(loader), reader.notes, max_wait)
+    batches = iter(loader)
+    return patiently(batches, reader.notes, config.max_wait, stopping) if workers else batches
+
+
+def _as_a_child(worker: int) -> None:
+    """No worker outlives the process that it loads for, however that ends."""
+    end_with_parent()
 
 
 def _as_it_is(loaded: Any) -> Any:

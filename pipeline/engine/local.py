@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.config.schema import RunConfig
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, mark_nonfinite
+from pipeline.engine.exchange import on_host
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
@@ -43,14 +44,11 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
         return norm
 
     def state_tensors(self) -> dict[str, Tensor]:
-        tensors = {
-            f"model.{name}": tensor.detach().cpu().clone()
-            for name, tensor in self.module.state_dict().items()
-        }
+        tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for name, parameter in trained_parameters(self.module).items():
             state = self._optimizer.state[parameter]
-            tensors |= {f"{key}.{name}": state[key].detach().cpu().clone() for key in (*MOMENTS, "step")}
-        return tensors
+            tensors |= {f"{key}.{name}": state[key] for key in (*MOMENTS, "step")}
+        return on_host(tensors)
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:

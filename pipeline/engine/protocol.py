@@ -70,10 +70,11 @@ class Engine(Evaluator, Protocol):
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Whole fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`,
-        `step.NAME`), on the CPU of rank 0; other ranks may return an empty dict. A collective."""
+        `step.NAME`), copied to the CPU of rank 0; other ranks may return an empty dict. A collective."""
         ...
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Loads the result of `state_tensors`, of any world size and ZeRO stage. A collective, to which every
-        rank passes all tensors."""
+        rank passes all tensors; they may be mapped from a file, as a rank reads no more than it keeps, and
+        rank 0 alone reads what all keep."""
         ...

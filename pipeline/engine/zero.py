@@ -17,6 +17,8 @@ from torch import Tensor
 from pipeline.config.schema import RunConfig
 from pipeline.engine import launched
 from pipeline.engine.adamw import MOMENTS, GroupAdamW, mark_nonfinite
+from pipeline.engine.connect import START, connect
+from pipeline.engine.exchange import buckets, collect, fill, on_host
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.engine.zero_config import zero_config
 from pipeline.engine.zero_state import STATE_OF_STAGE
@@ -40,7 +42,7 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         self, config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[Mapping[str, Any]]
     ):
         settings = zero_config(config)
-        deepspeed = start_deepspeed()
+        deepspeed = start_deepspeed(config.engine.start_timeout)
         super().__init__(model, config.engine.precision)
         self._clip, self._stage = config.optim.clip_grad, config.engine.zero_stage
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
@@ -87,26 +89,58 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
 
     @torch.no_grad()
     def state_tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in self._weights():
-            with self._state.whole(tensor):
-                self._keep(tensors, f"model.{name}", tensor)
-        for name, parameter in trained_parameters(self.module).items():
-            for key in MOMENTS:
-                self._keep(tensors, f"{key}.{name}", self._state.moment(parameter, key))
-            self._keep(tensors, f"step.{name}", self._state.step_count(parameter))
-        return tensors
+        tensors = self._weights_on_rank_0()
+        trained = trained_parameters(self.module)
+        shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
+        for key in MOMENTS:
+            pieces = {name: self._state.moment(parameter, key) for name, parameter in trained.items()}
+            wholes = (
+                collect(self, pieces, shapes)
+                if self._state.divided
+                else self._on_rank_0(
+                    {name: piece.tensor.view(shapes[name]) for name, piece in pieces.items()}
+                )
+            )
+            tensors |= {f"{key}.{name}": tensor for name, tensor in wholes.items()}
+        counts = {f"step.{name}": self._state.step_count(each) for name, each in trained.items()}
+        return tensors | self._on_rank_0(counts)
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in self._weights():
-            with self._state.whole(tensor, written=True):
-                tensor.copy_(tensors[f"model.{name}"])
-        for name, parameter in trained_parameters(self.module).items():
-            self._state.set_master(parameter, tensors[f"model.{name}"].to(self.device))
-            for key in MOMENTS:
-                self._state.set_moment(parameter, key, tensors[f"{key}.{name}"].to(self.device))
+        trained = trained_parameters(self.module)
+        self._load_weights({name: tensors[f"model.{name}"] for name, _ in self._weights()})
+        for parameter in trained.values():
+            self._state.weights_changed(parameter)
+        for key in MOMENTS:
+            pieces = {name: self._state.moment(parameter, key) for name, parameter in trained.items()}
+            if self._state.divided:
+                for name, piece in pieces.items():
+                    piece.load(tensors[f"{key}.{name}"])
+            else:
+                targets = {f"{key}.{name}": piece.tensor for name, piece in pieces.items()}
+                fill(self, targets, tensors)
+        for name, parameter in trained.items():
             self._state.step_count(parameter).copy_(tensors[f"step.{name}"])
+
+    def _weights_on_rank_0(self) -> dict[str, Tensor]:
+        """`model.NAME` -> parameters and buffers, on the CPU of rank 0. A collective."""
+        found: dict[str, Tensor] = {}
+        for bucket in self._buckets():
+            with self._state.whole(list(bucket.values())):
+                found |= self._on_rank_0({f"model.{name}": tensor for name, tensor in bucket.items()})
+        return found
+
+    def _load_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Copies the values, which rank 0 alone reads, into the module on every rank."""
+        if not self.forward_is_collective:
+            fill(self, dict(self._weights()), values)
+            return
+        for bucket in self._buckets():
+            with self._state.whole(list(bucket.values()), written=True):
+                if self.rank == 0:
+                    for name, tensor in bucket.items():
+                        tensor.copy_(values[name])
+        fill(self, {name: each for name, each in self._weights() if not hasattr(each, "ds_id")}, values)
 
     def _clip_reduced_gradients(self) -> Tensor:
         """Norm of the gradients, clipped as the local engine does. For stage 0, after the sum over ranks. A
@@ -116,9 +150,14 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
                 parameter.grad = torch.zeros_like(parameter)
         return self._optimizer.clip(self._params, self._clip)
 
-    def _keep(self, tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
-        if self.rank == 0:
-            tensors[name] = tensor.cpu().clone()
+    def _on_rank_0(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return on_host(tensors) if self.rank == 0 else {}
+
+    def _buckets(self) -> Iterator[dict[str, Tensor]]:
+        """The weights, as many at a time as an exchange takes."""
+        weights = dict(self._weights())
+        sizes = {name: (shape_of(weight).numel(), weight.dtype) for name, weight in weights.items()}
+        return ({name: weights[name] for name in names} for names in buckets(sizes))
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of all parameters and buffers of the module (its state dict has empty ones at stage
@@ -129,8 +168,14 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         return ((name, tensors[name]) for name in self.module.state_dict())
 
 
-def start_deepspeed() -> Any:
-    """The package, after it has connected the processes. Raises ConfigError where it is not installed."""
+def shape_of(tensor: Tensor) -> torch.Size:
+    """The shape of a parameter, also of one that stage 3 has divided."""
+    return getattr(tensor, "ds_shape", tensor.shape)
+
+
+def start_deepspeed(limit: float = START) -> Any:
+    """The package, after it has connected the processes within `limit` seconds. Raises ConfigError where it
+    is not installed, and ConnectError."""
     if not launched.cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
@@ -139,11 +184,10 @@ def start_deepspeed() -> Any:
     with extra("deepspeed", "give engine.type='local'"):
         import deepspeed
     deepspeed.utils.logger.setLevel("WARNING")
-    if launched.cuda():
-        torch.cuda.set_device(launched.local_rank())
-    if not torch.distributed.is_initialized():
+    if not deepspeed.comm.is_initialized():
         _build_shared_memory_op(deepspeed)
         _describe_single_process()
+        connect(limit)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         if not launched.cuda():
             _forget_shared_memory()

@@ -1,26 +1,23 @@
-"""Checkpoints for exact continuation, saved and loaded by all ranks together."""
+"""Checkpoints for exact continuation: which one is loaded, by all ranks together, and what is said in one."""
 
+import json
 import logging
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
-from pipeline.config.load import digest, to_plain
+from pipeline.config.load import digest, to_saved
 from pipeline.config.schema import RunConfig
-from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.ranks import Ranks
-from pipeline.rng import rng_state
-from pipeline.run_folder import checkpoints_of, complete_folders, folder_name, point, pointed
+from pipeline.run_folder import checkpoints_of, complete_folders, pointed
 from pipeline.train import storage
-from pipeline.train.collective import anywhere, from_rank0
+from pipeline.train.collective import from_rank0, joined_json
+from pipeline.train.mirror import Mirror, mirror_at
 from pipeline.train.storage import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -29,65 +26,21 @@ PACKAGES = ("torch", "numpy", "timm", "deepspeed", "safetensors")
 """Packages whose versions are in a checkpoint."""
 
 
-def save(
-    engine: Engine,
-    root: Path,
-    step: int,
-    tensors: Mapping[str, torch.Tensor],
-    facts: Mapping[str, Any],
-    *,
-    since: int,
-    keep: int,
-    best: bool = False,
-) -> Path:
-    """Writes the engine's state, `tensors` and `facts` on rank 0, and removes old checkpoints. Returns the
-    checkpoint's folder. A collective.
-
-    since: the step that the run last saved, or continued from. Checkpoints of later steps are set aside, with
-    a warning. Whatever goes wrong on rank 0 (a full disk, a weight that is not finite) raises CheckpointError
-    on all ranks; older checkpoints stay.
-    """
-    content = (
-        engine.state_tensors()
-        | {"rng.states": engine.gather(rng_state().to(engine.device)).cpu()}
-        | dict(tensors)
-    )
-    trouble = ""
-    if engine.rank == 0:
-        try:
-            _refuse_nonfinite(content)
-            folder = storage.write_checkpoint(root, step, content, facts, since=since)
-            if best:
-                point(root, "best", folder)
-            storage.prune(root, keep, folder)
-        # any error, as the other ranks wait to hear of it
-        except Exception as err:
-            reason = str(err) if isinstance(err, OSError | SafetensorError | PipelineError) else repr(err)
-            trouble = f"checkpoint of step {step} was not saved in {root}: {reason}"
-    if trouble := from_rank0(engine, trouble):
-        raise CheckpointError(trouble)
-    return root / folder_name(step)
-
-
-def load_latest(ranks: Ranks, root: Path) -> Checkpoint | None:
-    """The checkpoint under `root` that `latest` names, else the newest that is whole; None where there is no
-    checkpoint. A collective; ranks share the disk.
+def load_latest(ranks: Ranks, root: Path, mirror: Mirror | None = None) -> Checkpoint | None:
+    """The checkpoint under `root` that `latest` names, else the newest that is whole; where there is none,
+    that of the mirror; else None. A collective; ranks share the disk.
 
     Damaged checkpoints are passed over, with a warning. Raises CheckpointError where all are damaged:
     starting anew would hide the loss.
     """
-    loaded, damaged, trouble = None, False, ""
-    if ranks.rank == 0:
+    names = _of_rank_0(ranks, lambda: [folder.name for folder in _candidates(root, mirror)])
+    for name in names:
         try:
-            loaded, damaged = _newest_whole(root)
-        # the other ranks wait to hear of it
-        except OSError as err:
-            trouble = f"the checkpoints in {root} cannot be listed: {err}"
-    if trouble := from_rank0(ranks, trouble):
-        raise CheckpointError(trouble)
-    if chosen := from_rank0(ranks, loaded.folder.name if loaded else ""):
-        return loaded or storage.read_checkpoint(root / chosen)
-    if anywhere(ranks, damaged):
+            return _open(ranks, root / name)
+        except CheckpointError as err:
+            if ranks.rank == 0:
+                log.warning("%s; trying another one", err)
+    if names:
         raise CheckpointError(
             f"no checkpoint in {root} is whole; resume from another one, or start anew in another "
             "output folder"
@@ -95,48 +48,80 @@ def load_latest(ranks: Ranks, root: Path) -> Checkpoint | None:
     return None
 
 
-def _newest_whole(root: Path) -> tuple[Checkpoint | None, bool]:
-    """The first checkpoint that can be read, and whether any could not be read."""
-    damaged, latest = False, pointed(root, "latest")
-    folders = complete_folders(root)
-    for folder in sorted(folders, key=lambda folder: folder != latest):
-        try:
-            return storage.read_checkpoint(folder), damaged
-        except CheckpointError as err:
-            damaged = True
-            log.warning("%s; trying another one", err)
-    return None, damaged
+def load_path(ranks: Ranks, path: str, root: Path) -> Checkpoint:
+    """The checkpoint at `path`, which is its folder, or the folder of a run, whose pointer is followed; or at
+    the URL of a mirror, from which it is copied to `root`. A collective. Raises CheckpointError."""
+
+    def find() -> list[str]:
+        mirror = mirror_at(path) if "://" in path else None
+        return [str(_folder_at(Path(path)) if mirror is None else mirror.fetch(root))]
+
+    return _open(ranks, Path(_of_rank_0(ranks, find)[0]))
 
 
-def load_path(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, which is its folder, or the folder of a run, whose pointer is followed.
-    Raises CheckpointError."""
+def _candidates(root: Path, mirror: Mirror | None) -> list[Path]:
+    """The checkpoints, the one to try first at the front."""
+    if mirror is not None and not complete_folders(root) and mirror.names():
+        mirror.fetch(root)
+    latest = pointed(root, "latest")
+    return sorted(complete_folders(root), key=lambda folder: folder != latest)
+
+
+def _folder_at(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(
             f"{path}, to be continued, is not a folder; give auto, none, the folder of a run, or one of "
             "its checkpoints/step_*"
         )
-    for root in (path, checkpoints_of(path)):
-        if (folder := pointed(root, "latest")) is not None:
-            return storage.read_checkpoint(folder)
-    return storage.read_checkpoint(path)
+    found = (pointed(root, "latest") for root in (path, checkpoints_of(path)))
+    return next((folder for folder in found if folder is not None), path)
+
+
+def _of_rank_0(ranks: Ranks, find: Callable[[], list[str]]) -> list[str]:
+    """What rank 0 finds, on every rank. What goes wrong there raises CheckpointError on all of them. A
+    collective."""
+    found, trouble = [], ""
+    if ranks.rank == 0:
+        try:
+            found = find()
+        # the other ranks wait to hear of it
+        except OSError as err:
+            trouble = f"the checkpoints cannot be listed: {err}"
+        except PipelineError as err:
+            trouble = str(err)
+    told = json.loads(from_rank0(ranks, json.dumps([trouble, found])))
+    if told[0]:
+        raise CheckpointError(told[0])
+    return told[1]
+
+
+def _open(ranks: Ranks, folder: Path) -> Checkpoint:
+    """The checkpoint, whose files are compared with its manifest by one rank each. A collective. Raises
+    CheckpointError on all ranks where it is incomplete or damaged, or a rank cannot see it."""
+    found, trouble = None, ""
+    try:
+        facts = storage.read_manifest(folder)
+        for name in storage.files_of(facts)[ranks.rank :: ranks.world_size]:
+            storage.check_file(folder, facts, name)
+        found = storage.open_checkpoint(folder, facts)
+    except CheckpointError as err:
+        shared = ranks.world_size == 1 or folder.is_dir()
+        trouble = f"{err}{'' if shared else '; all processes need the same output, on a shared disk'}"
+    troubles = [text for text in joined_json(ranks, [trouble]) if text]
+    if troubles or found is None:
+        raise CheckpointError(troubles[0])
+    return found
 
 
 def run_facts(config: RunConfig, world_size: int) -> dict[str, Any]:
     """The facts of a checkpoint about the run that it belongs to."""
     return {
-        "config": to_plain(config),
+        "config": to_saved(config),
         "digest": digest(config),
         "commit": commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "world_size": world_size,
     }
-
-
-def _refuse_nonfinite(tensors: Mapping[str, torch.Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{name} is not finite; the older checkpoints stay")
 
 
 def _version(package: str) -> str:

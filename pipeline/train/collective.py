@@ -12,9 +12,11 @@ from pipeline.ranks import Ranks
 
 
 def from_rank0(ranks: Ranks, text: str) -> str:
-    """Rank 0's text, on every rank. Bytes go over the wire, never objects."""
+    """Rank 0's text, on every rank, which waits for it as long as rank 0 may work alone. Bytes go over the
+    wire, never objects."""
     if ranks.world_size == 1:
         return text
+    ranks = ranks.hosts
     own = _tensor_of(text.encode(), ranks.device)
     length = int(ranks.broadcast(torch.tensor(len(own), device=ranks.device)))
     return _bytes_of(ranks.broadcast(own if ranks.rank == 0 else own.new_empty(length))).decode()
@@ -22,7 +24,7 @@ def from_rank0(ranks: Ranks, text: str) -> str:
 
 def joined_json(ranks: Ranks, values: Sequence[Any]) -> list[Any]:
     """The values of all ranks in one list, in the order of ranks, as JSON gives them back."""
-    own = json.dumps(list(values)).encode() + b"\n"
+    own, ranks = json.dumps(list(values)).encode() + b"\n", ranks.hosts
     lines = _bytes_of(joined(ranks, _tensor_of(own, ranks.device))).splitlines()
     return [value for line in lines for value in json.loads(line)]
 
@@ -41,7 +43,7 @@ def joined(ranks: Ranks, own: Tensor) -> Tensor:
 
 def maximum(ranks: Ranks, value: int) -> int:
     """The largest value of any rank."""
-    return int(ranks.gather(torch.tensor(value, device=ranks.device)).max())
+    return int(ranks.hosts.gather(torch.tensor(value)).max())
 
 
 def anywhere(ranks: Ranks, flag: bool) -> bool:

@@ -2,8 +2,8 @@
 direction. D shared parameters.
 
 Hooks on the parameters measure them in one step out of `balancing.every`. In other steps there are no hooks,
-and no memory is held. A measurement holds a vector [D] in float32 for each task, and costs a sum over ranks
-of each.
+and no memory is held. A measurement holds a vector [D] in float32 for each task, sums each over ranks in
+place, and makes no copy of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -90,11 +90,11 @@ class GradientProbe:
         self._seen = set(self._vectors)
         if len(self._seen) < len(self._tasks):
             return None
-        vectors = torch.stack([ranks.all_reduce(self._vectors[task]) for task in self._tasks])
+        vectors = [ranks.all_reduce(self._vectors[task]) for task in self._tasks]
         losses = ranks.all_reduce(torch.stack([self._losses[task] for task in self._tasks]))
-        vectors, losses = vectors / ranks.world_size, losses / ranks.world_size
         self._begun, self._vectors, self._losses, self._seen = False, {}, {}, set()
-        products = vectors @ vectors.T
+        losses = losses / ranks.world_size
+        products = _products(vectors, self._sizes) / ranks.world_size**2
         norms = products.diagonal().clamp(min=0).sqrt()
         cosines = products / (norms[:, None] * norms).clamp(min=torch.finfo(torch.float32).tiny)
         return Conflict(self._tasks, norms, cosines, losses)
@@ -103,6 +103,16 @@ class GradientProbe:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+
+def _products(vectors: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """[T, T]: products of T vectors [D], summed parameter by parameter, so that no more than one parameter is
+    copied. sizes: those of the parameters; their sum is D."""
+    total = vectors[0].new_zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for parts in zip(*(vector.split(list(sizes)) for vector in vectors), strict=True):
+        gradients = torch.stack(parts)
+        total += gradients @ gradients.T
+    return total.float()
 
 
 def _adder(part: Tensor) -> Any:

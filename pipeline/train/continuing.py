@@ -1,16 +1,12 @@
-"""Continuing from a checkpoint: checks that it is of the same model and run, and the state of generators."""
+"""Continuing from a checkpoint: checks that it is of the same model and run."""
 
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import torch
-
-from pipeline.config.load import digest, from_plain, to_plain
+from pipeline.config.load import digest, from_plain, to_saved
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError, first_few
-from pipeline.ranks import Ranks
-from pipeline.rng import seed_everything, set_rng_state
 from pipeline.train.facts import TO_CONTINUE, check_facts
 from pipeline.train.storage import Checkpoint
 
@@ -25,6 +21,7 @@ HARMLESS = (
     "train.eval_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.mirror",
     "train.max_nonfinite",
     "backbone.weights",
     "backbone.pretrained",
@@ -37,16 +34,23 @@ HARMLESS = (
     "tasks.*.data.batch_size",
     "tasks.*.data.eval_batch_size",
     "tasks.*.data.workers",
+    "tasks.*.data.prefetch",
+    "tasks.*.data.fetch_ahead",
     "tasks.*.data.augment.crop_pct",
     "tasks.*.data.augment.crop_mode",
     "tasks.*.data.max_bad_samples",
     "tasks.*.data.max_bad_share",
     "tasks.*.data.max_wait",
     "tasks.*.data.cache_gib",
+    "tasks.*.data.cache_dir",
 )
 """Fields that may differ when a run is resumed: they do not change what is learned from which samples. The
 place of the shards may change, but not their content, which the stream checks. Batch size, accumulation and
 ranks may change, but not their product."""
+
+
+MOST_WAYS = 4
+"""Settings that a message lists."""
 
 
 def check_model(
@@ -87,9 +91,12 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
             )
 
 
-def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int]) -> list[str]:
+def check_run(
+    checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int], world_size: int = 1
+) -> list[str]:
     """A line for each harmless difference to the run that was saved. Raises CheckpointError that lists the
-    differences that make it another run. global_batch: samples of a step, by task."""
+    differences that make it another run. global_batch: samples of a step of this run, by task; world_size:
+    its ranks."""
     facts = checkpoint.facts
     check_facts(checkpoint.folder, facts, TO_CONTINUE)
     if facts["progress"]["step"] != facts["step"] or not all(
@@ -102,18 +109,14 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
     differences = (
         []
         if facts["digest"] == digest(config)
-        else list(_differences(_of_today(facts["config"]), to_plain(config)))
+        else list(_differences(_of_today(facts["config"]), to_saved(config)))
     )
     harmful = [
         text
         for field, text in differences
         if not any(fnmatch.fnmatch(field, pattern) for pattern in HARMLESS)
     ]
-    if facts["global_batch"] != dict(global_batch):
-        harmful.append(
-            f"samples per step (batch size x accumulation x ranks): {facts['global_batch']} there, "
-            f"{dict(global_batch)} here"
-        )
+    harmful += _batch_differences(facts["global_batch"], global_batch, config, world_size)
     if harmful:
         way_out = "undo the changes, or start a new run with backbone.weights"
         raise CheckpointError(
@@ -122,30 +125,47 @@ def check_run(checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[s
     return [text for _, text in differences]
 
 
-def restore_rng(checkpoint: Checkpoint, ranks: Ranks, seed: int) -> None:
-    """Sets this rank's generators as they were. With another number of ranks they start from an address that
-    includes the step. Raises CheckpointError."""
-    states = checkpoint.tensors.get("rng.states", torch.empty(0))
-    if states.ndim != 2 or states.dtype != torch.int64:
-        raise CheckpointError(
-            f"{checkpoint.folder} cannot be continued: it lacks the states of the generators (rng.states)"
+def _batch_differences(
+    saved: Mapping[str, int], own: Mapping[str, int], config: RunConfig, world_size: int
+) -> Iterator[str]:
+    """Yields a line for each task whose step has another number of samples than it had, with the settings
+    that keep it."""
+    for task in sorted(saved.keys() | own.keys()):
+        if saved.get(task) == own.get(task):
+            continue
+        there_and_here = f"{saved.get(task, 0)} there, {own.get(task, 0)} here"
+        yield (
+            f"samples per step of task '{task}' (batch size x accumulation x ranks): {there_and_here}"
+            f"{_ways(task, saved, config, world_size)}"
         )
-    if len(states) == ranks.world_size:
-        try:
-            set_rng_state(states[ranks.rank])
-        except (RuntimeError, ValueError, TypeError, OverflowError) as err:
-            raise CheckpointError(
-                f"{checkpoint.folder} cannot be continued: its rng.states are no states of generators ({err})"
-            ) from err
-    else:
-        seed_everything(seed, "resumed", checkpoint.facts["step"], ranks.rank)
+
+
+def _ways(task: str, saved: Mapping[str, int], config: RunConfig, world_size: int) -> str:
+    """What keeps a task's samples per step with this number of ranks, or the numbers of ranks that can."""
+    if not saved.get(task) or task not in config.tasks:
+        return ""
+    if saved[task] % world_size:
+        ranks = ", ".join(map(str, _divisors_near(saved[task], world_size)))
+        return f"; {world_size} ranks cannot share them evenly: start {ranks} ranks"
+    share = saved[task] // world_size
+    sizes = _divisors_near(share, config.tasks[task].data.batch_size)
+    pairs = " or ".join(f"{size} with {share // size}" for size in sizes)
+    return (
+        f"; with {world_size} ranks give tasks.{task}.data.batch_size {pairs} for its accumulation "
+        f"(engine.accumulation x tasks.{task}.accumulation)"
+    )
+
+
+def _divisors_near(number: int, wanted: int) -> list[int]:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:MOST_WAYS])
 
 
 def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved config with the defaults of fields that its version did not know. A config that cannot be read
     any more stays as it is."""
     try:
-        return to_plain(from_plain(saved))
+        return to_saved(from_plain(saved))
     except ConfigError:
         return saved
 

@@ -1,6 +1,6 @@
 """An exponential moving average of the trained weights, for evaluation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -39,12 +39,9 @@ class Ema:
         for parameter, value in zip(self._params, values, strict=True):
             parameter.copy_(value)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: average.cpu() for name, average in zip(self._names, self._average, strict=True)}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, average in zip(self._names, self._average, strict=True):
-            average.copy_(state[name])
+    def averages(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and average of each parameter. Writing to it sets the average."""
+        return zip(self._names, self._average, strict=True)
 
 
 def check_ema(config: RunConfig) -> None:

@@ -14,6 +14,7 @@ from pipeline.merging.schedule import AnyReduction
 from pipeline.model import MultiTaskModel
 from pipeline.modes import evaluation_mode
 from pipeline.train.collective import anywhere, from_rank0, maximum
+from pipeline.train.meeting import Meeting
 from pipeline.train.metrics import TallySums
 
 TaskScores = dict[str, Scores]
@@ -32,25 +33,33 @@ def evaluate(
     *,
     reduction: AnyReduction | None = None,
     thorough: bool = False,
+    meeting: Meeting | None = None,
 ) -> TaskScores:
     """Scores of the evaluator's model on this rank's share of each task's samples, summed over ranks. Called
     by every rank; rank 0 computes.
 
-    Ranks may have different numbers of batches, or none: nothing is exchanged until a task's last one.
+    Ranks may have different numbers of batches, or none. They meet before each one: data that one of them
+    cannot read, and a request to stop (StopAsked, with a `meeting` of those who can ask), end it on all.
     thorough: also the metrics that take long.
     """
+    meeting = meeting or Meeting(evaluator)
     with evaluation_mode(evaluator.module):
         return {
-            task: _evaluate_task(evaluator, task, loader, reduction, thorough)
+            task: _evaluate_task(evaluator, task, loader, reduction, thorough, meeting)
             for task, loader in loaders.items()
         }
 
 
 def _evaluate_task(
-    evaluator: Evaluator, task: str, loader: SizedBatches, reduction: AnyReduction | None, thorough: bool
+    evaluator: Evaluator,
+    task: str,
+    loader: SizedBatches,
+    reduction: AnyReduction | None,
+    thorough: bool,
+    meeting: Meeting,
 ) -> Scores:
     sums = TallySums()
-    for batch, counts in _in_step(evaluator, loader):
+    for batch, counts in _in_step(evaluator, loader, meeting):
         tallies = evaluator.evaluate(batch.to(evaluator.device), reduction=reduction)
         if counts:
             sums.add(tallies | {"samples": torch.full((), len(batch.images), device=evaluator.device)})
@@ -82,22 +91,20 @@ def ranking_score(model: MultiTaskModel, scores: TaskScores, best: str | None = 
     return math.prod(known) ** (1 / len(known)) if known and len(known) == len(values) else None
 
 
-def _in_step(evaluator: Evaluator, loader: SizedBatches) -> Iterable[tuple[Batch, bool]]:
+def _in_step(evaluator: Evaluator, loader: SizedBatches, meeting: Meeting) -> Iterable[tuple[Batch, bool]]:
     """This rank's batches, and whether each counts. Where a forward is a collective, ranks with fewer repeat
     their last."""
-    if not evaluator.forward_is_collective:
-        yield from ((batch, True) for batch in loader)
-        return
     rounds, batches = maximum(evaluator, len(loader)), iter(loader)
-    batch = next(batches, None)
-    if anywhere(evaluator, batch is None) and rounds:
-        raise ConfigError(
-            f"not a batch that can be read for each of the {evaluator.world_size} ranks of ZeRO 3; give a "
-            "smaller data.eval_batch_size"
-        )
-    done = 0
-    while batch is not None:
-        done, last = done + 1, batch
-        yield batch, True
-        if (batch := next(batches, None)) is None:
-            yield from ((last, False) for _ in range(done, rounds))
+    last: Batch | None = None
+    for done in range(rounds):
+        batch = meeting.next(batches, "evaluates", last=done >= len(loader), patient=True)
+        if done == 0 and evaluator.forward_is_collective and anywhere(evaluator, batch is None):
+            raise ConfigError(
+                f"not a batch that can be read for each of the {evaluator.world_size} ranks of ZeRO 3; give "
+                "a smaller data.eval_batch_size"
+            )
+        if batch is not None:
+            last = batch
+            yield batch, True
+        elif last is not None and evaluator.forward_is_collective:
+            yield last, False

@@ -10,87 +10,151 @@ from typing import Any
 import torch
 
 from pipeline.config.schema import RunConfig
-from pipeline.errors import PipelineError, SampleError, StorageError, counted
+from pipeline.engine.connect import limit_collectives, shared_notes
+from pipeline.engine.exchange import on_host
+from pipeline.engine.launched import lost_another
+from pipeline.errors import PipelineError, SampleError, StopAsked, StorageError, counted
 from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
 from pipeline.train.collective import average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
+from pipeline.train.faults.injection import Injection
+from pipeline.train.meeting import Meeting
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
+from pipeline.train.notes import SharedNotes
 from pipeline.train.rates import reported_rates
 from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.setup import Run, build_run, write_config
 from pipeline.train.signals import StopRequest
 from pipeline.train.train_step import train_step
+from pipeline.train.watchdog import Watchdog
 
 
-def train(config: RunConfig, resume: str = "auto") -> Path:
+def train(config: RunConfig, resume: str = "auto", faults: Injection | None = None) -> Path:
     """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT. Returns the folder of the run. resume:
-    see `build_run`. Raises PipelineError."""
-    run = build_run(config, resume)
-    main, step = run.engine.rank == 0, run.progress.step
-    if main:
-        # asked now, as the source may change before a checkpoint is saved
-        checkpoint.commit()
-    with run.lock, StopRequest() as stop:
-        write_config(run)
-        with Reporter(Path(config.output), main=main, step=step, total_steps=run.total_steps) as reporter:
-            for line in run.about:
-                reporter.say(line)
-            _loop(run, reporter, stop)
-    return Path(config.output)
+    see `build_run`. faults: put into the run on purpose. Raises PipelineError."""
+    with StopRequest() as stop:
+        run = build_run(config, resume)
+        if run.engine.rank == 0:
+            # asked now, as the source may change before a checkpoint is saved
+            checkpoint.commit()
+        notes = SharedNotes(shared_notes())
+        folder, ranks = Path(config.output), run.engine
+        watchdog = Watchdog(folder, ranks.rank, ranks.world_size, notes)
+        with run.lock, run.saver, watchdog:
+            limit = max(config.engine.start_timeout, config.engine.timeout)
+            run.meeting = Meeting(run.engine, stop, watchdog, limit)
+            run.faults = faults or Injection()
+            stop.begin(notes)
+            try:
+                _train(run)
+            except RuntimeError as err:
+                if lost := lost_another(err):
+                    watchdog.report(lost)
+                raise
+    return folder
 
 
-def _loop(run: Run, reporter: Reporter, stop: StopRequest) -> None:
-    settings, sums, watch = run.config.train, MetricSums(only_finite=True), Stopwatch()
-    streams = {name: iter(stream) for name, stream in run.streams.items()}
+def _train(run: Run) -> None:
+    write_config(run)
+    run.faults.prepare(run)
+    folder, main = Path(run.config.output), run.engine.rank == 0
+    with Reporter(folder, main=main, step=run.progress.step, total_steps=run.total_steps) as reporter:
+        for line in run.about:
+            reporter.say(line)
+        for source in (*run.streams.values(), *run.loaders.values()):
+            source.stopping = run.meeting.stopping
+        # kept until the workers are killed: one that hangs would be waited for when its iterator goes
+        run.open = {name: iter(stream) for name, stream in run.streams.items()}
+        sums, watch = MetricSums(only_finite=True), Stopwatch()
+        try:
+            with _saving_if_data_fail(run, reporter):
+                _loop(run, reporter, sums, watch)
+        except StopAsked:
+            _stop(run, reporter)
+
+
+def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> None:
+    settings = run.config.train
     learning: frozenset[str] | None = None
+    _make_up_evaluation(run, reporter)
     while run.progress.step < run.total_steps:
         if (trains := run.procedure.spec(run.progress.step).trains) != learning:
             set_modes(run.engine.module, trains)
             learning = trains
         plan = tasks_of_step(run.resolved, run.progress.step)
-        with _saving_if_data_fail(run, reporter):
-            norm = train_step(run, plan, streams, sums, watch)
+        run.faults.before_step(run)
+        norm = train_step(run, plan, run.open, sums, watch)
+        _limit_waits(run)
         reporter.advance()
         step, last = run.progress.step, run.progress.step == run.total_steps
-        stopping = stop.agreed(run.engine)
-        if last or stopping or step % settings.log_every == 0:
+        if last or step % settings.log_every == 0:
+            _settle(run, reporter, wait=False)
             try:
                 _report(run, reporter, sums, watch, norm)
             # raised by every rank alike
             except PipelineError:
-                reporter.say(f"saved {_save(run, False)}")
+                _save(run, reporter, last=True)
                 raise
-        better = False
-        if run.loaders and _due(step, settings.eval_every) and not (last or stopping):
-            with _saving_if_data_fail(run, reporter):
-                better = _score(run, reporter)
+        better = not last and _due(step, settings.eval_every) and _score(run, reporter)
         save_every = settings.save_every or default_save_every(run.total_steps)
-        if last or stopping or better or _due(step, save_every):
-            reporter.say(f"saved {_save(run, better)}")
-        for line in bad_summary(run.engine, run.streams) if last or stopping else ():
-            reporter.say(line)
-        if stopping and not last:
-            reporter.say(f"stopped as asked after step {step} of {run.total_steps}; --resume auto continues")
-            return
-    # the run is saved by now: if it is killed in this evaluation, it is repeated on resumption
+        if last or better or _due(step, save_every):
+            _save(run, reporter, better=better, last=last)
+    for line in bad_summary(run.engine, run.streams):
+        reporter.say(line)
+    # the run is saved by now: if it ends in this evaluation, it is repeated on resumption
     if run.loaders and run.progress.evaluated < run.progress.step:
-        _save(run, _score(run, reporter))
+        _save(run, reporter, better=_score(run, reporter), last=True)
+
+
+def _limit_waits(run: Run) -> None:
+    """After the first step of this process, in which connections are made and kernels built, waits are
+    shorter."""
+    if run.meeting.limit != (limit := run.config.engine.timeout):
+        run.meeting.limit = limit
+        limit_collectives(limit)
+
+
+def _make_up_evaluation(run: Run, reporter: Reporter) -> None:
+    """The evaluation of the step from which the run goes on, if a request to stop had broken it off."""
+    step = run.progress.step
+    if (
+        0 < step < run.total_steps
+        and run.progress.evaluated < step
+        and _due(step, run.config.train.eval_every)
+    ):
+        if _score(run, reporter):
+            _save(run, reporter, better=True)
+
+
+def _stop(run: Run, reporter: Reporter) -> None:
+    """Ends a run that was asked to stop, with a checkpoint of its last step."""
+    step = run.progress.step
+    _save_what_is_new(run, reporter)
+    for line in bad_summary(run.engine, run.streams):
+        reporter.say(line)
+    reporter.say(f"stopped as asked after step {step} of {run.total_steps}; --resume auto continues")
 
 
 @contextmanager
 def _saving_if_data_fail(run: Run, reporter: Reporter) -> Iterator[None]:
-    """While data are read: if storage fails, or too many samples in a row are bad, the steps since the last
-    save are saved before the run ends. Only with one process, as other ranks would wait for this one
-    elsewhere."""
+    """If storage fails, or too many samples in a row are bad, the steps since the last save are saved before
+    the run ends. All ranks learn of it at the same point (`Meeting`)."""
     try:
         yield
     except (SampleError, StorageError):
-        if run.engine.world_size == 1 and run.progress.step > run.saved:
-            reporter.say(f"saved {_save(run, False)}")
+        _save_what_is_new(run, reporter)
         raise
+
+
+def _save_what_is_new(run: Run, reporter: Reporter) -> None:
+    """Saves the steps since the last save, if any, and waits until all is saved."""
+    if run.progress.step > run.saved:
+        _save(run, reporter, last=True)
+    else:
+        _settle(run, reporter, wait=True)
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:
@@ -123,9 +187,11 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
 
 def _score(run: Run, reporter: Reporter) -> bool:
     """Evaluates the run, with averaged weights where there are any. Returns whether it is the best so far."""
+    if not run.loaders:
+        return False
     average_buffers(run.engine, run.engine.module)
     with run.ema.applied() if run.ema is not None else nullcontext():
-        scores = evaluate(run.engine, run.loaders)
+        scores = evaluate(run.engine, run.loaders, meeting=run.meeting)
     run.progress.evaluated = run.progress.step
     missing = missing_samples(scores, run.loaders)
     for task, count in missing.items():
@@ -144,21 +210,29 @@ def _score(run: Run, reporter: Reporter) -> bool:
     return True
 
 
-def _save(run: Run, better: bool) -> Path:
+def _save(run: Run, reporter: Reporter, *, better: bool = False, last: bool = False) -> None:
+    """Saves the run. last: waits until that is done; else training goes on meanwhile."""
+    _settle(run, reporter, wait=True)
     average_buffers(run.engine, run.engine.module)
     run.progress.nonfinite = int(run.nonfinite[0])
-    facts = _facts(run) if run.engine.rank == 0 else {}
-    average = (
-        {f"ema.{name}": tensor for name, tensor in run.ema.state_dict().items()}
-        if run.ema is not None
-        else {}
-    )
-    keep = run.config.train.keep_checkpoints
-    folder = checkpoint.save(
-        run.engine, run.root, run.progress.step, average, facts, since=run.saved, keep=keep, best=better
-    )
+    main, average = run.engine.rank == 0, {}
+    if run.ema is not None and main:
+        average = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
+    facts = _facts(run) if main else {}
+    run.faults.before_save(run)
+    with run.meeting.alone("saves a checkpoint"):
+        run.saver.start(run.engine, run.progress.step, average, facts, since=run.saved, best=better)
     run.saved = run.progress.step
-    return folder
+    if last:
+        _settle(run, reporter, wait=True)
+
+
+def _settle(run: Run, reporter: Reporter, *, wait: bool) -> None:
+    """Says what was saved since. Raises CheckpointError on all ranks where that failed."""
+    with run.meeting.alone("waits for a checkpoint to be written"):
+        folder = run.saver.settle(wait=wait)
+    if folder is not None:
+        reporter.say(f"saved {folder}")
 
 
 def _facts(run: Run) -> dict[str, Any]:

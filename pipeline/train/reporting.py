@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from tqdm import tqdm
 
 from pipeline.extras import command, is_missing
 from pipeline.files import folder_within, replacing
-from pipeline.interfaces import Batch
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -107,12 +107,12 @@ class Stopwatch:
     def __init__(self) -> None:
         self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
 
-    def next_of(self, stream: Iterator[Batch]) -> Batch:
-        """The stream's next batch. Adds up the time of the wait."""
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Adds up the time that is spent inside: a wait for data."""
         start = time.perf_counter()
-        batch = next(stream)
+        yield
         self._waited += time.perf_counter() - start
-        return batch
 
     def count(self, samples: int) -> None:
         self._samples += samples

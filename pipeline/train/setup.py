@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.weights.preprocessing import complete_data
-from pipeline.config.load import to_plain
+from pipeline.config.load import to_saved
 from pipeline.config.schema import RunConfig
 from pipeline.data.augment.images import BatchMixer
 from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, check_engine, launched
+from pipeline.engine.exchange import fill
 from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
 from pipeline.files import refuse_link, write_text
-from pipeline.interfaces import Progress
+from pipeline.interfaces import Batch, Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
 from pipeline.plan.facts import fed_tasks
@@ -33,10 +34,15 @@ from pipeline.run_folder import checkpoints_of
 from pipeline.train import checkpoint, continuing
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
+from pipeline.train.faults.injection import Injection
 from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
+from pipeline.train.meeting import Meeting
+from pipeline.train.mirror import mirror_at
+from pipeline.train.same_shards import check_same_shards
+from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
 from pipeline.train.steps.procedure import Procedure
 from pipeline.train.storage import Checkpoint
@@ -59,13 +65,20 @@ class Run:
     streams: dict[str, TrainStream]
     loaders: dict[str, EvalLoader]
     mixers: dict[str, BatchMixer]
+    open: dict[str, Iterator[Batch]]
+    """Iterators of the streams, while the run trains."""
     about: list[str]
     """Lines that describe the run and where it begins."""
+    meeting: Meeting
+    """Where the ranks meet before each batch."""
+    faults: Injection
+    """Faults that the user puts into the run."""
     lock: AbstractContextManager[Any]
     """Lock of the output, held by rank 0; closing it lets another run in."""
     progress: Progress
+    saver: Saver
     saved: int
-    """Step of the newest checkpoint of this run: the one it continued from, or wrote since."""
+    """Step of the newest checkpoint of this run: the one it continued from, or began to write since."""
     reported: int
     """Step of the last report, or the first step of this process: reported means are over the steps since."""
     nonfinite: Tensor
@@ -93,7 +106,8 @@ class Run:
 
 def build_run(config: RunConfig, resume: str) -> Run:
     """The run of a configuration. resume: `auto` continues the last checkpoint of the run's folder, if any;
-    `none` starts anew, and refuses a folder with checkpoints; else the path of a run or checkpoint.
+    `none` starts anew, and refuses a folder with checkpoints; else the path of a run or checkpoint, or the
+    URL of a mirror.
 
     Mistakes in the configuration are found before processes are connected, and a folder that cannot be
     written to before the first step. Raises PipelineError.
@@ -104,6 +118,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     config = complete_data(config, facts)
     check_ema(config)
     check_engine(config)
+    mirror = mirror_at(config.train.mirror)
     procedure = build_procedure(config)
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
@@ -114,6 +129,11 @@ def build_run(config: RunConfig, resume: str) -> Run:
         torch.set_num_threads(config.engine.threads)
     model = _build_model(config, streams, loaders)
     lock = locked(Path(config.output)) if rank == 0 else nullcontext()
+    if rank == 0 and resume == "none" and mirror is not None and mirror.names():
+        raise ConfigError(
+            f"{mirror.url} holds checkpoints of a run, which --resume none does not touch; continue it with "
+            "--resume auto, or give another train.mirror"
+        )
     _check_output(Path(config.output), resume)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -122,7 +142,9 @@ def build_run(config: RunConfig, resume: str) -> Run:
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
     engine = build_engine(config, model, groups)
-    seed_everything(config.seed, "rank", engine.rank)
+    fed = {f"tasks.{name}.data.train": stream.fingerprint for name, stream in streams.items()}
+    held = {f"tasks.{name}.data.val": loader.fingerprint for name, loader in loaders.items()}
+    check_same_shards(engine, fed | held)
     run = Run(
         resolved=resolved,
         engine=engine,
@@ -134,9 +156,13 @@ def build_run(config: RunConfig, resume: str) -> Run:
         streams=streams,
         loaders=loaders,
         mixers=_build_mixers(config, model),
+        open={},
+        meeting=Meeting(engine),
+        faults=Injection(),
         lock=lock,
         about=[*run_lines(resolved, engine), *about],
         progress=Progress(),
+        saver=Saver(engine, checkpoints_of(Path(config.output)), config.train.keep_checkpoints, mirror),
         saved=0,
         reported=0,
         nonfinite=torch.zeros(2, device=engine.device),
@@ -227,21 +253,20 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
 
 def _find(run: Run, resume: str) -> Checkpoint | None:
     if resume == "auto":
-        return checkpoint.load_latest(run.engine, run.root)
-    return None if resume == "none" else checkpoint.load_path(Path(resume))
+        return checkpoint.load_latest(run.engine, run.root, mirror_at(run.config.train.mirror))
+    return None if resume == "none" else checkpoint.load_path(run.engine, resume, run.root)
 
 
 def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], trained: list[str]) -> None:
-    for difference in continuing.check_run(found, run.config, run.resolved.global_batch):
+    resolved, ranks = run.resolved, run.engine.world_size
+    for difference in continuing.check_run(found, run.config, resolved.global_batch, ranks):
         log.warning("the run continues with %s", difference)
     continuing.check_model(found, shapes, trained)
     if run.ema is not None:
         continuing.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
-        run.ema.load_state_dict(
-            {name.removeprefix("ema."): t for name, t in found.tensors.items() if name.startswith("ema.")}
-        )
+        fill(run.engine, {f"ema.{name}": average for name, average in run.ema.averages()}, found.tensors)
     # older checkpoints have no classes
     for name, names in found.facts.get("classes", {}).items():
         if (
@@ -258,11 +283,10 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
     run.progress = Progress(**found.facts["progress"])
     run.saved = run.reported = run.progress.step
     run.nonfinite[0] = run.progress.nonfinite
-    continuing.restore_rng(found, run.engine, run.config.seed)
     run.about.append(f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}")
 
 
 def write_config(run: Run) -> None:
     """Writes the resolved configuration as plain data, which evaluation reads."""
     if run.engine.rank == 0:
-        write_text(Path(run.config.output) / "config.json", json.dumps(to_plain(run.config), indent=1))
+        write_text(Path(run.config.output) / "config.json", json.dumps(to_saved(run.config), indent=1))

@@ -1,16 +1,16 @@
-"""Requests to stop. They set a flag that is read between steps, so that a run ends with a whole
-checkpoint."""
+"""Requests to stop. They set a flag, which the ranks look at together at points where a checkpoint can be
+saved (`Meeting`)."""
 
 import multiprocessing
 import signal
+import sys
 import time
+from threading import Thread
 from types import FrameType
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from pipeline.ranks import Ranks
+from pipeline.processes import end_at_once
+from pipeline.train.notes import SharedNotes
 
 BLOCKED = (signal.SIGTERM, signal.SIGUSR1)
 REPEATED = 1.0
@@ -19,59 +19,93 @@ sent to all."""
 
 
 class StopRequest:
-    """Context manager that catches SIGTERM, SIGUSR1 and SIGINT. A second SIGINT raises KeyboardInterrupt, a
-    third ends the process.
+    """Context manager that catches SIGTERM and SIGUSR1, and after `begin` also SIGINT, of which a second one
+    raises KeyboardInterrupt, and a third one ends the process.
+
+    Before `begin` there is nothing to save: a signal ends the process at once, with exit code 0, whatever its
+    main thread waits for. After it a signal sets a flag, and tells the other ranks.
 
     Launchers and schedulers signal a whole process group. SIGTERM and SIGUSR1 are therefore blocked, which
-    worker processes inherit: they go on loading until the run has stopped. A thread that was there before may
-    still receive one, which is what the handler is for. What blocks SIGTERM cannot be ended by it, as Python
-    does to what is left at exit; so at the end, or at an error, the workers that were started meanwhile are
-    killed.
+    worker processes inherit: they go on loading until the run has stopped. A thread of ours waits for them; a
+    thread that was there before may still receive one, which is what the handler is for. What blocks SIGTERM
+    cannot be ended by it, as Python does to what is left at exit; so at the end, or at an error, the workers
+    that were started meanwhile are killed.
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self._received = self._begun = self._closed = False
         self._interrupted: float | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         self._mask: set[Any] = set()
         self._before: set[Any] = set()
-        self._asked: _Later | None = None
+        self._notes: SharedNotes | None = None
+        self._thread = Thread(target=self._wait, name="signals", daemon=True)
 
     def __enter__(self) -> "StopRequest":
         self._before = set(multiprocessing.active_children())
         self._handlers = {number: signal.signal(number, self._receive) for number in BLOCKED}
-        self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+        self._thread.start()
         return self
+
+    def begin(self, notes: SharedNotes | None = None) -> None:
+        """From now on there is something to save. notes: where the other ranks are told."""
+        self._notes = notes
+        self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        self._begun = True
 
     def __exit__(self, *_: object) -> None:
         _kill(set(multiprocessing.active_children()) - self._before)
+        self._closed = True
+        signal.pthread_kill(self._thread.ident or 0, signal.SIGUSR1)
+        self._thread.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def agreed(self, ranks: Ranks) -> bool:
-        """Whether any rank was asked to stop; the same on every rank. All ranks call it after every step.
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        # a signal to the main thread alone stays pending
+        return self._received or not signal.sigpending().isdisjoint(BLOCKED)
 
-        With several ranks it is the answer of the last call, which has long arrived, so that nobody waits.
-        """
-        here = self._received or not signal.sigpending().isdisjoint(BLOCKED)
-        if ranks.world_size == 1:
-            return here
-        asked = self._asked
-        self._asked = _Later(ranks.all_reduce(torch.full((1,), float(here), device=ranks.device)))
-        return asked is not None and asked.read() > 0
+    def heard(self) -> bool:
+        """Whether this process was asked to stop, or has heard that another rank was. It asks the store, so
+        it is for somebody who waits."""
+        return self.asked or (self._notes is not None and self._notes.stop_asked())
+
+    def _wait(self) -> None:
+        while True:
+            signal.sigwait(BLOCKED)
+            if self._closed:
+                return
+            self._ask()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
+        # the thread goes on from here: the main thread may hold a lock that is needed for it
+        signal.pthread_kill(self._thread.ident or 0, signal.SIGTERM)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._interrupted is None:
-            self._received, self._interrupted = True, now
+            self._interrupted = now
+            self._receive(number, frame)
         elif now - self._interrupted > REPEATED:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
+
+    def _ask(self) -> None:
+        if not self._begun:
+            print(
+                "stopped as asked before the first step: there is nothing to save",
+                file=sys.stderr,
+                flush=True,
+            )
+            end_at_once(0)
+        self._received = True
+        if self._notes is not None:
+            self._notes.ask_to_stop()
 
 
 def _kill(children: set[Any]) -> None:
@@ -84,18 +118,3 @@ def _kill(children: set[Any]) -> None:
             child.join()
     finally:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-
-
-class _Later:
-    """A device scalar on its way to the host."""
-
-    def __init__(self, value: Tensor):
-        self._value = value.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if value.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def read(self) -> float:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return float(self._value)

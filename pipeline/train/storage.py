@@ -1,6 +1,6 @@
 """Checkpoints on disk: each a folder that is there as a whole or not at all.
 
-    step_00000500/        manifest.json, {model,optimizer,ema,rng}.safetensors
+    step_00000500/        manifest.json, {model,optimizer,ema}.safetensors
     aside-step_00000600/  of an abandoned branch, when the run continued from an older step; neither read nor
                           removed
 
@@ -13,19 +13,20 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
 from pipeline.files import folder_within, sha256_of, sync, write_text
-from pipeline.run_folder import complete_folders, folder_name, point, pointed, step_of
+from pipeline.run_folder import complete_folders, folder_name, is_step, point, pointed, step_of
 from pipeline.train.facts import check_facts
+from pipeline.train.tensor_file import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +37,23 @@ FILE_OF = {
     "exp_avg_sq": "optimizer",
     "step": "optimizer",
     "ema": "ema",
-    "rng": "rng",
 }
-PLAIN = {"model", "ema", "rng"}
+KINDS = frozenset(FILE_OF.values())
+"""The files of a checkpoint, without `.safetensors`."""
+PLAIN = {"model", "ema"}
 """Files whose tensors all have one prefix, which is left out in them."""
+OLD = {"rng.safetensors"}
+"""Files of older checkpoints, which are not read: a step seeds the generators by its number."""
 MAX_MANIFEST = 1 << 26
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read."""
+    """A checkpoint that was opened."""
 
     folder: Path
     tensors: dict[str, Tensor]
-    """Prefixed name -> tensor on the CPU."""
+    """Prefixed name -> tensor on the CPU. They are mapped: of a file, only what is used is read."""
     facts: dict[str, Any]
     """Everything that is not a tensor."""
 
@@ -74,11 +78,10 @@ def write_checkpoint(
     partial.mkdir()
     files = {}
     for name, content in _by_file(tensors).items():
-        save_file(content, partial / name)
-        files[name] = {"sha256": sha256_of(partial / name), "bytes": (partial / name).stat().st_size}
+        files[name] = write_tensors(partial / name, content)
     manifest = {"format": FORMAT, "step": step, "files": files, **facts}
     (partial / "manifest.json").write_text(_manifest_text(manifest))
-    for path in (*partial.iterdir(), partial):
+    for path in (partial / "manifest.json", partial):
         sync(path)
     for left in complete_folders(root):
         if step_of(left) > since:
@@ -102,17 +105,39 @@ def _set_aside(folder: Path, since: int) -> None:
     )
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder. Raises CheckpointError where it is incomplete or damaged."""
+def read_checkpoint(folder: Path, kinds: Collection[str] = KINDS) -> Checkpoint:
+    """The checkpoint in a folder, with the tensors of some of its files, whose content is compared with the
+    manifest. Raises CheckpointError where it is incomplete or damaged."""
     facts = read_manifest(folder)
+    for name in files_of(facts, kinds):
+        check_file(folder, facts, name)
+    return open_checkpoint(folder, facts, kinds)
+
+
+def files_of(facts: Mapping[str, Any], kinds: Collection[str] = KINDS) -> list[str]:
+    """Names of the files of these kinds, the largest first."""
+    names = [name for name in facts["files"] if name.removesuffix(".safetensors") in kinds]
+    return sorted(names, key=lambda name: -facts["files"][name].get("bytes", 0))
+
+
+def check_file(folder: Path, facts: Mapping[str, Any], name: str) -> None:
+    """Reads a whole file. Raises CheckpointError where its content is not what the manifest says."""
+    try:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is not there, or is no regular file")
+        if sha256_of(folder / name) != facts["files"][name]["sha256"]:
+            raise CheckpointError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+    except OSError as err:
+        raise CheckpointError(f"{folder / name} cannot be read: {err}") from err
+
+
+def open_checkpoint(folder: Path, facts: dict[str, Any], kinds: Collection[str] = KINDS) -> Checkpoint:
+    """The checkpoint, of which no tensor is read yet. Raises CheckpointError where a file is no file of
+    tensors."""
     tensors: dict[str, Tensor] = {}
-    for name, expected in facts["files"].items():
-        prefix = "" if (kind := name.removesuffix(".safetensors")) not in PLAIN else f"{kind}."
+    for name in files_of(facts, kinds):
+        prefix = f"{kind}." if (kind := name.removesuffix(".safetensors")) in PLAIN else ""
         try:
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder / name} is not there, or is no regular file")
-            if sha256_of(folder / name) != expected["sha256"]:
-                raise CheckpointError(f"{folder / name} is damaged: its sha256 is not the manifest's")
             tensors |= {prefix + key: tensor for key, tensor in load_file(folder / name).items()}
         except (OSError, SafetensorError) as err:
             raise CheckpointError(f"{folder / name} cannot be read: {err}") from err
@@ -139,18 +164,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is damaged: its sha256 is not that of its content")
     except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(f"{folder} is not a complete checkpoint: {err}") from err
-    known = {f"{name}.safetensors" for name in FILE_OF.values()}
+    known = {f"{name}.safetensors" for name in KINDS}
     if facts.get("format") != FORMAT or not isinstance(facts.get("files"), dict):
         raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
-    if strange := facts["files"].keys() - known:
+    if strange := facts["files"].keys() - known - OLD:
         raise CheckpointError(
             f"{path} names the file {min(strange)!r}; a checkpoint has {', '.join(sorted(known))}"
         )
     if not all(
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in facts["files"].values()
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and type(entry.get("bytes", 0)) is int
+        for entry in facts["files"].values()
     ):
-        raise CheckpointError(f"{path} lacks the sha256 of a file")
+        raise CheckpointError(f"{path} lacks the sha256 of a file, or has a size that is no number")
     check_facts(path, facts, needed=("step",))
+    if is_step(folder) and step_of(folder) != facts["step"]:
+        raise CheckpointError(
+            f"{path} is of step {facts['step']}, not of that in its folder's name; give the folder its name "
+            f"{folder_name(facts['step'])} back"
+        )
     return facts
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import RunConfig
-from pipeline.errors import SampleError, StorageError
+from pipeline.errors import SampleError, StopAsked, StorageError
 from pipeline.interfaces import Batch, StepSpec
 from pipeline.plan.facts import range_of
-from pipeline.rng import generator, seed_of, uniform
+from pipeline.rng import generator, seed_everything, seed_of, uniform
 from pipeline.train.between import Between
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums
@@ -26,10 +26,15 @@ Streams = Mapping[str, Iterator[Batch]]
 
 def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums, watch: Stopwatch) -> Tensor:
     """Makes an optimizer step over the micro-batches of the plan, which names the task of each. Returns the
-    gradient norm before clipping, on the device. Raises SampleError and StorageError where data cannot be
-    read; all that a checkpoint holds is then as it was before the step. The engine keeps gradients of earlier
-    micro-batches: the run may be saved, but makes no further step."""
+    gradient norm before clipping, on the device.
+
+    Raises SampleError and StorageError where data cannot be read, and StopAsked where the run was asked to
+    stop, on all ranks alike; all that a checkpoint holds is then as it was before the step. The engine keeps
+    gradients of earlier micro-batches: the run may be saved, but makes no further step.
+    """
     step = run.progress.step
+    # dropout and drop path; they differ between ranks, and a run that continues draws the same
+    seed_everything(run.config.seed, "step", run.engine.rank, step)
     spec = run.procedure.spec(step)
     run.gate.open(spec.trains)
     probe = run.probe if run.probe is not None and run.probe.due(step) else None
@@ -38,7 +43,7 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
     work = StepWork(run.engine, _micro_batches(run, spec, plan, streams, watch), rates, sums, probe)
     try:
         norm = run.procedure(work)
-    except (SampleError, StorageError):
+    except (SampleError, StorageError, StopAsked):
         before.restore(run)
         raise
     if probe is not None:
@@ -62,7 +67,11 @@ def _micro_batches(
 def _next_batch(run: Run, streams: Streams, watch: Stopwatch, task: str, micro_step: int) -> Batch:
     """The task's next batch on the device, mixed (mixup, cutmix) by draws that differ between ranks.
     micro_step: number of the micro-batch in the step."""
-    batch = watch.next_of(streams[task]).to(run.engine.device)
+    with watch.waiting():
+        loaded = run.meeting.next(streams[task], f"computes step {run.progress.step}")
+    assert loaded is not None, "a training stream is endless"
+    run.meeting.note(loaded)
+    batch = loaded.to(run.engine.device)
     samples = run.config.tasks[task].data.batch_size * run.engine.world_size
     watch.count(samples)
     run.progress.samples[task] = run.progress.samples.get(task, 0) + samples

@@ -16,9 +16,12 @@ BENCHMARKS = Path(run_all.__file__).parent
 SCRIPTS = sorted(
     path.name
     for path in BENCHMARKS.glob("*.py")
-    if "__main__" in path.read_text() and path.name not in ("run_all.py", "results_table.py")
+    if "__main__" in path.read_text()
+    and path.name not in ("run_all.py", "results_table.py", "scale_table.py")
 )
-RECORDS = sorted(path.stem for path in (BENCHMARKS / "records").glob("*.json"))
+COUNTED = {"reliability"}
+"""What `make fuzz` and the tests marked `soak` count; `make bench` does not."""
+RECORDS = sorted({path.stem for path in (BENCHMARKS / "records").glob("*.json")} - COUNTED)
 PEERS = {"release": "DTEM/deit.py", "tome": "ToMe"}
 
 

@@ -12,6 +12,7 @@ from pipeline.backbone.weights.preprocessing import complete_data
 from pipeline.config.load import from_plain, load_config, to_plain
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.table import ShardTable
 from pipeline.model import TASKS
 from pipeline.objectives import OBJECTIVES
 from pipeline.plan.resolve import resolve
@@ -55,7 +56,10 @@ def test_a_base_task_fits_its_schema(path, tmp_path):
     run.write_text(f"_base_ = ['{path}']\nbackbone = dict(name='x')\ntrain = dict(steps=1)\noutput = 'x'\n")
     for name, task in load_config(run).tasks.items():
         names = tuple(str(number) for number in range(task.head.get("num_classes", 0)))
-        assert DATASETS.build(task.data.schema, task.data, Manifest((), (), names)).classes == names
+        assert (
+            DATASETS.build(task.data.schema, task.data, Manifest(ShardTable.of([]), (), names)).classes
+            == names
+        )
         assert name == path.stem and name in NUM_SAMPLES
 
 

@@ -10,7 +10,7 @@ COUNTS = (7, 1, 12, 5, 3)
 
 @pytest.fixture(autouse=True)
 def cache_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("DTEM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def test_only_regular_files_are_samples(tmp_path, kind):
 def test_a_shard_that_was_cut_off_is_named_with_the_place(tmp_path, cut):
     path = write_tar(tmp_path / "x.tar", samples("s", 9))
     whole = index_tar(path)
-    end = int((whole.offsets + whole.sizes).max())
+    end = max(sum(place) for sample in range(len(whole)) for place in whole.members(sample).values())
     os.truncate(
         path, (end - cut) if cut != 512 else -(-end // 512) * 512
     )  # 512: cut right behind the last member
@@ -73,7 +73,7 @@ def test_a_shard_that_was_cut_off_is_named_with_the_place(tmp_path, cut):
 def test_bytes_of_noise_in_the_middle_are_not_the_end(tmp_path):
     path = write_tar(tmp_path / "x.tar", samples("s", 9))
     data = bytearray(path.read_bytes())
-    at = int(index_tar(path).offsets[4, 0]) - 512
+    at = index_tar(path).members(4)["cls"][0] - 512
     data[at : at + 512] = os.urandom(512)
     path.write_bytes(data)
     with pytest.raises(SampleError, match=r"x\.tar"):
@@ -118,7 +118,10 @@ def test_keys_and_suffixes_are_those_of_webdataset(tmp_path):
     members = [("./d.1/a.seg.PNG", b"1"), ("./d.1/a.cls", b"22"), ("b.cls", b"3"), ("__doc__", b"")]
     index = index_tar(write_tar(tmp_path / "x.tar", members))
     assert index.keys == ("./d.1/a", "b") and index.suffixes == ("cls", "seg.png")
-    assert index.sizes.tolist() == [[2, 1], [1, -1]]
+    assert [{suffix: size for suffix, (_, size) in index.members(n).items()} for n in (0, 1)] == [
+        {"cls": 2, "seg.png": 1},
+        {"cls": 1},
+    ]
 
 
 @pytest.mark.parametrize("padding", [0, 10_240])
@@ -245,7 +248,7 @@ def holed(tmp_path_factory) -> Path:
     index_shards(tars, folder, classes=["a", "b", "c"])
     at = index_tar(tars[1])
     with open(tars[1], "r+b") as file:
-        for offset, size in zip(at.offsets.flat, at.sizes.flat, strict=True):
+        for offset, size in (place for sample in range(5) for place in at.members(sample).values()):
             file.seek(offset)
             file.write(b"\xff" * size)
     return folder

@@ -16,6 +16,7 @@ from pipeline.interfaces import Progress
 from pipeline.parts import set_trainable
 from pipeline.train import checkpoint
 from pipeline.train.groups import parameter_groups
+from pipeline.train.saving import Saver
 
 BATCH = {"a": 8}
 
@@ -41,9 +42,10 @@ def save(
     progress = asdict(Progress(step=step))
     facts = checkpoint.run_facts(config or standin_config(), engine.world_size)
     facts |= {"global_batch": BATCH, "progress": progress, "streams": {"a": {"samples": 0}}}
-    return checkpoint.save(
-        engine, root, step, {"ema.x": torch.full((2,), float(step))}, facts, since=since, keep=keep, best=best
-    )
+    with Saver(engine, root, keep) as saver:
+        average = {"ema.x": torch.full((2,), float(step))}
+        saver.start(engine, step, average, facts, since=since, best=best)
+        return saver.settle(wait=True)
 
 
 def forge(manifest: Path, change: Callable[[dict[str, Any]], object]) -> None:

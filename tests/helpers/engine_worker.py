@@ -3,19 +3,24 @@ for the test to read."""
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import procedures  # noqa: F401  (registration)
+import pytest
 import torch
 from names import owner_of
+from reads import Reads
 from safetensors.torch import load_file, save_file
 from standin import CLASSES, StandinModel, standin_batch, standin_config
 from tiny import tiny_vit
-from torch import Tensor
+from torch import Tensor, distributed
 
+from pipeline.backbone.build import build_backbone
 from pipeline.data.targets import ClassificationTargets
 from pipeline.engine import build_engine
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
@@ -23,6 +28,8 @@ from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from pipeline.parts import set_trainable
 from pipeline.rng import generator
+from pipeline.train import storage
+from pipeline.train.collective import joined_json
 from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
 from pipeline.train.metrics import MetricSums
@@ -41,13 +48,15 @@ RUNS = {
     "merge_cost": {"mode": "modular"},
     "merge_cost_end_to_end": {"mode": "end_to_end", "alternate_period": 2},
     "sharpness_aware": {},
+    "frozen_checkpointed": {"mode": "modular"},
 }
 WHOLE = ("sharpness_aware",)
 """Runs of a procedure that moves the weights itself, which needs them whole: not at stage 3."""
-REAL = ("merge_cost", "merge_cost_end_to_end")
-"""Runs of real modules, whose objective takes gradients inside its forward pass. Its prices are in units of a
-batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one with the
-whole: here each has the same."""
+REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed")
+"""Runs of real modules. The objective merge_cost takes gradients inside its forward pass. Its prices are in
+units of a batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one
+with the whole: here each has the same. `frozen_checkpointed` computes frozen blocks again in the backward
+pass, through which the gradient of an embedding goes."""
 DRAWN = "aababb"
 """The task of each step of `sampled`: b's head rests before it is first used and in between, a's at the
 end."""
@@ -64,7 +73,7 @@ def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str =
     config = standin_config(
         train=RUNS[kind], step={"type": kind if kind in STEPS.names() else None}, engine=engine
     )
-    model = real_model() if kind in REAL else StandinModel()
+    model = checkpointed_model() if kind == REAL[-1] else real_model() if kind in REAL else StandinModel()
     set_trainable(model, config.train.mode)
     groups = parameter_groups(model, config)
     return build_engine(config, model, groups), groups, config
@@ -79,6 +88,22 @@ def real_model() -> MultiTaskModel:
     return MultiTaskModel(
         backbone, {"a": ClassificationTask(backbone, num_classes=CLASSES)}, OBJECTIVES.build("merge_cost")
     )
+
+
+def checkpointed_model() -> MultiTaskModel:
+    """Its first block merges, with shares in which nothing is chosen; its second one is frozen as well."""
+    backbone = build_backbone(
+        "vit_tiny_patch16_224",
+        policy="dtem",
+        reduction=[2, 0],
+        img_size=32,
+        timm_options=dict(patch_size=8, depth=2, embed_dim=24, num_heads=2),
+        grad_checkpointing=True,
+        relaxation="soft",
+        candidates=8,
+    )
+    task = ClassificationTask(backbone, num_classes=CLASSES)
+    return MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("supervised"))
 
 
 def real_batch(first: int, size: int, task: str) -> Batch:
@@ -163,6 +188,65 @@ def engine_parts(kind: str, stage: int, precision: str = "fp32"):
     parts[0]._deepspeed.destroy()
 
 
+def wide_parts(engine_type: str = "deepspeed", stage: int = 0):
+    """An engine of real modules, of about 20 parameters."""
+    torch.manual_seed(1)
+    config = standin_config(train={"mode": "joint"}, engine={"type": engine_type, "zero_stage": stage})
+    backbone = tiny_vit("dtem", timm_options={"depth": 1, "embed_dim": 48, "num_heads": 2})
+    task = ClassificationTask(backbone, num_classes=CLASSES)
+    model = MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("supervised"))
+    return build_engine(config, model, parameter_groups(model, config))
+
+
+class Counted:
+    """How often functions of torch.distributed are called inside."""
+
+    NAMES = ("all_reduce", "all_gather_into_tensor", "broadcast", "all_gather")
+
+    def __enter__(self) -> "Counted":
+        self.calls, self._patch = Counter(), pytest.MonkeyPatch()
+        for name in self.NAMES:
+            self._patch.setattr(distributed, name, self._counting(name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _counting(self, name: str):
+        real = getattr(distributed, name)
+
+        def call(*args, **named):
+            self.calls[name] += 1
+            return real(*args, **named)
+
+        return call
+
+
+def loaded_and_saved(stage: int, folder: Path) -> dict[str, Any]:
+    """What each rank reads of a checkpoint, whether the same is saved again, and collectives of either."""
+    engine = wide_parts(stage=stage)
+    found = storage.open_checkpoint(folder, storage.read_manifest(folder))
+    names = ("model", "exp_avg", "exp_avg_sq")
+    parts = {kind: [t for name, t in found.tensors.items() if name.startswith(f"{kind}.")] for kind in names}
+    mapped = ((kind, tensor) for kind, tensors in parts.items() for tensor in tensors)
+    with Counted() as loading, Reads(mapped) as reads:
+        engine.load_state_tensors(found.tensors)
+    shares = {
+        kind: reads.bytes.get(kind, 0) / sum(tensor.nbytes for tensor in tensors)
+        for kind, tensors in parts.items()
+    }
+    with Counted() as saving:
+        saved = engine.state_tensors()
+    same = engine.rank != 0 or (
+        all(torch.equal(saved[name], tensor) for name, tensor in found.tensors.items())
+        and saved.keys() == found.tensors.keys()
+    )
+    result = {"read": shares, "same": same, "loading": loading.calls, "saving": saving.calls}
+    results = joined_json(engine, [result])
+    engine._deepspeed.destroy()
+    return results
+
+
 def main(folder: Path) -> None:
     results = {}
     for stage in range(4):
@@ -184,6 +268,7 @@ def main(folder: Path) -> None:
             results[f"bf16.{stage}"] = run("joint", *parts, 0, NUM_STEPS)
         with engine_parts("sampled", stage) as parts:
             results[f"moved.{stage}"] = moved_heads(*parts)
+        results[f"wide.{stage}"] = loaded_and_saved(stage, folder / "step_00000001")
     if parts[0].rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
 

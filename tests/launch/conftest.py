@@ -16,14 +16,6 @@ from pipeline.train.loop import train
 
 
 @pytest.fixture(scope="session")
-def trained(digits, tmp_path_factory) -> Path:
-    """The folder of a run of 4 steps with averaged weights: policy dtem, reduction 2 of 16 patches, 3
-    blocks."""
-    output = tmp_path_factory.mktemp("trained") / "run"
-    return train(from_plain(tiny_plain(digits, output, train=dict(steps=4))))
-
-
-@pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
     """Shards whose 9 val images are of 32, 44 and 72 pixels; the middle ones do not divide by the patch of
     8."""

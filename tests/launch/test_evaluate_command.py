@@ -10,11 +10,12 @@ import pytest
 import torch
 from checkpointkit import forge
 from damage import damaged
+from derived import write_derived
 
 from launch import cli
 from launch.saved.run import build, load_run, parse_reduction, read_run
 from pipeline.data.shards.find import load_manifest
-from pipeline.data.shards.manifest import write_manifest
+from pipeline.data.shards.table import ShardTable
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model import build_model
 from pipeline.rng import seed_everything
@@ -192,7 +193,7 @@ def test_a_reduction_that_is_too_large_names_the_largest(trained, dtem):
 
 def test_shards_with_more_classes_than_the_head_are_refused(trained, digits, dtem, tmp_path):
     classes = [str(number) for number in range(11)]
-    write_manifest(tmp_path, replace(load_manifest(str(digits)), classes=tuple(classes)), str(digits))
+    write_derived(tmp_path, replace(load_manifest(str(digits)), classes=tuple(classes)), str(digits))
     option = f"tasks.digits.data.val={tmp_path}"
     assert "the shards have 11 classes, the head has 10" in dtem(
         "evaluate", trained, "--cfg-options", option, code=2
@@ -206,7 +207,7 @@ def renamed(digits, folder, rename) -> str:
     """The same shards, whose classes have other names."""
     folder.mkdir()
     manifest = load_manifest(str(digits))
-    write_manifest(folder, replace(manifest, classes=tuple(rename(manifest.classes))), str(digits))
+    write_derived(folder, replace(manifest, classes=tuple(rename(manifest.classes))), str(digits))
     return f"tasks.digits.data.val={folder}"
 
 
@@ -240,10 +241,10 @@ def test_shards_with_other_class_names_are_read_by_name_or_refused(trained, digi
 
 def test_any_split_of_the_shards_can_be_evaluated(trained, digits, dtem, tmp_path):
     manifest = load_manifest(str(digits))
-    held_out = [
+    held_out = ShardTable.of(
         replace(shard, split="test" if shard.split == "val" else shard.split) for shard in manifest.shards
-    ]
-    write_manifest(tmp_path, replace(manifest, shards=tuple(held_out)), str(digits))
+    )
+    write_derived(tmp_path, replace(manifest, shards=held_out), str(digits))
     options = ["--cfg-options", f"tasks.digits.data.val={tmp_path}"]
     asked = scores(dtem, tmp_path, trained, "--split", "test", *options)
     assert asked["split"] == "test" and asked["scores"] == scores(dtem, tmp_path, trained)["scores"]

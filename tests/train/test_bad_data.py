@@ -90,7 +90,7 @@ def test_where_data_cannot_be_read_one_process_saves_and_continues_to_the_last_b
             return read(size)
         return good(file, size, offset)
 
-    pread.left = batches * 8 * 4 + 5  # and a part of the next: a sample has four members
+    pread.left = batches * 8 + 1  # and the first of the next: the members of a sample are read at once
     monkeypatch.setattr(os, "pread", pread)
     plain = plain_of(digits, tmp_path / "run", accumulation, max_wait=0.5, max_bad_samples=2, workers=workers)
     with pytest.raises(error[0], match=error[1]):

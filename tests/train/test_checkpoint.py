@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from checkpointkit import forge, make_engine, save
+from ranks import together
 from standin import standin_config
 
 from pipeline import run_folder
@@ -38,9 +39,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in engine.state_tensors().items())
     assert loaded.facts["step"] == 3 and loaded.facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (tmp_path / "latest").read_text() == "step_00000003"
-    assert (
-        checkpoint.load_path(tmp_path).folder == checkpoint.load_path(loaded.folder).folder == loaded.folder
-    )
+    for path in (tmp_path, loaded.folder):
+        assert checkpoint.load_path(engine, str(path), tmp_path).folder == loaded.folder
 
 
 def test_git_is_asked_for_the_commit_once(monkeypatch):
@@ -61,7 +61,7 @@ def test_nothing_to_load_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "rng.safetensors", "manifest.json"],
+    ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "manifest.json"],
 )
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "empty"])
 def test_a_damaged_file_means_the_checkpoint_before(tmp_path, caplog, name, damage):
@@ -151,11 +151,63 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 1
 
 
-def test_whatever_goes_wrong_on_rank_0_is_told_to_every_rank(tmp_path):
-    """They wait for it: here for a number that JSON does not know."""
+def test_a_folder_of_another_step_than_its_manifest_says_is_refused(tmp_path):
     engine = make_engine()
-    with pytest.raises(CheckpointError, match="step 2 was not saved.*ValueError"):
-        checkpoint.save(engine, tmp_path, 2, {}, {"progress": {"best": float("nan")}}, since=1, keep=1)
+    save(engine, tmp_path, 1)
+    save(engine, tmp_path, 2).rename(tmp_path / "step_00000007")
+    with pytest.raises(CheckpointError, match="is of step 2, not of that in its folder's name"):
+        storage.read_checkpoint(tmp_path / "step_00000007")
+    assert checkpoint.load_latest(engine, tmp_path).facts["step"] == 1
+
+
+def test_of_what_is_not_asked_for_nothing_is_read(tmp_path):
+    """Evaluation takes the weights; the moments are twice as large."""
+    folder = save(make_engine(), tmp_path, 1)
+    (folder / "optimizer.safetensors").unlink()
+    found = storage.read_checkpoint(folder, ("model", "ema"))
+    assert {name.split(".")[0] for name in found.tensors} == {"model", "ema"}
+    with pytest.raises(CheckpointError, match="optimizer.safetensors is not there"):
+        storage.read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_read_each_file_once_among_them(tmp_path, monkeypatch, world_size):
+    folder, read, real = save(make_engine(), tmp_path, 1), [], storage.sha256_of
+    monkeypatch.setattr(storage, "sha256_of", lambda path: read.append(path.name) or real(path))
+    found = together(world_size, lambda rank, ranks: checkpoint.load_latest(ranks, tmp_path))
+    assert sorted(read) == sorted(path.name for path in folder.glob("*.safetensors"))
+    assert {each.folder for each in found} == {folder}
+    assert all(each.tensors.keys() == found[0].tensors.keys() for each in found)
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "ema"])
+def test_what_one_rank_finds_damaged_no_rank_continues(tmp_path, name):
+    for step in (1, 2):
+        folder = save(make_engine(), tmp_path, step)
+    path = folder / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    steps = together(3, lambda rank, ranks: checkpoint.load_latest(ranks, tmp_path).facts["step"])
+    assert steps == [1, 1, 1]
+
+    def refused(rank, ranks):
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load_path(ranks, str(folder), tmp_path)
+        return str(caught.value)
+
+    assert together(3, refused) == 3 * [f"{path} is damaged: its sha256 is not the manifest's"]
+
+
+def test_a_rank_that_does_not_see_the_output_of_rank_0_is_told_to_all(tmp_path):
+    """Two hosts, each with a disk of its own."""
+    save(make_engine(), tmp_path / "host0", 1)
+
+    def refused(rank, ranks):
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint._open(ranks, tmp_path / f"host{rank}" / "step_00000001")
+        return str(caught.value)
+
+    (message,) = set(together(2, refused))
+    assert "host1" in message and "all processes need the same output, on a shared disk" in message
 
 
 @pytest.mark.parametrize(

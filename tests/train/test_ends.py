@@ -127,7 +127,7 @@ def test_a_run_that_fails_with_open_workers_is_gone_with_them(tiny_run, tmp_path
     assert workers and not [pid for pid in workers if psutil.pid_exists(pid)]
 
 
-@pytest.mark.parametrize(("pause", "steps"), [(60.0, [3]), (-1.0, [])])
+@pytest.mark.parametrize(("pause", "steps"), [(60.0, [2]), (-1.0, [])])
 def test_a_second_interrupt_ends_at_once_unless_it_is_the_first_one_sent_on(
     tiny_run, tmp_path, monkeypatch, pause, steps
 ):

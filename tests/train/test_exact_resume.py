@@ -73,14 +73,8 @@ def test_ten_steps_equal_six_saved_loaded_and_four(tiny_run, tmp_path, name):
     torch.manual_seed(99)  # what the process did before must not matter
     train(tiny_run(tmp_path / "parts", **variant(name)), resume=str(part_way))
     whole = assert_same_end(tmp_path, part_way)
-    assert {name.split(".")[0] for name in whole.tensors} == {
-        "model",
-        "exp_avg",
-        "exp_avg_sq",
-        "step",
-        "ema",
-        "rng",
-    }
+    kinds = {name.split(".")[0] for name in whole.tensors}
+    assert kinds == {"model", "exp_avg", "exp_avg_sq", "step", "ema"}, "no state of a generator"
 
 
 @pytest.mark.parametrize("name", OF_TASKS)

@@ -71,7 +71,7 @@ def test_facts_that_do_not_fit_are_refused_in_one_message(tiny_run, folder, name
         train(tiny_run(**TWO_STEPS), resume=str(folder))
 
 
-@pytest.mark.parametrize("file", ["optimizer", "ema", "rng"])
+@pytest.mark.parametrize("file", ["optimizer", "ema"])
 @pytest.mark.parametrize("change", ["absent", "shape"])
 def test_tensors_that_do_not_fit_are_refused_before_anything_is_loaded(tiny_run, folder, file, change):
     path = folder / f"{file}.safetensors"
@@ -83,7 +83,7 @@ def test_tensors_that_do_not_fit_are_refused_before_anything_is_loaded(tiny_run,
     path.unlink()
     save_file(tensors, path)
     forge(folder / "manifest.json", lambda facts: facts["files"][path.name].update(sha256=sha256_of(path)))
-    with pytest.raises(CheckpointError, match="cannot be continued: it(s rng.states| lacks the)"):
+    with pytest.raises(CheckpointError, match="cannot be continued: it lacks the"):
         train(tiny_run(**TWO_STEPS), resume=str(folder))
 
 

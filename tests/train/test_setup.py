@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 from checkpointkit import forge
+from derived import write_derived
 from tinyrun import tiny_tasks_plain
 
 from pipeline.config.load import from_plain
 from pipeline.data.shards.find import load_manifest
-from pipeline.data.shards.manifest import write_manifest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.train.loop import train
 from pipeline.train.setup import build_run
@@ -97,7 +97,7 @@ def test_outputs_that_no_sample_teaches_are_told_once(digits, tmp_path, caplog):
 def with_classes(digits, folder, names):
     """The same shards with other names for the classes."""
     folder.mkdir()
-    write_manifest(folder, replace(load_manifest(str(digits)), classes=tuple(names)), str(digits))
+    write_derived(folder, replace(load_manifest(str(digits)), classes=tuple(names)), str(digits))
     return str(folder)
 
 

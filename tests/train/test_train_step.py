@@ -2,7 +2,6 @@
 
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import nn
 from pipeline.train.metrics import MetricSums
 from pipeline.train.reporting import Stopwatch
 from pipeline.train.setup import build_run
-from pipeline.train.signals import StopRequest
 from pipeline.train.train_step import train_step
 
 
@@ -79,12 +77,3 @@ def test_a_skipped_step_leaves_running_statistics_as_they_were(tiny_run, monkeyp
 
 def without_numbers(batch):
     return replace(batch, images=torch.full_like(batch.images, torch.nan))
-
-
-def test_a_request_to_stop_asks_the_device_nothing():
-    """Of its first call: each later one reads the answer of the step before."""
-    stop, engine = (
-        StopRequest(),
-        SimpleNamespace(world_size=2, device=torch.device("cpu"), all_reduce=lambda tensor: tensor),
-    )
-    assert not AsksNothing.within(stop.agreed)(engine)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,14 +11,19 @@ from torch import Tensor
 
 from pipeline.data.members.decode import DECODERS, IMAGES, decode_class
 from pipeline.data.members.masks import LabelHistogram, label_counts, size_mismatch, strange_labels
-from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.cache import default_cache
+from pipeline.data.shards.find import check_shards, load_manifest
+from pipeline.data.shards.index import ShardIndex
+from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
-from pipeline.data.shards.manifest import Manifest, Shard
-from pipeline.data.shards.tar_index import ShardIndex, index_tar
+from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.storage import PATIENCE
+from pipeline.data.shards.table import Shard
+from pipeline.data.shards.tar_index import index_tar
 from pipeline.errors import SampleError, StorageError
 from pipeline.files import sha256_of
 
-Mapper = Callable[[Callable[[int], "ShardReport"], Sequence[int]], Iterable["ShardReport"]]
+Mapper = Callable[[Callable[[Shard], "ShardReport"], Sequence[Shard]], Iterable["ShardReport"]]
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,15 @@ def verify(source: str, *, quick: bool, mapper: Mapper = map) -> Verified:
 
     Raises SampleError for remote shards, and for a manifest that does not fit its shards.
     """
-    manifest = load_manifest(source)
-    if is_remote(manifest.shards[0].url):
+    manifest = load_manifest(source, checked=False)
+    if is_remote(manifest.shards.url(0)):
         raise SampleError(
             f"{source}: verify reads local shards; copy them here first (streaming checks the sha256 of "
             "each download)"
         )
-    reports = list(mapper(partial(_verify_shard, manifest, quick), range(len(manifest.shards))))
+    check_shards(manifest.shards)
+    facts = replace(manifest, shards=manifest.shards.take([]))
+    reports = list(mapper(partial(_verify_shard, facts, quick), manifest.shards))
     problems = [problem for report in reports for problem in report.problems]
     if "seg.png" in manifest.schema and not manifest.mask_names:
         problems.append(
@@ -69,18 +76,18 @@ def verify(source: str, *, quick: bool, mapper: Mapper = map) -> Verified:
     return Verified(num_samples, (*problems, *_repeated(reports)), histogram, manifest.mask_names)
 
 
-def _verify_shard(manifest: Manifest, quick: bool, number: int) -> ShardReport:
-    shard = manifest.shards[number]
+def _verify_shard(facts: Manifest, quick: bool, shard: Shard) -> ShardReport:
+    """facts: the manifest without its shards."""
     problems = list(_file_problems(shard))
     try:
         index = index_tar(shard.url)
-        if index.to_json() != manifest.index(number).to_json():
+        if index.to_bytes() != load_index(shard, default_cache(PATIENCE)).to_bytes():
             problems.append(f"{shard.name}: its samples are not those of its index; make the manifest anew")
     except (SampleError, StorageError) as err:
         return ShardReport(shard.name, 0, (), (*problems, f"{shard.name}: {err}"), LabelHistogram.empty())
-    checker = _Checker(manifest)
+    checker = _Checker(facts)
     problems += _sample_problems(checker, shard, index, quick)
-    return ShardReport(shard.name, len(index.keys), index.keys, tuple(problems), checker.histogram)
+    return ShardReport(shard.name, len(index), index.keys, tuple(problems), checker.histogram)
 
 
 def _file_problems(shard: Shard) -> Iterator[str]:

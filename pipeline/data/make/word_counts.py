@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 
 from pipeline.data.members.decode import decode_captions
 from pipeline.data.samples.text import split_words
+from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
+from pipeline.data.shards.storage import PATIENCE
 from pipeline.errors import SampleError
 
 
@@ -42,14 +45,15 @@ def count_words(source: str) -> Words:
         raise SampleError(
             f"{source}: its samples have the members {', '.join(manifest.schema)}, and so no captions (json)"
         )
-    if is_remote(manifest.shards[0].url):
+    if is_remote(manifest.shards.url(0)):
         raise SampleError(f"{source}: words are counted in local shards; copy them here first")
     words = Words()
-    for number, shard in enumerate(manifest.shards):
-        index = manifest.index(number)
+    cache = default_cache(PATIENCE)
+    for shard in manifest.shards:
+        index = load_index(shard, cache)
         with open(shard.url, "rb") as file:
             for sample, key in enumerate(index.keys):
-                offset, size = index.members(sample).get("json", (0, 0))
+                offset, size = index.members(sample, ("json",)).get("json", (0, 0))
                 try:
                     for caption in decode_captions(os.pread(file.fileno(), size, offset)):
                         words.add(caption)

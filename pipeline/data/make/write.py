@@ -1,28 +1,40 @@
-"""Writes shards: tars of samples in a fixed order, several at a time, and their manifest last."""
+"""Writes shards: tars of samples in a fixed order, several at a time, and their manifest last.
 
-import io
+A shard is finished when its index is there. So a maker that was ended at any instant goes on where it was,
+when it is started again in the same way.
+"""
+
+import hashlib
 import os
 import random
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
-from pipeline.data.shards.describe import Names, describe
-from pipeline.data.shards.manifest import write_manifest
+from pipeline.data.make.processes import processes
+from pipeline.data.make.tar_writer import TarWriter
+from pipeline.data.shards.describe import (
+    Described,
+    Names,
+    count_classes,
+    describe_tar,
+    described_by,
+    manifest_of,
+    read_names,
+)
+from pipeline.data.shards.index import SUFFIX, ShardIndex
+from pipeline.data.shards.locations import split as folder_and_name
+from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, write_manifest
 from pipeline.errors import ConfigError
+from pipeline.files import replacing, sha256_of, sync, write_text
 from pipeline.rng import seed_of
 
 Samples = Iterable[tuple[str, Mapping[str, bytes]]]
 """Key of each sample, and its members: a mapping of suffix to bytes."""
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,13 @@ class ShardJob:
     name: str
     make: Callable[[Any], Samples]
     items: Sequence[Any]
+
+    def fingerprint(self) -> bytes:
+        """Text that is the same for the same items, made in the same way."""
+        made = self.make
+        own = (made.func, made.args, sorted(made.keywords.items())) if isinstance(made, partial) else (made,)
+        function = f"{own[0].__module__}.{own[0].__qualname__}"
+        return repr((self.name, function, own[1:], list(self.items))).encode()
 
 
 def shuffled_jobs(
@@ -69,21 +88,45 @@ def write_shards(
     mask_classes: Sequence[str] = (),
     workers: int = 1,
 ) -> Path:
-    """Writes the shards and their manifest into an empty or new folder, and returns the path of the manifest.
-    Every file appears whole. Raises ConfigError where the folder holds shards."""
-    if out.exists() and any(path.suffix == ".tar" or path.name == "manifest.json" for path in out.iterdir()):
-        raise ConfigError(f"{out} holds shards already; give an empty folder, or remove them")
+    """Writes the shards and their manifest into an empty or new folder, or goes on in one where the same set
+    was begun. Returns the path of the manifest. Every file appears whole.
+
+    Raises ConfigError where the folder holds other shards, or the beginning of another set.
+    """
+    if _begin(jobs, out):
+        with processes(workers, "shards written") as mapped:
+            described = list(mapped(_write_shard, [(job, str(out)) for job in jobs]))
+        write_manifest(out, manifest_of(described, Names(tuple(classes), tuple(mask_classes))))
+    (out / UNFINISHED).unlink()
+    return out / MANIFEST
+
+
+def _begin(jobs: Sequence[ShardJob], out: Path) -> bool:
+    """Marks the folder as one in which these shards are made. Returns whether that is still to do. Raises
+    ConfigError, see write_shards."""
+    plan = _plan(jobs)
     out.mkdir(parents=True, exist_ok=True)
-    with processes(workers, "shards written") as mapped:
-        for _ in mapped(_write_shard, [(job, str(out)) for job in jobs]):
-            pass
-    return index_shards(
-        [f"{out}/{job.name}" for job in jobs],
-        out,
-        classes=classes,
-        mask_classes=mask_classes,
-        workers=workers,
-    )
+    if (out / UNFINISHED).is_file():
+        if (out / UNFINISHED).read_text() != plan:
+            raise ConfigError(
+                f"{out} holds the beginning of another set: other pictures, or other options. To go on give "
+                "the command of then; to make a new set give an empty folder, or remove this one"
+            )
+        for left in out.glob(".partial-*"):
+            left.unlink()
+        return not (out / MANIFEST).exists()
+    if any(path.suffix == ".tar" or path.name == MANIFEST for path in out.iterdir()):
+        raise ConfigError(f"{out} holds shards already; give an empty folder, or remove them")
+    write_text(out / UNFINISHED, plan)
+    sync(out)
+    return True
+
+
+def _plan(jobs: Sequence[ShardJob]) -> str:
+    found = hashlib.sha256()
+    for job in jobs:
+        found.update(job.fingerprint() + b"\n")
+    return found.hexdigest()
 
 
 def index_shards(
@@ -95,51 +138,52 @@ def index_shards(
     mask_classes: Sequence[str] = (),
     workers: int = 1,
 ) -> Path:
-    """Writes the manifest of tars into `out`, and returns its path. Remote tars are downloaded for it, and
-    not kept.
+    """Writes the indexes and the manifest of tars into `out`, and returns its path. Remote tars are
+    downloaded for it, and not kept.
 
     root: the folder in which readers find the shards; None: `out`. classes None: the names are those of
-    `classes.json` beside the shards (see `describe`).
+    `classes.json` beside the shards (see `read_names`).
     """
-    names = Names(tuple(classes), tuple(mask_classes)) if classes is not None else None
+    named = classes is not None
+    names = Names(tuple(classes), tuple(mask_classes)) if named else read_names(folder_and_name(tars[0])[0])
     out.mkdir(parents=True, exist_ok=True)
     with processes(workers, "shards indexed") as mapped:
-        manifest = describe(tars, hashes=True, names=names, mapper=mapped)
-    return write_manifest(out, manifest, root)
+        described = mapped(_index_shard, [(tar, str(out)) for tar in tars])
+        return write_manifest(out, manifest_of(described, names), root)
 
 
-@contextmanager
-def processes(workers: int, what: str) -> Iterator[Callable[[Callable[[T], R], Sequence[T]], Iterable[R]]]:
-    """A `map` over processes, which keeps the order and shows a bar on a terminal. workers 1: this process
-    alone.
-
-    Processes are forked: importing torch anew would take each of them longer than a small set takes to write.
-    """
-
-    def bar(results: Iterable[R], total: int) -> Iterable[R]:
-        return tqdm(results, total=total, desc=what, disable=None, leave=False)
-
-    if workers == 1:
-        yield lambda function, items: bar(map(function, items), len(items))
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        yield lambda function, items: bar(pool.map(function, items), len(items))
+def _index_shard(task: tuple[str, str]) -> Described:
+    tar, out = task
+    described, index = describe_tar(tar, hashed=True)
+    _write(Path(out, described.shard.name + SUFFIX), index)
+    return described
 
 
-def _write_shard(task: tuple[ShardJob, str]) -> None:
+def _write_shard(task: tuple[ShardJob, str]) -> Described:
     job, out = task
     path = Path(out, job.name)
-    part = path.with_name(f".{job.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-                for key, members in job.make(job.items):
-                    for suffix, data in members.items():
-                        member = tarfile.TarInfo(f"{key}.{suffix}")
-                        member.size = len(data)
-                        tar.addfile(member, io.BytesIO(data))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with suppress(FileNotFoundError, ValueError):
+        return _finished(path)
+    with replacing(path) as part, open(part, "wb") as file:
+        writer = TarWriter(path, file)
+        for key, members in job.make(job.items):
+            writer.add(key, members)
+        described, index = writer.finish()
+    # the name of the tar is on the disk before its index, which says that it is whole
+    sync(path.parent)
+    _write(path.with_name(path.name + SUFFIX), index)
+    return described
+
+
+def _finished(path: Path) -> Described:
+    """What a shard holds that was made before. Raises FileNotFoundError where it has no index, ValueError
+    where the index is not one of this tar."""
+    stored = path.with_name(path.name + SUFFIX).read_bytes()
+    num_bytes = os.path.getsize(path)
+    index = ShardIndex.from_bytes(stored, num_bytes)
+    return described_by(str(path), index, num_bytes, sha256_of(path), count_classes(str(path), index))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path) as part:
+        part.write_bytes(data)

@@ -4,6 +4,7 @@ checked before decoding."""
 import io
 import json
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -21,6 +22,7 @@ MAX_PIXELS = 1 << 26
 image bomb."""
 MAX_JSON = 1 << 20
 MAX_CLASS = 1_000_000
+_HIGH_BYTE = 1 if sys.byteorder == "little" else 0
 _PNG_DEPTH = 24
 """Position of the byte of a PNG that holds its bits per channel."""
 _CLASS = re.compile(rb"\s*([0-9]{1,9})\s*")
@@ -36,7 +38,8 @@ def decode_image(data: bytes) -> Tensor:
     except RuntimeError as err:
         raise SampleError(f"image does not decode: {str(err).splitlines()[0].rpartition(', ')[2]}") from err
     if image.dtype == torch.uint16:
-        image = (image.int() >> 8).to(torch.uint8)
+        # the high bytes, without a wider copy of the image
+        image = image.contiguous().view(torch.uint8)[..., _HIGH_BYTE::2].contiguous()
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise SampleError(
             f"image decodes to {image.dtype} {list(image.shape)} instead of three channels (is it animated?)"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eval_transform, train_transform
-from pipeline.data.members.decode import decode_captions, decode_image
+from pipeline.data.members.decode import IMAGES, decode_captions, decode_image
 from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
 from pipeline.data.samples.text import TOKENIZERS, build_tokenizer
 from pipeline.data.shards.manifest import Manifest
@@ -39,6 +39,7 @@ class Captioning:
     classes: tuple[str, ...] = ()
 
     gives = CaptionTargets
+    reads = (*IMAGES, "json")
 
     def __init__(self, config: DataConfig, manifest: Manifest):
         refuse_unused(config, UNUSED, own=())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import draws_anything, eval_transform, train_transform
-from pipeline.data.members.decode import decode_class, decode_image
+from pipeline.data.members.decode import IMAGES, decode_class, decode_image
 from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
 from pipeline.data.shards.manifest import Manifest
@@ -22,6 +22,7 @@ class Classification:
     """See DatasetSchema. The target of a sample is its class number."""
 
     gives = ClassificationTargets
+    reads = (*IMAGES, "cls")
 
     def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
         refuse_unused(config, UNUSED)

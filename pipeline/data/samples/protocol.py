@@ -39,6 +39,8 @@ class DatasetSchema(Protocol):
     """Dataclass of its targets."""
     classes: tuple[str, ...]
     """Class names of its labels 0, 1, ..."""
+    reads: tuple[str, ...]
+    """Suffixes of the members that `decode` looks at; no others are read."""
 
     def missing(self, schema: Sequence[str]) -> str:
         """Members that a set with these member suffixes lacks for this schema, in words; empty for none."""
@@ -104,7 +106,8 @@ def image_and(
     image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
     if image is None or own not in members:
         raise SampleError(
-            f"it has the members {', '.join(members) or 'none'}; {schema} needs {missing(list(members))}"
+            f"of the members that {schema} reads it has {' and '.join(members) or 'none'}; {schema} needs "
+            f"{missing(list(members))}"
         )
     return image, members[own]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images_with_masks import JointCrop, resize_for_evaluation
-from pipeline.data.members.decode import decode_image, decode_mask
+from pipeline.data.members.decode import IMAGES, decode_image, decode_mask
 from pipeline.data.members.masks import all_known, label_counts, size_mismatch, strange_labels
 from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused, stacked
@@ -26,6 +26,7 @@ class Segmentation:
     is stored in."""
 
     gives = MaskTargets
+    reads = (*IMAGES, MASK)
 
     def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
         refuse_unused(config, UNUSED)

@@ -3,24 +3,23 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.data.members.decode import decode_class
+from pipeline.data.shards.index import SUFFIX, ShardIndex
 from pipeline.data.shards.locations import is_remote, join, split
-from pipeline.data.shards.manifest import Manifest, Shard
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.storage import download, read_bytes
-from pipeline.data.shards.tar_index import ShardIndex, index_tar
+from pipeline.data.shards.table import Shard, ShardTable
+from pipeline.data.shards.tar_index import index_tar
 from pipeline.errors import SampleError
 from pipeline.files import sha256_of
 
 CLASSES = "classes.json"
-Described = tuple[Shard, ShardIndex, int]
-Mapper = Callable[[Callable[[str], Described], Sequence[str]], Iterable[Described]]
 
 
 @dataclass(frozen=True)
@@ -32,40 +31,45 @@ class Names:
     """Names of the labels of masks, where these are numbered otherwise."""
 
 
-def describe(
-    tars: Sequence[str], *, hashes: bool, names: Names | None = None, mapper: Mapper = map
-) -> Manifest:
-    """The manifest of tars. hashes: whether it holds the sha256 of each. mapper: a `map` that may use several
-    processes.
+@dataclass(frozen=True)
+class Described:
+    """What a manifest says of a shard, and what its samples hold."""
 
-    names None: those of `classes.json` beside the shards. Classes without names are named by their numbers.
-    """
-    described = list(mapper(partial(describe_shard, hashed=hashes), tars))
-    shards = tuple(shard for shard, _, _ in described)
-    schema = tuple(sorted({suffix for _, index, _ in described for suffix in index.suffixes}))
-    names = read_names(split(tars[0])[0]) if names is None else names
-    classes = names.classes or tuple(str(number) for number in range(max(count for _, _, count in described)))
-    return Manifest(
-        shards, schema, classes, names.mask_classes, {shard.url: index for shard, index, _ in described}
-    )
+    shard: Shard
+    suffixes: tuple[str, ...]
+    num_classes: int
+    """Highest class plus 1; 0 where there are no classes."""
 
 
-def describe_shard(tar: str, *, hashed: bool) -> Described:
-    """The shard, its index, and its highest class plus 1, or 0 where it has no classes. A remote tar is
-    downloaded for it, and not kept."""
-    folder, name = split(tar)
+def manifest_of(described: Iterable[Described], names: Names) -> Manifest:
+    """The manifest of these shards. Classes without names are named by their numbers."""
+    found = list(described)
+    schema = tuple(sorted({suffix for one in found for suffix in one.suffixes}))
+    classes = names.classes or tuple(map(str, range(max(one.num_classes for one in found))))
+    return Manifest(ShardTable.of(one.shard for one in found), schema, classes, names.mask_classes)
+
+
+def describe_tar(tar: str, *, hashed: bool) -> tuple[Described, bytes]:
+    """What a tar holds, and its index as it is stored. A remote tar is downloaded for it, and not kept.
+    hashed: whether its sha256 is taken, for which all of it is read. Raises SampleError."""
     if is_remote(tar):
         with TemporaryDirectory(prefix="dtem-") as scratch:
-            path = Path(scratch, name)
+            path = Path(scratch, split(tar)[1])
             _download(tar, path)
-            shard, index, num_classes = describe_shard(str(path), hashed=hashed)
-        return replace(shard, url=tar), index, num_classes
+            described, index = describe_tar(str(path), hashed=hashed)
+        return replace(described, shard=replace(described.shard, url=tar)), index
     index = index_tar(tar)
-    index_sha256 = hashlib.sha256(index.to_json()).hexdigest()
-    sha256 = sha256_of(tar) if hashed else ""
-    place = tar, join(folder, f"{name}.index.json")
-    shard = Shard(name, len(index.keys), os.path.getsize(tar), sha256, index_sha256, *place, split_of(name))
-    return shard, index, _count_classes(tar, index)
+    num_bytes, sha256 = os.path.getsize(tar), sha256_of(tar) if hashed else ""
+    return described_by(tar, index, num_bytes, sha256, count_classes(tar, index)), index.to_bytes()
+
+
+def described_by(tar: str, index: ShardIndex, num_bytes: int, sha256: str, num_classes: int) -> Described:
+    """What a manifest says of the tar at this place, by its index."""
+    folder, name = split(tar)
+    index_sha256 = hashlib.sha256(index.to_bytes()).hexdigest()
+    place = tar, join(folder, f"{name}{SUFFIX}")
+    shard = Shard(name, len(index), num_bytes, sha256, index_sha256, *place, split_of(name))
+    return Described(shard, index.suffixes, num_classes)
 
 
 def _download(tar: str, path: Path) -> None:
@@ -75,20 +79,27 @@ def _download(tar: str, path: Path) -> None:
         raise SampleError(f"{tar} is missing; name the shards that are there") from err
 
 
-def _count_classes(tar: str, index: ShardIndex) -> int:
+def count_classes(tar: str, index: ShardIndex) -> int:
     """The highest class plus 1. A label that cannot be read does not count: reading its sample will report
     it."""
     highest = -1
     with open(tar, "rb") as file:
-        for sample in range(len(index.keys)):
-            offset, size = index.members(sample).get("cls", (0, 0))
-            if 0 < size < 32:
-                file.seek(offset)
-                try:
-                    highest = max(highest, decode_class(file.read(size)))
-                except SampleError:
-                    continue
+        for sample in range(len(index) if "cls" in index.suffixes else 0):
+            offset, size = index.members(sample, ("cls",)).get("cls", (0, 0))
+            highest = max(highest, class_in(os.pread(file.fileno(), min(size, MAX_LABEL), offset)))
     return highest + 1
+
+
+MAX_LABEL = 32
+"""Bytes of a label that is looked at."""
+
+
+def class_in(data: bytes) -> int:
+    """The class in a member cls; -1 where there is none that can be read."""
+    try:
+        return decode_class(data) if 0 < len(data) < MAX_LABEL else -1
+    except SampleError:
+        return -1
 
 
 def read_names(folder: str) -> Names:

@@ -1,34 +1,48 @@
 """Finds the manifest of what a user names as data, and checks it against the shards before training."""
 
+import hashlib
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache, partial
-from typing import TypeVar
+from functools import lru_cache
 
-from pipeline.data.shards.describe import CLASSES, describe
+import numpy as np
+
+from pipeline.data.shards.cache import ShardCache, default_cache
+from pipeline.data.shards.describe import CLASSES, Described, describe_tar, manifest_of, read_names
+from pipeline.data.shards.index import SUFFIX
 from pipeline.data.shards.locations import expand, is_remote, join, local_shards, split, tar_names
-from pipeline.data.shards.manifest import MANIFEST, Manifest, Shard, parse_manifest, remedy
+from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, Manifest, parse_manifest, remedy
 from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.storage import file_size, read_bytes
+from pipeline.data.shards.table import Shard, ShardTable, concatenated
 from pipeline.errors import SampleError, first_few
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+SAMPLED = 32
+"""Shards whose sizes are looked at before a run; a wrong one among the others is found when it is opened."""
+READERS = 16
+"""Threads that wait for answers of the storage."""
 
 
 def load_manifest(
-    source: str | Sequence[str], subset: str | None = None, *, checked: bool = True
+    source: str | Sequence[str],
+    subset: str | None = None,
+    *,
+    checked: bool = True,
+    cache: ShardCache | None = None,
 ) -> Manifest:
     """The manifest of a folder, brace pattern, list of tars, or URL of those.
 
     subset: the split to take from a folder whose shards name their splits. A folder in which no shard does is
-    one set; tars and patterns are taken as given. Local shards without a manifest are indexed in memory.
-    checked: whether the sizes of the shards are compared with the manifest's. Raises SampleError for anything
-    that does not fit.
+    one set; tars and patterns are taken as given. Local shards without a manifest are indexed once on each
+    machine, in `cache` (None: the default one).
+    checked: whether SAMPLED of the shards are compared with the manifest. The number of requests does not
+    grow with that of the shards. Raises SampleError for anything that does not fit.
     """
     names = [source] if isinstance(source, str) else list(source)
     locations = [location for name in names for location in expand(name)]
@@ -38,26 +52,28 @@ def load_manifest(
             "list of tars"
         )
     parts = [
-        _load_tars(group) if group[0].endswith(".tar") else _load_folder(group[0], subset)
+        _load_tars(group, cache) if group[0].endswith(".tar") else _load_folder(group[0], subset, cache)
         for group in _groups(locations)
     ]
     manifest = _joined(parts)
     if checked:
-        _check_files(manifest)
+        check_sample(manifest)
     return manifest
 
 
-def split_named(source: str | Sequence[str], subset: str) -> Manifest:
+def split_named(
+    source: str | Sequence[str], subset: str, *, checked: bool = True, cache: ShardCache | None = None
+) -> Manifest:
     """The shards of `source` that name the split themselves. Raises SampleError that lists the splits where
-    none does."""
-    whole = load_manifest(source, checked=False)
-    chosen = tuple(shard for shard in whole.shards if shard.split == subset)
-    if not chosen:
-        raise SampleError(
-            f"{source} has no shard of split '{subset}'; {_counted(shard.split for shard in whole.shards)}"
-        )
-    manifest = replace(whole, shards=chosen)
-    _check_files(manifest)
+    none does. checked, cache: see load_manifest."""
+    whole = load_manifest(source, checked=False, cache=cache)
+    chosen = np.flatnonzero(whole.shards.splits == subset)
+    if not len(chosen):
+        counts = _counted(whole.shards.splits.tolist())
+        raise SampleError(f"{source} has no shard of split '{subset}'; {counts}")
+    manifest = replace(whole, shards=whole.shards.take(chosen))
+    if checked:
+        check_sample(manifest)
     return manifest
 
 
@@ -74,7 +90,7 @@ def _groups(locations: list[str]) -> list[list[str]]:
     return groups
 
 
-def _load_folder(folder: str, subset: str | None) -> Manifest:
+def _load_folder(folder: str, subset: str | None, cache: ShardCache | None) -> Manifest:
     manifest = _read_manifest(folder)
     if manifest is None:
         tars = local_shards(folder)
@@ -82,18 +98,18 @@ def _load_folder(folder: str, subset: str | None) -> Manifest:
             raise SampleError(
                 f"{folder}: no manifest and no .tar in it; make shards with `dtem shards make --help`"
             )
-        named = {tar: split_of(split(tar)[1]) for tar in tars}
-        return _index_now(_of_split(named, subset, folder))
+        chosen = _of_split([split_of(split(tar)[1]) for tar in tars], subset, folder)
+        return _index_now([tars[number] for number in chosen], cache)
     if not is_remote(folder):
         _refuse_unlisted(folder, manifest)
-    named = {shard: shard.split for shard in manifest.shards}
-    return replace(manifest, shards=tuple(_of_split(named, subset, folder)))
+    chosen = _of_split(manifest.shards.splits.tolist(), subset, folder)
+    return replace(manifest, shards=manifest.shards.take(chosen))
 
 
 def _refuse_unlisted(folder: str, manifest: Manifest) -> None:
     """Raises SampleError for tars beside the manifest that it does not list, for instance copied there later:
     nothing would read them."""
-    listed = {shard.name for shard in manifest.shards}
+    listed = {name.decode() for name in manifest.shards.names.tolist()}
     others = [join(folder, name) for name in tar_names(folder) if name not in listed]
     if others:
         raise SampleError(
@@ -103,17 +119,17 @@ def _refuse_unlisted(folder: str, manifest: Manifest) -> None:
         )
 
 
-def _of_split(named: Mapping[T, str], subset: str | None, folder: str) -> list[T]:
-    """The shards of one split; all of them where no shard names a split. named: maps a shard to the split
-    that it names, which may be empty."""
-    there = set(named.values())
+def _of_split(words: Sequence[str], subset: str | None, folder: str) -> list[int]:
+    """Numbers of the shards of one split; of all of them where no shard names a split. words: the split that
+    each shard names, which may be empty."""
+    there = set(words)
     if subset is None or there == {""}:
-        return list(named)
+        return list(range(len(words)))
     if subset in there and "" not in there:
-        return [shard for shard, own in named.items() if own == subset]
+        return [number for number, own in enumerate(words) if own == subset]
     why = "cannot be divided into splits" if subset in there else f"has no shard of split '{subset}'"
     raise SampleError(
-        f"{folder} {why}: {_counted(named.values())}. Give the shards by a pattern, for instance "
+        f"{folder} {why}: {_counted(words)}. Give the shards by a pattern, for instance "
         f"'{folder}/part-{{000..012}}.tar', or make the set anew with this split (`dtem shards make --help`)"
     )
 
@@ -127,17 +143,17 @@ def _counted(splits: Iterable[str]) -> str:
     )
 
 
-def _load_tars(tars: list[str]) -> Manifest:
+def _load_tars(tars: list[str], cache: ShardCache | None) -> Manifest:
     folder = split(tars[0])[0]
     manifest = _read_manifest(folder)
     if manifest is None:
-        return _index_now(tars)
-    known = {shard.name: shard for shard in manifest.shards}
+        return _index_now(tars, cache)
+    known = {name.decode(): number for number, name in enumerate(manifest.shards.names.tolist())}
     missing = [tar for tar in tars if split(tar)[1] not in known]
     if missing:
         count = f"{missing[0]} ({len(missing)} such shards)"
         raise SampleError(f"{join(folder, MANIFEST)} does not list {count}; make it anew: {remedy(folder)}")
-    return replace(manifest, shards=tuple(known[split(tar)[1]] for tar in tars))
+    return replace(manifest, shards=manifest.shards.take([known[split(tar)[1]] for tar in tars]))
 
 
 def _read_manifest(folder: str) -> Manifest | None:
@@ -150,23 +166,35 @@ def _read_manifest(folder: str) -> Manifest | None:
         if is_remote(folder):
             raise _no_manifest(folder) from None
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
         raise SampleError(f"{location}: {err or type(err).__name__}; make it anew: {remedy(folder)}") from err
 
 
 @lru_cache(maxsize=64)
 def _warn_once(folder: str) -> None:
     log.warning(
-        "%s has no manifest: its shards are indexed in memory at every start. Once and for all: %s",
+        "%s has no manifest: each machine indexes its shards, and again when one has changed. Once and for "
+        "all: %s",
         folder,
         remedy(folder),
     )
 
 
-def _index_now(tars: list[str]) -> Manifest:
+def _index_now(tars: list[str], cache: ShardCache | None) -> Manifest:
+    """The manifest of local shards that have none. It is kept in the cache, with their indexes, for as long
+    as the names, sizes and times of the shards are the same."""
     folder = split(tars[0])[0]
+    if os.path.exists(join(folder, UNFINISHED)):
+        raise SampleError(
+            f"{folder} holds an unfinished set of shards; start the `dtem shards make` that began it again, "
+            "which goes on where it was"
+        )
     _warn_once(folder)
-    return _indexed(tuple(tars), tuple(_state(path) for path in (*tars, join(folder, CLASSES))))
+    cache = cache or default_cache(patience=0)
+    states = [(os.path.realpath(path), _state(path)) for path in (*tars, join(folder, CLASSES))]
+    key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    data = cache.kept(f"{key[:32]}.manifest", lambda: _indexed(tars, folder, cache).to_json(None))
+    return parse_manifest(bytes(data), folder, indexed=False)
 
 
 def _state(path: str) -> tuple[int, int] | None:
@@ -178,44 +206,56 @@ def _state(path: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-@lru_cache(maxsize=8)
-def _indexed(tars: tuple[str, ...], states: tuple[tuple[int, int] | None, ...]) -> Manifest:
-    return describe(tars, hashes=False)
+def _indexed(tars: list[str], folder: str, cache: ShardCache) -> Manifest:
+    def one(tar: str) -> Described:
+        described, index = describe_tar(tar, hashed=False)
+        cache.kept(f"{described.shard.index_sha256[:32]}{SUFFIX}", lambda: index)
+        return described
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return manifest_of(pool.map(one, tars), read_names(folder))
 
 
 def _joined(parts: list[Manifest]) -> Manifest:
     first = parts[0]
     if any((part.classes, part.mask_classes) != (first.classes, first.mask_classes) for part in parts):
         raise SampleError("the shards come from sets with different classes; give shards of one set")
-    shards = tuple(shard for part in parts for shard in part.shards)
+    shards = concatenated([part.shards for part in parts])
+    _refuse_twice(shards)
     schema = tuple(sorted({suffix for part in parts for suffix in part.schema}))
-    indexes = {url: index for part in parts for url, index in part.indexes.items()}
-    return Manifest(shards, schema, first.classes, first.mask_classes, indexes)
+    return Manifest(shards, schema, first.classes, first.mask_classes)
 
 
-def _check_files(manifest: Manifest) -> None:
-    """Raises SampleError unless every shard is there, once, with the size in the manifest, and local ones
-    with their index."""
-    urls = [shard.url for shard in manifest.shards]
-    url, count = Counter(urls).most_common(1)[0]
+def _refuse_twice(shards: ShardTable) -> None:
+    roots = [place.root for place in shards.places]
+    twice = Counter(zip((roots[at] for at in shards.place.tolist()), shards.names.tolist(), strict=True))
+    (root, name), count = twice.most_common(1)[0]
     if count > 1:
-        raise SampleError(f"shard {url} is given twice")
-    with ThreadPoolExecutor(16) as pool:
-        problems = [problem for problem in pool.map(partial(_problem, manifest), manifest.shards) if problem]
+        raise SampleError(f"shard {join(root, name.decode())} is given twice")
+
+
+def check_sample(manifest: Manifest) -> None:
+    """Raises SampleError unless SAMPLED shards, the first and the last among them, are there with the size in
+    the manifest, and local ones with their index."""
+    chosen = np.unique(np.linspace(0, len(manifest.shards) - 1, SAMPLED).round().astype(int))
+    check_shards(manifest.shards.take(chosen))
+
+
+def check_shards(shards: ShardTable) -> None:
+    """Raises SampleError that names the shards that are not as their manifest says."""
+    with ThreadPoolExecutor(READERS) as pool:
+        problems = [problem for problem in pool.map(_problem, shards) if problem]
     if problems:
-        folder = split(urls[0])[0]
+        folder = split(shards.url(0))[0]
         raise SampleError(
             f"shards do not match their manifest: {first_few(problems)}. Restore them, or: {remedy(folder)}"
         )
 
 
-def _problem(manifest: Manifest, shard: Shard) -> str:
-    if (
-        shard.url not in manifest.indexes
-        and not is_remote(shard.index_url)
-        and not os.path.isfile(shard.index_url)
-    ):
-        return f"{shard.index_url} is missing"
+def _problem(shard: Shard) -> str:
+    index = shard.index_url
+    if index and not is_remote(index) and not os.path.isfile(index):
+        return f"{index} is missing"
     try:
         size = file_size(shard.url)
     except FileNotFoundError:

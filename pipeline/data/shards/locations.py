@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 
 from pipeline.errors import SampleError
+from pipeline.redact import MARK
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
-MAX_SHARDS = 100_000
+MAX_SHARDS = 1_000_000
+"""Most shards that a pattern names."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _GROUP = re.compile(r"\{([^{}]*)\}")
 _UNREADABLE = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -29,6 +31,8 @@ def checked(location: str) -> str:
         raise refuse("it holds control characters or outer spaces")
     if location.startswith("-") or "::" in location or "$" in location or "`" in location:
         raise refuse("it starts with '-', chains file systems ('::') or holds '$' or '`'")
+    if MARK in location:
+        raise refuse(f"{MARK} stands for a secret that was left out when the configuration was saved")
     scheme = _SCHEME.match(location)
     if scheme is None:
         return location

@@ -1,63 +1,39 @@
-"""The manifest of a set of shards: counts, bytes, hashes, member suffixes, class names, and the place of
-every member.
+"""The manifest of a set of shards: counts, bytes, hashes, member suffixes and class names.
 
 On disk it is `manifest.json` beside the shards (or elsewhere, where its `root` names their folder), and
-`SHARD.index.json` for each shard.
+`SHARD.index` for each shard. Format 2 lists the shards by columns; format 1, in which each shard has an entry
+of its own and an index in JSON, is read as well.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.shards.locations import checked, join
+from pipeline.data.shards.index import OLD_SUFFIX, SUFFIX
+from pipeline.data.shards.locations import checked
 from pipeline.data.shards.splits import split_of
-from pipeline.data.shards.storage import read_bytes, storage_error
-from pipeline.data.shards.tar_index import ShardIndex
-from pipeline.errors import SampleError, StorageError
+from pipeline.data.shards.table import MAX_NAME, Place, ShardTable, hex_of, table
 from pipeline.files import replacing
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+UNFINISHED = ".making"
+"""File in a folder whose shards are being made, or were not finished: hash of what is to be made."""
+FORMAT = 2
+COLUMNS = ("name", "split", "num_samples", "num_bytes", "sha256", "index_sha256")
 _SPLIT = re.compile(r"[A-Za-z0-9_-]{0,40}")
+_MAX_COUNT = 1 << 41
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One tar."""
-
-    name: str
-    num_samples: int
-    num_bytes: int
-    sha256: str
-    """Hash of its bytes; empty where it was indexed on the fly."""
-    index_sha256: str
-    """Hash of its index."""
-    url: str = ""
-    index_url: str = ""
-    split: str = ""
-    """`train`, `val`, `test` or another word; empty where neither the manifest nor the name has one."""
-
-    def plain(self) -> dict[str, Any]:
-        """Its entry in the manifest."""
-        fields = ("name", "split", "num_samples", "num_bytes", "sha256", "index_sha256")
-        return {name: getattr(self, name) for name in fields}
-
-    def identity(self) -> list[Any]:
-        """The facts that the digest of a set is made of. A split counts only where the name does not have it,
-        so that older sets keep their digest."""
-        own = [self.split] if self.split != split_of(self.name) else []
-        return [self.name, self.num_samples, self.num_bytes, self.index_sha256, *own]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """What a set of shards holds."""
 
-    shards: tuple[Shard, ...]
+    shards: ShardTable
     schema: tuple[str, ...]
     """Member suffixes of the samples."""
     classes: tuple[str, ...]
@@ -65,8 +41,6 @@ class Manifest:
     mask_classes: tuple[str, ...] = ()
     """Names of the labels 0, 1, ... of masks; empty where masks are numbered like `classes`, or there are
     none."""
-    indexes: Mapping[str, ShardIndex] = field(default_factory=dict, repr=False, compare=False)
-    """Maps the URL of a shard that was indexed on the fly to its index."""
 
     @property
     def mask_names(self) -> tuple[str, ...]:
@@ -74,25 +48,26 @@ class Manifest:
 
     @property
     def num_samples(self) -> int:
-        return sum(shard.num_samples for shard in self.shards)
+        return self.shards.total
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash that names the set: it changes with any key, member position, class, split or shard."""
-        parts = [shard.identity() for shard in self.shards]
+        found = hashlib.sha256(b"[")
+        for part in self.shards.identities():
+            found.update(part)
         # sets without mask classes keep the digest that they had before there were any
-        mask_classes = [self.mask_classes] if self.mask_classes else []
-        return hashlib.sha256(
-            json.dumps([parts, self.schema, self.classes, *mask_classes]).encode()
-        ).hexdigest()
+        rest = [self.schema, self.classes, *([self.mask_classes] if self.mask_classes else [])]
+        found.update(b", " + json.dumps(rest)[1:].encode())
+        return found.hexdigest()
 
-    def index(self, number: int, patience: float | None = None) -> ShardIndex:
-        """The index of shard `number`. Raises StorageError where it cannot be read for `patience` seconds,
-        and at once where a local file is not the index that the manifest names."""
-        shard = self.shards[number]
-        return self.indexes[shard.url] if shard.url in self.indexes else _read_index(shard, patience)
+    @property
+    def fingerprint(self) -> int:
+        """48 bits of the digest."""
+        return int(self.digest[:12], 16)
 
     def to_json(self, root: str | None) -> bytes:
+        """The manifest as it is stored. root: folder of the shards; None: that of the manifest."""
         plain: dict[str, Any] = {
             "format": FORMAT,
             "root": root,
@@ -100,43 +75,36 @@ class Manifest:
             "classes": self.classes,
         }
         plain |= {"mask_classes": self.mask_classes} if self.mask_classes else {}
-        return (
-            json.dumps(
-                plain | {"digest": self.digest, "shards": [shard.plain() for shard in self.shards]}, indent=1
-            ).encode()
-            + b"\n"
-        )
+        head = json.dumps(plain | {"digest": self.digest}, indent=1).removesuffix("\n}")
+        columns = ",\n".join(f'  "{name}": {json.dumps(values)}' for name, values in self._columns())
+        return f'{head},\n "shards": {{\n{columns}\n }}\n}}\n'.encode()
+
+    def _columns(self) -> Iterator[tuple[str, list[Any]]]:
+        shards = self.shards
+        yield "name", [name.decode() for name in shards.names.tolist()]
+        yield "split", shards.splits.tolist()
+        yield "num_samples", shards.num_samples.tolist()
+        yield "num_bytes", shards.num_bytes.tolist()
+        yield "sha256", hex_of(shards.sha256)
+        yield "index_sha256", hex_of(shards.index_sha256)
 
 
-def _read_index(shard: Shard, patience: float | None) -> ShardIndex:
-    try:
-        data = read_bytes(shard.index_url, patience, shard.index_sha256)
-        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-            raise ValueError("it is not the one that the manifest names")
-        index = ShardIndex.from_json(data, shard.num_bytes)
-        if len(index.keys) != shard.num_samples:
-            raise ValueError(f"it has {len(index.keys)} samples and the manifest says {shard.num_samples}")
-        return index
-    except OSError as err:
-        raise storage_error(f"index {shard.index_url}", err) from err
-    except (SampleError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-        raise StorageError(
-            f"index {shard.index_url}: {err or type(err).__name__}; make it anew: {remedy(shard.url)}"
-        ) from err
-
-
-def parse_manifest(data: bytes, folder: str) -> Manifest:
-    """The inverse of `Manifest.to_json`. folder: that of the manifest. Raises ValueError and the errors of
-    missing or wrong entries."""
+def parse_manifest(data: bytes, folder: str, *, indexed: bool = True) -> Manifest:
+    """The inverse of `Manifest.to_json`, also for format 1. folder: that of the manifest. indexed: whether
+    the indexes of the shards lie there. Raises ValueError and the errors of missing or wrong entries."""
     plain = json.loads(data)
-    if plain["format"] != FORMAT:
-        raise ValueError(f"its format is {plain['format']!r:.20} and this program reads {FORMAT}")
+    del data
+    if plain["format"] not in (1, FORMAT):
+        raise ValueError(f"its format is {plain['format']!r:.20} and this program reads 1 and {FORMAT}")
     root = checked(plain["root"]) if plain["root"] is not None else folder
-    shards = tuple(_parse_shard(entry, root, folder) for entry in plain["shards"])
+    old = plain["format"] == 1
+    columns = _columns_of(plain.pop("shards"), old)
+    place = Place(root, folder, OLD_SUFFIX if old else SUFFIX) if indexed else Place(root, "", "")
+    shards = table((place,), [0] * len(columns["name"]), *_in_order(columns))
     manifest = Manifest(
         shards, tuple(plain["schema"]), tuple(plain["classes"]), tuple(plain.get("mask_classes", ()))
     )
-    if not shards or not all(
+    if not len(shards) or not all(
         isinstance(text, str) for text in manifest.schema + manifest.classes + manifest.mask_classes
     ):
         raise ValueError("it lists no shard, or names that are not text")
@@ -145,43 +113,68 @@ def parse_manifest(data: bytes, folder: str) -> Manifest:
     return manifest
 
 
-def _parse_shard(entry: dict[str, Any], root: str, folder: str) -> Shard:
-    name, sha256, index_sha256 = (entry[field] for field in ("name", "sha256", "index_sha256"))
-    counts = entry["num_samples"], entry["num_bytes"]
-    if (
-        not isinstance(name, str)
-        or not name.isprintable()
-        or "/" in name
-        or name.startswith((".", "-"))
-        or not name.endswith(".tar")
-    ):
-        raise ValueError(f"shard name {name!r:.100} is not a plain name that ends in .tar")
-    if (
-        not all(type(count) is int and count > 0 for count in counts)
-        or not isinstance(sha256, str)
-        or not isinstance(index_sha256, str)
-    ):
-        raise ValueError(f"the entry of {name} is not made of counts and hashes")
-    split = entry.get("split", split_of(name))
-    if not isinstance(split, str) or not _SPLIT.fullmatch(split):
-        raise ValueError(f"the split {split!r:.100} of {name} is not a plain word")
-    return Shard(
-        name, *counts, sha256, index_sha256, join(root, name), join(folder, f"{name}.index.json"), split
+def _in_order(columns: Mapping[str, list[Any]]) -> list[list[Any]]:
+    """The columns in the order of the arguments of `table`."""
+    order = ("name", "num_samples", "num_bytes", "sha256", "index_sha256", "split")
+    return [columns[name] for name in order]
+
+
+def _columns_of(shards: Any, old: bool) -> dict[str, list[Any]]:
+    """The checked columns of the shards of a manifest. Raises the errors of missing or wrong entries."""
+    if old:
+        columns = {name: [entry[name] for entry in shards] for name in COLUMNS if name != "split"}
+        columns["split"] = [entry.get("split", split_of(str(entry["name"]))) for entry in shards]
+    else:
+        columns = {name: shards[name] for name in COLUMNS}
+    lengths = {len(column) for column in columns.values() if isinstance(column, list)}
+    if len(lengths) != 1 or not all(isinstance(column, list) for column in columns.values()):
+        raise ValueError("its columns are not lists of one length")
+    _check_names(columns["name"])
+    if len(set(columns["name"])) != len(columns["name"]):
+        raise ValueError("two of its shards have one name")
+    for word in ("num_samples", "num_bytes"):
+        counts = columns[word]
+        if set(map(type, counts)) - {int} or not all(0 < count < _MAX_COUNT for count in counts):
+            raise ValueError(f"an entry of {word} is not a count above 0")
+    for word in ("sha256", "index_sha256"):
+        if set(map(type, columns[word])) - {str}:
+            raise ValueError(f"an entry of {word} is not a hash")
+    for word in set(columns["split"]):
+        if not isinstance(word, str) or not _SPLIT.fullmatch(word):
+            raise ValueError(f"the split {word!r:.100} of a shard is not a plain word")
+    return columns
+
+
+def _check_names(names: list[Any]) -> None:
+    """Raises ValueError for a name that is no plain one, which could lead out of the folder."""
+    # all at once, and one by one only where something is wrong
+    if not set(map(type, names)) - {str}:
+        text = "".join(names)
+        plain = text.isprintable() and "/" not in text and max(map(len, names), default=0) <= MAX_NAME // 4
+        if plain and all(name.endswith(".tar") and name[0] not in ".-" for name in names):
+            return
+    for name in names:
+        if not _is_plain(name):
+            raise ValueError(f"shard name {name!r:.100} is not a plain name that ends in .tar")
+
+
+def _is_plain(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and "/" not in name
+        and not name.startswith((".", "-"))
+        and name.endswith(".tar")
+        and len(name.encode()) <= MAX_NAME
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest, root: str | None = None) -> Path:
-    """Writes the indexes, and last the manifest, each of which appears whole or not at all. root: the folder
-    of the shards, if it is not `folder`."""
-    for number, shard in enumerate(manifest.shards):
-        _write(folder / f"{shard.name}.index.json", manifest.index(number).to_json())
-    _write(folder / MANIFEST, manifest.to_json(root))
+    """Writes the manifest, which appears whole or not at all, and returns its path. root: the folder of the
+    shards, if it is not `folder`. Their indexes lie in `folder` already."""
+    with replacing(folder / MANIFEST) as part:
+        part.write_bytes(manifest.to_json(root))
     return folder / MANIFEST
-
-
-def _write(path: Path, data: bytes) -> None:
-    with replacing(path) as part:
-        part.write_bytes(data)
 
 
 def remedy(location: str) -> str:

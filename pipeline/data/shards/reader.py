@@ -3,75 +3,94 @@ remote shards."""
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache, partial
-from threading import Thread
+from functools import lru_cache
 
-from pipeline.data.shards.cache import ShardCache, cache_folder
+from pipeline.data.shards.cache import ShardCache
+from pipeline.data.shards.fetcher import Fetcher
+from pipeline.data.shards.index import ShardIndex
+from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
-from pipeline.data.shards.manifest import Manifest, Shard
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.storage import persist, storage_error
-from pipeline.errors import PipelineError
+from pipeline.data.shards.table import Shard
+
+GAP = 1 << 16
+"""Bytes between two members up to which they are read at once, with what lies between."""
 
 
 class SampleReader:
     """Reads samples by shard and number. width: shards that are in use at once; twice as many indexes and
-    open files are kept. cache_bytes: limit of the machine's cache of downloads.
+    open files are kept. cache: of remote shards. suffixes: of the members that are read; None: all.
 
     patience: seconds for which storage that fails is asked again.
     """
 
-    def __init__(self, manifest: Manifest, width: int, cache_bytes: int, patience: float):
-        self._manifest, self._patience = manifest, patience
+    def __init__(
+        self,
+        manifest: Manifest,
+        width: int,
+        cache: ShardCache,
+        patience: float,
+        suffixes: Collection[str] | None = None,
+    ):
+        self._manifest, self._cache, self._patience = manifest, cache, patience
+        self._suffixes = suffixes
         self._kept = 2 * width + 1
-        self._index = lru_cache(maxsize=self._kept)(partial(manifest.index, patience=patience))
+        self._index = lru_cache(maxsize=self._kept)(self._load_index)
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._cache = ShardCache(cache_folder(), cache_bytes, patience)
-        self._asked: set[int] = set()
+        self._fetcher = Fetcher(cache, patience)
+        self._remote = any(is_remote(place.root) for place in manifest.shards.places)
+        self.disturbances: list[Callable[[int, dict[str, bytes]], dict[str, bytes]]] = []
+        """Injected faults: each is given a shard and what was read of it, and returns that, something else,
+        or raises OSError."""
 
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample. Raises StorageError where the index cannot be read, or is not the
         manifest's."""
-        return self._index(shard).keys[sample]
+        return self._index(shard).key(sample)
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
-        """Maps a suffix to the bytes of the member, for all members of a sample. Raises StorageError where
-        the shard cannot be read, or has another size than the manifest says, for `patience` seconds."""
-        members = self._index(shard).members(sample)
+        """Maps a suffix to the bytes of the member, for the wanted members of a sample. Raises StorageError
+        where the shard cannot be read, or has another size than the manifest says, for `patience` seconds."""
+        members = self._index(shard).members(sample, self._suffixes)
         return persist(lambda: self._members(shard, members), self._patience)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Downloads remote shards that will be read soon, in the background. Errors are ignored: reading
-        meets and raises them again."""
-        remote = [shard for shard in shards if is_remote(self._manifest.shards[shard].url)]
-        new = [self._manifest.shards[shard] for shard in remote if shard not in self._asked]
-        self._asked = set(remote)
-        if new:
-            Thread(target=self._fetch_all, args=(new,), name="shards", daemon=True).start()
+        """Downloads remote shards that will be read soon, in the background and in this order, in place of
+        those that were named before."""
+        if self._remote:
+            named = (self._manifest.shards[shard] for shard in shards)
+            self._fetcher.want(shard for shard in named if is_remote(shard.url))
 
-    def _fetch_all(self, shards: list[Shard]) -> None:
-        for shard in shards:
-            with suppress(PipelineError):
-                self._cache.prefetch(shard)
+    def _load_index(self, shard: int) -> ShardIndex:
+        return load_index(self._manifest.shards[shard], self._cache, self._patience)
 
     def _members(self, shard: int, members: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
         try:
-            file, expected = self._file(shard), self._manifest.shards[shard].num_bytes
-            found = {suffix: os.pread(file, size, offset) for suffix, (offset, size) in members.items()}
+            file, expected = self._file(shard), int(self._manifest.shards.num_bytes[shard])
+            found = {}
+            for start, end, names in _stretches(members):
+                data = os.pread(file, end - start, start)
+                for name in names:
+                    offset, size = members[name]
+                    found[name] = data[offset - start : offset - start + size]
             whole = all(len(found[suffix]) == size for suffix, (_, size) in members.items())
             if (there := os.fstat(file).st_size) != expected or not whole:
                 raise OSError(
                     f"{there} bytes are there and the manifest says {expected}: it was cut off or replaced; "
                     "restore it"
                 )
+            for disturb in self.disturbances:
+                found = disturb(shard, found)
             return found
         except OSError as err:
             # a network disk that was away leaves dead descriptors; what is restored may be a new file
             if shard in self._files:
                 with suppress(OSError):
                     os.close(self._files.pop(shard))
-            raise storage_error(self._manifest.shards[shard].url, err) from err
+            raise storage_error(self._manifest.shards.url(shard), err) from err
 
     def _file(self, shard: int) -> int:
         """An open descriptor of the shard. pread leaves no position in it, so that forked workers can share
@@ -93,3 +112,19 @@ class SampleReader:
     def __del__(self) -> None:
         for file in self._files.values():
             os.close(file)
+
+
+def _stretches(members: Mapping[str, tuple[int, int]]) -> Iterator[tuple[int, int, list[str]]]:
+    """(start, end, suffixes) of the parts of a shard that hold these members: one, unless much else lies
+    between them."""
+    start = end = 0
+    names: list[str] = []
+    for name, (offset, size) in sorted(members.items(), key=lambda item: item[1]):
+        if names and offset - end > GAP:
+            yield start, end, names
+            names = []
+        start = offset if not names else start
+        end = offset + size
+        names.append(name)
+    if names:
+        yield start, end, names

@@ -1,5 +1,5 @@
-"""Reads small files and downloads large ones. The one door to fsspec (and to aiohttp, which carries its
-http)."""
+"""Reads small files, downloads large ones, and keeps copies of files. The one door to fsspec (and to aiohttp,
+which carries its http)."""
 
 import errno
 import hashlib
@@ -110,6 +110,35 @@ def download(
     _remote(location, attempt, patience)
 
 
+def upload(path: Path, location: str, patience: float | None = None) -> None:
+    """Copies a local file to a URL. Raises StorageError."""
+    _remote(location, lambda filesystem: filesystem.put_file(str(path), location), patience)
+
+
+def names_in(location: str, patience: float | None = None) -> list[str]:
+    """Names in a folder at a URL, as it is now; none where there is no such folder. Raises StorageError."""
+
+    def attempt(filesystem: Any) -> list[str]:
+        filesystem.invalidate_cache()
+        return [path.rstrip("/").rpartition("/")[2] for path in filesystem.ls(location, detail=False)]
+
+    try:
+        return _remote(location, attempt, patience)
+    except FileNotFoundError:
+        return []
+
+
+def remove(location: str, patience: float | None = None) -> None:
+    """Removes a file at a URL, if it is there. Raises StorageError."""
+
+    def attempt(filesystem: Any) -> None:
+        filesystem.invalidate_cache()
+        if filesystem.exists(location):
+            filesystem.rm_file(location)
+
+    _remote(location, attempt, patience)
+
+
 def persist(action: Callable[[], T], patience: float | None = None) -> T:
     """Returns `action()`. While it raises OutageError it is called again, after a pause with jitter. Raises
     StorageError once `patience` seconds are over; None is PATIENCE."""
@@ -206,6 +235,8 @@ def _filesystem(location: str) -> Any:
 
 
 def _options(scheme: str) -> dict[str, Any]:
+    if scheme == "file":
+        return {"auto_mkdir": True}
     if scheme not in ("http", "https"):
         return {}
     import aiohttp

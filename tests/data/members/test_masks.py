@@ -17,6 +17,7 @@ from pipeline.data.members.decode import decode_mask
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.table import ShardTable
 from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.errors import ConfigError, SampleError
 
@@ -98,10 +99,10 @@ def test_where_masks_have_no_names_of_their_own_the_classes_are_theirs(tmp_path)
 
 
 def test_a_manifest_without_names_of_masks_is_what_it_was():
-    old = Manifest((), ("cls", "png"), ("a", "b"))
+    old = Manifest(ShardTable.of([]), ("cls", "png"), ("a", "b"))
     assert old.digest == "d674e804e628ce795a037f7944996e20c1bbc684e3a3a722eed5b255c3e98a8e"
     assert "mask_classes" not in json.loads(old.to_json(None))
-    assert old.digest != Manifest((), ("cls", "png"), ("a", "b"), ("ground", "a", "b")).digest
+    assert old.digest != Manifest(ShardTable.of([]), ("cls", "png"), ("a", "b"), ("ground", "a", "b")).digest
 
 
 CLASSES = {
@@ -177,10 +178,11 @@ UNUSED = {
 )
 def test_an_option_that_a_schema_does_not_use_is_refused(uneven, schema, option):
     made = config(uneven, schema=schema, augment=AugmentConfig(**{option: UNUSED[schema][option]}))
+    manifest = Manifest(ShardTable.of([]), (), ("a",))
     with pytest.raises(ConfigError, match=rf"schema '{schema}' does not use data.augment.{option}="):
-        DATASETS.build(schema, made, Manifest((), (), ("a",)))
+        DATASETS.build(schema, made, manifest)
     other = next(name for name in UNUSED if name != schema)
-    DATASETS.build(other, config(uneven, schema=other, augment=made.augment), Manifest((), (), ("a",)))
+    DATASETS.build(other, config(uneven, schema=other, augment=made.augment), manifest)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

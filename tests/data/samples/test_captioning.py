@@ -230,7 +230,10 @@ def test_a_sample_or_a_set_without_the_member_is_named(tmp_path, caplog):
     write_tar(tmp_path / "part-0.tar", members("good", ["a"]) + members("bare", ["a"])[:1])
     with caplog.at_level(logging.WARNING):
         (batch,) = build_eval_loader("t", wanted(tmp_path), rank=0, world_size=1)
-    assert batch.keys == ("good",) and "'bare': it has the members png; captioning needs json" in caplog.text
+    assert (
+        batch.keys == ("good",)
+        and "'bare': of the members that captioning reads it has png; captioning needs json" in caplog.text
+    )
     write_tar(tmp_path / "other" / "part-0.tar", [("a.png", image()), ("a.cls", b"0")])
     with pytest.raises(SampleError, match=r"members cls, png; schema 'captioning' needs json"):
         stream(tmp_path / "other")

@@ -9,7 +9,9 @@ import pytest
 from shardkit import config, samples, write_tar
 
 from pipeline.data.make.write import index_shards
+from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.indexes import load_index
 from pipeline.data.stream import build_stream
 from pipeline.errors import SampleError, StorageError
 
@@ -33,7 +35,7 @@ def test_counts_bytes_and_names_are_those_of_the_shards(uneven):
         (uneven / shard.name).stat().st_size for shard in manifest.shards
     ]
     assert manifest.schema == ("cls", "png") and manifest.classes == ("a", "b", "c")
-    members = manifest.index(2).members(1)
+    members = load_index(manifest.shards[2], default_cache(0)).members(1)
     data = (uneven / "part-00002.tar").read_bytes()
     assert {suffix: data[offset : offset + size] for suffix, (offset, size) in members.items()} == {
         name.split(".", 1)[1]: data for name, data in samples("s2", 2)[2:]
@@ -42,7 +44,7 @@ def test_counts_bytes_and_names_are_those_of_the_shards(uneven):
 
 def test_without_a_manifest_local_shards_are_indexed_in_memory_and_it_is_said_once(folder, caplog):
     digest = load_manifest(str(folder)).digest
-    for name in folder.glob("*.json"):
+    for name in (*folder.glob("*.json"), *folder.glob("*.index")):
         name.unlink()
     (folder / "classes.json").write_text('["a", "b", "c"]')
     with caplog.at_level(logging.WARNING):
@@ -52,7 +54,7 @@ def test_without_a_manifest_local_shards_are_indexed_in_memory_and_it_is_said_on
 
 
 def test_without_names_the_classes_are_the_numbers_up_to_the_highest(folder):
-    for name in folder.glob("*.json"):
+    for name in (*folder.glob("*.json"), *folder.glob("*.index")):
         name.unlink()
     assert load_manifest(str(folder)).classes == ("0", "1", "2")
 
@@ -91,12 +93,12 @@ CHANGES = {
         r"part-00001.tar has \d+ bytes instead of",
     ),
     "edited counts": (
-        lambda folder: edit(folder, lambda plain: plain["shards"][0].update(num_samples=70)),
+        lambda folder: edit(folder, lambda plain: plain["shards"]["num_samples"].__setitem__(0, 70)),
         "digest",
     ),
     "index gone": (
-        lambda folder: (folder / "part-00000.tar.index.json").unlink(),
-        "part-00000.tar.index.json is missing",
+        lambda folder: (folder / "part-00000.tar.index").unlink(),
+        "part-00000.tar.index is missing",
     ),
     "not json": (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json"),
     "deep json": (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json"),
@@ -104,7 +106,7 @@ CHANGES = {
     "a list": (lambda folder: (folder / "manifest.json").write_text("[1]"), "manifest.json"),
     "format": (lambda folder: edit(folder, lambda plain: plain.update(format=9)), "its format is 9"),
     "climbing name": (
-        lambda folder: edit(folder, lambda plain: plain["shards"][0].update(name="../x.tar")),
+        lambda folder: edit(folder, lambda plain: plain["shards"]["name"].__setitem__(0, "../x.tar")),
         "not a plain name",
     ),
     "evil root": (
@@ -157,9 +159,9 @@ def test_tars_that_cannot_be_read_by_place_are_not_passed_over(tmp_path, name):
     "content", ["{}", "[]", '{"keys": ["a"], "suffixes": ["cls"], "offsets": [[1e99]], "sizes": [[1]]}']
 )
 def test_an_index_that_was_changed_is_refused(folder, content):
-    (folder / "part-00000.tar.index.json").write_text(content)
+    (folder / "part-00000.tar.index").write_text(content)
     with pytest.raises(StorageError, match="not the one that the manifest names"):
-        load_manifest(str(folder)).index(0)
+        load_index(load_manifest(str(folder)).shards[0], default_cache(0))
 
 
 def test_nothing_given_nothing_there_and_twice_the_same_are_refused(tmp_path, uneven):

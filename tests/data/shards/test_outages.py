@@ -80,7 +80,7 @@ def test_a_dead_descriptor_is_opened_anew(shards, monkeypatch):
     assert [first, *later] == [batch.keys for batch in take(shards, shuffle_shards=4)]
 
 
-@pytest.mark.parametrize("name", ["part-3.tar", "part-3.tar.index.json"])
+@pytest.mark.parametrize("name", ["part-3.tar", "part-3.tar.index"])
 def test_a_file_that_is_gone_stops_the_run(shards, name):
     stream = build_stream("t", config(shards, max_wait=1000), seed=0, rank=0, world_size=1)
     os.unlink(shards / name)
@@ -150,13 +150,13 @@ def test_a_damaged_index_stops_at_once_with_the_way_out(shards, monkeypatch, con
         if split == "train"
         else build_eval_loader("t", config(shards), **options)
     )
-    index = shards / "part-2.tar.index.json"
-    text = (shards / "part-1.tar.index.json").read_text() if content == "another shard's" else content
-    index.write_text(text)
+    index = shards / "part-2.tar.index"
+    data = (shards / "part-1.tar.index").read_bytes() if content == "another shard's" else content.encode()
+    index.write_bytes(data)
     if content == "huge":
         os.truncate(index, storage.MAX_TEXT + 1)
     monkeypatch.setattr(storage.time, "sleep", lambda pause: pytest.fail("asked again"))
-    with pytest.raises(StorageError, match=r"part-2.tar.index.json.*make it anew: `dtem shards make index"):
+    with pytest.raises(StorageError, match=r"part-2.tar.index.*make it anew: `dtem shards make index"):
         list(islice(batches, 6))
     assert batches.bad_samples == 0
 

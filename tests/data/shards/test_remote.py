@@ -3,6 +3,7 @@ and then."""
 
 import gc
 import http.server
+import os
 import socket
 import threading
 from collections import Counter
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from cache_soak import soak
 from shardkit import config
 
 from pipeline.data.make.write import index_shards
-from pipeline.data.shards import cache, storage
+from pipeline.data.shards import cache, fetcher, storage
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.stream import build_eval_loader, build_stream
-from pipeline.errors import SampleError, StorageError
+from pipeline.errors import ConfigError, SampleError, StorageError
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -60,6 +62,7 @@ def server(uneven, monkeypatch) -> Iterator[str]:
     monkeypatch.setattr(storage, "PAUSE", 0.01)
     monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.05)
     monkeypatch.setattr(storage, "PATIENCE", 0.3)
+    monkeypatch.setattr(fetcher, "IDLE", 0.1)
     Handler.faults, Handler.asked = [], []
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(uneven)))
     threading.Thread(target=served.serve_forever, daemon=True).start()
@@ -74,7 +77,7 @@ def batches(source, workers: int = 0, count: int = 12, **options):
 
 
 def cached() -> list[Path]:
-    return list(cache.cache_folder().rglob("*.tar"))
+    return list(cache.cache_folder().glob("*.tar"))
 
 
 def join_prefetching() -> None:
@@ -144,11 +147,68 @@ def test_what_a_killed_process_left_half_fetched_is_removed(server):
     join_prefetching()
     whole = cached()[0]
     whole.unlink()
-    left = whole.with_name(f".{whole.name}.abc.part")
-    left.write_bytes(b"half")
+    lock = whole.with_name(f"{whole.name}.lock")
+    with open(lock, "w") as reserved:
+        reserved.truncate(2**40)
+    left = [lock, whole.with_name(f"{whole.name}.part"), whole.with_name(f".{whole.name}.part.abc.part")]
+    for path in left[1:]:
+        path.write_bytes(b"half")
     batches(server)
     join_prefetching()
-    assert whole.exists() and not left.exists()
+    assert whole.exists() and not any(path.exists() for path in left)
+    assert len(cached()) == 5, "the room that it had reserved is free again"
+
+
+def test_processes_that_share_a_cache_lose_nothing_while_others_are_killed(tmp_path):
+    """Two counts of what is read; benchmarks/cache_soak.py at length."""
+    counts = soak(tmp_path, processes=4, reads=320, kills=4, shards=40)
+    assert counts["reads"] == 320 and counts["lost"] == 0 and counts["left files"] == 0
+    assert counts["largest bytes"] <= counts["limit bytes"] + counts["bytes that leases may hold"]
+
+
+def test_an_open_shard_has_a_lease(server, uneven):
+    """It stays, and goes when it is closed and the room is needed."""
+    shards = load_manifest(server).shards
+    largest = max(shard.num_bytes for shard in shards)
+    store = cache.ShardCache(cache.cache_folder(), largest, 0)
+    files = [store.open(shards[number]) for number in (0, 1, 2)]
+    assert len(cached()) == 3, "all are in use"
+    store.prefetch(shards[3])
+    assert len(cached()) == 3, "there is no room"
+    for number, file in enumerate(files):
+        size = os.fstat(file).st_size
+        assert os.pread(file, size, 0) == (uneven / shards[number].name).read_bytes()
+        os.close(file)
+    store.prefetch(shards[3])
+    assert sum(path.stat().st_size for path in cached()) <= largest
+    assert cached() and not list(cache.cache_folder().glob("*.lock"))
+
+
+def test_room_that_others_fetch_into_is_counted(server):
+    """Five at once, of which two fit."""
+    shards = load_manifest(server).shards
+    sizes = sorted(shard.num_bytes for shard in shards)
+    store = cache.ShardCache(cache.cache_folder(), sizes[-1] + sizes[-2], 0)
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(store.prefetch, shards))
+    assert 0 < sum(path.stat().st_size for path in cached()) <= sizes[-1] + sizes[-2]
+
+
+def test_the_folder_is_the_config_s_then_the_environment_s_then_one_of_the_user(monkeypatch, tmp_path):
+    assert cache.cache_folder("x") == Path("x")
+    assert cache.cache_folder() == Path(os.environ["DTEM_CACHE"])
+    monkeypatch.delenv("DTEM_CACHE")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = cache.cache_folder()
+    assert own == tmp_path / f"dtem-{os.getuid()}" and own.stat().st_mode & 0o777 == 0o700
+    own.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"is not a folder that you alone can write to.*data.cache_dir"):
+        cache.cache_folder()
+    own.rmdir()
+    own.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ConfigError, match="is not a folder"):
+        cache.cache_folder()
 
 
 def test_cached_shards_are_not_asked_for_again(server):
@@ -178,7 +238,7 @@ def test_an_outage_that_ends_loses_no_sample(server, uneven, fault):
 def test_an_index_that_comes_wrong_is_asked_for_again_and_makes_no_sample_bad(
     server, uneven, monkeypatch, fault
 ):
-    monkeypatch.setattr(Handler, "of", ".tar.index.json")
+    monkeypatch.setattr(Handler, "of", ".tar.index")
     Handler.faults = [fault] * 12
     stream = build_stream("t", config(server, max_bad_samples=0), seed=5, rank=0, world_size=1)
     for near, far in zip(batches(uneven), islice(stream, 12), strict=True):
@@ -196,7 +256,7 @@ def test_an_outage_that_does_not_end_stops_the_run_and_is_no_bad_sample(
     stream = build_stream("t", config(server, workers=workers, max_wait=1.0), seed=5, rank=0, world_size=1)
     said = rf"part-0000\d.tar: .*{reason}.* attempts in .*see that the storage answers"
     late = (
-        r"|no batch came .*part-0000\d.tar" if workers else ""
+        r"|no batch came" if workers else ""
     )  # on a busy machine the wait may end before the worker has given up
     with pytest.raises(StorageError, match=said + late):
         next(iter(stream))
@@ -229,7 +289,7 @@ def test_a_server_that_is_down_is_not_one_without_a_manifest(server):
 
 
 def test_a_shard_that_is_gone_or_of_another_size_is_found_before_training(server, uneven, tmp_path):
-    for name in uneven.glob("*.json"):
+    for name in (*uneven.glob("*.json"), *uneven.glob("*.index")):
         (tmp_path / name.name).write_bytes(name.read_bytes())
     plain = (tmp_path / "manifest.json").read_text().replace('"root": null', f'"root": "{server}/nowhere"')
     (tmp_path / "manifest.json").write_text(plain)

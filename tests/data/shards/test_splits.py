@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from derived import as_before
 from shardkit import config, image, samples, write_tar
 
 from pipeline.data.make.write import index_shards
 from pipeline.data.shards import find as manifest_module
 from pipeline.data.shards.find import load_manifest
-from pipeline.data.shards.manifest import Manifest, Shard
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.splits import split_of
+from pipeline.data.shards.table import Shard, ShardTable
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError, SampleError
 
@@ -43,7 +45,7 @@ def test_each_style_of_names_gives_each_split_its_own(tmp_path, style):
         ]
         assert load_manifest(str(tmp_path)).num_samples == 6
         path = index_shards(sorted(str(tar) for tar in tmp_path.glob("*.tar")), tmp_path)
-    assert {entry["split"] for entry in json.loads(path.read_text())["shards"]} == {"train", "val", "test"}
+    assert set(json.loads(path.read_text())["shards"]["split"]) == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize(
@@ -56,20 +58,22 @@ def test_a_name_without_a_split_or_with_two_says_none(name):
 
 def test_a_manifest_says_the_split_where_names_do_not(uneven, tmp_path):
     folder = Path(shutil.copytree(uneven, tmp_path / "set"))
-    plain = json.loads((folder / "manifest.json").read_text())
     manifest = load_manifest(str(folder))
-    named = [
+    named = ShardTable.of(
         replace(shard, split="val" if number < 2 else "train") for number, shard in enumerate(manifest.shards)
-    ]
-    (folder / "manifest.json").write_bytes(replace(manifest, shards=tuple(named)).to_json(None))
+    )
+    (folder / "manifest.json").write_bytes(replace(manifest, shards=named).to_json(None))
     assert (
         load_manifest(str(folder), "val").num_samples,
         load_manifest(str(folder), "train").num_samples,
     ) == (8, 20)
+    folder = Path(shutil.copytree(uneven, tmp_path / "before"))
+    digest = as_before(folder).digest
+    plain = json.loads((folder / "manifest.json").read_text())
     for entry in plain["shards"]:
         del entry["split"]
     (folder / "manifest.json").write_text(json.dumps(plain))
-    assert load_manifest(str(folder)).digest == manifest.digest, "a manifest of before is still the same set"
+    assert load_manifest(str(folder)).digest == digest, "a manifest of before is still the same set"
     plain["shards"][0]["split"] = "../x"
     (folder / "manifest.json").write_text(json.dumps(plain))
     with pytest.raises(SampleError, match="is not a plain word"):
@@ -170,9 +174,8 @@ def test_a_split_without_a_setting_is_found_by_name(tmp_path):
 
 def test_many_shards_are_compared_in_no_time(tmp_path):
     tars = [f"{tmp_path}/{number}.tar" for number in range(30_000)]
+    twice = [Shard(Path(tar).name, 1, 1, "", "", tar) for tar in [*tars, tars[-1]]]
     start = time.process_time()
     with pytest.raises(SampleError, match="given twice"):
-        manifest_module._check_files(
-            Manifest(tuple(Shard(tar, 1, 1, "", "", tar) for tar in [*tars, tars[-1]]), (), ())
-        )
+        manifest_module._joined([Manifest(ShardTable.of(twice), (), ())])
     assert time.process_time() - start < 5, "by counting each in turn it takes minutes"

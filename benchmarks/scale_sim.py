@@ -1,0 +1,299 @@
+"""The order of samples at 1 to 1,000 machines, by the code that trains: what each fetches, keeps and waits
+for; and what a run of that size should set.
+
+    python benchmarks/scale_sim.py --shards 100000 --nodes 8 1000
+
+The order, the shares of ranks and the look-ahead are the pipeline's own. What is assumed beside them (images
+a second, bytes of an image, the network) is in the record under `assumed`. How often runs fail is published
+(failures.py).
+"""
+
+import argparse
+import time
+import tracemalloc
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import failures
+import numpy as np
+from record import write_record
+
+from pipeline.data.lanes import Share, lanes_of
+from pipeline.data.look_ahead import LookAhead
+from pipeline.data.order import SampleOrder
+
+GIB = 2**30
+SEED = 0
+MODELS = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224", "vit_giant_patch14_224")
+GPUS = (8, 64, 512, 8_000)
+STOPS = (2.0, 60.0)
+"""Seconds for which a save stops the steps: where it is written behind them, and where it is not."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is assumed."""
+
+    gpus: int = 8
+    """Of a machine, each with a rank."""
+    batch: int = 128
+    """Samples of a rank in a step."""
+    samples: int = 1000
+    """Of a shard."""
+    image_kb: float = 110.0
+    images_per_second: float = 1000.0
+    """Of a GPU."""
+    gbit: float = 25.0
+    """Gbit/s from the storage to a machine."""
+    fetch_ahead: int = 8192
+    """data.fetch_ahead"""
+    shuffle_shards: int = 8
+    """data.shuffle_shards"""
+    steps: int = 3_000
+    """Most steps that are followed."""
+
+    @property
+    def per_step(self) -> int:
+        """Samples of a machine in a step."""
+        return self.gpus * self.batch
+
+    @property
+    def shard_bytes(self) -> float:
+        return self.samples * self.image_kb * 1000
+
+    @property
+    def seconds_of_step(self) -> float:
+        return self.batch / self.images_per_second
+
+    @property
+    def seconds_of_fetch(self) -> float:
+        """Of one shard, where the whole line fetches it."""
+        return self.shard_bytes * 8 / (self.gbit * 1e9)
+
+
+@dataclass
+class Machine:
+    """What one machine does with its shares, whose shards come one after the other in the order of need. A
+    shard that comes into sight again is fetched again, as if the cache kept no more than what is in sight."""
+
+    setting: Setting
+    clock: float = 0.0
+    line_free: float = 0.0
+    fetched: int = 0
+    needed: int = 0
+    late: int = 0
+    waited: float = 0.0
+    most_kept: int = 0
+
+    def __post_init__(self) -> None:
+        self.arrives: dict[int, float] = {}
+
+    def step(self, needed: list[int], new: list[int], in_sight: int) -> None:
+        """Trains on shards `needed`, after those that are new in sight were asked for. in_sight: how many
+        are."""
+        for shard in new:
+            self.line_free = max(self.line_free, self.clock) + self.setting.seconds_of_fetch
+            self.arrives[shard] = self.line_free
+        self.fetched += len(new)
+        self.most_kept = max(self.most_kept, in_sight)
+        there = max(self.arrives[shard] for shard in needed)
+        self.needed += len(needed)
+        self.late += sum(self.arrives[shard] > self.clock for shard in needed)
+        self.waited += max(0.0, there - self.clock)
+        self.clock = max(self.clock, there) + self.setting.seconds_of_step
+
+    def forget_counts(self) -> None:
+        self.fetched = self.needed = self.late = 0
+        self.waited = 0.0
+
+
+class Watched(SampleOrder):
+    """An order that notes the shards of each share that is looked at."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.looked: deque[list[int]] = deque()
+
+    def shards(self, positions: list[int]) -> list[int]:
+        found = super().shards(positions)
+        self.looked.append(found)
+        return found
+
+
+def followed(order: Watched, nodes: int, node: int, setting: Setting) -> dict[str, float]:
+    """Figures of one machine, from a start in the midst of an epoch on, over the end of one."""
+    size = nodes * setting.per_step
+    part = range(node * setting.per_step, (node + 1) * setting.per_step)
+    epoch = -(-order.num_samples // size)
+    steps = max(min(epoch, setting.steps), 128)
+    first = max(0, epoch - 3 * steps // 4) * size
+    share = Share(first, size, part)
+    # a machine's ranks together look ahead along its part of each step
+    look_ahead = LookAhead(order, setting.fetch_ahead * setting.gpus, wraps=True)
+    order.looked.clear()
+    machine, start = Machine(setting), 0.0
+    for number in range(steps + 1):
+        new = look_ahead(share.later(number), 1)
+        machine.step(order.looked.popleft(), new, len(look_ahead.in_sight()))
+        if number == 0:
+            start = machine.waited
+            machine.forget_counts()
+    used = steps * setting.per_step / setting.samples
+    return {
+        "fetched": machine.fetched / used,
+        "late": machine.late / machine.needed,
+        "kept": machine.most_kept,
+        "first wait": start,
+        "later waits": machine.waited,
+        "seconds": machine.clock,
+        "steps": steps,
+    }
+
+
+def of_cluster(num_shards: int, nodes: int, lanes: int, setting: Setting) -> dict[str, Any]:
+    """Figures of the machines that are followed: the largest of each, and of fetches the mean too."""
+    order = Watched(np.full(num_shards, setting.samples), SEED, setting.shuffle_shards, lanes)
+    # a long epoch is followed on few machines
+    count = min(nodes, 48 if order.num_samples < 2000 * nodes * setting.per_step else 2)
+    chosen = np.random.default_rng(SEED).choice(nodes, count, replace=False).tolist()
+    found = [followed(order, nodes, node, setting) for node in chosen]
+    largest = {name: max(one[name] for one in found) for name in found[0]}
+    kept = int(largest["kept"])
+    mean = sum(one["fetched"] for one in found) / count
+    demand = largest["fetched"] * setting.per_step * setting.image_kb * 8e3 / setting.seconds_of_step
+    return {
+        "lanes": lanes,
+        "shards fetched per shard used": round(mean, 3),
+        "most of a machine": round(largest["fetched"], 3),
+        "share of needed shards that came late": round(largest["late"], 5),
+        "shards kept": kept,
+        "GiB kept": round(kept * setting.shard_bytes / GIB, 1),
+        "Gbit/s of a machine": round(demand / 1e9, 2),
+        "seconds until the first step": round(largest["first wait"], 1),
+        "seconds waited later": round(largest["later waits"], 1),
+        "steps followed": int(largest["steps"]),
+        "machines followed": count,
+        "samples of a machine in a step": balance(order, nodes, setting),
+    }
+
+
+def balance(order: SampleOrder, nodes: int, setting: Setting) -> list[int]:
+    """[fewest, most] of a machine, in three steps of which one lies over the end of an epoch. Fails where the
+    machines do not hold each position once."""
+    size, counts = nodes * setting.per_step, []
+    for start in (0, size * 7, order.num_samples // size * size):
+        held = []
+        for node in range(nodes):
+            part = range(node * setting.per_step, (node + 1) * setting.per_step)
+            held.append(order.lanes.positions(Share(start, size, part)))
+        assert sorted(sum(held, [])) == list(range(start, start + size)), "each position once"
+        counts += [len(positions) for positions in held]
+    return [min(counts), max(counts)]
+
+
+def every_sample_once(num_shards: int, setting: Setting) -> int:
+    """Number of samples of an epoch, each of which was seen once. Fails where one was not."""
+    order = SampleOrder(
+        np.full(num_shards, setting.samples), SEED, setting.shuffle_shards, lanes_of(num_shards)
+    )
+    seen = np.zeros((num_shards, setting.samples), dtype=np.int8)
+    for position in range(3 * order.num_samples, 4 * order.num_samples):
+        at = order[position]
+        seen[at.shard, at.sample] += 1
+    assert (seen == 1).all(), "each sample once"
+    return int(seen.sum())
+
+
+def cost(num_shards: int, setting: Setting) -> dict[str, Any]:
+    """Of the plan in one process: seconds to enter it anywhere and to look ahead, microseconds of a sample,
+    MiB."""
+    counts, lanes = np.full(num_shards, setting.samples), lanes_of(num_shards)
+
+    def enter() -> tuple[SampleOrder, Share]:
+        order = SampleOrder(counts, SEED, setting.shuffle_shards, lanes)
+        share = Share(setting.per_step * 123_456, setting.per_step, range(setting.batch))
+        order[order.lanes.positions(share)[0]]
+        return order, share
+
+    started = time.process_time()
+    order, share = enter()
+    entered = time.process_time() - started
+    LookAhead(order, setting.fetch_ahead, wraps=True)(share, 1)
+    ahead = time.process_time() - started - entered
+    positions = [order.lanes.positions(share.later(step)) for step in range(200)]
+    started = time.process_time()
+    for step in range(200):
+        for position in order.lanes.positions(share.later(step)):
+            order[position]
+    a_sample = (time.process_time() - started) / sum(map(len, positions))
+    tracemalloc.start()
+    order, share = enter()
+    LookAhead(order, setting.fetch_ahead, wraps=True)(share, 1)
+    for step in range(64):
+        for position in order.lanes.positions(share.later(step)):
+            order[position]
+    mebibytes = tracemalloc.get_traced_memory()[0] / 2**20
+    tracemalloc.stop()
+    return {
+        "lanes": lanes,
+        "seconds of a core to enter": round(entered, 4),
+        "seconds of a core to look ahead first": round(ahead, 4),
+        "microseconds of a sample": round(1e6 * a_sample, 2),
+        "MiB of a process": round(mebibytes, 2),
+    }
+
+
+def results_of(args: argparse.Namespace, setting: Setting) -> Iterator[dict[str, Any]]:
+    yield {"name": "assumed", "scores": asdict(setting)}
+    for num_shards in args.shards:
+        name = f"{num_shards} shards"
+        yield {"name": f"plan of {name}", "scores": cost(num_shards, setting)}
+        for nodes in args.nodes:
+            default = lanes_of(num_shards)
+            scores = of_cluster(num_shards, nodes, default, setting)
+            yield {"name": f"{name}, {nodes} machines", "scores": scores}
+            if scores["shards fetched per shard used"] > args.most and nodes <= num_shards:
+                lanes = nodes * max(1, min(4, num_shards // (8 * nodes)))
+                given = of_cluster(num_shards, nodes, lanes, setting)
+                yield {"name": f"{name}, {nodes} machines, data.lanes={lanes}", "scores": given}
+    for num_shards in args.once:
+        seen = {"samples, each seen once": every_sample_once(num_shards, setting)}
+        yield {"name": f"an epoch of {num_shards} shards", "scores": seen}
+    written = failures.saving(args.gib)
+    yield {"name": f"checkpoint of {args.gib:g} GiB, this machine's disk", "scores": written}
+    for model, scores in failures.sizes(MODELS, (0.5, 2.0)).items():
+        yield {"name": f"checkpoint of {model}", "scores": scores}
+    for source, rate in failures.PUBLISHED.items():
+        for gpus in GPUS:
+            scores = {f"saves of {cost:g} s": failures.schedule(gpus, rate, cost) for cost in STOPS}
+            yield {"name": f"{gpus} GPUs, {source}", "scores": scores}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", type=int, nargs="+", default=[1_281, 10_000, 100_000])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 8, 16, 64, 100, 256, 1_000])
+    parser.add_argument("--once", type=int, nargs="+", default=[1_281, 3_000], help="sets read whole")
+    parser.add_argument("--steps", type=int, default=Setting.steps, help="most that are followed")
+    parser.add_argument("--gib", type=float, default=2.0, help="of the checkpoint that is written")
+    parser.add_argument("--most", type=float, default=1.3, help="fetches above which lanes are set too")
+    parser.add_argument("--record", default="benchmarks/records/scale.json")
+    args = parser.parse_args()
+    setting = Setting(steps=args.steps)
+    results = []
+    for result in results_of(args, setting):
+        print(f"  {result['name']}", flush=True)
+        results.append(result)
+    claim = (
+        "1 to 1,000 machines of 8 GPUs: at most 1.3 shards are fetched per shard's worth of samples that a "
+        "machine uses, and at most 1 % of the shards that a step needs are not there in time"
+    )
+    write_record(args.record, claim, results, seeds=[SEED])
+
+
+if __name__ == "__main__":
+    main()

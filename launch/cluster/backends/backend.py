@@ -1,0 +1,30 @@
+"""What a way to launch has to say, and the registry of them."""
+
+from typing import Protocol
+
+from launch.cluster.job import Job
+from pipeline.errors import ConfigError
+from pipeline.registry import Registry
+
+
+class Backend(Protocol):
+    """A way to start the processes of a job."""
+
+    def text(self, job: Job) -> str:
+        """What `--dry-run` prints: a command, a script or a manifest. Raises ConfigError."""
+        ...
+
+    def run(self, job: Job) -> int:
+        """Starts the job; 0 when it is done, or was handed to a scheduler. Raises ConfigError."""
+        ...
+
+
+BACKENDS: Registry[Backend] = Registry("backend")
+
+
+def refuse(job: Job, name: str, *, hosts: bool = False, image: bool = True) -> None:
+    """Raises ConfigError for options that a backend has no use for."""
+    if hosts and job.hosts:
+        raise ConfigError(f"--backend {name} takes no --hostfile; give --nodes N")
+    if image and (job.image or job.claims):
+        raise ConfigError(f"--image and --claim are for --backend k8s, not {name}")

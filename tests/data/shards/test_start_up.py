@@ -1,0 +1,184 @@
+"""What a start costs does not grow with the set: requests, memory, and indexing where there is no
+manifest."""
+
+import gc
+import hashlib
+import json
+import os
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from ranks import together
+from shardkit import config, samples, write_tar
+
+from pipeline.data.make.write import index_shards
+from pipeline.data.shards import describe, storage
+from pipeline.data.shards.find import SAMPLED, load_manifest
+from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest
+from pipeline.data.shards.splits import split_of
+from pipeline.data.shards.table import Place, Shard, ShardTable, table
+from pipeline.data.stream import build_eval_loader, build_stream
+from pipeline.errors import SampleError, StorageError
+from pipeline.train.same_shards import check_same_shards
+
+
+def made(num_shards: int) -> Manifest:
+    """A manifest of shards that are nowhere."""
+    names = [f"train-{number:06d}.tar" for number in range(num_shards)]
+    hashes = [f"{number:064x}" for number in range(1, num_shards + 1)]
+    counts, sizes = [1000] * num_shards, [100 * 2**20 + 512 * number for number in range(num_shards)]
+    place = (Place("http://host/set", "http://host/set", ".index"),)
+    columns = (names, counts, sizes, hashes, hashes[::-1], ["train"] * num_shards)
+    return Manifest(table(place, [0] * num_shards, *columns), ("cls", "jpg"), ("a", "b"))
+
+
+class Counting(fsspec.AbstractFileSystem):
+    """A server that has the manifest, says the sizes of the shards, and counts what it is asked."""
+
+    protocol = "http"
+    cachable = False
+    manifest: Manifest
+    asked: Counter[str] = Counter()
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        Counting.asked["info"] += 1
+        name = path.rpartition("/")[2]
+        if name == MANIFEST:
+            return {"size": len(Counting.manifest.to_json(None))}
+        number = int(name.split("-")[1].split(".")[0])
+        return {"size": int(Counting.manifest.shards.num_bytes[number])}
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        Counting.asked["cat"] += 1
+        assert path.endswith(MANIFEST)
+        return Counting.manifest.to_json(None)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(storage, "_filesystem", lambda location: Counting())
+    return "http://host/set"
+
+
+def requests(source: str, num_shards: int, rank: int, start: Any) -> int:
+    Counting.manifest, Counting.asked = made(num_shards), Counter()
+    assert start("t", config(source), rank=rank, world_size=64).num_samples == 1000 * num_shards
+    return Counting.asked.total()
+
+
+@pytest.mark.parametrize("rank", [0, 1, 63])
+def test_requests_of_a_rank_do_not_grow_with_the_shards(server, rank):
+    def stream(*given, **options):
+        return build_stream(*given, seed=0, **options)
+
+    def loader(*given, **options):
+        return build_eval_loader(*given, split="train", **options)
+
+    for start in (stream, loader):
+        few, many = (requests(server, num, rank, start) for num in (100, 1000))
+        assert few == many == (2 + SAMPLED if rank == 0 else 2)
+        assert requests(server, 10, rank, start) == (2 + 10 if rank == 0 else 2)
+
+
+def test_a_manifest_takes_columns_and_not_an_object_for_each_shard():
+    number = 20_000
+    data = made(number).to_json(None)
+    parse_manifest(data, "http://host/set")
+    gc.collect()
+    before = len(gc.get_objects())
+    tracemalloc.start()
+    manifest = parse_manifest(data, "http://host/set")
+    gc.collect()
+    now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert manifest.num_samples == 1000 * number and manifest.digest == made(number).digest
+    assert len(gc.get_objects()) - before < 1000
+    assert now < number * 160 and peak < number * 1024, "100 MiB for 100,000 shards"
+
+
+def test_ranks_that_read_different_manifests_are_told_so():
+    """As where a host has an older copy of the folder."""
+    one, other = (made(number).fingerprint for number in (10, 11))
+
+    def told(held: list[int]) -> list[str]:
+        def ask(rank: int, ranks: Any) -> str:
+            try:
+                check_same_shards(ranks, {"tasks.t.data.train": one, "tasks.t.data.val": held[rank]})
+            except SampleError as err:
+                return str(err)
+            return ""
+
+        return together(len(held), ask)
+
+    assert told([one] * 3) == [""] * 3
+    for text in told([one, one, other]):
+        assert "tasks.t.data.val: the manifest of rank 2 is not that of rank 0" in text
+
+
+def test_the_digest_is_computed_once(monkeypatch):
+    manifest = made(10)
+    first = manifest.digest
+    monkeypatch.setattr(type(manifest.shards), "identities", lambda self: pytest.fail("hashed anew"))
+    assert manifest.digest == first
+
+
+def test_the_digest_of_a_set_is_the_one_of_before():
+    """Of the text that json.dumps makes of the whole, names with other letters and splits included."""
+    names = ["a-train-0.tar", "b-val-1.tar", "größe-2.tar", 'quote"-3.tar', "x-4.tar"]
+    splits = ["train", "train", "", "test", "val"]
+    shards = [
+        Shard(name, 1 + n, 512 * n + 1, f"{n + 1:064x}", f"{n + 7:064x}", f"d/{name}", split=split)
+        for n, (name, split) in enumerate(zip(names, splits, strict=True))
+    ]
+    manifest = Manifest(ShardTable.of(shards), ("cls", "jpg"), ("ä", "b"), ("m",))
+    parts = [
+        [
+            s.name,
+            s.num_samples,
+            s.num_bytes,
+            s.index_sha256,
+            *([s.split] if s.split != split_of(s.name) else []),
+        ]
+        for s in shards
+    ]
+    text = json.dumps([parts, manifest.schema, manifest.classes, manifest.mask_classes])
+    assert manifest.digest == hashlib.sha256(text.encode()).hexdigest()
+    assert list(manifest.shards) == shards
+    assert list(manifest.shards.take([3, 1])) == [shards[3], shards[1]]
+    assert replace(manifest, shards=manifest.shards[:2]).num_samples == 3
+
+
+@pytest.fixture
+def many(tmp_path):
+    """More shards than are looked at before a run."""
+    tars = [str(write_tar(tmp_path / f"part-{n:02d}.tar", samples(f"s{n}", 1))) for n in range(SAMPLED + 8)]
+    index_shards(tars, tmp_path, classes=["a", "b", "c"])
+    return tmp_path
+
+
+def test_a_wrong_size_that_no_rank_looked_at_is_found_when_the_shard_is_opened(many):
+    looked_at = set(np.linspace(0, SAMPLED + 7, SAMPLED).round().astype(int).tolist())
+    other = next(number for number in range(SAMPLED + 8) if number not in looked_at)
+    os.truncate(many / f"part-{other:02d}.tar", 512)
+    loader = build_eval_loader("t", config(many, max_wait=0.3), rank=0, world_size=1)
+    with pytest.raises(StorageError, match=rf"part-{other:02d}.tar: 512 bytes are there"):
+        list(loader)
+
+
+def test_without_a_manifest_a_set_is_indexed_once_for_all_ranks_and_runs(many, monkeypatch):
+    for path in (*many.glob("*.index"), many / MANIFEST):
+        path.unlink()
+    calls: Counter[str] = Counter()
+    true = describe.index_tar
+    monkeypatch.setattr(describe, "index_tar", lambda tar: (calls.update([str(tar)]), true(tar))[1])
+    for rank in range(3):
+        build_stream("t", config(many), seed=0, rank=rank, world_size=3)
+    assert len(calls) == SAMPLED + 8 and set(calls.values()) == {1}
+    os.utime(many / "part-03.tar")
+    assert load_manifest(str(many)).num_samples == SAMPLED + 8
+    assert set(calls.values()) == {2}, "a file that may have changed is looked at again"

@@ -1,0 +1,125 @@
+"""Checkpoints are copied to other storage, whole or not at all, and a run goes on from there."""
+
+import shutil
+
+import pytest
+import torch
+from checkpointkit import make_engine, save
+
+from pipeline.data.shards import locations, storage
+from pipeline.errors import CheckpointError, ConfigError, OutageError
+from pipeline.run_folder import complete_folders
+from pipeline.train import mirror
+from pipeline.train.loop import train
+from pipeline.train.mirror import mirror_at
+from pipeline.train.storage import read_checkpoint
+
+LAST = "checkpoints/step_00000006"
+
+
+@pytest.fixture(params=["path", "object store"])
+def place(request, tmp_path, monkeypatch) -> str:
+    """A folder, and a store without folders, in which fsspec's memory stands for s3."""
+    if request.param == "path":
+        return str(tmp_path / "mirror")
+    monkeypatch.setattr(locations, "SCHEMES", (*locations.SCHEMES, "memory"))
+    monkeypatch.setattr(mirror, "WRITABLE", (*mirror.WRITABLE, "memory"))
+    return f"memory://{tmp_path}/mirror"
+
+
+def steps(place: str) -> list[str]:
+    return [name[-1] for name in mirror_at(place).names()]
+
+
+def test_a_run_whose_disk_is_lost_goes_on_from_its_mirror_to_the_same_end(tiny_run, tmp_path, place):
+    options = dict(steps=6, save_every=2)
+    train(tiny_run(tmp_path / "whole", train=options | dict(eval_every=None)))
+    config = tiny_run(tmp_path / "run", train=options | dict(mirror=place))
+    train(config)
+    assert steps(place) == ["6", "4"]
+    at = mirror_at(place)
+    for name in mirror.FILES[::-1]:
+        storage.remove(f"{at.url}/{LAST}/{name}")
+    shutil.rmtree(tmp_path / "run")
+    train(config)
+    whole, again = (read_checkpoint(tmp_path / name / LAST).tensors for name in ("whole", "run"))
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+    assert steps(place) == ["6", "4"]
+    assert {"config.json", "metrics.jsonl"} <= set(storage.names_in(at.url))
+
+
+def test_another_output_continues_by_url(tiny_run, tmp_path, place):
+    train(tiny_run(tmp_path / "run", train=dict(steps=6, save_every=2, mirror=place)))
+    train(tiny_run(tmp_path / "other", train=dict(steps=6)), mirror_at(place).url)
+    assert [folder.name for folder in complete_folders(tmp_path / "other/checkpoints")] == ["step_00000006"]
+
+
+def test_the_best_stays_and_of_the_others_the_newest(tmp_path, place):
+    engine, at = make_engine(), mirror_at(place)
+    for step in range(1, 6):
+        at.put(save(engine, tmp_path / "run/checkpoints", step, best=step == 2), keep=2)
+    assert steps(place) == ["5", "4", "2"]
+
+
+def test_a_copy_that_was_cut_short_is_no_checkpoint(tmp_path, place, monkeypatch):
+    engine, at, root = make_engine(), mirror_at(place), tmp_path / "run/checkpoints"
+    at.put(save(engine, root, 1), keep=2)
+    for number in range(4):
+        calls, real = iter(range(100)), storage.upload
+
+        def cut(*args, calls=calls, real=real, number=number):
+            if next(calls) == number:
+                raise OutageError("the cable is cut")
+            return real(*args)
+
+        with monkeypatch.context() as patch, pytest.raises(OutageError):
+            patch.setattr(mirror, "upload", cut)
+            at.put(save(engine, root, 2), keep=2)
+        assert steps(place) == ["1"]
+        assert at.fetch(tmp_path / f"fetched{number}").name == "step_00000001"
+    at.put(root / "step_00000002", keep=2)
+    assert steps(place) == ["2", "1"]
+    fetched = at.fetch(tmp_path / "fetched")
+    assert read_checkpoint(fetched).facts["step"] == 2
+
+
+def test_a_mirror_that_fails_is_said_and_stops_nothing(tiny_run, tmp_path, monkeypatch, caplog, place):
+    def refused(*_):
+        raise OutageError("the bucket does not answer")
+
+    monkeypatch.setattr(mirror, "upload", refused)
+    train(tiny_run(train=dict(steps=4, save_every=2, mirror=place)))
+    assert caplog.text.count("was not copied to") >= 2 and "it is on this disk alone" in caplog.text
+    assert (tmp_path / "run/checkpoints/step_00000004").is_dir()
+
+
+def test_what_is_evaluated_behind_the_last_save_costs_no_second_copy(tmp_path, place, monkeypatch):
+    engine, at, root = make_engine(), mirror_at(place), tmp_path / "run/checkpoints"
+    at.put(save(engine, root, 1), keep=2)
+    copied, real = [], storage.upload
+    monkeypatch.setattr(mirror, "upload", lambda path, *rest: copied.append(path.name) or real(path, *rest))
+    at.put(save(engine, root, 1, since=1, best=True), keep=2)
+    assert copied == ["manifest.json", "latest", "best"]
+
+
+def test_a_new_run_does_not_write_over_a_mirror(tiny_run, tmp_path, place):
+    train(tiny_run(train=dict(steps=4, mirror=place)))
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds checkpoints of a run, which --resume none does not touch"):
+        train(tiny_run(train=dict(steps=4, mirror=place)), "none")
+
+
+def test_a_step_that_is_there_otherwise_is_not_replaced(tmp_path, place):
+    at = mirror_at(place)
+    at.put(save(make_engine(), tmp_path / "run/checkpoints", 1), keep=2)
+    folder = save(make_engine(), tmp_path / "other", 1)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is another checkpoint than that of"):
+        at.fetch(tmp_path / "other")
+
+
+@pytest.mark.parametrize("location", ["https://a.org/x", "pipe:ls", "ftp://x/y", "a\n", "-x", ""])
+def test_what_cannot_be_written_to_is_refused_before_the_run_begins(tiny_run, tmp_path, location):
+    with pytest.raises(ConfigError, match=r"train\.mirror"):
+        train(tiny_run(train=dict(steps=4, mirror=location)))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,119 @@
+"""A rank that does not come forward says where it is, and ends with all that it started. Processes of their
+own."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from deepspeed_launch import ROOT, environment
+
+from pipeline.train.notes import SharedNotes
+from pipeline.train.watchdog import HUNG
+
+GENEROUS = 300
+HANGS = """
+import subprocess, sys, threading, time
+from pathlib import Path
+from pipeline.train.notes import SharedNotes
+from pipeline.train.watchdog import Section, Watchdog
+
+def stuck_in_this_function():
+    time.sleep(600)
+
+with Watchdog(Path(sys.argv[1]), 3, 8, SharedNotes()) as watchdog:
+    watchdog.note_batch("digits", ("a b", "c\\n"))
+    child = subprocess.Popen(["sleep", "600"])
+    print(child.pid, flush=True)
+    watchdog.at(Section("computes step 7", 1.0))
+    threading.Thread(target=stuck_in_this_function, daemon=True).start()
+    stuck_in_this_function()
+"""
+WAITS = """
+import sys, time
+from pathlib import Path
+from pipeline.train import watchdog as module
+from pipeline.train.notes import SharedNotes
+from pipeline.train.watchdog import Section, Watchdog
+
+module.READ_EVERY, module.FRESH = 0.1, 2.0
+notes = SharedNotes()
+with Watchdog(Path(sys.argv[1]), 0, 2, notes) as watchdog:
+    watchdog.at(Section("waits for the other ranks", 1.0, patient=True))
+    for _ in range(25):
+        notes.write_slow("rank 1 saves a checkpoint")
+        time.sleep(0.2)
+    print("excused", flush=True)
+    time.sleep(600)
+"""
+
+
+def ended(script: str, folder) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_rank_that_hangs_says_where_and_is_gone_with_its_children(tmp_path):
+    code, child, said = ended(HANGS, tmp_path)
+    kept = (tmp_path / "hangs/rank_00003.txt").read_text()
+    assert code == HUNG
+    for text in (said, kept):
+        assert "rank 3 of 8: no progress for 1 s, while it computes step 7; it is ended" in text
+        assert r"last batch: digits: 'a b', 'c\n'" in text
+        assert text.count("in stuck_in_this_function") == 2, "the stacks of both threads"
+    assert not psutil.pid_exists(int(child)) or psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_rank_that_another_one_makes_wait_ends_when_that_is_silent(tmp_path):
+    code, out, said = ended(WAITS, tmp_path)
+    assert (code, out) == (HUNG, "excused\n"), said
+    assert "while it waits for the other ranks" in said
+
+
+def test_notes_of_a_store_that_is_gone_are_none():
+    class Gone:
+        def set_timeout(self, limit): ...
+
+        def set(self, key, text):
+            raise RuntimeError("Connection reset")
+
+    notes = SharedNotes(Gone())
+    notes.ask_to_stop()
+    time.sleep(0)
+    assert notes.slow() == ""
+
+
+CHILD = """
+import os, sys, time
+from pipeline.processes import end_with_parent
+if pid := os.fork():
+    print(pid, flush=True)
+    time.sleep(600)
+end_with_parent()
+open(sys.argv[1], "w").close()
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+def test_a_child_ends_with_its_killed_parent(tmp_path):
+    ready = tmp_path / "ready"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(ready)], env=environment(), cwd=ROOT, text=True, stdout=-1
+    )
+    assert parent.stdout
+    child = psutil.Process(int(parent.stdout.readline()))
+    deadline = time.monotonic() + GENEROUS
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs([child], timeout=GENEROUS)[1]
