@@ -4,13 +4,9 @@ import errno
 import mmap
 import struct
 import time
-from typing import TYPE_CHECKING
 
-from pipeline.train.faults.fault import FAULTS, AtStep
+from pipeline.train.faults.fault import FAULTS, AtStep, Victim
 from pipeline.train.faults.processes import positive
-
-if TYPE_CHECKING:
-    from pipeline.train.setup import Run
 
 NONE, NEXT = -1, -2
 
@@ -58,7 +54,7 @@ class Disturbing(AtStep):
         super().__init__(step, rank)
         self.disturbance = Disturbance()
 
-    def prepare(self, run: "Run") -> None:
+    def prepare(self, run: Victim) -> None:
         """Before data workers are forked."""
         for stream in run.streams.values():
             stream.disturb(self.disturbance)
@@ -73,7 +69,7 @@ class Outage(Disturbing):
         super().__init__(step, rank)
         self._seconds = positive("outage", seconds)
 
-    def strike(self, run: "Run") -> None:
+    def strike(self, run: Victim) -> None:
         self.disturbance.silence(self._seconds)
 
 
@@ -84,5 +80,5 @@ class CorruptShard(Disturbing):
     def __init__(self, *, step: int, rank: int | None = None):
         super().__init__(step, rank)
 
-    def strike(self, run: "Run") -> None:
+    def strike(self, run: Victim) -> None:
         self.disturbance.corrupt_next()

@@ -4,15 +4,12 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from pipeline.train import storage
-from pipeline.train.faults.fault import FAULTS
-
-if TYPE_CHECKING:
-    from pipeline.train.setup import Run
+from pipeline.train.faults.fault import FAULTS, Victim
 
 
 @FAULTS.register("enospc")
@@ -26,10 +23,10 @@ class NoSpace:
     def __init__(self, *, save: int):
         self.save: int | None = save
 
-    def prepare(self, run: "Run") -> None:
+    def prepare(self, run: Victim) -> None:
         """Nothing to prepare."""
 
-    def strike(self, run: "Run") -> None:
+    def strike(self, run: Victim) -> None:
         write = storage.write_tensors
 
         def fail(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

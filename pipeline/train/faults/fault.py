@@ -1,11 +1,26 @@
 """The protocol of a fault, and the registry of all."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from pipeline.config.schema import RunConfig
+from pipeline.data.stream import TrainStream
+from pipeline.engine.protocol import Engine
+from pipeline.interfaces import Progress
 from pipeline.registry import Registry
 
-if TYPE_CHECKING:
-    from pipeline.train.setup import Run
+
+class Victim(Protocol):
+    """What faults see of the run that they strike."""
+
+    engine: Engine
+    streams: dict[str, TrainStream]
+    progress: Progress
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def total_steps(self) -> int: ...
 
 
 class Fault(Protocol):
@@ -16,12 +31,12 @@ class Fault(Protocol):
     save: int | None
     rank: int | None
 
-    def prepare(self, run: "Run") -> None:
+    def prepare(self, run: Victim) -> None:
         """On every rank, before the first step and before data workers are started. Raises ConfigError where
         it cannot strike."""
         ...
 
-    def strike(self, run: "Run") -> None: ...
+    def strike(self, run: Victim) -> None: ...
 
 
 FAULTS: Registry[Fault] = Registry("fault")
@@ -37,5 +52,5 @@ class AtStep:
         self.step: int | None = step
         self.rank = rank
 
-    def prepare(self, run: "Run") -> None:
+    def prepare(self, run: Victim) -> None:
         """Nothing to prepare."""

@@ -5,15 +5,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.config.overrides import parse_value
 from pipeline.errors import ConfigError
 from pipeline.files import folder_within
-from pipeline.train.faults.fault import FAULTS, Fault
-
-if TYPE_CHECKING:
-    from pipeline.train.setup import Run
+from pipeline.train.faults.fault import FAULTS, Fault, Victim
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +36,7 @@ class Injection:
             raise ConfigError(f"--inject {min(doubled)} is given twice; give it once")
         self._saves = 0
 
-    def prepare(self, run: "Run") -> None:
+    def prepare(self, run: Victim) -> None:
         """Before the first step. Raises ConfigError for a fault that would never strike."""
         for one in self._planned:
             fault, step = one.fault, one.fault.step
@@ -58,15 +54,15 @@ class Injection:
             elif one.fault.step is not None and one.fault.step < run.progress.step:
                 log.warning("--inject %s: the run goes on after that step", one.spec)
 
-    def before_step(self, run: "Run") -> None:
+    def before_step(self, run: Victim) -> None:
         self._strike(run, [one for one in self._planned if one.fault.step == run.progress.step])
 
-    def before_save(self, run: "Run") -> None:
+    def before_save(self, run: Victim) -> None:
         if self._planned:
             self._saves += 1
             self._strike(run, [one for one in self._planned if one.fault.save == self._saves])
 
-    def _strike(self, run: "Run", due: Sequence[Planned]) -> None:
+    def _strike(self, run: Victim, due: Sequence[Planned]) -> None:
         for one in due:
             mark = _mark(run, one)
             try:
@@ -94,5 +90,5 @@ def fault_of(spec: str) -> Fault:
     return fault
 
 
-def _mark(run: "Run", one: Planned) -> Path:
+def _mark(run: Victim, one: Planned) -> Path:
     return folder_within(Path(run.config.output), FOLDER) / f"{one.spec}.rank_{run.engine.rank:05d}"

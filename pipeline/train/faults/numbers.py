@@ -1,15 +1,12 @@
 """Faults of numbers."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.train.faults.fault import FAULTS, AtStep
-
-if TYPE_CHECKING:
-    from pipeline.train.setup import Run
+from pipeline.train.faults.fault import FAULTS, AtStep, Victim
 
 
 @FAULTS.register("nan")
@@ -19,7 +16,7 @@ class Nan(AtStep):
     def __init__(self, *, step: int, rank: int | None = None):
         super().__init__(step, rank)
 
-    def strike(self, run: "Run") -> None:
+    def strike(self, run: Victim) -> None:
         def spoil(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
             handle.remove()
             batch, *rest = given

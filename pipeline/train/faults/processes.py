@@ -4,14 +4,11 @@ import multiprocessing
 import os
 import signal
 from threading import Timer
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pipeline.errors import ConfigError
 from pipeline.processes import kill_all
-from pipeline.train.faults.fault import FAULTS, AtStep
-
-if TYPE_CHECKING:
-    from pipeline.train.setup import Run
+from pipeline.train.faults.fault import FAULTS, AtStep, Victim
 
 
 @FAULTS.register("kill")
@@ -25,11 +22,11 @@ class Kill(AtStep):
             raise ConfigError(f"fault 'kill': what is '{what}'; give rank, worker or term")
         self._what: Literal["rank", "worker", "term"] | str = what
 
-    def prepare(self, run: "Run") -> None:
+    def prepare(self, run: Victim) -> None:
         if self._what == "worker":
             _require_workers(run, "kill@what=worker")
 
-    def strike(self, run: "Run") -> None:
+    def strike(self, run: Victim) -> None:
         if self._what == "worker":
             kill_all(_workers())
         else:
@@ -44,10 +41,10 @@ class Stall(AtStep):
         super().__init__(step, rank)
         self._seconds = positive("stall", seconds)
 
-    def prepare(self, run: "Run") -> None:
+    def prepare(self, run: Victim) -> None:
         _require_workers(run, "stall")
 
-    def strike(self, run: "Run") -> None:
+    def strike(self, run: Victim) -> None:
         workers = _workers()
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
@@ -75,6 +72,6 @@ def _go_on(workers: list[int]) -> None:
             pass
 
 
-def _require_workers(run: "Run", fault: str) -> None:
+def _require_workers(run: Victim, fault: str) -> None:
     if not any(run.config.tasks[name].data.workers for name in run.streams):
         raise ConfigError(f"fault '{fault}' needs data workers; give tasks.NAME.data.workers=1 or more")
