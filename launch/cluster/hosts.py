@@ -145,7 +145,7 @@ def _filter(text: str, hosts: list[Host]) -> Mapping[str, frozenset[int]]:
     known = {host.name: frozenset(host.slots) for host in hosts}
     named: dict[str, frozenset[int]] = {}
     for part in text.split("@"):
-        name, colon, listed = part.strip().partition(":")
+        name, colon, listed = part.partition(":")
         if name not in known:
             raise ConfigError(f"'{part}' names no host of the hostfile ({first_few(list(known))})")
         slots = known[name]

@@ -12,6 +12,9 @@ from pipeline.interfaces import Batch, map_tensors
 
 log = logging.getLogger(__name__)
 
+_LONGEST = 1000
+"""Characters of a log line about a sample: a stranger's key can be long."""
+
 
 @dataclass(frozen=True)
 class BadSample:
@@ -83,7 +86,7 @@ class Quarantine:
         self.shards[sample.shard] += 1
         self._in_row += 1
         if self.count <= 10 or self.count % 1000 == 0:
-            log.warning("bad sample %d is not used: %s", self.count, printable(str(sample)))
+            log.warning("bad sample %d is not used: %s", self.count, printable(str(sample))[:_LONGEST])
         if self._in_row > self._limit:
             raise bad_in_row(self._in_row, sample)
 

@@ -2,6 +2,7 @@
 saved (`Meeting`)."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -33,6 +34,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._received = self._begun = self._closed = False
         self._interrupted: float | None = None
         self._handlers: dict[signal.Signals, Any] = {}
@@ -87,6 +89,8 @@ class StopRequest:
         signal.pthread_kill(self._thread.ident or 0, signal.SIGTERM)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a data worker, which inherits the handler
+            return
         now = time.monotonic()
         if self._interrupted is None:
             self._interrupted = now

@@ -24,11 +24,12 @@ from launch.pictures.page import Page, Panel, Section, write_html
 from launch.report.tables import markdown
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.config.load import from_plain, load_config, to_plain
+from pipeline.data.make.write import index_shards
 from pipeline.data.members.decode import DECODERS
-from pipeline.data.shards.describe import CLASSES, describe, read_names
+from pipeline.data.shards.describe import CLASSES, read_names
 from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.index import SUFFIX, ShardIndex
 from pipeline.data.shards.locations import expand
-from pipeline.data.shards.manifest import write_manifest
 from pipeline.data.shards.tar_index import index_tar
 from pipeline.run_folder import pointed
 from pipeline.train.storage import read_manifest
@@ -66,6 +67,8 @@ tasks = dict(digits=dict(type="classification", head=dict(num_classes=10), data=
 train = dict(mode="joint", steps=6)
 output = "runs/x"
 """
+MAX_INDEXED = 1 << 20
+"""Bytes of the shard that an index is of."""
 TENSORS = {"blocks.0.a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 
 
@@ -98,12 +101,27 @@ def _written(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path
     return call
 
 
-def _manifests(folder: Path) -> list[bytes]:
-    """Manifests of two shards, which are made in the folder with their indexes."""
-    for number, data in enumerate(_tars()[:2]):
-        (folder / f"train-{number}.tar").write_bytes(data)
-    manifest = describe([str(path) for path in sorted(folder.glob("*.tar"))], hashes=True)
-    return [write_manifest(folder, manifest).read_bytes()]
+def _set(folder: Path) -> tuple[Path, list[Path]]:
+    """The manifest of two shards and their indexes, which are made in the folder."""
+    tars = [folder / f"train-{number}.tar" for number in range(2)]
+    for path, data in zip(tars, _tars(), strict=True):
+        path.write_bytes(data)
+    manifest = index_shards([str(path) for path in tars], folder)
+    return manifest, [path.with_name(path.name + SUFFIX) for path in tars]
+
+
+def _old_index(index: ShardIndex) -> bytes:
+    """The index as it was stored before indexes were binary."""
+    members = [index.members(sample) for sample in range(len(index))]
+    places = [[there.get(suffix, (0, -1)) for suffix in index.suffixes] for there in members]
+    columns = [[[place[part] for place in row] for row in places] for part in (0, 1)]
+    plain = {"keys": index.keys, "suffixes": index.suffixes, "offsets": columns[0], "sizes": columns[1]}
+    return json.dumps(plain).encode()
+
+
+def _read_index(data: bytes, _: Path) -> object:
+    index = ShardIndex.from_bytes(data, MAX_INDEXED)
+    return [(index.key(sample), index.members(sample)) for sample in range(min(len(index), 100))]
 
 
 def _text(read: Callable[[str], object]) -> Callable[[bytes, Path], object]:
@@ -156,8 +174,13 @@ def _of_data(folder: Path) -> list[Target]:
     words = [b"data/x-{000..003}.tar", b"http://host/x/{a,b}.tar", b"s3://bucket/x", b"file:///x.tar"]
     read_set = _written("manifest.json", lambda path: load_manifest(str(path.parent), checked=False))
     read_classes = _written(CLASSES, lambda path: read_names(str(path.parent)))
+    manifest, indexes = _set(folder)
+    stored = [path.read_bytes() for path in indexes]
+    old = [_old_index(ShardIndex.from_bytes(data, MAX_INDEXED)) for data in stored]
     return [
-        Target("manifest", _manifests(folder), read_set, changed_json),
+        Target("manifest", [manifest.read_bytes()], read_set, changed_json),
+        Target("index", stored, _read_index, errors=(ValueError,)),
+        Target("index in JSON", old, _read_index, changed_json, errors=(ValueError,)),
         Target("tar", _tars(), _written("x.tar", index_tar), share=15),
         Target("image", images, _member("png"), share=8),
         Target("mask", masks, _member("seg.png")),

@@ -153,6 +153,7 @@ def test_a_damaged_checkpoint_is_refused(trained, dtem, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     (weights,) = (tmp_path / "run").glob("checkpoints/step_*/model.safetensors")
     older = shutil.copytree(weights.parent, weights.parent.with_name("step_00000002"))
+    forge(older / "manifest.json", lambda facts: facts.update(step=2))
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "sha256 is not the manifest's; another one of this run: --checkpoint step_00000002" in dtem(
         "evaluate", tmp_path / "run", code=2

@@ -68,7 +68,7 @@ def test_a_task_that_is_not_evaluated_does_not_rank():
 def test_the_first_evaluation_with_a_score_is_the_best_until_a_higher_one(digits, tmp_path, monkeypatch):
     """Even with a score of 0, and the later of two alike is not better."""
     rounds = iter([None, 0.0, 0.0, 0.5, 0.5, 0.4])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"digits": {"top1": next(rounds)}})
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"digits": {"top1": next(rounds)}})
     train(from_plain(tiny_plain(digits, tmp_path, train=dict(steps=6, eval_every=1, keep_checkpoints=9))))
     found = {step: tmp_path / f"checkpoints/step_{step:08d}" for step in range(1, 7)}
     saved = {step: folder for step, folder in found.items() if (folder / "manifest.json").is_file()}

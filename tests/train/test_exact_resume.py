@@ -137,14 +137,15 @@ def assert_same_end(folder, part_way):
 
 
 def signal_after(monkeypatch, steps, number):
-    """To this process and its children, in the step that follows."""
+    """To this process and its children, once so many steps are done."""
     step = loop.train_step
 
     def step_with_signal(run, *rest):
+        norm = step(run, *rest)
         if run.progress.step == steps:
             for pid in (os.getpid(), *(child.pid for child in psutil.Process().children())):
                 os.kill(pid, number)
-        return step(run, *rest)
+        return norm
 
     monkeypatch.setattr(loop, "train_step", step_with_signal)
 
@@ -155,7 +156,7 @@ def test_a_signal_to_all_processes_saves_and_auto_continues_to_the_same_end(
 ):
     """A scheduler signals data workers too, and so does a terminal."""
     train(tiny_run(tmp_path / "whole"))
-    signal_after(monkeypatch, 2, number)
+    signal_after(monkeypatch, 3, number)
     before = signal.getsignal(number)
     train(tiny_run(tmp_path / "parts", data=dict(workers=1)))
     assert "stopped as asked after step 3 of 6" in capfd.readouterr().err
@@ -194,12 +195,16 @@ def val_lines(output):
     return [line for line in lines if "val/digits/top1" in line]
 
 
-def test_a_request_to_stop_in_the_last_step_finds_a_run_that_is_done(tiny_run, tmp_path, monkeypatch, capfd):
-    """It is evaluated, as without the request."""
+def test_a_request_to_stop_in_the_last_step_leaves_the_evaluation_to_the_resumed_run(
+    tiny_run, tmp_path, monkeypatch, capfd
+):
     train(tiny_run(tmp_path / "whole"))
-    signal_after(monkeypatch, 5, signal.SIGTERM)
+    signal_after(monkeypatch, 6, signal.SIGTERM)
     train(tiny_run(tmp_path / "parts"))
-    assert "stopped as asked" not in capfd.readouterr().err
+    assert "stopped as asked after step 6 of 6" in capfd.readouterr().err
+    assert val_lines(tmp_path / "parts") == []
+    monkeypatch.undo()
+    train(tiny_run(tmp_path / "parts"))
     assert val_lines(tmp_path / "parts") == val_lines(tmp_path / "whole") != []
     facts = [
         read_checkpoint(pointed(tmp_path / name / "checkpoints", "best")).facts["progress"]

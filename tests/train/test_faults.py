@@ -136,11 +136,12 @@ def killed(config) -> None:
 
 
 def test_a_killed_rank_goes_on_from_its_last_checkpoint(tiny_run, tmp_path, clean):
-    config = tiny_run(train=SETTINGS)
+    config = tiny_run(train=SETTINGS | dict(save_every=1))
     process = multiprocessing.get_context("spawn").Process(target=killed, args=(config,))
     process.start()
     process.join(300)
-    assert process.exitcode == -signal.SIGKILL and saved(tmp_path / "run") == [2]
+    # the save of step 3 may not be complete by then, the one before it is
+    assert process.exitcode == -signal.SIGKILL and {1, 2} <= set(saved(tmp_path / "run"))
     train(config, faults=Injection(["kill@step=3"]))
     assert_same_end(clean, tmp_path / "run")
 
