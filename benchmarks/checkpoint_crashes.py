@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,7 @@ def saving_without_end(root: Path, rank: int, world_size: int, port: int, begun:
             state = {name: torch.full_like(tensor, step) for name, tensor in shared_state(engine).items()}
             engine.load_state_tensors(state)
             average = {"ema.padding": torch.full((PADDING,), float(step))} if rank == 0 else {}
-            progress = {"progress": asdict(Progress(step=step))}
-            saver.start(engine, step, average, facts | progress, since=step - 1)
+            saver.start(engine, Progress(step=step), average, facts)
             begun.value = step
             if saver.settle(wait=True) is not None:
                 told.value = step
@@ -184,10 +182,9 @@ def disk_failures() -> dict[str, int]:
 
 def save(engine, root: Path, step: int) -> bool:
     """Whether the save was said to be complete."""
-    facts = facts_of(1) | {"progress": asdict(Progress(step=step))}
     try:
         with Saver(engine, root, 2) as saver:
-            saver.start(engine, step, {}, facts, since=step - 1)
+            saver.start(engine, Progress(step=step), {}, facts_of(1))
             return saver.settle(wait=True) is not None
     except CheckpointError:
         return False

@@ -57,7 +57,7 @@ def saving(gib: float) -> dict[str, float]:
     size = sum(tensor.nbytes for tensor in tensors.values()) / 2**30
     with TemporaryDirectory(dir=".") as folder:
         started = time.perf_counter()
-        made = write_checkpoint(Path(folder) / "checkpoints", 1, tensors, {}, since=0)
+        made = write_checkpoint(Path(folder) / "checkpoints", 1, tensors, {})
         written = time.perf_counter() - started
         found = read_checkpoint(made)
         assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())

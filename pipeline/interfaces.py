@@ -208,5 +208,7 @@ class Progress:
     """Number of the last steps in a row that were skipped for a loss that is not finite."""
     best: float | None = None
     """Best value of the main metric so far."""
+    best_step: int | None = None
+    """Step of that value, whose checkpoint stays."""
     evaluated: int = 0
     """Step of the last evaluation."""

@@ -3,6 +3,9 @@
     OUTPUT/checkpoints/step_00000500/   see `train.storage`
     OUTPUT/checkpoints/latest, best     text files that hold the name of a folder
 
+The newest complete checkpoint is always the last one of the run: what a run leaves when it goes back is set
+aside at once (`train.branches`). `latest` says the same to other programs, and nothing here follows it.
+
 A run may be a stranger's: a pointer leads to a complete checkpoint beside it, or nowhere. In this file,
 `root` is the folder of the checkpoints.
 """
@@ -65,8 +68,8 @@ def pointed(root: Path, name: str) -> Path | None:
 
 
 def last(root: Path) -> Path | None:
-    """The checkpoint that `latest` names, else the newest; None where there is none."""
-    return pointed(root, "latest") or next(iter(complete_folders(root)), None)
+    """The newest checkpoint; None where there is none."""
+    return next(iter(complete_folders(root)), None)
 
 
 def best(root: Path) -> Path | None:

@@ -56,6 +56,7 @@ ROOMS = {
     | DATA
     | {
         "extras",
+        "redact",
         "rng",
         "files",
         "processes",

@@ -35,10 +35,10 @@ STEPS = {step: f"step_{step:08d}" for step in (1, 2, 3, 9)}
     ("best", "latest", "taken"),
     [
         (STEPS[2], STEPS[3], 2),
-        (None, STEPS[2], 2),
+        (None, STEPS[2], 3),
         (None, None, 3),
-        (STEPS[9], STEPS[2], 2),
-        ("aside", STEPS[2], 2),
+        (STEPS[9], STEPS[2], 3),
+        ("aside", STEPS[2], 3),
         ("../elsewhere", "step_\u0661", 3),
         ("link", "step_00000004", 3),
     ],

@@ -1,10 +1,9 @@
 """Checkpoints for exact continuation: which one is loaded, by all ranks together, and what is said in one."""
 
-import json
 import logging
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +13,10 @@ from pipeline.config.load import digest, to_saved
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.ranks import Ranks
-from pipeline.run_folder import checkpoints_of, complete_folders, pointed
+from pipeline.run_folder import checkpoints_of, complete_folders, last, step_of
 from pipeline.train import storage
-from pipeline.train.collective import from_rank0, joined_json
-from pipeline.train.mirror import Mirror, mirror_at
+from pipeline.train.collective import agreed, joined_json
+from pipeline.train.mirror import Mirror
 from pipeline.train.storage import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -26,45 +25,80 @@ PACKAGES = ("torch", "numpy", "timm", "deepspeed", "safetensors")
 """Packages whose versions are in a checkpoint."""
 
 
-def load_latest(ranks: Ranks, root: Path, mirror: Mirror | None = None) -> Checkpoint | None:
-    """The checkpoint under `root` that `latest` names, else the newest that is whole; where there is none,
-    that of the mirror; else None. A collective; ranks share the disk.
+def load_latest(
+    ranks: Ranks, root: Path, mirror: Mirror | None = None, origin: str | None = None
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole, under `root`, or of the mirror where that has none that is newer;
+    None where there is none at all. A collective; ranks share the disk.
 
-    Damaged checkpoints are passed over, with a warning. Raises CheckpointError where all are damaged:
-    starting anew would hide the loss.
+    origin: one of its `origins`. Damaged checkpoints are passed over, with a warning. Raises CheckpointError
+    where all are damaged: starting anew would hide the loss.
     """
-    names = _of_rank_0(ranks, lambda: [folder.name for folder in _candidates(root, mirror)])
-    for name in names:
+    places = str(root) if mirror is None else f"{root}, and none in {mirror.url},"
+    return _first_whole(ranks, _candidates(root, mirror, origin), places)
+
+
+def load_mirror(ranks: Ranks, mirror: Mirror, root: Path) -> Checkpoint:
+    """The newest checkpoint of a mirror that is whole. It is copied to a hidden folder in `root`. A
+    collective. Raises CheckpointError."""
+    copies = (mirror.fetch(name, root) for name in mirror.names()) if ranks.rank == 0 else iter(())
+    found = _first_whole(ranks, copies, mirror.url)
+    if found is None:
+        raise CheckpointError(f"{mirror.url} holds no complete checkpoint of a run")
+    return found
+
+
+def load_path(ranks: Ranks, path: Path) -> Checkpoint:
+    """The checkpoint at `path`, which is its folder, or the folder of a run, whose newest one it is. A
+    collective. Raises CheckpointError."""
+    return _open(ranks, Path(agreed(ranks, lambda: str(_folder_at(path)))))
+
+
+def _first_whole(ranks: Ranks, candidates: Iterator[Path], places: str) -> Checkpoint | None:
+    """Rank 0 alone asks for the candidates."""
+    damaged = False
+    while folder := agreed(ranks, lambda: str(next(candidates, ""))):
         try:
-            return _open(ranks, root / name)
+            return _open(ranks, Path(folder))
         except CheckpointError as err:
+            damaged = True
             if ranks.rank == 0:
                 log.warning("%s; trying another one", err)
-    if names:
+    if damaged:
         raise CheckpointError(
-            f"no checkpoint in {root} is whole; resume from another one, or start anew in another "
+            f"no checkpoint in {places} is whole; resume from another one, or start anew in another "
             "output folder"
         )
     return None
 
 
-def load_path(ranks: Ranks, path: str, root: Path) -> Checkpoint:
-    """The checkpoint at `path`, which is its folder, or the folder of a run, whose pointer is followed; or at
-    the URL of a mirror, from which it is copied to `root`. A collective. Raises CheckpointError."""
+def _candidates(root: Path, mirror: Mirror | None, origin: str | None) -> Iterator[Path]:
+    """Yields the checkpoints, the one to try first at the front. The mirror is asked where the newest one is
+    not there, or was not taken."""
+    own = [folder for folder in complete_folders(root) if origin is None or origin in _origins(folder)]
+    yield from own[:1]
+    copies = []
+    if mirror is not None:
+        try:
+            copies = mirror.names(origin)
+        except (OSError, PipelineError) as err:
+            if not own[1:]:
+                raise
+            log.warning("%s cannot be asked for a newer checkpoint: %s", mirror.url, err)
+    others = {folder.name: folder for folder in own[1:]}
+    for name in sorted({*others, *copies}, key=lambda name: -step_of(Path(name))):
+        if name in others:
+            yield others[name]
+        if name in copies and mirror is not None:
+            yield mirror.fetch(name, root)
 
-    def find() -> list[str]:
-        mirror = mirror_at(path) if "://" in path else None
-        return [str(_folder_at(Path(path)) if mirror is None else mirror.fetch(root))]
 
-    return _open(ranks, Path(_of_rank_0(ranks, find)[0]))
-
-
-def _candidates(root: Path, mirror: Mirror | None) -> list[Path]:
-    """The checkpoints, the one to try first at the front."""
-    if mirror is not None and not complete_folders(root) and mirror.names():
-        mirror.fetch(root)
-    latest = pointed(root, "latest")
-    return sorted(complete_folders(root), key=lambda folder: folder != latest)
+def _origins(folder: Path) -> list[str]:
+    """The paths that the run of a checkpoint goes back to; none where it is damaged."""
+    try:
+        return storage.read_manifest(folder).get("origins", [])
+    except CheckpointError:
+        return []
 
 
 def _folder_at(path: Path) -> Path:
@@ -73,26 +107,8 @@ def _folder_at(path: Path) -> Path:
             f"{path}, to be continued, is not a folder; give auto, none, the folder of a run, or one of "
             "its checkpoints/step_*"
         )
-    found = (pointed(root, "latest") for root in (path, checkpoints_of(path)))
+    found = (last(root) for root in (path, checkpoints_of(path)))
     return next((folder for folder in found if folder is not None), path)
-
-
-def _of_rank_0(ranks: Ranks, find: Callable[[], list[str]]) -> list[str]:
-    """What rank 0 finds, on every rank. What goes wrong there raises CheckpointError on all of them. A
-    collective."""
-    found, trouble = [], ""
-    if ranks.rank == 0:
-        try:
-            found = find()
-        # the other ranks wait to hear of it
-        except OSError as err:
-            trouble = f"the checkpoints cannot be listed: {err}"
-        except PipelineError as err:
-            trouble = str(err)
-    told = json.loads(from_rank0(ranks, json.dumps([trouble, found])))
-    if told[0]:
-        raise CheckpointError(told[0])
-    return told[1]
 
 
 def _open(ranks: Ranks, folder: Path) -> Checkpoint:

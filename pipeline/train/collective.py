@@ -2,12 +2,14 @@
 order."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pipeline.errors import CheckpointError, PipelineError
 from pipeline.ranks import Ranks
 
 
@@ -20,6 +22,29 @@ def from_rank0(ranks: Ranks, text: str) -> str:
     own = _tensor_of(text.encode(), ranks.device)
     length = int(ranks.broadcast(torch.tensor(len(own), device=ranks.device)))
     return _bytes_of(ranks.broadcast(own if ranks.rank == 0 else own.new_empty(length))).decode()
+
+
+def agreed(ranks: Ranks, work: Callable[[], Any]) -> Any:
+    """What rank 0's `work` returns, as JSON gives it back, on every rank. What goes wrong there raises
+    CheckpointError on all of them, as they wait to hear of it."""
+    found, trouble = None, None
+    if ranks.rank == 0:
+        try:
+            found = work()
+        except Exception as err:  # noqa: BLE001 - raised below
+            trouble = err
+    told = from_rank0(ranks, json.dumps([said(trouble), found]))
+    text, found = json.loads(told)
+    if text is not None:
+        raise CheckpointError(text) from trouble
+    return found
+
+
+def said(err: BaseException | None) -> str | None:
+    """An error as a text that is not empty: its own where it is written for a user, else with its kind."""
+    if err is None:
+        return None
+    return (str(err) if isinstance(err, OSError | SafetensorError | PipelineError) else "") or repr(err)
 
 
 def joined_json(ranks: Ranks, values: Sequence[Any]) -> list[Any]:

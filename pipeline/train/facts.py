@@ -41,21 +41,23 @@ def _table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _progress(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() | {"evaluated"} != {
+    # older checkpoints have none of the last two
+    if not isinstance(value, dict) or value.keys() | {"evaluated", "best_step"} != {
         "step",
         "samples",
         "nonfinite",
         "best",
         "evaluated",
+        "best_step",
     }:
         return False
-    best = value["best"]
+    best, best_step = value["best"], value.get("best_step")
     return (
         _count(value["step"])
         and _table(_count)(value["samples"])
         and _count(value["nonfinite"])
-        # older checkpoints have no `evaluated`
         and _count(value.get("evaluated", 0))
+        and (best_step is None or _count(best_step))
         and (best is None or (type(best) in (int, float) and math.isfinite(best)))
     )
 
@@ -71,6 +73,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "progress": (_progress, "step, samples, nonfinite and best"),
     "streams": (_table(_table(_count)), "a position in the data for each task"),
     "classes": (_table(_texts), "class names for each task"),
+    "origins": (_texts, "a list of paths"),
 }
-TO_CONTINUE = tuple(name for name in _KINDS if name != "classes")
-"""Facts that a run needs to continue from a checkpoint; older ones have no `classes`."""
+TO_CONTINUE = tuple(name for name in _KINDS if name not in ("classes", "origins"))
+"""Facts that a run needs to continue from a checkpoint; older ones lack the others."""

@@ -3,17 +3,16 @@ for the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.config.schema import RunConfig
-from pipeline.engine.connect import limit_collectives, shared_notes
+from pipeline.engine.connect import ALONE, limit_collectives, shared_notes
 from pipeline.engine.exchange import on_host
 from pipeline.engine.launched import lost_another
-from pipeline.errors import PipelineError, SampleError, StopAsked, StorageError, counted
+from pipeline.errors import CheckpointError, PipelineError, SampleError, StopAsked, StorageError, counted
 from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
@@ -29,7 +28,7 @@ from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.setup import Run, build_run, write_config
 from pipeline.train.signals import StopRequest
 from pipeline.train.train_step import train_step
-from pipeline.train.watchdog import Watchdog
+from pipeline.train.watchdog import Section, Watchdog
 
 
 def train(config: RunConfig, resume: str = "auto", faults: Injection | None = None) -> Path:
@@ -43,7 +42,7 @@ def train(config: RunConfig, resume: str = "auto", faults: Injection | None = No
         notes = SharedNotes(shared_notes())
         folder, ranks = Path(config.output), run.engine
         watchdog = Watchdog(folder, ranks.rank, ranks.world_size, notes)
-        with run.lock, run.saver, watchdog:
+        with run.lock, watchdog, run.saver:
             limit = max(config.engine.start_timeout, config.engine.timeout)
             run.meeting = Meeting(run.engine, stop, watchdog, limit)
             run.faults = faults or Injection()
@@ -54,6 +53,8 @@ def train(config: RunConfig, resume: str = "auto", faults: Injection | None = No
                 if lost := lost_another(err):
                     watchdog.report(lost)
                 raise
+            finally:
+                watchdog.at(Section("waits for its last checkpoint", ALONE))
     return folder
 
 
@@ -91,7 +92,8 @@ def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> N
         reporter.advance()
         step, last = run.progress.step, run.progress.step == run.total_steps
         if last or step % settings.log_every == 0:
-            _settle(run, reporter, wait=False)
+            if _settle(run, reporter, wait=False) is not None:
+                _save(run, reporter, last=True)
             try:
                 _report(run, reporter, sums, watch, norm)
             # raised by every rank alike
@@ -101,12 +103,13 @@ def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> N
         better = not last and _due(step, settings.eval_every) and _score(run, reporter)
         save_every = settings.save_every or default_save_every(run.total_steps)
         if last or better or _due(step, save_every):
-            _save(run, reporter, better=better, last=last)
+            _save(run, reporter, last=last)
     for line in bad_summary(run.engine, run.streams):
         reporter.say(line)
     # the run is saved by now: if it ends in this evaluation, it is repeated on resumption
     if run.loaders and run.progress.evaluated < run.progress.step:
-        _save(run, reporter, better=_score(run, reporter), last=True)
+        _score(run, reporter)
+        _save(run, reporter, last=True)
 
 
 def _limit_waits(run: Run) -> None:
@@ -126,12 +129,12 @@ def _make_up_evaluation(run: Run, reporter: Reporter) -> None:
         and _due(step, run.config.train.eval_every)
     ):
         if _score(run, reporter):
-            _save(run, reporter, better=True)
+            _save(run, reporter)
 
 
 def _stop(run: Run, reporter: Reporter) -> None:
     """Ends a run that was asked to stop, with a checkpoint of its last step."""
-    step = run.progress.step
+    step, run.saver.hurried = run.progress.step, True
     _save_what_is_new(run, reporter)
     for line in bad_summary(run.engine, run.streams):
         reporter.say(line)
@@ -151,10 +154,9 @@ def _saving_if_data_fail(run: Run, reporter: Reporter) -> Iterator[None]:
 
 def _save_what_is_new(run: Run, reporter: Reporter) -> None:
     """Saves the steps since the last save, if any, and waits until all is saved."""
-    if run.progress.step > run.saved:
+    failed = _settle(run, reporter, wait=True)
+    if failed is not None or run.progress.step > run.saver.saved.step:
         _save(run, reporter, last=True)
-    else:
-        _settle(run, reporter, wait=True)
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:
@@ -206,33 +208,55 @@ def _score(run: Run, reporter: Reporter) -> bool:
     score, best = ranking_score(run.engine.module, scores, run.config.train.best), run.progress.best
     if score is None or (best is not None and score <= best):
         return False
-    run.progress.best = score
+    run.progress.best, run.progress.best_step = score, run.progress.step
     return True
 
 
-def _save(run: Run, reporter: Reporter, *, better: bool = False, last: bool = False) -> None:
-    """Saves the run. last: waits until that is done; else training goes on meanwhile."""
-    _settle(run, reporter, wait=True)
-    average_buffers(run.engine, run.engine.module)
-    run.progress.nonfinite = int(run.nonfinite[0])
+def _save(run: Run, reporter: Reporter, *, last: bool = False) -> None:
+    """Saves the run. last: waits until that is done; else training goes on meanwhile. A save that fails is
+    made again, with the state of now; where that fails too, CheckpointError is raised on all ranks."""
+    failed = _settle(run, reporter, wait=True)
+    _start_save(run)
+    if not last and failed is None:
+        return
+    again = _settle(run, reporter, wait=True)
+    if again is not None and failed is None:
+        _start_save(run)
+        again = _settle(run, reporter, wait=True)
+    if again is not None:
+        raise again
+
+
+def _start_save(run: Run) -> None:
     main, average = run.engine.rank == 0, {}
-    if run.ema is not None and main:
-        average = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
+    run.progress.nonfinite = int(run.nonfinite[0])
     facts = _facts(run) if main else {}
     run.faults.before_save(run)
     with run.meeting.alone("saves a checkpoint"):
-        run.saver.start(run.engine, run.progress.step, average, facts, since=run.saved, best=better)
-    run.saved = run.progress.step
-    if last:
-        _settle(run, reporter, wait=True)
+        if run.progress.step == run.saver.saved.step:
+            run.saver.restate(run.progress, facts)
+            return
+        average_buffers(run.engine, run.engine.module)
+        if run.ema is not None and main:
+            average = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
+        run.saver.start(run.engine, run.progress, average, facts)
 
 
-def _settle(run: Run, reporter: Reporter, *, wait: bool) -> None:
-    """Says what was saved since. Raises CheckpointError on all ranks where that failed."""
-    with run.meeting.alone("waits for a checkpoint to be written"):
-        folder = run.saver.settle(wait=wait)
+def _settle(run: Run, reporter: Reporter, *, wait: bool) -> CheckpointError | None:
+    """Says what was saved since. Returns what went wrong, on all ranks, which is said too."""
+    saver, progress = run.saver, run.progress
+    try:
+        with run.meeting.alone("waits for a checkpoint to be written"):
+            folder = saver.settle(wait=wait)
+    except CheckpointError as err:
+        reporter.say(str(err))
+        # the best weights are not on the disk; those before are
+        if progress.best_step is not None and progress.best_step > saver.saved.step:
+            progress.best, progress.best_step = saver.saved.best, saver.saved.best_step
+        return err
     if folder is not None:
         reporter.say(f"saved {folder}")
+    return None
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -240,7 +264,7 @@ def _facts(run: Run) -> dict[str, Any]:
     return checkpoint.run_facts(run.config, run.engine.world_size) | {
         "global_batch": run.resolved.global_batch,
         "classes": run.classes,
-        "progress": asdict(run.progress),
+        "origins": list(run.origins),
         "streams": {name: stream.state_dict() for name, stream in run.streams.items()},
     }
 

@@ -1,6 +1,7 @@
 """A copy of a run's checkpoints on other storage, from which the run continues where its own disk is lost.
 
-MIRROR/checkpoints/step_00000500/   as in the output; manifest.json is written last and removed first
+MIRROR/checkpoints/step_00000500/   as in the output; manifest.json is written last and removed first, and
+                                    has another name in what is of a branch that the run has left
 MIRROR/checkpoints/latest, best     pointers, written after
 MIRROR/config.json, metrics.jsonl   as they were then
 """
@@ -8,27 +9,27 @@ MIRROR/config.json, metrics.jsonl   as they were then
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.shards.locations import checked, join
-from pipeline.data.shards.storage import download, names_in, read_bytes, remove, upload
-from pipeline.errors import CheckpointError, ConfigError, SampleError
+from pipeline.data.shards.storage import download, names_in, read_bytes, remove, upload, write_bytes
+from pipeline.errors import ConfigError, SampleError
+from pipeline.files import sync
 from pipeline.run_folder import is_step, run_of, step_of
-from pipeline.train.storage import KINDS
+from pipeline.train.storage import KINDS, hidden
 
 log = logging.getLogger(__name__)
 
 WRITABLE = ("file", "s3", "gs")
 PATIENCE = 120.0
 """Seconds for which a storage that fails is asked again."""
-MANIFEST = "manifest.json"
+MANIFEST, ASIDE = "manifest.json", "manifest.aside.json"
 FILES = (*sorted(f"{kind}.safetensors" for kind in KINDS), MANIFEST)
 """What is copied of a checkpoint, in this order."""
 
 
-def mirror_at(location: str | None) -> "Mirror | None":
-    """The mirror at a path or URL; None for None. Raises ConfigError."""
-    if location is None:
-        return None
+def mirror_at(location: str) -> "Mirror":
+    """The mirror at a path or URL. Raises ConfigError."""
     try:
         plain = checked(location)
     except SampleError as err:
@@ -50,7 +51,10 @@ class Mirror:
         """Copies the checkpoint in a folder of a run, and what the run says of itself. Then removes all that
         is older than the newest `keep`, this one among them, but for the best."""
         place, text = join(self._root, folder.name), (folder / MANIFEST).read_bytes()
-        if _files(self._read(join(place, MANIFEST))) != _files(text):
+        for name in self._steps():
+            if step_of(Path(name)) > step_of(folder):
+                self._set_aside(join(self._root, name))
+        if _facts(self._read(join(place, MANIFEST))).get("files") != _facts(text)["files"]:
             remove(join(place, MANIFEST), PATIENCE)
             for name in FILES[:-1]:
                 if (folder / name).is_file():
@@ -64,27 +68,37 @@ class Mirror:
                 upload(run_of(folder) / name, join(self.url, name), PATIENCE)
         self._prune(folder, keep)
 
-    def names(self) -> list[str]:
-        """Complete checkpoints, the one to continue first at the front."""
-        steps = [name for name in self._steps() if MANIFEST in names_in(join(self._root, name), PATIENCE)]
-        return sorted(steps, key=lambda name: name != self._pointed("latest"))
+    def names(self, origin: str | None = None) -> list[str]:
+        """Complete checkpoints, the newest first. origin: one of their `origins`."""
+        found = {name: _facts(self._read(join(self._root, f"{name}/{MANIFEST}"))) for name in self._steps()}
+        return [
+            name
+            for name, facts in found.items()
+            if "files" in facts and (origin is None or origin in facts.get("origins", ()))
+        ]
 
-    def fetch(self, root: Path) -> Path:
-        """Copies the checkpoint to continue into the folder of a run's checkpoints; its content is not
-        checked. Raises CheckpointError where there is none, or another one of that step is in the folder."""
-        if not (names := self.names()):
-            raise CheckpointError(f"{self.url} holds no complete checkpoint of a run")
-        place, folder = join(self._root, names[0]), root / names[0]
-        if folder.exists():
-            if (folder / MANIFEST).read_bytes() == self._read(join(place, MANIFEST)):
-                return folder
-            raise CheckpointError(f"{folder} is another checkpoint than that of {place}; give another output")
-        partial = root / f".partial-{names[0]}"
-        for name in sorted(set(names_in(place, PATIENCE)) & set(FILES)):
-            download(join(place, name), partial / name, patience=PATIENCE)
-        partial.rename(folder)
+    def fetch(self, name: str, root: Path) -> Path:
+        """Copies the checkpoint into a hidden folder in that of a run's checkpoints; its content is not
+        checked."""
+        place, folder = join(self._root, name), hidden(root, "fetched", name)
+        for file in sorted(set(names_in(place, PATIENCE)) & set(FILES)):
+            download(join(place, file), folder / file, patience=PATIENCE)
+            sync(folder / file)
+        sync(folder)
         log.info("fetched %s", place)
         return folder
+
+    def _set_aside(self, place: str) -> None:
+        """Takes a checkpoint of a branch that the run has left out of those that can be continued. Nothing
+        removes it."""
+        if text := self._read(join(place, MANIFEST)):
+            write_bytes(text, join(place, ASIDE), PATIENCE)
+            remove(join(place, MANIFEST), PATIENCE)
+            log.warning(
+                "%s is of a branch that the run has left: it is kept there, with its manifest as %s; remove "
+                "it when it is not needed",
+                *(place, ASIDE),
+            )
 
     def _prune(self, saved: Path, keep: int) -> None:
         older = [name for name in self._steps() if step_of(Path(name)) < step_of(saved)]
@@ -109,9 +123,10 @@ class Mirror:
             return b""
 
 
-def _files(manifest: bytes) -> object:
-    """The hashes of a manifest's files; None where it has none."""
+def _facts(manifest: bytes) -> dict[str, Any]:
+    """What a manifest says; nothing where it is not whole."""
     try:
-        return json.loads(manifest)["files"]
-    except (ValueError, LookupError, TypeError):
-        return None
+        facts = json.loads(manifest)
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -31,7 +31,8 @@ from pipeline.plan.facts import fed_tasks
 from pipeline.plan.resolve import ResolvedRun, resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
-from pipeline.train import checkpoint, continuing
+from pipeline.train import branches, continuing
+from pipeline.train.branches import Choice
 from pipeline.train.conflict import GradientProbe, build_probe
 from pipeline.train.ema import Ema, check_ema
 from pipeline.train.faults.injection import Injection
@@ -45,7 +46,6 @@ from pipeline.train.same_shards import check_same_shards
 from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
 from pipeline.train.steps.procedure import Procedure
-from pipeline.train.storage import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class Run:
     """Lock of the output, held by rank 0; closing it lets another run in."""
     progress: Progress
     saver: Saver
-    saved: int
-    """Step of the newest checkpoint of this run: the one it continued from, or began to write since."""
+    origins: tuple[str, ...]
+    """The paths from which this run was started with `--resume PATH`."""
     reported: int
     """Step of the last report, or the first step of this process: reported means are over the steps since."""
     nonfinite: Tensor
@@ -107,7 +107,7 @@ class Run:
 def build_run(config: RunConfig, resume: str) -> Run:
     """The run of a configuration. resume: `auto` continues the last checkpoint of the run's folder, if any;
     `none` starts anew, and refuses a folder with checkpoints; else the path of a run or checkpoint, or the
-    URL of a mirror.
+    URL of a mirror, see `branches.choose`.
 
     Mistakes in the configuration are found before processes are connected, and a folder that cannot be
     written to before the first step. Raises PipelineError.
@@ -118,7 +118,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     config = complete_data(config, facts)
     check_ema(config)
     check_engine(config)
-    mirror = mirror_at(config.train.mirror)
+    mirror = None if config.train.mirror is None else mirror_at(config.train.mirror)
     procedure = build_procedure(config)
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
@@ -163,12 +163,12 @@ def build_run(config: RunConfig, resume: str) -> Run:
         about=[*run_lines(resolved, engine), *about],
         progress=Progress(),
         saver=Saver(engine, checkpoints_of(Path(config.output)), config.train.keep_checkpoints, mirror),
-        saved=0,
+        origins=(),
         reported=0,
         nonfinite=torch.zeros(2, device=engine.device),
     )
-    if (found := _find(run, resume)) is not None:
-        _restore(run, found, shapes, trained)
+    if (choice := branches.choose(engine, run.root, resume, mirror)) is not None:
+        _restore(run, choice, shapes, trained)
     return run
 
 
@@ -251,14 +251,8 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
     }
 
 
-def _find(run: Run, resume: str) -> Checkpoint | None:
-    if resume == "auto":
-        return checkpoint.load_latest(run.engine, run.root, mirror_at(run.config.train.mirror))
-    return None if resume == "none" else checkpoint.load_path(run.engine, resume, run.root)
-
-
-def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], trained: list[str]) -> None:
-    resolved, ranks = run.resolved, run.engine.world_size
+def _restore(run: Run, choice: Choice, shapes: dict[str, tuple[int, ...]], trained: list[str]) -> None:
+    resolved, ranks, found = run.resolved, run.engine.world_size, choice.found
     for difference in continuing.check_run(found, run.config, resolved.global_batch, ranks):
         log.warning("the run continues with %s", difference)
     continuing.check_model(found, shapes, trained)
@@ -280,10 +274,14 @@ def _restore(run: Run, found: Checkpoint, shapes: dict[str, tuple[int, ...]], tr
             )
     for name, stream in run.streams.items():
         stream.load_state_dict(found.facts["streams"][name])
-    run.progress = Progress(**found.facts["progress"])
-    run.saved = run.reported = run.progress.step
+    run.progress, run.origins = Progress(**found.facts["progress"]), choice.origins
+    folder, run.progress.best_step = branches.make_lasting(run.engine, run.root, choice)
+    if run.progress.best_step is None:
+        run.progress.best = None
+    run.saver.restored(run.progress, folder)
+    run.reported = run.progress.step
     run.nonfinite[0] = run.progress.nonfinite
-    run.about.append(f"continues after step {run.progress.step} of {run.total_steps}, from {found.folder}")
+    run.about.append(f"continues after step {run.progress.step} of {run.total_steps}, from {choice.place}")
 
 
 def write_config(run: Run) -> None:

@@ -1,8 +1,7 @@
 """Checkpoints on disk: each a folder that is there as a whole or not at all.
 
     step_00000500/        manifest.json, {model,optimizer,ema}.safetensors
-    aside-step_00000600/  of an abandoned branch, when the run continued from an older step; neither read nor
-                          removed
+    .partial-, .replaced- what is being written or removed, which no reader looks at
 
 The first part of a tensor's name says its file (`model.backbone.pos_embed` is `backbone.pos_embed` in
 model.safetensors). The manifest has the sha256 of every file, and everything that is not a tensor. Nothing in
@@ -12,8 +11,10 @@ a checkpoint can run code.
 import hashlib
 import json
 import logging
+import secrets
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError
 from pipeline.files import folder_within, sha256_of, sync, write_text
-from pipeline.run_folder import complete_folders, folder_name, is_step, point, pointed, step_of
+from pipeline.run_folder import complete_folders, folder_name, is_step, step_of
 from pipeline.train.facts import check_facts
 from pipeline.train.tensor_file import write_tensors
 
@@ -58,51 +59,53 @@ class Checkpoint:
     """Everything that is not a tensor."""
 
 
-def write_checkpoint(
-    root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, since: int
-) -> Path:
-    """Writes into a temporary folder, syncs it to the disk, renames it, and then moves the pointer. Returns
-    the checkpoint's folder. Raises OSError, PipelineError.
+def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+    """Writes into a temporary folder, syncs it to the disk and renames it. Returns the checkpoint's folder.
+    Raises OSError, PipelineError.
 
-    since: the step that the run last saved, or continued from. Checkpoints of later steps belong to an
-    abandoned branch and are set aside first, so that the newest checkpoint is always of this branch, even
-    after an interruption. If `step` is that step, and its folder is there, only the facts are written anew.
+    A folder of that step is replaced; it is that of a save which failed behind the rename.
     """
-    folder_within(root.parent, root.name)
-    _remove_leftovers(root)
-    folder, partial = root / folder_name(step), root / f".partial-{folder_name(step)}"
-    if step == since and folder in complete_folders(root):
-        write_text(folder / "manifest.json", _manifest_text({**read_manifest(folder), **facts}))
-        sync(folder)
-        return folder
+    if not root.is_dir():
+        make_root(root)
+    remove_leftovers(root)
+    folder, partial = root / folder_name(step), hidden(root, "partial", folder_name(step))
     partial.mkdir()
     files = {}
     for name, content in _by_file(tensors).items():
         files[name] = write_tensors(partial / name, content)
-    manifest = {"format": FORMAT, "step": step, "files": files, **facts}
-    (partial / "manifest.json").write_text(_manifest_text(manifest))
-    for path in (partial / "manifest.json", partial):
-        sync(path)
-    for left in complete_folders(root):
-        if step_of(left) > since:
-            _set_aside(left, since)
+    finish(partial, {"format": FORMAT, "step": step, "files": files, **facts})
+    if folder.exists():
+        folder.rename(hidden(root, "replaced", folder.name))
     partial.rename(folder)
     sync(root)
-    point(root, "latest", folder)
     return folder
 
 
-def _set_aside(folder: Path, since: int) -> None:
-    names = (f"aside-{folder.name}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 10_000))))
-    place = next(folder.with_name(name) for name in names if not folder.with_name(name).exists())
-    folder.rename(place)
-    log.warning(
-        "%s is later than step %d, from which the run went on: it is kept as %s; remove it when it is "
-        "not needed",
-        folder,
-        since,
-        place,
-    )
+def make_root(root: Path) -> None:
+    """Makes the folder of a run's checkpoints, whose name is then on the disk."""
+    folder_within(root.parent, root.name)
+    sync(root.parent)
+    # it may be a folder that this account cannot list
+    with suppress(PermissionError):
+        sync(root.parent.parent)
+
+
+def hidden(root: Path, kind: str, name: str) -> Path:
+    """A new place that no reader looks at, beside leftovers that cannot be removed."""
+    return root / f".{kind}-{name}-{secrets.token_hex(4)}"
+
+
+def finish(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes the manifest, behind all other files of a checkpoint, and waits until it is on the disk."""
+    (folder / "manifest.json").write_text(_manifest_text(manifest))
+    for path in (folder / "manifest.json", folder):
+        sync(path)
+
+
+def restate(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes facts of a checkpoint anew. Raises OSError, CheckpointError."""
+    write_text(folder / "manifest.json", _manifest_text({**read_manifest(folder), **facts}))
+    sync(folder)
 
 
 def read_checkpoint(folder: Path, kinds: Collection[str] = KINDS) -> Checkpoint:
@@ -187,14 +190,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def prune(root: Path, keep: int, saved: Path) -> None:
-    """Removes all checkpoints but the newest `keep`, `saved` among them, and the best one."""
-    stay = {saved, pointed(root, "best")}
-    others = [folder for folder in complete_folders(root) if folder != saved]
-    for folder in others[max(0, keep - 1) :]:
+def prune(root: Path, keep: int, stay: Collection[Path]) -> None:
+    """Removes all checkpoints but the newest `keep`, and those that stay. One that cannot be removed, such as
+    one that a reader has open on NFS, is said and left."""
+    for folder in complete_folders(root)[keep:]:
         if folder not in stay:
-            folder.rename(root / f".replaced-{folder.name}")
-    _remove_leftovers(root)
+            try:
+                folder.rename(hidden(root, "replaced", folder.name))
+            except OSError as err:
+                log.warning("the older checkpoint %s is not removed: %s", folder, err)
+    remove_leftovers(root)
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:
@@ -214,8 +219,11 @@ def _by_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return files
 
 
-def _remove_leftovers(root: Path) -> None:
-    """Removes the files of an interrupted save or removal, which no reader ever looks at."""
-    for pattern in (".partial-*", ".replaced-*"):
-        for path in root.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+def remove_leftovers(root: Path) -> None:
+    """Removes the files of an interrupted save or removal, as far as that is possible."""
+    for path in root.glob(".*-*"):
+        if path.name.startswith((".partial-", ".replaced-", ".fetched-")):
+            try:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            except OSError as err:
+                log.warning("%s, which nothing reads, is not removed yet: %s", path, err)

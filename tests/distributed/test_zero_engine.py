@@ -33,7 +33,7 @@ def runs(tmp_path_factory) -> tuple[dict, Path, dict]:
     # moments as after many steps; a square is not negative
     for name in (name for name in state if name.startswith(("exp_avg.", "exp_avg_sq."))):
         state[name].normal_().abs_()
-    storage.write_checkpoint(folder, 1, state, {}, since=0)
+    storage.write_checkpoint(folder, 1, state, {})
     code, output = launch(Path(engine_worker.__file__), str(folder))
     assert code == 0, output
     local = {}

@@ -4,7 +4,6 @@ was saved."""
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +33,15 @@ def save(
     step: int,
     config=None,
     *,
-    since: int | None = None,
     keep: int = 10,
-    best: bool = False,
+    best: int | None = None,
 ):
-    since = step - 1 if since is None else since
-    progress = asdict(Progress(step=step))
+    """best: step of the best checkpoint so far."""
     facts = checkpoint.run_facts(config or standin_config(), engine.world_size)
-    facts |= {"global_batch": BATCH, "progress": progress, "streams": {"a": {"samples": 0}}}
+    facts |= {"global_batch": BATCH, "streams": {"a": {"samples": 0}}}
     with Saver(engine, root, keep) as saver:
         average = {"ema.x": torch.full((2,), float(step))}
-        saver.start(engine, step, average, facts, since=since, best=best)
+        saver.start(engine, Progress(step=step, best_step=best), average, facts)
         return saver.settle(wait=True)
 
 

@@ -40,7 +40,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert loaded.facts["step"] == 3 and loaded.facts["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (tmp_path / "latest").read_text() == "step_00000003"
     for path in (tmp_path, loaded.folder):
-        assert checkpoint.load_path(engine, str(path), tmp_path).folder == loaded.folder
+        assert checkpoint.load_path(engine, path).folder == loaded.folder
 
 
 def test_git_is_asked_for_the_commit_once(monkeypatch):
@@ -105,7 +105,7 @@ def test_a_full_disk_at_any_moment_leaves_a_whole_checkpoint(tmp_path, monkeypat
             assert "No space left" in str(err)
         monkeypatch.setattr(owner, operation, real)
         assert checkpoint.load_latest(engine, tmp_path).facts["step"] in (1, 2)
-    assert failures >= 2
+    assert failures >= 1
     save(engine, tmp_path, 2)
     assert not list(tmp_path.glob(".*"))
 
@@ -136,7 +136,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
 def test_old_ones_go_but_never_the_best(tmp_path):
     engine = make_engine()
     for step in range(1, 7):
-        save(engine, tmp_path, step, keep=2, best=step == 2)
+        save(engine, tmp_path, step, keep=2, best=2 if step >= 2 else None)
     assert [path.name[-1] for path in run_folder.complete_folders(tmp_path)] == ["6", "5", "2"]
     assert run_folder.pointed(tmp_path, "best").name.endswith("2")
 
@@ -191,7 +191,7 @@ def test_what_one_rank_finds_damaged_no_rank_continues(tmp_path, name):
 
     def refused(rank, ranks):
         with pytest.raises(CheckpointError) as caught:
-            checkpoint.load_path(ranks, str(folder), tmp_path)
+            checkpoint.load_path(ranks, folder)
         return str(caught.value)
 
     assert together(3, refused) == 3 * [f"{path} is damaged: its sha256 is not the manifest's"]

@@ -78,9 +78,10 @@ def after_two_steps(monkeypatch, action):
 
 
 def note_workers(output: Path, process: int) -> None:
-    (output.parent / "workers.json").write_text(
-        json.dumps([child.pid for child in psutil.Process(process).children()])
-    )
+    """Workers may come here together, and be killed at any moment: the file is there as a whole."""
+    part = output.parent / f"workers.{os.getpid()}"
+    part.write_text(json.dumps([child.pid for child in psutil.Process(process).children()]))
+    part.rename(output.parent / "workers.json")
 
 
 def ended(target, *args) -> int | None:

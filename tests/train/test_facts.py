@@ -34,8 +34,10 @@ WRONG = {
         {"step": 2, "samples": {}, "nonfinite": "x", "best": None},
         {"step": 2, "samples": {}, "nonfinite": 0, "best": None, "more": 1},
         {"step": 2, "samples": {}, "nonfinite": 0, "best": None, "evaluated": "x"},
+        {"step": 2, "samples": {}, "nonfinite": 0, "best": None, "best_step": "x"},
         {"step": 1, "samples": {}, "nonfinite": 0, "best": None},
     ],
+    "origins": ["x", [1], {}],
     "classes": [[], {"digits": "x"}, {"digits": [1]}],
     "streams": [[], {"digits": []}, {"digits": {"samples": "x"}}, {}],
 }

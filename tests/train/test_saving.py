@@ -9,6 +9,7 @@ from ranks import ThreadRanks, together
 from standin import standin_config
 
 from pipeline.errors import CheckpointError, PipelineError
+from pipeline.interfaces import Progress
 from pipeline.run_folder import complete_folders
 from pipeline.train import checkpoint, loop, saving, storage
 from pipeline.train.loop import train
@@ -43,7 +44,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_which_is_of_the_moment_i
     engine = make_engine()
     before = weight(engine).detach().clone()
     with Saver(engine, tmp_path, 3) as saver:
-        saver.start(engine, 1, {}, facts(), since=0)
+        saver.start(engine, Progress(step=1), {}, facts())
         with torch.no_grad():
             weight(engine).add_(1.0)
         assert saver.settle(wait=False) is None and not complete_folders(tmp_path)
@@ -51,12 +52,13 @@ def test_training_goes_on_while_a_checkpoint_is_written_which_is_of_the_moment_i
         folder = saver.settle(wait=True)
         assert saver.settle(wait=True) is None, "it is told once"
     assert torch.equal(storage.read_checkpoint(folder).tensors["model.tasks.a.weight"], before)
+    assert saver.saved == Progress(step=1)
 
 
 def test_the_end_of_a_run_waits_for_the_last_checkpoint_however_it_ends(tmp_path, held):
     engine = make_engine()
     with pytest.raises(KeyboardInterrupt), Saver(engine, tmp_path, 3) as saver:
-        saver.start(engine, 1, {}, facts(), since=0)
+        saver.start(engine, Progress(step=1), {}, facts())
         threading.Timer(0.1, held.set).start()
         raise KeyboardInterrupt
     assert storage.read_checkpoint(tmp_path / "step_00000001").facts["step"] == 1
@@ -65,7 +67,7 @@ def test_the_end_of_a_run_waits_for_the_last_checkpoint_however_it_ends(tmp_path
 def test_a_failure_behind_an_error_is_not_lost(tmp_path, caplog):
     engine = make_engine()
     with pytest.raises(PipelineError, match="first"), Saver(engine, tmp_path, 3) as saver:
-        saver.start(engine, 1, {}, {"x": float("nan")}, since=0)
+        saver.start(engine, Progress(step=1), {}, {"x": float("nan")})
         raise PipelineError("first")
     assert "step 1 was not saved" in caplog.text
 
@@ -77,7 +79,7 @@ def test_what_goes_wrong_on_rank_0_is_told_to_every_rank(tmp_path, wait):
 
     def saved(rank, ranks):
         with Saver(ranks, tmp_path, 3) as saver:
-            saver.start(engine, 2, {}, {"progress": {"best": float("nan")}}, since=1)
+            saver.start(engine, Progress(step=2, best=float("nan")), {}, {})
             with pytest.raises(CheckpointError) as caught:
                 while saver.settle(wait=wait) is None:
                     pass
@@ -100,7 +102,7 @@ def test_ranks_that_wait_hear_of_rank_0_from_time_to_time(tmp_path, monkeypatch,
 
     def saved(rank, ranks):
         with Saver(ranks, tmp_path, 3) as saver:
-            saver.start(engine, 1, {}, facts(), since=0)
+            saver.start(engine, Progress(step=1), {}, facts())
             folder = saver.settle(wait=True)
         return folder, ranks.exchanges
 
@@ -108,7 +110,9 @@ def test_ranks_that_wait_hear_of_rank_0_from_time_to_time(tmp_path, monkeypatch,
         assert folder == tmp_path / "step_00000001" and exchanges >= 8
 
 
-def test_a_run_stops_at_the_next_report_when_a_checkpoint_cannot_be_written(tiny_run, tmp_path, monkeypatch):
+def test_a_run_stops_at_the_next_report_when_two_checkpoints_cannot_be_written(
+    tiny_run, tmp_path, monkeypatch
+):
     """And the checkpoint before stays."""
     write, steps, failed = storage.write_checkpoint, [], threading.Event()
 
@@ -128,7 +132,7 @@ def test_a_run_stops_at_the_next_report_when_a_checkpoint_cannot_be_written(tiny
 
     monkeypatch.setattr(storage, "write_checkpoint", full)
     monkeypatch.setattr(loop, "train_step", step_after_failure)
-    with pytest.raises(CheckpointError, match="step 4 was not saved.*No space left"):
+    with pytest.raises(CheckpointError, match="step 5 was not saved.*No space left"):
         train(tiny_run(train=dict(steps=20, save_every=2, log_every=5, eval_every=None)))
     assert steps[-1] == 4, "the report of step 5 tells it"
     assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == ["step_00000002"]

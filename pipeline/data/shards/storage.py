@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from pipeline.data.shards.locations import is_remote
 from pipeline.errors import ConfigError, OutageError, SampleError, StorageError
 from pipeline.extras import EXTRAS, extra
-from pipeline.files import sha256_of
+from pipeline.files import replacing, sha256_of, sync
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -111,8 +112,19 @@ def download(
 
 
 def upload(path: Path, location: str, patience: float | None = None) -> None:
-    """Copies a local file to a URL. Raises StorageError."""
-    _remote(location, lambda filesystem: filesystem.put_file(str(path), location), patience)
+    """Copies a local file to a URL, where it appears as a whole. Raises StorageError, FileNotFoundError."""
+    if (place := _on_disk(location)) is None:
+        _remote(location, lambda filesystem: filesystem.put_file(str(path), location), patience)
+    else:
+        _put(place, lambda part: shutil.copyfile(path, part), patience)
+
+
+def write_bytes(data: bytes, location: str, patience: float | None = None) -> None:
+    """Writes a small file at a URL, where it appears as a whole. Raises StorageError."""
+    if (place := _on_disk(location)) is None:
+        _remote(location, lambda filesystem: filesystem.pipe_file(location, data), patience)
+    else:
+        _put(place, lambda part: part.write_bytes(data), patience)
 
 
 def names_in(location: str, patience: float | None = None) -> list[str]:
@@ -173,6 +185,22 @@ def storage_error(location: str, err: BaseException) -> StorageError:
         return StorageError(f"{location}: access is denied ({err}); see the credentials of this account")
     kind = StorageError if number in _LASTING else OutageError
     return kind(f"{location}: {getattr(err, 'strerror', None) or str(err) or type(err).__name__}")
+
+
+def _on_disk(location: str) -> Path | None:
+    """The path of a URL of a file system; None for any other URL."""
+    scheme, _, path = location.partition("://")
+    return Path(path) if scheme == "file" else None
+
+
+def _put(place: Path, write: Callable[[Path], object], patience: float | None) -> None:
+    def action() -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(place) as part:
+            write(part)
+        sync(place.parent)
+
+    persist(lambda: _local(str(place), action), patience)
 
 
 def _whole(data: bytes, sha256: str) -> bytes:

@@ -100,7 +100,7 @@ def _page(run: Path) -> None:
 
 
 def _save(run: Path) -> None:
-    storage.write_checkpoint(run / "checkpoints", STEP, {"model.a": torch.zeros(1)}, {}, since=STEP - 1)
+    storage.write_checkpoint(run / "checkpoints", STEP, {"model.a": torch.zeros(1)}, {})
 
 
 def _lock(kind: str, sandbox: Sandbox) -> None:
