@@ -4,9 +4,9 @@ checkpoint that loads?
     python benchmarks/checkpoint_crashes.py --kills 300
 
 Kills: 1, 2 and 4 ranks over gloo, DeepSpeed's ZeRO 2 with several, save one checkpoint after the other.
-SIGKILL ends one of them, or all, at a random instant. All numbers of a checkpoint are its step, so that one
-which was put together of two is seen. Disk: a preloaded library (failing_disk.c) lets each write, fsync,
-rename and mkdir of a save fail in turn.
+SIGKILL ends one of them, or all, at a random instant of a save; it is counted where a file was being written.
+All numbers of a checkpoint are its step, so that one which was put together of two is seen. Disk: a preloaded
+library (failing_disk.c) lets each call of a save that changes the disk fail in turn.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from pipeline.errors import CheckpointError  # noqa: E402
 from pipeline.interfaces import Progress  # noqa: E402
 from pipeline.parts import set_trainable  # noqa: E402
 from pipeline.ranks import Processes  # noqa: E402
+from pipeline.run_folder import complete_folders  # noqa: E402
 from pipeline.train import checkpoint  # noqa: E402
 from pipeline.train.groups import parameter_groups  # noqa: E402
 from pipeline.train.saving import Saver  # noqa: E402
@@ -94,6 +96,14 @@ def storage_step(root: Path) -> int:
     return 0 if found is None else found.facts["step"]
 
 
+def until(happened: Callable[[], bool]) -> bool:
+    """Whether it happened in time."""
+    end = time.monotonic() + WAIT
+    while not happened() and time.monotonic() < end:
+        time.sleep(0.001)
+    return happened()
+
+
 def kill_once(root: Path, world_size: int, draw: random.Random) -> dict[str, int]:
     """One run that is killed as it saves; what is found behind it."""
     fork = multiprocessing.get_context("fork")
@@ -105,21 +115,25 @@ def kill_once(root: Path, world_size: int, draw: random.Random) -> dict[str, int
     ranks = [fork.Process(target=saving_without_end, args=(root, n, *arguments)) for n in range(world_size)]
     for process in ranks:
         process.start()
-    end = time.monotonic() + WAIT
-    while told.value == 0 and time.monotonic() < end:
-        time.sleep(0.005)
-    saved = told.value > 0
-    time.sleep(draw.uniform(0.0, 0.3))
+    saved = until(lambda: told.value > 0)
+    # a save to learn how long one takes, and one to strike
+    until(lambda: begun.value > told.value)
+    begin, first = time.monotonic(), begun.value
+    until(lambda: told.value >= first)
+    lasting = time.monotonic() - begin
+    until(lambda: begun.value > first)
+    time.sleep(draw.uniform(0.0, lasting))
     known = told.value
     for process in ranks if draw.random() < 0.3 else [draw.choice(ranks)]:
         process.kill()
+    at_kill, writing = begun.value, bool(list(root.glob(".partial-*")))
     # the others may go on, until they miss the one that is gone
     time.sleep(draw.uniform(0.0, 0.1))
-    at_kill, writing = begun.value, bool(list(root.glob(".partial-*")))
     for process in ranks:
         process.kill()
     for process in ranks:
         process.join()
+    newest = next((int(found.name[5:]) for found in complete_folders(root)), 0)
     try:
         loaded = checkpoint.load_latest(Processes(torch.device("cpu")), root)
     except CheckpointError as err:
@@ -128,11 +142,11 @@ def kill_once(root: Path, world_size: int, draw: random.Random) -> dict[str, int
     step = loaded.facts["step"] if loaded else -1
     whole = loaded is not None and all(bool((tensor == step).all()) for tensor in loaded.tensors.values())
     return {
-        "kills": 1,
-        "kills_while_files_were_written": int(writing),
+        "kills": int(writing),
+        "kills_between_saves": int(not writing),
         "runs_that_never_saved": int(not saved),
         "kills_without_a_whole_checkpoint": int(not whole),
-        "completed_saves_that_were_lost": int(step < known),
+        "completed_saves_that_were_lost": int(step < max(known, newest)),
         "most_saves_that_were_begun_and_lost": max(0, at_kill - step),
     }
 
@@ -147,10 +161,9 @@ def added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
 def kills(number: int, world_size: int, seed: int) -> dict[str, int]:
     draw, counts = random.Random(f"{seed} {world_size}"), dict[str, int]()
     with tempfile.TemporaryDirectory() as folder:
-        for done in range(number):
+        while counts.get("kills", 0) < number:
             counts = added(counts, kill_once(Path(folder) / "checkpoints", world_size, draw))
-            if done % 10 == 9:
-                print(f"  {world_size} ranks: {counts}", flush=True)
+            print(f"  {world_size} ranks: {counts}", flush=True)
     return counts
 
 
