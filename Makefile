@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
-.PHONY: help install demo test test-kernels fuzz audit check bench lock clean
+.PHONY: help install demo test test-kernels soak fuzz audit check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,6 +57,10 @@ test-kernels: $(STAMP) ## the numerical tests under other matrix kernels, thread
 	set -e; for setting in $(foreach kernels,$(KERNELS),$(kernels),DTEM_TEST_THREADS=1 $(kernels),DTEM_TEST_THREADS=2) \
 		$(foreach seed,1 2 3,DTEM_TEST_SEED=$(seed)) $(foreach seed,1 2 3,DTEM_TEST_ROUNDING=$(seed)); do \
 		echo "$$setting"; env $$(echo $$setting | tr , ' ') $(BIN)/python -m pytest $(NUMERICAL); done
+
+soak: $(STAMP) ## kills, signals, stops, full disks at random moments, counted into benchmarks/records/reliability.json (3 hours on 2 idle cores)
+	$(BIN)/python benchmarks/run_all.py --record --only crashes soak cache_soak
+	$(BIN)/python benchmarks/reliability_table.py
 
 CASES := 1000000
 fuzz: export OMP_NUM_THREADS := 1

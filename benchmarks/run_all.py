@@ -27,7 +27,7 @@ TRIAL = "--seeds 0 --steps 4"
 @dataclass(frozen=True)
 class Row:
     """One record. arguments: of the record; short: follow them in a short run; peers: options that are passed
-    on; needs: see `lacking`."""
+    on; needs: see `lacking`; into: record that the script adds to, where it is not one of its own."""
 
     name: str
     script: str
@@ -35,6 +35,7 @@ class Row:
     short: str = ""
     needs: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
+    into: str = ""
 
     def command(self, work: Path, record: Path, *, short: bool, peers: dict[str, str]) -> list[str]:
         words = shlex.split(f"{self.arguments} {self.short if short else ''}".replace(WORK, str(work)))
@@ -71,7 +72,6 @@ TABLE = (
     ),
     Row("against_commit", "against_commit.py", "38425ea", "--repeats 1"),
     Row("manifest_scale", "manifest_scale.py", short="--shards 10 1000 --repeats 1"),
-    Row("cache_soak", "cache_soak.py", short="--processes 4 --reads 400 --shards 40 --kills 5"),
     Row("loader_cpu", "loader_cpu.py", short="--pictures 64 --batch 16 --batches 2 --repeats 1"),
     Row("segmentation_cpu", "segmentation_cpu.py", short="--repeats 2 --threads 2 --within 0.5"),
     Row("beam_search_cpu", "beam_search_cpu.py", short="--repeats 1 --length 8 --routes direct"),
@@ -133,8 +133,20 @@ TABLE = (
         TRIAL,
         ("cifar_scenes", "cifar10"),
     ),
-    Row("reliability", "checkpoint_crashes.py", short="--kills 6"),
-    Row("soak", "soak.py", "--kills 100 --signals 200 --stops 50", "--kills 2 --signals 2 --stops 1"),
+    Row("crashes", "checkpoint_crashes.py", "--kills 300", "--kills 6", into="reliability"),
+    Row(
+        "soak",
+        "soak.py",
+        "--kills 100 --signals 200 --stops 50",
+        "--kills 2 --signals 2 --stops 1",
+        into="reliability",
+    ),
+    Row(
+        "cache_soak",
+        "cache_soak.py",
+        short="--processes 4 --reads 400 --shards 40 --kills 5",
+        into="reliability",
+    ),
     Row("gpu_inference_fp32", "gpu_speed.py", "--what inference --precision fp32", "--repeats 5", ("cuda",)),
     Row("gpu_inference_bf16", "gpu_speed.py", "--what inference --precision bf16", "--repeats 5", ("cuda",)),
     Row("gpu_training_fp32", "gpu_speed.py", "--what training --precision fp32", "--repeats 5", ("cuda",)),
@@ -172,7 +184,7 @@ def run_all(rows: list[Row], work: Path, records: Path, *, short: bool, peers: d
     """Tries every row and says at the end what became of each; 1 where one failed."""
     lines, failed = [], False
     for place, row in enumerate(rows, 1):
-        record = records / f"{row.name}.json"
+        record = records / f"{row.into or row.name}.json"
         if reason := lacking(row, peers):
             kept = Path("benchmarks/records") / record.name
             later = row.command(Path("runs"), kept, short=False, peers={"release": "PATH/deit.py", **peers})

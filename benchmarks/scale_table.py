@@ -9,13 +9,13 @@ import re
 from math import ceil
 from typing import Any
 
+from page_table import filled, table
 from results_table import ROOT, link, results_of
 
 PAGE = ROOT / "docs/scale.md"
 RECORD = "scale"
 _OF_CLUSTER = re.compile(r"(\d+) shards, (\d+) machines(, data.lanes=\d+)?")
 _OF_RUN = re.compile(r"(\d+) GPUs, (.*)")
-_MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STEP_OF_CACHE = 8
 """GiB to which the cache to set is rounded up, after a quarter is added."""
 
@@ -52,7 +52,7 @@ def clusters() -> str:
         "late",
         "shards kept",
     )
-    return _table((*head, "Gbit/s", "first step, s"), rows)
+    return table((*head, "Gbit/s", "first step, s"), rows)
 
 
 def cache_gib(found: dict[str, Any]) -> int:
@@ -66,7 +66,7 @@ def plans() -> str:
         for name, found in scores().items()
         if name.startswith("plan of ")
     ]
-    return _table(
+    return table(
         ("set", "lanes", "s to enter", "s to look ahead first", "us a sample", "MiB a process"), rows
     )
 
@@ -77,7 +77,7 @@ def checkpoints() -> str:
         for name, found in scores().items()
         if name.startswith("checkpoint of vit")
     ]
-    return _table(("model", "million parameters", "GiB", "s at 0.5 GiB/s", "s at 2 GiB/s"), rows)
+    return table(("model", "million parameters", "GiB", "s at 0.5 GiB/s", "s at 2 GiB/s"), rows)
 
 
 def saves() -> str:
@@ -94,12 +94,7 @@ def saves() -> str:
                 )
             )
     head = ("published", "GPUs", "hours between failures", "save every, min (2 s)", "lost %")
-    return _table((*head, "save every, min (60 s)", "lost %"), rows)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table((*head, "save every, min (60 s)", "lost %"), rows)
 
 
 TABLES = {"clusters": clusters, "plans": plans, "checkpoints": checkpoints, "saves": saves}
@@ -107,7 +102,7 @@ TABLES = {"clusters": clusters, "plans": plans, "checkpoints": checkpoints, "sav
 
 def written(text: str) -> str:
     """The page with its tables as the record has them."""
-    return _MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+    return filled(text, TABLES)
 
 
 def main() -> None:
