@@ -24,9 +24,9 @@ def image(seed: int = 0, size: tuple[int, int] = (12, 12), form: str = "PNG") ->
     return out.getvalue()
 
 
-def encoded(picture: Image.Image, form: str) -> bytes:
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form)
+    picture.save(out, form, **options)
     return out.getvalue()
 
 
