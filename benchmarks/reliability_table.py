@@ -6,6 +6,7 @@
 """
 
 import json
+from textwrap import fill
 from typing import Any
 
 from page_table import filled, table
@@ -21,11 +22,13 @@ def entries() -> list[dict[str, Any]]:
 
 def counts() -> str:
     """A table for each claim of the record."""
-    return "\n\n".join(
-        f"{entry['claim']} (`{entry['command']}`, commit {entry['commit'][:7]}):\n\n"
-        + table(("case", "counts"), [(one["name"], _told(one["counts"])) for one in entry["results"]])
-        for entry in entries()
-    )
+    parts = []
+    for entry in entries():
+        rows = [(one["name"], _told(one["counts"])) for one in entry["results"]]
+        claim = fill(f"{entry['claim']}:", 110, break_on_hyphens=False)
+        source = f"commit {entry['commit'][:7]}, `{entry['command']}`"
+        parts.append("\n\n".join((claim, table(("case", "counts"), rows), source)))
+    return "\n\n".join(parts)
 
 
 def _told(found: dict[str, float]) -> str:
