@@ -3,13 +3,16 @@
 import faulthandler
 import io
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, NoReturn
+from typing import NoReturn
+
+import psutil  # noqa: F401 - of `end_at_once`, loaded before a disk may hang
 
 from pipeline.errors import first_few, printable
 from pipeline.files import folder_within
@@ -26,6 +29,11 @@ READ_EVERY = 5.0
 """Seconds between looks at the notes."""
 EVERY = 0.5
 """Seconds between two looks at the main thread."""
+WRITES_WITHIN = 5.0
+"""Seconds in which a report is written; a reader or a disk that takes longer does without it."""
+HOLDS_ON = 60.0
+"""Seconds beyond its limit after which a section that lets no other thread run is ended from outside of
+Python, with status 1."""
 FOLDER = "hangs"
 
 
@@ -67,6 +75,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         self._thread.join()
+        _end_from_outside(None)
 
     def at(self, section: Section) -> None:
         """A new section begins, and with it its time."""
@@ -87,25 +96,36 @@ class Watchdog:
         self._task, self._keys = task, keys
 
     def report(self, reason: str) -> None:
-        """Writes where this process is, to stderr and to the run's folder."""
-        heading = (
+        """Writes where this process is, to stderr and to the run's folder, each if it takes it in time."""
+        text = (
             f"rank {self._rank} of {self._world_size}: {reason}\n"
             f"last batch: {printable(self._task) or 'none'}: "
             f"{first_few([printable(repr(key)) for key in self._keys], 1000, ', ')}\n"
+            f"{_stacks()}"
         )
+        until = time.monotonic() + WRITES_WITHIN
+        writers = [Thread(target=write, args=(text,), daemon=True) for write in (_tell, self._keep)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(max(0.0, until - time.monotonic()))
+
+    def _keep(self, text: str) -> None:
         try:
             place = folder_within(self._folder, FOLDER) / f"rank_{self._rank:05d}.txt"
-            with open(place, "w", encoding="utf-8") as file:
-                _write(file, heading)
-        except OSError as err:
-            heading += f"(not written to {self._folder / FOLDER}: {err})\n"
-        _write(sys.stderr, heading)
+            place.write_text(text, encoding="utf-8")
+        except Exception as err:  # noqa: BLE001 - whatever it is, the process is to end
+            _tell(f"(not written to {self._folder / FOLDER}: {err})\n")
 
     def _watch(self) -> None:
+        armed = float("-inf")
         while not self._closed.wait(EVERY):
             section, since = self._now
             now = time.monotonic()
             spent = now - since
+            if now - armed > HOLDS_ON / 10:
+                armed = now
+                _end_from_outside(section.limit and section.limit + HOLDS_ON)
             if section.slow is not None and min(spent, now - self._told) > TOLD_EVERY:
                 self._told = now
                 self._notes.write_slow(f"rank {self._rank} {section.slow()}")
@@ -122,18 +142,42 @@ class Watchdog:
             self._read_at, note = now, self._notes.slow()
             if note != self._note:
                 self._note, self._note_since = note, now
-        return bool(self._note) and now - self._note_since < FRESH
+        others = bool(self._note) and not self._note.partition(" ")[2].startswith(f"rank {self._rank} ")
+        return others and now - self._note_since < FRESH
 
     def _expire(self, section: Section, spent: float) -> NoReturn:
-        self.report(f"no progress for {spent:.0f} s, while it {section.what}; it is ended")
-        end_at_once(HUNG)
+        try:
+            self.report(f"no progress for {spent:.0f} s, while it {section.what}; it is ended")
+        finally:
+            end_at_once(HUNG)
 
 
-def _write(file: Any, heading: str) -> None:
-    file.write(heading)
-    file.flush()
+def _end_from_outside(seconds: float | None) -> None:
+    """The interpreter's own timer, which needs no thread of Python, ends this process after so many seconds;
+    None: never."""
+    faulthandler.cancel_dump_traceback_later()
     try:
-        faulthandler.dump_traceback(file, all_threads=True)
-    except (AttributeError, ValueError, io.UnsupportedOperation):
-        file.write("(its stacks cannot be written here)\n")
-        file.flush()
+        if seconds is not None:
+            faulthandler.dump_traceback_later(seconds, exit=True)
+    except (AttributeError, RuntimeError, ValueError, io.UnsupportedOperation):
+        pass  # stderr is closed, or is no file
+
+
+def _stacks() -> str:
+    """The Python stacks of all threads. By way of a file, as faulthandler stops all threads while it writes
+    to a pipe that nobody reads."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            return file.read().decode(errors="replace")
+    except OSError as err:
+        return f"(its stacks cannot be written here: {err})\n"
+
+
+def _tell(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):
+        pass  # nobody reads it any more

@@ -9,10 +9,11 @@ import psutil
 import pytest
 from deepspeed_launch import ROOT, environment
 
+from pipeline.train import notes as notes_module
 from pipeline.train.notes import SharedNotes
 from pipeline.train.watchdog import HUNG
 
-GENEROUS = 300
+GENEROUS = 120
 HANGS = """
 import subprocess, sys, threading, time
 from pathlib import Path
@@ -49,9 +50,9 @@ with Watchdog(Path(sys.argv[1]), 0, 2, notes) as watchdog:
 """
 
 
-def ended(script: str, folder) -> tuple[int, str, str]:
+def ended(script: str, folder, *words: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder)],
+        [sys.executable, "-c", script, str(folder), *words],
         env=environment(),
         cwd=ROOT,
         capture_output=True,
@@ -78,16 +79,101 @@ def test_a_rank_that_another_one_makes_wait_ends_when_that_is_silent(tmp_path):
     assert "while it waits for the other ranks" in said
 
 
-def test_notes_of_a_store_that_is_gone_are_none():
-    class Gone:
-        def set_timeout(self, limit): ...
+UNHEARD = """
+import ctypes, os, signal, subprocess, sys, time
+from pathlib import Path
+from pipeline.train import watchdog as module
+from pipeline.train.notes import SharedNotes
+from pipeline.train.watchdog import Section, Watchdog
 
-        def set(self, key, text):
+folder, what, notes = Path(sys.argv[1]), sys.argv[2], SharedNotes()
+if what == "nobody reads stderr":
+    read, write = os.pipe()
+    os.dup2(write, 2)
+    os.close(write), os.close(read)
+if what == "stderr is full":
+    read, write = os.pipe()
+    os.dup2(write, 2)
+    os.set_blocking(write, False)
+    try:
+        while os.write(write, bytes(4096)): pass
+    except BlockingIOError:
+        os.set_blocking(write, True)
+if what == "the disk does not answer":
+    (folder / "hangs").mkdir()
+    os.mkfifo(folder / "hangs/rank_00001.txt")
+if what == "hangs is a link":
+    (folder / "hangs").symlink_to("/tmp")
+if what == "rank 0 is stopped":
+    from torch.distributed import TCPStore
+    store = (
+        "import time; from torch.distributed import TCPStore\\n"
+        "store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)\\n"
+        "print(store.port, flush=True)\\n"
+        "time.sleep(600)"
+    )
+    rank_0 = subprocess.Popen([sys.executable, "-c", store], stdout=subprocess.PIPE)
+    port = int(rank_0.stdout.readline())
+    notes = SharedNotes(TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
+    rank_0.send_signal(signal.SIGSTOP)
+module.WRITES_WITHIN = module.HOLDS_ON = 1.0
+with Watchdog(folder, 1, 2, notes) as watchdog:
+    watchdog.at(Section("waits for the other ranks", 2.0, patient=True))
+    if what == "no thread of Python runs":
+        time.sleep(1.0)
+        ctypes.PyDLL(None).sleep(600)
+    assert not notes.stop_asked()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [
+        ("nobody reads stderr", HUNG),
+        ("stderr is full", HUNG),
+        ("the disk does not answer", HUNG),
+        ("hangs is a link", HUNG),
+        ("rank 0 is stopped", HUNG),
+        ("no thread of Python runs", 1),
+    ],
+)
+def test_nothing_keeps_a_hung_rank_alive(what, status, tmp_path):
+    code, _, said = ended(UNHEARD, tmp_path, what)
+    assert code == status, said
+    told = (tmp_path / "hangs/rank_00001.txt").read_text() if "stderr" in what else said
+    assert "most recent call first" in told
+
+
+class Broken:
+    """A store that fails for a moment."""
+
+    def __init__(self):
+        self.notes, self.failures = {}, 1
+
+    def set_timeout(self, limit): ...
+
+    def set(self, key, text):
+        if self.failures:
+            self.failures -= 1
             raise RuntimeError("Connection reset")
+        self.notes[key] = text.encode()
 
-    notes = SharedNotes(Gone())
+    def check(self, keys):
+        return all(key in self.notes for key in keys)
+
+    def get(self, key):
+        return self.notes[key]
+
+
+def test_a_store_that_fails_for_a_moment_gets_and_gives_the_notes_later(monkeypatch):
+    monkeypatch.setattr(notes_module, "ASK_EVERY", 0.01)
+    notes = SharedNotes(Broken())
     notes.ask_to_stop()
-    time.sleep(0)
+    until = time.monotonic() + GENEROUS
+    while not notes.stop_asked():
+        assert time.monotonic() < until
+        time.sleep(0.01)
     assert notes.slow() == ""
 
 
