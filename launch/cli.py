@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from launch.commands.arguments import import_modules
-from pipeline.processes import limit_exit
+from pipeline.processes import soon_gone
 from pipeline.redact import keep_from_logs, without_secrets
 from pipeline.version import description
 
@@ -34,11 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 130
     interrupted, 3 hung. argv: None is the command line of this process, which is gone soon after."""
-    try:
-        return _run(argv)
-    finally:
-        if argv is None:
-            limit_exit()
+    return _run(argv) if argv is not None else soon_gone(lambda: _run(None))
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -114,11 +114,10 @@ def main() -> int:
 def script() -> int:
     """`main` of a process of its own, which is gone soon after it."""
     try:
+        from pipeline.processes import soon_gone
+    except ImportError:  # the package is not installed, which `main` tells
         return main()
-    finally:
-        # it is not there where the package is not installed, which was told
-        if processes := sys.modules.get("pipeline.processes"):
-            processes.limit_exit()
+    return soon_gone(main)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
 from base64 import b64encode
 from functools import partial
+from pathlib import Path
 
 import pytest
 from record import write_record
@@ -19,13 +21,15 @@ from pipeline.errors import ConfigError, SampleError, printable
 from pipeline.redact import MARK, is_secret, redacted, without_secrets
 from pipeline.train.loop import train
 
+ROOT = Path(__file__).parents[1]
 SECRET = "s3cr3t-of-mine"
 
 
 @pytest.mark.parametrize(
     "name",
     "HF_TOKEN db.password apiKey APIKey AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID WANDB_API_KEY a.token "
-    "client_secret credentials PRIVATE_KEY".split(),
+    "client_secret credentials PRIVATE_KEY PGPASSWORD SSHPASS DB_PASS MYSQL_PWD AUTHORIZATION GITHUB_PAT "
+    "AZURE_STORAGE_CONNECTION_STRING secretkey accesstoken".split(),
 )
 def test_a_secret_is_known_by_its_name(name):
     assert is_secret(name) and redacted({name: SECRET}) == {name: MARK}
@@ -34,7 +38,8 @@ def test_a_secret_is_known_by_its_name(name):
 
 @pytest.mark.parametrize(
     "name",
-    "PWD TOKEN_FILE eos_token pad_token_id num_tokens class_token tokenizer keys keyboard output".split(),
+    "PWD OLDPWD PATH pass TOKEN_FILE eos_token pad_token_id num_tokens class_token tokenizer keys keyboard "
+    "output".split(),
 )
 def test_a_setting_is_no_secret(name):
     assert not is_secret(name)
@@ -49,7 +54,10 @@ def test_a_setting_is_no_secret(name):
         (f"s3://{SECRET}@bucket/x", "s3://***@bucket/x"),
         (f"https://h/x?X-Amz-Signature={SECRET}&b=1", "https://h/x?X-Amz-Signature=***&b=1"),
         (f"https://h/x?sv=1&sig={SECRET}", "https://h/x?sv=1&sig=***"),
+        (f"http://me:p@{SECRET}@host/x", "http://***@host/x"),
+        (f"s3://me:p/{SECRET}@h/x", "s3://***@h/x"),
         ("https://h/x@2/y?page=1", "https://h/x@2/y?page=1"),
+        ("http://h:8080/x@2/y", "http://h:8080/x@2/y"),
         ("mail me@example.org", "mail me@example.org"),
     ],
 )
@@ -173,3 +181,32 @@ sys.exit(cli.main(["doctor"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and SECRET not in done.stdout + done.stderr
     assert f"https://{MARK}@host/x" in done.stderr and f"sig={MARK}" in done.stderr
+
+
+RAISES = """
+import logging, os, sys, threading
+from pipeline.redact import keep_from_logs
+
+keep_from_logs()
+logging.basicConfig()
+text = os.environ["HF_TOKEN"]
+
+def fail():
+    raise RuntimeError(f"https://host/?X-Amz-Signature={text} {text}")
+
+try:
+    fail()
+except RuntimeError:
+    logging.exception("it failed")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+fail()
+"""
+
+
+def test_no_traceback_has_a_secret():
+    env = os.environ | {"HF_TOKEN": SECRET, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", RAISES], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("RuntimeError: https://host") == 3
+    assert SECRET not in done.stderr, done.stderr

@@ -1,23 +1,24 @@
 """torch's elastic agent (`torchrun`) for one host: `python -P -m launch.cluster.elastic OPTIONS`.
 
-It is `torch.distributed.run` with three differences. A user's mistake (status 2) is not tried again, though
-the agent counts it as any failure. The agent's own status is that of the process that failed first. A signal
-goes to the ranks, which save and leave, and does not end the agent, which would kill them after 30 s.
+It is `torch.distributed.run` with four differences. A user's mistake (status 2) is not tried again, though
+the agent counts it as any failure. The agent's own status is that of the process that failed first. A request
+to stop goes to the ranks, which save and leave, and does not end the agent, which would kill them after 30 s;
+it holds for ranks that start later. And the ranks of each start meet in a store of their own: the agent keeps
+its own store from start to start, where they would find the addresses of ranks that are gone.
 """
 
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
-from launch.cluster.host_agent import PARENT, PASSED_ON
-from launch.cluster.processes import die_with_parent
-from launch.cluster.rank import MARKS, MISTAKE
+from launch.cluster.rank import MARKS, MISTAKE, STOP
+from launch.cluster.work import ASK, PREEMPTIONS
+from pipeline.processes import PARENT, end_with_agent
 
 
 def main(options: Sequence[str]) -> int:
@@ -25,13 +26,13 @@ def main(options: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    if PARENT in os.environ:
-        die_with_parent(int(os.environ[PARENT]))
+    end_with_agent()
     with tempfile.TemporaryDirectory(prefix="dtem-ranks-") as folder:
         marks = Path(folder)
         os.environ |= {MARKS: folder, PARENT: str(os.getpid()), "PYTHONSAFEPATH": "1"}
-        for number in PASSED_ON:
-            signal.signal(number, lambda number, frame: _pass_on(marks, number, frame))
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        for number in PREEMPTIONS:
+            signal.signal(number, lambda *_: _stop(marks))
         try:
             # SIGQUIT alone stays with the agent
             torchrun(["--signals-to-handle", "SIGQUIT", *options])
@@ -43,13 +44,23 @@ def main(options: Sequence[str]) -> int:
     return 0
 
 
-def _pass_on(marks: Path, number: int, frame: FrameType | None) -> None:
-    """To the ranks, which have left their pids, and to none whose pid another process has got since."""
+def _stop(marks: Path) -> None:
+    """Asks the ranks to stop. Where none is, as others are waited for or start again, it ends the agent."""
+    (marks / STOP).touch()
+    ranks = list(_ranks(marks))
+    for rank in ranks:
+        rank.send_signal(ASK)
+    if not ranks:
+        raise SystemExit(2 if (marks / MISTAKE).exists() else 0)
+
+
+def _ranks(marks: Path) -> Iterator[psutil.Process]:
+    """Those that have left their pids, and none whose pid another process has got since."""
     for path in marks.glob("pid-*"):
         try:
             process = psutil.Process(int(path.name.removeprefix("pid-")))
             if process.ppid() == os.getpid():
-                process.send_signal(number)
+                yield process
         except psutil.NoSuchProcess:
             continue
 

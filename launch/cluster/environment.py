@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 
 from pipeline.errors import ConfigError
-from pipeline.redact import MARK, is_secret
 
 PASSED = frozenset(
     "CUDA_DEVICE_MAX_CONNECTIONS DS_ACCELERATOR HF_HOME HF_HUB_CACHE HF_HUB_OFFLINE LD_LIBRARY_PATH "
@@ -18,9 +17,9 @@ PASSED = frozenset(
 PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
 OURS = frozenset(
     "RANK WORLD_SIZE LOCAL_RANK LOCAL_SIZE LOCAL_WORLD_SIZE CROSS_RANK CROSS_SIZE MASTER_ADDR "
-    "MASTER_PORT".split()
+    "MASTER_PORT DTEM_PARENT DTEM_MARKS".split()
 )
-"""Set for each rank by the launcher."""
+"""Set for each rank by the launcher, as those of torch's agent, which begin with `TORCHELASTIC_`."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -52,10 +51,5 @@ def variables(given: Iterable[str], here: Mapping[str, str]) -> dict[str, str]:
 def _check(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--env {name}: a name has letters, digits and '_', as in --env NAME=VALUE")
-    if name in OURS:
+    if name in OURS or name.startswith("TORCHELASTIC_"):
         raise ConfigError(f"--env {name}: the launcher sets it for each rank; leave it out")
-
-
-def shown(values: Mapping[str, str]) -> dict[str, str]:
-    """The values as they may be printed: what is a secret by its name is left out."""
-    return {name: MARK if is_secret(name) else value for name, value in values.items()}

@@ -1,8 +1,8 @@
 """What runs on each host of a launch: `python -P -m launch.cluster.host_agent`.
 
-It reads its work from standard input, starts the processes, and stays until they are done. Its standard input
-is its life line. It passes signals on; it ends with the first process that fails, or when the launcher is
-lost, and then nothing that it started is left.
+It reads its work from standard input, starts the processes, and stays until they are done. Its standard
+input is its life line. It passes requests to stop on; it ends with the first process that fails, or when the
+launcher is lost, and then nothing that it started is left.
 """
 
 import os
@@ -14,12 +14,8 @@ from collections.abc import Mapping
 from types import FrameType
 
 from launch.cluster.life_line import LifeLine
-from launch.cluster.processes import adopt_orphans, kill_descendants
-from launch.cluster.work import GRACE, HostWork, signal_of
-
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-PARENT = "DTEM_PARENT"
-"""Environment variable with the pid of this process; a rank ends with it."""
+from launch.cluster.work import ASK, GRACE, PREEMPTIONS, STOP_LINE, HostWork
+from pipeline.processes import PARENT, adopt_orphans, kill_descendants
 
 
 class HostAgent:
@@ -32,8 +28,8 @@ class HostAgent:
     def run(self) -> int:
         """0 if all processes ended with 0, else the status of the first that did not; 1 if the launcher is
         lost."""
-        for number in PASSED_ON:
-            signal.signal(number, self._pass_on)
+        for number in PREEMPTIONS:
+            signal.signal(number, self._ask)
         try:
             for name, own in self._work.processes.items():
                 self._running[name] = self._start(own)
@@ -55,8 +51,8 @@ class HostAgent:
     def _watch(self) -> int:
         while self._running:
             for line in self._line.lines(wait=0.1):
-                if (number := signal_of(line)) is not None:
-                    self._pass_on(number, None)
+                if line == STOP_LINE.rstrip():
+                    self._ask()
             if reason := self._line.lost(self._work.beats):
                 self._say(f"{reason}; its processes are ended")
                 self._end()
@@ -74,19 +70,22 @@ class HostAgent:
                 continue
             del self._running[name]
             if code:
-                how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+                how = f"by {_name(-code)}" if code < 0 else f"with status {code}"
                 self._say(f"{name} ended {how}")
                 return 128 - code if code < 0 else code
         return 0
 
     def _end(self) -> None:
         """Asks the processes to leave, and waits for them up to GRACE; what is left is killed by `run`."""
-        self._pass_on(signal.SIGTERM, None)
+        self._send(signal.SIGTERM)
         until = time.monotonic() + GRACE
         while time.monotonic() < until and any(p.poll() is None for p in self._running.values()):
             time.sleep(0.05)
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _ask(self, number: int = ASK, frame: FrameType | None = None) -> None:
+        self._send(ASK)
+
+    def _send(self, number: int) -> None:
         for process in list(self._running.values()):
             process.send_signal(number)
 
@@ -95,6 +94,13 @@ class HostAgent:
             print(f"{self._work.host}: {text}", file=sys.stderr, flush=True)
         except OSError:  # the launcher, who would read it, is gone
             pass
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one for real-time programs
+        return f"signal {number}"
 
 
 def main() -> int:

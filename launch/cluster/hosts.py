@@ -27,11 +27,14 @@ class Host:
 
     name: str
     slots: tuple[int, ...]
-    whole: bool = True
-    """Whether these are all slots of the machine."""
     user: str | None = None
     port: int | None = None
     """Of ssh; None leaves user and port to ssh's own configuration."""
+
+    @property
+    def first_slots(self) -> bool:
+        """Whether these are the machine's first slots, which ranks take of themselves."""
+        return self.slots == tuple(range(len(self.slots)))
 
 
 def read_hostfile(path: str) -> list[Host]:
@@ -134,7 +137,7 @@ def choose(hosts: list[Host], include: str = "", exclude: str = "") -> list[Host
         slots = named.get(host.name, frozenset())
         stay = tuple(slot for slot in host.slots if (slot in slots) == bool(include))
         if stay:
-            kept.append(replace(host, slots=stay, whole=stay == host.slots))
+            kept.append(replace(host, slots=stay))
     if not kept:
         raise ConfigError(f"--exclude {exclude} leaves no host")
     return kept
@@ -173,10 +176,7 @@ def with_processes(hosts: Iterable[Host], processes: int | None) -> list[Host]:
             raise ConfigError(
                 f"--nproc {processes}, but {host.name} has {len(host.slots)} slots in the hostfile"
             )
-    return [
-        replace(host, slots=host.slots[:processes], whole=host.whole and processes == len(host.slots))
-        for host in hosts
-    ]
+    return [replace(host, slots=host.slots[:processes]) for host in hosts]
 
 
 def hostfile_of(path: str | Path | None, include: str, exclude: str) -> list[Host]:

@@ -1,15 +1,17 @@
 """A launch as a value: what trains, where, and with what environment."""
 
+import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from launch.cluster.hosts import Host
 from launch.cluster.work import HostWork
 from pipeline.errors import ConfigError
+from pipeline.redact import redacted, without_secrets
 
-DEFAULT_PORT = 29500
-CONTINUE = ("--resume", "auto")
+FIRST_PORT, PORTS = 20000, 10000
+"""Where a port is not known to be free: below those that the kernel gives away."""
 RANK = "launch.cluster.rank"
 ELASTIC = "launch.cluster.elastic"
 HERE = "localhost"
@@ -23,9 +25,11 @@ class Job:
     how many it is to give."""
 
     train: tuple[str, ...]
-    """Arguments of `dtem train`."""
+    """Arguments of `dtem train`, with `--resume` at their end."""
     folder: str
     """Working folder, the same path on every host."""
+    run_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """16 hexadecimal digits of this launch alone: two launches that meet at one place stay apart."""
     output: str | None = None
     """Of the run; hosts have to have it in common."""
     hosts: tuple[Host, ...] = ()
@@ -45,7 +49,7 @@ class Job:
     @property
     def over_a_network(self) -> bool:
         """Whether its hosts are reached by ssh."""
-        return any(host.name != HERE for host in self.hosts)
+        return any(host.name != HERE or host.user or host.port for host in self.hosts)
 
     @property
     def uses_gpus(self) -> bool:
@@ -62,7 +66,12 @@ class Job:
 
     @property
     def port(self) -> int:
-        return self.master_port or DEFAULT_PORT
+        """Where nobody has looked for a free one: one that another launch is not likely to have."""
+        return self.master_port or FIRST_PORT + int(self.run_id, 16) % PORTS
+
+    def shown(self) -> "Job":
+        """The job as it may be printed: without secrets."""
+        return replace(self, train=tuple(map(without_secrets, self.train)), env=redacted(self.env))
 
     def per_node(self) -> int:
         """Processes on each node. Raises ConfigError where hosts differ, for what starts as many on each."""
@@ -105,7 +114,7 @@ def elastic_by_host(job: Job, env_of: EnvOf) -> Iterator[HostWork]:
     """Work of each host where one elastic agent starts its ranks."""
     per_node = job.per_node()
     for index, host in enumerate(job.hosts):
-        options = elastic_options(job, per_node, f"{job.address}:{job.port}")
+        options = elastic_options(job, per_node, f"{job.address}:{job.port}", f"dtem-{job.run_id}")
         options += [f"--rdzv-conf=is_host={int(index == 0)}"]
         options += [f"--local-addr={host.name}"] if len(job.hosts) > 1 else []
         argv = module(job, ELASTIC, *options, "-m", RANK, *job.train)
@@ -118,24 +127,27 @@ def module(job: Job, name: str, *arguments: str) -> tuple[str, ...]:
     return (job.python, "-P", "-u", "-m", name, *arguments)
 
 
-def elastic_options(job: Job, per_node: int, endpoint: str) -> list[str]:
-    """Options of torchrun, but for those of one host."""
+def elastic_options(job: Job, per_node: int, endpoint: str, run_id: str) -> list[str]:
+    """Options of torchrun, but for those of one host. run_id: agents of another one are no part of the run,
+    though they come to the same endpoint."""
     return [
         f"--nnodes={job.num_nodes}",
         f"--nproc-per-node={per_node}",
         f"--max-restarts={job.restarts}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={endpoint}",
-        "--rdzv-id=dtem",
+        f"--rdzv-id={run_id}",
     ]
 
 
 def host_env(job: Job, host: Host, env_of: EnvOf) -> dict[str, str]:
-    """Environment of a host: the job's, the host's own, and its GPUs where they are not all."""
-    chosen = {} if host.whole else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, host.slots))}
+    """Environment of a host: the job's, the host's own, and its GPUs where they are not its first ones."""
+    chosen = {} if host.first_slots else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, host.slots))}
     return {**env_of.get(host.name, {}), **job.env, **chosen}
 
 
-def continued(job: Job) -> Job:
-    """The job of a start after the first: it continues what the run has saved."""
-    return replace(job, train=(*job.train, *CONTINUE))
+def continued(train: Sequence[str]) -> tuple[str, ...]:
+    """Arguments of a start after the first: what began anew goes on. All else stays: `--resume PATH` goes on
+    from what the run has saved since it began at PATH."""
+    begins = tuple(train[-2:]) == ("--resume", "none")
+    return (*train[:-2], "--resume", "auto") if begins else tuple(train)

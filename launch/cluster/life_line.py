@@ -7,6 +7,9 @@ import time
 
 from launch.cluster.work import SILENCE
 
+BEGINS_WITHIN = 60.0
+"""Seconds for the first line, which is sent with the command that starts who reads it."""
+
 
 class LifeLine:
     """Reads lines of a descriptor without waiting for them."""
@@ -20,10 +23,11 @@ class LifeLine:
         self.ended = False
 
     def first(self) -> bytes:
-        """The first line, however long it takes; empty where the launcher is lost before."""
+        """The first line; empty where the launcher is lost before, or says none."""
         lines: list[bytes] = []
-        while not lines and not self.ended:
-            lines = self.lines(wait=60.0, most=1)
+        until = time.monotonic() + BEGINS_WITHIN
+        while not lines and not self.ended and time.monotonic() < until:
+            lines = self.lines(wait=1.0, most=1)
         return lines[0] if lines else b""
 
     def lines(self, wait: float, most: int | None = None) -> list[bytes]:

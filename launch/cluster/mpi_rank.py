@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from launch import train
 from launch.cluster.hosts import LARGEST_PORT, check_name, check_number
 from pipeline.errors import ConfigError
+from pipeline.processes import soon_gone
 
 FAMILIES = {
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -44,4 +45,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(soon_gone(main))

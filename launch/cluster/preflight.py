@@ -2,10 +2,12 @@
 
 import json
 import secrets
+import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,22 @@ from pipeline.errors import ConfigError, first_few, printable
 
 ANSWERS_WITHIN = 180.0
 """Seconds for an answer; a first import of torch from a network disk takes long."""
+ENDS_WITHIN = 20.0
 CLOCKS_WITHIN = 5.0
 """Seconds by which a clock may differ from the launcher's."""
 MODULE = "launch.cluster.probe"
 
 
+class HostsNotReady(ConfigError):
+    """Some hosts cannot be reached, or lack what a run needs."""
+
+
 class Probe:
     """The conversation with one host."""
 
-    def __init__(self, host: str, argv: Sequence[str]):
-        self.host, self.trouble = host, ""
+    def __init__(self, host: str, argv: Sequence[str], token: str):
+        """token: answers have it; what else comes is what a login prints."""
+        self.host, self.trouble, self._token = host, "", token
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             argv,
@@ -50,18 +58,24 @@ class Probe:
         """The next answer; empty, with `trouble`, where none comes."""
         while not self.trouble:
             if lines := self._line.lines(wait=max(0.0, min(1.0, until - time.monotonic())), most=1):
-                try:
-                    return dict(json.loads(lines[0]))
-                except ValueError:
-                    continue  # what a login prints
+                if (answer := self._answer_of(lines[0])) is not None:
+                    return answer
+                continue
             if self._line.ended:
                 self.trouble = self._last_words()
             elif time.monotonic() > until:
                 self.trouble = f"no answer within {ANSWERS_WITHIN:.0f} s"
         return {}
 
+    def _answer_of(self, line: bytes) -> dict[str, Any] | None:
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        return said if isinstance(said, dict) and said.get("token") == self._token else None
+
     def _last_words(self) -> str:
-        status = self._process.wait()
+        status = self._ended()
         self._errors.seek(0)
         said = [printable(line) for line in self._errors.read().decode(errors="replace").splitlines() if line]
         return f"{said[-1] if said else 'nothing was said'} (status {status})"
@@ -71,12 +85,16 @@ class Probe:
             self._input.close()
         except OSError:
             pass
+        self._ended()
+        self._errors.close()
+
+    def _ended(self) -> int:
+        """Its exit status, once it has ended by itself or was killed."""
         try:
-            self._process.wait(timeout=20)
+            return self._process.wait(timeout=ENDS_WITHIN)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._errors.close()
+            return self._process.wait()
 
 
 @dataclass(frozen=True)
@@ -89,20 +107,22 @@ class Report:
 
 
 def preflight(job: Job) -> Report:
-    """Asks all hosts at once, before ranks are started there."""
+    """Asks all hosts at once, before ranks are started there. Raises ConfigError where there is no ssh."""
+    if shutil.which("ssh") is None:
+        raise ConfigError("hosts are reached by ssh, which is not on PATH; install openssh-client")
+    token = secrets.token_hex(16)
     probes = [
-        Probe(host.name, ssh_command(host, job.python, MODULE, job.folder, job.env.get("PYTHONPATH")))
+        Probe(host.name, ssh_command(host, job.python, MODULE, job.folder, job.env.get("PYTHONPATH")), token)
         for host in job.hosts
     ]
-    try:
-        return _converse(job, probes)
-    finally:
-        for probe in probes:
-            probe.close()
+    with ThreadPoolExecutor(len(probes)) as threads:
+        try:
+            return _converse(job, probes, token, threads)
+        finally:
+            list(threads.map(Probe.close, probes))
 
 
-def _converse(job: Job, probes: Sequence[Probe]) -> Report:
-    token = secrets.token_hex(16)
+def _converse(job: Job, probes: Sequence[Probe], token: str, threads: ThreadPoolExecutor) -> Report:
     shared = job.output is not None and "://" not in job.output
     file = str(Path(job.folder, job.output or "").parent / f".dtem-preflight-{token}") if shared else None
     names = [host.name for host in job.hosts]
@@ -122,12 +142,14 @@ def _converse(job: Job, probes: Sequence[Probe]) -> Report:
     until = time.monotonic() + ANSWERS_WITHIN
     facts = {probe.host: probe.answer(until) for probe in probes}
     port = facts[names[0]].get("port")
-    later = {}
-    for probe in probes:  # one after the other, so that the times of a clock's answer are known
+
+    def ask_again(probe: Probe) -> dict[str, Any]:
         asked = time.time()
         probe.ask({"port": port})
         answer = probe.answer(time.monotonic() + ANSWERS_WITHIN)
-        later[probe.host] = answer | {"early": asked, "late": time.time()}
+        return answer | {"early": asked, "late": time.time()}
+
+    later = dict(zip(names, threads.map(ask_again, probes), strict=True))
     findings = [finding for probe in probes for finding in judge(job, probe, facts, later, file)]
     env_of = {
         name: {"GLOO_SOCKET_IFNAME": about["interface"]}
@@ -209,6 +231,8 @@ def _network(job: Job, host: str, about: Mapping[str, Any]) -> Iterator[Finding]
         yield Finding(
             f"{host}: master port", "missing", f"{job.master_port}: {taken}", "give another --master-port"
         )
+    if len(job.hosts) == 1:
+        return
     if about["interface"] is not None:
         yield Finding(name, "ok", f"interface {about['interface']}")
     elif about["own_name_is_loopback"] and "GLOO_SOCKET_IFNAME" not in job.env:
@@ -233,11 +257,11 @@ def _shared(host: str, first: str, trouble: str, folder: Path) -> Finding:
 
 
 def require_ready(report: Report) -> None:
-    """Raises ConfigError with all that hosts lack."""
+    """Raises HostsNotReady with all that hosts lack."""
     lacks = [
         f"{finding.name}: {finding.detail}\n    -> {finding.way_out}"
         for finding in report.findings
         if finding.status == "missing"
     ]
     if lacks:
-        raise ConfigError("not all hosts are ready\n  " + "\n  ".join(lacks))
+        raise HostsNotReady("not all hosts are ready\n  " + "\n  ".join(lacks))

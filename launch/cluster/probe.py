@@ -1,9 +1,11 @@
 """What a host says of itself before a launch: `python -P -m launch.cluster.probe`, a conversation in lines of
 JSON over standard input and output. `preflight.py` asks and judges."""
 
+import contextlib
 import ipaddress
 import json
 import platform
+import signal
 import socket
 import sys
 import threading
@@ -18,6 +20,8 @@ from pipeline.extras import DISTRIBUTION
 from pipeline.version import description
 
 CONNECTS_WITHIN = 10.0
+LASTS = 900
+"""Seconds after which this process ends, also where its launcher was lost without a word."""
 
 
 def about(request: dict[str, Any]) -> dict[str, Any]:
@@ -83,17 +87,18 @@ def listen(port: int, token: str) -> socket.socket:
                 client, _ = server.accept()
             except OSError:
                 return
-            with client:
-                client.sendall(token.encode())
-                client.shutdown(socket.SHUT_WR)
-                client.settimeout(CONNECTS_WITHIN)
-                try:
-                    client.recv(1)  # the other side closes first, so that the port stays free here
-                except OSError:
-                    continue
+            threading.Thread(target=_say_token, args=(client, token), daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
     return server
+
+
+def _say_token(client: socket.socket, token: str) -> None:
+    with client, contextlib.suppress(OSError):  # anybody may connect, and break off
+        client.settimeout(CONNECTS_WITHIN)
+        client.sendall(token.encode())
+        client.shutdown(socket.SHUT_WR)
+        client.recv(1)  # the other side closes first, so that the port stays free here
 
 
 def reached(address: str, port: int, token: str) -> str:
@@ -118,8 +123,11 @@ def sees(path: Path, token: str) -> str:
 
 def converse() -> None:
     """Two questions and their answers; ends with standard input, and takes its file with it."""
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(1))
+    signal.alarm(LASTS)
     request = json.loads(sys.stdin.readline())
-    answer, token, file = about(request), request["token"], Path(request["file"]) if request["file"] else None
+    token, file = request["token"], Path(request["file"]) if request["file"] else None
+    answer = {"token": token} | about(request)
     writes = file if request["first"] else None
     try:
         if request["first"]:
@@ -135,6 +143,7 @@ def converse() -> None:
             second = json.loads(line)
             say(
                 {
+                    "token": token,
                     "time": time.time(),
                     "reached": reached(request["master"], second["port"], token) if second["port"] else "",
                     "sees": sees(file, token) if file else "",

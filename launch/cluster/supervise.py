@@ -2,13 +2,14 @@
 when one has failed.
 
 Restarts. With `--restarts N` all hosts are ended and started again, N times at most, whatever failed: a rank,
-an agent, a connection. torch's elastic agent (`--backend torchrun`) counts restarts on each host for itself
-and cannot replace an agent that is lost. DeepSpeed's elastic agent is built on it, and asks for its
-elasticity settings, which change the batch size. So the backends `local`, `deepspeed` and `mpi`, whose ranks
-are started without an agent of torch's, restart here: one count for all hosts, and a port of its own for each
-start.
+an agent, a connection. A host that is not back is waited for. torch's elastic agent (`--backend torchrun`)
+counts restarts on each host for itself and cannot replace an agent that is lost. DeepSpeed's elastic agent is
+built on it, and asks for its elasticity settings, which change the batch size. So the backends `local`,
+`deepspeed` and `mpi`, whose ranks are started without an agent of torch's, restart here: one count for all
+hosts, and a port of its own for each start.
 """
 
+import random
 import signal
 import subprocess
 import sys
@@ -17,16 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from launch.cluster.work import BEAT, GRACE, HostWork, signal_line
+from launch.cluster.preflight import HostsNotReady
+from launch.cluster.work import BEAT, GRACE, PREEMPTIONS, STOP_LINE, HostWork
 from pipeline.errors import counted
 
-PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LEAVES = GRACE + 14.0
 """Seconds that an agent has to end what it started (GRACE, then 10 s) and itself; then its connection is
 ended, and its life line with it."""
 SSH_FAILED = 255
-PAUSE = 3.0
-"""Seconds between the end of a failed start and the next."""
+PAUSE, LONGEST_PAUSE = 3.0, 120.0
+"""Seconds between the end of a failed start and the next; and between questions to hosts that are not back,
+which double."""
+COMES_BACK = 1800.0
+"""Seconds for a host to come back, for instance from a reboot."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,12 @@ class Start:
 
 
 class Signals:
-    """Context manager that collects the signals that ask a run to stop; what it has collected stays. A third
-    SIGINT asks to end at once. Outside, between two starts, they end the launcher as they end any program.
+    """Context manager that hears the signals that ask a run to stop; what it has heard stays. A third SIGINT
+    asks to end at once. Outside, between two starts, they end the launcher as they end any program.
     """
 
     def __init__(self) -> None:
-        self.waiting: list[int] = []
-        self.stopping = False
+        self.stopping = self._told = False
         self._interrupts = 0
         self._before: dict[int, object] = {}
 
@@ -63,11 +66,11 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         self.stopping = True
-        self.waiting.append(number)
 
-    def take(self) -> list[int]:
-        taken, self.waiting = self.waiting, []
-        return taken
+    def news(self) -> bool:
+        """Whether a request to stop has come, the first time that this is asked then."""
+        told, self._told = self._told, self.stopping
+        return self.stopping and not told
 
 
 class _Agent:
@@ -110,7 +113,7 @@ class _Agent:
 
 def run_hosts(starts: Sequence[Start], signals: Signals) -> int:
     """Runs the work of all hosts. 0 if all ended with 0, or the status of the first that did not. No process
-    of it is left then, on any host that answers. Signals that ask to stop are passed on meanwhile."""
+    of it is left then, on any host that answers. A request to stop is passed on meanwhile."""
     with signals:
         agents = [_Agent(start) for start in starts]
         try:
@@ -140,7 +143,7 @@ def _watch(agents: Sequence[_Agent], signals: Signals) -> int:
             return 0
         if signals.at_once:
             return 128 + signal.SIGINT
-        lines = [signal_line(number) for number in signals.take()]
+        lines = [STOP_LINE] if signals.news() else []
         if time.monotonic() - beaten > BEAT:
             beaten = time.monotonic()
             lines.append(b"\n")
@@ -152,7 +155,8 @@ def _watch(agents: Sequence[_Agent], signals: Signals) -> int:
 
 def with_restarts(start: Callable[[bool, Signals], int], restarts: int) -> int:
     """Calls `start(again, signals)` until it is done: 0, a user's mistake (2), a request to stop, or more
-    failures than `restarts`. Returns its last status."""
+    failures than `restarts`. Returns its last status; 0 where a rank was asked to stop before it heeded that.
+    Raises HostsNotReady for the first start, and where a host does not come back."""
     signals = Signals()
     status = start(False, signals)
     for left in reversed(range(restarts)):
@@ -160,6 +164,19 @@ def with_restarts(start: Callable[[bool, Signals], int], restarts: int) -> int:
             break
         more = f"{counted(left, 'restart')} left after this"
         print(f"the run failed with status {status} and starts again; {more}", file=sys.stderr, flush=True)
-        time.sleep(PAUSE)
-        status = start(True, signals)
-    return status
+        status = _start_again(start, signals)
+    asked = {128 + signal.SIGTERM, 128 + signal.SIGUSR1}
+    return 0 if signals.stopping and status in asked else status
+
+
+def _start_again(start: Callable[[bool, Signals], int], signals: Signals) -> int:
+    pause, until = PAUSE, time.monotonic() + COMES_BACK
+    while True:
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        try:
+            return start(True, signals)
+        except HostsNotReady as err:
+            if time.monotonic() > until:
+                raise
+            print(f"{err}\nthey are asked again", file=sys.stderr, flush=True)
+        pause = min(2 * pause, LONGEST_PAUSE)

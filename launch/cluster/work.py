@@ -5,9 +5,14 @@ whatever the login shell of the host, and no secret stands in a list of processe
 """
 
 import json
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that ask a run to stop."""
+ASK = signal.SIGUSR1
+"""The one of them that a rank gets, whichever came. mpirun passes it on to its ranks, and no other."""
 SILENCE = 20.0
 """Seconds without a beat of the launcher, after which a host takes it for lost."""
 BEAT = 2.0
@@ -40,12 +45,5 @@ class HostWork:
         return HostWork(**plain | {"argv": tuple(plain["argv"])})
 
 
-def signal_line(number: int) -> bytes:
-    """Asks a host to pass a signal to its processes."""
-    return f"signal {int(number)}\n".encode()
-
-
-def signal_of(line: bytes) -> int | None:
-    """The number in a `signal_line`; None for a beat."""
-    word, _, number = line.partition(b" ")
-    return int(number) if word == b"signal" and number.isdigit() else None
+STOP_LINE = b"stop\n"
+"""Asks a host to ask its processes to stop. Any other line is a beat."""

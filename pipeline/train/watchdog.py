@@ -12,8 +12,6 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import NoReturn
 
-import psutil  # noqa: F401 - of `end_at_once`, loaded before a disk may hang
-
 from pipeline.errors import first_few, printable
 from pipeline.files import folder_within
 from pipeline.processes import end_at_once

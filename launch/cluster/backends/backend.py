@@ -22,8 +22,19 @@ class Backend(Protocol):
 BACKENDS: Registry[Backend] = Registry("backend")
 
 
-def refuse(job: Job, name: str, *, hosts: bool = False, image: bool = True) -> None:
-    """Raises ConfigError for options that a backend has no use for."""
+def refuse(
+    job: Job, name: str, *, hosts: bool = False, image: bool = True, own_starter: bool = False
+) -> None:
+    """Raises ConfigError for options that a backend has no use for. own_starter: it takes names of hosts and
+    numbers of processes, and neither GPUs by their numbers nor addresses with ':'."""
+    for host in job.hosts if own_starter else ():
+        if not host.first_slots:
+            raise ConfigError(
+                f"--backend {name} takes the first GPUs of a host, not {host.slots} of {host.name}; leave "
+                "slots out of --include and --exclude, or give --backend deepspeed"
+            )
+        if ":" in host.name:
+            raise ConfigError(f"--backend {name} takes no IPv6 address as {host.name}; give the host's name")
     if hosts and job.hosts:
         raise ConfigError(f"--backend {name} takes no --hostfile; give --nodes N")
     if image and (job.image or job.claims):

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
-from launch.cluster.environment import shown
 from launch.cluster.job import EnvOf, Job, continued
 from launch.cluster.preflight import preflight, require_ready
 from launch.cluster.ssh import local_command, ssh_command
@@ -22,7 +21,8 @@ def run_on_hosts(job: Job, works: Works, restarts: int) -> int:
     """Looks at the hosts, starts their agents, and stays until all are done. Raises ConfigError."""
 
     def start(again: bool, signals: Signals) -> int:
-        attempt, env_of = _with_port(continued(job) if again else job)
+        now = replace(job, train=continued(job.train)) if again else job
+        attempt, env_of = _with_port(now)
         return run_hosts(list(_starts(attempt, works, env_of)), signals)
 
     return with_restarts(start, restarts)
@@ -57,12 +57,11 @@ def _starts(job: Job, works: Works, env_of: EnvOf) -> Iterator[Start]:
 def text_of_hosts(job: Job, works: Works) -> str:
     """The command of each host, and what it is sent on its standard input. Values of secrets are left out."""
     lines = []
-    for start in _starts(job, works, {}):
+    for start in _starts(job.shown(), works, {}):
         work = start.work
         beat = f", then a beat every {BEAT:.0f} s" if work.beats else ""
-        plain = asdict(replace(work, env=shown(work.env)))
         lines += [
             f"# {work.host}: {', '.join(work.processes)}; the line goes to its standard input{beat}",
-            f"{{ printf '%s\\n' {shlex.quote(json.dumps(plain))}; cat; }} | {shlex.join(start.argv)}",
+            f"{{ printf '%s\\n' {shlex.quote(json.dumps(asdict(work)))}; cat; }} | {shlex.join(start.argv)}",
         ]
     return "\n".join(lines) + "\n"

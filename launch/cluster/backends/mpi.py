@@ -1,16 +1,17 @@
-"""Ranks under Open MPI's mpirun. It has no restarts of its own, so that the launcher starts it again."""
+"""Ranks under Open MPI's mpirun, which is the one process of an agent of ours on this machine: it ends
+with the launcher, and its end has a limit. It has no restarts of its own, so that the launcher starts it
+again."""
 
-import os
 import shlex
-import signal
-import subprocess
-import time
+from dataclasses import replace
 
 from launch.cluster.backends.backend import BACKENDS, refuse
+from launch.cluster.backends.hosts_started_here import AGENT
 from launch.cluster.backends.programs import require
-from launch.cluster.environment import shown
-from launch.cluster.job import Job, continued, module
-from launch.cluster.supervise import Signals, with_restarts
+from launch.cluster.job import HERE, Job, continued, module
+from launch.cluster.ssh import local_command
+from launch.cluster.supervise import Signals, Start, run_hosts, with_restarts
+from launch.cluster.work import HostWork
 from pipeline.errors import ConfigError
 
 RANK = "launch.cluster.mpi_rank"
@@ -21,20 +22,23 @@ class Mpi:
     """mpirun hands arguments and environment on without a shell."""
 
     def text(self, job: Job) -> str:
-        env = [f"{name}={value}" for name, value in shown(job.env).items()]
-        return shlex.join(["env", *env, *_command(job)]) + "\n"
+        shown = job.shown()
+        env = [f"{name}={value}" for name, value in shown.env.items()]
+        return shlex.join(["env", *env, *_command(shown)]) + "\n"
 
     def run(self, job: Job) -> int:
         require("mpirun", "mpi")
 
         def start(again: bool, signals: Signals) -> int:
-            return _wait(_command(continued(job) if again else job), job, signals)
+            now = replace(job, train=continued(job.train)) if again else job
+            work = HostWork(HERE, job.folder, tuple(_command(now)), job.env, {"mpirun": {}}, beats=False)
+            return run_hosts([Start(local_command(job.python, AGENT), work)], signals)
 
         return with_restarts(start, job.restarts)
 
 
 def _command(job: Job) -> list[str]:
-    refuse(job, "mpi")
+    refuse(job, "mpi", own_starter=True)
     ranks = sum(len(host.slots) for host in job.hosts) or job.processes
     hosts = ",".join(f"{host.name}:{len(host.slots)}" for host in job.hosts)
     exported = [word for name in job.env for word in ("-x", name)]
@@ -64,15 +68,3 @@ def _ssh(job: Job) -> list[str]:
     words = ["-l", user] if user else []
     words += ["-p", str(port)] if port else []
     return ["--mca", "plm_rsh_args", " ".join(words)] if words else []
-
-
-def _wait(argv: list[str], job: Job, signals: Signals) -> int:
-    """mpirun passes SIGUSR1 on to its ranks, and ends them at SIGTERM: so each request to stop reaches it as
-    SIGUSR1."""
-    with signals:
-        process = subprocess.Popen(argv, env={**os.environ, **job.env}, start_new_session=True)
-        while (code := process.poll()) is None:
-            if signals.take():
-                process.send_signal(signal.SIGTERM if signals.at_once else signal.SIGUSR1)
-            time.sleep(0.1)
-    return 128 - code if code < 0 else code

@@ -4,11 +4,11 @@ import shlex
 
 from launch.cluster.backends.backend import BACKENDS, refuse
 from launch.cluster.backends.programs import require, submit
-from launch.cluster.environment import shown
 from launch.cluster.job import ELASTIC, RANK, Job, elastic_options, module
 
 SECONDS_TO_SAVE = 120
-ENDPOINT = "$DTEM_HEAD:{port}"
+HEAD, PORT, ID = "$DTEM_HEAD", "$((20000 + SLURM_JOB_ID % 10000))", "dtem-$SLURM_JOB_ID"
+"""What the shell fills in. Two jobs may have one head node: neither port nor id is the other's."""
 
 
 @BACKENDS.register("slurm")
@@ -16,15 +16,15 @@ class Slurm:
     """Hands the script to sbatch. With a hostfile it asks for those nodes."""
 
     def text(self, job: Job) -> str:
-        return _script(job, dict(shown(job.env)))
+        return _script(job.shown())
 
     def run(self, job: Job) -> int:
         require("sbatch", "slurm")
-        return submit(["sbatch"], _script(job, dict(job.env)))
+        return submit(["sbatch"], _script(job))
 
 
-def _script(job: Job, env: dict[str, str]) -> str:
-    refuse(job, "slurm")
+def _script(job: Job) -> str:
+    refuse(job, "slurm", own_starter=True)
     per_node = job.per_node()
     nodes = [f"--nodelist={','.join(host.name for host in job.hosts)}"] if job.hosts else []
     gpus = [f"--gpus-per-node={per_node}"] if job.uses_gpus else []
@@ -38,8 +38,7 @@ def _script(job: Job, env: dict[str, str]) -> str:
         "--open-mode=append",
         "--export=NONE",
     ]
-    env = env | {"LOCAL_SIZE": str(per_node)}
-    # the endpoint alone is the shell's to fill; the argument's other bytes are quoted
+    env = {**job.env, "LOCAL_SIZE": str(per_node)}
     words = [_word(word) for word in _command(job, per_node)]
     return "\n".join(
         [
@@ -56,10 +55,11 @@ def _script(job: Job, env: dict[str, str]) -> str:
 
 
 def _command(job: Job, per_node: int) -> tuple[str, ...]:
-    options = elastic_options(job, per_node, ENDPOINT.format(port=job.port))
+    options = elastic_options(job, per_node, f"{HEAD}:{job.master_port or PORT}", ID)
     return module(job, ELASTIC, *options, "-m", RANK, *job.train)
 
 
 def _word(word: str) -> str:
-    head = f"--rdzv-endpoint={ENDPOINT.split(':')[0]}:"
-    return f'"{word}"' if word.startswith(head) else shlex.quote(word)
+    """Quoted, but for the two options that the shell fills in."""
+    ours = word.startswith(f"--rdzv-endpoint={HEAD}:") or word == f"--rdzv-id={ID}"
+    return f'"{word}"' if ours else shlex.quote(word)

@@ -33,7 +33,8 @@ def printed(command: str, hostfile: Path, capture) -> str:
 
 
 @pytest.mark.parametrize(("command", "shown"), BLOCKS, ids=lambda text: text[:35])
-def test_the_page_shows_what_a_dry_run_prints(command, shown, tmp_path, capsys):
+def test_the_page_shows_what_a_dry_run_prints(command, shown, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0123456789abcdef")
     assert printed(command, tmp_path / "hosts", capsys) == shown
 
 

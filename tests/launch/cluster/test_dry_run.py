@@ -21,6 +21,7 @@ TWO = (Host("node-a", (0, 1), user="me"), Host("node-b", (0, 1), user="me"))
 TRAIN = ("--config", "configs/debug_cpu.py", "--cfg-options", "output=/shared/my $run's", "--resume", "auto")
 ENV = {"A": "it's $(x);\n`y`", "DS_ACCELERATOR": "cpu", "HF_TOKEN": "hf_never_printed"}
 COMMON = dict(train=TRAIN, folder="/work/my project", env=ENV, python="/env/bin/python", restarts=2)
+COMMON["run_id"] = "0123456789abcdef"
 JOBS = {
     "local": Job(**COMMON, hosts=(Host(HERE, (0, 1)),)),
     "deepspeed": Job(**COMMON, hosts=TWO),
@@ -46,7 +47,16 @@ def test_the_text_is_the_golden_one(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_secret_is_printed(name):
-    assert "hf_never_printed" not in text(name)
+    train = ("--cfg-options", "data=https://me:hf_never_printed@host", "--resume", "none")
+    env = {"HF_TOKEN": "hf_never_printed", "HTTPS_PROXY": "http://me:hf_never_printed@proxy"}
+    assert "hf_never_printed" not in text(name) + text(name, train=train, env=env)
+
+
+@pytest.mark.parametrize("name", ["torchrun", "k8s"])
+def test_two_launches_never_train_as_one(name):
+    """torch's agents that meet at one place are one run if they have one id."""
+    first, second = (re.findall(r"--rdzv-id=(\S+)", text(name, run_id=f"{i:016x}"))[0] for i in (1, 2))
+    assert first != second and Job(train=(), folder="/").run_id != Job(train=(), folder="/").run_id
 
 
 def works(name: str, train: tuple[str, ...]) -> list[dict]:
@@ -82,6 +92,7 @@ exec() { "$@"; }
 cd() { :; }
 scontrol() { echo head; echo other; }
 SLURM_JOB_NODELIST=x
+SLURM_JOB_ID=12345
 """
 
 
@@ -91,7 +102,7 @@ def test_bash_reads_the_slurm_script_back():
     told = subprocess.run(["bash", "-c", STUBS + script + "\n"], capture_output=True, check=True)
     words = told.stdout.decode().split("\0")[:-1]
     assert words[-len(NASTY) + 1 :] == NASTY[:-1]
-    assert "--rdzv-endpoint=head:29500" in words and "--max-restarts=2" in words
+    assert {"--rdzv-endpoint=head:22345", "--rdzv-id=dtem-12345", "--max-restarts=2"} <= set(words)
     exports = subprocess.run(
         [
             "bash",
@@ -123,7 +134,10 @@ def test_yaml_reads_the_manifest_back():
     (container,) = pod["containers"]
     command = [expanded(word) for word in container["command"]]
     assert command[-len(NASTY) + 1 :] == NASTY[:-1]
-    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{service['metadata']['name']}:29500" in command
+    assert (
+        f"--rdzv-endpoint={job['metadata']['name']}-0.{service['metadata']['name']}:{JOBS['k8s'].port}"
+        in command
+    )
     assert {"name": "A", "value": ENV["A"].replace("$", "$$")} in container["env"]
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
     assert job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
@@ -139,7 +153,7 @@ def test_gpus_are_asked_for_where_they_are_used():
 
 
 def test_some_slots_of_a_host_are_some_of_its_gpus():
-    hosts = (Host("node-a", (0, 2), whole=False), Host("node-b", (0, 1)))
+    hosts = (Host("node-a", (0, 2)), Host("node-b", (0, 1)))
     first, second = [
         json.loads(shlex.split(line)[3].rstrip(";"))
         for line in text("deepspeed", hosts=hosts).splitlines()
@@ -157,6 +171,9 @@ def test_some_slots_of_a_host_are_some_of_its_gpus():
         ("slurm", dict(image="x"), "--backend k8s"),
         ("torchrun", dict(hosts=(Host("a", (0,)), Host("b", (0, 1)))), "1 and 2 slots"),
         ("mpi", dict(hosts=(Host("a", (0,), user="x"), Host("b", (0,)))), "one ssh user"),
+        ("mpi", dict(hosts=(Host("a", (2, 3)),)), "first GPUs"),
+        ("slurm", dict(hosts=(Host("a", (1,)),)), "first GPUs"),
+        ("mpi", dict(hosts=(Host("fd00::1", (0,)), Host("fd00::2", (0,)))), "IPv6"),
     ],
 )
 def test_what_a_backend_cannot_do_is_refused(name, changes, message):

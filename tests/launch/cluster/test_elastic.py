@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from agents import ROOT
 
@@ -23,6 +24,8 @@ if sys.argv[2] == "killed": os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "mistake": (marks / "mistake").touch(); os._exit(2)
 signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
 (marks / f"pid-{os.getpid()}").touch()
+if sys.argv[2] == "fails when asked": signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))
+if sys.argv[2] == "fails when asked" and (marks / "stop").exists(): os._exit(0)
 (starts / "waits").touch()
 time.sleep(1000)
 """
@@ -38,9 +41,9 @@ def start(tmp_path):
     (work,) = elastic_by_host(job, {})
     options = work.argv[: work.argv.index("-m", 5)]
 
-    def run(what):
+    def run(what, *more):
         env = {**os.environ, **work.env, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen([*options, str(script), str(starts), what], env=env), starts
+        return subprocess.Popen([*options, *more, str(script), str(starts), what], env=env), starts
 
     return run
 
@@ -66,3 +69,28 @@ def test_a_request_to_stop_reaches_the_rank_and_not_the_agent(start):
     agent.send_signal(signal.SIGUSR1)
     assert agent.wait(600) == 0
     assert len(list(starts.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_after_a_request_to_stop_nothing_trains_again(start):
+    """The rank fails as it is asked; the one that the agent starts in its place finds the mark."""
+    agent, starts = start("fails when asked")
+    until = time.monotonic() + 600
+    while not (starts / "waits").exists():
+        assert agent.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(600) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_an_agent_that_waits_for_another_host_ends_as_asked(start, number):
+    agent, starts = start("wait", "--nnodes=2", "--rdzv-endpoint=127.0.0.1:0")
+    process = psutil.Process(agent.pid)
+    until = time.monotonic() + 600
+    while not any(part.status == "LISTEN" for part in process.net_connections()):
+        assert agent.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    agent.send_signal(number)
+    assert agent.wait(600) == 0 and not list(starts.iterdir())

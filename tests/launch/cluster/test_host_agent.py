@@ -18,7 +18,7 @@ from launch.cluster import life_line
 from launch.cluster.life_line import LifeLine
 from launch.cluster.ssh import local_command
 from launch.cluster.supervise import Signals, Start, run_hosts
-from launch.cluster.work import HostWork, signal_line
+from launch.cluster.work import STOP_LINE, HostWork
 
 WITHIN = 30
 AGENT = local_command(sys.executable, "launch.cluster.host_agent")
@@ -73,18 +73,19 @@ def test_all_end_when_one_fails_and_its_status_is_told(staying):
 def test_a_request_to_stop_reaches_the_ranks(staying, way):
     agent, processes = staying
     if way == "line":
-        agent.stdin.write(signal_line(signal.SIGUSR1))
+        agent.stdin.write(STOP_LINE)
         agent.stdin.flush()
     else:
-        agent.send_signal(signal.SIGUSR1)
+        agent.send_signal(signal.SIGTERM)
     assert agent.wait(WITHIN) == 0
     assert_gone(processes)
 
 
-def test_a_rank_dies_with_its_agent(tmp_path):
+def test_a_rank_that_answers_no_signal_dies_with_its_agent(tmp_path):
     code = (
-        "import os, pathlib, sys, time; from launch.cluster.processes import die_with_parent;"
-        "die_with_parent(int(os.environ['DTEM_PARENT']));"
+        "import os, pathlib, sys, time; from pipeline.processes import end_with_agent, stop_with_launcher;"
+        "end_with_agent(); os.environ['CROSS_RANK'] = '0'; stop_with_launcher();"
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]);"
         "pathlib.Path(sys.argv[1], f'{os.getpid()}.0').touch(); time.sleep(1000)"
     )
     agent = start_agent(work("here", ROOT, (sys.executable, "-c", code, str(tmp_path))))
@@ -117,7 +118,7 @@ def test_any_work_is_one_line_and_comes_back(argv, env):
 @pytest.mark.parametrize("cut", [1, 7, 1000])
 def test_a_life_line_gives_whole_lines_and_knows_its_end(cut):
     read, write = os.pipe()
-    line, content = LifeLine(read), b"first\n\nsignal 15\nhalf"
+    line, content = LifeLine(read), b"first\n\nstop\nhalf"
     parts = [content[start : start + cut] for start in range(0, len(content), cut)]
     got = []
     for part in parts:
@@ -126,7 +127,7 @@ def test_a_life_line_gives_whole_lines_and_knows_its_end(cut):
     os.close(write)
     while not line.ended:
         got += line.lines(wait=10)
-    assert got == [b"first", b"", b"signal 15"]
+    assert got == [b"first", b"", b"stop"]
     assert line.lost(beats=False) == "the launcher has ended"
     os.close(read)
 

@@ -124,7 +124,7 @@ def test_whatever_the_folder_the_shell_of_a_host_gets_it_as_one_word(folder):
 def test_include_and_exclude_choose_hosts_and_slots(include, exclude, slots):
     chosen = choose(TWO, include, exclude)
     assert {host.name: host.slots for host in chosen} == slots
-    assert all(host.whole == (host.slots in ((0, 1, 2), (0, 1))) for host in chosen)
+    assert all(host.first_slots == (host.slots in ((0, 1, 2), (0, 1), (0,))) for host in chosen)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,6 @@ def test_a_choice_needs_a_hostfile():
 def test_processes_are_the_first_slots_and_not_more_than_there_are():
     assert with_processes(TWO, None) == TWO
     assert [host.slots for host in with_processes(TWO, 2)] == [(0, 1), (0, 1)]
-    assert [host.whole for host in with_processes(TWO, 2)] == [False, True]
     with pytest.raises(ConfigError, match="node-b has 2 slots"):
         with_processes(TWO, 3)
 

@@ -1,7 +1,15 @@
 """mpirun is started again after a crash, and a process of it says in torch's words which rank it is. (A stub
 stands for mpirun: there is none here.)"""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
+from agents import ROOT
 
 from launch.cluster import supervise
 from launch.cluster.backends.all import BACKENDS
@@ -51,8 +59,50 @@ def test_mpirun_is_started_again_after_a_crash_alone(first, status, starts, tmp_
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(supervise, "PAUSE", 0.0)
     env = {"A": "it's $x", "STATUS": first}
-    job = Job(train=("--config", "c"), folder="/", hosts=(Host(HERE, (0, 1)),), env=env, restarts=1)
+    job = Job(
+        train=("--config", "c", "--resume", "none"),
+        folder="/",
+        hosts=(Host(HERE, (0, 1)),),
+        env=env,
+        restarts=1,
+    )
     assert BACKENDS.build("mpi").run(job) == status
     calls = (tmp_path / "mpirun.log").read_text().split("end\n")[:-1]
     assert len(calls) == starts and all(call.startswith("it's $x\n-np\n2\n") for call in calls)
     assert [call.endswith("--resume\nauto\n") for call in calls] == [False, True][:starts]
+
+
+STAYS = """#!/bin/sh
+trap '' TERM USR1
+echo $$ > "$0.pid.new"; mv "$0.pid.new" "$0.pid"
+while :; do sleep 1; done
+"""
+LAUNCHER = """
+import sys
+from launch.cluster.backends.all import BACKENDS
+from launch.cluster.hosts import Host
+from launch.cluster.job import HERE, Job
+sys.exit(BACKENDS.build("mpi").run(Job(train=(), folder="/", hosts=(Host(HERE, (0, 1)),))))
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted three times"])
+def test_an_mpirun_that_does_not_answer_ends_with_the_launcher(how, tmp_path):
+    stub = tmp_path / "mpirun"
+    stub.write_text(STAYS)
+    stub.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER], env=env, start_new_session=True)
+    until = time.monotonic() + 120
+    while not (pid := tmp_path / "mpirun.pid").exists():
+        assert launcher.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    mpirun = psutil.Process(int(pid.read_text()))
+    if how == "killed":
+        launcher.kill()
+    else:
+        for _ in range(3):
+            launcher.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+    assert not psutil.wait_procs([mpirun], timeout=60)[1]
+    assert launcher.wait(60) == (-signal.SIGKILL if how == "killed" else 128 + signal.SIGINT)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import sys
 
 import pytest
@@ -70,8 +71,9 @@ def test_a_folder_or_python_that_is_not_there_is_named(ssh, tmp_path):
         require_ready(preflight(job(python="/no_python")))
 
 
-def test_what_a_login_prints_is_passed_over(ssh):
-    ssh.write_text('#!/bin/sh\necho "Welcome to this host"\nfor last; do :; done\nexec sh -c "$last"\n')
+@pytest.mark.parametrize("line", ["Welcome to this host", "42", "null", "[]", "{}", '{"token": "other"}'])
+def test_what_a_login_prints_is_passed_over(ssh, line):
+    ssh.write_text(f"#!/bin/sh\necho '{line}'\nfor last; do :; done\nexec sh -c \"$last\"\n")
     require_ready(preflight(job()))
 
 
@@ -111,6 +113,31 @@ def test_who_answers_at_the_masters_port_has_to_know_the_token():
     server.shutdown(socket.SHUT_RDWR)
     server.close()
     assert "refused" in probe.reached("127.0.0.1", port, "token")
+
+
+def test_who_connects_and_breaks_off_keeps_nobody_from_the_token():
+    """A scan of the ports, and one that stays connected and says nothing."""
+    server = probe.listen(0, "token")
+    port = server.getsockname()[1]
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
+    for _ in range(20):
+        scan = socket.create_connection(("127.0.0.1", port))
+        scan.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        scan.close()
+    assert probe.reached("127.0.0.1", port, "token") == ""
+    for part in (*idle, server):
+        part.close()
+
+
+def test_one_host_needs_no_network_between_hosts(ssh):
+    report = preflight(job(hosts=HOSTS[:1], env={"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}))
+    require_ready(report)
+
+
+def test_a_launcher_without_ssh_says_what_is_missing(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="install openssh-client"):
+        preflight(job())
 
 
 def test_an_interface_is_found_where_there_is_one():

@@ -7,6 +7,7 @@ import pytest
 
 from launch import train
 from launch.cluster import rank
+from pipeline.processes import PARENT
 
 
 @pytest.fixture
@@ -15,9 +16,9 @@ def start(tmp_path, monkeypatch):
     called."""
     monkeypatch.setenv(rank.MARKS, str(tmp_path))
     monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.delenv(rank.PARENT, raising=False)
+    monkeypatch.delenv(PARENT, raising=False)
 
-    def call(outcome):
+    def call(outcome, *resume):
         seen = []
 
         def main():
@@ -28,7 +29,7 @@ def start(tmp_path, monkeypatch):
             return outcome
 
         monkeypatch.setattr(train, "main", main)
-        monkeypatch.setattr(rank.sys, "argv", ["rank", "--resume", "none"])
+        monkeypatch.setattr(rank.sys, "argv", ["rank", "--resume", *(resume or ("none",))])
         return rank.main(), seen[0] if seen else None
 
     return call
@@ -38,7 +39,8 @@ def test_a_start_after_a_crash_continues(start, tmp_path):
     with pytest.raises(ZeroDivisionError):
         start(ZeroDivisionError())
     assert not list(tmp_path.glob("pid-*"))
-    assert start(0) == (0, ["--resume", "none", "--resume", "auto"])
+    assert start(0) == (0, ["--resume", "auto"])
+    assert start(0, "runs/x") == (0, ["--resume", "runs/x"])
 
 
 def test_nothing_starts_after_a_users_mistake(start):
@@ -50,3 +52,9 @@ def test_each_rank_counts_its_own_starts(start, monkeypatch):
     start(1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert start(0) == (0, ["--resume", "none"])
+
+
+def test_nothing_starts_after_a_request_to_stop(start, tmp_path):
+    start(1)
+    (tmp_path / rank.STOP).touch()
+    assert start(1) == (0, None)

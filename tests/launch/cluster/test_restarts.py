@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from launch.cluster import supervise
+from launch.cluster.preflight import HostsNotReady
 from launch.cluster.supervise import with_restarts
 
 SIGKILL = 128 + signal.SIGKILL
@@ -25,7 +26,10 @@ def starts(monkeypatch):
                 with signals:
                     os.kill(os.getpid(), signal.SIGTERM)
             told.append(again)
-            return left.pop(0)
+            status = left.pop(0)
+            if isinstance(status, Exception):
+                raise status
+            return status
 
         return with_restarts(start, restarts), told
 
@@ -48,7 +52,27 @@ def test_as_often_as_it_may(starts, statuses, restarts, status, told):
 
 
 def test_not_after_a_request_to_stop(starts):
-    assert starts([SIGKILL, 143], 5, stop_in=1) == (143, [False, True])
+    assert starts([SIGKILL, 1], 5, stop_in=1) == (1, [False, True])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_rank_that_a_request_to_stop_killed_was_stopped_as_asked(starts, number):
+    """It came before the rank could hear it."""
+    assert starts([128 + number], 5, stop_in=0) == (0, [False])
+    assert starts([128 + number], 0) == (128 + number, [False])
+
+
+def test_a_host_that_reboots_is_waited_for(starts, monkeypatch):
+    away = HostsNotReady("node2: Connection refused")
+    assert starts([255, away, away, away, 0], 1) == (0, [False, True, True, True, True])
+    monkeypatch.setattr(supervise, "COMES_BACK", -1.0)
+    with pytest.raises(HostsNotReady):
+        starts([255, away, 0], 1)
+
+
+def test_hosts_that_are_not_ready_for_the_first_start_are_the_users(starts):
+    with pytest.raises(HostsNotReady):
+        starts([HostsNotReady("node2: Connection refused"), 0], 3)
 
 
 def test_signals_are_as_before_afterwards(starts):
