@@ -14,7 +14,7 @@ from results_table import ROOT, link, results_of
 
 PAGE = ROOT / "docs/scale.md"
 RECORD = "scale"
-_OF_CLUSTER = re.compile(r"(\d+) shards, (\d+) machines(, data.lanes=\d+)?")
+_OF_CLUSTER = re.compile(r"(\d+) shards, (\d+) machines(?:, begun on (\d+))?")
 _OF_RUN = re.compile(r"(\d+) GPUs, (.*)")
 STEP_OF_CACHE = 8
 """GiB to which the cache to set is rounded up, after a quarter is added."""
@@ -29,12 +29,12 @@ def clusters() -> str:
     rows = []
     for name, found in scores().items():
         if match := _OF_CLUSTER.fullmatch(name):
-            shards, machines, given = match.groups()
+            shards, machines, begun = match.groups()
             rows.append(
                 (
                     f"{int(shards):,}",
-                    f"{int(machines):,}",
-                    f"{found['lanes']}{'' if given else ' (default)'}",
+                    f"{int(machines):,}" + (f", begun on {int(begun):,}" if begun else ""),
+                    f"{found['lanes']}",
                     f"{cache_gib(found)}",
                     f"{found['shards fetched per shard used']:.2f}, {found['most of a machine']:.2f}",
                     f"{100 * found['share of needed shards that came late']:.2f} %",

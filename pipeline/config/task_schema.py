@@ -166,7 +166,8 @@ class DataConfig:
     least."""
     lanes: int | None = None
     """Parts of an epoch that are read side by side. A machine reads its own ones, so give at least four times
-    as many as machines, or as many. None: a power of two by the number of shards, 1 below 32 shards."""
+    as many as machines, or as many. None: a power of two by the samples of a step and the number of shards, 1
+    below 32 shards."""
     fetch_ahead: int = 8192
     """Samples of a rank whose remote shards are fetched before they are needed."""
     max_bad_samples: int = 100

@@ -39,6 +39,7 @@ class BatchReader(Dataset[Loaded]):
     In training each sample is decoded once and augmented `config.views` times, and the next good sample of
     its lane replaces a bad one, so that all batches have one shape. In evaluation (seed None) samples come as
     they lie, a sample has one view, and bad samples are left out. world_size: ranks that share the order.
+    step: samples of a step of the optimizer, see lanes_of.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class BatchReader(Dataset[Loaded]):
         schema: DatasetSchema,
         seed: int | None,
         world_size: int,
+        step: int,
     ):
         counts = manifest.shards.num_samples.tolist()
         self.classes, self.gives = schema.classes, schema.gives
-        lanes = 1 if seed is None else config.lanes or lanes_of(len(counts))
+        lanes = 1 if seed is None else config.lanes or lanes_of(len(counts), step)
         self.order = SampleOrder(counts, seed, config.shuffle_shards, lanes)
         self._look_ahead = LookAhead(self.order, config.fetch_ahead, wraps=seed is not None)
         self.notes = WorkerNotes(config.workers)

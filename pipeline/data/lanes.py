@@ -11,15 +11,23 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_LANES = 4096
-SHARDS_OF_LANE = 16
-"""Fewest shards of a lane in a set whose number of lanes is chosen here."""
+MOST_LANES = 8192
+SAMPLES_OF_LANE = 64
+"""Samples of a step that each lane gives, about, where the number of lanes is chosen here. So a machine of
+eight ranks reads four lanes or more, unless its ranks have batches below 32."""
+FEW_SHARDS = 32
+"""Sets of fewer shards have one lane."""
 
 
-def lanes_of(num_shards: int) -> int:
-    """The number of lanes of a set, where the config gives none: the largest power of two with SHARDS_OF_LANE
-    shards a lane, at most MOST_LANES; 1 for small sets."""
-    return min(MOST_LANES, 1 << max(0, (num_shards // SHARDS_OF_LANE).bit_length() - 1))
+def lanes_of(num_shards: int, step: int) -> int:
+    """The number of lanes where the config gives none: the largest power of two that gives each lane a shard
+    and SAMPLES_OF_LANE samples of a step, at most MOST_LANES.
+
+    step: samples of a step of the optimizer, over all ranks and micro-batches. A run keeps it, so it keeps
+    its lanes on any number of machines.
+    """
+    most = 1 if num_shards < FEW_SHARDS else min(num_shards, step // SAMPLES_OF_LANE, MOST_LANES)
+    return 1 << max(0, most.bit_length() - 1)
 
 
 @dataclass(frozen=True)

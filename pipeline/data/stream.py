@@ -31,7 +31,7 @@ class TrainStream:
     """An endless stream of this rank's micro-batches of one task.
 
     Micro-batch k of all ranks together holds positions [k * G, ... + G) of an endless sample order, in which
-    each epoch is a permutation that is a pure function of (seed, epoch, manifest, data.lanes,
+    each epoch is a permutation that is a pure function of (seed, epoch, manifest, lanes,
     data.shuffle_shards); b is the micro-batch size in samples and G = b * world_size. Rank `rank` has b of
     them, by lane (lanes.py). Each sample is there as `views` images. num_samples: of one epoch.
 
@@ -181,11 +181,14 @@ def build_stream(
     rank: int,
     world_size: int,
     batch_size: int | None = None,
+    accumulation: int = 1,
 ) -> TrainStream:
-    """This rank's endless training stream; batch_size None takes config.batch_size. Raises ConfigError and
-    SampleError."""
-    reader, manifest = _reader(task_name, config, "train", seed, world_size, checked=rank == 0)
-    return TrainStream(reader, config, manifest, rank, world_size, batch_size or config.batch_size)
+    """This rank's endless training stream; batch_size None takes config.batch_size. accumulation:
+    micro-batches of a step of the optimizer. Raises ConfigError and SampleError."""
+    size = batch_size or config.batch_size
+    step = size * world_size * accumulation
+    reader, manifest = _reader(task_name, config, "train", seed, world_size, step=step, checked=rank == 0)
+    return TrainStream(reader, config, manifest, rank, world_size, size)
 
 
 def build_eval_loader(
@@ -216,9 +219,10 @@ def _reader(
     classes: Sequence[str] = (),
     *,
     checked: bool,
+    step: int = 1,
 ) -> tuple[BatchReader, Manifest]:
     """Reader and manifest of a split. seed None: for evaluation. classes: see build_eval_loader. checked: see
-    load_manifest."""
+    load_manifest. step: see BatchReader."""
     where, manifest = find_split(task_name, config, split, checked=checked)
     schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):
@@ -236,7 +240,7 @@ def _reader(
     if labels != Labels.as_stored(schema.classes):
         tell_renumbered(tuple(schema.classes), labels, where)
         schema = DATASETS.build(config.schema, config, manifest, labels=labels)
-    return BatchReader(task_name, config, manifest, schema, seed, world_size), manifest
+    return BatchReader(task_name, config, manifest, schema, seed, world_size, step), manifest
 
 
 def _loaded(

@@ -35,6 +35,7 @@ HARMLESS = (
     "tasks.*.data.eval_batch_size",
     "tasks.*.data.workers",
     "tasks.*.data.prefetch",
+    "tasks.*.data.lanes",
     "tasks.*.data.fetch_ahead",
     "tasks.*.data.augment.crop_pct",
     "tasks.*.data.augment.crop_mode",
@@ -45,8 +46,8 @@ HARMLESS = (
     "tasks.*.data.cache_dir",
 )
 """Fields that may differ when a run is resumed: they do not change what is learned from which samples. The
-place of the shards may change, but not their content, which the stream checks. Batch size, accumulation and
-ranks may change, but not their product."""
+place of the shards may change, but not their content or their lanes, which the stream checks. Batch size,
+accumulation and ranks may change, but not their product."""
 
 
 MOST_WAYS = 4

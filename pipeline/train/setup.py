@@ -230,7 +230,12 @@ def _build_data(
         try:
             if not task.frozen:
                 streams[name] = build_stream(
-                    name, task.data, seed=config.seed, rank=rank, world_size=world_size
+                    name,
+                    task.data,
+                    seed=config.seed,
+                    rank=rank,
+                    world_size=world_size,
+                    accumulation=task.accumulation * config.engine.accumulation,
                 )
             if task.data.val:
                 loaders[name] = build_eval_loader(name, task.data, rank=rank, world_size=world_size)

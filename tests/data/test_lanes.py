@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.data.lanes import MOST_LANES, SHARDS_OF_LANE, Lanes, Share, lanes_of
+from pipeline.data.lanes import MOST_LANES, SAMPLES_OF_LANE, Lanes, Share, lanes_of
 
 
 def parts(size: int, ranks: int, start: int = 0) -> list[Share]:
@@ -60,9 +60,18 @@ def test_a_rank_keeps_to_its_own_lanes_where_no_number_divides_another(num, rank
         assert max(own) - min(own) < len(own) + lanes.of_reader(ranks) // 4 + 2, "neighbours on the line"
 
 
-def test_small_sets_have_one_lane_and_lanes_keep_sixteen_shards():
-    assert [lanes_of(count) for count in (1, 31, 32, 1_281)] == [1, 1, 2, 64]
-    for count in range(16, 200_000, 997):
-        lanes = lanes_of(count)
-        assert lanes & (lanes - 1) == 0 and count // lanes >= SHARDS_OF_LANE
-        assert lanes == MOST_LANES or count // (2 * lanes) < SHARDS_OF_LANE
+def test_lanes_grow_with_the_samples_of_a_step_and_keep_a_shard_each():
+    assert [lanes_of(count, 1024) for count in (1, 31, 32, 1_281, 100_000)] == [1, 1, 16, 16, 16]
+    assert [lanes_of(10_000, step) for step in (1, 127, 128, 1 << 14, 1 << 20)] == [1, 1, 2, 256, MOST_LANES]
+    for count in range(32, 20_000, 997):
+        for step in (1, 100, 1_000, 54_321, 10**7):
+            lanes = lanes_of(count, step)
+            assert lanes & (lanes - 1) == 0 and lanes <= min(count, max(1, step // SAMPLES_OF_LANE))
+
+
+@pytest.mark.parametrize("step", [1 << power for power in range(8, 21, 3)])
+def test_the_lanes_of_a_step_are_four_or_more_a_machine(step):
+    """Of eight ranks with batches of 32 to 128 samples. More lanes than that keep more shards open."""
+    for batch in (32, 64, 128):
+        machines = max(1, step // (8 * batch))
+        assert 4 * machines <= lanes_of(100_000, step) <= 16 * machines or step >= 64 * MOST_LANES
