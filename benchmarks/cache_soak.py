@@ -26,6 +26,7 @@ from record import add_entry
 from pipeline.data.make.write import jobs_of, write_shards
 from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.locks import release
 from pipeline.data.shards.reader import SampleReader
 from pipeline.errors import PipelineError
 
@@ -114,7 +115,7 @@ def _report(queue, read, seed: int, reads: int) -> None:
 
 def _read(url: str, folder: Path, limit: int, shards: int, seed: int, reads: int) -> Counter[str]:
     """Reads random samples, a few neighbours from each shard."""
-    cache, rng, counts = ShardCache(folder, limit, PATIENCE), random.Random(seed), Counter()
+    cache, rng, counts = ShardCache(folder, limit), random.Random(seed), Counter()
     reader = SampleReader(load_manifest(url, checked=False), WIDTH, cache, PATIENCE)
     shard = 0
     for number in range(reads):
@@ -146,10 +147,10 @@ def _kill(read, kills: int) -> None:
 
 def _sweep(url: str, folder: Path, limit: int) -> None:
     """One more download, which removes what the killed processes have left."""
-    cache, manifest = ShardCache(folder, limit, PATIENCE), load_manifest(url, checked=False)
+    cache, manifest = ShardCache(folder, limit), load_manifest(url, checked=False)
     path = folder / f"{manifest.shards[0].sha256[:32]}.tar"
     path.unlink(missing_ok=True)
-    os.close(cache.open(manifest.shards[0]))
+    release(cache.open(manifest.shards[0], PATIENCE))
 
 
 def _size(folder: Path) -> int:

@@ -16,7 +16,6 @@ from pipeline.data.quarantine import BadSample, Loaded, bad_in_row
 from pipeline.data.samples.protocol import DatasetSchema, Sample, stacked
 from pipeline.data.shards.held_out import cache_of
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.shards.open_files import allow_open_files
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stalls import WorkerNotes
 from pipeline.errors import PipelineError, SampleError
@@ -60,21 +59,21 @@ class BatchReader(Dataset[Loaded]):
         self.notes = WorkerNotes(config.workers)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
         patience = PATIENCE_SHARE * config.max_wait
-        width, cache = self.order.open_shards(world_size), cache_of(config, patience)
-        self._reader = SampleReader(manifest, width, cache, patience, schema.reads)
+        width = self.order.open_shards(world_size)
+        self._reader = SampleReader(manifest, width, cache_of(config), patience, schema.reads)
         self._views = 1 if seed is None else config.views
         erases = seed is not None and config.augment.random_erasing > 0
         self._erase = eraser(config.augment.random_erasing) if erases else None
         wanted = config.augment.preprocessing
         self._normalisation = Normalisation(wanted.mean, wanted.std)
         self._tries = max(1, config.max_bad_samples)
-        # a reader keeps twice as many open as are in use
-        allow_open_files(2 * self.order.open_shards(world_size))
 
     def __getitem__(self, share: Share) -> Loaded:
-        worker = get_worker_info()
-        if self._look_ahead(share, worker.num_workers if worker else 1):
-            self._reader.prefetch(self._look_ahead.in_sight())
+        self._reader.start_clock()
+        if self._reader.remote:
+            worker = get_worker_info()
+            if self._look_ahead(share, worker.num_workers if worker else 1):
+                self._reader.prefetch(self._look_ahead.in_sight())
         positions = self.order.lanes.positions(share)
         samples: list[Views] = []
         bad: list[BadSample] = []

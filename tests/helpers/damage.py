@@ -15,7 +15,7 @@ def damaged(folder: Path, out: Path, members: Mapping[tuple[str, int], str]) -> 
     manifest = load_manifest(str(out))
     shards = {shard.name: shard for shard in manifest.shards}
     for (shard, sample), suffix in members.items():
-        offset, size = load_index(shards[shard], default_cache(0)).members(sample)[suffix]
+        offset, size = load_index(shards[shard], default_cache()).members(sample)[suffix]
         with open(out / shard, "r+b") as file:
             file.seek(offset)
             file.write(b"\xfe" * size)

@@ -28,7 +28,7 @@ def as_before(folder: Path) -> Manifest:
     manifest = load_manifest(str(folder))
     shards = []
     for shard in manifest.shards:
-        index = load_index(shard, default_cache(0))
+        index = load_index(shard, default_cache())
         data = json_index(index)
         (folder / f"{shard.name}.index.json").write_bytes(data)
         (folder / f"{shard.name}.index").unlink()

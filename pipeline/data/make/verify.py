@@ -17,7 +17,6 @@ from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.shards.storage import PATIENCE
 from pipeline.data.shards.table import Shard
 from pipeline.data.shards.tar_index import index_tar
 from pipeline.errors import SampleError, StorageError
@@ -81,7 +80,7 @@ def _verify_shard(facts: Manifest, quick: bool, shard: Shard) -> ShardReport:
     problems = list(_file_problems(shard))
     try:
         index = index_tar(shard.url)
-        if index.to_bytes() != load_index(shard, default_cache(PATIENCE)).to_bytes():
+        if index.to_bytes() != load_index(shard, default_cache()).to_bytes():
             problems.append(f"{shard.name}: its samples are not those of its index; make the manifest anew")
     except (SampleError, StorageError) as err:
         return ShardReport(shard.name, 0, (), (*problems, f"{shard.name}: {err}"), LabelHistogram.empty())

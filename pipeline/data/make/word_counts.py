@@ -10,7 +10,6 @@ from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
-from pipeline.data.shards.storage import PATIENCE
 from pipeline.errors import SampleError
 
 
@@ -48,7 +47,7 @@ def count_words(source: str) -> Words:
     if is_remote(manifest.shards.url(0)):
         raise SampleError(f"{source}: words are counted in local shards; copy them here first")
     words = Words()
-    cache = default_cache(PATIENCE)
+    cache = default_cache()
     for shard in manifest.shards:
         index = load_index(shard, cache)
         with open(shard.url, "rb") as file:

@@ -1,170 +1,168 @@
 """The cache of downloaded shards and of small files about them: a folder that all runs, ranks and workers of
 a machine share."""
 
-import fcntl
+import errno
 import hashlib
+import math
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.data.shards.index import Buffer, map_file
-from pipeline.data.shards.storage import download, storage_error
+from pipeline.data.shards.locks import leased, locked, opened
+from pipeline.data.shards.room import Room
+from pipeline.data.shards.storage import NO_SPACE, DiskFullError, download, storage_error
 from pipeline.data.shards.table import Shard
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError, StorageError
 
 VARIABLE = "DTEM_CACHE"
 GIB = 32.0
 """Default of `data.cache_gib`."""
-_LOCK, _PART = ".lock", ".part"
+TRIES = 3
+"""Attempts at a shard that the disk has no room for, while files can be deleted."""
+T = TypeVar("T")
 
 
 class ShardCache:
-    """max_bytes: limit of the whole folder. Above it, the files that were not opened for longest are deleted.
-    Shards that a reader has open stay, even if they alone are more. patience: seconds for which a server that
-    fails is asked again.
+    """max_bytes: limit of the whole folder. Above it, the files that were not used for longest are deleted.
+    Shards that somebody has a lease of stay, even if they alone are more (room.py).
 
-    An open shard has a shared lock on itself, its lease, which it has before it appears under its name. While
-    a file is fetched there is a lock file beside it, whose size is the room that is kept for it. What a
-    killed process has left is removed with the lock file that nobody holds.
+    A lease is an open descriptor of a shard, which `locks.release` closes. A file appears under its name
+    whole and leased. patience: seconds for which storage that fails is asked again, and a file is waited for
+    that another process fetches.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, patience: float):
-        self._folder, self._max, self._patience = folder, max_bytes, patience
+    def __init__(self, folder: Path, max_bytes: int):
+        self._folder, self._room = folder, Room(folder, max_bytes)
 
-    def open(self, shard: Shard) -> int:
-        """A descriptor of the local copy, which is downloaded first where there is none. Closing it ends the
-        lease.
-
-        One process downloads; the others wait for it. Raises StorageError.
-        """
+    def open(self, shard: Shard, patience: float) -> int:
+        """A lease of the shard, which is downloaded first where it is not there. One process downloads; the
+        others wait for it. Raises StorageError."""
         path = self._path(shard)
-        try:
-            if (file := _leased(path, shard.num_bytes)) is not None:
+        with self._told(shard.url, patience):
+            if (file := leased(path, shard.num_bytes)) is not None:
                 return file
-            with self._locked(path, wait=True) as lock:
-                if (file := _leased(path, shard.num_bytes)) is None:
-                    self._make_room(lock, shard.num_bytes)
-                    file = self._fetch(shard, path)
-                return file
-        except OSError as err:
-            raise storage_error(shard.url, err) from err
+            with self._locked(path.name, patience):
+                if (file := leased(path, shard.num_bytes)) is not None:
+                    return file
+                self._room.make(path.name, shard.num_bytes, must=True)
+                for attempt in range(TRIES):
+                    try:
+                        return self._fetched(shard, path, patience)
+                    except DiskFullError:
+                        fits = self._room.make(path.name, shard.num_bytes, must=True)
+                        if attempt == TRIES - 1 or not fits.disk:
+                            raise
+        raise AssertionError("every way out of the loop is taken")
 
-    def prefetch(self, shard: Shard) -> None:
-        """Downloads the shard where it is not there, nobody does so already, and there is room for it. Errors
-        are ignored: `open` meets and raises them again."""
-        path = self._path(shard)
+    def lease(self, shard: Shard) -> int | None:
+        """A lease of the shard; None where it is not there."""
         with suppress(OSError):
-            file = _leased(path, shard.num_bytes)
-            if file is None:
-                with self._locked(path, wait=False) as lock:
-                    if (file := _leased(path, shard.num_bytes)) is None and self._make_room(
-                        lock, shard.num_bytes
-                    ):
-                        file = self._fetch(shard, path)
-            if file is not None:
-                os.close(file)
+            return leased(self._path(shard), shard.num_bytes)
+        return None
 
-    def kept(self, name: str, make: Callable[[], bytes]) -> Buffer:
-        """The content of the small file `name`, mapped into memory. Where it is not there, one process makes
-        it and the others wait. Raises the errors of `make`, and StorageError."""
+    def prefetch(self, shard: Shard) -> int | None:
+        """A lease of the shard, which is downloaded where it is not there. None where that fails, somebody
+        else is at it, or nothing that is not in use could make room for it."""
+        path = self._path(shard)
+        with suppress(OSError, PipelineError), self._locked(path.name, 0.0):
+            if (file := leased(path, shard.num_bytes)) is not None:
+                return file
+            if all(self._room.make(path.name, shard.num_bytes, must=False)):
+                return self._fetched(shard, path, 0.0)
+        return None
+
+    def kept(
+        self, name: str, make: Callable[[], bytes], parse: Callable[[Buffer], T], patience: float = math.inf
+    ) -> T:
+        """What `parse` makes of the small file `name`, which is mapped into memory. Where it is not there, or
+        `parse` raises ValueError, one process makes the file and the others wait.
+
+        Raises the errors of `make`, the ValueError for what it made, and StorageError.
+        """
         path = self._folder / name
-        try:
-            with suppress(FileNotFoundError):
-                os.utime(path)
-                return map_file(path)
-            with self._locked(path, wait=True) as lock:
-                with suppress(FileNotFoundError):
-                    return map_file(path)
-                data = make()
-                self._make_room(lock, len(data))
-                part = _part(path)
-                part.write_bytes(data)
-                # mapped before others see it, and may delete it
-                mapped = map_file(part)
-                os.replace(part, path)
-                return mapped
-        except OSError as err:
-            raise storage_error(str(path), err) from err
+        with self._told(name, patience):
+            if (found := _parsed(path, parse)) is not None:
+                return found
+            with self._locked(name, patience):
+                if (found := _parsed(path, parse)) is not None:
+                    return found
+                try:
+                    data = make()
+                except OSError as err:
+                    raise storage_error(name, err) from err
+                try:
+                    data = self._stored(path, data)
+                except OSError as err:
+                    if err.errno not in NO_SPACE:
+                        raise
+                return parse(data)
 
-    def forget(self, name: str) -> None:
-        """Removes a small file."""
-        (self._folder / name).unlink(missing_ok=True)
+    def _stored(self, path: Path, data: bytes) -> Buffer:
+        """The data, mapped from its new file."""
+        self._room.make(path.name, len(data), must=True)
+        part = self._room.part_of(path.name)
+        # made here, so no link is followed
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mapped before others see it, and may delete it
+        with open(part, "rb") as file:
+            mapped = map_file(file.fileno())
+        os.replace(part, path)
+        return mapped
 
     def _path(self, shard: Shard) -> Path:
         told = shard.sha256 or hashlib.sha256(f"{shard.url} {shard.index_sha256}".encode()).hexdigest()
         return self._folder / f"{told[:32]}.tar"
 
-    def _fetch(self, shard: Shard, path: Path) -> int:
-        """Downloads the shard, and gives a descriptor of it with a lease."""
-        _remove_parts(path)
-        part = _part(path)
-        download(shard.url, part, shard.num_bytes, shard.sha256, self._patience)
-        file = _leased(part, shard.num_bytes)
+    def _fetched(self, shard: Shard, path: Path, patience: float) -> int:
+        """A lease of the shard, after it was downloaded."""
+        part = self._room.part_of(path.name)
+        try:
+            download(shard.url, part, shard.num_bytes, shard.sha256, patience)
+        except FileNotFoundError as err:
+            raise storage_error(shard.url, err) from err
+        file = leased(part, shard.num_bytes)
         if file is None:
-            raise FileNotFoundError(f"{part} was removed while it was fetched")
+            raise FileNotFoundError(errno.ENOENT, "a file was removed while it was fetched")
         os.replace(part, path)
         return file
 
     @contextmanager
-    def _locked(self, path: Path, *, wait: bool) -> Iterator[int]:
-        """While it is open, nobody else fetches the file; gives a descriptor of the lock file. wait False:
-        raises BlockingIOError where somebody does."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = path.with_name(path.name + _LOCK)
-        while (file := _lock(lock, wait=wait)) is None:
-            # whoever held it has removed it
-            pass
+    def _locked(self, name: str, patience: float) -> Iterator[None]:
+        """While it is open, nobody else fetches the file `name`."""
+        self._room.prepare()
+        with locked(self._room.lock_of(name), patience):
+            self._room.remove_parts(name)
+            try:
+                yield
+            finally:
+                self._room.remove_parts(name)
+
+    @contextmanager
+    def _told(self, what: str, patience: float) -> Iterator[None]:
+        """Turns what goes wrong with the folder into a StorageError that says so. That of a download is one
+        already."""
         try:
-            yield file
-        finally:
-            with suppress(FileNotFoundError):
-                lock.unlink()
-            os.close(file)
-
-    def _make_room(self, lock: int, incoming: int) -> bool:
-        """Keeps room for `incoming` bytes: deletes files until they fit into the limit and onto the disk, or
-        no file can be deleted any more. Returns whether they fit."""
-        room = os.open(self._folder / ".room", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(room, fcntl.LOCK_EX)
-            self._remove_left_parts()
-            os.truncate(lock, incoming)
-            found = sorted(self._files())
-            used = sum(size for _, size, _ in found)
-            for _, size, path in found:
-                if self._fits(used, incoming):
-                    break
-                if not path.name.endswith(_LOCK) and _delete(path):
-                    used -= size
-            return self._fits(used, incoming)
-        finally:
-            os.close(room)
-
-    def _fits(self, used: int, incoming: int) -> bool:
-        return used <= self._max and shutil.disk_usage(self._folder).free >= incoming
-
-    def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """(time of the last use, bytes, path) of every file; a lock file stands for what is fetched."""
-        for entry in os.scandir(self._folder):
-            if not entry.name.startswith(".") and not entry.name.endswith(_PART):
-                with suppress(FileNotFoundError):
-                    found = entry.stat(follow_symlinks=False)
-                    if stat.S_ISREG(found.st_mode):
-                        yield found.st_mtime, found.st_size, Path(entry.path)
-
-    def _remove_left_parts(self) -> None:
-        """Removes what killed processes have left: lock files that nobody holds, and what was fetched under
-        them."""
-        for lock in self._folder.glob(f"*{_LOCK}"):
-            with suppress(OSError):
-                if (file := _lock(lock, wait=False, make=False)) is not None:
-                    _remove_parts(lock.with_name(lock.name.removesuffix(_LOCK)))
-                    lock.unlink(missing_ok=True)
-                    os.close(file)
+            yield
+        except BlockingIOError as err:
+            raise StorageError(
+                f"{what}: another process of this machine has been at it for {patience:.0f} s; see that the "
+                "storage answers, then resume"
+            ) from err
+        except OSError as err:
+            many = err.errno in (errno.EMFILE, errno.ENFILE)
+            way = (
+                "raise `ulimit -n`, or give fewer data.lanes" if many else "give data.cache_dir a local disk"
+            )
+            why = err.strerror or str(err)
+            raise StorageError(f"the cache {self._folder} of shards cannot be used: {why}; {way}") from err
 
 
 def cache_folder(given: str | None = None) -> Path:
@@ -186,63 +184,18 @@ def cache_folder(given: str | None = None) -> Path:
     return folder
 
 
-def default_cache(patience: float) -> ShardCache:
+def default_cache() -> ShardCache:
     """The cache where no config says otherwise."""
-    return ShardCache(cache_folder(), int(GIB * 2**30), patience)
+    return ShardCache(cache_folder(), int(GIB * 2**30))
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + _PART)
-
-
-def _remove_parts(path: Path) -> None:
-    """Removes what a process that was killed had fetched of a file. The caller holds its lock."""
-    for part in (*path.parent.glob(f".{path.name}{_PART}.*"), _part(path)):
-        part.unlink(missing_ok=True)
-
-
-def _leased(path: Path, num_bytes: int) -> int | None:
-    """A descriptor of the file with a lease; None where it is not there in this size. A file that is deleted
-    at the same time is whole in the descriptor."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+def _parsed(path: Path, parse: Callable[[Buffer], T]) -> T | None:
+    """What `parse` makes of the file; None where it is not there, or is damaged."""
+    if (file := opened(path)) is None:
         return None
-    fcntl.flock(file, fcntl.LOCK_SH)
-    if os.fstat(file).st_size != num_bytes:
-        os.close(file)
+    try:
+        return parse(map_file(file))
+    except ValueError:
         return None
-    with suppress(OSError):
-        os.utime(file)
-    return file
-
-
-def _lock(path: Path, *, wait: bool, make: bool = True) -> int | None:
-    """A descriptor of a lock file that this process holds; None where it was removed meanwhile. Raises
-    BlockingIOError where another holds it and wait is False, FileNotFoundError where make is False and there
-    is none."""
-    file = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(file), os.stat(path)):
-            return file
-    except FileNotFoundError:
-        pass
-    except BaseException:
+    finally:
         os.close(file)
-        raise
-    os.close(file)
-    return None
-
-
-def _delete(path: Path) -> bool:
-    """Deletes the file unless somebody reads it. Returns whether it is gone."""
-    try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True

@@ -166,8 +166,8 @@ def _read_manifest(folder: str) -> Manifest | None:
         if is_remote(folder):
             raise _no_manifest(folder) from None
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
-        raise SampleError(f"{location}: {err or type(err).__name__}; make it anew: {remedy(folder)}") from err
+    except ValueError as err:
+        raise SampleError(f"{location}: {err}; make it anew: {remedy(folder)}") from err
 
 
 @lru_cache(maxsize=64)
@@ -190,11 +190,14 @@ def _index_now(tars: list[str], cache: ShardCache | None) -> Manifest:
             "which goes on where it was"
         )
     _warn_once(folder)
-    cache = cache or default_cache(patience=0)
+    cache = cache or default_cache()
     states = [(os.path.realpath(path), _state(path)) for path in (*tars, join(folder, CLASSES))]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    data = cache.kept(f"{key[:32]}.manifest", lambda: _indexed(tars, folder, cache).to_json(None))
-    return parse_manifest(bytes(data), folder, indexed=False)
+    return cache.kept(
+        f"{key[:32]}.manifest",
+        lambda: _indexed(tars, folder, cache).to_json(None),
+        lambda data: parse_manifest(bytes(data), folder, indexed=False),
+    )
 
 
 def _state(path: str) -> tuple[int, int] | None:
@@ -209,7 +212,7 @@ def _state(path: str) -> tuple[int, int] | None:
 def _indexed(tars: list[str], folder: str, cache: ShardCache) -> Manifest:
     def one(tar: str) -> Described:
         described, index = describe_tar(tar, hashed=False)
-        cache.kept(f"{described.shard.index_sha256[:32]}{SUFFIX}", lambda: index)
+        cache.kept(f"{described.shard.index_sha256[:32]}{SUFFIX}", lambda: index, bytes)
         return described
 
     with ThreadPoolExecutor(READERS) as pool:

@@ -13,7 +13,6 @@ from pipeline.data.shards.cache import ShardCache, cache_folder
 from pipeline.data.shards.find import load_manifest, split_named
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.shards.storage import PATIENCE
 from pipeline.data.shards.table import Shard, ShardTable
 from pipeline.errors import ConfigError, PipelineError, SampleError, first_few
 from pipeline.files import sha256_of
@@ -139,7 +138,6 @@ def _bytes_of(shard: Shard) -> tuple[int, str]:
     return shard.num_bytes, shard.sha256 or ("" if is_remote(shard.url) else sha256_of(shard.url))
 
 
-def cache_of(config: DataConfig, patience: float | None = None) -> ShardCache:
-    """The cache that a task's data says. patience: see ShardCache; None: that before a run has begun."""
-    folder = cache_folder(config.cache_dir)
-    return ShardCache(folder, int(config.cache_gib * 2**30), PATIENCE if patience is None else patience)
+def cache_of(config: DataConfig) -> ShardCache:
+    """The cache that a task's data says."""
+    return ShardCache(cache_folder(config.cache_dir), int(config.cache_gib * 2**30))

@@ -13,7 +13,6 @@ import mmap
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,11 +147,11 @@ class ShardIndex:
             raise ValueError("a key begins inside of a character")
 
 
-def map_file(path: Path) -> Buffer:
-    """The content of a file that nobody writes to, mapped into memory. A file that is replaced or removed
-    meanwhile stays as it was; one that is cut off in its place would end the process. Raises OSError."""
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.seek(0, 2) else b""
+def map_file(file: int) -> Buffer:
+    """The content of an open file that nobody writes to, mapped into memory, which keeps a descriptor. A file
+    that is replaced or removed meanwhile stays as it was; one that is cut off in its place would end the
+    process. Raises OSError, and ValueError for an empty file."""
+    return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
 
 
 def parse_index(data: Buffer, num_bytes: int, num_samples: int, sha256: str) -> ShardIndex:

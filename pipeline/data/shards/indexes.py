@@ -6,7 +6,7 @@ from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.index import SUFFIX, Buffer, ShardIndex, parse_index
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import remedy
-from pipeline.data.shards.storage import read_bytes, storage_error
+from pipeline.data.shards.storage import PATIENCE, read_bytes, storage_error
 from pipeline.data.shards.table import Shard
 from pipeline.data.shards.tar_index import index_tar
 from pipeline.errors import SampleError, StorageError
@@ -45,11 +45,11 @@ def _cached(shard: Shard, cache: ShardCache, patience: float | None) -> ShardInd
             raise ValueError("the samples of the shard are others than before; start anew")
         return data
 
-    try:
-        return _parsed(cache.kept(name, make), shard)
-    except ValueError:
-        cache.forget(name)
-        return _parsed(cache.kept(name, make), shard)
+    return cache.kept(name, make, lambda data: _parsed(data, shard), _seconds(patience))
+
+
+def _seconds(patience: float | None) -> float:
+    return PATIENCE if patience is None else patience
 
 
 def _parsed(data: Buffer, shard: Shard) -> ShardIndex:

@@ -91,7 +91,15 @@ class Manifest:
 
 def parse_manifest(data: bytes, folder: str, *, indexed: bool = True) -> Manifest:
     """The inverse of `Manifest.to_json`, also for format 1. folder: that of the manifest. indexed: whether
-    the indexes of the shards lie there. Raises ValueError and the errors of missing or wrong entries."""
+    the indexes of the shards lie there. Raises ValueError for anything else."""
+    try:
+        return _parsed(data, folder, indexed)
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
+        raise ValueError(str(err) or type(err).__name__) from err
+
+
+def _parsed(data: bytes, folder: str, indexed: bool) -> Manifest:
+    """The same. Raises ValueError, and the errors of missing or wrong entries, too."""
     plain = json.loads(data)
     del data
     if plain["format"] not in (1, FORMAT):

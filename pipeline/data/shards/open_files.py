@@ -7,10 +7,14 @@ SPARE = 256
 MOST = 1 << 16
 
 
-def allow_open_files(shards: int) -> None:
+def allow_open_files(wanted: int) -> int:
     """Raises this process's limit of open files, which its workers inherit, where it is too low for so many
-    open shards: as far as the system allows, to MOST at most."""
+    files of shards: as far as the system allows, to MOST at most. Returns how many it may open now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
-    if soft != resource.RLIM_INFINITY and soft < min(shards + SPARE, highest):
+    if soft == resource.RLIM_INFINITY:
+        return MOST
+    if soft < min(wanted + SPARE, highest):
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+        soft = highest
+    return max(0, min(soft, MOST) - SPARE)

@@ -2,6 +2,7 @@
 remote shards."""
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -12,7 +13,9 @@ from pipeline.data.shards.fetcher import Fetcher
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
+from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.open_files import allow_open_files
 from pipeline.data.shards.storage import persist, storage_error
 from pipeline.data.shards.table import Shard
 
@@ -22,9 +25,11 @@ GAP = 1 << 16
 
 class SampleReader:
     """Reads samples by shard and number. width: shards that are in use at once; twice as many indexes and
-    open files are kept. cache: of remote shards. suffixes: of the members that are read; None: all.
+    open files are kept, as far as the system allows. cache: of remote shards. suffixes: of the members that
+    are read; None: all.
 
-    patience: seconds for which storage that fails is asked again.
+    patience: seconds for which storage that fails is asked again, for each read, or from `start_clock` on.
+    remote: whether some of the shards are.
     """
 
     def __init__(
@@ -37,14 +42,21 @@ class SampleReader:
     ):
         self._manifest, self._cache, self._patience = manifest, cache, patience
         self._suffixes = suffixes
-        self._kept = 2 * width + 1
+        self.remote = any(is_remote(place.root) for place in manifest.shards.places)
+        # a shard has two open files, its own and its index, and those ahead one each
+        allowed = allow_open_files(4 * (2 * width + 1))
+        self._kept = max(1, min(2 * width + 1, allowed // 4))
         self._index = lru_cache(maxsize=self._kept)(self._load_index)
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._fetcher = Fetcher(cache, patience)
-        self._remote = any(is_remote(place.root) for place in manifest.shards.places)
+        self._fetcher = Fetcher(cache, max(1, allowed - 2 * self._kept))
+        self._until: float | None = None
         self.disturbances: list[Callable[[int, dict[str, bytes]], dict[str, bytes]]] = []
         """Injected faults: each is given a shard and what was read of it, and returns that, something else,
         or raises OSError."""
+
+    def start_clock(self) -> None:
+        """Grants the patience anew, to all that is read from now on together."""
+        self._until = time.monotonic() + self._patience
 
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample. Raises StorageError where the index cannot be read, or is not the
@@ -53,19 +65,25 @@ class SampleReader:
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
         """Maps a suffix to the bytes of the member, for the wanted members of a sample. Raises StorageError
-        where the shard cannot be read, or has another size than the manifest says, for `patience` seconds."""
+        where the shard cannot be read, or has another size than the manifest says, until the patience is
+        over."""
         members = self._index(shard).members(sample, self._suffixes)
-        return persist(lambda: self._members(shard, members), self._patience)
+        return persist(lambda: self._members(shard, members), self._left())
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Downloads remote shards that will be read soon, in the background and in this order, in place of
-        those that were named before."""
-        if self._remote:
-            named = (self._manifest.shards[shard] for shard in shards)
-            self._fetcher.want(shard for shard in named if is_remote(shard.url))
+        those that were named before. Others are closed, so that the cache may delete them."""
+        named = {number: self._manifest.shards[number] for number in shards}
+        for number in self._files.keys() - named.keys():
+            release(self._files.pop(number))
+        self._fetcher.want(shard for shard in named.values() if is_remote(shard.url))
+
+    def _left(self) -> float:
+        """Seconds of patience that are left."""
+        return self._patience if self._until is None else max(0.0, self._until - time.monotonic())
 
     def _load_index(self, shard: int) -> ShardIndex:
-        return load_index(self._manifest.shards[shard], self._cache, self._patience)
+        return load_index(self._manifest.shards[shard], self._cache, self._left())
 
     def _members(self, shard: int, members: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
         try:
@@ -89,7 +107,7 @@ class SampleReader:
             # a network disk that was away leaves dead descriptors; what is restored may be a new file
             if shard in self._files:
                 with suppress(OSError):
-                    os.close(self._files.pop(shard))
+                    release(self._files.pop(shard))
             raise storage_error(self._manifest.shards.url(shard), err) from err
 
     def _file(self, shard: int) -> int:
@@ -97,21 +115,22 @@ class SampleReader:
         it."""
         if shard not in self._files:
             if len(self._files) == self._kept:
-                os.close(self._files.popitem(last=False)[1])
+                release(self._files.popitem(last=False)[1])
             self._files[shard] = self._open(self._manifest.shards[shard])
         self._files.move_to_end(shard)
         return self._files[shard]
 
     def _open(self, shard: Shard) -> int:
         return (
-            self._cache.open(shard)
+            self._cache.open(shard, self._left())
             if is_remote(shard.url)
             else os.open(shard.url, os.O_RDONLY | os.O_CLOEXEC)
         )
 
     def __del__(self) -> None:
+        self._fetcher.close()
         for file in self._files.values():
-            os.close(file)
+            release(file)
 
 
 def _stretches(members: Mapping[str, tuple[int, int]]) -> Iterator[tuple[int, int, list[str]]]:

@@ -34,8 +34,9 @@ DEADLINE = 600.0
 """Seconds for one attempt at one file."""
 STALL = 30.0
 """Seconds without a byte that end an attempt over http."""
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_LASTING = _NO_SPACE | {
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+"""Errors of a full disk."""
+_LASTING = NO_SPACE | {
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
@@ -49,6 +50,10 @@ _MAY_PASS = {408, 425, 429}
 OTHER_BYTES = "the bytes that came have another sha256 than the manifest says"
 MAX_TEXT = 1 << 28
 """Bytes of the largest manifest or index that is read."""
+
+
+class DiskFullError(StorageError):
+    """The disk has no room for what is downloaded."""
 
 
 def read_bytes(location: str, patience: float | None = None, sha256: str = "") -> bytes:
@@ -88,7 +93,7 @@ def download(
     """Copies a remote file to `target`, which appears whole or not at all. A wrong size or hash is a failed
     attempt.
 
-    Raises FileNotFoundError for a missing file, StorageError for other failures.
+    Raises FileNotFoundError for a missing file, DiskFullError, and StorageError for other failures.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -100,8 +105,8 @@ def download(
             _verify(Path(part), num_bytes, sha256)
             os.replace(part, target)
         except OSError as err:
-            if err.errno in _NO_SPACE:
-                raise StorageError(
+            if err.errno in NO_SPACE:
+                raise DiskFullError(
                     f"{location}: {target.parent} has no room for it ({err.strerror}); make room there"
                 ) from err
             raise

@@ -146,7 +146,7 @@ def test_members_that_are_not_wanted_are_not_read_and_near_ones_come_at_once(tmp
     members += [("b.cls", b"1"), ("b.txt", far), ("b.png", image(1)), ("c.txt", far), ("c.png", image(2))]
     write_tar(tmp_path / "0.tar", members)
     manifest = load_manifest(str(tmp_path))
-    cache = ShardCache(tmp_path / "cache", 2**30, 0)
+    cache = ShardCache(tmp_path / "cache", 2**30)
     reader = SampleReader(manifest, 1, cache, 0.0, ("png", "cls"))
     reads: list[int] = []
     true = os.pread
@@ -164,7 +164,7 @@ def test_members_that_are_not_wanted_are_not_read_and_near_ones_come_at_once(tmp
 
 def test_a_shard_that_was_changed_since_it_was_indexed_is_named(tmp_path):
     tar = write_tar(tmp_path / "0.tar", samples("s", 3))
-    cache = ShardCache(tmp_path / "cache", 2**30, 0)
+    cache = ShardCache(tmp_path / "cache", 2**30)
     (shard,) = load_manifest(str(tmp_path), cache=cache).shards
     for path in (tmp_path / "cache").glob("*.index"):
         path.unlink()

@@ -35,7 +35,7 @@ def test_counts_bytes_and_names_are_those_of_the_shards(uneven):
         (uneven / shard.name).stat().st_size for shard in manifest.shards
     ]
     assert manifest.schema == ("cls", "png") and manifest.classes == ("a", "b", "c")
-    members = load_index(manifest.shards[2], default_cache(0)).members(1)
+    members = load_index(manifest.shards[2], default_cache()).members(1)
     data = (uneven / "part-00002.tar").read_bytes()
     assert {suffix: data[offset : offset + size] for suffix, (offset, size) in members.items()} == {
         name.split(".", 1)[1]: data for name, data in samples("s2", 2)[2:]
@@ -161,7 +161,7 @@ def test_tars_that_cannot_be_read_by_place_are_not_passed_over(tmp_path, name):
 def test_an_index_that_was_changed_is_refused(folder, content):
     (folder / "part-00000.tar.index").write_text(content)
     with pytest.raises(StorageError, match="not the one that the manifest names"):
-        load_index(load_manifest(str(folder)).shards[0], default_cache(0))
+        load_index(load_manifest(str(folder)).shards[0], default_cache())
 
 
 def test_nothing_given_nothing_there_and_twice_the_same_are_refused(tmp_path, uneven):

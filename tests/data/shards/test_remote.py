@@ -21,6 +21,7 @@ from shardkit import config
 from pipeline.data.make.write import index_shards
 from pipeline.data.shards import cache, fetcher, storage
 from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.locks import release
 from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.errors import ConfigError, SampleError, StorageError
 
@@ -62,7 +63,7 @@ def server(uneven, monkeypatch) -> Iterator[str]:
     monkeypatch.setattr(storage, "PAUSE", 0.01)
     monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.05)
     monkeypatch.setattr(storage, "PATIENCE", 0.3)
-    monkeypatch.setattr(fetcher, "IDLE", 0.1)
+    monkeypatch.setattr(fetcher, "RETRY", 0.1)
     Handler.faults, Handler.asked = [], []
     served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(uneven)))
     threading.Thread(target=served.serve_forever, daemon=True).start()
@@ -81,9 +82,14 @@ def cached() -> list[Path]:
 
 
 def join_prefetching() -> None:
+    """Ends that of all streams: what is being fetched comes, and no lease is left."""
+    for found in gc.get_objects():
+        if type(found) is fetcher.Fetcher:
+            found.close()
     for thread in threading.enumerate():
         if thread.name == "shards":
             thread.join(timeout=30)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -111,10 +117,9 @@ def test_the_cache_keeps_its_limit_but_for_what_is_open(server, uneven):
     )
     for _ in loader:
         assert len(cached()) <= 4
-    join_prefetching()
     del loader
-    gc.collect()
-    batches(server, count=3, cache_gib=LARGEST / 2**30)
+    join_prefetching()
+    batches(server, count=3, shuffle_shards=1, fetch_ahead=0, cache_gib=LARGEST / 2**30)
     join_prefetching()
     assert not list(cache.cache_folder().rglob("*.part"))
     assert len(list(cached())) < 5, "what nobody reads any more gave way"
@@ -147,10 +152,11 @@ def test_what_a_killed_process_left_half_fetched_is_removed(server):
     join_prefetching()
     whole = cached()[0]
     whole.unlink()
-    lock = whole.with_name(f"{whole.name}.lock")
+    fetching = whole.parent / ".fetching"
+    lock = fetching / f"{whole.name}.lock"
     with open(lock, "w") as reserved:
         reserved.truncate(2**40)
-    left = [lock, whole.with_name(f"{whole.name}.part"), whole.with_name(f".{whole.name}.part.abc.part")]
+    left = [lock, fetching / f"{whole.name}.part", fetching / f".{whole.name}.part.abc.part"]
     for path in left[1:]:
         path.write_bytes(b"half")
     batches(server)
@@ -170,27 +176,28 @@ def test_an_open_shard_has_a_lease(server, uneven):
     """It stays, and goes when it is closed and the room is needed."""
     shards = load_manifest(server).shards
     largest = max(shard.num_bytes for shard in shards)
-    store = cache.ShardCache(cache.cache_folder(), largest, 0)
-    files = [store.open(shards[number]) for number in (0, 1, 2)]
+    store = cache.ShardCache(cache.cache_folder(), largest)
+    files = [store.open(shards[number], 0.0) for number in (0, 1, 2)]
     assert len(cached()) == 3, "all are in use"
-    store.prefetch(shards[3])
-    assert len(cached()) == 3, "there is no room"
+    assert store.prefetch(shards[3]) is None and len(cached()) == 3, "there is no room"
     for number, file in enumerate(files):
         size = os.fstat(file).st_size
         assert os.pread(file, size, 0) == (uneven / shards[number].name).read_bytes()
-        os.close(file)
-    store.prefetch(shards[3])
+        release(file)
+    release(store.open(shards[3], 0.0))
     assert sum(path.stat().st_size for path in cached()) <= largest
-    assert cached() and not list(cache.cache_folder().glob("*.lock"))
+    assert cached() and not list(cache.cache_folder().rglob("*.lock"))
 
 
 def test_room_that_others_fetch_into_is_counted(server):
     """Five at once, of which two fit."""
     shards = load_manifest(server).shards
     sizes = sorted(shard.num_bytes for shard in shards)
-    store = cache.ShardCache(cache.cache_folder(), sizes[-1] + sizes[-2], 0)
+    store = cache.ShardCache(cache.cache_folder(), sizes[-1] + sizes[-2])
     with ThreadPoolExecutor(5) as pool:
-        list(pool.map(store.prefetch, shards))
+        for file in list(pool.map(store.prefetch, shards)):
+            if file is not None:
+                release(file)
     assert 0 < sum(path.stat().st_size for path in cached()) <= sizes[-1] + sizes[-2]
 
 
