@@ -1,5 +1,8 @@
 """Reader that makes a batch from a share of the sample order."""
 
+import logging
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +26,7 @@ from pipeline.interfaces import Batch
 from pipeline.pixels import Noise, Normalisation
 from pipeline.rng import preserved_generators, seed_generators
 
+log = logging.getLogger(__name__)
 PATIENCE_SHARE = 0.8
 """Share of data.max_wait for which failing storage is tried again. Its error comes before the wait for the
 batch ends."""
@@ -62,6 +66,8 @@ class BatchReader(Dataset[Loaded]):
         width = self.order.open_shards(world_size)
         self._reader = SampleReader(manifest, width, cache_of(config), patience, schema.reads)
         self._views = 1 if seed is None else config.views
+        if self._reader.remote and seed is not None:
+            _tell_small_cache(task, config, manifest, self.order, world_size)
         erases = seed is not None and config.augment.random_erasing > 0
         self._erase = eraser(config.augment.random_erasing) if erases else None
         wanted = config.augment.preprocessing
@@ -161,3 +167,22 @@ class BatchReader(Dataset[Loaded]):
             seed_generators(self._seed, "erase", *view.address)
             patches.append(self._erase(view.image.shape))
         return Noise.of(patches)
+
+
+def _tell_small_cache(
+    task: str, config: DataConfig, manifest: Manifest, order: SampleOrder, world_size: int
+) -> None:
+    """Warns where the lanes of a machine, and what is fetched ahead for its ranks, need more than its
+    cache."""
+    ranks = min(world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    shard = int(manifest.shards.num_bytes.sum()) / len(manifest.shards)
+    ahead = ranks * config.fetch_ahead / (order.num_samples / len(manifest.shards))
+    lanes = -(-order.lanes.num * ranks // world_size)
+    needed = min(len(manifest.shards), order.width * lanes + ahead) * shard / 2**30
+    if needed > config.cache_gib:
+        log.warning(
+            "tasks.%s.data: its %d lanes and what is fetched ahead take %.1f GiB of shards on this machine, "
+            "and data.cache_gib is %g: steps will wait for shards. Give data.cache_gib=%d, or a smaller "
+            "data.fetch_ahead, or to a new run fewer data.lanes",
+            *(task, order.lanes.num, needed, config.cache_gib, math.ceil(1.25 * needed)),
+        )

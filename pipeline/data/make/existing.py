@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.data.make.picture_files import tell_left_out
 from pipeline.data.make.write import index_shards
+from pipeline.data.shards.index import SUFFIX
 from pipeline.data.shards.locations import expand, is_remote, local_shards, split
 from pipeline.errors import ConfigError
 
@@ -32,7 +33,7 @@ def index_existing(shards: str, out: str | None, *, workers: int) -> Path:
             [
                 path
                 for path in Path(folder).iterdir()
-                if path.suffix not in (".tar", ".json") and path.name[0] != "."
+                if path.suffix not in (".tar", ".json", SUFFIX) and path.name[0] != "."
             ]
         )
     if out is None and (is_remote(folder) or not os.access(folder, os.W_OK)):

@@ -1,6 +1,5 @@
 """A `map` over processes."""
 
-import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,11 +11,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from pipeline.processes import end_with_parent
+
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 4
 """Items that are given to a process before its first result is taken."""
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -34,8 +34,8 @@ def processes(workers: int, what: str) -> Iterator[Callable[[Callable[[T], R], S
     if workers == 1:
         yield lambda function, items: bar(map(function, items), len(items))
         return
-    options = {"mp_context": get_context("fork"), "initializer": _end_with, "initargs": (os.getpid(),)}
-    with ProcessPoolExecutor(workers, **options) as pool:
+    ended = (signal.SIGKILL, os.getpid())
+    with ProcessPoolExecutor(workers, get_context("fork"), end_with_parent, ended) as pool:
         yield lambda function, items: bar(_mapped(pool, function, items, workers * AHEAD), len(items))
 
 
@@ -53,10 +53,3 @@ def _mapped(
     finally:
         for future in running:
             future.cancel()
-
-
-def _end_with(parent: int) -> None:
-    """Lets the kernel end this process when its parent is gone, also by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -4,11 +4,12 @@ A shard is finished when its index is there. So a maker that was ended at any in
 when it is started again in the same way.
 """
 
+import fcntl
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,13 @@ from pipeline.data.shards.describe import (
     manifest_of,
     read_names,
 )
+from pipeline.data.shards.find import refuse_unfinished
 from pipeline.data.shards.index import SUFFIX, ShardIndex
 from pipeline.data.shards.locations import split as folder_and_name
+from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, write_manifest
 from pipeline.errors import ConfigError
-from pipeline.files import replacing, sha256_of, sync, write_text
+from pipeline.files import replacing, sha256_of, sync
 from pipeline.rng import seed_of
 
 Samples = Iterable[tuple[str, Mapping[str, bytes]]]
@@ -91,35 +94,47 @@ def write_shards(
     """Writes the shards and their manifest into an empty or new folder, or goes on in one where the same set
     was begun. Returns the path of the manifest. Every file appears whole.
 
-    Raises ConfigError where the folder holds other shards, or the beginning of another set.
+    Raises ConfigError where the folder holds other shards, or the beginning of another set, and where another
+    maker is at work in it.
     """
-    if _begin(jobs, out):
+    with _begun(jobs, out):
         with processes(workers, "shards written") as mapped:
             described = list(mapped(_write_shard, [(job, str(out)) for job in jobs]))
         write_manifest(out, manifest_of(described, Names(tuple(classes), tuple(mask_classes))))
-    (out / UNFINISHED).unlink()
+        (out / UNFINISHED).unlink()
     return out / MANIFEST
 
 
-def _begin(jobs: Sequence[ShardJob], out: Path) -> bool:
-    """Marks the folder as one in which these shards are made. Returns whether that is still to do. Raises
-    ConfigError, see write_shards."""
+@contextmanager
+def _begun(jobs: Sequence[ShardJob], out: Path) -> Iterator[None]:
+    """Marks the folder as one in which these shards are made, by this process alone. Raises ConfigError, see
+    write_shards."""
     plan = _plan(jobs)
     out.mkdir(parents=True, exist_ok=True)
-    if (out / UNFINISHED).is_file():
-        if (out / UNFINISHED).read_text() != plan:
+    mark = os.open(out / UNFINISHED, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        begun = os.pread(mark, len(plan), 0).decode(errors="replace")
+        # a shorter one was cut off before anything was made
+        if len(begun) < len(plan):
+            if any(path.suffix == ".tar" or path.name == MANIFEST for path in out.iterdir()):
+                (out / UNFINISHED).unlink()
+                raise ConfigError(f"{out} holds shards already; give an empty folder, or remove them")
+            os.pwrite(mark, plan.encode(), 0)
+            os.fsync(mark)
+            sync(out)
+        elif begun != plan:
             raise ConfigError(
                 f"{out} holds the beginning of another set: other pictures, or other options. To go on give "
                 "the command of then; to make a new set give an empty folder, or remove this one"
             )
         for left in out.glob(".partial-*"):
             left.unlink()
-        return not (out / MANIFEST).exists()
-    if any(path.suffix == ".tar" or path.name == MANIFEST for path in out.iterdir()):
-        raise ConfigError(f"{out} holds shards already; give an empty folder, or remove them")
-    write_text(out / UNFINISHED, plan)
-    sync(out)
-    return True
+        yield
+    except BlockingIOError as err:
+        raise ConfigError(f"another maker is at work in {out}; wait until it is done, or end it") from err
+    finally:
+        release(mark)
 
 
 def _plan(jobs: Sequence[ShardJob]) -> str:
@@ -142,8 +157,11 @@ def index_shards(
     downloaded for it, and not kept.
 
     root: the folder in which readers find the shards; None: `out`. classes None: the names are those of
-    `classes.json` beside the shards (see `read_names`).
+    `classes.json` beside the shards (see `read_names`). Raises SampleError for shards that cannot be read,
+    and for a set that is still being made.
     """
+    for folder in {folder_and_name(tars[0])[0], str(out)}:
+        refuse_unfinished(folder)
     named = classes is not None
     names = Names(tuple(classes), tuple(mask_classes)) if named else read_names(folder_and_name(tars[0])[0])
     out.mkdir(parents=True, exist_ok=True)

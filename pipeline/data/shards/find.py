@@ -157,8 +157,9 @@ def _load_tars(tars: list[str], cache: ShardCache | None) -> Manifest:
 
 
 def _read_manifest(folder: str) -> Manifest | None:
-    """None where a local folder has none. Raises SampleError for a remote one without, and for one that does
-    not read."""
+    """None where a local folder has none. Raises SampleError for a remote one without, for one that does not
+    read, and for an unfinished set."""
+    refuse_unfinished(folder)
     location = join(folder, MANIFEST)
     try:
         return parse_manifest(read_bytes(location), folder)
@@ -168,6 +169,15 @@ def _read_manifest(folder: str) -> Manifest | None:
         return None
     except ValueError as err:
         raise SampleError(f"{location}: {err}; make it anew: {remedy(folder)}") from err
+
+
+def refuse_unfinished(folder: str) -> None:
+    """Raises SampleError for a local folder whose shards are still being made."""
+    if not is_remote(folder) and os.path.exists(join(folder, UNFINISHED)):
+        raise SampleError(
+            f"{folder} holds an unfinished set of shards; start the `dtem shards make` that began it again, "
+            "which goes on where it was"
+        )
 
 
 @lru_cache(maxsize=64)
@@ -184,11 +194,6 @@ def _index_now(tars: list[str], cache: ShardCache | None) -> Manifest:
     """The manifest of local shards that have none. It is kept in the cache, with their indexes, for as long
     as the names, sizes and times of the shards are the same."""
     folder = split(tars[0])[0]
-    if os.path.exists(join(folder, UNFINISHED)):
-        raise SampleError(
-            f"{folder} holds an unfinished set of shards; start the `dtem shards make` that began it again, "
-            "which goes on where it was"
-        )
     _warn_once(folder)
     cache = cache or default_cache()
     states = [(os.path.realpath(path), _state(path)) for path in (*tars, join(folder, CLASSES))]

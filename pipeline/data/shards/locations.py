@@ -11,6 +11,8 @@ from pipeline.redact import MARK
 SCHEMES = ("file", "http", "https", "s3", "gs")
 MAX_SHARDS = 1_000_000
 """Most shards that a pattern names."""
+MAX_GROUPS = 16
+"""Most groups in braces of a pattern."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _GROUP = re.compile(r"\{([^{}]*)\}")
 _UNREADABLE = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -62,6 +64,8 @@ def split(location: str) -> tuple[str, str]:
 def expand(pattern: str) -> list[str]:
     """Every location of a brace pattern: `{00000..00008}` counts with its zeros, `{a,b}` lists."""
     found: list[str] = []
+    if checked(pattern).count("{") > MAX_GROUPS:
+        raise SampleError(f"shard pattern {pattern!r:.200} has more than {MAX_GROUPS} groups in braces")
     for location in _expand(checked(pattern)):
         if len(found) == MAX_SHARDS:
             raise SampleError(f"shard pattern {pattern!r:.200} names more than {MAX_SHARDS} shards")

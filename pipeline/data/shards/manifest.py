@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.shards.index import OLD_SUFFIX, SUFFIX
+from pipeline.data.shards.index import BLOCK, OLD_SUFFIX, SUFFIX
 from pipeline.data.shards.locations import checked
 from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.table import MAX_NAME, Place, ShardTable, hex_of, table
@@ -144,6 +144,9 @@ def _columns_of(shards: Any, old: bool) -> dict[str, list[Any]]:
         counts = columns[word]
         if set(map(type, counts)) - {int} or not all(0 < count < _MAX_COUNT for count in counts):
             raise ValueError(f"an entry of {word} is not a count above 0")
+    pairs = zip(columns["num_samples"], columns["num_bytes"], strict=True)
+    if any(samples * BLOCK > size for samples, size in pairs):
+        raise ValueError("a shard has fewer bytes than its samples take")
     for word in ("sha256", "index_sha256"):
         if set(map(type, columns[word])) - {str}:
             raise ValueError(f"an entry of {word} is not a hash")

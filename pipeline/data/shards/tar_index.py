@@ -19,6 +19,9 @@ MAX_NAME = 1024
 MAX_HEADER = 1 << 20
 """Bytes of the largest long name or pax header that is read; it goes into memory before anything can be
 checked."""
+MAX_CELLS = 1 << 22
+"""Most samples times kinds of members of a shard: each takes a place in its index, also where a sample has no
+such member."""
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
 Member = tuple[int, int, str]
@@ -71,12 +74,19 @@ def _table(path: Path | str, samples: dict[str, dict[str, tuple[int, int]]]) -> 
             f"{path}: its samples have {len(suffixes)} kinds of members, for instance .{suffixes[0]} and "
             f".{suffixes[1]}; the limit is {MAX_SUFFIXES}: give every sample the same ones"
         )
-    table = np.array(
-        [[members.get(suffix, (0, -1)) for suffix in suffixes] for members in samples.values()],
-        dtype=np.int64,
-    )
+    if len(samples) * len(suffixes) > MAX_CELLS:
+        raise SampleError(
+            f"{path}: {len(samples)} samples with {len(suffixes)} kinds of members would take a table of "
+            f"more than {MAX_CELLS} places; give every sample the same members, or make smaller shards"
+        )
+    column = {suffix: number for number, suffix in enumerate(suffixes)}
+    offsets = np.zeros((len(samples), len(suffixes)), dtype=np.int64)
+    sizes = np.full_like(offsets, -1)
+    for row, members in enumerate(samples.values()):
+        for suffix, place in members.items():
+            offsets[row, column[suffix]], sizes[row, column[suffix]] = place
     try:
-        return ShardIndex.of(samples, suffixes, table[..., 0], table[..., 1])
+        return ShardIndex.of(samples, suffixes, offsets, sizes)
     except ValueError as err:
         raise SampleError(f"{path}: {err}; write it anew as a plain tar") from err
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from shardkit import dtem, samples, write_tar
 
+from pipeline.data.make.existing import index_existing
 from pipeline.data.make.write import ShardJob, jobs_of, write_shards
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.manifest import MANIFEST, UNFINISHED
@@ -91,9 +92,43 @@ def test_an_unfinished_set_is_not_read_and_no_other_is_mixed_into_it(tmp_path):
     assert len(list(tmp_path.glob("*.tar"))) == 3
     with pytest.raises(SampleError, match="holds an unfinished set of shards"):
         load_manifest(str(tmp_path))
+    with pytest.raises(SampleError, match="holds an unfinished set of shards"):
+        index_existing(str(tmp_path), None, workers=1)
+    assert not (tmp_path / MANIFEST).exists()
     for others in (jobs(), jobs_of("train", range(SHARDS * EACH - 1), broken, EACH)):
         with pytest.raises(ConfigError, match="holds the beginning of another set"):
             write_shards(others, tmp_path)
+
+
+def test_a_manifest_that_the_maker_did_not_write_is_not_taken_for_the_whole(tmp_path):
+    """As one by an older version of `make index`, over the shards that there were."""
+    write_shards(jobs(), tmp_path / "whole")
+    write_shards(jobs(2 * EACH), tmp_path / "out")
+    (tmp_path / "out" / UNFINISHED).write_text(plan_of(tmp_path))
+    with pytest.raises(SampleError, match="holds an unfinished set"):
+        load_manifest(str(tmp_path / "out"))
+    with pytest.raises(SampleError, match="holds an unfinished set"):
+        load_manifest(str(tmp_path / "out" / "train-{00000..00001}.tar"))
+    write_shards(jobs(), tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_second_maker_in_the_folder_is_refused(tmp_path):
+    maker = FORK.Process(target=write_shards, args=(jobs(), tmp_path / "out"), kwargs={"workers": 2})
+    maker.start()
+    while not list((tmp_path / "out").glob("*.index")) and maker.is_alive():
+        time.sleep(0.01)
+    with pytest.raises(ConfigError, match=r"another maker is at work in .*out|holds shards already"):
+        write_shards(jobs(), tmp_path / "out")
+    maker.join()
+    assert maker.exitcode == 0 and load_manifest(str(tmp_path / "out")).num_samples == SHARDS * EACH
+
+
+def test_indexing_a_set_again_says_nothing_of_its_own_files(tmp_path, caplog):
+    write_shards(jobs(EACH), tmp_path)
+    with caplog.at_level("INFO"):
+        index_existing(str(tmp_path), None, workers=1)
+    assert "left out" not in caplog.text
 
 
 def test_a_set_that_is_finished_is_not_made_again(tmp_path):
@@ -123,7 +158,7 @@ def plan_of(tmp_path: Path) -> str:
     return (tmp_path / "begun" / UNFINISHED).read_text()
 
 
-def test_memory_of_the_maker_does_not_hold_the_set(tmp_path):
+def test_what_the_maker_keeps_of_a_shard_does_not_grow_with_its_samples(tmp_path):
     """What comes back from a worker for each shard is a few hundred bytes, however many samples it has."""
     from pipeline.data.shards.describe import describe_tar
 

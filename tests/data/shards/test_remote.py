@@ -218,6 +218,13 @@ def test_the_folder_is_the_config_s_then_the_environment_s_then_one_of_the_user(
         cache.cache_folder()
 
 
+def test_a_cache_too_small_for_the_lanes_is_told_before_training(server, caplog):
+    build_stream("t", config(server, lanes=5, cache_gib=1.0), seed=0, rank=0, world_size=1)
+    assert "lanes" not in caplog.text
+    build_stream("t", config(server, lanes=5, cache_gib=LARGEST / 2**30), seed=0, rank=0, world_size=1)
+    assert "tasks.t.data: its 5 lanes" in caplog.text and "Give data.cache_gib=1" in caplog.text
+
+
 def test_cached_shards_are_not_asked_for_again(server):
     source = server + "/part-{00001..00002}.tar"
     batches(source)
