@@ -26,11 +26,11 @@ from pipeline.data.shards.describe import (
     manifest_of,
     read_names,
 )
-from pipeline.data.shards.find import refuse_unfinished
 from pipeline.data.shards.index import SUFFIX, ShardIndex
 from pipeline.data.shards.locations import split as folder_and_name
 from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, write_manifest
+from pipeline.data.shards.stored import refuse_unfinished
 from pipeline.errors import ConfigError
 from pipeline.files import replacing, sha256_of, sync
 from pipeline.rng import seed_of

@@ -9,6 +9,8 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +29,7 @@ TRIES = 3
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class ShardCache:
     """max_bytes: limit of the whole folder. Above it, the files that were not used for longest are deleted.
     Shards that somebody has a lease of stay, even if they alone are more (room.py).
@@ -36,8 +39,12 @@ class ShardCache:
     that another process fetches.
     """
 
-    def __init__(self, folder: Path, max_bytes: int):
-        self._folder, self._room = folder, Room(folder, max_bytes)
+    folder: Path
+    max_bytes: int
+
+    @cached_property
+    def _room(self) -> Room:
+        return Room(self.folder, self.max_bytes)
 
     def open(self, shard: Shard, patience: float) -> int:
         """A lease of the shard, which is downloaded first where it is not there. One process downloads; the
@@ -84,7 +91,7 @@ class ShardCache:
 
         Raises the errors of `make`, the ValueError for what it made, and StorageError.
         """
-        path = self._folder / name
+        path = self.folder / name
         with self._told(name, patience):
             if (found := _parsed(path, parse)) is not None:
                 return found
@@ -119,7 +126,7 @@ class ShardCache:
 
     def _path(self, shard: Shard) -> Path:
         told = shard.sha256 or hashlib.sha256(f"{shard.url} {shard.index_sha256}".encode()).hexdigest()
-        return self._folder / f"{told[:32]}.tar"
+        return self.folder / f"{told[:32]}.tar"
 
     def _fetched(self, shard: Shard, path: Path, patience: float) -> int:
         """A lease of the shard, after it was downloaded."""
@@ -162,7 +169,7 @@ class ShardCache:
                 "raise `ulimit -n`, or give fewer data.lanes" if many else "give data.cache_dir a local disk"
             )
             why = err.strerror or str(err)
-            raise StorageError(f"the cache {self._folder} of shards cannot be used: {why}; {way}") from err
+            raise StorageError(f"the cache {self.folder} of shards cannot be used: {why}; {way}") from err
 
 
 def cache_folder(given: str | None = None) -> Path:

@@ -9,16 +9,19 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.shards.cache import ShardCache, default_cache
 from pipeline.data.shards.describe import CLASSES, Described, describe_tar, manifest_of, read_names
 from pipeline.data.shards.index import SUFFIX
 from pipeline.data.shards.locations import expand, is_remote, join, local_shards, split, tar_names
-from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, Manifest, parse_manifest, remedy
+from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest, remedy
 from pipeline.data.shards.splits import split_of
-from pipeline.data.shards.storage import file_size, read_bytes
+from pipeline.data.shards.storage import file_size
+from pipeline.data.shards.stored import read_manifest
 from pipeline.data.shards.table import Shard, ShardTable, concatenated
 from pipeline.errors import SampleError, first_few
 
@@ -71,7 +74,7 @@ def split_named(
     if not len(chosen):
         counts = _counted(whole.shards.splits.tolist())
         raise SampleError(f"{source} has no shard of split '{subset}'; {counts}")
-    manifest = replace(whole, shards=whole.shards.take(chosen))
+    manifest = _taken(whole, chosen)
     if checked:
         check_sample(manifest)
     return manifest
@@ -91,7 +94,7 @@ def _groups(locations: list[str]) -> list[list[str]]:
 
 
 def _load_folder(folder: str, subset: str | None, cache: ShardCache | None) -> Manifest:
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder, cache)
     if manifest is None:
         tars = local_shards(folder)
         if not tars:
@@ -103,7 +106,13 @@ def _load_folder(folder: str, subset: str | None, cache: ShardCache | None) -> M
     if not is_remote(folder):
         _refuse_unlisted(folder, manifest)
     chosen = _of_split(manifest.shards.splits.tolist(), subset, folder)
-    return replace(manifest, shards=manifest.shards.take(chosen))
+    # the whole one knows its digest
+    return manifest if len(chosen) == len(manifest.shards) else _taken(manifest, chosen)
+
+
+def _taken(manifest: Manifest, numbers: NDArray[Any] | Sequence[int]) -> Manifest:
+    """The shards of these numbers."""
+    return replace(manifest, shards=manifest.shards.take(numbers))
 
 
 def _refuse_unlisted(folder: str, manifest: Manifest) -> None:
@@ -145,7 +154,7 @@ def _counted(splits: Iterable[str]) -> str:
 
 def _load_tars(tars: list[str], cache: ShardCache | None) -> Manifest:
     folder = split(tars[0])[0]
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder, cache)
     if manifest is None:
         return _index_now(tars, cache)
     known = {name.decode(): number for number, name in enumerate(manifest.shards.names.tolist())}
@@ -153,31 +162,7 @@ def _load_tars(tars: list[str], cache: ShardCache | None) -> Manifest:
     if missing:
         count = f"{missing[0]} ({len(missing)} such shards)"
         raise SampleError(f"{join(folder, MANIFEST)} does not list {count}; make it anew: {remedy(folder)}")
-    return replace(manifest, shards=manifest.shards.take([known[split(tar)[1]] for tar in tars]))
-
-
-def _read_manifest(folder: str) -> Manifest | None:
-    """None where a local folder has none. Raises SampleError for a remote one without, for one that does not
-    read, and for an unfinished set."""
-    refuse_unfinished(folder)
-    location = join(folder, MANIFEST)
-    try:
-        return parse_manifest(read_bytes(location), folder)
-    except FileNotFoundError:
-        if is_remote(folder):
-            raise _no_manifest(folder) from None
-        return None
-    except ValueError as err:
-        raise SampleError(f"{location}: {err}; make it anew: {remedy(folder)}") from err
-
-
-def refuse_unfinished(folder: str) -> None:
-    """Raises SampleError for a local folder whose shards are still being made."""
-    if not is_remote(folder) and os.path.exists(join(folder, UNFINISHED)):
-        raise SampleError(
-            f"{folder} holds an unfinished set of shards; start the `dtem shards make` that began it again, "
-            "which goes on where it was"
-        )
+    return _taken(manifest, [known[split(tar)[1]] for tar in tars])
 
 
 @lru_cache(maxsize=64)
@@ -226,6 +211,8 @@ def _indexed(tars: list[str], folder: str, cache: ShardCache) -> Manifest:
 
 def _joined(parts: list[Manifest]) -> Manifest:
     first = parts[0]
+    if len(parts) == 1 and len(first.shards) == len(set(first.shards.names.tolist())):
+        return first
     if any((part.classes, part.mask_classes) != (first.classes, first.mask_classes) for part in parts):
         raise SampleError("the shards come from sets with different classes; give shards of one set")
     shards = concatenated([part.shards for part in parts])
@@ -269,11 +256,3 @@ def _problem(shard: Shard) -> str:
     except FileNotFoundError:
         return f"{shard.url} is missing"
     return "" if size == shard.num_bytes else f"{shard.url} has {size} bytes instead of {shard.num_bytes}"
-
-
-def _no_manifest(folder: str) -> SampleError:
-    command = f"dtem shards make index '{folder}/PATTERN.tar' OUT"
-    return SampleError(
-        f"{folder} has no {MANIFEST}, which remote shards need; `{command}` makes one in OUT, which is "
-        "then the source"
-    )

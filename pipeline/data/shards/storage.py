@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.data.shards.locations import is_remote
 from pipeline.errors import ConfigError, OutageError, SampleError, StorageError
@@ -45,6 +45,8 @@ _LASTING = NO_SPACE | {
     errno.EINVAL,
 }
 _LASTING |= {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOLCK}
+_TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "mtime")
+"""What the file systems call the tag of a content, the best first."""
 _MAY_PASS = {408, 425, 429}
 """Statuses 4xx after which asking again may help; the others are a server's final refusal."""
 OTHER_BYTES = "the bytes that came have another sha256 than the manifest says"
@@ -56,14 +58,24 @@ class DiskFullError(StorageError):
     """The disk has no room for what is downloaded."""
 
 
-def read_bytes(location: str, patience: float | None = None, sha256: str = "") -> bytes:
+class FileState(NamedTuple):
+    """What tells a file from another one at its place."""
+
+    size: int
+    tag: str
+    """Another one where the content may be another; empty where the storage gives none."""
+
+
+def read_bytes(
+    location: str, patience: float | None = None, sha256: str = "", state: FileState | None = None
+) -> bytes:
     """The content of a small file. Raises FileNotFoundError for a missing file, SampleError for one that is
     too large, and StorageError for other failures.
 
     sha256: expected hash of a remote file. Other bytes, such as the error page of a proxy, are a failed
-    attempt.
+    attempt. state: of the file, where it is known.
     """
-    if file_size(location, patience) > MAX_TEXT:
+    if (state or file_state(location, patience)).size > MAX_TEXT:
         raise SampleError(f"{location} is larger than {MAX_TEXT >> 20} MiB; a manifest or index is not")
     if is_remote(location):
         return _remote(
@@ -77,14 +89,20 @@ def read_bytes(location: str, patience: float | None = None, sha256: str = "") -
 def file_size(location: str, patience: float | None = None) -> int:
     """The size of a file in bytes. Raises FileNotFoundError for a missing file, StorageError for other
     failures."""
+    return file_state(location, patience).size
+
+
+def file_state(location: str, patience: float | None = None) -> FileState:
+    """Size and tag of a file, by one request. Raises the errors of `file_size`."""
     if not is_remote(location):
-        return persist(lambda: _local(location, lambda: os.stat(location).st_size), patience)
-    size = _remote(location, lambda filesystem: filesystem.info(location, timeout=DEADLINE)["size"], patience)
-    if not isinstance(size, int):
+        found = persist(lambda: _local(location, lambda: os.stat(location)), patience)
+        return FileState(found.st_size, f"{found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}")
+    info = _remote(location, lambda filesystem: filesystem.info(location, timeout=DEADLINE), patience)
+    if not isinstance(size := info["size"], int):
         raise SampleError(
             f"{location}: the server does not say its size; shards need one that does (Content-Length)"
         )
-    return size
+    return FileState(size, next((str(info[name]) for name in _TAGS if info.get(name)), ""))
 
 
 def download(

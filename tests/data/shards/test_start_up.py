@@ -17,7 +17,9 @@ from ranks import together
 from shardkit import config, samples, write_tar
 
 from pipeline.data.make.write import index_shards
-from pipeline.data.shards import describe, storage
+from pipeline.data.shards import describe, storage, stored
+from pipeline.data.shards.cache import ShardCache
+from pipeline.data.shards.columns import from_columns, to_columns
 from pipeline.data.shards.find import SAMPLED, load_manifest
 from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from pipeline.data.shards.splits import split_of
@@ -182,3 +184,51 @@ def test_without_a_manifest_a_set_is_indexed_once_for_all_ranks_and_runs(many, m
     os.utime(many / "part-03.tar")
     assert load_manifest(str(many)).num_samples == SAMPLED + 8
     assert set(calls.values()) == {2}, "a file that may have changed is looked at again"
+
+
+def test_a_rank_reads_a_manifest_once_and_a_machine_fetches_it_once(server, monkeypatch):
+    """For a stream, a loader, and the check that they share no shard; the storage says when it changes."""
+    true, tag = Counting.info, ["a"]
+    monkeypatch.setattr(
+        Counting, "info", lambda self, path, **given: true(self, path, **given) | {"ETag": tag[0]}
+    )
+    Counting.manifest, Counting.asked = made(40), Counter()
+    options: dict[str, Any] = dict(rank=1, world_size=2)
+    pattern = "http://host/set/train-{}.tar"
+    given = config([pattern.format("{000000..000019}")], val=[pattern.format("{000020..000039}")])
+
+    def start() -> int:
+        Counting.asked.clear()
+        stream = build_stream("t", given, seed=0, **options)
+        build_eval_loader("t", given, **options)
+        assert Counting.asked["info"] == 3
+        return Counting.asked["cat"] + 1000 * stream.num_samples
+
+    assert start() == 1 + 1000 * 20_000
+    assert start() == 1000 * 20_000
+    stored._read_once.cache_clear()
+    whole = load_manifest("http://host/set", checked=False)
+    assert start() == 1000 * 20_000, "another rank of the machine"
+    assert whole.digest == made(40).digest and list(whole.shards) == list(made(40).shards)
+    assert (whole.schema, whole.classes) == (made(40).schema, made(40).classes)
+    Counting.manifest, tag[0] = made(41), "b"
+    assert load_manifest("http://host/set", checked=False).num_samples == 41_000
+
+
+def test_ranks_of_a_machine_share_the_columns_in_memory(tmp_path):
+    """One of them reads the JSON; what another one takes does not grow as that does."""
+    number = 20_000
+    data, cache = made(number).to_json(None), ShardCache(tmp_path / "cache", 10**9)
+    digest = cache.kept("m", lambda: to_columns(parse_manifest(data, "http://host/set")), from_columns).digest
+    tracemalloc.start()
+    manifest = cache.kept("m", lambda: pytest.fail("made again"), from_columns)
+    now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert manifest.digest == digest and manifest.num_samples == 1000 * number
+    assert now < number * 2 and peak < number * 20
+    stored_at = tmp_path / "cache" / "m"
+    damaged = bytearray(stored_at.read_bytes())
+    damaged[-100] ^= 1
+    stored_at.write_bytes(damaged)
+    with pytest.raises(ValueError, match="damaged"):
+        from_columns(bytes(damaged))
