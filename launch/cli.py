@@ -32,8 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 130
-    interrupted, 3 hung. argv: None is the command line of this process, which is gone soon after."""
+    """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 3 hung, 4
+    storage or other processes did not answer, 130 interrupted. argv: None is the command line of this
+    process, which is gone soon after."""
     return _run(argv) if argv is not None else soon_gone(lambda: _run(None))
 
 
@@ -48,7 +49,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 130
     except Exception as err:
         from pipeline.engine.launched import lost_another  # imports torch, for which --help should not wait
-        from pipeline.errors import is_users
+        from pipeline.errors import exit_code, is_users
 
         if lost := lost_another(err):
             print(f"dtem {args.command}: {lost}", file=sys.stderr)
@@ -56,7 +57,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if not is_users(err):
             raise
         print(f"dtem {args.command}: {without_secrets(str(err))}", file=sys.stderr)
-        return 2
+        return exit_code(err)
 
 
 class _Version(argparse.Action):

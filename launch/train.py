@@ -70,7 +70,7 @@ def main() -> int:
     try:
         from launch.commands.arguments import import_modules
         from pipeline.engine.launched import lost_another, rank_0_goes_on
-        from pipeline.errors import CheckpointError, ConfigError, is_users, printable
+        from pipeline.errors import CheckpointError, ConfigError, exit_code, is_users, printable
         from pipeline.redact import keep_from_logs, without_secrets
     except ImportError as err:
         print(
@@ -108,7 +108,7 @@ def main() -> int:
             rank_0_goes_on()
         who = "train.py" if rank == "0" else f"train.py, rank {rank}"
         print(f"{who}: {without_secrets(str(err))}", file=sys.stderr, flush=True)
-        return 2
+        return exit_code(err)
 
 
 def script() -> int:

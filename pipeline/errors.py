@@ -1,7 +1,7 @@
 """The mistakes that are not ours: the user's, the data's, the storage's, the checkpoint's.
 
 Each message says what is wrong, where, and the way out. The command line prints them without a traceback and
-exits with 2.
+exits with `exit_code`.
 """
 
 import errno
@@ -76,6 +76,12 @@ class StopAsked(PipelineError):
 
 class CheckpointError(PipelineError):
     """A checkpoint is missing, incomplete, or of another model or run."""
+
+
+def exit_code(err: BaseException) -> int:
+    """Exit code of a user's error: 4 where it may pass by itself (storage or other processes did not answer),
+    so that a launcher tries again; 2 where the user has to change something first."""
+    return 4 if isinstance(err, StorageError | ConnectError) else 2
 
 
 def is_users(err: BaseException) -> bool:

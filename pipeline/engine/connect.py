@@ -48,7 +48,7 @@ def connect(limit: float = START) -> None:
             backend, store=store, rank=rank, world_size=size, timeout=left, device_id=bound
         )
         atexit.register(_disconnect)
-        connect_hosts(timedelta(seconds=ALONE))
+        connect_hosts(timedelta(seconds=max(1.0, end - time.monotonic())))
     except (RuntimeError, ValueError) as err:
         raise ConnectError(
             f"rank {rank} found the other processes at {place} and could not connect to them "
@@ -60,13 +60,13 @@ def connect(limit: float = START) -> None:
 
 
 def limit_collectives(seconds: float) -> None:
-    """Sets the longest wait in a collective, of every group but that of the hosts."""
+    """Sets the longest wait in a collective, of every group but that of the hosts, which is ALONE."""
     if not distributed.is_initialized():
         return
     # DeepSpeed makes groups of its own, without a timeout
     for group in distributed_c10d._world.pg_map:
-        if group.group_desc != HOSTS:
-            distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+        own = ALONE if group.group_desc == HOSTS else seconds
+        distributed_c10d._set_pg_timeout(timedelta(seconds=own), group)
 
 
 def shared_notes() -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.config.schema import RunConfig
+from pipeline.engine import launched
 from pipeline.engine.connect import ALONE, limit_collectives, shared_notes
 from pipeline.engine.exchange import on_host
 from pipeline.engine.launched import lost_another
@@ -16,7 +17,7 @@ from pipeline.errors import CheckpointError, PipelineError, SampleError, StopAsk
 from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
-from pipeline.train.collective import average_buffers
+from pipeline.train.collective import anywhere, average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.faults.injection import Injection
 from pipeline.train.meeting import Meeting
@@ -34,18 +35,21 @@ from pipeline.train.watchdog import Section, Watchdog
 def train(config: RunConfig, resume: str = "auto", faults: Injection | None = None) -> Path:
     """Trains until the last step, or until SIGTERM, SIGUSR1 or SIGINT. Returns the folder of the run. resume:
     see `build_run`. faults: put into the run on purpose. Raises PipelineError."""
-    with StopRequest() as stop:
+    folder, rank, world_size = Path(config.output), launched.rank(), launched.world_size()
+    if rank == 0:
+        # asked now, as the source may change before a checkpoint is saved
+        checkpoint.commit()
+    with StopRequest() as stop, Watchdog(folder, rank, world_size) as watchdog:
+        if world_size > 1:
+            watchdog.at(Section("builds the run", config.engine.start_timeout + ALONE))
         run = build_run(config, resume)
-        if run.engine.rank == 0:
-            # asked now, as the source may change before a checkpoint is saved
-            checkpoint.commit()
-        notes = SharedNotes(shared_notes())
-        folder, ranks = Path(config.output), run.engine
-        watchdog = Watchdog(folder, ranks.rank, ranks.world_size, notes)
-        with run.lock, watchdog, run.saver:
+        watchdog.notes = notes = SharedNotes(shared_notes())
+        with run.lock, run.saver:
             limit = max(config.engine.start_timeout, config.engine.timeout)
             run.meeting = Meeting(run.engine, stop, watchdog, limit)
             run.faults = faults or Injection()
+            # from here on all ranks hear a request to stop: none has begun before
+            anywhere(run.engine, False)
             stop.begin(notes)
             try:
                 _train(run)

@@ -1,11 +1,23 @@
-"""Whether all ranks read the same shards. Each rank reads the manifests itself, maybe from another disk."""
+"""Whether all ranks are of one run. Each reads config and manifests itself, maybe from another disk."""
 
 from collections.abc import Mapping
 
 import torch
 
-from pipeline.errors import SampleError
+from pipeline.config.load import digest
+from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError, SampleError
 from pipeline.ranks import Ranks
+
+
+def check_same_run(ranks: Ranks, config: RunConfig) -> None:
+    """Every rank calls it. Raises ConfigError on all ranks where one has another config than rank 0."""
+    everybodys = ranks.hosts.gather(torch.tensor(int(digest(config)[:15], 16)))
+    if other := (everybodys != everybodys[0]).nonzero().flatten().tolist():
+        raise ConfigError(
+            f"rank {other[0]} has another config than rank 0; two launches may have met at one place: give "
+            "them different MASTER_PORTs, or see that all hosts read the same files"
+        )
 
 
 def check_same_shards(ranks: Ranks, fingerprints: Mapping[str, int]) -> None:

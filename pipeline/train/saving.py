@@ -87,6 +87,12 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        writing = self._writing
+        if kind is not None and writing is not None and wait([writing], IN_A_HURRY).not_done:
+            # its disk does not answer; what is there of the checkpoint is under another name
+            log.error("%s", self._not_saved("the run has failed, and did not wait for it any longer"))
+            self._thread.shutdown(wait=False)
+            return
         self._thread.shutdown()
         if trouble := self._told(0).get("trouble"):
             log.error("%s", self._not_saved(trouble))

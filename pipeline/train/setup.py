@@ -42,7 +42,7 @@ from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.meeting import Meeting
 from pipeline.train.mirror import mirror_at
-from pipeline.train.same_shards import check_same_shards
+from pipeline.train.same_shards import check_same_run, check_same_shards
 from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
 from pipeline.train.steps.procedure import Procedure
@@ -144,6 +144,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
     engine = build_engine(config, model, groups)
     fed = {f"tasks.{name}.data.train": stream.fingerprint for name, stream in streams.items()}
     held = {f"tasks.{name}.data.val": loader.fingerprint for name, loader in loaders.items()}
+    check_same_run(engine, config)
     check_same_shards(engine, fed | held)
     run = Run(
         resolved=resolved,

@@ -101,12 +101,14 @@ class StopRequest:
 
     def _ask(self) -> None:
         if not self._begun:
-            print(
-                "stopped as asked before the first step: there is nothing to save",
-                file=sys.stderr,
-                flush=True,
-            )
-            end_at_once(0)
+            try:
+                print(
+                    "stopped as asked before the first step: there is nothing to save",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            finally:  # also where nobody reads it any more
+                end_at_once(0)
         self._received = True
         if self._notes is not None:
             self._notes.ask_to_stop()

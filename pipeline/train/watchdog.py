@@ -57,8 +57,10 @@ class Watchdog:
     `hangs/` in the run's folder. It also tells the other ranks when this one is slow and may be.
     """
 
-    def __init__(self, folder: Path, rank: int, world_size: int, notes: SharedNotes):
-        self._folder, self._rank, self._world_size, self._notes = folder, rank, world_size, notes
+    def __init__(self, folder: Path, rank: int, world_size: int, notes: SharedNotes | None = None):
+        """notes: of all ranks, may be set anew once they have met."""
+        self._folder, self._rank, self._world_size = folder, rank, world_size
+        self.notes = notes or SharedNotes()
         self._now = Section("starts", None), time.monotonic()
         self._task, self._keys = "", ()
         self._told = self._read_at = 0.0
@@ -126,7 +128,7 @@ class Watchdog:
                 _end_from_outside(section.limit and section.limit + HOLDS_ON)
             if section.slow is not None and min(spent, now - self._told) > TOLD_EVERY:
                 self._told = now
-                self._notes.write_slow(f"rank {self._rank} {section.slow()}")
+                self.notes.write_slow(f"rank {self._rank} {section.slow()}")
             if section.limit is None:
                 continue
             # read in time: what another rank said long ago is no sign of life
@@ -137,7 +139,7 @@ class Watchdog:
     def _another_goes_on(self, now: float) -> bool:
         """Whether another rank said in the last seconds that it goes on."""
         if now - self._read_at > READ_EVERY:
-            self._read_at, note = now, self._notes.slow()
+            self._read_at, note = now, self.notes.slow()
             if note != self._note:
                 self._note, self._note_since = note, now
         others = bool(self._note) and not self._note.partition(" ")[2].startswith(f"rank {self._rank} ")

@@ -1,8 +1,11 @@
 """The processes of a run meet within a deadline, or say who missed whom, where, and the way out."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
+from deepspeed_launch import ROOT, environment
 
 from pipeline.engine.connect import connect
 from pipeline.errors import ConnectError, is_users
@@ -40,3 +43,32 @@ def test_a_process_alone_connects_to_nobody(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     connect(LIMIT)
+
+
+STOPS_HALF_WAY = """
+import os, time
+from pipeline.engine import connect as module
+if os.environ["RANK"] == "1":
+    module.connect_hosts = lambda limit: time.sleep(600)
+module.connect(8.0)
+"""
+
+
+def test_a_rank_that_hangs_while_groups_are_made_is_missed_within_the_limit(free_port):
+    place = dict(WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", STOPS_HALF_WAY],
+            env=environment() | place | {"RANK": rank},
+            cwd=ROOT,
+            stderr=-1,
+        )
+        for rank in "01"
+    ]
+    try:
+        _, said = ranks[0].communicate(timeout=300)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert ranks[0].returncode == 1 and b"ConnectError: rank 0 found the other processes" in said

@@ -55,6 +55,25 @@ def test_training_goes_on_while_a_checkpoint_is_written_which_is_of_the_moment_i
     assert saver.saved == Progress(step=1)
 
 
+def test_a_run_that_fails_does_not_wait_long_for_a_disk_that_does_not_answer(tmp_path, held, monkeypatch):
+    monkeypatch.setattr(saving, "IN_A_HURRY", 0.1)
+    engine, caught = make_engine(), []
+
+    def run() -> None:
+        try:
+            with Saver(engine, tmp_path, 3) as saver:
+                saver.start(engine, Progress(step=1), {}, facts())
+                raise ZeroDivisionError
+        except ZeroDivisionError as err:
+            caught.append(err)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(LIMIT / 10)
+    assert caught, "it waits for the disk"
+    held.set()
+
+
 def test_the_end_of_a_run_waits_for_the_last_checkpoint_however_it_ends(tmp_path, held):
     engine = make_engine()
     with pytest.raises(KeyboardInterrupt), Saver(engine, tmp_path, 3) as saver:

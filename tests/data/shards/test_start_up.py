@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from ranks import together
 from shardkit import config, samples, write_tar
+from standin import standin_config
 
 from pipeline.data.make.write import index_shards
 from pipeline.data.shards import describe, storage, stored
@@ -25,8 +26,8 @@ from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest
 from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.table import Place, Shard, ShardTable, table
 from pipeline.data.stream import build_eval_loader, build_stream
-from pipeline.errors import SampleError, StorageError
-from pipeline.train.same_shards import check_same_shards
+from pipeline.errors import ConfigError, SampleError, StorageError
+from pipeline.train.same_shards import check_same_run, check_same_shards
 
 
 def made(num_shards: int) -> Manifest:
@@ -120,6 +121,21 @@ def test_ranks_that_read_different_manifests_are_told_so():
     assert told([one] * 3) == [""] * 3
     for text in told([one, one, other]):
         assert "tasks.t.data.val: the manifest of rank 2 is not that of rank 0" in text
+
+
+def test_ranks_of_two_launches_are_no_run():
+    """Two launches that have met at one place, with a config each."""
+    configs = [standin_config("a"), standin_config("a"), standin_config("b")]
+
+    def ask(rank: int, ranks: Any) -> str:
+        try:
+            check_same_run(ranks, configs[rank])
+        except ConfigError as err:
+            return str(err)
+        return ""
+
+    assert together(2, ask) == [""] * 2
+    assert all("rank 2 has another config than rank 0" in text for text in together(3, ask))
 
 
 def test_the_digest_is_computed_once(monkeypatch):
