@@ -1,6 +1,7 @@
 """A request to stop is heard whatever the run is at, and what it leaves behind is continued exactly. Real
 signals."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def test_while_data_are_waited_for_a_run_stops_and_leaves_no_worker(tiny_run, tm
 
     def stall(run, *rest):
         if run.progress.step == 1:
-            workers.extend(psutil.Process().children())
+            workers.extend(psutil.Process(child.pid) for child in multiprocessing.active_children())
             workers[-1].suspend()
             threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         return step(run, *rest)
