@@ -19,6 +19,8 @@ MAX_PIXELS = 1 << 14
 MAX_BATCH = 1 << 16
 MAX_WORKERS = 256
 """Most worker processes."""
+MAX_WAIT = 1700.0
+"""Longest wait for a batch in seconds: the other ranks wait half an hour for one that reads its data."""
 MAX_PREFETCH = 64
 """Most batches that a worker has ready. These limits refuse configs, perhaps a stranger's, that ask for more
 than any machine has."""
@@ -207,7 +209,11 @@ class DataConfig:
             self.lanes is None or self.lanes >= 1,
             f"data.lanes is {self.lanes}; give 1 or more, or None",
         )
-        require(self.max_wait > 0, f"data.max_wait is {self.max_wait}; give seconds, more than 0")
+        require(
+            0 < self.max_wait <= MAX_WAIT,
+            f"data.max_wait is {self.max_wait}; give seconds, more than 0 and at most {MAX_WAIT:.0f}, as "
+            "other ranks wait as long",
+        )
         require(self.cache_gib > 0, f"data.cache_gib is {self.cache_gib}; give a number above 0")
         for name, most in {
             "batch_size": MAX_BATCH,

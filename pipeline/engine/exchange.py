@@ -3,8 +3,9 @@
 An exchange takes BUCKET bytes on each rank at a time. W ranks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,29 +59,40 @@ def fill(ranks: Ranks, targets: Mapping[str, Tensor], values: Mapping[str, Tenso
 
 
 @torch.no_grad()
-def collect(ranks: Ranks, pieces: Mapping[str, Piece], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The whole tensors on the CPU of rank 0, out of the pieces of all ranks; on other ranks nothing. A
-    collective.
+def collect(
+    ranks: Ranks, pieces: Mapping[str, Piece], shapes: Mapping[str, torch.Size]
+) -> Callable[[], dict[str, Tensor]]:
+    """Copies the pieces of all ranks to the CPU of rank 0. A collective. Returns what puts them together to
+    whole tensors there, for another thread; on other ranks it returns nothing.
 
     pieces: this rank's, of all names in the same order on every rank, of one dtype. The ranks' pieces of a
     tensor cover it; together they are about as large on one rank as on another.
     """
     if not pieces:
-        return {}
+        return dict
     own = torch.cat([piece.tensor.to(ranks.device) for piece in pieces.values()])
     places = torch.tensor([(piece.start, piece.tensor.numel()) for piece in pieces.values()])
     table = ranks.gather(places.to(ranks.device)).cpu()
     rows = _rows(ranks, own, int(table[..., 1].sum(dim=1).max()))
     if ranks.rank != 0:
-        return {}
-    wholes = {name: torch.empty(shapes[name], dtype=own.dtype) for name in pieces}
-    for row, of_rank in zip(rows, table.tolist(), strict=True):
-        position = 0
-        for whole, (start, size) in zip(wholes.values(), of_rank, strict=True):
-            if size:
-                whole.view(-1).narrow(0, start, size).copy_(row.narrow(0, position, size))
-            position += size
-    return wholes
+        return dict
+    return partial(_wholes, rows, table, {name: shapes[name] for name in pieces})
+
+
+def _wholes(rows: Tensor, table: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The whole tensors. rows [W, longest]: the pieces of each rank, one behind the other. table [W, names,
+    2]: where each begins in its tensor, and its size."""
+    starts, sizes = table.unbind(-1)
+    padding = rows.shape[1] - sizes.sum(dim=1, keepdim=True)
+    parts = [
+        row.split(of_rank)
+        for row, of_rank in zip(rows, torch.cat([sizes, padding], dim=1).tolist(), strict=True)
+    ]
+    order = starts.argsort(dim=0).T.tolist()
+    return {
+        name: torch.cat([parts[rank][number] for rank in order[number]]).view(shape)
+        for number, (name, shape) in enumerate(shapes.items())
+    }
 
 
 def _rows(ranks: Ranks, own: Tensor, longest: int) -> Tensor:

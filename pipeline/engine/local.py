@@ -1,6 +1,6 @@
 """The engine of one process, in plain PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,12 +43,16 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
         self._optimizer.zero_grad(set_to_none=False)
         return norm
 
-    def state_tensors(self) -> dict[str, Tensor]:
+    def copied_state(self) -> Callable[[], dict[str, Tensor]]:
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for name, parameter in trained_parameters(self.module).items():
             state = self._optimizer.state[parameter]
             tensors |= {f"{key}.{name}": state[key] for key in (*MOMENTS, "step")}
-        return on_host(tensors)
+        copies = on_host(tensors)
+        return lambda: copies
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return self.copied_state()()
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Protocols of an engine, and of an evaluator, which evaluation needs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -68,9 +68,14 @@ class Engine(Evaluator, Protocol):
         micro-batch. Returns the gradient's norm before clipping, a scalar on the device."""
         ...
 
+    def copied_state(self) -> Callable[[], dict[str, Tensor]]:
+        """Copies the state to the CPU of rank 0. A collective. What it returns puts the copies together, and
+        may be called in another thread: whole fp32 parameters (`model.NAME`) and optimizer moments
+        (`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`); on other ranks maybe nothing."""
+        ...
+
     def state_tensors(self) -> dict[str, Tensor]:
-        """Whole fp32 parameters (`model.NAME`) and optimizer moments (`exp_avg.NAME`, `exp_avg_sq.NAME`,
-        `step.NAME`), copied to the CPU of rank 0; other ranks may return an empty dict. A collective."""
+        """The same, put together. A collective."""
         ...
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,22 +88,32 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         )
 
     @torch.no_grad()
-    def state_tensors(self) -> dict[str, Tensor]:
+    def copied_state(self) -> Callable[[], dict[str, Tensor]]:
         tensors = self._weights_on_rank_0()
         trained = trained_parameters(self.module)
+        counts = {f"step.{name}": self._state.step_count(each) for name, each in trained.items()}
+        tensors |= self._on_rank_0(counts)
         shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
+        divided: dict[str, Callable[[], dict[str, Tensor]]] = {}
         for key in MOMENTS:
             pieces = {name: self._state.moment(parameter, key) for name, parameter in trained.items()}
-            wholes = (
-                collect(self, pieces, shapes)
-                if self._state.divided
-                else self._on_rank_0(
-                    {name: piece.tensor.view(shapes[name]) for name, piece in pieces.items()}
+            if self._state.divided:
+                divided[key] = collect(self, pieces, shapes)
+            else:
+                tensors |= self._on_rank_0(
+                    {f"{key}.{name}": piece.tensor.view(shapes[name]) for name, piece in pieces.items()}
                 )
-            )
-            tensors |= {f"{key}.{name}": tensor for name, tensor in wholes.items()}
-        counts = {f"step.{name}": self._state.step_count(each) for name, each in trained.items()}
-        return tensors | self._on_rank_0(counts)
+        return lambda: (
+            tensors
+            | {
+                f"{key}.{name}": tensor
+                for key, wholes in divided.items()
+                for name, tensor in wholes().items()
+            }
+        )
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return self.copied_state()()
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:

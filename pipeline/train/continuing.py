@@ -1,6 +1,7 @@
 """Continuing from a checkpoint: checks that it is of the same model and run."""
 
 import fnmatch
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ HARMLESS = (
     "engine.type",
     "engine.zero_stage",
     "engine.threads",
+    "engine.start_timeout",
+    "engine.timeout",
     "engine.accumulation",
     "engine.deepspeed*",
     "train.log_every",
@@ -146,7 +149,8 @@ def _ways(task: str, saved: Mapping[str, int], config: RunConfig, world_size: in
     if not saved.get(task) or task not in config.tasks:
         return ""
     if saved[task] % world_size:
-        ranks = ", ".join(map(str, _divisors_near(saved[task], world_size)))
+        # of all tasks together, as they share the ranks
+        ranks = ", ".join(map(str, _divisors_near(math.gcd(*filter(None, saved.values())), world_size)))
         return f"; {world_size} ranks cannot share them evenly: start {ranks} ranks"
     share = saved[task] // world_size
     sizes = _divisors_near(share, config.tasks[task].data.batch_size)

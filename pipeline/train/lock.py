@@ -8,12 +8,16 @@ import stat
 import time
 from pathlib import Path
 from typing import IO
+from weakref import WeakValueDictionary
 
 from pipeline.errors import ConfigError
 
 NAME = ".lock"
 MOST_READ = 200
 """Characters that are read of a lock file, which describes its holder."""
+_of_this_process: WeakValueDictionary[str, IO[str]] = WeakValueDictionary()
+"""Locked files by their folder. A record lock does not stop its own process, and ends when that closes any
+file of the same path."""
 
 
 def locked(folder: Path) -> IO[str]:
@@ -24,7 +28,11 @@ def locked(folder: Path) -> IO[str]:
     file system it holds between machines only where server and mount do locks; a folder that cannot be locked
     is refused.
     """
-    path = folder / NAME
+    path, here = folder / NAME, os.path.realpath(folder)
+    if (other := _of_this_process.get(here)) is not None and not other.closed:
+        raise ConfigError(
+            f"{folder} is in use by another run of this process; close it, or give another output"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -42,6 +50,7 @@ def locked(folder: Path) -> IO[str]:
     except BaseException:
         file.close()
         raise
+    _of_this_process[here] = file
     return file
 
 

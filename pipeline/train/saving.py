@@ -63,8 +63,7 @@ class Saver:
     ) -> None:
         """Begins to save the engine's state with `tensors`, which are copies on the CPU of rank 0, with
         `progress` and with `facts`. A collective; `settle` is called before."""
-        content = engine.state_tensors() | dict(tensors)
-        self._begin(progress, partial(self._write, content, facts))
+        self._begin(progress, partial(self._write, engine.copied_state(), tensors, facts))
 
     def restate(self, progress: Progress, facts: Mapping[str, Any]) -> None:
         """Begins to write `progress` and `facts` of the newest checkpoint anew, whose step it is. A
@@ -118,8 +117,15 @@ class Saver:
     def _not_saved(self, trouble: str) -> str:
         return f"checkpoint of step {self._begun.step} was not saved in {self._root}: {trouble}"
 
-    def _write(self, content: Mapping[str, Tensor], facts: Mapping[str, Any], progress: Progress) -> Path:
+    def _write(
+        self,
+        state: Callable[[], dict[str, Tensor]],
+        tensors: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+        progress: Progress,
+    ) -> Path:
         """In the thread."""
+        content = {**state(), **tensors}
         _refuse_nonfinite(content)
         told = {**facts, "progress": asdict(progress)}
         folder = storage.write_checkpoint(self._root, progress.step, content, told)

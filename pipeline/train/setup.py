@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,14 @@ def build_run(config: RunConfig, resume: str) -> Run:
     Mistakes in the configuration are found before processes are connected, and a folder that cannot be
     written to before the first step. Raises PipelineError.
     """
+    with ExitStack() as begun:
+        run = _built(config, resume, begun)
+        begun.pop_all()
+    return run
+
+
+def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
+    """begun: closes what a run that cannot begin has opened."""
     world_size, rank = launched.world_size(), launched.rank()
     facts = model_facts(config.backbone)
     resolve(config, world_size, facts)
@@ -119,6 +127,8 @@ def build_run(config: RunConfig, resume: str) -> Run:
     check_ema(config)
     check_engine(config)
     mirror = None if config.train.mirror is None else mirror_at(config.train.mirror)
+    if mirror is not None:
+        mirror.check_place(Path(config.output))
     procedure = build_procedure(config)
     streams, loaders = _build_data(config, rank, world_size)
     if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
@@ -129,11 +139,14 @@ def build_run(config: RunConfig, resume: str) -> Run:
         torch.set_num_threads(config.engine.threads)
     model = _build_model(config, streams, loaders)
     lock = locked(Path(config.output)) if rank == 0 else nullcontext()
-    if rank == 0 and resume == "none" and mirror is not None and mirror.names():
-        raise ConfigError(
-            f"{mirror.url} holds checkpoints of a run, which --resume none does not touch; continue it with "
-            "--resume auto, or give another train.mirror"
-        )
+    begun.enter_context(lock)
+    if rank == 0 and mirror is not None:
+        mirror.check_owner(Path(config.output))
+        if resume == "none" and mirror.names():
+            raise ConfigError(
+                f"{mirror.url} holds checkpoints of a run, which --resume none does not touch; continue it "
+                "with --resume auto, or give another train.mirror"
+            )
     _check_output(Path(config.output), resume)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

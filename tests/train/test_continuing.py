@@ -1,5 +1,6 @@
 """What a run may not be continued with is named, and what does not matter passes."""
 
+import fnmatch
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from checkpointkit import BATCH, forge, make_engine, save
 from standin import StandinModel, standin_config
 
+from pipeline.config.load import to_saved
 from pipeline.errors import CheckpointError
 from pipeline.train import checkpoint, continuing
 
@@ -79,3 +81,49 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
         )
         == []
     )
+
+
+MATTER = (
+    *("seed", "engine.precision", "merging.*", "mixing.*", "balancing.*", "objective.*", "step.*", "optim.*"),
+    *("backbone.name", "backbone.img_size", "backbone.options", "backbone.drop_path"),
+    "backbone.proportional_attention",
+    *("train.mode", "train.epochs", "train.steps", "train.best", "train.alternate_period"),
+    "train.reduction_range",
+    *("tasks.a.type", "tasks.a.head", "tasks.a.weight", "tasks.a.share", "tasks.a.merging", "tasks.a.frozen"),
+    *("tasks.a.data.schema", "tasks.a.data.img_size", "tasks.a.data.views", "tasks.a.data.shuffle_shards"),
+    *("tasks.a.data.tokenizer", "tasks.a.data.augment.*"),
+)
+"""Fields with which a run is another one: each changes what is learned, or from which samples."""
+
+
+def fields(plain, path=""):
+    if isinstance(plain, dict) and plain:
+        for key, value in plain.items():
+            yield from fields(value, f"{path}.{key}" if path else key)
+    else:
+        yield path
+
+
+def test_each_field_is_harmless_or_makes_another_run():
+    """A new one has to be thought of."""
+    of_data = {"tasks.*.data.augment.crop_pct", "tasks.*.data.augment.crop_mode"}
+    for field in fields(to_saved(standin_config())):
+        lists = [
+            [pattern for pattern in patterns if fnmatch.fnmatch(field, pattern)]
+            for patterns in (continuing.HARMLESS, MATTER)
+        ]
+        assert bool(lists[0]) != bool(lists[1]) or set(lists[0]) & of_data, field
+
+
+def test_limits_of_waiting_may_change(tmp_path):
+    """A run that the watchdog has ended may need longer ones."""
+    engine, config = make_engine(), standin_config()
+    save(engine, tmp_path, 1)
+    longer = replace(config, engine=replace(config.engine, timeout=999.0, start_timeout=999.0))
+    loaded = checkpoint.load_latest(engine, tmp_path)
+    assert len(continuing.check_run(loaded, longer, BATCH)) == 2
+
+
+def test_the_numbers_of_ranks_that_are_proposed_serve_all_tasks(tmp_path):
+    ways = continuing._ways("a", {"a": 8, "b": 12}, standin_config(), 3)
+    assert "start 1, 2, 4 ranks" in ways

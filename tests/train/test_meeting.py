@@ -3,7 +3,9 @@
 import pytest
 from ranks import ONE_RANK, together
 
-from pipeline.errors import OutageError, SampleError, StopAsked, StorageError
+from pipeline.config.task_schema import MAX_WAIT, DataConfig
+from pipeline.engine.connect import ALONE
+from pipeline.errors import ConfigError, OutageError, SampleError, StopAsked, StorageError
 from pipeline.train.meeting import Meeting
 
 
@@ -52,3 +54,9 @@ def test_a_request_to_one_rank_stops_all_at_the_same_batch():
     found = together(3, lambda rank, ranks: ended(rank, ranks, {}, asked=(2,)))
     assert all(isinstance(one, StopAsked) for one in found)
     assert isinstance(ended(0, ONE_RANK, {}, asked=(0,)), StopAsked)
+
+
+def test_the_longest_wait_for_a_batch_is_shorter_than_that_of_the_other_ranks():
+    assert MAX_WAIT + 60 < ALONE
+    with pytest.raises(ConfigError, match="data.max_wait is 2000"):
+        DataConfig(schema="classification", max_wait=2000.0)

@@ -1,6 +1,7 @@
 """The folder of a run: one writer at a time, nothing lost from it, and nothing written elsewhere by way of a
 link."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import tasks  # noqa: F401 - fills the registry of the process that is started
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.train import loop
 from pipeline.train.lock import locked
 from pipeline.train.loop import train
+from pipeline.train.setup import build_run
 
 
 def lines(path):
@@ -68,6 +70,22 @@ def test_a_killed_run_keeps_nobody_out(tmp_path):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     locked(tmp_path).close()
+
+
+def test_a_run_that_could_not_begin_leaves_the_folder_free_and_harms_no_later_one(tiny_run, tmp_path):
+    """A record lock ends when its process closes any file of the same path."""
+    config = tiny_run()
+    with pytest.raises(CheckpointError) as kept:
+        build_run(config, str(tmp_path / "nowhere"))
+    run = build_run(config, "auto")
+    with run.lock:
+        kept = None
+        gc.collect()
+        assert "in use by another run" in in_another_process(config)
+        with pytest.raises(ConfigError, match="in use by another run of this process"):
+            build_run(config, "auto")
+        assert "in use by another run" in in_another_process(config)
+    assert kept is None and in_another_process(config) == "it trained"
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "second name"])

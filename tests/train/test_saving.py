@@ -1,17 +1,19 @@
 """A checkpoint is written while training goes on; whatever goes wrong is told to every rank."""
 
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
-from checkpointkit import BATCH, make_engine
+from checkpointkit import BATCH, make_engine, save
 from ranks import ThreadRanks, together
 from standin import standin_config
 
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.interfaces import Progress
-from pipeline.run_folder import complete_folders
-from pipeline.train import checkpoint, loop, saving, storage
+from pipeline.run_folder import complete_folders, pointed
+from pipeline.train import branches, checkpoint, loop, mirror, saving, storage
+from pipeline.train.faults.injection import Injection
 from pipeline.train.loop import train
 from pipeline.train.saving import Saver
 
@@ -155,3 +157,113 @@ def test_a_run_stops_at_the_next_report_when_two_checkpoints_cannot_be_written(
         train(tiny_run(train=dict(steps=20, save_every=2, log_every=5, eval_every=None)))
     assert steps[-1] == 4, "the report of step 5 tells it"
     assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == ["step_00000002"]
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_save_that_failed_costs_no_other_one(tiny_run, tmp_path, signalled):
+    """The disk was full at step 4. The next save is at step 6, as the run is asked to stop, or at step 8."""
+    faults = ["enospc@save=1", *(["kill@step=6,what=term"] if signalled else [])]
+    train(
+        tiny_run(train=dict(steps=8, save_every=4, log_every=100, eval_every=None)), faults=Injection(faults)
+    )
+    saved = [folder.name[-1] for folder in complete_folders(tmp_path / "run/checkpoints")]
+    assert saved == (["6"] if signalled else ["8"])
+
+
+def test_a_last_save_that_fails_is_made_again(tiny_run, tmp_path):
+    config = tiny_run(train=dict(steps=4, save_every=100, eval_every=None))
+    train(config, faults=Injection(["enospc@save=1"]))
+    assert [folder.name[-1] for folder in complete_folders(tmp_path / "run/checkpoints")] == ["4"]
+
+
+def test_a_best_checkpoint_that_was_not_saved_is_not_the_best(tiny_run, tmp_path, monkeypatch):
+    """Else nothing of what is saved would be it."""
+    scores = iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr(loop, "ranking_score", lambda *_: next(scores))
+    settings = dict(steps=6, save_every=100, eval_every=2, log_every=1, keep_checkpoints=9)
+    train(tiny_run(train=settings), faults=Injection(["enospc@save=1"]))
+    root = tmp_path / "run/checkpoints"
+    best = pointed(root, "best")
+    assert best in complete_folders(root) and best.name == "step_00000004"
+    progress = storage.read_manifest(root / "step_00000006")["progress"]
+    assert (progress["best"], progress["best_step"]) == (0.5, 4)
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_the_best_checkpoint_stays_where_its_pointer_was_not_moved(tmp_path, monkeypatch, restarted):
+    engine = make_engine()
+    save(engine, tmp_path, 1, keep=1, best=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "point", failing)
+        save(engine, tmp_path, 2, keep=1, best=2)
+    assert pointed(tmp_path, "best").name == "step_00000001"
+    if restarted:
+        branches.make_lasting(engine, tmp_path, branches.choose(engine, tmp_path, "auto", None))
+        assert pointed(tmp_path, "best").name == "step_00000002"
+    save(engine, tmp_path, 3, keep=1, best=2)
+    assert pointed(tmp_path, "best").name == "step_00000002"
+    assert [folder.name[-1] for folder in complete_folders(tmp_path)] == ["3", "2"]
+
+
+def failing(*_: object) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_stops_no_save(tmp_path, monkeypatch, caplog):
+    """A reader on NFS has it open."""
+    engine, remove = make_engine(), storage.shutil.rmtree
+    for step in (1, 2):
+        save(engine, tmp_path, step)
+    monkeypatch.setattr(
+        storage.shutil, "rmtree", lambda path: failing() if "replaced" in path.name else remove(path)
+    )
+    for step in (3, 4):
+        assert save(engine, tmp_path, step, keep=1).name == f"step_0000000{step}"
+    assert [folder.name[-1] for folder in complete_folders(tmp_path)] == ["4"]
+    assert "is not removed yet" in caplog.text
+    monkeypatch.undo()
+    save(engine, tmp_path, 5, keep=1)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_mirror_that_takes_long_stops_no_step_and_copies_the_newest_then(tiny_run, tmp_path, monkeypatch):
+    trained, put, copied, real = threading.Event(), mirror.Mirror.put, [], loop.train_step
+
+    def slow(self, folder, keep):
+        assert trained.wait(LIMIT)
+        copied.append(folder.name[-1])
+        put(self, folder, keep)
+
+    def step(run, *rest):
+        norm = real(run, *rest)
+        if run.progress.step == 11:
+            trained.set()
+        return norm
+
+    monkeypatch.setattr(mirror.Mirror, "put", slow)
+    monkeypatch.setattr(loop, "train_step", step)
+    place = str(tmp_path / "mirror")
+    train(tiny_run(train=dict(steps=12, save_every=2, eval_every=None, keep_checkpoints=1, mirror=place)))
+    assert copied[0] == "2" and len(copied) <= 4, "those that came while it was busy are left out"
+    assert mirror.mirror_at(place).names()[0] == "step_00000012"
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_run_that_fails_or_is_stopped_does_not_wait_for_its_mirror(
+    tiny_run, tmp_path, monkeypatch, caplog, fails
+):
+    for_ever, real = threading.Event(), loop.train_step
+    monkeypatch.setattr(saving, "IN_A_HURRY", 0.01)
+    monkeypatch.setattr(mirror.Mirror, "put", lambda *_: for_ever.wait())
+
+    def step(run, *rest):
+        if fails and run.progress.step == 3:
+            raise RuntimeError("a bug")
+        return real(run, *rest)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    config = tiny_run(train=dict(steps=6, save_every=2, mirror=str(tmp_path / "mirror")))
+    with pytest.raises(RuntimeError, match="a bug") if fails else nullcontext():
+        train(config, faults=Injection([] if fails else ["kill@step=3,what=term"]))
+    for_ever.set()
+    assert "is copied to" in caplog.text and "the next start copies what is newest then" in caplog.text
