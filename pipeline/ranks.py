@@ -38,6 +38,11 @@ class Ranks(Protocol):
         """The tensor of rank 0, which may overwrite this rank's."""
         ...
 
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest value of each element over ranks. Each rank talks to log2(world_size) others, where
+        the other methods go around all of them: for small tensors that are exchanged often."""
+        ...
+
 
 class Processes:
     """`Ranks` that torch.distributed has connected; one rank where it has connected none. group: None is the
@@ -71,6 +76,18 @@ class Processes:
     def broadcast(self, tensor: Tensor) -> Tensor:
         if self.world_size > 1 and tensor.numel():
             distributed.broadcast(tensor, src=0, group=self._group)
+        return tensor
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        distance = 1
+        while distance < self.world_size:
+            # by now this is the largest of `distance` ranks, this one and those before it
+            other, size = torch.empty_like(tensor), self.world_size
+            sent = distributed.isend(tensor, (self.rank + distance) % size, group=self._group)
+            distributed.recv(other, (self.rank - distance) % size, group=self._group)
+            assert sent is not None, "every rank is in the group"
+            sent.wait()
+            tensor, distance = torch.maximum(tensor, other), 2 * distance
         return tensor
 
 

@@ -1,5 +1,6 @@
 """What connected processes compute together, against the same of all their tensors at once."""
 
+import math
 import multiprocessing
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pipeline.ranks import Processes, mean_over_ranks
 
-WORLD_SIZE = 3
+WORLD_SIZE = 5
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8)
 
@@ -36,6 +37,10 @@ def exchange(rank: int, folder: Path) -> None:
         assert torch.equal(own, tensor)
         found[f"broadcast {name}"] = ranks.broadcast(tensor.contiguous())
         found[f"all_reduce {name}"] = ranks.all_reduce(own.contiguous())
+    sends, send = [], torch.distributed.isend
+    torch.distributed.isend = lambda *args, **named: sends.append(args[1]) or send(*args, **named)
+    found["largest"] = ranks.largest(torch.tensor([rank, -rank, 5 if rank == 1 else 0]))
+    assert len(sends) == math.ceil(math.log2(WORLD_SIZE))
     total, count = torch.tensor(float(rank + 1)), torch.tensor(2 * rank)
     found["mean"] = mean_over_ranks(total, count)
     assert (total, count) == (rank + 1, 2 * rank), "what it is given stays as it is"
@@ -68,7 +73,15 @@ def test_every_rank_has_the_same_of_all_tensors(found, name):
 
 def test_the_mean_of_the_parts_is_that_of_the_whole(found):
     parts = torch.stack([own["mean"] for own in found])
-    torch.testing.assert_close(parts.mean(), torch.tensor((1.0 + 2 + 3) / (0 + 2 + 4)))
+    total, count = (
+        sum(one(rank) for rank in range(WORLD_SIZE)) for one in (lambda n: n + 1, lambda n: 2 * n)
+    )
+    torch.testing.assert_close(parts.mean(), torch.tensor(total / count))
+
+
+def test_every_rank_has_the_largest_of_each_element(found):
+    for own in found:
+        assert own["largest"].tolist() == [WORLD_SIZE - 1, 0, 5]
 
 
 @pytest.mark.parametrize("name", tensors_of(0))

@@ -68,7 +68,7 @@ def joined(ranks: Ranks, own: Tensor) -> Tensor:
 
 def maximum(ranks: Ranks, value: int) -> int:
     """The largest value of any rank."""
-    return int(ranks.hosts.gather(torch.tensor(value)).max())
+    return int(ranks.hosts.largest(torch.tensor(value)))
 
 
 def anywhere(ranks: Ranks, flag: bool) -> bool:

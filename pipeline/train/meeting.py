@@ -77,11 +77,10 @@ class Meeting:
         asked = isinstance(trouble, StopAsked) or (self._stop is not None and self._stop.asked)
         failed = trouble is not None and not isinstance(trouble, StopAsked)
         if self._ranks.world_size > 1:
-            everybodys = self._ranks.hosts.gather(torch.tensor([asked, failed]).byte()).tolist()
-            asked, failed = (any(flags) for flags in zip(*everybodys, strict=True))
-            if failed and (trouble is None or isinstance(trouble, StopAsked)):
-                lost = next(rank for rank, flags in enumerate(everybodys) if flags[1])
-                trouble = StorageError(f"rank {lost} could not read its data, and says why")
+            own = torch.tensor([int(asked), self._ranks.rank + 1 if failed else 0])
+            asked, lost = self._ranks.hosts.largest(own).tolist()
+            if lost and not failed:
+                failed, trouble = True, StorageError(f"rank {lost - 1} could not read its data, and says why")
         if failed and trouble is not None:
             raise trouble
         if asked:

@@ -42,6 +42,9 @@ class ThreadRanks:
     def broadcast(self, tensor: Tensor) -> Tensor:
         return self.gather(tensor)[0]
 
+    def largest(self, tensor: Tensor) -> Tensor:
+        return self.gather(tensor).amax(dim=0)
+
 
 def together(
     world_size: int, function: Callable[[int, Any], Any], kind: type[ThreadRanks] = ThreadRanks
