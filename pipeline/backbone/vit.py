@@ -60,14 +60,13 @@ class MergingBlock(nn.Module):
         use_size: bool,
         relaxed: bool,
         task: str | None = None,
-        points: list[MergePoint] | None = None,
+        tell: Callable[[MergePoint], None] | None = None,
     ) -> TokenState:
         """The state after the block, with r tokens less.
 
         use_size: attend by size, as an earlier block merged. relaxed: use the policy's differentiable merge.
-        task: the one whose metric embedding decides, where tasks have their own. points: list to which the
-        block's MergePoint is appended. Raises ConfigError where points are asked of a policy without a
-        metric.
+        task: the one whose metric embedding decides, where tasks have their own. tell: called with the
+        block's MergePoint. Raises ConfigError where that is asked of a policy without a metric.
         """
         x = self.norm1(state.tokens)
         exact, size = relaxed and self.policy.exact_attention, state.size if use_size else None
@@ -75,21 +74,22 @@ class MergingBlock(nn.Module):
         state = state.with_tokens(state.tokens + self.drop_path1(self.ls1(mixed)))
         embed = None if self.metric is None else partial(self.metric, task=task)
         evidence = Evidence(x, q, k, size=size, scale=self.attn.scale, embed=embed)
-        if points is not None:
-            state = self._observe(state, evidence, points)
+        if tell is not None:
+            point = self._observed(state, evidence)
+            tell(point)
+            state = carry_residual(state, state.with_tokens(state.tokens + point.probe))
         state = merge(self.policy, evidence, state, r, relaxed=relaxed)
         return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
 
-    def _observe(self, state: TokenState, evidence: Evidence, points: list[MergePoint]) -> TokenState:
-        """The state with a probe added, whose gradient can be taken even where the backbone is frozen."""
+    def _observed(self, state: TokenState, evidence: Evidence) -> MergePoint:
+        """The input of the merge, and a probe whose gradient can be taken even where the backbone is
+        frozen."""
         metric = self.policy.metric(evidence)
         if metric is None:
             raise ConfigError(
                 "merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')"
             )
-        probe = torch.zeros_like(state.tokens, requires_grad=True)
-        points.append(MergePoint(state, metric, probe))
-        return carry_residual(state, state.with_tokens(state.tokens + probe))
+        return MergePoint(state, metric, torch.zeros_like(state.tokens, requires_grad=True))
 
 
 class Blocks(nn.ModuleList):
@@ -230,7 +230,7 @@ class MergingViT(nn.Module):
         options: dict[str, Any] = {"relaxed": relaxed, "task": task, "use_size": False}
         for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
             if i >= first:
-                state = block(state, r, **options, points=points)
+                state = block(state, r, **options, tell=points.append)
             elif self.grad_checkpointing and torch.is_grad_enabled():
                 state = cast(TokenState, checkpoint(block, state, r, **options, use_reentrant=False))
             else:

@@ -224,7 +224,7 @@ class TrainConfig:
 class EngineConfig:
     """Engine, precision and threads."""
 
-    type: Literal["local", "deepspeed"] = "deepspeed"
+    type: Literal["local", "deepspeed", "fsdp"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
     accumulation: int = 1

@@ -1,7 +1,7 @@
-"""Engines, which carry out a step: `local` and `deepspeed`. Their protocol is
+"""Engines, which carry out a step: `local`, `deepspeed` and `fsdp`. Their protocol is
 `pipeline.engine.protocol.Engine`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config.schema import RunConfig
@@ -19,23 +19,38 @@ def check_engine(config: RunConfig) -> None:
     if config.engine.type == "deepspeed":
         require("deepspeed", "deepspeed", "give engine.type='local'")
         zero_config(config)
-    elif world_size() > 1:
+    elif config.engine.type == "local" and world_size() > 1:
         raise ConfigError(
             f"engine.type is 'local', which is one process, but there are {world_size()}; give "
             "engine.type='deepspeed'"
         )
+    if config.engine.type == "fsdp" and config.balancing.every and len(config.tasks) > 1:
+        raise ConfigError(
+            f"balancing.every is {config.balancing.every}, and engine.type='fsdp' shows no gradients of "
+            "single tasks; give balancing.every=0, or engine.type='deepspeed'"
+        )
+
+
+def divides_weights(config: RunConfig) -> bool:
+    """Whether no rank holds a whole model, so that each forward pass is a collective."""
+    engine = config.engine
+    return engine.type == "fsdp" or (engine.type == "deepspeed" and engine.zero_stage == 3)
 
 
 def build_engine(
-    config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[Mapping[str, Any]]
+    config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[dict[str, Any]]
 ) -> Engine:
     """The engine of the configuration; the model moves to its device. Raises ConfigError where it cannot
     carry out this run."""
     check_engine(config)
-    if config.engine.type == "local":
+    if config.engine.type == "local" or (config.engine.type == "fsdp" and world_size() == 1):
         from pipeline.engine.local import LocalEngine
 
         return LocalEngine(config, model, parameter_groups)
+    if config.engine.type == "fsdp":
+        from pipeline.engine.fsdp import ShardedEngine
+
+        return ShardedEngine(config, model, parameter_groups)
     from pipeline.engine.zero import ZeroEngine
 
     return ZeroEngine(config, model, parameter_groups)

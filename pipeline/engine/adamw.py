@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from pipeline.ranks import Ranks
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -36,11 +38,16 @@ class GroupAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["lr"] = lrs[group["name"]]
 
-    def clip(self, parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:
+    def clip(
+        self, parameters: Sequence[Tensor], max_norm: float | None, divided: Ranks | None = None
+    ) -> Tensor:
         """Scales the gradients to a total norm of at most max_norm; None leaves them. Returns the norm before
-        that, a scalar on the device; where it is not finite, `step` changes nothing."""
+        that, a scalar on the device; where it is not finite, `step` changes nothing. divided: the ranks that
+        hold a part of the gradients each; None: this one holds all of them."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients, foreach=True)
+        if divided is not None:
+            norm = divided.all_reduce(norm.square()).sqrt()
         if max_norm is not None:
             clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
         self.found_inf = (~norm.isfinite()).float()

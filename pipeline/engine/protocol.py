@@ -41,7 +41,8 @@ class Evaluator(Ranks, Protocol):
 
 
 class Engine(Evaluator, Protocol):
-    """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed.
+    """Carries out a step. `local` is one process of plain PyTorch; `zero` is DeepSpeed, and `fsdp`
+    PyTorch's FSDP2.
 
     All ranks skip a step whose gradient norm is not finite, which a loss that is not finite causes: weights,
     moments and step counts stay as they are. So do those of a parameter group whose lr is 0. (The loop

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.config.schema import RunConfig
+from pipeline.engine import divides_weights
 from pipeline.errors import ConfigError
 from pipeline.parts import trained_parameters
 
@@ -45,9 +46,9 @@ class Ema:
 
 
 def check_ema(config: RunConfig) -> None:
-    """Raises ConfigError at ZeRO 3, where no rank holds a whole parameter to follow."""
-    if config.optim.ema_decay and config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
+    """Raises ConfigError where no rank holds a whole parameter to follow."""
+    if config.optim.ema_decay and divides_weights(config):
         raise ConfigError(
-            "optim.ema_decay needs whole parameters, which engine.zero_stage=3 cuts up; give "
-            "zero_stage=2, or ema_decay=0"
+            "optim.ema_decay needs whole parameters, which engine.zero_stage=3 and engine.type='fsdp' cut "
+            "up; give engine.type='deepspeed' with zero_stage=2, or ema_decay=0"
         )

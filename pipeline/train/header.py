@@ -53,7 +53,8 @@ def _task_line(resolved: ResolvedRun, model: MultiTaskModel, name: str, num_samp
 def run_lines(resolved: ResolvedRun, ranks: Ranks) -> list[str]:
     """Lines about device, engine, length and output."""
     config = resolved.config
-    kind = f"deepspeed, ZeRO {config.engine.zero_stage}" if config.engine.type == "deepspeed" else "local"
+    kind = config.engine.type
+    kind += f", ZeRO {config.engine.zero_stage}" if kind == "deepspeed" else ""
     return [
         f"device: {_device(ranks.device)}; ranks: {ranks.world_size}; engine: {kind}, "
         f"{config.engine.precision}",

@@ -19,7 +19,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.augment.images import BatchMixer
 from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
-from pipeline.engine import build_engine, check_engine, launched
+from pipeline.engine import build_engine, check_engine, divides_weights, launched
 from pipeline.engine.exchange import fill
 from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
@@ -131,7 +131,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
         mirror.check_place(Path(config.output))
     procedure = build_procedure(config)
     streams, loaders = _build_data(config, rank, world_size)
-    if config.engine.type == "deepspeed" and config.engine.zero_stage == 3:
+    if divides_weights(config):
         _check_shares(config, loaders, world_size)
     samples = {name: stream.num_samples for name, stream in streams.items()}
     resolved = resolve(config, world_size, facts, samples)
@@ -209,13 +209,14 @@ def _check_output(folder: Path, resume: str) -> None:
 
 
 def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_size: int) -> None:
-    """Raises ConfigError where a rank would have nothing to evaluate: at ZeRO 3 a forward is a collective."""
+    """Raises ConfigError where a rank would have nothing to evaluate: where weights are divided,
+    a forward is a collective."""
     for name, loader in loaders.items():
         size, samples = config.tasks[name].data.eval_batch_size, loader.num_samples
         if math.ceil(samples / size) < world_size:
             raise ConfigError(
                 f"tasks.{name}.data.eval_batch_size is {size} and there are {samples} samples to evaluate: "
-                f"not a batch for each of the {world_size} ranks of ZeRO 3; give "
+                f"not a batch for each of the {world_size} ranks that divide the weights; give "
                 f"{max(1, samples // world_size)}"
             )
 

@@ -1,4 +1,4 @@
-"""Captioning in two DeepSpeed processes: features are gathered, words are counted over ranks, and divided
+"""Captioning in two processes: features are gathered, words are counted over ranks, and divided
 weights generate."""
 
 import json
@@ -29,8 +29,9 @@ MODEL = dict(
 )
 DIVIDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 ENGINES: dict[str, dict[str, Any]] = {
-    "stage0": dict(zero_stage=0),
-    "stage3": dict(zero_stage=3, deepspeed=DIVIDED),
+    "stage0": dict(type="deepspeed", zero_stage=0),
+    "stage3": dict(type="deepspeed", zero_stage=3, deepspeed=DIVIDED),
+    "fsdp": dict(type="fsdp"),
 }
 CASES: dict[str, dict[str, Any]] = {
     "whole": {},
@@ -55,6 +56,7 @@ def plain_of(
         backbone=dict(drop_path=0.0),
         merging=CONTINUOUS,
         train=dict(steps=STEPS, log_every=1),
+        balancing=dict(every=0),
         optim=dict(ema_decay=0.0, lr=1e-2, warmup_steps=0),
         objective=dict(type=objective, options=dict(temperature=0.02) if objective == "distill" else {}),
         engine=dict(precision="fp32", **engine),
@@ -82,8 +84,7 @@ def runs(digits, tmp_path_factory) -> Path:
     process."""
     folder = tmp_path_factory.mktemp("captions")
     plan = [
-        (plain_of(digits, folder / name, batch_size=4, type="deepspeed", **engine), "none")
-        for name, engine in ENGINES.items()
+        (plain_of(digits, folder / name, batch_size=4, **engine), "none") for name, engine in ENGINES.items()
     ]
     plan += [
         (plain_of(digits, folder / name, batch_size=4, type="deepspeed", zero_stage=0, **case), "none")

@@ -38,6 +38,11 @@ from pipeline.train.steps import STEPS, build_procedure
 from pipeline.train.steps.procedure import MicroBatch, StepWork
 from tasks.classification import ClassificationTask
 
+Stage = int | str
+STAGES: tuple[Stage, ...] = (0, 1, 2, 3, "fsdp")
+"""Of ZeRO, and the engine of FSDP2."""
+DIVIDED: tuple[Stage, ...] = (3, "fsdp")
+"""Where weights are divided."""
 NUM_STEPS, GLOBAL_BATCH = 6, 16
 RUNS = {
     "joint": {},
@@ -51,7 +56,7 @@ RUNS = {
     "frozen_checkpointed": {"mode": "modular"},
 }
 WHOLE = ("sharpness_aware",)
-"""Runs of a procedure that moves the weights itself, which needs them whole: not at stage 3."""
+"""Runs of a procedure that moves the weights itself, which needs them whole."""
 REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed")
 """Runs of real modules. The objective merge_cost takes gradients inside its forward pass. Its prices are in
 units of a batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one
@@ -62,14 +67,18 @@ DRAWN = "aababb"
 end."""
 
 
+def settings(stage: Stage, engine_type: str) -> dict[str, Any]:
+    return {"type": "fsdp"} if stage == "fsdp" else {"type": engine_type, "zero_stage": stage}
+
+
 def plan(kind: str, step: int) -> str:
     """The task of each of the step's two micro-batches; in `all` the last one does not touch b's head."""
     return {"all": "ba", "sampled": 2 * DRAWN[step]}.get(kind, "aa")
 
 
-def make(kind: str, stage: int, engine_type: str = "deepspeed", precision: str = "fp32"):
+def make(kind: str, stage: Stage, engine_type: str = "deepspeed", precision: str = "fp32"):
     torch.manual_seed(1)
-    engine = {"type": engine_type, "zero_stage": stage, "precision": precision}
+    engine = settings(stage, engine_type) | {"precision": precision}
     config = standin_config(
         train=RUNS[kind], step={"type": kind if kind in STEPS.names() else None}, engine=engine
     )
@@ -180,18 +189,23 @@ def moved_heads(engine, groups, config) -> list[list[str]]:
 
 
 @contextmanager
-def engine_parts(kind: str, stage: int, precision: str = "fp32"):
+def engine_parts(kind: str, stage: Stage, precision: str = "fp32"):
     """One engine at a time: a run has one, and the hooks of this one are taken off before the next is
     made."""
     parts = make(kind, stage, precision=precision)
     yield parts
-    parts[0]._deepspeed.destroy()
+    end(parts[0])
 
 
-def wide_parts(engine_type: str = "deepspeed", stage: int = 0):
+def end(engine: Any) -> None:
+    if hasattr(engine, "_deepspeed"):
+        engine._deepspeed.destroy()
+
+
+def wide_parts(engine_type: str = "deepspeed", stage: Stage = 0):
     """An engine of real modules, of about 20 parameters."""
     torch.manual_seed(1)
-    config = standin_config(train={"mode": "joint"}, engine={"type": engine_type, "zero_stage": stage})
+    config = standin_config(train={"mode": "joint"}, engine=settings(stage, engine_type))
     backbone = tiny_vit("dtem", timm_options={"depth": 1, "embed_dim": 48, "num_heads": 2})
     task = ClassificationTask(backbone, num_classes=CLASSES)
     model = MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("supervised"))
@@ -222,7 +236,7 @@ class Counted:
         return call
 
 
-def loaded_and_saved(stage: int, folder: Path) -> dict[str, Any]:
+def loaded_and_saved(stage: Stage, folder: Path) -> dict[str, Any]:
     """What each rank reads of a checkpoint, whether the same is saved again, and collectives of either."""
     engine = wide_parts(stage=stage)
     found = storage.open_checkpoint(folder, storage.read_manifest(folder))
@@ -243,14 +257,14 @@ def loaded_and_saved(stage: int, folder: Path) -> dict[str, Any]:
     )
     result = {"read": shares, "same": same, "loading": loading.calls, "saving": saving.calls}
     results = joined_json(engine, [result])
-    engine._deepspeed.destroy()
+    end(engine)
     return results
 
 
 def main(folder: Path) -> None:
     results = {}
-    for stage in range(4):
-        for kind in (kind for kind in RUNS if stage < 3 or kind not in WHOLE):
+    for stage in STAGES:
+        for kind in (kind for kind in RUNS if stage not in DIVIDED or kind not in WHOLE):
             with engine_parts(kind, stage) as parts:
                 results[f"{kind}.{stage}"] = run(kind, *parts, 0, NUM_STEPS)
                 states = parts[0].state_tensors()
