@@ -71,8 +71,9 @@ def preempt(digits: Path, work: Path, times: int, ranks: int, rng: random.Random
         counts["exits_with_0"] += set(codes) == {0}
         counts["saves_of_the_last_step"] += saved_step(output) == step
         print(f"signal {counts['signals']}: {where}, exits {codes}, step {step}", flush=True)
-    clean, last = plain("clean"), saved_step(output)
-    Forked(clean, ranks, (f"kill@step={last},what=term",)).ended()
+    clean, last = plain("clean"), saved_step(output) + 3
+    for each in (plain("preempted"), clean):
+        Forked(each, ranks, (f"kill@step={last},what=term",)).ended()
     ends = {"steps": last, "ends_where_an_undisturbed_run_does": int(same_end(Path(clean["output"]), output))}
     return {"ranks": ranks, **counts, **ends, "slowest_exit_s": round(slowest, 1)}
 
