@@ -19,7 +19,7 @@ from pipeline.errors import CheckpointError
 from pipeline.files import sync
 from pipeline.ranks import Ranks
 from pipeline.redact import redacted
-from pipeline.run_folder import complete_folders, folder_name, pointed, step_of
+from pipeline.run_folder import complete_folders, folder_name, is_step, pointed, step_of
 from pipeline.train import storage
 from pipeline.train.checkpoint import load_latest, load_mirror, load_path
 from pipeline.train.collective import agreed
@@ -57,7 +57,8 @@ def choose(ranks: Ranks, root: Path, resume: str, mirror: Mirror | None) -> Choi
     origin = None if resume == "auto" else origin_of(resume)
     found = load_latest(ranks, root, mirror, origin)
     if found is not None:
-        place = str(found.folder) + (f", saved since it went on from {origin}" if origin else "")
+        place = str(found.folder) if mirror is None or is_step(found.folder) else mirror.url
+        place += f", saved since it went on from {origin}" if origin else ""
         return Choice(found, tuple(found.facts.get("origins", ())), False, mirror, place)
     if origin is None:
         return None

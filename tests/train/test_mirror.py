@@ -119,6 +119,7 @@ def load(root, place):
     engine = make_engine()
     choice = branches.choose(engine, root, "auto", mirror_at(place))
     folder, _ = branches.make_lasting(engine, root, choice)
+    assert choice.place in (str(folder), mirror_at(place).url)
     assert read_checkpoint(folder).facts["step"] == choice.found.facts["step"]
     return choice.found.facts["step"]
 
