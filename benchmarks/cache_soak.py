@@ -8,9 +8,7 @@ for them, while others are killed in the middle of a download. Every sample has 
 import argparse
 import http.server
 import multiprocessing
-import os
 import random
-import signal
 import sys
 import tempfile
 import threading
@@ -141,7 +139,7 @@ def _kill(read, kills: int) -> None:
         victim = FORK.Process(target=read, args=(10_000 + number, 1_000_000))
         victim.start()
         time.sleep(rng.uniform(0, 0.5))
-        os.kill(victim.pid or 0, signal.SIGKILL)
+        victim.kill()
         victim.join()
 
 

@@ -55,10 +55,10 @@ def patiently(
     more."""
     every, start = min(WARN_EVERY, limit / 5), time.monotonic()
     warned = start
-    with Fetcher(batches) as fetcher:
+    with NextInThread(batches) as ahead:
         while True:
             try:
-                loaded = fetcher.next(min(LOOK_EVERY, limit / 10))
+                loaded = ahead.next(min(LOOK_EVERY, limit / 10))
             except Empty:
                 if stopping():
                     raise StopAsked("no batch is waited for any more") from None
@@ -76,7 +76,7 @@ def patiently(
             start = warned = time.monotonic()
 
 
-class Fetcher:
+class NextInThread:
     """Context manager with a thread that takes the next item of an iterator. What it waits for may ignore
     every timeout: a worker that hangs while it hands over a batch, for instance.
 
@@ -88,7 +88,7 @@ class Fetcher:
         self._closed = Event()
         self._thread = Thread(target=self._fetch, name="batches", daemon=True)
 
-    def __enter__(self) -> "Fetcher":
+    def __enter__(self) -> "NextInThread":
         self._thread.start()
         return self
 
