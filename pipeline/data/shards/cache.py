@@ -111,7 +111,8 @@ class ShardCache:
 
     def _stored(self, path: Path, data: bytes) -> Buffer:
         """The data, mapped from its new file."""
-        self._room.make(path.name, len(data), must=True)
+        # where there is none it is stored all the same, and counted when the folder is looked at
+        self._room.make(path.name, len(data), must=False)
         part = self._room.part_of(path.name)
         # made here, so no link is followed
         with open(part, "xb") as file:
