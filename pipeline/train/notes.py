@@ -11,6 +11,8 @@ PATIENCE = timedelta(seconds=10)
 """Longest wait of the store for a note that it was asked for."""
 ASK_EVERY = 1.0
 """Seconds between two exchanges with the store."""
+CLOSES_WITHIN = 5.0
+"""Seconds for the end of an exchange that is under way."""
 MOST = 2000
 """Characters of a note."""
 
@@ -29,10 +31,18 @@ class SharedNotes:
         self._notes: dict[str, str] = {}
         self._unsent: dict[str, str] = {}
         self._asked: set[str] = set()
-        self._work = Event()
+        self._work, self._closed = Event(), Event()
+        self._thread = Thread(target=self._talk, name="notes", daemon=True)
         if store is not None:
             store.set_timeout(PATIENCE)
-            Thread(target=self._talk, name="notes", daemon=True).start()
+            self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread: one that is in the store when the interpreter ends would abort the process."""
+        self._closed.set()
+        self._work.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSES_WITHIN)
 
     def ask_to_stop(self) -> None:
         """Tells all ranks that one of them was asked to stop."""
@@ -66,13 +76,13 @@ class SharedNotes:
         return self._notes.get(key, "")
 
     def _talk(self) -> None:
-        while self._work.wait():
+        while self._work.wait() and not self._closed.is_set():
             self._work.clear()
             try:
                 self._exchange()
             except RuntimeError:  # asked again, as a connection may be broken for a moment
                 self._work.set()
-            time.sleep(ASK_EVERY)
+            self._closed.wait(ASK_EVERY)
 
     def _exchange(self) -> None:
         for key in list(self._unsent):

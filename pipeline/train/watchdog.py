@@ -75,6 +75,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         self._thread.join()
+        self.notes.close()
         _end_from_outside(None)
 
     def at(self, section: Section) -> None:

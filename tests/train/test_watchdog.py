@@ -11,7 +11,7 @@ from deepspeed_launch import ROOT, environment
 
 from pipeline.train import notes as notes_module
 from pipeline.train.notes import SharedNotes
-from pipeline.train.watchdog import HUNG
+from pipeline.train.watchdog import HUNG, Watchdog
 
 GENEROUS = 120
 HANGS = """
@@ -143,6 +143,15 @@ def test_nothing_keeps_a_hung_rank_alive(what, status, tmp_path):
     assert code == status, said
     told = (tmp_path / "hangs/rank_00001.txt").read_text() if "stderr" in what else said
     assert "most recent call first" in told
+
+
+def test_with_the_watchdog_the_thread_of_the_notes_ends(tmp_path):
+    """A thread that is in the store at the end of the interpreter aborts a process whose run is done."""
+    notes = SharedNotes(Broken())
+    with Watchdog(tmp_path, 0, 2, notes):
+        notes.ask_to_stop()
+        assert notes._thread.is_alive()
+    assert not notes._thread.is_alive()
 
 
 class Broken:
