@@ -44,11 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     import tasks  # noqa: F401 - fills the registry
     from pipeline.config.load import load_config
-    from pipeline.processes import stop_with_launcher
     from pipeline.train.faults.injection import Injection
     from pipeline.train.loop import train
-
-    stop_with_launcher()
 
     rank = os.environ.get("RANK", "0")
     main = rank == "0"
@@ -114,9 +111,11 @@ def main() -> int:
 def script() -> int:
     """`main` of a process of its own, which is gone soon after it."""
     try:
-        from pipeline.processes import soon_gone
+        from pipeline.processes import soon_gone, stop_with_launcher
     except ImportError:  # the package is not installed, which `main` tells
         return main()
+    # before the imports, which take seconds, in which the launcher may end
+    stop_with_launcher()
     return soon_gone(main)
 
 

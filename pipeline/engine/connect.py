@@ -22,6 +22,8 @@ START = 300.0
 ALONE = 1800.0
 """Longest time in seconds that a rank works alone while the others wait: it saves, or computes scores."""
 _PAUSE = 0.5
+_AGENT = 15.0
+"""Longest time in seconds to reach the store of torchrun's agent, which is there before its ranks."""
 _store: list[Any] = []
 
 
@@ -80,7 +82,9 @@ def _master(rank: int, end: float, limit: float) -> str:
     name is known. Returns `address:port`."""
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     place = printable(f"{address}:{port}")
-    opened = rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    opened = rank > 0 or agents
+    last = min(end, time.monotonic() + _AGENT) if agents else end
     while True:
         try:
             if not opened:
@@ -90,8 +94,8 @@ def _master(rank: int, end: float, limit: float) -> str:
                 socket.create_connection((address, int(port)), timeout=left).close()
             return place
         except (OSError, ValueError) as err:
-            if time.monotonic() + _PAUSE > end:
-                raise _not_met(place, rank, limit, err) from err
+            if time.monotonic() + _PAUSE > last:
+                raise _not_met(place, rank, min(limit, _AGENT) if agents else limit, err) from err
         time.sleep(_PAUSE)
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 from deepspeed_launch import ROOT, environment
 
+from pipeline.engine import connect as module
 from pipeline.engine.connect import connect
 from pipeline.errors import ConnectError, is_users
 
@@ -37,6 +38,16 @@ def test_a_place_where_the_others_are_not_is_told_within_the_limit(monkeypatch, 
     )
     assert "MASTER_ADDR" in text and "engine.start_timeout" in text and "\n" not in text
     assert is_users(raised.value)
+
+
+def test_a_rank_whose_agent_is_gone_does_not_wait_for_the_start(monkeypatch, free_port):
+    """torchrun was killed while its ranks began: its store is there before them, or it is gone."""
+    monkeypatch.setattr(module, "_AGENT", 1.0)
+    place = dict(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port)
+    for name, value in (place | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConnectError, match="rank 0 did not meet .* within 1 s"):
+        connect(10_000.0)
 
 
 def test_a_process_alone_connects_to_nobody(monkeypatch):
