@@ -9,7 +9,7 @@ import copy
 
 import torch
 
-from pipeline.train.setup import Run
+from pipeline.train.run import Run
 from pipeline.train.statistics import RunningStatistics
 
 

@@ -26,7 +26,8 @@ from pipeline.train.mixing import tasks_of_step
 from pipeline.train.notes import SharedNotes
 from pipeline.train.rates import reported_rates
 from pipeline.train.reporting import Reporter, Stopwatch
-from pipeline.train.setup import Run, build_run, write_config
+from pipeline.train.run import Run
+from pipeline.train.setup import build_run, write_config
 from pipeline.train.signals import StopRequest
 from pipeline.train.train_step import train_step
 from pipeline.train.watchdog import Section, Watchdog

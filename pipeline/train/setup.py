@@ -3,14 +3,11 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.weights.preprocessing import complete_data
@@ -21,19 +18,18 @@ from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, check_engine, divides_weights, launched
 from pipeline.engine.exchange import fill
-from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
 from pipeline.files import refuse_link, write_text
-from pipeline.interfaces import Batch, Progress
+from pipeline.interfaces import Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
 from pipeline.plan.facts import fed_tasks
-from pipeline.plan.resolve import ResolvedRun, resolve
+from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
 from pipeline.train import branches, continuing
 from pipeline.train.branches import Choice
-from pipeline.train.conflict import GradientProbe, build_probe
+from pipeline.train.conflict import build_probe
 from pipeline.train.ema import Ema, check_ema
 from pipeline.train.faults.injection import Injection
 from pipeline.train.gate import GradientGate
@@ -42,66 +38,12 @@ from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.meeting import Meeting
 from pipeline.train.mirror import mirror_at
+from pipeline.train.run import Run
 from pipeline.train.same_shards import check_same_run, check_same_shards
 from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
-from pipeline.train.steps.procedure import Procedure
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """The parts of a run. `engine`, `ema`, `streams` and `progress` change as it trains; the rest stays as
-    built."""
-
-    resolved: ResolvedRun
-    engine: Engine
-    procedure: Procedure
-    groups: list[dict[str, Any]]
-    gate: GradientGate
-    ema: Ema | None
-    probe: GradientProbe | None
-    streams: dict[str, TrainStream]
-    loaders: dict[str, EvalLoader]
-    mixers: dict[str, BatchMixer]
-    open: dict[str, Iterator[Batch]]
-    """Iterators of the streams, while the run trains."""
-    about: list[str]
-    """Lines that describe the run and where it begins."""
-    meeting: Meeting
-    """Where the ranks meet before each batch."""
-    faults: Injection
-    """Faults that the user puts into the run."""
-    lock: AbstractContextManager[Any]
-    """Lock of the output, held by rank 0; closing it lets another run in."""
-    progress: Progress
-    saver: Saver
-    origins: tuple[str, ...]
-    """The paths from which this run was started with `--resume PATH`."""
-    reported: int
-    """Step of the last report, or the first step of this process: reported means are over the steps since."""
-    nonfinite: Tensor
-    """[2] on the device: number of skipped steps in a row now, and the largest since the last report."""
-
-    @property
-    def config(self) -> RunConfig:
-        return self.resolved.config
-
-    @property
-    def total_steps(self) -> int:
-        assert self.resolved.total_steps is not None, "the streams say how long an epoch is"
-        return self.resolved.total_steps
-
-    @property
-    def classes(self) -> dict[str, list[str]]:
-        """Maps a task to the class names of its labels; an empty list where it has none."""
-        return {name: list(data.classes) for name, data in (self.loaders | self.streams).items()}
-
-    @property
-    def root(self) -> Path:
-        """The folder of the checkpoints."""
-        return checkpoints_of(Path(self.config.output))
 
 
 def build_run(config: RunConfig, resume: str) -> Run:

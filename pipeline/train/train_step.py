@@ -17,7 +17,7 @@ from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums
 from pipeline.train.rates import learning_rates
 from pipeline.train.reporting import Stopwatch
-from pipeline.train.setup import Run
+from pipeline.train.run import Run
 from pipeline.train.statistics import RunningStatistics
 from pipeline.train.steps.procedure import MicroBatch, StepWork
 

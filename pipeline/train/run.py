@@ -1,0 +1,78 @@
+"""The parts of a run."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.config.schema import RunConfig
+from pipeline.data.augment.images import BatchMixer
+from pipeline.data.stream import EvalLoader, TrainStream
+from pipeline.engine.protocol import Engine
+from pipeline.interfaces import Batch, Progress
+from pipeline.plan.resolve import ResolvedRun
+from pipeline.run_folder import checkpoints_of
+from pipeline.train.conflict import GradientProbe
+from pipeline.train.ema import Ema
+from pipeline.train.faults.injection import Injection
+from pipeline.train.gate import GradientGate
+from pipeline.train.meeting import Meeting
+from pipeline.train.saving import Saver
+from pipeline.train.steps.procedure import Procedure
+
+
+@dataclass
+class Run:
+    """The parts of a run. `engine`, `ema`, `streams` and `progress` change as it trains; the rest stays as
+    built."""
+
+    resolved: ResolvedRun
+    engine: Engine
+    procedure: Procedure
+    groups: list[dict[str, Any]]
+    gate: GradientGate
+    ema: Ema | None
+    probe: GradientProbe | None
+    streams: dict[str, TrainStream]
+    loaders: dict[str, EvalLoader]
+    mixers: dict[str, BatchMixer]
+    open: dict[str, Iterator[Batch]]
+    """Iterators of the streams, while the run trains."""
+    about: list[str]
+    """Lines that describe the run and where it begins."""
+    meeting: Meeting
+    """Where the ranks meet before each batch."""
+    faults: Injection
+    """Faults that the user puts into the run."""
+    lock: AbstractContextManager[Any]
+    """Lock of the output, held by rank 0; closing it lets another run in."""
+    progress: Progress
+    saver: Saver
+    origins: tuple[str, ...]
+    """The paths from which this run was started with `--resume PATH`."""
+    reported: int
+    """Step of the last report, or the first step of this process: reported means are over the steps since."""
+    nonfinite: Tensor
+    """[2] on the device: number of skipped steps in a row now, and the largest since the last report."""
+
+    @property
+    def config(self) -> RunConfig:
+        return self.resolved.config
+
+    @property
+    def total_steps(self) -> int:
+        assert self.resolved.total_steps is not None, "the streams say how long an epoch is"
+        return self.resolved.total_steps
+
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """Maps a task to the class names of its labels; an empty list where it has none."""
+        return {name: list(data.classes) for name, data in (self.loaders | self.streams).items()}
+
+    @property
+    def root(self) -> Path:
+        """The folder of the checkpoints."""
+        return checkpoints_of(Path(self.config.output))
