@@ -1,6 +1,7 @@
 """The engine of PyTorch's FSDP2 (`fully_shard`): weights, gradients and moments are divided over ranks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         stored = model.state_dict().keys()
         self._buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+        self._shared = _shared_names(model)
         self._divided = _divide(model, self.device)
         rows = {name: nn.Parameter(each.to_local().detach()) for name, each in self._divided.items()}
         groups = []
@@ -69,22 +71,24 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
         return norm
 
     @torch.no_grad()
-    def state_tensors(self) -> dict[str, Tensor]:
+    def copied_state(self) -> Callable[[], dict[str, Tensor]]:
         kinds = {"model": self._rows}
         kinds |= {key: {name: self._moment(name, key) for name in self._trained} for key in MOMENTS}
-        tensors: dict[str, Tensor] = {}
-        for key, rows in kinds.items():
-            shapes = {name: self._divided[name].shape for name in rows}
-            wholes = collect(self, {name: self._piece(name, row) for name, row in rows.items()}, shapes)
-            tensors |= {f"{key}.{name}": whole for name, whole in wholes.items()}
+        pieces = {
+            f"{kind}.{name}": self._piece(name, row)
+            for kind, rows in kinds.items()
+            for name, row in rows.items()
+        }
+        shapes = {name: self._divided[name.partition(".")[2]].shape for name in pieces}
+        wholes = collect(self, pieces, shapes)
         if self.rank > 0:
-            return {}
+            return dict
         kept = {f"model.{name}": buffer for name, buffer in self._buffers.items()}
         kept |= {f"step.{name}": self._optimizer.state[row]["step"] for name, row in self._trained.items()}
-        found = tensors | on_host(kept)
-        for name, first in self._shared():
-            found[f"model.{name}"] = found[f"model.{first}"]
-        return found
+        return partial(self._put_together, wholes, on_host(kept))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return self.copied_state()()
 
     @torch.no_grad()
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -115,12 +119,21 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
         start = min(self.rank * most, shape[0]) * shape[1:].numel()
         return Piece(start, row.view(-1))
 
-    def _shared(self) -> Iterable[tuple[str, str]]:
-        """(other name, name) of parameters that have several names."""
-        first: dict[int, str] = {}
-        for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            if (known := first.setdefault(id(parameter), name)) != name:
-                yield name, known
+    def _put_together(
+        self, wholes: Callable[[], dict[str, Tensor]], kept: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        found = wholes() | dict(kept)
+        for name, first in self._shared:
+            found[f"model.{name}"] = found[f"model.{first}"]
+        return found
+
+
+def _shared_names(model: MultiTaskModel) -> list[tuple[str, str]]:
+    """(other name, name) of parameters that have several names."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    found = [(name, first.setdefault(id(parameter), name)) for name, parameter in named]
+    return [(name, known) for name, known in found if name != known]
 
 
 def _divide(model: MultiTaskModel, device: torch.device) -> dict[str, DTensor]:

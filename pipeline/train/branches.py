@@ -116,8 +116,7 @@ def _copy(there: Path, root: Path, choice: Choice) -> Path:
     if there.parent == root:
         storage.restate(there, {"origins": list(choice.origins)})
         return there
-    if not root.is_dir():
-        storage.make_root(root)
+    storage.make_root(root)
     partial = storage.hidden(root, "partial", there.name)
     partial.mkdir()
     facts = choice.found.facts

@@ -65,8 +65,7 @@ def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts
 
     A folder of that step is replaced; it is that of a save which failed behind the rename.
     """
-    if not root.is_dir():
-        make_root(root)
+    make_root(root)
     remove_leftovers(root)
     folder, partial = root / folder_name(step), hidden(root, "partial", folder_name(step))
     partial.mkdir()
@@ -82,8 +81,12 @@ def write_checkpoint(root: Path, step: int, tensors: Mapping[str, Tensor], facts
 
 
 def make_root(root: Path) -> None:
-    """Makes the folder of a run's checkpoints, whose name is then on the disk."""
+    """Makes the folder of a run's checkpoints, whose name is then on the disk. Raises ConfigError if it is a
+    link."""
+    there = root.is_dir()
     folder_within(root.parent, root.name)
+    if there:
+        return
     sync(root.parent)
     # it may be a folder that this account cannot list
     with suppress(PermissionError):

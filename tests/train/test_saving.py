@@ -258,6 +258,7 @@ def test_a_run_that_fails_or_is_stopped_does_not_wait_for_its_mirror(
 
     def step(run, *rest):
         if fails and run.progress.step == 3:
+            run.saver.settle(wait=True)
             raise RuntimeError("a bug")
         return real(run, *rest)
 

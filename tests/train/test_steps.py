@@ -105,7 +105,7 @@ def test_sharpness_aware_gradients_are_those_uphill(tiny_run, tmp_path):
     batch = next(iter(runs[0].streams["digits"])).to("cpu")
     plain, ours = (one_step(run, batch) for run in runs)
     norm = torch.stack([grad.norm() for _, grad in plain.values()]).norm()
-    model = build_run(tiny_run(tmp_path / "plain", **UNMERGED), "none").engine.module
+    model = build_run(tiny_run(tmp_path / "third", **UNMERGED), "none").engine.module
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.add_(0.05 * plain[name][1] / norm)
