@@ -27,7 +27,7 @@ class Evaluator(Ranks, Protocol):
     """Ranks with a model each, which they evaluate."""
 
     forward_is_collective: bool
-    """Whether all ranks must run the same number of forward passes (ZeRO 3)."""
+    """Whether all ranks must run the same number of forward passes (ZeRO 3, FSDP2)."""
 
     @property
     def module(self) -> Evaluated:
@@ -35,8 +35,8 @@ class Evaluator(Ranks, Protocol):
         ...
 
     def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
-        """The model's tallies of a batch, under the precision of the run and without gradients. At ZeRO 3 a
-        collective."""
+        """The model's tallies of a batch, under the precision of the run and without gradients. Where
+        `forward_is_collective`, a collective."""
         ...
 
 

@@ -55,7 +55,7 @@ class GradientProbe:
         every: int,
         measurable: Callable[[int], bool],
     ):
-        """shared: parameters that are still whole; ZeRO 3 partitions them later. measurable: whether a step
+        """shared: parameters that are still whole; ZeRO 3 divides them later. measurable: whether a step
         trains them."""
         self._tasks, self._shared = tuple(tasks), list(shared)
         self._every, self._measurable = every, measurable

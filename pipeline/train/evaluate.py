@@ -100,8 +100,8 @@ def _in_step(evaluator: Evaluator, loader: SizedBatches, meeting: Meeting) -> It
         batch = meeting.next(batches, "evaluates", last=done >= len(loader), patient=True)
         if done == 0 and evaluator.forward_is_collective and anywhere(evaluator, batch is None):
             raise ConfigError(
-                f"not a batch that can be read for each of the {evaluator.world_size} ranks of ZeRO 3; give "
-                "a smaller data.eval_batch_size"
+                f"not a batch that can be read for each of the {evaluator.world_size} ranks that divide the "
+                "weights; give a smaller data.eval_batch_size"
             )
         if batch is not None:
             last = batch

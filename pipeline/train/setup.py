@@ -37,7 +37,7 @@ from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.meeting import Meeting
-from pipeline.train.mirror import mirror_at
+from pipeline.train.mirror import Mirror, mirror_at
 from pipeline.train.run import Run
 from pipeline.train.same_shards import check_same_run, check_same_shards
 from pipeline.train.saving import Saver
@@ -83,12 +83,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     lock = locked(Path(config.output)) if rank == 0 else nullcontext()
     begun.enter_context(lock)
     if rank == 0 and mirror is not None:
-        mirror.check_owner(Path(config.output))
-        if resume == "none" and mirror.names():
-            raise ConfigError(
-                f"{mirror.url} holds checkpoints of a run, which --resume none does not touch; continue it "
-                "with --resume auto, or give another train.mirror"
-            )
+        _check_mirror(mirror, Path(config.output), resume)
     _check_output(Path(config.output), resume)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -150,9 +145,18 @@ def _check_output(folder: Path, resume: str) -> None:
         )
 
 
+def _check_mirror(mirror: Mirror, output: Path, resume: str) -> None:
+    mirror.check_owner(output)
+    if resume == "none" and mirror.names():
+        raise ConfigError(
+            f"{mirror.url} holds checkpoints of a run, which --resume none does not touch; continue it "
+            "with --resume auto, or give another train.mirror"
+        )
+
+
 def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_size: int) -> None:
-    """Raises ConfigError where a rank would have nothing to evaluate: where weights are divided,
-    a forward is a collective."""
+    """Raises ConfigError where a rank would have nothing to evaluate: where weights are divided, a forward is
+    a collective."""
     for name, loader in loaders.items():
         size, samples = config.tasks[name].data.eval_batch_size, loader.num_samples
         if math.ceil(samples / size) < world_size:

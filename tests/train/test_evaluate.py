@@ -178,7 +178,7 @@ def test_where_a_forward_is_a_collective_ranks_run_equally_many_whatever_could_b
 def test_where_a_rank_can_read_nothing_and_all_must_take_part_each_says_so():
     def run(rank, engine):
         engine.forward_is_collective, engine.module = True, StandinModel()
-        with pytest.raises(ConfigError, match="each of the 2 ranks of ZeRO 3"):
+        with pytest.raises(ConfigError, match="each of the 2 ranks that divide the weights"):
             evaluate(engine, {"a": Holed([standin_batch(0, 4)] * 3 if rank else [])})
 
     together(2, run, Evaluators)

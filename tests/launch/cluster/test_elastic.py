@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -59,13 +60,18 @@ def test_its_status_is_that_of_the_rank(start, what, status, number):
     assert len(list(starts.iterdir())) == number
 
 
+def until_it_waits(agent: subprocess.Popen, starts: Path) -> None:
+    """Until the rank has begun, and waits to be asked."""
+    end = time.monotonic() + 600
+    while not (starts / "waits").exists():
+        assert agent.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_a_request_to_stop_reaches_the_rank_and_not_the_agent(start):
     agent, starts = start("wait")
-    until = time.monotonic() + 600
-    while not (starts / "waits").exists():
-        assert agent.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
+    until_it_waits(agent, starts)
     agent.send_signal(signal.SIGUSR1)
     assert agent.wait(600) == 0
     assert len(list(starts.iterdir())) == 2
@@ -75,10 +81,7 @@ def test_a_request_to_stop_reaches_the_rank_and_not_the_agent(start):
 def test_after_a_request_to_stop_nothing_trains_again(start):
     """The rank fails as it is asked; the one that the agent starts in its place finds the mark."""
     agent, starts = start("fails when asked")
-    until = time.monotonic() + 600
-    while not (starts / "waits").exists():
-        assert agent.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
+    until_it_waits(agent, starts)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(600) == 0
 
