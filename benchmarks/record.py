@@ -1,5 +1,6 @@
 """Records that say how they were made (docs/design.md, section 10)."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -47,10 +48,16 @@ def add_entry(
     Such a file, `{"entries": [RECORD, ...]}`, holds what several scripts counted: {"name", "counts"}.
     """
     path = Path(path)
-    entries = json.loads(path.read_text())["entries"] if path.is_file() else []
-    others = [entry for entry in entries if entry["claim"] != claim]
     entry = _made_now(claim, results, seeds, ())
-    _write(path, {"entries": sorted([*others, entry], key=lambda entry: entry["claim"])}, results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # several scripts may end at once
+        entries = json.loads(path.read_text())["entries"] if path.is_file() else []
+        others = [entry for entry in entries if entry["claim"] != claim]
+        _write(path, {"entries": sorted([*others, entry], key=lambda entry: entry["claim"])}, results)
+    finally:
+        os.close(folder)
 
 
 def _made_now(
@@ -74,8 +81,11 @@ def _made_now(
 
 
 def _write(path: str | Path, content: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f".{path.name}.new")
+    written.write_text(json.dumps(content, indent=2) + "\n")
+    written.replace(path)
     for result in results:
         print(f"  {result['name']}: {json.dumps(_told(result))}")
     print(f"wrote {path}", flush=True)

@@ -23,7 +23,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests/helpers")]
 from record import add_entry  # noqa: E402
-from soak_runs import WAIT, Forked, Supervised, same_end, saved_step, steps_of, until  # noqa: E402
+from soak_runs import (  # noqa: E402
+    WAIT,
+    Forked,
+    Supervised,
+    last_report,
+    same_end,
+    saved_step,
+    steps_of,
+    until,
+)
 from tinyrun import tiny_plain, tiny_tasks_plain  # noqa: E402
 
 import tasks  # noqa: E402, F401 - fills the registry
@@ -122,7 +131,8 @@ def stop(digits: Path, work: Path, task: str, times: int, rng: random.Random) ->
 
 
 def kill(digits: Path, work: Path, times: int, processes: int, rng: random.Random) -> dict[str, Any]:
-    """Supervised runs of which some process is killed over and over."""
+    """Supervised runs of which some process is killed over and over: three of four times after a new
+    step, else at any time."""
 
     def plain(name: str) -> dict[str, Any]:
         settings = dict(steps=LONG, log_every=1, save_every=5)
@@ -134,34 +144,37 @@ def kill(digits: Path, work: Path, times: int, processes: int, rng: random.Rando
 
     clean = Supervised(plain("supervised_clean"), processes)
     until(clean.done)
-    counts, runs, same, slow, slowest, lost = Counter[str](), 0, 0, 0, 0.0, 0
-    while counts.total() < times:
-        run, runs, reached = Supervised(plain(f"supervised_{runs}"), processes), runs + 1, 0
-        while True:
-            if not until(lambda run=run, reached=reached: steps_of(run.output) > reached or run.done()):
-                raise RuntimeError(f"no step in {WAIT} s; see {run.output}.log")
-            if run.done() and run.launcher.returncode == 0 and saved_step(run.output) == LONG:
-                break
+    counts, runs, same, slowest, lost = Counter[str](), 0, 0, 0.0, 0
+    while counts["kills"] < times:
+        run, runs = Supervised(plain(f"supervised_{runs}"), processes), runs + 1
+        while saved_step(run.output) < LONG or run.launcher.poll() != 0:
             if run.done():
                 run.start()
-            elif counts.total() < times:
-                time.sleep(rng.uniform(0, 2))
-                kind = rng.choice(("rank", "worker", "launcher"))
-                if (seconds := run.kill(kind, rng)) is not None:
-                    reached = steps_of(run.output)
-                    counts[kind] += 1
-                    slow += seconds > GONE
-                    slowest, lost = max(slowest, seconds), max(lost, reached - saved_step(run.output))
-                    print(
-                        f"kill {counts.total()}: {kind}, step {reached}, gone in {seconds:.1f} s", flush=True
-                    )
-                    reached = saved_step(run.output)
-            else:
-                reached = steps_of(run.output)
+            if counts["kills"] == times:
+                if not until(run.done) or run.launcher.returncode != 0:
+                    raise RuntimeError(f"the run does not end; see {run.output}.log")
+                continue
+            in_steps = rng.random() < 0.75 and _goes_on(run)
+            time.sleep(rng.uniform(0, 2 if in_steps else 8))
+            kind = rng.choice(("rank", "worker", "launcher"))
+            if (seconds := run.kill(kind, rng)) is None:
+                continue
+            reached, saved = steps_of(run.output), saved_step(run.output)
+            counts.update(("kills", kind, "in_steps" if in_steps else "at_any_time"))
+            counts["gone_later_than_30_s"] += seconds > GONE
+            slowest, lost = max(slowest, seconds), max(lost, reached - saved)
+            print(f"kill {counts['kills']}: {kind}, step {reached}, gone in {seconds:.1f} s", flush=True)
         same += same_end(clean.output, run.output)
     ends = {"runs": runs, "runs_that_end_where_the_clean_run_does": same, "most_steps_lost": lost}
-    gone = {"gone_later_than_30_s": slow, "slowest_gone_s": round(slowest, 1)}
-    return {"kills": counts.total(), **counts, "processes": processes, "save_every": 5, **ends, **gone}
+    return {"processes": processes, "save_every": 5, **counts, **ends, "slowest_gone_s": round(slowest, 1)}
+
+
+def _goes_on(run: Supervised) -> bool:
+    """Waits for a step that the run has not told of before; returns whether there is one, and not its end."""
+    saved, told = saved_step(run.output), last_report(run.output)
+    if until(lambda: last_report(run.output) > told and steps_of(run.output) > saved or run.done()):
+        return not run.done()
+    raise RuntimeError(f"no step in {WAIT} s; see {run.output}.log")
 
 
 CLAIMS = {

@@ -53,6 +53,12 @@ def steps_of(output: Path) -> int:
     )
 
 
+def last_report(output: Path) -> int:
+    """When metrics.jsonl was written last, in nanoseconds; 0 before the first report."""
+    path = output / "metrics.jsonl"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 def saved_step(output: Path) -> int:
     return max((int(folder.name[5:]) for folder in complete_folders(output / "checkpoints")), default=0)
 

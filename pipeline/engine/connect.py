@@ -14,6 +14,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.engine import launched
+from pipeline.engine.attempts import own_attempt
 from pipeline.errors import ConnectError, printable
 from pipeline.ranks import HOSTS, connect_hosts
 
@@ -82,7 +83,7 @@ def _master(rank: int, end: float, limit: float) -> str:
     name is known. Returns `address:port`."""
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     place = printable(f"{address}:{port}")
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    agents = _agents()
     opened = rank > 0 or agents
     last = min(end, time.monotonic() + _AGENT) if agents else end
     while True:
@@ -108,7 +109,10 @@ def _meet(place: str, rank: int, end: float, limit: float) -> Any:
     def wait() -> None:
         try:
             left = timedelta(seconds=max(1.0, end - time.monotonic()))
-            stores.append(next(iter(rendezvous("env://", timeout=left)))[0])
+            store = next(iter(rendezvous("env://", timeout=left)))[0]
+            if _agents():
+                store = own_attempt(store, rank, launched.world_size(), end - time.monotonic())
+            stores.append(store)
         except Exception as err:  # noqa: BLE001 - raised in the main thread
             errors.append(err)
 
@@ -120,6 +124,11 @@ def _meet(place: str, rank: int, end: float, limit: float) -> Any:
         reason = errors[0] if errors else TimeoutError("no answer")
         raise _not_met(place, rank, limit, reason) from reason
     return stores[0]
+
+
+def _agents() -> bool:
+    """Whether torchrun's agent opens the store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _not_met(place: str, rank: int, limit: float, err: Exception) -> ConnectError:
