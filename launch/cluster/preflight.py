@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Any
 
 from launch.checks.finding import Finding
 from launch.cluster.job import Job
+from launch.cluster.judge import judge
 from launch.cluster.life_line import LifeLine
 from launch.cluster.ssh import ssh_command
-from pipeline.errors import ConfigError, first_few, printable
+from pipeline.errors import ConfigError, printable
 
 ANSWERS_WITHIN = 180.0
 """Seconds for an answer; a first import of torch from a network disk takes long."""
 ENDS_WITHIN = 20.0
-CLOCKS_WITHIN = 5.0
-"""Seconds by which a clock may differ from the launcher's."""
+NEIGHBOURS = 32
+"""Hosts that each host tries to reach: all others of up to 33."""
 MODULE = "launch.cluster.probe"
 
 
@@ -127,13 +128,13 @@ def _converse(job: Job, probes: Sequence[Probe], token: str, threads: ThreadPool
     file = str(Path(job.folder, job.output or "").parent / f".dtem-preflight-{token}") if shared else None
     names = [host.name for host in job.hosts]
     for index, probe in enumerate(probes):
-        peer = job.address if index else names[-1]
         probe.ask(
             dict(
                 first=index == 0,
                 master=job.address,
-                peer=peer,
-                port=job.master_port or 0,
+                peer=names[-1] if index == 0 else job.address,
+                interface=job.env.get("GLOO_SOCKET_IFNAME", "").split(",")[0],
+                port=0 if index else job.master_port or 0,
                 token=token,
                 file=file,
                 gpus=job.uses_gpus,
@@ -144,13 +145,16 @@ def _converse(job: Job, probes: Sequence[Probe], token: str, threads: ThreadPool
     port = facts[names[0]].get("port")
 
     def ask_again(probe: Probe) -> dict[str, Any]:
-        asked = time.time()
-        probe.ask({"port": port})
+        asked, others = time.time(), others_of(probe.host, names)
+        places = {name: [facts[name].get("address"), facts[name].get("port")] for name in others}
+        probe.ask({"port": port, "others": {name: place for name, place in places.items() if all(place)}})
         answer = probe.answer(time.monotonic() + ANSWERS_WITHIN)
         return answer | {"early": asked, "late": time.time()}
 
     later = dict(zip(names, threads.map(ask_again, probes), strict=True))
-    findings = [finding for probe in probes for finding in judge(job, probe, facts, later, file)]
+    findings = [
+        finding for probe in probes for finding in judge(job, (probe.host, probe.trouble), facts, later, file)
+    ]
     env_of = {
         name: {"GLOO_SOCKET_IFNAME": about["interface"]}
         for name, about in facts.items()
@@ -159,101 +163,10 @@ def _converse(job: Job, probes: Sequence[Probe], token: str, threads: ThreadPool
     return Report(tuple(findings), port, env_of)
 
 
-def judge(
-    job: Job,
-    probe: Probe,
-    facts: Mapping[str, dict[str, Any]],
-    later: Mapping[str, dict[str, Any]],
-    file: str | None,
-) -> Iterator[Finding]:
-    """Findings on one host. facts, later: host -> its first and second answer. file: what the hosts are to
-    have in common."""
-    host, about = probe.host, facts[probe.host]
-    if not about:
-        way_out = f"this has to work without a question: ssh {host} {job.python} --version"
-        yield Finding(f"{host}: ssh", "missing", probe.trouble, way_out)
-        return
-    yield Finding(f"{host}: ssh", "ok", f"Python {about['python']}")
-    yield from _versions(host, about, facts)
-    yield from _gpus(job, host, about)
-    yield from _network(job, host, about)
-    answer = later[host]
-    if "time" not in answer:
-        yield Finding(f"{host}: ssh", "missing", probe.trouble, "it was there a moment ago; look at its log")
-        return
-    yield _clock(host, answer)
-    first = job.hosts[0].name
-    if trouble := answer["reached"]:
-        where = f"{job.address}:{facts[first].get('port')}"
-        way_out = (
-            f"open the ports of {first} to this host, or give --master-addr ADDRESS as hosts reach {first}"
-        )
-        yield Finding(f"{host}: master port", "missing", f"{where} is not reached: {trouble}", way_out)
-    if file is not None:
-        yield _shared(host, first, answer["sees"] or about.get("writes", ""), Path(file).parent)
-
-
-def _versions(host: str, about: Mapping[str, Any], facts: Mapping[str, dict[str, Any]]) -> Iterator[Finding]:
-    first, reference = next(((name, fact) for name, fact in facts.items() if fact), (host, about))
-    if about["python"] != reference["python"]:
-        detail = f"{about['python']}, but {reference['python']} on {first}"
-        yield Finding(f"{host}: python", "missing", detail, "use one environment, at one path, on all hosts")
-    here, there = about["packages"], reference["packages"]
-    other = [
-        f"{name} {here.get(name, 'is not installed')}, but {there.get(name, 'not installed')} on {first}"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
-    ]
-    if other:
-        yield Finding(f"{host}: packages", "missing", first_few(other), "pip install the same versions there")
-    else:
-        yield Finding(f"{host}: packages", "ok", f"{len(here)} as on {first}")
-
-
-def _gpus(job: Job, host: str, about: Mapping[str, Any]) -> Iterator[Finding]:
-    if about["gpus"] is None:
-        return
-    highest = max(next(part for part in job.hosts if part.name == host).slots)
-    if about["gpus"] <= highest:
-        yield Finding(
-            f"{host}: gpus",
-            "missing",
-            f"{about['gpus']}, but slot {highest} is to be used",
-            "lower slots in the hostfile, or give --env DS_ACCELERATOR=cpu to train on CPUs",
-        )
-    else:
-        yield Finding(f"{host}: gpus", "ok", str(about["gpus"]))
-
-
-def _network(job: Job, host: str, about: Mapping[str, Any]) -> Iterator[Finding]:
-    name, taken = f"{host}: network", about.get("trouble")
-    if taken:
-        yield Finding(
-            f"{host}: master port", "missing", f"{job.master_port}: {taken}", "give another --master-port"
-        )
-    if len(job.hosts) == 1:
-        return
-    if about["interface"] is not None:
-        yield Finding(name, "ok", f"interface {about['interface']}")
-    elif about["own_name_is_loopback"] and "GLOO_SOCKET_IFNAME" not in job.env:
-        detail = "its own name leads to a loopback address, and no interface to the other hosts was found"
-        yield Finding(name, "missing", detail, "name it: --env GLOO_SOCKET_IFNAME=eth0")
-
-
-def _clock(host: str, answer: Mapping[str, float]) -> Finding:
-    off = max(answer["early"] - answer["time"], answer["time"] - answer["late"], 0.0)
-    if off > CLOCKS_WITHIN:
-        detail = f"{off:.0f} s off the launcher's"
-        return Finding(f"{host}: clock", "missing", detail, "set it (chrony or systemd-timesyncd)")
-    return Finding(f"{host}: clock", "ok", f"within {CLOCKS_WITHIN:.0f} s")
-
-
-def _shared(host: str, first: str, trouble: str, folder: Path) -> Finding:
-    if trouble:
-        detail = f"{folder}: what {first} writes is not read here ({trouble})"
-        way_out = "give an `output` on a file system that all hosts have in common"
-        return Finding(f"{host}: output", "missing", detail, way_out)
-    return Finding(f"{host}: output", "ok", f"{folder} is shared with {first}")
+def others_of(host: str, names: Sequence[str]) -> list[str]:
+    """The hosts that a host tries to reach: the NEIGHBOURS after it, as on a ring."""
+    place = names.index(host)
+    return [*names[place + 1 :], *names[:place]][:NEIGHBOURS]
 
 
 def require_ready(report: Report) -> None:

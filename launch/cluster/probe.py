@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def about(request: dict[str, Any]) -> dict[str, Any]:
     facts["gpus"] = number_of_gpus() if request["gpus"] else None
     facts["own_name_is_loopback"] = own_name_is_loopback()
     facts["interface"] = interface_to(request["peer"])
+    facts["address"] = own_address(request["peer"], request["interface"])
     return facts
 
 
@@ -61,14 +63,30 @@ def own_name_is_loopback() -> bool:
         return True
 
 
-def interface_to(peer: str) -> str | None:
-    """The network interface from which this host reaches another; None where it knows no such host."""
+def own_address(peer: str, interface: str) -> str | None:
+    """The address where ranks of this host listen, as gloo chooses it: of the interface, if one is named; of
+    the host's own name, unless that is loopback; else of the interface to `peer`, which the launcher names
+    then."""
+    if interface:
+        families = (socket.AF_INET, socket.AF_INET6)
+        own = [part for part in psutil.net_if_addrs().get(interface, ()) if part.family in families]
+        return own[0].address if own else None
+    return _address_to(peer) if own_name_is_loopback() else socket.gethostbyname(socket.gethostname())
+
+
+def _address_to(peer: str) -> str | None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as way:
             way.connect(address)  # sends nothing
-            own = way.getsockname()[0]
+            return way.getsockname()[0]
     except OSError:
+        return None
+
+
+def interface_to(peer: str) -> str | None:
+    """The network interface from which this host reaches another; None where it knows no such host."""
+    if (own := _address_to(peer)) is None:
         return None
     for name, addresses in psutil.net_if_addrs().items():
         if any(part.address.split("%")[0] == own for part in addresses):
@@ -102,7 +120,7 @@ def _say_token(client: socket.socket, token: str) -> None:
 
 
 def reached(address: str, port: int, token: str) -> str:
-    """Empty where the master's port answers with the token, or what goes wrong."""
+    """Empty where the port of another host answers with the token, or what goes wrong."""
     try:
         with socket.create_connection((address, port), timeout=CONNECTS_WITHIN) as way:
             said = b""
@@ -111,6 +129,14 @@ def reached(address: str, port: int, token: str) -> str:
     except OSError as err:
         return str(err)
     return "" if said == token.encode() else "somebody else answers there"
+
+
+def all_reached(places: dict[str, tuple[str, int]], token: str) -> dict[str, str]:
+    """Name -> as `reached` says. places: name -> address and port."""
+    with ThreadPoolExecutor(max(1, len(places))) as threads:
+        return dict(
+            zip(places, threads.map(lambda place: reached(*place, token), places.values()), strict=True)
+        )
 
 
 def sees(path: Path, token: str) -> str:
@@ -130,12 +156,11 @@ def converse() -> None:
     answer = {"token": token} | about(request)
     writes = file if request["first"] else None
     try:
-        if request["first"]:
-            answer |= {"port": None, "trouble": ""}
-            try:
-                answer["port"] = listen(request["port"], token).getsockname()[1]
-            except OSError as err:
-                answer["trouble"] = str(err)
+        answer |= {"port": None, "trouble": ""}
+        try:
+            answer["port"] = listen(request["port"], token).getsockname()[1]
+        except OSError as err:
+            answer["trouble"] = str(err)
         if writes:
             answer["writes"] = write(writes, token)
         say(answer)
@@ -146,6 +171,7 @@ def converse() -> None:
                     "token": token,
                     "time": time.time(),
                     "reached": reached(request["master"], second["port"], token) if second["port"] else "",
+                    "others": all_reached(second["others"], token),
                     "sees": sees(file, token) if file else "",
                 }
             )

@@ -118,6 +118,7 @@ def test_the_doctor_sees_interfaces_and_a_folder_that_is_not_shared(hosts):
     assert shared == 0 and "nothing that is needed is missing" in said, said
     for host in ("node-a", "node-b"):
         assert re.search(rf"^ok +{host}: network +interface eth0$", said, re.M), said
+        assert re.search(rf"^ok +{host}: other hosts +1 reached$", said, re.M), said
     assert own == 1 and "missing: node-b: output" in refused, refused
     assert "give an `output` on a file system that all hosts have in common" in refused
 

@@ -22,14 +22,15 @@ def run_on_hosts(job: Job, works: Works, restarts: int) -> int:
 
     def start(again: bool, signals: Signals) -> int:
         now = replace(job, train=continued(job.train)) if again else job
-        attempt, env_of = _with_port(now)
+        attempt, env_of = looked_at(now)
         return run_hosts(list(_starts(attempt, works, env_of)), signals)
 
     return with_restarts(start, restarts)
 
 
-def _with_port(job: Job) -> tuple[Job, EnvOf]:
-    """The job with a free port, and the variables of each host."""
+def looked_at(job: Job) -> tuple[Job, EnvOf]:
+    """The job with a free port, and the variables of each host, once all hosts have been looked at. Raises
+    HostsNotReady, and ConfigError where there is no ssh."""
     if not job.over_a_network:
         return replace(job, master_port=job.master_port or _free_port()), {}
     report = preflight(job)

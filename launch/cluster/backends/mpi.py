@@ -6,13 +6,13 @@ import shlex
 from dataclasses import replace
 
 from launch.cluster.backends.backend import BACKENDS, refuse
-from launch.cluster.backends.hosts_started_here import AGENT
+from launch.cluster.backends.hosts_started_here import AGENT, looked_at
 from launch.cluster.backends.programs import require
-from launch.cluster.job import HERE, Job, continued, module
+from launch.cluster.job import HERE, EnvOf, Job, continued, module
 from launch.cluster.ssh import local_command
 from launch.cluster.supervise import Signals, Start, run_hosts, with_restarts
 from launch.cluster.work import HostWork
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_few
 
 RANK = "launch.cluster.mpi_rank"
 
@@ -28,13 +28,26 @@ class Mpi:
 
     def run(self, job: Job) -> int:
         require("mpirun", "mpi")
+        _command(job)  # what it refuses, it refuses before hosts are asked
 
         def start(again: bool, signals: Signals) -> int:
-            now = replace(job, train=continued(job.train)) if again else job
-            work = HostWork(HERE, job.folder, tuple(_command(now)), job.env, {"mpirun": {}}, beats=False)
+            now = one_environment(*looked_at(replace(job, train=continued(job.train)) if again else job))
+            work = HostWork(HERE, job.folder, tuple(_command(now)), now.env, {"mpirun": {}}, beats=False)
             return run_hosts([Start(local_command(job.python, AGENT), work)], signals)
 
         return with_restarts(start, job.restarts)
+
+
+def one_environment(job: Job, env_of: EnvOf) -> Job:
+    """mpirun gives all hosts one environment."""
+    found = {tuple(sorted(values.items())) for values in env_of.values()}
+    if len(found) > 1:
+        theirs = [f"{host}: {' '.join(values.values())}" for host, values in env_of.items()]
+        raise ConfigError(
+            f"--backend mpi gives all hosts one GLOO_SOCKET_IFNAME, and theirs differ ({first_few(theirs)}); "
+            "let each host's own name lead to its address (/etc/hosts), or take --backend deepspeed"
+        )
+    return replace(job, env={**job.env, **dict(*found)})
 
 
 def _command(job: Job) -> list[str]:

@@ -9,13 +9,15 @@ import time
 
 import psutil
 import pytest
-from agents import ROOT
+from agents import ROOT, fake_ssh
 
 from launch.cluster import supervise
 from launch.cluster.backends.all import BACKENDS
+from launch.cluster.backends.mpi import one_environment
 from launch.cluster.hosts import Host
 from launch.cluster.job import HERE, Job
 from launch.cluster.mpi_rank import place
+from launch.cluster.preflight import HostsNotReady
 from pipeline.errors import ConfigError
 
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
@@ -70,6 +72,39 @@ def test_mpirun_is_started_again_after_a_crash_alone(first, status, starts, tmp_
     calls = (tmp_path / "mpirun.log").read_text().split("end\n")[:-1]
     assert len(calls) == starts and all(call.startswith("it's $x\n-np\n2\n") for call in calls)
     assert [call.endswith("--resume\nauto\n") for call in calls] == [False, True][:starts]
+
+
+@pytest.mark.parametrize("python", [sys.executable, "/no_python"])
+def test_hosts_are_looked_at_before_mpirun_is_started(python, tmp_path, monkeypatch):
+    stub = fake_ssh(tmp_path) / "mpirun"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(stub.parent), prepend=":")
+    env = {
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "A": "",
+        "STATUS": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    hosts = (Host("127.0.0.1", (0,)), Host("127.0.0.2", (0, 1)))
+    job = Job(train=(), folder=str(ROOT), hosts=hosts, env=env, python=python)
+    if python == sys.executable:
+        assert BACKENDS.build("mpi").run(job) == 0
+        assert "127.0.0.1:1,127.0.0.2:2" in stub.with_suffix(".log").read_text().splitlines()
+    else:
+        with pytest.raises(HostsNotReady, match="127.0.0.2: ssh: .*no_python"):
+            BACKENDS.build("mpi").run(job)
+        assert not stub.with_suffix(".log").exists()
+
+
+def test_all_hosts_of_mpirun_get_one_environment():
+    job = Job(train=(), folder="/", hosts=(Host("a", (0,)), Host("b", (0,))), env={"A": "1"})
+    same = {name: {"GLOO_SOCKET_IFNAME": "eth0"} for name in "ab"}
+    assert one_environment(job, {}).env == {"A": "1"}
+    assert one_environment(job, same).env == {"A": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+    with pytest.raises(ConfigError, match="differ .a: eth0; b: eth1.; .*--backend deepspeed"):
+        one_environment(job, same | {"b": {"GLOO_SOCKET_IFNAME": "eth1"}})
 
 
 STAYS = """#!/bin/sh

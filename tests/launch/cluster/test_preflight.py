@@ -12,15 +12,21 @@ from launch import cli
 from launch.cluster import probe
 from launch.cluster.hosts import Host
 from launch.cluster.job import Job
-from launch.cluster.preflight import judge, preflight, require_ready
+from launch.cluster.judge import judge
+from launch.cluster.preflight import Probe, others_of, preflight, require_ready
 from pipeline.errors import ConfigError
 
 HOSTS = (Host("127.0.0.1", (0,)), Host("127.0.0.2", (0, 1)))
 ENV = {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
 ABOUT = dict(
-    python="3.11.2", packages={"torch": "2.12.1"}, gpus=None, own_name_is_loopback=False, interface="eth0"
+    python="3.11.2",
+    packages={"torch": "2.12.1"},
+    gpus=None,
+    own_name_is_loopback=False,
+    interface="eth0",
+    address="10.0.0.2",
 )
-LATER = dict(time=100.0, early=99.9, late=100.1, reached="", sees="")
+LATER = dict(time=100.0, early=99.9, late=100.1, reached="", others={"127.0.0.1": ""}, sees="")
 
 
 def job(**changes) -> Job:
@@ -39,11 +45,39 @@ def test_hosts_that_are_ready_say_so_and_leave_no_file(ssh, tmp_path):
     report = preflight(job(output=str(tmp_path / "runs/x")))
     require_ready(report)
     names = {finding.name for finding in report.findings}
-    for part in ("ssh", "packages", "network", "clock", "output"):
+    for part in ("ssh", "packages", "network", "other hosts", "clock", "output"):
         assert {f"{host.name}: {part}" for host in HOSTS} <= names or part == "network"
     assert report.port is not None and not list((tmp_path / "runs").iterdir())
     with socket.create_server(("", report.port)):
         pass  # it is free again
+
+
+def test_every_host_of_a_few_tries_every_other_one_and_of_many_the_next(ssh):
+    names = [f"127.0.0.{number}" for number in range(1, 5)]
+    report = preflight(job(hosts=tuple(Host(name, (0,)) for name in names)))
+    details = {finding.name: finding.detail for finding in report.findings}
+    assert [details[f"{name}: other hosts"] for name in names] == ["3 reached"] * 4
+    many = [str(number) for number in range(100)]
+    tried = {name: others_of(name, many) for name in many}
+    assert all(len(others) == 32 and name not in others for name, others in tried.items())
+    assert tried["99"] == many[:32]
+
+
+def test_hosts_of_which_one_pair_is_cut_name_it(ssh, monkeypatch):
+    """The other side of the port that host 3 is told of host 2 is nobody."""
+    ask = Probe.ask
+
+    def cut(self, question):
+        if self.host == "127.0.0.3" and "others" in question:
+            with socket.create_server(("127.0.0.1", 0)) as gone:
+                question["others"]["127.0.0.2"] = gone.getsockname()[:2]
+        ask(self, question)
+
+    monkeypatch.setattr(Probe, "ask", cut)
+    with pytest.raises(ConfigError) as told:
+        require_ready(preflight(job(hosts=(*HOSTS, Host("127.0.0.3", (0,))))))
+    assert "127.0.0.3: other hosts: not reached: 127.0.0.2: " in str(told.value)
+    assert str(told.value).count("other hosts") == 1 and "GLOO_SOCKET_IFNAME" in str(told.value)
 
 
 def test_a_port_that_is_taken_is_said(ssh):
@@ -83,6 +117,8 @@ LACKS = [
     ("packages", dict(packages={}), {}, {}),
     ("gpus", dict(gpus=1), {}, dict(env={})),
     ("network", dict(interface=None, own_name_is_loopback=True), {}, dict(env={"DS_ACCELERATOR": "cpu"})),
+    ("network", dict(address=None), {}, {}),
+    ("other hosts", {}, dict(others={"127.0.0.3": "timed out", "127.0.0.1": ""}), {}),
     ("clock", {}, dict(time=107.0), {}),
     ("clock", {}, dict(time=90.0), {}),
     ("master port", {}, dict(reached="timed out"), {}),
@@ -91,15 +127,11 @@ LACKS = [
 ]
 
 
-class Asked:
-    host, trouble = "127.0.0.2", ""
-
-
 @pytest.mark.parametrize(("what", "about", "later", "changes"), LACKS, ids=lambda value: str(value)[:30])
 def test_each_lack_is_one_finding_with_host_and_way_out(what, about, later, changes, tmp_path):
     facts = {"127.0.0.1": {**ABOUT, "port": 7, "gpus": 8}, "127.0.0.2": {**ABOUT, "gpus": 8, **about}}
     answers = {host: {**LATER, **(later if host == "127.0.0.2" else {})} for host in facts}
-    found = list(judge(job(**changes), Asked(), facts, answers, str(tmp_path / "token")))  # pyright: ignore
+    found = list(judge(job(**changes), ("127.0.0.2", ""), facts, answers, str(tmp_path / "token")))
     missing = [finding for finding in found if finding.status == "missing"]
     assert [finding.name for finding in missing] == [f"127.0.0.2: {what}"]
     assert missing[0].way_out and missing[0].detail
