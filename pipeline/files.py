@@ -40,6 +40,12 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes the bytes, see `replacing`."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
 def folder_within(root: Path, name: str) -> Path:
     """The folder `name` in `root`, which is made if it is missing. Raises ConfigError if it is a link;
     `root`, which the user names, may be one."""

@@ -134,9 +134,8 @@ def reached(address: str, port: int, token: str) -> str:
 def all_reached(places: dict[str, tuple[str, int]], token: str) -> dict[str, str]:
     """Name -> as `reached` says. places: name -> address and port."""
     with ThreadPoolExecutor(max(1, len(places))) as threads:
-        return dict(
-            zip(places, threads.map(lambda place: reached(*place, token), places.values()), strict=True)
-        )
+        troubles = threads.map(lambda place: reached(place[0], place[1], token), places.values())
+        return dict(zip(places, troubles, strict=True))
 
 
 def sees(path: Path, token: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from pipeline.extras import command, is_missing
-from pipeline.files import folder_within, replacing
+from pipeline.files import folder_within, write_bytes
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -158,8 +158,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[bytes]) -> None:
-    with replacing(path) as part:
-        part.write_bytes(b"".join(line + b"\n" for line in lines))
+    write_bytes(path, b"".join(line + b"\n" for line in lines))
 
 
 def _step_of(line: bytes) -> int | None:

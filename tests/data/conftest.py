@@ -16,7 +16,7 @@ def cache_of_its_own(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def uneven(tmp_path_factory) -> Path:
     """Shards of 7, 1, 12, 5 and 3 samples, 12x12 pixels, three classes, with a manifest."""
-    from pipeline.data.make.write import index_shards
+    from pipeline.data.make.existing import index_shards
 
     folder = tmp_path_factory.mktemp("uneven")
     tars = []

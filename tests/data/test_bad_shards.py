@@ -15,7 +15,7 @@ import pytest
 import torch
 from shardkit import config, image, samples, write_tar
 
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards.tar_index import index_tar
 from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.errors import SampleError

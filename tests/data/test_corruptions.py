@@ -15,7 +15,7 @@ from tinyrun import tiny_tasks_plain
 from pipeline.config.load import from_plain
 from pipeline.config.schema import DataConfig
 from pipeline.data.make.digits.scenes import CLASSES, MASK_CLASSES
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.index import SUFFIX, ShardIndex
 from pipeline.data.stream import build_eval_loader, build_stream

@@ -113,7 +113,7 @@ def test_accumulation_and_ranks_may_change_where_their_product_stays(uneven, lan
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_bad_sample_is_replaced_by_the_next_one_of_its_lane_on_any_number_of_ranks(tmp_path, world_size):
-    from pipeline.data.make.write import index_shards
+    from pipeline.data.make.existing import index_shards
 
     tars = []
     for number in range(4):
@@ -140,7 +140,7 @@ def test_a_bad_sample_is_replaced_by_the_next_one_of_its_lane_on_any_number_of_r
 @pytest.mark.parametrize("num_shards", range(1, 10))
 def test_any_shards_ranks_and_workers_give_every_sample_once(tmp_path, num_shards, workers):
     """Batches of 1 and 5 samples, over more than an epoch; lanes: none, some, as many as shards."""
-    from pipeline.data.make.write import index_shards
+    from pipeline.data.make.existing import index_shards
 
     counts = [1 + 5 * number % 7 for number in range(num_shards)]
     tars = [

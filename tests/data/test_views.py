@@ -15,7 +15,7 @@ from shardkit import config, image, write_tar
 from timm.data.random_erasing import RandomErasing
 
 from pipeline.config.schema import AugmentConfig, DataConfig
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream
 from pipeline.errors import ConfigError

@@ -24,7 +24,7 @@ from launch.pictures.page import Page, Panel, Section, write_html
 from launch.report.tables import markdown
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.config.load import from_plain, load_config, to_plain
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.members.decode import DECODERS
 from pipeline.data.shards.describe import CLASSES, read_names
 from pipeline.data.shards.find import load_manifest

@@ -10,7 +10,7 @@ from PIL import Image
 from shardkit import image, write_tar
 
 from pipeline.config.schema import AugmentConfig, DataConfig
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 
 
 def mask_of(labels: list[int], size: tuple[int, int] = (12, 12), seed: int = 0) -> NDArray[np.uint8]:

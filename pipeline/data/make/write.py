@@ -21,18 +21,14 @@ from pipeline.data.shards.describe import (
     Described,
     Names,
     count_classes,
-    describe_tar,
     described_by,
     manifest_of,
-    read_names,
 )
 from pipeline.data.shards.index import SUFFIX, ShardIndex
-from pipeline.data.shards.locations import split as folder_and_name
 from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, write_manifest
-from pipeline.data.shards.stored import refuse_unfinished
 from pipeline.errors import ConfigError
-from pipeline.files import replacing, sha256_of, sync
+from pipeline.files import replacing, sha256_of, sync, write_bytes
 from pipeline.rng import seed_of
 
 Samples = Iterable[tuple[str, Mapping[str, bytes]]]
@@ -144,39 +140,6 @@ def _plan(jobs: Sequence[ShardJob]) -> str:
     return found.hexdigest()
 
 
-def index_shards(
-    tars: Sequence[str],
-    out: Path,
-    *,
-    root: str | None = None,
-    classes: Sequence[str] | None = None,
-    mask_classes: Sequence[str] = (),
-    workers: int = 1,
-) -> Path:
-    """Writes the indexes and the manifest of tars into `out`, and returns its path. Remote tars are
-    downloaded for it, and not kept.
-
-    root: the folder in which readers find the shards; None: `out`. classes None: the names are those of
-    `classes.json` beside the shards (see `read_names`). Raises SampleError for shards that cannot be read,
-    and for a set that is still being made.
-    """
-    for folder in {folder_and_name(tars[0])[0], str(out)}:
-        refuse_unfinished(folder)
-    named = classes is not None
-    names = Names(tuple(classes), tuple(mask_classes)) if named else read_names(folder_and_name(tars[0])[0])
-    out.mkdir(parents=True, exist_ok=True)
-    with processes(workers, "shards indexed") as mapped:
-        described = mapped(_index_shard, [(tar, str(out)) for tar in tars])
-        return write_manifest(out, manifest_of(described, names), root)
-
-
-def _index_shard(task: tuple[str, str]) -> Described:
-    tar, out = task
-    described, index = describe_tar(tar, hashed=True)
-    _write(Path(out, described.shard.name + SUFFIX), index)
-    return described
-
-
 def _write_shard(task: tuple[ShardJob, str]) -> Described:
     job, out = task
     path = Path(out, job.name)
@@ -189,7 +152,7 @@ def _write_shard(task: tuple[ShardJob, str]) -> Described:
         described, index = writer.finish()
     # the name of the tar is on the disk before its index, which says that it is whole
     sync(path.parent)
-    _write(path.with_name(path.name + SUFFIX), index)
+    write_bytes(path.with_name(path.name + SUFFIX), index)
     return described
 
 
@@ -200,8 +163,3 @@ def _finished(path: Path) -> Described:
     num_bytes = os.path.getsize(path)
     index = ShardIndex.from_bytes(stored, num_bytes)
     return described_by(str(path), index, num_bytes, sha256_of(path), count_classes(str(path), index))
-
-
-def _write(path: Path, data: bytes) -> None:
-    with replacing(path) as part:
-        part.write_bytes(data)

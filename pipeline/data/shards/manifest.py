@@ -18,7 +18,7 @@ from pipeline.data.shards.index import BLOCK, OLD_SUFFIX, SUFFIX
 from pipeline.data.shards.locations import checked
 from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.table import MAX_NAME, Place, ShardTable, hex_of, table
-from pipeline.files import replacing
+from pipeline.files import write_bytes
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".making"
@@ -183,8 +183,7 @@ def _is_plain(name: Any) -> bool:
 def write_manifest(folder: Path, manifest: Manifest, root: str | None = None) -> Path:
     """Writes the manifest, which appears whole or not at all, and returns its path. root: the folder of the
     shards, if it is not `folder`. Their indexes lie in `folder` already."""
-    with replacing(folder / MANIFEST) as part:
-        part.write_bytes(manifest.to_json(root))
+    write_bytes(folder / MANIFEST, manifest.to_json(root))
     return folder / MANIFEST
 
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from shardkit import dtem, samples, write_tar
 
+from pipeline.data.make import existing
 from pipeline.data.make.existing import index_existing
 from pipeline.data.make.write import ShardJob, jobs_of, write_shards
 from pipeline.data.shards.find import load_manifest
@@ -174,8 +175,48 @@ def test_what_the_maker_keeps_of_a_shard_does_not_grow_with_its_samples(tmp_path
 def test_index_and_hash_are_taken_without_reading_the_shard_again(tmp_path, monkeypatch):
     from pipeline.data.make import write
 
-    for name in ("sha256_of", "count_classes", "describe_tar"):
+    for name in ("sha256_of", "count_classes"):
         monkeypatch.setattr(write, name, lambda *given: pytest.fail("read again"))
     write_shards(jobs(EACH), tmp_path)
     monkeypatch.undo()
     assert dtem("verify", tmp_path, "--quick", "--workers", 1) == 0
+
+
+@pytest.fixture
+def indexed(monkeypatch) -> list[str]:
+    """The names of the tars that are read to index them; the fourth of them does not read."""
+    read, whole = [], existing.describe_tar
+
+    def counted(tar, *, hashed):
+        read.append(Path(tar).name)
+        if len(read) == 4:
+            raise SampleError("cut off")
+        return whole(tar, hashed=hashed)
+
+    monkeypatch.setattr(existing, "describe_tar", counted)
+    return read
+
+
+@pytest.mark.parametrize("changed", ["", "a tar", "an index", "a note", "half a note"])
+def test_an_indexer_that_was_ended_reads_only_the_shards_that_it_does_not_know(indexed, changed, tmp_path):
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    write_shards(jobs(), shards)
+    names = sorted(path.name for path in shards.glob("*.tar"))
+    with pytest.raises(SampleError, match="cut off"):
+        index_existing(str(shards), str(out), workers=1)
+    notes, index = out / existing.NOTES, out / f"{names[1]}.index"
+    if changed == "a tar":
+        (shards / names[1]).write_bytes((shards / names[1]).read_bytes())
+    elif changed == "an index":
+        index.write_bytes(index.read_bytes()[:-1])
+    elif changed == "a note":
+        lines = notes.read_text().splitlines()
+        notes.write_text("\n".join([lines[0], '{"tar": 1}', "null", "[]", '[1, 2, "3", 4, 5, 6]', lines[2]]))
+    elif changed == "half a note":
+        lines = notes.read_text().splitlines()
+        notes.write_text("\n".join([lines[0], lines[2], lines[1][:-9]]))
+    written = index_existing(str(shards), str(out), workers=1)
+    assert indexed[4:] == [*([names[1]] if changed else []), *names[3:]]
+    assert not notes.exists()
+    anew = index_existing(str(shards), str(tmp_path / "anew"), workers=1)
+    assert indexed[-SHARDS:] == names and written.read_bytes() == anew.read_bytes()

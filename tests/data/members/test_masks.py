@@ -12,7 +12,7 @@ from PIL import Image
 from shardkit import config, dtem, encoded, image, samples, write_tar
 
 from pipeline.config.schema import AugmentConfig, DataConfig
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.members.decode import decode_mask
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.find import load_manifest

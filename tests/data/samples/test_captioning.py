@@ -12,7 +12,7 @@ from shardkit import config, image, write_tar
 
 from pipeline.config.load import from_plain
 from pipeline.config.schema import AugmentConfig, DataConfig
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.quarantine import Loaded
 from pipeline.data.samples.text import build_tokenizer
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream

@@ -6,7 +6,7 @@ import torch
 from maskkit import mask_of, png
 from shardkit import config, image, write_tar
 
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.samples.class_names import Labels, agreed, tell_renumbered
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError

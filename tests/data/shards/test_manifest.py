@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from shardkit import config, samples, write_tar
 
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.indexes import load_index

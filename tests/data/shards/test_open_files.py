@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from shardkit import samples, write_tar
 
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards import cache, indexes, open_files
 from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.find import load_manifest

@@ -13,7 +13,7 @@ import pytest
 import torch
 from shardkit import config, samples, write_tar
 
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards import storage
 from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.errors import PipelineError, StorageError

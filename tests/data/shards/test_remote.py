@@ -18,7 +18,7 @@ import torch
 from cache_soak import soak
 from shardkit import config
 
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards import cache, fetcher, storage
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.locks import release

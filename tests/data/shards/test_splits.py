@@ -11,7 +11,7 @@ import pytest
 from derived import as_before
 from shardkit import config, image, samples, write_tar
 
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards import find as manifest_module
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.manifest import Manifest

@@ -17,7 +17,7 @@ from ranks import together
 from shardkit import config, samples, write_tar
 from standin import standin_config
 
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards import describe, storage, stored
 from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.columns import from_columns, to_columns

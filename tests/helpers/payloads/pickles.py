@@ -16,8 +16,8 @@ from launch.saved.run import read_run
 from payloads import Payload, Sandbox, linked, replace
 from payloads.tars import member, tar_of
 from pipeline.backbone.weights.files import read_state_dict
+from pipeline.data.make.existing import index_shards
 from pipeline.data.make.verify import verify
-from pipeline.data.make.write import index_shards
 from pipeline.data.members.decode import DECODERS
 from pipeline.files import sha256_of
 from pipeline.train import storage

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from payloads import Payload, Sandbox
-from pipeline.data.make.write import index_shards
+from pipeline.data.make.existing import index_shards
 from pipeline.data.shards.tar_index import index_tar
 
 Change = Callable[[tarfile.TarInfo, Sandbox], None]
