@@ -53,11 +53,9 @@ def index_existing(shards: str, out: str | None, *, workers: int) -> Path:
     folder = folders.pop()
     if not is_remote(folder):
         tell_left_out(
-            [
-                path
-                for path in Path(folder).iterdir()
-                if path.suffix not in (".tar", ".json", SUFFIX) and path.name[0] != "."
-            ]
+            path
+            for path in Path(folder).iterdir()
+            if path.suffix not in (".tar", ".json", SUFFIX) and path.name[0] != "."
         )
     if out is None and (is_remote(folder) or not os.access(folder, os.W_OK)):
         raise ConfigError(

@@ -5,6 +5,7 @@ as its folder is.
 """
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.data.make.picture_files import SUFFIXES, folders_of, pictures_of, read_picture, tell_left_out
+from pipeline.data.make.item_file import ItemFile
+from pipeline.data.make.picture_files import (
+    SUFFIXES,
+    LeftOut,
+    folders_of,
+    pictures_in,
+    plain_key,
+    read_picture,
+    tell_left_out,
+)
 from pipeline.data.make.write import ShardJob, shuffled_jobs
 from pipeline.data.shards.splits import split_word
 from pipeline.errors import ConfigError
@@ -53,8 +63,9 @@ def imagefolder_jobs(
         raise ConfigError(
             f"{source} has no class folders; give SRC with SRC/train/CLASS/*.jpg, or SRC/CLASS/*.jpg"
         )
-    splits = {name: _pictures(tree, folders) for name, tree in trees.items()}
-    _tell_counts(source, splits, folders)
+    counts: dict[str, Counter[int]] = {name or "train": Counter() for name in trees}
+    splits = {name: _stored(tree, folders, counts[name or "train"]) for name, tree in trees.items()}
+    _tell_counts(source, counts, folders)
     make = partial(_samples, size=size)
     jobs = shuffled_jobs(splits, make, shard_size=shard_size, seed=seed, kind="imagefolder")
     return jobs, _names(source, folders)
@@ -86,11 +97,9 @@ def _split_folders(source: Path) -> dict[str, Path]:
         if folders_of(path) or name != "test":  # a test set without labels is usual
             found[name] = path
     tell_left_out(
-        [
-            path
-            for path in source.iterdir()
-            if path not in found.values() and path.name != SYNSETS and path.name[0] != "."
-        ]
+        path
+        for path in source.iterdir()
+        if path not in found.values() and path.name != SYNSETS and path.name[0] != "."
     )
     return {name: found[name] for name in ("train", "val", "test") if name in found}
 
@@ -111,23 +120,38 @@ def _refuse_other_trees(source: Path, inside: set[str]) -> None:
         )
 
 
-def _pictures(root: Path, folders: list[str]) -> list[Picture]:
-    """The pictures in the class folders of `root`, sorted by name. Their keys are CLASS/STEM."""
-    label = {name: number for number, name in enumerate(folders)}
-    found = pictures_of(*folders_of(root), nested=True)
-    if not found:
+def _stored(root: Path, folders: list[str], counts: Counter[int]) -> ItemFile[Picture]:
+    """The pictures in the class folders of `root`, sorted by name, on the disk. counts: is given how many
+    pictures each label has."""
+    pictures = ItemFile(_pictures(root, folders, counts), Picture)
+    if not pictures:
         raise ConfigError(f"{root} holds no images ({', '.join(SUFFIXES)}) in its class folders")
     tell_left_out(
-        [path for path in root.iterdir() if path.is_file() and path.name != SYNSETS and path.name[0] != "."]
+        path for path in root.iterdir() if path.is_file() and path.name != SYNSETS and path.name[0] != "."
     )
-    return [Picture(str(path), key, label[path.parent.name]) for key, path in found.items()]
+    return pictures
 
 
-def _tell_counts(source: Path, splits: Mapping[str, Sequence[Picture]], folders: Sequence[str]) -> None:
+def _pictures(root: Path, folders: list[str], counts: Counter[int]) -> Iterator[Picture]:
+    """See `_stored`. Memory holds the names of one class folder at a time. Keys are CLASS/STEM."""
+    label = {name: number for number, name in enumerate(folders)}
+    left = LeftOut()
+    alike: dict[str, list[Path]] = {}
+    for folder in folders_of(root):
+        # the keys of `a.b` and `a_b` begin alike, so one is read again for the other
+        before = alike.setdefault(plain_key(folder.name), [])
+        taken: dict[str, Path] = {}
+        for other in before:
+            taken |= {key: other / name for key, name in pictures_in(other, LeftOut(), nested=True)}
+        before.append(folder)
+        for key, name in pictures_in(folder, left, nested=True, taken=taken):
+            counts[label[folder.name]] += 1
+            yield Picture(os.path.join(folder, name), key, label[folder.name])
+    left.tell()
+
+
+def _tell_counts(source: Path, counts: Mapping[str, Counter[int]], folders: Sequence[str]) -> None:
     """Logs how many pictures each split and class has. Raises ConfigError for class folders without any."""
-    counts = {
-        name or "train": Counter(picture.label for picture in pictures) for name, pictures in splits.items()
-    }
     if empty := [
         name for label, name in enumerate(folders) if not any(found[label] for found in counts.values())
     ]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from pipeline.data.make.item_file import ItemFile
 from pipeline.data.make.picture_files import SUFFIXES, plain_key, read_picture
 from pipeline.data.make.write import ShardJob, shuffled_jobs
 from pipeline.data.members.decode import decode_captions
@@ -39,9 +40,9 @@ class Captioned:
     captions: list[str] = field(default_factory=list)
 
 
-def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
-    """Maps a split to its images, each with the captions of all of its rows. Raises SampleError that names
-    the rows and images that cannot be used."""
+def collected(root: Path, rows: Iterable[Row]) -> dict[str, Sequence[Captioned]]:
+    """Maps a split to its images, sorted by key, on the disk, each with the captions of all of its rows.
+    Raises SampleError that names the rows and images that cannot be used."""
     found: dict[str, Captioned] = {}
     blank = 0
     for row in rows:
@@ -64,11 +65,15 @@ def collected(root: Path, rows: Iterable[Row]) -> dict[str, list[Captioned]]:
     if counts := Counter(len(image.captions) for image in found.values()):
         listed = ", ".join(f"{images} images have {number}" for number, images in sorted(counts.items()))
         log.info("captions, all of which are kept: %s", listed)
-    return {
-        split: images
+    splits = {
+        split: ItemFile((found[key] for key in sorted(found) if found[key].split == split), _captioned)
         for split in SPLITS
-        if (images := [image for image in found.values() if image.split == split])
     }
+    return {split: images for split, images in splits.items() if images}
+
+
+def _captioned(key: str, image: str, split: str, captions: list[str]) -> Captioned:
+    return Captioned(key, Path(image), split, captions)
 
 
 def _image(root: Path, row: Row) -> Captioned:
@@ -92,11 +97,10 @@ def _image(root: Path, row: Row) -> Captioned:
 def caption_jobs(
     splits: Mapping[str, Sequence[Captioned]], *, shard_size: int, size: int | None, seed: int = 0
 ) -> list[ShardJob]:
-    """The order within a split is a shuffle that depends on the keys and the seed only. size: see
-    `read_picture`."""
-    by_key = {split: sorted(found, key=lambda image: image.key) for split, found in splits.items()}
+    """splits: sorted by key. The order within a split is a shuffle that depends on the keys and the seed
+    only. size: see `read_picture`."""
     make = partial(_samples, size=size)
-    return shuffled_jobs(by_key, make, shard_size=shard_size, seed=seed, kind="captions")
+    return shuffled_jobs(splits, make, shard_size=shard_size, seed=seed, kind="captions")
 
 
 def _samples(images: Sequence[Captioned], size: int | None) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.make.item_file import ItemFile
 from pipeline.data.make.picture_files import encoded, read_picture, shrunk
 from pipeline.data.make.write import ShardJob, shuffled_jobs
 from pipeline.data.members.decode import decode_mask
@@ -34,14 +35,14 @@ class Layout:
     labels: Mapping[int, int]
     """Maps a label of the stored masks to a class, or to 255 (ignored). Other labels are refused."""
     splits: Mapping[str, Sequence[Pair]]
+    """The pairs of each split, sorted by key."""
 
 
 def layout_jobs(layout: Layout, *, shard_size: int, size: int | None, seed: int = 0) -> list[ShardJob]:
     """The order within a split is a shuffle that depends on the keys and the seed only. size: see
     `read_picture`."""
-    by_key = {split: sorted(found, key=lambda pair: pair.key) for split, found in layout.splits.items()}
     make = partial(_samples, labels=layout.labels, size=size)
-    return shuffled_jobs(by_key, make, shard_size=shard_size, seed=seed, kind="pairs")
+    return shuffled_jobs(layout.splits, make, shard_size=shard_size, seed=seed, kind="pairs")
 
 
 def _samples(
@@ -76,14 +77,15 @@ def _canonical(data: bytes, shape: tuple[int, int], table: NDArray[np.int16], si
     return data if small is picture and np.array_equal(labels, mask) else encoded(small, "PNG")
 
 
-def paired(images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[Pair]:
-    """The pairs of one key each. Raises SampleError that names the images without a mask and the masks
-    without an image."""
+def paired(images: Mapping[str, Path], masks: Mapping[str, Path]) -> Sequence[Pair]:
+    """The pairs of one key each, sorted by key, on the disk. Raises SampleError that names the images without
+    a mask and the masks without an image."""
     alone = [f"image {images[key]} has no mask" for key in sorted(images.keys() - masks.keys())]
     alone += [f"mask {masks[key]} has no image" for key in sorted(masks.keys() - images.keys())]
     if alone:
         raise SampleError(f"{first_few(alone)}; add what is missing, or remove the file")
-    return [Pair(key, image, masks[key]) for key, image in images.items()]
+    pairs = (Pair(key, images[key], masks[key]) for key in sorted(images))
+    return ItemFile(pairs, lambda key, image, mask: Pair(key, Path(image), Path(mask)))
 
 
 def root_with(source: Path, needed: Sequence[str], *inner: str) -> Path:

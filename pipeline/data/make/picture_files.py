@@ -4,7 +4,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -20,6 +20,37 @@ CONVERTED = {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF"}
 SUFFIXES = (*STORED, *CONVERTED)
 
 
+class LeftOut:
+    """The files and folders that no sample is made of: how many there are of each ending, and the first one.
+    None is held."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: Path | None = None
+        self._folder = ""
+
+    def add(self, path: Path) -> None:
+        kind = "folders" if path.is_dir() else path.suffix.lower() or "without an ending"
+        self._counts[kind] += 1
+        if self._first is None:
+            self._first, self._folder = path, str(path.parent)
+        self._folder = os.path.commonpath([self._folder, path.parent])
+
+    def tell(self) -> None:
+        """Logs them, in one line."""
+        if self._counts:
+            listed = ", ".join(f"{count} {kind}" for kind, count in self._counts.most_common())
+            log.warning("left out in %s: %s, for instance %s", self._folder, listed, self._first)
+
+
+def tell_left_out(paths: Iterable[Path]) -> None:
+    """Logs files and folders that no sample is made of, see `LeftOut`."""
+    left = LeftOut()
+    for path in paths:
+        left.add(path)
+    left.tell()
+
+
 def pictures_of(
     *folders: Path, suffixes: Iterable[str] = SUFFIXES, nested: bool = False, known: Sequence[str] = ()
 ) -> dict[str, Path]:
@@ -30,40 +61,39 @@ def pictures_of(
     from names that end in one of `known`, which belong to the layout.
     """
     found: dict[str, Path] = {}
-    left: list[Path] = []
+    left = LeftOut()
     for folder in folders:
-        prefix = f"{plain_key(folder.name)}/" if nested else ""
-        for entry in sorted(os.listdir(folder)) if folder.is_dir() else []:
-            stem, suffix = os.path.splitext(entry)
-            if suffix.lower() not in suffixes or entry.startswith("."):
-                left.append(folder / entry)
-                continue
-            key = prefix + plain_key(stem)
-            if key in found:
-                raise ConfigError(
-                    f"{folder / entry} and {found[key]} would both have the key '{key}'; rename one"
-                )
-            found[key] = folder / entry
-    tell_left_out(
-        [path for path in left if not path.name.startswith(".") and not path.name.endswith(tuple(known))]
-    )
+        inside = pictures_in(folder, left, suffixes=suffixes, nested=nested, known=known, taken=found)
+        found |= {key: folder / name for key, name in inside}
+    left.tell()
     return found
 
 
-def tell_left_out(paths: Sequence[Path]) -> None:
-    """Logs the files and folders that no sample is made of: how many there are of each ending, and one
-    example."""
-    if paths:
-        counts = Counter(
-            "folders" if path.is_dir() else path.suffix.lower() or "without an ending" for path in paths
-        )
-        listed = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-        log.warning(
-            "left out in %s: %s, for instance %s",
-            os.path.commonpath([path.parent for path in paths]),
-            listed,
-            paths[0],
-        )
+def pictures_in(
+    folder: Path,
+    left: LeftOut,
+    *,
+    suffixes: Iterable[str] = SUFFIXES,
+    nested: bool = False,
+    known: Sequence[str] = (),
+    taken: Mapping[str, Path] | None = None,
+) -> Iterator[tuple[str, str]]:
+    """Key and name of each picture in one folder, see `pictures_of`. Memory holds all names and keys of the
+    folder. left: is given the files that are left out. taken: files of other folders by their keys."""
+    found: dict[str, str] = {}
+    prefix = f"{plain_key(folder.name)}/" if nested else ""
+    for entry in sorted(os.listdir(folder)) if folder.is_dir() else []:
+        stem, suffix = os.path.splitext(entry)
+        if entry.startswith(".") or suffix.lower() not in suffixes:
+            if not entry.startswith(".") and not entry.endswith(tuple(known)):
+                left.add(folder / entry)
+            continue
+        key = prefix + plain_key(stem)
+        other = folder / found[key] if key in found else (taken or {}).get(key)
+        if other is not None:
+            raise ConfigError(f"{folder / entry} and {other} would both have the key '{key}'; rename one")
+        found[key] = entry
+        yield key, entry
 
 
 def folders_of(root: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.data.make.item_file import Picked, numbers_on_disk
 from pipeline.data.make.processes import processes
 from pipeline.data.make.tar_writer import TarWriter
 from pipeline.data.shards.describe import (
@@ -38,7 +39,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to be written. make(items) gives its samples in order; both must pickle."""
+    """One shard to be written. make(items) gives its samples in order; both must pickle. Items that lie on
+    the disk are read when they are needed."""
 
     name: str
     make: Callable[[Any], Samples]
@@ -61,12 +63,12 @@ def shuffled_jobs(
     kind: str,
 ) -> list[ShardJob]:
     """The shards of each split, `train` where it has no name. The items of a split are shuffled; their new
-    order depends on the given one, the seed, and the kind of set."""
+    order depends on the given one, the seed, and the kind of set. Neither is held in memory."""
     jobs: list[ShardJob] = []
     for split, items in splits.items():
-        order = list(items)
+        order = numbers_on_disk(len(items))
         random.Random(seed_of(seed, kind, split)).shuffle(order)
-        jobs += jobs_of(split or "train", order, make, shard_size)
+        jobs += jobs_of(split or "train", Picked(items, order), make, shard_size)
     return jobs
 
 

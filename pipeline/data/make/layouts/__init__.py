@@ -4,6 +4,7 @@ name.
 Importing this package imports no reader, so that `dtem shards make --help` answers at once.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def read_masks(kind: str, source: Path) -> "Layout":
     return import_module(f"{__name__}.{kind}").read(source)
 
 
-def read_captions(kind: str, source: Path) -> "dict[str, list[Captioned]]":
+def read_captions(kind: str, source: Path) -> "dict[str, Sequence[Captioned]]":
     """Maps a split to the images of one of CAPTIONS. Raises ConfigError where there is nothing to read,
     SampleError for what cannot be used."""
     return import_module(f"{__name__}.{kind}").read(source)

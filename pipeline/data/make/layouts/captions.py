@@ -7,7 +7,7 @@ without it are for training.
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.data.make.images_with_captions import Captioned, Row, collected
 from pipeline.errors import ConfigError, SampleError
 
 
-def read(table: Path) -> dict[str, list[Captioned]]:
+def read(table: Path) -> dict[str, Sequence[Captioned]]:
     readers = {".csv": _csv_rows, ".jsonl": _json_rows}
     if not table.is_file() or table.suffix not in readers:
         raise ConfigError(

@@ -58,6 +58,6 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     """Maps CITY/NAME to its file, for the files of a split that have the ending."""
     files = pictures_of(*folders_of(folder), suffixes=[".png"], nested=True, known=BESIDE)
     tell_left_out(
-        [path for key, path in files.items() if not key.endswith(ending) and not path.name.endswith(BESIDE)]
+        path for key, path in files.items() if not key.endswith(ending) and not path.name.endswith(BESIDE)
     )
     return {key.removesuffix(ending): path for key, path in files.items() if key.endswith(ending)}

@@ -2,7 +2,7 @@
 5,000 to test."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.data.make.images_with_captions import Captioned, Row, collected
@@ -15,7 +15,7 @@ REST = "restval"
 """The images of COCO's val2014 that are neither in val nor in test: they are trained on."""
 
 
-def read(source: Path) -> dict[str, list[Captioned]]:
+def read(source: Path) -> dict[str, Sequence[Captioned]]:
     path = source / NAME
     if not path.is_file():
         raise ConfigError(f"{source} does not hold {NAME}; give SRC with {TREE}")
@@ -28,7 +28,7 @@ def read(source: Path) -> dict[str, list[Captioned]]:
     splits = collected(source, rows)
     named = {image.image for images in splits.values() for image in images}
     found = pictures_of(*sorted({path.parent for path in named}), nested=True)
-    tell_left_out([path for path in found.values() if path not in named])
+    tell_left_out(path for path in found.values() if path not in named)
     return splits
 
 

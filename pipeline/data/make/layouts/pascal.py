@@ -6,7 +6,7 @@ ignored.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.data.make.images_with_masks import Layout, Pair, non_empty, paired, root_with
@@ -55,7 +55,7 @@ def read(source: Path) -> Layout:
     return Layout(classes, labels, non_empty(source, splits, TREE))
 
 
-def _listed(path: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[Pair]:
+def _listed(path: Path, images: Mapping[str, Path], masks: Mapping[str, Path]) -> Sequence[Pair]:
     """The pairs that a list names, one a line; none where there is no such list."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     keys = dict.fromkeys(plain_key(line.strip()) for line in lines if line.strip())

@@ -1,0 +1,119 @@
+"""Lists that lie on the disk: the items of a set, and the order in which they are written. So the memory of
+a maker does not grow with its set.
+
+The files have no name and are gone with the process. They lie in $TMPDIR, else in /tmp.
+"""
+
+import errno
+import json
+import mmap
+import os
+import struct
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Generic, TypeVar, overload
+
+from pipeline.errors import ConfigError
+
+T = TypeVar("T")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NUMBER = struct.Struct("=Q")
+
+
+class Picked(Sequence[T], Generic[T]):
+    """The items with these numbers, in the order of the numbers; none is held. It pickles as the list of
+    them."""
+
+    def __init__(self, items: Sequence[T], numbers: Sequence[int]):
+        self._items, self._numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+        if isinstance(at, slice):
+            return Picked(self._items, self._numbers[at])
+        return self._items[self._numbers[at]]
+
+    def __reduce__(self) -> tuple[type[list[T]], tuple[list[T]]]:
+        return list, (list(self),)
+
+
+class ItemFile(Sequence[T], Generic[T]):
+    """A list of items on the disk, each a line of JSON.
+
+    items: of one dataclass, whose fields are texts, whole numbers, paths, or lists of them. load: makes an
+    item of the values of its fields, in which a path is a text. Raises ConfigError where the disk is full.
+    """
+
+    def __init__(self, items: Iterable[T], load: Callable[..., T]):
+        self._load = load
+        self._length = end = 0
+        with _room():
+            self._lines, self._ends = _nameless(self), _nameless(self)
+            self._ends.write(_NUMBER.pack(0))
+            for item in items:
+                end += self._lines.write(json.dumps([*vars(item).values()], default=os.fspath).encode())
+                self._ends.write(_NUMBER.pack(end))
+                self._length += 1
+            self._lines.flush()
+            self._ends.flush()
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+        number = range(self._length)[at]
+        if isinstance(number, range):
+            return Picked(self, number)
+        size = _NUMBER.size
+        start, end = struct.unpack("=QQ", os.pread(self._ends.fileno(), 2 * size, size * number))
+        return self._load(*json.loads(os.pread(self._lines.fileno(), end - start, start)))
+
+
+def numbers_on_disk(count: int) -> Any:
+    """The whole numbers below `count`, in a row: a mutable sequence, which takes 8 bytes of disk for each and
+    keeps its length. Raises ConfigError where the disk is full."""
+    size = _NUMBER.size * max(1, count)
+    with _room(), tempfile.TemporaryFile() as file:
+        # a page for which the disk has no room would end the process when it is written to
+        os.posix_fallocate(file.fileno(), 0, size)
+        numbers = memoryview(mmap.mmap(file.fileno(), size)).cast("Q")[:count]
+    for number in range(count):
+        numbers[number] = number
+    return numbers
+
+
+def _nameless(owner: object) -> IO[bytes]:
+    """A file without a name, which is closed when its owner is gone."""
+    file = tempfile.TemporaryFile()
+    weakref.finalize(owner, _close, file)
+    return file
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # what a full disk did not take
+        file.close()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in _NO_ROOM:
+            raise
+        raise ConfigError(
+            f"the list of the set's samples does not fit into {tempfile.gettempdir()}: {err.strerror}; set "
+            "TMPDIR to a folder with more room"
+        ) from err
