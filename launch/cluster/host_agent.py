@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from types import FrameType
 
 from launch.cluster.life_line import LifeLine
-from launch.cluster.pulse import Pulse
 from launch.cluster.work import ASK, GRACE, PREEMPTIONS, STOP_LINE, HostWork
 from pipeline.processes import PARENT, adopt_orphans, kill_descendants
 
@@ -50,10 +49,7 @@ class HostAgent:
         )
 
     def _watch(self) -> int:
-        pulse = Pulse() if self._work.beats else None
         while self._running:
-            if pulse is not None:
-                pulse.turn()
             for line in self._line.lines(wait=0.1):
                 if line == STOP_LINE.rstrip():
                     self._ask()

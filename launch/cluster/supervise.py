@@ -19,15 +19,12 @@ from dataclasses import dataclass
 from types import FrameType
 
 from launch.cluster.preflight import HostsNotReady
-from launch.cluster.pulse import STILL, Hearing
 from launch.cluster.work import BEAT, GRACE, PREEMPTIONS, STOP_LINE, HostWork
 from pipeline.errors import counted
 
 LEAVES = GRACE + 14.0
 """Seconds that an agent has to end what it started (GRACE, then 10 s) and itself; then its connection is
 ended, and its life line with it."""
-PASSES_ON = 5.0
-"""Seconds for the last words of a host."""
 SSH_FAILED = 255
 PAUSE, LONGEST_PAUSE = 3.0, 120.0
 """Seconds between the end of a failed start and the next; and between questions to hosts that are not back,
@@ -82,12 +79,7 @@ class _Agent:
     def __init__(self, start: Start):
         self.host = start.work.host
         # in a session of its own: a key of the terminal must not end ssh
-        output = subprocess.PIPE if start.work.beats else None
-        self._process = subprocess.Popen(
-            start.argv, stdin=subprocess.PIPE, stdout=output, start_new_session=True
-        )
-        stream = self._process.stdout
-        self._hearing = Hearing(stream) if stream is not None else None
+        self._process = subprocess.Popen(start.argv, stdin=subprocess.PIPE, start_new_session=True)
         self.send(start.work.line())
 
     def send(self, line: bytes) -> None:
@@ -104,10 +96,6 @@ class _Agent:
         code = self._process.poll()
         return 128 - code if code is not None and code < 0 else code
 
-    def still(self) -> bool:
-        """Whether it hangs."""
-        return self._hearing is not None and self._hearing.still()
-
     def end(self) -> None:
         """Cuts the life line: the agent ends what it started, and itself."""
         assert self._process.stdin is not None
@@ -121,8 +109,6 @@ class _Agent:
             print(f"{self.host}: its agent does not answer; the connection is ended", file=sys.stderr)
             self._process.kill()
             self._process.wait()
-        if self._hearing is not None:
-            self._hearing.finish(PASSES_ON)
 
 
 def run_hosts(starts: Sequence[Start], signals: Signals) -> int:
@@ -155,14 +141,6 @@ def _watch(agents: Sequence[_Agent], signals: Signals) -> int:
                 return status
         if not any(status is None for status in statuses):
             return 0
-        if hanging := [agent.host for agent in agents if agent.status() is None and agent.still()]:
-            print(
-                f"{', '.join(hanging)}: no word from the agent for {STILL:.0f} s: it is stopped, or its host "
-                "hangs; see that no process of this run is left there",
-                file=sys.stderr,
-                flush=True,
-            )
-            return 1
         if signals.at_once:
             return 128 + signal.SIGINT
         lines = [STOP_LINE] if signals.news() else []
