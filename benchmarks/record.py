@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from typing import Any
 import timm
 import torch
 
+from pipeline.files import write_text
 from pipeline.redact import without_secrets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +54,8 @@ def add_entry(
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # several scripts may end at once
+        with suppress(OSError):  # NFS locks no folders
+            fcntl.flock(folder, fcntl.LOCK_EX)  # several scripts may end at once
         entries = json.loads(path.read_text())["entries"] if path.is_file() else []
         others = [entry for entry in entries if entry["claim"] != claim]
         _write(path, {"entries": sorted([*others, entry], key=lambda entry: entry["claim"])}, results)
@@ -83,9 +86,7 @@ def _made_now(
 def _write(path: str | Path, content: dict[str, Any], results: list[dict[str, Any]]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f".{path.name}.new")
-    written.write_text(json.dumps(content, indent=2) + "\n")
-    written.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
     for result in results:
         print(f"  {result['name']}: {json.dumps(_told(result))}")
     print(f"wrote {path}", flush=True)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 from deepspeed_launch import environment
+from tqdm import tqdm
 
 from pipeline.config.load import from_plain
 from pipeline.engine import zero  # noqa: F401 - imported once, before processes are forked
@@ -117,6 +119,8 @@ class Forked:
 
 def _rank(plain: dict[str, Any], faults: tuple[str, ...], rank: int, ranks: int, port: int) -> None:
     torch.set_num_threads(1)
+    # the lock of forked processes, which would stay taken where one is killed that has it
+    tqdm.set_lock(threading.RLock())
     if ranks > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()}

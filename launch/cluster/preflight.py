@@ -133,7 +133,7 @@ def _converse(job: Job, probes: Sequence[Probe], token: str, threads: ThreadPool
                 first=index == 0,
                 master=job.address,
                 peer=names[-1] if index == 0 else job.address,
-                interface=job.env.get("GLOO_SOCKET_IFNAME", "").split(",")[0],
+                interface=job.env.get("GLOO_SOCKET_IFNAME", ""),
                 port=0 if index else job.master_port or 0,
                 token=token,
                 file=file,

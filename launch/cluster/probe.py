@@ -4,6 +4,7 @@ JSON over standard input and output. `preflight.py` asks and judges."""
 import contextlib
 import ipaddress
 import json
+import os
 import platform
 import signal
 import socket
@@ -31,7 +32,8 @@ def about(request: dict[str, Any]) -> dict[str, Any]:
     facts["gpus"] = number_of_gpus() if request["gpus"] else None
     facts["own_name_is_loopback"] = own_name_is_loopback()
     facts["interface"] = interface_to(request["peer"])
-    facts["address"] = own_address(request["peer"], request["interface"])
+    named = request["interface"] or os.environ.get("GLOO_SOCKET_IFNAME", "")
+    facts["address"] = own_address(request["peer"], named.split(",")[0])
     return facts
 
 
@@ -97,7 +99,9 @@ def interface_to(peer: str) -> str | None:
 def listen(port: int, token: str) -> socket.socket:
     """A server that says the token to who connects, for the time of the conversation. port: 0 takes a free
     one."""
-    server = socket.create_server(("", port))
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
 
     def serve() -> None:
         while True:

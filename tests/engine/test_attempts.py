@@ -50,9 +50,22 @@ def test_a_rank_that_begins_before_rank_0_waits_for_it(store):
     assert met(attempt(store, range(SIZE)))
     with ThreadPoolExecutor(SIZE) as pool:
         early = [pool.submit(own_attempt, store.clone(), rank, SIZE, 60.0) for rank in (1, 2, 3)]
-        assert not any(one.done() for one in early)
+        while not store.check([f"1/{rank}" for rank in (1, 2, 3)]) or store.add("1/3", 0) < 2:
+            assert not any(one.done() for one in early)
         stores = [own_attempt(store.clone(), 0, SIZE, 60.0), *(one.result() for one in early)]
     assert met(stores)
+
+
+def test_a_rank_that_comes_again_while_rank_0_waits_is_met_in_the_next_attempt(store):
+    """Its agent has started it again alone."""
+    with ThreadPoolExecutor(SIZE) as pool:
+        first = pool.submit(own_attempt, store.clone(), 0, SIZE, 60.0)
+        while not store.check(["1/0"]):
+            pass
+        with pytest.raises(TimeoutError):
+            own_attempt(store.clone(), 2, SIZE, 0.0)
+        others = [pool.submit(own_attempt, store.clone(), rank, SIZE, 60.0) for rank in (1, 2, 3)]
+        assert met([one.result() for one in (first, *others)])
 
 
 def test_a_rank_that_does_not_come_is_waited_for_until_the_deadline(store):

@@ -39,15 +39,18 @@ class Mpi:
 
 
 def one_environment(job: Job, env_of: EnvOf) -> Job:
-    """mpirun gives all hosts one environment."""
-    found = {tuple(sorted(values.items())) for values in env_of.values()}
-    if len(found) > 1:
-        theirs = [f"{host}: {' '.join(values.values())}" for host, values in env_of.items()]
+    """mpirun gives all hosts one environment: what they need, unless the job has it. Raises ConfigError where
+    they need different ones."""
+    needs = {host.name: {**env_of.get(host.name, {}), **job.env} for host in job.hosts}
+    env = next(iter(needs.values()), dict(job.env))
+    if any(other != env for other in needs.values()):
+        found = [f"{host}: {' '.join(env_of.get(host, {}).values()) or 'none'}" for host in needs]
         raise ConfigError(
-            f"--backend mpi gives all hosts one GLOO_SOCKET_IFNAME, and theirs differ ({first_few(theirs)}); "
-            "let each host's own name lead to its address (/etc/hosts), or take --backend deepspeed"
+            f"--backend mpi gives all hosts one GLOO_SOCKET_IFNAME, and what they need differs "
+            f"({first_few(found)}); name one that all have: --env GLOO_SOCKET_IFNAME=eth0, or take --backend "
+            "deepspeed"
         )
-    return replace(job, env={**job.env, **dict(*found)})
+    return replace(job, env=env)
 
 
 def _command(job: Job) -> list[str]:

@@ -1,7 +1,8 @@
 """Lists that lie on the disk: the items of a set, and the order in which they are written. So the memory of
 a maker does not grow with its set.
 
-The files have no name and are gone with the process. They lie in $TMPDIR, else in /tmp.
+The files have no name and are gone with the process. They lie in $TMPDIR where it is set, else where Python
+keeps such files: /tmp, or the next folder that takes one.
 """
 
 import errno
@@ -85,7 +86,7 @@ def numbers_on_disk(count: int) -> Any:
     """The whole numbers below `count`, in a row: a mutable sequence, which takes 8 bytes of disk for each and
     keeps its length. Raises ConfigError where the disk is full."""
     size = _NUMBER.size * max(1, count)
-    with _room(), tempfile.TemporaryFile() as file:
+    with _room(), _new() as file:
         # a page for which the disk has no room would end the process when it is written to
         os.posix_fallocate(file.fileno(), 0, size)
         numbers = memoryview(mmap.mmap(file.fileno(), size)).cast("Q")[:count]
@@ -96,9 +97,24 @@ def numbers_on_disk(count: int) -> Any:
 
 def _nameless(owner: object) -> IO[bytes]:
     """A file without a name, which is closed when its owner is gone."""
-    file = tempfile.TemporaryFile()
+    file = _new()
     weakref.finalize(owner, _close, file)
     return file
+
+
+def _new() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR"))
+    except OSError as err:
+        raise _no_room(err) from err
+
+
+def _no_room(err: OSError) -> ConfigError:
+    folder = os.environ.get("TMPDIR") or tempfile.gettempdir()
+    return ConfigError(
+        f"the list of the set's samples cannot be written to {folder}: {err.strerror}; set TMPDIR to a "
+        "folder with room for it"
+    )
 
 
 def _close(file: IO[bytes]) -> None:
@@ -113,7 +129,4 @@ def _room() -> Iterator[None]:
     except OSError as err:
         if err.errno not in _NO_ROOM:
             raise
-        raise ConfigError(
-            f"the list of the set's samples does not fit into {tempfile.gettempdir()}: {err.strerror}; set "
-            "TMPDIR to a folder with more room"
-        ) from err
+        raise _no_room(err) from err

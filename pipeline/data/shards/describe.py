@@ -76,7 +76,11 @@ def _download(tar: str, path: Path) -> None:
     try:
         download(tar, path)
     except FileNotFoundError as err:
-        raise SampleError(f"{tar} is missing; name the shards that are there") from err
+        raise missing(tar) from err
+
+
+def missing(tar: str) -> SampleError:
+    return SampleError(f"{tar} is missing; name the shards that are there")
 
 
 def count_classes(tar: str, index: ShardIndex) -> int:

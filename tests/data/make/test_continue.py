@@ -1,9 +1,11 @@
 """A maker of shards that is killed at any instant goes on where it was, and writes what an undisturbed one
 writes."""
 
+import json
 import multiprocessing
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,9 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 from shardkit import dtem, samples, write_tar
+from tqdm import tqdm
 
-from pipeline.data.make import existing
+from pipeline.data.make import existing, index_notes
 from pipeline.data.make.existing import index_existing
+from pipeline.data.make.index_notes import IndexNotes
 from pipeline.data.make.write import ShardJob, jobs_of, write_shards
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.manifest import MANIFEST, UNFINISHED
@@ -40,10 +44,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def make(out: Path) -> None:
+    # the lock of forked processes, which would stay taken where one is killed that has it
+    tqdm.set_lock(threading.RLock())
+    write_shards(jobs(), out, workers=2)
+
+
 def killed(out: Path, after: float) -> bool:
     """Starts a maker and ends it, with its workers, by SIGKILL after so many seconds. Returns whether it was
     still at work then."""
-    maker = FORK.Process(target=write_shards, args=(jobs(), out), kwargs={"workers": 2})
+    maker = FORK.Process(target=make, args=(out,))
     maker.start()
     maker.join(after)
     at_work = maker.is_alive()
@@ -115,7 +125,7 @@ def test_a_manifest_that_the_maker_did_not_write_is_not_taken_for_the_whole(tmp_
 
 
 def test_a_second_maker_in_the_folder_is_refused(tmp_path):
-    maker = FORK.Process(target=write_shards, args=(jobs(), tmp_path / "out"), kwargs={"workers": 2})
+    maker = FORK.Process(target=make, args=(tmp_path / "out",))
     maker.start()
     while not list((tmp_path / "out").glob("*.index")) and maker.is_alive():
         time.sleep(0.01)
@@ -197,6 +207,24 @@ def indexed(monkeypatch) -> list[str]:
     return read
 
 
+def test_two_indexers_do_not_work_in_one_folder(tmp_path):
+    write_shards(jobs(EACH), tmp_path)
+    with IndexNotes(tmp_path), pytest.raises(ConfigError, match="another indexer is at work"):
+        index_existing(str(tmp_path), None, workers=1)
+
+
+@pytest.mark.parametrize("what", ["link", "fifo", "folder"])
+def test_notes_that_are_no_file_are_refused(what, tmp_path):
+    write_shards(jobs(EACH), tmp_path)
+    notes = tmp_path / index_notes.NAME
+    {"link": lambda: notes.symlink_to("elsewhere"), "fifo": lambda: os.mkfifo(notes), "folder": notes.mkdir}[
+        what
+    ]()
+    with pytest.raises(ConfigError, match="indexing.jsonl.* remove it"):
+        index_existing(str(tmp_path), None, workers=1)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize("changed", ["", "a tar", "an index", "a note", "half a note"])
 def test_an_indexer_that_was_ended_reads_only_the_shards_that_it_does_not_know(indexed, changed, tmp_path):
     shards, out = tmp_path / "shards", tmp_path / "out"
@@ -204,16 +232,19 @@ def test_an_indexer_that_was_ended_reads_only_the_shards_that_it_does_not_know(i
     names = sorted(path.name for path in shards.glob("*.tar"))
     with pytest.raises(SampleError, match="cut off"):
         index_existing(str(shards), str(out), workers=1)
-    notes, index = out / existing.NOTES, out / f"{names[1]}.index"
+    notes, index = out / index_notes.NAME, out / f"{names[1]}.index"
     if changed == "a tar":
         (shards / names[1]).write_bytes((shards / names[1]).read_bytes())
     elif changed == "an index":
         index.write_bytes(index.read_bytes()[:-1])
     elif changed == "a note":
-        lines = notes.read_text().splitlines()
-        notes.write_text("\n".join([lines[0], '{"tar": 1}', "null", "[]", '[1, 2, "3", 4, 5, 6]', lines[2]]))
+        lines = notes.read_text().strip().splitlines()
+        bad = ['{"tar": 1}', "null", "[]", '[1, 2, "3", 4, 5, 6]', "[" * 10**5]
+        bad += [lines[1].replace(json.loads(lines[1])[3], "zz")]
+        bad += [f"{lines[1].rpartition(',')[0]}, {number}]" for number in ("-1", "true", "10000000", "1.5")]
+        notes.write_text("\n".join([lines[0], *bad, lines[2]]))
     elif changed == "half a note":
-        lines = notes.read_text().splitlines()
+        lines = notes.read_text().strip().splitlines()
         notes.write_text("\n".join([lines[0], lines[2], lines[1][:-9]]))
     written = index_existing(str(shards), str(out), workers=1)
     assert indexed[4:] == [*([names[1]] if changed else []), *names[3:]]

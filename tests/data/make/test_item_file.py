@@ -127,7 +127,14 @@ def full_disk(room: int) -> Iterator[None]:
 @pytest.mark.parametrize("room", [0, 2000, 100_000])
 def test_a_full_disk_is_named_with_the_way_out(room):
     for make in (lambda: stored(things(5000)), lambda: numbers_on_disk(50_000)):
-        with full_disk(room), pytest.raises(ConfigError, match=r"does not fit into /.*; set TMPDIR"):
+        with full_disk(room), pytest.raises(ConfigError, match=r"cannot be written to /.*; set TMPDIR"):
+            make()
+
+
+def test_a_folder_that_is_not_there_is_not_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "typo"))
+    for make in (lambda: stored(things(5)), lambda: numbers_on_disk(5)):
+        with pytest.raises(ConfigError, match="cannot be written to .*typo: No such file"):
             make()
 
 

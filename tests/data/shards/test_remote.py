@@ -18,7 +18,7 @@ import torch
 from cache_soak import soak
 from shardkit import config, samples, write_tar
 
-from pipeline.data.make.existing import index_shards
+from pipeline.data.make.existing import index_existing, index_shards
 from pipeline.data.shards import cache, fetcher, storage
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.locks import release
@@ -153,6 +153,11 @@ def test_streams_that_share_a_cache_too_small_for_them_lose_nothing(server, cach
         for keys in pool.map(read, range(4)):
             assert len(keys) == 28 and set(keys.values()) == {3}
     join_prefetching()
+
+
+def test_a_missing_shard_is_named_before_an_index_is_made(server, tmp_path):
+    with pytest.raises(SampleError, match="part-00005.tar is missing; name the shards that are there"):
+        index_existing(f"{server}/part-{{00004..00005}}.tar", str(tmp_path), workers=1)
 
 
 def test_two_tasks_on_one_set_fetch_each_shard_once(server):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -103,8 +104,11 @@ def test_all_hosts_of_mpirun_get_one_environment():
     same = {name: {"GLOO_SOCKET_IFNAME": "eth0"} for name in "ab"}
     assert one_environment(job, {}).env == {"A": "1"}
     assert one_environment(job, same).env == {"A": "1", "GLOO_SOCKET_IFNAME": "eth0"}
-    with pytest.raises(ConfigError, match="differ .a: eth0; b: eth1.; .*--backend deepspeed"):
-        one_environment(job, same | {"b": {"GLOO_SOCKET_IFNAME": "eth1"}})
+    for other, told in (({"b": {"GLOO_SOCKET_IFNAME": "eth1"}}, "eth1"), ({"b": {}}, "none")):
+        with pytest.raises(ConfigError, match=f"differs .a: eth0; b: {told}.; .*--backend deepspeed"):
+            one_environment(job, same | other)
+        own = replace(job, env={"GLOO_SOCKET_IFNAME": "ib0"})
+        assert one_environment(own, same | other) == own
 
 
 STAYS = """#!/bin/sh
