@@ -25,10 +25,14 @@ def counts() -> str:
     parts = []
     for entry in entries():
         rows = [(one["name"], _told(one["counts"])) for one in entry["results"]]
-        claim = fill(f"{entry['claim']}:", 110, break_on_hyphens=False)
-        source = f"commit {entry['commit'][:7]}, `{entry['command']}`"
+        claim = _prose(f"{entry['claim']}:")
+        source = _prose(f"commit {entry['commit'][:7]}, `{entry['command']}`")
         parts.append("\n\n".join((claim, table(("case", "counts"), rows), source)))
     return "\n\n".join(parts)
+
+
+def _prose(text: str) -> str:
+    return fill(text, 110, break_on_hyphens=False, break_long_words=False)
 
 
 def _told(found: dict[str, float]) -> str:

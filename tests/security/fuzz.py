@@ -49,7 +49,7 @@ def main() -> int:
         print(f"fuzz.py: no target {min(strange)!r}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     whole = sum(known[name].share for name in names)
-    plan = {name: max(1, args.cases * known[name].share // whole) for name in names}
+    plan = {name: -(-args.cases * known[name].share // whole) for name in names}
     start = time.monotonic()
     found = _run(plan, args.seed, args.jobs)
     failed = sum(result["failed"] for result in found.values())
