@@ -15,6 +15,7 @@ EXTRAS = {
     "deepspeed": "engine.type 'deepspeed'",
     "segmentation": "a segmentation task, whose heads are MMSegmentation's,",
     "captioning": "captioning, with open_clip's parts and the COCO tools' scores,",
+    "hf": "a model of Hugging Face transformers",
     "plots": "drawing",
     "demo": "the data set digit_scenes",
     "s3": "s3://",

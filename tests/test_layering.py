@@ -41,7 +41,7 @@ ROOMS = {
     "merging": BASE,
     "plan": {"errors", "config", "merging", "parts"},
     "balancing": {"errors", "registry", "config", "parts"},
-    "backbone": BASE | {"run_folder", "config", "plan", "merging"},
+    "backbone": BASE | {"extras", "run_folder", "config", "plan", "merging"},
     "data.targets": set(),
     "data.members": {"errors"},
     "data.shards": {"extras", "config", "errors", "files", "redact", "data.members"},
@@ -123,7 +123,7 @@ DOORS = {
     "open_clip": {"tasks/open_clip_bridge/"},
     "pycocoevalcap": {"tasks/captions/metrics.py"},
     "webdataset": set(),
-    "transformers": set(),
+    "transformers": {"pipeline/backbone/hugging_face.py"},
 }
 """Package -> the only files, or folders, that may name it."""
 

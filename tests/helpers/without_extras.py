@@ -1,11 +1,12 @@
 """Runs commands where no extra is installed: `python without_extras.py COMMANDS.json` prints what each says.
 
 A child process, as what is imported once cannot be missing afterwards. COMMANDS.json: name -> arguments of
-`dtem`. Prints JSON: name -> [exit code, what went to stderr], and under "modules" what of the extras was
-imported all the same.
+`dtem`, or a function and its arguments (see `said`). Prints JSON: name -> [exit code, what went to stderr],
+and under "modules" what of the extras was imported all the same.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import sys
@@ -15,6 +16,7 @@ PACKAGES = {
     "deepspeed": {"deepspeed": "deepspeed"},
     "segmentation": {"mmcv": "onedl-mmcv", "mmseg": "onedl-mmsegmentation"},
     "captioning": {"open_clip": "open-clip-torch", "pycocoevalcap": "pycocoevalcap"},
+    "hf": {"transformers": "transformers"},
     "plots": {"matplotlib": "matplotlib", "tensorboard": "tensorboard"},
     "demo": {"sklearn": "scikit-learn"},
     "s3": {"s3fs": "s3fs"},
@@ -38,15 +40,28 @@ class Without:
 
 
 def said(arguments: list[str]) -> tuple[int, str]:
+    """Exit code and stderr of a command, or of a function for `MODULE:FUNCTION ARGUMENTS`."""
     from launch import cli
 
+    module, colon, function = arguments[0].partition(":")
     error = io.StringIO()
     with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
         try:
-            code = cli.main(arguments)
+            code = called(module, function, arguments[1:]) if colon else cli.main(arguments)
         except SystemExit as done:  # of --help
             code = int(done.code or 0)
     return code, error.getvalue()
+
+
+def called(module: str, function: str, arguments: list[str]) -> int:
+    from pipeline.errors import PipelineError, exit_code
+
+    try:
+        getattr(importlib.import_module(module), function)(*arguments)
+    except PipelineError as err:
+        print(err, file=sys.stderr)
+        return exit_code(err)
+    return 0
 
 
 def main() -> None:

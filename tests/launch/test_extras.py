@@ -73,6 +73,7 @@ def answers(digits, trained, tmp_path_factory):
         "deepspeed": run("ds", tiny_plain(digits, folder / "ds", engine=dict(type="deepspeed"))),
         "segmentation": one_task("masks"),
         "captioning": one_task("captions"),
+        "hf": ["pipeline.backbone.hugging_face:open_model", str(folder)],
         "plots": ["visualise", str(trained), "--num", "1"],
         "demo": ["shards", "make", "digit_scenes", str(folder / "digits"), "--train", "8"],
         **{

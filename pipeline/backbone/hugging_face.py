@@ -1,0 +1,43 @@
+"""The door to Hugging Face transformers: vision models of a folder or of the hub.
+
+Importing this module does not import transformers, which takes seconds.
+"""
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+from pipeline.extras import extra
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CLASSIFIER = "ForImageClassification"
+"""How transformers ends the names of classes with a head for images."""
+TOWER = "vision_model"
+"""Name of the image tower in models of images and texts."""
+
+
+def open_model(where: str) -> "PreTrainedModel":
+    """The vision model of transformers in a folder that `save_pretrained` wrote, or under `user/name` on the
+    hub, in evaluation mode: with its classifier where it has one, and the image tower alone where it reads
+    texts too.
+
+    Reads safetensors alone and runs none of the repository's code. Its attention is `sdpa`, as `eager` drops
+    masks in some models. Raises ConfigError.
+    """
+    with extra("hf"):
+        from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        is_classifier = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
+        kind = AutoModelForImageClassification if is_classifier else AutoModel
+        model = kind.from_pretrained(
+            where, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError) as err:
+        reason = str(err).strip().partition("\n")[0] or type(err).__name__
+        raise ConfigError(
+            f"transformers cannot open '{where}': {reason}; give a folder that save_pretrained wrote, with "
+            "config.json and model.safetensors, or user/name of a vision model on the hub"
+        ) from err
+    return getattr(model, TOWER, model).eval()
