@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
-from pipeline.backbone.weights.load import backbone_of
+from pipeline.backbone.weights.keys import backbone_of
 from pipeline.errors import CheckpointError
 from pipeline.parts import BASE, roles_of
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from pipeline.backbone.metric import EmbeddingPerTask
+from pipeline.backbone.vit import MergingViT
 from pipeline.interfaces import Task
 from pipeline.parts import BALANCE, HEAD, roles_of
 
@@ -17,6 +18,13 @@ def plain_key(key: str) -> str:
     """The key in timm's spelling: without our `backbone.`, and without the `module.` and `_orig_mod.` of
     DistributedDataParallel and torch.compile."""
     return _WRAPPERS.sub("", key).removeprefix("model.").removeprefix("backbone.")
+
+
+def backbone_of(module: nn.Module) -> MergingViT:
+    """The backbone of a MultiTaskModel; the module itself where it is one."""
+    backbone = module if isinstance(module, MergingViT) else module.get_submodule("backbone")
+    assert isinstance(backbone, MergingViT)
+    return backbone
 
 
 def sources_of(

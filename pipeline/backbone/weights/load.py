@@ -1,17 +1,18 @@
 """Loading of weights, under the keys of any known project, into a backbone or a whole model."""
 
 import logging
-import re
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weights.another import another, check_blocks, depth_of
 from pipeline.backbone.weights.dialects import DIALECTS, translated
 from pipeline.backbone.weights.dtem_release import dtem_release_weights
 from pipeline.backbone.weights.files import Grid
-from pipeline.backbone.weights.keys import heads_of, plain_key, shapes, sources_of
+from pipeline.backbone.weights.huggingface import huggingface_weights
+from pipeline.backbone.weights.keys import backbone_of, heads_of, plain_key, shapes, sources_of
 from pipeline.backbone.weights.openmmlab import openmmlab_weights
 from pipeline.backbone.weights.positions import resampled
 from pipeline.backbone.weights.report import LoadReport
@@ -20,12 +21,15 @@ from pipeline.parts import BASE, roles_of
 
 log = logging.getLogger(__name__)
 
-DIALECTS |= {"openmmlab": openmmlab_weights, "dtem_release": dtem_release_weights}
+DIALECTS |= {
+    "openmmlab": openmmlab_weights,
+    "dtem_release": dtem_release_weights,
+    "huggingface": huggingface_weights,
+}
 
 FILLED = 0.9
 """Least share of a backbone's numbers, metric embeddings excluded, that weights have to fill. Weights that
 fill fewer are of another architecture, or have keys of an unknown style."""
-_BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 
 def load_weights(
@@ -41,7 +45,8 @@ def load_weights(
     `num_classes`; so do the weights of the losses, which belong to a run.
 
     Raises CheckpointError, and leaves the module as it was, where no tensor fits, where the backbone is
-    filled in part but not to FILLED, or where a tensor has another shape.
+    filled in part but not to FILLED, where a tensor of a block has no counterpart, or where one has another
+    shape.
     """
     own = dict(module.state_dict(keep_vars=True))
     grid = grid or getattr(state_dict, "grid", None)
@@ -57,10 +62,12 @@ def load_weights(
     roles = roles_of(module)
     if any(roles[key].kind == BASE for key in sources):
         check_filled(module, sources, f"tensors such as {left[0]}" if left else "the tensors")
+        lacking = [plain_key(key) for key in own if roles[key].kind == BASE and key not in sources]
+        check_blocks(lacking, left, given, len(backbone_of(module).blocks))
     values = {key: given[source] for key, source in sources.items()}
     grids = _resample_positions(values, own, backbone_of(module), grid)
     for key, value in values.items():
-        _check_shape(key, own[key], value)
+        _check_shape(key, own[key], value, given)
     with torch.no_grad():
         for key, value in values.items():
             own[key].copy_(value)
@@ -79,16 +86,9 @@ def check_filled(module: nn.Module, filled: Collection[str], source: str) -> Non
         lacking = next(key for key in own if key not in filled)
         raise CheckpointError(
             f"{source} fill {part:.0%} of the backbone's numbers, and not {lacking}: another architecture, "
-            "or keys of a style that is not known; give weights with timm's, mmseg's, mmpretrain's, "
-            "open_clip's or our own keys, of the model in backbone.name and backbone.options"
+            f"or keys of a style that is not known; give weights with timm's keys, ours or those of "
+            f"{', '.join(DIALECTS)}, of the model in backbone.name and backbone.options"
         )
-
-
-def backbone_of(module: nn.Module) -> MergingViT:
-    """The backbone of a MultiTaskModel; the module itself where it is one."""
-    backbone = module if isinstance(module, MergingViT) else module.get_submodule("backbone")
-    assert isinstance(backbone, MergingViT)
-    return backbone
 
 
 def _resample_positions(
@@ -102,23 +102,19 @@ def _resample_positions(
     return None
 
 
-def _check_shape(key: str, own: Tensor, value: Tensor) -> None:
+def _check_shape(key: str, own: Tensor, value: Tensor, given: Mapping[str, Tensor]) -> None:
     if own.shape == value.shape:
         return
     is_positions = key.endswith("pos_embed")
     why = " (of another grid than a square one, or with other prefix tokens)" if is_positions else ""
-    raise CheckpointError(
-        f"'{key}' is {shapes(own, value)}{why}: another architecture; give backbone.name and "
-        "backbone.options of the checkpoint's model"
-    )
+    raise another(f"'{key}' is {shapes(own, value)}{why}", given)
 
 
 def _warn_of_spare_blocks(left: Collection[str], backbone: MergingViT) -> None:
-    numbers = {int(match[1]) for key in left if (match := _BLOCK.match(key))}
-    spare, depth = [number for number in numbers if number >= len(backbone.blocks)], len(backbone.blocks)
-    if spare:
+    depth = len(backbone.blocks)
+    if (spare := depth_of(left) - depth) > 0:
         text = "the weights have %d blocks more than the model, which has %d: the last ones are not used"
-        log.warning(text, len(spare), depth)
+        log.warning(text, spare, depth)
 
 
 def _places_of_heads(module: nn.Module, sources: Mapping[str, str]) -> dict[str, str]:
