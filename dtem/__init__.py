@@ -7,9 +7,17 @@ import pipeline
 from pipeline.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from pipeline import build_backbone, load_weights, unmerge
+    from pipeline import build_backbone, load_adapter, load_weights, push_adapter, save_adapter, unmerge
 
-__all__ = ["__version__", "build_backbone", "load_weights", "unmerge"]
+__all__ = [
+    "__version__",
+    "build_backbone",
+    "load_adapter",
+    "load_weights",
+    "push_adapter",
+    "save_adapter",
+    "unmerge",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,15 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.backbone.adapters.public import load_adapter, push_adapter, save_adapter
     from pipeline.backbone.build import build_backbone
     from pipeline.backbone.weights.load import load_weights
     from pipeline.merging.unmerge import unmerge
 
-__all__ = ["build_backbone", "load_weights", "unmerge"]
+__all__ = ["build_backbone", "load_adapter", "load_weights", "push_adapter", "save_adapter", "unmerge"]
 
 _MODULES = {
     "build_backbone": "pipeline.backbone.build",
+    "load_adapter": "pipeline.backbone.adapters.public",
     "load_weights": "pipeline.backbone.weights.load",
+    "push_adapter": "pipeline.backbone.adapters.public",
+    "save_adapter": "pipeline.backbone.adapters.public",
     "unmerge": "pipeline.merging.unmerge",
 }
 

@@ -13,6 +13,7 @@ A run may be a stranger's: a pointer leads to a complete checkpoint beside it, o
 import re
 from pathlib import Path
 
+from pipeline.errors import ConfigError
 from pipeline.files import sync, write_text
 
 _STEP = re.compile(r"step_[0-9]{1,15}")
@@ -40,6 +41,15 @@ def run_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint belongs to; the checkpoint's own where there is no run around
     it."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
+def refuse_run(folder: Path) -> None:
+    """Raises ConfigError for the folder of a run or of a checkpoint, as a place for other results."""
+    if (folder / "checkpoints").exists() or (folder / "manifest.json").exists():
+        raise ConfigError(
+            f"{folder} is the folder of a run or of a checkpoint, whose files have the same names; give "
+            "another"
+        )
 
 
 def complete_folders(root: Path) -> list[Path]:

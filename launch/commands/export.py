@@ -1,6 +1,8 @@
 """`dtem export`: the model of a run for other programs, with a card that says what it is."""
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from launch.commands.arguments import (
     NEEDS,
@@ -10,10 +12,17 @@ from launch.commands.arguments import (
     add_run_arguments,
 )
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from launch.saved.run import SavedRun
+    from pipeline.model import MultiTaskModel
+
 EXAMPLE = """examples:
   dtem export runs/digits_multitask_dtem --task digits --to exported  # weights under timm's names
   dtem export runs/digits_multitask_dtem --task digits --to exported --format pt2 --reduction 8
   dtem export runs/digits_multitask_dtem --to exported --task digits_segmentation    # without the other heads
+  dtem export runs/digits_multitask_dtem --task digits --to my_adapter --adapter --license apache-2.0
 """
 FORMATS = ("safetensors", "pt2", "onnx")
 
@@ -30,7 +39,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--to", required=True, metavar="OUT", help="folder for model.FORMAT and model.json; not a run's"
     )
-    parser.add_argument(
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument(
         "--format",
         choices=FORMATS,
         default="safetensors",
@@ -39,6 +49,18 @@ def add_parser(subparsers) -> None:
         "pt2, onnx: a program from images of the training crop's size to logits, at one reduction and any "
         "batch size",
     )
+    forms.add_argument(
+        "--adapter",
+        action="store_true",
+        help="the metric embeddings alone, with a model card, for others' models (docs/adapters.md)",
+    )
+    parser.add_argument("--license", metavar="NAME", help="of the adapter, for instance apache-2.0")
+    parser.add_argument(
+        "--base-model",
+        metavar="NAME",
+        help="of the adapter's base on the Hugging Face hub; default: timm's, where the run left its weights "
+        "as they were",
+    )
     parser.add_argument("--task", metavar="NAME", help="default: the run's only one")
     add_policy_argument(parser)
     add_reduction_argument(parser)
@@ -46,28 +68,52 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when the files are written. Raises PipelineError."""
-    import json
     from pathlib import Path
 
-    from launch.exported.formats import WRITERS, fold_embeddings, model_card, timm_config
     from launch.saved.run import build, checked_reduction, only_task, parse_reduction, read_run
     from pipeline.errors import ConfigError
-    from pipeline.files import refuse_link, write_text
     from pipeline.model import training_grid
+    from pipeline.run_folder import refuse_run
 
+    if not args.adapter and (args.license or args.base_model):
+        raise ConfigError("--license and --base-model are said in the card of an adapter; give --adapter")
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
+    if args.adapter and args.policy not in (None, saved.config.merging.policy):
+        raise ConfigError("an adapter holds what the run's own policy learned; leave --policy out")
     task = only_task(saved.config, args.task)
     model = build(saved, args.policy)
     if args.reduction is not None:
         grid = training_grid(model.backbone, saved.config.tasks[task])
         model.set_reduction(task, checked_reduction(model, grid, parse_reduction(args.reduction)))
-    fold_embeddings(model, task)
     folder = Path(args.to)
-    if (folder / "checkpoints").exists() or (folder / "manifest.json").exists():
-        raise ConfigError(
-            f"--to {folder} is the folder of a run or of a checkpoint, whose files have the same names; "
-            "give another"
-        )
+    refuse_run(folder)
+    written = (_write_adapter if args.adapter else _write_model)(args, saved, model, task, folder)
+    print(f"{saved}\nwrote {', '.join(str(folder / name) for name in written)}")
+    return 0
+
+
+def _write_adapter(
+    args: argparse.Namespace, saved: "SavedRun", model: "MultiTaskModel", task: str, folder: "Path"
+) -> Sequence[str]:
+    """Writes the folder of the run's adapter. Returns the names of its files."""
+    from launch.exported.adapter import adapter_of_run
+    from pipeline.backbone.adapters.folder import CARD, CONFIG, TENSORS, write_folder
+
+    adapter = adapter_of_run(saved, model, task, base_model=args.base_model, license=args.license)
+    write_folder(adapter, folder)
+    return TENSORS, CONFIG, CARD
+
+
+def _write_model(
+    args: argparse.Namespace, saved: "SavedRun", model: "MultiTaskModel", task: str, folder: "Path"
+) -> Sequence[str]:
+    """Writes the model in the chosen format, and what is said of it. Returns the names of the files."""
+    import json
+
+    from launch.exported.formats import WRITERS, fold_embeddings, model_card, timm_config
+    from pipeline.files import refuse_link, write_text
+
+    fold_embeddings(model, task)
     path, policy = folder / f"model.{args.format}", args.policy or saved.config.merging.policy
     for place in folder.glob("model*"):
         refuse_link(place)
@@ -77,5 +123,4 @@ def run(args: argparse.Namespace) -> int:
         beside["config.json"] = config
     for name, content in beside.items():
         write_text(folder / name, json.dumps(content, indent=1))
-    print(f"{saved}\nwrote {', '.join(str(folder / name) for name in (path.name, *beside))}")
-    return 0
+    return path.name, *beside

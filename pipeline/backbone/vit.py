@@ -145,6 +145,8 @@ class MergingViT(nn.Module):
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
         self.patch_size: tuple[int, int] = tuple(vit.patch_embed.patch_size)
         self.global_pool: str = vit.global_pool
+        self.pretrained_cfg: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
+        """What timm says of the model and its weights."""
         self.norm_after_pool = isinstance(vit.norm, nn.Identity)
         self.build_fc_norm: Callable[[], nn.Module] = partial(copy.deepcopy, vit.fc_norm)
         """Builds a copy of timm's norm between pooling and head, for a head to own."""
@@ -155,6 +157,11 @@ class MergingViT(nn.Module):
         one."""
         self.schedule(self.grid, reduction)
         self._reduction = reduction
+
+    @property
+    def reduction(self) -> ReductionSpec:
+        """The reduction that `forward` uses when it is given none."""
+        return self._reduction
 
     def schedule(self, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
         """r of each block for an input of grid (h, w) patches."""

@@ -1,6 +1,7 @@
 """The base class of policies, which decide which tokens merge, and `merge`, which carries the decision
 out."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -36,6 +37,10 @@ class MergePolicy:
     """Whether the policy has a differentiable merge for training, which keeps all tokens."""
     conserves = True
     """Whether a merge keeps the sum of sizes, and of tokens times sizes."""
+    name = ""
+    """The name in the registry that it was built by."""
+    options: Mapping[str, Any] = {}
+    """The options that were given with the name."""
     exact_attention = False
     """Whether a relaxed pass needs attention that rounds as the authors' release does, instead of a fused
     kernel."""
@@ -78,6 +83,7 @@ class Policies(Registry[MergePolicy]):
                 f"{self.kind} '{name}' needs {', '.join(map(repr, sorted(wrong)))}; there is "
                 f"{', '.join(sorted(EVIDENCE))}"
             )
+        policy.name, policy.options = name, options
         return policy
 
 

@@ -22,6 +22,10 @@ import tasks  # noqa: F401 - fills the registry
 from launch.cluster.hosts import read_hostfile
 from launch.pictures.page import Page, Panel, Section, write_html
 from launch.report.tables import markdown
+from pipeline.backbone.adapters.collect import collect_adapter
+from pipeline.backbone.adapters.folder import CONFIG, read_folder
+from pipeline.backbone.adapters.folder import TENSORS as TENSORS_FILE
+from pipeline.backbone.build import build_backbone
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.config.load import from_plain, load_config, to_plain
 from pipeline.data.make.existing import index_shards
@@ -67,6 +71,7 @@ tasks = dict(digits=dict(type="classification", head=dict(num_classes=10), data=
 train = dict(mode="joint", steps=6)
 output = "runs/x"
 """
+SIZES = {"depth": 2, "embed_dim": 12, "num_heads": 2}
 MAX_INDEXED = 1 << 20
 """Bytes of the shard that an index is of."""
 TENSORS = {"blocks.0.a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.float16)}
@@ -216,6 +221,27 @@ def _of_runs() -> list[Target]:
         Target("pointer", [b"step_00000004"], read_pointer, share=3),
         Target("safetensors", tensors, _written("x.safetensors", read_state_dict)),
         Target("weights of torch", old_and_new, _written("x.pth", read_state_dict)),
+        *_of_adapters(),
+    ]
+
+
+def _of_adapters() -> list[Target]:
+    """Each file of an adapter, beside a good other one."""
+    torch.manual_seed(0)
+    adapter = collect_adapter(build_backbone("vit_tiny_patch16_224", policy="dtem", timm_options=SIZES))
+    config, tensors = adapter.config.to_json().encode(), save(dict(adapter.tensors))
+
+    def beside(name: str, other: str, good: bytes) -> Callable[[bytes, Path], object]:
+        def read(data: bytes, folder: Path) -> object:
+            (folder / other).write_bytes(good)
+            (folder / name).write_bytes(data)
+            return read_folder(folder)
+
+        return read
+
+    return [
+        Target("adapter configuration", [config], beside(CONFIG, TENSORS_FILE, tensors), changed_json),
+        Target("adapter tensors", [tensors], beside(TENSORS_FILE, CONFIG, config)),
     ]
 
 

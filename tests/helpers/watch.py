@@ -7,6 +7,7 @@ rest.
 
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ CHANGES = {
 """Events that may happen inside the folder only -> which of their arguments are the paths that change."""
 WORD = "canary"
 """In every payload that is code."""
+PACKAGES = sysconfig.get_path("purelib")
+"""Their code is no payload; transformers has a model of that name."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -52,6 +55,7 @@ class Watch:
         elif (
             event == "exec"
             and isinstance(args[0], CodeType)
+            and not args[0].co_filename.startswith(PACKAGES)
             and WORD in repr((args[0].co_consts, args[0].co_names))
         ):
             self.events.append(f"exec {args[0].co_filename}")

@@ -17,6 +17,7 @@ from launch.measure.compute import first_batch
 from launch.measure.evaluator import evaluator_of
 from launch.measure.sweep import sweep
 from launch.saved.run import build, read_run
+from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.metric import EMBEDDINGS
 from pipeline.backbone.weights.load import load_weights
 from pipeline.config.schema import BalancingConfig
@@ -304,6 +305,10 @@ def test_the_exported_embedding_is_the_tasks_own(run, dtem, tmp_path):
     for task in TASKS:
         dtem("export", run.root, "--task", task, "--to", tmp_path)
         files[task] = load_file(tmp_path / "model.safetensors")
+        dtem("export", run.root, "--task", task, "--to", tmp_path / task, "--adapter")
+        adapter = load_adapter(tmp_path / task)
+        assert all(torch.equal(value, files[task][name]) for name, value in adapter.tensors.items())
+        assert adapter.config.merging.reduction == max(SCHEDULES[task])
     blocks = build(run).backbone.blocks
     for i, block in enumerate(blocks):
         for task, weights in files.items():

@@ -20,6 +20,7 @@ CLASSES = (
     "options",
     "names",
     "runs",
+    "adapters",
     "links",
     "pages",
     "environment",
@@ -89,6 +90,8 @@ def replace(path: Path, data: bytes) -> Path:
 
 def cases() -> Iterator[tuple[str, Payload]]:
     """Yields (class, payload)."""
-    for name in CLASSES:
-        for payload in importlib.import_module(f"payloads.{name}").cases():
+    # all are imported first: what they bring looks at the current folder, which a payload leaves removed
+    modules = {name: importlib.import_module(f"payloads.{name}") for name in CLASSES}
+    for name, module in modules.items():
+        for payload in module.cases():
             yield name, payload

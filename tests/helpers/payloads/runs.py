@@ -140,7 +140,8 @@ def _document(data: bytes, sandbox: Sandbox) -> None:
     read_run(folder)
 
 
-def _bytes_of(name: str, data: bytes) -> bytes:
+def bytes_of(name: str, data: bytes) -> bytes:
+    """The file of TENSORS of this name, with its header where HEADERS has one."""
     if name not in HEADERS:
         return data
     header = json.dumps(HEADERS[name]).encode()
@@ -149,7 +150,7 @@ def _bytes_of(name: str, data: bytes) -> bytes:
 
 def _tensors(name: str, data: bytes, sandbox: Sandbox) -> None:
     folder = checkpoint_of(sandbox)
-    path = replace(folder / "model.safetensors", _bytes_of(name, data))
+    path = replace(folder / "model.safetensors", bytes_of(name, data))
     forge(folder / "manifest.json", _with_hash(path))
     read_run(folder)
 
@@ -159,7 +160,7 @@ def _with_hash(path: Path) -> Callable[[dict[str, Any]], object]:
 
 
 def _weights(name: str, data: bytes, sandbox: Sandbox) -> None:
-    (sandbox.folder / "x.safetensors").write_bytes(_bytes_of(name, data))
+    (sandbox.folder / "x.safetensors").write_bytes(bytes_of(name, data))
     read_state_dict(sandbox.folder / "x.safetensors")
 
 

@@ -1,0 +1,91 @@
+"""The merge adapter of a run, with its recipe and its curves."""
+
+import re
+from dataclasses import asdict
+from pathlib import PurePosixPath
+
+from launch.exported.curves import curves_of
+from launch.saved.run import SavedRun
+from pipeline.backbone.adapters.adapter import Adapter
+from pipeline.backbone.adapters.collect import collect_adapter
+from pipeline.backbone.adapters.config import Pixels, Recipe
+from pipeline.backbone.adapters.host import hub_name
+from pipeline.config.reduction_schema import Reduction
+from pipeline.config.task_schema import DataConfig
+from pipeline.merging.schedule import ReductionSpec
+from pipeline.model import MultiTaskModel
+from pipeline.parts import BASE, TRAINED
+
+
+def adapter_of_run(
+    run: SavedRun,
+    model: MultiTaskModel,
+    task: str,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+) -> Adapter:
+    """The adapter of a run, folded for a task.
+
+    base_model: name of the base on the hub; None takes timm's where the run started from timm's weights and
+    left them as they were. Raises ConfigError for a policy that does not learn.
+    """
+    config = run.config
+    everybodys = config.merging.embedding == "shared"
+    reduction = model.reduction_of(task)
+    return collect_adapter(
+        model.backbone,
+        task=task,
+        architecture=config.backbone.name.partition(".")[0],
+        options=config.backbone.options,
+        base_model=base_model or _base_model(run),
+        reduction=_plain(model.backbone.reduction if reduction is None else reduction),
+        pixels=Pixels(**asdict(config.tasks[task].data.augment.preprocessing)),
+        recipe=_recipe(run, task),
+        curves=curves_of(run, list(config.tasks) if everybodys else [task]),
+        license=license,
+        made_with=_versions(run),
+    )
+
+
+def _versions(run: SavedRun) -> dict[str, str]:
+    """Commit and versions that the run was trained with."""
+    known = {"commit": run.facts["commit"] or "", **run.facts["versions"]}
+    return {name: text for name, text in known.items() if text not in ("", "not installed")}
+
+
+def _plain(reduction: ReductionSpec) -> Reduction:
+    """The reduction as a configuration has it."""
+    if isinstance(reduction, int | float):
+        return reduction
+    if isinstance(reduction, tuple) and len(reduction) == 2:
+        return int(reduction[0]), float(reduction[1])
+    return [int(r) for r in reduction]
+
+
+def _base_model(run: SavedRun) -> str | None:
+    """Name on the hub of the weights in the run's backbone; None where it learned, or started from others."""
+    backbone = run.config.backbone
+    if not backbone.pretrained or backbone.weights or BASE in TRAINED[run.config.train.mode]:
+        return None
+    return hub_name(backbone.name)
+
+
+def _recipe(run: SavedRun, task: str) -> Recipe:
+    config, stream = run.config, run.facts.get("streams", {}).get(task, {})
+    manifest = stream.get("manifest")
+    return Recipe(
+        objective=config.objective.type,
+        options=config.objective.options,
+        mode=config.train.mode,
+        steps=run.facts["step"],
+        seed=config.seed,
+        data=_name_of(config.tasks[task].data),
+        data_digest=None if manifest is None else f"{manifest:012x}",
+    )
+
+
+def _name_of(data: DataConfig) -> str | None:
+    """Name of the folder of the training shards, without the way to it; None where they are no folder."""
+    name = PurePosixPath(data.train).name if isinstance(data.train, str) else ""
+    return name if re.fullmatch(r"[\w-]+", name) else None

@@ -1,0 +1,146 @@
+"""The model card of an adapter, as the Hugging Face hub shows it. It says what the configuration says."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from pipeline.backbone.adapters.config import AdapterConfig, Base, Curve, CurvePoint, Recipe
+from pipeline.errors import printable
+
+LIBRARY = "dtem"
+ORDER = ("none", "tome", "random")
+"""Policies whose columns come first, before those that learn."""
+
+
+def card_text(config: AdapterConfig, name: str) -> str:
+    """The card in Markdown. name: of the folder or repository, for the title and the lines of code."""
+    parts = [
+        f"---\n{_header(config)}---\n\n# {_words(name)}",
+        _what(config),
+        "## Use\n\n```python\n" + _use(config, name) + "\n```",
+        *(_curve(curve) for curve in config.curves),
+        *_recipe(config.recipe),
+        _checked(config.base),
+        *_made_with(config.made_with),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(config: AdapterConfig) -> str:
+    facts: dict[str, Any] = {"library_name": LIBRARY}
+    known = {"base_model": config.base.name, "license": config.license}
+    facts |= {key: value for key, value in known.items() if value}
+    facts["tags"] = [LIBRARY, "token-merging", "vision-transformer", f"policy:{config.merging.policy}"]
+    return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+
+
+def _what(config: AdapterConfig) -> str:
+    base, merging = config.base, config.merging
+    text = (
+        f"A merge adapter for {_code(base.name or base.architecture)}: the metric embeddings by which the "
+        f"policy {_code(merging.policy)} decides which tokens to merge, one linear layer for each of its "
+        f"{base.depth} blocks. The base model is not in it."
+    )
+    if merging.reduction is not None:
+        text += f" Recommended reduction: {_code(str(merging.reduction))}."
+    if merging.rotary:
+        text += f" Rotary positions merge by the rule {_code(merging.rotary)}."
+    if config.pixels:
+        text += f" Images: mean {list(config.pixels.mean)}, std {list(config.pixels.std)}."
+    return text
+
+
+def _use(config: AdapterConfig, name: str) -> str:
+    reduction = config.merging.reduction
+    merged = f"reduction={8 if reduction is None else reduction}, adapter={_text(name)}"
+    return "\n".join([*_base_lines(config.base), f"dtem.patch(model, {merged})"])
+
+
+def _base_lines(base: Base) -> list[str]:
+    """The lines of code that build the base."""
+    if base.name and not base.name.startswith("timm/"):
+        load = f"model = AutoModel.from_pretrained({_text(base.name)})"
+        return ["import dtem; from transformers import AutoModel", load]
+    if base.name:
+        return [
+            "import dtem, timm",
+            f"model = timm.create_model({_text('hf-hub:' + base.name)}, pretrained=True)",
+        ]
+    options = "".join(f", {name}={value!r}" for name, value in base.options.items())
+    load = (
+        f"model = timm.create_model({_text(base.architecture)}{options})  # with the weights it was taught on"
+    )
+    return ["import dtem, timm", load]
+
+
+def _curve(curve: Curve) -> str:
+    policies = sorted(
+        {policy for point in curve.points for policy in point.scores},
+        key=lambda policy: (ORDER.index(policy) if policy in ORDER else len(ORDER), policy),
+    )
+    unit = f" ({curve.unit})" if curve.unit else ""
+    of = [f"{curve.samples} samples"] if curve.samples else []
+    of += [f"split {curve.split}"] if curve.split else []
+    title = f"## {_words(curve.task)}: {_words(curve.metric + unit)}" + (
+        f", {_words(', '.join(of))}" if of else ""
+    )
+    head = ["MACs", "reduction", *map(_column, policies)]
+    rows = [_row(point, policies) for point in curve.points]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---:"] * len(head), *rows)]
+    return f"{title}\n\n" + "\n".join(lines)
+
+
+def _row(point: CurvePoint, policies: Sequence[str]) -> list[str]:
+    scores = [f"{point.scores[policy]:.4g}" if policy in point.scores else "-" for policy in policies]
+    return [f"{100 * point.macs:.1f} %", _words(str(point.reduction)), *scores]
+
+
+def _column(policy: str) -> str:
+    return "unmerged" if policy == "none" else _words(policy)
+
+
+def _recipe(recipe: Recipe | None) -> Iterator[str]:
+    known = (
+        {}
+        if recipe is None
+        else {name: value for name, value in vars(recipe).items() if value not in (None, {})}
+    )
+    if known:
+        yield "## Recipe\n\n" + "\n".join(f"* {name}: {_code(str(value))}" for name, value in known.items())
+
+
+def _checked(base: Base) -> str:
+    return (
+        f"## Base model\n\n* architecture {_code(base.architecture)}, {base.depth} blocks of {base.width} "
+        f"channels\n* digest of its blocks {_code(base.digest)}\n\nLoading compares both. A model that was "
+        "fine-tuned from the base is taken with `check_base=False`."
+    )
+
+
+def _made_with(versions: dict[str, str]) -> Iterator[str]:
+    if versions:
+        yield (
+            "Made with "
+            + ", ".join(f"{_words(name)} {_words(text)}" for name, text in versions.items())
+            + "."
+        )
+
+
+def _words(text: str) -> str:
+    """One line of text that is no markup."""
+    return "".join(f"\\{char}" if char in "\\`*_[]<>|#&" else char for char in printable(text))
+
+
+def _text(text: str) -> str:
+    """A string of Python."""
+    return f'"{_plain(text)}"'
+
+
+def _code(text: str) -> str:
+    return f"`{_plain(text)}`"
+
+
+def _plain(text: str) -> str:
+    """One line of text without what would end a span or a string of code."""
+    return "".join(char for char in printable(text) if char not in '`"\\')

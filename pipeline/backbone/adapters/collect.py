@@ -1,0 +1,97 @@
+"""The adapter of a model whose embeddings were taught."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from pipeline.backbone.adapters.adapter import Adapter
+from pipeline.backbone.adapters.config import AdapterConfig, Base, Curve, Merging, Pixels, Recipe
+from pipeline.backbone.adapters.digest import base_digest
+from pipeline.backbone.adapters.host import architecture_of, folded_embeddings, merging_blocks, pretrained_of
+from pipeline.config.reduction_schema import Reduction
+from pipeline.errors import ConfigError
+from pipeline.merging.policy import MergePolicy
+from pipeline.version import VERSION
+
+
+def collect_adapter(
+    model: nn.Module,
+    *,
+    task: str | None = None,
+    architecture: str | None = None,
+    options: dict[str, Any] | None = None,
+    base_model: str | None = None,
+    reduction: Reduction | None = None,
+    rotary: str | None = None,
+    pixels: Pixels | None = None,
+    recipe: Recipe | None = None,
+    curves: Sequence[Curve] = (),
+    license: str | None = None,
+    made_with: dict[str, str] | None = None,
+) -> Adapter:
+    """The embeddings of a model, folded for one task, and what is known of them. The model stays as it is.
+
+    task: needed where tasks have parts of their own. architecture, pixels: None takes what timm says of the
+    model. reduction: None takes the model's own. made_with: None takes the versions that are installed here.
+    The other arguments are the fields of AdapterConfig; base_model is `Base.name`. Raises ConfigError for a
+    policy that does not learn.
+    """
+    blocks, name = merging_blocks(model), architecture_of(model)
+    layers = folded_embeddings(blocks, name, task)
+    tensors = {
+        f"blocks.{number}.metric.{kind}": tensor.detach().cpu().contiguous()
+        for number, layer in enumerate(layers)
+        for kind, tensor in layer.items()
+    }
+    policy = _policy_of(blocks[0], name)
+    base = Base(
+        architecture=architecture or name,
+        width=layers[0]["weight"].shape[1],
+        depth=len(blocks),
+        digest=base_digest(blocks),
+        options=options or {},
+        name=base_model,
+    )
+    return Adapter(
+        AdapterConfig(
+            base=base,
+            merging=Merging(
+                policy=policy.name,
+                options=dict(policy.options),
+                reduction=getattr(model, "reduction", None) if reduction is None else reduction,
+                rotary=rotary,
+            ),
+            pixels=pixels or _pixels_of(model),
+            recipe=recipe,
+            curves=list(curves),
+            license=license,
+            made_with=made_with or _installed(),
+        ),
+        tensors,
+    )
+
+
+def _policy_of(block: nn.Module, name: str) -> MergePolicy:
+    policy = getattr(block, "policy", None)
+    if not isinstance(policy, MergePolicy) or not policy.name:
+        raise ConfigError(f"the blocks of {name} have no merge policy that was built by its name")
+    return policy
+
+
+def _pixels_of(model: nn.Module) -> Pixels | None:
+    """What timm says of the images that the weights want; None for a model that timm did not build."""
+    known = pretrained_of(model)
+    if not known.get("mean") or not known.get("std"):
+        return None
+    return Pixels(
+        mean=tuple(known["mean"]),
+        std=tuple(known["std"]),
+        **{name: known.get(name) for name in ("interpolation", "crop_pct", "crop_mode")},
+    )
+
+
+def _installed() -> dict[str, str]:
+    return {"dtem": VERSION, "torch": torch.__version__, "timm": timm.__version__}

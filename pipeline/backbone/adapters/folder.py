@@ -1,0 +1,85 @@
+"""The folder of an adapter: tensors, what is known of them, and a model card. Nothing in it can run code.
+
+    adapter.safetensors  adapter_config.json  README.md
+
+A stranger may have written it, so sizes are looked at before anything is read.
+"""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline.backbone.adapters.adapter import Adapter, shapes_of
+from pipeline.backbone.adapters.card import card_text
+from pipeline.backbone.adapters.config import AdapterConfig, from_json
+from pipeline.errors import CheckpointError
+from pipeline.files import write_bytes, write_text
+from pipeline.run_folder import refuse_run
+
+TENSORS, CONFIG, CARD = "adapter.safetensors", "adapter_config.json", "README.md"
+MOST_BYTES = {CONFIG: 1 << 20, TENSORS: 1 << 28}
+"""Largest sizes: a ViT of 40 blocks of 4096 channels has 84 MB of embeddings in float32."""
+
+
+def write_folder(adapter: Adapter, folder: Path) -> None:
+    """Writes the three files, in place of those that are there. Raises ConfigError, OSError.
+
+    Each is there as a whole or not at all, and a link is replaced, not followed. The configuration goes first
+    and comes last: a folder that was cut off is no adapter.
+    """
+    refuse_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    write_bytes(folder / TENSORS, save(dict(adapter.tensors), {"format": "pt"}))
+    write_text(folder / CARD, card_text(adapter.config, folder.absolute().name))
+    write_text(folder / CONFIG, adapter.config.to_json())
+
+
+def read_folder(folder: Path) -> Adapter:
+    """The adapter in a folder. Raises ConfigError and CheckpointError."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder {folder}; give that of an adapter, or hf-hub:USER/NAME for one on the hub"
+        )
+    for name in (CONFIG, TENSORS):
+        check_size(folder / name, _size_of(folder / name), MOST_BYTES[name])
+    try:
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+        config = from_json(text, str(folder / CONFIG))
+        return Adapter(config, _tensors(folder / TENSORS, config))
+    except (SafetensorError, OSError, ValueError) as err:
+        raise CheckpointError(f"{folder} cannot be read: {err}") from err
+    except CheckpointError as err:
+        raise CheckpointError(f"{folder / TENSORS}: {err}") from err
+
+
+def check_size(place: Path | str, num_bytes: int, most: int) -> None:
+    """Raises CheckpointError for a file that is too large to be that of an adapter."""
+    if num_bytes > most:
+        raise CheckpointError(f"{place} has {num_bytes} bytes, and that of an adapter {most} at most")
+
+
+def _size_of(path: Path) -> int:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} is no merge adapter: it has no file {path.name}; `dtem export RUN --adapter` and "
+            "dtem.save_adapter write one"
+        )
+    return path.stat().st_size
+
+
+def _tensors(path: Path, config: AdapterConfig) -> dict[str, Tensor]:
+    """The tensors, which are read only where their names and shapes are those of the adapter."""
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+        widths = {shape[0] for shape in shapes.values() if shape}
+        base = config.base
+        if len(widths) != 1 or shapes != shapes_of(base.depth, base.width, widths.pop()):
+            raise CheckpointError(
+                f"it does not hold blocks.N.metric.weight and .bias of {base.depth} blocks of {base.width} "
+                "channels"
+            )
+        # copies, as what safetensors gives is mapped, and the file may be written anew
+        return {key: file.get_tensor(key).clone() for key in shapes}

@@ -1,0 +1,74 @@
+"""A model card says what the configuration says, in the hub's form, and nothing in it becomes markup."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from pipeline.backbone.adapters.card import card_text
+from pipeline.backbone.adapters.collect import collect_adapter
+from pipeline.backbone.adapters.config import Curve, CurvePoint, Recipe, from_json
+
+CURVE = Curve(
+    task="digits",
+    metric="top1",
+    unit="%",
+    split="val",
+    samples=30,
+    points=[
+        CurvePoint(reduction=0, macs=1.0, scores={"none": 71.25}),
+        CurvePoint(
+            reduction=[8, 8, 0], macs=0.503, scores={"dtem": 70.5, "tome": 68.0, "dtem_untrained": 69.0}
+        ),
+    ],
+)
+
+
+@pytest.fixture
+def config(taught):
+    facts = dict(base_model="timm/deit_tiny_patch16_224.fb_in1k", curves=[CURVE], license="apache-2.0")
+    return collect_adapter(taught, recipe=Recipe(objective="merge_cost", steps=3), **facts).config
+
+
+def header(card):
+    _, facts, body = card.split("---\n", 2)
+    return yaml.safe_load(facts), body
+
+
+def test_the_header_is_the_hubs(config):
+    facts, _ = header(card_text(config, "mine"))
+    assert facts["library_name"] == "dtem" and facts["license"] == "apache-2.0"
+    assert facts["base_model"] == "timm/deit_tiny_patch16_224.fb_in1k" and "token-merging" in facts["tags"]
+
+
+def test_the_curve_is_a_table(config):
+    card = card_text(config, "mine")
+    assert "## digits: top1 (%), 30 samples, split val" in card
+    assert "| MACs | reduction | unmerged | tome | dtem | dtem\\_untrained |" in card
+    assert "| 50.3 % | \\[8, 8, 0\\] | - | 68 | 70.5 | 69 |" in card
+
+
+def test_the_lines_of_use_are_three(config):
+    (code,) = card_text(config, "hf-hub:me/x").split("```python\n")[1:]
+    lines = code.split("\n```")[0].splitlines()
+    assert len(lines) == 3 and lines[2] == 'dtem.patch(model, reduction=8, adapter="hf-hub:me/x")'
+    assert (
+        lines[1] == 'model = timm.create_model("hf-hub:timm/deit_tiny_patch16_224.fb_in1k", pretrained=True)'
+    )
+
+
+def test_a_configuration_is_plain_data_and_back(config):
+    assert from_json(config.to_json(), "x") == config
+
+
+def test_texts_become_no_markup(config):
+    hostile = "x`\n# title\n---\n| <script> [a](b) \x1b[2J"
+    curve = replace(
+        CURVE, task=hostile, metric=hostile, points=[replace(CURVE.points[0], scores={hostile: 1.0})]
+    )
+    base = replace(config.base, name=hostile, architecture=hostile)
+    card = card_text(replace(config, base=base, curves=[curve], license=hostile), hostile)
+    facts, body = header(card)
+    assert facts["license"] == hostile and card.replace("\n", "").isprintable()
+    headings = [line for line in body.splitlines() if line.startswith("#")]
+    assert len(headings) == 5 and "<script>" not in body.replace("`", "\0").split("\0")[0]
