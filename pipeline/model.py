@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.backbone.build import build_backbone, create_vit
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.metric import EmbeddingSpec
+from pipeline.backbone.rotary import RotaryRule
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.files import Weights, read_state_dict
 from pipeline.backbone.weights.load import check_filled, load_weights
@@ -169,6 +170,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
         drop_path=spec.drop_path,
         timm_options=spec.options,
         embedding=EmbeddingSpec(merging.embedding, tuple(config.tasks), merging.adapter_rank),
+        rotary=RotaryRule(merging.rotary, merging.rotary_bias),
         **merging.options,
     )
     backbone.set_reduction(_reduction(backbone, merging))

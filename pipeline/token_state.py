@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.export import register_dataclass
 
 CARRY_RULES = ("mean", "sum", "first", "pairwise")
+ROPE = "rope"
+"""Name under which tokens carry what their rotary positions need (`pipeline.backbone.rotary`)."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -113,6 +115,8 @@ class TokenState:
     """Other values that travel with the tokens, by name."""
     residual: Residual | None = None
     """Residual for unmerging; None where it is not used."""
+    padded: bool = False
+    """Whether some patches are padding, of size 0: no token attends to them, and they merge first."""
 
     @classmethod
     def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int) -> "TokenState":
@@ -124,6 +128,10 @@ class TokenState:
 
     def with_tokens(self, tokens: Tensor) -> "TokenState":
         return replace(self, tokens=tokens)
+
+    def with_carried(self, name: str, values: Tensor) -> "TokenState":
+        """The state with other values [B, M, ...] under a name that its tokens carry."""
+        return replace(self, carried={**self.carried, name: replace(self.carried[name], values=values)})
 
     @property
     def patch_tokens(self) -> Tensor:
@@ -146,6 +154,12 @@ class MergePoint:
     """[B, M, F]"""
     probe: Tensor
     """Zeros [B, M, C] that were added to the tokens. Their gradient is that of moving the tokens."""
+    rope_probe: Tensor | None = None
+    """Zeros that were added to the rotary positions which the tokens carry, where merging averages these."""
+
+    @property
+    def probes(self) -> tuple[Tensor, ...]:
+        return (self.probe,) if self.rope_probe is None else (self.probe, self.rope_probe)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.backbone.attention_pool import build_attention_pool, pool_by_attention
 from pipeline.backbone.vit import MergingViT
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Tallies, Task, TaskOutput
 from pipeline.model import TASKS
-from pipeline.token_state import BackboneOutput
+from pipeline.token_state import BackboneOutput, TokenState
 from tasks.shared.classes import check_num_classes
 from tasks.shared.hits import count_hits, hit_shares
 from tasks.shared.pooling import check_pool, pool
@@ -21,8 +22,8 @@ MAX_CLASSES = 1_000_000
 class ClassificationTask(Task):
     """timm's head under timm's names: pooling, a norm where timm's model has one there, and a linear layer.
 
-    With a distillation token in the backbone, the logits are the mean of two heads. pool: `token`, `avg`, or
-    None for the backbone's own way.
+    With a distillation token in the backbone, the logits are the mean of two heads. pool: `token`, `avg`,
+    `map` (by attention, in backbones that have it), or None for the backbone's own way.
     """
 
     reads = ClassificationTargets
@@ -47,7 +48,10 @@ class ClassificationTask(Task):
         dim = backbone.embed_dim
         self.num_classes = num_classes
         self.pool = pool or backbone.global_pool
-        check_pool(self.pool, backbone.num_prefix)
+        self.attn_pool = build_attention_pool(backbone) if self.pool == "map" else None
+        self.pools_prefix = backbone.pools_prefix
+        if self.attn_pool is None:
+            check_pool(self.pool, backbone.num_prefix)
         self.label_smoothing = label_smoothing
         self.fc_norm = backbone.build_fc_norm()
         self.head_drop = nn.Dropout(dropout)
@@ -63,10 +67,16 @@ class ClassificationTask(Task):
 
     def logits(self, output: BackboneOutput) -> Tensor:
         """[B, K] float32"""
-        logits = self.head(self.head_drop(self.fc_norm(pool(output.final, self.pool))))
+        logits = self.head(self.head_drop(self.fc_norm(self._pooled(output.final))))
         if self.head_dist is not None:
             logits = (logits + self.head_dist(output.final.tokens[:, 1])) / 2
         return logits.float()
+
+    def _pooled(self, state: TokenState) -> Tensor:
+        """[B, C]"""
+        if self.attn_pool is None:
+            return pool(state, self.pool)
+        return pool_by_attention(self.attn_pool, state, with_prefix=self.pools_prefix)
 
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
         """Log-probabilities of each image's class: values [B, K]."""

@@ -3,15 +3,16 @@
 B batch, M tokens, H heads, D channels per head.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
-from timm.layers.attention import Attention
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbone.exact_attention import exact_attention
+from pipeline.backbone.rotary import Rope, mean_by_rows, unmerged
 from pipeline.token_state import wide, widened
 
 SMALLEST_SIZE = 1e-20
@@ -57,40 +58,52 @@ def proportional_attention(
     scale: float,
     dropout: float = 0.0,
     packed: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T + log size) v through PyTorch's fused kernels.
+    """softmax(scale * q k^T + log size + bias) v through PyTorch's fused kernels.
 
-    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None -> [B, H, M, D]. packed
-    [3, B, H, M, D]: the tensor of q, k and v, where they lie in one; it is then copied at once.
+    q, k, v [B, H, M, D]; size [B, M], float32 (float64 with q in float64), or None; bias [B, H, M], of the
+    same dtype, or None -> [B, H, M, D]. packed [3, B, H, M, D]: the tensor of q, k and v, where they lie in
+    one; it is then copied at once.
 
     The logarithm is the kernel's mask where it needs no gradient and has q's dtype. Elsewhere a mask would
     cost the fused kernel or the precision, so the logarithm becomes extra channels of the key, against ones
     in the query.
     """
-    if size is None:
+    if size is None and bias is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     # under CUDA's autocast the norms of queries and keys return float32, and the kernel would round the mask
     q, k = q.to(v.dtype), k.to(v.dtype)
-    needs_grad = size.requires_grad and torch.is_grad_enabled()
-    if q.dtype == size.dtype and not needs_grad:
-        mask = log_size(size)[:, None, None, :]
+    parts = [part for part in (size, bias) if part is not None]
+    needs_grad = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+    if q.dtype == parts[0].dtype and not needs_grad:
+        mask = _weight_of_keys(size, bias)[:, :, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     dim = q.shape[-1]
     pad = partial(F.pad, pad=(0, 2 + -(dim + 2) % 8), value=1.0)
     padded = pad(packed) if packed is not None else [pad(x) for x in (q, k, v)]
-    _write_bias(padded[1][..., dim:], log_size(size, 1 / scale))
+    _write_bias(padded[1][..., dim:], _weight_of_keys(size, bias, 1 / scale))
     return F.scaled_dot_product_attention(*padded, dropout_p=dropout, scale=scale)[..., :dim]
 
 
+def _weight_of_keys(size: Tensor | None, bias: Tensor | None, factor: float = 1.0) -> Tensor:
+    """[B, 1 or H, M]: factor * (log size + bias)."""
+    of_size = None if size is None else log_size(size, factor)[:, None]
+    if bias is None:
+        assert of_size is not None
+        return of_size
+    return bias * factor if of_size is None else of_size + bias * factor
+
+
 def _write_bias(channels: Tensor, bias: Tensor) -> None:
-    """Writes the bias [B, M] into the first two channels [B, H, M, 2 or more] of the keys, rounded, and what
-    rounding left: bfloat16 then keeps about 16 bits of it.
+    """Writes the bias [B, 1 or H, M] into the first two channels [B, H, M, 2 or more] of the keys, rounded,
+    and what rounding left: bfloat16 then keeps about 16 bits of it.
 
     All others are ones, which make a multiple of 8 channels for the GPU kernels. They are the same for all
     keys, and so cancel in the softmax; the channels of the values are cut off.
     """
-    channels[..., 0] = bias[:, None]
-    channels[..., 1] = (bias - channels[:, 0, :, 0]).detach()[:, None]
+    channels[..., 0] = bias
+    channels[..., 1] = (bias - channels[:, : bias.shape[1], :, 0]).detach()
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float) -> Tensor:
@@ -103,26 +116,53 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
     return (weights / weights.sum(dim=-1, keepdim=True)) @ widened(v)
 
 
-def attend(
-    attn: Attention, x: Tensor, size: Tensor | None, *, exact: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs `attn`, timm's Attention, with sizes. x [B, M, C], size [B, M] or None -> output [B, M, C],
-    queries and keys [B, H, M, D].
+@dataclass(frozen=True)
+class Place:
+    """What attention has to know of the tokens beside their channels. size [B, M], or None where each counts
+    once. exact: round as the authors' release does, without attention dropout; see `exact_attention`."""
 
-    exact: round as the authors' release does, without attention dropout; see `exact_attention`.
-    """
-    batch, num_tokens, _ = x.shape
-    qkv = attn.qkv(x).reshape(batch, num_tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    packed = qkv if isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity) else None
-    q, k = attn.q_norm(q), attn.k_norm(k)
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    if exact:
-        size = torch.ones(batch, num_tokens, dtype=wide(x.dtype), device=x.device) if size is None else size
-        mixed = exact_attention(q, k, v, size, scale=attn.scale)
-    else:
-        mixed = proportional_attention(q, k, v, size, scale=attn.scale, dropout=dropout, packed=packed)
-    mixed = attn.norm(mixed.transpose(1, 2).reshape(batch, num_tokens, attn.attn_dim))
-    if attn.gate is not None:
-        mixed = mixed * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(mixed)), q, k
+    size: Tensor | None = None
+    rope: Rope | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What attention gives: output [B, H, M, D]; q, k [B, H, M, D], as in its logits; keys [B, H, M, D],
+    before rotary positions."""
+
+    output: Tensor
+    q: Tensor
+    k: Tensor
+    keys: Tensor
+
+
+def mix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    place: Place,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    packed: Tensor | None = None,
+) -> Mixed:
+    """Attention of tokens that stand for several patches, at several positions. q, k, v, packed: see
+    `proportional_attention`."""
+    keys, size, rope = k, place.size, place.rope
+    if rope is not None and rope.rows is not None:
+        spread = [unmerged(x, rope.rows) for x in (q, k, v)]
+        every = proportional_attention(
+            rope.rotate(spread[0]), rope.rotate(spread[1]), spread[2], None, scale=scale, dropout=dropout
+        )
+        return Mixed(mean_by_rows(every, rope.rows, q.shape[2]), q, k, keys)
+    bias = None
+    if rope is not None:
+        bias, packed = rope.key_bias(q, k, scale), None
+        q, k = rope.rotate(q).type_as(v), rope.rotate(k).type_as(v)
+    if place.exact:
+        if size is None:
+            size = torch.ones(len(q), q.shape[2], dtype=wide(q.dtype), device=q.device)
+        return Mixed(exact_attention(q, k, v, size, scale=scale), q, k, keys)
+    output = proportional_attention(q, k, v, size, scale=scale, dropout=dropout, packed=packed, bias=bias)
+    return Mixed(output, q, k, keys)

@@ -6,13 +6,17 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers.attention import Attention
+from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models import is_model_in_modules
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from pipeline.backbone.block import obstacle_of
 from pipeline.backbone.metric import EmbeddingSpec
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.rotary import RotaryRule
+from pipeline.backbone.vit import MergingViT, patch_of
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
@@ -30,9 +34,13 @@ NOT_OPTIONS = {
     "dtype": "set engine.precision",
 }
 """Arguments of timm's class that are set elsewhere -> where."""
-OPTIONS = set(inspect.signature(VisionTransformer.__init__).parameters) - {"self"} - NOT_OPTIONS.keys()
-"""Arguments of timm's class alone. Those of timm's loader are refused: `checkpoint_path` and `pretrained_cfg`
-read files and URLs."""
+CLASSES = (VisionTransformer, Eva)
+OPTIONS = {name for kind in CLASSES for name in inspect.signature(kind.__init__).parameters} - {
+    "self",
+    *NOT_OPTIONS,
+}
+"""Arguments of timm's classes alone. Those of timm's loader are refused: `checkpoint_path` and
+`pretrained_cfg` read files and URLs."""
 LARGEST = {"depth": 512}
 """Largest values of options. A stranger's run may ask for a hundred thousand blocks, which take hours to
 build."""
@@ -50,13 +58,15 @@ def build_backbone(
     drop_path: float = 0.0,
     timm_options: dict[str, Any] | None = None,
     embedding: EmbeddingSpec | None = None,
+    rotary: RotaryRule | None = None,
     **policy_options: Any,
 ) -> MergingViT:
-    """A timm VisionTransformer that merges tokens by `policy`.
+    """A timm VisionTransformer or Eva that merges tokens by `policy`.
 
     reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE)
-    or `never`. embedding: whether tasks share the metric embedding (None: they do). timm_options go to timm's
-    class, policy_options to the policy. Raises ConfigError for other models than a plain ViT and wrong
+    or `never`. embedding: whether tasks share the metric embedding (None: they do). rotary: how merged tokens
+    get rotary positions (None: by mean rotation). timm_options go to timm's class, policy_options to the
+    policy. Raises ConfigError for models that merging would compute wrongly (docs/models.md) and wrong
     options.
     """
     merge_policy = POLICIES.build(policy, **policy_options)
@@ -70,6 +80,7 @@ def build_backbone(
         proportional_attention=proportional_attention,
         grad_checkpointing=grad_checkpointing,
         embedding=embedding,
+        rotary=rotary,
     )
 
 
@@ -81,15 +92,17 @@ def create_vit(
     img_size: int | tuple[int, int] | None = None,
     drop_path: float = 0.0,
     timm_options: dict[str, Any] | None = None,
-) -> VisionTransformer:
+) -> VisionTransformer | Eva:
     """timm's own model, after a check that MergingViT can drive it. num_classes: None keeps its own head.
     Raises ConfigError."""
-    if not timm.is_model(name.partition(".")[0]):
-        raise ConfigError(
-            unknown_name("timm model", name, timm.list_models("*vit*") + timm.list_models("deit*"))
-        )
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise ConfigError(unknown_name("timm model", name, timm.list_models()))
     _check_options(timm_options or {})
     options = {"drop_path_rate": drop_path, **(timm_options or {})}
+    if is_model_in_modules(architecture, ("eva",)):
+        # else its rotary positions are those of one grid, whatever the images
+        options["dynamic_img_size"] = True
     if img_size is not None:
         options["img_size"] = img_size
     if num_classes is not None:
@@ -118,30 +131,23 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"backbone option '{name}' is {value}; give at most {most}")
 
 
-def _supported(vit: nn.Module, name: str) -> VisionTransformer:
+def _supported(vit: nn.Module, name: str) -> VisionTransformer | Eva:
     """The model. Raises ConfigError for one that MergingViT would compute wrongly, naming the part."""
-    if not isinstance(vit, VisionTransformer):
+    if not isinstance(vit, CLASSES):
         raise ConfigError(
-            f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer (ViT, DeiT, "
-            "MAE, DINOv2, ...)"
+            f"'{name}' is a {type(vit).__name__}; merging drives timm's VisionTransformer (ViT, DeiT, MAE, "
+            "DINOv2, SigLIP, ...) and Eva (EVA02, DINOv3, PE, ...)"
         )
     blocks = list(vit.blocks.children())
-    strange_block = next((type(b).__name__ for b in blocks if type(b) is not Block), None)
-    strange_attention = next(
-        (type(b.attn).__name__ for b in blocks if type(getattr(b, "attn", None)) is not Attention), None
-    )
+    strange = next(filter(None, map(obstacle_of, blocks)), None)
     obstacle = None
     if len(blocks) == 0:
         obstacle = "it has no blocks"
-    elif strange_block:
-        obstacle = f"its blocks are {strange_block}, not the plain pre-norm Block"
-    elif strange_attention:
-        obstacle = (
-            f"its attention is {strange_attention}, which may add positions that merged tokens do not have"
-        )
-    elif type(vit.patch_embed) is not PatchEmbed:
+    elif strange:
+        obstacle = strange
+    elif type(vit.patch_embed) not in (PatchEmbed, HybridEmbed):
         obstacle = f"its patch embedding is {type(vit.patch_embed).__name__}, not one convolution"
-    elif not isinstance(vit.patch_drop, nn.Identity):
+    elif not isinstance(vit.patch_drop, nn.Identity | None):
         obstacle = (
             "patch dropout removes patches, so that the grid could not be restored; set patch_drop_rate to 0"
         )
@@ -156,7 +162,7 @@ def model_facts(config: BackboneConfig) -> ModelFacts:
     with torch.device("meta"):
         vit = create_vit(config.name, img_size=config.img_size, timm_options=config.options)
     return ModelFacts(
-        patch=tuple(vit.patch_embed.patch_size),
+        patch=patch_of(vit),
         depth=len(list(vit.blocks.children())),
         num_prefix=vit.num_prefix_tokens,
         grid=tuple(vit.patch_embed.grid_size),

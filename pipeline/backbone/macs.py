@@ -8,11 +8,17 @@ gathering. Measured time includes them.
 """
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, cast
 
+import torch
+from timm.layers.hybrid_embed import HybridEmbed
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbone.vit import MergingBlock, MergingViT
+from pipeline.backbone.block import MergingBlock
+from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.merging.matching import Split
 from pipeline.merging.schedule import ReductionSpec, mergeable, merging_blocks, tokens_per_block
@@ -41,18 +47,21 @@ def count_macs(
 ) -> MacCount:
     """MACs of one image in inference, without a head. grid: (h, w) patches; None: the backbone's own.
     reduction: None takes the backbone's. Raises ConfigError for a wrong reduction."""
-    height, width = grid = grid or backbone.grid
+    grid = grid or backbone.grid
     schedule = backbone.schedule(grid, reduction)
-    patches = height * width
-    start = patches + backbone.num_prefix
+    start = grid[0] * grid[1] + backbone.num_prefix
     after = tokens_per_block(schedule, start)
     before = (start, *after[:-1])
-    blocks = [_block_macs(block, n, m) for block, n, m in zip(backbone.blocks, before, after, strict=True)]
+    virtual = backbone.rope is not None and backbone.rotary_rule.name == "virtual_unmerging"
+    blocks = [
+        _block_macs(block, n, m, start if virtual else n)
+        for block, n, m in zip(backbone.blocks, before, after, strict=True)
+    ]
     metric = [
         _metric_macs(block, n, backbone.num_prefix, r)
         for block, n, r in zip(backbone.blocks, before, schedule, strict=True)
     ]
-    embed = patches * backbone.patch_embed.proj.weight.numel()
+    embed = _embed_macs(backbone, grid)
     return MacCount(embed + sum(blocks) + sum(metric), embed, tuple(blocks), tuple(metric), after)
 
 
@@ -105,29 +114,44 @@ def spread(total: int, depth: int) -> list[int]:
     return [total // depth + (i < total % depth) for i in range(depth)]
 
 
-def _block_macs(block: MergingBlock, before: int, after: int) -> int:
-    attn = block.attn
-    linear = _linear_macs(attn) * before
-    return linear + 2 * before * before * attn.attn_dim + _linear_macs(block.mlp) * after
+def _embed_macs(backbone: MergingViT, grid: tuple[int, int]) -> int:
+    """MACs of the patch embedding; those of a network before it are counted in a pass of one black image."""
+    patch_embed = backbone.patch_embed
+    weight = patch_embed.get_parameter("proj.weight")
+    own = grid[0] * grid[1] * weight.numel()
+    if not isinstance(patch_embed, HybridEmbed):
+        return own
+    height, width = backbone.patch_size
+    image = weight.new_zeros(1, 3, grid[0] * height, grid[1] * width)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cast(Any, patch_embed.backbone)(image)
+    return own + counter.get_total_flops() // 2
+
+
+def _block_macs(block: MergingBlock, before: int, after: int, attended: int) -> int:
+    (first, second), (heads, dim) = block.halves, block.heads
+    return _linear_macs(first) * before + 2 * attended * attended * heads * dim + _linear_macs(second) * after
 
 
 def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int) -> int:
     """MACs of what the policy needs: it compares the pairs once by each of the vectors. What it reads of the
     attention is summed up from logits that are computed once more."""
-    needs, attn = block.policy.needs, block.attn
+    needs, (heads, dim) = block.policy.needs, block.heads
     if r <= 0:
         return 0
     macs = 0
-    widths = {"tokens": attn.qkv.in_features, "keys": attn.head_dim}
+    widths = {"tokens": block.width, "keys": dim}
     if block.metric is not None and "embedding" in needs:
         macs += num_tokens * block.metric.weight.numel()
         widths["embedding"] = block.metric.out_features
     if needs & {"received", "entropy"}:
-        macs += num_tokens * num_tokens * attn.attn_dim
+        macs += num_tokens * num_tokens * heads * dim
     num_sources, num_destinations = Split.by_parity(num_tokens, num_prefix).counts
     return macs + num_sources * num_destinations * sum(widths[name] for name in needs & widths.keys())
 
 
-def _linear_macs(module: nn.Module) -> int:
+def _linear_macs(parts: Iterable[nn.Module]) -> int:
     """MACs of all linear layers for one token."""
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+    return sum(
+        layer.weight.numel() for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)
+    )

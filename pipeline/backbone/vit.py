@@ -11,85 +11,32 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from timm.layers.attention import Attention
+from timm.layers.hybrid_embed import HybridEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.layers.pos_embed_sincos import RotaryEmbeddingMixed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from pipeline.backbone.attention import attend
+import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
+from pipeline.backbone.block import MergingBlock, become_merging
 from pipeline.backbone.metric import EmbeddingSpec
+from pipeline.backbone.rotary import Rotary, RotaryRule
+from pipeline.backbone.run_blocks import (
+    Pass,
+    block_number,
+    check_proportional_attention,
+    kind_of_pass,
+    run_blocks,
+)
 from pipeline.errors import ConfigError
-from pipeline.merging.evidence import Evidence
-from pipeline.merging.policy import MergePolicy, merge
+from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
-from pipeline.merging.unmerge import carry_residual, harden, start_unmerge, unmerge_state
+from pipeline.merging.unmerge import harden, start_unmerge, unmerge_state
 from pipeline.parts import BASE
-from pipeline.token_state import BackboneOutput, Carried, MergePoint, Residual, TokenState
+from pipeline.token_state import BackboneOutput, Carried, Residual, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
-PROPORTIONAL_ATTENTION = ("always", "train", "never")
-
-
-class MergingBlock(nn.Module):
-    """timm's pre-norm Block with a merge between attention and MLP."""
-
-    norm1: nn.Module
-    attn: Attention
-    ls1: nn.Module
-    drop_path1: nn.Module
-    norm2: nn.Module
-    mlp: nn.Module
-    ls2: nn.Module
-    drop_path2: nn.Module
-
-    def __init__(self, block: nn.Module, policy: MergePolicy, embedding: EmbeddingSpec):
-        super().__init__()
-        for name, part in block.named_children():
-            self.add_module(name, part)
-        self.policy = policy
-        dim: int = self.attn.qkv.in_features
-        width = policy.embedding_dim(dim, self.attn.head_dim)
-        self.metric = embedding.build(dim, width) if policy.learned else None
-
-    def forward(
-        self,
-        state: TokenState,
-        r: int,
-        *,
-        use_size: bool,
-        relaxed: bool,
-        task: str | None = None,
-        tell: Callable[[MergePoint], None] | None = None,
-    ) -> TokenState:
-        """The state after the block, with r tokens less.
-
-        use_size: attend by size, as an earlier block merged. relaxed: use the policy's differentiable merge.
-        task: the one whose metric embedding decides, where tasks have their own. tell: called with the
-        block's MergePoint. Raises ConfigError where that is asked of a policy without a metric.
-        """
-        x = self.norm1(state.tokens)
-        exact, size = relaxed and self.policy.exact_attention, state.size if use_size else None
-        mixed, q, k = attend(self.attn, x, size, exact=exact)
-        state = state.with_tokens(state.tokens + self.drop_path1(self.ls1(mixed)))
-        embed = None if self.metric is None else partial(self.metric, task=task)
-        evidence = Evidence(x, q, k, size=size, scale=self.attn.scale, embed=embed)
-        if tell is not None:
-            point = self._observed(state, evidence)
-            tell(point)
-            state = carry_residual(state, state.with_tokens(state.tokens + point.probe))
-        state = merge(self.policy, evidence, state, r, relaxed=relaxed)
-        return state.with_tokens(state.tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(state.tokens)))))
-
-    def _observed(self, state: TokenState, evidence: Evidence) -> MergePoint:
-        """The input of the merge, and a probe whose gradient can be taken even where the backbone is
-        frozen."""
-        metric = self.policy.metric(evidence)
-        if metric is None:
-            raise ConfigError(
-                "merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')"
-            )
-        return MergePoint(state, metric, torch.zeros_like(state.tokens, requires_grad=True))
 
 
 class Blocks(nn.ModuleList):
@@ -105,26 +52,23 @@ class MergingViT(nn.Module):
     the module."""
 
     part_kind = BASE
-    undecayed = (*PREFIX_TOKENS, "pos_embed")
+    undecayed = (*PREFIX_TOKENS, "pos_embed", "rope.freqs")
     """Parameters of several dims without weight decay, as in timm."""
     pos_embed: nn.Parameter | None
 
     def __init__(
         self,
-        vit: VisionTransformer,
+        vit: VisionTransformer | Eva,
         policy: MergePolicy,
         reduction: ReductionSpec = 0,
         *,
         proportional_attention: str = "always",
         grad_checkpointing: bool = False,
         embedding: EmbeddingSpec | None = None,
+        rotary: RotaryRule | None = None,
     ):
         super().__init__()
-        if proportional_attention not in PROPORTIONAL_ATTENTION:
-            raise ConfigError(
-                f"proportional_attention is '{proportional_attention}'; give one of "
-                f"{', '.join(PROPORTIONAL_ATTENTION)}"
-            )
+        check_proportional_attention(proportional_attention)
         self.patch_embed, self.pos_drop, self.norm_pre, self.norm = (
             vit.patch_embed,
             vit.pos_drop,
@@ -133,23 +77,31 @@ class MergingViT(nn.Module):
         )
         for name in (*PREFIX_TOKENS, "pos_embed"):
             self.register_parameter(name, getattr(vit, name, None))
+        self.rope: Any = getattr(vit, "rope", None)
+        """timm's module of rotary positions, or None."""
+        self._rotates_halves = any(getattr(part, "rotate_half", False) for part in vit.blocks.modules())
         spec = embedding or EmbeddingSpec()
-        self.blocks = Blocks(MergingBlock(block, policy, spec) for block in vit.blocks.children())
+        self.blocks = Blocks(become_merging(block, policy, spec) for block in vit.blocks.children())
         self.policy = policy
         self.proportional_attention = proportional_attention
         self.grad_checkpointing = grad_checkpointing
+        self.rotary_rule = rotary or RotaryRule()
         self.no_embed_class: bool = vit.no_embed_class
         self.num_prefix: int = vit.num_prefix_tokens
         self.embed_dim: int = vit.embed_dim
         self.depth = len(self.blocks)
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
-        self.patch_size: tuple[int, int] = tuple(vit.patch_embed.patch_size)
+        self.patch_size = patch_of(vit)
         self.global_pool: str = vit.global_pool
         self.pretrained_cfg: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
         """What timm says of the model and its weights."""
+        self.pools_prefix: bool = getattr(vit, "pool_include_prefix", vit.attn_pool is not None)
+        """Whether pooling by attention reads the prefix too."""
         self.norm_after_pool = isinstance(vit.norm, nn.Identity)
         self.build_fc_norm: Callable[[], nn.Module] = partial(copy.deepcopy, vit.fc_norm)
         """Builds a copy of timm's norm between pooling and head, for a head to own."""
+        self.build_attn_pool: Callable[[], nn.Module | None] = partial(copy.deepcopy, vit.attn_pool)
+        """Builds a copy of timm's pooling by attention, for a head to own; None where the model has none."""
         self.set_reduction(reduction)
 
     def set_reduction(self, reduction: ReductionSpec) -> None:
@@ -218,44 +170,27 @@ class MergingViT(nn.Module):
         Raises ConfigError where H or W does not divide by the patch, and for a tap or a first block that the
         backbone does not have.
         """
-        taps = {self._block_of(tap, f"taps are {tuple(taps)}; give blocks") for tap in taps}
-        first = self.depth
+        taps = {block_number(tap, self.depth, f"taps are {tuple(taps)}; give blocks") for tap in taps}
         if merge_points_from is not None:
-            first = self._block_of(
-                merge_points_from, f"merge_points_from is {merge_points_from}; give a block"
-            )
-        training = self.training if training is None else training
-        relaxed = self.policy.supports_relaxed and (training if relaxed is None else relaxed)
-        proportional = self.proportional_attention == "always" or (
-            self.proportional_attention == "train" and training
-        )
+            asked = f"merge_points_from is {merge_points_from}; give a block"
+            merge_points_from = block_number(merge_points_from, self.depth, asked)
         tokens, grid = self._embed(images)
         state = TokenState.start(tokens, grid, self.num_prefix)
         state = start_unmerge(replace(state, carried=dict(carried or {})), unmerge)
-        tapped: list[TokenState] = []
-        points: list[MergePoint] = []
-        options: dict[str, Any] = {"relaxed": relaxed, "task": task, "use_size": False}
-        for i, (block, r) in enumerate(zip(self.blocks, self.schedule(grid, reduction), strict=True)):
-            if i >= first:
-                state = block(state, r, **options, tell=points.append)
-            elif self.grad_checkpointing and torch.is_grad_enabled():
-                state = cast(TokenState, checkpoint(block, state, r, **options, use_reentrant=False))
-            else:
-                state = block(state, r, **options)
-            options["use_size"] = proportional and (options["use_size"] or r > 0)
-            if i in taps:
-                tapped.append(state)
+        training = self.training if training is None else training
+        how = Pass(
+            self.schedule(grid, reduction),
+            **kind_of_pass(self.policy, self.proportional_attention, training=training, relaxed=relaxed),
+            task=task,
+            taps=taps,
+            points_from=merge_points_from,
+            checkpointing=self.grad_checkpointing,
+        )
+        state, tapped, points = run_blocks(self.blocks, state, how, self._rotary(grid))
         states = [self._normed(state), *tapped]
         if unmerge == "copy":
             states = [harden(state) for state in states]
         return BackboneOutput(states[0], tuple(states[1:]), tuple(points))
-
-    def _block_of(self, number: int, asked: str) -> int:
-        """Number of a block, where -1 is the last. asked: begin of the message that refuses another one."""
-        if not -self.depth <= number < self.depth:
-            last = self.depth - 1
-            raise ConfigError(f"{asked} of the {self.depth}, 0 to {last}, or -1 for the last and so on")
-        return number % self.depth
 
     def _normed(self, state: TokenState) -> TokenState:
         """The state after the last norm, which each position passes with its residual."""
@@ -272,8 +207,7 @@ class MergingViT(nn.Module):
                 "`to` of a stream's batch makes them"
             )
         grid = self.grid_of(images)
-        patches = self.patch_embed.proj(images).flatten(2).mT
-        patches = self.patch_embed.norm(patches)
+        patches = _patches(self.patch_embed, images)
         prefix = [
             token.expand(patches.shape[0], -1, -1)
             for name in PREFIX_TOKENS
@@ -290,3 +224,26 @@ class MergingViT(nn.Module):
         else:
             tokens = torch.cat([*prefix, patches], dim=1) + position
         return self.norm_pre(self.pos_drop(tokens)), grid
+
+    def _rotary(self, grid: tuple[int, int]) -> Rotary | None:
+        """The rotary positions of a grid (h, w) of patches; None where the model has none."""
+        if self.rope is None:
+            return None
+        tables = self.rope.get_embed(shape=list(grid))
+        each = tables.unbind(0) if isinstance(self.rope, RotaryEmbeddingMixed) else (tables,)
+        return Rotary.of(each, self.num_prefix, self._rotates_halves, self.rotary_rule)
+
+
+def _patches(patch_embed: nn.Module, images: Tensor) -> Tensor:
+    """[B, h w, C] of images of any size, by timm's PatchEmbed, or by its HybridEmbed."""
+    if isinstance(patch_embed, HybridEmbed):
+        features = cast(Any, patch_embed.backbone)(images)
+        images = features[-1] if isinstance(features, list | tuple) else features
+    patches = patch_embed.get_submodule("proj")(images).flatten(2).mT
+    return patches if isinstance(patch_embed, HybridEmbed) else patch_embed.get_submodule("norm")(patches)
+
+
+def patch_of(vit: VisionTransformer | Eva) -> tuple[int, int]:
+    """Pixels (height, width) of a token, with the strides of a network before the patch embedding."""
+    height, width = cast(tuple[int, int], vit.patch_embed.feat_ratio(as_scalar=False))
+    return height, width

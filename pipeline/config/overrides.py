@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 log = logging.getLogger(__name__)
 
 UNMERGED = ("merging.policy", "none")
-KEPT_UNMERGED = ("policy", "embedding", "adapter_rank")
+KEPT_UNMERGED = ("policy", "embedding", "adapter_rank", "rotary", "rotary_bias")
 """Fields of the section `merging` that do not say how many tokens merge, and how."""
 MOST_CHARACTERS = 1 << 16
 """Characters of the longest override."""

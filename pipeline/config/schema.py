@@ -40,7 +40,7 @@ class BackboneConfig:
     """The shared ViT."""
 
     name: str
-    """A timm VisionTransformer name, for instance `deit_small_patch16_224`."""
+    """Name of a timm VisionTransformer or Eva, for instance `deit_small_patch16_224` (docs/models.md)."""
     pretrained: bool = False
     """Load timm's weights of this name (downloads them)."""
     weights: str | None = None
@@ -72,12 +72,22 @@ class MergingConfig(ReductionConfig):
     """Metric embeddings: one for all tasks, one per task, or one for all with a low-rank adapter per task."""
     adapter_rank: int = 4
     """Rank of an adapter."""
+    rotary: Literal["mean_rotation", "destination", "mean_coordinate", "virtual_unmerging"] = "mean_rotation"
+    """Rotary position of a merged token, in backbones that have such (docs/models.md): the mean of its
+    patches' rotations, the rotation of the one that the others merged into, that at the mean of their
+    coordinates, or each patch at its own, for which attention stays as large as unmerged."""
+    rotary_bias: bool = False
+    """With `mean_rotation`: add to each key's logits what the mean loses to second order."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the policy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.adapter_rank >= 1, f"merging.adapter_rank is {self.adapter_rank}; give 1 or more")
+        require(
+            not self.rotary_bias or self.rotary == "mean_rotation",
+            f"merging.rotary_bias goes with merging.rotary 'mean_rotation', not '{self.rotary}'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 B batch, M tokens before, K slots after, E pairs of a source and a slot, C channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -33,6 +34,17 @@ def apply(state: TokenState, assignment: Assignment) -> TokenState:
             merges=(*state.merges, assignment),
             carried=carried,
         )
+
+
+def replay(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
+    """Values [B, N, ...] of the input's tokens, moved through all merges as what tokens carry by `mean`:
+    [B, M, ...], in their dtype."""
+    with torch.autocast(values.device.type, enabled=False):
+        size = widened(values.new_ones(values.shape[:2]))
+        for merge in merges:
+            move = _Move(size, merge)
+            values, size = move.mean(values), move.size
+        return values
 
 
 class _Move:

@@ -19,8 +19,9 @@ class Evidence:
     """One block's tokens and attention, right before its merge; each value is computed once.
 
     tokens [B, M, C]: input of the attention, after the block's first norm. q, k [B, H, M, D]: its queries and
-    keys. scale: factor of its logits. size [B, M]: how often each key counts; None: once. embed: the block's
-    learned embedding, which maps [B, M, C] to [B, M, F]; None where it has none.
+    keys, as in its logits. keys [B, H, M, D]: the keys before rotary positions; None: the same. scale: factor
+    of the logits. size [B, M]: how often each key counts; None: once. embed: the block's learned embedding,
+    which maps [B, M, C] to [B, M, F]; None where it has none.
     """
 
     def __init__(
@@ -30,17 +31,19 @@ class Evidence:
         k: Tensor,
         *,
         scale: float,
+        keys: Tensor | None = None,
         size: Tensor | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ):
         self.tokens, self._q, self._k = tokens, q, k
+        self._keys = k if keys is None else keys
         self._scale, self._size, self._embed = scale, size, embed
         self._known: dict[str, Any] = {}
 
     @property
     def keys(self) -> Tensor:
-        """[B, M, D]: the mean over heads of the attention's keys."""
-        return self._once("keys", lambda: self._k.mean(dim=1))
+        """[B, M, D]: the mean over heads of the attention's keys, before rotary positions."""
+        return self._once("keys", lambda: self._keys.mean(dim=1))
 
     @property
     def embedding(self) -> Tensor:

@@ -55,8 +55,11 @@ def similarity(metric: Tensor, split: Split) -> Tensor:
 
 
 def match(state: TokenState, scores: Tensor, split: Split, r: int) -> Assignment:
-    """The r sources whose best destination scores highest merge into it. scores [B, Na, Nb]; r <= Na."""
+    """The r sources whose best destination scores highest merge into it, and padding before all others.
+    scores [B, Na, Nb]; r <= Na."""
     best, target = scores.max(dim=-1)
+    if state.padded:
+        best = best.masked_fill(state.size[:, split.sources] == 0, torch.inf)
     ranked = best.argsort(dim=-1, descending=True)
     return pair_up(state, ranked, target.gather(1, ranked[:, :r]), split)
 

@@ -51,7 +51,7 @@ def unmerge_tokens(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
     if not merges:
         return values
     if all(merge.share is None for merge in merges):
-        return take_rows(values, _slot_rows(merges))
+        return take_rows(values, slot_rows(merges))
     with torch.autocast(values.device.type, enabled=False):
         return reduce(_undo, reversed(merges), widened(values)).to(values.dtype)
 
@@ -61,7 +61,7 @@ def slots(state: TokenState) -> Tensor:
     reached through the largest share of each merge."""
     if not state.merges:
         return rows_of(1, state.tokens.shape[1], state.tokens.device).expand(len(state.tokens), -1)
-    return _slot_rows(state.merges) % state.tokens.shape[1]
+    return slot_rows(state.merges) % state.tokens.shape[1]
 
 
 def start_unmerge(state: TokenState, how: str | None) -> TokenState:
@@ -95,8 +95,9 @@ def _hardened(merge: Assignment) -> Assignment:
     return replace(merge, source=rows_of(len(slot), merge.num_tokens, slot.device), slot=slot, share=None)
 
 
-def _slot_rows(merges: Sequence[Assignment]) -> Tensor:
-    """[B, N] int64: the slot of each input position, as a row of the flattened batch."""
+def slot_rows(merges: Sequence[Assignment]) -> Tensor:
+    """[B, N] int64: the slot of each input position, as a row of the flattened batch. There is at least one
+    merge."""
     return reduce(lambda rows, merge: _slot_of(merge).flatten()[rows], merges[1:], _slot_of(merges[0]))
 
 

@@ -54,11 +54,13 @@ class MergeCost(Objective):
         result = task(output, batch)
         points = output.merge_points[: depth - first]
         likelihood = drawn_log_likelihood(task.log_probs(result, batch))
-        grads = torch.autograd.grad(likelihood, [point.probe for point in points])
+        grads = iter(torch.autograd.grad(likelihood, [probe for point in points for probe in point.probes]))
         merged = self.pairs == "merged"
         shares = merged_shares(schedule, math.prod(grid)) if merged else [None] * len(schedule)
-        priced = zip(points, grads, shares[first:depth], strict=True)
-        costs = [expected_cost(point, grad, self.temperature, share) for point, grad, share in priced]
+        costs = [
+            expected_cost(point, [next(grads) for _ in point.probes], self.temperature, share)
+            for point, share in zip(points, shares[first:depth], strict=True)
+        ]
         loss = torch.stack(costs).mean()
         count = len(batch.images)
         return TaskOutput(

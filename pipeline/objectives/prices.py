@@ -11,11 +11,13 @@ and one backward pass through the unmerged model prices all pairs of all blocks.
 (docs/merge_cost.md). B batch, M tokens, C channels, Na sources, Nb destinations.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pipeline.merging.matching import Split, parity_split, similarity
-from pipeline.token_state import MergePoint, widened
+from pipeline.token_state import ROPE, MergePoint, widened
 
 
 def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tensor:
@@ -35,19 +37,23 @@ def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tens
     return ((moved_a + moved_b) / (size_a + size_b)).square() / 2
 
 
-def expected_cost(point: MergePoint, grad: Tensor, temperature: float, share: float | None = None) -> Tensor:
+def expected_cost(
+    point: MergePoint, grads: Sequence[Tensor], temperature: float, share: float | None = None
+) -> Tensor:
     """Mean cost of the pairs that the metric would merge: of the first pair, or, with `share`, of the pairs
     that merge this share of the patches.
 
     A scalar, differentiable in the metric alone. It is divided by the mean cost of all pairs, so that all
-    blocks weigh the same; a metric that cannot tell pairs apart gets 1. grad [B, M, C]: see `pair_costs`.
+    blocks weigh the same; a metric that cannot tell pairs apart gets 1. grads: those of the point's probes.
+    A rotary position that merging averages is moved like a token, so it is priced as further channels.
     """
     state = point.state
+    moved = [state.tokens] if point.rope_probe is None else [state.tokens, state.carried[ROPE].values]
     split = parity_split(state)
-    with torch.autocast(grad.device.type, enabled=False):
+    with torch.autocast(state.tokens.device.type, enabled=False):
         if min(split.counts) == 0:
             return point.metric.sum() * 0  # no pair is left
-        costs = pair_costs(state.tokens.detach(), state.size, grad, split)
+        costs = pair_costs(_channels(moved).detach(), state.size, _channels(grads), split)
         scores = similarity(point.metric, split)
         if share is None:
             cost = _cost_of_first(costs, scores, temperature)
@@ -55,6 +61,11 @@ def expected_cost(point: MergePoint, grad: Tensor, temperature: float, share: fl
             r = round(share * (state.num_active - state.num_prefix))
             cost = _cost_of_merged(costs, scores, temperature, r)
         return cost / costs.mean().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _channels(parts: Sequence[Tensor]) -> Tensor:
+    """[B, M, C], float32 or wider: parts [B, M, ...] side by side."""
+    return torch.cat([widened(part) for part in parts], dim=-1)
 
 
 def _cost_of_first(costs: Tensor, scores: Tensor, temperature: float) -> Tensor:

@@ -19,7 +19,8 @@ def parameter_groups(model: MultiTaskModel, config: RunConfig) -> list[dict[str,
     undecayed = {
         id(parameter)
         for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
+        if hasattr(module, "undecayed")
+        for name, parameter in module.named_parameters()
         if name in getattr(module, "undecayed", ())
     }
     groups: dict[str, dict[str, Any]] = {}

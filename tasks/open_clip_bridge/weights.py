@@ -188,7 +188,7 @@ def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
     vision, block = config["vision_cfg"], next(iter(backbone.blocks))
     if vision.get("timm_model_name"):
         return
-    heads, own_heads = vision.get("width", 768) // vision.get("head_width", 64), block.attn.num_heads
+    heads, own_heads = vision.get("width", 768) // vision.get("head_width", 64), block.heads[0]
     if heads != own_heads:
         raise CheckpointError(
             f"the checkpoint's image tower has {heads} heads, the backbone {own_heads}; give "
@@ -202,7 +202,7 @@ def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
         "gelu_tanh": F.gelu(x, approximate="tanh"),
         "gelu": F.gelu(x),
     }
-    if not torch.allclose(block.mlp.get_submodule("act")(x), values[wanted], atol=1e-5):
+    if not torch.allclose(block.get_submodule("mlp.act")(x), values[wanted], atol=1e-5):
         raise CheckpointError(
             f"the checkpoint's image tower has the activation {wanted}, the backbone another; give "
             f"backbone.options act_layer='{wanted}', "

@@ -47,8 +47,23 @@ PREFIXES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip: norm before the blocks": ("vit_base_patch16_clip_224", {}),
     "query and key norm": ("vit_tiny_patch16_224", {"qk_norm": True}),
     "swiglu": ("vit_giant_patch14_dinov2", {}),
+    "norm behind each half": ("vit_base_patch16_rpn_224", {}),
+    "two attentions side by side": ("vit_base_patch16_18x2_224", {}),
+    "attention and mlp side by side": ("vit_base_patch16_xp_224", {}),
+    "attention pooling": ("vit_base_patch16_siglip_224", {}),
+    "eva: bias of queries and values": ("eva_giant_patch14_224", {}),
+    "eva, norm behind each half": ("eva02_enormous_patch14_clip_224", {}),
+    "eva02: rotary positions": ("eva02_base_patch16_clip_224", {}),
+    "dinov3: rotary positions, registers": ("vit_small_patch16_dinov3", {}),
+    "sapiens2: rotary positions, keys for several queries": (
+        "vit_base_patch16_sapiens2",
+        {"num_kv_heads": 1, "rope_rescale_coords": 1.0},
+    ),
+    "pe: rotary and absolute positions, attention pooling": ("vit_pe_core_tiny_patch16_384", {}),
+    "rope-vit: rotary positions of each block": ("vit_small_patch16_rope_mixed_ape_224", {}),
 }
 """What is in front of the patches, and how the rest differs -> (timm name, timm options)."""
+ROTARY = [name for name in PREFIXES if "rotary" in name]
 
 
 def tiny_vit(

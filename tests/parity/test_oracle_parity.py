@@ -24,6 +24,7 @@ from oracle import (
 from tiny import IMG, PREFIXES, SEED, SIZES, all_edges, dense, generator, images, tiny_vit
 from torch import nn
 
+from pipeline.backbone.attention import Place
 from pipeline.backbone.build import create_vit
 from pipeline.backbone.weights.load import load_weights
 from pipeline.merging.apply import apply
@@ -158,7 +159,9 @@ def test_a_float32_training_block_and_its_gradient_are_those_of_the_release(size
             continue
         clear += 1
         weight = single.blocks[i].metric.weight.requires_grad_()
-        after = single.blocks[i](state, r, use_size=True, relaxed=True)
+        after = single.blocks[i](
+            state, r, Place(state.size, exact=single.policy.exact_attention), relaxed=True
+        )
         assert after.num_active == live and after.tokens.dtype == torch.float32
         sizes_in_order = after.size.sort().values[0].double(), size.sort().values
         torch.testing.assert_close(*sizes_in_order, atol=1e-3, rtol=0)
@@ -218,7 +221,7 @@ def test_a_float32_block_of_inference_merges_as_in_float64(variant, r):
             if margin.least < CLEAR:
                 continue
             clear += 1
-            after = single.blocks[i](state, r, use_size=True, relaxed=False)
+            after = single.blocks[i](state, r, Place(state.size), relaxed=False)
             torch.testing.assert_close(after.tokens[0].double(), x, atol=1e-5, rtol=1e-5)
             assert torch.equal(after.size[0].double(), size) and torch.equal(slots_of(after)[0], slots(holds))
     assert clear >= model.depth, "too few images whose choices are clear"

@@ -1,0 +1,179 @@
+"""A block of a library's ViT in which tokens merge between attention and MLP.
+
+A merging block is a subclass of the library's block, and an existing block becomes one by its class alone
+(`become_merging`). So its parts and their names stay the library's, and the way back is exact. Each family of
+blocks has a file in `hosts/`. B batch, M tokens, C channels, H heads, D channels of a head.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbone.attention import Mixed, Place
+from pipeline.backbone.metric import EmbeddingPerTask, EmbeddingSpec, MetricEmbedding
+from pipeline.errors import ConfigError
+from pipeline.merging.evidence import Evidence
+from pipeline.merging.policy import MergePolicy, merge
+from pipeline.merging.unmerge import carry_residual
+from pipeline.token_state import ROPE, MergePoint, TokenState
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Attended:
+    """The first half of a block. update [B, M, C]: what is added to the tokens. tokens [B, M, C]: what the
+    attention read, by which tokens are compared. scale: factor of its logits."""
+
+    update: Tensor
+    tokens: Tensor
+    mixed: Mixed
+    scale: float
+
+
+class MergingBlock(nn.Module):
+    """The merge, and what a host says of its blocks: a host is a subclass, of this and of its block."""
+
+    policy: MergePolicy
+    metric: MetricEmbedding | EmbeddingPerTask | None
+    """The embedding by which a policy that learns compares tokens."""
+
+    @staticmethod
+    def refuses(block: nn.Module) -> str | None:
+        """Why the merge would be computed wrongly in this block of the library; None where it would not."""
+        return None
+
+    def attend(self, x: Tensor, place: Place) -> Attended:
+        """The attention of tokens x [B, M, C], with its norms, scales and drop path."""
+        raise NotImplementedError
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Tokens x [B, M, C] after the MLP, with its norms, scales, drop path and residual connection."""
+        raise NotImplementedError
+
+    @property
+    def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:
+        """The parts whose linear layers see the tokens before the merge, and those that see the rest."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """C."""
+        raise NotImplementedError
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """H and D."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        state: TokenState,
+        r: int,
+        place: Place,
+        *,
+        relaxed: bool,
+        task: str | None = None,
+        tell: Callable[[MergePoint], None] | None = None,
+    ) -> TokenState:
+        """The state after the block, with r tokens less.
+
+        place: sizes, where an earlier block merged, and rotary positions. relaxed: use the policy's
+        differentiable merge. task: the one whose metric embedding decides, where tasks have their own. tell:
+        called with the block's MergePoint. Raises ConfigError where that is asked of a policy without a
+        metric.
+        """
+        attended = self.attend(state.tokens, place)
+        state = state.with_tokens(state.tokens + attended.update)
+        embed = None if self.metric is None else partial(self.metric, task=task)
+        mixed = attended.mixed
+        evidence = Evidence(
+            attended.tokens,
+            mixed.q,
+            mixed.k,
+            keys=mixed.keys,
+            size=place.size,
+            scale=attended.scale,
+            embed=embed,
+        )
+        if tell is not None:
+            point = self._observed(state, evidence)
+            tell(point)
+            moved = state.with_tokens(state.tokens + point.probe)
+            if point.rope_probe is not None:
+                moved = moved.with_carried(ROPE, state.carried[ROPE].values + point.rope_probe)
+            state = carry_residual(state, moved)
+        state = merge(self.policy, evidence, state, r, relaxed=relaxed)
+        return state.with_tokens(self.feed_forward(state.tokens))
+
+    def _observed(self, state: TokenState, evidence: Evidence) -> MergePoint:
+        """The input of the merge, and a probe whose gradient can be taken even where the backbone is
+        frozen."""
+        metric = self.policy.metric(evidence)
+        if metric is None:
+            raise ConfigError(
+                "merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')"
+            )
+        rope = state.carried.get(ROPE)
+        averaged = rope is not None and rope.rule == "mean"
+        return MergePoint(
+            state,
+            metric,
+            torch.zeros_like(state.tokens, requires_grad=True),
+            torch.zeros_like(rope.values, requires_grad=True) if rope is not None and averaged else None,
+        )
+
+
+HOSTS: dict[type[nn.Module], type[MergingBlock]] = {}
+"""Class of a library's block -> the merging block of it. `pipeline.backbone.hosts` fills it."""
+
+
+def host(block: type[nn.Module]) -> Callable[[type[MergingBlock]], type[MergingBlock]]:
+    """Registers the decorated class as the merging block of a library's block."""
+
+    def register(merging: type[MergingBlock]) -> type[MergingBlock]:
+        HOSTS[block] = merging
+        return merging
+
+    return register
+
+
+def become_merging(block: nn.Module, policy: MergePolicy, embedding: EmbeddingSpec) -> MergingBlock:
+    """The block itself, as a merging block; its metric embedding has its device and dtype. Raises ConfigError
+    where there is no host for its class, naming it."""
+    obstacle = obstacle_of(block)
+    if obstacle is not None:
+        raise ConfigError(obstacle)
+    block = _as(block, HOSTS[type(block)])
+    block.policy, block.metric = policy, None
+    if policy.learned:
+        like = next(block.parameters())
+        metric = embedding.build(block.width, policy.embedding_dim(block.width, block.heads[1]))
+        block.metric = metric.to(device=like.device, dtype=like.dtype)
+    return block
+
+
+def become_plain(block: MergingBlock) -> nn.Module:
+    """The way back of `become_merging`."""
+    plain = next(library for library, merging in HOSTS.items() if merging is type(block))
+    del block.policy, block.metric
+    return _as(block, plain)
+
+
+def _as(block: nn.Module, kind: type[M]) -> M:
+    """The block itself, which has this class now."""
+    block.__class__ = kind
+    return cast(M, block)
+
+
+def obstacle_of(block: nn.Module) -> str | None:
+    """Why tokens cannot merge in a block; None where they can."""
+    merging = HOSTS.get(type(block))
+    if merging is None:
+        known = ", ".join(sorted({library.__name__ for library in HOSTS}))
+        return f"its blocks are {type(block).__name__}; merging knows {known}"
+    return merging.refuses(block)

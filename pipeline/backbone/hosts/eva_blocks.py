@@ -1,0 +1,41 @@
+"""timm's blocks of Eva: EVA, EVA02, DINOv3, PE, rope-vit and others."""
+
+# pyright: reportIncompatibleMethodOverride=false
+# a merging block takes a state, and the library's block tokens
+
+from timm.models.eva import EvaBlock, EvaBlockPostNorm
+from torch import Tensor, nn
+
+from pipeline.backbone.attention import Place
+from pipeline.backbone.block import Attended, host
+from pipeline.backbone.hosts.timm_attention import attend
+from pipeline.backbone.hosts.timm_blocks import OneAttention
+
+
+@host(EvaBlock)
+class MergingEvaBlock(OneAttention, EvaBlock):
+    """timm's pre-norm EvaBlock, whose layer scales are parameters of the block."""
+
+    def attend(self, x: Tensor, place: Place) -> Attended:
+        read = self.norm1(x)
+        output, mixed = attend(self.attn, read, place)
+        return Attended(self.drop_path1(_scaled(output, self.gamma_1)), read, mixed, self.attn.scale)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(_scaled(self.mlp(self.norm2(x)), self.gamma_2))
+
+
+@host(EvaBlockPostNorm)
+class MergingEvaBlockPostNorm(OneAttention, EvaBlockPostNorm):
+    """timm's EvaBlock with norms behind attention and MLP. Its attention reads the tokens as they are."""
+
+    def attend(self, x: Tensor, place: Place) -> Attended:
+        output, mixed = attend(self.attn, x, place)
+        return Attended(self.drop_path1(self.norm1(output)), x, mixed, self.attn.scale)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(self.norm2(self.mlp(x)))
+
+
+def _scaled(x: Tensor, scale: nn.Parameter | None) -> Tensor:
+    return x if scale is None else scale * x

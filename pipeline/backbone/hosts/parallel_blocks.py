@@ -1,0 +1,103 @@
+"""timm's blocks that do several things side by side.
+
+`ParallelThingsBlock` has several attentions, and then several MLPs: tokens merge between them.
+`ParallelScalingBlock` (ViT-22B) has attention and MLP of the same input: tokens merge behind both. M tokens,
+H heads of one attention, D channels of a head.
+"""
+
+# pyright: reportIncompatibleMethodOverride=false
+# a merging block takes a state, and the library's block tokens
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
+from torch import Tensor, nn
+
+from pipeline.backbone.attention import Mixed, Place, mix
+from pipeline.backbone.block import Attended, MergingBlock, host
+from pipeline.backbone.hosts.timm_attention import TimmAttention, attend, refuses_attention
+
+
+@host(ParallelThingsBlock)
+class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
+    """Several attentions, then several MLPs. Tokens are compared by what the first attention reads, and by
+    the keys of all."""
+
+    attns: nn.ModuleList
+    ffns: nn.ModuleList
+
+    @staticmethod
+    def refuses(block: nn.Module) -> str | None:
+        parts = cast(Iterable[Any], block.attns)
+        return next(filter(None, (refuses_attention(part.attn) for part in parts)), None)
+
+    def attend(self, x: Tensor, place: Place) -> Attended:
+        parts = cast(Sequence[Any], self.attns)
+        read = [part.norm(x) for part in parts]
+        both = [attend(part.attn, own, place) for part, own in zip(parts, read, strict=True)]
+        updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
+        mixed = Mixed(
+            *(
+                torch.cat([getattr(own, name) for _, own in both], dim=1)
+                for name in ("output", "q", "k", "keys")
+            )
+        )
+        return Attended(torch.stack(updates).sum(dim=0), read[0], mixed, self._first.scale)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + torch.stack([part(x) for part in self.ffns]).sum(dim=0)
+
+    @property
+    def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:
+        return self.attns, self.ffns
+
+    @property
+    def width(self) -> int:
+        return self._first.proj.out_features
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        return self._first.num_heads * len(self.attns), self._first.head_dim
+
+    @property
+    def _first(self) -> TimmAttention:
+        return cast(TimmAttention, self.attns[0].attn)
+
+
+@host(ParallelScalingBlock)
+class MergingParallelScalingBlock(MergingBlock, ParallelScalingBlock):
+    """Attention and MLP of the same input."""
+
+    def attend(self, x: Tensor, place: Place) -> Attended:
+        read = self.in_norm(x)
+        hidden, q, k, v = torch.split(self.in_proj(read), self.in_split, dim=-1)
+        if self.mlp_bias is not None:
+            hidden = hidden + self.mlp_bias
+        q, k, v = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in (q, k, v))
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        dropout = self.attn_drop.p if self.training else 0.0
+        mixed = mix(q, k, v, place, scale=self.scale, dropout=dropout)
+        output, hidden = mixed.output.transpose(1, 2).flatten(2), self.mlp_drop(self.mlp_act(hidden))
+        if self.out_proj is not None:
+            update = self.out_proj(torch.cat([output, hidden], dim=-1))
+        else:
+            assert self.attn_out_proj is not None and self.mlp_out_proj is not None
+            update = self.attn_out_proj(output) + self.mlp_out_proj(hidden)
+        return Attended(self.drop_path(self.ls(update)), read, mixed, self.scale)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @property
+    def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:
+        return [part for name, part in self.named_children() if name != "metric"], ()
+
+    @property
+    def width(self) -> int:
+        return self.in_proj.in_features
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        return self.num_heads, self.head_dim

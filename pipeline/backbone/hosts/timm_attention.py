@@ -1,0 +1,65 @@
+"""timm's attention modules, with sizes and positions of merged tokens.
+
+B batch, M tokens, C channels, H heads, G heads of keys and values, D channels of a head.
+"""
+
+import torch
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.eva import EvaAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.backbone.attention import Mixed, Place, mix
+
+TimmAttention = Attention | AttentionRope | EvaAttention
+KNOWN = (Attention, AttentionRope, EvaAttention)
+
+
+def refuses_attention(attn: nn.Module | None) -> str | None:
+    """Why `attend` would compute this module wrongly; None where it would not."""
+    if type(attn) in KNOWN:
+        return None
+    known = ", ".join(kind.__name__ for kind in KNOWN)
+    return f"its attention is {type(attn).__name__}; merging knows {known}"
+
+
+def attend(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Mixed]:
+    """The module's output [B, M, C] for x [B, M, C], and what led to it."""
+    q, k, v, packed = _projected(attn, x)
+    if not (isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)):
+        packed = None
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    groups = attn.num_heads // k.shape[1]
+    if groups > 1:
+        k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    mixed = mix(q, k, v, place, scale=attn.scale, dropout=dropout, packed=packed)
+    output = attn.norm(mixed.output.transpose(1, 2).flatten(2))
+    if attn.gate is not None:
+        output = output * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(output)), mixed
+
+
+def _projected(attn: TimmAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries [B, H, M, D], keys and values [B, G, M, D], and the tensor [3, B, H, M, D] in which they lie
+    where they lie in one."""
+    if attn.qkv is None:
+        q, k, v = (
+            attn.get_submodule(name)(x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        return q, k, v, None
+    packed = _qkv(attn, x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = packed.unbind(0)
+    return q, k, v, packed
+
+
+def _qkv(attn: TimmAttention, x: Tensor) -> Tensor:
+    """[B, M, 3 H D]. EVA has a bias of queries and values alone."""
+    qkv = attn.qkv
+    assert qkv is not None
+    if not isinstance(attn, EvaAttention) or attn.q_bias is None:
+        return qkv(x)
+    assert attn.k_bias is not None and attn.v_bias is not None
+    bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+    return qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, qkv.weight, bias)

@@ -1,0 +1,61 @@
+"""timm's blocks of VisionTransformer and NaFlexVit: norm before each half, or behind it."""
+
+# pyright: reportIncompatibleMethodOverride=false
+# a merging block takes a state, and the library's block tokens
+
+from collections.abc import Iterable
+
+from timm.models.vision_transformer import Block, ResPostBlock
+from torch import Tensor, nn
+
+from pipeline.backbone.attention import Place
+from pipeline.backbone.block import Attended, MergingBlock, host
+from pipeline.backbone.hosts.timm_attention import TimmAttention, attend, refuses_attention
+
+
+class OneAttention(MergingBlock):
+    """A block with one of timm's attention modules, `attn`, and then an MLP, `mlp`."""
+
+    attn: TimmAttention
+    mlp: nn.Module
+
+    @staticmethod
+    def refuses(block: nn.Module) -> str | None:
+        return refuses_attention(getattr(block, "attn", None))
+
+    @property
+    def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:
+        return (self.attn,), (self.mlp,)
+
+    @property
+    def width(self) -> int:
+        return self.attn.proj.out_features
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        return self.attn.num_heads, self.attn.head_dim
+
+
+@host(Block)
+class MergingTimmBlock(OneAttention, Block):
+    """timm's pre-norm Block."""
+
+    def attend(self, x: Tensor, place: Place) -> Attended:
+        read = self.norm1(x)
+        output, mixed = attend(self.attn, read, place)
+        return Attended(self.drop_path1(self.ls1(output)), read, mixed, self.attn.scale)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+@host(ResPostBlock)
+class MergingResPostBlock(OneAttention, ResPostBlock):
+    """timm's block with norms behind attention and MLP. Its attention reads the tokens as they are."""
+
+    def attend(self, x: Tensor, place: Place) -> Attended:
+        output, mixed = attend(self.attn, x, place)
+        return Attended(self.drop_path1(self.norm1(output)), x, mixed, self.attn.scale)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(self.norm2(self.mlp(x)))

@@ -1,0 +1,86 @@
+"""The way of the tokens through merging blocks, the same in every model."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.backbone.attention import Place
+from pipeline.backbone.block import MergingBlock
+from pipeline.backbone.rotary import Rotary
+from pipeline.errors import ConfigError
+from pipeline.merging.policy import MergePolicy
+from pipeline.token_state import MergePoint, TokenState
+
+PROPORTIONAL_ATTENTION = ("always", "train", "never")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass. schedule: r of each block. relaxed: merge differentiably. proportional: attend by
+    size, once tokens merged. taps: blocks whose states are returned. points_from: first block whose
+    MergePoint is returned; None: of none. checkpointing: recompute the blocks in the backward pass."""
+
+    schedule: tuple[int, ...]
+    relaxed: bool = False
+    proportional: bool = True
+    task: str | None = None
+    taps: Collection[int] = ()
+    points_from: int | None = None
+    checkpointing: bool = False
+
+
+def check_proportional_attention(kind: str) -> None:
+    """Raises ConfigError for another than PROPORTIONAL_ATTENTION."""
+    if kind not in PROPORTIONAL_ATTENTION:
+        raise ConfigError(
+            f"proportional_attention is '{kind}'; give one of {', '.join(PROPORTIONAL_ATTENTION)}"
+        )
+
+
+def kind_of_pass(
+    policy: MergePolicy, proportional: str, *, training: bool, relaxed: bool | None
+) -> dict[str, bool]:
+    """`relaxed` and `proportional` of a Pass. proportional: one of PROPORTIONAL_ATTENTION. relaxed: None: in
+    training."""
+    return {
+        "relaxed": policy.supports_relaxed and (training if relaxed is None else relaxed),
+        "proportional": proportional == "always" or (proportional == "train" and training),
+    }
+
+
+def run_blocks(
+    blocks: Iterable[MergingBlock], state: TokenState, how: Pass, rotary: Rotary | None = None
+) -> tuple[TokenState, list[TokenState], list[MergePoint]]:
+    """The state after the blocks, those after the blocks in `taps`, and the points of merging."""
+    tapped: list[TokenState] = []
+    points: list[MergePoint] = []
+    sized = state.padded
+    state = state if rotary is None else rotary.start(state)
+    for i, (block, r) in enumerate(zip(blocks, how.schedule, strict=True)):
+        place = Place(
+            state.size if sized else None,
+            None if rotary is None else rotary.at(state, i),
+            exact=how.relaxed and block.policy.exact_attention,
+        )
+        options: dict[str, Any] = {"relaxed": how.relaxed, "task": how.task}
+        if how.points_from is not None and i >= how.points_from:
+            state = block(state, r, place, **options, tell=points.append)
+        elif how.checkpointing and torch.is_grad_enabled():
+            state = cast(TokenState, checkpoint(block, state, r, place, **options, use_reentrant=False))
+        else:
+            state = block(state, r, place, **options)
+        sized = sized or (how.proportional and r > 0)
+        if i in how.taps:
+            tapped.append(state)
+    return state, tapped, points
+
+
+def block_number(number: int, depth: int, asked: str) -> int:
+    """Number of a block, where -1 is the last. asked: begin of the message that refuses another one. Raises
+    ConfigError."""
+    if not -depth <= number < depth:
+        raise ConfigError(f"{asked} of the {depth}, 0 to {depth - 1}, or -1 for the last and so on")
+    return number % depth

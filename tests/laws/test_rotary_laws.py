@@ -1,0 +1,176 @@
+"""What rotary positions and sizes promise: a merged token counts like its members, wherever these are."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import PREFIXES, ROTARY, generator, images, source_map, tiny_vit
+
+from pipeline.backbone.attention import Place
+from pipeline.backbone.rotary import RULES, Rope, Rotary, RotaryRule
+from pipeline.errors import ConfigError
+from pipeline.token_state import ROPE, TokenState
+
+RULE = pytest.mark.parametrize("rule", RULES)
+BACKBONE = pytest.mark.parametrize("prefix", ROTARY)
+
+
+def started(model, batch=2):
+    """The state before the first block, in float64, and the rotary positions."""
+    tokens, grid = model._embed(images(batch).double())
+    rotary = model._rotary(grid)
+    state = TokenState.start(tokens, grid, model.num_prefix)
+    return (state if rotary is None else rotary.start(state)), rotary
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_token_of_size_two_counts_like_two_equal_patches(prefix):
+    """In each block, and with rotary positions of their own."""
+    model = tiny_vit("none", prefix=prefix).eval().double()
+    with torch.no_grad():
+        state, rotary = started(model)
+        last = state.tokens.shape[1] - 1
+        twice = torch.tensor([*range(last + 1), last])
+        size = state.size.clone()
+        size[:, last] = 2
+        once = replace(state, size=size)
+        doubled = replace(
+            state, tokens=state.tokens[:, twice], size=state.size[:, twice], num_active=last + 2
+        )
+        for i, block in enumerate(model.blocks):
+            rope = None if rotary is None else rotary.at(state, i)
+            both = None if rope is None else replace(rope, table=rope.table[:, :, twice])
+            once = block(once, 0, Place(size, rope), relaxed=False)
+            doubled = block(doubled, 0, Place(None, both), relaxed=False)
+    torch.testing.assert_close(doubled.tokens[:, :-1], once.tokens, atol=1e-9, rtol=0)
+
+
+def test_the_rows_of_a_table_are_the_positions_of_its_patches():
+    model = tiny_vit("none", prefix="dinov3: rotary positions, registers")
+    rotary = model._rotary((3, 5))
+    assert rotary.tables[0].shape == (1, 1, model.num_prefix + 15, 32)
+    q = torch.randn(1, 1, model.num_prefix + 15, 16)
+    rotated = Rope(rotary.tables[0], rotary.half).rotate(q)
+    assert torch.equal(rotated[:, :, : model.num_prefix], q[:, :, : model.num_prefix])
+    torch.testing.assert_close(rotated.norm(dim=-1), q.norm(dim=-1))
+
+
+@BACKBONE
+@RULE
+@pytest.mark.parametrize("variant", ["tome", "dtem_soft"])
+def test_merged_tokens_get_the_position_of_their_rule(prefix, rule, variant):
+    """Against the definition, from the source map, for hard and for relaxed merges."""
+    model = tiny_vit(variant, prefix=prefix).double().train(variant != "tome")
+    model.rotary_rule = RotaryRule(rule)
+    with torch.no_grad():
+        state = model(images().double(), training=True).final
+        rotary = model._rotary(state.grid)
+        for i, table in enumerate(rotary.tables):
+            found = rotary.at(state, i).table
+            weights = source_map(state)  # [B, N, M]
+            share = (weights / weights.sum(dim=1, keepdim=True)).mT[:, None]
+            if rule == "mean_rotation":
+                live = state.num_active
+                expected = share.to(table.dtype) @ table
+                torch.testing.assert_close(
+                    found[:, :, :live].expand_as(expected[:, :, :live]),
+                    expected[:, :, :live],
+                    atol=1e-4,
+                    rtol=0,
+                )
+            elif rule == "virtual_unmerging":
+                assert torch.equal(found, table)
+            else:
+                lengths = found.unflatten(-1, (2, -1)).square().sum(dim=-2)
+                torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-5, rtol=0)
+
+
+@BACKBONE
+def test_the_destination_keeps_a_position_of_the_grid_and_a_mean_lies_between(prefix):
+    model = tiny_vit("tome", prefix=prefix).eval()
+    grid = {}
+    for rule in ("destination", "mean_coordinate"):
+        model.rotary_rule = RotaryRule(rule)
+        with torch.no_grad():
+            state = model(images()).final
+            table = model._rotary(state.grid).tables[0]
+            found = model._rotary(state.grid).at(state, 0).table
+        far = (found[0, 0][:, None] - table[0, 0]).abs().amax(dim=-1).amin(dim=-1)
+        assert (far < 1e-4).all() == (rule == "destination")
+        grid[rule] = state.carried[ROPE].values
+    assert torch.equal(grid["destination"], grid["destination"].round())
+
+
+@BACKBONE
+def test_virtual_unmerging_is_the_attention_of_all_members(prefix):
+    model = tiny_vit("tome", prefix=prefix).eval().double()
+    model.rotary_rule = RotaryRule("virtual_unmerging")
+    with torch.no_grad():
+        state = model(images().double()).final
+        rotary, block = model._rotary(state.grid), model.blocks[1]
+        merged = block.attend(state.tokens, Place(state.size, rotary.at(state, 1))).update
+        table = rotary.tables[-1 if len(rotary.tables) == 1 else 1]
+        weights = source_map(state)
+        everywhere = block.attend(weights @ state.tokens, Place(None, Rope(table, rotary.half)))
+        attn = block.attn
+        # what follows attention is not linear in all hosts: compare the outputs of attention itself
+        output = everywhere.mixed.output.transpose(1, 2).flatten(2)
+        expected = weights.mT @ output / weights.sum(dim=1)[..., None]
+        found = block.attend(state.tokens, Place(state.size, rotary.at(state, 1))).mixed.output
+    torch.testing.assert_close(found.transpose(1, 2).flatten(2), expected, atol=1e-9, rtol=0)
+    assert merged.shape == state.tokens.shape and attn.num_heads == 3
+
+
+def exact_and_found(distance: int, bias: bool, half: bool):
+    """Logits [Q] of a pair of equal keys that are some patches apart: exact, and by the rule."""
+    draw = generator(3)
+    angle = torch.arange(0, distance + 1, dtype=torch.float64)[:, None] * 0.2 ** torch.arange(8.0).double()
+    layout = (lambda x: torch.cat([x, x], -1)) if half else (lambda x: x.repeat_interleave(2, -1))
+    table = torch.cat([layout(angle.sin()), layout(angle.cos())], dim=-1)[None, None]
+    q = torch.randn(1, 1, 4000, 16, generator=draw, dtype=torch.float64) * 0.2
+    k = torch.randn(1, 1, 1, 16, generator=draw, dtype=torch.float64)
+    members = table[:, :, [0, distance]]
+    each = q @ Rope(members, half).rotate(k.expand(-1, -1, 2, -1)).mT
+    exact = each.logsumexp(dim=-1)
+    mean = Rope(members.mean(dim=2, keepdim=True), half, bias)
+    found = (q @ mean.rotate(k).mT)[..., 0] + math.log(2)
+    own = mean.key_bias(q, k, 1.0)
+    return exact, found if own is None else found + own
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("distance", [1, 3, 6])
+def test_mean_rotation_is_a_lower_bound_that_the_bias_lifts_by_the_mean_gap(distance, half):
+    exact, found = exact_and_found(distance, False, half)
+    assert (found <= exact + 1e-12).all(), "Jensen"
+    _, lifted = exact_and_found(distance, True, half)
+    gap = (exact - found).mean()
+    assert abs((exact - lifted).mean()) < (0.2 if distance == 1 else 0.5) * gap
+
+
+@BACKBONE
+def test_merge_cost_moves_positions_too(prefix):
+    model = tiny_vit("dtem", prefix=prefix).eval()
+    output = model(images(), reduction=[8, 0, 0], merge_points_from=1)
+    output.final.tokens.square().sum().backward()
+    first, last = output.merge_points
+    shared = ROPE in first.state.carried
+    assert len(first.probes) == 1 + shared
+    assert all(probe.grad is not None and probe.grad.abs().max() > 0 for probe in first.probes)
+    assert last.probe.grad.abs().max() > 0
+    if shared:
+        assert last.rope_probe.grad is None or last.rope_probe.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize(("name", "bias"), [("mean", False), ("destination", True)])
+def test_an_unknown_rule_and_a_bias_without_mean_rotation_are_refused(name, bias):
+    with pytest.raises(ConfigError, match="mean_rotation"):
+        RotaryRule(name, bias)
+
+
+def test_one_grid_is_needed_for_coordinates():
+    table = torch.ones(2, 1, 4, 8)
+    state = TokenState.start(torch.ones(2, 4, 3), (2, 2), 0)
+    with pytest.raises(ConfigError, match="one grid for all images"):
+        Rotary.of([table], 0, False, RotaryRule("destination")).start(state)
