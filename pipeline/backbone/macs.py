@@ -10,7 +10,6 @@ gathering. Measured time includes them.
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from timm.layers.hybrid_embed import HybridEmbed
@@ -124,7 +123,7 @@ def _embed_macs(backbone: MergingViT, grid: tuple[int, int]) -> int:
     height, width = backbone.patch_size
     image = weight.new_zeros(1, 3, grid[0] * height, grid[1] * width)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        cast(Any, patch_embed.backbone)(image)
+        patch_embed.get_submodule("backbone")(image)
     return own + counter.get_total_flops() // 2
 
 

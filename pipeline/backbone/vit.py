@@ -237,7 +237,7 @@ class MergingViT(nn.Module):
 def _patches(patch_embed: nn.Module, images: Tensor) -> Tensor:
     """[B, h w, C] of images of any size, by timm's PatchEmbed, or by its HybridEmbed."""
     if isinstance(patch_embed, HybridEmbed):
-        features = cast(Any, patch_embed.backbone)(images)
+        features = patch_embed.get_submodule("backbone")(images)
         images = features[-1] if isinstance(features, list | tuple) else features
     patches = patch_embed.get_submodule("proj")(images).flatten(2).mT
     return patches if isinstance(patch_embed, HybridEmbed) else patch_embed.get_submodule("norm")(patches)

@@ -9,7 +9,7 @@ H heads of one attention, D channels of a head.
 # a merging block takes a state, and the library's block tokens
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
@@ -18,6 +18,15 @@ from torch import Tensor, nn
 from pipeline.backbone.attention import Mixed, Place, mix
 from pipeline.backbone.block import Attended, MergingBlock, host
 from pipeline.backbone.hosts.timm_attention import TimmAttention, attend, refuses_attention
+
+
+class OneOfSeveral(Protocol):
+    """One attention of ParallelThingsBlock."""
+
+    norm: nn.Module
+    attn: TimmAttention
+    ls: nn.Module
+    drop_path: nn.Module
 
 
 @host(ParallelThingsBlock)
@@ -30,11 +39,11 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
 
     @staticmethod
     def refuses(block: nn.Module) -> str | None:
-        parts = cast(Iterable[Any], block.attns)
+        parts = cast(Iterable[OneOfSeveral], block.attns)
         return next(filter(None, (refuses_attention(part.attn) for part in parts)), None)
 
     def attend(self, x: Tensor, place: Place) -> Attended:
-        parts = cast(Sequence[Any], self.attns)
+        parts = cast(Sequence[OneOfSeveral], self.attns)
         read = [part.norm(x) for part in parts]
         both = [attend(part.attn, own, place) for part, own in zip(parts, read, strict=True)]
         updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
