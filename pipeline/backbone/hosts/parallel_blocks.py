@@ -34,16 +34,14 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
     """Several attentions, then several MLPs. Tokens are compared by what the first attention reads, and by
     the keys of all."""
 
-    attns: nn.ModuleList
     ffns: nn.ModuleList
 
     @staticmethod
     def refuses(block: nn.Module) -> str | None:
-        parts = cast(Iterable[OneOfSeveral], block.attns)
-        return next(filter(None, (refuses_attention(part.attn) for part in parts)), None)
+        return next(filter(None, (refuses_attention(part.attn) for part in _several(block))), None)
 
     def attend(self, x: Tensor, place: Place) -> Attended:
-        parts = cast(Sequence[OneOfSeveral], self.attns)
+        parts = _several(self)
         read = [part.norm(x) for part in parts]
         both = [attend(part.attn, own, place) for part, own in zip(parts, read, strict=True)]
         updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
@@ -72,7 +70,11 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
 
     @property
     def _first(self) -> TimmAttention:
-        return cast(TimmAttention, self.attns[0].attn)
+        return _several(self)[0].attn
+
+
+def _several(block: nn.Module) -> Sequence[OneOfSeveral]:
+    return cast(Sequence[OneOfSeveral], block.attns)
 
 
 @host(ParallelScalingBlock)
