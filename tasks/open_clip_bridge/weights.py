@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weights.files import Weights
 from pipeline.backbone.weights.keys import backbone_of
+from pipeline.backbone.weights.stated import Stated
 from pipeline.errors import CheckpointError
 from pipeline.parts import BASE, roles_of
 
@@ -55,11 +56,11 @@ _IN_CAPTIONING = {
 }
 
 
-class OpenClipWeights(dict[str, Tensor]):
+class OpenClipWeights(Weights):
     """A state dict of open_clip, and the config of its model, for what shapes do not tell."""
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]):
-        super().__init__(tensors)
+        super().__init__(tensors, None, _stated(config))
         self.config = config
 
 
@@ -105,8 +106,6 @@ def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
     home = "pooler.ln_k." if _last_norm(given) == _POOLER_NORM else "fc_norm."
     behind = {home + key.removeprefix("norm."): value for key, value in behind.items()}
     _check_tower(tower, {ours: theirs for theirs, ours in names.items() if ours in tower}, backbone)
-    if isinstance(state_dict, OpenClipWeights):
-        _check_config(state_dict.config, backbone)
     parts = {}
     if _same_vocabulary(given, module):
         parts, names = caption_weights(given), names | _caption_names(given)
@@ -182,32 +181,16 @@ def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbon
             raise differs(f"'{key}' of the backbone is not in the checkpoint")
 
 
-def _check_config(config: Mapping[str, Any], backbone: MergingViT) -> None:
-    """Raises CheckpointError where tower and backbone differ in heads or activation, which shapes do not
-    tell."""
-    vision, block = config["vision_cfg"], next(iter(backbone.blocks))
+def _stated(config: Mapping[str, Any]) -> Stated:
+    """What open_clip's config states of a native tower. One of timm is built by timm's name alone."""
+    vision = config["vision_cfg"]
     if vision.get("timm_model_name"):
-        return
-    heads, own_heads = vision.get("width", 768) // vision.get("head_width", 64), block.heads[0]
-    if heads != own_heads:
-        raise CheckpointError(
-            f"the checkpoint's image tower has {heads} heads, the backbone {own_heads}; give "
-            f"backbone.options num_heads={heads}"
-        )
+        return Stated()
     tanh = (vision.get("act_kwargs") or {}).get("approximate") == "tanh"
-    wanted = "quick_gelu" if config.get("quick_gelu") else "gelu_tanh" if tanh else "gelu"
-    x = torch.linspace(-3, 3, 7)
-    values = {
-        "quick_gelu": x * (1.702 * x).sigmoid(),
-        "gelu_tanh": F.gelu(x, approximate="tanh"),
-        "gelu": F.gelu(x),
-    }
-    if not torch.allclose(block.get_submodule("mlp.act")(x), values[wanted], atol=1e-5):
-        raise CheckpointError(
-            f"the checkpoint's image tower has the activation {wanted}, the backbone another; give "
-            f"backbone.options act_layer='{wanted}', "
-            f"or the timm name {'with' if wanted == 'quick_gelu' else 'without'} 'quickgelu'"
-        )
+    return Stated(
+        heads=vision.get("width", 768) // vision.get("head_width", 64),
+        activation="quick_gelu" if config.get("quick_gelu") else "gelu_tanh" if tanh else "gelu",
+    )
 
 
 def _same_vocabulary(given: Mapping[str, Tensor], module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from pipeline.backbone.weights.timm_reads import timm_weights
 from pipeline.errors import CheckpointError
 
 Dialect = Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor] | None]
@@ -15,9 +16,9 @@ DIALECTS: dict[str, Dialect] = {}
 
 
 def translated(state_dict: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict translated by the dialect that knows it; unchanged where none does. Raises
+    """The state dict translated by the dialect that knows it, else by timm itself. Raises
     CheckpointError where its tensors do not have the shapes of that project."""
-    for name, dialect in DIALECTS.items():
+    for name, dialect in {**DIALECTS, "timm": timm_weights}.items():
         try:
             tensors = dialect(state_dict, module)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as err:

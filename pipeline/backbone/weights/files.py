@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pipeline import run_folder
 from pipeline.backbone.build import model_facts
+from pipeline.backbone.weights.folders import files_in, stated_in
 from pipeline.backbone.weights.sources import named_source
+from pipeline.backbone.weights.stated import Stated
 from pipeline.config.build import build_dataclass
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
@@ -19,25 +21,27 @@ from pipeline.errors import CheckpointError, ConfigError
 Grid = tuple[int, int]
 """Grid of patches: (rows, columns)."""
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model")
 """Names under which files keep a state dict. Where a file has several, the first is taken."""
 
 
 class Weights(dict[str, Tensor]):
-    """A state dict, and the grid of its position embedding; None where the file does not say it."""
+    """A state dict, the grid of its position embedding, and what its model's config states; None where no
+    file says it."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], grid: Grid | None):
+    def __init__(self, tensors: Mapping[str, Tensor], grid: Grid | None, stated: Stated | None = None):
         super().__init__(tensors)
         self.grid = grid
+        self.stated = stated
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors, .pth, .pt or .bin file, or of a folder. Nothing in them can run code.
 
     The folder of a run is read as its best checkpoint, else its last; that of a checkpoint as its weights,
-    with averaged ones in their place; that of `dtem export` as its file. The usual wrappers are opened,
-    averaged weights first, as timm does (WRAPPERS). `NAME:...` is read by the source of that name in SOURCES.
-    Raises CheckpointError.
+    with averaged ones in their place; that of `dtem export`, of timm's `local-dir:` or of transformers'
+    `save_pretrained` as the files in it. The usual wrappers are opened, averaged weights first, as timm does
+    (WRAPPERS). `NAME:...` is read by the source of that name in SOURCES. Raises CheckpointError.
     """
     if (named := named_source(str(path))) is not None:
         source, where = named
@@ -46,9 +50,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if path.is_dir():
         folder = run_folder.best(run_folder.checkpoints_of(path)) or path
         average = folder / "ema.safetensors"
-        weights = read_state_dict(folder / "model.safetensors")
-        averaged = read_state_dict(average) if average.is_file() else {}
-        return Weights(weights | averaged, _grid_of_run(folder) or getattr(weights, "grid", None))
+        parts = [read_state_dict(file) for file in files_in(folder)]
+        averaged = [read_state_dict(average)] if average.is_file() else []
+        tensors = {key: value for part in [*parts, *averaged] for key, value in part.items()}
+        return Weights(tensors, _grid_of_run(folder) or getattr(parts[0], "grid", None), stated_in(folder))
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
     try:

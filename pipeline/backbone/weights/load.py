@@ -16,6 +16,7 @@ from pipeline.backbone.weights.keys import backbone_of, heads_of, plain_key, sha
 from pipeline.backbone.weights.openmmlab import openmmlab_weights
 from pipeline.backbone.weights.positions import resampled
 from pipeline.backbone.weights.report import LoadReport
+from pipeline.backbone.weights.stated import Stated, check_stated
 from pipeline.errors import CheckpointError
 from pipeline.parts import BASE, roles_of
 
@@ -35,8 +36,8 @@ fill fewer are of another architecture, or have keys of an unknown style."""
 def load_weights(
     module: nn.Module, state_dict: Mapping[str, Tensor], *, grid: Grid | None = None
 ) -> LoadReport:
-    """Copies the tensors that fit into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours, or
-    those of a project in DIALECTS.
+    """Copies the tensors that fit into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours,
+    those of a project in DIALECTS, or of one that timm itself reads, such as DINOv2.
 
     A position embedding of another grid is resampled. grid: (rows, columns) of the checkpoint; None: what its
     file says, else a square. The head of a timm classifier fills the only task, or all tasks whose heads have
@@ -45,11 +46,12 @@ def load_weights(
     `num_classes`; so do the weights of the losses, which belong to a run.
 
     Raises CheckpointError, and leaves the module as it was, where no tensor fits, where the backbone is
-    filled in part but not to FILLED, where a tensor of a block has no counterpart, or where one has another
-    shape.
+    filled in part but not to FILLED, where a tensor of a block has no counterpart, where one has another
+    shape, or where a config beside the weights states other heads or another activation.
     """
     own = dict(module.state_dict(keep_vars=True))
     grid = grid or getattr(state_dict, "grid", None)
+    check_stated(getattr(state_dict, "stated", None) or Stated(), backbone_of(module))
     given = {plain_key(key): value for key, value in translated(state_dict, module).items()}
     sources, redrawn = sources_of(module, own, given)
     if not sources:

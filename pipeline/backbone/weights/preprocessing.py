@@ -9,11 +9,12 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg
 
+from pipeline.backbone.weights.folders import FILES, pixels_in
 from pipeline.backbone.weights.sources import named_source
 from pipeline.config.build import build_dataclass
 from pipeline.config.load import load_config
 from pipeline.config.schema import BackboneConfig, DataConfig, Preprocessing, RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.plan.facts import ModelFacts
 from pipeline.run_folder import run_of
 
@@ -41,13 +42,14 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
     """Preprocessing of the backbone's weights, and the name of who states it.
 
     It comes from the source for `NAME:...`, from the config for a run, from the card beside it for a file of
-    `dtem export`, and from timm's table for timm's weights. Other files, and weights that are drawn anew, get
-    what timm's table has for `backbone.name`, with the name None.
+    `dtem export`, from preprocessor_config.json or config.json for a folder of transformers or timm, and
+    from timm's table for timm's weights. Other files, and weights that are drawn anew, get what timm's table
+    has for `backbone.name`, with the name None.
     """
     if (named := named_source(config.weights or "")) is not None:
         source, where = named
         return _preprocessing(source.preprocessing(where)), config.weights
-    for read in (_preprocessing_of_run, _preprocessing_of_export):
+    for read in (_preprocessing_of_run, _preprocessing_of_export, _preprocessing_of_folder):
         if config.weights and (own := read(Path(config.weights))) is not None:
             return own, config.weights
     known = get_pretrained_cfg(config.name)
@@ -56,17 +58,23 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
 
 
 def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
-    """Preprocessing of these values. ImageNet's stands in for missing ones, and for unknown ways to crop or
-    interpolate."""
+    """Preprocessing of these values, which are of the right types."""
+    known = _known(values)
+    for name in known.keys() & {"mean", "std"}:
+        known[name] = tuple(known[name])
+    return Preprocessing(**known)
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that are fields of Preprocessing. ImageNet's stand in for missing ones, and for
+    unknown ways to crop or interpolate."""
     known: dict[str, Any] = {
         item.name: values[item.name] for item in fields(Preprocessing) if values.get(item.name) is not None
     }
     for name, ours in {"interpolation": ("bilinear", "bicubic"), "crop_mode": ("center", "squash")}.items():
         if known.get(name) not in ours:
             known.pop(name, None)
-    for name in known.keys() & {"mean", "std"}:
-        known[name] = tuple(known[name])
-    return Preprocessing(**known)
+    return known
 
 
 def _preprocessing_of_run(folder: Path) -> Preprocessing | None:
@@ -92,6 +100,20 @@ def _preprocessing_of_export(place: Path) -> Preprocessing | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return build_dataclass(Preprocessing, own, str(card))
+
+
+def _preprocessing_of_folder(place: Path) -> Preprocessing | None:
+    """Preprocessing by the files of transformers or timm in a folder, or beside the file of weights in it;
+    None where there are none. Raises ConfigError for wrong values."""
+    folder = place.parent if place.name in FILES else place
+    try:
+        found = pixels_in(folder)
+    except CheckpointError as err:
+        raise ConfigError(str(err)) from err
+    if found is None:
+        return None
+    path, values = found
+    return build_dataclass(Preprocessing, _known(values), str(path))
 
 
 def _filled(data: DataConfig, size: tuple[int, int], wanted: Preprocessing) -> DataConfig:
