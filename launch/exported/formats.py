@@ -152,8 +152,9 @@ def _resize_rule(data: DataConfig) -> str:
 
 
 def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, Any] | None:
-    """config.json beside model.safetensors, from which `timm.create_model("local-dir:FOLDER",
-    pretrained=True)` builds the unmerged model. None for a task whose head is not that of a timm
+    """config.json beside model.safetensors, with the keys that timm's own `save_for_hf` writes.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the unmerged model from it, and so does
+    `hf-hub:USER/NAME` once the folder is on the hub. None for a task whose head is not that of a timm
     classifier."""
     backbone, data, head = run.config.backbone, run.config.tasks[task].data, run.config.tasks[task].head
     if run.config.tasks[task].type != "classification" or head.get("pool") not in (
@@ -171,21 +172,26 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
         "num_classes": head["num_classes"],
         "num_features": model.backbone.embed_dim,
         "global_pool": model.backbone.global_pool,
+        **({"label_names": classes} if classes else {}),
         "model_args": {
             **backbone.options,
+            "in_chans": 3,
+            "num_classes": head["num_classes"],
+            "global_pool": model.backbone.global_pool,
             "img_size": made_for,
             "dynamic_img_size": made_for != list(data.size),
             # timm's model has no place for the metric embeddings
             "pretrained_strict": False,
         },
         "pretrained_cfg": {
+            "custom_load": False,
             "input_size": [3, *data.size],
             "fixed_input_size": made_for == list(data.size),
             **asdict(wanted),
             "num_classes": head["num_classes"],
             "first_conv": "patch_embed.proj",
             "classifier": classifier,
-            **({"label_names": classes} if classes else {}),
+            "pool_size": None,
         },
     }
 

@@ -7,7 +7,9 @@ import pytest
 import timm
 import torch
 from choices import clear_rows
+from fake_hub import running
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 
 from launch.exported.formats import Program
 from launch.saved.run import build, read_run
@@ -58,13 +60,37 @@ def test_timm_builds_the_unmerged_model_from_the_folder(trained, dtem, tmp_path,
     assert {name: given[name] for name in asdict(wanted)} == json.loads(json.dumps(asdict(wanted)))
 
 
+@pytest.mark.parametrize("size", [32, 48])
+def test_the_configuration_has_the_keys_of_timms_own(trained, dtem, tmp_path, size):
+    """And the values, of a model that timm built from it and saved itself."""
+    dtem("export", trained, "--to", tmp_path, "--cfg-options", f"tasks.digits.data.img_size={size}")
+    ours = json.loads((tmp_path / "config.json").read_text())
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert model.pretrained_cfg["label_names"] == ours["label_names"]
+    save_for_hf(
+        model, str(tmp_path / "theirs"), {"label_names": ours["label_names"]}, safe_serialization=True
+    )
+    theirs = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    # what timm read at the top it repeats below
+    assert theirs["pretrained_cfg"].pop("label_names") == ours["label_names"]
+    assert ours == theirs
+
+
+def test_an_export_on_the_hub_is_timms(trained, dtem, tmp_path, images):
+    dtem("export", trained, "--to", tmp_path / "out")
+    with running(tmp_path / "cache") as hub:
+        hub.add_folder("me/digits", tmp_path / "out")
+        theirs = timm.create_model("hf-hub:me/digits", pretrained=True).eval()
+    local = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert torch.equal(theirs(images), local(images))
+    assert theirs.pretrained_cfg["label_names"] == read_run(trained).classes("digits")
+
+
 def test_the_card_says_how_pixels_reach_the_model_and_what_outputs_are(trained, segmenter, dtem, tmp_path):
     dtem("export", trained, "--to", tmp_path)
     card = json.loads((tmp_path / "model.json").read_text())
     assert card["classes"] == read_run(trained).classes("digits") and card["classes"][:2] == ["zero", "one"]
-    assert (
-        json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]["label_names"] == card["classes"]
-    )
+    assert json.loads((tmp_path / "config.json").read_text())["label_names"] == card["classes"]
     assert card["input"]["interpolation"] == "bicubic" and "floor(side / crop_pct)" in card["input"]["resize"]
     dtem("export", segmenter, "--to", tmp_path / "masks")
     card = json.loads((tmp_path / "masks" / "model.json").read_text())
