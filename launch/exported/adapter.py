@@ -9,7 +9,7 @@ from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.config import Pixels, Recipe
-from pipeline.backbone.adapters.host import hub_name
+from pipeline.backbone.adapters.embeddings import hub_name
 from pipeline.config.reduction_schema import Reduction
 from pipeline.config.task_schema import DataConfig
 from pipeline.merging.schedule import ReductionSpec

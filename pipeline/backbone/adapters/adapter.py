@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.adapters.config import AdapterConfig
 from pipeline.backbone.adapters.digest import base_digest
-from pipeline.backbone.adapters.host import architecture_of, embeddings_of, merging_blocks
+from pipeline.backbone.adapters.embeddings import architecture_of, embeddings_of, merging_blocks
 from pipeline.backbone.metric import MetricEmbedding
 from pipeline.errors import CheckpointError, ConfigError
 

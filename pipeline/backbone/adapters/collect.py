@@ -10,7 +10,12 @@ from torch import nn
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.config import AdapterConfig, Base, Curve, Merging, Pixels, Recipe
 from pipeline.backbone.adapters.digest import base_digest
-from pipeline.backbone.adapters.host import architecture_of, folded_embeddings, merging_blocks, pretrained_of
+from pipeline.backbone.adapters.embeddings import (
+    architecture_of,
+    folded_embeddings,
+    merging_blocks,
+    pretrained_of,
+)
 from pipeline.config.reduction_schema import Reduction
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
