@@ -16,6 +16,7 @@ from pipeline.backbone.adapters.embeddings import (
     merging_blocks,
     pretrained_of,
 )
+from pipeline.backbone.rotary import RotaryRule
 from pipeline.config.reduction_schema import Reduction
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
@@ -30,7 +31,6 @@ def collect_adapter(
     options: dict[str, Any] | None = None,
     base_model: str | None = None,
     reduction: Reduction | None = None,
-    rotary: str | None = None,
     pixels: Pixels | None = None,
     recipe: Recipe | None = None,
     curves: Sequence[Curve] = (),
@@ -67,7 +67,7 @@ def collect_adapter(
                 policy=policy.name,
                 options=dict(policy.options),
                 reduction=getattr(model, "reduction", None) if reduction is None else reduction,
-                rotary=rotary,
+                **_rotary_of(model),
             ),
             pixels=pixels or _pixels_of(model),
             recipe=recipe,
@@ -84,6 +84,14 @@ def _policy_of(block: nn.Module, name: str) -> MergePolicy:
     if not isinstance(policy, MergePolicy) or not policy.name:
         raise ConfigError(f"the blocks of {name} have no merge policy that was built by its name")
     return policy
+
+
+def _rotary_of(model: nn.Module) -> dict[str, Any]:
+    """Fields of Merging about the rotary positions; none for a model without."""
+    rule = getattr(model, "rotary_rule", None)
+    if getattr(model, "rope", None) is None or not isinstance(rule, RotaryRule):
+        return {}
+    return {"rotary": rule.name, "rotary_bias": rule.bias}
 
 
 def _pixels_of(model: nn.Module) -> Pixels | None:

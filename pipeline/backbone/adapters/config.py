@@ -2,9 +2,10 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
+from pipeline.backbone.rotary import RotaryRule
 from pipeline.config.build import build_dataclass, plain
 from pipeline.config.reduction_schema import Reduction, ReductionConfig, require
 from pipeline.errors import ConfigError
@@ -51,10 +52,13 @@ class Merging:
     reduction: Reduction | None = None
     """The reduction that is recommended."""
     rotary: str | None = None
-    """Rule by which rotary positions merge, where the base has them."""
+    """Rule by which rotary positions merge, where the base has them; see `RotaryRule`."""
+    rotary_bias: bool = False
 
     def __post_init__(self) -> None:
         ReductionConfig(reduction=self.reduction or 0)
+        if self.rotary is not None:
+            RotaryRule(self.rotary, self.rotary_bias)
         if not POLICIES.build(self.policy, **self.options).learned:
             raise ConfigError(
                 f"policy '{self.policy}' learns no embedding, so there is no adapter for it; give one that "
@@ -138,7 +142,7 @@ class AdapterConfig:
         )
 
     def to_json(self) -> str:
-        return json.dumps(_known(plain(self)), indent=1)
+        return json.dumps(_known(self), indent=1)
 
 
 def from_json(text: str, source: str) -> AdapterConfig:
@@ -152,7 +156,13 @@ def from_json(text: str, source: str) -> AdapterConfig:
 
 
 def _known(value: Any) -> Any:
-    """The value without what is None or empty."""
-    if isinstance(value, dict):
-        return {name: _known(item) for name, item in value.items() if item not in (None, {}, [], "")}
-    return [_known(item) for item in value] if isinstance(value, list) else value
+    """The value as plain data, without what has its default."""
+    if is_dataclass(value):
+        given = {item.name: getattr(value, item.name) for item in fields(value) if _differs(value, item)}
+        return {name: _known(item) for name, item in given.items()}
+    return [_known(item) for item in value] if isinstance(value, list) else plain(value)
+
+
+def _differs(value: Any, item: Field[Any]) -> bool:
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    return item.name == "format" or getattr(value, item.name) != default

@@ -1,17 +1,21 @@
 """What an adapter carries to another model, and which models it refuses."""
 
+import hashlib
 import logging
 from dataclasses import replace
 
 import pytest
 import torch
+from timm.models import create_model
 from tiny import images, tiny_vit
 from torch import nn
 
+from pipeline import build_backbone
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.digest import base_digest
 from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec
+from pipeline.backbone.rotary import RotaryRule
 from pipeline.backbone.weights.load import load_weights
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.unmerge import slots
@@ -114,8 +118,6 @@ def test_another_width_or_depth_is_refused_even_unchecked(taught, options, said)
 
 
 def test_another_width_of_the_embedding_says_the_option(taught):
-    from pipeline import build_backbone
-
     wide = build_backbone(
         "deit_tiny_patch16_224",
         policy="dtem",
@@ -169,10 +171,6 @@ def test_the_digest_is_of_the_blocks_without_their_embeddings():
 
 def test_the_digest_is_what_the_page_says_it_is():
     """Computed here from the words of docs/adapters.md, on a plain timm model."""
-    import hashlib
-
-    from timm.models import create_model
-
     model = create_model("deit_tiny_patch16_224", depth=2, embed_dim=24, num_heads=2)
     found = hashlib.sha256()
     for key, value in sorted((k, v) for k, v in model.state_dict().items() if k.startswith("blocks.")):
@@ -180,6 +178,22 @@ def test_the_digest_is_what_the_page_says_it_is():
             f"{key} {list(value.shape)}\n".encode() + value.bfloat16().view(torch.uint8).numpy().tobytes()
         )
     assert base_digest(model.blocks) == found.hexdigest()
+
+
+def test_a_model_with_rotary_positions_says_how_they_merge():
+    """And has the digest of the library's own model."""
+    sizes = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+    options = dict(policy="dtem", timm_options=sizes, rotary=RotaryRule("destination"))
+    torch.manual_seed(0)
+    adapter = collect_adapter(build_backbone("eva02_tiny_patch14_224", **options))
+    torch.manual_seed(0)
+    theirs = create_model("eva02_tiny_patch14_224", **sizes, num_classes=0)
+    assert adapter.config.merging.rotary == "destination" and adapter.config.base.architecture.startswith(
+        "eva02"
+    )
+    assert adapter.config.base.digest == base_digest(theirs.blocks)
+    with pytest.raises(ConfigError, match="rotary positions merge by"):
+        replace(adapter.config.merging, rotary="unheard")
 
 
 def test_a_model_without_memory_has_no_digest():
