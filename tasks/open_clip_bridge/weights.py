@@ -14,6 +14,7 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.files import Weights
 from pipeline.backbone.weights.keys import backbone_of
 from pipeline.backbone.weights.stated import Stated
+from pipeline.backbone.weights.timm_reads import is_eva
 from pipeline.errors import CheckpointError
 from pipeline.parts import BASE, roles_of
 
@@ -45,6 +46,7 @@ _BEHIND_TOKENS = (
     "trunk.fc_norm.",
     "trunk.attn_pool.",
 )
+_TRUNK = "visual.trunk."
 _POOLER_NORM = "attn_pool.ln_k."
 _IN_CAPTIONING = {
     "text.": "text.",
@@ -96,9 +98,9 @@ def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
     CheckpointError with the first tensor that differs.
     """
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    if not any(key.startswith("visual.") for key in given):
-        return None
     backbone = backbone_of(module)
+    if not any(key.startswith("visual.") for key in given) or _is_of_pe(given, backbone):
+        return None
     tower, names = image_tower_weights(given), _tower_names(given)
     behind = {
         key: tower.pop(key) for key in list(tower) if backbone.norm_after_pool and key.startswith("norm.")
@@ -106,15 +108,24 @@ def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
     home = "pooler.ln_k." if _last_norm(given) == _POOLER_NORM else "fc_norm."
     behind = {home + key.removeprefix("norm."): value for key, value in behind.items()}
     _check_tower(tower, {ours: theirs for theirs, ours in names.items() if ours in tower}, backbone)
+    pooling = _pooling_names(given, module)
+    names |= pooling
+    parts = {}
     parts = {}
     if _same_vocabulary(given, module):
         parts, names = caption_weights(given), names | _caption_names(given)
     return (
         tower
         | behind
+        | {ours: given[theirs] for theirs, ours in pooling.items()}
         | parts
         | {f"open_clip:{key}": value for key, value in given.items() if key not in names}
     )
+
+
+def _is_of_pe(given: Mapping[str, Tensor], backbone: MergingViT) -> bool:
+    """Whether it is PE's, which has open_clip's names, but timm's Eva as its ViT. timm reads it."""
+    return is_eva(backbone) and not any(key.startswith(_TRUNK) for key in given)
 
 
 def _last_norm(state_dict: Mapping[str, Tensor]) -> str:
@@ -137,6 +148,13 @@ def _tower_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
         else:
             names[theirs] = _renamed(name, _IN_TOWER | {last_norm: "norm."}) or theirs
     return names
+
+
+def _pooling_names(given: Mapping[str, Tensor], module: nn.Module) -> dict[str, str]:
+    """Key in the checkpoint -> key in a head, for pooling by attention, where a head of the module has it."""
+    if not any(key.endswith("attn_pool.latent") for key in module.state_dict()):
+        return {}
+    return {key: key.removeprefix(_TRUNK) for key in given if key.startswith(f"{_TRUNK}attn_pool.")}
 
 
 def _caption_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:

@@ -12,6 +12,8 @@ BLOCK = re.compile(r"^blocks\.(\d+)\.")
 _METRIC = re.compile(r"^blocks\.\d+\.metric\.")
 _OPTIONS = {
     ".ls1.": "init_values=1e-5",
+    ".attn.qkv.bias": "qkv_bias=True",
+    ".attn.q_bias": "qkv_bias=True",
     ".attn.q_norm.": "qk_norm=True",
     ".attn.norm.": "scale_attn_norm=True",
 }

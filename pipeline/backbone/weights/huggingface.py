@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.joined import joined
 from pipeline.backbone.weights.keys import backbone_of, plain_key
+from pipeline.backbone.weights.timm_reads import is_eva, timm_weights
 
 _PATCHES = re.compile(r"^(|.*\.)embeddings\.patch_embeddings?\.(?:projection\.)?weight$")
 _BLOCK = re.compile(r"(?:model\.)?(?:encoder\.)?layers?\.(\d+)\.(.+)")
@@ -64,8 +65,8 @@ _HEADS = {"classifier.": "head.", "cls_classifier.": "head.", "distillation_clas
 def huggingface_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
     """The tensors under timm's keys; None for another project's state dict.
 
-    Knows ViT, DeiT, ViTMAE, DINOv2 with and without registers, and the image towers of CLIP, SigLIP and
-    SigLIP 2, alone or inside a model of images and texts. Other names stay as they are, and so does a
+    Knows ViT, DeiT, ViTMAE, DINOv2 with and without registers, DINOv3, and the image towers of CLIP, SigLIP
+    and SigLIP 2, alone or inside a model of images and texts. Other names stay as they are, and so does a
     classifier that reads more than one vector of the model's width.
     """
     plain = {plain_key(key): value for key, value in state_dict.items()}
@@ -73,8 +74,24 @@ def huggingface_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> 
     if not patches:
         return None
     width = len(plain[patches])
-    tensors = joined({_renamed(key, prefix, value, width): value for key, value in plain.items()})
-    return _shaped(tensors, backbone_of(module))
+    tensors = {_renamed(key, prefix, value, width): value for key, value in plain.items()}
+    backbone = backbone_of(module)
+    if not is_eva(backbone):
+        return _shaped(joined(tensors), backbone)
+    return timm_weights(_shaped(joined(_as_dinov3(tensors)), backbone), module)
+
+
+def _as_dinov3(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a DINOv3 where its own repository has other names, which timm's filter reads."""
+    names = {"reg_token": "storage_tokens"}
+    if any(".mlp.gate_proj." in key for key in tensors):
+        names |= {"mlp.gate_proj.": "mlp.w1.", "mlp.up_proj.": "mlp.w2.", "mlp.fc2.": "mlp.w3."}
+    found = {}
+    for key, value in tensors.items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        found[key] = value
+    return found
 
 
 def _renamed(key: str, prefix: str, value: Tensor, width: int) -> str:

@@ -1,17 +1,19 @@
-"""State dicts of other projects that timm reads by itself, such as DINOv2's, under timm's keys: by its own
-`checkpoint_filter_fn`, which renames tensors and runs nothing of a file."""
+"""State dicts of other projects that timm reads by itself, such as those of DINOv2 and DINOv3, under timm's
+keys: by its own `checkpoint_filter_fn`, which renames tensors and runs nothing of a file."""
 
 import re
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import cast
+from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
+from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.keys import backbone_of, plain_key
 
 _IN_CHUNK = re.compile(r"^blocks\.\d+\.(\d+\..+)")
+_BIAS_OF_ONE = re.compile(r"^blocks\.\d+\.attn\.[qv]_bias$")
 _OF_TASKS = "tasks."
 
 
@@ -25,9 +27,26 @@ def timm_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[st
     plain = {_IN_CHUNK.sub(r"blocks.\1", plain_key(key)): value for key, value in state_dict.items()}
     if any(key.startswith(_OF_TASKS) for key in plain):
         return plain
-    own = backbone_of(module).patch_embed.get_parameter("proj.weight")
-    patches = next((value for value in plain.values() if value.ndim == 4), own)
-    sizes = SimpleNamespace(
-        patch_embed=SimpleNamespace(proj=SimpleNamespace(weight=patches)), pos_embed=None, head=None
+    backbone = backbone_of(module)
+    own = dict(backbone.named_parameters())
+    patches = next((value for value in plain.values() if value.ndim == 4), own.get("patch_embed.proj.weight"))
+    shown: Any = SimpleNamespace(
+        patch_embed=SimpleNamespace(proj=SimpleNamespace(weight=patches)),
+        pos_embed=None,
+        head=None,
+        get_parameter=lambda name: None,
     )
-    return checkpoint_filter_fn(plain, cast(VisionTransformer, sizes))
+    if not is_eva(backbone):
+        return vision_transformer.checkpoint_filter_fn(plain, shown)
+    given = eva.checkpoint_filter_fn(plain, shown)
+    # DINOv3 has biases of 0 where it was distilled, and timm a model without them
+    return {key: value for key, value in given.items() if key in own or not _is_zero_bias(key, value)}
+
+
+def is_eva(backbone: MergingViT) -> bool:
+    """Whether the blocks are those of timm's Eva, whose tensors have other names than a ViT's."""
+    return any(isinstance(block, eva.EvaBlock | eva.EvaBlockPostNorm) for block in backbone.blocks)
+
+
+def _is_zero_bias(key: str, value: Tensor) -> bool:
+    return _BIAS_OF_ONE.match(key) is not None and not value.any()

@@ -42,6 +42,10 @@ def dinov2(config=hf.Dinov2Config, kind=hf.Dinov2Model, **options):
     return kind(config(**THEIRS | options, mlp_ratio=2))
 
 
+def dinov3(**config):
+    return hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**THEIRS, **MLP, num_register_tokens=4, **config))
+
+
 CASES = {
     "vit": (vit, "vit_tiny_patch16_224", {}),
     "vit without biases": (lambda: vit(qkv_bias=False), "vit_tiny_patch16_224", dict(qkv_bias=False)),
@@ -59,6 +63,17 @@ CASES = {
     "dinov2 with registers": (
         lambda: dinov2(hf.Dinov2WithRegistersConfig, hf.Dinov2WithRegistersModel),
         "vit_small_patch14_reg4_dinov2",
+        {},
+    ),
+    "dinov3": (dinov3, "vit_small_patch16_dinov3_qkvb", {}),
+    "dinov3 with swiglu": (
+        lambda: dinov3(use_gated_mlp=True, hidden_act="silu"),
+        "vit_small_plus_patch16_dinov3_qkvb",
+        {},
+    ),
+    "dinov3 without biases": (
+        lambda: dinov3(query_bias=False, value_bias=False),
+        "vit_small_patch16_dinov3",
         {},
     ),
     "siglip": (

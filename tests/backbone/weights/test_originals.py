@@ -6,13 +6,18 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import build_sincos2d_pos_embed
+from timm.models import eva
 from timm.models.vision_transformer import checkpoint_filter_fn
 from tiny import SEED, generator
 
+import tasks  # noqa: F401  (registration)
 from pipeline import build_backbone
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.backbone.weights.load import load_weights
 from pipeline.errors import CheckpointError
+from pipeline.model import MultiTaskModel
+from pipeline.objectives import OBJECTIVES
+from tasks.classification import ClassificationTask
 
 IMG = 32
 SIZES = dict(embed_dim=32, depth=4, num_heads=2, patch_size=8, mlp_ratio=2)
@@ -130,6 +135,122 @@ def test_mae_in_its_own_keys(decoder, tmp_path):
     assert torch.equal(ours.pos_embed, model.pos_embed)
 
 
+def facebooks_v3(model):
+    """The state dict as DINOv3's repository names it: `storage_tokens`, a bias of queries, keys and values
+    with a mask that removes the keys', periods of the positions, `w1`, `w2` and `w3` in a SwiGLU."""
+    names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    if hasattr(model.blocks[0].mlp, "fc1_g"):
+        names |= {"mlp.fc1_g.": "mlp.w1.", "mlp.fc1_x.": "mlp.w2.", "mlp.fc2.": "mlp.w3."}
+    state = renamed(model.state_dict(), names)
+    for number in range(SIZES["depth"]):
+        attn, ones = f"blocks.{number}.attn.", torch.ones(32)
+        q, v = (state.pop(f"{attn}{part}_bias", torch.zeros(32)) for part in "qv")
+        state[f"{attn}qkv.bias"] = torch.cat([q, ones, v])
+        state[f"{attn}qkv.bias_mask"] = torch.cat([ones, torch.zeros(32), ones])
+    return state | {"mask_token": torch.zeros(1, 32), "rope_embed.periods": torch.ones(4)}
+
+
+def baais(model):
+    """The state dict as EVA02's repository names it."""
+    names = {
+        "attn.q_proj.bias": "attn.q_bias",
+        "attn.v_proj.bias": "attn.v_bias",
+        "attn.norm.": "attn.inner_attn_ln.",
+        "mlp.fc1_g.": "mlp.w1.",
+        "mlp.fc1_x.": "mlp.w2.",
+        "mlp.norm.": "mlp.ffn_ln.",
+    }
+    if hasattr(model.blocks[0].mlp, "fc1_g"):
+        names["mlp.fc2."] = "mlp.w3."
+    state = renamed(model.state_dict(), names)
+    return state | {"rope.freqs_cos": torch.ones(16, 16), "rope.freqs_sin": torch.ones(16, 16)}
+
+
+METAS = {
+    "attn_pool.mlp.fc1.": "attn_pool.mlp.c_fc.",
+    "attn_pool.mlp.fc2.": "attn_pool.mlp.c_proj.",
+    "attn_pool.norm.": "attn_pool.layernorm.",
+    "attn_pool.latent": "attn_pool.probe",
+    "attn_pool.proj.": "attn_pool.attn.out_proj.",
+    "patch_embed.proj": "conv1",
+    "pos_embed": "positional_embedding",
+    "cls_token": "class_embedding",
+    "norm_pre.": "ln_pre.",
+    "blocks.": "transformer.resblocks.",
+    "gamma_1": "ls_1.gamma",
+    "gamma_2": "ls_2.gamma",
+    "norm1.": "ln_1.",
+    "norm2.": "ln_2.",
+    "attn.qkv.": "attn.in_proj_",
+    "attn.proj.": "attn.out_proj.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+}
+
+
+def metas(model):
+    """The state dict as PE's repository names it, inside a model of images and texts."""
+    state = renamed(model.state_dict(), METAS)
+    for key in [key for key in state if key.startswith("norm.")]:
+        state[key.replace("norm.", "ln_post.")] = state.pop(key)
+    state["class_embedding"] = state["class_embedding"].flatten()
+    state["positional_embedding"] = state["positional_embedding"][0]
+    for kind in ("weight", "bias"):
+        parts = [state.pop(f"attn_pool.{part}.{kind}", None) for part in ("q", "kv")]
+        if parts[0] is not None:
+            state[f"attn_pool.attn.in_proj_{kind}"] = torch.cat(parts)
+    tower = {f"visual.{key}": value for key, value in state.items()}
+    return tower | {"text.transformer.x": torch.zeros(1), "visual.proj": torch.zeros(32, 7)}
+
+
+def renamed(state, names):
+    found = {}
+    for key, value in state.items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        found[key] = value
+    return found
+
+
+def of_open_clip(model):
+    return {f"visual.trunk.{key}": value for key, value in model.state_dict().items()}
+
+
+EVA = {
+    "dinov3": ("vit_small_patch16_dinov3_qkvb", facebooks_v3),
+    "dinov3 without biases": ("vit_small_patch16_dinov3", facebooks_v3),
+    "dinov3 with swiglu": ("vit_small_plus_patch16_dinov3_qkvb", facebooks_v3),
+    "dinov3 in chunks": ("vit_small_patch16_dinov3_qkvb", facebooks_v3),
+    "eva02": ("eva02_base_patch16_clip_224", baais),
+    "eva02 without inner norms": ("eva02_tiny_patch14_224", baais),
+    "pe": ("vit_pe_core_base_patch16_224", metas),
+    "pe spatial": ("vit_pe_spatial_base_patch16_512", metas),
+    "eva02 in open_clip": ("eva02_base_patch16_clip_224", of_open_clip),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", EVA)
+def test_models_with_rotary_positions_in_their_own_keys(case):
+    """What timm's filter makes of the tensors, timm's model has; ours has the same."""
+    name, own_keys = EVA[case]
+    model, ours = timms(name), backbone(name)
+    state = own_keys(model)
+    report = load_weights(ours, in_chunks(state) if case.endswith("chunks") else state)
+    assert not report.missing
+    own = model.state_dict()
+    converted = eva.checkpoint_filter_fn(dict(state), model)
+    model.load_state_dict({key: value for key, value in converted.items() if key in own})
+    wanted = model.forward_features(pictures())
+    torch.testing.assert_close(ours(pictures(), reduction=0).final.tokens, wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_a_dinov3_with_biases_is_refused_where_they_have_no_place():
+    state = facebooks_v3(timms("vit_small_patch16_dinov3_qkvb"))
+    with pytest.raises(CheckpointError, match="'blocks.0.attn.q_bias' of the checkpoint .*qkv_bias=True"):
+        load_weights(backbone("vit_small_patch16_dinov3"), state)
+
+
 @torch.no_grad()
 def test_a_trunk_in_an_open_clip_model_is_read(tmp_path):
     name = "vit_base_patch16_siglip_gap_224"
@@ -139,3 +260,18 @@ def test_a_trunk_in_an_open_clip_model_is_read(tmp_path):
     assert not load_weights(ours, read_state_dict(tmp_path / "clip.safetensors")).missing
     wanted = model.forward_features(pictures())
     torch.testing.assert_close(ours(pictures(), reduction=0).final.tokens, wanted, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "vit_pe_core_base_patch16_224"])
+def test_pooling_by_attention_goes_to_the_head_that_has_it(name):
+    model, ours = timms(name), backbone(name)
+    task = ClassificationTask(ours, num_classes=32)
+    whole = MultiTaskModel(ours, {"animals": task}, OBJECTIVES.build("supervised")).eval()
+    keys = of_open_clip if "siglip" in name else metas
+    report = load_weights(whole, keys(model))
+    assert set(report.missing) == {"tasks.animals.head.weight", "tasks.animals.head.bias"}
+    task.head.weight.copy_(torch.eye(32))
+    task.head.bias.zero_()
+    wanted = model.forward_head(model.forward_features(pictures()), pre_logits=True)
+    torch.testing.assert_close(task.logits(ours(pictures(), reduction=0)), wanted, atol=2e-5, rtol=1e-4)
