@@ -7,16 +7,27 @@ import pipeline
 from pipeline.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from pipeline import build_backbone, load_adapter, load_weights, push_adapter, save_adapter, unmerge
+    from pipeline import (
+        build_backbone,
+        load_adapter,
+        load_weights,
+        patch,
+        push_adapter,
+        save_adapter,
+        unmerge,
+        unpatch,
+    )
 
 __all__ = [
     "__version__",
     "build_backbone",
     "load_adapter",
     "load_weights",
+    "patch",
     "push_adapter",
     "save_adapter",
     "unmerge",
+    "unpatch",
 ]
 
 

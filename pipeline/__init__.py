@@ -9,18 +9,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.backbone.adapters.public import load_adapter, push_adapter, save_adapter
     from pipeline.backbone.build import build_backbone
+    from pipeline.backbone.patching.patch import patch, unpatch
     from pipeline.backbone.weights.load import load_weights
     from pipeline.merging.unmerge import unmerge
 
-__all__ = ["build_backbone", "load_adapter", "load_weights", "push_adapter", "save_adapter", "unmerge"]
+__all__ = [
+    "build_backbone",
+    "load_adapter",
+    "load_weights",
+    "patch",
+    "push_adapter",
+    "save_adapter",
+    "unmerge",
+    "unpatch",
+]
 
 _MODULES = {
     "build_backbone": "pipeline.backbone.build",
     "load_adapter": "pipeline.backbone.adapters.public",
     "load_weights": "pipeline.backbone.weights.load",
+    "patch": "pipeline.backbone.patching.patch",
     "push_adapter": "pipeline.backbone.adapters.public",
     "save_adapter": "pipeline.backbone.adapters.public",
     "unmerge": "pipeline.merging.unmerge",
+    "unpatch": "pipeline.backbone.patching.patch",
 }
 
 

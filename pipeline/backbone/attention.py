@@ -162,7 +162,7 @@ def mix(
         q, k = rope.rotate(q).type_as(v), rope.rotate(k).type_as(v)
     if place.exact:
         if size is None:
-            size = torch.ones(len(q), q.shape[2], dtype=wide(q.dtype), device=q.device)
+            size = torch.ones(q.shape[0], q.shape[2], dtype=wide(q.dtype), device=q.device)
         return Mixed(exact_attention(q, k, v, size, scale=scale), q, k, keys)
     output = proportional_attention(q, k, v, size, scale=scale, dropout=dropout, packed=packed, bias=bias)
     return Mixed(output, q, k, keys)

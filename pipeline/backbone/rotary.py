@@ -95,12 +95,12 @@ class Rotary:
 
     def start(self, state: TokenState) -> TokenState:
         """The state before the first block, with what has to travel with its tokens."""
-        batch = len(state.tokens)
+        batch = state.tokens.shape[0]
         if self.rule.name == "mean_rotation" and self._shared:
             table = self.tables[0][:, 0].expand(batch, -1, -1)
             return _carry(state, Carried(table, "mean"))
         if self.rule.name in ("destination", "mean_coordinate"):
-            if any(len(table) > 1 for table in self.tables):
+            if any(table.shape[0] > 1 for table in self.tables):
                 raise ConfigError(
                     f"rotary positions by '{self.rule.name}' need one grid for all images; give "
                     "'mean_rotation'"
@@ -177,7 +177,7 @@ def _table_at(table: Tensor, state: TokenState) -> Tensor:
     row, column = state.carried[ROPE].values.double()[:, None, :, :, None].unbind(dim=3)
     angle = origin.angle()[:, 0] + row * down[:, 0] + column * right[:, 0]
     merged = torch.cat([angle.sin(), angle.cos()], dim=-1).to(table.dtype)
-    return torch.cat([table[:, :, :prefix].expand(len(merged), -1, -1, -1), merged[:, :, prefix:]], dim=2)
+    return torch.cat([table[:, :, :prefix].expand(merged.shape[0], -1, -1, -1), merged[:, :, prefix:]], dim=2)
 
 
 def _step(origin: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
@@ -197,5 +197,5 @@ def mean_by_rows(x: Tensor, rows: Tensor, num_slots: int) -> Tensor:
     batch, heads, num_tokens, dim = x.shape
     flat, rows = x.transpose(1, 2).reshape(batch * num_tokens, heads * dim), rows.flatten()
     total = flat.new_zeros(batch * num_slots, heads * dim).index_add(0, rows, flat)
-    count = flat.new_zeros(batch * num_slots).index_add(0, rows, flat.new_ones(len(flat)))
+    count = flat.new_zeros(batch * num_slots).index_add(0, rows, flat.new_ones(batch * num_tokens))
     return (total / count[:, None]).view(batch, num_slots, heads, dim).transpose(1, 2)

@@ -1,18 +1,19 @@
 """The way of the tokens through merging blocks, the same in every model."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.backbone.attention import Place
 from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.rotary import Rotary
 from pipeline.errors import ConfigError
-from pipeline.merging.policy import MergePolicy
-from pipeline.token_state import MergePoint, TokenState
+from pipeline.merging.unmerge import harden, unmerge_state
+from pipeline.token_state import BackboneOutput, MergePoint, Residual, TokenState
 
 PROPORTIONAL_ATTENTION = ("always", "train", "never")
 
@@ -40,15 +41,35 @@ def check_proportional_attention(kind: str) -> None:
         )
 
 
-def kind_of_pass(
-    policy: MergePolicy, proportional: str, *, training: bool, relaxed: bool | None
-) -> dict[str, bool]:
-    """`relaxed` and `proportional` of a Pass. proportional: one of PROPORTIONAL_ATTENTION. relaxed: None: in
-    training."""
-    return {
-        "relaxed": policy.supports_relaxed and (training if relaxed is None else relaxed),
-        "proportional": proportional == "always" or (proportional == "train" and training),
-    }
+def attends_by_size(kind: str, training: bool) -> bool:
+    """Whether a pass attends by size. kind: one of PROPORTIONAL_ATTENTION."""
+    return kind == "always" or (kind == "train" and training)
+
+
+def encode(
+    blocks: Iterable[MergingBlock],
+    norm: nn.Module,
+    state: TokenState,
+    how: Pass,
+    *,
+    rotary: Rotary | None = None,
+    unmerge: str | None = None,
+) -> BackboneOutput:
+    """The states after all blocks and the model's last norm, and after the blocks in `taps`. The state was
+    started for this way to unmerge (`pipeline.merging.unmerge.start_unmerge`)."""
+    state, tapped, points = run_blocks(blocks, state, how, rotary)
+    states = [normed(norm, state), *tapped]
+    if unmerge == "copy":
+        states = [harden(state) for state in states]
+    return BackboneOutput(states[0], tuple(states[1:]), tuple(points))
+
+
+def normed(norm: nn.Module, state: TokenState) -> TokenState:
+    """The state after the model's last norm, which each position passes with its residual."""
+    after = state.with_tokens(norm(state.tokens))
+    if state.residual is None or state.residual.grid is None:
+        return after
+    return replace(after, residual=Residual(norm(unmerge_state(state)), after.tokens))
 
 
 def run_blocks(

@@ -24,17 +24,17 @@ from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import (
     Pass,
+    attends_by_size,
     block_number,
     check_proportional_attention,
-    kind_of_pass,
-    run_blocks,
+    encode,
 )
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
-from pipeline.merging.unmerge import harden, start_unmerge, unmerge_state
+from pipeline.merging.unmerge import start_unmerge
 from pipeline.parts import BASE
-from pipeline.token_state import BackboneOutput, Carried, Residual, TokenState
+from pipeline.token_state import BackboneOutput, Carried, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
@@ -180,24 +180,14 @@ class MergingViT(nn.Module):
         training = self.training if training is None else training
         how = Pass(
             self.schedule(grid, reduction),
-            **kind_of_pass(self.policy, self.proportional_attention, training=training, relaxed=relaxed),
+            relaxed=self.policy.supports_relaxed and (training if relaxed is None else relaxed),
+            proportional=attends_by_size(self.proportional_attention, training),
             task=task,
             taps=taps,
             points_from=merge_points_from,
             checkpointing=self.grad_checkpointing,
         )
-        state, tapped, points = run_blocks(self.blocks, state, how, self._rotary(grid))
-        states = [self._normed(state), *tapped]
-        if unmerge == "copy":
-            states = [harden(state) for state in states]
-        return BackboneOutput(states[0], tuple(states[1:]), tuple(points))
-
-    def _normed(self, state: TokenState) -> TokenState:
-        """The state after the last norm, which each position passes with its residual."""
-        after = state.with_tokens(self.norm(state.tokens))
-        if state.residual is None or state.residual.grid is None:
-            return after
-        return replace(after, residual=Residual(self.norm(unmerge_state(state)), after.tokens))
+        return encode(self.blocks, self.norm, state, how, rotary=self._rotary(grid), unmerge=unmerge)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """images [B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""

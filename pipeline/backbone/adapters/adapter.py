@@ -6,6 +6,7 @@ C channels of a token, F of an embedding.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,13 @@ class Adapter:
     def embedding_width(self) -> int:
         """F, by the first tensor that has it."""
         return next((len(tensor) for tensor in self.tensors.values() if tensor.ndim), 0)
+
+    def options_for(self, policy: str) -> dict[str, Any]:
+        """Options of the policy that the adapter was taught for. Raises ConfigError for another policy."""
+        own = self.config.merging
+        if policy != own.policy:
+            raise ConfigError(f"the adapter is for policy '{own.policy}'; give it in place of '{policy}'")
+        return dict(own.options)
 
     def apply_to(self, model: nn.Module, *, check_base: bool = True) -> None:
         """Copies the embeddings into the merging blocks of a model, in place.

@@ -14,8 +14,8 @@ Embedding = MetricEmbedding | EmbeddingPerTask
 
 def merging_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model between which tokens merge, in order. Raises ConfigError for a model without."""
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
+    blocks = getattr(model, "merging_blocks", None) or getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList | nn.Sequential | list) or not len(blocks):
         raise ConfigError(f"{architecture_of(model)} has no `blocks`; give a ViT that merges tokens")
     return list(blocks)
 

@@ -1,0 +1,127 @@
+"""A model of a library in which tokens merge. B batch, N patches + prefix, C channels.
+
+Its class is a subclass of its own class. Nothing of a forward pass is kept on it.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from pipeline.backbone.block import MergingBlock
+from pipeline.backbone.rotary import Rotary, RotaryRule
+from pipeline.backbone.run_blocks import Pass, attends_by_size, check_proportional_attention, encode
+from pipeline.errors import ConfigError
+from pipeline.merging.policy import MergePolicy
+from pipeline.merging.schedule import ReductionSpec, resolve_schedule
+from pipeline.merging.unmerge import UNMERGES, start_unmerge
+from pipeline.token_state import BackboneOutput, TokenState
+
+
+@dataclass(frozen=True)
+class Merging:
+    """How a patched model merges. learns: whether passes in training mode merge by the policy's
+    differentiable merge. unmerge: how features of several blocks get their full grid back. Raises
+    ConfigError."""
+
+    policy: MergePolicy
+    reduction: ReductionSpec
+    proportional_attention: str = "always"
+    rotary: RotaryRule = field(default_factory=RotaryRule)
+    learns: bool = False
+    unmerge: str = "residual"
+
+    def __post_init__(self) -> None:
+        check_proportional_attention(self.proportional_attention)
+        if self.unmerge not in UNMERGES:
+            raise ConfigError(f"unmerge is '{self.unmerge}'; give one of {', '.join(UNMERGES)}")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The input of the blocks."""
+
+    state: TokenState
+    rotary: Rotary | None = None
+
+
+class MergingModel(nn.Module):
+    """What a host says of its models, and what it gets. A host is a subclass of this; `patch` makes a class
+    of it and the model's own."""
+
+    merging: Merging
+
+    @classmethod
+    def refuses(cls, model: nn.Module) -> str | None:
+        """Why merging would be wrong in this model, but for its blocks; None where it would not."""
+        return None
+
+    @classmethod
+    def blocks_of(cls, model: nn.Module) -> Sequence[nn.Module]:
+        """The blocks of a model, in order."""
+        raise NotImplementedError
+
+    def embedded(self, *inputs: Any) -> Embedded:
+        """The state before the first block, for what the model's own forward takes."""
+        raise NotImplementedError
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm behind the last block."""
+        raise NotImplementedError
+
+    @property
+    def checkpoints_blocks(self) -> bool:
+        """Whether the backward pass recomputes the blocks."""
+        return False
+
+    @property
+    def merging_blocks(self) -> Sequence[MergingBlock]:
+        return self.blocks_of(self)  # pyright: ignore[reportReturnType]
+
+    @property
+    def reduction(self) -> ReductionSpec:
+        """How much merges, see `ReductionSpec`. Setting raises ConfigError for a wrong one."""
+        return self.merging.reduction
+
+    @reduction.setter
+    def reduction(self, reduction: ReductionSpec) -> None:
+        resolve_schedule(reduction, len(self.merging_blocks), 1, 0)
+        self.merging = replace(self.merging, reduction=reduction)
+
+    def encode(
+        self,
+        *inputs: Any,
+        reduction: ReductionSpec | None = None,
+        taps: Collection[int] = (),
+        unmerge: str | None = None,
+        relaxed: bool | None = None,
+        merge_points_from: int | None = None,
+    ) -> BackboneOutput:
+        """The merged states, for the inputs of `embedded`: after the last norm, and after the blocks in
+        `taps` before it. The other arguments are those of `MergingViT.forward`. Raises ConfigError."""
+        merging, embedded = self.merging, self.embedded(*inputs)
+        state, policy = start_unmerge(embedded.state, unmerge), merging.policy
+        wanted = merging.reduction if reduction is None else reduction
+        schedule = resolve_schedule(
+            wanted if policy.merges else 0, len(self.merging_blocks), state.num_active, state.num_prefix
+        )
+        relaxed = merging.learns and self.training if relaxed is None else relaxed
+        how = Pass(
+            schedule,
+            relaxed=policy.supports_relaxed and relaxed,
+            proportional=attends_by_size(merging.proportional_attention, self.training),
+            taps=taps,
+            points_from=merge_points_from,
+            checkpointing=self.checkpoints_blocks,
+        )
+        return encode(
+            self.merging_blocks, self.last_norm, state, how, rotary=embedded.rotary, unmerge=unmerge
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A class that was made of two is no attribute of a module, so a pickle names both."""
+        from pipeline.backbone.patching.patch import empty_like
+
+        return empty_like, type(self).__bases__, self.__dict__

@@ -1,0 +1,142 @@
+"""`patch` makes a model that exists merge its tokens, and `unpatch` takes that back."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
+from pipeline.backbone.adapters.adapter import Adapter
+from pipeline.backbone.adapters.public import load_adapter
+from pipeline.backbone.block import become_merging, become_plain, obstacle_of
+from pipeline.backbone.metric import EmbeddingSpec
+from pipeline.backbone.patching.merging_model import Merging, MergingModel
+from pipeline.backbone.patching.naflex_model import MergingNaFlexVit
+from pipeline.backbone.patching.timm_models import MergingEva, MergingVisionTransformer
+from pipeline.backbone.rotary import RotaryRule
+from pipeline.errors import ConfigError
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import ReductionSpec
+
+M = TypeVar("M", bound=nn.Module)
+
+DEFAULT_REDUCTION = 13
+"""Tokens per block, where neither the caller nor an adapter says."""
+
+HOSTS: dict[type[nn.Module], type[MergingModel]] = {
+    VisionTransformer: MergingVisionTransformer,
+    Eva: MergingEva,
+    NaFlexVit: MergingNaFlexVit,
+}
+"""Class of a library's models -> the host of it and of its subclasses."""
+
+
+def patch(
+    model: M,
+    policy: str = "dtem",
+    reduction: ReductionSpec | None = None,
+    *,
+    adapter: str | Path | Adapter | None = None,
+    check_base: bool = True,
+    learns: bool = False,
+    proportional_attention: str = "always",
+    rotary: RotaryRule | None = None,
+    unmerge: str = "residual",
+    **policy_options: Any,
+) -> M:
+    """Makes the model merge its tokens, and returns it: the same object, with the same keys.
+
+    Its `forward` and methods for features stay what they are, for all positions. `model.reduction` can be set
+    at any time, and 0 gives the model's own outputs. policy: one of `pipeline.merging.policies`. reduction:
+    see `ReductionSpec`; None: what the adapter recommends, else 13 tokens per block. adapter: the embedding
+    of a policy that learns, as `load_adapter` takes it; None draws it anew, for one to be taught. check_base:
+    whether the adapter has to be of these very weights. learns: train the embedding with the model, by the
+    policy's differentiable merge; else it is frozen. unmerge: how methods for features of several blocks
+    restore the grid, one of `UNMERGES`. Raises ConfigError for a model that is patched already, or that
+    merging would compute wrongly (docs/models.md), and for wrong options; CheckpointError for an adapter of
+    another model.
+    """
+    if isinstance(model, MergingModel):
+        raise ConfigError(
+            "the model is patched already; set model.reduction, or call unpatch(model) before another policy"
+        )
+    loaded = None if adapter is None else load_adapter(adapter)
+    if loaded is not None:
+        policy_options = loaded.options_for(policy) | policy_options
+        reduction = loaded.config.merging.reduction if reduction is None else reduction
+    merging = Merging(
+        POLICIES.build(policy, **policy_options),
+        DEFAULT_REDUCTION if reduction is None else reduction,
+        proportional_attention,
+        rotary or RotaryRule(),
+        learns,
+        unmerge,
+    )
+    host = host_of(model)
+    if obstacle := obstacle_in(model):
+        raise ConfigError(f"{type(model).__name__} cannot merge: {obstacle}")
+    for block in host.blocks_of(model):
+        become_merging(block, merging.policy, EmbeddingSpec())
+    model.__class__ = _class_of(host, type(model))
+    patched = cast(MergingModel, model)
+    try:
+        patched.merging = merging
+        patched.reduction = merging.reduction
+        if loaded is not None:
+            loaded.apply_to(patched, check_base=check_base)
+    except BaseException:
+        unpatch(model)
+        raise
+    for block in patched.merging_blocks:
+        if block.metric is not None:
+            block.metric.requires_grad_(learns)
+    return model
+
+
+def unpatch(model: M) -> M:
+    """The model as it was before `patch`, and itself. Raises ConfigError for a model that is not patched."""
+    if not isinstance(model, MergingModel):
+        raise ConfigError(f"{type(model).__name__} is not patched")
+    _, library = type(model).__bases__
+    for block in model.merging_blocks:
+        become_plain(block)
+    del model.merging
+    model.__class__ = library
+    return model
+
+
+def host_of(model: nn.Module) -> type[MergingModel]:
+    """The host of a model's class. Raises ConfigError where there is none."""
+    found = next((HOSTS[kind] for kind in type(model).__mro__ if kind in HOSTS), None)
+    if found is None:
+        known = ", ".join(sorted(kind.__name__ for kind in HOSTS))
+        raise ConfigError(
+            f"{type(model).__name__} cannot merge: merging knows {known} and their subclasses "
+            "(docs/models.md)"
+        )
+    return found
+
+
+def obstacle_in(model: nn.Module) -> str | None:
+    """Why merging would be computed wrongly in a model; None where it would not. Raises ConfigError, see
+    `host_of`."""
+    host = host_of(model)
+    blocks = host.blocks_of(model)
+    if not blocks:
+        return "it has no blocks"
+    return next(filter(None, map(obstacle_of, blocks)), None) or host.refuses(model)
+
+
+@cache
+def _class_of(host: type[MergingModel], library: type[nn.Module]) -> type[MergingModel]:
+    return type(f"Merging{library.__name__}", (host, library), {"__module__": library.__module__})
+
+
+def empty_like(host: type[MergingModel], library: type[nn.Module]) -> MergingModel:
+    """A patched model without anything in it, for a pickle to fill."""
+    kind = _class_of(host, library)
+    return kind.__new__(kind)

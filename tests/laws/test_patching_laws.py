@@ -1,0 +1,179 @@
+"""What `patch` promises of any model of timm's: it is the same object, whose methods and keys stay; at r = 0
+it computes what the library does; `unpatch` leaves nothing behind."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from tiny import IMG, PREFIXES, ROTARY, SIZES, generator, images
+
+import dtem
+from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.errors import ConfigError
+from pipeline.merging.policies import POLICIES
+
+NAFLEX = {
+    "naflex: average pooling": "naflexvit_base_patch16_gap",
+    "naflex: attention pooling": "naflexvit_base_patch16_siglip",
+    "naflex: class token": "naflexvit_base_patch16_radio_v3",
+}
+MODELS = pytest.mark.parametrize("kind", [*PREFIXES, *NAFLEX])
+SOME = pytest.mark.parametrize(
+    "kind", ["class token", "attention pooling", ROTARY[1], ROTARY[-1], "naflex: attention pooling"]
+)
+
+
+def library_model(kind):
+    """timm's own model with random weights everywhere, also in what starts at zero or one."""
+    torch.manual_seed(0)
+    if kind in NAFLEX:
+        sizes = {name: value for name, value in SIZES.items() if name != "patch_size"}
+        model = timm.create_model(NAFLEX[kind], num_classes=7, **sizes)
+    else:
+        name, options = PREFIXES[kind]
+        model = timm.create_model(name, num_classes=7, img_size=IMG, **SIZES | options)
+    draw = generator(9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+    return model.eval()
+
+
+def outputs(model, x):
+    with torch.no_grad():
+        final, blocks = model.forward_intermediates(x, [0, 2], norm=True)
+        features = model.forward_features(x)
+        return [model(x), features, model.forward_head(features), final, *blocks]
+
+
+@MODELS
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_no_reduction_is_the_library_and_unpatch_restores_it(kind, policy):
+    model, x = library_model(kind), images()
+    before, keys, library = outputs(model, x), list(model.state_dict()), type(model)
+    assert dtem.patch(model, policy, reduction=0) is model
+    assert isinstance(model, library) and [key for key in model.state_dict() if ".metric." not in key] == keys
+    torch.testing.assert_close(outputs(model, x), before, atol=1e-5, rtol=1e-5)
+    assert dtem.unpatch(model) is model
+    assert type(model) is library and list(model.state_dict()) == keys
+    for now, then in zip(outputs(model, x), before, strict=True):
+        assert torch.equal(now, then)
+
+
+@MODELS
+def test_merged_features_have_the_shapes_of_the_library(kind):
+    model, x = library_model(kind), images()
+    before = outputs(model, x)
+    dtem.patch(model, "tome", reduction=1 if kind in NAFLEX else 8)
+    after = outputs(model, x)
+    assert [now.shape for now in after] == [then.shape for then in before]
+    assert not torch.equal(after[0], before[0]) and all(now.isfinite().all() for now in after)
+    torch.testing.assert_close(after[0], after[2], atol=1e-5, rtol=1e-5)
+
+
+@SOME
+def test_forwards_keep_nothing_and_copies_are_models_of_their_own(kind):
+    """Two forwards, then two backwards; a copy, a pickle."""
+    model = dtem.patch(library_model(kind), "dtem", reduction=2)
+    x, y = images(), images(seed=2)
+    known = set(vars(model))
+    first, second = model(x), model(y)
+    model.reduction = 1
+    third = model(x)
+    assert set(vars(model)) == known and not torch.equal(third, first)
+    second.sum().backward()
+    once = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    model.reduction = 2
+    model(y).sum().backward()
+    again = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert len(once) == len(again) and all(map(torch.equal, once, again))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(other, MergingModel) and torch.equal(other(x), first)
+        assert not ({id(part) for part in other.modules()} & {id(part) for part in model.modules()})
+        dtem.unpatch(other)
+    assert torch.equal(model(x), first)
+
+
+@pytest.mark.parametrize("kind", ["class token", ROTARY[1], "naflex: attention pooling"])
+def test_it_compiles_whole_and_is_exported(kind):
+    model, x = dtem.patch(library_model(kind), "dtem", reduction=2), images()
+    with torch.no_grad():
+        expected = model(x)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), expected, atol=1e-4, rtol=1e-4)
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        torch.testing.assert_close(program.module()(x[:1]), model(x[:1]), atol=1e-4, rtol=1e-4)
+
+
+def patches_with_padding():
+    """Patches of an image of 5x6, and of one of 4x6 with six more that are padding."""
+    where = torch.cartesian_prod(torch.arange(5), torch.arange(6)).expand(2, -1, -1).clone()
+    valid = torch.arange(30) < torch.tensor([[30], [24]])
+    where[1, 24:] = 0
+    return {
+        "patches": torch.randn(2, 30, 16 * 16 * 3, generator=generator(4)),
+        "patch_coord": where,
+        "patch_valid": valid,
+    }
+
+
+@pytest.mark.parametrize("kind", NAFLEX)
+def test_padding_of_naflex_counts_nothing(kind):
+    model, batch = library_model(kind), patches_with_padding()
+    with torch.no_grad():
+        before = model(batch)
+        dtem.patch(model, "tome", reduction=0)
+        torch.testing.assert_close(model(batch), before, atol=1e-5, rtol=1e-5)
+        model.reduction = 3
+        other = {**batch, "patches": batch["patches"].clone()}
+        other["patches"][1, 24:] = 100.0
+        assert torch.equal(model(other), model(batch)), "what padding holds changes nothing"
+        state = model.encode(*batch.values()).final
+        assert torch.equal(state.size.sum(dim=1) - state.num_prefix, torch.tensor([30.0, 24.0]))
+        alone = {name: values[1:, :24] for name, values in batch.items()}
+        model.reduction = [3, 0, 0]
+        padded = model(batch)[1:]
+        model.reduction = 0
+        torch.testing.assert_close(padded, model(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_naflex_patches_without_a_mask_are_refused():
+    model, batch = dtem.patch(library_model("naflex: average pooling"), "tome"), patches_with_padding()
+    batch.pop("patch_valid")
+    with pytest.raises(ConfigError, match="give patch_valid"):
+        model(batch)
+    with pytest.raises(ConfigError, match="give output_fmt='NLC'"):
+        model.forward_intermediates(patches_with_padding())
+    found = model.forward_intermediates(patches_with_padding(), [1], output_fmt="NLC", output_dict=True)
+    assert found["image_intermediates"][0].shape == (2, 30, 48) and "patch_valid" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda model: dtem.patch(dtem.patch(model)), "patched already"),
+        (lambda model: dtem.patch(model, "tomme"), "did you mean 'tome'"),
+        (lambda model: dtem.patch(model, reduction=-1), "reduction"),
+        (lambda model: dtem.patch(model, unmerge="hard"), "unmerge is 'hard'"),
+        (lambda model: dtem.patch(model, proportional_attention="no"), "proportional_attention is 'no'"),
+        (lambda model: dtem.patch(model, tau=1), "tau"),
+        (lambda model: dtem.unpatch(model), "is not patched"),
+        (lambda model: dtem.patch(model.blocks), "Sequential cannot merge"),
+        (lambda model: dtem.patch(timm.create_model("resnet18")), "ResNet cannot merge"),
+        (lambda model: dtem.patch(timm.create_model("test_vit", attn_layer="diff")), "DiffAttention"),
+        (lambda model: dtem.patch(timm.create_model("test_vit", patch_drop_rate=0.5)), "patch_drop_rate"),
+        (lambda model: setattr(dtem.patch(model), "reduction", "many"), "reduction"),
+        (lambda model: dtem.patch(model)(images(), is_causal=True), "mask"),
+        (lambda model: dtem.patch(model).forward_intermediates(images(), [9]), "of the 3, 0 to 2"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(change, reason):
+    model, x = library_model("class token"), images()
+    before = model(x)
+    with pytest.raises(ConfigError, match=reason):
+        change(model)
+    assert torch.equal((dtem.unpatch(model) if isinstance(model, MergingModel) else model)(x), before)
