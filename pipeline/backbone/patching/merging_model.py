@@ -5,6 +5,7 @@ Its class is a subclass of its own class. Nothing of a forward pass is kept on i
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -122,6 +123,16 @@ class MergingModel(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A class that was made of two is no attribute of a module, so a pickle names both."""
-        from pipeline.backbone.patching.patch import empty_like
-
         return empty_like, type(self).__bases__, self.__dict__
+
+
+@cache
+def class_of(host: type[MergingModel], library: type[nn.Module]) -> type[MergingModel]:
+    """The class of models of `library` that merge as the host says."""
+    return type(f"Merging{library.__name__}", (host, library), {"__module__": library.__module__})
+
+
+def empty_like(host: type[MergingModel], library: type[nn.Module]) -> MergingModel:
+    """A patched model without anything in it, for a pickle to fill."""
+    kind = class_of(host, library)
+    return kind.__new__(kind)

@@ -2,7 +2,7 @@
 a batch with padding. B batch, N patches + prefix."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 # pyright: reportIncompatibleMethodOverride=false
 from timm.models.naflexvit import NaFlexEmbeds, NaFlexVit
@@ -103,5 +103,5 @@ class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
 
 def _grid(embeds: NaFlexEmbeds, images: Tensor) -> tuple[int, int]:
     """Of whole patches: other images are padded, or refused by timm."""
-    height, width = embeds.patch_size
+    height, width = cast(tuple[int, int], embeds.patch_size)
     return -(-images.shape[-2] // height), -(-images.shape[-1] // width)

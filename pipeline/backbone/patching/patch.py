@@ -1,6 +1,5 @@
 """`patch` makes a model that exists merge its tokens, and `unpatch` takes that back."""
 
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,7 +13,7 @@ from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.block import become_merging, become_plain, obstacle_of
 from pipeline.backbone.metric import EmbeddingSpec
-from pipeline.backbone.patching.merging_model import Merging, MergingModel
+from pipeline.backbone.patching.merging_model import Merging, MergingModel, class_of
 from pipeline.backbone.patching.naflex_model import MergingNaFlexVit
 from pipeline.backbone.patching.timm_models import MergingEva, MergingVisionTransformer
 from pipeline.backbone.rotary import RotaryRule
@@ -81,7 +80,7 @@ def patch(
         raise ConfigError(f"{type(model).__name__} cannot merge: {obstacle}")
     for block in host.blocks_of(model):
         become_merging(block, merging.policy, EmbeddingSpec())
-    model.__class__ = _class_of(host, type(model))
+    model.__class__ = class_of(host, type(model))
     patched = cast(MergingModel, model)
     try:
         patched.merging = merging
@@ -129,14 +128,3 @@ def obstacle_in(model: nn.Module) -> str | None:
     if not blocks:
         return "it has no blocks"
     return next(filter(None, map(obstacle_of, blocks)), None) or host.refuses(model)
-
-
-@cache
-def _class_of(host: type[MergingModel], library: type[nn.Module]) -> type[MergingModel]:
-    return type(f"Merging{library.__name__}", (host, library), {"__module__": library.__module__})
-
-
-def empty_like(host: type[MergingModel], library: type[nn.Module]) -> MergingModel:
-    """A patched model without anything in it, for a pickle to fill."""
-    kind = _class_of(host, library)
-    return kind.__new__(kind)
