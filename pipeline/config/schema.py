@@ -44,8 +44,8 @@ class BackboneConfig:
     pretrained: bool = False
     """Load timm's weights of this name (downloads them)."""
     weights: str | None = None
-    """A .safetensors or .pth file with the keys of timm, ours, or those of a project that load_weights knows;
-    the folder of a run, or of weights; or `open_clip:MODEL@TAG`."""
+    """A .safetensors, .pth or .npz file with the keys of timm, ours, or those of a project that load_weights
+    knows; the folder of a run, or of weights; or `open_clip:MODEL@TAG`."""
     img_size: ImgSize | None = None
     """Pixels per side, or (height, width), of the position embedding; None keeps timm's."""
     drop_path: float = 0.0

@@ -27,7 +27,9 @@ from pipeline.backbone.adapters.folder import CONFIG, read_folder
 from pipeline.backbone.adapters.folder import TENSORS as TENSORS_FILE
 from pipeline.backbone.build import build_backbone
 from pipeline.backbone.weights.files import read_state_dict
+from pipeline.backbone.weights.preprocessing import preprocessing_of
 from pipeline.config.load import from_plain, load_config, to_plain
+from pipeline.config.schema import BackboneConfig
 from pipeline.data.make.existing import index_shards
 from pipeline.data.members.decode import DECODERS
 from pipeline.data.shards.describe import CLASSES, read_names
@@ -222,6 +224,40 @@ def _of_runs() -> list[Target]:
         Target("safetensors", tensors, _written("x.safetensors", read_state_dict)),
         Target("weights of torch", old_and_new, _written("x.pth", read_state_dict)),
         *_of_adapters(),
+        *_of_others_weights(),
+    ]
+
+
+def _of_others_weights() -> list[Target]:
+    """Files of transformers' folders, and of numpy."""
+    packed = io.BytesIO()
+    np.savez(packed, **{"embedding/kernel": np.zeros((2, 2), np.float32), "cls": np.ones(3, np.int32)})
+    vision = {"model_type": "siglip_vision_model", "hidden_act": "gelu"}
+    config = {"model_type": "siglip", "vision_config": vision}
+    listed = {"metadata": {"total_size": 9}, "weight_map": {"b": "x.safetensors"}}
+    pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "resample": 3}
+    crops = {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": {"height": 224}}
+
+    def pixels_of(folder: Path) -> object:
+        return preprocessing_of(BackboneConfig(name="vit_tiny_patch16_224", weights=str(folder)))
+
+    def beside(name: str, tensors: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
+        def call(data: bytes, folder: Path) -> object:
+            (folder / tensors).write_bytes(save(TENSORS))
+            (folder / name).write_bytes(data)
+            return read(folder)
+
+        return call
+
+    def in_json(what: str, plain: object, read: Callable[[bytes, Path], object]) -> Target:
+        return Target(what, [json.dumps(plain).encode()], read, changed_json)
+
+    index, of_pixels = "model.safetensors.index.json", "preprocessor_config.json"
+    return [
+        in_json("config of a model", config, beside("config.json", "model.safetensors", read_state_dict)),
+        in_json("list of weights", listed, beside(index, "x.safetensors", read_state_dict)),
+        in_json("image processor", pixels | crops, _written(of_pixels, lambda path: pixels_of(path.parent))),
+        Target("weights of numpy", [packed.getvalue()], _written("x.npz", read_state_dict)),
     ]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline import run_folder
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.weights.folders import files_in, stated_in
+from pipeline.backbone.weights.npz import read_npz
 from pipeline.backbone.weights.sources import named_source
 from pipeline.backbone.weights.stated import Stated
 from pipeline.config.build import build_dataclass
@@ -36,7 +37,7 @@ class Weights(dict[str, Tensor]):
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors, .pth, .pt or .bin file, or of a folder. Nothing in them can run code.
+    """Tensors of a .safetensors, .pth, .pt, .bin or .npz file, or of a folder. Nothing in them can run code.
 
     The folder of a run is read as its best checkpoint, else its last; that of a checkpoint as its weights,
     with averaged ones in their place; that of `dtem export`, of timm's `local-dir:` or of transformers'
@@ -56,6 +57,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         return Weights(tensors, _grid_of_run(folder) or getattr(parts[0], "grid", None), stated_in(folder))
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
+    if path.suffix == ".npz":
+        return read_npz(path)
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.another import another, check_blocks, depth_of
+from pipeline.backbone.weights.big_vision import big_vision_weights
 from pipeline.backbone.weights.dialects import DIALECTS, translated
 from pipeline.backbone.weights.dtem_release import dtem_release_weights
 from pipeline.backbone.weights.files import Grid
@@ -26,6 +27,7 @@ DIALECTS |= {
     "openmmlab": openmmlab_weights,
     "dtem_release": dtem_release_weights,
     "huggingface": huggingface_weights,
+    "big_vision": big_vision_weights,
 }
 
 FILLED = 0.9
