@@ -1,7 +1,6 @@
 """Export formats of a model: weights under timm's names, or a program that maps images of the training crop's
 size to logits."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +16,7 @@ from pipeline.backbone.macs import count_macs
 from pipeline.backbone.metric import MetricEmbedding
 from pipeline.config.schema import DataConfig
 from pipeline.errors import ConfigError
+from pipeline.extras import require
 from pipeline.model import MultiTaskModel, training_grid
 from pipeline.token_state import BackboneOutput
 
@@ -88,9 +88,9 @@ def write_pt2(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> No
 
 
 def write_onnx(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
-    lacking = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise ConfigError(f"--format onnx needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
+    """Writes a program for onnxruntime and others. Raises ConfigError."""
+    for package in ("onnx", "onnxscript"):
+        require("onnx", package)
     program, images = _program(run, model, task)
     _made(path.parent)
     torch.onnx.export(
@@ -101,6 +101,7 @@ def write_onnx(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> N
         dynamic_shapes=(_batch_shape(),),
         input_names=["images"],
         output_names=["logits"],
+        verbose=False,
     )
 
 
