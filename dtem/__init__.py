@@ -4,6 +4,7 @@ it."""
 from typing import TYPE_CHECKING, Any
 
 import pipeline
+from pipeline.later import when_imported
 from pipeline.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -36,3 +37,13 @@ def __getattr__(name: str) -> Any:
     if name not in pipeline.__all__:
         raise AttributeError(f"module 'dtem' has no attribute '{name}'")
     return getattr(pipeline, name)
+
+
+def _name_models() -> None:
+    """Registers timm's names of models that merge, `NAME_dtem`."""
+    from pipeline.backbone.timm_names import register_names
+
+    register_names()
+
+
+when_imported("timm", _name_models)

@@ -36,6 +36,7 @@ ROOMS = {
     "parts": {"errors"},
     "ranks": set(),
     "version": set(),
+    "later": set(),
     "extras": {"errors"},
     "config": {"errors", "registry", "redact"},
     "merging": BASE,

@@ -45,7 +45,8 @@ def add_parser(subparsers) -> None:
         choices=FORMATS,
         default="safetensors",
         help="safetensors (default): weights with timm's keys, plus blocks.N.metric.*; for a classifier also "
-        "the config.json that timm.create_model('local-dir:OUT', pretrained=True) reads (unmerged model)\n"
+        "the config.json that timm.create_model('local-dir:OUT', pretrained=True) reads: a model that merges "
+        "behind `import dtem`; with --policy none of timm's own\n"
         "pt2, onnx: a program from images of the training crop's size to logits, at one reduction and any "
         "batch size",
     )

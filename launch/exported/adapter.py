@@ -5,14 +5,13 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 
 from launch.exported.curves import curves_of
+from launch.exported.formats import plain_reduction
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.config import Pixels, Recipe
 from pipeline.backbone.adapters.embeddings import hub_name
-from pipeline.config.reduction_schema import Reduction
 from pipeline.config.task_schema import DataConfig
-from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
 from pipeline.parts import BASE, TRAINED
 
@@ -32,14 +31,13 @@ def adapter_of_run(
     """
     config = run.config
     everybodys = config.merging.embedding == "shared"
-    reduction = model.reduction_of(task)
     return collect_adapter(
         model.backbone,
         task=task,
         architecture=config.backbone.name.partition(".")[0],
         options=config.backbone.options,
         base_model=base_model or _base_model(run),
-        reduction=_plain(model.backbone.reduction if reduction is None else reduction),
+        reduction=plain_reduction(model, task),
         pixels=Pixels(**asdict(config.tasks[task].data.augment.preprocessing)),
         recipe=_recipe(run, task),
         curves=curves_of(run, list(config.tasks) if everybodys else [task]),
@@ -52,15 +50,6 @@ def _versions(run: SavedRun) -> dict[str, str]:
     """Commit and versions that the run was trained with."""
     known = {"commit": run.facts["commit"] or "", **run.facts["versions"]}
     return {name: text for name, text in known.items() if text not in ("", "not installed")}
-
-
-def _plain(reduction: ReductionSpec) -> Reduction:
-    """The reduction as a configuration has it."""
-    if isinstance(reduction, int | float):
-        return reduction
-    if isinstance(reduction, tuple) and len(reduction) == 2:
-        return int(reduction[0]), float(reduction[1])
-    return [int(r) for r in reduction]
 
 
 def _base_model(run: SavedRun) -> str | None:

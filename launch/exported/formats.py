@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from launch.saved.run import SavedRun
+from pipeline.backbone.adapters.embeddings import SUFFIX
 from pipeline.backbone.macs import count_macs
 from pipeline.backbone.metric import MetricEmbedding
+from pipeline.backbone.rotary import RotaryRule
+from pipeline.config.reduction_schema import Reduction
 from pipeline.config.schema import DataConfig
 from pipeline.errors import ConfigError
 from pipeline.extras import require
@@ -154,9 +157,9 @@ def _resize_rule(data: DataConfig) -> str:
 
 def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, Any] | None:
     """config.json beside model.safetensors, with the keys that timm's own `save_for_hf` writes.
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the unmerged model from it, and so does
-    `hf-hub:USER/NAME` once the folder is on the hub. None for a task whose head is not that of a timm
-    classifier."""
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the model from it, and so does
+    `hf-hub:USER/NAME` once the folder is on the hub. One that merges has a name that `import dtem` registers.
+    None for a task whose head is not that of a timm classifier."""
     backbone, data, head = run.config.backbone, run.config.tasks[task].data, run.config.tasks[task].head
     if run.config.tasks[task].type != "classification" or head.get("pool") not in (
         None,
@@ -167,9 +170,9 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
     made_for = [rows * patch_h, columns * patch_w]
     classes = run.classes(task)
     classifier = "head" if model.backbone.dist_token is None else ["head", "head_dist"]
-    wanted = data.augment.preprocessing
+    wanted, merging = data.augment.preprocessing, _merging_of(model, task)
     return {
-        "architecture": backbone.name.partition(".")[0],
+        "architecture": backbone.name.partition(".")[0] + (SUFFIX if merging else ""),
         "num_classes": head["num_classes"],
         "num_features": model.backbone.embed_dim,
         "global_pool": model.backbone.global_pool,
@@ -183,6 +186,7 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
             "dynamic_img_size": made_for != list(data.size),
             # timm's model has no place for the metric embeddings
             "pretrained_strict": False,
+            **merging,
         },
         "pretrained_cfg": {
             "custom_load": False,
@@ -195,6 +199,32 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
             "pool_size": None,
         },
     }
+
+
+def _merging_of(model: MultiTaskModel, task: str) -> dict[str, Any]:
+    """Arguments of timm's name of the merging model, without those that have their default."""
+    backbone = model.backbone
+    if not backbone.policy.merges:
+        return {}
+    given: dict[str, Any] = {"policy": backbone.policy.name, "reduction": plain_reduction(model, task)}
+    if backbone.policy.options:
+        given["policy_options"] = dict(backbone.policy.options)
+    if backbone.proportional_attention != "always":
+        given["proportional_attention"] = backbone.proportional_attention
+    if backbone.rope is not None and backbone.rotary_rule != RotaryRule():
+        given |= {"rotary": backbone.rotary_rule.name, "rotary_bias": backbone.rotary_rule.bias}
+    return given
+
+
+def plain_reduction(model: MultiTaskModel, task: str) -> Reduction:
+    """The reduction of a task as a configuration has it."""
+    own = model.reduction_of(task)
+    reduction = model.backbone.reduction if own is None else own
+    if isinstance(reduction, int | float):
+        return reduction
+    if isinstance(reduction, tuple) and len(reduction) == 2:
+        return int(reduction[0]), float(reduction[1])
+    return [int(r) for r in reduction]
 
 
 def _made(folder: Path) -> None:

@@ -13,6 +13,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from pipeline.backbone.adapters.embeddings import SUFFIX
 from pipeline.backbone.block import obstacle_of
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import RotaryRule
@@ -96,8 +97,12 @@ def create_vit(
     """timm's own model, after a check that MergingViT can drive it. num_classes: None keeps its own head.
     Raises ConfigError."""
     architecture = name.partition(".")[0]
+    if architecture.endswith(SUFFIX):
+        plain = architecture.removesuffix(SUFFIX)
+        raise ConfigError(f"'{name}' names a model that merges already; give '{plain}' and a policy")
     if not timm.is_model(architecture):
-        raise ConfigError(unknown_name("timm model", name, timm.list_models()))
+        known = [known for known in timm.list_models() if not known.endswith(SUFFIX)]
+        raise ConfigError(unknown_name("timm model", name, known))
     _check_options(timm_options or {})
     options = {"drop_path_rate": drop_path, **(timm_options or {})}
     if is_model_in_modules(architecture, ("eva",)):

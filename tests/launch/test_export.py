@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 from launch.exported.formats import Program
-from launch.saved.run import build, read_run
+from launch.saved.run import build, parse_reduction, read_run
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.backbone.weights.preprocessing import preprocessing_of
 from pipeline.config.schema import BackboneConfig
@@ -44,7 +45,9 @@ def test_timm_takes_the_weights_and_gives_the_unmerged_logits(trained, dtem, tmp
 def test_timm_builds_the_unmerged_model_from_the_folder(trained, dtem, tmp_path, size):
     """With the pixels, and the way to them, that the run has; 48 is another size than the position
     embedding's."""
-    dtem("export", trained, "--to", tmp_path, "--cfg-options", f"tasks.digits.data.img_size={size}")
+    words = ("--policy", "none", "--cfg-options", f"tasks.digits.data.img_size={size}")
+    dtem("export", trained, "--to", tmp_path, *words)
+    assert not json.loads((tmp_path / "config.json").read_text())["architecture"].endswith("_dtem")
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     run = read_run(trained)
     ours, data = build(run), run.config.tasks["digits"].data
@@ -57,10 +60,32 @@ def test_timm_builds_the_unmerged_model_from_the_folder(trained, dtem, tmp_path,
     assert {name: given[name] for name in asdict(wanted)} == json.loads(json.dumps(asdict(wanted)))
 
 
+@pytest.mark.parametrize(
+    ("policy", "reduction"), [("dtem", "3"), ("dtem", "(3,-0.5)"), ("tome", "[3,0,2]"), ("dtem", "0.8")]
+)
+def test_where_dtem_is_imported_timm_builds_the_model_that_merges(trained, dtem, tmp_path, policy, reduction):
+    """On images whose choices are clear, as its sums need not be ours."""
+    importlib.import_module("dtem")
+    dtem("export", trained, "--to", tmp_path, "--policy", policy, "--reduction", reduction)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    ours = build(read_run(trained), policy)
+    ours.backbone.set_reduction(parse_reduction(reduction))
+    eager = Program(ours, "digits")
+    images = clear_rows(eager, torch.randn(60, 3, 32, 32), 5)
+    with torch.no_grad():
+        merged = theirs(images)
+        torch.testing.assert_close(merged, eager(images))
+        theirs.reduction = 0
+        assert not torch.equal(merged, theirs(images))
+
+
+@pytest.mark.parametrize("policy", ["none", "dtem"])
 @pytest.mark.parametrize("size", [32, 48])
-def test_the_configuration_has_the_keys_of_timms_own(trained, dtem, tmp_path, size):
+def test_the_configuration_has_the_keys_of_timms_own(trained, dtem, tmp_path, policy, size):
     """And the values, of a model that timm built from it and saved itself."""
-    dtem("export", trained, "--to", tmp_path, "--cfg-options", f"tasks.digits.data.img_size={size}")
+    importlib.import_module("dtem")
+    words = ("--policy", policy, "--cfg-options", f"tasks.digits.data.img_size={size}")
+    dtem("export", trained, "--to", tmp_path, *words)
     ours = json.loads((tmp_path / "config.json").read_text())
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert model.pretrained_cfg["label_names"] == ours["label_names"]
@@ -74,7 +99,7 @@ def test_the_configuration_has_the_keys_of_timms_own(trained, dtem, tmp_path, si
 
 
 def test_an_export_on_the_hub_is_timms(trained, dtem, tmp_path, images):
-    dtem("export", trained, "--to", tmp_path / "out")
+    dtem("export", trained, "--to", tmp_path / "out", "--policy", "none")
     with running(tmp_path / "cache") as hub:
         hub.add_folder("me/digits", tmp_path / "out")
         theirs = timm.create_model("hf-hub:me/digits", pretrained=True).eval()

@@ -10,6 +10,8 @@ from pipeline.backbone.metric import EmbeddingPerTask, MetricEmbedding
 from pipeline.errors import ConfigError
 
 Embedding = MetricEmbedding | EmbeddingPerTask
+SUFFIX = "_dtem"
+"""What follows the name of timm's architecture in the name of the model that merges."""
 
 
 def merging_blocks(model: nn.Module) -> list[nn.Module]:
@@ -50,8 +52,8 @@ def _embedding_of(block: nn.Module, name: str) -> Embedding:
 
 
 def architecture_of(model: nn.Module) -> str:
-    """timm's name of the model; that of its class where timm did not build it."""
-    return str(pretrained_of(model).get("architecture") or type(model).__name__)
+    """timm's name of the model without our suffix; that of its class where timm did not build it."""
+    return str(pretrained_of(model).get("architecture") or type(model).__name__).removesuffix(SUFFIX)
 
 
 def hub_name(name: str) -> str | None:

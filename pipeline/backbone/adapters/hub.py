@@ -48,6 +48,16 @@ def download(name: str) -> Path:
         return _bounded(fetch, name, repository, TENSORS, config.parent.name).parent
 
 
+def cached_file(name: str, file: str, cache_dir: Any = None) -> Path:
+    """The path in the cache of a file of `hf-hub:USER/NAME[@REVISION]`, which is fetched if need be. Raises
+    ConfigError and CheckpointError."""
+    from huggingface_hub import hf_hub_download
+
+    repository, revision = repository_of(name)
+    with _told(name, repository):
+        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache_dir))
+
+
 def _bounded(fetch: Callable[..., Any], name: str, repository: str, file: str, revision: str | None) -> Path:
     """The path of a file in the cache, which is fetched where its size is one that an adapter can have."""
     found = fetch(repository, file, revision=revision, dry_run=True)
