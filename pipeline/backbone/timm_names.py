@@ -39,7 +39,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
         reduction: ReductionSpec | None = None,
         adapter: Any = None,
         check_base: bool = True,
-        proportional_attention: str = "always",
+        proportional_attention: str | None = None,
         rotary: str | None = None,
         rotary_bias: bool = False,
         **options: Any,

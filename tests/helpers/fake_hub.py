@@ -61,6 +61,8 @@ def running(cache: Path) -> Iterator[Hub]:
 
     Handler.hub = hub
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    # a client may close its connection when it pleases
+    server.handle_error = lambda *_: None
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()

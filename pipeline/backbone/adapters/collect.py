@@ -67,7 +67,7 @@ def collect_adapter(
                 policy=policy.name,
                 options=dict(policy.options),
                 reduction=getattr(model, "reduction", None) if reduction is None else reduction,
-                **_rotary_of(model),
+                **_way_of(model),
             ),
             pixels=pixels or _pixels_of(model),
             recipe=recipe,
@@ -86,12 +86,15 @@ def _policy_of(block: nn.Module, name: str) -> MergePolicy:
     return policy
 
 
-def _rotary_of(model: nn.Module) -> dict[str, Any]:
-    """Fields of Merging about the rotary positions; none for a model without."""
-    rule = getattr(model, "rotary_rule", None)
+def _way_of(model: nn.Module) -> dict[str, Any]:
+    """Fields of Merging about attention by size, and about rotary positions where the model has any. A
+    patched model has both in its attribute `merging`."""
+    merging = getattr(model, "merging", None)
+    by_size = getattr(merging or model, "proportional_attention", "always")
+    rule = getattr(merging, "rotary", None) or getattr(model, "rotary_rule", None)
     if getattr(model, "rope", None) is None or not isinstance(rule, RotaryRule):
-        return {}
-    return {"rotary": rule.name, "rotary_bias": rule.bias}
+        return {"proportional_attention": by_size}
+    return {"proportional_attention": by_size, "rotary": rule.name, "rotary_bias": rule.bias}
 
 
 def _pixels_of(model: nn.Module) -> Pixels | None:

@@ -6,6 +6,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from pipeline.backbone.rotary import RotaryRule
+from pipeline.backbone.run_blocks import check_proportional_attention
 from pipeline.config.build import build_dataclass, plain
 from pipeline.config.reduction_schema import Reduction, ReductionConfig, require
 from pipeline.errors import ConfigError
@@ -54,16 +55,21 @@ class Merging:
     rotary: str | None = None
     """Rule by which rotary positions merge, where the base has them; see `RotaryRule`."""
     rotary_bias: bool = False
+    proportional_attention: str = "always"
 
     def __post_init__(self) -> None:
         ReductionConfig(reduction=self.reduction or 0)
-        if self.rotary is not None:
-            RotaryRule(self.rotary, self.rotary_bias)
+        check_proportional_attention(self.proportional_attention)
+        _ = self.rotary_rule
         if not POLICIES.build(self.policy, **self.options).learned:
             raise ConfigError(
                 f"policy '{self.policy}' learns no embedding, so there is no adapter for it; give one that "
                 "does, such as 'dtem'"
             )
+
+    @property
+    def rotary_rule(self) -> RotaryRule | None:
+        return None if self.rotary is None else RotaryRule(self.rotary, self.rotary_bias)
 
 
 @dataclass(frozen=True, kw_only=True)

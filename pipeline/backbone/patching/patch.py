@@ -42,7 +42,7 @@ def patch(
     adapter: str | Path | Adapter | None = None,
     check_base: bool = True,
     learns: bool = False,
-    proportional_attention: str = "always",
+    proportional_attention: str | None = None,
     rotary: RotaryRule | None = None,
     unmerge: str = "residual",
     **policy_options: Any,
@@ -51,7 +51,8 @@ def patch(
 
     Its `forward` and methods for features stay what they are, for all positions. `model.reduction` can be set
     at any time, and 0 gives the model's own outputs. policy: one of `pipeline.merging.policies`. reduction:
-    see `ReductionSpec`; None: what the adapter recommends, else 13 tokens per block. adapter: the embedding
+    see `ReductionSpec`; None: what the adapter recommends, else 13 tokens per block. rotary,
+    proportional_attention: None takes the adapter's, else mean rotation and `always`. adapter: the embedding
     of a policy that learns, as `load_adapter` takes it; None draws it anew, for one to be taught. check_base:
     whether the adapter has to be of these very weights. learns: train the embedding with the model, by the
     policy's differentiable merge; else it is frozen. unmerge: how methods for features of several blocks
@@ -65,12 +66,15 @@ def patch(
         )
     loaded = None if adapter is None else load_adapter(adapter)
     if loaded is not None:
+        own = loaded.config.merging
         policy_options = loaded.options_for(policy) | policy_options
-        reduction = loaded.config.merging.reduction if reduction is None else reduction
+        reduction = own.reduction if reduction is None else reduction
+        rotary = rotary or own.rotary_rule
+        proportional_attention = proportional_attention or own.proportional_attention
     merging = Merging(
         POLICIES.build(policy, **policy_options),
         DEFAULT_REDUCTION if reduction is None else reduction,
-        proportional_attention,
+        proportional_attention or "always",
         rotary or RotaryRule(),
         learns,
         unmerge,

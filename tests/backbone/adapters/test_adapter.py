@@ -10,7 +10,7 @@ from timm.models import create_model
 from tiny import images, tiny_vit
 from torch import nn
 
-from pipeline import build_backbone
+from pipeline import build_backbone, patch, save_adapter, unpatch
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.digest import base_digest
@@ -194,6 +194,25 @@ def test_a_model_with_rotary_positions_says_how_they_merge():
     assert adapter.config.base.digest == base_digest(theirs.blocks)
     with pytest.raises(ConfigError, match="rotary positions merge by"):
         replace(adapter.config.merging, rotary="unheard")
+
+
+def test_a_patched_model_merges_as_the_one_that_was_taught(tmp_path):
+    """Rule of rotary positions, attention by size and reduction come with the adapter."""
+    torch.manual_seed(0)
+    model = create_model("eva02_tiny_patch14_224", depth=2, embed_dim=48, num_heads=3, num_classes=4).eval()
+    way = dict(rotary=RotaryRule("destination"), proportional_attention="never", embed_dim=5)
+    taught = patch(model, "dtem", 20, **way)
+    pixels = images(size=224)
+    with torch.no_grad():
+        wanted = taught(pixels)
+        save_adapter(taught, tmp_path)
+        again = patch(unpatch(taught), adapter=tmp_path)
+        assert torch.equal(again(pixels), wanted)
+    assert again.merging.rotary == way["rotary"] and again.merging.proportional_attention == "never"
+    assert (
+        patch(unpatch(again), adapter=tmp_path, reduction=3, rotary=RotaryRule()).merging.rotary
+        == RotaryRule()
+    )
 
 
 def test_a_model_without_memory_has_no_digest():

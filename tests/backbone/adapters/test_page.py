@@ -11,4 +11,4 @@ def test_the_code_of_the_page_runs(hub, tmp_path, monkeypatch):
     assert set(hub.files("user/deit-small-dtem")) == {
         path.name for path in (tmp_path / "my_adapter").iterdir()
     }
-    assert names["adapter"].config.base.depth == 12
+    assert names["model"].reduction == 13 and len(names["model"].merging_blocks) == 12
