@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline import run_folder
 from pipeline.backbone.build import model_facts
-from pipeline.backbone.weights.folders import files_in, stated_in
+from pipeline.backbone.weights.folders import FILES, files_in, stated_in
 from pipeline.backbone.weights.npz import read_npz
 from pipeline.backbone.weights.sources import named_source
 from pipeline.backbone.weights.stated import Stated
@@ -49,12 +49,20 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         return source.state_dict(where)
     path = Path(path)
     if path.is_dir():
-        folder = run_folder.best(run_folder.checkpoints_of(path)) or path
-        average = folder / "ema.safetensors"
-        parts = [read_state_dict(file) for file in files_in(folder)]
-        averaged = [read_state_dict(average)] if average.is_file() else []
-        tensors = {key: value for part in [*parts, *averaged] for key, value in part.items()}
-        return Weights(tensors, _grid_of_run(folder) or getattr(parts[0], "grid", None), stated_in(folder))
+        return _of_folder(run_folder.best(run_folder.checkpoints_of(path)) or path)
+    tensors = _of_file(path)
+    stated = stated_in(path.parent) if path.name in FILES else None
+    return Weights(tensors, getattr(tensors, "grid", None), stated)
+
+
+def _of_folder(folder: Path) -> Weights:
+    parts, average = [_of_file(file) for file in files_in(folder)], folder / "ema.safetensors"
+    averaged = [_of_file(average)] if average.is_file() else []
+    tensors = {key: value for part in [*parts, *averaged] for key, value in part.items()}
+    return Weights(tensors, _grid_of_run(folder) or getattr(parts[0], "grid", None), stated_in(folder))
+
+
+def _of_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
     if path.suffix == ".npz":

@@ -10,14 +10,14 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.interfaces import Task
 from pipeline.parts import BALANCE, HEAD, roles_of
 
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|backbone|timm_model)\.)+")
 _OF_A_TASK = re.compile(r"^tasks\.([^.]+)\.")
 
 
 def plain_key(key: str) -> str:
-    """The key in timm's spelling: without our `backbone.`, and without the `module.` and `_orig_mod.` of
-    DistributedDataParallel and torch.compile."""
-    return _WRAPPERS.sub("", key).removeprefix("model.").removeprefix("backbone.")
+    """The key in timm's spelling: without our `backbone.`, without the `module.` and `_orig_mod.` of
+    DistributedDataParallel and torch.compile, and without what a model has around timm's (`timm_model.`)."""
+    return _WRAPPERS.sub("", key)
 
 
 def backbone_of(module: nn.Module) -> MergingViT:

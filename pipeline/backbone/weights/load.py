@@ -24,9 +24,9 @@ from pipeline.parts import BASE, roles_of
 log = logging.getLogger(__name__)
 
 DIALECTS |= {
-    "openmmlab": openmmlab_weights,
-    "dtem_release": dtem_release_weights,
-    "huggingface": huggingface_weights,
+    "mmseg and mmpretrain": openmmlab_weights,
+    "the DTEM release": dtem_release_weights,
+    "transformers": huggingface_weights,
     "big_vision": big_vision_weights,
 }
 
@@ -90,8 +90,8 @@ def check_filled(module: nn.Module, filled: Collection[str], source: str) -> Non
         lacking = next(key for key in own if key not in filled)
         raise CheckpointError(
             f"{source} fill {part:.0%} of the backbone's numbers, and not {lacking}: another architecture, "
-            f"or keys of a style that is not known; give weights with timm's keys, ours or those of "
-            f"{', '.join(DIALECTS)}, of the model in backbone.name and backbone.options"
+            "or keys of a style that is not known; give weights with timm's keys, those that timm reads, or "
+            f"those of {', '.join(DIALECTS)}, of the model in backbone.name and backbone.options"
         )
 
 

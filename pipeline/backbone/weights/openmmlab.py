@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbone.weights.keys import plain_key
+
 _BLOCK = re.compile(r"layers\.(\d+)\.(.+)")
 _IN_BLOCK = {
     "ln1.": "norm1.",
@@ -41,7 +43,7 @@ def openmmlab_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
 
     mmseg's patch projection has no bias by default; the module's is then 0.
     """
-    plain = {re.sub(r"^(module\.|backbone\.)+", "", key): value for key, value in state_dict.items()}
+    plain = {plain_key(key): value for key, value in state_dict.items()}
     if f"{_PATCHES}weight" not in plain:
         return None
     renamed = {_renamed(key): value for key, value in plain.items()}

@@ -14,6 +14,15 @@ from pipeline.backbone.weights.keys import backbone_of, plain_key
 
 _IN_CHUNK = re.compile(r"^blocks\.\d+\.(\d+\..+)")
 _BIAS_OF_ONE = re.compile(r"^blocks\.\d+\.attn\.[qv]_bias$")
+_PATCHES = (
+    "patch_embed.proj.weight",
+    "visual.trunk.patch_embed.proj.weight",
+    "visual.patch_embed.proj.weight",
+    "visual.conv1.weight",
+    "conv1.weight",
+    "preprocessor.patchifier.proj.weight",
+)
+"""Names of the patch projection in what timm reads."""
 _OF_TASKS = "tasks."
 
 
@@ -29,7 +38,8 @@ def timm_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[st
         return plain
     backbone = backbone_of(module)
     own = dict(backbone.named_parameters())
-    patches = next((value for value in plain.values() if value.ndim == 4), own.get("patch_embed.proj.weight"))
+    given = (plain[name] for name in _PATCHES if name in plain and plain[name].ndim == 4)
+    patches = next(given, own.get("patch_embed.proj.weight"))
     shown: Any = SimpleNamespace(
         patch_embed=SimpleNamespace(proj=SimpleNamespace(weight=patches)),
         pos_embed=None,
@@ -38,9 +48,9 @@ def timm_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[st
     )
     if not is_eva(backbone):
         return vision_transformer.checkpoint_filter_fn(plain, shown)
-    given = eva.checkpoint_filter_fn(plain, shown)
+    tensors = eva.checkpoint_filter_fn(plain, shown)
     # DINOv3 has biases of 0 where it was distilled, and timm a model without them
-    return {key: value for key, value in given.items() if key in own or not _is_zero_bias(key, value)}
+    return {key: value for key, value in tensors.items() if key in own or not _is_zero_bias(key, value)}
 
 
 def is_eva(backbone: MergingViT) -> bool:

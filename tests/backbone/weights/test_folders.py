@@ -65,8 +65,9 @@ def test_an_old_folder_with_a_file_of_torch_is_read(tmp_path):
 )
 def test_what_shapes_do_not_tell_is_taken_from_the_config(config, options, message, tmp_path):
     vit(**config).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
-        load_weights(backbone(**options), read_state_dict(tmp_path))
+    for where in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(backbone(**options), read_state_dict(where))
 
 
 KINDS = {

@@ -103,6 +103,16 @@ def test_dinov2_of_another_patch_is_refused_and_not_resized():
         load_weights(backbone(name), given)
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch16_dinov3_qkvb"])
+def test_convolutions_of_a_decoder_change_nothing(name):
+    """They may stand before the backbone, with kernels of other sizes."""
+    model, ours = timms(name), backbone(name)
+    decoder = {"decoder.conv1.weight": torch.zeros(1, 64, 1, 1), "a.proj.weight": torch.zeros(2, 2, 3, 3)}
+    report = load_weights(ours, decoder | model.state_dict())
+    assert set(report.left) == decoder.keys() and not report.missing
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in ours.state_dict().items())
+
+
 def test_registers_without_a_place_are_refused():
     given = facebooks(timms("vit_small_patch14_reg4_dinov2"))
     with pytest.raises(CheckpointError, match="pos_embed.*reg_tokens=4"):
@@ -258,6 +268,17 @@ def test_a_trunk_in_an_open_clip_model_is_read(tmp_path):
     state = {f"visual.trunk.{key}": value for key, value in model.state_dict().items()}
     save_file(state | {"text.x": torch.zeros(1)}, tmp_path / "clip.safetensors")
     assert not load_weights(ours, read_state_dict(tmp_path / "clip.safetensors")).missing
+    wanted = model.forward_features(pictures())
+    torch.testing.assert_close(ours(pictures(), reduction=0).final.tokens, wanted, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("around", ["model.", "backbone.timm_model.", "module.backbone.timm_model.model."])
+def test_timms_model_inside_another_is_read(around):
+    """Such as TIMMBackbone of mmseg and mmpretrain."""
+    model, ours = timms("vit_tiny_patch16_224"), backbone("vit_tiny_patch16_224")
+    state = {around + key: value for key, value in model.state_dict().items()}
+    assert not load_weights(ours, state).missing
     wanted = model.forward_features(pictures())
     torch.testing.assert_close(ours(pictures(), reduction=0).final.tokens, wanted, atol=2e-5, rtol=1e-4)
 
