@@ -34,7 +34,7 @@ class _Waiting:
         loader, run = spec.loader, spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module
+            vars(loader).pop("exec_module", None)
             run(module)
             self._then()
 

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from fake_hub import running
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from tiny import SIZES, images
 
@@ -87,6 +88,18 @@ def test_what_timm_saves_comes_back_as_a_model_that_merges(tmp_path, place, poli
     with torch.no_grad():
         assert torch.equal(other(images()), model(images()))
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, reduction=2).reduction == 2
+
+
+def test_a_tag_names_timms_weights(tmp_path):
+    torch.manual_seed(0)
+    published = timm.create_model(NAME)
+    (tmp_path / "there").mkdir()
+    save_file(published.state_dict(), tmp_path / "there" / "model.safetensors")
+    with running(tmp_path / "cache") as hub:
+        hub.add_folder(f"timm/{NAME}.fb_in1k", tmp_path / "there")
+        model = timm.create_model(f"{NAME}{SUFFIX}.fb_in1k", pretrained=True, reduction=4)
+    assert model.reduction == 4 and unpatch(model).state_dict().keys() == published.state_dict().keys()
+    assert torch.equal(model.blocks[11].mlp.fc1.weight, published.blocks[11].mlp.fc1.weight)
 
 
 def test_embeddings_of_another_policy_are_refused(tmp_path):

@@ -52,8 +52,9 @@ def _embedding_of(block: nn.Module, name: str) -> Embedding:
 
 
 def architecture_of(model: nn.Module) -> str:
-    """timm's name of the model without our suffix; that of its class where timm did not build it."""
-    return str(pretrained_of(model).get("architecture") or type(model).__name__).removesuffix(SUFFIX)
+    """timm's name of the model without our suffix; that of its own class where timm did not build it."""
+    own = type(model).__name__.removeprefix("Merging")
+    return str(pretrained_of(model).get("architecture") or own).removesuffix(SUFFIX)
 
 
 def hub_name(name: str) -> str | None:

@@ -3,8 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import timm
+import torch
 import yaml
+from timm.models import save_for_hf
+from tiny import SIZES, images
 
+from pipeline import patch, push_adapter, save_adapter
 from pipeline.backbone.adapters.card import card_text
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.config import Curve, CurvePoint, Recipe, from_json
@@ -72,3 +77,19 @@ def test_texts_become_no_markup(config):
     assert facts["license"] == hostile and card.replace("\n", "").isprintable()
     headings = [line for line in body.splitlines() if line.startswith("#")]
     assert len(headings) == 5 and "<script>" not in body.replace("`", "\0").split("\0")[0]
+
+
+def test_the_lines_of_use_run(hub, tmp_path):
+    """On a base and an adapter that are on the hub."""
+    torch.manual_seed(0)
+    base = timm.create_model("deit_tiny_patch16_224", **SIZES, img_size=64, num_classes=5).eval()
+    save_for_hf(base, str(tmp_path / "base"), safe_serialization=True)
+    hub.add_folder("timm/tiny", tmp_path / "base")
+    taught = patch(base, reduction=9)
+    push_adapter(save_adapter(taught, tmp_path / "own", base_model="timm/tiny"), "me/tiny-dtem")
+    (code,) = hub.files("me/tiny-dtem")["README.md"].decode().split("```python\n")[1:]
+    names: dict = {}
+    exec(compile(code.split("\n```")[0], "README.md", "exec"), names)
+    with torch.no_grad():
+        assert torch.equal(names["model"].eval()(images()), taught(images()))
+    assert names["model"].reduction == 9
