@@ -1,5 +1,8 @@
 """Models of transformers in a merging backbone: at r = 0 the tokens are theirs, in either style of keys."""
 
+import re
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -10,7 +13,9 @@ from torch import nn
 
 from pipeline import build_backbone
 from pipeline.backbone.weights.huggingface import huggingface_weights
+from pipeline.backbone.weights.huggingface_config import stated_by
 from pipeline.backbone.weights.load import load_weights
+from pipeline.backbone.weights.stated import check_stated
 from pipeline.errors import CheckpointError
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
@@ -256,3 +261,41 @@ def test_tensors_of_strange_shapes_are_refused(shape):
     for key in ("layers.1.attention.k_proj.weight", "embeddings.cls_token", PATCHES):
         with pytest.raises(CheckpointError):
             load_weights(backbone("vit_tiny_patch16_224"), state | {key: torch.zeros(shape)})
+
+
+BASE = dict(hidden_size=768, num_hidden_layers=2, num_attention_heads=12, intermediate_size=3072)
+SMALL = dict(hidden_size=384, num_hidden_layers=2, num_attention_heads=6)
+PUBLISHED = {
+    "google/vit-base-patch16-224": lambda: hf.ViTModel(hf.ViTConfig(**BASE)),
+    "facebook/deit-base-distilled-patch16-224": lambda: hf.DeiTModel(hf.DeiTConfig(**BASE)),
+    "facebook/vit-mae-base": lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**BASE)),
+    "facebook/dinov2-small": lambda: hf.Dinov2Model(hf.Dinov2Config(**SMALL, image_size=518, patch_size=14)),
+    "facebook/dinov2-with-registers-small": lambda: hf.Dinov2WithRegistersModel(
+        hf.Dinov2WithRegistersConfig(**SMALL, image_size=518, patch_size=14)
+    ),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": lambda: hf.DINOv3ViTModel(
+        hf.DINOv3ViTConfig(**SMALL, intermediate_size=1536, num_register_tokens=4)
+    ),
+    "openai/clip-vit-base-patch32": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**BASE, patch_size=32)),
+    "google/siglip-base-patch16-224": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**BASE)),
+}
+"""Name on the hub -> a model of its sizes, as its card has them, but of two blocks."""
+PAGE = (Path(__file__).parents[3] / "docs/configuration.md").read_text()
+
+
+@pytest.mark.parametrize("where", PUBLISHED)
+def test_the_page_gives_a_published_model_a_name_of_timm_that_fits(where):
+    """Heads and activation too; on the meta device, as they are large."""
+    [(name, options)] = re.findall(rf"^\| `{where}` \| `(\w+)`(?:, `act_layer=\"(\w+)\"`)? \|$", PAGE, re.M)
+    with torch.device("meta"):
+        model = PUBLISHED[where]()
+        ours = build_backbone(name, timm_options=dict(depth=2) | (dict(act_layer=options) if options else {}))
+    given = huggingface_weights(model.state_dict(), ours)
+    assert {key: value.shape for key, value in ours.state_dict().items()}.items() <= {
+        key: value.shape for key, value in given.items()
+    }.items()
+    check_stated(stated_by(model.config.to_dict()), ours)
+
+
+def test_the_page_names_no_other_published_models():
+    assert set(re.findall(r"^\| `([\w-]+/[\w-]+)` \| `\w+`", PAGE, re.M)) == PUBLISHED.keys()
