@@ -125,7 +125,12 @@ DOORS = {
     "open_clip": {"tasks/open_clip_bridge/"},
     "pycocoevalcap": {"tasks/captions/metrics.py"},
     "webdataset": set(),
-    "transformers": {"pipeline/backbone/hugging_face.py"},
+    "transformers": {
+        "pipeline/backbone/hugging_face.py",
+        "pipeline/backbone/hosts/hugging_face_layers.py",
+        "pipeline/backbone/patching/hugging_face_tower.py",
+        "pipeline/backbone/patching/hugging_face_models.py",
+    },
 }
 """Package -> the only files, or folders, that may name it."""
 
@@ -140,10 +145,13 @@ def parse(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(), str(path))
 
 
-def imported(path: Path) -> Iterator[str]:
+def imported(path: Path, at_once: bool = False) -> Iterator[str]:
     """Dotted names of all imports of a file, those inside functions included; `from a import b` counts as
-    a.b."""
-    for node in ast.walk(parse(path)):
+    a.b. at_once: only those that the import of the file needs."""
+    module = parse(path)
+    blocks = (ast.FunctionDef, ast.If) if at_once else ()
+    later = {inner for node in ast.walk(module) if isinstance(node, blocks) for inner in ast.walk(node)}
+    for node in (node for node in ast.walk(module) if node not in later):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -235,6 +243,21 @@ def test_a_package_has_one_door(path):
         assert doors is None or path.as_posix().startswith(tuple(doors)), (
             f"{path} names {name}; its door is {sorted(doors or ()) or 'in tests only'}"
         )
+
+
+def test_transformers_is_imported_when_a_model_of_it_is_there():
+    """It takes seconds. So no file needs it to be imported, but patching's own for such models."""
+    needing, more = set(), {"transformers"}
+    while more:
+        heavy = tuple(".".join(Path(name).with_suffix("").parts) for name in more)
+        found = {
+            path.as_posix()
+            for path in FILES
+            if any(n.startswith(heavy) for n in imported(path, at_once=True))
+        }
+        more = found - needing
+        needing |= more
+    assert len(needing) > 2 and all("/hugging_face_" in name for name in needing), needing
 
 
 def says_nothing(annotation: ast.expr | None) -> bool:

@@ -1,7 +1,7 @@
 """The code that the pages show runs, and the configs that they show load.
 
 docs/extending.md has a test of its own in tests/laws, docs/mmseg.md in tests/tasks/mmseg_bridge,
-docs/adapters.md in tests/backbone/adapters.
+docs/adapters.md in tests/backbone/adapters, docs/models.md in tests/backbone.
 """
 
 import re
@@ -12,7 +12,7 @@ from pages import PRESENT, ROOT, blocks, name_of
 
 from pipeline.config.load import load_config
 
-ELSEWHERE = {"docs/adapters.md", "docs/extending.md", "docs/mmseg.md"}
+ELSEWHERE = {"docs/adapters.md", "docs/extending.md", "docs/mmseg.md", "docs/models.md"}
 SHOWN = [
     (name_of(page), number, text)
     for page in PRESENT

@@ -6,11 +6,12 @@ Its class is a subclass of its own class. Nothing of a forward pass is kept on i
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from pipeline.backbone.block import MergingBlock
+from pipeline.backbone.block import MergingBlock, become_merging, become_plain
+from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import Pass, attends_by_size, check_proportional_attention, encode
 from pipeline.errors import ConfigError
@@ -18,6 +19,8 @@ from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
 from pipeline.merging.unmerge import UNMERGES, start_unmerge
 from pipeline.token_state import BackboneOutput, TokenState
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,27 @@ class MergingModel(nn.Module):
         """The norm behind the last block."""
         raise NotImplementedError
 
+    @classmethod
+    def name_for(cls, library: type[nn.Module]) -> str:
+        """Name of the class of models of `library` that merge."""
+        return f"Merging{library.__name__}"
+
+    @classmethod
+    def become(cls, model: nn.Module, merging: Merging) -> "MergingModel":
+        """The model itself, which merges from now on. It is none that this host refuses."""
+        for block in cls.blocks_of(model):
+            become_merging(block, merging.policy, EmbeddingSpec())
+        patched = as_class(model, class_of(cls, type(model)))
+        patched.merging = merging
+        return patched
+
+    def restore(self) -> None:
+        """The way back of `become`."""
+        for block in self.merging_blocks:
+            become_plain(block)
+        del self.merging
+        as_class(self, type(self).__bases__[1])
+
     @property
     def checkpoints_blocks(self) -> bool:
         """Whether the backward pass recomputes the blocks."""
@@ -102,8 +126,28 @@ class MergingModel(nn.Module):
     ) -> BackboneOutput:
         """The merged states, for the inputs of `embedded`: after the last norm, and after the blocks in
         `taps` before it. The other arguments are those of `MergingViT.forward`. Raises ConfigError."""
-        merging, embedded = self.merging, self.embedded(*inputs)
-        state, policy = start_unmerge(embedded.state, unmerge), merging.policy
+        return self.encode_embedded(
+            self.embedded(*inputs),
+            reduction=reduction,
+            taps=taps,
+            unmerge=unmerge,
+            relaxed=relaxed,
+            merge_points_from=merge_points_from,
+        )
+
+    def encode_embedded(
+        self,
+        embedded: Embedded,
+        *,
+        reduction: ReductionSpec | None = None,
+        taps: Collection[int] = (),
+        unmerge: str | None = None,
+        relaxed: bool | None = None,
+        merge_points_from: int | None = None,
+    ) -> BackboneOutput:
+        """As `encode`, from the input of the blocks."""
+        merging, policy = self.merging, self.merging.policy
+        state = start_unmerge(embedded.state, unmerge)
         wanted = merging.reduction if reduction is None else reduction
         schedule = resolve_schedule(
             wanted if policy.merges else 0, len(self.merging_blocks), state.num_active, state.num_prefix
@@ -129,7 +173,13 @@ class MergingModel(nn.Module):
 @cache
 def class_of(host: type[MergingModel], library: type[nn.Module]) -> type[MergingModel]:
     """The class of models of `library` that merge as the host says."""
-    return type(f"Merging{library.__name__}", (host, library), {"__module__": library.__module__})
+    return type(host.name_for(library), (host, library), {"__module__": library.__module__})
+
+
+def as_class(model: nn.Module, kind: type[M]) -> M:
+    """The model itself, which has this class now."""
+    model.__class__ = kind
+    return cast(M, model)
 
 
 def empty_like(host: type[MergingModel], library: type[nn.Module]) -> MergingModel:

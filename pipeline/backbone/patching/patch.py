@@ -1,7 +1,7 @@
 """`patch` makes a model that exists merge its tokens, and `unpatch` takes that back."""
 
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -11,13 +11,13 @@ from torch import nn
 import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter
-from pipeline.backbone.block import become_merging, become_plain, obstacle_of
-from pipeline.backbone.metric import EmbeddingSpec
-from pipeline.backbone.patching.merging_model import Merging, MergingModel, class_of
+from pipeline.backbone.block import obstacle_of
+from pipeline.backbone.patching.merging_model import Merging, MergingModel
 from pipeline.backbone.patching.naflex_model import MergingNaFlexVit
 from pipeline.backbone.patching.timm_models import MergingEva, MergingVisionTransformer
 from pipeline.backbone.rotary import RotaryRule
 from pipeline.errors import ConfigError
+from pipeline.extras import extra
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
 
@@ -49,20 +49,22 @@ def patch(
 ) -> M:
     """Makes the model merge its tokens, and returns it: the same object, with the same keys.
 
-    Its `forward` and methods for features stay what they are, for all positions. `model.reduction` can be set
-    at any time, and 0 gives the model's own outputs. policy: one of `pipeline.merging.policies`. reduction:
-    see `ReductionSpec`; None: what the adapter recommends, else 13 tokens per block. rotary,
-    proportional_attention: None takes the adapter's, else mean rotation and `always`. adapter: the embedding
-    of a policy that learns, as `load_adapter` takes it; None draws it anew, for one to be taught. check_base:
-    whether the adapter has to be of these very weights. learns: train the embedding with the model, by the
-    policy's differentiable merge; else it is frozen. unmerge: how methods for features of several blocks
-    restore the grid, one of `UNMERGES`. Raises ConfigError for a model that is patched already, or that
-    merging would compute wrongly (docs/models.md), and for wrong options; CheckpointError for an adapter of
-    another model.
+    It is one of timm, or of Hugging Face transformers. Its `forward` and methods for features stay what they
+    are, for all positions. `model.reduction` can be set at any time, and 0 gives the model's own outputs.
+    policy: one of `pipeline.merging.policies`. reduction: see `ReductionSpec`; None: what the adapter
+    recommends, else 13 tokens per block. rotary, proportional_attention: None takes the adapter's, else mean
+    rotation and `always`. adapter: the embedding of a policy that learns, as `load_adapter` takes it; None
+    draws it anew, for one to be taught. check_base: whether the adapter has to be of these very weights.
+    learns: train the embedding with the model, by the policy's differentiable merge; else it is frozen.
+    unmerge: how methods for features of several blocks restore the grid, one of `UNMERGES`. Raises
+    ConfigError for a model that is patched already, or that merging would compute wrongly (docs/models.md),
+    and for wrong options; CheckpointError for an adapter of another model.
     """
-    if isinstance(model, MergingModel):
+    before = next((part for part in model.modules() if isinstance(part, MergingModel)), None)
+    if before is not None:
         raise ConfigError(
-            "the model is patched already; set model.reduction, or call unpatch(model) before another policy"
+            f"this {type(before).__name__} is patched already; set its reduction, or unpatch it before "
+            "another policy"
         )
     loaded = None if adapter is None else load_adapter(adapter)
     if loaded is not None:
@@ -82,12 +84,8 @@ def patch(
     host = host_of(model)
     if obstacle := obstacle_in(model):
         raise ConfigError(f"{type(model).__name__} cannot merge: {obstacle}")
-    for block in host.blocks_of(model):
-        become_merging(block, merging.policy, EmbeddingSpec())
-    model.__class__ = class_of(host, type(model))
-    patched = cast(MergingModel, model)
+    patched = host.become(model, merging)
     try:
-        patched.merging = merging
         patched.reduction = merging.reduction
         if loaded is not None:
             loaded.apply_to(patched, check_base=check_base)
@@ -104,17 +102,18 @@ def unpatch(model: M) -> M:
     """The model as it was before `patch`, and itself. Raises ConfigError for a model that is not patched."""
     if not isinstance(model, MergingModel):
         raise ConfigError(f"{type(model).__name__} is not patched")
-    _, library = type(model).__bases__
-    for block in model.merging_blocks:
-        become_plain(block)
-    del model.merging
-    model.__class__ = library
+    model.restore()
     return model
 
 
 def host_of(model: nn.Module) -> type[MergingModel]:
     """The host of a model's class. Raises ConfigError where there is none."""
-    found = next((HOSTS[kind] for kind in type(model).__mro__ if kind in HOSTS), None)
+    kinds = type(model).__mro__
+    found = next((HOSTS[kind] for kind in kinds if kind in HOSTS), None)
+    if found is None and any(kind.__module__.startswith("transformers.") for kind in kinds):
+        with extra("hf"):
+            from pipeline.backbone.patching.hugging_face_outer import host_of_transformers
+        return host_of_transformers(model)
     if found is None:
         known = ", ".join(sorted(kind.__name__ for kind in HOSTS))
         raise ConfigError(
