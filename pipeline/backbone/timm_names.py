@@ -92,7 +92,7 @@ def _saved_embeddings(source: str, cache_dir: Any) -> dict[str, Tensor]:
     from pipeline.backbone.metric import is_embedding
 
     path = cached_file(source, WEIGHTS, cache_dir) if source.startswith(PREFIX) else Path(source) / WEIGHTS
-    if not path.is_file():
+    if path is None or not path.is_file():
         return {}
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys() if is_embedding(key)}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from tiny import SIZES, images
 
-from pipeline import build_backbone, patch, save_adapter, unpatch
+from pipeline import build_backbone, load_adapter, patch, save_adapter, unpatch
 from pipeline.backbone.timm_names import SUFFIX, register_names
 from pipeline.errors import CheckpointError, ConfigError
 
@@ -88,6 +88,23 @@ def test_what_timm_saves_comes_back_as_a_model_that_merges(tmp_path, place, poli
     with torch.no_grad():
         assert torch.equal(other(images()), model(images()))
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, reduction=2).reduction == 2
+
+
+def test_weights_without_embeddings_take_those_of_the_adapter(tmp_path):
+    """Also where the repository has no safetensors."""
+    taught = built(seed=1)
+    save_adapter(taught, tmp_path / "own")
+    save_for_hf(unpatch(taught), str(tmp_path / "base"))
+    with running(tmp_path / "cache") as hub:
+        hub.add_folder("me/vit", tmp_path / "base")
+        config = json.loads(hub.files("me/vit")["config.json"])
+        assert config["architecture"] == NAME + SUFFIX and set(hub.files("me/vit")) == {
+            "config.json",
+            "pytorch_model.bin",
+        }
+        model = timm.create_model("hf-hub:me/vit", pretrained=True, adapter=str(tmp_path / "own"))
+    saved = load_adapter(tmp_path / "own").tensors["blocks.1.metric.weight"]
+    assert torch.equal(model.blocks[1].metric.weight, saved)
 
 
 def test_a_tag_names_timms_weights(tmp_path):

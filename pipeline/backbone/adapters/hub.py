@@ -48,14 +48,17 @@ def download(name: str) -> Path:
         return _bounded(fetch, name, repository, TENSORS, config.parent.name).parent
 
 
-def cached_file(name: str, file: str, cache_dir: Any = None) -> Path:
-    """The path in the cache of a file of `hf-hub:USER/NAME[@REVISION]`, which is fetched if need be. Raises
-    ConfigError and CheckpointError."""
-    from huggingface_hub import hf_hub_download
+def cached_file(name: str, file: str, cache_dir: Any = None) -> Path | None:
+    """The path in the cache of a file of `hf-hub:USER/NAME[@REVISION]`, which is fetched if need be; None
+    where the repository has no such file. Raises ConfigError and CheckpointError."""
+    from huggingface_hub import errors, hf_hub_download
 
     repository, revision = repository_of(name)
     with _told(name, repository):
-        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache_dir))
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache_dir))
+        except errors.RemoteEntryNotFoundError:
+            return None
 
 
 def _bounded(fetch: Callable[..., Any], name: str, repository: str, file: str, revision: str | None) -> Path:
