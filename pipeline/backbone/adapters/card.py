@@ -9,6 +9,8 @@ from pipeline.backbone.adapters.config import AdapterConfig, Base, Curve, CurveP
 from pipeline.errors import printable
 
 LIBRARY = "dtem"
+DEFAULT_POLICY = "dtem"
+"""The policy of `patch` where none is named."""
 ORDER = ("none", "tome", "random")
 """Policies whose columns come first, before those that learn."""
 
@@ -52,8 +54,10 @@ def _what(config: AdapterConfig) -> str:
 
 
 def _use(config: AdapterConfig, name: str) -> str:
-    reduction = config.merging.reduction
-    merged = f"reduction={8 if reduction is None else reduction}, adapter={_text(name)}"
+    policy, reduction = config.merging.policy, config.merging.reduction
+    given = [] if policy == DEFAULT_POLICY else [f"policy={_text(policy)}"]
+    given += [] if reduction is None else [f"reduction={reduction}"]
+    merged = ", ".join([*given, f"adapter={_text(name)}"])
     return "\n".join([*_base_lines(config.base), f"dtem.patch(model, {merged})"])
 
 

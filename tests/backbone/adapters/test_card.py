@@ -12,7 +12,9 @@ from tiny import SIZES, images
 from pipeline import patch, push_adapter, save_adapter
 from pipeline.backbone.adapters.card import card_text
 from pipeline.backbone.adapters.collect import collect_adapter
-from pipeline.backbone.adapters.config import Curve, CurvePoint, Recipe, from_json
+from pipeline.backbone.adapters.config import Curve, CurvePoint, Merging, Recipe, from_json
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.policies.dtem import DTEM
 
 CURVE = Curve(
     task="digits",
@@ -60,6 +62,12 @@ def test_the_lines_of_use_are_three(config):
     assert (
         lines[1] == 'model = timm.create_model("hf-hub:timm/deit_tiny_patch16_224.fb_in1k", pretrained=True)'
     )
+
+
+def test_the_lines_name_another_policy_and_no_reduction_that_is_not_known(config, monkeypatch):
+    monkeypatch.setitem(POLICIES._factories, "own", type("Own", (DTEM,), {}))
+    card = card_text(replace(config, merging=Merging(policy="own")), "mine")
+    assert 'dtem.patch(model, policy="own", adapter="mine")' in card
 
 
 def test_a_configuration_is_plain_data_and_back(config):
