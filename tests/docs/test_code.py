@@ -1,18 +1,21 @@
 """The code that the pages show runs, and the configs that they show load.
 
 docs/extending.md has a test of its own in tests/laws, docs/mmseg.md in tests/tasks/mmseg_bridge,
-docs/adapters.md in tests/backbone/adapters, docs/models.md in tests/backbone.
+docs/adapters.md in tests/backbone/adapters, docs/models.md in test_models_page.py.
 """
 
 import re
 import shutil
 
 import pytest
+import timm
+import torch
 from pages import PRESENT, ROOT, blocks, name_of
 
+import dtem
 from pipeline.config.load import load_config
 
-ELSEWHERE = {"docs/adapters.md", "docs/extending.md", "docs/mmseg.md", "docs/models.md"}
+ELSEWHERE = {"docs/adapters.md", "docs/models.md", "docs/extending.md", "docs/mmseg.md"}
 SHOWN = [
     (name_of(page), number, text)
     for page in PRESENT
@@ -60,6 +63,30 @@ def test_the_readmes_python_runs():
 
 
 def test_every_block_of_python_is_looked_at():
-    looked_at = [*CONFIGS, *(case for case in SHOWN if case[2].startswith("import torch"))]
+    looked_at = [
+        *CONFIGS,
+        *(case for case in SHOWN if case[2].startswith(("import torch", "import timm, dtem"))),
+    ]
     sketches = [case for case in SHOWN if case not in looked_at]
     assert {page for page, _, _ in sketches} <= {"docs/design.md"}
+
+
+def test_the_lines_that_merge_in_a_model_run(tmp_path, monkeypatch):
+    """Two lines are enough, and with an adapter as well; here without downloads."""
+    create = timm.create_model
+
+    def drawn(name, pretrained):
+        torch.manual_seed(0)
+        return create(name)
+
+    dtem.save_adapter(dtem.patch(drawn("deit_small_patch16_224", False)), tmp_path / "adapter")
+    monkeypatch.setattr(timm, "create_model", drawn)
+    shown = [text for page, _, text in SHOWN if page == "README.md" and "dtem.patch(" in text]
+    for text, side in zip(shown, (256, 224), strict=True):
+        code = text.replace("hf-hub:user/deit-small-dtem", str(tmp_path / "adapter"))
+        assert len([line for line in code.splitlines() if line and not line.startswith("import")]) <= 2
+        names: dict = {}
+        exec(compile(code, "README.md", "exec"), names)
+        with torch.no_grad():
+            state = names["model"].encode(torch.zeros(1, 3, side, side)).final
+        assert state.tokens.shape[1] < (side // 16) ** 2 / 2
