@@ -189,6 +189,7 @@ def table() -> str:
         marks = [_mark(found.get(check)) for check in CHECKS]
         tasks = _mark(None if reason else trains(names[0]))
         lines.append(f"| {library} | {blocks} | {pooled} | {len(names)} | {tasks} | {' | '.join(marks)} |")
+        print(lines[-1], flush=True)
         names_of.append(
             f"* {library}, {blocks}, {pooled}: {_listed(names)}" + (f" Refused: {reason}." if reason else "")
         )
