@@ -174,6 +174,5 @@ def obstacle_of(block: nn.Module) -> str | None:
     """Why tokens cannot merge in a block; None where they can."""
     merging = HOSTS.get(type(block))
     if merging is None:
-        known = ", ".join(sorted({library.__name__ for library in HOSTS}))
-        return f"its blocks are {type(block).__name__}; merging knows {known}"
+        return f"its blocks are {type(block).__name__}, which no file of pipeline/backbone/hosts knows"
     return merging.refuses(block)

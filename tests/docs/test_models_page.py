@@ -1,32 +1,50 @@
 """docs/models.md: its table is what trying says, and its code runs."""
 
+import re
+
 import models_table as table
 import pytest
 import timm
 import torch
+import transformers
 from pages import ROOT, blocks
+from PIL import Image
+from tiny_hugging_face import inputs, library_model
 
+import dtem
 from pipeline.backbone.rotary import RULES
 
 PAGE = (ROOT / "docs/models.md").read_text()
 LISTED = PAGE.partition(table.BEGIN)[2].partition(table.END)[0]
+ENTRIES = [
+    (kind, re.findall("`([^`]+)`", names), reason or None)
+    for kind, names, _, reason in re.findall(
+        r"\* ([A-Z][^:`]*): ((?:`[^`]+`(?:, )?)+)\.( Refused: ([^.]*)\.)?", " ".join(LISTED.split())
+    )
+]
+"""Row, its architectures, and why they are refused."""
 
 
 def test_the_table_is_of_this_timm():
     assert f"timm {timm.__version__}:" in LISTED, "run python tests/helpers/models_table.py"
 
 
-@pytest.mark.parametrize("library", table.CLASSES, ids=lambda library: library.__name__)
-def test_nearly_all_architectures_of_a_class_merge(library):
-    merging = refused = 0
-    for name in table.architectures():
-        assert f"`{name}`" in LISTED or not isinstance(table.tiny(name), table.CLASSES), name
-        if isinstance(model := table.tiny(name), library):
-            reason = table.obstacle_in(model)
-            merging, refused = merging + (reason is None), refused + (reason is not None)
-            assert reason is None or f"Refused: {reason}." in LISTED
-    assert f"* `{library.__name__}`: {merging} of {merging + refused} architectures merge." in LISTED
-    assert merging >= table.ENOUGH * (merging + refused)
+def test_every_architecture_of_the_classes_is_listed():
+    named = [name for _, names, _ in ENTRIES for name in names]
+    assert sorted(named) == sorted(table.architectures())
+    shares = re.findall(r"\* `(\w+)`: (\d+) of (\d+) architectures merge", LISTED)
+    assert [name for name, _, _ in shares] == [library.__name__ for library in table.CLASSES]
+    assert sum(int(whole) for _, _, whole in shares) == len(named)
+    assert all(int(merging) >= table.ENOUGH * int(whole) for _, merging, whole in shares)
+    refused = sum(len(names) for _, names, reason in ENTRIES if reason)
+    assert sum(int(whole) - int(merging) for _, merging, whole in shares) == refused
+
+
+@pytest.mark.parametrize(("kind", "names", "reason"), ENTRIES, ids=lambda value: str(value)[:60])
+def test_the_first_of_each_row_is_what_the_row_says(kind, names, reason):
+    model = table.tiny(names[0])
+    assert ", ".join(table.kind_of(model)) == kind
+    assert table.obstacle_in(model) == reason
 
 
 @pytest.mark.slow
@@ -46,7 +64,7 @@ def test_the_page_tells_of_each_rule(rule):
 
 def test_the_lines_of_the_page_run():
     """Two lines are enough to merge."""
-    (text,) = blocks(ROOT / "docs/models.md", "python")
+    (text,) = [text for text in blocks(ROOT / "docs/models.md", "python") if "timm" in text]
     lines = [line for line in text.splitlines() if "dtem." in line and "unpatch" not in line]
     assert len(lines) == 1
     names = {"PRETRAINED": False}
@@ -57,3 +75,20 @@ def test_the_lines_of_the_page_run():
         merged = names["model"](x)
         exec(f"dtem.unpatch{after}", names)
         assert merged.shape == names["model"](x).shape and not torch.equal(merged, names["model"](x))
+
+
+def test_the_code_for_transformers_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    library_model("ViTForImageClassification").save_pretrained("google/vit-base-patch16-224")
+    size = {"height": 64, "width": 64}
+    transformers.ViTImageProcessor(size=size).save_pretrained("google/vit-base-patch16-224")
+    library_model("DINOv3ViTModel").save_pretrained("facebook/dinov3-vits16-pretrain-lvd1689m")
+    Image.new("RGB", (70, 50), "brown").save("cat.png")
+    dtem.save_adapter(dtem.patch(library_model("DINOv3ViTModel"), reduction=5), "my_adapter")
+    (code,) = [text for text in blocks(ROOT / "docs/models.md", "python") if "transformers" in text]
+    names: dict = {}
+    exec(compile(code, "docs/models.md", "exec"), names)
+    assert len(names["found"]) == 5 and names["classify"].model.reduction == 13
+    model, x = names["model"], inputs("DINOv3ViTModel")["pixel_values"]
+    with torch.no_grad():
+        assert model.encode(x).final.tokens.shape[1] == model(x).last_hidden_state.shape[1] - 15

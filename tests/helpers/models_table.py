@@ -7,6 +7,7 @@
 import copy
 import re
 import tempfile
+import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -190,9 +191,8 @@ def table() -> str:
         tasks = _mark(None if reason else trains(names[0]))
         lines.append(f"| {library} | {blocks} | {pooled} | {len(names)} | {tasks} | {' | '.join(marks)} |")
         print(lines[-1], flush=True)
-        names_of.append(
-            f"* {library}, {blocks}, {pooled}: {_listed(names)}" + (f" Refused: {reason}." if reason else "")
-        )
+        refused = f" Refused: {reason}." if reason else ""
+        names_of.append(_wrapped(f"* {library}, {blocks}, {pooled}: {_listed(names)}{refused}"))
     return "\n".join([*_shares(known), "", *lines, "", *names_of])
 
 
@@ -208,6 +208,10 @@ def _shares(known: dict[tuple[str, str, str], list[str]]) -> list[str]:
         merging = [name for name in names if obstacle(name) is None]
         lines.append(f"* `{library.__name__}`: {len(merging)} of {len(names)} architectures merge.")
     return [f"timm {timm.__version__}:", "", *lines]
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, 108, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _mark(value: bool | None) -> str:
