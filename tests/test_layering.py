@@ -28,6 +28,7 @@ ROOMS = {
     "rng": set(),
     "token_state": set(),
     "pixels": set(),
+    "shared_tensors": set(),
     "interfaces": {"errors", "token_state", "parts", "pixels"},
     "files": {"errors"},
     "processes": set(),
@@ -42,7 +43,8 @@ ROOMS = {
     "merging": BASE,
     "plan": {"errors", "config", "merging", "parts"},
     "balancing": {"errors", "registry", "config", "parts"},
-    "backbone": BASE | {"extras", "files", "version", "run_folder", "config", "plan", "merging"},
+    "backbone": BASE
+    | {"extras", "files", "pixels", "shared_tensors", "version", "run_folder", "config", "plan", "merging"},
     "data.targets": set(),
     "data.members": {"errors"},
     "data.shards": {"extras", "config", "errors", "files", "redact", "data.members"},
@@ -98,8 +100,20 @@ LAUNCH = {
     "report": {"measure"},
     "pictures": {"saved", "measure"},
     "exported": {"saved"},
+    "published": {"saved", "measure"},
+    "teach": {"published", "measure", "report"},
     "cluster": {"checks", ""},
-    "commands": {"checks", "cluster", "saved", "measure", "report", "pictures", "exported"},
+    "commands": {
+        "checks",
+        "cluster",
+        "saved",
+        "measure",
+        "report",
+        "pictures",
+        "exported",
+        "published",
+        "teach",
+    },
 }
 """Room of `launch` -> rooms of `launch` that it may import, besides itself. `cli.py` finds commands by
 name. `cluster` starts `train.py`, which lies above the rooms (``)."""

@@ -128,6 +128,33 @@ def import_modules(names: Iterable[str]) -> None:
             sys.path.pop()
 
 
+def add_published_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `open_published` takes beside the name."""
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="of timm:NAME, in place of timm's: a file or folder in any keys that we read",
+    )
+    parser.add_argument(
+        "--no-pretrained", action="store_true", help="draw the weights of timm:NAME anew, to try the way"
+    )
+    parser.add_argument(
+        "--img-size", type=int, metavar="PX", help="pixels per side of images (default: the model's own)"
+    )
+    for name in ("--mean", "--std"):
+        parser.add_argument(
+            name, type=colour, metavar="R,G,B", help="of pixels in [0, 1] (default: what the weights want)"
+        )
+
+
+def colour(text: str) -> tuple[float, float, float]:
+    """`0.5,0.5,0.5` as three numbers in [0, 1]."""
+    values = [float(part) for part in names(text)]
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers in [0, 1], such as 0.5,0.5,0.5")
+    return values[0], values[1], values[2]
+
+
 def add_tasks_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=names, metavar="A,B", help="some of the run's tasks (default: all)")
 

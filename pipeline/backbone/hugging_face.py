@@ -3,8 +3,9 @@
 Importing this module does not import transformers, which takes seconds.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline.backbone.weights.huggingface_config import pixels_by
 from pipeline.errors import ConfigError
 from pipeline.extras import extra
 
@@ -41,3 +42,15 @@ def open_model(where: str) -> "PreTrainedModel":
             "config.json and model.safetensors, or user/name of a vision model on the hub"
         ) from err
     return getattr(model, TOWER, model).eval()
+
+
+def pixels_on_hub(where: str) -> dict[str, Any]:
+    """Fields of Preprocessing, as the image processor of `user/name` on the hub has them; none without one.
+    Raises ConfigError."""
+    with extra("hf"):
+        from transformers.models.auto.image_processing_auto import get_image_processor_config
+    try:
+        processor = get_image_processor_config(where)
+        return pixels_by(processor) if "image_mean" in processor else {}
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as err:
+        raise ConfigError(f"the image processor of '{where}' cannot be read: {err}") from err

@@ -8,8 +8,9 @@ gathering. Measured time includes them.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers.hybrid_embed import HybridEmbed
@@ -17,10 +18,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbone.block import MergingBlock
+from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.merging.matching import Split
-from pipeline.merging.schedule import ReductionSpec, mergeable, merging_blocks, tokens_per_block
+from pipeline.merging.schedule import (
+    ReductionSpec,
+    mergeable,
+    merging_blocks,
+    resolve_schedule,
+    tokens_per_block,
+)
 
 
 @dataclass(frozen=True)
@@ -41,27 +49,68 @@ class MacCount:
         return 2 * self.total
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What MACs are counted of: the blocks of a model, for an input of `patches` patches. embed: MACs before
+    the first block. virtual: whether each patch keeps its own rotary position, for which attention stays as
+    large as unmerged."""
+
+    blocks: Sequence[MergingBlock]
+    patches: int
+    num_prefix: int
+    embed: int
+    virtual: bool = False
+
+    def schedule(self, reduction: ReductionSpec) -> tuple[int, ...]:
+        """r of each block. Raises ConfigError for a wrong reduction."""
+        merges = all(block.policy.merges for block in self.blocks)
+        tokens = self.patches + self.num_prefix
+        return resolve_schedule(reduction if merges else 0, len(self.blocks), tokens, self.num_prefix)
+
+    def macs(self, schedule: Sequence[int]) -> MacCount:
+        """MACs of one image in inference, without a head. schedule: r of each block."""
+        start = self.patches + self.num_prefix
+        after = tokens_per_block(schedule, start)
+        before = (start, *after[:-1])
+        blocks = [
+            _block_macs(block, n, m, start if self.virtual else n)
+            for block, n, m in zip(self.blocks, before, after, strict=True)
+        ]
+        metric = [
+            _metric_macs(block, n, self.num_prefix, r)
+            for block, n, r in zip(self.blocks, before, schedule, strict=True)
+        ]
+        total = self.embed + sum(blocks) + sum(metric)
+        return MacCount(total, self.embed, tuple(blocks), tuple(metric), after)
+
+    def reduction_for(
+        self, fraction: float | None = None, *, gmacs: float | None = None, within: float = 1.0
+    ) -> list[int]:
+        """See `reduction_for_macs`."""
+        merging = merging_blocks(len(self.blocks), within)
+
+        def count(total: int) -> int:
+            return self.macs(self.schedule(spread(total, merging))).total
+
+        whole = count(0)
+        goal = _goal(whole, fraction, gmacs)
+        most = merging * mergeable(self.patches + self.num_prefix, self.num_prefix)
+        total = bisect_left(range(most), True, key=lambda total: count(total) <= goal)
+        if (reached := count(total)) > goal:
+            raise ConfigError(
+                f"{goal / 1e9:.4g} GMACs ({goal / whole:.0%} of the unmerged) cannot be reached: "
+                f"merging all that can be leaves {reached / 1e9:.4g} ({reached / whole:.0%})"
+            )
+        return spread(total, merging)
+
+
 def count_macs(
     backbone: MergingViT, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None
 ) -> MacCount:
     """MACs of one image in inference, without a head. grid: (h, w) patches; None: the backbone's own.
     reduction: None takes the backbone's. Raises ConfigError for a wrong reduction."""
     grid = grid or backbone.grid
-    schedule = backbone.schedule(grid, reduction)
-    start = grid[0] * grid[1] + backbone.num_prefix
-    after = tokens_per_block(schedule, start)
-    before = (start, *after[:-1])
-    virtual = backbone.rope is not None and backbone.rotary_rule.name == "virtual_unmerging"
-    blocks = [
-        _block_macs(block, n, m, start if virtual else n)
-        for block, n, m in zip(backbone.blocks, before, after, strict=True)
-    ]
-    metric = [
-        _metric_macs(block, n, backbone.num_prefix, r)
-        for block, n, r in zip(backbone.blocks, before, schedule, strict=True)
-    ]
-    embed = _embed_macs(backbone, grid)
-    return MacCount(embed + sum(blocks) + sum(metric), embed, tuple(blocks), tuple(metric), after)
+    return _counted(backbone, grid).macs(backbone.schedule(grid, reduction))
 
 
 def reduction_for_macs(
@@ -78,22 +127,32 @@ def reduction_for_macs(
     within: the share of the blocks, from the first one, that merge. Raises ConfigError where the largest
     reduction does not reach the target.
     """
-    merging = merging_blocks(backbone.depth, within)
-    whole = count_macs(backbone, grid, 0).total
-    goal = _goal(whole, fraction, gmacs)
-    height, width = grid or backbone.grid
-    most = merging * mergeable(height * width + backbone.num_prefix, backbone.num_prefix)
-    total = bisect_left(
-        range(most), True, key=lambda total: count_macs(backbone, grid, spread(total, merging)).total <= goal
+    return _counted(backbone, grid or backbone.grid).reduction_for(fraction, gmacs=gmacs, within=within)
+
+
+def counted_model(model: MergingModel, *inputs: Any) -> Counted:
+    """What MACs are counted of in a patched model, for inputs of one image, as its `encode` takes them. What
+    comes before the blocks is counted in a pass."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        embedded = model.embedded(*inputs)
+    state = embedded.state
+    return Counted(
+        model.merging_blocks,
+        state.num_active - state.num_prefix,
+        state.num_prefix,
+        counter.get_total_flops() // 2,
+        embedded.rotary is not None and model.merging.rotary.name == "virtual_unmerging",
     )
-    schedule = spread(total, merging)
-    reached = count_macs(backbone, grid, schedule).total
-    if reached > goal:
-        raise ConfigError(
-            f"{goal / 1e9:.4g} GMACs ({goal / whole:.0%} of the unmerged) cannot be reached: "
-            f"merging all that can be leaves {reached / 1e9:.4g} ({reached / whole:.0%})"
-        )
-    return schedule
+
+
+def _counted(backbone: MergingViT, grid: tuple[int, int]) -> Counted:
+    return Counted(
+        list(backbone.blocks),
+        grid[0] * grid[1],
+        backbone.num_prefix,
+        _embed_macs(backbone, grid),
+        backbone.rope is not None and backbone.rotary_rule.name == "virtual_unmerging",
+    )
 
 
 def _goal(whole: int, fraction: float | None, gmacs: float | None) -> float:

@@ -26,8 +26,13 @@ class ModelOnDevice(Processes, Generic[E]):
         module.to(self.device)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(self.device, self.precision)
 
     def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
         with self.autocast(), torch.no_grad():
             return self.module.evaluate(batch, reduction=reduction)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass under a precision, see `ModelOnDevice`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -7,6 +7,7 @@ relaxed pass.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from pipeline.merging.schedule import merged_shares
 from pipeline.objectives.objective import OBJECTIVES, Model, Objective
 from pipeline.objectives.prices import expected_cost
 from pipeline.parts import METRIC
+from pipeline.token_state import MergePoint
 
 
 @OBJECTIVES.register("merge_cost")
@@ -54,18 +56,34 @@ class MergeCost(Objective):
         result = task(output, batch)
         points = output.merge_points[: depth - first]
         likelihood = drawn_log_likelihood(task.log_probs(result, batch))
-        grads = iter(torch.autograd.grad(likelihood, [probe for point in points for probe in point.probes]))
-        merged = self.pairs == "merged"
-        shares = merged_shares(schedule, math.prod(grid)) if merged else [None] * len(schedule)
-        costs = [
-            expected_cost(point, [next(grads) for _ in point.probes], self.temperature, share)
-            for point, share in zip(points, shares[first:depth], strict=True)
-        ]
-        loss = torch.stack(costs).mean()
+        loss = self.cost_of(points, likelihood, first, schedule, math.prod(grid))
         count = len(batch.images)
         return TaskOutput(
             loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions
         )
+
+    def cost_of(
+        self,
+        points: Sequence[MergePoint],
+        likelihood: Tensor,
+        first: int,
+        schedule: Sequence[int],
+        patches: int,
+    ) -> Tensor:
+        """Mean cost over the blocks of `points`, of which `first` is the first; a scalar, differentiable in
+        the metrics alone.
+
+        likelihood: that of drawn outcomes, `drawn_log_likelihood` or `drawn_projection`. schedule: r of each
+        block of the model. patches: their number before its first block.
+        """
+        grads = iter(torch.autograd.grad(likelihood, [probe for point in points for probe in point.probes]))
+        merged = self.pairs == "merged"
+        shares = merged_shares(schedule, patches) if merged else [None] * len(schedule)
+        costs = [
+            expected_cost(point, [next(grads) for _ in point.probes], self.temperature, share)
+            for point, share in zip(points, shares[first : first + len(points)], strict=True)
+        ]
+        return torch.stack(costs).mean()
 
 
 def drawn_log_likelihood(log_probs: LogProbs) -> Tensor:
@@ -80,3 +98,15 @@ def drawn_log_likelihood(log_probs: LogProbs) -> Tensor:
     drawn = (values.detach() + noise).argmax(dim=-1, keepdim=True)
     likelihood = values.gather(-1, drawn).squeeze(-1)
     return (likelihood if log_probs.counts is None else torch.where(log_probs.counts, likelihood, 0.0)).sum()
+
+
+def drawn_projection(features: Tensor) -> Tensor:
+    """`drawn_log_likelihood` for a model that gives features [...] instead of distributions. A scalar.
+
+    The features stand for a Gaussian of unit variance around them. The divergence of two such is half the
+    squared distance of the features. Of an outcome y = features + noise the log-likelihood is
+    -|y - features|^2 / 2, whose gradient in the features is the noise. So its gradient in the tokens is that
+    of the inner product of features and noise, and E[g g^T] = J^T J with the Jacobian J, the Fisher
+    information. The noise is drawn by the global generator of the features' device.
+    """
+    return (features * torch.randn_like(features)).sum()

@@ -48,16 +48,16 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
     """
     if (named := named_source(config.weights or "")) is not None:
         source, where = named
-        return _preprocessing(source.preprocessing(where)), config.weights
+        return preprocessing_in(source.preprocessing(where)), config.weights
     for read in (_preprocessing_of_run, _preprocessing_of_export, _preprocessing_of_folder):
         if config.weights and (own := read(Path(config.weights))) is not None:
             return own, config.weights
     known = get_pretrained_cfg(config.name)
     whose = config.name if config.pretrained and not config.weights else None
-    return _preprocessing({} if known is None else known.to_dict()), whose
+    return preprocessing_in({} if known is None else known.to_dict()), whose
 
 
-def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
+def preprocessing_in(values: Mapping[str, Any]) -> Preprocessing:
     """Preprocessing of these values, which are of the right types."""
     known = _known(values)
     for name in known.keys() & {"mean", "std"}:

@@ -1,0 +1,145 @@
+"""How merged models agree with the unmerged one, against compute, on pictures without labels."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from launch.measure.points import MACS, Point, Sweep
+from launch.published.signal import Signal
+from pipeline.backbone.macs import counted_model
+from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.engine.model_on_device import autocast
+from pipeline.errors import ConfigError, StopAsked
+from pipeline.interfaces import Batch
+
+log = logging.getLogger(__name__)
+TASK = "agreement"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model at one share of the MACs, which is 0 for the unmerged one, and its r of each block."""
+
+    policy: str
+    target: float
+    model: MergingModel
+    schedule: list[int]
+
+
+def agreement(
+    models: Mapping[str, MergingModel],
+    signal: Signal,
+    batches: Iterable[Batch],
+    targets: Sequence[float],
+    *,
+    name: str,
+    split: str,
+    device: torch.device,
+    precision: str,
+    rounds: int = 0,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Sweep:
+    """The metrics of the signal for each policy at each share of the MACs, as means over the images.
+
+    models: policy -> model on the device, in evaluation mode; `none` is among them. name: of the model.
+    split: of the images. rounds: timed passes of the first batch; 0 leaves speed out. Raises StopAsked once
+    `stopping` says so, and ConfigError where no target can be reached or there are no images.
+    """
+    sums: dict[int, dict[str, Tensor]] = {}
+    entries: list[Entry] = []
+    first: Tensor | None = None
+    samples = 0
+    with torch.no_grad(), autocast(device, precision):
+        for batch in batches:
+            if stopping():
+                raise StopAsked("the measurement was broken off, as asked")
+            images = batch.to(device).images
+            if first is None:
+                first, entries = images, _entries(models, targets, images[:1])
+            whole = signal.read(models["none"], models["none"].encode(images))
+            samples += len(images)
+            for i, entry in enumerate(entries):
+                merged = signal.read(entry.model, entry.model.encode(images, reduction=entry.schedule))
+                for metric, values in signal.compare(merged, whole).items():
+                    own = sums.setdefault(i, {})
+                    own[metric] = own.get(metric, 0) + values.sum()
+        if first is None:
+            raise ConfigError("none of the held-out pictures can be read")
+        speeds = _speeds(entries, first, rounds)
+    points = [
+        _point(entry, first[:1], {m: float(total) / samples for m, total in sums[i].items()}, speeds[i])
+        for i, entry in enumerate(entries)
+    ]
+    conditions = {
+        "runs": [name],
+        "digests": [],
+        "split": split,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "torch": torch.__version__,
+        "targets": MACS,
+        "within": 1.0,
+        "signal": signal.kind,
+        "samples": samples,
+        "missing": 0,
+        "batch": len(first),
+        "pixels": list(first.shape[-2:]),
+    }
+    return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions)
+
+
+def _entries(models: Mapping[str, MergingModel], targets: Sequence[float], image: Tensor) -> list[Entry]:
+    """The points to measure, the unmerged model first. A share that a policy cannot reach is left out with a
+    warning."""
+    found = [Entry("none", 0, models["none"], [0] * len(models["none"].merging_blocks))]
+    for policy, model in models.items():
+        for target in targets if policy != "none" else ():
+            try:
+                found.append(Entry(policy, target, model, counted_model(model, image).reduction_for(target)))
+            except ConfigError as err:
+                log.warning("%s is left out at %s: %s", policy, target, err)
+    if len(found) == 1 and len(models) > 1:
+        raise ConfigError("no policy can be run at any of the asked points: see the reasons above")
+    return found
+
+
+def _speeds(entries: Sequence[Entry], images: Tensor, rounds: int) -> list[list[float]]:
+    """Images per second of each entry's blocks, one value per round. Entries take turns; a first round is
+    not counted."""
+    found: list[list[float]] = [[] for _ in entries]
+    for turn in range(rounds + 1 if rounds else 0):
+        for own, entry in zip(found, entries, strict=True):
+            start = _now(images.device)
+            entry.model.encode(images, reduction=entry.schedule)
+            if turn:
+                own.append(len(images) / (_now(images.device) - start))
+    return found
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _point(entry: Entry, image: Tensor, scores: Mapping[str, float], speed: list[float]) -> Point:
+    counted = counted_model(entry.model, image)
+    schedule = counted.schedule(entry.schedule)
+    macs = counted.macs(schedule)
+    return Point(
+        policy=entry.policy,
+        target=entry.target,
+        schedule=schedule,
+        tokens=macs.tokens,
+        macs=macs.total,
+        metric_macs=sum(macs.metric),
+        head_macs=0,
+        scores={metric: [value] for metric, value in scores.items()},
+        images_per_s=speed,
+        encoder_images_per_s=speed,
+    )

@@ -1,0 +1,51 @@
+"""A published model under several merge policies, which all share its weights."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from pipeline.backbone.adapters.adapter import Adapter
+from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.patching.patch import patch
+from pipeline.errors import ConfigError
+from pipeline.merging.policies import POLICIES
+from pipeline.merging.schedule import ReductionSpec
+from pipeline.rng import preserved_generators, seed_everything
+from pipeline.shared_tensors import sharing_tensors
+
+UNTRAINED = "_untrained"
+"""`NAME_untrained` is policy NAME with an embedding as it was drawn."""
+
+
+def merged_model(
+    base: nn.Module, policy: str, reduction: ReductionSpec, *, seed: int, adapter: Adapter | None = None
+) -> MergingModel:
+    """The model under a policy, on its device; only its embeddings, if it has any, are new: drawn from the
+    seed, or those of the adapter. Raises ConfigError and CheckpointError."""
+    name = policy.removesuffix(UNTRAINED)
+    with preserved_generators():
+        seed_everything(seed, "embedding")
+        found = patch(sharing_tensors(base), name, reduction, adapter=adapter)
+    assert isinstance(found, MergingModel), "patch gives one"
+    return found
+
+
+def merged_models(
+    base: nn.Module, policies: Sequence[str], *, seed: int, adapter: Adapter | None = None
+) -> dict[str, MergingModel]:
+    """Policy -> the model under it, the unmerged one (`none`) among them. adapter: of policies that learn and
+    are not `NAME_untrained`. Raises ConfigError and CheckpointError."""
+    found: dict[str, MergingModel] = {}
+    for policy in dict.fromkeys(("none", *policies)):
+        name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
+        learned = POLICIES.build(name).learned
+        if untrained and not learned:
+            raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
+        if learned and not untrained and adapter is None:
+            raise ConfigError(
+                f"policy '{policy}' has an embedding that is learned; give --adapter, or take "
+                f"'{policy}{UNTRAINED}'"
+            )
+        own = adapter if learned and not untrained else None
+        found[policy] = merged_model(base, policy, 0, seed=seed, adapter=own)
+    return found

@@ -1,0 +1,139 @@
+"""Teaching of the metric embeddings of a patched model by `merge_cost`, on its own outputs. B images."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from launch.published.signal import Signal
+from pipeline.backbone.macs import Counted
+from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.config.schema import OptimConfig
+from pipeline.engine.adamw import GroupAdamW, mark_nonfinite
+from pipeline.engine.model_on_device import autocast
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch
+from pipeline.objectives.merge_cost import MergeCost
+from pipeline.rng import seed_everything, uniform
+from pipeline.train.rates import lr_at
+
+TOLD_EVERY = 10
+"""Steps between looks at the loss, for which the host waits for the device."""
+TIMED = range(3, 8)
+"""Steps by whose time the whole is estimated: the first ones compile, allocate and fill queues."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How the embeddings learn. reduction: r per block about which each step draws one, from half of it to
+    half more, so that the embeddings see tokens as merged as any that they will be used for. Raises
+    ConfigError."""
+
+    steps: int
+    optim: OptimConfig
+    reduction: int
+    pairs: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "reduction"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; give 1 or more")
+
+    def reduction_at(self, step: int) -> int:
+        low, high = max(1, self.reduction // 2), max(1, self.reduction + self.reduction // 2)
+        return low + int(uniform(self.seed, "reduction", step) * (high - low + 1))
+
+
+def teach(
+    model: MergingModel,
+    signal: Signal,
+    batches: Iterator[Batch],
+    how: Teaching,
+    counted: Counted,
+    *,
+    device: torch.device,
+    precision: str,
+    stopping: Callable[[], bool],
+) -> int:
+    """Trains the embeddings of the model, in place, and nothing else. Returns the number of steps that were
+    done, which are fewer where `stopping` said so.
+
+    model: on the device, in evaluation mode, with a policy that learns. counted: of it, for one image.
+    """
+    embeddings = embeddings_of(model)
+    objective = MergeCost(pairs=how.pairs)
+    optimizer = GroupAdamW(_groups(embeddings, how.optim), how.optim.betas)
+    clock, shown = time.perf_counter(), torch.zeros((), device=device)
+    with tqdm(total=how.steps, desc="teach", disable=None) as bar:
+        for step in range(how.steps):
+            if stopping():
+                return step
+            images = next(batches).to(device).images
+            # labels and noise are drawn anew in each step, whatever was drawn before
+            seed_everything(how.seed, "signal", step)
+            with autocast(device, precision):
+                loss = merge_loss(model, signal, images, how, counted, objective, step)
+            optimizer.zero_grad()
+            mark_nonfinite(loss).backward()
+            optimizer.set_lrs(dict.fromkeys(("decayed", "others"), lr_at(step, how.optim, how.steps)))
+            optimizer.clip(embeddings, how.optim.clip_grad)
+            optimizer.step()
+            shown = shown + loss.detach()
+            if (step + 1) % TOLD_EVERY == 0:
+                bar.set_postfix(loss=f"{float(shown) / TOLD_EVERY:.4f}")
+                shown = torch.zeros((), device=device)
+            bar.update()
+            if step == TIMED.start:
+                clock = time.perf_counter()
+            elif step == TIMED.stop:
+                _tell_time((time.perf_counter() - clock) / len(TIMED), how.steps)
+    return how.steps
+
+
+def merge_loss(
+    model: MergingModel,
+    signal: Signal,
+    images: Tensor,
+    how: Teaching,
+    counted: Counted,
+    objective: MergeCost,
+    step: int,
+) -> Tensor:
+    """What the merges of one step's block and of the later ones cost, see `MergeCost`; the blocks before it
+    merge."""
+    first = int(uniform(how.seed, "draw", step) * len(counted.blocks))
+    schedule = counted.schedule(how.reduction_at(step))
+    output = model.encode(images, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first)
+    likelihood = signal.likelihood(signal.read(model, output))
+    return objective.cost_of(output.merge_points, likelihood, first, schedule, counted.patches)
+
+
+def embeddings_of(model: MergingModel) -> list[nn.Parameter]:
+    """The parameters of the metric embeddings, which learn from now on."""
+    found = [parameter for block in model.merging_blocks for parameter in _own(block.metric)]
+    for parameter in found:
+        parameter.requires_grad_(True)
+    return found
+
+
+def _own(metric: nn.Module | None) -> list[nn.Parameter]:
+    return [] if metric is None else list(metric.parameters())
+
+
+def _groups(parameters: list[nn.Parameter], optim: OptimConfig) -> list[dict[str, object]]:
+    decayed, others = ([p for p in parameters if (p.ndim > 1) == matrix] for matrix in (True, False))
+    return [
+        {"name": "decayed", "params": decayed, "weight_decay": optim.weight_decay},
+        {"name": "others", "params": others, "weight_decay": 0.0},
+    ]
+
+
+def _tell_time(seconds: float, steps: int) -> None:
+    whole = seconds * steps
+    text = f"{whole:.0f} s" if whole < 90 else f"{whole / 60:.0f} minutes"
+    tqdm.write(f"about {text} in all, at {1 / seconds:.3g} steps a second", file=sys.stderr)

@@ -1,0 +1,82 @@
+"""What `dtem teach` writes: the adapter with its recipe and curve, and the curve as table, plot and data."""
+
+from pathlib import Path
+from typing import Any
+
+from launch.measure.points import Point, Sweep
+from pipeline.backbone.adapters.collect import collect_adapter
+from pipeline.backbone.adapters.config import Curve, CurvePoint, Pixels, Recipe
+from pipeline.backbone.adapters.folder import CONFIG, write_folder
+from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.published import Published
+from pipeline.errors import ConfigError
+from pipeline.run_folder import refuse_run
+
+CURVE = "curve"
+"""Folder of the curve in that of the adapter."""
+
+
+def check_out(folder: Path) -> None:
+    """Raises ConfigError for a folder that holds something else than an adapter, and for a run."""
+    refuse_run(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file; give a new folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"--out {folder} is not empty and holds no adapter; give a new folder, or that of an adapter to "
+            "write anew"
+        )
+
+
+def write_taught(
+    model: MergingModel,
+    published: Published,
+    folder: Path,
+    recipe: dict[str, Any],
+    sweep: Sweep | None,
+    license: str | None,
+) -> None:
+    """Writes the adapter of a taught model. sweep: its curve; None while there is none."""
+    pixels = published.pixels
+    adapter = collect_adapter(
+        model,
+        base_model=published.base_model,
+        pixels=Pixels(
+            mean=pixels.mean,
+            std=pixels.std,
+            interpolation=pixels.interpolation,
+            crop_pct=pixels.crop_pct,
+            crop_mode=pixels.crop_mode,
+        ),
+        recipe=Recipe(**recipe),
+        curves=[] if sweep is None else [curve_of(sweep, model.merging.policy.name)],
+        license=license,
+    )
+    write_folder(adapter, folder)
+
+
+def curve_of(sweep: Sweep, policy: str) -> Curve:
+    """The curve of an adapter's card. policy: the adapter's."""
+    rows: dict[float, list[Point]] = {}
+    for point in (sweep.whole, *sweep.points):
+        rows.setdefault(point.target, []).append(point)
+    own = {
+        target: next((point for point in points if point.policy in (policy, "none")), None)
+        for target, points in rows.items()
+    }
+    return Curve(
+        task=sweep.task,
+        metric=sweep.metric,
+        unit=sweep.units[sweep.metric],
+        split=sweep.conditions["split"],
+        samples=sweep.conditions["samples"],
+        points=[
+            CurvePoint(
+                reduction=list(mine.schedule),
+                macs=mine.macs / sweep.whole.macs,
+                scores={point.policy: point.scores[sweep.metric][0] or 0.0 for point in rows[target]},
+            )
+            for target, mine in own.items()
+            if mine is not None
+        ],
+    )
