@@ -128,7 +128,7 @@ def import_modules(names: Iterable[str]) -> None:
             sys.path.pop()
 
 
-def add_published_arguments(parser: argparse.ArgumentParser) -> None:
+def add_published_arguments(parser: "argparse._ActionsContainer", *, normalisation: bool = True) -> None:
     """What `open_published` takes beside the name."""
     parser.add_argument(
         "--weights",
@@ -141,10 +141,21 @@ def add_published_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--img-size", type=int, metavar="PX", help="pixels per side of images (default: the model's own)"
     )
-    for name in ("--mean", "--std"):
+    for name in ("--mean", "--std") if normalisation else ():
         parser.add_argument(
             name, type=colour, metavar="R,G,B", help="of pixels in [0, 1] (default: what the weights want)"
         )
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """What stands in place of a run: a published model, named timm:NAME, local-dir:FOLDER, hf-hub:USER/NAME
+    or hf:NAME, and its data."""
+    place = parser.add_argument_group("with a published model in place of RUN, such as timm:NAME")
+    place.add_argument(
+        "--data", metavar="SHARDS_OR_FOLDER", help="shards with classes; for sweep also pictures without"
+    )
+    place.add_argument("--adapter", metavar="FOLDER", help="merge adapter, or hf-hub:USER/NAME of one")
+    add_published_arguments(place, normalisation=False)
 
 
 def colour(text: str) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ from launch.commands.arguments import (
     add_policy_argument,
     add_reduction_argument,
     add_run_arguments,
+    add_source_arguments,
     add_split_argument,
     add_tasks_argument,
 )
@@ -24,6 +25,7 @@ EXAMPLE = r"""examples:
   dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --json scores.json
   dtem evaluate runs/digits_multitask_dtem --tasks digits,digits_captioning
   dtem evaluate runs/coco --split test
+  dtem evaluate timm:deit_small_patch16_224.fb_in1k --data data/imagenet
   torchrun --nproc_per_node 8 -m dtem evaluate runs/imagenet \
       --cfg-options tasks.imagenet.data.val=/data/imagenet
   dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide \
@@ -44,6 +46,7 @@ def add_parser(subparsers) -> None:
         formatter_class=HelpFormatter,
     )
     add_run_arguments(parser)
+    add_source_arguments(parser)
     add_tasks_argument(parser)
     add_policy_argument(parser)
     add_reduction_argument(parser)
@@ -73,12 +76,16 @@ def run(args: argparse.Namespace) -> int:
     PipelineError."""
     from launch.measure.compute import first_batch, first_schedule
     from launch.measure.evaluator import evaluator_of, progress
+    from launch.published.sources import labelled_run, published_of
     from launch.saved.run import build, chosen_tasks, parse_reduction, read_run
     from launch.saved.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
     from pipeline.train.evaluate import evaluate, missing_samples
 
-    saved = read_run(args.run, args.checkpoint, args.cfg_options)
+    published = published_of(args)
+    saved = (
+        labelled_run(args, published) if published else read_run(args.run, args.checkpoint, args.cfg_options)
+    )
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
     model = build(saved, args.policy)
     evaluator = evaluator_of(model, saved.config.engine.precision)

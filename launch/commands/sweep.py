@@ -7,6 +7,7 @@ from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
     add_run_arguments,
+    add_source_arguments,
     add_split_argument,
     add_tasks_argument,
     fractions,
@@ -20,6 +21,7 @@ EXAMPLE = r"""examples:
       --out runs/sweep
   dtem sweep runs/camvid --merged 0.3,0.5,0.7 --rounds 3
   dtem sweep runs/digits_multitask_dtem --tasks digits,digits_captioning --macs 0.7,0.5
+  dtem sweep timm:deit_small_patch16_224.fb_in1k --data data/imagenet --adapter adapters/deit_small
 """
 POLICIES = "random,tome,dtem_untrained,dtem"
 MACS = "0.7,0.6,0.5,0.4,0.3"
@@ -34,13 +36,14 @@ def add_parser(subparsers) -> None:
         formatter_class=HelpFormatter,
     )
     add_run_arguments(parser, several=True)
+    add_source_arguments(parser)
     add_tasks_argument(parser)
     parser.add_argument(
         "--policies",
         type=names,
-        default=names(POLICIES),
         metavar="A,B",
-        help=f"default {POLICIES}; the unmerged model is always there",
+        help=f"default {POLICIES}, of a published model without --adapter those that need none; the unmerged "
+        "model is always there",
     )
     targets = parser.add_mutually_exclusive_group()
     targets.add_argument(
@@ -75,7 +78,9 @@ def add_parser(subparsers) -> None:
         metavar="N",
         help="timed rounds per model; 0 leaves speed out (default 5)",
     )
-    parser.add_argument("--out", metavar="DIR", help="default: RUN/sweep of the first run")
+    parser.add_argument(
+        "--out", metavar="DIR", help="default: RUN/sweep of the first run, published/NAME/sweep"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,17 +88,27 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from launch.measure.sweep import sweep
+    from launch.published.sources import folder_for, has_labels, labelled_run, published_of
     from launch.report.sweep_files import print_sweep, write_sweep
     from launch.saved.run import read_run
     from pipeline.files import folder_within
 
-    runs = [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
-    folder = folder_within(runs[0].root, "sweep") if args.out is None else Path(args.out)
+    published = published_of(args)
+    policies = args.policies or policies_for(args, published)
+    if published and not has_labels(args.data):
+        return _of_agreement(args, published, policies)
+    runs = (
+        [labelled_run(args, published)]
+        if published
+        else [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
+    )
+    usual = folder_for(published, "sweep") if published else None
+    folder = Path(args.out) if args.out else usual or folder_within(runs[0].root, "sweep")
     folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
     targets = args.reductions or args.merged or args.macs
     results = sweep(
         runs,
-        args.policies,
+        policies,
         targets,
         merged=bool(args.merged),
         within=args.within,
@@ -104,4 +119,31 @@ def run(args: argparse.Namespace) -> int:
     )
     print_sweep(results)
     print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
+    return 0
+
+
+def policies_for(args: argparse.Namespace, published: str | None) -> list[str]:
+    """The policies of a sweep that names none: those that can be had."""
+    usual = names(POLICIES)
+    return usual if published is None or args.adapter else [name for name in usual if name != "dtem"]
+
+
+def _of_agreement(args: argparse.Namespace, published: str, policies: list[str]) -> int:
+    """The sweep of a published model on pictures without labels."""
+    from pathlib import Path
+
+    from launch.published.sources import agreement_on, folder_for
+    from launch.report.sweep_files import print_sweep, write_sweep
+    from pipeline.errors import ConfigError
+
+    if args.reductions or args.merged or args.tasks or args.within != 1:
+        raise ConfigError(
+            f"{args.data} has no labels, so agreement with the unmerged model is measured, at shares of its "
+            "MACs: leave --reductions, --merged, --within and --tasks out"
+        )
+    folder = Path(args.out) if args.out else folder_for(published, "sweep")
+    folder.mkdir(parents=True, exist_ok=True)
+    result = agreement_on(args, published, policies)
+    print_sweep([result])
+    print("wrote " + ", ".join(str(path) for path in write_sweep([result], folder)))
     return 0

@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
     from launch.published.device import device_and_precision
     from launch.published.pictures import find_pictures
+    from launch.published.sources import plain_name
     from launch.teach.loop import Teaching
     from launch.teach.run import Order, teach_published
     from pipeline.backbone.published import open_published, spelled
@@ -131,9 +132,3 @@ def run(args: argparse.Namespace) -> int:
     )
     teach_published(order, pictures, published)
     return 0
-
-
-def plain_name(name: str) -> str:
-    """A name of a model as one of a folder."""
-    last = name.rstrip("/").rpartition("/")[2].rpartition(":")[2]
-    return "".join(char if char.isalnum() or char in "-_" else "_" for char in last) or "model"

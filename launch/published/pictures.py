@@ -75,6 +75,11 @@ class ShardPictures:
         self._ends = manifest.shards.num_samples.cumsum()
         self._reader = SampleReader(manifest, OPEN_SHARDS, default_cache(), PATIENCE, IMAGES)
 
+    @property
+    def members(self) -> Sequence[str]:
+        """Suffixes of the members of the samples."""
+        return self._manifest.schema
+
     def __len__(self) -> int:
         return self._manifest.num_samples
 

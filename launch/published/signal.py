@@ -2,14 +2,15 @@
 C channels, N patches."""
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.backbone.hugging_face import pools, read_head
 from pipeline.backbone.patching.merging_model import MergingModel
-from pipeline.backbone.published import Published
+from pipeline.backbone.published import HF, Published
 from pipeline.errors import ConfigError
 from pipeline.interfaces import LogProbs
 from pipeline.merging.unmerge import unmerge_state
@@ -44,8 +45,11 @@ class Signal:
         features = unmerge_state(output.final)
         if self.kind == PATCHES:
             found = features[:, output.final.num_prefix :]
+        elif not hasattr(model, "forward_head"):
+            found = read_head(model, features, pooled=self.kind == POOLED)
         else:
-            found = cast(HasHead, model).forward_head(features, pre_logits=self.kind == POOLED)
+            head: HasHead = cast(Any, model)
+            found = head.forward_head(features, pre_logits=self.kind == POOLED)
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
     def likelihood(self, values: Tensor) -> Tensor:
@@ -74,10 +78,10 @@ class Signal:
 def signal_of(published: Published, wanted: str | None = None) -> Signal:
     """The signal of this kind; None: the first of SIGNALS that the model has. Raises ConfigError for one that
     it has not."""
-    model = published.model
+    model, from_timm = published.model, not published.name.startswith(HF)
     has: dict[str, Callable[[], bool]] = {
         LOGITS: lambda: published.classifies,
-        POOLED: lambda: hasattr(model, "forward_head") and bool(getattr(model, "global_pool", "")),
+        POOLED: lambda: bool(getattr(model, "global_pool", "")) if from_timm else pools(model),
         PATCHES: lambda: True,
     }
     there = [kind for kind, is_there in has.items() if is_there()]

@@ -120,7 +120,8 @@ def create_vit(
         ) from err
     except OSError as err:
         raise ConfigError(
-            f"timm cannot load the weights of '{name}' ({err}); give backbone.weights, a file, instead"
+            f"timm cannot load the weights of '{name}' ({err}); give backbone.weights (--weights), a "
+            "file, instead"
         ) from err
     return _supported(vit, name)
 

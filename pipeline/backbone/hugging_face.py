@@ -3,7 +3,10 @@
 Importing this module does not import transformers, which takes seconds.
 """
 
+import copy
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 from pipeline.backbone.weights.huggingface_config import pixels_by
 from pipeline.errors import ConfigError
@@ -54,3 +57,41 @@ def pixels_on_hub(where: str) -> dict[str, Any]:
         return pixels_by(processor) if "image_mean" in processor else {}
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as err:
         raise ConfigError(f"the image processor of '{where}' cannot be read: {err}") from err
+
+
+def pools(model: nn.Module) -> bool:
+    """Whether a model of transformers whose tokens can merge has pooled features."""
+    return not any(
+        getattr(part, "use_head", True) is False or getattr(part, "pooler", True) is None
+        for part in model.modules()
+    )
+
+
+def read_head(model: nn.Module, features: Tensor, *, pooled: bool) -> Tensor:
+    """Logits [B, K], or pooled features [B, C], of a patched model of transformers for the
+    `last_hidden_state` [B, N, C] of its image tower. What is around the tower runs with a stand-in of it.
+    Raises ConfigError where that is no child of the model."""
+    tower: Any = getattr(model, "tower", model)
+    found = tower.pooled(features)
+    if pooled:
+        return found
+    name = next((name for name, child in model.named_children() if child is tower), None)
+    if name is None:
+        raise ConfigError(f"{type(model).__name__} has its image tower inside another part; take `pooled`")
+    around: Any = copy.copy(model)
+    around._modules = {**model._modules, name: _Given(features, found)}
+    return around(None).logits
+
+
+class _Given(nn.Module):
+    """An image tower whose outputs are known."""
+
+    def __init__(self, features: Tensor, pooled: Tensor | None):
+        super().__init__()
+        self._found = features, pooled
+
+    def forward(self, *_: Any, **options: Any) -> Any:
+        with extra("hf"):
+            from transformers.modeling_outputs import BaseModelOutputWithPooling
+        features, pooled = self._found
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pooled)  # pyright: ignore

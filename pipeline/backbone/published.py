@@ -132,7 +132,7 @@ def _of_timm(name: str, weights: str | None, pretrained: bool, options: dict[str
         log.info("%s: %s", weights, fill_model(model, tensors))
     folder = short.removeprefix(FOLDER) if name.startswith(FOLDER) else weights
     _warn_of_size(model, name)
-    classes = _label_names(model)
+    classes = label_names(model)
     return Published(
         name,
         model.eval().requires_grad_(False),
@@ -202,7 +202,7 @@ def _num_classes(model: nn.Module) -> int:
     return int(getattr(model, "num_classes", 0) or 0)
 
 
-def _label_names(model: nn.Module) -> tuple[str, ...]:
+def label_names(model: nn.Module) -> tuple[str, ...]:
     """Names of the labels of timm's head: those in its config, else those of ImageNet with as many."""
     own = pretrained_of(model).get("label_names")
     if not _num_classes(model):

@@ -1,0 +1,104 @@
+"""What `dtem sweep` and `dtem evaluate` take in place of runs: a published model and `--data`."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.measure.evaluator import progress
+from launch.measure.points import Sweep
+from launch.published.agreement import agreement
+from launch.published.batches import held_out_batches
+from launch.published.device import device_and_precision
+from launch.published.labelled import PublishedRun, published_run
+from launch.published.merged import merged_models
+from launch.published.pictures import ShardPictures, find_pictures
+from launch.published.signal import signal_of
+from pipeline.backbone.adapters.public import load_adapter
+from pipeline.backbone.published import is_published, open_published
+from pipeline.errors import ConfigError
+
+BATCH = 64
+GIVEN = {"data": None, "adapter": None, "weights": None, "no_pretrained": False, "img_size": None}
+"""Arguments of a published model -> their defaults."""
+
+
+def published_of(args: argparse.Namespace) -> str | None:
+    """The published model that a command names, or None for runs. Raises ConfigError where its arguments are
+    of the one and its name of the other."""
+    names = [args.run] if isinstance(args.run, str) else args.run
+    named = [name for name in names if is_published(name)]
+    if not named:
+        given = [name for name, usual in GIVEN.items() if getattr(args, name) != usual]
+        if given:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise ConfigError(f"{flag} goes with a published model, such as timm:NAME, not with a run")
+        return None
+    if len(names) > 1:
+        raise ConfigError(f"give {named[0]} alone, without other models or runs")
+    if args.data is None:
+        raise ConfigError(f"{named[0]} has no data of its own; give --data, a folder of pictures or shards")
+    if args.cfg_options or args.checkpoint != "best":
+        raise ConfigError("--cfg-options and --checkpoint go with a run, not with a published model")
+    return named[0]
+
+
+def has_labels(source: str) -> bool:
+    """Whether a source is shards whose samples have a class. Raises as `find_pictures`."""
+    found = find_pictures(source)
+    return isinstance(found, ShardPictures) and "cls" in found.members
+
+
+def folder_for(name: str, what: str) -> Path:
+    """Where results on a published model are written."""
+    return Path("published") / plain_name(name) / what
+
+
+def plain_name(name: str) -> str:
+    """A name of a model as one of a folder."""
+    last = name.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    return "".join(char if char.isalnum() or char in "-_" else "_" for char in last) or "model"
+
+
+def labelled_run(args: argparse.Namespace, name: str) -> PublishedRun:
+    """The published classifier as a run on the command's data, see `published_run`."""
+    return published_run(
+        name,
+        args.data,
+        split=args.split,
+        adapter=None if args.adapter is None else load_adapter(args.adapter),
+        weights=args.weights,
+        pretrained=not args.no_pretrained,
+        img_size=args.img_size,
+    )
+
+
+def agreement_on(args: argparse.Namespace, name: str, policies: Sequence[str]) -> Sweep:
+    """How the merged model agrees with the unmerged one on the command's pictures."""
+    pictures = find_pictures(args.data)
+    adapter = None if args.adapter is None else load_adapter(args.adapter)
+    device, precision = device_and_precision(None, None)
+    published = open_published(
+        name, weights=args.weights, pretrained=not args.no_pretrained, img_size=args.img_size
+    )
+    seed = 0 if args.seed is None else args.seed
+    models = merged_models(published.model.to(device), policies, seed=seed, adapter=adapter)
+    batches = held_out_batches(
+        pictures,
+        range(len(pictures)),
+        published.size,
+        published.pixels,
+        batch_size=BATCH,
+        workers=min(8, len(os.sched_getaffinity(0)) - 1),
+    )
+    return agreement(
+        models,
+        signal_of(published),
+        progress(batches, "pictures"),
+        args.macs,
+        name=name,
+        split=args.data,
+        device=device,
+        precision=precision,
+        rounds=args.rounds,
+    )

@@ -1,0 +1,144 @@
+"""Published models without a run: `dtem evaluate` and `dtem sweep` score them, on labels or on agreement."""
+
+import json
+
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+from shardkit import samples, write_tar
+
+import dtem as public
+from launch.published.batches import held_out_batches
+from launch.published.labelled import _named
+from launch.published.merged import merged_model
+from launch.published.pictures import find_pictures
+from launch.published.signal import signal_of
+from pipeline.backbone.published import open_published
+
+SIZE, COUNT = 64, 30
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", img_size=SIZE, num_classes=5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def named(model, tmp_path_factory):
+    """Arguments that name the model."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(model.state_dict(), path)
+    return ["timm:test_vit", "--weights", path, "--img-size", SIZE]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_tar(folder / "val-00000.tar", samples("v", COUNT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    torch.manual_seed(1)
+    patched = public.patch(timm.create_model("test_vit", img_size=SIZE, num_classes=5).eval(), "dtem", 2)
+    patched.load_state_dict(model.state_dict(), strict=False)
+    return public.save_adapter(patched, folder), patched
+
+
+def share_right(own, shards):
+    """Share of the shards' samples that a model of timm's classifies rightly, by its own forward."""
+    pixels = open_published("timm:test_vit", pretrained=False).pixels
+    pictures = find_pictures(str(shards))
+    numbers = range(len(pictures))
+    batches = held_out_batches(pictures, numbers, (SIZE, SIZE), pixels, batch_size=10, workers=0)
+    with torch.no_grad():
+        found = torch.cat([own(batch.to("cpu").images).argmax(-1) for batch in batches])
+    return (found == torch.arange(COUNT) % 3).double().mean().item()
+
+
+def test_evaluate_scores_a_published_model_as_its_own_forward_does(
+    dtem, named, shards, model, adapter, tmp_path
+):
+    place, patched = adapter
+    dtem("evaluate", *named, "--data", shards, "--json", tmp_path / "plain.json")
+    dtem("evaluate", *named, "--data", shards, "--adapter", place, "--json", tmp_path / "merged.json")
+    plain, merged = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "merged"))
+    (scores,), (of_merged,) = plain["scores"].values(), merged["scores"].values()
+    assert plain["policy"] == "none" and scores["samples"] == COUNT
+    assert merged["policy"] == "dtem" and set(*merged["schedule"].values()) == {2}
+    # one near tie may turn
+    assert scores["top1"] == pytest.approx(share_right(model, shards), abs=1.01 / COUNT)
+    assert of_merged["top1"] == pytest.approx(share_right(patched, shards), abs=1.01 / COUNT)
+
+
+def test_sweep_scores_a_published_model_on_labels(dtem, named, shards, adapter, tmp_path):
+    out = ["--macs", "0.7", "--rounds", "0", "--out", tmp_path]
+    dtem("sweep", *named, "--data", shards, "--adapter", adapter[0], *out)
+    (found,) = json.loads((tmp_path / "sweep.json").read_text())
+    assert found["metric"] == "top1" and found["conditions"]["runs"] == ["timm:test_vit"]
+    assert [row["policy"] for row in found["points"]] == ["none", "random", "tome", "dtem_untrained", "dtem"]
+
+
+def test_sweep_without_labels_measures_agreement(dtem, named, shards, tmp_path):
+    bare = tmp_path / "pictures"
+    write_tar(bare / "x.tar", [(name, data) for name, data in samples("v", 8) if name.endswith("png")])
+    dtem("sweep", *named, "--data", bare, "--macs", "0.8,0.6", "--rounds", "1", "--out", tmp_path / "out")
+    (found,) = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    rows = found["points"]
+    assert found["metric"] == "agreement" and found["conditions"]["samples"] == 8
+    assert rows[0]["scores"] == {"agreement": [1.0], "divergence": [0.0]}
+    assert {row["policy"] for row in rows} == {"none", "random", "tome", "dtem_untrained"}
+    assert all(row["macs_ratio"] <= row["target"] for row in rows[1:]) and len(rows[0]["images_per_s"]) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (["timm:test_vit"], "give --data"),
+        (["timm:test_vit", "--data", "{shards}", "--checkpoint", "last"], "--checkpoint"),
+        (["runs/x", "--data", "{shards}"], "not with a run"),
+        (["hf:user/name", "--data", "{shards}"], "give timm:NAME"),
+        (["timm:vit_xsmall_patch16_clip_224", "--data", "{pictures}"], "has no labels"),
+    ],
+)
+def test_a_bad_order_says_the_way_out(dtem, changes, said, shards, tmp_path):
+    pictures = tmp_path / "pictures"
+    write_tar(pictures / "x.tar", [(name, data) for name, data in samples("v", 2) if name.endswith("png")])
+    argv = [part.format(shards=shards, pictures=pictures) for part in changes]
+    assert said in dtem("evaluate", *argv, code=2)
+
+
+def test_labels_follow_the_names_of_the_model_where_the_shards_add_words():
+    assert _named(("n1", "n2", "n3"), ("n2 hen", "n1 cock")) == ["n1 cock", "n2 hen", "n3"]
+
+
+SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+TRANSFORMERS = {
+    "logits": (transformers.Dinov2ForImageClassification, transformers.Dinov2Config(**SIZES, num_labels=5)),
+    "pooled": (transformers.CLIPVisionModel, transformers.CLIPVisionConfig(**SIZES, intermediate_size=64)),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_the_signal_of_transformers_is_what_the_patched_model_gives(kind, tmp_path):
+    build, config = TRANSFORMERS[kind]
+    torch.manual_seed(0)
+    build(config).save_pretrained(tmp_path)
+    found = open_published(str(tmp_path))
+    assert found.name == f"hf:{tmp_path}" and found.size == (32, 32)
+    said, model = signal_of(found), merged_model(found.model, "dtem", 2, seed=0)
+    assert said.kind == kind
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        own = model(images)
+        read = said.read(model, model.encode(images))
+    torch.testing.assert_close(read, own.logits if kind == "logits" else own.pooler_output)
