@@ -2,7 +2,7 @@
 C channels, N patches."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Signal:
         elif not hasattr(model, "forward_head"):
             found = read_head(model, features, pooled=self.kind == POOLED)
         else:
-            head: HasHead = cast(Any, model)
+            head: HasHead = cast(HasHead, model)
             found = head.forward_head(features, pre_logits=self.kind == POOLED)
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
