@@ -21,7 +21,10 @@ from pipeline.errors import CheckpointError, ConfigError
 
 EVERY = pytest.mark.parametrize("name", MODELS)
 FAMILY = pytest.mark.parametrize("name", TOWERS)
-SOME = pytest.mark.parametrize("name", ["ViTForImageClassification", "DINOv3ViTModel"])
+QUICK = ["ViTForImageClassification", "DINOv3ViTModel"]
+REST = [name for name in TOWERS if name not in QUICK and not name.startswith("Siglip2")]
+"""Families whose program can be taken: that of SigLIP 2 cannot, patched or not, as transformers looks at the
+sizes of the images."""
 
 
 def outputs(model, batch, **options):
@@ -36,8 +39,10 @@ def test_no_reduction_is_the_library_and_unpatch_restores_it(name, policy):
     model, batch = library_model(name), inputs(name)
     before, keys, library = outputs(model, batch), list(model.state_dict()), type(model)
     known = {part: set(vars(own)) for part, own in model.named_modules()}
+    kinds = {type(part).__name__ for part in model.modules()}
     assert len(before["hidden_states"]) == 4
     assert dtem.patch(model, policy, reduction=0) is model
+    assert kinds <= {type(part).__name__ for part in model.modules()}, "what wraps layers finds them by name"
     assert isinstance(model, library) and [key for key in model.state_dict() if ".metric." not in key] == keys
     torch.testing.assert_close(outputs(model, batch), before, atol=1e-5, rtol=1e-5)
     assert dtem.unpatch(model) is model
@@ -114,16 +119,74 @@ def test_a_token_of_size_two_counts_like_two_equal_patches(name):
     torch.testing.assert_close(doubled.tokens[:, :-1], once.tokens, atol=1e-9, rtol=0)
 
 
-@SOME
-def test_it_compiles_whole_and_is_exported(name):
-    model, x = dtem.patch(library_model(name), "dtem", reduction=[2, 0, 0]), inputs(name)["pixel_values"]
+DROPS = {
+    "hidden_dropout_prob": 0.2,
+    "attention_probs_dropout_prob": 0.2,
+    "attention_dropout": 0.2,
+    "drop_path_rate": 0.3,
+    "pos_embed_rescale": 2.0,
+}
+
+
+@FAMILY
+def test_what_is_drawn_in_training_is_as_in_the_library(name):
+    """Dropout, paths, and the positions of DINOv3. A config keeps options of others too, which no model
+    reads."""
+    model, batch = library_model(name, **DROPS).train(), inputs(name)
+    torch.manual_seed(3)
+    before = model(**batch)[0]
+    assert not torch.allclose(before, model(**batch)[0], atol=1e-2)
+    dtem.patch(model, "tome", reduction=0)
+    torch.manual_seed(3)
+    torch.testing.assert_close(model(**batch)[0], before, atol=1e-5, rtol=1e-5)
+
+
+@FAMILY
+def test_half_precision_stays(name):
+    model, batch = library_model(name).bfloat16(), inputs(name)
+    before = outputs(model, batch)
+    dtem.patch(model, "dtem", reduction=0)
+    torch.testing.assert_close(outputs(model, batch), before, atol=0.05, rtol=0.05)
+    model.reduction = 3
+    assert all(value.dtype == torch.bfloat16 for value in outputs(model, batch)["hidden_states"])
+
+
+def test_states_of_some_layers_are_those_that_the_library_names():
+    """As models of images and texts ask for them, for instance [-2]."""
+    model, batch = library_model("SiglipVisionModel"), inputs("")
     with torch.no_grad():
-        expected = model(x)[0]
+        before = model(**batch, output_hidden_states=[1, -2]).hidden_states
+        dtem.patch(model, "tome", reduction=0)
+        after = model(**batch, output_hidden_states=[1, -2]).hidden_states
+    assert [state is None for state in after] == [True, False, False, True]
+    torch.testing.assert_close(after[1:3], before[1:3], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in REST])
+def test_it_compiles_whole_and_is_exported(name):
+    model, batch = dtem.patch(library_model(name), "dtem", reduction=[2, 0, 0]), inputs(name)
+    one = {key: value[:1] for key, value in batch.items()}
+    with torch.no_grad():
+        expected = model(**batch)[0]
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(x)[0], expected, atol=1e-4, rtol=1e-4)
-        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-        torch.testing.assert_close(program.module()(x[:1])[0], model(x[:1])[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(compiled(**batch)[0], expected, atol=1e-4, rtol=1e-4)
+        dynamic = {key: {0: torch.export.Dim("batch", min=1)} for key in batch}
+        program = torch.export.export(model, (), kwargs=batch, dynamic_shapes=dynamic)
+        torch.testing.assert_close(program.module()(**one)[0], model(**one)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*REST, "DINOv3ViTModel"])
+def test_an_onnx_program_gives_its_outputs_in_onnxruntime(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, batch = dtem.patch(library_model(name), "dtem", reduction=3), inputs(name)
+    with torch.no_grad():
+        torch.onnx.export(model, (), tmp_path / "model.onnx", kwargs=batch, dynamo=True, verbose=False)
+        expected = model(**batch)[0]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    found, *_ = session.run(None, {key: value.numpy() for key, value in batch.items()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
 
 
 @EVERY
@@ -171,7 +234,7 @@ def test_a_model_of_images_and_texts_merges_its_image_tower_alone():
     assert not torch.equal(after["image_embeds"], before["image_embeds"])
 
 
-@pytest.mark.parametrize("name", ["ViTForImageClassification", "DINOv3ViTModel"])
+@pytest.mark.parametrize("name", QUICK)
 def test_a_saved_model_is_the_librarys_again(name, tmp_path):
     model, batch = library_model(name), inputs(name)
     before = outputs(model, batch)
