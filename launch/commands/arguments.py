@@ -158,6 +158,14 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add_published_arguments(place, normalisation=False)
 
 
+def add_signal_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--signal",
+        choices=("logits", "pooled", "patches"),
+        help="what a published model says of pictures without labels (default: the first that it has)",
+    )
+
+
 def colour(text: str) -> tuple[float, float, float]:
     """`0.5,0.5,0.5` as three numbers in [0, 1]."""
     values = [float(part) for part in names(text)]

@@ -7,6 +7,7 @@ from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
     add_run_arguments,
+    add_signal_argument,
     add_source_arguments,
     add_split_argument,
     add_tasks_argument,
@@ -37,6 +38,7 @@ def add_parser(subparsers) -> None:
     )
     add_run_arguments(parser, several=True)
     add_source_arguments(parser)
+    add_signal_argument(parser)
     add_tasks_argument(parser)
     parser.add_argument(
         "--policies",

@@ -12,6 +12,7 @@ import os
 from launch.commands.arguments import (
     HelpFormatter,
     add_published_arguments,
+    add_signal_argument,
     fractions,
 )
 
@@ -44,9 +45,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="folder of the adapter (default: adapters/NAME_POLICY)")
     add_published_arguments(parser)
-    parser.add_argument(
-        "--signal", choices=("logits", "pooled", "patches"), help="default: the first that the model has"
-    )
+    add_signal_argument(parser)
     parser.add_argument("--policy", default="dtem", metavar="NAME", help="default dtem")
     parser.add_argument(
         "--reduction",

@@ -19,7 +19,14 @@ from pipeline.backbone.published import is_published, open_published
 from pipeline.errors import ConfigError
 
 BATCH = 64
-GIVEN = {"data": None, "adapter": None, "weights": None, "no_pretrained": False, "img_size": None}
+GIVEN = {
+    "data": None,
+    "adapter": None,
+    "weights": None,
+    "no_pretrained": False,
+    "img_size": None,
+    "signal": None,
+}
 """Arguments of a published model -> their defaults."""
 
 
@@ -29,7 +36,7 @@ def published_of(args: argparse.Namespace) -> str | None:
     names = [args.run] if isinstance(args.run, str) else args.run
     named = [name for name in names if is_published(name)]
     if not named:
-        given = [name for name, usual in GIVEN.items() if getattr(args, name) != usual]
+        given = [name for name, usual in GIVEN.items() if getattr(args, name, usual) != usual]
         if given:
             flag = f"--{given[0].replace('_', '-')}"
             raise ConfigError(f"{flag} goes with a published model, such as timm:NAME, not with a run")
@@ -93,7 +100,7 @@ def agreement_on(args: argparse.Namespace, name: str, policies: Sequence[str]) -
     )
     return agreement(
         models,
-        signal_of(published),
+        signal_of(published, args.signal),
         progress(batches, "pictures"),
         args.macs,
         name=name,

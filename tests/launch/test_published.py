@@ -91,7 +91,11 @@ def test_sweep_scores_a_published_model_on_labels(dtem, named, shards, adapter, 
 def test_sweep_without_labels_measures_agreement(dtem, named, shards, tmp_path):
     bare = tmp_path / "pictures"
     write_tar(bare / "x.tar", [(name, data) for name, data in samples("v", 8) if name.endswith("png")])
-    dtem("sweep", *named, "--data", bare, "--macs", "0.8,0.6", "--rounds", "1", "--out", tmp_path / "out")
+    argv = ["sweep", *named, "--data", bare, "--macs"]
+    dtem(*argv, "0.6", "--rounds", "0", "--signal", "patches", "--out", tmp_path / "patches")
+    (patches,) = json.loads((tmp_path / "patches" / "sweep.json").read_text())
+    assert patches["metric"] == "cosine" and patches["conditions"]["signal"] == "patches"
+    dtem(*argv, "0.8,0.6", "--rounds", "1", "--out", tmp_path / "out")
     (found,) = json.loads((tmp_path / "out" / "sweep.json").read_text())
     rows = found["points"]
     assert found["metric"] == "agreement" and found["conditions"]["samples"] == 8
