@@ -17,6 +17,7 @@ from torch import nn
 import dtem
 from pipeline.backbone.attention import Place
 from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.rotary import RotaryRule
 from pipeline.errors import CheckpointError, ConfigError
 
 EVERY = pytest.mark.parametrize("name", MODELS)
@@ -261,13 +262,13 @@ def test_a_pipeline_of_transformers_runs_a_merging_classifier(caplog):
 
 def test_an_adapter_of_one_model_is_applied_to_its_equal(tmp_path):
     name = "DINOv3ViTModel"
-    taught = dtem.patch(library_model(name), "dtem", reduction=3)
+    taught = dtem.patch(library_model(name), "dtem", reduction=3, rotary=RotaryRule("destination"))
     with torch.no_grad():
         for block in taught.merging_blocks:
             block.metric.weight.copy_(torch.randn(block.metric.weight.shape, generator=generator(3)))
     dtem.save_adapter(taught, tmp_path / "own")
     other = dtem.patch(library_model(name), adapter=tmp_path / "own")
-    assert other.reduction == 3
+    assert other.reduction == 3 and other.merging == replace(taught.merging, policy=other.merging.policy)
     assert torch.equal(other(**inputs(name))[0], taught(**inputs(name))[0])
     base = library_model("Dinov2Model")
     with pytest.raises(CheckpointError, match="taught on DINOv3ViTModel"):

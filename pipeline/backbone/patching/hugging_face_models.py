@@ -111,6 +111,11 @@ class MergingDINOv3ViTModel(MergingTower, DINOv3ViTModel):
         return Embedded(state, Rotary.of([table], state.num_prefix, True, self.merging.rotary))
 
     @property
+    def rope(self) -> nn.Module:
+        """As timm calls it, by which an adapter knows that the model has rotary positions."""
+        return self.rope_embeddings
+
+    @property
     def last_norm(self) -> nn.Module:
         return self.norm
 

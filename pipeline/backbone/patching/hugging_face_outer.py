@@ -69,6 +69,10 @@ class MergingAround(MergingModel):
     def merging(self, merging: Merging) -> None:
         self.tower.merging = merging
 
+    @property
+    def rope(self) -> nn.Module | None:
+        return getattr(self.tower, "rope", None)
+
     def encode(self, *inputs: Any, **options: Any) -> BackboneOutput:
         """The merged states of the image tower, see `MergingModel.encode`."""
         return self.tower.encode(*inputs, **options)
