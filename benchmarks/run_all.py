@@ -111,6 +111,13 @@ TABLE = (
         TRIAL,
         ("cifar10",),
     ),
+    Row(
+        "rotary_positions",
+        "rotary_positions.py",
+        f"{CIFAR} --work {WORK}/rotary_positions",
+        TRIAL,
+        ("cifar10",),
+    ),
     Row("camvid_dtem_vs_tome", "camvid_dtem_vs_tome.py", CAMVID_DTEM, TRIAL, ("camvid", "cifar10")),
     Row(
         "camvid_dtem_vs_tome_even",
