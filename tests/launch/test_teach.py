@@ -172,6 +172,7 @@ def test_what_was_taught_is_said(taught, pictures):
     assert all((folder / "curve" / name).is_file() for name in ("sweep.json", "sweep_agreement.png"))
 
 
+@pytest.mark.own_rounding
 def test_the_same_seed_teaches_the_same(taught, weights, pictures, tmp_path):
     folder = taught[0]
     again = order(pictures, tmp_path / "again", macs=[])
