@@ -129,13 +129,16 @@ def run(args: argparse.Namespace) -> int:
         "classes": {name: list(loader.classes) for name, loader in loaders.items()},
     }
     _report(result, str(saved), args.json)
+    _tell_missing(missing, {name: loader.num_samples for name, loader in loaders.items()})
+    return code
+
+
+def _tell_missing(missing: dict[str, int], of: dict[str, int]) -> None:
     for name, count in missing.items():
         print(
-            f"{name}: {count} of {loaders[name].num_samples} samples could not be read, and are not in "
-            "these scores",
+            f"{name}: {count} of {of[name]} samples could not be read, and are not in these scores",
             file=sys.stderr,
         )
-    return code
 
 
 def _ranking(model: "MultiTaskModel", config: "RunConfig", scores: "dict[str, Scores]") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rotary positions of merged tokens (`shared/specs/rotary_and_pooling.md` has the mathematics).
+"""Rotary positions of merged tokens; docs/models.md has the logits of each way.
 
 A patch at position p rotates each pair of channels of its query and key by an angle theta(p). A merged token
 stands for several patches, at several positions. There are four ways (`RULES`):
@@ -143,16 +143,10 @@ def _with_prefix(table: Tensor, num_prefix: int) -> Tensor:
 def _mean_of_members(table: Tensor, merges: Sequence[Assignment]) -> Tensor:
     """[B, H, M, 2D]: the mean rotation of each token's members. table [B or 1, H, N, 2D]."""
     batch, num_slots = merges[-1].keep.shape
-    heads, num_tokens = table.shape[1:3]
-    values = table.transpose(1, 2).flatten(2).expand(batch, -1, -1)
-    if any(merge.share is not None for merge in merges):
-        merged = replay(values, merges)
-    else:
-        rows = slot_rows(merges).flatten()
-        total = values.new_zeros(batch * num_slots, values.shape[-1]).index_add(0, rows, values.flatten(0, 1))
-        count = values.new_zeros(batch * num_slots).index_add(0, rows, values.new_ones(batch * num_tokens))
-        merged = (total / count[:, None]).view(batch, num_slots, -1)
-    return merged.unflatten(-1, (heads, -1)).transpose(1, 2)
+    values = table.expand(batch, -1, -1, -1)
+    if all(merge.share is None for merge in merges):
+        return mean_by_rows(values, slot_rows(merges), num_slots)
+    return replay(values.transpose(1, 2), merges).transpose(1, 2)
 
 
 def _coordinates(state: TokenState) -> Tensor:

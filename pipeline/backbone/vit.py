@@ -1,4 +1,4 @@
-"""A timm VisionTransformer, driven block by block so that tokens can merge between attention and MLP.
+"""A timm VisionTransformer or Eva, driven block by block so that tokens can merge between attention and MLP.
 
 The parts of the timm model keep their names here, so that state-dict keys stay timm's. B batch, N patches +
 prefix, M slots left, C channels.

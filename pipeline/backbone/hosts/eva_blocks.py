@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.backbone.attention import Place
 from pipeline.backbone.block import Attended, host
 from pipeline.backbone.hosts.timm_attention import attend
-from pipeline.backbone.hosts.timm_blocks import OneAttention
+from pipeline.backbone.hosts.timm_blocks import OneAttention, PostNorm
 
 
 @host(EvaBlock)
@@ -26,15 +26,8 @@ class MergingEvaBlock(OneAttention, EvaBlock):
 
 
 @host(EvaBlockPostNorm)
-class MergingEvaBlockPostNorm(OneAttention, EvaBlockPostNorm):
-    """timm's EvaBlock with norms behind attention and MLP. Its attention reads the tokens as they are."""
-
-    def attend(self, x: Tensor, place: Place) -> Attended:
-        output, mixed = attend(self.attn, x, place)
-        return Attended(self.drop_path1(self.norm1(output)), x, mixed, self.attn.scale)
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
+class MergingEvaBlockPostNorm(PostNorm, EvaBlockPostNorm):
+    """timm's EvaBlock with norms behind each half."""
 
 
 def _scaled(x: Tensor, scale: nn.Parameter | None) -> Tensor:

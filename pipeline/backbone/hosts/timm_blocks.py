@@ -49,9 +49,13 @@ class MergingTimmBlock(OneAttention, Block):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-@host(ResPostBlock)
-class MergingResPostBlock(OneAttention, ResPostBlock):
-    """timm's block with norms behind attention and MLP. Its attention reads the tokens as they are."""
+class PostNorm(OneAttention):
+    """Norms behind attention and MLP. The attention reads the tokens as they are."""
+
+    norm1: nn.Module
+    norm2: nn.Module
+    drop_path1: nn.Module
+    drop_path2: nn.Module
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         output, mixed = attend(self.attn, x, place)
@@ -59,3 +63,8 @@ class MergingResPostBlock(OneAttention, ResPostBlock):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path2(self.norm2(self.mlp(x)))
+
+
+@host(ResPostBlock)
+class MergingResPostBlock(PostNorm, ResPostBlock):
+    """timm's block with norms behind each half."""

@@ -115,25 +115,10 @@ class MergingModel(nn.Module):
         resolve_schedule(reduction, len(self.merging_blocks), 1, 0)
         self.merging = replace(self.merging, reduction=reduction)
 
-    def encode(
-        self,
-        *inputs: Any,
-        reduction: ReductionSpec | None = None,
-        taps: Collection[int] = (),
-        unmerge: str | None = None,
-        relaxed: bool | None = None,
-        merge_points_from: int | None = None,
-    ) -> BackboneOutput:
+    def encode(self, *inputs: Any, **options: Any) -> BackboneOutput:
         """The merged states, for the inputs of `embedded`: after the last norm, and after the blocks in
-        `taps` before it. The other arguments are those of `MergingViT.forward`. Raises ConfigError."""
-        return self.encode_embedded(
-            self.embedded(*inputs),
-            reduction=reduction,
-            taps=taps,
-            unmerge=unmerge,
-            relaxed=relaxed,
-            merge_points_from=merge_points_from,
-        )
+        `taps` before it. options: those of `encode_embedded`."""
+        return self.encode_embedded(self.embedded(*inputs), **options)
 
     def encode_embedded(
         self,
@@ -145,7 +130,8 @@ class MergingModel(nn.Module):
         relaxed: bool | None = None,
         merge_points_from: int | None = None,
     ) -> BackboneOutput:
-        """As `encode`, from the input of the blocks."""
+        """As `encode`, from the input of the blocks. The options are those of `MergingViT.forward`. Raises
+        ConfigError."""
         merging, policy = self.merging, self.merging.policy
         state = start_unmerge(embedded.state, unmerge)
         wanted = merging.reduction if reduction is None else reduction

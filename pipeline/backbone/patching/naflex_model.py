@@ -49,11 +49,10 @@ class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
         attn_mask: Tensor | None = None,
     ) -> Tensor:
         """As timm's. Raises ConfigError for a batch of patches without patch_valid, and for a mask."""
-        given = {"patches": x, "patch_coord": patch_coord, "patch_valid": patch_valid, "attn_mask": attn_mask}
-        given |= {name: x[name] for name in given.keys() & x.keys()} if isinstance(x, dict) else {}
-        features = self.forward_features(**given)
+        x, patch_coord, patch_valid, attn_mask = _given(x, patch_coord, patch_valid, attn_mask)
+        features = self.forward_features(x, patch_coord, patch_valid, attn_mask)
         if isinstance(features, dict):
-            return self.forward_head(features["patches"], patch_valid=given["patch_valid"])
+            return self.forward_head(features["patches"], patch_valid=patch_valid)
         return self.forward_head(features)
 
     def forward_features(
@@ -84,8 +83,7 @@ class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
     ) -> Any:
         """As timm's; see `MergingTimmModel.forward_intermediates`. Patches of several images have no common
         grid, so they are returned as NLC alone."""
-        if isinstance(x, dict):
-            x, patch_coord, patch_valid = x["patches"], x.get("patch_coord"), x.get("patch_valid")
+        x, patch_coord, patch_valid, attn_mask = _given(x, patch_coord, patch_valid, attn_mask)
         refuse_mask(attn_mask, False)
         if patch_coord is not None and output_fmt != "NLC":
             raise ConfigError("patches of several images have no common grid; give output_fmt='NLC'")
@@ -99,6 +97,17 @@ class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
             output_dict,
         )
         return found | {"patch_valid": patch_valid} if output_dict and patch_valid is not None else found
+
+
+def _given(
+    x: Tensor | dict[str, Any], *rest: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The patches, their coordinates, which are valid, and a mask. A batch of timm's collator comes before
+    the other arguments."""
+    names = ("patch_coord", "patch_valid", "attn_mask")
+    if not isinstance(x, dict):
+        return x, *rest  # pyright: ignore[reportReturnType]
+    return x["patches"], *(x.get(name, own) for name, own in zip(names, rest, strict=True))  # pyright: ignore[reportReturnType]
 
 
 def _grid(embeds: NaFlexEmbeds, images: Tensor) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 DEFAULT_REDUCTION = 13
 """Tokens per block, where neither the caller nor an adapter says."""
@@ -67,17 +68,13 @@ def patch(
             "another policy"
         )
     loaded = None if adapter is None else load_adapter(adapter)
-    if loaded is not None:
-        own = loaded.config.merging
-        policy_options = loaded.options_for(policy) | policy_options
-        reduction = own.reduction if reduction is None else reduction
-        rotary = rotary or own.rotary_rule
-        proportional_attention = proportional_attention or own.proportional_attention
+    taught = {} if loaded is None else loaded.options_for(policy)
+    own = None if loaded is None else loaded.config.merging
     merging = Merging(
-        POLICIES.build(policy, **policy_options),
-        DEFAULT_REDUCTION if reduction is None else reduction,
-        proportional_attention or "always",
-        rotary or RotaryRule(),
+        POLICIES.build(policy, **taught | policy_options),
+        _first(reduction, own and own.reduction, DEFAULT_REDUCTION),
+        _first(proportional_attention, own and own.proportional_attention, "always"),
+        _first(rotary, own and own.rotary_rule, RotaryRule()),
         learns,
         unmerge,
     )
@@ -96,6 +93,11 @@ def patch(
         if block.metric is not None:
             block.metric.requires_grad_(learns)
     return model
+
+
+def _first(given: T | None, taught: T | None, usual: T) -> T:
+    """What the caller gave, else the adapter's, else the usual."""
+    return given if given is not None else taught if taught is not None else usual
 
 
 def unpatch(model: M) -> M:
