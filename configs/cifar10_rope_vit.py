@@ -8,7 +8,7 @@ command    dtem train --config configs/cifar10_rope_vit.py
 hardware   2 CPU cores, about twenty minutes
 expected   benchmarks/records/rotary_positions.json, the unmerged score
 
-Patches of 4 pixels: 64 of them, so that merged tokens lie apart.
+Patches of 4 pixels: 64 of them, so that merged tokens lie apart. fp32, as many CPUs are slow at bf16.
 """
 
 _base_ = ["cifar10_vit.py"]
@@ -18,5 +18,6 @@ backbone = dict(
     img_size=32,
     options=dict(patch_size=4, embed_dim=128, depth=6, num_heads=4, global_pool="token"),
 )
+engine = dict(precision="fp32")
 train = dict(epochs=4, eval_every=703, save_every=703)
 output = "runs/{{ fileBasenameNoExtension }}"
