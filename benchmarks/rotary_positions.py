@@ -1,7 +1,7 @@
 """The position of a merged token in a ViT with rotary positions: mean rotation against the destination's, the
 mean coordinate and virtual unmerging, with ToMe's matching, at equal MACs.
 
-Trains a small ViT with DINOv3's kind of positions on CIFAR-10, once per seed (twenty minutes each on 2 idle
+Trains a small ViT with DINOv3's kind of positions on CIFAR-10, once per seed (twelve minutes each on 2 idle
 cores), then evaluates it under each rule, without learning anything. A stopped script continues.
 
     python benchmarks/rotary_positions.py --train 'data/cifar10/train-{00000..00008}.tar' \\

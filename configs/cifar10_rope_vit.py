@@ -5,7 +5,7 @@ command    dtem train --config configs/cifar10_rope_vit.py
            or, on both cores: deepspeed --num_accelerators 2 launch/train.py \
                --config configs/cifar10_rope_vit.py \
                --cfg-options engine.type=deepspeed tasks.cifar10.data.batch_size=32
-hardware   2 CPU cores, about twenty minutes
+hardware   2 CPU cores, about twelve minutes
 expected   benchmarks/records/rotary_positions.json, the unmerged score
 
 Patches of 4 pixels: 64 of them, so that merged tokens lie apart. fp32, as many CPUs are slow at bf16.
@@ -19,5 +19,5 @@ backbone = dict(
     options=dict(patch_size=4, embed_dim=128, depth=6, num_heads=4, global_pool="token"),
 )
 engine = dict(precision="fp32")
-train = dict(epochs=4, eval_every=703, save_every=703)
+train = dict(epochs=2, eval_every=703, save_every=703)
 output = "runs/{{ fileBasenameNoExtension }}"
