@@ -140,6 +140,14 @@ TABLE = (
         TRIAL,
         ("cifar_scenes", "cifar10"),
     ),
+    Row(
+        "vit_small_saliency_dtem_vs_tome",
+        "vit_small_saliency_dtem_vs_tome.py",
+        f"--weights data/vit_small_saliency/model.safetensors {CAMVID} "
+        f"--work {WORK}/vit_small_saliency_dtem_vs_tome",
+        TRIAL,
+        ("camvid", "vit_small_saliency"),
+    ),
     Row("crashes", "checkpoint_crashes.py", "--kills 300", "--kills 6", into="reliability"),
     Row(
         "soak",
@@ -226,8 +234,8 @@ def lacking(row: Row, peers: dict[str, str]) -> str:
             reasons += [] if torch.cuda.is_available() else ["there is no CUDA device"]
         elif need == "release":
             reasons += [] if need in peers else ["the authors' file is not here (--release PATH/deit.py)"]
-        elif need not in MADE and not list((ROOT / "data" / need).glob("*.tar")):
-            reasons.append(f"data/{need} has no shards (benchmarks/README.md says which)")
+        elif need not in MADE and not any((ROOT / "data" / need).glob("*.[ts]a*")):
+            reasons.append(f"data/{need} has no shards or weights (benchmarks/README.md says which)")
     return ", and ".join(reasons)
 
 

@@ -60,10 +60,12 @@ def agreement(
             images = batch.to(device).images
             if first is None:
                 first, entries = images, _entries(models, targets, images[:1])
-            whole = signal.read(models["none"], models["none"].encode(images))
+            whole = signal.read(models["none"], signal.encode(models["none"], images))
             samples += len(images)
             for i, entry in enumerate(entries):
-                merged = signal.read(entry.model, entry.model.encode(images, reduction=entry.schedule))
+                merged = signal.read(
+                    entry.model, signal.encode(entry.model, images, reduction=entry.schedule)
+                )
                 for metric, values in signal.compare(merged, whole).items():
                     own = sums.setdefault(i, {})
                     own[metric] = own.get(metric, 0) + values.sum()

@@ -2,7 +2,7 @@
 C channels, N patches."""
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -40,8 +40,14 @@ class Signal:
             return {"agreement": "%", "divergence": ""}
         return {"cosine": "", "error": ""}
 
+    def encode(self, model: MergingModel, images: Tensor, **options: Any) -> BackboneOutput:
+        """The states from which the signal is read. Patches are unmerged as the model does for dense heads.
+        options: those of `MergingModel.encode`."""
+        unmerge = model.merging.unmerge if self.kind == PATCHES else None
+        return model.encode(images, unmerge=unmerge, **options)
+
     def read(self, model: MergingModel, output: BackboneOutput) -> Tensor:
-        """The signal of the model's output."""
+        """The signal of `encode`'s output."""
         features = unmerge_state(output.final)
         if self.kind == PATCHES:
             found = features[:, output.final.num_prefix :]

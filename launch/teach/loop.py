@@ -108,7 +108,9 @@ def merge_loss(
     merge."""
     first = int(uniform(how.seed, "draw", step) * len(counted.blocks))
     schedule = counted.schedule(how.reduction_at(step))
-    output = model.encode(images, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first)
+    output = signal.encode(
+        model, images, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first
+    )
     likelihood = signal.likelihood(signal.read(model, output))
     return objective.cost_of(output.merge_points, likelihood, first, schedule, counted.patches)
 

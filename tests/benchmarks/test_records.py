@@ -190,16 +190,15 @@ def check_ratio(result, num_seeds):
 
 
 def check_policies(result, num_seeds):
-    """What learns has one score per seed, what does not has one; a policy's MACs are below the unmerged
-    model's and follow its merges."""
+    """What differs between seeds has one score per seed, what does not has one; a policy's MACs are below the
+    unmerged model's and follow its merges."""
     scores, policies = result["scores"], result["policies"]
     assert scores.keys() == {"none", *policies}
+    seeded = scores if len(scores["none"]) > 1 else LEARNED
     for policy, values in scores.items():
-        assert len(values) == (num_seeds if policy in LEARNED else 1), policy
-        assert all(0 <= value <= scores["none"][0] * 1.01 for value in values)
-    assert (
-        result["reduction"] == policies["dtem"]["reduction"]
-        and result["macs_ratio"] == policies["dtem"]["macs_ratio"]
-    )
+        assert len(values) == (num_seeds if policy in seeded else 1), policy
+        assert all(0 <= value <= max(scores["none"]) * 1.01 for value in values)
+    main = policies["dtem"] if "dtem" in policies else next(iter(policies.values()))
+    assert result["reduction"] == main["reduction"] and result["macs_ratio"] == main["macs_ratio"]
     assert all(0 < policy["macs_ratio"] < 1 and sum(policy["reduction"]) > 0 for policy in policies.values())
-    assert policies["dtem"] == policies["dtem_untrained"]
+    assert policies.get("dtem") == policies.get("dtem_untrained")
