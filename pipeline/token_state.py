@@ -129,10 +129,6 @@ class TokenState:
     def with_tokens(self, tokens: Tensor) -> "TokenState":
         return replace(self, tokens=tokens)
 
-    def with_carried(self, name: str, values: Tensor) -> "TokenState":
-        """The state with other values [B, M, ...] under a name that its tokens carry."""
-        return replace(self, carried={**self.carried, name: replace(self.carried[name], values=values)})
-
     @property
     def patch_tokens(self) -> Tensor:
         """[B, M - num_prefix, C]"""
@@ -154,12 +150,11 @@ class MergePoint:
     """[B, M, F]"""
     probe: Tensor
     """Zeros [B, M, C] that were added to the tokens. Their gradient is that of moving the tokens."""
+    rope: Tensor | None = None
+    """[B, M, ...]: what merging averages of the rotary positions that the block's attention reads, before the
+    merge; None where it averages nothing of them."""
     rope_probe: Tensor | None = None
-    """Zeros that were added to the rotary positions which the tokens carry, where merging averages these."""
-
-    @property
-    def probes(self) -> tuple[Tensor, ...]:
-        return (self.probe,) if self.rope_probe is None else (self.probe, self.rope_probe)
+    """Zeros like `rope` that were added to it."""
 
 
 @dataclass(frozen=True)

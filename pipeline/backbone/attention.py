@@ -119,7 +119,8 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
 @dataclass(frozen=True)
 class Place:
     """What attention has to know of the tokens beside their channels. size [B, M], or None where each counts
-    once. exact: round as the authors' release does, without attention dropout; see `exact_attention`."""
+    once. exact: round as the authors' release does, without attention dropout, where positions give no bias;
+    see `exact_attention`."""
 
     size: Tensor | None = None
     rope: Rope | None = None
@@ -153,14 +154,20 @@ def mix(
     if rope is not None and rope.rows is not None:
         spread = [unmerged(x, rope.rows) for x in (q, k, v)]
         every = proportional_attention(
-            rope.rotate(spread[0]), rope.rotate(spread[1]), spread[2], None, scale=scale, dropout=dropout
+            rope.rotate(spread[0]),
+            rope.rotate(spread[1]),
+            spread[2],
+            rope.counts,
+            scale=scale,
+            dropout=dropout,
         )
-        return Mixed(mean_by_rows(every, rope.rows, q.shape[2]), q, k, keys)
+        output = mean_by_rows(every.transpose(1, 2), rope.rows, q.shape[2], rope.counts).transpose(1, 2)
+        return Mixed(output, q, k, keys)
     bias = None
     if rope is not None:
-        bias, packed = rope.key_bias(q, k, scale), None
+        bias, packed = rope.key_bias(q, k, scale, size), None
         q, k = rope.rotate(q).type_as(v), rope.rotate(k).type_as(v)
-    if place.exact:
+    if place.exact and bias is None:
         if size is None:
             size = torch.ones(q.shape[0], q.shape[2], dtype=wide(q.dtype), device=q.device)
         return Mixed(exact_attention(q, k, v, size, scale=scale), q, k, keys)

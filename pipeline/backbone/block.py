@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.policy import MergePolicy, merge
 from pipeline.merging.unmerge import carry_residual
-from pipeline.token_state import ROPE, MergePoint, TokenState
+from pipeline.token_state import MergePoint, TokenState
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -103,10 +103,7 @@ class MergingBlock(nn.Module):
         if tell is not None:
             point = self._observed(state, evidence)
             tell(point)
-            moved = state.with_tokens(state.tokens + point.probe)
-            if point.rope_probe is not None:
-                moved = moved.with_carried(ROPE, state.carried[ROPE].values + point.rope_probe)
-            state = carry_residual(state, moved)
+            state = carry_residual(state, state.with_tokens(state.tokens + point.probe))
         state = merge(self.policy, evidence, state, r, relaxed=relaxed)
         return state.with_tokens(self.feed_forward(state.tokens))
 
@@ -118,14 +115,7 @@ class MergingBlock(nn.Module):
             raise ConfigError(
                 "merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')"
             )
-        rope = state.carried.get(ROPE)
-        averaged = rope is not None and rope.rule == "mean"
-        return MergePoint(
-            state,
-            metric,
-            torch.zeros_like(state.tokens, requires_grad=True),
-            torch.zeros_like(rope.values, requires_grad=True) if rope is not None and averaged else None,
-        )
+        return MergePoint(state, metric, torch.zeros_like(state.tokens, requires_grad=True))
 
 
 HOSTS: dict[type[nn.Module], type[MergingBlock]] = {}

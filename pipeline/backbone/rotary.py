@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.merging.apply import replay
-from pipeline.merging.rows import take_rows
+from pipeline.merging.apply import SMALLEST, replay
+from pipeline.merging.rows import add_rows, per_row, quotient, take_rows
 from pipeline.merging.unmerge import slot_rows
-from pipeline.token_state import ROPE, Assignment, Carried, TokenState, widened
+from pipeline.token_state import ROPE, Assignment, Carried, TokenState, rows_of, widened
 
 RULES = ("mean_rotation", "destination", "mean_coordinate", "virtual_unmerging")
 
@@ -56,20 +56,26 @@ class Rope:
     bias: bool = False
     rows: Tensor | None = None
     """[B, N]: for virtual unmerging, the token of each input, as a row of the flattened batch."""
+    counts: Tensor | None = None
+    """[B, N]: for virtual unmerging, the size of each input, which is 0 for padding; None: 1."""
 
     def rotate(self, x: Tensor) -> Tensor:
         """x [B, H, M, D], rotated, in its dtype."""
         return apply_rot_embed_cat(x, self.table, half=self.half)
 
-    def key_bias(self, q: Tensor, k: Tensor, scale: float) -> Tensor | None:
+    def key_bias(self, q: Tensor, k: Tensor, scale: float, size: Tensor | None) -> Tensor | None:
         """[B, H, M]: what a mean rotation loses of the logarithm of a key's weight, to second order and on
         average over the phases of the queries: scale^2 / 4 * sum over pairs b of channels of
-        E|q_b|^2 |k_b|^2 (1 - |mean rotation_b|^2). q, k [B, H, M, D]; None without `bias`."""
+        E|q_b|^2 |k_b|^2 (1 - |mean rotation_b|^2). q, k [B, H, M, D]; size [B, M]: how many queries each
+        token stands for, None: one. None without `bias`."""
         if not self.bias:
             return None
         rotation = self._of_pairs(self.table.unflatten(-1, (2, -1)).square().sum(dim=-2)) / 2
-        query = self._of_pairs(widened(q).square()).mean(dim=2, keepdim=True)
-        lost = query * self._of_pairs(widened(k).square()) * (1 - rotation)
+        query = self._of_pairs(widened(q).square())
+        share = torch.full_like(query[:, :1, :, :1], 1 / q.shape[2])
+        if size is not None:
+            share = (size / size.sum(dim=-1, keepdim=True))[:, None, :, None]
+        lost = (query * share).sum(dim=2, keepdim=True) * self._of_pairs(widened(k).square()) * (1 - rotation)
         return lost.sum(dim=-1) * scale**2 / 4
 
     def _of_pairs(self, x: Tensor) -> Tensor:
@@ -85,6 +91,9 @@ class Rotary:
     """One for all blocks, or one each; [B or 1, H or 1, N, 2D], sines and cosines, the prefix not rotated."""
     half: bool
     rule: RotaryRule = field(default_factory=RotaryRule)
+    counts: Tensor | None = None
+    """[B, N]: the size of each input, which is 0 for padding, where each image has its own grid; None: all
+    have one."""
 
     @classmethod
     def of(cls, tables: Sequence[Tensor], num_prefix: int, half: bool, rule: RotaryRule) -> "Rotary":
@@ -94,43 +103,60 @@ class Rotary:
         return cls(tuple(padded), half, rule)
 
     def start(self, state: TokenState) -> TokenState:
-        """The state before the first block, with what has to travel with its tokens."""
-        batch = state.tokens.shape[0]
-        if self.rule.name == "mean_rotation" and self._shared:
-            table = self.tables[0][:, 0].expand(batch, -1, -1)
-            return _carry(state, Carried(table, "mean"))
-        if self.rule.name in ("destination", "mean_coordinate"):
-            if any(table.shape[0] > 1 for table in self.tables):
-                raise ConfigError(
-                    f"rotary positions by '{self.rule.name}' need one grid for all images; give "
-                    "'mean_rotation'"
-                )
-            rule = "first" if self.rule.name == "destination" else "mean"
-            return _carry(state, Carried(_coordinates(state).expand(batch, -1, -1), rule))
-        return state
+        """The state before the first block, with what has to travel with its tokens. Raises ConfigError for a
+        rule that needs one grid where each image has its own."""
+        batch, num_tokens = state.size.shape
+        match self.rule.name:
+            case "mean_rotation" if self._shared:
+                travels = Carried(self.tables[0].transpose(1, 2).expand(batch, -1, -1, -1), "mean")
+            case "mean_coordinate":
+                if self.counts is not None:
+                    raise ConfigError(
+                        "rotary positions by 'mean_coordinate' need one grid for all images; give "
+                        "'mean_rotation'"
+                    )
+                travels = Carried(_coordinates(state).expand(batch, -1, -1), "mean")
+            case "destination":
+                travels = Carried(rows_of(batch, num_tokens, state.tokens.device), "first")
+            case _:
+                return state
+        return replace(state, carried={**state.carried, ROPE: travels})
 
-    def at(self, state: TokenState, block: int) -> Rope:
-        """The rotations of the state's tokens in block number `block`."""
-        table = self.tables[0 if len(self.tables) == 1 else block]
-        if not state.merges and ROPE not in state.carried:
+    def averaged(self, state: TokenState, block: int) -> Tensor | None:
+        """[B, M, ...]: what a merge averages of the positions that block number `block` reads; None where it
+        averages nothing of them."""
+        if self.rule.name == "mean_coordinate" or (self.rule.name == "mean_rotation" and self._shared):
+            return state.carried[ROPE].values
+        if self.rule.name != "mean_rotation":
+            return None
+        table = self._table(block).expand(state.tokens.shape[0], -1, -1, -1).transpose(1, 2)
+        return _mean_of_members(table, state.merges, self.counts) if state.merges else table
+
+    def at(self, state: TokenState, block: int, probe: Tensor | None = None) -> Rope:
+        """The rotations of the state's tokens in block number `block`. probe: added to what is `averaged`."""
+        table, merged = self._table(block), bool(state.merges)
+        if not merged and probe is None:
             return Rope(table, self.half)
-        if self.rule.name == "virtual_unmerging":
-            return Rope(table, self.half, rows=slot_rows(state.merges))
-        if self.rule.name == "mean_rotation":
-            bias = self.rule.bias and bool(state.merges)
-            if self._shared:
-                return Rope(state.carried[ROPE].values[:, None], self.half, bias)
-            return Rope(_mean_of_members(table, state.merges), self.half, bias)
-        return Rope(_table_at(table, state), self.half)
+        match self.rule.name:
+            case "virtual_unmerging":
+                return Rope(table, self.half, rows=slot_rows(state.merges), counts=self.counts)
+            case "destination":
+                rows = state.carried[ROPE].values
+                return Rope(unmerged(table.expand(len(rows), -1, -1, -1), rows), self.half)
+        values = self.averaged(state, block)
+        assert values is not None
+        values = values if probe is None else values + probe
+        if self.rule.name == "mean_coordinate":
+            return Rope(_table_at(table, values, state), self.half)
+        return Rope(values.transpose(1, 2), self.half, self.rule.bias and merged)
+
+    def _table(self, block: int) -> Tensor:
+        return self.tables[0 if len(self.tables) == 1 else block]
 
     @property
     def _shared(self) -> bool:
         """Whether one table without heads holds for all blocks, so that it can travel with the tokens."""
         return len(self.tables) == 1 and self.tables[0].shape[1] == 1
-
-
-def _carry(state: TokenState, item: Carried) -> TokenState:
-    return replace(state, carried={**state.carried, ROPE: item})
 
 
 def _with_prefix(table: Tensor, num_prefix: int) -> Tensor:
@@ -140,13 +166,11 @@ def _with_prefix(table: Tensor, num_prefix: int) -> Tensor:
     return torch.cat([still.expand(-1, -1, num_prefix, -1), table], dim=-2)
 
 
-def _mean_of_members(table: Tensor, merges: Sequence[Assignment]) -> Tensor:
-    """[B, H, M, 2D]: the mean rotation of each token's members. table [B or 1, H, N, 2D]."""
-    batch, num_slots = merges[-1].keep.shape
-    values = table.expand(batch, -1, -1, -1)
-    if all(merge.share is None for merge in merges):
-        return mean_by_rows(values, slot_rows(merges), num_slots)
-    return replay(values.transpose(1, 2), merges).transpose(1, 2)
+def _mean_of_members(values: Tensor, merges: Sequence[Assignment], counts: Tensor | None) -> Tensor:
+    """[B, M, ...]: the mean over each token's members of values [B, N, ...]. counts: see `Rotary`."""
+    if any(merge.share is not None for merge in merges):
+        return replay(values, merges, counts)
+    return mean_by_rows(values, slot_rows(merges), merges[-1].keep.shape[1], counts)
 
 
 def _coordinates(state: TokenState) -> Tensor:
@@ -157,8 +181,9 @@ def _coordinates(state: TokenState) -> Tensor:
     return F.pad(torch.stack([rows, columns], dim=-1), (0, 0, state.num_prefix, 0))[None].to(state.size.dtype)
 
 
-def _table_at(table: Tensor, state: TokenState) -> Tensor:
-    """[B, H or 1, M, 2D]: the table at the coordinates that the tokens carry, as angles are linear in them.
+def _table_at(table: Tensor, coordinates: Tensor, state: TokenState) -> Tensor:
+    """[B, H or 1, M, 2D]: the table at coordinates [B, M, 2] of the state's tokens, as angles are linear in
+    them.
 
     The slopes are read from neighbours in the table, so that any library's rotary positions will do.
     """
@@ -168,7 +193,7 @@ def _table_at(table: Tensor, state: TokenState) -> Tensor:
     origin = torch.complex(cosine[:, :1, :1], sine[:, :1, :1])
     down = _step(origin, sine[:, 1:2, :1], cosine[:, 1:2, :1])
     right = _step(origin, sine[:, :1, 1:2], cosine[:, :1, 1:2])
-    row, column = state.carried[ROPE].values.double()[:, None, :, :, None].unbind(dim=3)
+    row, column = coordinates.double()[:, None, :, :, None].unbind(dim=3)
     angle = origin.angle()[:, 0] + row * down[:, 0] + column * right[:, 0]
     merged = torch.cat([angle.sin(), angle.cos()], dim=-1).to(table.dtype)
     return torch.cat([table[:, :, :prefix].expand(merged.shape[0], -1, -1, -1), merged[:, :, prefix:]], dim=2)
@@ -182,14 +207,16 @@ def _step(origin: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
 
 
 def unmerged(x: Tensor, rows: Tensor) -> Tensor:
-    """[B, H, N, D]: the row of x [B, H, M, D] of each input position, by rows [B, N]."""
+    """[B, H, K, D]: rows [B, K] of x [B, H, M, D], as rows of the flattened batch."""
     return take_rows(x.transpose(1, 2), rows).transpose(1, 2)
 
 
-def mean_by_rows(x: Tensor, rows: Tensor, num_slots: int) -> Tensor:
-    """[B, H, M, D]: the mean of x [B, H, N, D] over the input positions of each token."""
-    batch, heads, num_tokens, dim = x.shape
-    flat, rows = x.transpose(1, 2).reshape(batch * num_tokens, heads * dim), rows.flatten()
-    total = flat.new_zeros(batch * num_slots, heads * dim).index_add(0, rows, flat)
-    count = flat.new_zeros(batch * num_slots).index_add(0, rows, flat.new_ones(batch * num_tokens))
-    return (total / count[:, None]).view(batch, num_slots, heads, dim).transpose(1, 2)
+def mean_by_rows(x: Tensor, rows: Tensor, num_slots: int, counts: Tensor | None) -> Tensor:
+    """[B, M, ...]: the mean of x [B, N, ...] over the input positions of each token, in x's dtype; 0 for a
+    token without any, as relaxed merges leave them. rows [B, N]: see `slot_rows`; counts: see `Rotary`."""
+    exact = widened(x)
+    weight = exact.new_ones(rows.shape) if counts is None else counts.to(exact.dtype)
+    exact = exact if counts is None else exact * per_row(weight, exact)
+    total = add_rows(exact.new_zeros(len(x), num_slots, *x.shape[2:]), rows, exact)
+    whole = add_rows(weight.new_zeros(len(x), num_slots), rows, weight)
+    return quotient(total, whole.clamp(min=SMALLEST)).to(x.dtype)

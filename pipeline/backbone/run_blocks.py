@@ -81,14 +81,18 @@ def run_blocks(
     sized = state.padded
     state = state if rotary is None else rotary.start(state)
     for i, (block, r) in enumerate(zip(blocks, how.schedule, strict=True)):
+        observed = how.points_from is not None and i >= how.points_from
+        averaged = rotary.averaged(state, i) if observed and rotary is not None else None
+        probe = None if averaged is None else torch.zeros_like(averaged, requires_grad=True)
         place = Place(
             state.size if sized else None,
-            None if rotary is None else rotary.at(state, i),
+            None if rotary is None else rotary.at(state, i, probe),
             exact=how.relaxed and block.policy.exact_attention,
         )
         options: dict[str, Any] = {"relaxed": how.relaxed, "task": how.task}
-        if how.points_from is not None and i >= how.points_from:
+        if observed:
             state = block(state, r, place, **options, tell=points.append)
+            points[-1] = replace(points[-1], rope=averaged, rope_probe=probe)
         elif how.checkpointing and torch.is_grad_enabled():
             state = cast(TokenState, checkpoint(block, state, r, place, **options, use_reentrant=False))
         else:

@@ -36,11 +36,11 @@ def apply(state: TokenState, assignment: Assignment) -> TokenState:
         )
 
 
-def replay(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
+def replay(values: Tensor, merges: Sequence[Assignment], size: Tensor | None = None) -> Tensor:
     """Values [B, N, ...] of the input's tokens, moved through all merges as what tokens carry by `mean`:
-    [B, M, ...], in their dtype."""
+    [B, M, ...], in their dtype. size [B, N]: that of the input's tokens; None: 1."""
     with torch.autocast(values.device.type, enabled=False):
-        size = widened(values.new_ones(values.shape[:2]))
+        size = widened(values.new_ones(values.shape[:2])) if size is None else size
         for merge in merges:
             move = _Move(size, merge)
             values, size = move.mean(values), move.size

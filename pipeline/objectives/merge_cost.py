@@ -73,15 +73,23 @@ class MergeCost(Objective):
         """Mean cost over the blocks of `points`, of which `first` is the first; a scalar, differentiable in
         the metrics alone.
 
-        likelihood: that of drawn outcomes, `drawn_log_likelihood` or `drawn_projection`. schedule: r of each
-        block of the model. patches: their number before its first block.
+        These blocks did not merge. likelihood: that of drawn outcomes, `drawn_log_likelihood` or
+        `drawn_projection`. schedule: r of each block of the model. patches: their number before its first
+        block.
         """
-        grads = iter(torch.autograd.grad(likelihood, [probe for point in points for probe in point.probes]))
+        later = [
+            (point.rope, point.rope_probe)
+            for point in points[1:]
+            if point.rope is not None and point.rope_probe is not None
+        ]
+        probes = [*(point.probe for point in points), *(probe for _, probe in later)]
+        grads = torch.autograd.grad(likelihood, probes)
+        positions = [(rope, grad) for (rope, _), grad in zip(later, grads[len(points) :], strict=True)]
         merged = self.pairs == "merged"
         shares = merged_shares(schedule, patches) if merged else [None] * len(schedule)
         costs = [
-            expected_cost(point, [next(grads) for _ in point.probes], self.temperature, share)
-            for point, share in zip(points, shares[first : first + len(points)], strict=True)
+            expected_cost(point, grads[i], self.temperature, shares[first + i], positions[i:])
+            for i, point in enumerate(points)
         ]
         return torch.stack(costs).mean()
 

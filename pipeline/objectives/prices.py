@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.merging.matching import Split, parity_split, similarity
-from pipeline.token_state import ROPE, MergePoint, widened
+from pipeline.token_state import MergePoint, widened
 
 
 def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tensor:
@@ -38,17 +38,23 @@ def pair_costs(tokens: Tensor, size: Tensor, grad: Tensor, split: Split) -> Tens
 
 
 def expected_cost(
-    point: MergePoint, grads: Sequence[Tensor], temperature: float, share: float | None = None
+    point: MergePoint,
+    grad: Tensor,
+    temperature: float,
+    share: float | None = None,
+    positions: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Tensor:
     """Mean cost of the pairs that the metric would merge: of the first pair, or, with `share`, of the pairs
     that merge this share of the patches.
 
     A scalar, differentiable in the metric alone. It is divided by the mean cost of all pairs, so that all
-    blocks weigh the same; a metric that cannot tell pairs apart gets 1. grads: those of the point's probes.
-    A rotary position that merging averages is moved like a token, so it is priced as further channels.
+    blocks weigh the same; a metric that cannot tell pairs apart gets 1. grad [B, M, C]: see `pair_costs`.
+    positions: `MergePoint.rope` of each later block, and its gradient. A merge moves them like a token, so
+    they are priced as further channels.
     """
     state = point.state
-    moved = [state.tokens] if point.rope_probe is None else [state.tokens, state.carried[ROPE].values]
+    moved = [state.tokens, *(rope for rope, _ in positions)]
+    grads = [grad, *(of_rope for _, of_rope in positions)]
     split = parity_split(state)
     with torch.autocast(state.tokens.device.type, enabled=False):
         if min(split.counts) == 0:
@@ -65,7 +71,7 @@ def expected_cost(
 
 def _channels(parts: Sequence[Tensor]) -> Tensor:
     """[B, M, C], float32 or wider: parts [B, M, ...] side by side."""
-    return torch.cat([widened(part) for part in parts], dim=-1)
+    return torch.cat([widened(part).flatten(2) for part in parts], dim=-1)
 
 
 def _cost_of_first(costs: Tensor, scores: Tensor, temperature: float) -> Tensor:

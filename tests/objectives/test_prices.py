@@ -89,12 +89,12 @@ SHARES = pytest.mark.parametrize("share", [None, 0.0, 0.2, 0.5])
 def test_expected_cost_falls_along_its_gradient_and_is_one_for_an_indifferent_metric(setting, share):
     tokens = setting[0].float()
     grad = torch.randn(tokens.shape, generator=generator(1))
-    indifferent = expected_cost(point_of(torch.ones(2, NUM_TOKENS, 3), tokens), [grad], 0.05, share)
+    indifferent = expected_cost(point_of(torch.ones(2, NUM_TOKENS, 3), tokens), grad, 0.05, share)
     torch.testing.assert_close(indifferent, torch.tensor(1.0))
     metric = torch.randn(2, NUM_TOKENS, 3, generator=generator(2)).requires_grad_()
-    before = expected_cost(point_of(metric, tokens), [grad], 0.5, share)
+    before = expected_cost(point_of(metric, tokens), grad, 0.5, share)
     (slope,) = torch.autograd.grad(before, metric)
-    assert expected_cost(point_of(metric - 0.1 * slope, tokens), [grad], 0.5, share) < before
+    assert expected_cost(point_of(metric - 0.1 * slope, tokens), grad, 0.5, share) < before
 
 
 @pytest.mark.parametrize("r", [1, 2, 3])
@@ -112,22 +112,32 @@ def test_at_a_low_temperature_the_price_is_that_of_the_hard_merge(setting, r):
     target = merge.slot % merge.num_active - (merge.num_active - SPLIT.counts[1])
     expected = torch.stack([costs[i, merged[i], target[i]].mean() for i in range(2)]).mean() / costs.mean()
     priced = expected_cost(
-        MergePoint(state, metric, torch.zeros_like(tokens)), [grad], 1e-7, r / (NUM_TOKENS - 1)
+        MergePoint(state, metric, torch.zeros_like(tokens)), grad, 1e-7, r / (NUM_TOKENS - 1)
     )
     torch.testing.assert_close(priced, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_positions_of_later_blocks_are_further_channels(setting):
+    tokens, rope = setting[0], torch.randn(2, NUM_TOKENS, 2, 3, generator=generator(4), dtype=torch.float64)
+    grad, of_rope = (torch.randn(x.shape, generator=generator(x.ndim)).double() for x in (tokens, rope))
+    metric = torch.randn(2, NUM_TOKENS, 3, generator=generator(2), dtype=torch.float64)
+    apart = expected_cost(point_of(metric, tokens), grad, 0.1, positions=[(rope, of_rope)])
+    both = (torch.cat([x, y.flatten(2)], dim=-1) for x, y in ((tokens, rope), (grad, of_rope)))
+    joined = next(both)
+    torch.testing.assert_close(apart, expected_cost(point_of(metric, joined), next(both), 0.1))
 
 
 def test_no_gradient_reaches_the_tokens(setting):
     tokens = setting[0].float().requires_grad_()
     metric = torch.randn(2, NUM_TOKENS, 3, requires_grad=True)
-    cost = expected_cost(point_of(metric, tokens), [torch.randn(tokens.shape)], 0.05)
+    cost = expected_cost(point_of(metric, tokens), torch.randn(tokens.shape), 0.05)
     assert torch.autograd.grad(cost, tokens, allow_unused=True) == (None,)
 
 
 def test_a_block_whose_tokens_no_longer_matter_costs_nothing(setting):
     tokens = setting[0].float()
     metric = torch.randn(2, NUM_TOKENS, 3, requires_grad=True)
-    cost = expected_cost(point_of(metric, tokens), [torch.zeros_like(tokens)], 0.05)
+    cost = expected_cost(point_of(metric, tokens), torch.zeros_like(tokens), 0.05)
     cost.backward()
     assert cost == 0 and torch.isfinite(metric.grad).all()
 

@@ -38,8 +38,10 @@ class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
         if patch_valid is not None:
             size = F.pad(patch_valid.to(state.size.dtype), (prefix, 0), value=1.0)
             state = replace(state, size=size, padded=True)
-        tables = made["rope_embeds"]
-        return Embedded(state, None if tables is None else timm_rotary(self, tables, prefix))
+        if made["rope_embeds"] is None:
+            return Embedded(state)
+        rotary = timm_rotary(self, made["rope_embeds"], prefix)
+        return Embedded(state, replace(rotary, counts=state.size) if state.padded else rotary)
 
     def forward(
         self,
