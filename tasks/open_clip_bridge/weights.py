@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weights.block_names import renamed
 from pipeline.backbone.weights.files import Weights
 from pipeline.backbone.weights.keys import backbone_of
 from pipeline.backbone.weights.stated import Stated
@@ -111,7 +112,6 @@ def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
     pooling = _pooling_names(given, module)
     names |= pooling
     parts = {}
-    parts = {}
     if _same_vocabulary(given, module):
         parts, names = caption_weights(given), names | _caption_names(given)
     return (
@@ -143,10 +143,10 @@ def _tower_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
         if name.startswith("trunk."):
             names[theirs] = name.removeprefix("trunk.")
         elif match := _BLOCK.fullmatch(name):
-            inside = _renamed(match[2], _IN_BLOCK)
+            inside = renamed(match[2], _IN_BLOCK)
             names[theirs] = f"blocks.{match[1]}.{inside}" if inside else theirs
         else:
-            names[theirs] = _renamed(name, _IN_TOWER | {last_norm: "norm."}) or theirs
+            names[theirs] = renamed(name, _IN_TOWER | {last_norm: "norm."}) or theirs
     return names
 
 
@@ -162,15 +162,9 @@ def _caption_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
         return {}
     last_norm = f"visual.{_last_norm(state_dict)}"
     names = {
-        theirs: _renamed(theirs, _IN_CAPTIONING) for theirs in state_dict if not theirs.startswith(last_norm)
+        theirs: renamed(theirs, _IN_CAPTIONING) for theirs in state_dict if not theirs.startswith(last_norm)
     }
     return {theirs: ours for theirs, ours in names.items() if ours}
-
-
-def _renamed(key: str, prefixes: Mapping[str, str]) -> str | None:
-    return next(
-        (ours + key.removeprefix(theirs) for theirs, ours in prefixes.items() if key.startswith(theirs)), None
-    )
 
 
 def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbone: MergingViT) -> None:

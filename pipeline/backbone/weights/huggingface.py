@@ -9,36 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.weights.block_names import IN_LAYER, renamed
 from pipeline.backbone.weights.joined import joined
 from pipeline.backbone.weights.keys import backbone_of, plain_key
 from pipeline.backbone.weights.timm_reads import is_eva, timm_weights
 
 _PATCHES = re.compile(r"^(|.*\.)embeddings\.patch_embeddings?\.(?:projection\.)?weight$")
 _BLOCK = re.compile(r"(?:model\.)?(?:encoder\.)?layers?\.(\d+)\.(.+)")
-_IN_BLOCK = {
-    "layernorm_before.": "norm1.",
-    "layer_norm1.": "norm1.",
-    "norm1.": "norm1.",
-    "attention.attention.query.": "attn.q_proj.",
-    "attention.attention.key.": "attn.k_proj.",
-    "attention.attention.value.": "attn.v_proj.",
-    "attention.output.dense.": "attn.proj.",
-    "attention.o_proj.": "attn.proj.",
-    "attention.": "attn.",
-    "self_attn.out_proj.": "attn.proj.",
-    "self_attn.": "attn.",
-    "layer_scale1.lambda1": "ls1.gamma",
-    "layernorm_after.": "norm2.",
-    "layer_norm2.": "norm2.",
-    "norm2.": "norm2.",
-    "intermediate.dense.": "mlp.fc1.",
-    "output.dense.": "mlp.fc2.",
-    "mlp.weights_in.": "mlp.fc1.",
-    "mlp.weights_out.": "mlp.fc2.",
-    "mlp.down_proj.": "mlp.fc2.",
-    "mlp.": "mlp.",
-    "layer_scale2.lambda1": "ls2.gamma",
-}
 _OUTSIDE = {
     "embeddings.cls_token": "cls_token",
     "embeddings.class_embedding": "cls_token",
@@ -102,9 +79,9 @@ def _renamed(key: str, prefix: str, value: Tensor, width: int) -> str:
         return key
     inside = key.removeprefix(prefix)
     match = _BLOCK.fullmatch(inside)
-    name, table, place = (match[2], _IN_BLOCK, f"blocks.{match[1]}.") if match else (inside, _OUTSIDE, "")
-    found = next((theirs for theirs in table if name.startswith(theirs)), None)
-    return key if found is None else place + table[found] + name.removeprefix(found)
+    name, table, place = (match[2], IN_LAYER, f"blocks.{match[1]}.") if match else (inside, _OUTSIDE, "")
+    found = renamed(name, table)
+    return key if found is None else place + found
 
 
 def _shaped(given: dict[str, Tensor], backbone: MergingViT) -> dict[str, Tensor]:

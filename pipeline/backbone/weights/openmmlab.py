@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbone.weights.block_names import renamed
 from pipeline.backbone.weights.keys import plain_key
 
 _BLOCK = re.compile(r"layers\.(\d+)\.(.+)")
@@ -55,5 +56,5 @@ def openmmlab_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
 def _renamed(key: str) -> str:
     match = _BLOCK.fullmatch(key)
     name, table, place = (match[2], _IN_BLOCK, f"blocks.{match[1]}.") if match else (key, _OUTSIDE, "")
-    found = next((theirs for theirs in table if name.startswith(theirs)), None)
-    return key if found is None else place + table[found] + name.removeprefix(found)
+    found = renamed(name, table)
+    return key if found is None else place + found

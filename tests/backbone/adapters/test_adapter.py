@@ -171,9 +171,12 @@ def test_the_digest_is_of_the_blocks_without_their_embeddings():
 
 def test_the_digest_is_what_the_page_says_it_is():
     """Computed here from the words of docs/adapters.md, on a plain timm model."""
-    model = create_model("deit_tiny_patch16_224", depth=2, embed_dim=24, num_heads=2)
+    model = shaken(create_model("deit_tiny_patch16_224", depth=2, embed_dim=24, num_heads=2), "attn")
     found = hashlib.sha256()
-    for key, value in sorted((k, v) for k, v in model.state_dict().items() if k.startswith("blocks.")):
+    of_blocks = {key: value for key, value in model.state_dict().items() if key.startswith("blocks.")}
+    for key, value in sorted(of_blocks.items()):
+        if key.endswith("bias") and not value.any():
+            continue
         found.update(
             f"{key} {list(value.shape)}\n".encode() + value.bfloat16().view(torch.uint8).numpy().tobytes()
         )

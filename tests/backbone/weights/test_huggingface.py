@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 from tiny import SEED, generator
 from torch import nn
 
-from pipeline import build_backbone
+from pipeline import build_backbone, load_adapter, patch, save_adapter
+from pipeline.backbone.adapters.digest import base_digest
 from pipeline.backbone.weights.huggingface import huggingface_weights
 from pipeline.backbone.weights.huggingface_config import stated_by
 from pipeline.backbone.weights.load import load_weights
@@ -94,9 +96,9 @@ CASES = {
 }
 
 
-def backbone(name, **options):
+def backbone(name, policy="none", **options):
     torch.manual_seed(SEED + 1)
-    return build_backbone(name, img_size=IMG, timm_options=OURS | options).eval()
+    return build_backbone(name, policy=policy, img_size=IMG, timm_options=OURS | options).eval()
 
 
 def pictures(size=IMG):
@@ -122,6 +124,30 @@ def test_tokens_are_those_of_transformers(case, style, tmp_path):
     if case == "clip":
         wanted = model.get_submodule("post_layernorm")(wanted)
     torch.testing.assert_close(ours(images, reduction=0).final.tokens, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"deit distilled"}))
+def test_an_adapter_fits_one_model_in_both_libraries(case, tmp_path):
+    """Taught on timm's it is loaded into that of transformers, and the other way round."""
+    build, name, options = CASES[case]
+    theirs, ours = drawn(build()), backbone(name, policy="dtem", **options)
+    load_weights(ours, theirs.state_dict())
+    save_adapter(ours, tmp_path / "timm")
+    patched: Any = patch(theirs, reduction=3, adapter=tmp_path / "timm")
+    wanted = load_adapter(tmp_path / "timm").tensors
+    assert all(
+        torch.equal(block.metric.weight, wanted[f"blocks.{number}.metric.weight"])
+        for number, block in enumerate(patched.merging_blocks)
+    )
+    save_adapter(patched, tmp_path / "transformers")
+    load_adapter(tmp_path / "transformers").apply_to(ours)
+    own = base_digest(ours.blocks)
+    for key, tensor in patched.merging_blocks[-1].named_parameters():
+        if key.endswith(("q_proj.weight", "fc2.weight", "down_proj.weight", "norm2.bias")):
+            with torch.no_grad():
+                tensor[0] += 1
+                assert base_digest(patched.merging_blocks) != own, key
+                tensor[0] -= 1
 
 
 TEXT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)

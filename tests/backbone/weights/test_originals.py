@@ -12,6 +12,7 @@ from tiny import SEED, generator
 
 import tasks  # noqa: F401  (registration)
 from pipeline import build_backbone
+from pipeline.backbone.weights.block_names import as_in_timm
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.backbone.weights.load import load_weights
 from pipeline.errors import CheckpointError
@@ -253,6 +254,27 @@ def test_models_with_rotary_positions_in_their_own_keys(case):
     model.load_state_dict({key: value for key, value in converted.items() if key in own})
     wanted = model.forward_features(pictures())
     torch.testing.assert_close(ours(pictures(), reduction=0).final.tokens, wanted, atol=2e-5, rtol=1e-4)
+
+
+def one_block(state, number=1):
+    place = f"blocks.{number}."
+    return {key.removeprefix(place): value for key, value in state.items() if key.startswith(place)}
+
+
+OF_AUTHORS = DINOV2 | {
+    case: (name, {}) for case, (name, own_keys) in EVA.items() if own_keys in (facebooks_v3, baais)
+}
+
+
+@pytest.mark.parametrize("case", OF_AUTHORS)
+def test_a_block_has_the_same_names_whoever_wrote_it(case):
+    """By which an adapter knows its base. A bias that a mask takes away is none."""
+    name, options = OF_AUTHORS[case]
+    own_keys = EVA[case][1] if case in EVA else facebooks
+    model = timms(name, **options)
+    own, theirs = as_in_timm(one_block(model.state_dict())), as_in_timm(one_block(own_keys(model)))
+    assert own.keys() == theirs.keys() and all(torch.equal(own[key], theirs[key]) for key in own)
+    assert {"norm1.weight", "attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight"} <= own.keys()
 
 
 def test_a_dinov3_with_biases_is_refused_where_they_have_no_place():
