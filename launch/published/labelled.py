@@ -10,8 +10,9 @@ from launch.published.device import device_and_precision
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.build import create_vit, model_facts
-from pipeline.backbone.published import TIMM, label_names
+from pipeline.backbone.published import TIMM
 from pipeline.backbone.rotary import RotaryRule
+from pipeline.backbone.timm_heads import label_names
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.backbone.weights.plain_models import num_classes_in
 from pipeline.backbone.weights.preprocessing import complete_data
@@ -105,7 +106,7 @@ def _classes_of(backbone: BackboneConfig) -> tuple[tuple[str, ...], int]:
     with torch.device("meta"):
         model = create_vit(backbone.name, num_classes=None, img_size=backbone.img_size)
     own = model.num_classes
-    count = own if backbone.weights is None else num_classes_in(read_state_dict(backbone.weights))
+    count = own if backbone.weights is None else num_classes_in(read_state_dict(backbone.weights), model)
     if not count:
         raise ConfigError(
             f"{TIMM}{backbone.name} has no classifier, so that labels say nothing of it; `dtem sweep` "

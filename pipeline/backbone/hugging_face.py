@@ -4,6 +4,7 @@ Importing this module does not import transformers, which takes seconds.
 """
 
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -23,11 +24,11 @@ TOWER = "vision_model"
 
 def open_model(where: str) -> "PreTrainedModel":
     """The vision model of transformers in a folder that `save_pretrained` wrote, or under `user/name` on the
-    hub, in evaluation mode: with its classifier where it has one, and the image tower alone where it reads
-    texts too.
+    hub, in evaluation mode: with its classifier where it has one, else the image tower alone where it reads
+    texts too. A pooler that the weights lack is left out.
 
     Reads safetensors alone and runs none of the repository's code. Its attention is `sdpa`, as `eager` drops
-    masks in some models. Raises ConfigError.
+    masks in some models. Raises ConfigError, also for weights that lack another part of the model.
     """
     with extra("hf"):
         from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
@@ -35,8 +36,12 @@ def open_model(where: str) -> "PreTrainedModel":
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         is_classifier = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
         kind = AutoModelForImageClassification if is_classifier else AutoModel
-        model = kind.from_pretrained(
-            where, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+        model, told = kind.from_pretrained(
+            where,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError) as err:
         reason = str(err).strip().partition("\n")[0] or type(err).__name__
@@ -44,7 +49,42 @@ def open_model(where: str) -> "PreTrainedModel":
             f"transformers cannot open '{where}': {reason}; give a folder that save_pretrained wrote, with "
             "config.json and model.safetensors, or user/name of a vision model on the hub"
         ) from err
-    return getattr(model, TOWER, model).eval()
+    drawn = sorted(told["missing_keys"])
+    if not is_classifier and hasattr(model, TOWER):
+        model = getattr(model, TOWER)
+        drawn = [key.removeprefix(f"{TOWER}.") for key in drawn if key.startswith(f"{TOWER}.")]
+    _without_drawn(model, drawn, where)
+    return model.eval()
+
+
+def _without_drawn(model: nn.Module, drawn: list[str], where: str) -> None:
+    """Takes away a pooler that was drawn anew, as the weights have none. drawn: keys of all such tensors.
+    Raises ConfigError where there are others, but for a mask token, which no image needs."""
+    others = [key for key in drawn if not key.startswith("pooler.") and not key.endswith("mask_token")]
+    if others:
+        raise ConfigError(
+            f"the weights of '{where}' lack {others[0]} ({len(others)} tensors in all), which transformers "
+            "would draw anew; give the folder or name of the whole model"
+        )
+    if len(others) < len(drawn) and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # pyright: ignore[reportArgumentType]
+
+
+def check_size(model: nn.Module, size: tuple[int, int], made: tuple[int, int]) -> None:
+    """Raises ConfigError for a model that does not read images, or not of this (height, width) in pixels.
+    made: what it is made for."""
+    tower = getattr(model, TOWER, getattr(model, "base_model", model))
+    inputs = inspect.signature(tower.forward).parameters
+    if "spatial_shapes" in inputs:
+        raise ConfigError(
+            f"{type(model).__name__} reads patches, not images: give a SigLIP 2 of one size, which is a "
+            "SiglipVisionModel, or timm:naflexvit_base_patch16_siglip"
+        )
+    if "interpolate_pos_encoding" in inputs and size != made:
+        raise ConfigError(
+            f"{type(model).__name__} reads images of {made[0]}x{made[1]} pixels alone; leave --img-size out, "
+            "or give timm's model of these weights"
+        )
 
 
 def pixels_on_hub(where: str) -> dict[str, Any]:

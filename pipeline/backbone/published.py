@@ -13,16 +13,17 @@ from typing import Any
 
 import timm
 import torch
-from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from pipeline.backbone.adapters.embeddings import architecture_of, hub_name, pretrained_of
-from pipeline.backbone.hugging_face import CLASSIFIER, open_model, pixels_on_hub
-from pipeline.backbone.patching.patch import obstacle_in
+from pipeline.backbone.adapters.embeddings import SUFFIX, architecture_of, hub_name, pretrained_of
+from pipeline.backbone.hugging_face import CLASSIFIER, check_size, open_model, pixels_on_hub
+from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.patching.patch import obstacle_in, unpatch
+from pipeline.backbone.timm_heads import label_names, may_project, num_classes_of
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.backbone.weights.folders import read_json
-from pipeline.backbone.weights.plain_models import fill_model, num_classes_in
+from pipeline.backbone.weights.plain_models import fill_model
 from pipeline.backbone.weights.preprocessing import preprocessing_in, preprocessing_of
 from pipeline.config.schema import BackboneConfig, ImgSize, Preprocessing, height_width
 from pipeline.errors import ConfigError
@@ -70,6 +71,10 @@ def spelled(name: str) -> str:
             f"{name} has no config.json of timm or transformers; give a folder that `dtem export` wrote of a "
             "classifier, timm's save_for_hf or save_pretrained, or timm:NAME with --weights"
         )
+    if folder.is_file():
+        raise ConfigError(f"{name} is a file of weights; give timm:NAME of its model, and --weights {name}")
+    if "/" in name:
+        raise ConfigError(f"there is no folder {name}; give hf:{name} or hf-hub:{name} for one on the hub")
     return TIMM + name
 
 
@@ -113,12 +118,9 @@ def open_published(
 def _of_timm(name: str, weights: str | None, pretrained: bool, options: dict[str, Any]) -> Published:
     short = name.removeprefix(TIMM)
     if name.startswith(TIMM):
-        if not timm.is_model(short.partition(".")[0]):
-            raise ConfigError(unknown_name("timm model", short, timm.list_models()))
+        _check_name(short)
         _refuse_unless_merging(short, options)
     tensors = None if weights is None else read_state_dict(weights)
-    if tensors is not None:
-        options |= {"num_classes": num_classes_in(tensors)}
     try:
         model = timm.create_model(short, pretrained=pretrained and tensors is None, **options)
     except (*WRONG, OSError) as err:
@@ -127,21 +129,35 @@ def _of_timm(name: str, weights: str | None, pretrained: bool, options: dict[str
             f"timm cannot build '{short}' with its weights: {reason}; where the network lacks, give "
             "timm:NAME with --weights and a file"
         ) from err
+    merges = isinstance(model, MergingModel)
+    if merges:  # such as an export
+        unpatch(model)
     _refuse_obstacle(model, short)
-    if tensors is not None and weights is not None:
+    if tensors is not None:
         log.info("%s: %s", weights, fill_model(model, tensors))
     folder = short.removeprefix(FOLDER) if name.startswith(FOLDER) else weights
-    _warn_of_size(model, name)
+    _warn_of_size(_input_size(model), tuple(pretrained_of(model).get("input_size", ())[-2:]), name)
+    known_as = short if name.startswith(TIMM) else architecture_of(model)
     classes = label_names(model)
     return Published(
         name,
         model.eval().requires_grad_(False),
-        _pixels_of(folder, architecture_of(model)) if folder else preprocessing_in(pretrained_of(model)),
+        _pixels_of(folder, known_as)[0] if folder else preprocessing_in(pretrained_of(model)),
         _input_size(model),
         classes,
-        classifies=_num_classes(model) > 0 and bool(classes or weights or not name.startswith(TIMM)),
-        base_model=_base_model(name, pretrained and weights is None),
+        classifies=num_classes_of(model) > 0 and (bool(classes) or not may_project(model)),
+        base_model=None if merges else _base_model(name, pretrained and weights is None),
     )
+
+
+def _check_name(name: str) -> None:
+    """Raises ConfigError for a text that names no model of timm, or one that merges already."""
+    architecture = name.partition(".")[0]
+    if architecture.endswith(SUFFIX):
+        raise ConfigError(f"'{name}' merges already; give timm:{architecture.removesuffix(SUFFIX)}")
+    if not timm.is_model(architecture):
+        known = [known for known in timm.list_models() if not known.endswith(SUFFIX)]
+        raise ConfigError(unknown_name("timm model", name, known))
 
 
 def _of_transformers(name: str, img_size: ImgSize | None) -> Published:
@@ -149,18 +165,30 @@ def _of_transformers(name: str, img_size: ImgSize | None) -> Published:
     model = open_model(where)
     _refuse_obstacle(model, where)
     local, config = Path(where).is_dir(), model.config
-    size = img_size or getattr(config, "image_size", None) or 224
+    of_images = getattr(config, "vision_config", config)
+    made = _both_sides(getattr(of_images, "image_size", None) or 224)
+    size = made if img_size is None else height_width(img_size)
+    check_size(model, size, made)
+    _warn_of_size(size, made, name)
     classifies = type(model).__name__.endswith(CLASSIFIER)
     labels = getattr(config, "id2label", None) or {}
+    pixels, stated = _pixels_of(where, "") if local else _pixels_on_hub(where)
+    if not stated:
+        log.warning("%s does not say how it wants its pixels; ImageNet's mean and std are taken", name)
     return Published(
         name,
         model.eval().requires_grad_(False),
-        _pixels_of(where, "") if local else preprocessing_in(pixels_on_hub(where)),
-        height_width(size if isinstance(size, int) else (size[0], size[1])),
+        pixels,
+        size,
         tuple(labels[key] for key in sorted(labels)) if classifies else (),
         classifies,
         None if local else where,
     )
+
+
+def _both_sides(size: Any) -> tuple[int, int]:
+    """(height, width) of a size in a config of transformers."""
+    return height_width(size if isinstance(size, int) else (size[0], size[1]))
 
 
 def _refuse_unless_merging(name: str, options: dict[str, Any]) -> None:
@@ -178,9 +206,17 @@ def _refuse_obstacle(model: nn.Module, name: str) -> None:
         raise ConfigError(f"'{name}' cannot merge: {obstacle} (docs/models.md)")
 
 
-def _pixels_of(weights: str, architecture: str) -> Preprocessing:
-    """How the weights of a file or folder want their images."""
-    return preprocessing_of(BackboneConfig(name=architecture, weights=weights))[0]
+def _pixels_of(weights: str, name: str) -> tuple[Preprocessing, bool]:
+    """How the weights of a file or folder want their images, and whether they say so; else as timm's weights
+    of this name."""
+    found, whose = preprocessing_of(BackboneConfig(name=name, weights=weights))
+    return found, whose is not None
+
+
+def _pixels_on_hub(where: str) -> tuple[Preprocessing, bool]:
+    """The same for a model of transformers on the hub."""
+    found = pixels_on_hub(where)
+    return preprocessing_in(found), bool(found)
 
 
 def _input_size(model: nn.Module) -> tuple[int, int]:
@@ -189,28 +225,13 @@ def _input_size(model: nn.Module) -> tuple[int, int]:
     return tuple(size) if size is not None else tuple(pretrained_of(model)["input_size"][-2:])
 
 
-def _warn_of_size(model: nn.Module, name: str) -> None:
-    made, own = _input_size(model), tuple(pretrained_of(model).get("input_size", ())[-2:])
-    if own and own != made:
+def _warn_of_size(size: tuple[int, int], own: tuple[int, ...], name: str) -> None:
+    """own: what the weights have; empty where it is not known."""
+    if own and own != size:
         log.warning(
             "images are of %dx%d pixels, where the weights of %s have %dx%d: their positions are resampled",
-            *(*made, name, *own),
+            *(*size, name, *own),
         )
-
-
-def _num_classes(model: nn.Module) -> int:
-    return int(getattr(model, "num_classes", 0) or 0)
-
-
-def label_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the labels of timm's head: those in its config, else those of ImageNet with as many."""
-    own = pretrained_of(model).get("label_names")
-    if not _num_classes(model):
-        return ()
-    if isinstance(own, list) and len(own) == _num_classes(model):
-        return tuple(map(str, own))
-    subset = infer_imagenet_subset(model)
-    return tuple(ImageNetInfo(subset).label_names()) if subset else ()
 
 
 def _base_model(name: str, from_hub: bool) -> str | None:
