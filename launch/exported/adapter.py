@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 
 from launch.exported.curves import curves_of
-from launch.exported.formats import plain_reduction
+from launch.exported.formats import reduction_of
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.collect import collect_adapter
@@ -37,7 +37,7 @@ def adapter_of_run(
         architecture=config.backbone.name.partition(".")[0],
         options=config.backbone.options,
         base_model=base_model or _base_model(run),
-        reduction=plain_reduction(model, task),
+        reduction=reduction_of(model, task),
         pixels=Pixels(**asdict(config.tasks[task].data.augment.preprocessing)),
         recipe=_recipe(run, task),
         curves=curves_of(run, list(config.tasks) if everybodys else [task]),

@@ -7,6 +7,7 @@ from typing import Any
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.config import Curve, CurvePoint
 from pipeline.errors import ConfigError
+from pipeline.merging.schedule import plain_reduction
 
 MAX_BYTES = 1 << 26
 """Largest sweep.json; the run may be a stranger's."""
@@ -73,7 +74,7 @@ def _point(rows: Sequence[Mapping[str, Any]], metric: str, policy: str, number: 
         return None
     scores = {row["policy"]: _score(row["scores"][metric], number) for row in rows}
     return CurvePoint(
-        reduction=[int(r) for r in own["schedule"]],
+        reduction=plain_reduction([int(r) for r in own["schedule"]], len(own["schedule"])),
         macs=float(own["macs_ratio"]),
         scores={name: score for name, score in scores.items() if score is not None},
     )

@@ -20,6 +20,7 @@ from pipeline.config.reduction_schema import Reduction
 from pipeline.config.schema import DataConfig
 from pipeline.errors import ConfigError
 from pipeline.extras import require
+from pipeline.merging.schedule import plain_reduction
 from pipeline.model import MultiTaskModel, training_grid
 from pipeline.token_state import BackboneOutput
 
@@ -206,7 +207,7 @@ def _merging_of(model: MultiTaskModel, task: str) -> dict[str, Any]:
     backbone = model.backbone
     if not backbone.policy.merges:
         return {}
-    given: dict[str, Any] = {"policy": backbone.policy.name, "reduction": plain_reduction(model, task)}
+    given: dict[str, Any] = {"policy": backbone.policy.name, "reduction": reduction_of(model, task)}
     if backbone.policy.options:
         given["policy_options"] = dict(backbone.policy.options)
     if backbone.proportional_attention != "always":
@@ -216,15 +217,10 @@ def _merging_of(model: MultiTaskModel, task: str) -> dict[str, Any]:
     return given
 
 
-def plain_reduction(model: MultiTaskModel, task: str) -> Reduction:
+def reduction_of(model: MultiTaskModel, task: str) -> Reduction:
     """The reduction of a task as a configuration has it."""
     own = model.reduction_of(task)
-    reduction = model.backbone.reduction if own is None else own
-    if isinstance(reduction, int | float):
-        return reduction
-    if isinstance(reduction, tuple) and len(reduction) == 2:
-        return int(reduction[0]), float(reduction[1])
-    return [int(r) for r in reduction]
+    return plain_reduction(model.backbone.reduction if own is None else own, model.backbone.depth)
 
 
 def _made(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pipeline.backbone.adapters.folder import CONFIG, write_folder
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.published import Published
 from pipeline.errors import ConfigError
+from pipeline.merging.schedule import plain_reduction
 from pipeline.run_folder import refuse_run
 
 CURVE = "curve"
@@ -72,11 +73,15 @@ def curve_of(sweep: Sweep, policy: str) -> Curve:
         samples=sweep.conditions["samples"],
         points=[
             CurvePoint(
-                reduction=list(mine.schedule),
+                reduction=plain_reduction(list(mine.schedule), len(mine.schedule)),
                 macs=mine.macs / sweep.whole.macs,
-                scores={point.policy: point.scores[sweep.metric][0] or 0.0 for point in rows[target]},
+                scores=_known({point.policy: point.scores[sweep.metric][0] for point in rows[target]}),
             )
             for target, mine in own.items()
             if mine is not None
         ],
     )
+
+
+def _known(scores: dict[str, float | None]) -> dict[str, float]:
+    return {name: score for name, score in scores.items() if score is not None}

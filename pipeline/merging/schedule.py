@@ -10,8 +10,8 @@ from pipeline.errors import ConfigError
 
 ReductionSpec = int | float | tuple[float, float] | Sequence[int]
 """int r: r tokens per block. (r, inflection): linear from r * (1 - inflection) to r * (1 + inflection). list:
-r per block, continued with 0 where it is short. float in (0, 1]: keep rate, the share of patches that a block
-keeps.
+r per block, continued with 0 where it is short; zeros behind the last block count for nothing. float in
+(0, 1]: keep rate, the share of patches that a block keeps.
 """
 
 GridReduction = Callable[[tuple[int, int]], ReductionSpec]
@@ -38,6 +38,18 @@ def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefi
         schedule.append(min(r, mergeable(left, num_prefix)))
         left -= schedule[-1]
     return tuple(schedule)
+
+
+def plain_reduction(spec: ReductionSpec, depth: int) -> int | float | tuple[int, float] | list[int]:
+    """The reduction as JSON keeps it, where a sequence of two is always (r, inflection): a list for two
+    blocks gets a third, of 0. Raises ConfigError, see `resolve_schedule`."""
+    resolve_schedule(spec, depth, 1, 0)
+    if isinstance(spec, int | float):
+        return spec
+    if isinstance(spec, tuple) and len(spec) == 2:
+        return int(spec[0]), float(spec[1])
+    listed = [int(r) for r in spec]
+    return [*listed, 0] if len(listed) == 2 else listed
 
 
 def reduction_for_merged(
@@ -115,6 +127,8 @@ def _planned(spec: ReductionSpec, depth: int) -> list[int]:
         planned = _inflected(*spec, depth)
     else:
         planned = [_whole(r) for r in spec] + [0] * (depth - len(spec))
+    while len(planned) > depth and planned[-1] == 0:
+        planned.pop()
     if len(planned) > depth:
         raise ConfigError(f"reduction lists {len(planned)} blocks, but the backbone has {depth}")
     if min(planned) < 0:
@@ -132,7 +146,11 @@ def _whole(r: object) -> int:
 
 def _inflected(r: float, inflection: float, depth: int) -> list[int]:
     """Schedule of ToMe's (r, inflection): -1 removes most tokens early, +1 late; entries are truncated."""
-    if not -1 <= inflection <= 1 or int(r) != r:
+    if (
+        not all(isinstance(value, int | float) for value in (r, inflection))
+        or not -1 <= inflection <= 1
+        or r % 1
+    ):
         raise ConfigError(f"reduction ({r}, {inflection}): give a whole r and an inflection in [-1, 1]")
     low = int(r * (1 - inflection))
     step = (2 * r - 2 * low) / (depth - 1) if depth > 1 else 0

@@ -18,6 +18,7 @@ from pipeline.backbone.metric import MetricEmbedding
 from pipeline.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ class Adapter:
         for key, tensor in self.tensors.items():
             if tuple(tensor.shape) != wanted[key]:
                 raise CheckpointError(f"{key} is {tuple(tensor.shape)}; the others need {wanted[key]}")
-            if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            if tensor.dtype not in FLOATS or not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"{key} holds other values than finite floats")
+        if (said := self.config.merging.options.get("embed_dim", None)) not in (None, self.embedding_width):
+            raise CheckpointError(
+                f"its embed_dim is {said}, and its tensors have {self.embedding_width} rows"
+            )
 
     @property
     def embedding_width(self) -> int:
@@ -63,10 +68,16 @@ class Adapter:
         layers = embeddings_of(blocks, architecture_of(model))
         self._check_sizes(layers, architecture_of(model))
         self._check_base(blocks, architecture_of(model), check_base)
+        filled = {
+            own: self.tensors[f"blocks.{number}.metric.{name}"].to(own.dtype)
+            for number, layer in enumerate(layers)
+            for name, own in layer.named_parameters()
+        }
+        if not all(bool(values.isfinite().all()) for values in filled.values()):
+            raise CheckpointError(f"the adapter's values are too large for {layers[0].weight.dtype}")
         with torch.no_grad():
-            for number, layer in enumerate(layers):
-                for name, own in layer.named_parameters():
-                    own.copy_(self.tensors[f"blocks.{number}.metric.{name}"])
+            for own, values in filled.items():
+                own.copy_(values)
 
     def _check_sizes(self, layers: Sequence[MetricEmbedding], name: str) -> None:
         base, width = self.config.base, layers[0].in_features
@@ -88,8 +99,10 @@ class Adapter:
             return
         differs = f"the adapter was taught on {base}, and this is {name} with other weights ({own[:12]})"
         if check:
+            halved = any(tensor.dtype == torch.float16 for block in blocks for tensor in block.parameters())
+            first = "patch it in float32 or bfloat16, as float16 rounds otherwise; " if halved else ""
             raise CheckpointError(
-                f"{differs}; load the weights of {base.name or base.architecture}, or give "
+                f"{differs}; {first}load the weights of {base.name or base.architecture}, or give "
                 "check_base=False for a model that was fine-tuned from them"
             )
         log.warning("%s: measure what it keeps of the scores", differs)

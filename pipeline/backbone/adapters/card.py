@@ -1,8 +1,10 @@
 """The model card of an adapter, as the Hugging Face hub shows it. It says what the configuration says."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import timm
 import yaml
 
 from pipeline.backbone.adapters.config import AdapterConfig, Base, Curve, CurvePoint, Recipe
@@ -29,10 +31,18 @@ def card_text(config: AdapterConfig, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def is_written(card: str, config: AdapterConfig) -> bool:
+    """Whether a card is what `card_text` says of the configuration, under whatever name."""
+    named = re.search(r'adapter="([^"]*)"', card)
+    return named is not None and card == card_text(config, named[1])
+
+
 def _header(config: AdapterConfig) -> str:
     facts: dict[str, Any] = {"library_name": LIBRARY}
     known = {"base_model": config.base.name, "license": config.license}
     facts |= {key: value for key, value in known.items() if value}
+    if config.base.name:
+        facts["base_model_relation"] = "adapter"
     facts["tags"] = [LIBRARY, "token-merging", "vision-transformer", f"policy:{config.merging.policy}"]
     return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
 
@@ -63,19 +73,27 @@ def _use(config: AdapterConfig, name: str) -> str:
 
 def _base_lines(base: Base) -> list[str]:
     """The lines of code that build the base."""
-    if base.name and not base.name.startswith("timm/"):
-        load = f"model = AutoModel.from_pretrained({_text(base.name)})"
-        return ["import dtem; from transformers import AutoModel", load]
-    if base.name:
-        return [
-            "import dtem, timm",
-            f"model = timm.create_model({_text('hf-hub:' + base.name)}, pretrained=True)",
-        ]
-    options = "".join(f", {name}={value!r}" for name, value in base.options.items())
-    load = (
-        f"model = timm.create_model({_text(base.architecture)}{options})  # with the weights it was taught on"
-    )
-    return ["import dtem, timm", load]
+    own = "  # with the weights it was taught on"
+    if timm.is_model(base.architecture):
+        options = "".join(f", {_plain(name)}={value!r}" for name, value in base.options.items())
+        named, untold = ("", own) if base.name is None else (", pretrained=True", "")
+        load = f"model = timm.create_model({_text(_name_for_timm(base))}{named}{options}){untold}"
+        return ["import dtem, timm", load]
+    kind = base.architecture if base.architecture.isidentifier() else "AutoModel"
+    place, untold = ("FOLDER", own) if base.name is None else (base.name, "")
+    load = f"model = {kind}.from_pretrained({_text(place)}){untold}"
+    return [f"import dtem; from transformers import {kind}", load]
+
+
+def _name_for_timm(base: Base) -> str:
+    """What timm.create_model takes. Weights of timm that serve two architectures have the name of one."""
+    if base.name is None:
+        return base.architecture
+    named = base.name.removeprefix("timm/")
+    architecture, _, tag = named.partition(".")
+    if named != base.name and tag and architecture != base.architecture:
+        return f"{base.architecture}.{tag}"
+    return f"hf-hub:{base.name}"
 
 
 def _curve(curve: Curve) -> str:

@@ -1,6 +1,7 @@
 """The adapter of a model whose embeddings were taught."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import timm
@@ -20,6 +21,7 @@ from pipeline.backbone.rotary import RotaryRule
 from pipeline.config.reduction_schema import Reduction
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
+from pipeline.merging.schedule import ReductionSpec, plain_reduction
 from pipeline.version import VERSION
 
 
@@ -30,7 +32,7 @@ def collect_adapter(
     architecture: str | None = None,
     options: dict[str, Any] | None = None,
     base_model: str | None = None,
-    reduction: Reduction | None = None,
+    reduction: ReductionSpec | None = None,
     pixels: Pixels | None = None,
     recipe: Recipe | None = None,
     curves: Sequence[Curve] = (),
@@ -66,14 +68,14 @@ def collect_adapter(
             merging=Merging(
                 policy=policy.name,
                 options=dict(policy.options),
-                reduction=getattr(model, "reduction", None) if reduction is None else reduction,
+                reduction=_reduction(model, reduction, len(blocks)),
                 **_way_of(model),
             ),
             pixels=pixels or _pixels_of(model),
             recipe=recipe,
             curves=list(curves),
             license=license,
-            made_with=made_with or _installed(),
+            made_with=made_with or _installed(model),
         ),
         tensors,
     )
@@ -109,5 +111,15 @@ def _pixels_of(model: nn.Module) -> Pixels | None:
     )
 
 
-def _installed() -> dict[str, str]:
-    return {"dtem": VERSION, "torch": torch.__version__, "timm": timm.__version__}
+def _reduction(model: nn.Module, given: ReductionSpec | None, depth: int) -> Reduction | None:
+    """What was given, else the model's own."""
+    found = getattr(model, "reduction", None) if given is None else given
+    return None if found is None else plain_reduction(found, depth)
+
+
+def _installed(model: nn.Module) -> dict[str, str]:
+    """Versions of what is here, and of the model's library."""
+    found = {"dtem": VERSION, "torch": torch.__version__, "timm": timm.__version__}
+    if any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
+        found["transformers"] = version("transformers")
+    return found

@@ -138,6 +138,8 @@ class AdapterConfig:
     recipe: Recipe | None = None
     curves: list[Curve] = field(default_factory=list)
     license: str | None = None
+    tensors_sha256: str | None = None
+    """Of the file of tensors, which a folder has beside this."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Package -> version, and the commit."""
 

@@ -20,7 +20,7 @@ from pipeline.errors import CheckpointError
 
 def base_digest(blocks: Sequence[nn.Module]) -> str:
     """64 hex digits that name the weights of the blocks. A ViT-L takes about a second, and the memory of one
-    block. Raises CheckpointError for a model without memory (meta device)."""
+    block. Raises CheckpointError for a model without memory (meta device), and for a quantised one."""
     found = hashlib.sha256()
     for place, block in sorted((f"blocks.{number}.", block) for number, block in enumerate(blocks)):
         own = {
@@ -36,6 +36,8 @@ def base_digest(blocks: Sequence[nn.Module]) -> str:
 
 def _rounded(key: str, tensor: Tensor) -> Tensor:
     """The tensor on the CPU; floats as bfloat16."""
+    if not isinstance(tensor, Tensor) or tensor.is_quantized:
+        raise CheckpointError(f"{key} is quantised; save or load the adapter before the model is quantised")
     if tensor.is_meta:
         raise CheckpointError(f"{key} has no values (meta device); load the model's weights first")
     return (tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor.detach()).cpu()

@@ -5,6 +5,8 @@
 A stranger may have written it, so sizes are looked at before anything is read.
 """
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,8 +16,8 @@ from torch import Tensor
 from pipeline.backbone.adapters.adapter import Adapter, shapes_of
 from pipeline.backbone.adapters.card import card_text
 from pipeline.backbone.adapters.config import AdapterConfig, from_json
-from pipeline.errors import CheckpointError
-from pipeline.files import write_bytes, write_text
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.files import sha256_of, write_bytes, write_text
 from pipeline.run_folder import refuse_run
 
 TENSORS, CONFIG, CARD = "adapter.safetensors", "adapter_config.json", "README.md"
@@ -30,11 +32,14 @@ def write_folder(adapter: Adapter, folder: Path) -> None:
     and comes last: a folder that was cut off is no adapter.
     """
     refuse_run(folder)
+    tensors = save(dict(adapter.tensors), {"format": "pt"})
+    config = replace(adapter.config, tensors_sha256=hashlib.sha256(tensors).hexdigest())
+    text = _readable(config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    write_bytes(folder / TENSORS, save(dict(adapter.tensors), {"format": "pt"}))
-    write_text(folder / CARD, card_text(adapter.config, folder.absolute().name))
-    write_text(folder / CONFIG, adapter.config.to_json())
+    write_bytes(folder / TENSORS, tensors)
+    write_text(folder / CARD, card_text(config, folder.absolute().name))
+    write_text(folder / CONFIG, text)
 
 
 def read_folder(folder: Path) -> Adapter:
@@ -48,11 +53,23 @@ def read_folder(folder: Path) -> Adapter:
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
         config = from_json(text, str(folder / CONFIG))
+        if config.tensors_sha256 not in (None, sha256_of(folder / TENSORS)):
+            raise CheckpointError(f"it is not the file that {CONFIG} was written with; get both again")
         return Adapter(config, _tensors(folder / TENSORS, config))
     except (SafetensorError, OSError, ValueError) as err:
         raise CheckpointError(f"{folder} cannot be read: {err}") from err
     except CheckpointError as err:
         raise CheckpointError(f"{folder / TENSORS}: {err}") from err
+
+
+def _readable(config: AdapterConfig) -> str:
+    """The configuration as text. Raises ConfigError where that could not be read again."""
+    try:
+        text = config.to_json()
+    except TypeError as err:
+        raise ConfigError(f"the configuration of the adapter is no plain data: {err}") from err
+    from_json(text, "the configuration of the adapter")
+    return text
 
 
 def check_size(place: Path | str, num_bytes: int, most: int) -> None:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.backbone.adapters.card import LIBRARY
+from pipeline.backbone.adapters.card import LIBRARY, is_written
+from pipeline.backbone.adapters.config import from_json
 from pipeline.backbone.adapters.folder import CARD, CONFIG, MOST_BYTES, TENSORS, check_size
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.version import VERSION
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 PREFIX = "hf-hub:"
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
@@ -81,8 +85,8 @@ def upload(
 ) -> str:
     """Makes the repository if there is none, and adds the files of an adapter in one commit. Returns its URL.
 
-    card: gives the text of the model card for the name of the repository; a card that is there stays, as with
-    timm. Raises ConfigError and CheckpointError.
+    card: gives the text of the model card for the name of the repository; a card there that somebody wrote or
+    edited stays. Raises ConfigError and CheckpointError.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -90,12 +94,31 @@ def upload(
         api = HfApi(token=token, library_name=LIBRARY, library_version=VERSION)
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
         added = [CommitOperationAdd(name, folder / name) for name in (TENSORS, CONFIG)]
-        if not api.file_exists(repository, CARD, revision=revision):
+        if not _has_own_card(api, repository, revision):
             added.append(CommitOperationAdd(CARD, card(PREFIX + repository).encode()))
         done = api.create_commit(
             repository, added, commit_message=message, revision=revision, create_pr=create_pr
         )
     return str(done.pr_url or done.commit_url)
+
+
+def _has_own_card(api: "HfApi", repository: str, revision: str | None) -> bool:
+    """Whether a repository has a card that is not the one which its own adapter was pushed with."""
+    if not api.file_exists(repository, CARD, revision=revision):
+        return False
+    if not api.file_exists(repository, CONFIG, revision=revision):
+        return True
+    texts: list[str] = []
+    for name in (CARD, CONFIG):
+        told = api.hf_hub_download(repository, name, revision=revision, dry_run=True)
+        if (told.file_size or 0) > MOST_BYTES[CONFIG]:
+            return True
+        path = Path(api.hf_hub_download(repository, name, revision=revision))
+        texts.append(path.read_text(encoding="utf-8", errors="replace"))
+    try:
+        return not is_written(texts[0], from_json(texts[1], CONFIG))
+    except ConfigError:
+        return True
 
 
 @contextmanager
@@ -124,5 +147,5 @@ def _told(name: str, repository: str) -> Iterator[None]:
         raise CheckpointError(f"{name} is no merge adapter: it lacks {CONFIG} or {TENSORS}") from err
     except errors.HFValidationError as err:
         raise ConfigError(f"{name} is no name of the hub: {err}") from err
-    except (errors.OfflineModeIsEnabled, errors.LocalTokenNotFoundError, OSError) as err:
+    except (errors.HTTPError, OSError, ValueError) as err:  # ValueError: a card that the hub does not take
         raise CheckpointError(f"{name}: the hub cannot be reached or refuses: {err}") from err

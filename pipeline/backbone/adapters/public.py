@@ -7,14 +7,14 @@ from typing import Any
 from torch import nn
 
 from pipeline.backbone.adapters.adapter import Adapter
-from pipeline.backbone.adapters.card import card_text
+from pipeline.backbone.adapters.card import card_text, is_written
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.config import Recipe
 from pipeline.backbone.adapters.folder import CARD, TENSORS, read_folder, write_folder
 from pipeline.backbone.adapters.hub import PREFIX, download, upload
 from pipeline.config.build import build_dataclass
-from pipeline.config.reduction_schema import Reduction
 from pipeline.errors import CheckpointError
+from pipeline.merging.schedule import ReductionSpec
 
 
 def save_adapter(
@@ -23,7 +23,7 @@ def save_adapter(
     *,
     base_model: str | None = None,
     task: str | None = None,
-    reduction: Reduction | None = None,
+    reduction: ReductionSpec | None = None,
     recipe: Mapping[str, Any] | None = None,
     license: str | None = None,
 ) -> Path:
@@ -74,16 +74,16 @@ def push_adapter(
     """Publishes a folder that `save_adapter` or `dtem export --adapter` wrote, as USER/NAME on the Hugging
     Face hub. Returns the URL of the commit, or of the pull request.
 
-    The repository is made if there is none; its README.md stays if it has one, as with timm. token: None
-    takes that of `hf auth login`, or HF_TOKEN. Raises ConfigError and CheckpointError.
+    The repository is made if there is none. A README.md there that somebody wrote or edited stays, as with
+    timm; the card of an earlier adapter is replaced. token: None takes that of `hf auth login`, or HF_TOKEN.
+    Raises ConfigError and CheckpointError.
     """
-    adapter, place = read_folder(Path(folder)), Path(folder)
+    config, place = read_folder(Path(folder)).config, Path(folder)
 
     def card(name: str) -> str:
         path = place / CARD
         own = path.read_text(encoding="utf-8") if path.is_file() else ""
-        written = own and own != card_text(adapter.config, place.absolute().name)
-        return own if written else card_text(adapter.config, name)
+        return own if own and not is_written(own, config) else card_text(config, name)
 
     return upload(
         place,

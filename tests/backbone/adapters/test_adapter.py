@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -142,6 +143,7 @@ def test_a_layer_per_task_is_not_filled_by_one(taught):
         lambda tensors: tensors.update({"blocks.0.metric.bias": torch.zeros(15)}),
         lambda tensors: tensors.update({"blocks.0.metric.bias": torch.zeros(16, dtype=torch.int64)}),
         lambda tensors: tensors.update({"blocks.0.metric.bias": torch.full((16,), float("nan"))}),
+        lambda tensors: tensors.update({"blocks.0.metric.bias": torch.zeros(16).to(torch.float8_e4m3fn)}),
     ],
 )
 def test_tensors_that_do_not_fit_what_is_said_are_refused(taught, change):
@@ -150,6 +152,37 @@ def test_tensors_that_do_not_fit_what_is_said_are_refused(taught, change):
     change(tensors)
     with pytest.raises(CheckpointError):
         Adapter(adapter.config, tensors)
+
+
+def test_an_embedding_of_another_width_than_its_tensors_is_refused_before_it_is_made(taught):
+    """A stranger's options are not to fill the memory."""
+    adapter = collect_adapter(taught)
+    merging = replace(adapter.config.merging, options={"embed_dim": 10**9})
+    with pytest.raises(CheckpointError, match="embed_dim is 1000000000, and its tensors have 16 rows"):
+        Adapter(replace(adapter.config, merging=merging), adapter.tensors)
+
+
+def test_a_model_in_float16_is_told_the_way(taught):
+    adapter = collect_adapter(taught)
+    with pytest.raises(CheckpointError, match="patch it in float32 or bfloat16, as float16 rounds otherwise"):
+        adapter.apply_to(tiny_vit("dtem", seed=3).half())
+
+
+def test_values_that_the_models_numbers_cannot_hold_are_refused(taught):
+    adapter, model = collect_adapter(taught), tiny_vit("dtem", seed=3).half()
+    large = {key: tensor + 1e6 for key, tensor in adapter.tensors.items()}
+    before = model.blocks[0].metric.weight.clone()
+    with pytest.raises(CheckpointError, match="too large for torch.float16"):
+        Adapter(adapter.config, large).apply_to(model, check_base=False)
+    assert torch.equal(model.blocks[0].metric.weight, before)
+
+
+def test_a_quantised_model_has_no_digest():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(CheckpointError, match="is quantised; save or load the adapter before"):
+        base_digest([quantised])
 
 
 def test_the_digest_is_of_the_blocks_without_their_embeddings():

@@ -46,6 +46,7 @@ def test_the_header_is_the_hubs(config):
     facts, _ = header(card_text(config, "mine"))
     assert facts["library_name"] == "dtem" and facts["license"] == "apache-2.0"
     assert facts["base_model"] == "timm/deit_tiny_patch16_224.fb_in1k" and "token-merging" in facts["tags"]
+    assert facts["base_model_relation"] == "adapter"
 
 
 def test_the_curve_is_a_table(config):
@@ -62,6 +63,39 @@ def test_the_lines_of_use_are_three(config):
     assert (
         lines[1] == 'model = timm.create_model("hf-hub:timm/deit_tiny_patch16_224.fb_in1k", pretrained=True)'
     )
+
+
+CLIP = "vit_base_patch32_clip_quickgelu_224"
+
+
+@pytest.mark.parametrize(
+    ("base", "load"),
+    [
+        (dict(name="me/vit"), 'timm.create_model("hf-hub:me/vit", pretrained=True)'),
+        (
+            dict(name="timm/vit_base_patch32_clip_224.openai", architecture=CLIP),
+            f'timm.create_model("{CLIP}.openai", pretrained=True)',
+        ),
+        (
+            dict(name="me/vit", options={"img_size": 64}),
+            'timm.create_model("hf-hub:me/vit", pretrained=True, img_size=64)',
+        ),
+        (
+            dict(name="facebook/dinov2-small", architecture="Dinov2Model"),
+            'Dinov2Model.from_pretrained("facebook/dinov2-small")',
+        ),
+        (
+            dict(architecture="ViTForImageClassification"),
+            'ViTForImageClassification.from_pretrained("FOLDER")  # with the weights it was taught on',
+        ),
+    ],
+)
+def test_the_lines_build_the_base_as_its_library_does(config, base, load):
+    own = replace(config.base, **dict(name=None) | base)
+    (code,) = card_text(replace(config, base=own), "x").split("```python\n")[1:]
+    first, second = code.splitlines()[:2]
+    assert second == f"model = {load}"
+    assert ("transformers import " + load.partition(".")[0] in first) == ("from_pretrained" in load)
 
 
 def test_the_lines_name_another_policy_and_no_reduction_that_is_not_known(config, monkeypatch):

@@ -6,10 +6,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load, save_file
+from tiny import tiny_vit
 
 from pipeline.backbone.adapters.folder import CARD, CONFIG, MOST_BYTES, TENSORS, write_folder
 from pipeline.backbone.adapters.public import load_adapter, save_adapter
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.merging.schedule import resolve_schedule
 
 
 def changed(folder, **fields):
@@ -32,7 +34,7 @@ def test_an_adapter_is_read_as_it_was_saved(taught, folder):
 
 def test_what_is_not_known_is_left_out(folder):
     plain = json.loads((folder / CONFIG).read_text())
-    assert plain.keys() == {"format", "base", "merging", "pixels", "license", "made_with"}
+    assert plain.keys() == {"format", "base", "merging", "pixels", "license", "made_with", "tensors_sha256"}
     assert "name" not in plain["base"] and "rotary" not in plain["merging"]
     card = (folder / CARD).read_text()
     assert "base_model" not in card and "Recipe" not in card and "None" not in card
@@ -131,8 +133,47 @@ def test_tensors_that_are_no_adapter_are_refused(folder, change):
         torch.save(tensors, path)
     else:
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="adapter"):
+    for note in (json.loads((folder / CONFIG).read_text())["tensors_sha256"], None):
+        changed(folder, tensors_sha256=note)
+        with pytest.raises(CheckpointError, match="adapter"):
+            load_adapter(folder)
+
+
+def test_a_file_of_another_adapter_is_refused(folder, tmp_path):
+    """It has the same names and shapes, as where a copy was cut off between the two files."""
+    other = save_adapter(tiny_vit("dtem", seed=8), tmp_path / "other")
+    shutil.copy(other / TENSORS, folder / TENSORS)
+    with pytest.raises(CheckpointError, match=f"is not the file that {CONFIG} was written with"):
         load_adapter(folder)
+    changed(folder, tensors_sha256=None)
+    assert load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ([6, 1], [6, 1, 0]),
+        ([8, 4, 0], [8, 4, 0]),
+        ((8, -0.5), (8, -0.5)),
+        ((1, 2, 3), [1, 2, 3]),
+        (0.9, 0.9),
+        (13, 13),
+    ],
+)
+def test_a_reduction_is_read_as_it_was_meant(taught, tmp_path, given, read):
+    """JSON has one kind of list: one for two blocks is not (r, inflection)."""
+    found = load_adapter(save_adapter(taught, tmp_path, reduction=given)).config.merging.reduction
+    assert found == read and type(found) is type(read)
+    assert resolve_schedule(given, 3, 65, 1) == resolve_schedule(found, 3, 65, 1)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"reduction": "x"}, {"reduction": (4, "x")}, {"license": 3}, {"reduction": (float("nan"), 0)}]
+)
+def test_what_could_not_be_read_again_is_not_written(taught, tmp_path, fields):
+    with pytest.raises(ConfigError):
+        save_adapter(taught, tmp_path / "x", **fields)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("name", [TENSORS, CONFIG])

@@ -3,10 +3,11 @@
 import huggingface_hub.constants as constants
 import pytest
 import torch
+from tiny import tiny_vit
 
 from pipeline.backbone.adapters.folder import CARD, CONFIG, TENSORS
 from pipeline.backbone.adapters.hub import repository_of
-from pipeline.backbone.adapters.public import load_adapter, push_adapter
+from pipeline.backbone.adapters.public import load_adapter, push_adapter, save_adapter
 from pipeline.errors import CheckpointError, ConfigError
 
 NAME = "user/deit-small-dtem"
@@ -33,6 +34,21 @@ def test_the_card_names_the_repository_and_a_card_that_is_there_stays(hub, folde
     hub.commit(NAME, {CARD: b"mine"})
     push_adapter(folder, NAME)
     assert hub.files(NAME)[CARD] == b"mine"
+
+
+def test_the_card_of_an_earlier_adapter_is_replaced(hub, folder):
+    """Nobody wrote it by hand, and its figures and digest are those of the old one."""
+    push_adapter(folder, NAME)
+    save_adapter(tiny_vit("dtem", seed=8), folder, license="mit")
+    push_adapter(folder, NAME)
+    assert "license: mit" in hub.files(NAME)[CARD].decode()
+    assert same(load_adapter(f"hf-hub:{NAME}"), load_adapter(folder))
+
+
+def test_a_folder_that_was_renamed_has_no_card_of_its_own(hub, folder):
+    folder.rename(folder.with_name("moved"))
+    push_adapter(folder.with_name("moved"), NAME)
+    assert f'adapter="hf-hub:{NAME}"' in hub.files(NAME)[CARD].decode()
 
 
 def test_a_card_that_was_edited_is_pushed_as_it_is(hub, folder):
@@ -84,6 +100,21 @@ def test_a_hub_that_does_not_answer_is_said(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download._DEFAULT_RETRY_ON_EXCEPTIONS", ())
     with pytest.raises(CheckpointError, match="the hub does not answer; run `hf download user/name`"):
         load_adapter("hf-hub:user/name")
+
+
+def test_a_push_without_a_network_is_said(hub, folder, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match="the hub cannot be reached or refuses"):
+        push_adapter(folder, NAME, token="hf_x")
+
+
+def test_a_card_that_the_hub_does_not_take_is_said(hub, folder, monkeypatch):
+    def refused(*_, **__):
+        raise ValueError('Invalid metadata in README.md: "license" must be one of ...')
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", refused)
+    with pytest.raises(CheckpointError, match='refuses: Invalid metadata in README.md: "license"'):
+        push_adapter(folder, NAME)
 
 
 def test_a_repository_that_is_no_adapter_is_refused(hub, folder):
