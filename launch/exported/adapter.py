@@ -1,17 +1,14 @@
 """The merge adapter of a run, with its recipe and its curves."""
 
-import re
 from dataclasses import asdict
-from pathlib import PurePosixPath
 
 from launch.exported.curves import curves_of
 from launch.exported.formats import reduction_of
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.collect import collect_adapter
-from pipeline.backbone.adapters.config import Pixels, Recipe
+from pipeline.backbone.adapters.config import Pixels, Recipe, name_of_data
 from pipeline.backbone.adapters.embeddings import hub_name
-from pipeline.config.task_schema import DataConfig
 from pipeline.model import MultiTaskModel
 from pipeline.parts import BASE, TRAINED
 
@@ -62,19 +59,13 @@ def _base_model(run: SavedRun) -> str | None:
 
 def _recipe(run: SavedRun, task: str) -> Recipe:
     config, stream = run.config, run.facts.get("streams", {}).get(task, {})
-    manifest = stream.get("manifest")
+    manifest, source = stream.get("manifest"), config.tasks[task].data.train
     return Recipe(
         objective=config.objective.type,
         options=config.objective.options,
         mode=config.train.mode,
         steps=run.facts["step"],
         seed=config.seed,
-        data=_name_of(config.tasks[task].data),
+        data=name_of_data(source if isinstance(source, str) else None),
         data_digest=None if manifest is None else f"{manifest:012x}",
     )
-
-
-def _name_of(data: DataConfig) -> str | None:
-    """Name of the folder of the training shards, without the way to it; None where they are no folder."""
-    name = PurePosixPath(data.train).name if isinstance(data.train, str) else ""
-    return name if re.fullmatch(r"[\w-]+", name) else None

@@ -1,7 +1,6 @@
 """How merged models agree with the unmerged one, against compute, on pictures without labels."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from launch.measure.points import MACS, Point, Sweep
+from launch.published.device import now
 from launch.published.signal import Signal
 from pipeline.backbone.macs import counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
@@ -116,17 +116,11 @@ def _speeds(entries: Sequence[Entry], images: Tensor, rounds: int) -> list[list[
     found: list[list[float]] = [[] for _ in entries]
     for turn in range(rounds + 1 if rounds else 0):
         for own, entry in zip(found, entries, strict=True):
-            start = _now(images.device)
+            start = now(images.device)
             entry.model.encode(images, reduction=entry.schedule)
             if turn:
-                own.append(len(images) / (_now(images.device) - start))
+                own.append(len(images) / (now(images.device) - start))
     return found
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _point(entry: Entry, image: Tensor, scores: Mapping[str, float], speed: list[float]) -> Point:

@@ -1,4 +1,6 @@
-"""The device and precision of a command on a published model."""
+"""The device and precision of a command on a published model, and the time there."""
+
+import time
 
 import torch
 
@@ -18,3 +20,10 @@ def device_and_precision(device: str | None, precision: str | None) -> tuple[tor
         raise ConfigError(f"--device {device} is not there; give cpu, or leave it out")
     fast = found.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return found, precision or ("bf16" if fast else "fp32")
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,14 +1,15 @@
 """Teaching of the metric embeddings of a patched model by `merge_cost`, on its own outputs. B images."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from launch.published.device import now
 from launch.published.signal import Signal
 from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
@@ -24,7 +25,7 @@ from pipeline.train.rates import lr_at
 TOLD_EVERY = 10
 """Steps between looks at the loss, for which the host waits for the device."""
 TIMED = range(3, 8)
-"""Steps by whose time the whole is estimated: the first ones compile, allocate and fill queues."""
+"""Steps by whose time the whole is estimated once more: the first ones compile, allocate and fill queues."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Teaching:
         for name in ("steps", "reduction"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; give 1 or more")
+
+    def block_at(self, step: int, depth: int) -> int:
+        """The first block that the step prices."""
+        return int(uniform(self.seed, "draw", step) * depth)
+
+    def step_of(self, block: int, depth: int) -> int:
+        """The first step that draws this block."""
+        return next(step for step in count() if self.block_at(step, depth) == block)
 
     def reduction_at(self, step: int) -> int:
         low, high = max(1, self.reduction // 2), max(1, self.reduction + self.reduction // 2)
@@ -68,7 +77,7 @@ def teach(
     embeddings = embeddings_of(model)
     objective = MergeCost(pairs=how.pairs)
     optimizer = GroupAdamW(_groups(embeddings, how.optim), how.optim.betas)
-    clock, shown = time.perf_counter(), torch.zeros((), device=device)
+    clock, shown = now(device), torch.zeros((), device=device)
     with tqdm(total=how.steps, desc="teach", disable=None) as bar:
         for step in range(how.steps):
             if stopping():
@@ -89,9 +98,11 @@ def teach(
                 shown = torch.zeros((), device=device)
             bar.update()
             if step == TIMED.start:
-                clock = time.perf_counter()
+                clock = now(device)
             elif step == TIMED.stop:
-                _tell_time((time.perf_counter() - clock) / len(TIMED), how.steps)
+                seconds = (now(device) - clock) / len(TIMED)
+                text = f"about {in_words(seconds * how.steps)} in all, at {1 / seconds:.3g} steps a second"
+                tqdm.write(text, file=sys.stderr)
     return how.steps
 
 
@@ -106,7 +117,7 @@ def merge_loss(
 ) -> Tensor:
     """What the merges of one step's block and of the later ones cost, see `MergeCost`; the blocks before it
     merge."""
-    first = int(uniform(how.seed, "draw", step) * len(counted.blocks))
+    first = how.block_at(step, len(counted.blocks))
     schedule = counted.schedule(how.reduction_at(step))
     output = signal.encode(
         model, images, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first
@@ -135,7 +146,8 @@ def _groups(parameters: list[nn.Parameter], optim: OptimConfig) -> list[dict[str
     ]
 
 
-def _tell_time(seconds: float, steps: int) -> None:
-    whole = seconds * steps
-    text = f"{whole:.0f} s" if whole < 90 else f"{whole / 60:.0f} minutes"
-    tqdm.write(f"about {text} in all, at {1 / seconds:.3g} steps a second", file=sys.stderr)
+def in_words(seconds: float) -> str:
+    """`40 s`, `12 minutes`, `5.5 hours`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -37,7 +37,8 @@ def write_taught(
     sweep: Sweep | None,
     license: str | None,
 ) -> None:
-    """Writes the adapter of a taught model. sweep: its curve; None while there is none."""
+    """Writes the adapter of a taught model. sweep: its curve; None while there is none. The curve of an
+    earlier adapter in the folder is removed."""
     pixels = published.pixels
     adapter = collect_adapter(
         model,
@@ -54,6 +55,9 @@ def write_taught(
         license=license,
     )
     write_folder(adapter, folder)
+    old = folder / CURVE
+    for path in old.glob("sweep*") if not old.is_symlink() else ():
+        path.unlink()
 
 
 def curve_of(sweep: Sweep, policy: str) -> Curve:

@@ -1,7 +1,8 @@
 """The way of `dtem teach`: teaches, writes, measures, and writes again."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +15,26 @@ from launch.published.merged import UNTRAINED, merged_model, merged_models
 from launch.published.pictures import Pictures, divided
 from launch.published.signal import Signal, signal_of
 from launch.report.sweep_files import print_sweep, write_sweep
-from launch.teach.loop import Teaching, teach
+from launch.teach.estimate import Estimate, estimated, time_to_read
+from launch.teach.loop import Teaching, in_words, teach
 from launch.teach.result import CURVE, check_out, write_taught
 from pipeline.backbone.adapters.collect import collect_adapter
+from pipeline.backbone.adapters.config import name_of_data
 from pipeline.backbone.macs import Counted, counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.published import Published
+from pipeline.config.schema import Preprocessing
 from pipeline.errors import ConfigError, StopAsked
 from pipeline.files import folder_within
+from pipeline.interfaces import Batch
 from pipeline.merging.policies import POLICIES
 from pipeline.train.signals import StopRequest
 
 CROP = (0.25, 1.0)
 """Range of the area of the crops that are learned from."""
 CONTROLS = ("random", "tome")
+READ, LONG = 8, 1800
+"""Pictures that are read to know how long that takes; seconds beyond which a way to fewer is said."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +72,11 @@ def teach_published(order: Order, pictures: Pictures, published: Published) -> b
     model = merged_model(published.model.to(order.device), order.policy, how.reduction, seed=how.seed)
     image = torch.zeros(1, 3, *published.size, device=order.device)
     counted = counted_model(model, image)
-    _tell_plan(order, counted, signal, [len(part) for part in parts])
+    _tell_plan(order, counted, signal, published.pixels, [len(part) for part in parts])
+    _tell_time(order, _estimated(order, pictures, published, model, signal, counted, parts[0]), len(parts[1]))
     with StopRequest() as stop:
         stop.begin()
-        stream = training_batches(
-            pictures,
-            parts[0],
-            published.size,
-            published.pixels,
-            batch_size=order.batch_size,
-            seed=how.seed,
-            workers=order.workers,
-            crop_scale=CROP,
-        )
+        stream = _stream(order, pictures, published, parts[0], order.batch_size, order.workers)
         done = teach(
             model,
             signal,
@@ -90,6 +89,51 @@ def teach_published(order: Order, pictures: Pictures, published: Published) -> b
         )
         stream.close()
         return _written(order, pictures, published, model, signal, parts[1], done, stop)
+
+
+def _estimated(
+    order: Order,
+    pictures: Pictures,
+    published: Published,
+    model: MergingModel,
+    signal: Signal,
+    counted: Counted,
+    numbers: Sequence[int],
+) -> Estimate:
+    with closing(_stream(order, pictures, published, numbers, READ, 0)) as stream:
+        read = time_to_read(stream) * order.batch_size
+    return estimated(
+        model,
+        signal,
+        order.how,
+        counted,
+        size=published.size,
+        batch_size=order.batch_size,
+        device=order.device,
+        precision=order.precision,
+        read=read,
+        workers=order.workers,
+    )
+
+
+def _stream(
+    order: Order,
+    pictures: Pictures,
+    published: Published,
+    numbers: Sequence[int],
+    batch_size: int,
+    workers: int,
+) -> Generator[Batch, None, None]:
+    return training_batches(
+        pictures,
+        numbers,
+        published.size,
+        published.pixels,
+        batch_size=batch_size,
+        seed=order.how.seed,
+        workers=workers,
+        crop_scale=CROP,
+    )
 
 
 def _written(
@@ -113,7 +157,7 @@ def _written(
         "mode": "modular",
         "steps": done,
         "seed": how.seed,
-        "data": Path(order.data).name or None,
+        "data": name_of_data(order.data),
         "data_digest": pictures.digest,
     }
     write_taught(model, published, out, recipe, None, order.license)
@@ -167,16 +211,29 @@ def _curve(
     )
 
 
-def _tell_plan(order: Order, counted: Counted, signal: Signal, numbers: Sequence[int]) -> None:
-    """What will be done, before it takes time. A step is a forward pass, and a backward pass of as many MACs
-    at most, as no weight of the model has a gradient."""
+def _tell_plan(
+    order: Order, counted: Counted, signal: Signal, pixels: Preprocessing, numbers: Sequence[int]
+) -> None:
+    """What will be done. numbers: of the pictures to learn from, and of those held out. A step is a forward
+    pass, and a backward pass of as many MACs at most, as no weight of the model has a gradient."""
     how = order.how
     whole, merged = (counted.macs(counted.schedule(r)).total / 1e9 for r in (0, how.reduction))
     most = 2 * whole * order.batch_size * how.steps / 1e3
     print(
         f"{whole:.3g} GMACs an image, {merged:.3g} with {how.reduction} tokens merged per block; "
-        f"{numbers[0]} pictures to learn from, {numbers[1]} held out; signal: {signal.kind}\n"
+        f"{numbers[0]} pictures to learn from, {numbers[1]} held out; signal: {signal.kind}; "
+        f"mean {list(pixels.mean)}, std {list(pixels.std)}\n"
         f"{how.steps} steps of {order.batch_size} images, at most {most:.3g} TMACs, on {order.device} "
         f"({order.precision})",
         flush=True,
     )
+
+
+def _tell_time(order: Order, estimate: Estimate, held_out: int) -> None:
+    """How long it will take, and what makes it shorter where that is longer than LONG."""
+    policies = len(CONTROLS) + 2
+    passes = held_out / order.batch_size * (2 + policies * sum(order.macs)) if order.macs else 0.0
+    whole, steps = estimate.seconds(order.how.steps, passes), estimate.seconds(order.how.steps, 0)
+    curve = f", of which the curve {in_words(whole - steps)}" if order.macs else ""
+    shorter = "; fewer --steps, smaller --batch-size or --img-size take less" if whole > LONG else ""
+    print(f"about {in_words(whole)}{curve}: {estimate}{shorter}", flush=True)

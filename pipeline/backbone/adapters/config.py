@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.backbone.rotary import RotaryRule
@@ -151,6 +152,13 @@ class AdapterConfig:
 
     def to_json(self) -> str:
         return json.dumps(_known(self), indent=1)
+
+
+def name_of_data(source: str | None) -> str | None:
+    """Name of a folder of images, without the way to it; None for what is no folder, as a URL or a command
+    may hold a secret."""
+    name = PurePosixPath(source or "").name
+    return name if ":" not in (source or "") and re.fullmatch(r"[\w.-]+", name) else None
 
 
 def from_json(text: str, source: str) -> AdapterConfig:
