@@ -111,7 +111,7 @@ def _write_model(
     """Writes the model in the chosen format, and what is said of it. Returns the names of the files."""
     import json
 
-    from launch.exported.formats import WRITERS, fold_embeddings, model_card, timm_config
+    from launch.exported.formats import CARD, CONFIG, WRITERS, fold_embeddings, model_card, timm_config
     from pipeline.files import refuse_link, write_text
 
     fold_embeddings(model, task)
@@ -119,9 +119,9 @@ def _write_model(
     for place in folder.glob("model*"):
         refuse_link(place)
     WRITERS[args.format](saved, model, task, path)
-    beside = {"model.json": model_card(saved, model, task, args.format, policy)}
+    beside = {CARD: model_card(saved, model, task, args.format, policy)}
     if args.format == "safetensors" and (config := timm_config(saved, model, task)) is not None:
-        beside["config.json"] = config
+        beside[CONFIG] = config
     for name, content in beside.items():
         write_text(folder / name, json.dumps(content, indent=1))
     return path.name, *beside

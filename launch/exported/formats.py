@@ -20,9 +20,13 @@ from pipeline.config.reduction_schema import Reduction
 from pipeline.config.schema import DataConfig
 from pipeline.errors import ConfigError
 from pipeline.extras import require
+from pipeline.files import replacing
 from pipeline.merging.schedule import plain_reduction
 from pipeline.model import MultiTaskModel, training_grid
 from pipeline.token_state import BackboneOutput
+
+CARD, CONFIG = "model.json", "config.json"
+"""What is said of an export beside its file."""
 
 
 @runtime_checkable
@@ -76,11 +80,11 @@ def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Pat
     _made(path.parent)
     rows, columns = model.backbone.grid
     notes = {"format": "pt", "timm": run.config.backbone.name, "grid": f"{rows}x{columns}"}
-    path.touch()
-    # the mode of the umask, which safetensors ignores
-    mode = path.stat().st_mode
-    save_file(timm_state_dict(model, task), path, metadata=notes)
-    path.chmod(mode)
+    with replacing(path) as part:
+        # the mode of the umask, which safetensors ignores
+        mode = part.stat().st_mode
+        save_file(timm_state_dict(model, task), part, metadata=notes)
+        part.chmod(mode)
 
 
 def write_pt2(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
@@ -224,8 +228,12 @@ def reduction_of(model: MultiTaskModel, task: str) -> Reduction:
 
 
 def _made(folder: Path) -> None:
-    """Creates the folder. Called when there is something to write."""
+    """Creates the folder. Called when there is something to write, beside which nothing stays that was said
+    of an earlier export."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / CARD).exists():
+        for name in (CONFIG, CARD):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, Tensor]:

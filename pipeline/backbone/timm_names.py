@@ -55,7 +55,7 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
             # timm's model has no place for the embeddings
             options["pretrained_strict"] = False
         model = model_entrypoint(name)(pretrained=pretrained, **options)
-        saved = {} if source is None else _saved_embeddings(source, options.get("cache_dir"))
+        saved = {} if source is None else _saved_embeddings(model, source, options.get("cache_dir"))
         if isinstance(reduction, list) and len(reduction) == 2:
             reduction = reduction[0], reduction[1]
         patch(
@@ -84,17 +84,26 @@ def _source_of(config: Any) -> str | None:
     return f"hf-hub:{known['hf_hub_id']}" if known.get("source") == "hf-hub" else None
 
 
-def _saved_embeddings(source: str, cache_dir: Any) -> dict[str, Tensor]:
-    """The metric embeddings in the weights of a folder or repository; none where it has no WEIGHTS."""
+def _saved_embeddings(model: nn.Module, source: str, cache_dir: Any) -> dict[str, Tensor]:
+    """The metric embeddings in the weights of a folder or repository; none where it has no WEIGHTS. Raises
+    CheckpointError where those lack a part of the model but its head, whose place timm has left as drawn."""
     from safetensors import safe_open
 
     from pipeline.backbone.adapters.hub import PREFIX, cached_file
     from pipeline.backbone.metric import is_embedding
+    from pipeline.backbone.weights.plain_models import HEADS
+    from pipeline.errors import CheckpointError
 
     path = cached_file(source, WEIGHTS, cache_dir) if source.startswith(PREFIX) else Path(source) / WEIGHTS
     if path is None or not path.is_file():
         return {}
     with safe_open(path, framework="pt") as file:
+        lacking = sorted(key for key in model.state_dict().keys() - file.keys() if not key.startswith(HEADS))
+        if lacking:
+            raise CheckpointError(
+                f"the weights of {source} have no {lacking[0]} ({len(lacking)} tensors of the model in all); "
+                "they are to have timm's keys, as `dtem export` and timm's save_for_hf write them"
+            )
         return {key: file.get_tensor(key) for key in file.keys() if is_embedding(key)}
 
 

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from fake_hub import running
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from tiny import SIZES, images
 
@@ -123,6 +123,22 @@ def test_embeddings_of_another_policy_are_refused(tmp_path):
     save_for_hf(built(), str(tmp_path), safe_serialization=True)
     with pytest.raises(CheckpointError, match="give the policy and the policy_options"):
         timm.create_model(f"local-dir:{tmp_path}", pretrained=True, policy="tome")
+
+
+@pytest.mark.parametrize("lacking", ["blocks.1.", "norm.", "pos_embed", ""])
+def test_weights_that_lack_a_part_of_the_model_are_refused(tmp_path, lacking):
+    """timm takes them, as they have embeddings that its own model has no place for."""
+    save_for_hf(built(policy="tome"), str(tmp_path), safe_serialization=True)
+    path = tmp_path / "model.safetensors"
+    kept = {key: value for key, value in load_file(path).items() if not key.startswith(lacking)}
+    save_file(kept | {"x": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=f"have no {lacking}"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+def test_another_number_of_classes_leaves_the_head_as_it_is_drawn(tmp_path):
+    save_for_hf(built(), str(tmp_path), safe_serialization=True)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3).num_classes == 3
 
 
 def test_a_wrong_policy_is_a_typed_error():

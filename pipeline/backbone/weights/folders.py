@@ -13,6 +13,9 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the file with the weights, the first first. Weights in several files have a list of them, named
 `FILE.index.json`."""
 
+LARGEST = 1 << 26
+"""Bytes of a JSON file; the list of a model's thousand files has a few hundred thousand."""
+
 
 def files_in(folder: Path) -> list[Path]:
     """The files that hold the folder's weights. Raises CheckpointError where there are none, or the list of
@@ -57,6 +60,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is no file. Raises CheckpointError for another content."""
     if not path.is_file():
         return None
+    if path.stat().st_size > LARGEST:
+        raise CheckpointError(f"{path} has more than {LARGEST} bytes, and is none that a library writes")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as err:

@@ -13,6 +13,7 @@ from pipeline.backbone.weights.block_names import IN_LAYER, renamed
 from pipeline.backbone.weights.joined import joined
 from pipeline.backbone.weights.keys import backbone_of, plain_key
 from pipeline.backbone.weights.timm_reads import is_eva, timm_weights
+from pipeline.errors import CheckpointError
 
 _PATCHES = re.compile(r"^(|.*\.)embeddings\.patch_embeddings?\.(?:projection\.)?weight$")
 _BLOCK = re.compile(r"(?:model\.)?(?:encoder\.)?layers?\.(\d+)\.(.+)")
@@ -59,7 +60,13 @@ def huggingface_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> 
 
 
 def _as_dinov3(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a DINOv3 where its own repository has other names, which timm's filter reads."""
+    """The tensors of a DINOv3 where its own repository has other names, which timm's filter reads. Raises
+    CheckpointError for biases of keys, which timm's blocks have not."""
+    for key, value in tensors.items():
+        if key.endswith(".attn.k_proj.bias") and bool(value.any()):
+            raise CheckpointError(
+                f"'{key}' of the checkpoint has no place in timm's Eva; merge in transformers' model"
+            )
     names = {"reg_token": "storage_tokens"}
     if any(".mlp.gate_proj." in key for key in tensors):
         names |= {"mlp.gate_proj.": "mlp.w1.", "mlp.up_proj.": "mlp.w2.", "mlp.fc2.": "mlp.w3."}

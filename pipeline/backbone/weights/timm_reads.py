@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.keys import backbone_of, plain_key
+from pipeline.errors import CheckpointError
 
 _IN_CHUNK = re.compile(r"^blocks\.\d+\.(\d+\..+)")
 _BIAS_OF_ONE = re.compile(r"^blocks\.\d+\.attn\.[qv]_bias$")
@@ -24,6 +25,7 @@ _PATCHES = (
 )
 """Names of the patch projection in what timm reads."""
 _OF_TASKS = "tasks."
+_RADIO = "radio_model.model.patch_generator.embedder.weight"
 
 
 def timm_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -31,11 +33,16 @@ def timm_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[st
 
     Blocks in chunks, as DINOv2 and DINOv3 train, come out of them. timm's filter would resize positions and
     patches to the model's: it is shown the checkpoint's own sizes, so that all of ours is checked and
-    resampled in one place. A state dict of ours stays as it is.
+    resampled in one place. A state dict of ours stays as it is. Raises CheckpointError for RADIO's.
     """
     plain = {_IN_CHUNK.sub(r"blocks.\1", plain_key(key)): value for key, value in state_dict.items()}
     if any(key.startswith(_OF_TASKS) for key in plain):
         return plain
+    if _RADIO in plain:
+        raise CheckpointError(
+            "RADIO's own file has positions that only its own code resamples; give backbone.pretrained, or a "
+            "file that timm saved"
+        )
     backbone = backbone_of(module)
     own = dict(backbone.named_parameters())
     given = (plain[name] for name in _PATCHES if name in plain and plain[name].ndim == 4)

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline import build_backbone
 from pipeline.backbone.weights.files import read_state_dict
+from pipeline.backbone.weights.folders import LARGEST
 from pipeline.backbone.weights.huggingface_config import USUAL, pixels_by, stated_by
 from pipeline.backbone.weights.load import load_weights
 from pipeline.backbone.weights.preprocessing import preprocessing_of
@@ -208,6 +209,13 @@ def test_a_folder_without_weights_is_refused_with_what_it_holds(case, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "secret.safetensors")
     with pytest.raises(CheckpointError, match=message):
         read_state_dict(write(tmp_path / "model", **files))
+
+
+def test_a_huge_list_is_not_read(tmp_path):
+    with open(tmp_path / "model.safetensors.index.json", "wb") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(CheckpointError, match="has more than"):
+        read_state_dict(tmp_path)
 
 
 MEAN = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)

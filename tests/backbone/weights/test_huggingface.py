@@ -259,6 +259,13 @@ ANOTHER = {
 }
 
 
+def test_biases_of_keys_that_timms_blocks_lack_are_refused():
+    """DINOv3's are 0. Rotated by their position they would count."""
+    theirs = drawn(dinov3(key_bias=True))
+    with pytest.raises(CheckpointError, match="'blocks.0.attn.k_proj.bias' of the checkpoint has no place"):
+        load_weights(backbone("vit_small_patch16_dinov3_qkvb"), theirs.state_dict())
+
+
 @pytest.mark.parametrize("case", ANOTHER)
 def test_another_architecture_is_refused_with_what_the_checkpoint_is(case):
     config, message = ANOTHER[case]

@@ -114,6 +114,13 @@ def test_convolutions_of_a_decoder_change_nothing(name):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in ours.state_dict().items())
 
 
+def test_radios_own_file_is_refused():
+    """Its positions are resampled in another way than those of all others."""
+    given = {"radio_model.model.patch_generator.embedder.weight": torch.zeros(32, 192)}
+    with pytest.raises(CheckpointError, match="only its own code resamples; give backbone.pretrained"):
+        load_weights(backbone("vit_tiny_patch16_224"), given)
+
+
 def test_registers_without_a_place_are_refused():
     given = facebooks(timms("vit_small_patch14_reg4_dinov2"))
     with pytest.raises(CheckpointError, match="pos_embed.*reg_tokens=4"):
