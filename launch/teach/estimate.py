@@ -75,7 +75,7 @@ def estimated(
 
     def look() -> None:
         with torch.no_grad(), autocast(device, precision):
-            signal.read(model, model.encode(images, reduction=0))
+            signal.read(model, signal.encode(model, images, reduction=0))
 
     try:
         learn(0)  # it allocates, and chooses kernels

@@ -147,5 +147,6 @@ def _told(name: str, repository: str) -> Iterator[None]:
         raise CheckpointError(f"{name} is no merge adapter: it lacks {CONFIG} or {TENSORS}") from err
     except errors.HFValidationError as err:
         raise ConfigError(f"{name} is no name of the hub: {err}") from err
-    except (errors.HTTPError, OSError, ValueError) as err:  # ValueError: a card that the hub does not take
+    # HTTPError: of a push without a network; ValueError: a card that the hub does not take
+    except (errors.HTTPError, OSError, ValueError) as err:  # pyright: ignore[reportPrivateImportUsage]
         raise CheckpointError(f"{name}: the hub cannot be reached or refuses: {err}") from err
