@@ -116,7 +116,10 @@ class TokenState:
     residual: Residual | None = None
     """Residual for unmerging; None where it is not used."""
     padded: bool = False
-    """Whether some patches are padding, of size 0: no token attends to them, and they merge first."""
+    """Whether some patches are padding, of size 0, to which no token attends."""
+    quota: Tensor | None = None
+    """[B] int64: how many of its patches each image loses in the next merge, and padding for the rest of r;
+    None where there is no padding."""
 
     @classmethod
     def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int) -> "TokenState":

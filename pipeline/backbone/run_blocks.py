@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.backbone.attention import Place
@@ -20,11 +20,13 @@ PROPORTIONAL_ATTENTION = ("always", "train", "never")
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass. schedule: r of each block. relaxed: merge differentiably. proportional: attend by
-    size, once tokens merged. taps: blocks whose states are returned. points_from: first block whose
-    MergePoint is returned; None: of none. checkpointing: recompute the blocks in the backward pass."""
+    """One forward pass. schedule: r of each block. keep_rate: the share of its patches that an image with
+    padding keeps in a block; None: it loses r. relaxed: merge differentiably. proportional: attend by size,
+    once tokens merged. taps: blocks whose states are returned. points_from: first block whose MergePoint is
+    returned; None: of none. checkpointing: recompute the blocks in the backward pass."""
 
     schedule: tuple[int, ...]
+    keep_rate: float | None = None
     relaxed: bool = False
     proportional: bool = True
     task: str | None = None
@@ -78,14 +80,17 @@ def run_blocks(
     """The state after the blocks, those after the blocks in `taps`, and the points of merging."""
     tapped: list[TokenState] = []
     points: list[MergePoint] = []
-    sized = state.padded
+    sized = False
     state = state if rotary is None else rotary.start(state)
     for i, (block, r) in enumerate(zip(blocks, how.schedule, strict=True)):
         observed = how.points_from is not None and i >= how.points_from
         averaged = rotary.averaged(state, i) if observed and rotary is not None else None
         probe = None if averaged is None else torch.zeros_like(averaged, requires_grad=True)
+        if state.padded:
+            state = replace(state, quota=_quota(state, r, how.keep_rate))
+        counts = (state.size > 0).to(state.size.dtype) if state.padded else None
         place = Place(
-            state.size if sized else None,
+            state.size if sized else counts,
             None if rotary is None else rotary.at(state, i, probe),
             exact=how.relaxed and block.policy.exact_attention,
         )
@@ -101,6 +106,15 @@ def run_blocks(
         if i in how.taps:
             tapped.append(state)
     return state, tapped, points
+
+
+def _quota(state: TokenState, r: int, keep_rate: float | None) -> Tensor:
+    """[B] int64: how many of its patches an image loses in a block, as if it had no padding."""
+    patches = (state.size[:, state.num_prefix : state.num_active] > 0).sum(dim=-1)
+    wanted = torch.full_like(patches, r)
+    if keep_rate is not None:
+        wanted = (patches.double() * (1 - keep_rate)).round().long()
+    return torch.minimum(wanted, patches // 2)
 
 
 def block_number(number: int, depth: int, asked: str) -> int:

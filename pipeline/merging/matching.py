@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.merging.rows import take_rows
 from pipeline.token_state import Assignment, TokenState, rows_of, widened
+
+FAR = -1e4
+"""Score of a pair with padding in it, finite so that softmaxes are numbers."""
 
 
 @dataclass(frozen=True)
@@ -55,32 +59,66 @@ def similarity(metric: Tensor, split: Split) -> Tensor:
 
 
 def match(state: TokenState, scores: Tensor, split: Split, r: int) -> Assignment:
-    """The r sources whose best destination scores highest merge into it, and padding before all others.
-    scores [B, Na, Nb]; r <= Na."""
-    best, target = scores.max(dim=-1)
-    if state.padded:
-        best = best.masked_fill(state.size[:, split.sources] == 0, torch.inf)
-    ranked = best.argsort(dim=-1, descending=True)
+    """The r sources whose best destination scores highest merge into it; see `rank`. scores [B, Na, Nb];
+    r <= Na."""
+    best, target = without_padding(state, scores, split).max(dim=-1)
+    ranked = rank(state, best, split)
     return pair_up(state, ranked, target.gather(1, ranked[:, :r]), split)
+
+
+def without_padding(state: TokenState, scores: Tensor, split: Split) -> Tensor:
+    """scores [B, Na, Nb], in which every pair without padding is above all others."""
+    if state.quota is None:
+        return scores
+    padding = state.size == 0
+    return scores.masked_fill(padding[:, split.sources, None] | padding[:, None, split.destinations], FAR)
+
+
+def rank(state: TokenState, best: Tensor, split: Split) -> Tensor:
+    """[B, Na] int64: the sources in the order in which they merge, by their best scores [B, Na], the highest
+    first. Where images have padding: first as many patches as `state.quota` says, then padding, then the
+    other patches. best: see `without_padding`."""
+    ranked = best.argsort(dim=-1, descending=True)
+    if state.quota is None:
+        return ranked
+    padding = (state.size[:, split.sources] == 0).gather(1, ranked)
+    waits = torch.arange(ranked.shape[1], device=ranked.device) >= state.quota[:, None]
+    return ranked.gather(1, (waits.int() + (waits & ~padding)).argsort(dim=-1, stable=True))
+
+
+def padding_last(state: TokenState, keep: Tensor) -> Tensor:
+    """keep [B, K], rows of the tokens that stay, with padding behind all others: then a partition by position
+    is the same for an image with padding as without."""
+    if state.quota is None:
+        return keep
+    return keep.gather(1, (take_rows(state.size, keep) == 0).int().argsort(dim=-1, stable=True))
 
 
 def pair_up(state: TokenState, ranked: Tensor, target: Tensor, split: Split) -> Assignment:
     """The first r of the ranked sources merge into their targets.
 
     ranked [B, Na] int64: all sources, as positions among them. target [B, r]: positions among the
-    destinations. The new order is [prefix, sources that stay, ascending, destinations]: ToMe's.
+    destinations. The new order is [prefix, sources that stay, ascending, destinations]: ToMe's; padding is
+    behind them.
     """
     (batch, num_tokens), prefix, r = state.size.shape, state.num_prefix, target.shape[1]
     assert num_tokens == state.num_active, "a hard merge removes tokens, so none is behind the live ones"
     rows, num_slots = rows_of(batch, num_tokens, ranked.device), num_tokens - r
     sources = torch.add(rows[:, split.sources][:, :1], ranked, alpha=split.sources.step)
     kept = sources[:, r:].sort(dim=-1).values
-    first = prefix + kept.shape[1]
     slots = rows.flatten()[: batch * num_slots].view(batch, num_slots)
+    keep = torch.cat([rows[:, :prefix], kept, rows[:, split.destinations]], dim=1)
+    if state.quota is None:
+        first = prefix + kept.shape[1]
+        slot = slots[:, first : first + 1] + target
+    else:
+        keep = padding_last(state, keep)
+        slot_of = torch.empty_like(rows.flatten()).scatter(0, keep.flatten(), slots.flatten())
+        slot = slot_of[rows[:, split.destinations].gather(1, target)]
     return Assignment(
-        keep=torch.cat([rows[:, :prefix], kept, rows[:, split.destinations]], dim=1),
+        keep=keep,
         source=sources[:, :r],
-        slot=slots[:, first : first + 1] + target,
+        slot=slot,
         num_tokens=num_tokens,
         num_active=num_slots,
     )

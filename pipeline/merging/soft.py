@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.merging.apply import SMALLEST, share_left
-from pipeline.merging.matching import Split
+from pipeline.merging.matching import Split, padding_last
 from pipeline.merging.rows import add_rows, take_rows
 from pipeline.token_state import Assignment, TokenState, rows_of
 
@@ -28,8 +28,11 @@ class Candidates:
     """[B, Na, k]: the part of the source that the destination receives."""
 
 
-def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2: float) -> Candidates:
-    """Shares of r softly chosen pairs, at most about one pair per source.
+def relaxed_top_r(
+    scores: Tensor, r: int, *, candidates: int, tau1: float, tau2: float, quota: Tensor | None = None
+) -> Candidates:
+    """Shares of r softly chosen pairs, at most about one pair per source; of fewer for images whose quota [B]
+    is smaller.
 
     scores [B, Na, Nb]. Every source has its `candidates` best destinations. The shares are the sum of r
     successive softmaxes over all these pairs; the part of a source that was chosen lowers its logits in the
@@ -39,16 +42,13 @@ def relaxed_top_r(scores: Tensor, r: int, *, candidates: int, tau1: float, tau2:
     score, target = scores.topk(min(candidates, scores.shape[-1]), dim=-1)
     logits = score / tau1
     share = torch.zeros_like(logits)
-    for _ in range(r):
+    for step in range(r):
         picked = (logits / tau2).flatten(1).softmax(dim=-1).view_as(logits)
+        if quota is not None:
+            picked = picked * (quota > step)[:, None, None]
         share = share + picked
         logits = logits + torch.log((1 - picked.sum(dim=-1, keepdim=True)).clamp(min=SMALLEST))
     return Candidates(target, score, share / share.detach().sum(dim=-1, keepdim=True).clamp(min=1.0))
-
-
-def rank_sources(candidates: Candidates) -> Tensor:
-    """[B, Na] int64: the sources in the order of their best candidates' scores, the highest first."""
-    return candidates.score[..., 0].detach().argsort(dim=-1, descending=True)
 
 
 def straight_through(candidates: Candidates, ranked: Tensor, r: int) -> Candidates:
@@ -80,9 +80,8 @@ def give_shares(
         order = _by_new_size(state, in_place, split)
     else:
         stays, sources = ranked[:, r:].sort(dim=-1).values, rows[:, split.sources]
-        order = torch.cat(
-            [sources.gather(1, stays), rows[:, split.destinations], sources.gather(1, ranked[:, :r])], dim=1
-        )
+        stay = torch.cat([sources.gather(1, stays), rows[:, split.destinations]], dim=1)
+        order = torch.cat([padding_last(state, stay), sources.gather(1, ranked[:, :r])], dim=1)
     keep = torch.cat([rows[:, : state.num_prefix], order, rows[:, live:]], dim=1)
     slot_of = torch.empty_like(rows.flatten()).scatter(0, keep.flatten(), rows.flatten())
     return replace(in_place, keep=keep, slot=slot_of[receiver])

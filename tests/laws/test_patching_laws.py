@@ -3,6 +3,7 @@ it computes what the library does; `unpatch` leaves nothing behind."""
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import timm
@@ -11,13 +12,16 @@ from tiny import IMG, PREFIXES, ROTARY, SIZES, generator, images
 
 import dtem
 from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.rotary import RULES, RotaryRule
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 
 NAFLEX = {
-    "naflex: average pooling": "naflexvit_base_patch16_gap",
-    "naflex: attention pooling": "naflexvit_base_patch16_siglip",
-    "naflex: class token": "naflexvit_base_patch16_radio_v3",
+    "naflex: average pooling": ("naflexvit_base_patch16_gap", {}),
+    "naflex: attention pooling": ("naflexvit_base_patch16_siglip", {}),
+    "naflex: class token": ("naflexvit_base_patch16_radio_v3", {}),
+    "naflex: rotary positions": ("naflexvit_base_patch16_gap", {"rope_type": "axial"}),
+    "naflex: rotary positions of each block": ("naflexvit_base_patch16_gap", {"rope_type": "mixed"}),
 }
 MODELS = pytest.mark.parametrize("kind", [*PREFIXES, *NAFLEX])
 SOME = pytest.mark.parametrize(
@@ -29,8 +33,9 @@ def library_model(kind):
     """timm's own model with random weights everywhere, also in what starts at zero or one."""
     torch.manual_seed(0)
     if kind in NAFLEX:
-        sizes = {name: value for name, value in SIZES.items() if name != "patch_size"}
-        model = timm.create_model(NAFLEX[kind], num_classes=7, **sizes)
+        name, options = NAFLEX[kind]
+        sizes = {key: value for key, value in SIZES.items() if key != "patch_size"}
+        model = timm.create_model(name, num_classes=7, **sizes | options)
     else:
         name, options = PREFIXES[kind]
         model = timm.create_model(name, num_classes=7, img_size=IMG, **SIZES | options)
@@ -115,34 +120,84 @@ def patches_with_padding():
     valid = torch.arange(30) < torch.tensor([[30], [24]])
     where[1, 24:] = 0
     return {
-        "patches": torch.randn(2, 30, 16 * 16 * 3, generator=generator(4)),
+        "patches": torch.randn(2, 30, 16 * 16 * 3, generator=generator(4), dtype=torch.float64),
         "patch_coord": where,
         "patch_valid": valid,
     }
 
 
-@pytest.mark.parametrize("kind", NAFLEX)
-def test_padding_of_naflex_counts_nothing(kind):
-    model, batch = library_model(kind), patches_with_padding()
+RULES_OF = {kind: RULES if "rotary" in kind else ["mean_rotation"] for kind in NAFLEX}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [(kind, rule) for kind, rules in RULES_OF.items() for rule in rules if rule != "mean_coordinate"],
+)
+@pytest.mark.parametrize("policy", ["tome", "dtem"])
+def test_an_image_merges_with_padding_as_without(kind, rule, policy):
+    """What it loses is reckoned from its own patches, whatever the batch that it is in; in float64, as the
+    choices of one block depend on those before."""
+    model, batch = library_model(kind).double(), patches_with_padding()
+    alone = {name: values[1:, :24] for name, values in batch.items()}
+    other = {**batch, "patches": batch["patches"].clone()}
+    other["patches"][1, 24:] = 100.0
     with torch.no_grad():
         before = model(batch)
-        dtem.patch(model, "tome", reduction=0)
-        torch.testing.assert_close(model(batch), before, atol=1e-5, rtol=1e-5)
-        model.reduction = 3
-        other = {**batch, "patches": batch["patches"].clone()}
-        other["patches"][1, 24:] = 100.0
-        assert torch.equal(model(other), model(batch)), "what padding holds changes nothing"
-        state = model.encode(*batch.values()).final
-        assert torch.equal(state.size.sum(dim=1) - state.num_prefix, torch.tensor([30.0, 24.0]))
-        alone = {name: values[1:, :24] for name, values in batch.items()}
-        model.reduction = [3, 0, 0]
-        padded = model(batch)[1:]
-        model.reduction = 0
-        torch.testing.assert_close(padded, model(alone), atol=1e-4, rtol=1e-4)
+        dtem.patch(model, policy, reduction=0, rotary=RotaryRule(rule, bias=rule == "mean_rotation"))
+        torch.testing.assert_close(model(batch), before, atol=1e-9, rtol=1e-9)
+        for proportional in ("always", "never"):
+            model.merging = replace(model.merging, proportional_attention=proportional)
+            for reduction in (3, 12, 0.7, 0.5, [0, 5, 1], (4, -1)):
+                model.reduction = reduction
+                padded = model(batch)
+                torch.testing.assert_close(padded[1:], model(alone), atol=1e-7, rtol=1e-7)
+                assert torch.equal(model(other), padded), "what padding holds changes nothing"
+                assert not torch.allclose(padded, before, atol=1e-5)
+                state = model.encode(*batch.values()).final
+                assert torch.equal(state.size.sum(dim=1) - state.num_prefix, torch.tensor([30.0, 24.0]))
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_each_image_loses_the_number_that_its_own_patches_give(policy):
+    model, batch = library_model("naflex: average pooling").double(), patches_with_padding()
+    dtem.patch(model, policy, reduction=[4, 0, 0])
+    for reduction, left in (([4, 0, 0], (26, 20)), ([14, 14, 14], (16, 12)), (0.75, (22, 18))):
+        model.reduction = reduction
+        one = [reduction[0], 0, 0] if isinstance(reduction, list) else reduction
+        state = model.encode(*batch.values(), taps=[0], reduction=one).taps[0]
+        held = (state.size > 0).sum(dim=1)
+        assert tuple(held.tolist()) == (left if policy != "none" else (30, 24))
+        valid = state.size > 0
+        assert torch.equal(valid, valid.sort(dim=1, descending=True).values), "padding is behind"
+
+
+@pytest.mark.parametrize("relaxation", ["soft", "straight_through"])
+def test_a_relaxed_merge_leaves_padding_alone(relaxation):
+    model, batch = library_model("naflex: average pooling").double(), patches_with_padding()
+    dtem.patch(model, "dtem", reduction=3, learns=True, relaxation=relaxation)
+    alone = {name: values[1:, :24] for name, values in batch.items()}
+    model.train()
+    one = [3, 0, 0]
+    padded, own = (model.encode(*x.values(), reduction=one).final for x in (batch, alone))
+    live = own.num_active
+    torch.testing.assert_close(padded.size[1:, :live], own.size[:, :live])
+    torch.testing.assert_close(padded.tokens[1:, :live], own.tokens[:, :live])
+    model(batch).square().sum().backward()
+    metric = model.blocks[0].metric.weight.grad
+    assert metric.isfinite().all() and metric.abs().max() > 0
+
+
+def test_coordinates_need_one_grid_for_all_images():
+    model = library_model("naflex: rotary positions").double()
+    dtem.patch(model, "tome", rotary=RotaryRule("mean_coordinate"))
+    one = {name: values[:1] for name, values in patches_with_padding().items()}
+    with pytest.raises(ConfigError, match="one grid for all images"):
+        model(one)
 
 
 def test_naflex_patches_without_a_mask_are_refused():
-    model, batch = dtem.patch(library_model("naflex: average pooling"), "tome"), patches_with_padding()
+    model, batch = library_model("naflex: average pooling").double(), patches_with_padding()
+    dtem.patch(model, "tome")
     batch.pop("patch_valid")
     with pytest.raises(ConfigError, match="give patch_valid"):
         model(batch)

@@ -179,8 +179,8 @@ class MergingSiglipVisionModel(MergingImageTower, SiglipVisionModel):
 
 
 class MergingSiglip2VisionModel(MergingTower, Siglip2VisionModel):
-    """Patches of images of any size and shape, in a batch with padding. Padding has size 0: no token attends
-    to it, and among the sources it merges first."""
+    """Patches of images of any size and shape, in a batch with padding behind them. Padding has size 0, so no
+    token attends to it."""
 
     LAYERS = "encoder.layers"
 

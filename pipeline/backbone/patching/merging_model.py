@@ -141,6 +141,7 @@ class MergingModel(nn.Module):
         relaxed = merging.learns and self.training if relaxed is None else relaxed
         how = Pass(
             schedule,
+            wanted if isinstance(wanted, float) else None,
             relaxed=policy.supports_relaxed and relaxed,
             proportional=attends_by_size(merging.proportional_attention, self.training),
             taps=taps,

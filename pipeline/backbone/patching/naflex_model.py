@@ -17,8 +17,7 @@ from pipeline.token_state import TokenState
 
 
 class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
-    """Padding has size 0: no token attends to it, and among the sources it merges first. So an image loses
-    the fewer of its patches the more padding it has."""
+    """Padding has size 0, so no token attends to it. It comes behind an image's patches."""
 
     def embedded(
         self, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None

@@ -5,9 +5,9 @@ Inference is ToMe's hard merge with the learned metric. Training relaxes it.
 
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
-from pipeline.merging.matching import Split, match, parity_split, similarity
+from pipeline.merging.matching import Split, match, parity_split, rank, similarity, without_padding
 from pipeline.merging.policy import POLICIES, MergePolicy
-from pipeline.merging.soft import give_shares, rank_sources, relaxed_top_r, straight_through
+from pipeline.merging.soft import give_shares, relaxed_top_r, straight_through
 from pipeline.token_state import Assignment, TokenState
 
 
@@ -66,11 +66,13 @@ class DTEM(MergePolicy):
             split = parity_split(state)
             return match(state, similarity(evidence.embedding, split), split, r)
         split = self.split(state.num_active, state.num_prefix)
-        scores = similarity(evidence.embedding, split)
-        candidates = relaxed_top_r(scores, r, candidates=self.candidates, tau1=self.tau1, tau2=self.tau2)
+        scores = without_padding(state, similarity(evidence.embedding, split), split)
+        candidates = relaxed_top_r(
+            scores, r, candidates=self.candidates, tau1=self.tau1, tau2=self.tau2, quota=state.quota
+        )
         if not self.follows_inference:
             return give_shares(state, candidates, split, r)
-        ranked = rank_sources(candidates)
+        ranked = rank(state, candidates.score[..., 0].detach(), split)
         if self.straight_through:
             candidates = straight_through(candidates, ranked, r)
         return give_shares(state, candidates, split, r, ranked)

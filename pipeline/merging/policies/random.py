@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 
 from pipeline.merging.evidence import Evidence
-from pipeline.merging.matching import pair_up, parity_split
+from pipeline.merging.matching import pair_up, parity_split, rank
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
 
 @POLICIES.register("random")
 class RandomMerging(MergePolicy):
-    """Merges pairs that are drawn from `seed`. They are the same for all images, so that a result repeats and
-    does not depend on the batch."""
+    """Merges pairs that are drawn from `seed`. They are the same for all images without padding, so that a
+    result repeats and does not depend on the batch."""
 
     def __init__(self, seed: int = 0):
         self.seed = seed
@@ -21,6 +21,10 @@ class RandomMerging(MergePolicy):
         split, batch = parity_split(state), len(state.tokens)
         drawn = _draw(self.seed * 1_000_003 + state.num_active, *split.counts, r)
         order, target = (row.to(state.tokens.device).expand(batch, -1) for row in drawn)
+        if state.quota is not None:
+            scores = -order.argsort(dim=-1).to(state.size.dtype)
+            order = rank(state, scores.masked_fill(state.size[:, split.sources] == 0, -torch.inf), split)
+            target = target % (state.size[:, split.destinations] > 0).sum(dim=-1, keepdim=True).clamp(min=1)
         return pair_up(state, order, target, split)
 
 
