@@ -31,6 +31,7 @@ MODELS: dict[str, tuple[str, Any]] = {
     "DINOv3ViTModel": ("DINOv3ViTConfig", MLP | REGISTERS | {"use_gated_mlp": True}),
     "CLIPVisionModel": ("CLIPVisionConfig", MLP),
     "CLIPVisionModelWithProjection": ("CLIPVisionConfig", MLP | {"projection_dim": 24}),
+    "CLIPForImageClassification": ("CLIPConfig", {"vision_config": MLP} | LABELS),
     "SiglipVisionModel": ("SiglipVisionConfig", MLP),
     "SiglipForImageClassification": ("SiglipConfig", {"vision_config": MLP} | LABELS),
     "Siglip2VisionModel": ("Siglip2VisionConfig", NAFLEX),

@@ -250,8 +250,10 @@ def test_a_saved_model_is_the_librarys_again(name, tmp_path):
     torch.testing.assert_close(outputs(again, batch), before, atol=0, rtol=0)
 
 
-def test_a_pipeline_of_transformers_runs_a_merging_classifier(caplog):
-    name = "ViTForImageClassification"
+@pytest.mark.parametrize(
+    "name", ["ViTForImageClassification", "CLIPForImageClassification", "SiglipForImageClassification"]
+)
+def test_a_pipeline_of_transformers_runs_a_merging_classifier(name, caplog):
     model = dtem.patch(library_model(name), "tome", reduction=3)
     processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
     classify = transformers.pipeline("image-classification", model=model, image_processor=processor)
