@@ -4,12 +4,15 @@ from itertools import combinations
 
 import pytest
 import torch
-from tiny import IMG, SIZES, VARIANTS, images, tiny_vit
+from tiny import IMG, PREFIXES, ROTARY, SIZES, VARIANTS, images, tiny_vit
+from tiny_hugging_face import inputs, library_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline import patch
 from pipeline.backbone.build import create_vit
-from pipeline.backbone.macs import count_macs, reduction_for_macs, spread
+from pipeline.backbone.macs import count_macs, counted_model, reduction_for_macs, spread
+from pipeline.backbone.rotary import RotaryRule
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.merging.matching import match, parity_split, similarity
@@ -64,6 +67,31 @@ def test_all_that_a_policy_needs_is_counted(needs):
 def test_prefixes_and_gated_mlps_are_counted(variant, prefix):
     model = tiny_vit(variant, prefix=prefix, reduction=5)
     assert count_macs(model).flops == counted(model)
+
+
+@pytest.mark.parametrize(
+    "prefix", [prefix for prefix in PREFIXES if "side by side" in prefix or "several queries" in prefix]
+)
+def test_blocks_of_every_form_are_counted(prefix):
+    model = tiny_vit("dtem", prefix=prefix, reduction=5)
+    assert count_macs(model).flops == counted(model)
+
+
+@pytest.mark.parametrize("prefix", [ROTARY[0], ROTARY[-1]])
+def test_attention_to_every_member_is_counted(prefix):
+    model = tiny_vit("tome", prefix=prefix, reduction=5, rotary=RotaryRule("virtual_unmerging"))
+    assert count_macs(model).flops == counted(model) > count_macs(tiny_vit("tome", prefix=prefix)).flops
+
+
+@pytest.mark.parametrize("name", ["Dinov2Model", "DINOv3ViTModel", "SiglipVisionModel"])
+def test_patched_models_are_counted(name):
+    """But for the pooler."""
+    model, batch = patch(library_model(name), "dtem", reduction=5), inputs(name)
+    one = batch["pixel_values"][:1]
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.encode(one)
+    known = counted_model(model, one)
+    assert known.macs(known.schedule(5)).flops == counter.get_total_flops()
 
 
 def test_another_input_size_is_counted():

@@ -12,6 +12,7 @@ from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.merging.policies import POLICIES
+from pipeline.merging.unmerge import unmerge_tokens
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import TokenState
@@ -84,6 +85,20 @@ def test_a_merge_does_not_change_the_average(policy):
     state = TokenState.start(tokens, (4, 4), 1)
     after = merged(POLICIES.build(policy), state, tokens, 6)
     torch.testing.assert_close(pool(after, "avg"), tokens[:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("prefix", [prefix for prefix in PREFIXES if "attention pooling" in prefix])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pooling_by_attention_reads_merged_tokens_as_all_their_patches(prefix, dtype):
+    model = classifier("tome", prefix=prefix).eval().to(dtype)
+    task = model.tasks["animals"]
+    with torch.no_grad():
+        state = model.backbone(images(2).to(dtype)).final
+        merged_pool, every = task._pooled(state), unmerge_tokens(state.tokens, state.merges)
+        first = 0 if task.pools_prefix else state.num_prefix
+        torch.testing.assert_close(merged_pool, task.attn_pool(every[:, first:]), atol=1e-6, rtol=1e-6)
+        once = task.attn_pool(state.tokens[:, first:])
+    assert task.pools_prefix == prefix.startswith("pe") and not torch.allclose(once, merged_pool, atol=1e-4)
 
 
 def test_pooling_that_cannot_be_is_refused():
