@@ -201,6 +201,8 @@ def test_naflex_patches_without_a_mask_are_refused():
     batch.pop("patch_valid")
     with pytest.raises(ConfigError, match="give patch_valid"):
         model(batch)
+    with pytest.raises(ConfigError, match="give patch_coord"):
+        model({**batch, "patch_valid": torch.ones(2, 30)} | {"patch_coord": None})
     with pytest.raises(ConfigError, match="give output_fmt='NLC'"):
         model.forward_intermediates(patches_with_padding())
     found = model.forward_intermediates(patches_with_padding(), [1], output_fmt="NLC", output_dict=True)
@@ -224,6 +226,7 @@ def test_naflex_patches_without_a_mask_are_refused():
         (lambda model: setattr(dtem.patch(model), "reduction", "many"), "reduction"),
         (lambda model: dtem.patch(model)(images(), is_causal=True), "mask"),
         (lambda model: dtem.patch(model).forward_intermediates(images(), [9]), "of the 3, 0 to 2"),
+        (lambda model: dtem.patch(model).forward_intermediates(images(), 0), "give 1 or more"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(change, reason):

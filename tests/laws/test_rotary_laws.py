@@ -117,8 +117,25 @@ def test_the_destination_keeps_a_position_of_the_grid_and_a_mean_lies_between(pr
             state = model(images()).final
             table = model._rotary(state.grid).tables[0]
             found = model._rotary(state.grid).at(state, 0).table
-        far = (found[0, 0][:, None] - table[0, 0]).abs().amax(dim=-1).amin(dim=-1)
-        assert (far == 0).all() if rule == "destination" else far.max() > 1e-3
+        prefix = state.num_prefix
+        far = (found[:, 0, prefix:, None] - table[0, 0]).abs().amax(dim=-1)
+        if rule == "destination":
+            assert (far.amin(dim=-1) == 0).all()
+            holds = source_map(state)[:, :, prefix:].gather(1, far.argmin(dim=-1)[:, None])
+            assert (holds > 0).all(), "the position of one of its own patches"
+        else:
+            assert far.amin(dim=-1).max() > 1e-3
+
+
+@BACKBONE
+def test_the_coordinates_of_the_grid_give_the_table_of_the_library(prefix):
+    model = tiny_vit("tome", prefix=prefix).eval().double()
+    model.rotary_rule = RotaryRule("mean_coordinate")
+    state, rotary = started(model)
+    for i in range(model.depth):
+        table = rotary.at(state, i).table
+        again = rotary.at(state, i, torch.zeros_like(rotary.averaged(state, i))).table
+        torch.testing.assert_close(again, table.expand_as(again), atol=1e-5, rtol=0)
 
 
 @BACKBONE

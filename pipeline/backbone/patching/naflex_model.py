@@ -23,11 +23,13 @@ class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
         self, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None
     ) -> Embedded:
         """x: images [B, 3, H, W]; or patches [B, N, pixels], then patch_coord [B, N, 2] and patch_valid
-        [B, N] say where they lie and which are no padding. Raises ConfigError where patch_valid lacks."""
-        if patch_coord is not None and patch_valid is None:
+        [B, N] say where they lie and which are no padding. Raises ConfigError where one of them lacks."""
+        if (x.ndim != 4 or patch_coord is not None) and patch_valid is None:
             raise ConfigError(
                 "a batch of patches has no mask; give patch_valid [B, N], which says what is no padding"
             )
+        if patch_valid is not None and patch_coord is None:
+            raise ConfigError("a batch of patches has no places; give patch_coord [B, N, 2], row and column")
         made = self._forward_embeds(x, patch_coord=patch_coord, patch_valid=patch_valid, attn_mask=None)
         tokens, prefix = made["patches"], self.num_prefix_tokens
         grid = (1, tokens.shape[1] - prefix)

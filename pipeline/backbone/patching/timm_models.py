@@ -133,6 +133,8 @@ def _start(model: VisionTransformer | Eva, tokens: Tensor, images: Tensor) -> To
 def _numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     """Blocks of which timm's methods return features: all, the last few, or the named ones."""
     if isinstance(indices, int):
+        if indices < 1:
+            raise ConfigError(f"the last {indices} of the {depth} blocks are asked for; give 1 or more")
         indices = range(-indices, 0)
     wanted = range(depth) if indices is None else indices
     return sorted({block_number(number, depth, f"blocks {list(wanted)} are asked for") for number in wanted})
