@@ -15,20 +15,24 @@ def when_imported(name: str, then: Callable[[], object]) -> None:
 
 
 class _Waiting:
-    """Finds nothing itself: it asks the others for the package, once, and calls `then` behind its import."""
+    """Finds nothing itself: it asks the others for the package, and calls `then` behind its first import.
+    Many ask only to know whether a package is there."""
 
     def __init__(self, name: str, then: Callable[[], object]):
-        self._name, self._then = name, then
+        self._name, self._then, self._asks = name, then, False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self._name:
+        if fullname != self._name or self._asks:
             return None
         from importlib.util import find_spec
 
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        self._asks = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._asks = False
         if spec is None or spec.loader is None:
             return spec
         loader, run = spec.loader, spec.loader.exec_module
@@ -36,7 +40,9 @@ class _Waiting:
         def exec_module(module: ModuleType) -> None:
             vars(loader).pop("exec_module", None)
             run(module)
-            self._then()
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._then()
 
         # on this one loader, which stays what it is for whoever asks the module for its source or data
         loader.exec_module = exec_module

@@ -1,6 +1,7 @@
 """Work waits for a package, and the package does not notice."""
 
 import importlib
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def test_it_is_called_once_behind_the_import(package):
     assert "exec_module" not in vars(waited_for.__loader__)
     del sys.modules["waited_for"]
     import waited_for  # noqa: F811
+
+    assert seen == [1]
+
+
+def test_who_asks_whether_a_package_is_there_does_not_import_it(package):
+    """transformers asks for timm so."""
+    seen: list[int] = []
+    when_imported("waited_for", lambda: seen.append(1))
+    assert importlib.util.find_spec("waited_for") is not None and seen == []
+    import waited_for  # noqa: F401
 
     assert seen == [1]
 
