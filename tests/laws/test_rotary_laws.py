@@ -118,10 +118,10 @@ def test_the_destination_keeps_a_position_of_the_grid_and_a_mean_lies_between(pr
             table = model._rotary(state.grid).tables[0]
             found = model._rotary(state.grid).at(state, 0).table
         prefix = state.num_prefix
-        far = (found[:, 0, prefix:, None] - table[0, 0]).abs().amax(dim=-1)
+        far = (found[:, 0, prefix:, None] - table[0, 0, prefix:]).abs().amax(dim=-1)
         if rule == "destination":
             assert (far.amin(dim=-1) == 0).all()
-            holds = source_map(state)[:, :, prefix:].gather(1, far.argmin(dim=-1)[:, None])
+            holds = source_map(state)[:, prefix:, prefix:].gather(1, far.argmin(dim=-1)[:, None])
             assert (holds > 0).all(), "the position of one of its own patches"
         else:
             assert far.amin(dim=-1).max() > 1e-3
