@@ -108,13 +108,15 @@ def _curve(curve: Curve) -> str:
         f", {_words(', '.join(of))}" if of else ""
     )
     head = ["MACs", "reduction", *map(_column, policies)]
-    rows = [_row(point, policies) for point in curve.points]
+    rows = [_row(point, policies, 100 if curve.unit == "%" else 1) for point in curve.points]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---:"] * len(head), *rows)]
     return f"{title}\n\n" + "\n".join(lines)
 
 
-def _row(point: CurvePoint, policies: Sequence[str]) -> list[str]:
-    scores = [f"{point.scores[policy]:.4g}" if policy in point.scores else "-" for policy in policies]
+def _row(point: CurvePoint, policies: Sequence[str], factor: int) -> list[str]:
+    """factor: of the scores, by their unit."""
+    known = {policy: f"{factor * score:.4g}" for policy, score in point.scores.items()}
+    scores = [known.get(policy, "-") for policy in policies]
     return [f"{100 * point.macs:.1f} %", _words(str(point.reduction)), *scores]
 
 

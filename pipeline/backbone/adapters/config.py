@@ -110,7 +110,8 @@ class CurvePoint:
     macs: float
     """Share of the unmerged model's MACs under the adapter's policy."""
     scores: dict[str, float]
-    """Policy -> score. `none` is the unmerged model; `NAME_untrained` has an embedding as it was drawn."""
+    """Policy -> score, a share in [0, 1] where the unit is `%`. `none` is the unmerged model;
+    `NAME_untrained` has an embedding as it was drawn."""
 
     def __post_init__(self) -> None:
         ReductionConfig(reduction=self.reduction)

@@ -23,9 +23,9 @@ CURVE = Curve(
     split="val",
     samples=30,
     points=[
-        CurvePoint(reduction=0, macs=1.0, scores={"none": 71.25}),
+        CurvePoint(reduction=0, macs=1.0, scores={"none": 0.7125}),
         CurvePoint(
-            reduction=[8, 8, 0], macs=0.503, scores={"dtem": 70.5, "tome": 68.0, "dtem_untrained": 69.0}
+            reduction=[8, 8, 0], macs=0.503, scores={"dtem": 0.705, "tome": 0.68, "dtem_untrained": 0.69}
         ),
     ],
 )
@@ -53,7 +53,13 @@ def test_the_curve_is_a_table(config):
     card = card_text(config, "mine")
     assert "## digits: top1 (%), 30 samples, split val" in card
     assert "| MACs | reduction | unmerged | tome | dtem | dtem\\_untrained |" in card
+    assert "| 100.0 % | 0 | 71.25 | - | - | - |" in card
     assert "| 50.3 % | \\[8, 8, 0\\] | - | 68 | 70.5 | 69 |" in card
+
+
+def test_a_metric_without_a_unit_stands_as_it_is(config):
+    cosine = replace(CURVE, metric="cosine", unit="")
+    assert "| 100.0 % | 0 | 0.7125 | - | - | - |" in card_text(replace(config, curves=[cosine]), "mine")
 
 
 def test_the_lines_of_use_are_three(config):
