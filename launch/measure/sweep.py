@@ -98,9 +98,8 @@ def _check_one_setup(runs: Sequence[SavedRun]) -> None:
     for run in runs[1:]:
         if _setup(run.config) != first:
             raise ConfigError(
-                f"{run.folder} and {runs[0].folder} differ in backbone or tasks, or in what their "
-                "embeddings share; "
-                "sweep runs of one setup together"
+                f"{run.folder} and {runs[0].folder} differ in backbone or tasks, in what their embeddings "
+                "share or in how rotary positions merge; sweep runs of one setup together"
             )
         for task in run.config.tasks:
             known = [classes for classes in (runs[0].classes(task), run.classes(task)) if classes]
@@ -114,7 +113,8 @@ def _check_one_setup(runs: Sequence[SavedRun]) -> None:
 
 def _setup(config: RunConfig) -> tuple[Any, ...]:
     backbone = replace(config.backbone, weights=None, pretrained=False)
-    return backbone, config.tasks, config.merging.embedding, config.merging.adapter_rank
+    merging = replace(config.merging, policy="none", reduction=0, options={})
+    return backbone, config.tasks, merging
 
 
 def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:

@@ -98,8 +98,8 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
     run share.
 
     policy: None takes the run's; NAME_untrained has an embedding drawn from `seed` (None: the run's seed). A
-    policy other than the run's has its default options, and reduction 0 for all tasks. Raises ConfigError
-    where the policy needs an embedding that the run never learned.
+    policy other than the run's has its default options, and reduction 0 for all tasks; rotary positions merge
+    as in the run. Raises ConfigError where the policy needs an embedding that the run never learned.
     """
     own = run.config.merging
     policy = policy or own.policy
@@ -111,7 +111,8 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
     config = replace(run.config, backbone=backbone)
     if name != own.policy:
         tasks = {name: replace(task, merging=None) for name, task in config.tasks.items()}
-        config = replace(config, merging=MergingConfig(policy=name), tasks=tasks)
+        merging = MergingConfig(policy=name, rotary=own.rotary, rotary_bias=own.rotary_bias)
+        config = replace(config, merging=merging, tasks=tasks)
     with torch.random.fork_rng(devices=[]), _no_larger_than(run):
         # the seed that training starts from
         torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))

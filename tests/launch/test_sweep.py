@@ -1,6 +1,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,9 +9,13 @@ from launch.measure.evaluator import evaluator_of
 from launch.measure.sweep import sweep
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import markdown, spread
-from launch.saved.run import read_run
+from launch.saved.run import SavedRun, build, read_run
+from pipeline.backbone.rotary import RULES, RotaryRule
+from pipeline.config.load import load_config
+from pipeline.config.schema import MergingConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError
+from pipeline.model import build_model
 from pipeline.train.evaluate import evaluate
 
 POLICIES = ["random", "tome", "dtem_untrained", "dtem"]
@@ -22,8 +27,6 @@ def swept(trained):
 
 
 def test_one_pass_over_all_models_scores_what_each_scores_alone(trained, swept):
-    from launch.saved.run import build
-
     run = read_run(trained)
     for point in (swept.whole, *swept.points):
         evaluator = evaluator_of(build(run, point.policy))
@@ -62,6 +65,17 @@ def test_seeds_of_one_backbone_give_one_score_where_the_embedding_plays_no_part(
     )
     result = sweep([run, moved], ["tome"], [2], rounds=0)[0]
     assert len(result.points[0].scores["top1"]) == 2
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_all_policies_merge_rotary_positions_as_the_run(rule):
+    config = load_config("configs/cifar10_rope_vit.py", [f"merging.rotary={rule}"])
+    run = SavedRun(Path("a"), config, dict(build_model(config).state_dict()), False, {})
+    for policy in ("none", "random", "tome", "dtem_untrained"):
+        assert build(run, policy).backbone.rotary_rule == RotaryRule(rule)
+    other = replace(run, config=replace(config, merging=MergingConfig(rotary=next(iter({*RULES} - {rule})))))
+    with pytest.raises(ConfigError, match="how rotary positions merge"):
+        sweep([run, other], ["tome"], [2], rounds=0)
 
 
 def test_runs_of_two_setups_are_not_mixed(trained):
