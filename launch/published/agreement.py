@@ -9,8 +9,8 @@ from torch import Tensor
 
 from launch.measure.points import MACS, Point, Sweep
 from launch.published.device import now
+from launch.published.merged import counted_for
 from launch.published.signal import Signal
-from pipeline.backbone.macs import counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError, StopAsked
@@ -71,6 +71,11 @@ def agreement(
                     own[metric] = own.get(metric, 0) + values.sum()
         if first is None:
             raise ConfigError("none of the held-out pictures can be read")
+        if not all(bool(total.isfinite()) for total in sums[0].values()):
+            raise ConfigError(
+                f"the {signal.kind} of {name} are not finite under {precision}, or all are zero, so nothing "
+                "can agree with them; give other weights, or --precision fp32"
+            )
         speeds = _speeds(entries, first, rounds)
     points = [
         _point(entry, first[:1], {m: float(total) / samples for m, total in sums[i].items()}, speeds[i])
@@ -98,11 +103,12 @@ def agreement(
 def _entries(models: Mapping[str, MergingModel], targets: Sequence[float], image: Tensor) -> list[Entry]:
     """The points to measure, the unmerged model first. A share that a policy cannot reach is left out with a
     warning."""
+    counted_for(models["none"], image)
     found = [Entry("none", 0, models["none"], [0] * len(models["none"].merging_blocks))]
     for policy, model in models.items():
         for target in targets if policy != "none" else ():
             try:
-                found.append(Entry(policy, target, model, counted_model(model, image).reduction_for(target)))
+                found.append(Entry(policy, target, model, counted_for(model, image).reduction_for(target)))
             except ConfigError as err:
                 log.warning("%s is left out at %s: %s", policy, target, err)
     if len(found) == 1 and len(models) > 1:
@@ -124,7 +130,7 @@ def _speeds(entries: Sequence[Entry], images: Tensor, rounds: int) -> list[list[
 
 
 def _point(entry: Entry, image: Tensor, scores: Mapping[str, float], speed: list[float]) -> Point:
-    counted = counted_model(entry.model, image)
+    counted = counted_for(entry.model, image)
     schedule = counted.schedule(entry.schedule)
     macs = counted.macs(schedule)
     return Point(

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.backbone.adapters.adapter import Adapter
+from pipeline.backbone.macs import Counted, counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.patching.patch import patch
 from pipeline.errors import ConfigError
@@ -28,6 +29,20 @@ def merged_model(
         found = patch(sharing_tensors(base), name, reduction, adapter=adapter)
     assert isinstance(found, MergingModel), "patch gives one"
     return found
+
+
+def counted_for(model: MergingModel, image: Tensor) -> Counted:
+    """What MACs are counted of, for one image [1, 3, H, W]. Raises ConfigError where the model takes no image
+    of this size, or wants more than images."""
+    try:
+        return counted_model(model, image)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as err:
+        height, width = image.shape[-2:]
+        reason = str(err).strip().partition("\n")[0] or type(err).__name__
+        raise ConfigError(
+            f"the model does not take images of {height}x{width} pixels: {reason}; leave --img-size out, or "
+            "give what its patches divide"
+        ) from err
 
 
 def merged_models(

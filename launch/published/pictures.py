@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.data.make.picture_files import SUFFIXES, read_picture
+from pipeline.data.make.picture_files import SUFFIXES, LeftOut, read_picture
 from pipeline.data.members.decode import IMAGES
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
@@ -44,10 +44,11 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """Picture files below a folder, sorted by name."""
+    """Picture files below a folder, sorted by name. digest: of their names and sizes."""
 
     root: Path
     names: Sequence[str]
+    digest: str
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,14 +58,6 @@ class PictureFiles:
 
     def place(self, number: int) -> tuple[str, str]:
         return str(self.root), self.names[number]
-
-    @property
-    def digest(self) -> str:
-        """Of the names and sizes."""
-        found = hashlib.sha256()
-        for name in self.names:
-            found.update(f"{name} {os.path.getsize(self.root / name)}\n".encode())
-        return found.hexdigest()[:12]
 
 
 class ShardPictures:
@@ -115,18 +108,34 @@ def find_pictures(source: str) -> Pictures:
                 f"({', '.join(IMAGES)})"
             )
         return ShardPictures(manifest)
-    names = [
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, _, files in os.walk(root)
-        for name in files
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    ]
-    if not names:
+    sizes = _files_below(root)
+    if not sizes:
         raise ConfigError(
             f"{source} holds no pictures ({', '.join(SUFFIXES)}), also in its folders, and no shards (.tar); "
             "give a folder of either"
         )
-    return PictureFiles(root, sorted(names))
+    names, digest = sorted(sizes), hashlib.sha256()
+    for name in names:
+        digest.update(os.fsencode(f"{name} {sizes[name]}\n"))
+    return PictureFiles(root, names, digest.hexdigest()[:12])
+
+
+def _files_below(root: Path) -> dict[str, int]:
+    """Name -> bytes of each picture file below a folder. Left out, and told: links to nothing, what is no
+    file, such as a pipe, whose end nobody would see, and folders that cannot be listed."""
+    found: dict[str, int] = {}
+    left = LeftOut()
+    for folder, _, files in os.walk(root, onerror=lambda err: left.add(Path(err.filename))):
+        for name in files:
+            if not name.lower().endswith(SUFFIXES) or name.startswith("."):
+                continue
+            path = Path(folder, name)
+            if path.is_file():
+                found[os.path.relpath(path, root)] = path.stat().st_size
+            else:
+                left.add(path)
+    left.tell()
+    return found
 
 
 def divided(count: int, size: tuple[int, int]) -> tuple[list[int], list[int]]:

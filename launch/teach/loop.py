@@ -70,7 +70,7 @@ def teach(
     stopping: Callable[[], bool],
 ) -> int:
     """Trains the embeddings of the model, in place, and nothing else. Returns the number of steps that were
-    done, which are fewer where `stopping` said so.
+    done, which are fewer where `stopping` said so. Raises ConfigError where no step has a finite loss.
 
     model: on the device, in evaluation mode, with a policy that learns. counted: of it, for one image.
     """
@@ -78,6 +78,7 @@ def teach(
     objective = MergeCost(pairs=how.pairs)
     optimizer = GroupAdamW(_groups(embeddings, how.optim), how.optim.betas)
     clock, shown = now(device), torch.zeros((), device=device)
+    usable = torch.zeros((), device=device)
     with tqdm(total=how.steps, desc="teach", disable=None) as bar:
         for step in range(how.steps):
             if stopping():
@@ -92,10 +93,11 @@ def teach(
             optimizer.set_lrs(dict.fromkeys(("decayed", "others"), lr_at(step, how.optim, how.steps)))
             optimizer.clip(embeddings, how.optim.clip_grad)
             optimizer.step()
-            shown = shown + loss.detach()
+            shown, usable = shown + loss.detach(), usable + loss.detach().isfinite()
             if (step + 1) % TOLD_EVERY == 0:
+                _refuse_nonfinite(usable, signal.kind, precision)
                 bar.set_postfix(loss=f"{float(shown) / TOLD_EVERY:.4f}")
-                shown = torch.zeros((), device=device)
+                shown = torch.zeros_like(shown)
             bar.update()
             if step == TIMED.start:
                 clock = now(device)
@@ -103,6 +105,7 @@ def teach(
                 seconds = (now(device) - clock) / len(TIMED)
                 text = f"about {in_words(seconds * how.steps)} in all, at {1 / seconds:.3g} steps a second"
                 tqdm.write(text, file=sys.stderr)
+    _refuse_nonfinite(usable, signal.kind, precision)
     return how.steps
 
 
@@ -144,6 +147,15 @@ def _groups(parameters: list[nn.Parameter], optim: OptimConfig) -> list[dict[str
         {"name": "decayed", "params": decayed, "weight_decay": optim.weight_decay},
         {"name": "others", "params": others, "weight_decay": 0.0},
     ]
+
+
+def _refuse_nonfinite(usable: Tensor, kind: str, precision: str) -> None:
+    """Raises ConfigError where no step had a finite loss: all were passed over, and nothing was learned."""
+    if not usable:
+        raise ConfigError(
+            f"no step has a finite loss, so nothing is learned: the model's {kind} are not finite under "
+            f"{precision}; give --precision fp32, or other weights"
+        )
 
 
 def in_words(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What `dtem teach` writes: the adapter with its recipe and curve, and the curve as table, plot and data."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pipeline.run_folder import refuse_run
 
 CURVE = "curve"
 """Folder of the curve in that of the adapter."""
+ROOM = 1 << 25
+"""Bytes that the adapter of a ViT-L and its curve do not exceed."""
 
 
 def check_out(folder: Path) -> None:
@@ -27,6 +30,15 @@ def check_out(folder: Path) -> None:
             f"--out {folder} is not empty and holds no adapter; give a new folder, or that of an adapter to "
             "write anew"
         )
+
+
+def make_out(folder: Path) -> None:
+    """Makes the folder, and fails here, not after the steps, where nothing can be written into it. Raises
+    OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"-" * ROOM)
+        file.flush()
 
 
 def write_taught(

@@ -11,19 +11,20 @@ import torch
 from launch.measure.points import Sweep
 from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches, training_batches
-from launch.published.merged import UNTRAINED, merged_model, merged_models
+from launch.published.merged import UNTRAINED, counted_for, merged_model, merged_models
 from launch.published.pictures import Pictures, divided
 from launch.published.signal import Signal, signal_of
 from launch.report.sweep_files import print_sweep, write_sweep
 from launch.teach.estimate import Estimate, estimated, time_to_read
 from launch.teach.loop import Teaching, in_words, teach
-from launch.teach.result import CURVE, check_out, write_taught
+from launch.teach.result import CURVE, check_out, make_out, write_taught
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.config import name_of_data
-from pipeline.backbone.macs import Counted, counted_model
+from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.published import Published
 from pipeline.config.schema import Preprocessing
+from pipeline.engine import launched
 from pipeline.errors import ConfigError, StopAsked
 from pipeline.files import folder_within
 from pipeline.interfaces import Batch
@@ -61,6 +62,8 @@ class Order:
             raise ConfigError(
                 f"--batch-size is {self.batch_size} and --workers {self.workers}; give at least 1 and 0"
             )
+        if (processes := launched.world_size()) > 1:
+            raise ConfigError(f"teaching runs in one process, and a launcher started {processes}; start one")
         check_out(self.out)
 
 
@@ -71,7 +74,8 @@ def teach_published(order: Order, pictures: Pictures, published: Published) -> b
     parts = divided(len(pictures), published.size)
     model = merged_model(published.model.to(order.device), order.policy, how.reduction, seed=how.seed)
     image = torch.zeros(1, 3, *published.size, device=order.device)
-    counted = counted_model(model, image)
+    counted = counted_for(model, image)
+    make_out(order.out)
     _tell_plan(order, counted, signal, published.pixels, [len(part) for part in parts])
     _tell_time(order, _estimated(order, pictures, published, model, signal, counted, parts[0]), len(parts[1]))
     with StopRequest() as stop:

@@ -47,6 +47,12 @@ class MergingBlock(nn.Module):
         """Why the merge would be computed wrongly in this block of the library; None where it would not."""
         return None
 
+    @classmethod
+    def passed_by(cls, block: nn.Module) -> Iterable[nn.Module]:
+        """Parts of the library's block that merging does not call: it does their work with their
+        parameters."""
+        return ()
+
     def attend(self, x: Tensor, place: Place) -> Attended:
         """The attention of tokens x [B, M, C], with its norms, scales and drop path."""
         raise NotImplementedError
@@ -134,24 +140,45 @@ def host(block: type[nn.Module]) -> Callable[[type[MergingBlock]], type[MergingB
 
 def become_merging(block: nn.Module, policy: MergePolicy, embedding: EmbeddingSpec) -> MergingBlock:
     """The block itself, as a merging block; its metric embedding has its device and dtype. Raises ConfigError
-    where there is no host for its class, naming it."""
+    where there is no host for its class, naming it. After an error it is as it was."""
     obstacle = obstacle_of(block)
     if obstacle is not None:
         raise ConfigError(obstacle)
-    block = _as(block, HOSTS[type(block)])
-    block.policy, block.metric = policy, None
-    if policy.learned:
-        like = next(block.parameters())
-        metric = embedding.build(block.width, policy.embedding_dim(block.width, block.heads[1]))
-        block.metric = metric.to(device=like.device, dtype=like.dtype)
-    return block
+    merging = _as(block, HOSTS[type(block)])
+    merging.policy, merging.metric = policy, None
+    try:
+        if policy.learned:
+            merging.metric = _embedding_for(merging, embedding)
+    except BaseException:
+        become_plain(merging)
+        raise
+    return merging
+
+
+def _embedding_for(block: MergingBlock, embedding: EmbeddingSpec) -> nn.Module:
+    """A metric embedding with the device and dtype of the block's floats."""
+    like = next(parameter for parameter in block.parameters() if parameter.is_floating_point())
+    with torch.inference_mode(False):  # what is made under it could not learn
+        metric = embedding.build(block.width, block.policy.embedding_dim(block.width, block.heads[1]))
+        return metric.to(device=like.device, dtype=like.dtype)
 
 
 def become_plain(block: MergingBlock) -> nn.Module:
-    """The way back of `become_merging`."""
-    plain = next(library for library, merging in HOSTS.items() if merging is type(block))
+    """The way back of `become_merging`. Raises ConfigError where something made another class of it."""
+    plain = library_of(block)
     del block.policy, block.metric
     return _as(block, plain)
+
+
+def library_of(block: MergingBlock) -> type[nn.Module]:
+    """The library's class of a merging block. Raises ConfigError where something made another class of it."""
+    for library, merging in HOSTS.items():
+        if merging is type(block):
+            return library
+    raise ConfigError(
+        f"a block became {type(block).__name__} after the model was patched, by FSDP or the like; unpatch it "
+        "before"
+    )
 
 
 def _as(block: nn.Module, kind: type[M]) -> M:

@@ -133,6 +133,7 @@ def _of_timm(name: str, weights: str | None, pretrained: bool, options: dict[str
     if merges:  # such as an export
         unpatch(model)
     _refuse_obstacle(model, short)
+    _refuse_size(model)
     if tensors is not None:
         log.info("%s: %s", weights, fill_model(model, tensors))
     folder = short.removeprefix(FOLDER) if name.startswith(FOLDER) else weights
@@ -223,6 +224,16 @@ def _input_size(model: nn.Module) -> tuple[int, int]:
     """(height, width) in pixels that timm's model is made for."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return tuple(size) if size is not None else tuple(pretrained_of(model)["input_size"][-2:])
+
+
+def _refuse_size(model: nn.Module) -> None:
+    """Raises ConfigError for images that the patches do not divide, where timm pads none."""
+    embed = getattr(model, "patch_embed", None)
+    patch, pads = getattr(embed, "patch_size", None), getattr(embed, "dynamic_img_pad", False)
+    if isinstance(patch, tuple) and not pads:
+        made = _input_size(model)
+        if any(side % own for side, own in zip(made, patch, strict=True)):
+            raise ConfigError(f"images of {made[0]}x{made[1]} pixels do not divide into patches of {patch}")
 
 
 def _warn_of_size(size: tuple[int, int], own: tuple[int, ...], name: str) -> None:

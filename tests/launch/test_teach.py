@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -16,8 +17,9 @@ from safetensors.torch import save_file
 from shardkit import image, samples, write_tar
 
 import dtem as public
+from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches
-from launch.published.merged import merged_model
+from launch.published.merged import counted_for, merged_model
 from launch.published.pictures import divided, find_pictures
 from launch.published.signal import Signal, signal_of
 from launch.teach.loop import Teaching, merge_loss, teach
@@ -223,6 +225,61 @@ def test_pictures_of_a_folder_and_of_shards_are_read_alike(tmp_path):
     assert [shards.read(i) for i in range(5)] == [tree.read(i) for i in range(5)]
 
 
+def test_only_files_are_pictures(tmp_path, caplog):
+    """A pipe or a device has no end, and a link may lead nowhere: after hours of teaching is too late."""
+    for name in (b"a.png", b"\xff.png"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(image(0, (6, 6)))
+    digest = find_pictures(str(tmp_path)).digest
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    found = find_pictures(str(tmp_path))
+    assert len(found) == 2 and found.digest == digest
+    assert "4 .jpg" in caplog.text
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_steps(weights, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.teach.run.teach", lambda *_, **__: pytest.fail("it teaches"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        teach_published(
+            order(pictures, tmp_path / "file" / "out"), find_pictures(str(pictures)), opened(weights)
+        )
+
+
+def test_weights_that_say_nothing_finite_end_it(weights, pictures, tmp_path):
+    published = opened(weights)
+    with torch.no_grad():
+        published.model.blocks[1].attn.qkv.weight[0] = float("nan")
+    with pytest.raises(ConfigError, match="no step has a finite loss.*logits"):
+        teach_published(order(pictures, tmp_path / "out"), find_pictures(str(pictures)), published)
+    model = merged_model(published.model, "none", 0, seed=0)
+    batches = (Batch("pictures", scenes(2, seed), None) for seed in range(2))
+    with pytest.raises(ConfigError, match="logits of x are not finite"):
+        agreement(
+            {"none": model}, Signal("logits"), batches, [], name="x", split="", device=CPU, precision="fp32"
+        )
+
+
+@pytest.mark.parametrize("side", [7, 65])
+def test_images_that_the_patches_do_not_divide_are_refused(weights, side):
+    with pytest.raises(ConfigError, match=f"images of {side}x{side} pixels do not divide"):
+        open_published("timm:test_vit", weights=str(weights), img_size=side)
+
+
+def test_a_model_that_wants_more_than_images_of_its_size_is_refused(weights):
+    model = merged_model(opened(weights).model, "dtem", 2, seed=0)
+    with pytest.raises(ConfigError, match="does not take images of 72x80 pixels"):
+        counted_for(model, torch.zeros(1, 3, 72, 80))
+
+
+def test_several_processes_are_refused(monkeypatch, pictures, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one process"):
+        order(pictures, tmp_path / "out")
+
+
 @pytest.mark.parametrize("count", [2, 40, 127, 128, 1280, 5000, 10**6])
 def test_held_out_pictures_are_every_twentieth_and_64_where_there_are_as_many(count):
     learned, held_out = divided(count, (SIZE, SIZE))
@@ -240,7 +297,7 @@ def test_pictures_that_are_all_bad_end_it(weights, tmp_path):
         (folder / f"{number}.jpg").write_bytes(b"no picture")
     with pytest.raises(SampleError, match="in a row"):
         teach_published(order(folder, tmp_path / "out"), find_pictures(str(folder)), opened(weights))
-    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,10 @@ def base_digest(blocks: Sequence[nn.Module]) -> str:
 
 def _rounded(key: str, tensor: Tensor) -> Tensor:
     """The tensor on the CPU; floats as bfloat16."""
-    if not isinstance(tensor, Tensor) or tensor.is_quantized:
-        raise CheckpointError(f"{key} is quantised; save or load the adapter before the model is quantised")
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_quantized:
+        raise CheckpointError(
+            f"{key} is quantised or sharded; save or load the adapter before the model is quantised or sharded"
+        )
     if tensor.is_meta:
         raise CheckpointError(f"{key} has no values (meta device); load the model's weights first")
     return (tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor.detach()).cpu()

@@ -28,15 +28,14 @@ MOST_BYTES = {CONFIG: 1 << 20, TENSORS: 1 << 28}
 def write_folder(adapter: Adapter, folder: Path) -> None:
     """Writes the three files, in place of those that are there. Raises ConfigError, OSError.
 
-    Each is there as a whole or not at all, and a link is replaced, not followed. The configuration goes first
-    and comes last: a folder that was cut off is no adapter.
+    Each is there as a whole or not at all, and a link is replaced, not followed. The configuration comes
+    last and knows the tensors: a folder that was cut off is the old adapter, or none.
     """
     refuse_run(folder)
     tensors = save(dict(adapter.tensors), {"format": "pt"})
     config = replace(adapter.config, tensors_sha256=hashlib.sha256(tensors).hexdigest())
     text = _readable(config)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
     write_bytes(folder / TENSORS, tensors)
     write_text(folder / CARD, card_text(config, folder.absolute().name))
     write_text(folder / CONFIG, text)

@@ -55,6 +55,10 @@ class MergingLayer(MergingBlock):
             None if found is known else f"its attention is {found.__name__}; merging knows {known.__name__}"
         )
 
+    @classmethod
+    def passed_by(cls, block: nn.Module) -> Iterable[nn.Module]:
+        return (block.get_submodule(cls.ATTENTION[0]),)
+
     def attend(self, x: Tensor, place: Place) -> Attended:
         attention, read = self._attention, self.get_submodule(self.NORMS[0])(x)
         scale, _, dropout = (getattr(attention, name) for name in self.NUMBERS)

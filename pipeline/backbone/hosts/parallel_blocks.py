@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from pipeline.backbone.attention import Mixed, Place, mix
 from pipeline.backbone.block import Attended, MergingBlock, host
-from pipeline.backbone.hosts.timm_attention import TimmAttention, attend, refuses_attention
+from pipeline.backbone.hosts.timm_attention import (
+    TimmAttention,
+    attend,
+    parts_of_attention,
+    refuses_attention,
+)
 
 
 class OneOfSeveral(Protocol):
@@ -39,6 +44,11 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
     @staticmethod
     def refuses(block: nn.Module) -> str | None:
         return next(filter(None, (refuses_attention(part.attn) for part in _several(block))), None)
+
+    @classmethod
+    def passed_by(cls, block: nn.Module) -> Iterable[nn.Module]:
+        for part in block.get_submodule("attns").children():
+            yield from (part, *parts_of_attention(part.get_submodule("attn")))
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         parts = _several(self)
@@ -80,6 +90,10 @@ def _several(block: nn.Module) -> Sequence[OneOfSeveral]:
 @host(ParallelScalingBlock)
 class MergingParallelScalingBlock(MergingBlock, ParallelScalingBlock):
     """Attention and MLP of the same input."""
+
+    @classmethod
+    def passed_by(cls, block: nn.Module) -> Iterable[nn.Module]:
+        return (block.get_submodule("attn_drop"),)
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         read = self.in_norm(x)

@@ -23,6 +23,11 @@ def refuses_attention(attn: nn.Module | None) -> str | None:
     return f"its attention is {type(attn).__name__}; merging knows {known}"
 
 
+def parts_of_attention(attn: nn.Module) -> list[nn.Module]:
+    """The module and its dropout of weights, which `attend` does not call."""
+    return [attn, *(part for name, part in attn.named_children() if name == "attn_drop")]
+
+
 def attend(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Mixed]:
     """The module's output [B, M, C] for x [B, M, C], and what led to it."""
     q, k, v, packed = _projected(attn, x)

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from pipeline.backbone.attention import Place
 from pipeline.backbone.block import Attended, MergingBlock, host
-from pipeline.backbone.hosts.timm_attention import TimmAttention, attend, refuses_attention
+from pipeline.backbone.hosts.timm_attention import (
+    TimmAttention,
+    attend,
+    parts_of_attention,
+    refuses_attention,
+)
 
 
 class OneAttention(MergingBlock):
@@ -22,6 +27,10 @@ class OneAttention(MergingBlock):
     @staticmethod
     def refuses(block: nn.Module) -> str | None:
         return refuses_attention(getattr(block, "attn", None))
+
+    @classmethod
+    def passed_by(cls, block: nn.Module) -> Iterable[nn.Module]:
+        return parts_of_attention(block.get_submodule("attn"))
 
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:

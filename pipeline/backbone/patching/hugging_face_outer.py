@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from pipeline.backbone.patching.hugging_face_models import TOWERS
-from pipeline.backbone.patching.merging_model import Merging, MergingModel, as_class, class_of
+from pipeline.backbone.patching.merging_model import Merging, MergingModel, as_class, bases_of, class_of
+from pipeline.backbone.patching.passed_by import own_members
 from pipeline.errors import ConfigError
 from pipeline.token_state import BackboneOutput
 
@@ -33,7 +34,8 @@ class MergingAround(MergingModel):
     @classmethod
     def refuses(cls, model: nn.Module) -> str | None:
         tower = tower_in(model)
-        return host_of_transformers(tower).refuses(tower)
+        host = host_of_transformers(tower)
+        return host.refuses(tower) or own_members(tower, host)
 
     @classmethod
     def blocks_of(cls, model: nn.Module) -> Sequence[nn.Module]:
@@ -47,8 +49,9 @@ class MergingAround(MergingModel):
         return as_class(model, class_of(cls, type(model)))
 
     def restore(self) -> None:
+        _, library = bases_of(self)
         self.tower.restore()
-        as_class(self, type(self).__bases__[1])
+        as_class(self, library)
 
     @property
     def tower(self) -> MergingModel:

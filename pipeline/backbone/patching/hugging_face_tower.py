@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.patching.passed_by import own_calls
 from pipeline.errors import ConfigError
 from pipeline.extras import command
 from pipeline.merging.unmerge import harden, unmerge_state, unmerge_tokens
@@ -34,7 +35,7 @@ class MergingTower(MergingModel):
     def refuses(cls, model: nn.Module) -> str | None:
         if getattr(model.config, "output_attentions", False):
             return f"config.output_attentions is set, and {NO_ATTENTIONS}"
-        return None
+        return own_calls(model, cls.LAYERS)
 
     @classmethod
     def blocks_of(cls, model: nn.Module) -> Sequence[nn.Module]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from pipeline.backbone.block import MergingBlock, become_merging, become_plain
+from pipeline.backbone.block import MergingBlock, become_merging, become_plain, library_of
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import Pass, attends_by_size, check_proportional_attention, encode
@@ -82,19 +82,30 @@ class MergingModel(nn.Module):
 
     @classmethod
     def become(cls, model: nn.Module, merging: Merging) -> "MergingModel":
-        """The model itself, which merges from now on. It is none that this host refuses."""
-        for block in cls.blocks_of(model):
-            become_merging(block, merging.policy, EmbeddingSpec())
+        """The model itself, which merges from now on. It is none that this host refuses. After an error it is
+        as it was."""
+        changed: list[MergingBlock] = []
+        try:
+            for block in cls.blocks_of(model):
+                changed.append(become_merging(block, merging.policy, EmbeddingSpec()))
+        except BaseException:
+            for block in changed:
+                become_plain(block)
+            raise
         patched = as_class(model, class_of(cls, type(model)))
         patched.merging = merging
         return patched
 
     def restore(self) -> None:
-        """The way back of `become`."""
+        """The way back of `become`. Raises ConfigError, and leaves the model as it is, where something made
+        another class of it or of a block."""
+        _, library = bases_of(self)
+        for block in self.merging_blocks:
+            library_of(block)
         for block in self.merging_blocks:
             become_plain(block)
         del self.merging
-        as_class(self, type(self).__bases__[1])
+        as_class(self, library)
 
     @property
     def checkpoints_blocks(self) -> bool:
@@ -154,13 +165,25 @@ class MergingModel(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A class that was made of two is no attribute of a module, so a pickle names both."""
-        return empty_like, type(self).__bases__, self.__dict__
+        return empty_like, bases_of(self), self.__getstate__()
 
 
 @cache
 def class_of(host: type[MergingModel], library: type[nn.Module]) -> type[MergingModel]:
     """The class of models of `library` that merge as the host says."""
     return type(host.name_for(library), (host, library), {"__module__": library.__module__})
+
+
+def bases_of(model: MergingModel) -> tuple[type[MergingModel], type[nn.Module]]:
+    """The host and the library's class that the model's class was made of. Raises ConfigError where something
+    made another class of it since."""
+    host, library, *_ = *type(model).__bases__, nn.Module
+    if not issubclass(host, MergingModel) or class_of(host, library) is not type(model):
+        raise ConfigError(
+            f"the model became {type(model).__name__} after it was patched, by FSDP or the like; unpatch or "
+            "copy it before"
+        )
+    return host, library
 
 
 def as_class(model: nn.Module, kind: type[M]) -> M:

@@ -14,6 +14,7 @@ from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.block import obstacle_of
 from pipeline.backbone.patching.merging_model import Merging, MergingModel
 from pipeline.backbone.patching.naflex_model import MergingNaFlexVit
+from pipeline.backbone.patching.passed_by import own_members
 from pipeline.backbone.patching.timm_models import MergingEva, MergingVisionTransformer
 from pipeline.backbone.rotary import RotaryRule
 from pipeline.errors import ConfigError
@@ -112,17 +113,29 @@ def host_of(model: nn.Module) -> type[MergingModel]:
     """The host of a model's class. Raises ConfigError where there is none."""
     kinds = type(model).__mro__
     found = next((HOSTS[kind] for kind in kinds if kind in HOSTS), None)
-    if found is None and any(kind.__module__.startswith("transformers.") for kind in kinds):
+    if found is None and any(map(_from_transformers, kinds)):
         with extra("hf"):
             from pipeline.backbone.patching.hugging_face_outer import host_of_transformers
         return host_of_transformers(model)
     if found is None:
         known = ", ".join(sorted(kind.__name__ for kind in HOSTS))
         raise ConfigError(
-            f"{type(model).__name__} cannot merge: merging knows {known} and their subclasses "
-            "(docs/models.md)"
+            f"{type(model).__name__} cannot merge: merging knows {known} and their subclasses"
+            f"{_part_that_merges(model)} (docs/models.md)"
         )
     return found
+
+
+def _part_that_merges(model: nn.Module) -> str:
+    """What a message adds for a model around one that can merge, such as a wrapper."""
+    for name, part in model.named_modules():
+        if name and any(kind in HOSTS or _from_transformers(kind) for kind in type(part).__mro__):
+            return f"; patch its part `{name}`, if need be before the model is wrapped or compiled"
+    return ""
+
+
+def _from_transformers(kind: type) -> bool:
+    return kind.__module__.startswith("transformers.")
 
 
 def obstacle_in(model: nn.Module) -> str | None:
@@ -132,4 +145,5 @@ def obstacle_in(model: nn.Module) -> str | None:
     blocks = host.blocks_of(model)
     if not blocks:
         return "it has no blocks"
-    return next(filter(None, map(obstacle_of, blocks)), None) or host.refuses(model)
+    found = next(filter(None, map(obstacle_of, blocks)), None)
+    return found or host.refuses(model) or own_members(model, host)

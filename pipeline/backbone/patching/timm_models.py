@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.backbone.patching.merging_model import Embedded, MergingModel
+from pipeline.backbone.patching.passed_by import own_calls
 from pipeline.backbone.rotary import Rotary
 from pipeline.backbone.run_blocks import block_number
 from pipeline.errors import ConfigError
@@ -24,7 +25,7 @@ class MergingTimmModel(MergingModel):
     @classmethod
     def refuses(cls, model: nn.Module) -> str | None:
         if isinstance(getattr(model, "patch_drop", None), nn.Identity | None):
-            return None
+            return own_calls(model, "blocks")
         return (
             "it drops patches in training, so that the grid could not be restored; set patch_drop_rate to 0"
         )

@@ -181,7 +181,7 @@ def test_a_quantised_model_has_no_digest():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(CheckpointError, match="is quantised; save or load the adapter before"):
+    with pytest.raises(CheckpointError, match="is quantised or sharded; save or load"):
         base_digest([quantised])
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load, save_file
 from tiny import tiny_vit
 
+from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.folder import CARD, CONFIG, MOST_BYTES, TENSORS, write_folder
 from pipeline.backbone.adapters.public import load_adapter, save_adapter
 from pipeline.errors import CheckpointError, ConfigError
@@ -49,18 +50,29 @@ def test_a_recipe_is_checked(taught, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_folder_that_was_cut_off_is_no_adapter(folder, monkeypatch):
-    """The old configuration does not stand beside the new tensors."""
-    adapter = load_adapter(folder)
+@pytest.mark.parametrize("writer", ["write_bytes", "write_text"])
+def test_a_folder_that_was_cut_off_is_the_old_adapter_or_none(writer, folder, monkeypatch):
+    """The old configuration does not stand beside the new tensors, and a full disk takes nothing away."""
+    old = load_adapter(folder)
+    new = Adapter(old.config, {key: value + 1 for key, value in old.tensors.items()})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.backbone.adapters.folder.write_text", full)
-    with pytest.raises(OSError):
-        write_folder(adapter, folder)
-    with pytest.raises(CheckpointError, match="is no merge adapter"):
-        load_adapter(folder)
+    monkeypatch.setattr(f"pipeline.backbone.adapters.folder.{writer}", full)
+    for adapter in (old, new):
+        with pytest.raises(OSError):
+            write_folder(adapter, folder)
+        if writer == "write_bytes" or adapter is old:
+            assert torch.equal(
+                load_adapter(folder).tensors["blocks.0.metric.bias"], old.tensors["blocks.0.metric.bias"]
+            )
+        else:
+            with pytest.raises(CheckpointError, match="it is not the file that"):
+                load_adapter(folder)
+    monkeypatch.undo()
+    write_folder(new, folder)
+    assert load_adapter(folder).tensors.keys() == new.tensors.keys()
 
 
 @pytest.mark.parametrize("name", [TENSORS, CONFIG, CARD])
