@@ -155,7 +155,7 @@ def become_merging(block: nn.Module, policy: MergePolicy, embedding: EmbeddingSp
     return merging
 
 
-def _embedding_for(block: MergingBlock, embedding: EmbeddingSpec) -> nn.Module:
+def _embedding_for(block: MergingBlock, embedding: EmbeddingSpec) -> MetricEmbedding | EmbeddingPerTask:
     """A metric embedding with the device and dtype of the block's floats."""
     like = next(parameter for parameter in block.parameters() if parameter.is_floating_point())
     with torch.inference_mode(False):  # what is made under it could not learn

@@ -53,7 +53,7 @@ def test_no_block_removes_more_than_half_of_its_patches(num_prefix):
 @pytest.mark.parametrize(
     "spec",
     [True, "8", None, -1, [8] * 13, [8, -1], [1.5], [True], (8, 2), (8.5, 0), 0.0, 1.5, -0.5, {"r": 8}]
-    + [(float("nan"), 0), (float("inf"), 0), (8, "x"), (8, None), (10**400, 0)],
+    + [(float("nan"), 0), (float("inf"), 0), (8, "x"), (8, None)],
     ids=repr,
 )
 def test_what_is_not_a_reduction_is_refused(spec):

@@ -38,7 +38,7 @@ def _rounded(key: str, tensor: Tensor) -> Tensor:
     """The tensor on the CPU; floats as bfloat16."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_quantized:
         raise CheckpointError(
-            f"{key} is quantised or sharded; save or load the adapter before the model is quantised or sharded"
+            f"{key} is quantised or sharded; save or load the adapter before that is done to the model"
         )
     if tensor.is_meta:
         raise CheckpointError(f"{key} has no values (meta device); load the model's weights first")
