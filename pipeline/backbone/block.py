@@ -8,20 +8,19 @@ blocks has a file in `hosts/`. B batch, M tokens, C channels, H heads, D channel
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.attention import Mixed, Place
+from pipeline.backbone.classes import Host, as_class, bases_of, class_of, label
 from pipeline.backbone.metric import EmbeddingPerTask, EmbeddingSpec, MetricEmbedding
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.policy import MergePolicy, merge
 from pipeline.merging.unmerge import carry_residual
 from pipeline.token_state import MergePoint, TokenState
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -124,15 +123,16 @@ class MergingBlock(nn.Module):
         return MergePoint(state, metric, torch.zeros_like(state.tokens, requires_grad=True))
 
 
-HOSTS: dict[type[nn.Module], type[MergingBlock]] = {}
-"""Class of a library's block -> the merging block of it. `pipeline.backbone.hosts` fills it."""
+HOSTS: dict[type[nn.Module] | str, type[MergingBlock]] = {}
+"""Class of a library's block, or `PACKAGE.CLASS` where the package is not imported here -> the merging block
+of it, or its host. `pipeline.backbone.hosts` fills it."""
 
 
-def host(block: type[nn.Module]) -> Callable[[type[MergingBlock]], type[MergingBlock]]:
-    """Registers the decorated class as the merging block of a library's block."""
+def host(*blocks: type[nn.Module] | str) -> Callable[[type[MergingBlock]], type[MergingBlock]]:
+    """Registers the decorated class as the merging block of blocks of a library."""
 
     def register(merging: type[MergingBlock]) -> type[MergingBlock]:
-        HOSTS[block] = merging
+        HOSTS.update(dict.fromkeys(blocks, merging))
         return merging
 
     return register
@@ -144,7 +144,10 @@ def become_merging(block: nn.Module, policy: MergePolicy, embedding: EmbeddingSp
     obstacle = obstacle_of(block)
     if obstacle is not None:
         raise ConfigError(obstacle)
-    merging = _as(block, HOSTS[type(block)])
+    kind = host_of_block(type(block))
+    if issubclass(kind, Host):
+        kind = cast(type[MergingBlock], class_of(kind, type(block)))
+    merging = as_class(block, kind)
     merging.policy, merging.metric = policy, None
     try:
         if policy.learned:
@@ -167,13 +170,15 @@ def become_plain(block: MergingBlock) -> nn.Module:
     """The way back of `become_merging`. Raises ConfigError where something made another class of it."""
     plain = library_of(block)
     del block.policy, block.metric
-    return _as(block, plain)
+    return as_class(block, plain)
 
 
 def library_of(block: MergingBlock) -> type[nn.Module]:
     """The library's class of a merging block. Raises ConfigError where something made another class of it."""
+    if isinstance(block, Host):
+        return bases_of(block)[1]
     for library, merging in HOSTS.items():
-        if merging is type(block):
+        if merging is type(block) and not isinstance(library, str):
             return library
     raise ConfigError(
         f"a block became {type(block).__name__} after the model was patched, by FSDP or the like; unpatch it "
@@ -181,15 +186,15 @@ def library_of(block: MergingBlock) -> type[nn.Module]:
     )
 
 
-def _as(block: nn.Module, kind: type[M]) -> M:
-    """The block itself, which has this class now."""
-    block.__class__ = kind
-    return cast(M, block)
+def host_of_block(kind: type[nn.Module]) -> type[MergingBlock]:
+    """What is registered for a class of blocks. Raises LookupError where nothing is."""
+    return HOSTS[kind if kind in HOSTS else label(kind)]
 
 
 def obstacle_of(block: nn.Module) -> str | None:
     """Why tokens cannot merge in a block; None where they can."""
-    merging = HOSTS.get(type(block))
-    if merging is None:
+    try:
+        merging = host_of_block(type(block))
+    except LookupError:
         return f"its blocks are {type(block).__name__}, which no file of pipeline/backbone/hosts knows"
     return merging.refuses(block)

@@ -1,11 +1,11 @@
 """The way of the tokens through merging blocks, the same in every model."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.backbone.attention import Place
@@ -50,7 +50,7 @@ def attends_by_size(kind: str, training: bool) -> bool:
 
 def encode(
     blocks: Iterable[MergingBlock],
-    norm: nn.Module,
+    norm: Callable[[Tensor], Tensor],
     state: TokenState,
     how: Pass,
     *,
@@ -66,7 +66,7 @@ def encode(
     return BackboneOutput(states[0], tuple(states[1:]), tuple(points))
 
 
-def normed(norm: nn.Module, state: TokenState) -> TokenState:
+def normed(norm: Callable[[Tensor], Tensor], state: TokenState) -> TokenState:
     """The state after the model's last norm, which each position passes with its residual."""
     after = state.with_tokens(norm(state.tokens))
     if state.residual is None or state.residual.grid is None:
@@ -123,3 +123,14 @@ def block_number(number: int, depth: int, asked: str) -> int:
     if not -depth <= number < depth:
         raise ConfigError(f"{asked} of the {depth}, 0 to {depth - 1}, or -1 for the last and so on")
     return number % depth
+
+
+def block_numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """Blocks of which a library's methods return features, in order: all, the last few, or the named ones.
+    Raises ConfigError."""
+    if isinstance(indices, int):
+        if indices < 1:
+            raise ConfigError(f"the last {indices} of the {depth} blocks are asked for; give 1 or more")
+        indices = range(-indices, 0)
+    wanted = range(depth) if indices is None else indices
+    return sorted({block_number(number, depth, f"blocks {list(wanted)} are asked for") for number in wanted})

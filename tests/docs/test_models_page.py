@@ -5,10 +5,12 @@ import re
 import models_table as table
 import pytest
 import timm
+import tiny_torch_hub
 import torch
 import transformers
 from pages import ROOT, blocks
 from PIL import Image
+from tiny import SIZES
 from tiny_hugging_face import inputs, library_model
 
 import dtem
@@ -92,3 +94,27 @@ def test_the_code_for_transformers_runs(tmp_path, monkeypatch):
     model, x = names["model"], inputs("DINOv3ViTModel")["pixel_values"]
     with torch.no_grad():
         assert model.encode(x).final.tokens.shape[1] == model(x).last_hidden_state.shape[1] - 15
+
+
+def test_the_lines_for_torch_hub_run(tmp_path, monkeypatch):
+    """Three with an adapter, here one that was taught on timm's model of the same weights."""
+    monkeypatch.chdir(tmp_path)
+    load, own = torch.hub.load, {"source": "local", "pretrained": False}
+
+    def local(repository, model):
+        assert (repository, model) == ("facebookresearch/dinov2", "dinov2_vits14_reg")
+        return load(str(tiny_torch_hub.CODE / "dinov2"), "dinov2_tiny", num_register_tokens=4, **own)
+
+    monkeypatch.setattr(torch.hub, "load", local)
+    torch.manual_seed(0)
+    base = local("facebookresearch/dinov2", "dinov2_vits14_reg")
+    other = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=64, **SIZES | {"depth": 4})
+    other.blocks.load_state_dict(base.blocks.state_dict())
+    dtem.save_adapter(dtem.patch(other, reduction=5), "my_adapter")
+    (code,) = [text for text in blocks(ROOT / "docs/models.md", "python") if "torch.hub" in text]
+    names: dict = {}
+    torch.manual_seed(0)
+    exec(compile(code, "docs/models.md", "exec"), names)
+    assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 2
+    with torch.no_grad():
+        assert names["model"].encode(torch.zeros(1, 3, 64, 64)).final.tokens.shape[1] == 5 + 64 - 4 * 5

@@ -267,6 +267,19 @@ def test_a_pipeline_of_transformers_runs_a_merging_classifier(name, caplog):
     assert "not supported" not in caplog.text
 
 
+@pytest.mark.parametrize("name", ["Dinov2Model", "DINOv3ViTModel"])
+def test_a_pipeline_of_transformers_extracts_the_features_of_all_positions(name, caplog):
+    model = dtem.patch(library_model(name), "tome", reduction=3)
+    processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64})
+    extract = transformers.pipeline("image-feature-extraction", model=model, image_processor=processor)
+    picture = Image.new("RGB", (70, 50), "brown")
+    with torch.no_grad():
+        wanted = model(**processor(picture, return_tensors="pt"))
+    torch.testing.assert_close(extract(picture, return_tensors=True), wanted.last_hidden_state)
+    torch.testing.assert_close(extract(picture, return_tensors=True, pool=True), wanted.pooler_output)
+    assert "not supported" not in caplog.text
+
+
 def test_an_adapter_of_one_model_is_applied_to_its_equal(tmp_path):
     name = "DINOv3ViTModel"
     taught = dtem.patch(library_model(name), "dtem", reduction=3, rotary=RotaryRule("destination"))

@@ -1,5 +1,5 @@
-"""What `patch` promises of any model of timm's: it is the same object, whose methods and keys stay; at r = 0
-it computes what the library does; `unpatch` leaves nothing behind."""
+"""What `patch` promises of any model of timm's and of torch hub's DINOv2 and DINOv3: it is the same object,
+whose methods and keys stay; at r = 0 it computes what the library does; `unpatch` leaves nothing behind."""
 
 import copy
 import pickle
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import timm
+import tiny_torch_hub
 import torch
 from tiny import IMG, PREFIXES, ROTARY, SIZES, generator, images
 
@@ -23,14 +24,18 @@ NAFLEX = {
     "naflex: rotary positions": ("naflexvit_base_patch16_gap", {"rope_type": "axial"}),
     "naflex: rotary positions of each block": ("naflexvit_base_patch16_gap", {"rope_type": "mixed"}),
 }
-MODELS = pytest.mark.parametrize("kind", [*PREFIXES, *NAFLEX])
+HUB = [*tiny_torch_hub.MODELS]
+MODELS = pytest.mark.parametrize("kind", [*PREFIXES, *NAFLEX, *HUB])
 SOME = pytest.mark.parametrize(
-    "kind", ["class token", "attention pooling", ROTARY[1], ROTARY[-1], "naflex: attention pooling"]
+    "kind",
+    ["class token", "attention pooling", ROTARY[1], ROTARY[-1], "naflex: attention pooling", *HUB[1:3]],
 )
 
 
 def library_model(kind):
-    """timm's own model with random weights everywhere, also in what starts at zero or one."""
+    """The library's own model with random weights everywhere, also in what starts at zero or one."""
+    if kind in HUB:
+        return tiny_torch_hub.library_model(kind)
     torch.manual_seed(0)
     if kind in NAFLEX:
         name, options = NAFLEX[kind]
@@ -48,6 +53,12 @@ def library_model(kind):
 
 def outputs(model, x):
     with torch.no_grad():
+        if not hasattr(model, "forward_intermediates"):
+            features = model.forward_features(x)
+            pairs = model.get_intermediate_layers(x, n=[0, 2], return_class_token=True, reshape=True)
+            names = sorted(features.keys() - {"masks", "x_norm_clstoken"})
+            named = [features[name] for name in names]
+            return [model(x), *named[:1], features["x_norm_clstoken"], *named[1:], *sum(pairs, ())]
         final, blocks = model.forward_intermediates(x, [0, 2], norm=True)
         features = model.forward_features(x)
         return [model(x), features, model.forward_head(features), final, *blocks]
@@ -102,7 +113,7 @@ def test_forwards_keep_nothing_and_copies_are_models_of_their_own(kind):
     assert torch.equal(model(x), first)
 
 
-@pytest.mark.parametrize("kind", ["class token", ROTARY[1], "naflex: attention pooling"])
+@pytest.mark.parametrize("kind", ["class token", ROTARY[1], "naflex: attention pooling", *HUB[1:3]])
 def test_it_compiles_whole_and_is_exported(kind):
     model, x = dtem.patch(library_model(kind), "dtem", reduction=2), images()
     with torch.no_grad():
@@ -110,7 +121,9 @@ def test_it_compiles_whole_and_is_exported(kind):
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(x), expected, atol=1e-4, rtol=1e-4)
-        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        shapes: tuple = ({0: torch.export.Dim("batch", min=1)},)
+        shapes = (shapes,) if kind in HUB else shapes  # its forward takes *inputs
+        program = torch.export.export(model, (x,), dynamic_shapes=shapes)
         torch.testing.assert_close(program.module()(x[:1]), model(x[:1]), atol=1e-4, rtol=1e-4)
 
 

@@ -3,14 +3,14 @@
 Its class is a subclass of its own class. Nothing of a forward pass is kept on it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.backbone.block import MergingBlock, become_merging, become_plain, library_of
+from pipeline.backbone.classes import Host, as_class, bases_of, class_of
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import Pass, attends_by_size, check_proportional_attention, encode
@@ -19,8 +19,6 @@ from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
 from pipeline.merging.unmerge import UNMERGES, start_unmerge
 from pipeline.token_state import BackboneOutput, TokenState
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,12 @@ class Embedded:
     rotary: Rotary | None = None
 
 
-class MergingModel(nn.Module):
+class MergingModel(Host):
     """What a host says of its models, and what it gets. A host is a subclass of this; `patch` makes a class
     of it and the model's own."""
+
+    WAY_OUT = ""
+    """What a user can do about a model that is refused, as the end of a sentence."""
 
     merging: Merging
 
@@ -71,14 +72,9 @@ class MergingModel(nn.Module):
         raise NotImplementedError
 
     @property
-    def last_norm(self) -> nn.Module:
+    def last_norm(self) -> Callable[[Tensor], Tensor]:
         """The norm behind the last block."""
         raise NotImplementedError
-
-    @classmethod
-    def name_for(cls, library: type[nn.Module]) -> str:
-        """Name of the class of models of `library` that merge."""
-        return f"Merging{library.__name__}"
 
     @classmethod
     def become(cls, model: nn.Module, merging: Merging) -> "MergingModel":
@@ -92,7 +88,7 @@ class MergingModel(nn.Module):
             for block in changed:
                 become_plain(block)
             raise
-        patched = as_class(model, class_of(cls, type(model)))
+        patched = cast(MergingModel, as_class(model, class_of(cls, type(model))))
         patched.merging = merging
         return patched
 
@@ -162,37 +158,3 @@ class MergingModel(nn.Module):
         return encode(
             self.merging_blocks, self.last_norm, state, how, rotary=embedded.rotary, unmerge=unmerge
         )
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """A class that was made of two is no attribute of a module, so a pickle names both."""
-        return empty_like, bases_of(self), self.__getstate__()
-
-
-@cache
-def class_of(host: type[MergingModel], library: type[nn.Module]) -> type[MergingModel]:
-    """The class of models of `library` that merge as the host says."""
-    return type(host.name_for(library), (host, library), {"__module__": library.__module__})
-
-
-def bases_of(model: MergingModel) -> tuple[type[MergingModel], type[nn.Module]]:
-    """The host and the library's class that the model's class was made of. Raises ConfigError where something
-    made another class of it since."""
-    host, library, *_ = *type(model).__bases__, nn.Module
-    if not issubclass(host, MergingModel) or class_of(host, library) is not type(model):
-        raise ConfigError(
-            f"the model became {type(model).__name__} after it was patched, by FSDP or the like; unpatch or "
-            "copy it before"
-        )
-    return host, library
-
-
-def as_class(model: nn.Module, kind: type[M]) -> M:
-    """The model itself, which has this class now."""
-    model.__class__ = kind
-    return cast(M, model)
-
-
-def empty_like(host: type[MergingModel], library: type[nn.Module]) -> MergingModel:
-    """A patched model without anything in it, for a pickle to fill."""
-    kind = class_of(host, library)
-    return kind.__new__(kind)

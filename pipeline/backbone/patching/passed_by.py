@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from pipeline.backbone.block import HOSTS
+from pipeline.backbone.block import host_of_block
 
-LIBRARIES = ("timm", "transformers")
+LIBRARIES = ("timm", "transformers", "dinov2", "dinov3")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -28,8 +28,8 @@ def own_members(model: nn.Module, host: type[nn.Module]) -> str | None:
 def own_calls(model: nn.Module, where: str) -> str | None:
     """What happens where the library calls parts that merging calls otherwise, or not at all; None where
     nothing does. where: name of the part that has the blocks."""
-    container = model.get_submodule(where)
-    if len(list(container.children())) < len(container._modules):
+    blocks = _blocks(model, where)
+    if len(set(blocks)) < len(blocks):
         return "one block stands at several depths, and each merges for itself; give each a copy of its own"
     watched = {id(part) for part in _parts(model, where)}
     for name, part in model.named_modules():
@@ -45,9 +45,15 @@ def _parts(model: nn.Module, where: str) -> Iterator[nn.Module]:
     """What is between the model and its blocks, the blocks, and what their hosts pass by."""
     names = where.split(".")
     yield from (model.get_submodule(".".join(names[:depth])) for depth in range(1, len(names) + 1))
-    for block in model.get_submodule(where).children():
+    for block in _blocks(model, where):
         yield block
-        yield from HOSTS[type(block)].passed_by(block)
+        yield from host_of_block(type(block)).passed_by(block)
+
+
+def _blocks(model: nn.Module, where: str) -> list[nn.Module]:
+    """In a chunk of blocks, an Identity is in the place of each block before it."""
+    parts = model.get_submodule(where)._modules.values()
+    return [part for part in parts if part is not None and not isinstance(part, nn.Identity)]
 
 
 def _has_hooks(part: nn.Module) -> bool:

@@ -12,6 +12,8 @@ import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.block import obstacle_of
+from pipeline.backbone.classes import label
+from pipeline.backbone.patching.dino_models import MODELS, PACKAGES, host_of_dino
 from pipeline.backbone.patching.merging_model import Merging, MergingModel
 from pipeline.backbone.patching.naflex_model import MergingNaFlexVit
 from pipeline.backbone.patching.passed_by import own_members
@@ -51,16 +53,17 @@ def patch(
 ) -> M:
     """Makes the model merge its tokens, and returns it: the same object, with the same keys.
 
-    It is one of timm, or of Hugging Face transformers. Its `forward` and methods for features stay what they
-    are, for all positions. `model.reduction` can be set at any time, and 0 gives the model's own outputs.
-    policy: one of `pipeline.merging.policies`. reduction: see `ReductionSpec`; None: what the adapter
-    recommends, else 13 tokens per block. rotary, proportional_attention: None takes the adapter's, else mean
-    rotation and `always`. adapter: the embedding of a policy that learns, as `load_adapter` takes it; None
-    draws it anew, for one to be taught. check_base: whether the adapter has to be of these very weights.
-    learns: train the embedding with the model, by the policy's differentiable merge; else it is frozen.
-    unmerge: how methods for features of several blocks restore the grid, one of `UNMERGES`. Raises
-    ConfigError for a model that is patched already, or that merging would compute wrongly (docs/models.md),
-    and for wrong options; CheckpointError for an adapter of another model.
+    It is one of timm, of Hugging Face transformers, or of torch hub's DINOv2 and DINOv3. Its `forward` and
+    methods for features stay what they are, for all positions. `model.reduction` can be set at any time, and
+    0 gives the model's own outputs. policy: one of `pipeline.merging.policies`. reduction: see
+    `ReductionSpec`; None: what the adapter recommends, else 13 tokens per block. rotary,
+    proportional_attention: None takes the adapter's, else mean rotation and `always`. adapter: the embedding
+    of a policy that learns, as `load_adapter` takes it; None draws it anew, for one to be taught. check_base:
+    whether the adapter has to be of these very weights. learns: train the embedding with the model, by the
+    policy's differentiable merge; else it is frozen. unmerge: how methods for features of several blocks
+    restore the grid, one of `UNMERGES`. Raises ConfigError for a model that is patched already, or that
+    merging would compute wrongly (docs/models.md), and for wrong options; CheckpointError for an adapter of
+    another model.
     """
     before = next((part for part in model.modules() if isinstance(part, MergingModel)), None)
     if before is not None:
@@ -81,7 +84,7 @@ def patch(
     )
     host = host_of(model)
     if obstacle := obstacle_in(model):
-        raise ConfigError(f"{type(model).__name__} cannot merge: {obstacle}")
+        raise ConfigError(f"{type(model).__name__} cannot merge: {obstacle}{host.WAY_OUT}")
     patched = host.become(model, merging)
     try:
         patched.reduction = merging.reduction
@@ -117,10 +120,12 @@ def host_of(model: nn.Module) -> type[MergingModel]:
         with extra("hf"):
             from pipeline.backbone.patching.hugging_face_outer import host_of_transformers
         return host_of_transformers(model)
+    if found is None and any(map(_from_torch_hub, kinds)):
+        return host_of_dino(model)
     if found is None:
-        known = ", ".join(sorted(kind.__name__ for kind in HOSTS))
+        known = ", ".join([*sorted(kind.__name__ for kind in HOSTS), *MODELS])
         raise ConfigError(
-            f"{type(model).__name__} cannot merge: merging knows {known} and their subclasses"
+            f"{label(type(model))} cannot merge: merging knows {known} and their subclasses"
             f"{_part_that_merges(model)} (docs/models.md)"
         )
     return found
@@ -129,13 +134,21 @@ def host_of(model: nn.Module) -> type[MergingModel]:
 def _part_that_merges(model: nn.Module) -> str:
     """What a message adds for a model around one that can merge, such as a wrapper."""
     for name, part in model.named_modules():
-        if name and any(kind in HOSTS or _from_transformers(kind) for kind in type(part).__mro__):
+        if name and any(map(_is_known, type(part).__mro__)):
             return f"; patch its part `{name}`, if need be before the model is wrapped or compiled"
     return ""
 
 
+def _is_known(kind: type) -> bool:
+    return kind in HOSTS or label(kind) in MODELS or _from_transformers(kind)
+
+
 def _from_transformers(kind: type) -> bool:
     return kind.__module__.startswith("transformers.")
+
+
+def _from_torch_hub(kind: type) -> bool:
+    return kind.__module__.startswith(PACKAGES)
 
 
 def obstacle_in(model: nn.Module) -> str | None:

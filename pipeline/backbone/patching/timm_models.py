@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.backbone.patching.merging_model import Embedded, MergingModel
 from pipeline.backbone.patching.passed_by import own_calls
 from pipeline.backbone.rotary import Rotary
-from pipeline.backbone.run_blocks import block_number
+from pipeline.backbone.run_blocks import block_numbers
 from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import unmerge_state
 from pipeline.token_state import TokenState
@@ -81,7 +81,7 @@ class MergingTimmModel(MergingModel):
         """`forward_intermediates` for the inputs of `embedded`."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(f"output_fmt is '{output_fmt}'; give 'NCHW' or 'NLC'")
-        taps = _numbers(indices, len(self.merging_blocks))
+        taps = block_numbers(indices, len(self.merging_blocks))
         output = self.encode(*inputs, taps=taps, unmerge=self.merging.unmerge)
         final, prefix = unmerge_state(output.final), output.final.num_prefix
         tokens = [unmerge_state(state) for state in output.taps]
@@ -129,16 +129,6 @@ def timm_rotary(model: MergingModel, tables: Tensor | Iterable[Tensor], num_pref
 def _start(model: VisionTransformer | Eva, tokens: Tensor, images: Tensor) -> TokenState:
     height, width = model.patch_embed.dynamic_feat_size((images.shape[-2], images.shape[-1]))
     return TokenState.start(tokens, (height, width), model.num_prefix_tokens)
-
-
-def _numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
-    """Blocks of which timm's methods return features: all, the last few, or the named ones."""
-    if isinstance(indices, int):
-        if indices < 1:
-            raise ConfigError(f"the last {indices} of the {depth} blocks are asked for; give 1 or more")
-        indices = range(-indices, 0)
-    wanted = range(depth) if indices is None else indices
-    return sorted({block_number(number, depth, f"blocks {list(wanted)} are asked for") for number in wanted})
 
 
 def refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
