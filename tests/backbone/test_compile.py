@@ -34,3 +34,15 @@ def test_training_compiles_without_a_graph_break():
     assert gradients[0].any()
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-3)
     torch.compiler.reset()
+
+
+def test_the_reduction_of_a_compiled_model_can_be_set():
+    """Keep rates and inflections are floats, of which torch.compile makes symbols once they change."""
+    torch.compiler.reset()
+    model, batch = tiny_vit("tome").double().eval(), images().double()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for reduction in (3, 0, 2, 0.5, 0.7, (2, -0.5), (2, 0.3)):
+        model.set_reduction(reduction)
+        # with a graph, as it is where no_grad is forgotten
+        assert torch.equal(compiled(batch).final.size, model(batch).final.size)
+    torch.compiler.reset()
