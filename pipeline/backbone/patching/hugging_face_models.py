@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 import pipeline.backbone.hosts.hugging_face_layers  # noqa: F401 - fills HOSTS
-from pipeline.backbone.patching.hugging_face_tower import MergingTower, refuse_attention_mask, started
+from pipeline.backbone.patching.hugging_face_tower import MergingTower, started
 from pipeline.backbone.patching.merging_model import Embedded, MergingModel
 from pipeline.backbone.rotary import Rotary
 from pipeline.errors import ConfigError
@@ -64,7 +64,7 @@ class MergingViTModel(MergingTower, ViTModel):
         **options: Any,
     ) -> BaseModelOutputWithPooling:
         """As transformers'. Raises ConfigError, see `MergingTower.outputs`."""
-        refuse_attention_mask(attention_mask)
+        options["attention_mask"] = attention_mask
         return self.outputs(options, pixel_values, bool_masked_pos, interpolate_pos_encoding)
 
 
@@ -95,7 +95,7 @@ class MergingDinov2(MergingTower):
         **options: Any,
     ) -> BaseModelOutputWithPooling:
         """As transformers'. Raises ConfigError, see `MergingTower.outputs`."""
-        refuse_attention_mask(attention_mask)
+        options["attention_mask"] = attention_mask
         return self.outputs(options, pixel_values, bool_masked_pos)
 
 

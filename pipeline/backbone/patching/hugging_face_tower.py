@@ -59,9 +59,11 @@ class MergingTower(MergingModel):
 
     def outputs(self, options: Mapping[str, Any], *inputs: Any) -> BaseModelOutputWithPooling:
         """What the model's forward returns for the inputs of `embedded` and its other options. Raises
-        ConfigError where the attention between positions is asked for."""
+        ConfigError where the attention between positions is asked for, or masked."""
         if options.get("output_attentions", getattr(self.config, "output_attentions", False)):
             raise ConfigError(NO_ATTENTIONS)
+        if options.get("attention_mask") is not None:
+            raise ConfigError(NO_MASK)
         embedded, numbers = self.embedded(*inputs), self._numbers(options.get("output_hidden_states"))
         way = self.merging.unmerge if numbers else None
         found = self.encode_embedded(
@@ -95,15 +97,7 @@ NO_ATTENTIONS = (
     "attention between positions is not there once tokens merged; leave output_attentions out, or unpatch "
     "the model"
 )
-
-
-def refuse_attention_mask(mask: Tensor | None) -> None:
-    """Raises ConfigError for a mask."""
-    if mask is not None:
-        raise ConfigError(
-            "a mask of attention says nothing of merged tokens; leave attention_mask out, or unpatch "
-            "the model"
-        )
+NO_MASK = "a mask of attention says nothing of merged tokens; leave attention_mask out, or unpatch the model"
 
 
 def started(tokens: Tensor, images: Tensor, patches: nn.Conv2d) -> TokenState:
