@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from learner import STEPS, learner, optimizer_of, plain_loop, samples, with_accelerate
+from tiny import generator
+from tiny_hugging_face import library_model
 from torch.utils.data import DataLoader
+
+import dtem
 
 LEARNER = Path(__file__).parents[1] / "helpers/learner.py"
 
@@ -80,3 +85,30 @@ def test_two_processes_of_accelerate_train_as_one(tmp_path):
     done = subprocess.run([sys.executable, *launch, *program], capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     is_plain(torch.load(tmp_path / "found.pt", weights_only=True), plain_loop(priced=False))
+
+
+def test_the_trainer_of_transformers_trains_it_as_a_plain_loop_does(tmp_path):
+    pytest.importorskip("accelerate")
+    draw = generator(5)
+    images, labels = torch.randn(4, 3, 64, 64, generator=draw), torch.randint(7, (4,), generator=draw)
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+
+    def patched():
+        model = dtem.patch(library_model("ViTForImageClassification"), reduction=4, learns=True).train()
+        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    model, optimizer = patched()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(pixel_values=images, labels=labels).loss.backward()
+        optimizer.step()
+    other, optimizer = patched()
+    same_rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    options = transformers.TrainingArguments(
+        str(tmp_path), max_steps=3, per_device_train_batch_size=4, max_grad_norm=0, use_cpu=True, report_to=[]
+    )
+    trainer = transformers.Trainer(other, options, train_dataset=rows, optimizers=(optimizer, same_rate))
+    trainer.train()
+    start, own = patched()[0].state_dict(), model.state_dict()
+    assert any(".metric." in name and not torch.equal(own[name], start[name]) for name in own)
+    torch.testing.assert_close(other.state_dict(), own, atol=1e-5, rtol=1e-4)
