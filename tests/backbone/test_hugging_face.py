@@ -7,11 +7,8 @@ import pytest
 import torch
 import transformers
 
-import dtem
-from pipeline.backbone.hugging_face import open_model, read_head
-from pipeline.backbone.published import open_published
+from pipeline.backbone.hugging_face import open_model
 from pipeline.errors import ConfigError
-from pipeline.merging.unmerge import unmerge_state
 
 SIZES = dict(
     hidden_size=32,
@@ -37,23 +34,6 @@ def test_a_folder_gives_the_model_that_wrote_it(tmp_path):
     assert type(found) is type(wrote) and not found.training
     assert found.config._attn_implementation == "sdpa"
     torch.testing.assert_close(found(images).logits, wrote(images).logits)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
-def test_a_classifier_around_an_image_tower_keeps_its_head(family, tmp_path):
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(vision_config=SIZES, num_labels=5)
-    wrote = getattr(transformers, f"{family}ForImageClassification")(config).eval()
-    wrote.save_pretrained(tmp_path)
-    found, images = open_published(str(tmp_path)), torch.randn(2, 3, 32, 32)
-    assert type(found.model) is type(wrote) and found.classifies
-    assert found.size == (32, 32) and len(found.classes) == 5
-    logits = wrote(images).logits
-    torch.testing.assert_close(found.model(images).logits, logits)
-    model = dtem.patch(found.model, "tome", reduction=0)
-    features = unmerge_state(model.encode(images).final)
-    torch.testing.assert_close(read_head(model, features, pooled=False), logits)
 
 
 @torch.no_grad()

@@ -147,8 +147,11 @@ def test_a_classifier_behind_an_image_tower_stays(kind, tmp_path, caplog):
     wrote = theirs(*AROUND[kind], text_config=TEXT, vision_config=COMMON, num_labels=5)
     wrote.save_pretrained(tmp_path)
     found = open_published(str(tmp_path))
-    assert found.classifies and found.size == (32, 32) and signal_of(found).kind == "logits"
-    torch.testing.assert_close(found.model(pictures(32)).logits, wrote(pictures(32)).logits)
+    own, logits = signal_of(found), wrote(pictures(32)).logits
+    assert found.classifies and found.size == (32, 32) and len(found.classes) == 5 and own.kind == "logits"
+    torch.testing.assert_close(found.model(pictures(32)).logits, logits)
+    model = patch(found.model, "tome", reduction=0)
+    torch.testing.assert_close(own.read(model, own.encode(model, pictures(32))), logits)
     assert "does not say how it wants its pixels" in caplog.text
 
 
