@@ -152,7 +152,6 @@ def _inflected(r: float, inflection: float, depth: int) -> list[int]:
         or r % 1
     ):
         raise ConfigError(f"reduction ({r}, {inflection}): give a whole r and an inflection in [-1, 1]")
-    inflection = _constant(inflection)
     low = int(r * (1 - inflection))
     step = (2 * r - 2 * low) / (depth - 1) if depth > 1 else 0
     return [int(low + step * i) for i in range(depth)]
@@ -161,16 +160,11 @@ def _inflected(r: float, inflection: float, depth: int) -> list[int]:
 def _keep_rate_schedule(rate: float, depth: int, num_tokens: int, num_prefix: int) -> tuple[int, ...]:
     if not 0 < rate <= 1:
         raise ConfigError(f"keep rate is {rate}; give a number in (0, 1]")
-    schedule, left, rate = [], num_tokens, _constant(rate)
+    # torch.compile makes a symbol of a float that changes, and fails on sizes of it; of its parts it does not
+    numerator, denominator = rate.as_integer_ratio()
+    schedule, left, rate = [], num_tokens, numerator / denominator
     for _ in range(depth):
         wanted = round((left - num_prefix) * (1 - rate))
         schedule.append(min(wanted, mergeable(left, num_prefix)))
         left -= schedule[-1]
     return tuple(schedule)
-
-
-def _constant(number: float) -> float:
-    """The same number. torch.compile makes a symbol of a float that changes between calls, and fails on sizes
-    that depend on one; of the number's parts it makes constants."""
-    numerator, denominator = number.as_integer_ratio()
-    return numerator / denominator

@@ -36,13 +36,13 @@ def test_training_compiles_without_a_graph_break():
     torch.compiler.reset()
 
 
-def test_the_reduction_of_a_compiled_model_can_be_set():
-    """Keep rates and inflections are floats, of which torch.compile makes symbols once they change."""
+def test_the_keep_rate_of_a_compiled_model_can_be_set():
+    """It is a float, of which torch.compile makes a symbol once it changes."""
     torch.compiler.reset()
     model, batch = tiny_vit("tome").double().eval(), images().double()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    for reduction in (3, 0, 2, 0.5, 0.7, (2, -0.5), (2, 0.3)):
-        model.set_reduction(reduction)
+    for rate in (0.5, 0.7, 0.8):
+        model.set_reduction(rate)
         # with a graph, as it is where no_grad is forgotten
         assert torch.equal(compiled(batch).final.size, model(batch).final.size)
     torch.compiler.reset()
