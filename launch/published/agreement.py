@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,18 @@ def agreement(
         _point(entry, first[:1], {m: float(total) / samples for m, total in sums[i].items()}, speeds[i])
         for i, entry in enumerate(entries)
     ]
-    conditions = {
+    conditions = _conditions(name, split, device, precision) | {
+        "signal": signal.kind,
+        "samples": samples,
+        "batch": len(first),
+        "pixels": list(first.shape[-2:]),
+    }
+    return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions)
+
+
+def _conditions(name: str, split: str, device: torch.device, precision: str) -> dict[str, Any]:
+    """What a sweep says of its making, but for what its batches say."""
+    return {
         "runs": [name],
         "digests": [],
         "split": split,
@@ -91,13 +103,8 @@ def agreement(
         "torch": torch.__version__,
         "targets": MACS,
         "within": 1.0,
-        "signal": signal.kind,
-        "samples": samples,
         "missing": 0,
-        "batch": len(first),
-        "pixels": list(first.shape[-2:]),
     }
-    return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions)
 
 
 def _entries(models: Mapping[str, MergingModel], targets: Sequence[float], image: Tensor) -> list[Entry]:

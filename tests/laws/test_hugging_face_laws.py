@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from sizes import check_embedded
 from tiny import generator
 from tiny_hugging_face import LABELS, MODELS, TEXT, TOWERS, inputs, library_model
 from torch import nn
 
 import dtem
-from pipeline.backbone.attention import Place
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.rotary import RotaryRule
 from pipeline.errors import CheckpointError, ConfigError
@@ -103,21 +103,7 @@ def test_a_token_of_size_two_counts_like_two_equal_patches(name):
     with torch.no_grad():
         tower = getattr(model, "tower", model)
         pixels, *rest = batch.values()
-        embedded = tower.embedded(pixels.double(), *rest)
-        state, rotary = embedded.state, embedded.rotary
-        state = state if rotary is None else rotary.start(state)
-        last = state.tokens.shape[1] - 1
-        size = torch.ones_like(state.size)
-        size[:, last] = 2
-        twice = torch.tensor([*range(last + 1), last])
-        once = replace(state, size=size)
-        doubled = replace(once, tokens=state.tokens[:, twice], size=size[:, twice], num_active=last + 2)
-        for i, block in enumerate(model.merging_blocks):
-            rope = None if rotary is None else rotary.at(state, i)
-            both = None if rope is None else replace(rope, table=rope.table[:, :, twice])
-            once = block(once, 0, Place(size, rope), relaxed=False)
-            doubled = block(doubled, 0, Place(None, both), relaxed=False)
-    torch.testing.assert_close(doubled.tokens[:, :-1], once.tokens, atol=1e-9, rtol=0)
+        check_embedded(model.merging_blocks, tower.embedded(pixels.double(), *rest))
 
 
 DROPS = {

@@ -1,10 +1,10 @@
 """What rotary positions and sizes promise: a merged token counts like its members, wherever these are."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from sizes import check_size_two_counts_like_two
 from tiny import PREFIXES, RELAXED, ROTARY, generator, images, source_map, tiny_vit
 
 from pipeline.backbone.attention import Place, mix
@@ -30,22 +30,7 @@ def started(model, batch=2):
 def test_a_token_of_size_two_counts_like_two_equal_patches(prefix):
     """In each block, and with rotary positions of their own."""
     model = tiny_vit("none", prefix=prefix).eval().double()
-    with torch.no_grad():
-        state, rotary = started(model)
-        last = state.tokens.shape[1] - 1
-        twice = torch.tensor([*range(last + 1), last])
-        size = state.size.clone()
-        size[:, last] = 2
-        once = replace(state, size=size)
-        doubled = replace(
-            state, tokens=state.tokens[:, twice], size=state.size[:, twice], num_active=last + 2
-        )
-        for i, block in enumerate(model.blocks):
-            rope = None if rotary is None else rotary.at(state, i)
-            both = None if rope is None else replace(rope, table=rope.table[:, :, twice])
-            once = block(once, 0, Place(size, rope), relaxed=False)
-            doubled = block(doubled, 0, Place(None, both), relaxed=False)
-    torch.testing.assert_close(doubled.tokens[:, :-1], once.tokens, atol=1e-9, rtol=0)
+    check_size_two_counts_like_two(model.blocks, *started(model))
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -2,19 +2,18 @@
 is drawn in training, heads around a model."""
 
 import logging
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import timm
 import torch
+from sizes import check_embedded
 from timm.models import eva, vision_transformer
 from tiny import SIZES, generator, images
 from tiny_torch_hub import CODE, MODELS, classifier, drawn, library_model
 from torch import nn
 
 import dtem
-from pipeline.backbone.attention import Place
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.rotary import RotaryRule
 from pipeline.errors import CheckpointError, ConfigError
@@ -88,21 +87,7 @@ def test_what_is_drawn_in_training_is_as_in_the_library(kind, options):
 @torch.no_grad()
 def test_a_token_of_size_two_counts_like_two_equal_patches(kind):
     model = dtem.patch(library_model(kind).double(), "none", reduction=0)
-    embedded = model.embedded(images().double())
-    state, rotary = embedded.state, embedded.rotary
-    state = state if rotary is None else rotary.start(state)
-    last = state.tokens.shape[1] - 1
-    size = torch.ones_like(state.size)
-    size[:, last] = 2
-    twice = torch.tensor([*range(last + 1), last])
-    once = replace(state, size=size)
-    doubled = replace(once, tokens=state.tokens[:, twice], size=size[:, twice], num_active=last + 2)
-    for i, block in enumerate(model.merging_blocks):
-        rope = None if rotary is None else rotary.at(state, i)
-        both = None if rope is None else replace(rope, table=rope.table[:, :, twice])
-        once = block(once, 0, Place(size, rope), relaxed=False)
-        doubled = block(doubled, 0, Place(None, both), relaxed=False)
-    torch.testing.assert_close(doubled.tokens[:, :-1], once.tokens, atol=1e-9, rtol=0)
+    check_embedded(model.merging_blocks, model.embedded(images().double()))
 
 
 @pytest.mark.parametrize(("kind", "layers"), [(V2, 1), (V2, 4), (V2_CHUNKS, 4), (V3_NORMS, 1)])
