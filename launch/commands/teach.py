@@ -92,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
     from launch.published.device import device_and_precision
     from launch.published.pictures import find_pictures
     from launch.published.sources import plain_name
+    from launch.teach.lesson import Order
     from launch.teach.loop import Teaching
-    from launch.teach.run import Order, teach_published
+    from launch.teach.run import teach_published
     from pipeline.backbone.published import open_published, spelled
     from pipeline.config.schema import OptimConfig
 

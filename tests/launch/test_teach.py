@@ -22,8 +22,9 @@ from launch.published.batches import held_out_batches
 from launch.published.merged import counted_for, merged_model
 from launch.published.pictures import divided, find_pictures
 from launch.published.signal import Signal, signal_of
+from launch.teach.lesson import Order
 from launch.teach.loop import Teaching, merge_loss, teach
-from launch.teach.run import Order, teach_published
+from launch.teach.run import teach_published
 from pipeline.backbone.macs import counted_model
 from pipeline.backbone.published import open_published, spelled
 from pipeline.config.schema import OptimConfig

@@ -10,10 +10,12 @@ from PIL import Image
 from launch.published.merged import merged_model
 from launch.published.pictures import find_pictures
 from launch.published.signal import signal_of
+from launch.teach import plan
 from launch.teach import run as way
 from launch.teach.estimate import Estimate, estimated
+from launch.teach.lesson import Order
 from launch.teach.loop import Teaching, in_words
-from launch.teach.run import Order, teach_published
+from launch.teach.run import teach_published
 from pipeline import load_adapter
 from pipeline.backbone.adapters.config import name_of_data
 from pipeline.backbone.macs import counted_model
@@ -67,7 +69,7 @@ def test_the_time_is_said_before_the_first_step(pictures, tmp_path, monkeypatch,
 
 def test_a_way_to_less_is_said_where_it_is_long(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(way, "teach", lambda *_, **__: 0)
-    monkeypatch.setattr(way, "estimated", lambda *_, **__: Estimate(60.0, 90.0, 20.0, 3 << 30))
+    monkeypatch.setattr(plan, "estimated", lambda *_, **__: Estimate(60.0, 90.0, 20.0, 3 << 30))
     asked = order(pictures, tmp_path / "out", how=replace(HOW, steps=100))
     teach_published(asked, find_pictures(str(pictures)), opened())
     said = capsys.readouterr().out
@@ -78,7 +80,7 @@ def test_a_way_to_less_is_said_where_it_is_long(pictures, tmp_path, monkeypatch,
 def test_the_estimate_changes_nothing_of_what_is_taught(pictures, tmp_path, monkeypatch):
     found = find_pictures(str(pictures))
     assert teach_published(order(pictures, tmp_path / "with"), found, opened())
-    monkeypatch.setattr(way, "estimated", lambda *_, **__: Estimate(1.0, 1.0, 1.0, None))
+    monkeypatch.setattr(plan, "estimated", lambda *_, **__: Estimate(1.0, 1.0, 1.0, None))
     assert teach_published(order(pictures, tmp_path / "without"), found, opened())
     first, second = (load_adapter(tmp_path / name).tensors for name in ("with", "without"))
     for key in first:
