@@ -77,7 +77,13 @@ def normed(norm: Callable[[Tensor], Tensor], state: TokenState) -> TokenState:
 def run_blocks(
     blocks: Iterable[MergingBlock], state: TokenState, how: Pass, rotary: Rotary | None = None
 ) -> tuple[TokenState, list[TokenState], list[MergePoint]]:
-    """The state after the blocks, those after the blocks in `taps`, and the points of merging."""
+    """The state after the blocks, those after the blocks in `taps`, and the points of merging. Raises
+    ConfigError under torch.jit.trace, which records other merges than those of the images."""
+    if torch.jit.is_tracing() and any(how.schedule):
+        raise ConfigError(
+            "torch.jit.trace cannot record merges; use torch.export, torch.compile or "
+            "torch.onnx.export(..., dynamo=True)"
+        )
     tapped: list[TokenState] = []
     points: list[MergePoint] = []
     sized = False

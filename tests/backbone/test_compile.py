@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import images, tiny_vit
 
+from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import slots
 
 
@@ -46,3 +47,11 @@ def test_the_keep_rate_of_a_compiled_model_can_be_set():
         # with a graph, as it is where no_grad is forgotten
         assert torch.equal(compiled(batch).final.size, model(batch).final.size)
     torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_torch_jit_trace_is_refused_where_tokens_merge():
+    """It recorded merges of its own: the traced model gave other numbers, with a warning at most."""
+    model = tiny_vit("tome").eval()
+    with pytest.raises(ConfigError, match=r"torch\.jit\.trace cannot record merges; use torch\.export"):
+        torch.jit.trace(model, images())
