@@ -18,7 +18,7 @@ def files_of(*tops: str) -> list[Path]:
 FILES = files_of("pipeline", "tasks", "launch", "dtem")
 
 BASE = {"errors", "registry", "token_state", "interfaces", "modes", "parts", "ranks"}
-DATA = {"data", "data.targets", "data.members", "data.shards", "data.augment", "data.samples"}
+DATA = {"data", "data.targets", "data.members", "data.layouts", "data.shards", "data.augment", "data.samples"}
 """What trains may import of `pipeline.data`: all but its makers."""
 
 ROOMS = {
@@ -47,7 +47,8 @@ ROOMS = {
     | {"extras", "files", "pixels", "shared_tensors", "version", "run_folder", "config", "plan", "merging"},
     "data.targets": set(),
     "data.members": {"errors"},
-    "data.shards": {"extras", "config", "errors", "files", "redact", "data.members"},
+    "data.layouts": {"errors", "rng", "data.members"},
+    "data.shards": {"extras", "config", "errors", "files", "redact", "data.members", "data.layouts"},
     "data.augment": {"config", "interfaces", "errors", "pixels", "rng", "data.members", "data.targets"},
     "data.samples": {"config", "errors", "registry", *DATA} - {"data"},
     "data": {"config", "interfaces", "errors", "pixels", "processes", "rng", *DATA},
@@ -58,6 +59,7 @@ ROOMS = {
         "processes",
         "rng",
         "data.members",
+        "data.layouts",
         "data.shards",
         "data.samples",
     },

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from launch.commands.arguments import HelpFormatter
-from pipeline.data.make.layouts import CAPTIONS, MASKS, read_captions, read_masks
+from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, MASKS, SHARD_SIZES
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -41,7 +41,7 @@ def _add_imagefolder(kinds) -> None:
         epilog="example: dtem shards make imagefolder /data/imagenet data/imagenet --workers 16",
     )
     source = "the tree; LOC_synset_mapping.txt in or beside it gives human names"
-    _add_pictures(parser, source, shard_size=1000)
+    _add_pictures(parser, IMAGE_FOLDER, source)
 
 
 def _add_layout(kinds, kind: str, tree: str) -> None:
@@ -52,14 +52,14 @@ def _add_layout(kinds, kind: str, tree: str) -> None:
         formatter_class=HelpFormatter,
         epilog=f"example: dtem shards make {kind} {source} data/{kind} --workers 16",
     )
-    _add_pictures(parser, "the table" if kind == "captions" else "the tree", shard_size=500)
+    _add_pictures(parser, kind, "the table" if kind == "captions" else "the tree")
 
 
-def _add_pictures(parser: argparse.ArgumentParser, source: str, *, shard_size: int) -> None:
+def _add_pictures(parser: argparse.ArgumentParser, kind: str, source: str) -> None:
     """Adds the arguments of every maker that reads pictures from disk."""
     parser.add_argument("src", metavar="SRC", help=source)
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
-    _add_shard_size(parser, shard_size)
+    _add_shard_size(parser, SHARD_SIZES[kind])
     parser.add_argument(
         "--size",
         type=_count,
@@ -164,37 +164,17 @@ def run(args: argparse.Namespace) -> int:
         return {"verify": _verify, "words": _words}[args.action](args)
     # makers say what they take and what they leave out
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    makers = {"imagefolder": _make_imagefolder, "digit_scenes": _make_digit_scenes, "index": _make_index}
-    makers |= dict.fromkeys(MASKS, _make_with_masks) | dict.fromkeys(CAPTIONS, _make_with_captions)
-    return _report(makers[args.kind](args))
+    makers = {"digit_scenes": _make_digit_scenes, "index": _make_index}
+    return _report(makers.get(args.kind, _make_tree)(args))
 
 
-def _make_imagefolder(args: argparse.Namespace) -> Path:
-    from pipeline.data.make.image_folders import imagefolder_jobs
-    from pipeline.data.make.write import write_shards
+def _make_tree(args: argparse.Namespace) -> Path:
+    from pipeline.data.layouts import read_tree
+    from pipeline.data.make.write import tree_jobs, write_shards
 
-    jobs, classes = imagefolder_jobs(
-        Path(args.src), shard_size=args.shard_size, size=args.size, seed=args.seed
-    )
-    return write_shards(jobs, Path(args.out), classes=classes, workers=args.workers)
-
-
-def _make_with_masks(args: argparse.Namespace) -> Path:
-    from pipeline.data.make.images_with_masks import layout_jobs
-    from pipeline.data.make.write import write_shards
-
-    layout = read_masks(args.kind, Path(args.src))
-    jobs = layout_jobs(layout, shard_size=args.shard_size, size=args.size, seed=args.seed)
-    return write_shards(jobs, Path(args.out), classes=layout.classes, workers=args.workers)
-
-
-def _make_with_captions(args: argparse.Namespace) -> Path:
-    from pipeline.data.make.images_with_captions import caption_jobs
-    from pipeline.data.make.write import write_shards
-
-    splits = read_captions(args.kind, Path(args.src))
-    jobs = caption_jobs(splits, shard_size=args.shard_size, size=args.size, seed=args.seed)
-    return write_shards(jobs, Path(args.out), workers=args.workers)
+    tree = read_tree(args.kind, Path(args.src))
+    jobs = tree_jobs(tree, shard_size=args.shard_size, size=args.size, seed=args.seed)
+    return write_shards(jobs, Path(args.out), classes=tree.classes, workers=args.workers)
 
 
 def _make_digit_scenes(args: argparse.Namespace) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.data.make.picture_files import SUFFIXES, LeftOut, read_picture
+from pipeline.data.layouts.picture_files import SUFFIXES, LeftOut, read_picture
 from pipeline.data.members.decode import IMAGES
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest

@@ -15,7 +15,7 @@ from PIL import Image
 from launch.saved.run import read_run
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.config.load import load_config
-from pipeline.data.make.picture_files import read_picture
+from pipeline.data.layouts.picture_files import read_picture
 from pipeline.data.members.decode import decode_captions, decode_image, decode_mask
 from pipeline.data.shards.describe import CLASSES, read_names
 from pipeline.data.shards.find import load_manifest

@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.data.layouts.picture_files import tell_left_out
 from pipeline.data.make.index_notes import IndexNotes, Note
-from pipeline.data.make.picture_files import tell_left_out
 from pipeline.data.make.processes import processes
 from pipeline.data.shards.describe import (
     Described,

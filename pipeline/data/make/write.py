@@ -7,15 +7,14 @@ when it is started again in the same way.
 import fcntl
 import hashlib
 import os
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.data.make.item_file import Picked, numbers_on_disk
+from pipeline.data.layouts.tree import Samples, Tree, shuffled
 from pipeline.data.make.processes import processes
 from pipeline.data.make.tar_writer import TarWriter
 from pipeline.data.shards.describe import (
@@ -30,10 +29,7 @@ from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, write_manifest
 from pipeline.errors import ConfigError
 from pipeline.files import replacing, sha256_of, sync, write_bytes
-from pipeline.rng import seed_of
 
-Samples = Iterable[tuple[str, Mapping[str, bytes]]]
-"""Key of each sample, and its members: a mapping of suffix to bytes."""
 T = TypeVar("T")
 
 
@@ -54,6 +50,13 @@ class ShardJob:
         return repr((self.name, function, own[1:], list(self.items))).encode()
 
 
+def tree_jobs(tree: Tree, *, shard_size: int, size: int | None, seed: int = 0) -> list[ShardJob]:
+    """The shards of a set that lies in files of its own. Their order depends on the names of the files and
+    the seed only. size: see `read_picture`."""
+    make = partial(tree.samples, size=size)
+    return shuffled_jobs(tree.splits, make, shard_size=shard_size, seed=seed, kind=tree.kind)
+
+
 def shuffled_jobs(
     splits: Mapping[str, Sequence[T]],
     make: Callable[[Sequence[T]], Samples],
@@ -66,9 +69,7 @@ def shuffled_jobs(
     order depends on the given one, the seed, and the kind of set. Neither is held in memory."""
     jobs: list[ShardJob] = []
     for split, items in splits.items():
-        order = numbers_on_disk(len(items))
-        random.Random(seed_of(seed, kind, split)).shuffle(order)
-        jobs += jobs_of(split or "train", Picked(items, order), make, shard_size)
+        jobs += jobs_of(split or "train", shuffled(items, kind, split, seed), make, shard_size)
     return jobs
 
 

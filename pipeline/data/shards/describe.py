@@ -1,34 +1,23 @@
 """Makes the manifest of tars from their content."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipeline.data.layouts.class_lists import CLASSES, Names, parse_names
+from pipeline.data.layouts.splits import split_of
 from pipeline.data.members.decode import decode_class
 from pipeline.data.shards.index import SUFFIX, ShardIndex
 from pipeline.data.shards.locations import is_remote, join, split
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.storage import download, read_bytes
 from pipeline.data.shards.table import Shard, ShardTable
 from pipeline.data.shards.tar_index import index_tar
 from pipeline.errors import SampleError
 from pipeline.files import sha256_of
-
-CLASSES = "classes.json"
-
-
-@dataclass(frozen=True)
-class Names:
-    """Names of classes."""
-
-    classes: tuple[str, ...] = ()
-    mask_classes: tuple[str, ...] = ()
-    """Names of the labels of masks, where these are numbered otherwise."""
 
 
 @dataclass(frozen=True)
@@ -107,28 +96,12 @@ def class_in(data: bytes) -> int:
 
 
 def read_names(folder: str) -> Names:
-    """The names in `classes.json` of the folder, which holds a list of class names, or {"classes": [...],
-    "mask_classes": [...]}; none where there is no such file. Raises SampleError for any other content."""
+    """The names in `classes.json` of the folder (see `parse_names`); none where there is no such file. Raises
+    SampleError."""
     path = join(folder, CLASSES)
     try:
-        plain = json.loads(read_bytes(path))
+        return parse_names(path, read_bytes(path))
     except FileNotFoundError:
         return Names()
-    except (OSError, ValueError, RecursionError) as err:
+    except OSError as err:
         raise SampleError(f"{path}: {err}; give a JSON list of class names, or remove the file") from err
-    lists = {"classes": plain} if isinstance(plain, list) else plain
-    known = isinstance(lists, dict) and 0 < len(lists) == len(lists.keys() & {"classes", "mask_classes"})
-    if not known or not all(map(_distinct, lists.values())):
-        raise SampleError(
-            f"{path}: give a JSON list of different class names, "
-            'or {"classes": [...], "mask_classes": [...]} of lists'
-        )
-    return Names(**{kind: tuple(names) for kind, names in lists.items()})
-
-
-def _distinct(names: object) -> bool:
-    return (
-        isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        and len(set(names)) == len(names)
-    )

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.layouts.splits import split_of
 from pipeline.data.shards.cache import ShardCache, default_cache
 from pipeline.data.shards.describe import CLASSES, Described, describe_tar, manifest_of, read_names
 from pipeline.data.shards.index import SUFFIX
 from pipeline.data.shards.locations import expand, is_remote, join, local_shards, split, tar_names
 from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest, remedy
-from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.storage import file_size
 from pipeline.data.shards.stored import read_manifest
 from pipeline.data.shards.table import Shard, ShardTable, concatenated

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.layouts.splits import split_of
 from pipeline.data.shards.index import BLOCK, OLD_SUFFIX, SUFFIX
 from pipeline.data.shards.locations import checked
-from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.table import MAX_NAME, Place, ShardTable, hex_of, table
 from pipeline.files import write_bytes
 

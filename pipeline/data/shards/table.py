@@ -9,8 +9,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.layouts.splits import split_of
 from pipeline.data.shards.locations import join, split
-from pipeline.data.shards.splits import split_of
 
 MAX_NAME = 255
 """Bytes of the longest name of a shard."""

@@ -14,7 +14,7 @@ from captionkit import SET, Entry, entries, karpathy, pictures
 from PIL import Image
 from shardkit import dtem, image, write_tar
 
-from pipeline.data.make.layouts import CAPTIONS, read_captions
+from pipeline.data.layouts import CAPTIONS, read_captions
 from pipeline.data.samples.text import build_tokenizer
 from pipeline.data.shards.find import load_manifest
 from pipeline.errors import ConfigError, SampleError

@@ -18,12 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.data.make.image_folders import imagefolder_jobs
-from pipeline.data.make.images_with_captions import caption_jobs
-from pipeline.data.make.images_with_masks import layout_jobs
-from pipeline.data.make.item_file import ItemFile, numbers_on_disk
-from pipeline.data.make.layouts import read_captions, read_masks
-from pipeline.data.make.write import ShardJob, shuffled_jobs
+from pipeline.data.layouts import read_tree
+from pipeline.data.layouts.item_file import ItemFile, numbers_on_disk
+from pipeline.data.make.write import ShardJob, shuffled_jobs, tree_jobs
 from pipeline.errors import ConfigError
 from pipeline.rng import seed_of
 
@@ -151,11 +148,11 @@ def test_two_folders_whose_keys_begin_alike_have_no_key_twice(tmp_path):
     for name in ("a.b/1.jpg", "aXb/1.jpg", "a_b/2.jpg"):
         (tmp_path / "set" / name).parent.mkdir(parents=True)
         (tmp_path / "set" / name).touch()
-    made, _ = imagefolder_jobs(tmp_path / "set", shard_size=9, size=None)
+    made = tree_jobs(read_tree("imagefolder", tmp_path / "set"), shard_size=9, size=None)
     assert sorted(item.key for item in made[0].items) == ["aXb/1", "a_b/1", "a_b/2"]
     (tmp_path / "set" / "a_b" / "1.png").touch()
     with pytest.raises(ConfigError, match=r"a_b/1.png and .*a\.b/1.jpg would both have the key 'a_b/1'"):
-        imagefolder_jobs(tmp_path / "set", shard_size=9, size=None)
+        read_tree("imagefolder", tmp_path / "set")
 
 
 def linked(folder: Path, count: int, *names: str) -> list[str]:
@@ -174,13 +171,13 @@ def linked(folder: Path, count: int, *names: str) -> list[str]:
 
 def folder_jobs(root: Path, count: int) -> list[ShardJob]:
     linked(root / "set" / "train", count, ".JPEG", ".txt")
-    return imagefolder_jobs(root / "set", shard_size=500, size=None)[0]
+    return tree_jobs(read_tree("imagefolder", root / "set"), shard_size=500, size=None)
 
 
 def masks_jobs(root: Path, count: int) -> list[ShardJob]:
     linked(root / "leftImg8bit" / "train", count, "_leftImg8bit.png")
     linked(root / "gtFine" / "train", count, "_gtFine_labelIds.png")
-    return layout_jobs(read_masks("cityscapes", root), shard_size=500, size=None)
+    return tree_jobs(read_tree("cityscapes", root), shard_size=500, size=None)
 
 
 def captions_jobs(root: Path, count: int) -> list[ShardJob]:
@@ -190,7 +187,7 @@ def captions_jobs(root: Path, count: int) -> list[ShardJob]:
             for number in range(PER_FOLDER):
                 row = {"image": f"images/{name}/{number:06d}.jpg", "caption": f"the picture {number}"}
                 file.write(json.dumps(row) + "\n")
-    return caption_jobs(read_captions("captions", root / "table.jsonl"), shard_size=500, size=None)
+    return tree_jobs(read_tree("captions", root / "table.jsonl"), shard_size=500, size=None)
 
 
 def memory(jobs_of: Callable[[Path, int], list[ShardJob]], root: Path, count: int) -> tuple[int, int]:

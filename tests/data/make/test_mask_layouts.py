@@ -9,7 +9,7 @@ from maskkit import TREES, mask_of, png
 from PIL import Image
 from shardkit import dtem, image, read
 
-from pipeline.data.make.layouts import MASKS, read_masks
+from pipeline.data.layouts import MASKS, read_masks
 from pipeline.data.shards.find import load_manifest
 from pipeline.errors import ConfigError, SampleError
 

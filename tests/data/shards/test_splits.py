@@ -11,11 +11,11 @@ import pytest
 from derived import as_before
 from shardkit import config, image, samples, write_tar
 
+from pipeline.data.layouts.splits import split_of
 from pipeline.data.make.existing import index_shards
 from pipeline.data.shards import find as manifest_module
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.shards.splits import split_of
 from pipeline.data.shards.table import Shard, ShardTable
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError, SampleError

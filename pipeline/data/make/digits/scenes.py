@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.layouts.picture_files import encoded
 from pipeline.data.make.digits.captions import NAMES, Placed, captions
-from pipeline.data.make.picture_files import encoded
 from pipeline.data.make.write import ShardJob, jobs_of
 from pipeline.errors import ConfigError
 from pipeline.extras import extra

@@ -20,6 +20,11 @@ CONVERTED = {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF"}
 SUFFIXES = (*STORED, *CONVERTED)
 
 
+def member_of(path: Path | str) -> str:
+    """The suffix of the member that a picture file becomes in its stored size."""
+    return STORED.get(os.path.splitext(path)[1].lower(), "png")
+
+
 class LeftOut:
     """The files and folders that no sample is made of: how many there are of each ending, and the first one.
     None is held."""
@@ -128,7 +133,7 @@ def read_picture(path: Path | str, size: int | None) -> tuple[str, bytes, tuple[
         data = _as_png(data, CONVERTED[ending]) if ending in CONVERTED else data
         shape = check_header(data)
         if size is None:
-            return STORED.get(ending, "png"), data, shape
+            return member_of(path), data, shape
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             small = shrunk(image.convert("RGB"), size, Image.Resampling.BICUBIC)
             return "jpg", encoded(small, "JPEG", quality=95), shape

@@ -1,4 +1,4 @@
-"""An ImageFolder tree as shards: SRC/{train,val,test}/CLASS/*.JPEG, or SRC/CLASS/*.JPEG.
+"""An ImageFolder tree: SRC/{train,val,test}/CLASS/*.JPEG, or SRC/CLASS/*.JPEG.
 
 With ImageNet's LOC_synset_mapping.txt beside the tree, a class is called "n01440764 tench, Tinca tinca"; else
 as its folder is.
@@ -10,21 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from pipeline.data.make.item_file import ItemFile
-from pipeline.data.make.picture_files import (
+from pipeline.data.layouts.item_file import ItemFile
+from pipeline.data.layouts.picture_files import (
     SUFFIXES,
     LeftOut,
     folders_of,
+    member_of,
     pictures_in,
     plain_key,
     read_picture,
     tell_left_out,
 )
-from pipeline.data.make.write import ShardJob, shuffled_jobs
-from pipeline.data.shards.splits import split_word
+from pipeline.data.layouts.splits import split_word
 from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -47,12 +46,21 @@ class Picture:
     key: str
     label: int
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.path,)
 
-def imagefolder_jobs(
-    source: Path, *, shard_size: int, size: int | None, seed: int = 0
-) -> tuple[list[ShardJob], list[str]]:
-    """(jobs, class names). The order within a split is a shuffle that depends on the files' names and the
-    seed only. size: see `read_picture`.
+    @property
+    def facts(self) -> int:
+        return self.label
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return member_of(self.path), "cls"
+
+
+def read(source: Path) -> tuple[Mapping[str, Sequence[Picture]], list[str]]:
+    """(split -> its pictures, class names). The name of the split is empty where the tree has none.
 
     Logs how many pictures each split and class has, and what is left out. Raises ConfigError for a tree of
     another layout, and for class folders without pictures.
@@ -66,12 +74,10 @@ def imagefolder_jobs(
     counts: dict[str, Counter[int]] = {name or "train": Counter() for name in trees}
     splits = {name: _stored(tree, folders, counts[name or "train"]) for name, tree in trees.items()}
     _tell_counts(source, counts, folders)
-    make = partial(_samples, size=size)
-    jobs = shuffled_jobs(splits, make, shard_size=shard_size, seed=seed, kind="imagefolder")
-    return jobs, _names(source, folders)
+    return splits, _names(source, folders)
 
 
-def _samples(pictures: Sequence[Picture], size: int | None) -> Iterator[tuple[str, dict[str, bytes]]]:
+def samples(pictures: Sequence[Picture], size: int | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each picture. Raises SampleError with the path of a file whose header is not an
     image's."""
     for picture in pictures:

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.data.make.images_with_masks import Layout, Pair, non_empty, paired, root_with
-from pipeline.data.make.picture_files import pictures_of, plain_key
+from pipeline.data.layouts.class_lists import CLASSES, parse_names
+from pipeline.data.layouts.images_with_masks import Layout, Pair, non_empty, paired, root_with
+from pipeline.data.layouts.picture_files import pictures_of, plain_key
 from pipeline.data.members.masks import IGNORED
-from pipeline.data.shards.describe import read_names
 from pipeline.errors import SampleError
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def read(source: Path) -> Layout:
             len(images),
             with_masks,
         )
-    classes = read_names(str(root)).classes or VOC
+    own = root / CLASSES
+    classes = (parse_names(str(own), own.read_bytes()).classes if own.is_file() else ()) or VOC
     labels = {label: label for label in (*range(len(classes)), IGNORED)}
     return Layout(classes, labels, non_empty(source, splits, TREE))
 

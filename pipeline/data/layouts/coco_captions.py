@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.data.make.images_with_captions import Captioned, Row, collected
-from pipeline.data.make.picture_files import pictures_of, tell_left_out
+from pipeline.data.layouts.images_with_captions import Captioned, Row, collected
+from pipeline.data.layouts.picture_files import pictures_of, tell_left_out
 from pipeline.errors import ConfigError, SampleError
 
 NAME = "dataset_coco.json"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.data.make.images_with_masks import Layout, non_empty, paired
-from pipeline.data.make.picture_files import folders_of, pictures_of, tell_left_out
+from pipeline.data.layouts.images_with_masks import Layout, non_empty, paired
+from pipeline.data.layouts.picture_files import folders_of, pictures_of, tell_left_out
 from pipeline.data.members.masks import IGNORED
 
 CLASSES = (

@@ -4,8 +4,8 @@ else, and ignored."""
 import re
 from pathlib import Path
 
-from pipeline.data.make.images_with_masks import Layout, non_empty, paired, root_with
-from pipeline.data.make.picture_files import folders_of, pictures_of, tell_left_out
+from pipeline.data.layouts.images_with_masks import Layout, non_empty, paired, root_with
+from pipeline.data.layouts.picture_files import folders_of, pictures_of, tell_left_out
 from pipeline.data.members.masks import IGNORED
 from pipeline.errors import SampleError
 

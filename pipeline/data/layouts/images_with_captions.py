@@ -1,16 +1,14 @@
-"""Makes shards of pictures with captions. A reader in layouts/ finds them; this file does the rest."""
+"""Pictures with captions. The reader of a layout finds them; this file does the rest."""
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.make.item_file import ItemFile
-from pipeline.data.make.picture_files import SUFFIXES, plain_key, read_picture
-from pipeline.data.make.write import ShardJob, shuffled_jobs
+from pipeline.data.layouts.item_file import ItemFile
+from pipeline.data.layouts.picture_files import SUFFIXES, member_of, plain_key, read_picture
 from pipeline.data.members.decode import decode_captions
 from pipeline.errors import SampleError, first_few
 
@@ -38,6 +36,18 @@ class Captioned:
     image: Path
     split: str
     captions: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (str(self.image),)
+
+    @property
+    def facts(self) -> list[str]:
+        return self.captions
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return member_of(self.image), "json"
 
 
 def collected(root: Path, rows: Iterable[Row]) -> dict[str, Sequence[Captioned]]:
@@ -94,16 +104,7 @@ def _image(root: Path, row: Row) -> Captioned:
     return Captioned(plain_key(str(path.with_suffix(""))), root / path, row.split)
 
 
-def caption_jobs(
-    splits: Mapping[str, Sequence[Captioned]], *, shard_size: int, size: int | None, seed: int = 0
-) -> list[ShardJob]:
-    """splits: sorted by key. The order within a split is a shuffle that depends on the keys and the seed
-    only. size: see `read_picture`."""
-    make = partial(_samples, size=size)
-    return shuffled_jobs(splits, make, shard_size=shard_size, seed=seed, kind="captions")
-
-
-def _samples(images: Sequence[Captioned], size: int | None) -> Iterator[tuple[str, dict[str, bytes]]]:
+def samples(images: Sequence[Captioned], size: int | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each image. Raises SampleError with the path of one that no reader would take."""
     for image in images:
         suffix, data, _ = read_picture(image.image, size)

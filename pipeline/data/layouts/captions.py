@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.make.images_with_captions import Captioned, Row, collected
+from pipeline.data.layouts.images_with_captions import Captioned, Row, collected
 from pipeline.errors import ConfigError, SampleError
 
 

@@ -1,18 +1,16 @@
-"""Makes shards of images with masks. A reader in layouts/ finds them and knows what their labels mean; this
-file does the rest."""
+"""Images with masks. The reader of a layout finds them and knows what their labels mean; this file does the
+rest."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.make.item_file import ItemFile
-from pipeline.data.make.picture_files import encoded, read_picture, shrunk
-from pipeline.data.make.write import ShardJob, shuffled_jobs
+from pipeline.data.layouts.item_file import ItemFile
+from pipeline.data.layouts.picture_files import encoded, member_of, read_picture, shrunk
 from pipeline.data.members.decode import decode_mask
 from pipeline.data.members.masks import label_counts, size_mismatch
 from pipeline.errors import ConfigError, SampleError, first_few
@@ -25,6 +23,15 @@ class Pair:
     key: str
     image: Path
     mask: Path
+    facts = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return str(self.image), str(self.mask)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return member_of(self.image), "seg.png"
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,8 @@ class Layout:
     """The pairs of each split, sorted by key."""
 
 
-def layout_jobs(layout: Layout, *, shard_size: int, size: int | None, seed: int = 0) -> list[ShardJob]:
-    """The order within a split is a shuffle that depends on the keys and the seed only. size: see
-    `read_picture`."""
-    make = partial(_samples, labels=layout.labels, size=size)
-    return shuffled_jobs(layout.splits, make, shard_size=shard_size, seed=seed, kind="pairs")
-
-
-def _samples(
-    pairs: Sequence[Pair], labels: Mapping[int, int], size: int | None
+def samples(
+    pairs: Sequence[Pair], labels: Mapping[int, int], size: int | None = None
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each pair. Raises SampleError with the path of a file that no sample can have."""
     table = np.full(256, -1, dtype=np.int16)

@@ -1,0 +1,62 @@
+"""A set as it lies on the disk, in files of its own: what each sample is made of, and how."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pipeline.data.layouts.item_file import Picked, numbers_on_disk
+from pipeline.rng import seed_of
+
+Samples = Iterable[tuple[str, Mapping[str, bytes]]]
+"""Key of each sample, and its members: a mapping of suffix to bytes."""
+T = TypeVar("T")
+
+
+class Item(Protocol):
+    """What one sample is made of."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of its files."""
+        ...
+
+    @property
+    def facts(self) -> Any:
+        """What it is made of besides, as plain data."""
+        ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Those of its members."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The items of a set, none of which is held in memory."""
+
+    splits: Mapping[str, Sequence[Item]]
+    """Split -> its items, in the order of their names. The one split of a set that names none is empty."""
+    samples: Callable[..., Samples]
+    """samples(items, size=None) makes the samples; it pickles. size: see `read_picture`. Raises SampleError
+    with the path of a file of which none can be made."""
+    kind: str
+    """Of the items: a part of their order."""
+    shard_size: int
+    """Samples of a shard, where nobody says otherwise."""
+    classes: tuple[str, ...] = ()
+
+    def shuffled(self, split: str, seed: int) -> Sequence[Item]:
+        """The items of a split in the order in which they are stored."""
+        return shuffled(self.splits[split], self.kind, split, seed)
+
+
+def shuffled(items: Sequence[T], kind: str, split: str, seed: int) -> Sequence[T]:
+    """The items in another order, which depends on the given one, the kind of set, the split and the seed.
+    Neither is held in memory."""
+    order = numbers_on_disk(len(items))
+    random.Random(seed_of(seed, kind, split)).shuffle(order)
+    return Picked(items, order)
