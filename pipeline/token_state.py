@@ -63,7 +63,7 @@ class Assignment:
 
         rest: share, weight and num_active, which is K where it is not given.
         """
-        first = rows_of(len(keep), 1, keep.device)
+        first = rows_of(keep.shape[0], 1, keep.device)
         num_slots = keep.shape[1]
         options = {"num_active": num_slots} | rest
         rows = (keep + num_tokens * first, source + num_tokens * first, slot + num_slots * first)

@@ -142,7 +142,7 @@ class Rotary:
                 return Rope(table, self.half, rows=slot_rows(state.merges), counts=self.counts)
             case "destination":
                 rows = state.carried[ROPE].values
-                return Rope(unmerged(table.expand(len(rows), -1, -1, -1), rows), self.half)
+                return Rope(unmerged(table.expand(rows.shape[0], -1, -1, -1), rows), self.half)
         values = self.averaged(state, block)
         assert values is not None
         values = values if probe is None else values + probe
@@ -217,6 +217,6 @@ def mean_by_rows(x: Tensor, rows: Tensor, num_slots: int, counts: Tensor | None)
     exact = widened(x)
     weight = exact.new_ones(rows.shape) if counts is None else counts.to(exact.dtype)
     exact = exact if counts is None else exact * per_row(weight, exact)
-    total = add_rows(exact.new_zeros(len(x), num_slots, *x.shape[2:]), rows, exact)
-    whole = add_rows(weight.new_zeros(len(x), num_slots), rows, weight)
+    total = add_rows(exact.new_zeros(x.shape[0], num_slots, *x.shape[2:]), rows, exact)
+    whole = add_rows(weight.new_zeros(x.shape[0], num_slots), rows, weight)
     return quotient(total, whole.clamp(min=SMALLEST)).to(x.dtype)

@@ -95,7 +95,7 @@ class _Move:
             total = self._total(take_rows(exact, a.keep) * own, take_rows(exact, a.source) * given)
         else:
             total = exact.new_zeros(*a.keep.shape, *exact.shape[2:])
-            slots = rows_of(len(a.keep), a.keep.shape[1], values.device)
+            slots = rows_of(a.keep.shape[0], a.keep.shape[1], values.device)
             total = add_weighted_rows(total, slots, exact, a.keep, self._own)
             total = add_weighted_rows(total, a.slot, exact, a.source, self._given)
         return quotient(total, self._whole).to(values.dtype)
@@ -119,6 +119,6 @@ def share_left(assignment: Assignment) -> Tensor:
     """
     assert assignment.share is not None, "without shares a source gives all"
     share = assignment.share
-    whole = share.new_ones(len(share), assignment.num_tokens)
+    whole = share.new_ones(share.shape[0], assignment.num_tokens)
     left = add_rows(whole, assignment.source, -share)
     return left + (left.clamp(0.0, 1.0) - left).detach()

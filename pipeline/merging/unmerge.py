@@ -60,7 +60,7 @@ def slots(state: TokenState) -> Tensor:
     """[B, N] int64 in [0, M): the slot of each input position; after relaxed merges the one that is
     reached through the largest share of each merge."""
     if not state.merges:
-        return rows_of(1, state.tokens.shape[1], state.tokens.device).expand(len(state.tokens), -1)
+        return rows_of(1, state.tokens.shape[1], state.tokens.device).expand(state.tokens.shape[0], -1)
     return slot_rows(state.merges) % state.tokens.shape[1]
 
 
@@ -125,7 +125,7 @@ def _undo(values: Tensor, merge: Assignment) -> Tensor:
     of the token in each."""
     if merge.share is None:
         return take_rows(values, _slot_of(merge))
-    grid = values.new_zeros(len(values), merge.num_tokens, values.shape[-1])
-    own = rows_of(len(values), values.shape[1], values.device)
+    grid = values.new_zeros(values.shape[0], merge.num_tokens, values.shape[-1])
+    own = rows_of(values.shape[0], values.shape[1], values.device)
     grid = add_weighted_rows(grid, merge.keep, values, own, take_rows(share_left(merge), merge.keep))
     return add_weighted_rows(grid, merge.source, values, merge.slot, merge.share)

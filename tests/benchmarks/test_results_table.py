@@ -43,12 +43,13 @@ def test_a_row_is_one_point_of_its_record(row):
 
 
 def says(result: dict, row: dict) -> bool:
-    if "policies" not in result:
+    if "scores" not in result:
         return float(row["ours"]) == pytest.approx(result.get("ratio", {}).get("median", 0), abs=5.1e-3)
     told = {"ours": "dtem", "ToMe": "tome", "untrained": "dtem_untrained", "unmerged": "none"}
     near = [
         float(row[column]) == pytest.approx(mean(result["scores"][policy]), abs=5.1e-2)
         for column, policy in told.items()
+        if policy in result["scores"]
     ]
     share = float(row["MACs"].removesuffix(" %")) / 100
     return all(near) and share == pytest.approx(result["macs_ratio"], abs=5.1e-3)

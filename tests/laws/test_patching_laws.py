@@ -24,6 +24,7 @@ NAFLEX = {
     "naflex: rotary positions": ("naflexvit_base_patch16_gap", {"rope_type": "axial"}),
     "naflex: rotary positions of each block": ("naflexvit_base_patch16_gap", {"rope_type": "mixed"}),
 }
+EACH_BLOCK = "rope-vit: rotary positions of each block"
 HUB = [*tiny_torch_hub.MODELS]
 MODELS = pytest.mark.parametrize("kind", [*PREFIXES, *NAFLEX, *HUB])
 SOME = pytest.mark.parametrize(
@@ -113,9 +114,15 @@ def test_forwards_keep_nothing_and_copies_are_models_of_their_own(kind):
     assert torch.equal(model(x), first)
 
 
-@pytest.mark.parametrize("kind", ["class token", ROTARY[1], "naflex: attention pooling", *HUB[1:3]])
-def test_it_compiles_whole_and_is_exported(kind):
-    model, x = dtem.patch(library_model(kind), "dtem", reduction=2), images()
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        *((kind, None) for kind in ("class token", ROTARY[1], "naflex: attention pooling", *HUB[1:3])),
+        *((EACH_BLOCK, RotaryRule(rule)) for rule in RULES if rule != "mean_coordinate"),
+    ],
+)
+def test_it_compiles_whole_and_is_exported(kind, rule):
+    model, x = dtem.patch(library_model(kind), "dtem", reduction=2, rotary=rule), images()
     with torch.no_grad():
         expected = model(x)
         torch._dynamo.reset()

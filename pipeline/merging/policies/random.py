@@ -18,7 +18,7 @@ class RandomMerging(MergePolicy):
         self.seed = seed
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
-        split, batch = parity_split(state), len(state.tokens)
+        split, batch = parity_split(state), state.tokens.shape[0]
         drawn = _draw(self.seed * 1_000_003 + state.num_active, *split.counts, r)
         order, target = (row.to(state.tokens.device).expand(batch, -1) for row in drawn)
         if state.quota is not None:
