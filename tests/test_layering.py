@@ -65,6 +65,7 @@ ROOMS = {
     },
     "objectives": BASE | {"config", "merging", "backbone"},
     "model": BASE | {"config", "plan", "merging", "backbone", "objectives", "balancing"},
+    "drawing": {"errors", "interfaces", "token_state", "data.targets", "data.members", "merging", "model"},
     "engine": BASE | {"extras", "config", "merging", "backbone", "model"},
     "train": BASE
     | DATA
@@ -81,6 +82,7 @@ ROOMS = {
         "backbone",
         "objectives",
         "model",
+        "drawing",
         "engine",
     },
 }
@@ -100,7 +102,7 @@ LAUNCH = {
     "saved": set(),
     "measure": {"saved"},
     "report": {"measure"},
-    "pictures": {"saved", "measure"},
+    "pictures": {"saved", "measure", "report"},
     "exported": {"saved"},
     "published": {"saved", "measure"},
     "teach": {"published", "measure", "report"},
@@ -125,7 +127,7 @@ DOORS = {
     "deepspeed": {"pipeline/engine/zero.py"},
     "huggingface_hub": {"pipeline/backbone/adapters/hub.py"},
     "fsspec": {"pipeline/data/shards/storage.py"},
-    "matplotlib": {"launch/pictures/page.py", "launch/report/sweep_plot.py"},
+    "matplotlib": {"launch/pictures/png_page.py", "launch/report/"},
     "packaging": {"launch/checks/packages.py"},
     "psutil": {"launch/checks/machine.py", "launch/cluster/", "pipeline/processes.py"},
     "sklearn": {"pipeline/data/make/digits/scenes.py"},

@@ -1,68 +1,76 @@
-"""The page of `dtem visualise`: a row for each of the first images of a split, with the results of each
-task."""
+"""The rows of `dtem visualise`: samples of a split, each with the results of all tasks that read it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
 from launch.measure.compute import first_grid
-from launch.pictures.captions import write_captions
-from launch.pictures.classes import write_classes
-from launch.pictures.masks import class_colours, draw_segmentation
-from launch.pictures.merged_groups import default_blocks, draw_groups, picture_of
-from launch.pictures.page import Page, Panel, Section
+from launch.pictures.page import Row, Section
+from launch.report.words import task_words
 from launch.saved.run import checked_reduction
 from pipeline.config.schema import DataConfig
 from pipeline.data.shards.held_out import setting_of
 from pipeline.data.stream import EvalLoader, build_eval_loader
-from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets
+from pipeline.drawing.groups import checked_blocks, default_blocks, draw_groups, picture_of
+from pipeline.drawing.palette import class_colours, ground_of
+from pipeline.drawing.panels import Drawing, Panel
+from pipeline.drawing.sample import draw_sample
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
-from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
 
-ALL_TASKS = "groups, alike for all tasks"
+GROUPS, ALIKE = "merged groups", "merged groups, alike for all tasks"
 
 
-def make_page(
+@dataclass(frozen=True)
+class Choice:
+    """What is drawn. num: the first samples of a split, unless keys name some. reductions: None takes each
+    task's own. blocks: counted from 1; None: three, spread over the depth. film: draw the groups after
+    every block beside. Raises ConfigError."""
+
+    num: int = 8
+    keys: Sequence[str] = ()
+    reductions: Sequence[int] | None = None
+    blocks: Sequence[int] | None = None
+    split: str = "val"
+    film: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num < 1:
+            raise ConfigError(f"--num {self.num}: give 1 image or more")
+
+
+def make_sections(
     model: MultiTaskModel,
     datas: Mapping[str, DataConfig],
-    title: str,
-    *,
-    num: int,
-    reductions: Sequence[int] | None = None,
-    blocks: Sequence[int] | None = None,
-    split: str = "val",
+    choice: Choice,
     classes: Mapping[str, Sequence[str]] | None = None,
-) -> Page:
-    """A page with image, reference, predictions, and the groups after each block at each reduction, for each
-    task of `datas`.
+) -> list[Section]:
+    """Image, answers and groups of the chosen samples, for each task of `datas`.
 
-    Tasks with the same images share their rows. reductions None: each task's own. split, classes (by task):
-    see build_eval_loader. Raises ConfigError for unknown blocks, and for reductions that need more tokens
-    than the first image has.
+    Tasks with the same images share their rows. classes (by task): see build_eval_loader. Raises ConfigError
+    for unknown blocks and keys, and for reductions that need more tokens than the first image has.
     """
-    if num < 1:
-        raise ConfigError(f"--num {num}: give 1 image or more")
-    blocks = blocks or default_blocks(model.backbone.depth)
-    if max(blocks) >= model.backbone.depth:
-        raise ConfigError(
-            f"--blocks {max(blocks)}: the backbone's blocks are 0 to {model.backbone.depth - 1}"
-        )
+    depth = model.backbone.depth
+    choice = replace(choice, blocks=checked_blocks(choice.blocks or default_blocks(depth), depth))
     one, names = dict(eval_batch_size=1, workers=0), classes or {}
     loaders = {
         task: build_eval_loader(
-            task, replace(data, **one), rank=0, world_size=1, split=split, classes=names.get(task, ())
+            task,
+            replace(data, **one),
+            rank=0,
+            world_size=1,
+            split=choice.split,
+            classes=names.get(task, ()),
         )
         for task, data in datas.items()
     }
     model.check_data(loaders)
-    painter = _Painter(model, loaders, list(reductions or [None]), blocks)
-    shared = _of_one_source(datas, split)
-    headings = [", ".join(tasks) if len(shared) > 1 else "" for tasks in shared]
-    return Page(title, [painter.section(*part, num) for part in zip(shared, headings, strict=True)])
+    shared = _of_one_source(datas, choice.split)
+    painter = _Painter(model, loaders, choice)
+    return [painter.section(tasks, len(shared) > 1) for tasks in shared]
 
 
 def _of_one_source(datas: Mapping[str, DataConfig], split: str) -> list[list[str]]:
@@ -73,117 +81,102 @@ def _of_one_source(datas: Mapping[str, DataConfig], split: str) -> list[list[str
     return list(sources.values())
 
 
-@dataclass(frozen=True)
-class _Row:
-    """The panels of one image."""
-
-    image: Panel
-    answers: dict[str, list[Panel]] = field(default_factory=dict)
-    """Maps a task to the reference and the predictions."""
-    groups: dict[str, list[Panel]] = field(default_factory=dict)
-    """Maps a task to the merged groups."""
-
-
 @dataclass
 class _Painter:
     model: MultiTaskModel
     loaders: Mapping[str, EvalLoader]
-    reductions: Sequence[ReductionSpec | None]
-    blocks: Sequence[int]
-    present: dict[str, set[int]] = field(default_factory=dict)
-    """Maps a task to the classes in its masks."""
+    choice: Choice
 
-    def section(self, tasks: Sequence[str], heading: str, num: int) -> Section:
-        rows: list[_Row] = []
-        most = min(num, *(len(self.loaders[task]) for task in tasks))
+    def section(self, tasks: Sequence[str], headed: bool) -> Section:
+        heading = ", ".join(map(task_words, tasks)) if headed else ""
+        drawn: list[dict[str, Drawing]] = []
+        films: list[dict[str, list[Panel]]] = []
+        for batches in self._samples(tasks, heading):
+            drawn.append({batch.task: self._draw(batch) for batch in batches})
+            films.append({batch.task: self._film(batch) for batch in batches if self.choice.film})
+        alike = all(_equal(own[tasks[0]].groups, own[task].groups) for own in drawn for task in tasks)
+        rows = [self._row(own, film, alike) for own, film in zip(drawn, films, strict=True)]
+        return Section(rows, self._legend(tasks, drawn), heading)
+
+    def _samples(self, tasks: Sequence[str], heading: str) -> Iterator[list[Batch]]:
+        """The batches of each chosen sample that all of the tasks can read, one for each task."""
+        loaders = [self.loaders[task] for task in tasks]
+        for loader in loaders if self.choice.keys else ():
+            loader.keep(self.choice.keys)
+        there, done = min(map(len, loaders)), 0
+        most = there if self.choice.keys else min(self.choice.num, there)
         with tqdm(total=most, desc=heading or "images", disable=None, leave=False) as bar:
-            for found in zip(*(self.loaders[task].in_place() for task in tasks), strict=False):
-                if len(rows) == num:
+            for found in zip(*(loader.in_place() for loader in loaders), strict=False):
+                if done == most:
                     break
                 batches = [batch for batch in found if batch is not None]
-                # a sample that all tasks can read
                 if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:
-                    rows.append(self._row(batches, first=not rows))
+                    if not done:
+                        self._check(batches)
+                    yield batches
+                    done += 1
                     bar.update()
-        return Section(_arranged(rows, tasks), self._legend(tasks), heading)
 
-    def _row(self, batches: Sequence[Batch], *, first: bool) -> _Row:
-        pictures = {batch.task: picture_of(batch.images[0]) for batch in batches}
-        row, device = _Row(Panel(pictures[batches[0].task], "image")), next(self.model.parameters()).device
-        for batch in (batch.to(device) for batch in batches):
-            for reduction in self.reductions if first else ():
-                if reduction is not None:
-                    checked_reduction(self.model, first_grid(self.model, batch), reduction)
-            row.answers[batch.task] = self._answers(batch, pictures[batch.task])
-            row.groups[batch.task] = draw_groups(
-                self.model, batch.task, batch.images[0], pictures[batch.task], self.reductions, self.blocks
-            )
-        return row
+    def _check(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            for reduction in self.choice.reductions or ():
+                checked_reduction(self.model, first_grid(self.model, batch), reduction)
 
-    def _answers(self, batch: Batch, picture: np.ndarray) -> list[Panel]:
-        if isinstance(batch.targets, MaskTargets):
-            panels, found = draw_segmentation(self.model, batch, picture, self.reductions)
-            self.present.setdefault(batch.task, set()).update(found)
-            return panels
-        if isinstance(batch.targets, CaptionTargets):
-            return write_captions(self.model, batch, self.reductions)
-        if isinstance(batch.targets, ClassificationTargets):
-            return [write_classes(self.model, batch, self.reductions, self.loaders[batch.task].classes)]
-        return []
+    def _draw(self, batch: Batch) -> Drawing:
+        return draw_sample(
+            self.model,
+            batch,
+            reductions=self.choice.reductions or [None],
+            blocks=self.choice.blocks,
+            classes=self.loaders[batch.task].classes,
+        )
 
-    def _legend(self, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    def _film(self, batch: Batch) -> list[Panel]:
+        """The groups after each block, at the first reduction after all blocks, then at the next."""
+        picture, moved = picture_of(batch.images[0]), batch.to(next(self.model.parameters()).device)
+        every = range(1, self.model.backbone.depth + 1)
+        reductions = self.choice.reductions or [None]
+        return draw_groups(self.model, batch.task, moved.images[0], picture, reductions, every)
+
+    def _row(self, drawn: Mapping[str, Drawing], films: Mapping[str, list[Panel]], alike: bool) -> Row:
+        """One row of the drawings of a sample by several tasks. alike: groups are shown once for all."""
+        first, depth = next(iter(drawn.values())), self.model.backbone.depth
+        panels: list[Panel] = [replace(first.image, caption="")]
+        for task, own in drawn.items():
+            panels += [
+                replace(panel, owner=task_words(task) if len(drawn) > 1 else "") for panel in own.answers
+            ]
+        owners = {task: f"{GROUPS}, {task_words(task)}" for task in drawn}
+        if alike:
+            owners = {next(iter(drawn)): ALIKE if len(drawn) > 1 else GROUPS}
+        shown: list[Panel] = []
+        for task, owner in owners.items():
+            panels += [replace(panel, owner=owner) for panel in drawn[task].groups]
+            shown += [replace(panel, owner=owner) for panel in films.get(task, ())]
+        right = [own.right for own in drawn.values() if own.right is not None]
+        changed = any(own.changed for own in drawn.values())
+        film = [shown[block::depth] for block in range(depth)] if shown else []
+        return Row(first.key, panels, all(right) if right else None, changed, film)
+
+    def _legend(self, tasks: Sequence[str], drawn: Sequence[Mapping[str, Drawing]]) -> dict[str, np.ndarray]:
         """The colours of the classes in the masks; with the names of tasks if several have masks."""
         legend: dict[str, np.ndarray] = {}
-        several = len([task for task in tasks if task in self.present]) > 1
-        for task in tasks:
-            classes, found = self.loaders[task].classes, sorted(self.present.get(task, ()))
-            colours = class_colours(max(found, default=0) + 1)
+        present = {task: frozenset[int]().union(*(own[task].present for own in drawn)) for task in tasks}
+        several = sum(bool(found) for found in present.values()) > 1
+        for task, found in present.items():
+            classes = self.loaders[task].classes
+            colours = class_colours(len(classes), ground_of(classes))
             legend |= {
-                f"{task}: {classes[i]}" if several else classes[i]: colours[i]
-                for i in found
+                f"{task_words(task)}: {classes[i]}" if several else classes[i]: colours[i]
+                for i in sorted(found)
                 if i < len(classes)
             }
         return legend
 
 
-def _arranged(rows: Sequence[_Row], tasks: Sequence[str]) -> list[list[Panel]]:
-    """The panels of each row in their order. Groups that are equal for all tasks in all rows are shown
-    once."""
-    if len(tasks) == 1:
-        return [[row.image, *row.answers[tasks[0]], *row.groups[tasks[0]]] for row in rows]
-    alike = all(_equal(row.groups[tasks[0]], row.groups[task]) for row in rows for task in tasks)
-    owners = {tasks[0]: ALL_TASKS} if alike else {task: f"groups of {task}" for task in tasks}
-    arranged = []
-    for row in rows:
-        answers = [
-            replace(panel, owner=task) for task in tasks for panel in _texts_together(row.answers[task])
-        ]
-        arranged.append(
-            [
-                row.image,
-                *answers,
-                *(
-                    replace(panel, owner=owner)
-                    for task, owner in owners.items()
-                    for panel in row.groups[task]
-                ),
-            ]
-        )
-    return arranged
-
-
 def _equal(panels: Sequence[Panel], others: Sequence[Panel]) -> bool:
     pairs = list(zip(panels, others, strict=True))
     return all(
-        one.caption == other.caption and np.array_equal(one.content, other.content) for one, other in pairs
+        one.caption == other.caption and np.array_equal(one.content, other.content)  # pyright: ignore[reportArgumentType]
+        for one, other in pairs
     )
-
-
-def _texts_together(panels: Sequence[Panel]) -> list[Panel]:
-    """The panels; several texts of a task become one panel, with each text under its caption."""
-    if len(panels) < 2 or any(isinstance(panel.content, np.ndarray) for panel in panels):
-        return list(panels)
-    lines = [
-        line for panel in panels for line in (f"{panel.caption}:", *(f"  {text}" for text in panel.content))
-    ]
-    return [Panel(lines, "")]

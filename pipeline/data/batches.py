@@ -102,6 +102,11 @@ class BatchReader(Dataset[Loaded]):
         finally:
             self.notes.write("")
 
+    def key_at(self, position: int) -> str:
+        """The key of the sample at a position of the order. Raises StorageError."""
+        at = self.order[position]
+        return self._reader.key(at.shard, at.sample)
+
     def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
         """Puts a fault into the reading of shards (SampleReader.disturbances), before workers are forked."""
         self._reader.disturbances.append(disturbance)

@@ -2,7 +2,7 @@
 pass once over a split for evaluation."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.held_out import find_split, refuse_training_shards, training_shards
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.stalls import never, patiently
-from pipeline.errors import CheckpointError, ConfigError, SampleError, counted
+from pipeline.errors import CheckpointError, ConfigError, SampleError, counted, first_few
 from pipeline.interfaces import Batch
 from pipeline.processes import end_with_parent
 
@@ -161,6 +161,19 @@ class EvalLoader:
 
     def __len__(self) -> int:
         return len(self._shares)
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Leaves only the batches that hold a sample with one of the keys. Raises ConfigError for a key that
+        no sample of this rank has, and StorageError."""
+        found = [
+            (share, {self._reader.key_at(at) for at in self._reader.order.lanes.positions(share)})
+            for share in self._shares
+        ]
+        there = {key for _, own in found for key in own}
+        if lacking := [key for key in keys if key not in there]:
+            known = first_few(sorted(there), 3, ", ")
+            raise ConfigError(f"no sample has the key '{lacking[0]}'; there are {known}")
+        self._shares = [share for share, own in found if not own.isdisjoint(keys)]
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch in self.in_place() if batch is not None)

@@ -16,11 +16,12 @@ from mutations import changed_json, changed_text
 from payloads.tars import member, tar_of
 from PIL import Image
 from safetensors.torch import save
+from textpage import page_of
 from tinyrun import tiny_plain
 
 import tasks  # noqa: F401 - fills the registry
 from launch.cluster.hosts import read_hostfile
-from launch.pictures.page import Page, Panel, Section, write_html
+from launch.pictures.html_page import write_html
 from launch.report.tables import markdown
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.folder import CONFIG, read_folder
@@ -154,8 +155,9 @@ def _in_page(folder: Path) -> Callable[[bytes, Path], object]:
     """Asserts that a text in a page or table becomes no tag, no line and no command."""
 
     def shown(text: str, place: Path) -> tuple[str, str]:
-        page = Page(text, [Section([[Panel([text], text, text)]], heading=text)])
-        return write_html(page, place / "x.html").read_text(encoding="utf-8"), markdown([text], [[text]])
+        return write_html(page_of(text), place / "x.html").read_text(encoding="utf-8"), markdown(
+            [text], [[text]]
+        )
 
     tags = shown("words", folder)[0].count("<")
 

@@ -10,12 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from textpage import page_of
 from timm.data import ImageNetInfo
 
 from launch.measure.compute import first_batch, workload
 from launch.measure.evaluator import evaluator_of
 from launch.measure.sweep import sweep
-from launch.pictures.page import Page, Panel, Section, write_html, write_png
+from launch.pictures.html_page import write_html
+from launch.pictures.png_page import write_png
 from launch.saved.run import build, read_run
 from launch.saved.zero_shot import prompts
 from pipeline.data.make.digits.scenes import CLASSES, MASK_CLASSES, digit_scenes_jobs
@@ -212,30 +214,28 @@ def test_what_ranks_checkpoints_is_shown_first(task):
 
 
 def test_the_page_holds_references_and_captions_at_every_reduction(captioner, dtem, tmp_path):
-    dtem("visualise", captioner, "--num", 3, "--reductions", "2,4", "--blocks", "2", "--out", tmp_path)
+    dtem("visualise", captioner, "--num", 3, "--reductions", "2,4", "--blocks", "3", "--out", tmp_path)
     page = (tmp_path / "groups_scenes_dtem.html").read_text()
     run = read_run(captioner)
     batch = first_batch("scenes", replace(run.config.tasks["scenes"].data, eval_batch_size=3)).to("cpu")
     model = build(run)
     for reduction in (0, 2, 4):
-        assert page.count(f"<td>caption, {f'r {reduction}' if reduction else 'unmerged'}<br>") == 1
+        label = f"r {reduction}" if reduction else "unmerged"
+        assert page.count(f"</b><small>{label}</small>") == 3
         made = model.tasks["scenes"].infer(model.encoder("scenes", reduction), batch)
-        assert all(f"<p>{caption}</p>" in page for caption in made)
-    assert (
-        all(f"<p>{text}</p>" in page for own in batch.targets.references for text in own)
-        and "<td>references<br>" in page
-    )
+        assert all(f"<b>{caption}</b><small>{label}</small>" in page for caption in made)
+    assert all(f"<li>{text}</li>" in page for own in batch.targets.references for text in own)
+    assert page.count("<summary>references (") == 3
     assert page.count("<img") == 3 * (1 + 2) and (
         tmp_path / "groups_scenes_dtem.png"
     ).read_bytes().startswith(b"\x89PNG")
 
 
 def test_text_in_a_page_is_text(tmp_path):
-    picture = np.zeros((8, 8, 3), dtype=np.uint8)
-    page = Page(
-        "a page", [Section([[Panel(picture, "image"), Panel(["<b>costs $5 & $6_x</b>" * 5], "caption")]])]
+    page = page_of("<b>costs $5 & $6_x</b>" * 5, np.zeros((8, 8, 3), dtype=np.uint8))
+    assert (
+        "<li>&lt;b&gt;costs $5 &amp; $6_x&lt;/b&gt;" in write_html(page, tmp_path / "page.html").read_text()
     )
-    assert "<p>&lt;b&gt;costs $5 &amp; $6_x&lt;/b&gt;" in write_html(page, tmp_path / "page.html").read_text()
     assert write_png(page, tmp_path / "page.png").stat().st_size > 1000
 
 

@@ -5,8 +5,9 @@ import json
 import shutil
 
 import pytest
+from textpage import page_of
 
-from launch.pictures.page import Page, Panel, Section, write_html
+from launch.pictures.html_page import write_html
 from launch.report.tables import markdown
 from pipeline.errors import ConfigError, SampleError, printable
 
@@ -75,9 +76,6 @@ def test_neither_table_nor_message_nor_page_passes_on_a_command(tmp_path):
         and markdown(["a"], [[HOSTILE]]).count("\n") == 2
     )
     assert str(SampleError(f"sample {HOSTILE!s}")).count("\x1b") == 0
-    panel = Panel([HOSTILE], HOSTILE, HOSTILE)
-    page = write_html(Page(HOSTILE, [Section([[panel]], heading=HOSTILE)]), tmp_path / "page.html").read_text(
-        encoding="utf-8"
-    )
+    page = write_html(page_of(HOSTILE), tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.isprintable()
     assert str(ConfigError("one\ntwo")) == "one\ntwo"

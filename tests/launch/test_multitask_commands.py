@@ -181,16 +181,14 @@ def test_runs_whose_embeddings_are_shared_otherwise_are_not_mixed(three_tasks):
 
 
 def test_tasks_with_the_same_images_share_their_rows(run, dtem, tmp_path):
-    dtem("visualise", run.root, "--num", 2, "--blocks", "0,2", "--out", tmp_path)
+    dtem("visualise", run.root, "--num", 2, "--blocks", "1,3", "--out", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"tasks_dtem.png", "tasks_dtem.html"}
     page = (tmp_path / "tasks_dtem.html").read_text()
-    assert page.count("<tr>") == 2 and page.count("<img") == 2 * (
-        1 + 3 + 3 * 2
-    )  # reference and predictions; groups, as masks has its own r
-    assert (
-        all(page.count(f"<b>{task}</b>") == page.count(f"<b>groups of {task}</b>") == 1 for task in TASKS)
-        and "<h2>" not in page
-    )
+    # predictions, their errors and the reference; groups, as masks has its own r
+    assert page.count("<article") == 2 and page.count("<img") == 2 * (1 + 5 + 3 * 2)
+    for task in TASKS:
+        assert page.count(f"<h4>{task}</h4>") == page.count(f"<h4>merged groups, {task}</h4>") == 2
+    assert "<h2>2 images</h2>" in page
     batches = {
         task: first_batch(task, replace(run.config.tasks[task].data, eval_batch_size=2)).to("cpu")
         for task in TASKS
@@ -200,17 +198,18 @@ def test_tasks_with_the_same_images_share_their_rows(run, dtem, tmp_path):
         shares = (
             model.tasks["digits"].infer(model.encoder("digits", reduction), batches["digits"]).softmax(-1)
         )
-        names = [
-            build_eval_loader("digits", run.config.tasks["digits"].data, rank=0, world_size=1).classes[i]
-            for i in shares.argmax(-1)
-        ]
+        loader = build_eval_loader("digits", run.config.tasks["digits"].data, rank=0, world_size=1)
+        classes = loader.classes
+        names = [classes[i] for i in shares.argmax(-1)]
         made = model.tasks["captions"].infer(model.encoder("captions", reduction), batches["captions"])
-        assert all(
-            f"<p>{said}: {name} {100 * share:.0f} %</p>" in page
-            for name, share in zip(names, shares.amax(-1).tolist(), strict=True)
-        )
-        assert all(f"<p>caption, {said}:</p><p>  {html.escape(caption)}</p>" in page for caption in made)
-    assert all(f"<p>  {text}</p>" in page for own in batches["captions"].targets.references for text in own)
+        for name, share, label in zip(
+            names, shares.amax(-1).tolist(), batches["digits"].targets.labels.tolist(), strict=True
+        ):
+            mark = "right" if name == classes[label] else "wrong"
+            answer = f"{mark}: </span>{name} {100 * share:.0f} %</span></b><small>{said}</small>"
+            assert answer in page and f"<p>true: {classes[label]}</p>" in page
+        assert all(f"<b>{html.escape(text)}</b><small>{said}</small>" in page for text in made)
+    assert all(f"<li>{text}</li>" in page for own in batches["captions"].targets.references for text in own)
 
 
 def test_a_sample_that_one_task_cannot_read_is_left_out_of_the_page_and_does_not_shift_the_others(
@@ -221,13 +220,13 @@ def test_a_sample_that_one_task_cannot_read_is_left_out_of_the_page_and_does_not
     )
     changes = [f"tasks.{task}.data.val={shards}" for task in TASKS]
     run = three_tasks("shared")
-    dtem("visualise", run, "--num", 3, "--blocks", "2", "--out", tmp_path / "page", "--cfg-options", *changes)
+    dtem("visualise", run, "--num", 3, "--blocks", "3", "--out", tmp_path / "page", "--cfg-options", *changes)
     page = (tmp_path / "page" / "tasks_dtem.html").read_text()
     (batch,) = islice(
         build_eval_loader("captions", read_run(run).config.tasks["captions"].data, rank=0, world_size=1), 1
     )
-    shown = [all(f"<p>  {text}</p>" in page for text in texts) for texts in batch.targets.references]
-    assert page.count("<tr>") == 3 and shown == [False, True, False, True, True]
+    shown = [all(f"<li>{text}</li>" in page for text in texts) for texts in batch.targets.references]
+    assert page.count("<article") == 3 and shown == [False, True, False, True, True]
 
 
 def test_groups_that_are_alike_for_all_tasks_are_drawn_once(three_tasks, dtem, tmp_path):
@@ -241,27 +240,25 @@ def test_groups_that_are_alike_for_all_tasks_are_drawn_once(three_tasks, dtem, t
             "--reductions",
             "3",
             "--blocks",
-            "2",
+            "3",
             "--out",
             tmp_path,
         )
         pages[kind] = (tmp_path / "tasks_dtem.html").read_text()
-    assert (
-        pages["shared"].count("<img") == 3 * (1 + 3 + 1)
-        and pages["shared"].count("groups, alike for all tasks") == 1
-    )
-    assert pages["per_task"].count("<img") == 3 * (1 + 3 + 3) and "alike" not in pages["per_task"]
+    assert pages["shared"].count("<img") == 3 * (1 + 5 + 1)
+    assert pages["shared"].count("<h4>merged groups, alike for all tasks</h4>") == 3
+    assert pages["per_task"].count("<img") == 3 * (1 + 5 + 3) and "alike" not in pages["per_task"]
 
 
 def test_tasks_with_other_images_have_rows_of_their_own(three_tasks, scenes, dtem, tmp_path):
-    argv = [three_tasks("shared"), "--num", 2, "--reductions", "1", "--blocks", "2", "--out", tmp_path]
+    argv = [three_tasks("shared"), "--num", 2, "--reductions", "1", "--blocks", "3", "--out", tmp_path]
     dtem("visualise", *argv, "--cfg-options", f"tasks.masks.data.val={scenes}")
     page = (tmp_path / "tasks_dtem.html").read_text()
     assert [part.partition("</h2>")[0] for part in page.split("<h2>")[1:]] == ["digits, captions", "masks"]
-    assert page.count("<tr>") == 4 and page.count("<img") == 2 * (1 + 1) + 2 * (1 + 3 + 1)
+    assert page.count("<article") == 4 and page.count("<img") == 2 * (1 + 1) + 2 * (1 + 5 + 1)
     assert (tmp_path / "tasks_dtem.png").read_bytes().startswith(b"\x89PNG")
     dtem("visualise", *argv, "--task", "masks")
-    assert "</i> ground" in (tmp_path / "groups_masks_dtem.html").read_text()
+    assert "</i>ground" in (tmp_path / "groups_masks_dtem.html").read_text()
     assert "give 1 image or more" in dtem("visualise", *argv, "--num", "0", code=2)
 
 

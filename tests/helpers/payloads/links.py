@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from textpage import page_of
 
-from launch.pictures.page import Page, Panel, Section, write_html
+from launch.pictures.html_page import write_html
 from launch.saved.run import read_run
 from payloads import Payload, Sandbox
 from payloads.pickles import checkpoint_of
@@ -96,7 +97,7 @@ def _report(run: Path) -> None:
 
 
 def _page(run: Path) -> None:
-    write_html(Page("x", [Section([[Panel(["a"], "b")]])]), folder_within(run, "visualise") / "x.html")
+    write_html(page_of("x"), folder_within(run, "visualise") / "x.html")
 
 
 def _save(run: Path) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
 
-import numpy as np
+from textpage import page_of
 
-from launch.pictures.page import Page, Panel, Section, write_html
+from launch.pictures.html_page import write_html
 from launch.report.tables import markdown
 from payloads import Payload, Sandbox
 from pipeline.data.quarantine import BadSample, Loaded, Quarantine
@@ -101,10 +101,7 @@ class _Tags(HTMLParser):
 
 
 def _tags(text: str, sandbox: Sandbox) -> tuple[list[tuple[str, tuple[str, ...]]], list[str], str]:
-    picture = np.zeros((2, 2, 3), dtype=np.uint8)
-    rows = [[Panel([text], text, text), Panel(picture, text)]]
-    page = Page(text, [Section(rows, legend={text: picture[0, 0]}, heading=text)])
-    shown = write_html(page, sandbox.folder / "page.html").read_text(encoding="utf-8")
+    shown = write_html(page_of(text), sandbox.folder / "page.html").read_text(encoding="utf-8")
     tags = _Tags()
     tags.feed(shown)
     return tags.seen, tags.others, shown

@@ -1,0 +1,33 @@
+"""The words of charts and pages for what commands and files name by identifiers."""
+
+from pipeline.errors import printable
+
+UNTRAINED = "_untrained"
+POLICIES = {"none": "no merging", "random": "random", "tome": "ToMe", "dtem": "DTEM"}
+METRICS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "aAcc": "accuracy of pixels",
+    "mAcc": "mean accuracy of classes",
+    "agreement": "agreement with the unmerged model",
+    "divergence": "divergence from the unmerged model",
+    "cosine": "cosine with the unmerged features",
+    "error": "error of the features",
+}
+
+
+def policy_words(policy: str) -> str:
+    """`DTEM, untrained` for dtem_untrained; the name of somebody's own policy with blanks."""
+    name = policy.removesuffix(UNTRAINED)
+    return POLICIES.get(name, task_words(name)) + (", untrained" if policy != name else "")
+
+
+def metric_words(metric: str, unit: str = "") -> str:
+    """`top-1 accuracy (%)` for top1 in per cent."""
+    words = METRICS.get(metric, metric)
+    return f"{words} ({unit})" if unit else words
+
+
+def task_words(task: str) -> str:
+    """The name that a user gave a task, with blanks."""
+    return printable(task.replace("_", " "))

@@ -1,0 +1,1 @@
+"""What a model makes of a sample, as pictures and text: answers, errors, merged groups."""
