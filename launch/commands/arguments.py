@@ -152,7 +152,10 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     or hf:NAME, and its data."""
     place = parser.add_argument_group("with a published model in place of RUN, such as timm:NAME")
     place.add_argument(
-        "--data", metavar="SHARDS_OR_FOLDER", help="shards with classes; for sweep also pictures without"
+        "--data",
+        metavar="SHARDS_OR_FOLDER",
+        help="shards with classes, or SRC/{train,val}/CLASS/*.jpg, or SRC/CLASS/*.jpg; for sweep also "
+        "pictures without",
     )
     place.add_argument("--adapter", metavar="FOLDER", help="merge adapter, or hf-hub:USER/NAME of one")
     add_published_arguments(place, normalisation=False)

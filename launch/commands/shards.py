@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_tree(args: argparse.Namespace) -> Path:
-    from pipeline.data.layouts import read_tree
+    from pipeline.data.layouts.tree import read_tree
     from pipeline.data.make.write import tree_jobs, write_shards
 
     tree = read_tree(args.kind, Path(args.src))

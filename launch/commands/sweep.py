@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
     published = published_of(args)
     policies = args.policies or policies_for(args, published)
-    if published and not has_labels(args.data):
+    if published and not has_labels(args.data, published, args.weights):
         return _of_agreement(args, published, policies)
     runs = (
         [labelled_run(args, published)]

@@ -1,6 +1,8 @@
 """A classifier of timm's as a run that was never trained, so that it is scored as runs are."""
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,8 +53,8 @@ def published_run(
     pretrained: bool = True,
     img_size: int | None = None,
 ) -> PublishedRun:
-    """timm's classifier of this name with one task, on shards with classes. Its policy and reduction are
-    those of the adapter; without one tokens do not merge.
+    """timm's classifier of this name with one task, on shards with classes, or on an ImageFolder tree. Its
+    policy and reduction are those of the adapter; without one tokens do not merge.
 
     The shards' labels are matched to the model's by their names, or by their numbers where the names only
     number them. Raises ConfigError, CheckpointError and SampleError.
@@ -73,7 +75,7 @@ def published_run(
     manifest = find_split(TASK, data, split)[1]
     if "cls" not in manifest.schema:
         raise ConfigError(
-            f"{source} has no labels (.cls); `dtem shards make imagefolder` makes shards with classes, and "
+            f"{source} has no labels (.cls); give an ImageFolder tree, or shards with classes, and "
             "`dtem sweep` measures agreement with the unmerged model without"
         )
     config = RunConfig(
@@ -113,6 +115,16 @@ def _classes_of(backbone: BackboneConfig) -> tuple[tuple[str, ...], int]:
             "measures its agreement with the unmerged model on pictures without labels"
         )
     return label_names(model) if count == own else (), count
+
+
+def names_classes_of(name: str, weights: str | None, classes: Sequence[str]) -> bool:
+    """Whether a set's classes are some of those of timm's classifier, or as many where these have no
+    names."""
+    backbone = BackboneConfig(name=name.removeprefix(TIMM), weights=weights)
+    with suppress(ConfigError):  # of a model without a classifier
+        known, count = _classes_of(backbone)
+        return set(classes) <= set(_named(known, tuple(classes))) if known else len(classes) == count
+    return False
 
 
 def _data(source: str, split: str) -> DataConfig:

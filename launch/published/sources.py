@@ -10,12 +10,13 @@ from launch.measure.points import Sweep
 from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches
 from launch.published.device import device_and_precision
-from launch.published.labelled import PublishedRun, published_run
+from launch.published.labelled import PublishedRun, names_classes_of, published_run
 from launch.published.merged import merged_models
 from launch.published.pictures import ShardPictures, find_pictures
 from launch.published.signal import signal_of
 from pipeline.backbone.adapters.public import load_adapter
-from pipeline.backbone.published import is_published, open_published
+from pipeline.backbone.published import TIMM, is_published, open_published
+from pipeline.data.shards.loose import found_in, loose_manifest
 from pipeline.errors import ConfigError
 
 BATCH = 64
@@ -50,10 +51,15 @@ def published_of(args: argparse.Namespace) -> str | None:
     return named[0]
 
 
-def has_labels(source: str) -> bool:
-    """Whether a source is shards whose samples have a class. Raises as `find_pictures`."""
+def has_labels(source: str, name: str, weights: str | None = None) -> bool:
+    """Whether a source has labels for a published model: shards whose samples have a class, or class folders
+    that are called as its classes, or are as many where nobody knows how these are called. Raises as
+    `find_pictures`."""
     found = find_pictures(source)
-    return isinstance(found, ShardPictures) and "cls" in found.members
+    if isinstance(found, ShardPictures):
+        return "cls" in found.members
+    tree = found_in(source) if name.startswith(TIMM) else None
+    return tree is not None and names_classes_of(name, weights, loose_manifest(tree).classes)
 
 
 def folder_for(name: str, what: str) -> Path:

@@ -145,7 +145,8 @@ class DataConfig:
     schema: str
     """Name in the dataset registry; it decides on the members of a sample and their decoding."""
     train: str | list[str] | None = None
-    """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest."""
+    """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest; or pictures in
+    files of their own: an ImageFolder tree, or KIND:SRC with a layout (docs/data.md)."""
     val: str | list[str] | None = None
     test: str | list[str] | None = None
     """Shards of `--split test`; None: the `test` shards of the folder of `val`."""

@@ -15,6 +15,7 @@ from launch.published.labelled import _named
 from launch.published.merged import merged_model
 from launch.published.pictures import find_pictures
 from launch.published.signal import signal_of
+from launch.published.sources import has_labels
 from pipeline.backbone.published import open_published
 
 SIZE, COUNT = 64, 30
@@ -146,3 +147,50 @@ def test_the_signal_of_transformers_is_what_the_patched_model_gives(kind, tmp_pa
         own = model(images)
         read = said.read(model, model.encode(images))
     torch.testing.assert_close(read, own.logits if kind == "logits" else own.pooler_output)
+
+
+def class_folders(shards, root, names):
+    """The samples of the shards as an ImageFolder tree, whose class folders have these names."""
+    from pipeline.data.shards.cache import default_cache
+    from pipeline.data.shards.find import load_manifest
+    from pipeline.data.shards.reader import SampleReader
+
+    reader = SampleReader(load_manifest(str(shards)), 1, default_cache(), 1.0)
+    for number in range(COUNT):
+        found = reader.read(0, number)
+        folder = root / names[int(found["cls"])]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{reader.key(0, number)}.png").write_bytes(found["png"])
+    return root
+
+
+@pytest.mark.parametrize("split", ["", "validation"])
+def test_a_tree_of_class_folders_is_scored_as_its_shards_are(dtem, named, shards, tmp_path, split):
+    tree = class_folders(shards, tmp_path / "tree" / split, [str(number) for number in range(5)])
+    for folder in ("3", "4"):
+        (tree / folder).mkdir()
+        (tree / folder / "one.png").write_bytes(next(tree.rglob("*.png")).read_bytes())
+    dtem("shards", "make", "imagefolder", tree, tmp_path / "made", "--workers", 1)
+    for name, source in (
+        ("tree", tmp_path / "tree"),
+        ("kind", f"imagefolder:{tree}"),
+        ("made", tmp_path / "made"),
+    ):
+        more = ["--split", "train"] if name == "made" else []
+        dtem("evaluate", *named, "--data", source, *more, "--json", tmp_path / f"{name}.json")
+    scores = [
+        json.loads((tmp_path / f"{name}.json").read_text())["scores"] for name in ("tree", "kind", "made")
+    ]
+    assert scores[0] == scores[1] == scores[2] and scores[0]["classification"]["samples"] == COUNT + 2
+
+
+def test_class_folders_are_labels_where_they_are_the_classes_of_the_model(named, shards, tmp_path):
+    weights = str(named[2])
+    five = class_folders(shards, tmp_path / "five", ["a", "b", "c"])
+    assert not has_labels(str(five), "timm:test_vit", weights), (
+        "three folders, and five classes without names"
+    )
+    assert has_labels(f"imagefolder:{five}", "timm:test_vit", weights), "where it is said, they are labels"
+    synsets = class_folders(shards, tmp_path / "synsets", ["n01440764", "n01443537", "n02119789"])
+    assert has_labels(str(synsets), "timm:test_vit") and not has_labels(str(five), "timm:test_vit")
+    assert not has_labels(str(synsets), "local-dir:somewhere")

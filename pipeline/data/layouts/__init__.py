@@ -4,7 +4,6 @@ Importing this package imports no reader, so that `dtem shards make --help` answ
 """
 
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.data.layouts.images_with_captions import Captioned
     from pipeline.data.layouts.images_with_masks import Layout
-    from pipeline.data.layouts.tree import Tree
 
 MASKS = {
     "ade20k": "ADE20K: SRC/{images,annotations}/{training,validation}; objectInfo150.txt in SRC names "
@@ -30,6 +28,14 @@ CAPTIONS = {
 }
 """Maps a layout with captions to what it looks like."""
 
+OTHER_TREES = {
+    "coco_captions": ("train2014", "val2014"),
+    "ade20k": ("images", "annotations"),
+    "cityscapes": ("leftImg8bit", "gtFine"),
+    "pascal": ("JPEGImages", "SegmentationClass"),
+    "camvid": ("train", "trainannot"),
+}
+"""Maps a layout to folders of its tree, which are no classes."""
 IMAGE_FOLDER = "imagefolder"
 LAYOUTS = (IMAGE_FOLDER, *MASKS, *CAPTIONS)
 SHARD_SIZES = {IMAGE_FOLDER: 1000} | dict.fromkeys((*MASKS, *CAPTIONS), 500)
@@ -46,19 +52,3 @@ def read_captions(kind: str, source: Path) -> "dict[str, Sequence[Captioned]]":
     """Maps a split to the images of one of CAPTIONS. Raises ConfigError where there is nothing to read,
     SampleError for what cannot be used."""
     return import_module(f"{__name__}.{kind}").read(source)
-
-
-def read_tree(kind: str, source: Path) -> "Tree":
-    """A set in one of LAYOUTS. Raises the errors of its reader."""
-    from pipeline.data.layouts import image_folders, images_with_captions, images_with_masks
-    from pipeline.data.layouts.tree import Tree
-
-    size = SHARD_SIZES[kind]
-    if kind == IMAGE_FOLDER:
-        splits, names = image_folders.read(source)
-        return Tree(splits, image_folders.samples, kind, size, tuple(names))
-    if kind in CAPTIONS:
-        return Tree(read_captions(kind, source), images_with_captions.samples, "captions", size)
-    layout = read_masks(kind, source)
-    make = partial(images_with_masks.samples, labels=layout.labels)
-    return Tree(layout.splits, make, "pairs", size, layout.classes)

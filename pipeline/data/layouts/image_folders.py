@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.data.layouts import OTHER_TREES
 from pipeline.data.layouts.item_file import ItemFile
 from pipeline.data.layouts.picture_files import (
     SUFFIXES,
@@ -28,14 +29,6 @@ from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 SYNSETS = "LOC_synset_mapping.txt"
-OTHER_TREES = {
-    "coco_captions": ("train2014", "val2014"),
-    "ade20k": ("images", "annotations"),
-    "cityscapes": ("leftImg8bit", "gtFine"),
-    "pascal": ("JPEGImages", "SegmentationClass"),
-    "camvid": ("train", "trainannot"),
-}
-"""Maps a maker to folders of its tree, which are no classes."""
 MAX_LISTED = 50
 """Classes of which each has a line in the counts."""
 
@@ -139,7 +132,8 @@ def _stored(root: Path, folders: list[str], counts: Counter[int]) -> ItemFile[Pi
 
 
 def _pictures(root: Path, folders: list[str], counts: Counter[int]) -> Iterator[Picture]:
-    """See `_stored`. Memory holds the names of one class folder at a time. Keys are CLASS/STEM."""
+    """See `_stored`. Memory holds the names of one class folder at a time. Keys are CLASS/STEM, or
+    CLASS/FOLDER/STEM where a class has folders of its own."""
     label = {name: number for number, name in enumerate(folders)}
     left = LeftOut()
     alike: dict[str, list[Path]] = {}
@@ -148,12 +142,33 @@ def _pictures(root: Path, folders: list[str], counts: Counter[int]) -> Iterator[
         before = alike.setdefault(plain_key(folder.name), [])
         taken: dict[str, Path] = {}
         for other in before:
-            taken |= {key: other / name for key, name in pictures_in(other, LeftOut(), nested=True)}
+            taken |= dict(_inside(other, LeftOut(), taken))
         before.append(folder)
-        for key, name in pictures_in(folder, left, nested=True, taken=taken):
+        for key, path in _inside(folder, left, taken):
             counts[label[folder.name]] += 1
-            yield Picture(os.path.join(folder, name), key, label[folder.name])
+            yield Picture(str(path), key, label[folder.name])
     left.tell()
+
+
+def _inside(folder: Path, left: LeftOut, taken: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """Key and path of the pictures in a class folder and in the folders inside of it, by name."""
+    found = dict(taken)
+    waiting: list[tuple[Path, str, tuple[str, ...]]] = [
+        (folder, f"{plain_key(folder.name)}/", (os.path.realpath(folder),))
+    ]
+    while waiting:
+        here, prefix, way = waiting.pop()
+        inner: list[str] = []
+        for key, name in pictures_in(here, left, prefix=prefix, taken=found, inner=inner):
+            yield key, here / name
+            if len(way) > 1:
+                found[key] = here / name
+        for name in reversed(inner):
+            real = os.path.realpath(here / name)
+            if real in way:  # a link back
+                left.add(here / name)
+            else:
+                waiting.append((here / name, f"{prefix}{plain_key(name)}/", (*way, real)))
 
 
 def _tell_counts(source: Path, counts: Mapping[str, Counter[int]], folders: Sequence[str]) -> None:

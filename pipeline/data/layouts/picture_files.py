@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, SampleError
 log = logging.getLogger(__name__)
 STORED = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Maps the ending of a file to the suffix of the member that has its bytes."""
-CONVERTED = {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF"}
+CONVERTED = {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"}
 """Maps the ending of a file to Pillow's name of its format. The member is a PNG of the same pixels."""
 SUFFIXES = (*STORED, *CONVERTED)
 
@@ -68,7 +68,8 @@ def pictures_of(
     found: dict[str, Path] = {}
     left = LeftOut()
     for folder in folders:
-        inside = pictures_in(folder, left, suffixes=suffixes, nested=nested, known=known, taken=found)
+        prefix = f"{plain_key(folder.name)}/" if nested else ""
+        inside = pictures_in(folder, left, suffixes=suffixes, prefix=prefix, known=known, taken=found)
         found |= {key: folder / name for key, name in inside}
     left.tell()
     return found
@@ -79,18 +80,21 @@ def pictures_in(
     left: LeftOut,
     *,
     suffixes: Iterable[str] = SUFFIXES,
-    nested: bool = False,
+    prefix: str = "",
     known: Sequence[str] = (),
     taken: Mapping[str, Path] | None = None,
+    inner: list[str] | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Key and name of each picture in one folder, see `pictures_of`. Memory holds all names and keys of the
-    folder. left: is given the files that are left out. taken: files of other folders by their keys."""
+    folder. left: is given the files that are left out. prefix: of the keys. taken: files of other folders by
+    their keys. inner: is given the names of the folders inside, which are left out without it."""
     found: dict[str, str] = {}
-    prefix = f"{plain_key(folder.name)}/" if nested else ""
     for entry in sorted(os.listdir(folder)) if folder.is_dir() else []:
         stem, suffix = os.path.splitext(entry)
         if entry.startswith(".") or suffix.lower() not in suffixes:
-            if not entry.startswith(".") and not entry.endswith(tuple(known)):
+            if inner is not None and not entry.startswith(".") and (folder / entry).is_dir():
+                inner.append(entry)
+            elif not entry.startswith(".") and not entry.endswith(tuple(known)):
                 left.add(folder / entry)
             continue
         key = prefix + plain_key(stem)

@@ -3,8 +3,20 @@
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from pipeline.data.layouts import (
+    CAPTIONS,
+    IMAGE_FOLDER,
+    SHARD_SIZES,
+    image_folders,
+    images_with_captions,
+    images_with_masks,
+    read_captions,
+    read_masks,
+)
 from pipeline.data.layouts.item_file import Picked, numbers_on_disk
 from pipeline.rng import seed_of
 
@@ -52,6 +64,19 @@ class Tree:
     def shuffled(self, split: str, seed: int) -> Sequence[Item]:
         """The items of a split in the order in which they are stored."""
         return shuffled(self.splits[split], self.kind, split, seed)
+
+
+def read_tree(kind: str, source: Path) -> Tree:
+    """A set in one of LAYOUTS. Raises the errors of its reader."""
+    size = SHARD_SIZES[kind]
+    if kind == IMAGE_FOLDER:
+        splits, names = image_folders.read(source)
+        return Tree(splits, image_folders.samples, kind, size, tuple(names))
+    if kind in CAPTIONS:
+        return Tree(read_captions(kind, source), images_with_captions.samples, "captions", size)
+    layout = read_masks(kind, source)
+    make = partial(images_with_masks.samples, labels=layout.labels)
+    return Tree(layout.splits, make, "pairs", size, layout.classes)
 
 
 def shuffled(items: Sequence[T], kind: str, split: str, seed: int) -> Sequence[T]:

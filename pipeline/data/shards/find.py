@@ -19,6 +19,7 @@ from pipeline.data.shards.cache import ShardCache, default_cache
 from pipeline.data.shards.describe import CLASSES, Described, describe_tar, manifest_of, read_names
 from pipeline.data.shards.index import SUFFIX
 from pipeline.data.shards.locations import expand, is_remote, join, local_shards, split, tar_names
+from pipeline.data.shards.loose import HELD_OUT, Loose, found_in, loose_manifest, loose_of
 from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest, remedy
 from pipeline.data.shards.storage import file_size
 from pipeline.data.shards.stored import read_manifest
@@ -48,16 +49,13 @@ def load_manifest(
     grow with that of the shards. Raises SampleError for anything that does not fit.
     """
     names = [source] if isinstance(source, str) else list(source)
-    locations = [location for name in names for location in expand(name)]
+    locations = [location for name in names for location in ([name] if loose_of(name) else expand(name))]
     if not locations:
         raise SampleError(
             "no shards are given: give a folder, a pattern such as 'train-{00000..00008}.tar', or a "
             "list of tars"
         )
-    parts = [
-        _load_tars(group, cache) if group[0].endswith(".tar") else _load_folder(group[0], subset, cache)
-        for group in _groups(locations)
-    ]
+    parts = [_load(group, subset, cache) for group in _groups(locations)]
     manifest = _joined(parts)
     if checked:
         check_sample(manifest)
@@ -73,11 +71,34 @@ def split_named(
     chosen = np.flatnonzero(whole.shards.splits == subset)
     if not len(chosen):
         counts = _counted(whole.shards.splits.tolist())
-        raise SampleError(f"{source} has no shard of split '{subset}'; {counts}")
+        way_out = f"; give a set of its own, or hold out a share: {hint}" if (hint := _hint(whole)) else ""
+        raise SampleError(f"{source} has no shard of split '{subset}'; {counts}{way_out}")
     manifest = _taken(whole, chosen)
     if checked:
         check_sample(manifest)
     return manifest
+
+
+def _hint(manifest: Manifest) -> str:
+    """The location of a set in files of its own, of which a share is held out; empty for others."""
+    kinds = [place.loose.kind for place in manifest.shards.places if place.loose is not None]
+    return f"{kinds[0]}:{manifest.shards.places[0].root}?{HELD_OUT}=0.1" if kinds else ""
+
+
+def _load(group: list[str], subset: str | None, cache: ShardCache | None) -> Manifest:
+    """What locations of one of `_groups` hold."""
+    if (loose := loose_of(group[0])) is not None:
+        return _of_loose(loose, subset)
+    if group[0].endswith(".tar"):
+        return _load_tars(group, cache)
+    return _load_folder(group[0], subset, cache)
+
+
+def _of_loose(loose: Loose, subset: str | None) -> Manifest:
+    """The split of a set in files of its own."""
+    manifest = loose_manifest(loose)
+    chosen = _of_split(manifest.shards.splits.tolist(), subset, str(loose))
+    return _taken(manifest, chosen)
 
 
 def _groups(locations: list[str]) -> list[list[str]]:
@@ -97,6 +118,8 @@ def _load_folder(folder: str, subset: str | None, cache: ShardCache | None) -> M
     manifest = read_manifest(folder, cache)
     if manifest is None:
         tars = local_shards(folder)
+        if not tars and (loose := found_in(folder)) is not None:
+            return _of_loose(loose, subset)
         if not tars:
             raise SampleError(
                 f"{folder}: no manifest and no .tar in it; make shards with `dtem shards make --help`"
@@ -233,7 +256,8 @@ def check_sample(manifest: Manifest) -> None:
     """Raises SampleError unless SAMPLED shards, the first and the last among them, are there with the size in
     the manifest, and local ones with their index."""
     chosen = np.unique(np.linspace(0, len(manifest.shards) - 1, SAMPLED).round().astype(int))
-    check_shards(manifest.shards.take(chosen))
+    # loose files were just listed
+    check_shards(manifest.shards.take([n for n in chosen.tolist() if manifest.shards.loose(n) is None]))
 
 
 def check_shards(shards: ShardTable) -> None:

@@ -1,5 +1,5 @@
 """Reads the members of a sample by their place in the shard: from local files, or from a bounded cache of
-remote shards."""
+remote shards. The files of loose samples are read as they lie."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.open_files import allow_open_files
 from pipeline.data.shards.storage import persist, storage_error
-from pipeline.data.shards.table import Shard
+from pipeline.data.shards.table import LooseSamples, Shard
 
 GAP = 1 << 16
 """Bytes between two members up to which they are read at once, with what lies between."""
@@ -61,12 +61,16 @@ class SampleReader:
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample. Raises StorageError where the index cannot be read, or is not the
         manifest's."""
+        if (loose := self._manifest.shards.loose(shard)) is not None:
+            return loose.key(self._manifest.shards.name(shard), sample)
         return self._index(shard).key(sample)
 
     def read(self, shard: int, sample: int) -> dict[str, bytes]:
         """Maps a suffix to the bytes of the member, for the wanted members of a sample. Raises StorageError
         where the shard cannot be read, or has another size than the manifest says, until the patience is
-        over."""
+        over; SampleError for loose files of which no sample can be made."""
+        if (loose := self._manifest.shards.loose(shard)) is not None:
+            return persist(lambda: self._loose_members(loose, shard, sample), self._left())
         members = self._index(shard).members(sample, self._suffixes)
         return persist(lambda: self._members(shard, members), self._left())
 
@@ -100,15 +104,30 @@ class SampleReader:
                     f"{there} bytes are there and the manifest says {expected}: it was cut off or replaced; "
                     "restore it"
                 )
-            for disturb in self.disturbances:
-                found = disturb(shard, found)
-            return found
+            return self._disturbed(shard, found)
         except OSError as err:
             # a network disk that was away leaves dead descriptors; what is restored may be a new file
             if shard in self._files:
                 with suppress(OSError):
                     release(self._files.pop(shard))
             raise storage_error(self._manifest.shards.url(shard), err) from err
+
+    def _loose_members(self, loose: LooseSamples, shard: int, sample: int) -> dict[str, bytes]:
+        try:
+            found = loose.members(self._manifest.shards.name(shard), sample)
+            wanted = {
+                suffix: data
+                for suffix, data in found.items()
+                if self._suffixes is None or suffix in self._suffixes
+            }
+            return self._disturbed(shard, wanted)
+        except OSError as err:
+            raise storage_error(str(err.filename or self._manifest.shards.url(shard)), err) from err
+
+    def _disturbed(self, shard: int, found: dict[str, bytes]) -> dict[str, bytes]:
+        for disturb in self.disturbances:
+            found = disturb(shard, found)
+        return found
 
     def _file(self, shard: int) -> int:
         """An open descriptor of the shard. pread leaves no position in it, so that forked workers can share

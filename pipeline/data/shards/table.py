@@ -1,10 +1,10 @@
 """The shards of a set as columns: 100,000 of them take ten megabytes, not an object for each."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,22 @@ class Shard:
     """`train`, `val`, `test` or another word; empty where neither the manifest nor the name has one."""
 
 
+class LooseSamples(Protocol):
+    """The samples of shards that nobody has written: their files lie apart (loose.py)."""
+
+    kind: str
+    """How they lie, see `LAYOUTS`."""
+
+    def key(self, shard: str, sample: int) -> str:
+        """The key of a sample of the shard of this name."""
+        ...
+
+    def members(self, shard: str, sample: int) -> Mapping[str, bytes]:
+        """Its members, by their suffixes. Raises SampleError for files of which no sample can be made, and
+        OSError."""
+        ...
+
+
 @dataclass(frozen=True)
 class Place:
     """Where shards lie: their folder, and the folder and ending of their indexes."""
@@ -45,6 +61,8 @@ class Place:
     indexes: str
     """Empty where there are none."""
     suffix: str
+    loose: LooseSamples | None = None
+    """What reads the samples in place of tars."""
 
     def url(self, name: str) -> str:
         return join(self.root, name)
@@ -103,6 +121,10 @@ class ShardTable(Sequence[Shard]):
 
     def url(self, number: int) -> str:
         return self.places[int(self.place[number])].url(self.name(number))
+
+    def loose(self, number: int) -> LooseSamples | None:
+        """What reads the samples of a shard that is not written; None for a tar."""
+        return self.places[int(self.place[number])].loose
 
     @cached_property
     def total(self) -> int:

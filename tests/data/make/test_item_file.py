@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.data.layouts import read_tree
 from pipeline.data.layouts.item_file import ItemFile, numbers_on_disk
+from pipeline.data.layouts.tree import read_tree
 from pipeline.data.make.write import ShardJob, shuffled_jobs, tree_jobs
 from pipeline.errors import ConfigError
 from pipeline.rng import seed_of

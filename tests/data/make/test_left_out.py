@@ -70,10 +70,10 @@ def test_what_is_left_out_is_told_by_its_ending(tmp_path, told):
     )
     for name in ("train/cat/notes.txt", "train/cat/more.txt", "train/cat/a.psd", "val/list", "readme.md"):
         (root / name).write_text("x")
-    assert make(root, tmp_path / "out") == {"train": 2, "val": 1}
+    assert make(root, tmp_path / "out") == {"train": 5, "val": 1}
     warned = [record.getMessage() for record in told.records if record.levelno == logging.WARNING]
     assert [line for line in warned if "cat: " in line] == [
-        f"left out in {root}/train/cat: 2 .txt, 1 .psd, 1 folders, for instance {root}/train/cat/a.psd"
+        f"left out in {root}/train/cat: 2 .txt, 1 .psd, for instance {root}/train/cat/a.psd"
     ]
     assert any(
         line.startswith(f"left out in {root}: ") and "2 folders" in line and "1 .md" in line
