@@ -3,7 +3,7 @@ camvid_segmenter_vit_tiny_dtem.py freezes.
 
 data       CamVid as shards in data/camvid (dtem shards make camvid PATH data/camvid)
 start      the ViT of cifar10_vit.py; without it: --cfg-options backbone.weights=None
-command    dtem train --config configs/camvid_segmenter_vit_tiny.py or, on both cores: deepspeed
+command    dtem train configs/camvid_segmenter_vit_tiny.py or, on both cores: deepspeed
            --num_accelerators 2 launch/train.py --config configs/camvid_segmenter_vit_tiny.py \
                --cfg-options engine.type=deepspeed tasks.camvid.data.batch_size=8
 hardware   2 CPU cores, about half an hour

@@ -1,6 +1,6 @@
 """DTEM under a frozen Segmenter on CamVid: the embedding learns what merging costs the unmerged grid.
 
-command    dtem train --config configs/camvid_segmenter_vit_tiny_dtem.py      (after
+command    dtem train configs/camvid_segmenter_vit_tiny_dtem.py      (after
            configs/camvid_segmenter_vit_tiny.py)
 then       dtem sweep runs/camvid_segmenter_vit_tiny_dtem --merged 0.3,0.5,0.7
 hardware   1 CPU core, about four minutes

@@ -1,7 +1,7 @@
 """A ViT of 1.2 M parameters with DINOv3's rotary positions and registers on CIFAR-10, unmerged.
 
 data       CIFAR-10 as shards in data/cifar10 (dtem shards make imagefolder PATH data/cifar10)
-command    dtem train --config configs/cifar10_rope_vit.py
+command    dtem train configs/cifar10_rope_vit.py
            or, on both cores: deepspeed --num_accelerators 2 launch/train.py \
                --config configs/cifar10_rope_vit.py \
                --cfg-options engine.type=deepspeed tasks.cifar10.data.batch_size=32

@@ -1,7 +1,7 @@
 """A ViT of 1.2 M parameters on CIFAR-10, unmerged: the backbone that cifar10_vit_dtem.py freezes.
 
 data       CIFAR-10 as shards in data/cifar10 (dtem shards make imagefolder PATH data/cifar10)
-command    dtem train --config configs/cifar10_vit.py
+command    dtem train configs/cifar10_vit.py
            or, on both cores: deepspeed --num_accelerators 2 launch/train.py --config configs/cifar10_vit.py \
                --cfg-options engine.type=deepspeed tasks.cifar10.data.batch_size=32
 hardware   2 CPU cores, about ten minutes

@@ -1,6 +1,6 @@
 """DTEM on the frozen CIFAR-10 ViT, taught what merging costs.
 
-command    dtem train --config configs/cifar10_vit_dtem.py      (after configs/cifar10_vit.py)
+command    dtem train configs/cifar10_vit_dtem.py      (after configs/cifar10_vit.py)
 then       dtem sweep runs/cifar10_vit_dtem
 hardware   1 CPU core, about a minute
 expected   benchmarks/records/cifar10_dtem_vs_tome.json; the choice of recipe:

@@ -3,7 +3,7 @@ its own size; unmerged.
 
 data       data/cifar10, data/cifar_scenes, data/camvid: see cifar10_vit.py,
            scenes_captioning.py, camvid_segmenter_vit_tiny.py
-command    dtem train --config configs/cifar_multitask.py
+command    dtem train configs/cifar_multitask.py
            or, on both cores: deepspeed --num_accelerators 2 launch/train.py \
                --config configs/cifar_multitask.py --cfg-options engine.type=deepspeed \
                tasks.cifar10.data.batch_size=32 tasks.scenes_captioning.data.batch_size=16 \

@@ -2,7 +2,7 @@
 nothing.
 
 data       dtem shards make digit_scenes data/digits
-command    dtem train --config configs/debug_cpu.py
+command    dtem train configs/debug_cpu.py
 hardware   1 CPU core
 expected   nothing; it is run to see that it runs
 """

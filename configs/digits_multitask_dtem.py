@@ -1,7 +1,7 @@
 """DTEM under the frozen ViT and heads of the digits: one embedding learns what merging costs all three tasks.
 Second half of `make demo`.
 
-command    make demo, or: dtem train --config configs/digits_multitask_dtem.py      (after
+command    make demo, or: dtem train configs/digits_multitask_dtem.py      (after
            configs/digits_multitask.py)
 then       dtem sweep runs/digits_multitask_dtem --within 0.5; dtem visualise runs/digits_multitask_dtem
 hardware   1 CPU core, about 2 minutes

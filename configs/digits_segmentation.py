@@ -2,9 +2,9 @@
 together.
 
 data       dtem shards make digit_scenes data/digits --train 12000
-start      dtem train --config configs/digits_vit.py; without it: --cfg-options backbone.weights=None, and
+start      dtem train configs/digits_vit.py; without it: --cfg-options backbone.weights=None, and
            many more steps
-command    dtem train --config configs/digits_segmentation.py
+command    dtem train configs/digits_segmentation.py
 then       dtem sweep runs/digits_segmentation; dtem visualise runs/digits_segmentation
 hardware   1 CPU core, about 3 minutes
 expected   mIoU 39.3 % on the 500 validation scenes (one run); nine pixels of ten are ground, so read mIoU,

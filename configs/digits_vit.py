@@ -1,7 +1,7 @@
 """A small ViT that names the largest digit of a 64x64 scene, unmerged.
 
 data       dtem shards make digit_scenes data/digits --train 12000
-command    dtem train --config configs/digits_vit.py
+command    dtem train configs/digits_vit.py
 hardware   2 CPU cores, about 4 minutes
 expected   about 75 % top-1 after 4000 steps
 """

@@ -4,7 +4,7 @@ embeddings learn together.
 data       data/imagenet, data/coco_captions, data/ade20k: see _base_/task/{imagenet,coco_captions,ade20k}.py
 command    deepspeed --num_gpus 8 launch/train.py --config configs/multitask_vit_base_dtem.py
 then       dtem sweep runs/multitask_vit_base_dtem; dtem export runs/multitask_vit_base_dtem --task ade20k
-           --to exported
+           --out exported
 source     none: the tasks' own recipes, as their files say them
 differs    ImageNet's and ADE20K's from these in batch, rates and epochs, which are ours
 hardware   8 GPUs; memory not measured: on small ones, halve the batch sizes and double engine.accumulation

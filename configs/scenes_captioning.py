@@ -4,7 +4,7 @@ directly.
 data       scenes as shards in data/cifar_scenes (`dtem shards make captions TABLE data/cifar_scenes` makes
            such shards of any table)
 start      the ViT of cifar10_vit.py; without it: --cfg-options backbone.weights=None
-command    dtem train --config configs/scenes_captioning.py or, on both cores: deepspeed --num_accelerators 2
+command    dtem train configs/scenes_captioning.py or, on both cores: deepspeed --num_accelerators 2
            launch/train.py --config configs/scenes_captioning.py \
                --cfg-options engine.type=deepspeed tasks.scenes_captioning.data.batch_size=32
 hardware   2 CPU cores, about 20 minutes

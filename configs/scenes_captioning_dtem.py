@@ -1,6 +1,6 @@
 """DTEM under a frozen captioner of scenes: the embedding learns what merging costs the words.
 
-command    dtem train --config configs/scenes_captioning_dtem.py      (after configs/scenes_captioning.py)
+command    dtem train configs/scenes_captioning_dtem.py      (after configs/scenes_captioning.py)
 then       dtem sweep runs/scenes_captioning_dtem --macs 0.7,0.5
 hardware   1 CPU core, about five minutes
 expected   benchmarks/records/scenes_captioning_dtem_vs_tome.json

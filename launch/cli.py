@@ -7,10 +7,12 @@ others in `launch/commands`. They import torch inside `run`, so that `--help` an
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
-from launch.commands.arguments import import_modules
+from launch.commands.arguments import add_verbose_argument, import_modules
+from launch.commands.logs import start_logs
 from pipeline.processes import soon_gone
 from pipeline.redact import keep_from_logs, without_secrets
 from pipeline.version import description
@@ -25,10 +27,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action=_Version, nargs=0, help="print the version, and the commit of a checkout"
     )
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    add_verbose_argument(parser)
+    parser.set_defaults(verbose=False)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         _module(command).add_parser(subparsers)
+    for leaf in leaves(parser):
+        add_verbose_argument(leaf)
     return parser
+
+
+def leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers that take no further command, those of `dtem doctor`, `dtem shards verify` and so on."""
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    found = [leaf for action in nested for child in action.choices.values() for leaf in leaves(child)]
+    return found or [parser]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     keep_from_logs()
+    start_logs(verbose=args.verbose)
     try:
         import_modules(getattr(args, "modules", ()))
         return _module(args.command).run(args)
@@ -56,6 +74,8 @@ def _run(argv: Sequence[str] | None) -> int:
             return 1
         if not is_users(err):
             raise
+        if args.verbose:
+            print(without_secrets(traceback.format_exc()), file=sys.stderr)
         print(f"dtem {args.command}: {without_secrets(str(err))}", file=sys.stderr)
         return exit_code(err)
 

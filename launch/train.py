@@ -8,7 +8,8 @@ import time
 TOLD = 10.0
 """Seconds in which rank 0 says what every rank would say."""
 EXAMPLE = r"""examples:
-  dtem train --config configs/debug_cpu.py
+  dtem train configs/debug_cpu.py
+  dtem train configs/debug_cpu.py --set optim.lr=1e-3 --set train.steps=20
   deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py \
       --cfg-options engine.type=deepspeed optim.lr=1e-3
 
@@ -18,20 +19,22 @@ at the top of each config says what the config needs. Without GPUs set DS_ACCELE
 
 
 def add_parser(subparsers) -> None:
+    from launch.commands.arguments import HelpFormatter
+
     parser = subparsers.add_parser(
         "train",
         help="train a run of a config file",
         description=__doc__,
         epilog=EXAMPLE,
-        formatter_class=argparse.RawTextHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     _add_arguments(parser)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    from launch.commands.arguments import add_config_arguments, add_import_argument
+    from launch.commands.arguments import add_import_argument, add_training_arguments
 
-    add_config_arguments(parser)
+    add_training_arguments(parser)
     add_import_argument(parser)
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
@@ -53,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
         level=logging.INFO if main else logging.ERROR,
         format="%(levelname)s " + ("" if main else f"rank {rank}: ") + "%(message)s",
     )
-    for name in ("quarantine", "stalls", "shards.storage"):  # each rank reads samples of its own
+    for name in (
+        () if args.verbose else ("quarantine", "stalls", "shards.storage")
+    ):  # each rank reads samples of its own
         logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
     faults = Injection(args.inject)
     folder = train(load_config(args.config, args.cfg_options), args.resume, faults)
@@ -65,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
 def main() -> int:
     """Runs as a script. Rank 0 alone prints a user's mistake, without a traceback."""
     try:
-        from launch.commands.arguments import import_modules
+        from launch.commands.arguments import HelpFormatter, add_verbose_argument, import_modules
+        from launch.commands.logs import start_logs
         from pipeline.engine.launched import lost_another, rank_0_goes_on
         from pipeline.errors import CheckpointError, ConfigError, exit_code, is_users, printable
         from pipeline.redact import keep_from_logs, without_secrets
@@ -77,11 +83,14 @@ def main() -> int:
         )
         return 2
     parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawTextHelpFormatter
+        prog="train.py", description=__doc__, epilog=EXAMPLE, formatter_class=HelpFormatter
     )
     _add_arguments(parser)
+    add_verbose_argument(parser)
+    parser.set_defaults(verbose=False)
     args = parser.parse_args()
     keep_from_logs()
+    start_logs(verbose=args.verbose)
     try:
         import_modules(args.modules)
         return run(args)

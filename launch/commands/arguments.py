@@ -37,28 +37,54 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False)
         metavar="NAME",
         help="best (default), last, or a name such as step_00000500",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace fields of the run's config, for instance tasks.imagenet.data.val=/data/imagenet",
-    )
+    add_setting_arguments(parser, "of the run's config, for instance tasks.imagenet.data.val=/data/imagenet")
     add_import_argument(parser)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is trained, and what it continues."""
+def add_setting_arguments(parser: argparse.ArgumentParser, which: str) -> None:
+    """Changes of a config, as `cfg_options`. which: the fields that are changed, with an example."""
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a config (.py), or the config.json of an earlier run"
+        "--set",
+        dest="cfg_options",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"replace a field {which}; KEY+=VALUE appends to a list; repeatable",
     )
     parser.add_argument(
         "--cfg-options",
+        action="extend",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="replace fields, for instance optim.lr=1e-3",
+        help="the same, for several fields behind one another",
     )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The config, as `config`, and changes of it."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="a config (.py), the config.json of an earlier run, or the name of a config that comes with the "
+        "project, such as dtem::debug_cpu.py",
+    )
+    which.add_argument(
+        "--config",
+        dest="config",
+        metavar="CONFIG",
+        default=argparse.SUPPRESS,
+        help="the same, as launchers give it",
+    )
+    add_setting_arguments(parser, "of the config, for instance optim.lr=1e-3")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is trained, and what it continues."""
+    add_config_arguments(parser)
     parser.add_argument(
         "--resume",
         default="auto",
@@ -86,6 +112,16 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="MODULE",
         help="first import this module of yours; repeatable",
+    )
+
+
+def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="log more, and show where in the code an error is found",
     )
 
 
@@ -178,7 +214,13 @@ def colour(text: str) -> tuple[float, float, float]:
 
 
 def add_tasks_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tasks", type=names, metavar="A,B", help="some of the run's tasks (default: all)")
+    parser.add_argument(
+        "--task",
+        dest="tasks",
+        type=names,
+        metavar="NAME,NAME",
+        help="one or several of the run's tasks (default: all)",
+    )
 
 
 def add_split_argument(parser: argparse.ArgumentParser) -> None:
@@ -199,12 +241,31 @@ def add_policy_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+FORMS = "8 (per block), 0.9 (keep rate), '(8,-1)' (with inflection) or '[8,8,4]' (by block)"
+
+
 def add_reduction_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reduction", metavar="R", help=f"{FORMS} instead of the run's")
+
+
+def add_reductions_argument(parser: "argparse._ActionsContainer", default: str) -> None:
+    """One or several reductions as `reductions`, texts that `launch.saved.run.parse_reduction` reads."""
     parser.add_argument(
         "--reduction",
-        metavar="R",
-        help="8 (per block), 0.9 (keep rate), '(8,-1)' or '[8,8,4]' instead of the run's",
+        dest="reductions",
+        type=reductions,
+        metavar="R,R",
+        help=f"one or several: {FORMS}; a comma in brackets does not part them ({default})",
     )
+
+
+def reductions(text: str) -> list[str]:
+    """`8,(8,-1),[8,8,4]` as a list of at least one text, parted at commas outside of brackets."""
+    from pipeline.config.overrides import parts
+
+    if not (found := [part.strip() for part in parts(text)]):
+        raise argparse.ArgumentTypeError(f"'{text}' is no reduction; give one or more: {FORMS}")
+    return found
 
 
 def names(text: str) -> list[str]:

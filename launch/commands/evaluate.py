@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # a command imports what it runs when it runs
 
 EXAMPLE = r"""examples:
   dtem evaluate runs/digits_multitask_dtem
-  dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --json scores.json
-  dtem evaluate runs/digits_multitask_dtem --tasks digits,digits_captioning
+  dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --out scores.json
+  dtem evaluate runs/digits_multitask_dtem --task digits,digits_captioning
   dtem evaluate runs/coco --split test
   dtem evaluate timm:deit_small_patch16_224.fb_in1k --data data/imagenet
   torchrun --nproc_per_node 8 -m dtem evaluate runs/imagenet \
@@ -68,7 +68,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="exit 0 even where samples could not be read"
     )
-    parser.add_argument("--json", metavar="OUT", help="also write the scores to this file")
+    parser.add_argument("--out", metavar="FILE", help="also write the scores to this file, as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         "ranking": _ranking(model, saved.config, scores),
         "classes": {name: list(loader.classes) for name, loader in loaders.items()},
     }
-    _report(result, str(saved), args.json)
+    _report(result, str(saved), args.out)
     _tell_missing(missing, {name: loader.num_samples for name, loader in loaders.items()})
     return code
 

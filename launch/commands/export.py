@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from pipeline.model import MultiTaskModel
 
 EXAMPLE = """examples:
-  dtem export runs/digits_multitask_dtem --task digits --to exported  # weights under timm's names
-  dtem export runs/digits_multitask_dtem --task digits --to exported --format pt2 --reduction 8
-  dtem export runs/digits_multitask_dtem --to exported --task digits_segmentation    # without the other heads
-  dtem export runs/digits_multitask_dtem --task digits --to my_adapter --adapter --license apache-2.0
+  dtem export runs/digits_multitask_dtem --task digits --out exported  # weights under timm's names
+  dtem export runs/digits_multitask_dtem --task digits --out exported --format pt2 --reduction 8
+  dtem export runs/digits_multitask_dtem --out exported --task digits_segmentation  # without the other heads
+  dtem export runs/digits_multitask_dtem --task digits --out my_adapter --adapter --license apache-2.0
 """
 FORMATS = ("safetensors", "pt2", "onnx")
 
@@ -37,7 +37,7 @@ def add_parser(subparsers) -> None:
     )
     add_run_arguments(parser)
     parser.add_argument(
-        "--to", required=True, metavar="OUT", help="folder for model.FORMAT and model.json; not a run's"
+        "--out", required=True, metavar="DIR", help="folder for model.FORMAT and model.json; not a run's"
     )
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument(
@@ -45,7 +45,7 @@ def add_parser(subparsers) -> None:
         choices=FORMATS,
         default="safetensors",
         help="safetensors (default): weights with timm's keys, plus blocks.N.metric.*; for a classifier also "
-        "the config.json that timm.create_model('local-dir:OUT', pretrained=True) reads: a model that merges "
+        "the config.json that timm.create_model('local-dir:DIR', pretrained=True) reads: a model that merges "
         "behind `import dtem`; with --policy none of timm's own\n"
         "pt2, onnx: a program from images of the training crop's size to logits, at one reduction and any "
         "batch size",
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.reduction is not None:
         grid = training_grid(model.backbone, saved.config.tasks[task])
         model.set_reduction(task, checked_reduction(model, grid, parse_reduction(args.reduction)))
-    folder = Path(args.to)
+    folder = Path(args.out)
     refuse_run(folder)
     written = (_write_adapter if args.adapter else _write_model)(args, saved, model, task, folder)
     print(f"{saved}\nwrote {', '.join(str(folder / name) for name in written)}")

@@ -9,9 +9,9 @@ from pathlib import Path
 from launch.cluster.hosts import LARGEST_PORT, MOST_SLOTS, check_name, check_number
 from launch.commands.arguments import (
     HelpFormatter,
-    add_config_arguments,
     add_hosts_arguments,
     add_import_argument,
+    add_training_arguments,
     chosen_hosts,
 )
 
@@ -19,9 +19,9 @@ BACKENDS = ("local", "deepspeed", "torchrun", "slurm", "mpi", "k8s")
 STARTED_HERE = ("local", "deepspeed", "torchrun")
 MOST_NODES = 100_000
 EXAMPLE = r"""examples:
-  dtem launch --nproc 2 --config configs/debug_cpu.py --cfg-options engine.type=deepspeed
-  dtem launch --backend deepspeed --hostfile hosts --config configs/imagenet_deit_small_dtem_modular.py
-  dtem launch --backend slurm --nodes 4 --nproc 8 --dry-run --config configs/debug_cpu.py
+  dtem launch configs/debug_cpu.py --nproc 2 --set engine.type=deepspeed
+  dtem launch configs/imagenet_deit_small_dtem_modular.py --backend deepspeed --hostfile hosts
+  dtem launch configs/debug_cpu.py --backend slurm --nodes 4 --nproc 8 --dry-run
 
 A hostfile has a line `node1 slots=8` for each host. docs/clusters.md shows what each backend starts.
 """
@@ -44,7 +44,7 @@ def add_parser(subparsers) -> None:
         "torchrun: the same, with torch's elastic agent on each\n"
         "slurm, mpi, k8s: what sbatch, mpirun, kubectl get",
     )
-    add_config_arguments(parser)
+    add_training_arguments(parser)
     add_import_argument(parser)
     add_hosts_arguments(parser)
     _add_number(parser, "--nproc", MOST_SLOTS, "processes on each host (default: its slots or GPUs)")

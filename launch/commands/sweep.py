@@ -6,6 +6,7 @@ import argparse
 from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
+    add_reductions_argument,
     add_run_arguments,
     add_signal_argument,
     add_source_arguments,
@@ -13,15 +14,14 @@ from launch.commands.arguments import (
     add_tasks_argument,
     fractions,
     names,
-    numbers,
 )
 
 EXAMPLE = r"""examples:
   dtem sweep runs/digits_multitask_dtem
-  dtem sweep runs/seed0 runs/seed1 runs/seed2 --policies tome,dtem_untrained,dtem --macs 0.7,0.5,0.3 \
+  dtem sweep runs/seed0 runs/seed1 runs/seed2 --policy tome,dtem_untrained,dtem --macs 0.7,0.5,0.3 \
       --out runs/sweep
   dtem sweep runs/camvid --merged 0.3,0.5,0.7 --rounds 3
-  dtem sweep runs/digits_multitask_dtem --tasks digits,digits_captioning --macs 0.7,0.5
+  dtem sweep runs/digits_multitask_dtem --task digits,digits_captioning --macs 0.7,0.5
   dtem sweep timm:deit_small_patch16_224.fb_in1k --data data/imagenet --adapter adapters/deit_small
 """
 POLICIES = "random,tome,dtem_untrained,dtem"
@@ -41,9 +41,10 @@ def add_parser(subparsers) -> None:
     add_signal_argument(parser)
     add_tasks_argument(parser)
     parser.add_argument(
-        "--policies",
+        "--policy",
+        dest="policies",
         type=names,
-        metavar="A,B",
+        metavar="NAME,NAME",
         help=f"default {POLICIES}, of a published model without --adapter those that need none; the unmerged "
         "model is always there",
     )
@@ -68,7 +69,7 @@ def add_parser(subparsers) -> None:
         metavar="F",
         help="with shares: that of the blocks, from the first, that merge (default 1)",
     )
-    targets.add_argument("--reductions", type=numbers, metavar="R,R", help="tokens removed per block instead")
+    add_reductions_argument(targets, "default: shares of the MACs instead")
     add_split_argument(parser)
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of embeddings that are drawn anew (default: each run's seed)"
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.measure.sweep import sweep
     from launch.published.sources import folder_for, has_labels, labelled_run, published_of
     from launch.report.sweep_files import print_sweep, write_sweep
-    from launch.saved.run import read_run
+    from launch.saved.run import parse_reduction, read_run
     from pipeline.files import folder_within
 
     published = published_of(args)
@@ -107,12 +108,13 @@ def run(args: argparse.Namespace) -> int:
     usual = folder_for(published, "sweep") if published else None
     folder = Path(args.out) if args.out else usual or folder_within(runs[0].root, "sweep")
     folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
-    targets = args.reductions or args.merged or args.macs
+    exact = [parse_reduction(text) for text in args.reductions or ()]
     results = sweep(
         runs,
         policies,
-        targets,
+        exact or args.merged or args.macs,
         merged=bool(args.merged),
+        exact=bool(exact),
         within=args.within,
         split=args.split,
         seed=args.seed,
@@ -141,7 +143,7 @@ def _of_agreement(args: argparse.Namespace, published: str, policies: list[str])
     if args.reductions or args.merged or args.tasks or args.within != 1:
         raise ConfigError(
             f"{args.data} has no labels, so agreement with the unmerged model is measured, at shares of its "
-            "MACs: leave --reductions, --merged, --within and --tasks out"
+            "MACs: leave --reduction, --merged, --within and --task out"
         )
     folder = Path(args.out) if args.out else folder_for(published, "sweep")
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,16 +12,18 @@ from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
     add_policy_argument,
+    add_reductions_argument,
     add_run_arguments,
     add_split_argument,
+    add_tasks_argument,
     names,
     numbers,
 )
 
 EXAMPLE = """examples:
   dtem visualise runs/digits_multitask_dtem
-  dtem visualise runs/digits_multitask_dtem --num 4 --reductions 4,8 --blocks 2,6 --policy tome --animate
-  dtem visualise runs/camvid --num 3 --reductions 16,32 --blocks 12
+  dtem visualise runs/digits_multitask_dtem --num 4 --reduction 4,8 --blocks 2,6 --policy tome --animate
+  dtem visualise runs/camvid --num 3 --reduction 16,32 --blocks 12
   dtem visualise runs/digits_multitask_dtem --task digits_captioning
 """
 
@@ -47,14 +49,9 @@ def add_parser(subparsers) -> None:
         "--keys", type=names, default=[], metavar="K,K", help="the samples with these keys instead"
     )
     add_split_argument(parser)
-    parser.add_argument("--task", metavar="NAME", help="default: all, on one page")
+    add_tasks_argument(parser)
     add_policy_argument(parser)
-    parser.add_argument(
-        "--reductions",
-        type=numbers,
-        metavar="R,R",
-        help="tokens removed per block (default: the run's reduction)",
-    )
+    add_reductions_argument(parser, "default: the run's")
     parser.add_argument(
         "--blocks",
         type=numbers,
@@ -78,14 +75,15 @@ def run(args: argparse.Namespace) -> int:
     from launch.pictures.png_page import write_png
     from launch.pictures.rows import Choice, make_sections
     from launch.report.words import policy_words
-    from launch.saved.run import build, chosen_tasks, read_run
+    from launch.saved.run import build, chosen_tasks, parse_reduction, read_run
     from pipeline.errors import counted
     from pipeline.files import folder_within
 
-    choice = Choice(args.num, args.keys, args.reductions, args.blocks, args.split, args.animate)
+    reductions = [parse_reduction(text) for text in args.reductions or ()]
+    choice = Choice(args.num, args.keys, reductions, args.blocks, args.split, args.animate)
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     model = build(saved, args.policy)
-    tasks = chosen_tasks(saved.config, [args.task] if args.task else None)
+    tasks = chosen_tasks(saved.config, args.tasks)
     policy = args.policy or saved.config.merging.policy
     datas = {task: saved.config.tasks[task].data for task in tasks}
     classes = {task: saved.classes(task) for task in tasks}

@@ -37,8 +37,8 @@ def _curve(run: SavedRun, part: Mapping[str, Any]) -> Curve | None:
     if number is None:
         return None
     points = {}
-    for row in part["points"]:
-        points.setdefault(row["target"], []).append(row)
+    for row in part["points"]:  # a target is a number or a list
+        points.setdefault(str(row["target"]), []).append(row)
     own = run.config.merging.policy
     return Curve(
         task=part["task"],

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Target = float | int
-"""A share in (0, 1) of the encoder's unmerged MACs or of the patches (to merge), or a number of tokens
-removed per block."""
+from pipeline.merging.schedule import ReductionSpec
+
+Target = ReductionSpec
+"""A share in (0, 1) of the encoder's unmerged MACs or of the patches (to merge), or a reduction."""
 MACS, MERGED, TOKENS = (
     "share of the encoder's unmerged MACs",
     "share of the patches that is merged",

@@ -43,6 +43,7 @@ def sweep(
     targets: Sequence[Target],
     *,
     merged: bool = False,
+    exact: bool = False,
     within: float = 1.0,
     split: str = "val",
     seed: int | None = None,
@@ -52,20 +53,25 @@ def sweep(
     """A sweep of each named task of the runs (None: all). Each sample is read once for all points. Raises
     ConfigError before anything is measured.
 
-    merged: a target that is a share means patches to merge, not the encoder's MACs. within: the share of the
+    merged: a target that is a share means patches to merge, not the encoder's MACs. exact: the targets are
+    reductions as they are, also those in (0, 1], keep rates. within: the share of the
     blocks, from the first one, that merge to reach such a target; the reduction is solved for each grid of
     patches.
     """
     _check_one_setup(runs)
     if not 0 < within <= 1:
         raise ConfigError(f"within is {within}; give a share of the blocks, in (0, 1]")
-    if within < 1 and all(isinstance(target, int) for target in targets):
+    targets = [tuple(target) if isinstance(target, list) else target for target in targets]
+    exact = exact or all(isinstance(target, int) for target in targets)
+    if within < 1 and exact:
         raise ConfigError(
             "within goes with shares (--macs, --merged); tokens removed per block are those of each "
             "block, so leave it out"
         )
-    solve: Solver = partial(_merging if merged else reduction_for_macs, within=within)
-    kind = TOKENS if all(isinstance(target, int) for target in targets) else MERGED if merged else MACS
+    solve: Solver | None = (
+        None if exact else partial(_merging if merged else reduction_for_macs, within=within)
+    )
+    kind = TOKENS if exact else MERGED if merged else MACS
     config = runs[0].config
     chosen = chosen_tasks(config, tasks)
     evaluator = evaluator_of(Panel([]), config.engine.precision)
@@ -141,7 +147,7 @@ def _prepare(
     task: str,
     models: Models,
     wanted: dict[str, list[Target]],
-    solve: Solver,
+    solve: Solver | None,
     split: str,
 ) -> _Job:
     data = run.config.tasks[task].data
@@ -152,7 +158,7 @@ def _prepare(
 
 
 def _plan(
-    task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver, grid: Grid
+    task: str, models: Models, wanted: dict[str, list[Target]], solve: Solver | None, grid: Grid
 ) -> list[Planned]:
     """Points to measure. The metric's own MACs count, so the same MACs can be different reductions.
 
@@ -173,8 +179,8 @@ def _plan(
     return plan
 
 
-def _reduction(model: MultiTaskModel, target: Target, solve: Solver, grid: Grid) -> AnyReduction:
-    if isinstance(target, int):
+def _reduction(model: MultiTaskModel, target: Target, solve: Solver | None, grid: Grid) -> AnyReduction:
+    if solve is None or not isinstance(target, float):
         return checked_reduction(model, grid, target)
     solved = cache(partial(solve, model.backbone, target))
     # raises ConfigError now, before anything is measured

@@ -19,6 +19,7 @@ from pipeline.drawing.panels import Drawing, Panel
 from pipeline.drawing.sample import draw_sample
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
+from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
 
 GROUPS, ALIKE = "merged groups", "merged groups, alike for all tasks"
@@ -26,13 +27,13 @@ GROUPS, ALIKE = "merged groups", "merged groups, alike for all tasks"
 
 @dataclass(frozen=True)
 class Choice:
-    """What is drawn. num: the first samples of a split, unless keys name some. reductions: None takes each
-    task's own. blocks: counted from 1; None: three, spread over the depth. film: draw the groups after
+    """What is drawn. num: the first samples of a split, unless keys name some. reductions: without any,
+    each task's own. blocks: counted from 1; None: three, spread over the depth. film: draw the groups after
     every block beside. Raises ConfigError."""
 
     num: int = 8
     keys: Sequence[str] = ()
-    reductions: Sequence[int] | None = None
+    reductions: Sequence[ReductionSpec] = ()
     blocks: Sequence[int] | None = None
     split: str = "val"
     film: bool = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from launch.measure.points import MACS, Point, Sweep
+from launch.measure.points import MACS, Point, Sweep, Target
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import in_unit, markdown, score
 from pipeline.errors import ConfigError
@@ -89,7 +89,7 @@ def _has_decoder(result: Sweep) -> bool:
 def _table(result: Sweep) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, Callable[[Point], str]] = {"policy": lambda point: point.policy}
     if result.conditions["targets"] != MACS:
-        columns["target"] = lambda point: f"{point.target:g}"
+        columns["target"] = lambda point: _target(point.target)
     for name, unit in result.units.items():
         columns[f"{name} {unit}".rstrip()] = lambda point, name=name, unit=unit: score(
             point.scores[name], unit
@@ -108,6 +108,14 @@ def _table(result: Sweep) -> tuple[list[str], list[list[str]]]:
     return list(columns), [
         [cell(point) for cell in columns.values()] for point in (result.whole, *result.points)
     ]
+
+
+def _target(target: Target) -> str:
+    """A share or a reduction as it is given on the command line."""
+    if isinstance(target, Sequence):
+        text = ",".join(f"{r:g}" for r in target)
+        return f"({text})" if len(target) == 2 else f"[{text}]"
+    return f"{target:g}"
 
 
 def _median(figures: Sequence[float]) -> str:

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from launch.measure.points import Point, Sweep
+from launch.measure.points import Point, Sweep, Target
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.config import Curve, CurvePoint, Pixels, Recipe
 from pipeline.backbone.adapters.folder import CONFIG, write_folder
@@ -74,7 +74,7 @@ def write_taught(
 
 def curve_of(sweep: Sweep, policy: str) -> Curve:
     """The curve of an adapter's card. policy: the adapter's."""
-    rows: dict[float, list[Point]] = {}
+    rows: dict[Target, list[Point]] = {}
     for point in (sweep.whole, *sweep.points):
         rows.setdefault(point.target, []).append(point)
     own = {

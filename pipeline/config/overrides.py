@@ -14,6 +14,8 @@ from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+LENGTHS = ("train.steps", "train.epochs")
+"""Fields of which a run has one."""
 UNMERGED = ("merging.policy", "none")
 KEPT_UNMERGED = ("policy", "embedding", "adapter_rank", "rotary", "rotary_bias")
 """Fields of the section `merging` that do not say how many tokens merge, and how."""
@@ -34,17 +36,26 @@ def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any
     `_delete_=True` in it replaces it.
 
     A field of text takes the text as it is typed; see `_typed`. `merging.policy=none` removes the other
-    settings of merging. Raises ConfigError for a key that is given twice, or together with a section around
-    it, for a word such as `true` in place of a text, and for an empty dict that would change nothing.
+    settings of merging. `train.steps` leaves the file's `train.epochs` out, and the other way round.
+    `a.b+=value` appends a value to a list, or each of a list of values. Raises ConfigError for a key that is
+    given twice, or together with a section around it, for a word such as `true` in place of a text, and for
+    an empty dict that would change nothing.
     """
     texts = [_parse(item) for item in overrides]
-    _refuse_overlaps([key for key, _ in texts])
-    changes = [(key, _typed(key, text)) for key, text in texts]
+    _refuse_overlaps([key.removesuffix("+") for key, _ in texts])
+    changes = [(key, _typed(key.removesuffix("+"), text)) for key, text in texts]
     config = copy.deepcopy(dict(data))
     for key, value in changes:
-        _set(config, key, value)
+        if key.endswith("+"):
+            _append(config, key.removesuffix("+"), value)
+        else:
+            _set(config, key, value)
+    given = dict(changes)
     if UNMERGED in changes:
-        _leave_merging_out(config, {key for key, _ in changes})
+        _leave_merging_out(config, set(given))
+    for one, other in (LENGTHS, LENGTHS[::-1]):
+        if given.get(one) is not None and other not in given:
+            _leave_length_out(config, other)
     return config
 
 
@@ -63,9 +74,9 @@ def parse_value(text: str) -> Any:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         pass
     if text[:1] + text[-1:] in ("[]", "()"):
-        return [parse_value(part) for part in _split(text[1:-1])]
-    parts = _split(text)
-    return [parse_value(part) for part in parts] if len(parts) > 1 else text
+        return [parse_value(part) for part in parts(text[1:-1])]
+    several = parts(text)
+    return [parse_value(part) for part in several] if len(several) > 1 else text
 
 
 def _depth(text: str) -> int:
@@ -73,16 +84,16 @@ def _depth(text: str) -> int:
     return max(accumulate((char in "([{") - (char in ")]}") for char in text), default=0)
 
 
-def _split(text: str) -> list[str]:
+def parts(text: str) -> list[str]:
     """The parts between commas outside of all brackets."""
-    parts, depth = [""], 0
+    found, depth = [""], 0
     for char in text:
         depth += (char in "([{") - (char in ")]}")
         if char == "," and depth == 0:
-            parts.append("")
+            found.append("")
         else:
-            parts[-1] += char
-    return [part for part in parts if part.strip()]
+            found[-1] += char
+    return [part for part in found if part.strip()]
 
 
 def _parse(item: str) -> tuple[str, str]:
@@ -166,6 +177,21 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
     place[index] = _merged(key, old, value)
 
 
+def _append(config: dict[str, Any], key: str, value: Any) -> None:
+    """Adds to the list of a key, which is made where nothing is there; one text of several becomes a list."""
+    *parents, last = key.split(".")
+    place: Any = config
+    for part in parents:
+        place = place.get(part) if isinstance(place, dict) else None
+    old = place.get(last) if isinstance(place, dict) else None
+    if isinstance(old, dict) or isinstance(old, int | float):
+        raise ConfigError(
+            f"override {key}+=: {key} is {old!r}, to which nothing can be appended; give {key}="
+        )
+    before = [] if old is None else list(old) if isinstance(old, list | tuple) else [old]
+    _set(config, key, [*before, *(value if isinstance(value, list | tuple) else [value])])
+
+
 def _index(place: dict[str, Any] | list[Any], part: str, key: str) -> Any:
     """The key of a dict, or the position in a list."""
     if isinstance(place, dict):
@@ -189,6 +215,13 @@ def _merged(key: str, old: Any, new: Any) -> Any:
     rest = {part: value for part, value in new.items() if part != "_delete_"}
     base = old if isinstance(old, dict) and not new.get("_delete_") else {}
     return base | {part: _merged(f"{key}.{part}", base.get(part), value) for part, value in rest.items()}
+
+
+def _leave_length_out(config: dict[str, Any], key: str) -> None:
+    """Removes the file's length of the run, for which the command line gives one of the other kind."""
+    section, name = key.split(".")
+    if isinstance(config[section], dict) and config[section].pop(name, None) is not None:
+        log.info("%s of the config is left out, as the command line gives the other length", key)
 
 
 def _leave_merging_out(config: dict[str, Any], given: set[str]) -> None:

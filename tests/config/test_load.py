@@ -124,7 +124,9 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
         ("merging.reduction=1.5", "merging.reduction is 1.5"),
         ("merging.options.x={1: 2}", "merging.options.x: the key 1 is not a string"),
         ("merging.options.x={1, 2}", "merging.options.x: expected plain data"),
-        ("train.epochs=1", "give exactly one of train.epochs and train.steps"),
+        ("train.steps=None", "give exactly one of train.epochs and train.steps"),
+        ("optim.lr+=1", "optim.lr is 0.001, to which nothing can be appended; give optim.lr="),
+        ("optim+=1", "to which nothing can be appended"),
         ("seed", "not of the form section.key=value"),
         ("=3", "not of the form section.key=value"),
     ],
@@ -249,6 +251,26 @@ def test_the_unmerged_control_of_a_run_is_one_override(run_file):
         "what is typed is refused later, not dropped"
     )
     assert load_config(run_file, ["merging.policy=tome"]).merging.reduction == 8
+
+
+def test_the_length_that_is_given_wins_over_that_of_the_file(run_file):
+    assert load_config(run_file, ["train.epochs=0.5"]).train.steps is None
+    run_file.write_text(RUN.replace("steps=3", "epochs=3"))
+    assert load_config(run_file).train.epochs == 3
+    short = load_config(run_file, ["train.steps=7"]).train
+    assert (short.steps, short.epochs) == (7, None)
+    assert load_config(run_file, ["train.steps=null"]).train.epochs == 3
+    assert "give exactly one" in message(run_file, "train.steps=7", "train.epochs=1")
+
+
+def test_a_list_is_made_and_appended_to(run_file):
+    key = "tasks.a.data.train"
+    assert load_config(run_file, [f"{key}+=y"]).tasks["a"].data.train == ["x-{a,b}.tar", "y"]
+    assert load_config(run_file, ["tasks.a.data.val+=y"]).tasks["a"].data.val == ["y"]
+    run_file.write_text(RUN.replace("'x-{a,b}.tar'", "['x', 'y']"))
+    assert load_config(run_file, [f"{key}+=z,w"]).tasks["a"].data.train == ["x", "y", "z", "w"]
+    assert load_config(run_file, [f"{key}+={{p,q}}"]).tasks["a"].data.train == ["x", "y", "{p,q}"]
+    assert "is given 2 times" in message(run_file, f"{key}+=z", f"{key}=w")
 
 
 def test_a_missing_section_is_named(tmp_path):

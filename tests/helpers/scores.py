@@ -15,7 +15,7 @@ def scored_again(run: Path) -> dict[str, float | None]:
     choices.
     """
     answer = run / "scored_again.json"
-    assert main(["evaluate", str(run), "--json", str(answer), "--allow-missing"]) == 0
+    assert main(["evaluate", str(run), "--out", str(answer), "--allow-missing"]) == 0
     scores = json.loads(answer.read_text())["scores"]
     return {
         f"val/{task}/{name}": value for task, of_task in scores.items() for name, value in of_task.items()

@@ -37,7 +37,7 @@ def no_java(monkeypatch):
 
 
 def scores(dtem, tmp_path, *argv) -> dict:
-    dtem("evaluate", *argv, "--json", tmp_path / "scores.json")
+    dtem("evaluate", *argv, "--out", tmp_path / "scores.json")
     return json.loads((tmp_path / "scores.json").read_text())["scores"]
 
 
@@ -67,7 +67,7 @@ def test_the_saved_run_scores_what_training_said(captioner, dtem, tmp_path):
 
 
 def test_what_was_not_run_is_na_and_null(captioner, dtem, tmp_path):
-    said = dtem("evaluate", captioner, "--json", tmp_path / "scores.json")
+    said = dtem("evaluate", captioner, "--out", tmp_path / "scores.json")
     found = json.loads((tmp_path / "scores.json").read_text())["scores"]["scenes"]
     assert found["METEOR"] is found["SPICE"] is found["PTB"] is None
     assert (
@@ -114,7 +114,7 @@ def test_two_processes_count_each_image_once(captioner, dtem, tmp_path):
         "launch.cli",
         "evaluate",
         str(captioner),
-        "--json",
+        "--out",
         str(tmp_path / "two.json"),
     ]
     children = [
@@ -189,7 +189,7 @@ def test_compute_does_not_depend_on_what_is_said(captioner, swept, monkeypatch):
 
 def test_the_sweep_shows_captions_in_their_units(captioner, dtem, tmp_path):
     said = dtem(
-        "sweep", captioner, "--policies", "tome", "--reductions", "2", "--rounds", "1", "--out", tmp_path
+        "sweep", captioner, "--policy", "tome", "--reduction", "2", "--rounds", "1", "--out", tmp_path
     )
     (head, *_) = (line for line in said.splitlines() if line.startswith("| policy"))
     columns = [column.strip() for column in head.split("|")[3:-1]]
@@ -214,7 +214,7 @@ def test_what_ranks_checkpoints_is_shown_first(task):
 
 
 def test_the_page_holds_references_and_captions_at_every_reduction(captioner, dtem, tmp_path):
-    dtem("visualise", captioner, "--num", 3, "--reductions", "2,4", "--blocks", "3", "--out", tmp_path)
+    dtem("visualise", captioner, "--num", 3, "--reduction", "2,4", "--blocks", "3", "--out", tmp_path)
     page = (tmp_path / "groups_scenes_dtem.html").read_text()
     run = read_run(captioner)
     batch = first_batch("scenes", replace(run.config.tasks["scenes"].data, eval_batch_size=3)).to("cpu")

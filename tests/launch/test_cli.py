@@ -1,6 +1,5 @@
 """The command line answers at once, says what a user did wrong in one message, and exits as agreed."""
 
-import argparse
 import importlib
 import re
 import shlex
@@ -13,15 +12,7 @@ from launch import cli
 from pipeline.errors import CheckpointError, ConfigError, SampleError
 
 
-def leaves(parser):
-    """The parsers that take no further command: dtem doctor, dtem shards verify, ..."""
-    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return [leaf for action in nested for child in action.choices.values() for leaf in leaves(child)] or [
-        parser
-    ]
-
-
-@pytest.mark.parametrize("parser", leaves(cli.build_parser()), ids=lambda parser: parser.prog)
+@pytest.mark.parametrize("parser", cli.leaves(cli.build_parser()), ids=lambda parser: parser.prog)
 def test_help_of_each_command_shows_an_example(parser):
     text = parser.epilog.partition("example")[2].replace("\\\n", " ")
     examples = re.findall(rf"(?:^|[:;]) *({parser.prog}(?: [^;#\n]*|$))", text, re.M)
@@ -30,7 +21,7 @@ def test_help_of_each_command_shows_an_example(parser):
         cli.build_parser().parse_args(shlex.split(example)[1:])
 
 
-@pytest.mark.parametrize("parser", leaves(cli.build_parser()), ids=lambda parser: parser.prog)
+@pytest.mark.parametrize("parser", cli.leaves(cli.build_parser()), ids=lambda parser: parser.prog)
 def test_lines_of_help_fit_the_terminal(parser, monkeypatch):
     monkeypatch.setenv("COLUMNS", "110")
     assert [line for line in parser.format_help().splitlines() if len(line) > 110] == []
@@ -75,7 +66,66 @@ def test_our_own_bug_keeps_its_traceback(doctor_raises):
         doctor_raises(ZeroDivisionError())
 
 
-@pytest.mark.parametrize("argv", [[], ["trian"], ["doctor", "--shrads"]])
+def test_the_command_alone_lists_the_commands(capsys):
+    assert cli.main([]) == 2
+    said = capsys.readouterr().err
+    assert all(re.search(rf"^ +{command} +\w", said, re.M) for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("place", [["-v", "doctor"], ["doctor", "--verbose"]])
+def test_verbose_shows_where_a_users_mistake_was_found(place, doctor_raises, capsys):
+    doctor_raises(ConfigError("x is wrong; do y"))
+    assert "Traceback" not in capsys.readouterr().err
+    assert cli.main(place) == 2
+    said = capsys.readouterr().err
+    assert "in raises" in said or "in run" in said and said.endswith("dtem doctor: x is wrong; do y\n")
+
+
+@pytest.mark.parametrize("words", [["old.py"], ["--config", "old.py"]])
+def test_a_config_is_named_with_and_without_its_option(words):
+    for command in ("train", "launch"):
+        for argv in ([*words, "--set", "a.b=1"], ["--set", "a.b=1", *words]):
+            args = cli.build_parser().parse_args([command, *argv])
+            assert (args.config, args.cfg_options) == ("old.py", ["a.b=1"])
+
+
+@pytest.mark.parametrize("words", [[], ["a.py", "--config", "b.py"], ["--config"]])
+def test_exactly_one_config_is_named(words, capsys):
+    with pytest.raises(SystemExit):
+        cli.build_parser().parse_args(["train", *words])
+    assert "config" in capsys.readouterr().err
+
+
+def test_settings_are_taken_in_their_order():
+    argv = ["train", "a.py", "--set", "a=1", "--cfg-options", "b=2", "c=3", "--set", "d=4"]
+    assert cli.build_parser().parse_args(argv).cfg_options == ["a=1", "b=2", "c=3", "d=4"]
+    assert cli.build_parser().parse_args(["train", "a.py"]).cfg_options == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"), [("8", ["8"]), ("8, 0.9,(8,-1),[8,8,4]", ["8", "0.9", "(8,-1)", "[8,8,4]"])]
+)
+def test_a_comma_in_brackets_parts_no_reductions(text, parts):
+    for command in ("sweep", "visualise"):
+        args = cli.build_parser().parse_args([command, "runs/x", "--reduction", text])
+        assert args.reductions == parts
+
+
+OLD = [
+    *(["evaluate", "runs/x", "--json", "a"], ["evaluate", "runs/x", "--tasks", "a"]),
+    *(["export", "runs/x", "--out", "a", "--to", "a"], ["visualise", "runs/x", "--reductions", "1"]),
+    *(["sweep", "runs/x", "--policies", "tome"], ["sweep", "runs/x", "--reductions", "1"]),
+]
+
+
+@pytest.mark.parametrize("argv", OLD, ids=" ".join)
+def test_words_of_before_are_refused(argv, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(argv)
+    assert done.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["trian"], ["doctor", "--shrads"]])
 def test_a_wrong_command_line_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(argv)

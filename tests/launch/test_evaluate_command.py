@@ -22,7 +22,7 @@ from pipeline.rng import seed_everything
 
 
 def scores(dtem, tmp_path, *argv) -> dict:
-    dtem("evaluate", *argv, "--json", tmp_path / "scores.json")
+    dtem("evaluate", *argv, "--out", tmp_path / "scores.json")
     return json.loads((tmp_path / "scores.json").read_text())
 
 
@@ -65,7 +65,7 @@ def test_two_processes_count_what_one_counts(trained, dtem, tmp_path):
         "launch.cli",
         "evaluate",
         str(trained),
-        "--json",
+        "--out",
         str(tmp_path / "two.json"),
     ]
     children = [
@@ -85,7 +85,7 @@ def test_samples_that_are_not_in_the_scores_are_told_and_are_a_failure(trained, 
         trained,
         "--cfg-options",
         f"tasks.digits.data.val={shards}",
-        "--json",
+        "--out",
         tmp_path / "scores.json",
     )
     assert "digits: 2 of 25 samples could not be read, and are not in these scores" in dtem(*argv, code=1)
@@ -200,7 +200,7 @@ def test_shards_with_more_classes_than_the_head_are_refused(trained, digits, dte
         "evaluate", trained, "--cfg-options", option, code=2
     )
     assert "the shards have 11 classes" in dtem(
-        "sweep", trained, "--reductions", "1", "--cfg-options", option, code=2
+        "sweep", trained, "--reduction", "1", "--cfg-options", option, code=2
     )
 
 
@@ -226,7 +226,7 @@ def test_shards_with_other_class_names_are_read_by_name_or_refused(trained, digi
         and turned["scores"]["digits"]["loss"] != plain["scores"]["digits"]["loss"]
     )
     option = renamed(digits, tmp_path / "strange", lambda names: ["strange", *names[1:]])
-    for command in (("evaluate",), ("sweep", "--reductions", "1"), ("visualise", "--num", "1")):
+    for command in (("evaluate",), ("sweep", "--reduction", "1"), ("visualise", "--num", "1")):
         said = dtem(command[0], trained, *command[1:], "--cfg-options", option, code=2)
         assert (
             "tasks.digits.data.val: 1 of its 10 classes ('strange') are not among those that are trained on"
@@ -253,7 +253,7 @@ def test_any_split_of_the_shards_can_be_evaluated(trained, digits, dtem, tmp_pat
         "evaluate", trained, *options, code=2
     )
     assert scores(dtem, tmp_path, trained, "--split", "train")["scores"]["digits"]["samples"] == 80
-    for command in (("sweep", "--reductions", "1", "--rounds", "0"), ("visualise", "--num", "1")):
+    for command in (("sweep", "--reduction", "1", "--rounds", "0"), ("visualise", "--num", "1")):
         assert "wrote " in dtem(
             command[0], trained, *command[1:], "--split", "test", "--out", tmp_path / "out", *options
         )
@@ -269,7 +269,7 @@ def test_a_folder_of_shards_is_no_run(digits, capsys):
     assert f"{digits} is a folder of shards, not of a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--policies", "--tasks"])
+@pytest.mark.parametrize("option", ["--policy", "--task"])
 def test_a_list_of_nothing_is_refused(option, capsys):
     with pytest.raises(SystemExit):
         cli.main(["sweep", "run", option, " ,"])

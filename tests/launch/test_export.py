@@ -25,7 +25,7 @@ def images():
 
 
 def test_timm_takes_the_weights_and_gives_the_unmerged_logits(trained, dtem, tmp_path, images):
-    dtem("export", trained, "--to", tmp_path)
+    dtem("export", trained, "--out", tmp_path)
     weights, card = (
         load_file(tmp_path / "model.safetensors"),
         json.loads((tmp_path / "model.json").read_text()),
@@ -45,7 +45,7 @@ def test_an_export_that_is_cut_off_leaves_nothing_that_is_said_of_another(
     trained, dtem, tmp_path, monkeypatch
 ):
     """Neither half a file, nor the old config beside new weights."""
-    dtem("export", trained, "--to", tmp_path)
+    dtem("export", trained, "--out", tmp_path)
     old = (tmp_path / "model.safetensors").read_bytes()
 
     def full(tensors, path, **_):
@@ -53,19 +53,19 @@ def test_an_export_that_is_cut_off_leaves_nothing_that_is_said_of_another(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("launch.exported.formats.save_file", full)
-    dtem("export", trained, "--to", tmp_path, "--policy", "none", code=2)
+    dtem("export", trained, "--out", tmp_path, "--policy", "none", code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert (tmp_path / "model.safetensors").read_bytes() == old
 
 
 def test_an_export_of_another_kind_leaves_no_config_of_the_one_before(trained, dtem, tmp_path):
-    dtem("export", trained, "--to", tmp_path)
+    dtem("export", trained, "--out", tmp_path)
     assert (tmp_path / "config.json").is_file()
-    dtem("export", trained, "--to", tmp_path, "--format", "pt2")
+    dtem("export", trained, "--out", tmp_path, "--format", "pt2")
     assert not (tmp_path / "config.json").exists() and (tmp_path / "model.json").is_file()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("mine")
-    dtem("export", trained, "--to", tmp_path / "other", "--format", "pt2")
+    dtem("export", trained, "--out", tmp_path / "other", "--format", "pt2")
     assert (tmp_path / "other" / "config.json").read_text() == "mine"
 
 
@@ -74,7 +74,7 @@ def test_timm_builds_the_unmerged_model_from_the_folder(trained, dtem, tmp_path,
     """With the pixels, and the way to them, that the run has; 48 is another size than the position
     embedding's."""
     words = ("--policy", "none", "--cfg-options", f"tasks.digits.data.img_size={size}")
-    dtem("export", trained, "--to", tmp_path, *words)
+    dtem("export", trained, "--out", tmp_path, *words)
     assert not json.loads((tmp_path / "config.json").read_text())["architecture"].endswith("_dtem")
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     run = read_run(trained)
@@ -94,7 +94,7 @@ def test_timm_builds_the_unmerged_model_from_the_folder(trained, dtem, tmp_path,
 def test_where_dtem_is_imported_timm_builds_the_model_that_merges(trained, dtem, tmp_path, policy, reduction):
     """On images whose choices are clear, as its sums need not be ours."""
     importlib.import_module("dtem")
-    dtem("export", trained, "--to", tmp_path, "--policy", policy, "--reduction", reduction)
+    dtem("export", trained, "--out", tmp_path, "--policy", policy, "--reduction", reduction)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     ours = build(read_run(trained), policy)
     ours.backbone.set_reduction(parse_reduction(reduction))
@@ -113,7 +113,7 @@ def test_the_configuration_has_the_keys_of_timms_own(trained, dtem, tmp_path, po
     """And the values, of a model that timm built from it and saved itself."""
     importlib.import_module("dtem")
     words = ("--policy", policy, "--cfg-options", f"tasks.digits.data.img_size={size}")
-    dtem("export", trained, "--to", tmp_path, *words)
+    dtem("export", trained, "--out", tmp_path, *words)
     ours = json.loads((tmp_path / "config.json").read_text())
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert model.pretrained_cfg["label_names"] == ours["label_names"]
@@ -127,7 +127,7 @@ def test_the_configuration_has_the_keys_of_timms_own(trained, dtem, tmp_path, po
 
 
 def test_an_export_on_the_hub_is_timms(trained, dtem, tmp_path, images):
-    dtem("export", trained, "--to", tmp_path / "out", "--policy", "none")
+    dtem("export", trained, "--out", tmp_path / "out", "--policy", "none")
     with running(tmp_path / "cache") as hub:
         hub.add_folder("me/digits", tmp_path / "out")
         theirs = timm.create_model("hf-hub:me/digits", pretrained=True).eval()
@@ -137,12 +137,12 @@ def test_an_export_on_the_hub_is_timms(trained, dtem, tmp_path, images):
 
 
 def test_the_card_says_how_pixels_reach_the_model_and_what_outputs_are(trained, segmenter, dtem, tmp_path):
-    dtem("export", trained, "--to", tmp_path)
+    dtem("export", trained, "--out", tmp_path)
     card = json.loads((tmp_path / "model.json").read_text())
     assert card["classes"] == read_run(trained).classes("digits") and card["classes"][:2] == ["zero", "one"]
     assert json.loads((tmp_path / "config.json").read_text())["label_names"] == card["classes"]
     assert card["input"]["interpolation"] == "bicubic" and "floor(side / crop_pct)" in card["input"]["resize"]
-    dtem("export", segmenter, "--to", tmp_path / "masks")
+    dtem("export", segmenter, "--out", tmp_path / "masks")
     card = json.loads((tmp_path / "masks" / "model.json").read_text())
     assert (
         card["input"]["resize"] == "as stored, no crop" and not (tmp_path / "masks" / "config.json").exists()
@@ -154,7 +154,7 @@ def test_the_card_says_how_pixels_reach_the_model_and_what_outputs_are(trained, 
 def test_others_can_read_an_export_as_the_umask_has_it(trained, dtem, tmp_path, form, umask, mode):
     before = os.umask(umask)
     try:
-        dtem("export", trained, "--to", tmp_path / "out", "--format", form)
+        dtem("export", trained, "--out", tmp_path / "out", "--format", form)
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
@@ -163,21 +163,23 @@ def test_others_can_read_an_export_as_the_umask_has_it(trained, dtem, tmp_path, 
 
 def test_an_export_writes_into_no_run_and_leaves_no_empty_folder(trained, captioner, dtem, tmp_path):
     before = (trained / "config.json").read_bytes()
-    assert "is the folder of a run" in dtem("export", trained, "--to", trained, code=2)
+    assert "is the folder of a run" in dtem("export", trained, "--out", trained, code=2)
     assert (trained / "config.json").read_bytes() == before and not (trained / "model.json").exists()
-    dtem("export", captioner, "--to", tmp_path / "no", "--format", "pt2", code=2)
+    dtem("export", captioner, "--out", tmp_path / "no", "--format", "pt2", code=2)
     assert not (tmp_path / "no").exists()
 
 
 def test_an_export_says_the_grid_of_its_positions(trained, dtem, tmp_path):
-    dtem("export", trained, "--to", tmp_path)
+    dtem("export", trained, "--out", tmp_path)
     for place in (tmp_path / "model.safetensors", tmp_path, trained):
         assert read_state_dict(place).grid == (4, 4)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "."])
 def test_a_run_that_starts_from_an_export_sees_its_pixels(trained, dtem, tmp_path, name):
-    dtem("export", trained, "--to", tmp_path, "--cfg-options", "tasks.digits.data.augment.mean=(0.1,0.2,0.3)")
+    dtem(
+        "export", trained, "--out", tmp_path, "--cfg-options", "tasks.digits.data.augment.mean=(0.1,0.2,0.3)"
+    )
     backbone = BackboneConfig(name="vit_tiny_patch16_224", weights=str(tmp_path / name))
     own = read_run(trained).config.tasks["digits"].data.augment.preprocessing
     assert preprocessing_of(backbone) == (replace(own, mean=(0.1, 0.2, 0.3)), backbone.weights)
@@ -191,7 +193,7 @@ def test_a_run_that_starts_from_an_export_sees_its_pixels(trained, dtem, tmp_pat
 def test_an_exported_program_gives_our_logits_for_any_batch(trained, dtem, tmp_path, policy):
     """Of images whose choices are clear, as its kernels need not be ours."""
     reduction = [] if policy == "none" else ["--reduction", "(3,-0.5)"]
-    dtem("export", trained, "--to", tmp_path, "--format", "pt2", "--policy", policy, *reduction)
+    dtem("export", trained, "--out", tmp_path, "--format", "pt2", "--policy", policy, *reduction)
     program = torch.export.load(tmp_path / "model.pt2").module()
     ours = build(read_run(trained), policy)
     ours.backbone.set_reduction((3, -0.5) if reduction else 0)
@@ -204,7 +206,7 @@ def test_an_exported_program_gives_our_logits_for_any_batch(trained, dtem, tmp_p
 
 
 def test_a_segmentation_program_gives_unmerged_logits(segmenter, dtem, tmp_path):
-    dtem("export", segmenter, "--to", tmp_path, "--format", "pt2", "--reduction", "3")
+    dtem("export", segmenter, "--out", tmp_path, "--format", "pt2", "--reduction", "3")
     program = torch.export.load(tmp_path / "model.pt2").module()
     ours = build(read_run(segmenter))
     ours.backbone.set_reduction(3)
@@ -219,7 +221,7 @@ def test_a_segmentation_program_gives_unmerged_logits(segmenter, dtem, tmp_path)
 def test_an_onnx_program_gives_our_logits_in_onnxruntime(trained, dtem, tmp_path):
     """Of images whose choices are clear, as its kernels are not ours."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    dtem("export", trained, "--to", tmp_path, "--format", "onnx", "--reduction", "3")
+    dtem("export", trained, "--out", tmp_path, "--format", "onnx", "--reduction", "3")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     ours = build(read_run(trained))
     ours.backbone.set_reduction(3)
@@ -231,4 +233,6 @@ def test_an_onnx_program_gives_our_logits_in_onnxruntime(trained, dtem, tmp_path
 
 
 def test_a_task_that_is_not_there_is_refused(trained, dtem, tmp_path):
-    assert "give --task, one of digits" in dtem("export", trained, "--to", tmp_path, "--task", "cats", code=2)
+    assert "give --task, one of digits" in dtem(
+        "export", trained, "--out", tmp_path, "--task", "cats", code=2
+    )

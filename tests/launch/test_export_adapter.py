@@ -20,13 +20,15 @@ def swept(trained, tmp_path_factory):
     from launch import cli
 
     run = shutil.copytree(trained, tmp_path_factory.mktemp("swept") / "run")
-    words = ["sweep", run, "--policies", "tome,dtem_untrained,dtem", "--macs", "0.8", "--rounds", 0]
+    words = ["sweep", run, "--policy", "tome,dtem_untrained,dtem", "--macs", "0.8", "--rounds", 0]
     assert cli.main([str(word) for word in words]) == 0
     return run
 
 
 def test_the_adapter_of_a_run_holds_its_embeddings_recipe_and_curve(swept, dtem, tmp_path):
-    said = dtem("export", swept, "--to", tmp_path, "--adapter", "--license", "apache-2.0", "--reduction", "4")
+    said = dtem(
+        "export", swept, "--out", tmp_path, "--adapter", "--license", "apache-2.0", "--reduction", "4"
+    )
     adapter, run = load_adapter(tmp_path), read_run(swept)
     config, model = adapter.config, build(run)
     assert "adapter.safetensors" in said and str(run) in said
@@ -52,7 +54,7 @@ def test_the_adapter_of_a_run_holds_its_embeddings_recipe_and_curve(swept, dtem,
 
 
 def test_the_adapter_says_no_path_of_the_machine(swept, dtem, tmp_path):
-    dtem("export", swept, "--to", tmp_path / "out", "--adapter")
+    dtem("export", swept, "--out", tmp_path / "out", "--adapter")
     for name in ("adapter_config.json", "README.md"):
         text = (tmp_path / "out" / name).read_text()
         assert str(swept) not in text and str(tmp_path) not in text and "/tmp" not in text
@@ -64,7 +66,7 @@ def test_a_sweep_of_another_checkpoint_gives_no_curve(swept, dtem, tmp_path):
     content = json.loads(path.read_text())
     content[0]["conditions"]["digests"] = ["0" * 64]
     path.write_text(json.dumps(content))
-    dtem("export", run, "--to", tmp_path / "out", "--adapter")
+    dtem("export", run, "--out", tmp_path / "out", "--adapter")
     assert load_adapter(tmp_path / "out").config.curves == []
 
 
@@ -72,7 +74,7 @@ def test_a_sweep_of_another_checkpoint_gives_no_curve(swept, dtem, tmp_path):
 def test_a_damaged_sweep_is_refused(swept, dtem, tmp_path, content):
     run = shutil.copytree(swept, tmp_path / "run")
     (run / "sweep" / "sweep.json").write_text(content)
-    assert "remove it, or sweep again" in dtem("export", run, "--to", tmp_path / "out", "--adapter", code=2)
+    assert "remove it, or sweep again" in dtem("export", run, "--out", tmp_path / "out", "--adapter", code=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -104,10 +106,10 @@ def test_the_base_is_named_where_the_run_left_timms_weights_as_they_were(trained
     ],
 )
 def test_what_an_adapter_cannot_be_is_refused(trained, dtem, tmp_path, words, said):
-    assert said in dtem("export", trained, "--to", tmp_path / "out", *words, code=2)
+    assert said in dtem("export", trained, "--out", tmp_path / "out", *words, code=2)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_an_embedding_has_no_adapter(trained, dtem, tmp_path):
     words = ("--adapter", "--cfg-options", "merging.policy=tome")
-    assert "no metric embedding" in dtem("export", trained, "--to", tmp_path / "out", *words, code=2)
+    assert "no metric embedding" in dtem("export", trained, "--out", tmp_path / "out", *words, code=2)

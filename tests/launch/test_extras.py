@@ -70,8 +70,8 @@ def answers(digits, trained, tmp_path_factory):
         "help": ["--help"],
         "train": ["train", "--config", str(mine)],
         "evaluate": ["evaluate", str(folder / "run")],
-        "sweep": ["sweep", str(folder / "run"), *"--policies tome --macs 0.8 --rounds 0".split()],
-        "export": ["export", str(folder / "run"), "--to", str(folder / "exported")],
+        "sweep": ["sweep", str(folder / "run"), *"--policy tome --macs 0.8 --rounds 0".split()],
+        "export": ["export", str(folder / "run"), "--out", str(folder / "exported")],
         "doctor": ["doctor"],
     }
     needing = {
@@ -79,7 +79,7 @@ def answers(digits, trained, tmp_path_factory):
         "segmentation": one_task("masks"),
         "captioning": one_task("captions"),
         "hf": ["pipeline.backbone.hugging_face:open_model", str(folder)],
-        "onnx": ["export", str(trained), "--to", str(folder / "program"), "--format", "onnx"],
+        "onnx": ["export", str(trained), "--out", str(folder / "program"), "--format", "onnx"],
         "plots": ["visualise", str(trained), "--num", "1"],
         "demo": ["shards", "make", "digit_scenes", str(folder / "digits"), "--train", "8"],
         **{

@@ -45,14 +45,14 @@ def test_an_export_is_not_written_through_a_link(trained, tmp_path, dtem):
     for name in ("model.safetensors", "model.json"):
         (tmp_path / name).write_text("precious")
         (tmp_path / "out" / name).symlink_to(tmp_path / name)
-    assert "is a symbolic link" in dtem("export", trained, "--to", tmp_path / "out", code=2)
+    assert "is a symbolic link" in dtem("export", trained, "--out", tmp_path / "out", code=2)
     assert all((tmp_path / name).read_text() == "precious" for name in ("model.safetensors", "model.json"))
 
 
 def test_scores_take_the_place_of_a_link(trained, tmp_path, dtem):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "scores.json").symlink_to(tmp_path / "precious")
-    dtem("evaluate", trained, "--json", tmp_path / "scores.json")
+    dtem("evaluate", trained, "--out", tmp_path / "scores.json")
     assert (tmp_path / "precious").read_text() == "precious" and "scores" in json.loads(
         (tmp_path / "scores.json").read_text()
     )

@@ -44,7 +44,7 @@ def run(request, three_tasks):
 
 
 def result_of(dtem, tmp_path, *argv) -> dict:
-    dtem("evaluate", *argv, "--json", tmp_path / "scores.json")
+    dtem("evaluate", *argv, "--out", tmp_path / "scores.json")
     return json.loads((tmp_path / "scores.json").read_text())
 
 
@@ -65,7 +65,7 @@ def test_every_task_scores_what_training_said_at_its_own_reduction(run, dtem, tm
 
 def test_checkpoints_are_ranked_by_the_geometric_mean_of_the_main_metrics(three_tasks, dtem, tmp_path):
     run = read_run(three_tasks("per_task"))  # after whose few steps no metric is 0
-    said = dtem("evaluate", run.root, "--json", tmp_path / "scores.json")
+    said = dtem("evaluate", run.root, "--out", tmp_path / "scores.json")
     result = json.loads((tmp_path / "scores.json").read_text())
     assert result["ranking"]["main_metrics"] == TASKS and result["ranking"]["score"] > 0
     values = [result["scores"][task][metric] for task, metric in TASKS.items()]
@@ -82,7 +82,7 @@ def test_checkpoints_are_ranked_by_the_geometric_mean_of_the_main_metrics(three_
 
 def test_some_tasks_are_evaluated_alone_and_rank_nothing(three_tasks, dtem, tmp_path):
     said = dtem(
-        "evaluate", three_tasks("shared"), "--tasks", "masks,digits", "--json", tmp_path / "scores.json"
+        "evaluate", three_tasks("shared"), "--task", "masks,digits", "--out", tmp_path / "scores.json"
     )
     result = json.loads((tmp_path / "scores.json").read_text())
     assert (
@@ -92,7 +92,7 @@ def test_some_tasks_are_evaluated_alone_and_rank_nothing(three_tasks, dtem, tmp_
     )
     for command in ("evaluate", "sweep"):
         assert "no task 'cats'; it has digits, captions, masks" in dtem(
-            command, three_tasks("shared"), "--tasks", "masks,cats", code=2
+            command, three_tasks("shared"), "--task", "masks,cats", code=2
         )
 
 
@@ -106,7 +106,7 @@ def test_checkpoints_may_be_ranked_by_one_task(three_tasks, dtem, tmp_path):
 def test_another_policy_starts_unmerged_for_all_tasks(three_tasks, dtem, tmp_path):
     for policy in ("none", "tome"):
         result = result_of(
-            dtem, tmp_path, three_tasks("per_task"), "--policy", policy, "--tasks", "digits,masks"
+            dtem, tmp_path, three_tasks("per_task"), "--policy", policy, "--task", "digits,masks"
         )
         assert result["schedule"] == {"digits": [0, 0, 0], "masks": [0, 0, 0]}
 
@@ -134,9 +134,9 @@ def test_the_sweep_of_several_tasks_has_a_table_and_a_plot_of_each_and_one_figur
     argv = [
         "sweep",
         three_tasks("adapter"),
-        "--policies",
+        "--policy",
         "tome,dtem",
-        "--reductions",
+        "--reduction",
         "2",
         "--rounds",
         "0",
@@ -155,7 +155,7 @@ def test_the_sweep_of_several_tasks_has_a_table_and_a_plot_of_each_and_one_figur
         all(f">{task}: {metric} against compute<" in joint for task, metric in TASKS.items())
         and joint.count(">dtem<") == 3
     )
-    dtem(*argv, tmp_path / "one", "--tasks", "masks")
+    dtem(*argv, tmp_path / "one", "--task", "masks")
     assert {path.name for path in (tmp_path / "one").glob("*.png")} == {
         "sweep_masks.png",
         "sweep_masks_encoder.png",
@@ -237,7 +237,7 @@ def test_groups_that_are_alike_for_all_tasks_are_drawn_once(three_tasks, dtem, t
             three_tasks(kind),
             "--num",
             3,
-            "--reductions",
+            "--reduction",
             "3",
             "--blocks",
             "3",
@@ -251,7 +251,7 @@ def test_groups_that_are_alike_for_all_tasks_are_drawn_once(three_tasks, dtem, t
 
 
 def test_tasks_with_other_images_have_rows_of_their_own(three_tasks, scenes, dtem, tmp_path):
-    argv = [three_tasks("shared"), "--num", 2, "--reductions", "1", "--blocks", "3", "--out", tmp_path]
+    argv = [three_tasks("shared"), "--num", 2, "--reduction", "1", "--blocks", "3", "--out", tmp_path]
     dtem("visualise", *argv, "--cfg-options", f"tasks.masks.data.val={scenes}")
     page = (tmp_path / "tasks_dtem.html").read_text()
     assert [part.partition("</h2>")[0] for part in page.split("<h2>")[1:]] == ["digits, captions", "masks"]
@@ -273,7 +273,7 @@ def single(run, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_exported_task_alone_merges_and_predicts_as_among_the_others(run, task, dtem, tmp_path):
-    dtem("export", run.root, "--task", task, "--to", tmp_path)
+    dtem("export", run.root, "--task", task, "--out", tmp_path)
     weights, card = (
         load_file(tmp_path / "model.safetensors"),
         json.loads((tmp_path / "model.json").read_text()),
@@ -300,9 +300,9 @@ def test_an_exported_task_alone_merges_and_predicts_as_among_the_others(run, tas
 def test_the_exported_embedding_is_the_tasks_own(run, dtem, tmp_path):
     files = {}
     for task in TASKS:
-        dtem("export", run.root, "--task", task, "--to", tmp_path)
+        dtem("export", run.root, "--task", task, "--out", tmp_path)
         files[task] = load_file(tmp_path / "model.safetensors")
-        dtem("export", run.root, "--task", task, "--to", tmp_path / task, "--adapter")
+        dtem("export", run.root, "--task", task, "--out", tmp_path / task, "--adapter")
         adapter = load_adapter(tmp_path / task)
         assert all(torch.equal(value, files[task][name]) for name, value in adapter.tensors.items())
         assert adapter.config.merging.reduction == max(SCHEDULES[task])
@@ -327,7 +327,7 @@ PROGRAMS = [
     indirect=["run"],
 )
 def test_a_program_of_one_task_gives_its_logits_and_holds_nothing_of_the_others(run, task, dtem, tmp_path):
-    dtem("export", run.root, "--task", task, "--to", tmp_path, "--format", "pt2")
+    dtem("export", run.root, "--task", task, "--out", tmp_path, "--format", "pt2")
     program, eager = torch.export.load(tmp_path / "model.pt2"), Program(build(run), task)
     images = clear_rows(eager, torch.randn(60, 3, 32, 32), 3)
     with torch.no_grad():
@@ -338,8 +338,8 @@ def test_a_program_of_one_task_gives_its_logits_and_holds_nothing_of_the_others(
 
 def test_a_task_has_to_be_named_where_there_are_several(three_tasks, dtem, tmp_path):
     assert "give --task, one of digits, captions, masks" in dtem(
-        "export", three_tasks("shared"), "--to", tmp_path, code=2
+        "export", three_tasks("shared"), "--out", tmp_path, code=2
     )
     assert "not a function from images to logits" in dtem(
-        "export", three_tasks("shared"), "--task", "captions", "--format", "pt2", "--to", tmp_path, code=2
+        "export", three_tasks("shared"), "--task", "captions", "--format", "pt2", "--out", tmp_path, code=2
     )

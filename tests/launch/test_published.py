@@ -70,8 +70,8 @@ def test_evaluate_scores_a_published_model_as_its_own_forward_does(
     dtem, named, shards, model, adapter, tmp_path
 ):
     place, patched = adapter
-    dtem("evaluate", *named, "--data", shards, "--json", tmp_path / "plain.json")
-    dtem("evaluate", *named, "--data", shards, "--adapter", place, "--json", tmp_path / "merged.json")
+    dtem("evaluate", *named, "--data", shards, "--out", tmp_path / "plain.json")
+    dtem("evaluate", *named, "--data", shards, "--adapter", place, "--out", tmp_path / "merged.json")
     plain, merged = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "merged"))
     (scores,), (of_merged,) = plain["scores"].values(), merged["scores"].values()
     assert plain["policy"] == "none" and scores["samples"] == COUNT
@@ -177,7 +177,7 @@ def test_a_tree_of_class_folders_is_scored_as_its_shards_are(dtem, named, shards
         ("made", tmp_path / "made"),
     ):
         more = ["--split", "train"] if name == "made" else []
-        dtem("evaluate", *named, "--data", source, *more, "--json", tmp_path / f"{name}.json")
+        dtem("evaluate", *named, "--data", source, *more, "--out", tmp_path / f"{name}.json")
     scores = [
         json.loads((tmp_path / f"{name}.json").read_text())["scores"] for name in ("tree", "kind", "made")
     ]

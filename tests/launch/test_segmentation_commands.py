@@ -27,7 +27,7 @@ SLIDE = [
 
 
 def scores(dtem, tmp_path, *argv) -> dict:
-    dtem("evaluate", *argv, "--json", tmp_path / "scores.json")
+    dtem("evaluate", *argv, "--out", tmp_path / "scores.json")
     return json.loads((tmp_path / "scores.json").read_text())
 
 
@@ -45,7 +45,7 @@ def test_the_saved_run_scores_what_training_said(segmenter, dtem, tmp_path):
 
 
 def test_absent_classes_are_null_in_json_and_na_in_the_table(segmenter, dtem, tmp_path):
-    said = dtem("evaluate", segmenter, "--json", tmp_path / "scores.json")
+    said = dtem("evaluate", segmenter, "--out", tmp_path / "scores.json")
     values = json.loads((tmp_path / "scores.json").read_text())["scores"]["scenes"]
     absent = [i for i in range(11) if values[f"Acc/{i}"] is None]
     assert absent and all(values[f"IoU/{i}"] in (0.0, None) for i in absent)
@@ -68,7 +68,7 @@ def test_two_processes_count_each_image_once(segmenter, dtem, tmp_path):
         "launch.cli",
         "evaluate",
         str(segmenter),
-        "--json",
+        "--out",
         str(tmp_path / "two.json"),
     ]
     children = [
@@ -147,7 +147,7 @@ def test_the_work_of_an_image_is_that_of_all_its_windows(segmenter):
 
 
 def test_the_sweep_writes_both_computes(segmenter, dtem, tmp_path):
-    said = dtem("sweep", segmenter, "--policies", "tome", "--macs", "0.9", "--rounds", "0", "--out", tmp_path)
+    said = dtem("sweep", segmenter, "--policy", "tome", "--macs", "0.9", "--rounds", "0", "--out", tmp_path)
     assert "encoder GMACs" in said and "mIoU %" in said and "IoU/0" not in said
     (result,) = json.loads((tmp_path / "sweep.json").read_text())
     point = result["points"][1]
@@ -173,7 +173,7 @@ def test_evaluation_under_bf16_is_close(segmenter):
 
 
 def test_pictures_show_reference_predictions_and_groups(segmenter, dtem, tmp_path):
-    dtem("visualise", segmenter, "--num", 7, "--reductions", "1,3", "--blocks", "3", "--out", tmp_path)
+    dtem("visualise", segmenter, "--num", 7, "--reduction", "1,3", "--blocks", "3", "--out", tmp_path)
     page = (tmp_path / "groups_scenes_dtem.html").read_text()
     assert page.count("<img") == 7 * (1 + 3 * 2 + 1 + 2)
     for caption in ("reference", "predicted, unmerged", "predicted, r 1", "predicted, r 3"):

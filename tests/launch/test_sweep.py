@@ -15,6 +15,7 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import MergingConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError
+from pipeline.merging.schedule import resolve_schedule
 from pipeline.model import build_model
 from pipeline.train.evaluate import evaluate
 
@@ -100,9 +101,9 @@ def test_the_command_writes_table_json_csv_and_plots(trained, dtem, tmp_path):
         "sweep",
         trained,
         trained,
-        "--policies",
+        "--policy",
         "tome,dtem",
-        "--reductions",
+        "--reduction",
         "0,2",
         "--rounds",
         "1",
@@ -125,9 +126,25 @@ def test_the_command_writes_table_json_csv_and_plots(trained, dtem, tmp_path):
     )
 
 
+def test_reductions_of_all_forms_are_points(trained, dtem, tmp_path):
+    forms, out = "1,0.9,(2,-1),[2,1,0]", ("--rounds", "0", "--out", tmp_path)
+    said = dtem("sweep", trained, "--policy", "tome", "--reduction", forms, *out)
+    rows = json.loads((tmp_path / "sweep.json").read_text())[0]["points"][1:]
+    assert [row["target"] for row in rows] == [1, 0.9, [2, -1], [2, 1, 0]]
+    tokens = 16 + 1
+    expected = [resolve_schedule(spec, 3, tokens, 1) for spec in (1, 0.9, (2, -1.0), [2, 1, 0])]
+    assert [tuple(row["schedule"]) for row in rows] == expected
+    cells = {cell.strip() for cell in said.split("|")}
+    assert {"(2,-1)", "[2,1,0]"} <= cells
+
+
+def test_a_reduction_below_0_is_refused(trained, dtem):
+    assert "no policy can be run" in dtem("sweep", trained, "--policy", "tome", "--reduction", "-1", code=2)
+
+
 @pytest.mark.parametrize(
     "argv",
-    [["--macs", "1.5"], ["--macs", "half"], ["--reductions", "-1"], ["--macs", "0.5", "--reductions", "2"]],
+    [["--macs", "1.5"], ["--macs", "half"], ["--reduction", ","], ["--macs", "0.5", "--reduction", "2"]],
 )
 def test_a_wrong_command_line_exits_with_2(argv, capsys):
     from launch import cli
@@ -149,12 +166,12 @@ def test_a_sweep_without_points_or_with_strange_policies_is_refused(trained, dte
         "sweep", trained, "--macs", "0.05", code=2
     )
     assert "unknown merge policy 'tme'; did you mean 'tome'" in dtem(
-        "sweep", trained, "--policies", "tme", code=2
+        "sweep", trained, "--policy", "tme", code=2
     )
 
 
 def test_within_goes_with_shares_and_is_one_itself(trained, dtem, tmp_path):
-    said = dtem("sweep", trained, "--reductions", "2", "--within", "0.5", "--out", tmp_path, code=2)
+    said = dtem("sweep", trained, "--reduction", "2", "--within", "0.5", "--out", tmp_path, code=2)
     assert "within goes with shares (--macs, --merged)" in said
     for share in ("2", "0", "-1", "nan"):
         assert "give a share of the blocks, in (0, 1]" in dtem(

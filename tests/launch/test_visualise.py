@@ -56,7 +56,7 @@ class _Page(HTMLParser):
 
 
 def test_the_page_states_the_tokens_and_needs_no_other_file(trained, dtem, tmp_path):
-    options = ["--num", 2, "--reductions", "1,3", "--blocks", "1,3"]
+    options = ["--num", 2, "--reduction", "1,3", "--blocks", "1,3"]
     dtem("visualise", trained, *options, "--out", tmp_path, "--animate")
     text = (tmp_path / "groups_digits_dtem.html").read_text()
     for block, r, left in [(1, 1, 16), (3, 1, 14), (1, 3, 14), (3, 3, 8)]:
