@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.venv/torch_extensions
 
-.PHONY: help install demo test test-kernels soak fuzz audit check bench lock clean
+.PHONY: help install demo test test-kernels soak fuzz audit check bench docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -78,6 +78,9 @@ check: $(STAMP) ## ruff and pyright
 
 bench: $(STAMP) ## run each script of benchmarks/ with a short setting; what lacks data or a peer is named (10 minutes on 2 idle cores)
 	$(BIN)/python benchmarks/run_all.py
+
+docs: $(STAMP) ## these pages as a site, with the docstrings of the public names, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock: ## write requirements.lock anew from what setup.cfg allows today, with torch and torchvision as they are locked
 	rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
