@@ -6,6 +6,7 @@ before.
 """
 
 import ast
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,13 @@ def _named_bases() -> Iterator[None]:
     def found(cfg_path: str, filename: str) -> tuple[str, str | None]:
         if cfg_path.startswith(SCOPE):
             return str(config_path(cfg_path)), None
-        return others(cfg_path, filename)
+        path, scope = others(cfg_path, filename)
+        if not os.path.isfile(path):
+            raise ConfigError(
+                f"config {filename}: its _base_ '{cfg_path}' is not at {path}; give a path from the config's "
+                f"folder, or {SCOPE}NAME for a config of the project"
+            )
+        return path, scope
 
     Config._get_cfg_path = staticmethod(found)
     try:

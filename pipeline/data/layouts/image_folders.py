@@ -61,9 +61,10 @@ def read(source: Path) -> tuple[Mapping[str, Sequence[Picture]], list[str]]:
     trees = _split_folders(source)
     folders = sorted({path.name for tree in trees.values() for path in folders_of(tree)})
     if not folders:
-        raise ConfigError(
-            f"{source} has no class folders; give SRC with SRC/train/CLASS/*.jpg, or SRC/CLASS/*.jpg"
+        what = (
+            "has no class folders" if source.is_dir() else f"is not a folder (here it is {source.absolute()})"
         )
+        raise ConfigError(f"{source} {what}; give SRC with SRC/train/CLASS/*.jpg, or SRC/CLASS/*.jpg")
     counts: dict[str, Counter[int]] = {name or "train": Counter() for name in trees}
     splits = {name: _stored(tree, folders, counts[name or "train"]) for name, tree in trees.items()}
     _tell_counts(source, counts, folders)
