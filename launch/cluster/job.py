@@ -149,5 +149,5 @@ def host_env(job: Job, host: Host, env_of: EnvOf) -> dict[str, str]:
 def continued(train: Sequence[str]) -> tuple[str, ...]:
     """Arguments of a start after the first: what began anew goes on. All else stays: `--resume PATH` goes on
     from what the run has saved since it began at PATH."""
-    begins = tuple(train[-2:]) == ("--resume", "none")
+    begins = tuple(train[-2:]) in (("--resume", "none"), ("--resume", "overwrite"))
     return (*train[:-2], "--resume", "auto") if begins else tuple(train)

@@ -85,14 +85,24 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """What is trained, and what it continues."""
     add_config_arguments(parser)
-    parser.add_argument(
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument(
         "--resume",
         default="auto",
-        metavar="auto|none|PATH",
+        metavar="auto|extend|none|PATH",
         help="auto: continue the run's last checkpoint, if any (default)\n"
+        "extend: so too with other settings, each of which is said (more steps, another lr, batch or data)\n"
         "none: start anew; refused where `output` holds checkpoints\n"
         "PATH: continue this run's folder or checkpoint, or the URL of its mirror;\n"
         "      later checkpoints in `output` are set aside",
+    )
+    begin.add_argument(
+        "--overwrite",
+        dest="resume",
+        action="store_const",
+        const="overwrite",
+        default=argparse.SUPPRESS,
+        help="start anew where `output` holds a run, which is kept in a folder of it, aside-1",
     )
     parser.add_argument(
         "--inject",

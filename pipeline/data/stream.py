@@ -1,6 +1,7 @@
 """Streams of batches, made in worker processes or in this one: endless ones for training, and loaders that
 pass once over a split for evaluation."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -121,6 +122,11 @@ class TrainStream:
                 f"{lanes}; give data.lanes={saved}"
             )
         self._samples = self._first = state["samples"]
+
+    def begin_epoch_after(self, samples: int) -> None:
+        """Sets the position for the next `iter` to the first epoch of this order that begins at or behind
+        `samples`: one in shards or lanes of another order cannot be found in this one."""
+        self._samples = self._first = math.ceil(samples / self.num_samples) * self.num_samples
 
     def _shares(self) -> Iterator[Share]:
         share = Share(self._samples, self._global, self._part)

@@ -50,6 +50,11 @@ def local_rank() -> int:
     return own
 
 
+def started_again() -> bool:
+    """Whether the launcher or scheduler says that it has started this job before."""
+    return any(_number(name, 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def device() -> torch.device:
     """Device of this process. Raises ConfigError where this machine has fewer GPUs than processes."""
     return torch.device("cuda", local_rank()) if cuda() else torch.device("cpu")

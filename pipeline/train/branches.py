@@ -49,12 +49,12 @@ def choose(ranks: Ranks, root: Path, resume: str, mirror: Mirror | None) -> Choi
     """The checkpoint to go on from; None where the run begins at step 0. A collective. Raises
     CheckpointError.
 
-    resume: `auto` is the last one; `none` is none; else a path or URL, which is followed until this run has a
-    checkpoint that goes back to it, and the newest of these from then on.
+    resume: `auto` and `extend` are the last one; `none` is none; else a path or URL, which is followed until
+    this run has a checkpoint that goes back to it, and the newest of these from then on.
     """
     if resume == "none":
         return None
-    origin = None if resume == "auto" else origin_of(resume)
+    origin = None if resume in ("auto", "extend") else origin_of(resume)
     found = load_latest(ranks, root, mirror, origin)
     if found is not None:
         place = str(found.folder) if mirror is None or is_step(found.folder) else mirror.url

@@ -91,16 +91,24 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
     for name, shape in shapes.items():
         if name not in checkpoint.tensors or tuple(checkpoint.tensors[name].shape) != shape:
             raise CheckpointError(
-                f"{checkpoint.folder} cannot be continued: it lacks the tensor {name} of shape {shape}"
+                f"{checkpoint.folder} cannot be continued: it lacks the tensor {name} of shape {shape}; "
+                "where train.mode or optim.ema_decay is another now, start a new run with backbone.weights"
             )
 
 
 def check_run(
-    checkpoint: Checkpoint, config: RunConfig, global_batch: Mapping[str, int], world_size: int = 1
-) -> list[str]:
-    """A line for each harmless difference to the run that was saved. Raises CheckpointError that lists the
-    differences that make it another run. global_batch: samples of a step of this run, by task; world_size:
-    its ranks."""
+    checkpoint: Checkpoint,
+    config: RunConfig,
+    global_batch: Mapping[str, int],
+    world_size: int = 1,
+    *,
+    extend: bool = False,
+) -> dict[str, str]:
+    """Maps each field that differs from the run that was saved to a line about it. Raises CheckpointError
+    that lists the differences that make it another run, unless they are meant.
+
+    global_batch: samples of a step of this run, by task; world_size: its ranks. extend: they are meant.
+    """
     facts = checkpoint.facts
     check_facts(checkpoint.folder, facts, TO_CONTINUE)
     if facts["progress"]["step"] != facts["step"] or not all(
@@ -120,27 +128,30 @@ def check_run(
         for field, text in differences
         if not any(fnmatch.fnmatch(field, pattern) for pattern in HARMLESS)
     ]
-    harmful += _batch_differences(facts["global_batch"], global_batch, config, world_size)
-    if harmful:
-        way_out = "undo the changes, or start a new run with backbone.weights"
+    batches = list(_batch_differences(facts["global_batch"], global_batch, config, world_size, extend))
+    if not extend and (harmful := harmful + batches):
+        way_out = (
+            "undo the changes; or go on with them by --resume extend; or start anew, by --overwrite or in "
+            "another output, where backbone.weights can take the weights"
+        )
         raise CheckpointError(
             "\n  ".join([f"{checkpoint.folder} belongs to another run ({way_out}):", *harmful])
         )
-    return [text for _, text in differences]
+    return dict(differences) | {f"samples per step, {i}": text for i, text in enumerate(batches)}
 
 
 def _batch_differences(
-    saved: Mapping[str, int], own: Mapping[str, int], config: RunConfig, world_size: int
+    saved: Mapping[str, int], own: Mapping[str, int], config: RunConfig, world_size: int, extend: bool
 ) -> Iterator[str]:
     """Yields a line for each task whose step has another number of samples than it had, with the settings
-    that keep it."""
+    that keep it, unless that is meant."""
     for task in sorted(saved.keys() | own.keys()):
         if saved.get(task) == own.get(task):
             continue
         there_and_here = f"{saved.get(task, 0)} there, {own.get(task, 0)} here"
         yield (
             f"samples per step of task '{task}' (batch size x accumulation x ranks): {there_and_here}"
-            f"{_ways(task, saved, config, world_size)}"
+            f"{'' if extend else _ways(task, saved, config, world_size)}"
         )
 
 

@@ -27,7 +27,7 @@ from pipeline.plan.facts import fed_tasks
 from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
-from pipeline.train import branches, continuing
+from pipeline.train import branches, continuing, extending, overwriting
 from pipeline.train.branches import Choice
 from pipeline.train.conflict import build_probe
 from pipeline.train.ema import Ema, check_ema
@@ -48,8 +48,9 @@ log = logging.getLogger(__name__)
 
 def build_run(config: RunConfig, resume: str) -> Run:
     """The run of a configuration. resume: `auto` continues the last checkpoint of the run's folder, if any;
-    `none` starts anew, and refuses a folder with checkpoints; else the path of a run or checkpoint, or the
-    URL of a mirror, see `branches.choose`.
+    `extend` does so with other settings too (`extending`); `none` starts anew, and refuses a folder with
+    checkpoints; `overwrite` starts anew, and sets aside what is there (`overwriting`); else the path of a run
+    or checkpoint, or the URL of a mirror, see `branches.choose`.
 
     Mistakes in the configuration are found before processes are connected, and a folder that cannot be
     written to before the first step. Raises PipelineError.
@@ -63,6 +64,7 @@ def build_run(config: RunConfig, resume: str) -> Run:
 def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     """begun: closes what a run that cannot begin has opened."""
     world_size, rank = launched.world_size(), launched.rank()
+    resume = overwriting.once(resume)
     facts = model_facts(config.backbone)
     resolve(config, world_size, facts)
     config = complete_data(config, facts)
@@ -118,8 +120,10 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
         reported=0,
         nonfinite=torch.zeros(2, device=engine.device),
     )
-    if (choice := branches.choose(engine, run.root, resume, mirror)) is not None:
-        _restore(run, choice, shapes, trained)
+    if resume == "overwrite":
+        run.about += overwriting.set_aside(engine, Path(config.output))
+    elif (choice := branches.choose(engine, run.root, resume, mirror)) is not None:
+        _restore(run, choice, shapes, trained, extend=resume == "extend")
     return run
 
 
@@ -141,16 +145,16 @@ def _check_output(folder: Path, resume: str) -> None:
     if resume == "none" and any(folder.glob("checkpoints/step_*")):
         raise ConfigError(
             f"{folder} holds checkpoints of a run, which --resume none does not touch; continue it with "
-            f"--resume auto, give another output, or remove {folder}/checkpoints"
+            "--resume auto, start anew with --overwrite, which sets them aside, or give another output"
         )
 
 
 def _check_mirror(mirror: Mirror, output: Path, resume: str) -> None:
     mirror.check_owner(output)
-    if resume == "none" and mirror.names():
+    if resume in ("none", "overwrite") and mirror.names():
         raise ConfigError(
-            f"{mirror.url} holds checkpoints of a run, which --resume none does not touch; continue it "
-            "with --resume auto, or give another train.mirror"
+            f"{mirror.url} holds checkpoints of a run, which a new one does not touch; continue it with "
+            "--resume auto, or give another train.mirror"
         )
 
 
@@ -217,9 +221,12 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
     }
 
 
-def _restore(run: Run, choice: Choice, shapes: dict[str, tuple[int, ...]], trained: list[str]) -> None:
+def _restore(
+    run: Run, choice: Choice, shapes: dict[str, tuple[int, ...]], trained: list[str], *, extend: bool
+) -> None:
     resolved, ranks, found = run.resolved, run.engine.world_size, choice.found
-    for difference in continuing.check_run(found, run.config, resolved.global_batch, ranks):
+    differences = continuing.check_run(found, run.config, resolved.global_batch, ranks, extend=extend)
+    for difference in differences.values():
         log.warning("the run continues with %s", difference)
     continuing.check_model(found, shapes, trained)
     if run.ema is not None:
@@ -238,16 +245,23 @@ def _restore(run: Run, choice: Choice, shapes: dict[str, tuple[int, ...]], train
                 f"{found.folder}: its classes of task '{name}' are in another order; resume with the "
                 "shards of then"
             )
-    for name, stream in run.streams.items():
-        stream.load_state_dict(found.facts["streams"][name])
     run.progress, run.origins = Progress(**found.facts["progress"]), choice.origins
+    changes: list[str] = []
+    if extend:
+        changes = list(extending.extend(run, found.facts["streams"], differences))
+    else:
+        for name, stream in run.streams.items():
+            stream.load_state_dict(found.facts["streams"][name])
     folder, run.progress.best_step = branches.make_lasting(run.engine, run.root, choice)
     if run.progress.best_step is None:
         run.progress.best = None
     run.saver.restored(run.progress, folder)
     run.reported = run.progress.step
     run.nonfinite[0] = run.progress.nonfinite
-    run.about.append(f"continues after step {run.progress.step} of {run.total_steps}, from {choice.place}")
+    run.about += [
+        f"continues after step {run.progress.step} of {run.total_steps}, from {choice.place}",
+        *changes,
+    ]
 
 
 def write_config(run: Run) -> None:

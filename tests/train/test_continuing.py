@@ -41,7 +41,7 @@ def test_an_older_checkpoint_with_the_state_of_generators_is_continued_without_i
         lambda facts: facts["files"].update({"rng.safetensors": {"sha256": "0" * 64, "bytes": 18}}),
     )
     loaded = checkpoint.load_latest(engine, tmp_path)
-    assert continuing.check_run(loaded, standin_config(), BATCH) == []
+    assert continuing.check_run(loaded, standin_config(), BATCH) == {}
     continuing.check_model(loaded, shapes(StandinModel()))
 
 
@@ -49,7 +49,7 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
     engine = make_engine()
     save(engine, tmp_path, 1)
     loaded, config = checkpoint.load_latest(engine, tmp_path), standin_config()
-    assert continuing.check_run(loaded, config, BATCH) == []
+    assert continuing.check_run(loaded, config, BATCH) == {}
     elsewhere = replace(
         config, output="elsewhere", engine=replace(config.engine, type="deepspeed", zero_stage=3)
     )
@@ -79,7 +79,7 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
         continuing.check_run(
             replace(loaded, facts=loaded.facts | {"config": older, "digest": ""}), config, BATCH
         )
-        == []
+        == {}
     )
 
 

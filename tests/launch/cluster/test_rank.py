@@ -40,6 +40,7 @@ def test_a_start_after_a_crash_continues(start, tmp_path):
         start(ZeroDivisionError())
     assert not list(tmp_path.glob("pid-*"))
     assert start(0) == (0, ["--resume", "auto"])
+    assert start(0, "overwrite") == (0, ["--resume", "auto"]), "what it overwrote is gone by then"
     assert start(0, "runs/x") == (0, ["--resume", "runs/x"])
 
 
