@@ -33,9 +33,11 @@ def add_parser(subparsers) -> None:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     from launch.commands.arguments import add_import_argument, add_training_arguments
+    from launch.commands.trials import add_trial_arguments
 
     add_training_arguments(parser)
     add_import_argument(parser)
+    add_trial_arguments(parser)
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
     )  # launchers give it
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     import logging
 
     import tasks  # noqa: F401 - fills the registry
+    from launch.commands.trials import trial
     from pipeline.config.load import load_config
     from pipeline.train.faults.injection import Injection
     from pipeline.train.loop import train
@@ -61,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     ):  # each rank reads samples of its own
         logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
     faults = Injection(args.inject)
-    folder = train(load_config(args.config, args.cfg_options), args.resume, faults)
+    config = trial(load_config(args.config, args.cfg_options), args)
+    folder = train(config, args.resume, faults)
     if main:
         print(f"wrote {folder}: config.json, metrics.jsonl, checkpoints/")
     return 0

@@ -125,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         "precision": evaluator.precision,
         "scores": scores,
         "missing": missing,
+        "samples_of_split": {name: loader.num_stored for name, loader in loaders.items()},
         "ranking": _ranking(model, saved.config, scores),
         "classes": {name: list(loader.classes) for name, loader in loaders.items()},
     }

@@ -14,6 +14,7 @@ from launch.commands.arguments import (
     add_training_arguments,
     chosen_hosts,
 )
+from launch.commands.trials import add_trial_arguments, trial_words
 
 BACKENDS = ("local", "deepspeed", "torchrun", "slurm", "mpi", "k8s")
 STARTED_HERE = ("local", "deepspeed", "torchrun")
@@ -46,6 +47,7 @@ def add_parser(subparsers) -> None:
     )
     add_training_arguments(parser)
     add_import_argument(parser)
+    add_trial_arguments(parser)
     add_hosts_arguments(parser)
     _add_number(parser, "--nproc", MOST_SLOTS, "processes on each host (default: its slots or GPUs)")
     _add_number(parser, "--nodes", MOST_NODES, "hosts to ask slurm or k8s for, without a hostfile")
@@ -160,7 +162,7 @@ def _train(args: argparse.Namespace) -> tuple[str, ...]:
     words += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     words += [word for name in args.modules for word in ("--import", name)]
     faults = (word for fault in args.inject for word in ("--inject", fault))
-    return (*words, *faults, "--resume", args.resume)
+    return (*words, *trial_words(args), *faults, "--resume", args.resume)
 
 
 def _claim(text: str) -> tuple[str, str]:

@@ -5,7 +5,9 @@ to tuple are converted.
 """
 
 import dataclasses
+import difflib
 import math
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,6 +15,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pipeline.errors import ConfigError
 from pipeline.registry import unknown_name
 
+SECTIONS = "backbone merging mixing balancing objective step optim train engine".split()
+PAGES = {name: name for name in SECTIONS} | {
+    "tasks": "tasksname",
+    "seed": "at-the-top",
+    "output": "at-the-top",
+}
+"""Settings -> the heading of docs/configuration.md that they stand under."""
 _INVALID = object()
 """Stands for a value that could not be built; the reason is in the list of mistakes."""
 
@@ -28,9 +37,16 @@ def build_dataclass(cls: type, data: object, source: str = "configuration") -> A
 
 
 def all_mistakes(source: str, mistakes: list[str]) -> str:
-    """One message for several mistakes, one line each."""
+    """One message for several mistakes, one line each, and where the settings are explained."""
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    return "\n  ".join([f"{source}: {count}", *mistakes])
+    return "\n  ".join([f"{source}: {count}", *mistakes, *_pages(mistakes)])
+
+
+def _pages(mistakes: list[str]) -> list[str]:
+    """A line with the parts of the page of settings that the mistakes are about; none for others."""
+    first = [re.split(r"\W", mistake, maxsplit=1)[0] for mistake in mistakes]
+    parts = dict.fromkeys(PAGES[word] for word in first if word in PAGES)
+    return [f"(see {', '.join(f'docs/configuration.md#{part}' for part in parts)})"] if parts else []
 
 
 def plain(value: Any) -> Any:
@@ -70,7 +86,7 @@ def _build(kind: Any, data: Any, path: str, mistakes: list[str]) -> Any:
         return data
     if kind is float and type(data) is int:
         return float(data)
-    mistakes.append(f"{path}: expected {_describe(kind)}, got {_shown(data)}")
+    mistakes.append(f"{path}: expected {_describe(kind)}, got {_shown(data)}{_nearest(kind, data)}")
     return _INVALID
 
 
@@ -115,7 +131,7 @@ def _build_union(kind: Any, args: tuple[Any, ...], data: Any, path: str, mistake
         value = _build(arg, data, path, trial)
         if not trial:
             return value
-    mistakes.append(f"{path}: expected {_describe(kind)}, got {_shown(data)}")
+    mistakes.append(f"{path}: expected {_describe(kind)}, got {_shown(data)}{_nearest(kind, data)}")
     return _INVALID
 
 
@@ -156,6 +172,14 @@ def _join(path: str, key: object) -> str:
 def _shown(data: object) -> str:
     text = repr(data)
     return f"{type(data).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _nearest(kind: Any, data: object) -> str:
+    """The nearest of the words that a field may have, as the end of a message."""
+    members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    words = [word for one in members if get_origin(one) is Literal for word in map(str, get_args(one))]
+    near = difflib.get_close_matches(str(data), words, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _describe(kind: Any) -> str:

@@ -197,6 +197,8 @@ class TrainConfig:
     epochs: float | None = None
     steps: int | None = None
     """Number of optimizer steps; give either epochs or steps."""
+    max_steps: int | None = None
+    """Most steps, for a trial: the learning rate falls to its end by then, and its warm-up stays as it is."""
     alternate_period: int = 10
     """end_to_end: period in steps; one step of each trains the embeddings, the others the backbone."""
     reduction_range: tuple[int, int] | None = None
@@ -220,7 +222,15 @@ class TrainConfig:
         require(
             (self.epochs is None) != (self.steps is None), "give exactly one of train.epochs and train.steps"
         )
-        for name in ("epochs", "steps", "log_every", "eval_every", "save_every", "keep_checkpoints"):
+        for name in (
+            "epochs",
+            "steps",
+            "max_steps",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "keep_checkpoints",
+        ):
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name} is {value}; give a number above 0")
         require(self.max_nonfinite >= 0, f"train.max_nonfinite is {self.max_nonfinite}; give 0 or more")

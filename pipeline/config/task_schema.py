@@ -152,6 +152,11 @@ class DataConfig:
     """Shards of `--split test`; None: the `test` shards of the folder of `val`."""
     allow_overlap: bool = False
     """Allow evaluation on the training shards, for instance to see whether a few samples can be fitted."""
+    overfit: int | None = None
+    """Train on so many samples alone, the first ones, and evaluate on them, to see whether they can be
+    fitted."""
+    limit_val: int | None = None
+    """Most samples of an evaluation, the first ones; None: all."""
     img_size: ImgSize | None = None
     """Pixels per side, or (height, width), of the crop; None: the size of the backbone's position
     embedding."""
@@ -215,6 +220,9 @@ class DataConfig:
             f"data.max_wait is {self.max_wait}; give seconds, more than 0 and at most {MAX_WAIT:.0f}, as "
             "other ranks wait as long",
         )
+        for name in ("overfit", "limit_val"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"data.{name} is {value}; give 1 or more, or None")
         require(self.cache_gib > 0, f"data.cache_gib is {self.cache_gib}; give a number above 0")
         for name, most in {
             "batch_size": MAX_BATCH,

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +43,8 @@ class BatchReader(Dataset[Loaded]):
     In training each sample is decoded once and augmented `config.views` times, and the next good sample of
     its lane replaces a bad one, so that all batches have one shape. In evaluation (seed None) samples come as
     they lie, a sample has one view, and bad samples are left out. world_size: ranks that share the order.
-    step: samples of a step of the optimizer, see lanes_of.
+    step: samples of a step of the optimizer, see lanes_of. limit: the first samples of the manifest, which
+    then are all; None: no limit.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class BatchReader(Dataset[Loaded]):
         seed: int | None,
         world_size: int,
         step: int,
+        limit: int | None = None,
     ):
-        counts = manifest.shards.num_samples.tolist()
+        counts = _first(manifest.shards.num_samples.tolist(), limit)
         self.classes, self.gives = schema.classes, schema.gives
-        lanes = 1 if seed is None else config.lanes or lanes_of(len(counts), step)
+        lanes = 1 if seed is None or limit is not None else config.lanes or lanes_of(len(counts), step)
         self.order = SampleOrder(counts, seed, config.shuffle_shards, lanes)
         self._look_ahead = LookAhead(self.order, config.fetch_ahead, wraps=seed is not None)
         self.notes = WorkerNotes(config.workers)
@@ -172,6 +175,14 @@ class BatchReader(Dataset[Loaded]):
             seed_generators(self._seed, "erase", *view.address)
             patches.append(self._erase(view.image.shape))
         return Noise.of(patches)
+
+
+def _first(counts: list[int], limit: int | None) -> list[int]:
+    """The samples of each shard that are among the first `limit` of all; without shards that have none."""
+    if limit is None:
+        return counts
+    before = list(accumulate(counts, initial=0))
+    return [min(own, limit - start) for own, start in zip(counts, before, strict=False) if start < limit]
 
 
 def _tell_small_cache(

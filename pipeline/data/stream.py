@@ -1,6 +1,7 @@
 """Streams of batches, made in worker processes or in this one: endless ones for training, and loaders that
 pass once over a split for evaluation."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from pipeline.errors import CheckpointError, ConfigError, SampleError, counted, 
 from pipeline.interfaces import Batch
 from pipeline.processes import end_with_parent
 
+log = logging.getLogger(__name__)
 FEW = 10
 """Number of bad samples that even the smallest set may have."""
 
@@ -50,7 +52,7 @@ class TrainStream:
         world_size: int,
         batch_size: int,
     ):
-        self.num_samples = manifest.num_samples
+        self.num_samples = reader.order.num_samples
         self.stopping: Callable[[], bool] = never
         self.classes, self.gives = reader.classes, reader.gives
         self._reader, self._config = reader, config
@@ -139,6 +141,7 @@ class EvalLoader:
     """A split's samples, each once over all ranks, in the order of the shards: rank r has the batches r,
     r + world_size, ...
 
+    num_samples: that are evaluated. num_stored: that the split has; more with data.limit_val or data.overfit.
     Bad samples are left out, and batches of bad samples alone are skipped. stopping: as that of a
     `TrainStream`.
     """
@@ -146,7 +149,8 @@ class EvalLoader:
     def __init__(
         self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int
     ):
-        self.num_samples, self.fingerprint = manifest.num_samples, manifest.fingerprint
+        self.num_samples, self.fingerprint = reader.order.num_samples, manifest.fingerprint
+        self.num_stored = manifest.num_samples
         self.stopping: Callable[[], bool] = never
         self.classes, self.gives = reader.classes, reader.gives
         size, step = config.eval_batch_size, config.eval_batch_size * world_size
@@ -259,7 +263,17 @@ def _reader(
     if labels != Labels.as_stored(schema.classes):
         tell_renumbered(tuple(schema.classes), labels, where)
         schema = DATASETS.build(config.schema, config, manifest, labels=labels)
-    return BatchReader(task_name, config, manifest, schema, seed, world_size, step), manifest
+    limit = _limit(config, split, seed)
+    if limit is not None and limit < manifest.num_samples and checked:
+        does, seen = ("evaluates" if seed is None else "trains on"), f"the first {limit} of"
+        log.warning("%s: %s %s %d samples, as the config says", where, does, seen, manifest.num_samples)
+    return BatchReader(task_name, config, manifest, schema, seed, world_size, step, limit), manifest
+
+
+def _limit(config: DataConfig, split: str, seed: int | None) -> int | None:
+    """Most samples of a split that are used; None: all. seed None: for evaluation."""
+    given = (config.overfit if split == "train" else None, config.limit_val if seed is None else None)
+    return min((number for number in given if number is not None), default=None)
 
 
 def _loaded(

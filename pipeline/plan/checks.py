@@ -129,7 +129,7 @@ def _check_tasks(config: RunConfig, world_size: int, facts: ModelFacts) -> Itera
     best = config.train.best
     if best is not None and best not in config.tasks:
         yield f"train.best is '{best}', which is not a task; give one of {', '.join(config.tasks)}, or None"
-    elif best is not None and not config.tasks[best].data.val:
+    elif best is not None and not (config.tasks[best].data.val or config.tasks[best].data.overfit):
         yield (
             f"train.best is '{best}', but tasks.{best}.data.val is not given; name the shards to evaluate on"
         )
@@ -186,7 +186,7 @@ def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
                 f"tasks.{name}.data.batch_size is 1, so mixup and cutmix have no other sample to mix "
                 "with; give 2 or more, or leave data.augment.mixup and cutmix out"
             )
-        if config.train.eval_every is not None and not task.data.val:
+        if config.train.eval_every is not None and not (task.data.val or task.data.overfit):
             yield (
                 f"train.eval_every is {config.train.eval_every}, but tasks.{name}.data.val is not "
                 "given; name the shards to evaluate on"

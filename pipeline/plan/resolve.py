@@ -47,6 +47,8 @@ def resolve(
     shares = _shares(config, global_batch, num_samples)
     total_steps = _total_steps(config, global_batch, shares, num_samples)
     _raise(list(_check_warmup(config, total_steps)))
+    if total_steps is not None and config.train.max_steps is not None:
+        total_steps = min(total_steps, config.train.max_steps)
     return ResolvedRun(
         config=config,
         world_size=world_size,

@@ -202,8 +202,11 @@ def _build_data(
                     world_size=world_size,
                     accumulation=task.accumulation * config.engine.accumulation,
                 )
-            if task.data.val:
-                loaders[name] = build_eval_loader(name, task.data, rank=rank, world_size=world_size)
+            if task.data.val or task.data.overfit:
+                split = "train" if task.data.overfit else "val"
+                loaders[name] = build_eval_loader(
+                    name, task.data, rank=rank, world_size=world_size, split=split
+                )
         except (ConfigError, SampleError, StorageError) as err:
             troubles.append(err)
     if troubles:

@@ -70,9 +70,11 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
     assert "merging.reducton: unknown key 'reducton'; did you mean 'reduction'?" in said
     assert "train.log_every: expected an integer, got str 'x'" in said
     assert (
-        "train.mode: expected one of 'modular', 'end_to_end', 'joint', 'backbone', 'heads', got str 'moduler'"
-        in said
+        "train.mode: expected one of 'modular', 'end_to_end', 'joint', 'backbone', 'heads', got str "
+        "'moduler'; did you mean 'modular'?" in said
     )
+    parts = ("tasksname", "train", "merging", "optim", "at-the-top")
+    assert all(f"docs/configuration.md#{part}" in said.splitlines()[-1] for part in parts)
     assert "seed: expected an integer, got float 1.5" in said
     assert "tasks.a.data: data.batch_size is 0" in said
     assert "optim.betas: expected (a finite number, a finite number), got list [1]" in said

@@ -132,7 +132,7 @@ def test_all_that_is_wrong_with_the_tasks_is_told_at_once():
         "d-e": {},
     }
     said = complaint(tasks, train={"steps": 1, "best": "z"}, balancing={"type": "gradient_norm", "every": 0})
-    assert "8 mistakes" in said and len(said.splitlines()) == 9
+    assert "8 mistakes" in said and len(said.splitlines()) == 10
 
 
 def test_tasks_whose_shards_are_not_there_are_told_at_once(digits, tmp_path):

@@ -113,4 +113,13 @@ def test_a_local_engine_is_one_process():
 def test_all_disagreements_are_told_at_once():
     said = complaint(run(data={"img_size": 225, "train": None}, merging={"policy": "tome", "reduction": 99}))
     assert "4 mistakes" in said
-    assert len(said.splitlines()) == 5
+    assert len(said.splitlines()) == 6
+
+
+def test_a_trial_is_shorter_and_keeps_the_warm_up_of_its_run():
+    train, optim = {"epochs": 2}, {"warmup_steps": 7}
+    samples = {"a": 40}
+    assert resolve(run(train=train, optim=optim), 1, FACTS, samples).total_steps == 20
+    trial = run(train=train | {"max_steps": 3}, optim=optim)
+    assert resolve(trial, 1, FACTS, samples).total_steps == 3
+    assert resolve(run(train=train | {"max_steps": 30}), 1, FACTS, samples).total_steps == 20
