@@ -32,7 +32,7 @@ from record import add_entry  # noqa: E402
 from standin import StandinModel, standin_config  # noqa: E402
 
 from pipeline.engine import build_engine  # noqa: E402
-from pipeline.engine.adamw import MOMENTS  # noqa: E402
+from pipeline.engine.optimizers import GroupAdamW  # noqa: E402
 from pipeline.errors import CheckpointError  # noqa: E402
 from pipeline.interfaces import Progress  # noqa: E402
 from pipeline.parts import set_trainable  # noqa: E402
@@ -82,7 +82,7 @@ def shared_state(engine) -> dict[str, torch.Tensor]:
     names = dict(engine.module.state_dict())
     trained = {name: each for name, each in engine.module.named_parameters() if each.requires_grad}
     state = {f"model.{name}": tensor.detach() for name, tensor in names.items()}
-    for key in MOMENTS:
+    for key in GroupAdamW.moments:
         state |= {f"{key}.{name}": each.detach() for name, each in trained.items()}
     return state | {f"step.{name}": torch.zeros(()) for name in trained}
 

@@ -131,7 +131,7 @@ DOORS = {
     "packaging": {"launch/checks/packages.py"},
     "psutil": {"launch/checks/machine.py", "launch/cluster/", "pipeline/processes.py"},
     "sklearn": {"pipeline/data/make/digits/scenes.py"},
-    "timm": {"pipeline/backbone/", "pipeline/data/augment/images.py"},
+    "timm": {"pipeline/backbone/", "pipeline/data/augment/images.py", "pipeline/engine/optimizers.py"},
     "torchvision": {
         "pipeline/data/augment/images.py",
         "pipeline/data/members/decode.py",

@@ -14,8 +14,9 @@ from launch.published.signal import Signal
 from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.config.schema import OptimConfig
-from pipeline.engine.adamw import GroupAdamW, mark_nonfinite
 from pipeline.engine.model_on_device import autocast
+from pipeline.engine.optimizer import mark_nonfinite
+from pipeline.engine.optimizers import build_optimizer
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.objectives.merge_cost import MergeCost
@@ -76,7 +77,7 @@ def teach(
     """
     embeddings = embeddings_of(model)
     objective = MergeCost(pairs=how.pairs)
-    optimizer = GroupAdamW(_groups(embeddings, how.optim), how.optim.betas)
+    optimizer = build_optimizer(how.optim, _groups(embeddings, how.optim))
     clock, shown = now(device), torch.zeros((), device=device)
     usable = torch.zeros((), device=device)
     with tqdm(total=how.steps, desc="teach", disable=None) as bar:

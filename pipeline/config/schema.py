@@ -144,8 +144,12 @@ class StepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its learning rates, which depend on the step alone."""
+    """The optimizer and its learning rates, which depend on the step alone."""
 
+    type: str = "adamw"
+    """`adamw`, `sgd`, `lion`, `lamb` or `muon`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the optimizer, such as momentum."""
     lr: float = 1e-4
     """Learning rate of backbone and heads."""
     metric_lr: float | None = None
@@ -154,7 +158,8 @@ class OptimConfig:
     warmup_steps: int = 0
     weight_decay: float = 1e-4
     """Weight decay; biases, norms and other one-dimensional parameters have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] | None = None
+    """None: those of the optimizer, for `adamw` (0.9, 0.999)."""
     layer_decay: float = 1.0
     clip_grad: float | None = 5.0
     ema_decay: float = 0.0
@@ -172,7 +177,7 @@ class OptimConfig:
         )
         require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give 0 or more")
         require(
-            all(0 <= beta < 1 for beta in self.betas),
+            all(0 <= beta < 1 for beta in self.betas or ()),
             f"optim.betas is {self.betas}; give two numbers in [0, 1)",
         )
         require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; give 0 or more")

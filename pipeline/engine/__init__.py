@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.engine.launched import world_size
+from pipeline.engine.optimizers import check_optimizer
 from pipeline.engine.protocol import Engine
 from pipeline.engine.zero_config import zero_config
 from pipeline.errors import ConfigError
@@ -24,11 +25,23 @@ def check_engine(config: RunConfig) -> None:
             f"engine.type is 'local', which is one process, but there are {world_size()}; give "
             "engine.type='deepspeed'"
         )
+    check_optimizer(config, divided=_divides_moments(config))
     if config.engine.type == "fsdp" and config.balancing.every and len(config.tasks) > 1:
         raise ConfigError(
             f"balancing.every is {config.balancing.every}, and engine.type='fsdp' shows no gradients of "
             "single tasks; give balancing.every=0, or engine.type='deepspeed'"
         )
+
+
+def _divides_moments(config: RunConfig) -> str:
+    """The settings by which a rank's optimizer has parts of parameters only; empty where it has whole
+    ones."""
+    engine = config.engine
+    if engine.type == "fsdp" and world_size() > 1:
+        return "engine.type='fsdp'"
+    return (
+        f"engine.zero_stage={engine.zero_stage}" if engine.type == "deepspeed" and engine.zero_stage else ""
+    )
 
 
 def divides_weights(config: RunConfig) -> bool:

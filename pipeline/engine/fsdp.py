@@ -11,10 +11,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from pipeline.config.schema import RunConfig
-from pipeline.engine.adamw import MOMENTS, GroupAdamW, mark_nonfinite
 from pipeline.engine.connect import connect
 from pipeline.engine.exchange import Piece, collect, fill, on_host
 from pipeline.engine.model_on_device import ModelOnDevice
+from pipeline.engine.optimizer import mark_nonfinite
+from pipeline.engine.optimizers import build_optimizer
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
 
@@ -46,8 +47,8 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
             groups.append(group | {"params": [rows[name] for name in members]})
         self._trained = {name: rows[name] for name, each in self._divided.items() if each.requires_grad}
         self._rows = rows
-        self._optimizer = GroupAdamW(groups, config.optim.betas)
-        self._optimizer.create_state(self._trained.values())
+        self._optimizer = build_optimizer(config.optim, groups)
+        self._optimizer.create_state()
 
     def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         with self.autocast():
@@ -73,7 +74,9 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
     @torch.no_grad()
     def copied_state(self) -> Callable[[], dict[str, Tensor]]:
         kinds = {"model": self._rows}
-        kinds |= {key: {name: self._moment(name, key) for name in self._trained} for key in MOMENTS}
+        kinds |= {
+            key: {name: self._moment(name, key) for name in self._trained} for key in self._optimizer.moments
+        }
         pieces = {
             f"{kind}.{name}": self._piece(name, row)
             for kind, rows in kinds.items()
@@ -84,7 +87,7 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
         if self.rank > 0:
             return dict
         kept = {f"model.{name}": buffer for name, buffer in self._buffers.items()}
-        kept |= {f"step.{name}": self._optimizer.state[row]["step"] for name, row in self._trained.items()}
+        kept |= {f"step.{name}": count for name, count in self._counts().items()}
         return partial(self._put_together, wholes, on_host(kept))
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -95,10 +98,11 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
         _sharded(self.module).reshard()
         for name, row in self._rows.items():
             self._piece(name, row).load(tensors[f"model.{name}"])
-        for name, row in self._trained.items():
-            for key in MOMENTS:
+        for name in self._trained:
+            for key in self._optimizer.moments:
                 self._piece(name, self._moment(name, key)).load(tensors[f"{key}.{name}"])
-            self._optimizer.state[row]["step"].copy_(tensors[f"step.{name}"])
+        for name, count in self._counts().items():
+            count.copy_(tensors[f"step.{name}"])
         fill(self, {f"model.{name}": buffer for name, buffer in self._buffers.items()}, tensors)
 
     def _gradient(self, name: str) -> Tensor:
@@ -111,6 +115,11 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
 
     def _moment(self, name: str, key: str) -> Tensor:
         return self._optimizer.state[self._trained[name]][key]
+
+    def _counts(self) -> dict[str, Tensor]:
+        """Counts of steps, where the optimizer keeps such."""
+        states = {name: self._optimizer.state[row] for name, row in self._trained.items()}
+        return {name: state["step"] for name, state in states.items() if "step" in state}
 
     def _piece(self, name: str, row: Tensor) -> Piece:
         """This rank's rows as a part of the whole: all ranks but the last ones have equally many."""

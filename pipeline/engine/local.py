@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import RunConfig
-from pipeline.engine.adamw import MOMENTS, GroupAdamW, mark_nonfinite
 from pipeline.engine.exchange import on_host
 from pipeline.engine.model_on_device import ModelOnDevice
+from pipeline.engine.optimizer import mark_nonfinite
+from pipeline.engine.optimizers import build_optimizer
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
 from pipeline.parts import trained_parameters
@@ -24,8 +25,8 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
         super().__init__(model, config.engine.precision)
         self._clip = config.optim.clip_grad
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
-        self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
-        self._optimizer.create_state(self._params)
+        self._optimizer = build_optimizer(config.optim, parameter_groups)
+        self._optimizer.create_state()
         for parameter in self._params:
             parameter.grad = torch.zeros_like(parameter)
 
@@ -45,9 +46,7 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
 
     def copied_state(self) -> Callable[[], dict[str, Tensor]]:
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
-        for name, parameter in trained_parameters(self.module).items():
-            state = self._optimizer.state[parameter]
-            tensors |= {f"{key}.{name}": state[key] for key in (*MOMENTS, "step")}
+        tensors |= self._moments()
         copies = on_host(tensors)
         return lambda: copies
 
@@ -58,6 +57,14 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.module.state_dict().items():
             tensor.copy_(tensors[f"model.{name}"])
-        for name, parameter in trained_parameters(self.module).items():
-            for key in (*MOMENTS, "step"):
-                self._optimizer.state[parameter][key].copy_(tensors[f"{key}.{name}"])
+        for name, tensor in self._moments().items():
+            tensor.copy_(tensors[name])
+
+    def _moments(self) -> dict[str, Tensor]:
+        """All tensors that the optimizer keeps, by the names that they have in a checkpoint."""
+        return {
+            f"{key}.{name}": tensor
+            for name, parameter in trained_parameters(self.module).items()
+            for key, tensor in self._optimizer.state[parameter].items()
+            if isinstance(tensor, Tensor)
+        }

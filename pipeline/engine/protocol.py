@@ -71,8 +71,8 @@ class Engine(Evaluator, Protocol):
 
     def copied_state(self) -> Callable[[], dict[str, Tensor]]:
         """Copies the state to the CPU of rank 0. A collective. What it returns puts the copies together, and
-        may be called in another thread: whole fp32 parameters (`model.NAME`) and optimizer moments
-        (`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`); on other ranks maybe nothing."""
+        may be called in another thread: whole fp32 parameters (`model.NAME`) and the optimizer's state
+        (`MOMENT.NAME`, such as `exp_avg.NAME`, and `step.NAME`); on other ranks maybe nothing."""
         ...
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config.schema import RunConfig
 from pipeline.engine import launched
-from pipeline.engine.adamw import MOMENTS, GroupAdamW, mark_nonfinite
 from pipeline.engine.connect import START, connect
-from pipeline.engine.exchange import buckets, collect, fill, on_host
+from pipeline.engine.exchange import Piece, buckets, collect, fill, on_host
 from pipeline.engine.model_on_device import ModelOnDevice
+from pipeline.engine.optimizer import mark_nonfinite
+from pipeline.engine.optimizers import build_optimizer
 from pipeline.engine.zero_config import zero_config
 from pipeline.engine.zero_state import STATE_OF_STAGE
 from pipeline.errors import ConfigError
@@ -46,7 +47,7 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         super().__init__(model, config.engine.precision)
         self._clip, self._stage = config.optim.clip_grad, config.engine.zero_stage
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
-        self._optimizer = GroupAdamW(parameter_groups, config.optim.betas)
+        self._optimizer = build_optimizer(config.optim, parameter_groups)
         self.forward_is_collective = self._stage == 3
         groups = {
             id(parameter): i for i, group in enumerate(parameter_groups) for parameter in group["params"]
@@ -91,12 +92,13 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
     def copied_state(self) -> Callable[[], dict[str, Tensor]]:
         tensors = self._weights_on_rank_0()
         trained = trained_parameters(self.module)
-        counts = {f"step.{name}": self._state.step_count(each) for name, each in trained.items()}
+        counted = self._state.keeps("step", trained)
+        counts = {f"step.{name}": self._state.step_count(each) for name, each in counted.items()}
         tensors |= self._on_rank_0(counts)
         shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
         divided: dict[str, Callable[[], dict[str, Tensor]]] = {}
-        for key in MOMENTS:
-            pieces = {name: self._state.moment(parameter, key) for name, parameter in trained.items()}
+        for key in self._optimizer.moments:
+            pieces = self._pieces(key, trained)
             if self._state.divided:
                 divided[key] = collect(self, pieces, shapes)
             else:
@@ -121,16 +123,21 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
         self._load_weights({name: tensors[f"model.{name}"] for name, _ in self._weights()})
         for parameter in trained.values():
             self._state.weights_changed(parameter)
-        for key in MOMENTS:
-            pieces = {name: self._state.moment(parameter, key) for name, parameter in trained.items()}
+        for key in self._optimizer.moments:
+            pieces = self._pieces(key, trained)
             if self._state.divided:
                 for name, piece in pieces.items():
                     piece.load(tensors[f"{key}.{name}"])
             else:
                 targets = {f"{key}.{name}": piece.tensor for name, piece in pieces.items()}
                 fill(self, targets, tensors)
-        for name, parameter in trained.items():
+        for name, parameter in self._state.keeps("step", trained).items():
             self._state.step_count(parameter).copy_(tensors[f"step.{name}"])
+
+    def _pieces(self, key: str, trained: Mapping[str, nn.Parameter]) -> dict[str, Piece]:
+        """What this rank holds of a moment, of each parameter that has it."""
+        parameters = self._state.keeps(key, trained)
+        return {name: self._state.moment(parameter, key) for name, parameter in parameters.items()}
 
     def _weights_on_rank_0(self) -> dict[str, Tensor]:
         """`model.NAME` -> parameters and buffers, on the CPU of rank 0. A collective."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.engine.adamw import GroupAdamW
 from pipeline.engine.exchange import Piece
+from pipeline.engine.optimizer import GroupOptimizer
 
 
 class ReplicatedState:
@@ -25,7 +25,7 @@ class ReplicatedState:
     def __init__(
         self,
         zero: Any,
-        optimizer: GroupAdamW,
+        optimizer: GroupOptimizer,
         groups: Mapping[int, int],
         gather: Callable[..., AbstractContextManager[Any]],
     ):
@@ -35,7 +35,7 @@ class ReplicatedState:
         self._create_moments()
 
     def _create_moments(self) -> None:
-        self.optimizer.create_state(flat for group in self.optimizer.param_groups for flat in group["params"])
+        self.optimizer.create_state()
 
     def whole(self, tensors: Sequence[Tensor], *, written: bool = False) -> AbstractContextManager[Any]:
         """A context in which the tensors are whole. written: afterwards all ranks have rank 0's content. A
@@ -49,6 +49,12 @@ class ReplicatedState:
     def flat(self, parameter: nn.Parameter) -> Tensor:
         """The tensor that the optimizer updates; `parameter` is a part of it."""
         return parameter
+
+    def keeps(self, key: str, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Those of the parameters of which the optimizer keeps a moment, or `step`."""
+        return {
+            name: each for name, each in parameters.items() if key in self.optimizer.state[self.flat(each)]
+        }
 
     def step_count(self, parameter: nn.Parameter) -> Tensor:
         return self.optimizer.state[self.flat(parameter)]["step"]

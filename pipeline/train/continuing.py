@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.config.load import digest, from_plain, to_saved
@@ -58,11 +58,13 @@ MOST_WAYS = 4
 
 
 def check_model(
-    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], trained: Collection[str] = ()
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, tuple[int, ...]],
+    state: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Raises CheckpointError that names the first parameters in which the checkpoint is of another model.
 
-    trained: names of the parameters with an optimizer, whose moments have to be there too.
+    state: prefixed name and shape of each tensor of the optimizer, which has to be there too.
     """
     saved = {
         name.removeprefix("model."): tuple(t.shape)
@@ -77,12 +79,7 @@ def check_model(
         ]
         listed = first_few(lines, 3, "\n  ")
         raise CheckpointError(f"{checkpoint.folder} is of another model:\n  {listed}")
-    expected = {
-        f"{key}.{name}": shape
-        for name in trained
-        for key, shape in dict(exp_avg=shapes[name], exp_avg_sq=shapes[name], step=()).items()
-    }
-    check_tensors(checkpoint, expected)
+    check_tensors(checkpoint, state or {})
 
 
 def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -92,7 +89,7 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
         if name not in checkpoint.tensors or tuple(checkpoint.tensors[name].shape) != shape:
             raise CheckpointError(
                 f"{checkpoint.folder} cannot be continued: it lacks the tensor {name} of shape {shape}; "
-                "where train.mode or optim.ema_decay is another now, start a new run with backbone.weights"
+                "where train.mode, optim.type or optim.ema_decay is another now, start a new run with backbone.weights"
             )
 
 

@@ -18,6 +18,7 @@ from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
 from pipeline.engine import build_engine, check_engine, divides_weights, launched
 from pipeline.engine.exchange import fill
+from pipeline.engine.optimizers import complete_optimizer, state_shapes
 from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
 from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Progress
@@ -67,7 +68,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     resume = overwriting.once(resume)
     facts = model_facts(config.backbone)
     resolve(config, world_size, facts)
-    config = complete_data(config, facts)
+    config = complete_optimizer(complete_data(config, facts))
     check_ema(config)
     check_engine(config)
     mirror = None if config.train.mirror is None else mirror_at(config.train.mirror)
@@ -93,6 +94,8 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     about = model_lines(resolved, model, trained, samples)
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
+    named = {id(each): (name, tuple(each.shape)) for name, each in model.named_parameters()}
+    state = state_shapes(config.optim, groups, named)
     engine = build_engine(config, model, groups)
     fed = {f"tasks.{name}.data.train": stream.fingerprint for name, stream in streams.items()}
     held = {f"tasks.{name}.data.val": loader.fingerprint for name, loader in loaders.items()}
@@ -123,7 +126,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     if resume == "overwrite":
         run.about += overwriting.set_aside(engine, Path(config.output))
     elif (choice := branches.choose(engine, run.root, resume, mirror)) is not None:
-        _restore(run, choice, shapes, trained, extend=resume == "extend")
+        _restore(run, choice, shapes, state, trained, extend=resume == "extend")
     return run
 
 
@@ -224,14 +227,19 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
     }
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
 def _restore(
-    run: Run, choice: Choice, shapes: dict[str, tuple[int, ...]], trained: list[str], *, extend: bool
+    run: Run, choice: Choice, shapes: Shapes, state: Shapes, trained: list[str], *, extend: bool
 ) -> None:
+    """shapes: of the model's tensors. state: of the optimizer's, see `state_shapes`. trained: names of the
+    parameters that learn."""
     resolved, ranks, found = run.resolved, run.engine.world_size, choice.found
     differences = continuing.check_run(found, run.config, resolved.global_batch, ranks, extend=extend)
     for difference in differences.values():
         log.warning("the run continues with %s", difference)
-    continuing.check_model(found, shapes, trained)
+    continuing.check_model(found, shapes, state)
     if run.ema is not None:
         continuing.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})
     run.engine.load_state_tensors(found.tensors)

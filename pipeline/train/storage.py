@@ -32,17 +32,10 @@ from pipeline.train.tensor_file import write_tensors
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-FILE_OF = {
-    "model": "model",
-    "exp_avg": "optimizer",
-    "exp_avg_sq": "optimizer",
-    "step": "optimizer",
-    "ema": "ema",
-}
-KINDS = frozenset(FILE_OF.values())
-"""The files of a checkpoint, without `.safetensors`."""
 PLAIN = {"model", "ema"}
 """Files whose tensors all have one prefix, which is left out in them."""
+KINDS = frozenset({*PLAIN, "optimizer"})
+"""The files of a checkpoint, without `.safetensors`. All prefixes but the plain ones are the optimizer's."""
 OLD = {"rng.safetensors"}
 """Files of older checkpoints, which are not read: a step seeds the generators by its number."""
 MAX_MANIFEST = 1 << 26
@@ -217,7 +210,7 @@ def _by_file(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     files: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         prefix, _, rest = name.partition(".")
-        file = FILE_OF[prefix]
+        file = prefix if prefix in PLAIN else "optimizer"
         files.setdefault(f"{file}.safetensors", {})[rest if file in PLAIN else name] = tensor.contiguous()
     return files
 

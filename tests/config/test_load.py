@@ -77,7 +77,7 @@ def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
     assert all(f"docs/configuration.md#{part}" in said.splitlines()[-1] for part in parts)
     assert "seed: expected an integer, got float 1.5" in said
     assert "tasks.a.data: data.batch_size is 0" in said
-    assert "optim.betas: expected (a finite number, a finite number), got list [1]" in said
+    assert "optim.betas: expected (a finite number, a finite number) or None, got list [1]" in said
 
 
 @pytest.mark.parametrize(
@@ -205,11 +205,12 @@ def test_an_override_reaches_every_field_of_a_resolved_run(run_file):
         "tasks.a.merging.reduction=4",
         "tasks.a.data.train.1=c.tar",
         "backbone.options.depth=3",
-        "optim.betas.0=0.5",
+        "tasks.a.data.augment.resize_range.0=0.6",
     ]
     config = from_plain(data, [*changes, "objective={'type': 'distill'}", "engine.deepspeed.a.b=[{'x': 1}]"])
     assert config.tasks["a"].merging.reduction == 4 and config.tasks["a"].data.train == ["a.tar", "c.tar"]
-    assert config.backbone.options == {"depth": 3} and config.optim.betas == (0.5, 0.999)
+    assert config.backbone.options == {"depth": 3}
+    assert config.tasks["a"].data.augment.resize_range == (0.6, 2.0)
     assert config.objective.type == "distill" and config.engine.deepspeed == {"a": {"b": [{"x": 1}]}}
     assert json.dumps(data) == before, "what was given stays as it is"
     for part in ("2", "-1", "x", "²"):

@@ -9,14 +9,11 @@ from deepspeed_launch import launch, without_key_bias
 from engine_worker import DIVIDED, STAGES
 from safetensors.torch import load_file, save_file
 
-from pipeline.engine.adamw import MOMENTS
+from pipeline.engine.optimizers import OPTIMIZERS, GroupAdamW
 from pipeline.train import storage
 
 TRAINED = [
-    (kind, stage)
-    for kind in engine_worker.RUNS
-    for stage in STAGES
-    if stage not in DIVIDED or kind not in engine_worker.WHOLE
+    (kind, stage) for kind in engine_worker.RUNS for stage in STAGES if engine_worker.is_possible(kind, stage)
 ]
 
 
@@ -29,6 +26,10 @@ def runs(tmp_path_factory) -> tuple[dict, Path, dict]:
     parts = engine_worker.make("joint", 0, "local")
     engine_worker.run("joint", *parts, 0, 3)
     save_file(parts[0].state_tensors(), folder / "local.safetensors")
+    for name in OPTIMIZERS.names():
+        parts = engine_worker.make(name, 0, "local")
+        engine_worker.run(name, *parts, 0, 3)
+        save_file(parts[0].state_tensors(), folder / f"{name}.safetensors")
     state = engine_worker.wide_parts("local").state_tensors()
     # moments as after many steps; a square is not negative
     for name in (name for name in state if name.startswith(("exp_avg.", "exp_avg_sq."))):
@@ -102,12 +103,20 @@ def test_what_is_loaded_is_saved_again_to_the_last_bit(runs, stage):
     assert [rank["same"] for rank in runs[0][f"wide.{stage}"]] == [True, True]
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_state_of_each_optimizer_is_saved_as_it_was_loaded(runs, stage, name):
+    """Of one process, in two; where the optimizer needs whole parameters, at stage 0 alone."""
+    possible = engine_worker.is_possible(name, stage)
+    assert runs[0].get(f"kept.{name}.{stage}") is (True if possible else None)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_rank_reads_no_more_than_it_keeps(runs, stage):
     """Its part of what is divided. What all keep, and weights that DeepSpeed divides, rank 0 reads for
     all."""
     first, second = (rank["read"] for rank in runs[0][f"wide.{stage}"])
-    for key in ("model", *MOMENTS):
+    for key in ("model", *GroupAdamW.moments):
         if stage == 0 or (key == "model" and stage != "fsdp"):
             assert (first[key], second[key]) == (1, 0)
         else:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from names import owner_of
 from standin import StandinModel, standin_batch, standin_config
+from timm.optim import create_optimizer_v2
 
 from pipeline.engine import build_engine, launched
+from pipeline.engine.optimizers import OPTIMIZERS, state_shapes
 from pipeline.errors import ConfigError
 from pipeline.interfaces import JOINT_STEP
 from pipeline.parts import set_trainable
@@ -46,32 +48,44 @@ def test_accumulated_micro_batches_equal_one_batch():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_matches_plain_adamw_and_clipping():
+TIMMS = {"sgd": "momentum"}
+"""timm's name of an optimizer, where it is another one: its `sgd` has Nesterov's momentum."""
+OURS = {"lamb": {"max_grad_norm": None}, "muon": {"momentum": 0.95}}
+"""Arguments by which timm's is ours: the engine clips, by optim.clip_grad; timm's factory has another
+momentum than its class."""
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_an_optimizer_is_timms_of_that_name_behind_clipping(name):
     start = StandinModel()
-    engine, groups, config = make_engine(start)
+    engine, groups, config = make_engine(start, optim={"type": name})
     reference = copy.deepcopy(start)
     ref_groups = parameter_groups(reference, config)
-    plain_groups = [{key: group[key] for key in ("params", "weight_decay")} for group in ref_groups]
-    adamw = torch.optim.AdamW(plain_groups, betas=config.optim.betas, foreach=False, fused=False)
+    plain_groups = [
+        {key: group[key] for key in ("params", "weight_decay")} | {"use_fallback": not group["matrix"]}
+        for group in ref_groups
+    ]
+    plain = create_optimizer_v2(plain_groups, TIMMS.get(name, name), lr=1.0, **OURS.get(name, {}))
     steps(engine, groups, config, 3)
     for step in range(3):
         for group, lr in zip(
-            adamw.param_groups, learning_rates(ref_groups, step, config, 6, tasks="a").values(), strict=True
+            plain.param_groups, learning_rates(ref_groups, step, config, 6, tasks="a").values(), strict=True
         ):
             group["lr"] = lr
         reference(standin_batch(step * 8, 8)).loss.backward()
         for parameter in reference.tasks["b"].parameters():
             parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(reference.parameters(), config.optim.clip_grad)
-        adamw.step()
-        adamw.zero_grad()
+        plain.step()
+        plain.zero_grad()
     for a, b in zip(engine.module.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_changes_nothing(bad):
-    engine, groups, config = make_engine()
+def test_a_step_that_is_not_finite_changes_nothing(bad, name):
+    engine, groups, config = make_engine(optim={"type": name})
     steps(engine, groups, config, 2)
     before = engine.state_tensors()
     batch = standin_batch(0, 8)
@@ -102,10 +116,11 @@ def test_alternating_steps_leave_the_resting_kind_as_it_is():
         assert all((".metric." in name) == spec.relaxed for name in moved) and moved
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
 @pytest.mark.parametrize("drawn", ["aab", "bba", "abab"])
-def test_a_head_that_no_micro_batch_uses_rests_to_the_last_bit(drawn):
+def test_a_head_that_no_micro_batch_uses_rests_to_the_last_bit(drawn, name):
     """Neither decay nor the moments of earlier steps move it."""
-    engine, groups, config = make_engine()
+    engine, groups, config = make_engine(optim={"type": name})
     steps(engine, groups, config, 1, tasks="ab")
     for step, task in enumerate(drawn, start=1):
         before = engine.state_tensors()
@@ -115,11 +130,22 @@ def test_a_head_that_no_micro_batch_uses_rests_to_the_last_bit(drawn):
         assert moved == {None, task}
 
 
-def test_state_goes_through_plain_tensors():
-    first, again = make_engine(), make_engine()
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_state_goes_through_plain_tensors(name):
+    first, again = (make_engine(optim={"type": name}) for _ in range(2))
     steps(*first, 3)
-    again[0].load_state_tensors(first[0].state_tensors())
+    state = first[0].state_tensors()
+    again[0].load_state_tensors(state)
     assert steps(*first, 2, first=3) == steps(*again, 2, first=3)
+    assert state.keys() == again[0].state_tensors().keys()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_what_a_checkpoint_has_to_hold_is_what_the_engine_keeps(name):
+    engine, groups, config = make_engine(optim={"type": name})
+    named = {id(each): (key, tuple(each.shape)) for key, each in engine.module.named_parameters()}
+    kept = {key: tuple(t.shape) for key, t in engine.state_tensors().items() if not key.startswith("model.")}
+    assert state_shapes(config.optim, groups, named) == kept
 
 
 def test_local_refuses_several_processes(monkeypatch):

@@ -23,6 +23,7 @@ from torch import Tensor, distributed
 from pipeline.backbone.build import build_backbone
 from pipeline.data.targets import ClassificationTargets
 from pipeline.engine import build_engine
+from pipeline.engine.optimizers import OPTIMIZERS
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.model import MultiTaskModel
 from pipeline.objectives import OBJECTIVES
@@ -54,9 +55,15 @@ RUNS = {
     "merge_cost_end_to_end": {"mode": "end_to_end", "alternate_period": 2},
     "sharpness_aware": {},
     "frozen_checkpointed": {"mode": "modular"},
+    "sgd": {},
+    "lamb": {},
 }
 WHOLE = ("sharpness_aware",)
 """Runs of a procedure that moves the weights itself, which needs them whole."""
+UNDIVIDED = tuple(
+    name for name in OPTIMIZERS.names() if not getattr(OPTIMIZERS.get(name), "elementwise", True)
+)
+"""Runs of optimizers that need whole parameters, which only stage 0 has."""
 REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed")
 """Runs of real modules. The objective merge_cost takes gradients inside its forward pass. Its prices are in
 units of a batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one
@@ -71,6 +78,14 @@ def settings(stage: Stage, engine_type: str) -> dict[str, Any]:
     return {"type": "fsdp"} if stage == "fsdp" else {"type": engine_type, "zero_stage": stage}
 
 
+def optimizer_of(kind: str) -> str:
+    return kind if kind in OPTIMIZERS.names() else "adamw"
+
+
+def is_possible(kind: str, stage: Stage) -> bool:
+    return not (stage in DIVIDED and kind in WHOLE) and (stage == 0 or kind not in UNDIVIDED)
+
+
 def plan(kind: str, step: int) -> str:
     """The task of each of the step's two micro-batches; in `all` the last one does not touch b's head."""
     return {"all": "ba", "sampled": 2 * DRAWN[step]}.get(kind, "aa")
@@ -80,7 +95,10 @@ def make(kind: str, stage: Stage, engine_type: str = "deepspeed", precision: str
     torch.manual_seed(1)
     engine = settings(stage, engine_type) | {"precision": precision}
     config = standin_config(
-        train=RUNS[kind], step={"type": kind if kind in STEPS.names() else None}, engine=engine
+        train=RUNS.get(kind),
+        step={"type": kind if kind in STEPS.names() else None},
+        optim={"type": optimizer_of(kind)},
+        engine=engine,
     )
     model = checkpointed_model() if kind == REAL[-1] else real_model() if kind in REAL else StandinModel()
     set_trainable(model, config.train.mode)
@@ -188,6 +206,17 @@ def moved_heads(engine, groups, config) -> list[list[str]]:
     return moved
 
 
+def kept(name: str, stage: Stage, folder: Path) -> bool:
+    """Whether the state of an optimizer is saved as it was loaded."""
+    wanted = load_file(folder / f"{name}.safetensors")
+    with engine_parts(name, stage) as (engine, _, _):
+        engine.load_state_tensors(wanted)
+        saved = engine.state_tensors()
+        return engine.rank != 0 or (
+            saved.keys() == wanted.keys() and all(torch.equal(saved[key], wanted[key]) for key in wanted)
+        )
+
+
 @contextmanager
 def engine_parts(kind: str, stage: Stage, precision: str = "fp32"):
     """One engine at a time: a run has one, and the hooks of this one are taken off before the next is
@@ -264,7 +293,7 @@ def loaded_and_saved(stage: Stage, folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     results = {}
     for stage in STAGES:
-        for kind in (kind for kind in RUNS if stage not in DIVIDED or kind not in WHOLE):
+        for kind in (kind for kind in RUNS if is_possible(kind, stage)):
             with engine_parts(kind, stage) as parts:
                 results[f"{kind}.{stage}"] = run(kind, *parts, 0, NUM_STEPS)
                 states = parts[0].state_tensors()
@@ -282,6 +311,8 @@ def main(folder: Path) -> None:
             results[f"bf16.{stage}"] = run("joint", *parts, 0, NUM_STEPS)
         with engine_parts("sampled", stage) as parts:
             results[f"moved.{stage}"] = moved_heads(*parts)
+        for name in (name for name in OPTIMIZERS.names() if is_possible(name, stage)):
+            results[f"kept.{name}.{stage}"] = kept(name, stage, folder)
         results[f"wide.{stage}"] = loaded_and_saved(stage, folder / "step_00000001")
     if parts[0].rank == 0:
         (folder / "results.json").write_text(json.dumps(results))

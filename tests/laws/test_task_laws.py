@@ -14,7 +14,7 @@ from tinycoca import SPEC, TOKENIZER, captions
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.balancing import BALANCING
 from pipeline.data.targets import ClassificationTargets, MaskTargets
-from pipeline.engine.adamw import mark_nonfinite
+from pipeline.engine.optimizer import mark_nonfinite
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.model import TASKS, MultiTaskModel

@@ -8,8 +8,9 @@ import torch
 from tinyrun import tiny_tasks_plain
 
 from pipeline.config.load import from_plain
+from pipeline.engine.optimizers import OPTIMIZERS
 from pipeline.errors import CheckpointError
-from pipeline.run_folder import pointed
+from pipeline.run_folder import folder_name, pointed
 from pipeline.train import loop
 from pipeline.train.loop import train
 from pipeline.train.storage import read_checkpoint
@@ -77,6 +78,17 @@ def test_ten_steps_equal_six_saved_loaded_and_four(tiny_run, tmp_path, name):
     assert kinds == {"model", "exp_avg", "exp_avg_sq", "step", "ema"}, "no state of a generator"
 
 
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS.names() if name != "adamw"])
+def test_four_steps_of_each_optimizer_equal_two_saved_loaded_and_two(tiny_run, tmp_path, name):
+    def sections(**train_options):
+        return dict(optim=dict(type=name), train=dict(mode="joint", steps=4) | train_options)
+
+    train(tiny_run(tmp_path / "whole", **sections(save_every=2, keep_checkpoints=5)))
+    part_way = tmp_path / "whole/checkpoints/step_00000002"
+    train(tiny_run(tmp_path / "parts", **sections()), resume=str(part_way))
+    assert_same_end(tmp_path, part_way, steps=4)
+
+
 @pytest.mark.parametrize("name", OF_TASKS)
 def test_ten_steps_of_three_tasks_equal_six_saved_loaded_and_four(digits, tmp_path, name):
     def run(folder, **train_options):
@@ -121,9 +133,9 @@ def test_a_tasks_micro_batches_may_be_cut_otherwise_but_the_mix_may_not_change(d
             train(run("other", 1, **change), resume=half)
 
 
-def assert_same_end(folder, part_way):
+def assert_same_end(folder, part_way, steps=10):
     whole, parts = (
-        read_checkpoint(folder / name / "checkpoints/step_00000010") for name in ("whole", "parts")
+        read_checkpoint(folder / name / "checkpoints" / folder_name(steps)) for name in ("whole", "parts")
     )
     assert whole.tensors.keys() == parts.tensors.keys()
     differing = [name for name in whole.tensors if not torch.equal(whole.tensors[name], parts.tensors[name])]

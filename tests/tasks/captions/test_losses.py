@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.engine.adamw import GroupAdamW
+from pipeline.engine.optimizers import GroupAdamW
 from tasks.captioning import LARGEST_SCALE
 from tasks.captions.losses import below, contrastive_loss
 
@@ -27,7 +27,7 @@ def test_the_scale_comes_back_from_its_ceiling(start):
     """A loss that wants it larger leaves it where it is, one that wants it smaller moves it, by the optimizer
     of a run."""
     scale = torch.nn.Parameter(torch.tensor([start]))
-    optimizer = GroupAdamW([dict(params=[scale], name="a", lr=0.05, weight_decay=0.0)], (0.9, 0.98))
+    optimizer = GroupAdamW([dict(params=[scale], name="a", lr=0.05, weight_decay=0.0)], betas=(0.9, 0.98))
     optimizer.create_state([scale])
     for sign, steps in ((-1, 40), (1, 80)):
         for _ in range(steps):
