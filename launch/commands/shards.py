@@ -1,5 +1,5 @@
-"""`dtem shards`: makes WebDataset shards with a manifest, checks them, and counts the words of their
-captions."""
+"""`dtem shards`: makes WebDataset shards with a manifest, looks at them, checks, repairs, splits and merges
+them, and counts the words of their captions."""
 
 import argparse
 import logging
@@ -8,6 +8,7 @@ import pprint
 import sys
 from pathlib import Path
 
+from launch.commands import shard_tools
 from launch.commands.arguments import HelpFormatter
 from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, MASKS, SHARD_SIZES
 
@@ -17,7 +18,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "shards",
-        help="make shards with a manifest, verify them, count words",
+        help="make shards with a manifest, look at them, verify, repair, split and merge them",
         description=__doc__,
         formatter_class=HelpFormatter,
     )
@@ -31,6 +32,7 @@ def add_parser(subparsers) -> None:
     _add_index(kinds)
     _add_verify(actions)
     _add_words(actions)
+    shard_tools.add_parsers(actions, WORKERS)
 
 
 def _add_imagefolder(kinds) -> None:
@@ -65,6 +67,9 @@ def _add_pictures(parser: argparse.ArgumentParser, kind: str, source: str) -> No
         type=_count,
         metavar="PX",
         help="resize larger pictures to this shorter side (default: keep the files)",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out files that cannot be read, and say which"
     )
     _add_common(parser)
 
@@ -131,7 +136,7 @@ def _add_verify(actions) -> None:
         formatter_class=HelpFormatter,
         epilog="example: dtem shards verify data/digits",
     )
-    parser.add_argument("path", metavar="PATH", help="folder or brace pattern")
+    parser.add_argument("path", metavar="PATH", help="folder, brace pattern, URL, or KIND:SRC")
     parser.add_argument(
         "--quick", action="store_true", help="hashes and structure only; do not decode the samples"
     )
@@ -161,11 +166,11 @@ def _count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     if args.action != "make":
-        return {"verify": _verify, "words": _words}[args.action](args)
+        return (shard_tools.RUNS | {"verify": _verify, "words": _words})[args.action](args)
     # makers say what they take and what they leave out
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     makers = {"digit_scenes": _make_digit_scenes, "index": _make_index}
-    return _report(makers.get(args.kind, _make_tree)(args))
+    return shard_tools.tell(makers.get(args.kind, _make_tree)(args))
 
 
 def _make_tree(args: argparse.Namespace) -> Path:
@@ -173,7 +178,7 @@ def _make_tree(args: argparse.Namespace) -> Path:
     from pipeline.data.make.write import tree_jobs, write_shards
 
     tree = read_tree(args.kind, Path(args.src))
-    jobs = tree_jobs(tree, shard_size=args.shard_size, size=args.size, seed=args.seed)
+    jobs = tree_jobs(tree, shard_size=args.shard_size, size=args.size, seed=args.seed, skip_bad=args.skip_bad)
     return write_shards(jobs, Path(args.out), classes=tree.classes, workers=args.workers)
 
 
@@ -193,14 +198,6 @@ def _make_index(args: argparse.Namespace) -> Path:
     from pipeline.data.make.existing import index_existing
 
     return index_existing(args.shards, args.out, workers=args.workers)
-
-
-def _report(manifest: Path) -> int:
-    from launch.report.shards import lines_about
-
-    for line in lines_about(manifest):
-        print(line)
-    return 0
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from torch import Tensor
@@ -17,12 +18,14 @@ from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.reader import SampleReader
+from pipeline.data.shards.storage import PATIENCE, download
 from pipeline.data.shards.table import Shard
 from pipeline.data.shards.tar_index import index_tar
 from pipeline.errors import SampleError, StorageError
 from pipeline.files import sha256_of
 
-Mapper = Callable[[Callable[[Shard], "ShardReport"], Sequence[Shard]], Iterable["ShardReport"]]
+Mapper = Callable[[Callable[[int], "ShardReport"], Sequence[int]], Iterable["ShardReport"]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class ShardReport:
     problems: tuple[str, ...]
     """A line each, which names the shard and, if it is a sample's, the key."""
     histogram: LabelHistogram
+    damaged: frozenset[int] = frozenset()
+    """Numbers of the samples that something is wrong with."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +55,18 @@ class Verified:
 
 
 def verify(source: str, *, quick: bool, mapper: Mapper = map) -> Verified:
-    """Checks sizes, hashes, tar structure and members of local shards; unless quick, also that every member
-    decodes and every mask fits its image. mapper: a `map` that may use several processes.
+    """Checks sizes, hashes, tar structure and members of shards; unless quick, also that every member decodes
+    and every mask fits its image. mapper: a `map` that may use several processes. A remote shard is
+    downloaded for it, and not kept. Of a set in files of its own, the files are read.
 
-    Raises SampleError for remote shards, and for a manifest that does not fit its shards.
+    Raises SampleError for a manifest that does not fit its shards.
     """
-    manifest = load_manifest(source, checked=False)
-    if is_remote(manifest.shards.url(0)):
-        raise SampleError(
-            f"{source}: verify reads local shards; copy them here first (streaming checks the sha256 of "
-            "each download)"
-        )
-    check_shards(manifest.shards)
-    facts = replace(manifest, shards=manifest.shards.take([]))
-    reports = list(mapper(partial(_verify_shard, facts, quick), manifest.shards))
+    opened.cache_clear()
+    manifest = opened(source)
+    numbers = range(len(manifest.shards))
+    written = [number for number in numbers if manifest.shards.loose(number) is None]
+    check_shards(manifest.shards.take(written))
+    reports = list(mapper(partial(_verify_numbered, source, quick), numbers))
     problems = [problem for report in reports for problem in report.problems]
     if "seg.png" in manifest.schema and not manifest.mask_names:
         problems.append(
@@ -75,18 +78,71 @@ def verify(source: str, *, quick: bool, mapper: Mapper = map) -> Verified:
     return Verified(num_samples, (*problems, *_repeated(reports)), histogram, manifest.mask_names)
 
 
-def _verify_shard(facts: Manifest, quick: bool, shard: Shard) -> ShardReport:
-    """facts: the manifest without its shards."""
+@lru_cache(maxsize=8)
+def opened(source: str) -> Manifest:
+    """The manifest, which forked processes share."""
+    return load_manifest(source, checked=False)
+
+
+def _verify_numbered(source: str, quick: bool, number: int) -> ShardReport:
+    manifest = opened(source)
+    if manifest.shards.loose(number) is not None:
+        return _verify_loose(manifest, quick, number)
+    shard = manifest.shards[number]
+    if not is_remote(shard.url):
+        return verify_shard(manifest, quick, shard)
+    with TemporaryDirectory(prefix="dtem-") as scratch:
+        path = Path(scratch, shard.name)
+        download(shard.url, path)
+        found = verify_shard(manifest, quick, replace(shard, url=str(path)))
+    return replace(found, problems=tuple(line.replace(str(path), shard.url) for line in found.problems))
+
+
+def _verify_loose(manifest: Manifest, quick: bool, number: int) -> ShardReport:
+    """The report of samples in files of their own. That the files are there was seen when they were
+    listed."""
+    checker, reader = _Checker(manifest), SampleReader(manifest, 1, default_cache(), PATIENCE)
+    shard = manifest.shards[number]
+    keys = tuple(reader.key(number, sample) for sample in range(shard.num_samples))
+    found: list[tuple[int, str]] = []
+    for sample, key in enumerate(() if quick else keys):
+        where = f"{shard.name}, sample '{key}'"
+        try:
+            members = reader.read(number, sample)
+            found += [(sample, f"{where}, {problem}") for problem in checker.problems(members.items())]
+        except (SampleError, StorageError) as err:
+            found.append((sample, f"{where}: {err}"))
+    return _report_of(shard, keys, [], found, checker.histogram)
+
+
+def _report_of(
+    shard: Shard,
+    keys: tuple[str, ...],
+    problems: Sequence[str],
+    found: Sequence[tuple[int, str]],
+    histogram: LabelHistogram,
+) -> ShardReport:
+    lines = (*problems, *(line for _, line in found))
+    return ShardReport(shard.name, len(keys), keys, lines, histogram, frozenset(at for at, _ in found))
+
+
+def verify_shard(
+    manifest: Manifest, quick: bool, shard: Shard, read: Callable[[str], ShardIndex] = index_tar
+) -> ShardReport:
+    """The report of a local shard of the manifest. read: finds the samples of a tar; raises SampleError."""
     problems = list(_file_problems(shard))
     try:
-        index = index_tar(shard.url)
+        index = read(shard.url)
+    except SampleError as err:
+        return ShardReport(shard.name, 0, (), (*problems, f"{shard.name}: {err}"), LabelHistogram.empty())
+    try:
         if index.to_bytes() != load_index(shard, default_cache()).to_bytes():
             problems.append(f"{shard.name}: its samples are not those of its index; make the manifest anew")
-    except (SampleError, StorageError) as err:
-        return ShardReport(shard.name, 0, (), (*problems, f"{shard.name}: {err}"), LabelHistogram.empty())
-    checker = _Checker(facts)
-    problems += _sample_problems(checker, shard, index, quick)
-    return ShardReport(shard.name, len(index), index.keys, tuple(problems), checker.histogram)
+    except StorageError as err:
+        problems.append(f"{shard.name}: {err}")
+    checker = _Checker(manifest)
+    found = list(_sample_problems(checker, shard, index, quick))
+    return _report_of(shard, index.keys, problems, found, checker.histogram)
 
 
 def _file_problems(shard: Shard) -> Iterator[str]:
@@ -99,15 +155,19 @@ def _file_problems(shard: Shard) -> Iterator[str]:
         yield f"{shard.name}: its sha256 is not the manifest's; its bytes have changed"
 
 
-def _sample_problems(checker: "_Checker", shard: Shard, index: ShardIndex, quick: bool) -> Iterator[str]:
+def _sample_problems(
+    checker: "_Checker", shard: Shard, index: ShardIndex, quick: bool
+) -> Iterator[tuple[int, str]]:
+    """(number of a sample, a line about it)."""
     with open(shard.url, "rb") as file:
         for sample, key in enumerate(index.keys):
             where = f"{shard.name}, sample '{key}'"
             members = index.members(sample)
             if lacks := checker.lacking(members):
-                yield f"{where}: has no {', '.join(lacks)}"
+                yield sample, f"{where}: has no {', '.join(lacks)}"
             if not quick:
-                yield from (f"{where}, {problem}" for problem in checker.problems(_read(file, members)))
+                found = checker.problems(_read(file, members))
+                yield from ((sample, f"{where}, {problem}") for problem in found)
 
 
 def _read(file: BinaryIO, members: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, bytes]]:

@@ -6,10 +6,11 @@ when it is started again in the same way.
 
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +28,10 @@ from pipeline.data.shards.describe import (
 from pipeline.data.shards.index import SUFFIX, ShardIndex
 from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, write_manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SampleError
 from pipeline.files import replacing, sha256_of, sync, write_bytes
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -41,20 +43,46 @@ class ShardJob:
     name: str
     make: Callable[[Any], Samples]
     items: Sequence[Any]
+    split: str | None = None
+    """None: that of the name."""
 
     def fingerprint(self) -> bytes:
         """Text that is the same for the same items, made in the same way."""
-        made = self.make
-        own = (made.func, made.args, sorted(made.keywords.items())) if isinstance(made, partial) else (made,)
-        function = f"{own[0].__module__}.{own[0].__qualname__}"
-        return repr((self.name, function, own[1:], list(self.items))).encode()
+        function, options = _told(self.make)
+        return repr((self.name, function, options, list(self.items))).encode()
+
+    def described(self, found: Described) -> Described:
+        """What was found of it, with the split that it was made for."""
+        own = found.shard if self.split is None else replace(found.shard, split=self.split)
+        return replace(found, shard=own)
 
 
-def tree_jobs(tree: Tree, *, shard_size: int, size: int | None, seed: int = 0) -> list[ShardJob]:
+def _told(made: Callable[..., Any]) -> tuple[str, tuple[Any, ...]]:
+    """The name of a function, and its options, which may be functions."""
+    if not isinstance(made, partial):
+        return f"{made.__module__}.{made.__qualname__}", ()
+    options = [(name, _told(value) if callable(value) else value) for name, value in made.keywords.items()]
+    return _told(made.func)[0], (made.args, sorted(options))
+
+
+def tree_jobs(
+    tree: Tree, *, shard_size: int, size: int | None, seed: int = 0, skip_bad: bool = False
+) -> list[ShardJob]:
     """The shards of a set that lies in files of its own. Their order depends on the names of the files and
-    the seed only. size: see `read_picture`."""
+    the seed only. size: see `read_picture`. skip_bad: leave out, and log, files of which no sample can be
+    made; else they raise SampleError."""
     make = partial(tree.samples, size=size)
+    if skip_bad:
+        make = partial(_without_bad, samples=make)
     return shuffled_jobs(tree.splits, make, shard_size=shard_size, seed=seed, kind=tree.kind)
+
+
+def _without_bad(items: Sequence[Any], samples: Callable[[Sequence[Any]], Samples]) -> Samples:
+    for item in items:
+        try:
+            yield from samples([item])
+        except SampleError as err:
+            log.warning("left out: %s", err)
 
 
 def shuffled_jobs(
@@ -79,7 +107,7 @@ def jobs_of(
     """Shards of `shard_size` items in their order; the last one may be smaller."""
     starts = range(0, len(items), shard_size)
     parts = [items[start : start + shard_size] for start in starts]
-    return [ShardJob(f"{split}-{n:05d}.tar", make, part) for n, part in enumerate(parts)]
+    return [ShardJob(f"{split}-{n:05d}.tar", make, part, split) for n, part in enumerate(parts)]
 
 
 def write_shards(
@@ -147,7 +175,7 @@ def _write_shard(task: tuple[ShardJob, str]) -> Described:
     job, out = task
     path = Path(out, job.name)
     with suppress(FileNotFoundError, ValueError):
-        return _finished(path)
+        return job.described(_finished(path))
     with replacing(path) as part, open(part, "wb") as file:
         writer = TarWriter(path, file)
         for key, members in job.make(job.items):
@@ -156,7 +184,7 @@ def _write_shard(task: tuple[ShardJob, str]) -> Described:
     # the name of the tar is on the disk before its index, which says that it is whole
     sync(path.parent)
     write_bytes(path.with_name(path.name + SUFFIX), index)
-    return described
+    return job.described(described)
 
 
 def _finished(path: Path) -> Described:

@@ -38,9 +38,9 @@ def agreed(own: Sequence[str], known: Sequence[str], where: str) -> Labels:
         return stored
     if set(own) <= set(known) and len(set(own)) == len(own) and len(set(known)) == len(known):
         return Labels(known, tuple(known.index(name) for name in own))
-    if _numbered(own):
+    if are_numbers(own):
         return Labels(known, stored.numbers) if len(own) <= len(known) else stored
-    if _numbered(known):
+    if are_numbers(known):
         return stored
     strange = [name for name in own if name not in known] or [
         name for name in own if own.count(name) > 1 or known.count(name) > 1
@@ -72,7 +72,7 @@ def tell_renumbered(stored: tuple[str, ...], labels: Labels, where: str) -> None
         )
 
 
-def _numbered(names: tuple[str, ...]) -> bool:
+def are_numbers(names: tuple[str, ...]) -> bool:
     """Whether the names only number the classes, as of shards without names: 0, 1, ..., or label 1, label 2,
     ..."""
     return any(

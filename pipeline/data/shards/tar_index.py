@@ -4,9 +4,11 @@ A sample is what WebDataset calls one: neighbouring files that share their path 
 file name. That path is the key. What follows the dot, in lower case, is the suffix of the member.
 """
 
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +34,18 @@ def index_tar(path: Path | str) -> ShardIndex:
     """The index of a local tar, by its headers. Raises SampleError for what cannot be trusted: links, split
     or repeated samples, a cut file."""
     return index_of(path, _regular_files(path))
+
+
+def index_of_readable(path: Path | str) -> ShardIndex:
+    """The index of what can be read of a local tar that may be damaged: its whole files before the damage.
+    Raises SampleError where there is no sample."""
+    files: list[Member] = []
+    end = os.path.getsize(path)
+    with suppress(SampleError):
+        for member in _regular_files(path):
+            if member[0] + member[1] <= end:
+                files.append(member)
+    return index_of(path, files)
 
 
 def key_and_suffix(name: str) -> tuple[str, str] | None:

@@ -201,7 +201,7 @@ REFUSED = {
     "imagefolder:{root}?held_out=x": "share F in",
     "imagefolder:{root}?val=0.1": "share F in",
     "imagefolder:{root}?held_out=0.1": "has the splits train, val already",
-    "imagefolder:{root}/nowhere": "has no class folders",
+    "imagefolder:{root}/nowhere": "nowhere is not a folder",
     "imagefolder:": "empty",
     "ade20k:{root}": "does not hold the folders images and annotations",
     "nothing:{root}": "not an allowed scheme",

@@ -1,0 +1,165 @@
+"""The actions of `dtem shards` on sets that there are: info, cat, repair, split, merge."""
+
+import argparse
+from pathlib import Path
+
+from launch.commands.arguments import HelpFormatter
+
+SET = "a folder of shards, a brace pattern, a URL, a folder of class folders, or KIND:SRC"
+SHARD_SIZE = 1000
+
+
+def add_parsers(actions, workers: int) -> None:
+    info = _parser(actions, "info", "what a set holds: shards, splits, members, classes with their counts")
+    info.add_argument("set", metavar="SET", help=SET)
+    info.add_argument("--json", action="store_true", help="print it as JSON")
+    cat = _parser(actions, "cat", "the members of one sample; exit code 1 where there is none of this key")
+    cat.add_argument("set", metavar="SET", help=SET)
+    cat.add_argument("key", metavar="KEY")
+    cat.add_argument("--out", metavar="DIR", help="write the members to files here")
+    repair = _parser(actions, "repair", "write a set anew without its damaged samples, and say which")
+    repair.add_argument("set", metavar="SET", help="a folder of shards, or a brace pattern")
+    split = _parser(actions, "split", "write a set anew with a part of its training samples held out")
+    split.add_argument("set", metavar="SET", help=SET)
+    merge = _parser(actions, "merge", "write several sets as one, with the classes of all")
+    merge.add_argument("set", metavar="SET", nargs="+", help=SET)
+    for parser in (repair, split, merge):
+        parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+        parser.add_argument(
+            "--workers", type=_count, default=workers, metavar="N", help=f"processes (default {workers})"
+        )
+    for parser in (split, merge):
+        parser.add_argument(
+            "--shard-size",
+            type=_count,
+            default=SHARD_SIZE,
+            metavar="N",
+            help=f"samples per shard (default {SHARD_SIZE})",
+        )
+    split.add_argument(
+        "--held-out", type=_share, default=0.1, metavar="F", help="share to hold out, by a hash of the key"
+    )
+    split.add_argument("--name", default="val", metavar="SPLIT", help="of the held-out part (default val)")
+    merge.add_argument("--seed", type=int, default=0, help="of the order (default 0)")
+    merge.add_argument(
+        "--prefix", action="store_true", help="let keys begin with the number of their set, as in 0/KEY"
+    )
+
+
+EXAMPLES = {
+    "info": "dtem shards info data/digits",
+    "cat": "dtem shards cat data/digits 000123 --out sample",
+    "repair": "dtem shards repair data/digits data/digits_repaired",
+    "split": "dtem shards split data/photos data/photos_split --held-out 0.05",
+    "merge": "dtem shards merge data/first data/second data/both",
+}
+
+
+def _parser(actions, name: str, what: str) -> argparse.ArgumentParser:
+    return actions.add_parser(
+        name, help=what, formatter_class=HelpFormatter, epilog=f"example: {EXAMPLES[name]}"
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share in (0, 1), such as 0.1")
+    return value
+
+
+def tell(manifest: Path) -> int:
+    """Says what was made."""
+    from launch.report.shards import lines_about
+
+    for line in lines_about(manifest):
+        print(line)
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    import json
+
+    from launch.report.shards import facts_of, lines_of_facts
+
+    facts = facts_of(args.set)
+    for line in [json.dumps(facts, indent=1)] if args.json else lines_of_facts(facts):
+        print(line)
+    return 0
+
+
+def _cat(args: argparse.Namespace) -> int:
+    from pipeline.data.make.look import find_sample, told
+    from pipeline.errors import printable
+    from pipeline.files import write_bytes
+
+    found = find_sample(args.set, args.key)
+    if found is None:
+        print(f"{printable(args.set)} has no sample '{printable(args.key)}'")
+        return 1
+    print(printable(f"{found.shard}, sample {found.number}, split {found.split or 'not named'}"))
+    for suffix, data in found.members.items():
+        print(printable(f"{suffix}: {told(suffix, data)}"))
+    if args.out:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = "".join(char if char.isalnum() or char in "-_" else "_" for char in args.key)
+        for suffix, data in found.members.items():
+            write_bytes(folder / f"{stem}.{suffix}", data)
+        print(f"wrote {len(found.members)} files to {args.out}")
+    return 0
+
+
+def _repair(args: argparse.Namespace) -> int:
+    from pipeline.data.make.processes import processes
+    from pipeline.data.make.repair import repair
+    from pipeline.errors import printable
+
+    with processes(args.workers, "shards verified") as mapped:
+        found = repair(args.set, Path(args.out), workers=args.workers, mapper=mapped)
+    for line in (*found.problems, *(f"left out: {line}" for line in found.left_out)):
+        print(printable(line))
+    print(f"{found.kept} samples are kept")
+    return tell(found.manifest)
+
+
+def _split(args: argparse.Namespace) -> int:
+    from pipeline.data.make.rewrite import split_set
+    from pipeline.data.shards.manifest import MANIFEST
+
+    split_set(
+        args.set,
+        Path(args.out),
+        share=args.held_out,
+        name=args.name,
+        shard_size=args.shard_size,
+        workers=args.workers,
+    )
+    return tell(Path(args.out, MANIFEST))
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from pipeline.data.make.rewrite import merge_sets
+
+    path, tables = merge_sets(
+        args.set,
+        Path(args.out),
+        prefixed=args.prefix,
+        shard_size=args.shard_size,
+        seed=args.seed,
+        workers=args.workers,
+    )
+    for source, numbers in zip(args.set, tables.numbers, strict=True):
+        if numbers is not None:
+            print(f"{source}: its labels have other numbers now, by the names of their classes")
+    return tell(path)
+
+
+RUNS = {"info": _info, "cat": _cat, "repair": _repair, "split": _split, "merge": _merge}
