@@ -155,7 +155,18 @@ class OptimConfig:
     metric_lr: float | None = None
     """Learning rate of the metric embeddings; None: the same as lr."""
     min_lr: float = 1e-6
+    schedule: Literal["cosine", "linear", "poly", "step", "constant"] = "cosine"
+    """From lr behind the warm-up to min_lr at the end; `step` and `constant` do not go to min_lr."""
+    power: float = 0.9
+    """`poly`: the rate falls with the rest of the steps to this power."""
+    milestones: list[float] = field(default_factory=list)
+    """`step`: shares of the run, between 0 and 1, at which the rate is multiplied by `gamma`."""
+    gamma: float = 0.1
     warmup_steps: int = 0
+    """Steps in which the rates rise; or give warmup_epochs, or warmup_share."""
+    warmup_epochs: float = 0.0
+    warmup_share: float = 0.0
+    """The warm-up as a share of the run's steps. A resolved run has it in warmup_steps."""
     weight_decay: float = 1e-4
     """Weight decay; biases, norms and other one-dimensional parameters have none."""
     betas: tuple[float, float] | None = None
@@ -164,6 +175,8 @@ class OptimConfig:
     clip_grad: float | None = 5.0
     ema_decay: float = 0.0
     """Decay per step of the averaged weights; 0 keeps no average."""
+    ema_warmup: bool = False
+    """Lower decays in the first steps, as timm's: 1 - (step + 1)^(-2/3)."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr is {self.lr}; give a number above 0")
@@ -180,7 +193,7 @@ class OptimConfig:
             all(0 <= beta < 1 for beta in self.betas or ()),
             f"optim.betas is {self.betas}; give two numbers in [0, 1)",
         )
-        require(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}; give 0 or more")
+        self._check_schedule()
         require(
             self.clip_grad is None or self.clip_grad > 0,
             f"optim.clip_grad is {self.clip_grad}; give a number above 0, or None",
@@ -189,6 +202,26 @@ class OptimConfig:
             0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}; give a number in (0, 1]"
         )
         require(0 <= self.ema_decay < 1, f"optim.ema_decay is {self.ema_decay}; give a number in [0, 1)")
+
+    def _check_schedule(self) -> None:
+        names = ("warmup_steps", "warmup_epochs", "warmup_share")
+        for name in names:
+            require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; give 0 or more")
+        require(self.warmup_share < 1, f"optim.warmup_share is {self.warmup_share}; give a share below 1")
+        given = [f"optim.{name}" for name in names if getattr(self, name)]
+        require(len(given) <= 1, f"{' and '.join(given)} are given, which say the same; give one of them")
+        require(self.power > 0, f"optim.power is {self.power}; give a number above 0")
+        require(0 < self.gamma <= 1, f"optim.gamma is {self.gamma}; give a number in (0, 1]")
+        require(
+            all(0 < share < 1 for share in self.milestones)
+            and self.milestones == sorted(set(self.milestones)),
+            f"optim.milestones is {self.milestones}; give rising shares of the run between 0 and 1",
+        )
+        require(
+            bool(self.milestones) == (self.schedule == "step"),
+            f"optim.schedule is '{self.schedule}' and optim.milestones {self.milestones}: they go together; "
+            "give optim.schedule='step' with optim.milestones=[0.5, 0.75], or none of both",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@ process group is touched."""
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config.build import all_mistakes
 from pipeline.config.schema import RunConfig
@@ -45,7 +45,9 @@ def resolve(
         name: config.tasks[name].data.batch_size * world_size * count for name, count in micro_batches.items()
     }
     shares = _shares(config, global_batch, num_samples)
-    total_steps = _total_steps(config, global_batch, shares, num_samples)
+    epoch = _epoch(global_batch, shares, num_samples)
+    total_steps = _total_steps(config, epoch)
+    config = _with_warmup_in_steps(config, epoch, total_steps)
     _raise(list(_check_warmup(config, total_steps)))
     if total_steps is not None and config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)
@@ -68,7 +70,7 @@ def _check_warmup(config: RunConfig, total_steps: int | None) -> Iterator[str]:
     if total_steps is not None and config.optim.warmup_steps >= total_steps:
         yield (
             f"optim.warmup_steps is {config.optim.warmup_steps}, but the run has "
-            f"{counted(total_steps, 'step')}; give fewer"
+            f"{counted(total_steps, 'step')}; give fewer (or warmup_epochs, warmup_share)"
         )
 
 
@@ -89,20 +91,33 @@ def _shares(
     return {name: power / sum(powers.values()) for name, power in powers.items()}
 
 
-def _total_steps(
-    config: RunConfig,
-    global_batch: Mapping[str, int],
-    shares: Mapping[str, float],
-    num_samples: Mapping[str, int] | None,
-) -> int | None:
-    """An epoch is as many steps as it takes until every task has seen (where tasks are drawn: is expected to)
-    each of its samples."""
-    if config.train.steps is not None:
-        return config.train.steps
+def _epoch(
+    global_batch: Mapping[str, int], shares: Mapping[str, float], num_samples: Mapping[str, int] | None
+) -> float | None:
+    """Steps, in parts too, until every task has seen (where tasks are drawn: is expected to) each of its
+    samples; None where the number of samples is not known."""
     if num_samples is None:
         return None
+    steps = (num_samples[name] / (global_batch[name] * share) for name, share in shares.items())
+    return max(steps, default=1.0)
+
+
+def _total_steps(config: RunConfig, epoch: float | None) -> int | None:
+    if config.train.steps is not None:
+        return config.train.steps
+    if epoch is None:
+        return None
     assert config.train.epochs is not None, "the schema asks for one of epochs and steps"
-    epoch = max(
-        (num_samples[name] / (global_batch[name] * share) for name, share in shares.items()), default=1.0
-    )
     return max(1, math.ceil(config.train.epochs * epoch))
+
+
+def _with_warmup_in_steps(config: RunConfig, epoch: float | None, total_steps: int | None) -> RunConfig:
+    """The run with its warm-up as optim.warmup_steps, once it is known how many these are."""
+    optim = config.optim
+    if optim.warmup_epochs and epoch is not None:
+        steps = round(optim.warmup_epochs * epoch)
+    elif optim.warmup_share and total_steps is not None:
+        steps = round(optim.warmup_share * total_steps)
+    else:
+        return config
+    return replace(config, optim=replace(optim, warmup_steps=steps, warmup_epochs=0.0, warmup_share=0.0))

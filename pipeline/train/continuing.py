@@ -89,7 +89,8 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
         if name not in checkpoint.tensors or tuple(checkpoint.tensors[name].shape) != shape:
             raise CheckpointError(
                 f"{checkpoint.folder} cannot be continued: it lacks the tensor {name} of shape {shape}; "
-                "where train.mode, optim.type or optim.ema_decay is another now, start a new run with backbone.weights"
+                "where train.mode, optim.type or optim.ema_decay is another now, start a new run with "
+                "backbone.weights"
             )
 
 

@@ -14,16 +14,19 @@ from pipeline.parts import trained_parameters
 
 
 class Ema:
-    """The average of the trainable parameters of a module; frozen ones are their own average."""
+    """The average of the trainable parameters of a module; frozen ones are their own average. warms_up: see
+    `decay_at`."""
 
-    def __init__(self, module: nn.Module, decay: float):
-        self._follow = get_ema_multi_avg_fn(decay)
+    def __init__(self, module: nn.Module, decay: float, *, warms_up: bool = False):
+        self._decay, self._warms_up = decay, warms_up
         trained = trained_parameters(module)
         self._names, self._params = list(trained), list[Tensor](trained.values())
         self._average = [parameter.detach().clone() for parameter in self._params]
 
-    def update(self) -> None:
-        self._follow(self._average, self._params, None)
+    def update(self, step: int) -> None:
+        """Follows the weights behind step number `step` of the run."""
+        decay = decay_at(step, self._decay) if self._warms_up else self._decay
+        get_ema_multi_avg_fn(decay)(self._average, self._params, None)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -43,6 +46,11 @@ class Ema:
     def averages(self) -> Iterator[tuple[str, Tensor]]:
         """Name and average of each parameter. Writing to it sets the average."""
         return zip(self._names, self._average, strict=True)
+
+
+def decay_at(step: int, decay: float) -> float:
+    """timm's warm-up of a decay: 1 - (step + 1)^(-2/3), at most `decay`. The first steps are forgotten."""
+    return min(decay, 1 - (1 + step) ** (-2 / 3))
 
 
 def check_ema(config: RunConfig) -> None:

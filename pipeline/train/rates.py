@@ -9,13 +9,24 @@ from pipeline.parts import BALANCE, BASE, HEAD, METRIC
 
 
 def lr_at(step: int, config: OptimConfig, total_steps: int, peak: float | None = None) -> float:
-    """Linear warm-up to `peak` (optim.lr), then half a cosine to min_lr; above 0 in every step."""
+    """Linear warm-up to `peak` (optim.lr), then the schedule; above 0 in every step."""
     peak = config.lr if peak is None else peak
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "step":
+        return peak * config.gamma ** sum(step >= share * total_steps for share in config.milestones)
     floor = min(config.min_lr, peak)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return floor + (peak - floor) * _left(done, config)
+
+
+def _left(done: float, config: OptimConfig) -> float:
+    """What is left of the way from the peak to the floor, at a share of the steps behind the warm-up."""
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return (1 - done) ** (1.0 if config.schedule == "linear" else config.power)
 
 
 def rates_of_kinds(step: int, config: RunConfig, total_steps: int) -> dict[str, float]:

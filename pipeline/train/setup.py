@@ -107,7 +107,9 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
         procedure=procedure,
         groups=groups,
         gate=GradientGate(groups, engine.device),
-        ema=Ema(model, config.optim.ema_decay) if config.optim.ema_decay else None,
+        ema=Ema(model, config.optim.ema_decay, warms_up=config.optim.ema_warmup)
+        if config.optim.ema_decay
+        else None,
         probe=probe,
         streams=streams,
         loaders=loaders,

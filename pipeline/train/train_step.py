@@ -105,7 +105,7 @@ def _count_step(run: Run, norm: Tensor, statistics: RunningStatistics) -> None:
     skipped = ~norm.isfinite()
     statistics.restore(skipped)
     if run.ema is not None:
-        run.ema.update()
+        run.ema.update(run.progress.step)
     run.nonfinite[0].add_(1).mul_(skipped)
     run.nonfinite[1].copy_(run.nonfinite.max())
     run.progress.step += 1

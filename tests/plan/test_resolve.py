@@ -44,6 +44,19 @@ def test_an_epoch_shows_every_sample_once(world_size, accumulation, epochs):
     assert 0 <= seen - epochs * 1001 < resolved.global_batch["a"]
 
 
+@pytest.mark.parametrize("optim", [{"warmup_epochs": 2.0}, {"warmup_share": 0.2}])
+def test_a_warm_up_in_epochs_or_as_a_share_becomes_steps(optim):
+    config = run(train={"epochs": 10}, optim=optim)
+    resolved = resolve(config, 1, FACTS, {"a": 100}).config.optim
+    assert (resolved.warmup_steps, resolved.warmup_epochs, resolved.warmup_share) == (50, 0, 0)
+    assert resolve(config, 1, FACTS).config == config, "without the number of samples it stays as it is"
+    again = resolve(resolve(config, 1, FACTS, {"a": 100}).config, 1, FACTS, {"a": 100})
+    assert again.config.optim == resolved
+    assert "optim.warmup_steps is 250, but the run has 250 steps" in complaint(
+        run(train={"epochs": 10}, optim={"warmup_epochs": 10.0}), num_samples={"a": 100}
+    )
+
+
 def test_steps_of_a_run_in_epochs_wait_for_the_number_of_samples():
     assert resolve(run(train={"epochs": 3}), 1, FACTS).total_steps is None
 
