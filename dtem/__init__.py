@@ -8,6 +8,7 @@ from pipeline.later import when_imported
 from pipeline.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from launch.predict.loaded import load_run
     from pipeline import (
         build_backbone,
         load_adapter,
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "build_backbone",
     "load_adapter",
+    "load_run",
     "load_weights",
     "patch",
     "push_adapter",
@@ -33,7 +35,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name of `pipeline`, which imports torch when it is asked for one."""
+    """A public name, which imports torch when it is asked for."""
+    if name == "load_run":
+        from launch.predict.loaded import load_run
+
+        return load_run
     if name not in pipeline.__all__:
         raise AttributeError(f"module 'dtem' has no attribute '{name}'")
     return getattr(pipeline, name)

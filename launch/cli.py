@@ -17,7 +17,18 @@ from pipeline.processes import soon_gone
 from pipeline.redact import keep_from_logs, without_secrets
 from pipeline.version import description
 
-COMMANDS = ("train", "teach", "launch", "evaluate", "sweep", "visualise", "export", "shards", "doctor")
+COMMANDS = (
+    "train",
+    "teach",
+    "launch",
+    "predict",
+    "evaluate",
+    "sweep",
+    "visualise",
+    "export",
+    "shards",
+    "doctor",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -174,6 +174,10 @@ class Task(nn.Module):
 
     def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
         """Tallies of the batch's samples, from which the metrics are computed."""
+        return self.tally(self.infer(encode, batch), batch)
+
+    def tally(self, predictions: Any, batch: Batch) -> Tallies:
+        """The tallies of what `infer` gave, for a task whose `evaluate` needs no more."""
         raise NotImplementedError
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:

@@ -87,10 +87,10 @@ class ClassificationTask(Task):
         return self.logits(encode(batch.images))
 
     @torch.no_grad()
-    def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
+    def tally(self, predictions: Tensor, batch: Batch) -> Tallies:
         """The number of samples whose class is predicted first (top1) and among the first five (top5), and
-        the sum of their losses."""
-        return count_hits(self.infer(encode, batch), batch.targets.labels)
+        the sum of their losses. predictions: the logits [B, K]."""
+        return count_hits(predictions, batch.targets.labels)
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """top1 and top5 in [0, 1], and the mean loss."""

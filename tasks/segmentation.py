@@ -145,13 +145,10 @@ class SegmentationTask(Task):
         """For each image, the class of every pixel of its mask [H, W]."""
         return list(classify(encode, self.logits, batch, self.inference, self.patch_size))
 
-    def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """`confusion` [K, K] int64: number of pixels by label and prediction."""
-        return {
-            "confusion": count_confusion(
-                encode, self.logits, batch, self.inference, self.patch_size, self.num_classes
-            )
-        }
+    def tally(self, predictions: Sequence[Tensor], batch: Batch) -> Tallies:
+        """`confusion` [K, K] int64: number of pixels by label and prediction. predictions: the class of every
+        pixel of each image's mask, [H, W]."""
+        return {"confusion": count_confusion(predictions, batch.targets.mask, self.num_classes)}
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """See `tasks.masks.metrics.scores_of`."""

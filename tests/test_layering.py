@@ -105,6 +105,7 @@ LAUNCH = {
     "pictures": {"saved", "measure", "report"},
     "exported": {"saved"},
     "published": {"saved", "measure"},
+    "predict": {"saved", "published"},
     "teach": {"published", "measure", "report"},
     "cluster": {"checks", ""},
     "commands": {
@@ -116,6 +117,7 @@ LAUNCH = {
         "pictures",
         "exported",
         "published",
+        "predict",
         "teach",
     },
 }

@@ -207,6 +207,24 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add_published_arguments(place, normalisation=False)
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The same without data, for commands that bring their own images."""
+    place = parser.add_argument_group("with a published model in place of RUN, such as timm:NAME")
+    place.add_argument("--adapter", metavar="FOLDER", help="merge adapter, or hf-hub:USER/NAME of one")
+    add_published_arguments(place, normalisation=False)
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="default: the run's; of a published model the device's best",
+    )
+
+
 def add_signal_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--signal",

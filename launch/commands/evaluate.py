@@ -24,7 +24,8 @@ EXAMPLE = r"""examples:
   dtem evaluate runs/digits_multitask_dtem
   dtem evaluate runs/digits_multitask_dtem --policy tome --reduction 8 --out scores.json
   dtem evaluate runs/digits_multitask_dtem --task digits,digits_captioning
-  dtem evaluate runs/coco --split test
+  dtem evaluate runs/coco --split test --predictions captions.json
+  dtem evaluate runs/camvid --predictions masks
   dtem evaluate timm:deit_small_patch16_224.fb_in1k --data data/imagenet
   torchrun --nproc_per_node 8 -m dtem evaluate runs/imagenet \
       --cfg-options tasks.imagenet.data.val=/data/imagenet
@@ -68,6 +69,12 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="exit 0 even where samples could not be read"
     )
+    parser.add_argument(
+        "--predictions",
+        metavar="PATH",
+        help="also write what is predicted of each sample: classes as JSON lines, captions as COCO's result "
+        "file, masks as a folder of PNG files; for several tasks a folder of these (docs/use.md)",
+    )
     parser.add_argument("--out", metavar="FILE", help="also write the scores to this file, as JSON")
 
 
@@ -76,11 +83,12 @@ def run(args: argparse.Namespace) -> int:
     PipelineError."""
     from launch.measure.compute import first_batch, first_schedule
     from launch.measure.evaluator import evaluator_of, progress
+    from launch.measure.recorded import recorded_evaluation
     from launch.published.sources import labelled_run, published_of
     from launch.saved.run import build, chosen_tasks, parse_reduction, read_run
     from launch.saved.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
-    from pipeline.train.evaluate import evaluate, missing_samples
+    from pipeline.train.evaluate import missing_samples
 
     published = published_of(args)
     saved = (
@@ -105,12 +113,9 @@ def run(args: argparse.Namespace) -> int:
     model.check_data(loaders)
     firsts = {name: first_batch(name, data, args.split, saved.classes(name)) for name, data in datas.items()}
     schedules = {name: first_schedule(model, batch, reduction) for name, batch in firsts.items()}
-    scores = evaluate(
-        evaluator,
-        {name: progress(loader, name) for name, loader in loaders.items()},
-        reduction=reduction,
-        thorough=True,
-    )
+    bars = {name: progress(loader, name) for name, loader in loaders.items()}
+    classes = {name: list(loader.classes) for name, loader in loaders.items()}
+    scores, confusion = recorded_evaluation(evaluator, bars, args.predictions, classes, reduction=reduction)
     missing = missing_samples(scores, loaders)
     code = 1 if missing and not args.allow_missing else 0
     if rank != 0:
@@ -127,8 +132,10 @@ def run(args: argparse.Namespace) -> int:
         "missing": missing,
         "samples_of_split": {name: loader.num_stored for name, loader in loaders.items()},
         "ranking": _ranking(model, saved.config, scores),
-        "classes": {name: list(loader.classes) for name, loader in loaders.items()},
+        "classes": classes,
     }
+    if args.predictions:
+        result |= {"predictions": args.predictions, "confusion": confusion}
     _report(result, str(saved), args.out)
     _tell_missing(missing, {name: loader.num_samples for name, loader in loaders.items()})
     return code
@@ -159,7 +166,7 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
     from pathlib import Path
 
     from launch.measure.scores import of_classes
-    from launch.report.tables import class_table
+    from launch.report.tables import class_table, most_confused
     from pipeline.files import write_text
 
     print(f"{run}, policy {result['policy']}, {result['split']} split, {result['precision']}")
@@ -174,8 +181,12 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
         )
         if table := class_table(values, result["classes"][task]):
             print(table)
+        for line in most_confused(result.get("confusion", {}).get(task, []), result["classes"][task]):
+            print(f"{task}: {line}")
     if (ranking := result["ranking"])["score"] is not None and len(ranking["main_metrics"]) > 1:
         print(_ranked(ranking, result["scores"]))
+    if "predictions" in result:
+        print(f"wrote {result['predictions']}")
     if path:
         place, text = Path(path), json.dumps(result, indent=1)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from launch.measure.scores import of_classes
-from pipeline.errors import printable
+from pipeline.errors import counted, printable
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -52,3 +52,19 @@ def class_table(scores: Mapping[str, float | None], classes: Sequence[str]) -> s
     shares = {i: [scores.get(f"{metric}/{i}") for metric in metrics] for i in range(len(classes))}
     rows = [[classes[i], *(score([value], "%") for value in values)] for i, values in shares.items()]
     return markdown(["class", *(f"{metric} %" for metric in metrics)], rows)
+
+
+def most_confused(matrix: Sequence[Sequence[int]], classes: Sequence[str], most: int = 5) -> list[str]:
+    """The pairs of classes of which one is taken for the other most often, as lines. matrix: rows are labels,
+    columns predictions."""
+    pairs = [
+        (count, label, found)
+        for label, row in enumerate(matrix)
+        for found, count in enumerate(row)
+        if count and label != found
+    ]
+    names = [printable(name) for name in classes]
+    return [
+        f"{counted(count, 'sample')} of {names[label]} taken for {names[found]}"
+        for count, label, found in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:most]
+    ]

@@ -61,12 +61,6 @@ class SavedRun:
         )
 
 
-def load_run(path: str | Path, checkpoint: str = "best") -> tuple[RunConfig, MultiTaskModel]:
-    """Resolved configuration of a run, and its model in evaluation mode. See `read_run`."""
-    run = read_run(path, checkpoint)
-    return run.config, build(run)
-
-
 def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str] = ()) -> SavedRun:
     """The run in a checkpoint. path: folder of a run or of a checkpoint. checkpoint: `best` (the last where
     none is marked), `last`, or the name of a folder.

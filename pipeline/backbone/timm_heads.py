@@ -1,5 +1,7 @@
 """What the head of a model of timm gives: logits of classes, whose names may be known, or a projection."""
 
+from collections.abc import Sequence
+
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_arch_pretrained_cfgs
 from torch import nn
@@ -17,6 +19,19 @@ def may_project(model: nn.Module) -> bool:
     it is a projection, such as CLIP's."""
     own = get_arch_pretrained_cfgs(architecture_of(model)).values()
     return num_classes_of(model) in {known.num_classes for known in own}
+
+
+def described(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with words for the synsets that timm knows: `n01440764` is `tench, Tinca tinca`."""
+    info = ImageNetInfo("imagenet-22k") if names else None
+    return tuple(_words(info, name) for name in names)
+
+
+def _words(info: ImageNetInfo | None, name: str) -> str:
+    try:
+        return name if info is None else info.label_name_to_description(name)
+    except KeyError:
+        return name
 
 
 def label_names(model: nn.Module) -> tuple[str, ...]:

@@ -56,15 +56,16 @@ def draw_sample(
     )
 
 
-def unknown_targets(reads: type, size: tuple[int, int]) -> Any:
-    """The targets of one image of which nothing is known. reads: a task's `reads`. size: (height, width) in
-    pixels that a mask of it is to have. Raises ConfigError for a dataclass that is none of ours."""
+def unknown_targets(reads: type, size: tuple[int, int], count: int = 1) -> Any:
+    """The targets of images, `count` of them, of which nothing is known. reads: a task's `reads`. size:
+    (height, width) in pixels that a mask of each is to have. Raises ConfigError for a dataclass that is none
+    of ours."""
     if reads is ClassificationTargets:
-        return ClassificationTargets(torch.tensor([-1]))
+        return ClassificationTargets(torch.full((count,), -1))
     if reads is CaptionTargets:
-        return CaptionTargets(torch.zeros((1, 1), dtype=torch.int64), ((),))
+        return CaptionTargets(torch.zeros((count, 1), dtype=torch.int64), ((),) * count)
     if reads is MaskTargets:
-        return MaskTargets(torch.full((1, *size), IGNORED, dtype=torch.uint8))
+        return MaskTargets(torch.full((count, *size), IGNORED, dtype=torch.uint8))
     raise ConfigError(f"no image without its {reads.__name__} can be given to this task")
 
 

@@ -130,9 +130,9 @@ class ZeroShotTask(Task):
         image = self.captioner.image_features(encode(batch.images))
         return self.captioner.contrastive_scale() * products(image, self.get_buffer("classes"))
 
-    def evaluate(self, encode: Encode, batch: Batch) -> Tallies:
-        """See `count_hits`."""
-        return count_hits(self.infer(encode, batch), batch.targets.labels)
+    def tally(self, predictions: Tensor, batch: Batch) -> Tallies:
+        """See `count_hits`. predictions: logits [B, K]."""
+        return count_hits(predictions, batch.targets.labels)
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """See `hit_shares`."""

@@ -5,7 +5,7 @@ B batch, K classes, H W pixels of a mask, h w cells of a head's logits. All resi
 unaligned corners.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -151,9 +151,7 @@ def classify(
     )
 
 
-def count_confusion(
-    encode: Encode, logits: Logits, batch: Batch, inference: Inference, patch_size: Size, num_classes: int
-) -> Tensor:
+def count_confusion(predictions: Sequence[Tensor], masks: Tensor, num_classes: int) -> Tensor:
     """[K, K] int64: the confusion matrix of a batch. See `classify` and `confusion`."""
-    pairs = zip(classify(encode, logits, batch, inference, patch_size), batch.targets.mask, strict=True)
+    pairs = zip(predictions, masks, strict=True)
     return torch.stack([confusion(predicted, mask, num_classes) for predicted, mask in pairs]).sum(dim=0)

@@ -1,7 +1,8 @@
 """The code that the pages show runs, and the configs that they show load.
 
 docs/extending.md has a test of its own in tests/laws, docs/mmseg.md in tests/tasks/mmseg_bridge,
-docs/adapters.md in tests/backbone/adapters, docs/models.md in test_models_page.py.
+docs/adapters.md in tests/backbone/adapters, docs/models.md in test_models_page.py, docs/use.md in
+test_use_page.py.
 """
 
 import re
@@ -15,7 +16,7 @@ from pages import PRESENT, ROOT, blocks, name_of
 import dtem
 from pipeline.config.load import load_config
 
-ELSEWHERE = {"docs/adapters.md", "docs/models.md", "docs/extending.md", "docs/mmseg.md"}
+ELSEWHERE = {"docs/adapters.md", "docs/models.md", "docs/extending.md", "docs/mmseg.md", "docs/use.md"}
 SHOWN = [
     (name_of(page), number, text)
     for page in PRESENT

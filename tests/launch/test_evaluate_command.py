@@ -13,7 +13,7 @@ from damage import damaged
 from derived import write_derived
 
 from launch import cli
-from launch.saved.run import build, load_run, parse_reduction, read_run
+from launch.saved.run import build, parse_reduction, read_run
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.table import ShardTable
 from pipeline.errors import CheckpointError, ConfigError
@@ -132,8 +132,9 @@ def test_an_untrained_control_starts_where_training_started(trained):
     assert len(metric) == 6 and all(torch.equal(start[name], control[name]) for name in metric)
 
 
-def test_load_run_gives_config_and_model(trained):
-    config, model = load_run(trained, "last")
+def test_a_run_gives_config_and_model(trained):
+    run = read_run(trained, "last")
+    config, model = run.config, build(run)
     assert config.merging.policy == "dtem" and not model.training
     assert model.backbone.schedule((4, 4)) == (2, 2, 2)
 

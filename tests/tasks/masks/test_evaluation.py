@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from tasks.masks.inference import Inference
 from tasks.masks.metrics import confusion, scores_of
-from tasks.masks.windows import count_confusion, input_size, segment, windows
+from tasks.masks.windows import classify, count_confusion, input_size, segment, windows
 from tasks.shared.options import from_options
 
 PATCH, CLASSES = (8, 4), 5
@@ -178,7 +178,7 @@ def test_a_batch_is_counted_at_the_size_of_its_masks():
     )
     mask[0, :7] = 255
     batch = Batch("scenes", images, MaskTargets(mask))
-    table = count_confusion(encode, logits, batch, Inference(), PATCH, CLASSES)
+    table = count_confusion(list(classify(encode, logits, batch, Inference(), PATCH)), mask, CLASSES)
     said = resized(padded_logits(images), (61, 87)).argmax(1)
     assert torch.equal(table, confusion(said, mask, CLASSES)) and table.dtype == torch.int64
     assert table.sum() == (mask != 255).sum() and torch.equal(

@@ -1,0 +1,219 @@
+"""A run's model, or a published one, as what predicts. B images, H x W pixels, K classes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from launch.predict.images import Picture
+from launch.predict.results import Caption, Classes, Groups, Mask, Prediction
+from launch.published.merged import merged_models
+from launch.published.signal import LOGITS, signal_of
+from launch.saved.run import SavedRun, build, checked_reduction
+from pipeline.backbone.adapters.adapter import Adapter
+from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.published import Published
+from pipeline.backbone.timm_heads import described
+from pipeline.config.schema import AugmentConfig
+from pipeline.data.augment.images import eval_transform
+from pipeline.data.augment.images_with_masks import resize_for_evaluation
+from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets
+from pipeline.drawing.sample import unknown_targets
+from pipeline.engine.model_on_device import autocast
+from pipeline.errors import ConfigError, SampleError
+from pipeline.interfaces import Batch
+from pipeline.merging.schedule import ReductionSpec
+from pipeline.merging.unmerge import slots
+from pipeline.model import MultiTaskModel
+from pipeline.pixels import Normalisation
+from pipeline.token_state import TokenState
+
+CLASSIFICATION = "classification"
+Seen = tuple[Picture, Tensor]
+"""An image, and its pixels as the model sees them: uint8 [3, height, width]."""
+
+
+class Predicting(Protocol):
+    """What predicts, on its device, under the merge that it was built with."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    def seen(self, task: str, image: Tensor) -> Tensor:
+        """uint8 [3, H, W] -> the pixels that the model sees, by the preprocessing of evaluation. Raises
+        SampleError."""
+        ...
+
+    def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
+        """Those of images that are seen in one size; images with masks also have one size themselves."""
+        ...
+
+
+class RunModel:
+    """See `Predicting`. policy, reduction: None takes the run's."""
+
+    def __init__(
+        self,
+        run: SavedRun,
+        device: torch.device,
+        precision: str,
+        *,
+        policy: str | None = None,
+        reduction: ReductionSpec | None = None,
+    ):
+        self.model: MultiTaskModel = build(run, policy).to(device)
+        self.tasks = tuple(run.config.tasks)
+        self.device, self.precision = device, precision
+        self._run, self._reduction = run, reduction
+        self._seen = {task: self._transform(task) for task in self.tasks}
+
+    def seen(self, task: str, image: Tensor) -> Tensor:
+        return self._seen[task](image)
+
+    def _transform(self, task: str) -> Callable[[Tensor], Tensor]:
+        data, reads = self._run.config.tasks[task].data, self.model.tasks[task].reads
+        unknown_targets(reads, (1, 1))  # raises ConfigError for a task of which no image alone can be asked
+        if reads is MaskTargets:
+            return lambda image: resize_for_evaluation(image, data.augment)
+        return eval_transform(data.augment, data.size)
+
+    @torch.no_grad()
+    def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
+        head, wanted = self.model.tasks[task], self._run.config.tasks[task].data.augment.preprocessing
+        seen = torch.stack([pixels for _, pixels in group])
+        height, width = group[0][0].pixels.shape[1:]
+        batch = Batch(
+            task,
+            seen,
+            unknown_targets(head.reads, (height, width), len(group)),
+            tuple(picture.name for picture, _ in group),
+            Normalisation(wanted.mean, wanted.std),
+        ).to(self.device)
+        if self._reduction is not None:
+            checked_reduction(
+                self.model, self.model.backbone.grid_of_size(head.input_size(batch)), self._reduction
+            )
+        with autocast(self.device, self.precision):
+            answers = head.infer(self.model.encoder(task, self._reduction), batch)
+            merged = self._groups(task, batch, seen) if groups else [None] * len(group)
+        return [
+            self._prediction(task, head.reads, answer, picture, own, top)
+            for answer, (picture, _), own in zip(answers, group, merged, strict=True)
+        ]
+
+    def _prediction(
+        self, task: str, reads: type, answer: Any, picture: Picture, groups: Groups | None, top: int
+    ) -> Prediction:
+        names = tuple(self._run.classes(task))
+        common = (picture.name, task, (picture.pixels.shape[1], picture.pixels.shape[2]), groups)
+        if reads is ClassificationTargets:
+            return Classes(*common, *most_likely(answer, names, top))
+        if reads is CaptionTargets:
+            return Caption(*common, answer)
+        return Mask(*common, answer.to(torch.uint8).cpu().numpy(), names)
+
+    def _groups(self, task: str, batch: Batch, seen: Tensor) -> list[Groups]:
+        """Those of the whole image, padded to whole patches; a mask in windows merges in each of them."""
+        height, width = seen.shape[-2:]
+        patch = self.model.backbone.patch_size
+        padded = F.pad(batch.images, (0, -width % patch[1], 0, -height % patch[0]))
+        options = dict(unmerge=None, relaxed=False, training=False)
+        state = self.model.encode(task, padded, reduction=self._reduction, **options).final
+        return groups_of(state, seen, patch)
+
+
+class PublishedModel:
+    """See `Predicting`. policy: None takes the adapter's, else `none`. reduction: None takes the adapter's.
+    Raises ConfigError for a model without classes."""
+
+    tasks = (CLASSIFICATION,)
+
+    def __init__(
+        self,
+        published: Published,
+        device: torch.device,
+        precision: str,
+        *,
+        policy: str | None = None,
+        reduction: ReductionSpec | None = None,
+        adapter: Adapter | None = None,
+    ):
+        if not published.classifies:
+            raise ConfigError(
+                f"{published.name} has no classes to predict; give a classifier, or a run with a head. `dtem "
+                "sweep` measures what merging does to its features"
+            )
+        own = None if adapter is None else adapter.config.merging
+        policy = policy or (own.policy if own else "none")
+        models = merged_models(published.model.to(device), [policy], seed=0, adapter=adapter)
+        self.model: MergingModel = models[policy]
+        recommended = own.reduction if own and own.policy == policy else None
+        self.model.reduction = recommended or 0 if reduction is None else reduction
+        self.device, self.precision = device, precision
+        self._published, self._signal = published, signal_of(published, LOGITS)
+        pixels = published.pixels
+        config = AugmentConfig(
+            crop_pct=pixels.crop_pct, crop_mode=pixels.crop_mode, interpolation=pixels.interpolation
+        )
+        self._transform = eval_transform(config, published.size)
+        self._names = described(published.classes)
+
+    def seen(self, task: str, image: Tensor) -> Tensor:
+        return self._transform(image)
+
+    @torch.no_grad()
+    def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
+        seen = torch.stack([pixels for _, pixels in group])
+        wanted = self._published.pixels
+        images = Normalisation(wanted.mean, wanted.std)(seen.to(self.device))
+        with autocast(self.device, self.precision):
+            output = self._signal.encode(self.model, images)
+            logits = self._signal.read(self.model, output)
+        merged: list[Groups | None] = [None] * len(group)
+        if groups:
+            (rows, columns), (height, width) = output.final.grid, seen.shape[-2:]
+            merged[:] = groups_of(output.final, seen, (-(-height // rows), -(-width // columns)))
+        return [
+            Classes(
+                picture.name,
+                task,
+                (picture.pixels.shape[1], picture.pixels.shape[2]),
+                own,
+                *most_likely(answer, self._names, top),
+            )
+            for answer, (picture, _), own in zip(logits, group, merged, strict=True)
+        ]
+
+
+def most_likely(
+    logits: Tensor, names: tuple[str, ...], top: int
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[float, ...]]:
+    """Numbers, names and probabilities of the `top` classes of logits [K]. Raises SampleError where they are
+    not finite."""
+    if not bool(logits.isfinite().all()):
+        raise SampleError("the logits are not finite; try precision fp32, or look at the weights")
+    shares, labels = logits.double().softmax(-1).topk(min(top, len(logits)))
+    numbers = tuple(labels.tolist())
+    words = tuple(names[label] if label < len(names) else str(label) for label in numbers)
+    return numbers, words, tuple(shares.tolist())
+
+
+def groups_of(state: TokenState, seen: Tensor, patch: tuple[int, int]) -> list[Groups]:
+    """The groups of each image. state: of the last block. seen: uint8 [B, 3, height, width]."""
+    owner = slots(state)[:, state.num_prefix :].reshape(-1, *state.grid).cpu().numpy()
+    pixels: list[np.ndarray] = list(seen.permute(0, 2, 3, 1).cpu().numpy())
+    return [
+        Groups(image, own, patch, state.tokens.shape[1]) for image, own in zip(pixels, owner, strict=True)
+    ]
