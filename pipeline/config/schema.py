@@ -247,8 +247,11 @@ class TrainConfig:
     eval_every: int | None = None
     """Steps between evaluations; None: one evaluation at the end."""
     save_every: int | None = None
-    """Steps between checkpoints; None: a twentieth of the run, but at least 100 and at most 1000. The last
-    step is always saved."""
+    """Steps between checkpoints; None: those of an epoch. The last step is always saved."""
+    save_minutes: float | None = 15.0
+    """Longest time between checkpoints, beside `save_every`; None: any."""
+    save_optimizer_at_end: bool = True
+    """Whether the checkpoint of the last step has the moments, with which the run can be prolonged."""
     keep_checkpoints: int = 2
     mirror: str | None = None
     """Path or URL (s3, gs) to which each checkpoint is copied while training goes on. `--resume auto` fetches
@@ -267,6 +270,7 @@ class TrainConfig:
             "log_every",
             "eval_every",
             "save_every",
+            "save_minutes",
             "keep_checkpoints",
         ):
             value = getattr(self, name)

@@ -27,6 +27,9 @@ class ResolvedRun:
     where `num_samples` is needed and not known."""
     total_steps: int | None
     """Optimizer steps; None where `train.epochs` is given and the number of samples is not known."""
+    epoch_steps: float | None
+    """Optimizer steps until every task has seen (where tasks are drawn: is expected to) each of its samples,
+    not rounded; None where the number of samples is not known."""
 
 
 def resolve(
@@ -58,6 +61,7 @@ def resolve(
         global_batch=global_batch,
         shares=shares,
         total_steps=total_steps,
+        epoch_steps=epoch,
     )
 
 

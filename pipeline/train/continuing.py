@@ -3,7 +3,10 @@
 import fnmatch
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from pipeline.config.load import digest, from_plain, to_saved
 from pipeline.config.schema import RunConfig
@@ -23,6 +26,8 @@ HARMLESS = (
     "train.log_every",
     "train.eval_every",
     "train.save_every",
+    "train.save_minutes",
+    "train.save_optimizer_at_end",
     "train.keep_checkpoints",
     "train.mirror",
     "train.max_nonfinite",
@@ -34,6 +39,7 @@ HARMLESS = (
     "tasks.*.data.val",
     "tasks.*.data.test",
     "tasks.*.data.allow_overlap",
+    "tasks.*.data.limit_val",
     "tasks.*.data.batch_size",
     "tasks.*.data.eval_batch_size",
     "tasks.*.data.workers",
@@ -80,6 +86,25 @@ def check_model(
         listed = first_few(lines, 3, "\n  ")
         raise CheckpointError(f"{checkpoint.folder} is of another model:\n  {listed}")
     check_tensors(checkpoint, state or {})
+
+
+def holds_weights_alone(checkpoint: Checkpoint) -> bool:
+    """Whether it is that of a last step with `train.save_optimizer_at_end=False`."""
+    return "optimizer.safetensors" not in checkpoint.facts["files"]
+
+
+def with_empty_state(
+    checkpoint: Checkpoint, state: Mapping[str, tuple[int, ...]], total_steps: int
+) -> Checkpoint:
+    """The checkpoint with zeros for the state of the optimizer, for a run that has no step left. Raises
+    CheckpointError for one that has."""
+    if checkpoint.facts["progress"]["step"] < total_steps:
+        raise CheckpointError(
+            f"{checkpoint.folder} holds weights alone (train.save_optimizer_at_end=False), so it cannot be "
+            "trained on; go on from an older one, or start a new run with it as backbone.weights"
+        )
+    zeros = {name: torch.zeros(shape) for name, shape in state.items()}
+    return replace(checkpoint, tensors=checkpoint.tensors | zeros)
 
 
 def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -17,7 +17,13 @@ from pipeline.train.run import Run
 
 SCORED = (
     "train.best",
-    *("tasks.*.data.val", "tasks.*.data.img_size", "tasks.*.data.augment.*", "tasks.*.data.tokenizer*"),
+    *(
+        "tasks.*.data.val",
+        "tasks.*.data.limit_val",
+        "tasks.*.data.img_size",
+        "tasks.*.data.augment.*",
+        "tasks.*.data.tokenizer*",
+    ),
 )
 """Fields that change what an evaluation says: a score of before is not compared with one of now."""
 

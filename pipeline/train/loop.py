@@ -48,6 +48,8 @@ def train(config: RunConfig, resume: str = "auto", faults: Injection | None = No
         with run.lock, run.saver:
             limit = max(config.engine.start_timeout, config.engine.timeout)
             run.meeting = Meeting(run.engine, stop, watchdog, limit)
+            if rank == 0:
+                run.meeting.wants_save = run.save_times.waited
             run.faults = faults or Injection()
             # from here on all ranks hear a request to stop: none has begun before
             anywhere(run.engine, False)
@@ -106,8 +108,7 @@ def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> N
                 _save(run, reporter, last=True)
                 raise
         better = not last and _due(step, settings.eval_every) and _score(run, reporter)
-        save_every = settings.save_every or default_save_every(run.total_steps)
-        if last or better or _due(step, save_every):
+        if last or better or run.meeting.save_asked or run.save_times.due(step):
             _save(run, reporter, last=last)
     for line in bad_summary(run.engine, run.streams):
         reporter.say(line)
@@ -237,6 +238,8 @@ def _start_save(run: Run) -> None:
     run.progress.nonfinite = int(run.nonfinite[0])
     facts = _facts(run) if main else {}
     run.faults.before_save(run)
+    run.meeting.save_asked = False
+    run.save_times.begun()
     with run.meeting.alone("saves a checkpoint"):
         if run.progress.step == run.saver.saved.step:
             run.saver.restate(run.progress, facts)
@@ -244,7 +247,9 @@ def _start_save(run: Run) -> None:
         average_buffers(run.engine, run.engine.module)
         if run.ema is not None and main:
             average = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
-        run.saver.start(run.engine, run.progress, average, facts)
+        ended = run.progress.step == run.total_steps
+        moments = run.config.train.save_optimizer_at_end or not ended
+        run.saver.start(run.engine, run.progress, average, facts, moments=moments)
 
 
 def _settle(run: Run, reporter: Reporter, *, wait: bool) -> CheckpointError | None:
@@ -272,11 +277,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "origins": list(run.origins),
         "streams": {name: stream.state_dict() for name, stream in run.streams.items()},
     }
-
-
-def default_save_every(total_steps: int) -> int:
-    """Steps between saves. A function of the run alone: ranks that looked at their clocks would disagree."""
-    return min(1000, max(100, total_steps // 20))
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -5,7 +5,7 @@ kept it from that. So all ranks save together when a rank is asked to stop or it
 whose data are late is waited for here and not in a collective of the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -26,6 +26,8 @@ class Meeting:
 
     limit: seconds for all ranks to come, unless one says that it goes on, and for what follows. May be set
     anew.
+    wants_save: asked at each meeting; where it says so on any rank, `save_asked` is set on all, until it is
+    set back.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class Meeting:
         limit: float | None = None,
     ):
         self.limit = limit
+        self.wants_save: Callable[[], bool] = lambda: False
+        self.save_asked = False
         self._ranks, self._stop, self._watchdog = ranks, stop, watchdog
 
     def next(self, batches: Iterator[T], what: str, *, last: bool = False, patient: bool = False) -> T | None:
@@ -76,11 +80,13 @@ class Meeting:
     def _meet(self, trouble: PipelineError | None) -> None:
         asked = isinstance(trouble, StopAsked) or (self._stop is not None and self._stop.asked)
         failed = trouble is not None and not isinstance(trouble, StopAsked)
+        save = self.wants_save()
         if self._ranks.world_size > 1:
-            own = torch.tensor([int(asked), self._ranks.rank + 1 if failed else 0])
-            asked, lost = self._ranks.hosts.largest(own).tolist()
+            own = torch.tensor([int(asked), self._ranks.rank + 1 if failed else 0, int(save)])
+            asked, lost, save = self._ranks.hosts.largest(own).tolist()
             if lost and not failed:
                 failed, trouble = True, StorageError(f"rank {lost - 1} could not read its data, and says why")
+        self.save_asked |= bool(save)
         if failed and trouble is not None:
             raise trouble
         if asked:

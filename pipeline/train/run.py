@@ -20,6 +20,7 @@ from pipeline.train.ema import Ema
 from pipeline.train.faults.injection import Injection
 from pipeline.train.gate import GradientGate
 from pipeline.train.meeting import Meeting
+from pipeline.train.save_times import SaveTimes
 from pipeline.train.saving import Saver
 from pipeline.train.steps.procedure import Procedure
 
@@ -51,6 +52,7 @@ class Run:
     """Lock of the output, held by rank 0; closing it lets another run in."""
     progress: Progress
     saver: Saver
+    save_times: SaveTimes
     origins: tuple[str, ...]
     """The paths from which this run was started with `--resume PATH`."""
     reported: int
@@ -66,6 +68,11 @@ class Run:
     def total_steps(self) -> int:
         assert self.resolved.total_steps is not None, "the streams say how long an epoch is"
         return self.resolved.total_steps
+
+    @property
+    def epoch_steps(self) -> float:
+        assert self.resolved.epoch_steps is not None, "the streams say how long an epoch is"
+        return self.resolved.epoch_steps
 
     @property
     def classes(self) -> dict[str, list[str]]:

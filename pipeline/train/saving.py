@@ -59,11 +59,20 @@ class Saver:
             self._copier.copy(folder)
 
     def start(
-        self, engine: Engine, progress: Progress, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+        self,
+        engine: Engine,
+        progress: Progress,
+        tensors: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+        *,
+        moments: bool = True,
     ) -> None:
         """Begins to save the engine's state with `tensors`, which are copies on the CPU of rank 0, with
-        `progress` and with `facts`. A collective; `settle` is called before."""
-        self._begin(progress, partial(self._write, engine.copied_state(), tensors, facts))
+        `progress` and with `facts`. moments: whether with those of the optimizer. A collective; `settle` is
+        called before."""
+        state = engine.copied_state()
+        chosen = state if moments else lambda: _weights_of(state())
+        self._begin(progress, partial(self._write, chosen, tensors, facts))
 
     def restate(self, progress: Progress, facts: Mapping[str, Any]) -> None:
         """Begins to write `progress` and `facts` of the newest checkpoint anew, whose step it is. A
@@ -160,6 +169,10 @@ def move_pointers(root: Path, folder: Path, best_step: int | None) -> set[Path]:
     if pointed(root, "best") != best:
         point(root, "best", best)
     return {best}
+
+
+def _weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.startswith("model.")}
 
 
 def _refuse_nonfinite(tensors: Mapping[str, Tensor]) -> None:

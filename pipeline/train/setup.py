@@ -41,6 +41,7 @@ from pipeline.train.meeting import Meeting
 from pipeline.train.mirror import Mirror, mirror_at
 from pipeline.train.run import Run
 from pipeline.train.same_shards import check_same_run, check_same_shards
+from pipeline.train.save_times import SaveTimes
 from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
 
@@ -121,6 +122,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
         about=[*run_lines(resolved, engine), *about],
         progress=Progress(),
         saver=Saver(engine, checkpoints_of(Path(config.output)), config.train.keep_checkpoints, mirror),
+        save_times=SaveTimes(config.train, resolved.epoch_steps or 1.0),
         origins=(),
         reported=0,
         nonfinite=torch.zeros(2, device=engine.device),
@@ -241,6 +243,8 @@ def _restore(
     differences = continuing.check_run(found, run.config, resolved.global_batch, ranks, extend=extend)
     for difference in differences.values():
         log.warning("the run continues with %s", difference)
+    if state and continuing.holds_weights_alone(found):
+        found = continuing.with_empty_state(found, state, run.total_steps)
     continuing.check_model(found, shapes, state)
     if run.ema is not None:
         continuing.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})

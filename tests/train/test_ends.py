@@ -17,7 +17,7 @@ from pipeline.data.batches import BatchReader
 from pipeline.model import MultiTaskModel
 from pipeline.run_folder import complete_folders
 from pipeline.train import loop, signals
-from pipeline.train.loop import default_save_every, train
+from pipeline.train.loop import train
 
 GENEROUS = 90.0
 """Seconds. A process that has not ended then never will."""
@@ -141,18 +141,3 @@ def test_a_second_interrupt_ends_at_once_unless_it_is_the_first_one_sent_on(
         f"step_{step:08d}" for step in steps
     ]
     assert signal.getsignal(signal.SIGINT) is before  # a shell's background jobs ignore it
-
-
-@pytest.mark.parametrize(
-    ("total_steps", "every"), [(1, 100), (99, 100), (2_500, 125), (20_000, 1_000), (10**6, 1_000)]
-)
-def test_without_save_every_a_run_loses_a_twentieth_at_most_or_a_hundred_steps(total_steps, every):
-    assert default_save_every(total_steps) == every
-
-
-def test_a_run_without_save_every_saves_in_between(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "default_save_every", lambda total_steps: total_steps // 3)
-    train(tiny_run(train=dict(steps=6, keep_checkpoints=9)))
-    assert [folder.name for folder in complete_folders(tmp_path / "run/checkpoints")] == [
-        f"step_{step:08d}" for step in (6, 4, 2)
-    ]
