@@ -31,7 +31,6 @@ HARMLESS = (
     "train.keep_checkpoints",
     "train.mirror",
     "train.max_nonfinite",
-    "train.max_steps",
     "backbone.weights",
     "backbone.pretrained",
     "backbone.grad_checkpointing",

@@ -87,7 +87,7 @@ MATTER = (
     *("seed", "engine.precision", "merging.*", "mixing.*", "balancing.*", "objective.*", "step.*", "optim.*"),
     *("backbone.name", "backbone.img_size", "backbone.options", "backbone.drop_path"),
     "backbone.proportional_attention",
-    *("train.mode", "train.epochs", "train.steps", "train.best", "train.alternate_period"),
+    *("train.mode", "train.epochs", "train.steps", "train.max_steps", "train.best", "train.alternate_period"),
     "train.reduction_range",
     *("tasks.a.type", "tasks.a.head", "tasks.a.weight", "tasks.a.share", "tasks.a.merging", "tasks.a.frozen"),
     *("tasks.a.data.schema", "tasks.a.data.img_size", "tasks.a.data.views", "tasks.a.data.shuffle_shards"),
