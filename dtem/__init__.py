@@ -10,10 +10,15 @@ from pipeline.version import VERSION as __version__
 if TYPE_CHECKING:
     from launch.predict.loaded import load_run
     from pipeline import (
+        PhasesOfMerging,
         build_backbone,
+        distill,
+        embeddings_of,
         load_adapter,
         load_weights,
+        merge_cost,
         patch,
+        phase_of,
         push_adapter,
         save_adapter,
         unmerge,
@@ -21,12 +26,17 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "PhasesOfMerging",
     "__version__",
     "build_backbone",
+    "distill",
+    "embeddings_of",
     "load_adapter",
     "load_run",
     "load_weights",
+    "merge_cost",
     "patch",
+    "phase_of",
     "push_adapter",
     "save_adapter",
     "unmerge",

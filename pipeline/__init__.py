@@ -12,12 +12,20 @@ if TYPE_CHECKING:
     from pipeline.backbone.patching.patch import patch, unpatch
     from pipeline.backbone.weights.load import load_weights
     from pipeline.merging.unmerge import unmerge
+    from pipeline.own_loop.lightning import PhasesOfMerging
+    from pipeline.own_loop.losses import distill, merge_cost
+    from pipeline.own_loop.phases import embeddings_of, phase_of
 
 __all__ = [
+    "PhasesOfMerging",
     "build_backbone",
+    "distill",
+    "embeddings_of",
     "load_adapter",
     "load_weights",
+    "merge_cost",
     "patch",
+    "phase_of",
     "push_adapter",
     "save_adapter",
     "unmerge",
@@ -25,10 +33,15 @@ __all__ = [
 ]
 
 _MODULES = {
+    "PhasesOfMerging": "pipeline.own_loop.lightning",
     "build_backbone": "pipeline.backbone.build",
+    "distill": "pipeline.own_loop.losses",
+    "embeddings_of": "pipeline.own_loop.phases",
     "load_adapter": "pipeline.backbone.adapters.public",
     "load_weights": "pipeline.backbone.weights.load",
+    "merge_cost": "pipeline.own_loop.losses",
     "patch": "pipeline.backbone.patching.patch",
+    "phase_of": "pipeline.own_loop.phases",
     "push_adapter": "pipeline.backbone.adapters.public",
     "save_adapter": "pipeline.backbone.adapters.public",
     "unmerge": "pipeline.merging.unmerge",

@@ -16,6 +16,7 @@ EXTRAS = {
     "segmentation": "a segmentation task, whose heads are MMSegmentation's,",
     "captioning": "captioning, with open_clip's parts and the COCO tools' scores,",
     "hf": "a model of Hugging Face transformers",
+    "lightning": "the callback for Lightning",
     "onnx": "`dtem export --format onnx`",
     "plots": "drawing",
     "demo": "the data set digit_scenes",

@@ -29,9 +29,10 @@ def evaluation_mode(model: HasModes) -> Iterator[None]:
             part.training = training
 
 
-def set_modes(model: nn.Module, trains: Collection[str]) -> None:
-    """Sets training mode for the parts that learn in a step that trains these kinds, and evaluation mode for
-    the others, frozen or resting: without dropout or drop path, and with fixed batch statistics.
+def set_modes(model: nn.Module, trains: Collection[str | None]) -> None:
+    """Sets training mode for the parts that learn in a step that trains these kinds (None: what says no
+    kind), and evaluation mode for the others, frozen or resting: without dropout or drop path, and with fixed
+    batch statistics.
 
     The parameters of its own kind inside a part decide on its mode (a block is no metric embedding, though it
     contains one). A part without any has the mode of its parent, where that has the same role. The model

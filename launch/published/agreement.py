@@ -11,11 +11,11 @@ from torch import Tensor
 from launch.measure.points import MACS, Point, Sweep
 from launch.published.device import now
 from launch.published.merged import counted_for
-from launch.published.signal import Signal
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError, StopAsked
 from pipeline.interfaces import Batch
+from pipeline.objectives.signal import Signal
 
 log = logging.getLogger(__name__)
 TASK = "agreement"

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 
 from launch.published.device import now
-from launch.published.signal import Signal
 from launch.teach.loop import Teaching, embeddings_of, merge_loss
 from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
@@ -16,6 +15,7 @@ from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.objectives.merge_cost import MergeCost
+from pipeline.objectives.signal import Signal
 
 TRIED = 2
 """Images of a trial on a CPU, where time grows with their number. A GPU tries a whole batch."""

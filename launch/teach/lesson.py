@@ -9,7 +9,7 @@ import torch
 from launch.published.batches import training_batches
 from launch.published.merged import counted_for, merged_model
 from launch.published.pictures import Pictures, divided
-from launch.published.signal import Signal, signal_of
+from launch.published.signal import signal_of
 from launch.teach.loop import Teaching
 from launch.teach.result import check_out
 from pipeline.backbone.macs import Counted
@@ -19,6 +19,7 @@ from pipeline.engine import launched
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.merging.policies import POLICIES
+from pipeline.objectives.signal import Signal
 
 CROP = (0.25, 1.0)
 """Range of the area of the crops that are learned from."""

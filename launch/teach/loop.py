@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from launch.published.device import now
-from launch.published.signal import Signal
 from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.config.schema import OptimConfig
@@ -20,6 +19,7 @@ from pipeline.engine.optimizers import build_optimizer
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.objectives.merge_cost import MergeCost
+from pipeline.objectives.signal import Signal
 from pipeline.rng import seed_everything, uniform
 from pipeline.train.rates import lr_at
 

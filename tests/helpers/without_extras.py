@@ -17,6 +17,7 @@ PACKAGES = {
     "segmentation": {"mmcv": "onedl-mmcv", "mmseg": "onedl-mmsegmentation"},
     "captioning": {"open_clip": "open-clip-torch", "pycocoevalcap": "pycocoevalcap"},
     "hf": {"transformers": "transformers"},
+    "lightning": {"lightning": "lightning"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript"},
     "plots": {"matplotlib": "matplotlib", "tensorboard": "tensorboard"},
     "demo": {"sklearn": "scikit-learn"},

@@ -79,6 +79,7 @@ def answers(digits, trained, tmp_path_factory):
         "segmentation": one_task("masks"),
         "captioning": one_task("captions"),
         "hf": ["pipeline.backbone.hugging_face:open_model", str(folder)],
+        "lightning": ["pipeline.own_loop.lightning:PhasesOfMerging"],
         "onnx": ["export", str(trained), "--out", str(folder / "program"), "--format", "onnx"],
         "plots": ["visualise", str(trained), "--num", "1"],
         "demo": ["shards", "make", "digit_scenes", str(folder / "digits"), "--train", "8"],

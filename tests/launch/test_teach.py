@@ -21,7 +21,7 @@ from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches
 from launch.published.merged import counted_for, merged_model
 from launch.published.pictures import divided, find_pictures
-from launch.published.signal import Signal, signal_of
+from launch.published.signal import signal_of
 from launch.teach.lesson import Order
 from launch.teach.loop import Teaching, merge_loss, teach
 from launch.teach.run import teach_published
@@ -31,6 +31,7 @@ from pipeline.config.schema import OptimConfig
 from pipeline.errors import ConfigError, SampleError
 from pipeline.interfaces import Batch
 from pipeline.objectives.merge_cost import MergeCost
+from pipeline.objectives.signal import Signal
 
 CPU = torch.device("cpu")
 SIZE = 64
