@@ -39,9 +39,8 @@ class Phase:
         """Call it behind the backward passes, before gradients are clipped. What does not learn loses its
         gradient, so that the optimizer passes it over: its weights, moments and decay. What learns and was
         not reached has a gradient of zero: its moments go on."""
-        learns = {METRIC: self.embeddings}
         for kind, parameter in _parameters(module):
-            if not learns.get(kind, self.others):
+            if not (self.embeddings if kind == METRIC else self.others):
                 parameter.grad = None
             elif parameter.grad is None and parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
