@@ -19,6 +19,7 @@ EXTRAS = {
     "lightning": "the callback for Lightning",
     "onnx": "`dtem export --format onnx`",
     "plots": "drawing",
+    "trackers": "log.trackers",
     "demo": "the data set digit_scenes",
     "s3": "s3://",
     "gs": "gs://",

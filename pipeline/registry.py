@@ -50,8 +50,14 @@ class Registry(Generic[T]):
         return self._factories[name]
 
     def build(self, name: str, /, *args: object, **options: object) -> T:
-        """Calls the factory. Raises ConfigError for an unknown or missing option, and for an option of
-        another type than the factory declares. Errors inside the factory stay as they are."""
+        """Calls the factory. Raises ConfigError as `check` does. Errors inside the factory stay as they
+        are."""
+        self.check(name, *args, **options)
+        return self.get(name)(*args, **options)
+
+    def check(self, name: str, /, *args: object, **options: object) -> None:
+        """Raises ConfigError for an unknown or missing option, and for an option of another type than the
+        factory declares. Calls nothing."""
         factory = self.get(name)
         signature = inspect.signature(factory)
         try:
@@ -64,7 +70,6 @@ class Registry(Generic[T]):
             if not _may_be(kinds.get(option, Any), value):
                 kind = inspect.formatannotation(kinds[option])
                 raise ConfigError(f"{self.kind} '{name}': {option} is {value!r}; give a value of type {kind}")
-        return factory(*args, **options)
 
     def names(self) -> list[str]:
         return sorted(self._factories)

@@ -147,6 +147,8 @@ DOORS = {
     "open_clip": {"tasks/open_clip_bridge/"},
     "pycocoevalcap": {"tasks/captions/metrics.py"},
     "webdataset": set(),
+    "wandb": {"pipeline/train/trackers/wandb.py"},
+    "mlflow": {"pipeline/train/trackers/mlflow.py"},
     "transformers": {
         "pipeline/backbone/hugging_face.py",
         "pipeline/backbone/hosts/hugging_face_layers.py",

@@ -6,6 +6,7 @@ A section checks its own fields; `pipeline/plan/resolve.py` checks sections agai
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.config.log_schema import LogConfig
 from pipeline.config.reduction_schema import ReductionConfig, TaskMergingConfig, require, require_range
 from pipeline.config.task_schema import (
     MAX_PIXELS,
@@ -22,6 +23,7 @@ __all__ = [
     "AugmentConfig",
     "DataConfig",
     "ImgSize",
+    "LogConfig",
     "Preprocessing",
     "ReductionConfig",
     "TaskConfig",
@@ -328,6 +330,7 @@ class RunConfig:
     step: StepConfig = field(default_factory=StepConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a number from 0 to 2^63 - 1")

@@ -31,6 +31,7 @@ HARMLESS = (
     "train.keep_checkpoints",
     "train.mirror",
     "train.max_nonfinite",
+    "log.*",
     "backbone.weights",
     "backbone.pretrained",
     "backbone.grad_checkpointing",

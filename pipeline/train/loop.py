@@ -24,12 +24,15 @@ from pipeline.train.meeting import Meeting
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
 from pipeline.train.notes import SharedNotes
+from pipeline.train.pictures import draw_pictures
 from pipeline.train.rates import reported_rates
 from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.run import Run
 from pipeline.train.setup import build_run, write_config
 from pipeline.train.signals import StopRequest
-from pipeline.train.train_step import train_step
+from pipeline.train.starts import note_start
+from pipeline.train.trackers import Trackers, tracked
+from pipeline.train.train_step import GRADIENT_NORMS, train_step
 from pipeline.train.watchdog import Section, Watchdog
 
 
@@ -67,9 +70,13 @@ def train(config: RunConfig, resume: str = "auto", faults: Injection | None = No
 
 def _train(run: Run) -> None:
     write_config(run)
+    note_start(run)
     run.faults.prepare(run)
     folder, main = Path(run.config.output), run.engine.rank == 0
-    with Reporter(folder, main=main, step=run.progress.step, total_steps=run.total_steps) as reporter:
+    trackers, units, step = _trackers(run), _units(run), run.progress.step
+    with Reporter(
+        folder, main=main, step=step, total_steps=run.total_steps, trackers=trackers, units=units
+    ) as reporter:
         for line in run.about:
             reporter.say(line)
         for source in (*run.streams.values(), *run.loaders.values()):
@@ -82,6 +89,23 @@ def _train(run: Run) -> None:
                 _loop(run, reporter, sums, watch)
         except StopAsked:
             _stop(run, reporter)
+
+
+def _trackers(run: Run) -> Trackers | None:
+    """Those of the run, on rank 0."""
+    log = run.config.log
+    if run.engine.rank > 0 or not log.trackers:
+        return None
+    return Trackers(tracked(run.config, run.progress.step), log.trackers, log.options)
+
+
+def _units(run: Run) -> dict[str, str]:
+    """Units of the scores in the lines of a run, by name."""
+    return {
+        f"val/{name}/{metric}": unit
+        for name in run.config.tasks
+        for metric, unit in run.engine.module.tasks[name].metric_units.items()
+    }
 
 
 def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> None:
@@ -171,18 +195,24 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     bad = count_bad(run.engine, run.streams)
     values = {name: mean(pair) for name, pair in sums.reduce(run.engine).items()}
     values |= reported_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
-    values |= {"grad_norm": float(norm), "bad_samples": sum(bad.values()), **watch.read()}
+    if not any(name in values for name in GRADIENT_NORMS):
+        values["grad_norm"] = float(norm)
+    values |= {"bad_samples": sum(bad.values()), **watch.read()}
     in_row, most = run.nonfinite.tolist()
     run.progress.nonfinite = int(in_row)
     # fewer than usual at the end, and after a resumption between two reports
     if (covered := run.progress.step - run.reported) != run.config.train.log_every:
         values["averaged_steps"] = covered
     run.reported = run.progress.step
+    left = watch.elapsed / max(1, covered) * (run.total_steps - run.progress.step)
     values |= {
         f"epoch/{task}": run.progress.samples.get(task, 0) / stream.num_samples
         for task, stream in run.streams.items()
     }
-    reporter.write(run.progress.step, values | ({"skipped_in_row": most} if most else {}))
+    values |= {"skipped_in_row": most} if most else {}
+    reporter.write(run.progress.step, values, seconds_left=left or None)
+    if (word := run.data_wait.word(values["data_wait"])) is not None:
+        reporter.say(word)
     if most > run.config.train.max_nonfinite:
         raise PipelineError(
             f"{counted(int(most), 'step')} in a row until step {run.progress.step} had a loss or gradient "
@@ -200,6 +230,9 @@ def _score(run: Run, reporter: Reporter) -> bool:
     average_buffers(run.engine, run.engine.module)
     with run.ema.applied() if run.ema is not None else nullcontext():
         scores = evaluate(run.engine, run.loaders, meeting=run.meeting)
+        if run.config.log.pictures:
+            with run.meeting.alone("draws pictures"):
+                reporter.show(run.progress.step, draw_pictures(run))
     run.progress.evaluated = run.progress.step
     missing = missing_samples(scores, run.loaders)
     for task, count in missing.items():

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: metrics.jsonl, TensorBoard, and a terminal. Rank 0 only; the others get a
+"""Where the figures of a run go: metrics.jsonl, a terminal, and trackers. Rank 0 only; the others get a
 reporter that is silent."""
 
 import json
@@ -9,29 +9,39 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from pipeline.extras import command, is_missing
-from pipeline.files import folder_within, write_bytes
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from pipeline.files import write_bytes
+from pipeline.train.trackers import Trackers
+from pipeline.train.trackers.tracker import Picture
 
 log = logging.getLogger(__name__)
 
 MOST_GROUPS = 2
 """Most groups of names in one line, without learning rates; more are hard to read."""
 
+UNITS = {"samples_per_s": "samples/s", "data_wait": "%"}
+"""Of figures that every run has."""
+
 
 class Reporter:
     """Context manager. A progress bar where there is a terminal, one line per report otherwise."""
 
-    def __init__(self, folder: Path, *, main: bool, step: int, total_steps: int):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        main: bool,
+        step: int,
+        total_steps: int,
+        trackers: Trackers | None = None,
+        units: Mapping[str, str] | None = None,
+    ):
         """step: where the run starts; figures of later steps, which an interrupted run left behind, are
-        removed."""
-        self._main = main
+        removed. trackers: who else is told; closed at the end. units: of figures by name, for the lines; `%`
+        for a share in [0, 1]."""
+        self._main, self._trackers, self._units = main, trackers, UNITS | dict(units or {})
         self._total = total_steps
         if not main:
             return
@@ -39,7 +49,6 @@ class Reporter:
         path = folder / "metrics.jsonl"
         _drop_after(path, step)
         self._file = open(path, "a", encoding="utf-8")
-        self._board = _board(folder, step)
         self._bar = tqdm(
             total=total_steps, initial=step, disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True
         )
@@ -50,20 +59,22 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         if self._main:
             self._file.close()
-            if self._board is not None:
-                self._board.close()
             self._bar.close()
+            if self._trackers is not None:
+                self._trackers.close()
 
     def advance(self) -> None:
         """One more step is done."""
         if self._main:
             self._bar.update()
 
-    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+    def write(
+        self, step: int, values: Mapping[str, float | None], *, seconds_left: float | None = None
+    ) -> None:
         """Values by name, at a step; None is n/a. What is not finite is null in the file, as JSON has no word
-        for it.
+        for it. seconds_left: until the last step, which the line tells.
 
-        Details (`val/TASK/METRIC/CLASS`) go to the file and the board only.
+        Details (`val/TASK/METRIC/CLASS`) go to the file and to trackers only.
         """
         if not self._main:
             return
@@ -71,13 +82,16 @@ class Reporter:
         plain = {name: known[name] if math.isfinite(known.get(name, math.nan)) else None for name in values}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
         self._file.flush()
-        if (board := self._board) is not None:
-            for name, value in known.items():
-                board.add_scalar(name, value, step)
-        self.say(
-            f"step {step}/{self._total}  "
-            f"{_text({name: known.get(name) for name in values if name.count('/') <= 2})}"
-        )
+        if self._trackers is not None:
+            self._trackers.write(step, known)
+        left = "" if seconds_left is None else f"  {duration(seconds_left)} left"
+        shown = {name: known.get(name) for name in values if name.count("/") <= 2}
+        self.say(f"step {step}/{self._total}{left}  {_text(shown, self._units)}")
+
+    def show(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """Pictures by name, for trackers."""
+        if self._main and self._trackers is not None:
+            self._trackers.show(step, pictures)
 
     def say(self, text: str) -> None:
         """A line for the user, above the bar."""
@@ -85,27 +99,13 @@ class Reporter:
             tqdm.write(text, file=sys.stderr)
 
 
-def _board(folder: Path, step: int) -> "SummaryWriter | None":
-    """TensorBoard's writer, which drops the figures of later steps; None where it is not installed, or
-    broken."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except Exception as err:  # noqa: BLE001 - whatever an installed package raises when it is imported
-        trouble, way_out = (
-            ("is not installed", f"to add it: {command('plots')}")
-            if is_missing(err)
-            else (f"cannot be imported ({type(err).__name__}: {err})", "mend or remove it")
-        )
-        log.warning("tensorboard %s, so the figures are in metrics.jsonl alone; %s", trouble, way_out)
-        return None
-    return SummaryWriter(str(folder_within(folder, "tensorboard")), purge_step=step + 1)
-
-
 class Stopwatch:
     """Wall time since the last reading, and how much of it was spent waiting for data."""
 
     def __init__(self) -> None:
         self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        self.elapsed = 0.0
+        """Seconds that the last reading covered."""
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -122,15 +122,33 @@ class Stopwatch:
         elapsed = time.perf_counter() - self._start
         values = {"samples_per_s": self._samples / elapsed, "data_wait": self._waited / elapsed}
         self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        self.elapsed = elapsed
         return values
 
 
-def _text(values: Mapping[str, float | None]) -> str:
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "n/a"
+    return f"{100 * value:.4g} %" if unit == "%" else f"{value:.4g} {unit}".rstrip()
+
+
+def _text(values: Mapping[str, float | None], units: Mapping[str, str]) -> str:
     """One line; with several tasks one for each group `a/b` of names `a/b/c`."""
     groups: dict[str, list[str]] = {}
     for name, value in values.items():
         group, _, last = name.rpartition("/")
-        groups.setdefault(group, []).append(f"{last} n/a" if value is None else f"{last} {value:.4g}")
+        groups.setdefault(group, []).append(f"{last} {_figure(value, units.get(name, ''))}")
     if len(groups.keys() - {"", "lr"}) > MOST_GROUPS:
         return "  ".join(groups.pop("", [])) + "".join(
             f"\n  {group:<22}  " + "  ".join(texts) for group, texts in groups.items()

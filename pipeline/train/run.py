@@ -23,6 +23,7 @@ from pipeline.train.meeting import Meeting
 from pipeline.train.save_times import SaveTimes
 from pipeline.train.saving import Saver
 from pipeline.train.steps.procedure import Procedure
+from pipeline.train.waiting import DataWait
 
 
 @dataclass
@@ -57,6 +58,8 @@ class Run:
     """The paths from which this run was started with `--resume PATH`."""
     reported: int
     """Step of the last report, or the first step of this process: reported means are over the steps since."""
+    data_wait: DataWait
+    """Says where a run waits for its data."""
     nonfinite: Tensor
     """[2] on the device: number of skipped steps in a row now, and the largest since the last report."""
 

@@ -39,11 +39,14 @@ from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.meeting import Meeting
 from pipeline.train.mirror import Mirror, mirror_at
+from pipeline.train.pictures import check_pictures
 from pipeline.train.run import Run
 from pipeline.train.same_shards import check_same_run, check_same_shards
 from pipeline.train.save_times import SaveTimes
 from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
+from pipeline.train.trackers import check_trackers
+from pipeline.train.waiting import DataWait
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     config = complete_optimizer(complete_data(config, facts))
     check_ema(config)
     check_engine(config)
+    check_trackers(config)
+    check_pictures(config)
     mirror = None if config.train.mirror is None else mirror_at(config.train.mirror)
     if mirror is not None:
         mirror.check_place(Path(config.output))
@@ -125,6 +130,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
         save_times=SaveTimes(config.train, resolved.epoch_steps or 1.0),
         origins=(),
         reported=0,
+        data_wait=DataWait(config),
         nonfinite=torch.zeros(2, device=engine.device),
     )
     if resume == "overwrite":

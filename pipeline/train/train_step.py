@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import SampleError, StopAsked, StorageError
-from pipeline.interfaces import Batch, StepSpec
+from pipeline.interfaces import Batch, StepSpec, Sums
+from pipeline.parts import BALANCE, METRIC
 from pipeline.plan.facts import range_of
 from pipeline.rng import generator, seed_everything, seed_of, uniform
 from pipeline.train.between import Between
@@ -22,6 +23,9 @@ from pipeline.train.statistics import RunningStatistics
 from pipeline.train.steps.procedure import MicroBatch, StepWork
 
 Streams = Mapping[str, Iterator[Batch]]
+
+GRADIENT_NORMS = ("grad_norm_embeddings", "grad_norm_model")
+"""Means over steps that train the embeddings alone, and over the others, of a run that alternates."""
 
 
 def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums, watch: Stopwatch) -> Tensor:
@@ -49,6 +53,8 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
     if probe is not None:
         _follow(run, probe, sums)
     _count_step(run, norm, before.statistics)
+    if spec.trains.isdisjoint({METRIC}) or spec.trains <= {METRIC, BALANCE}:
+        sums.add(_norms_by_step(run, spec, norm))
     return norm
 
 
@@ -90,6 +96,17 @@ def _draw_reduction(config: RunConfig, task: str, step: int) -> int | None:
         return None
     low, high = span
     return int(torch.randint(low, high + 1, (), generator=generator(config.seed, "reduction", task, step)))
+
+
+def _norms_by_step(run: Run, spec: StepSpec, norm: Tensor) -> Sums:
+    """The norm under the name of what learns in the step; nothing where all steps train the same. Both names
+    are there, as ranks and reports expect the same names."""
+    kinds = {group["kind"] for group in run.groups} - {BALANCE}
+    if METRIC not in kinds or kinds == {METRIC}:
+        return {}
+    own = int(METRIC not in spec.trains)
+    nothing = (torch.zeros_like(norm), 0.0)
+    return {name: (norm, 1.0) if i == own else nothing for i, name in enumerate(GRADIENT_NORMS)}
 
 
 def _follow(run: Run, probe: GradientProbe, sums: MetricSums) -> None:

@@ -20,6 +20,7 @@ SECTIONS = {
     "optim": schema.OptimConfig,
     "train": schema.TrainConfig,
     "engine": schema.EngineConfig,
+    "log": schema.LogConfig,
     "tasks.NAME": schema.TaskConfig,
     "At the top": schema.RunConfig,
 }
@@ -62,7 +63,7 @@ def written(cell: str) -> list[object]:
     if cell in OTHER_WORDS:
         return OTHER_WORDS[cell]
     values = ast.literal_eval("[" + re.sub("`(.*?)`", r"'\1'", cell).replace("required", "'required'") + "]")
-    return [() if value == {} else value for value in values]
+    return [() if value in ({}, []) else value for value in values]
 
 
 def default_of(section: type, name: str) -> object:

@@ -20,6 +20,7 @@ PACKAGES = {
     "lightning": {"lightning": "lightning"},
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript"},
     "plots": {"matplotlib": "matplotlib", "tensorboard": "tensorboard"},
+    "trackers": {"wandb": "wandb", "mlflow": "mlflow-skinny"},
     "demo": {"sklearn": "scikit-learn"},
     "s3": {"s3fs": "s3fs"},
     "gs": {"gcsfs": "gcsfs"},

@@ -19,6 +19,8 @@ from tinyrun import tiny_plain, tiny_tasks_plain
 from pipeline.errors import ConfigError
 from pipeline.extras import DISTRIBUTION, EXTRAS, command, extra
 from pipeline.train.reporting import Reporter
+from pipeline.train.trackers import Trackers
+from pipeline.train.trackers.tracker import TrackedRun
 
 ROOT = Path(__file__).parents[2]
 CORE = ("help", "train", "evaluate", "sweep", "export", "doctor")
@@ -81,6 +83,7 @@ def answers(digits, trained, tmp_path_factory):
         "hf": ["pipeline.backbone.hugging_face:open_model", str(folder)],
         "lightning": ["pipeline.own_loop.lightning:PhasesOfMerging"],
         "onnx": ["export", str(trained), "--out", str(folder / "program"), "--format", "onnx"],
+        "trackers": run("wandb", tiny_plain(digits, folder / "wandb", log=dict(trackers=["csv", "wandb"]))),
         "plots": ["visualise", str(trained), "--num", "1"],
         "demo": ["shards", "make", "digit_scenes", str(folder / "digits"), "--train", "8"],
         **{
@@ -164,7 +167,8 @@ def test_a_broken_tensorboard_is_left_out_with_a_warning(tmp_path, monkeypatch, 
         if name.split(".")[0] == "tensorboard" or name.startswith("torch.utils.tensorboard"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
-    with Reporter(tmp_path / "run", main=True, step=0, total_steps=1) as reporter:
+    told = Trackers(TrackedRun(tmp_path / "run", "p", "run", (), "", {}), ["tensorboard"])
+    with Reporter(tmp_path / "run", main=True, step=0, total_steps=1, trackers=told) as reporter:
         reporter.write(1, {"loss": 2.0})
     assert "tensorboard cannot be imported (RuntimeError: protobuf)" in caplog.text
     assert json.loads((tmp_path / "run/metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}

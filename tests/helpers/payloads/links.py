@@ -92,6 +92,7 @@ def _folder(place: str, write: Callable[[Path], object], sandbox: Sandbox) -> No
 
 
 def _report(run: Path) -> None:
+    folder_within(run, "tensorboard")  # a tracker's own refusal would not end the run
     with Reporter(run, main=True, step=1, total_steps=2) as reporter:
         reporter.write(1, {"a": 1.0})
 
