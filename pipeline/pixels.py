@@ -31,12 +31,11 @@ class Noise:
     """float32, flat: the values of box after box, each [3, height, width]."""
 
     @classmethod
-    def of(cls, patches: Sequence[Patch | None]) -> "Noise | None":
-        """The noise of the patches, which are one for each image, or None. Returns None where no image has
-        one."""
+    def of(cls, patches: Sequence[Sequence[Patch]]) -> "Noise | None":
+        """The noise of the patches of each image. Returns None where no image has any."""
         boxes, values = [], []
-        for image, patch in enumerate(patches):
-            if patch is not None:
+        for image, of_image in enumerate(patches):
+            for patch in of_image:
                 _, height, width = patch.values.shape
                 boxes.append((image, patch.top, patch.left, height, width))
                 values.append(patch.values.flatten())

@@ -16,6 +16,9 @@ from tasks.shared.hits import count_hits, hit_shares
 from tasks.shared.pooling import check_pool, pool
 
 MAX_CLASSES = 1_000_000
+LOSSES = ("cross_entropy", "binary_cross_entropy")
+"""Binary cross-entropy takes each class for a question of its own (DeiT III). Its mean is over samples and
+classes."""
 
 
 @TASKS.register("classification")
@@ -23,7 +26,8 @@ class ClassificationTask(Task):
     """timm's head under timm's names: pooling, a norm where timm's model has one there, and a linear layer.
 
     With a distillation token in the backbone, the logits are the mean of two heads. pool: `token`, `avg`,
-    `map` (by attention, in backbones that have it), or None for the backbone's own way.
+    `map` (by attention, in backbones that have it), or None for the backbone's own way. target_threshold:
+    with binary cross-entropy, labels above it are 1 and the others 0.
     """
 
     reads = ClassificationTargets
@@ -37,6 +41,8 @@ class ClassificationTask(Task):
         num_classes: int,
         pool: str | None = None,
         label_smoothing: float = 0.0,
+        loss: str = "cross_entropy",
+        target_threshold: float | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -45,7 +51,13 @@ class ClassificationTask(Task):
             raise ConfigError(
                 f"classification: label_smoothing {label_smoothing} and dropout {dropout} must be in [0, 1)"
             )
+        if loss not in LOSSES or (target_threshold is not None and loss != "binary_cross_entropy"):
+            raise ConfigError(
+                f"classification: loss is '{loss}' and target_threshold {target_threshold}; give one of "
+                f"{', '.join(LOSSES)}, and a threshold with the second alone"
+            )
         dim = backbone.embed_dim
+        self.loss, self.target_threshold = loss, target_threshold
         self.num_classes = num_classes
         self.pool = pool or backbone.global_pool
         self.attn_pool = build_attention_pool(backbone) if self.pool == "map" else None
@@ -59,11 +71,20 @@ class ClassificationTask(Task):
         self.head_dist = _linear_head(dim, num_classes) if backbone.dist_token is not None else None
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
-        """The mean cross-entropy. batch.targets: ClassificationTargets, labels int64 [B] or float [B, K].
+        """The mean loss. batch.targets: ClassificationTargets, labels int64 [B] or float [B, K].
         predictions: logits [B, K], float32."""
         logits, labels = self.logits(output), batch.targets.labels
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = self._loss(logits, labels)
         return TaskOutput(loss, {"loss": (loss.detach() * len(logits), len(logits))}, predictions=logits)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        wanted = labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1]).float()
+        wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
+        if self.target_threshold is not None:
+            wanted = (wanted > self.target_threshold).float()
+        return F.binary_cross_entropy_with_logits(logits, wanted)
 
     def logits(self, output: BackboneOutput) -> Tensor:
         """[B, K] float32"""

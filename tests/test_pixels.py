@@ -25,7 +25,7 @@ def every_value() -> torch.Tensor:
 
 
 def noise() -> Noise:
-    patches = [Patch(2, 3, torch.randn(3, 4, 5)), None, Patch(0, 0, torch.randn(3, 16, 1))]
+    patches = [[Patch(2, 3, torch.randn(3, 4, 5))], [], [Patch(0, 0, torch.randn(3, 16, 1))]]
     made = Noise.of(patches)
     assert made is not None
     return made
@@ -48,7 +48,7 @@ def test_a_patch_overwrites_its_rectangle_and_nothing_else():
     first, last = noisy.values[:60].view(3, 4, 5), noisy.values[60:].view(3, 16, 1)
     assert torch.equal(images[0, :, 2:6, 3:8], first) and torch.equal(images[2, :, :, :1], last)
     assert images.count_nonzero() == noisy.values.count_nonzero()
-    assert Noise.of([None, None]) is None
+    assert Noise.of([[], []]) is None
 
 
 def test_the_host_does_not_wait_for_the_device():

@@ -53,13 +53,26 @@ class AugmentConfig:
     hflip: float | None = None
     """Probability of a mirrored image; None: 0.5, and 0 for captions, which can name left and right."""
     rand_augment: str | None = None
-    """RandAugment in timm's notation, for instance `rand-m9-mstd0.5-inc1`."""
+    """RandAugment in timm's notation, for instance `rand-m9-mstd0.5-inc1`; or another of timm's policies:
+    AutoAugment (`original`, `v0`), AugMix (`augmix-m3-w3`), 3-Augment (`3a`); or torchvision's TrivialAugment
+    (`trivial`)."""
     color_jitter: float | tuple[float, float, float, float] = 0.0
     """One strength of brightness, contrast and saturation; or four strengths, of each of these and of hue."""
     random_erasing: float = 0.0
+    """Probability of an erased rectangle."""
+    erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    """What is put there: noise of each pixel, one colour, or the mean colour."""
+    erasing_count: int = 1
+    """Most rectangles of an image; how many is drawn. They share the area."""
     mixup: float = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: float = 0.0
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed."""
+    mix_switch: float = 0.5
+    """Where both are on: probability of cutmix in place of mixup."""
+    mix_epochs: float | None = None
+    """Epochs of the task after which no batch is mixed any more; None: all are mixed."""
     crop_pct: float | None = None
     """Evaluation of classes and captions: share of the resized side in the centre crop. For this and the next
     four, None takes the value of the backbone's weights."""
@@ -115,7 +128,7 @@ class AugmentConfig:
         require(
             0 < min(std) and max(std) <= 1, f"augment.std is {self.std}; give numbers in (0, 1], {pixels}"
         )
-        for name in ("hflip", "random_erasing"):
+        for name in ("hflip", "random_erasing", "mix_prob", "mix_switch"):
             require(
                 0 <= (getattr(self, name) or 0) <= 1,
                 f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]",
@@ -124,6 +137,11 @@ class AugmentConfig:
             require(
                 getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; give 0 (off) or more"
             )
+        require(self.erasing_count >= 1, f"augment.erasing_count is {self.erasing_count}; give 1 or more")
+        require(
+            self.mix_epochs is None or self.mix_epochs > 0,
+            f"augment.mix_epochs is {self.mix_epochs}; give epochs, above 0, or None",
+        )
         jitter = self.color_jitter if isinstance(self.color_jitter, tuple) else (self.color_jitter, 0.0)
         strengths = "0 (off) or more, or four such strengths, that of hue at most 0.5"
         require(

@@ -72,7 +72,7 @@ class BatchReader(Dataset[Loaded]):
         if self._reader.remote and seed is not None:
             _tell_small_cache(task, config, manifest, self.order, world_size)
         erases = seed is not None and config.augment.random_erasing > 0
-        self._erase = eraser(config.augment.random_erasing) if erases else None
+        self._erase = eraser(config.augment) if erases else None
         wanted = config.augment.preprocessing
         self._normalisation = Normalisation(wanted.mean, wanted.std)
         self._tries = max(1, config.max_bad_samples)

@@ -81,7 +81,8 @@ def _next_batch(run: Run, streams: Streams, watch: Stopwatch, task: str, micro_s
     samples = run.config.tasks[task].data.batch_size * run.engine.world_size
     watch.count(samples)
     run.progress.samples[task] = run.progress.samples.get(task, 0) + samples
-    if task not in run.mixers:
+    epochs = (run.progress.samples[task] - samples) / run.streams[task].num_samples
+    if task not in run.mixers or run.mixers[task].rests(epochs):
         return batch
     return run.mixers[task](
         batch, seed_of(run.config.seed, "mix", task, run.engine.rank, run.progress.step), micro_step

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.data.mixup import mixup_target
+from timm.loss import BinaryCrossEntropy
 from tiny import IMG, PREFIXES, SIZES, VARIANTS, images, merged, tiny_vit
 
 from pipeline.backbone.build import create_vit
@@ -30,6 +32,28 @@ def batch(size=8, labels=None):
     return Batch(
         "animals", images(size), ClassificationTargets(torch.arange(size) % 10 if labels is None else labels)
     )
+
+
+@pytest.mark.parametrize(("smoothing", "threshold"), [(0.0, None), (0.1, None), (0.0, 0.0), (0.1, 0.2)])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_binary_cross_entropy_is_timms(smoothing, threshold, mixed):
+    """timm smooths the labels of a mixed batch where it mixes."""
+    labels = torch.tensor([1, 4, 0, 9])
+    logits = torch.randn(4, 10)
+    theirs = BinaryCrossEntropy(smoothing=smoothing, target_threshold=threshold)
+    target = mixup_target(labels, 10, lam=0.3, smoothing=smoothing) if mixed else labels
+    plain = mixup_target(labels, 10, lam=0.3) if mixed else labels
+    task = classifier(
+        label_smoothing=smoothing, loss="binary_cross_entropy", target_threshold=threshold
+    ).tasks["animals"]
+    torch.testing.assert_close(task._loss(logits, plain), theirs(logits, target))
+
+
+def test_a_loss_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="loss is 'bce'.*one of cross_entropy, binary_cross_entropy"):
+        classifier(loss="bce")
+    with pytest.raises(ConfigError, match="target_threshold 0.1"):
+        classifier(target_threshold=0.1)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

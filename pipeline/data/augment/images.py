@@ -12,7 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import (
+    augment_and_mix_transform,
+    auto_augment_transform,
+    rand_augment_transform,
+)
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
 from torch import Tensor
@@ -144,21 +148,38 @@ def _jitter(config: AugmentConfig) -> tuple[float, ...]:
 
 
 def _rand_augment(config: AugmentConfig, size: int) -> Transform:
-    """timm's operators, which fill what they uncover with the mean, and interpolate as the crop does."""
+    """The policy of that name. timm's operators fill what they uncover with the mean, and interpolate as the
+    crop does."""
     fill = tuple(min(255, round(255 * channel)) for channel in config.preprocessing.mean)
     interpolation = str_to_pil_interp(config.preprocessing.interpolation)
     options = {"img_mean": fill, "translate_const": int(0.45 * size), "interpolation": interpolation}
     name = config.rand_augment or ""
+    if name == "trivial":
+        trivial = v2.TrivialAugmentWide(interpolation=F.InterpolationMode(config.preprocessing.interpolation))
+        return lambda image: F.pil_to_tensor(trivial(F.to_pil_image(image)))
     try:
-        augment = rand_augment_transform(name, options)
+        if name.startswith("rand"):
+            augment = rand_augment_transform(name, options)
+        elif name.startswith("augmix"):
+            augment = augment_and_mix_transform(name, options | {"translate_pct": 0.3})
+        else:
+            augment = auto_augment_transform(name, options)
     except (AssertionError, ValueError, KeyError) as err:
+        because = f" ({err})" if str(err) else ""
         raise ConfigError(
-            f"augment.rand_augment is '{name}' ({err}); give timm's notation, such as rand-m9-mstd0.5-inc1"
+            f"augment.rand_augment is '{name}'{because}; give timm's notation, such as rand-m9-mstd0.5-inc1, "
+            "augmix-m3-w3, original or 3a; or trivial"
         ) from err
-    for op in augment.ops:
+    for op in _operators(augment):
         if op.name.startswith("Posterize"):
             op.level_fn = partial(_at_least_one_bit, op.level_fn)
     return lambda image: F.pil_to_tensor(augment(F.to_pil_image(image)))
+
+
+def _operators(augment: Any) -> list[Any]:
+    """Those of a policy of timm's: RandAugment and AugMix have a list of them, AutoAugment a list of
+    lists."""
+    return augment.ops if hasattr(augment, "ops") else [op for ops in augment.policy for op in ops]
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int]], *args: Any) -> tuple[int]:
@@ -167,15 +188,17 @@ def _at_least_one_bit(level_fn: Callable[..., tuple[int]], *args: Any) -> tuple[
     return (max(1, level_fn(*args)[0]),)
 
 
-def eraser(probability: float) -> Callable[[torch.Size], Patch | None]:
-    """timm's random erasing, with noise per pixel: shape [3, H, W] of an image -> the patch drawn for it, if
-    any."""
-    erase = RandomErasing(probability, mode="pixel", device="cpu")
+def eraser(config: AugmentConfig) -> Callable[[torch.Size], list[Patch]]:
+    """timm's random erasing: shape [3, H, W] of an image -> the patches drawn for it, which may overlap; the
+    last one is on top."""
+    erase = RandomErasing(
+        config.random_erasing, mode=config.erasing_mode, max_count=config.erasing_count, device="cpu"
+    )
 
-    def draw(shape: torch.Size) -> Patch | None:
+    def draw(shape: torch.Size) -> list[Patch]:
         canvas = _Canvas(shape)
         erase(canvas)
-        return canvas.patch
+        return canvas.patches
 
     return draw
 
@@ -187,28 +210,36 @@ class _Canvas:
 
     def __init__(self, shape: torch.Size):
         self._shape = shape
-        self.patch: Patch | None = None
+        self.patches: list[Patch] = []
 
     def size(self) -> torch.Size:
         return self._shape
 
     def __setitem__(self, where: tuple[slice, slice, slice], noise: Tensor) -> None:
         _, rows, columns = where
-        self.patch = Patch(rows.start, columns.start, noise)
+        size = 3, rows.stop - rows.start, columns.stop - columns.start
+        self.patches.append(Patch(rows.start, columns.start, noise.expand(size)))
 
 
 class BatchMixer:
-    """Mixup and cutmix of a training batch; where both are on, a draw per batch chooses. Identity where both
-    are 0."""
+    """Mixup and cutmix of a training batch; where both are on, a draw per batch chooses by mix_switch.
+    Identity where both are 0, and in a batch that mix_prob spares, whose labels then stay int64."""
 
     def __init__(self, augment: AugmentConfig, num_classes: int):
         mixers = [v2.MixUp(alpha=augment.mixup, num_classes=num_classes)] if augment.mixup else []
         mixers += [v2.CutMix(alpha=augment.cutmix, num_classes=num_classes)] if augment.cutmix else []
-        self._mix = v2.RandomChoice(mixers) if mixers else None
+        shares = [1 - augment.mix_switch, augment.mix_switch] if len(mixers) == 2 else None
+        mix = v2.RandomChoice(mixers, p=shares) if mixers else None
+        self._mix = mix if mix is None or augment.mix_prob == 1 else v2.RandomApply([mix], augment.mix_prob)
+        self._epochs = augment.mix_epochs
+
+    def rests(self, epochs: float) -> bool:
+        """Whether no batch is mixed any more after so many epochs of its task."""
+        return self._epochs is not None and epochs >= self._epochs
 
     def __call__(self, batch: Batch, seed: int, step: int) -> Batch:
-        """labels int64 [B] -> float32 [B, num_classes]. The draw is a function of (seed, step): give each
-        micro-batch its own step.
+        """labels int64 [B] -> float32 [B, num_classes], where it mixes. The draw is a function of
+        (seed, step): give each micro-batch its own step.
 
         torchvision mixes an image with the one before it: here with a view of another sample.
         """

@@ -1,6 +1,8 @@
 """What augmentation promises: shapes, bounds, and randomness that belongs to the sample."""
 
 import random
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +132,30 @@ def test_a_view_is_mixed_with_a_view_of_another_sample(mixup, cutmix, views):
         (share,) = set(mixed.targets.labels.gather(1, own[:, None]).flatten().tolist())
         shares.add(share)
     assert len(shares) > 5 and min(shares) < 1
+
+
+def test_a_batch_is_mixed_with_its_probability_and_by_what_the_switch_says():
+    """Labels of a batch that is spared stay numbers."""
+    kinds = Counter()
+    for switch in (0.0, 0.2):
+        augment = AugmentConfig(mixup=1.0, cutmix=1.0, mix_prob=0.5, mix_switch=switch)
+        mixer = BatchMixer(augment, 5)
+        flat = replace(batch(), images=torch.arange(6.0).view(6, 1, 1, 1).repeat(1, 3, 8, 8))
+        for step in range(200):
+            mixed = mixer(flat, 7, step)
+            if mixed.targets.labels.dtype == torch.int64:
+                assert torch.equal(mixed.images, flat.images)
+                kinds[switch, "spared"] += 1
+            else:
+                kinds[switch, "cutmix" if (mixed.images.std((1, 2, 3)) > 1e-3).any() else "other"] += 1
+    assert all(70 < kinds[switch, "spared"] < 130 for switch in (0.0, 0.2))
+    assert kinds[0.0, "cutmix"] == 0 and 8 < kinds[0.2, "cutmix"] < 40
+
+
+def test_mixing_rests_after_its_epochs():
+    mixer = BatchMixer(AugmentConfig(mixup=1.0, mix_epochs=2.5), 5)
+    assert [mixer.rests(epochs) for epochs in (0, 2.4, 2.5, 9)] == [False, False, True, True]
+    assert not BatchMixer(AugmentConfig(mixup=1.0), 5).rests(1e9)
 
 
 def test_without_mixing_the_batch_is_the_same():
