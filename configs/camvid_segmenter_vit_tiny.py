@@ -6,6 +6,8 @@ start      the ViT of cifar10_vit.py; without it: --cfg-options backbone.weights
 command    dtem train configs/camvid_segmenter_vit_tiny.py or, on both cores: deepspeed
            --num_accelerators 2 launch/train.py --config configs/camvid_segmenter_vit_tiny.py \
                --cfg-options engine.type=deepspeed tasks.camvid.data.batch_size=8
+source     Segmenter's head, arXiv 2105.05633
+differs    a ViT and pictures of this size, AdamW and its rates: ours
 hardware   2 CPU cores, about half an hour
 expected   benchmarks/records/camvid_dtem_vs_tome.json, the unmerged score
 

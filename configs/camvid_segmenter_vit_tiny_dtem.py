@@ -3,6 +3,8 @@
 command    dtem train configs/camvid_segmenter_vit_tiny_dtem.py      (after
            configs/camvid_segmenter_vit_tiny.py)
 then       dtem sweep runs/camvid_segmenter_vit_tiny_dtem --merged 0.3,0.5,0.7
+source     docs/merge_cost.md
+differs    a model of this size
 hardware   1 CPU core, about four minutes
 expected   benchmarks/records/camvid_dtem_vs_tome.json
 """

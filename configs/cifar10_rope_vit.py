@@ -5,6 +5,7 @@ command    dtem train configs/cifar10_rope_vit.py
            or, on both cores: deepspeed --num_accelerators 2 launch/train.py \
                --config configs/cifar10_rope_vit.py \
                --cfg-options engine.type=deepspeed tasks.cifar10.data.batch_size=32
+source     none: this project's own; rotary positions and registers as in DINOv3, arXiv 2508.10104
 hardware   2 CPU cores, about twelve minutes
 expected   benchmarks/records/rotary_positions.json, the unmerged score
 

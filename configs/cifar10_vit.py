@@ -4,6 +4,7 @@ data       CIFAR-10 as shards in data/cifar10 (dtem shards make imagefolder PATH
 command    dtem train configs/cifar10_vit.py
            or, on both cores: deepspeed --num_accelerators 2 launch/train.py --config configs/cifar10_vit.py \
                --cfg-options engine.type=deepspeed tasks.cifar10.data.batch_size=32
+source     none: this project's own, the smallest backbone that comparisons need
 hardware   2 CPU cores, about ten minutes
 expected   benchmarks/records/cifar10_dtem_vs_tome.json, the unmerged score
 

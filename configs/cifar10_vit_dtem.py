@@ -2,6 +2,8 @@
 
 command    dtem train configs/cifar10_vit_dtem.py      (after configs/cifar10_vit.py)
 then       dtem sweep runs/cifar10_vit_dtem
+source     docs/merge_cost.md
+differs    a model of this size
 hardware   1 CPU core, about a minute
 expected   benchmarks/records/cifar10_dtem_vs_tome.json; the choice of recipe:
            benchmarks/records/cifar10_recipes.json

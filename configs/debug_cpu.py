@@ -3,6 +3,7 @@ nothing.
 
 data       dtem shards make digit_scenes data/digits
 command    dtem train configs/debug_cpu.py
+source     none: this project's own
 hardware   1 CPU core
 expected   nothing; it is run to see that it runs
 """

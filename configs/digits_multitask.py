@@ -4,6 +4,7 @@ half of `make demo`.
 data       dtem shards make digit_scenes data/digits --train 12000
 command    make demo, or: dtem train configs/digits_multitask.py
 then       configs/digits_multitask_dtem.py
+source     none: this project's own
 hardware   1 CPU core, about 12 minutes; the demo takes 1500 of the 2500 steps, in two processes
 expected   benchmarks/records/digits_multitask.json
 """

@@ -4,6 +4,7 @@ Second half of `make demo`.
 command    make demo, or: dtem train configs/digits_multitask_dtem.py      (after
            configs/digits_multitask.py)
 then       dtem sweep runs/digits_multitask_dtem --within 0.5; dtem visualise runs/digits_multitask_dtem
+source     none: this project's own; the embeddings learn by docs/merge_cost.md
 hardware   1 CPU core, about 2 minutes
 expected   benchmarks/records/digits_multitask_dtem_vs_tome.json
 

@@ -6,6 +6,7 @@ start      dtem train configs/digits_vit.py; without it: --cfg-options backbone.
            many more steps
 command    dtem train configs/digits_segmentation.py
 then       dtem sweep runs/digits_segmentation; dtem visualise runs/digits_segmentation
+source     none: this project's own; Segmenter's head, arXiv 2105.05633
 hardware   1 CPU core, about 3 minutes
 expected   mIoU 39.3 % on the 500 validation scenes (one run); nine pixels of ten are ground, so read mIoU,
            not aAcc

@@ -7,6 +7,7 @@ start      the ViT of cifar10_vit.py; without it: --cfg-options backbone.weights
 command    dtem train configs/scenes_captioning.py or, on both cores: deepspeed --num_accelerators 2
            launch/train.py --config configs/scenes_captioning.py \
                --cfg-options engine.type=deepspeed tasks.scenes_captioning.data.batch_size=32
+source     none: this project's own; CoCa's decoder, arXiv 2205.01917, by open_clip
 hardware   2 CPU cores, about 20 minutes
 expected   benchmarks/records/scenes_captioning_dtem_vs_tome.json, the unmerged scores
 """

@@ -2,6 +2,8 @@
 
 command    dtem train configs/scenes_captioning_dtem.py      (after configs/scenes_captioning.py)
 then       dtem sweep runs/scenes_captioning_dtem --macs 0.7,0.5
+source     docs/merge_cost.md
+differs    a model of this size, and a higher temperature
 hardware   1 CPU core, about five minutes
 expected   benchmarks/records/scenes_captioning_dtem_vs_tome.json
 

@@ -27,6 +27,11 @@ NUM_SAMPLES |= {
 }
 NUM_SAMPLES |= {"coco_captions": 113_287, "digits_captioning": 12_000}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+BASE_RECIPES = [
+    path
+    for room in ("merging", "schedule", "task")
+    for path in sorted((Path(__file__).parents[2] / "configs" / "_base_" / room).glob("*.py"))
+]
 BASE_TASKS = sorted((Path(__file__).parents[2] / "configs" / "_base_" / "task").glob("*.py"))
 
 
@@ -66,14 +71,18 @@ def test_a_base_task_fits_its_schema(path, tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_says_how_it_is_run(path):
     head = path.read_text().split('"""')[1]
-    for word in ("command", "hardware", "expected"):
+    for word in ("command", "source", "hardware", "expected"):
         assert re.search(rf"^{word} ", head, re.M), f"the head comment of {path.name} does not say its {word}"
     assert f"configs/{path.name}" in head
     if path.stem.startswith(("imagenet", "ade20k", "coco", "multitask")):
-        for word in ("source", "differs"):
-            assert re.search(rf"^{word} ", head, re.M), (
-                f"the head comment of {path.name} names a recipe and does not say its {word}"
-            )
+        assert re.search(r"^differs ", head, re.M), (
+            f"the head comment of {path.name} names a recipe and does not say how it differs"
+        )
+
+
+@pytest.mark.parametrize("path", BASE_RECIPES, ids=lambda path: path.stem)
+def test_a_base_says_where_its_recipe_is_from(path):
+    assert re.search(r"^source ", path.read_text().split('"""')[1], re.M)
 
 
 def test_the_papers_global_batch_is_1024():

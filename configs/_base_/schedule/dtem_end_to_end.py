@@ -2,6 +2,9 @@
 
 The authors did not release this part: alternation and 100 epochs are the paper's, the learning rates are
 ours.
+
+source     arXiv 2412.10569: alternation, epochs
+differs    learning rates, warm-up, decay and the average of the weights are ours
 """
 
 optim = dict(

@@ -1,4 +1,7 @@
-"""CIFAR-10 at its own 32x32: shifts and flips instead of crops to a smaller area."""
+"""CIFAR-10 at its own 32x32: shifts and flips instead of crops to a smaller area.
+
+source     none: this project's own
+"""
 
 tasks = dict(
     cifar10=dict(

@@ -1,5 +1,8 @@
 """Which digit is the largest in a 64x64 scene. Make the shards with `dtem shards make digit_scenes
-data/digits`."""
+data/digits`.
+
+source     none: this project's own
+"""
 
 tasks = dict(
     digits=dict(

@@ -3,6 +3,8 @@ data/digits`.
 
 The vocabulary is that of the set (`dtem shards words data/digits`). Captions say left and right, so images
 are not flipped.
+
+source     none: this project's own
 """
 
 _words = (

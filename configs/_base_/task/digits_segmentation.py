@@ -3,6 +3,8 @@ data/digits`.
 
 A six must not become its mirror image, and most of a scene is ground: neither flips nor a limit of the
 classes' shares.
+
+source     none: this project's own
 """
 
 tasks = dict(

@@ -2,6 +2,8 @@
 json with captions.
 
 The vocabulary is that of the set (`dtem shards words data/cifar_scenes`).
+
+source     none: this project's own
 """
 
 _words = (
