@@ -23,6 +23,7 @@ EXTRAS = {
     "demo": "the data set digit_scenes",
     "s3": "s3://",
     "gs": "gs://",
+    "az": "az://",
 }
 """Extra -> what needs it, as the subject of a sentence."""
 LOADERS = {"importlib", "_frozen_importlib", "_frozen_importlib_external", "fsspec"}

@@ -155,6 +155,9 @@ def _add_words(actions) -> None:
     parser.add_argument(
         "--min-count", type=_count, default=1, metavar="N", help="leave out rarer words (default 1: none)"
     )
+    parser.add_argument(
+        "--caption-field", metavar="NAME", help="field of the json that holds the captions, as caption"
+    )
 
 
 def _count(text: str) -> int:
@@ -220,7 +223,7 @@ def _words(args: argparse.Namespace) -> int:
     """Prints the list of words on stdout, and figures about it on stderr."""
     from pipeline.data.make.word_counts import count_words
 
-    found = count_words(args.path)
+    found = count_words(args.path, args.caption_field)
     words = found.vocabulary(args.min_count)
     print(pprint.pformat(words, width=140, compact=True))
     share = sum(found.counts[word] for word in words) / max(1, found.counts.total())

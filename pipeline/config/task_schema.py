@@ -19,6 +19,8 @@ MAX_PIXELS = 1 << 14
 MAX_BATCH = 1 << 16
 MAX_WORKERS = 256
 """Most worker processes."""
+MAX_WEIGHT = 1000
+"""Most copies of a set in an epoch."""
 MAX_WAIT = 1700.0
 """Longest wait for a batch in seconds: the other ranks wait half an hour for one that reads its data."""
 MAX_PREFETCH = 64
@@ -163,8 +165,11 @@ class DataConfig:
     schema: str
     """Name in the dataset registry; it decides on the members of a sample and their decoding."""
     train: str | list[str] | None = None
-    """Folder, brace pattern, list of tars, or a URL (https, s3, gs) of shards with a manifest; or pictures in
-    files of their own: an ImageFolder tree, or KIND:SRC with a layout (docs/data.md)."""
+    """Folder, brace pattern, list of tars, or a URL (https, hf, s3, gs, az) of shards with a manifest; or
+    pictures in files of their own: an ImageFolder tree, or KIND:SRC with a layout (docs/data.md)."""
+    train_weights: list[float] | None = None
+    """Of several sets in `train` (a list, or `a::b`): how often a sample of each comes in an epoch, in the
+    mean; 0.5 is every other epoch. None: once for all."""
     val: str | list[str] | None = None
     test: str | list[str] | None = None
     """Shards of `--split test`; None: the `test` shards of the folder of `val`."""
@@ -207,7 +212,12 @@ class DataConfig:
     """GiB of downloaded shards that a machine keeps for all its runs; shards in use stay."""
     cache_dir: str | None = None
     """Folder of these shards, best on a local disk; None: $DTEM_CACHE, else dtem-UID in $TMPDIR or /tmp."""
+    exif_rotation: bool = True
+    """Turn images upright as their EXIF says, as phones mean it. timm and torchvision do not."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    caption_field: str | None = None
+    """Captions: the field of `json` that holds one text, or a list of texts, as `caption` of img2dataset.
+    None: the member `txt` of a sample that has one, else the list `captions` of `json`."""
     tokenizer: dict[str, Any] | None = None
     """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
 
@@ -249,6 +259,11 @@ class DataConfig:
             "prefetch": MAX_PREFETCH,
         }.items():
             require(getattr(self, name) <= most, f"data.{name} is {getattr(self, name)}; give at most {most}")
+        for weight in self.train_weights or []:
+            require(
+                0 < weight <= MAX_WEIGHT,
+                f"data.train_weights holds {weight}; give numbers above 0, at most {MAX_WEIGHT}",
+            )
         images = self.batch_size * self.views
         require(
             images <= MAX_BATCH,

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eraser
+from pipeline.data.copies import copies_of
 from pipeline.data.lanes import Share, lanes_of
 from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import SampleOrder
@@ -60,8 +61,11 @@ class BatchReader(Dataset[Loaded]):
     ):
         counts = _first(manifest.shards.num_samples.tolist(), limit)
         self.classes, self.gives = schema.classes, schema.gives
-        lanes = 1 if seed is None or limit is not None else config.lanes or lanes_of(len(counts), step)
-        self.order = SampleOrder(counts, seed, config.shuffle_shards, lanes)
+        plain = seed is None or limit is not None
+        copies = None if plain else copies_of(counts, manifest.weights)
+        num_shards = len(counts if copies is None else copies.counts)
+        lanes = 1 if plain else config.lanes or lanes_of(num_shards, step)
+        self.order = SampleOrder(counts, seed, config.shuffle_shards, lanes, copies)
         self._look_ahead = LookAhead(self.order, config.fetch_ahead, wraps=seed is not None)
         self.notes = WorkerNotes(config.workers)
         self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
@@ -124,7 +128,8 @@ class BatchReader(Dataset[Loaded]):
             key = self._reader.key(at.shard, at.sample)
             self.notes.write(f"{shard}, sample {key!r}")
             image, target = self._schema.decode(self._reader.read(at.shard, at.sample))
-            address = at.epoch, shard, key, *replaced
+            copy = [f"copy {at.copy}"] if at.copy else []
+            address = at.epoch, shard, key, *copy, *replaced
             if self._seed is None:
                 return (Sample(key, address, *self._schema.evaluate(image, target)),)
             return tuple(self._view(number, key, address, image, target) for number in range(self._views))

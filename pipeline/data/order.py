@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.copies import Copies
 from pipeline.data.lanes import Lanes
 from pipeline.rng import seed_of
 
@@ -27,6 +28,8 @@ class Address:
     """Its number in the manifest."""
     sample: int
     """Its number in the shard."""
+    copy: int = 0
+    """Which of the copies of its shard it belongs to; others than 0 are of sets with weights."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,19 @@ class _Window:
 class SampleOrder:
     """Maps a position to the address of its sample. counts: samples of each shard. seed None: no shuffling,
     as in evaluation. shuffle_shards: shards of the windows of all lanes together; each lane has one at
-    least."""
+    least. copies: of the shards, where sets have weights; they take the place of the shards in all of
+    this."""
 
-    def __init__(self, counts: Sequence[int], seed: int | None, shuffle_shards: int, lanes: int = 1):
-        self._counts = np.asarray(counts, dtype=np.int64)
+    def __init__(
+        self,
+        counts: Sequence[int],
+        seed: int | None,
+        shuffle_shards: int,
+        lanes: int = 1,
+        copies: Copies | None = None,
+    ):
+        self._copies = copies
+        self._counts = np.asarray(counts if copies is None else copies.counts, dtype=np.int64)
         self.lanes = Lanes(int(self._counts.sum()), lanes)
         self.num_samples = self.lanes.num_samples
         self.width = -(-shuffle_shards // lanes)
@@ -84,7 +96,11 @@ class SampleOrder:
         window, index = self._window(position, self._read)
         place = int(window.permutation[index - window.low])
         which = bisect_right(window.starts, place) - 1
-        return Address(window.epoch, window.shards[which], place - window.starts[which])
+        shard, sample = window.shards[which], place - window.starts[which]
+        if (copies := self._copies) is None:
+            return Address(window.epoch, shard, sample)
+        sample = copies.sample(shard, sample, window.epoch)
+        return Address(window.epoch, int(copies.shards[shard]), sample, int(copies.numbers[shard]))
 
     def open_shards(self, readers: int) -> int:
         """Shards that one of so many readers has in use at once, at most."""
@@ -99,6 +115,8 @@ class SampleOrder:
             if window is not last:
                 found |= dict.fromkeys(window.shards)
             last = window
+        if self._copies is not None:
+            return list(dict.fromkeys(self._copies.shards[list(found)].tolist()))
         return list(found)
 
     def _window(self, position: int, last: dict[int, _Window]) -> tuple[_Window, int]:

@@ -35,8 +35,9 @@ class TrainStream:
 
     Micro-batch k of all ranks together holds positions [k * G, ... + G) of an endless sample order, in which
     each epoch is a permutation that is a pure function of (seed, epoch, manifest, lanes,
-    data.shuffle_shards); b is the micro-batch size in samples and G = b * world_size. Rank `rank` has b of
-    them, by lane (lanes.py). Each sample is there as `views` images. num_samples: of one epoch.
+    data.shuffle_shards), of copies where sets have weights (copies.py); b is the micro-batch size in samples
+    and G = b * world_size. Rank `rank` has b of them, by lane (lanes.py). Each sample is there as `views`
+    images. num_samples: of one epoch.
 
     stopping: asked while a batch is waited for; once it says so, the wait ends with StopAsked.
     bad_samples, bad_shards: number of samples that this process could not use, in all and per shard.

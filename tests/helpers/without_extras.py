@@ -24,6 +24,7 @@ PACKAGES = {
     "demo": {"sklearn": "scikit-learn"},
     "s3": {"s3fs": "s3fs"},
     "gs": {"gcsfs": "gcsfs"},
+    "az": {"adlfs": "adlfs"},
 }
 """Extra -> module -> the package that has it."""
 MODULES = {module for packages in PACKAGES.values() for module in packages}

@@ -88,7 +88,7 @@ def answers(digits, trained, tmp_path_factory):
         "demo": ["shards", "make", "digit_scenes", str(folder / "digits"), "--train", "8"],
         **{
             scheme: run(scheme, tiny_plain(digits, folder / scheme, data=dict(train=f"{scheme}://none/")))
-            for scheme in ("s3", "gs")
+            for scheme in ("s3", "gs", "az")
         },
     }
     commands = folder / "commands.json"

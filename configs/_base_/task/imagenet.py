@@ -20,6 +20,7 @@ tasks = dict(
             img_size=224,
             batch_size=128,
             workers=8,
+            exif_rotation=False,  # as timm and torchvision read ImageNet
             augment=dict(
                 rand_augment="rand-m9-mstd0.5-inc1",
                 random_erasing=0.25,

@@ -6,10 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from pipeline.data.members.decode import MAX_PIXELS, check_header
+from pipeline.data.members.turns import TAG, UPRIGHT, turn_of
 from pipeline.errors import ConfigError, SampleError
 
 log = logging.getLogger(__name__)
@@ -140,7 +142,11 @@ def read_picture(path: Path | str, size: int | None) -> tuple[str, bytes, tuple[
             return member_of(path), data, shape
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             small = shrunk(image.convert("RGB"), size, Image.Resampling.BICUBIC)
-            return "jpg", encoded(small, "JPEG", quality=95), shape
+            turn = turn_of(data)
+            exif = Image.Exif()
+            if turn != UPRIGHT:
+                exif[TAG] = turn
+            return "jpg", encoded(small, "JPEG", quality=95, exif=exif), shape
     except (SampleError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
         raise SampleError(f"{path}: {err}; replace or remove the file") from err
 
@@ -154,7 +160,7 @@ def _as_png(data: bytes, form: str) -> bytes:
         return encoded(image, "PNG")
 
 
-def encoded(picture: Image.Image, form: str, **options: int) -> bytes:
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
     """The bytes of the picture as a file of Pillow's format `form`."""
     out = io.BytesIO()
     picture.save(out, form, **options)

@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from pipeline.data.members.decode import DECODERS, IMAGES, decode_class
-from pipeline.data.members.masks import LabelHistogram, label_counts, size_mismatch, strange_labels
+from pipeline.data.members.decode import DECODERS, IMAGES, decode_class, decode_image
+from pipeline.data.members.masks import LabelHistogram, label_counts, strange_labels
+from pipeline.data.members.turns import UPRIGHT, turn_of, turned_with_mask
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import check_shards, load_manifest
 from pipeline.data.shards.index import ShardIndex
@@ -190,7 +191,8 @@ class _Checker:
 
     def problems(self, members: Iterable[tuple[str, bytes]]) -> Iterator[str]:
         """A line for each problem of one sample. members: (suffix, bytes) of each."""
-        shapes: dict[str, tuple[int, ...]] = {}
+        pixels: dict[str, Tensor] = {}
+        turn = UPRIGHT
         for suffix, data in members:
             try:
                 value = self._decode(suffix, data)
@@ -198,13 +200,19 @@ class _Checker:
                 yield f"{suffix}: {err}"
                 continue
             if isinstance(value, Tensor):
-                shapes[_kind(suffix)] = tuple(value.shape[-2:])
+                pixels[_kind(suffix)] = value
+                turn = turn_of(data) if _kind(suffix) == "image" else turn
             if suffix == "seg.png":
                 yield from self._strange_labels(value)
-        if "image" in shapes and shapes.get("seg.png", shapes["image"]) != shapes["image"]:
-            yield f"seg.png: {size_mismatch(shapes['image'], shapes['seg.png'])}"
+        if pixels.keys() >= {"image", "seg.png"}:
+            try:
+                turned_with_mask(pixels["image"], pixels["seg.png"], turn)
+            except SampleError as err:
+                yield f"seg.png: {err}"
 
     def _decode(self, suffix: str, data: bytes) -> Any:
+        if suffix in IMAGES:
+            return decode_image(data, upright=False)
         if suffix == "cls":
             return decode_class(data, self._num_classes)
         return DECODERS[suffix](data) if suffix in DECODERS else None

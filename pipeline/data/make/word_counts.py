@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pipeline.data.members.decode import decode_captions
+from pipeline.data.members.decode import decode_captions, decode_text
 from pipeline.data.samples.text import split_words
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
@@ -36,13 +36,15 @@ class Words:
         self.longest = max(self.longest, len(words))
 
 
-def count_words(source: str) -> Words:
-    """The words of the training captions in local shards. Reads only the members with captions. Raises
-    SampleError with the key of a sample whose captions cannot be used."""
+def count_words(source: str, field: str | None = None) -> Words:
+    """The words of the training captions in local shards. Reads only the members with captions. field: see
+    data.caption_field. Raises SampleError with the key of a sample whose captions cannot be used."""
     manifest = load_manifest(source, "train")
-    if "json" not in manifest.schema:
+    wanted = ("json",) if field else ("txt", "json")
+    if not set(wanted) & set(manifest.schema):
         raise SampleError(
-            f"{source}: its samples have the members {', '.join(manifest.schema)}, and so no captions (json)"
+            f"{source}: its samples have the members {', '.join(manifest.schema)}, and so no captions "
+            f"({' or '.join(wanted)})"
         )
     if is_remote(manifest.shards.url(0)):
         raise SampleError(f"{source}: words are counted in local shards; copy them here first")
@@ -52,9 +54,14 @@ def count_words(source: str) -> Words:
         index = load_index(shard, cache)
         with open(shard.url, "rb") as file:
             for sample, key in enumerate(index.keys):
-                offset, size = index.members(sample, ("json",)).get("json", (0, 0))
+                places = index.members(sample, wanted)
+                own = "txt" if "txt" in places else "json"
+                offset, size = places.get(own, (0, 0))
+                data = os.pread(file.fileno(), size, offset)
                 try:
-                    for caption in decode_captions(os.pread(file.fileno(), size, offset)):
+                    for caption in (
+                        decode_text(data) if own == "txt" else decode_captions(data, field or "captions")
+                    ):
                         words.add(caption)
                 except SampleError as err:
                     raise SampleError(

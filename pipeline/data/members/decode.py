@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_image as torchvision_decode
 
-from pipeline.errors import SampleError
+from pipeline.data.members.turns import UPRIGHT, turn_of, turned
+from pipeline.errors import SampleError, first_few
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MAX_PIXELS = 1 << 26
@@ -28,8 +30,9 @@ _PNG_DEPTH = 24
 _CLASS = re.compile(rb"\s*([0-9]{1,9})\s*")
 
 
-def decode_image(data: bytes) -> Tensor:
-    """uint8 [3, H, W] in RGB, whatever colours the file has. Raises SampleError."""
+def decode_image(data: bytes, *, upright: bool = True) -> Tensor:
+    """uint8 [3, H, W] in RGB, whatever colours the file has: 16 bits lose the lower eight, alpha is left out.
+    upright: whether it is turned as its EXIF says. Raises SampleError."""
     check_header(data)
     try:
         image = torchvision_decode(
@@ -44,7 +47,8 @@ def decode_image(data: bytes) -> Tensor:
         raise SampleError(
             f"image decodes to {image.dtype} {list(image.shape)} instead of three channels (is it animated?)"
         )
-    return image
+    turn = turn_of(data) if upright else UPRIGHT
+    return image if turn == UPRIGHT else turned(image, turn)
 
 
 def decode_mask(data: bytes) -> Tensor:
@@ -78,21 +82,58 @@ def decode_class(data: bytes, num_classes: int = MAX_CLASS) -> int:
     return label
 
 
-def decode_captions(data: bytes) -> tuple[str, ...]:
-    """The texts of {"captions": [...]}, one or more. Raises SampleError."""
+def decode_captions(data: bytes, field: str = "captions") -> tuple[str, ...]:
+    """The texts of {"captions": [...]}, one or more; of another field, which may also be one text, as
+    img2dataset's `caption`. Raises SampleError."""
+    known = decode_json(data)
+    if not isinstance(known, dict) or field not in known:
+        names = list(known) if isinstance(known, dict) else []
+        there = first_few([f"{name:.40}" for name in names], 8, ", ") or "none"
+        raise SampleError(
+            f"json does not hold captions: it has no field '{field}' (fields: {there}); "
+            "see data.caption_field"
+        )
+    captions = known[field]
+    if isinstance(captions, str) and field != "captions":
+        captions = [captions] if captions.strip() else []
+    if captions in (None, []):
+        raise SampleError(f"json: '{field}' is empty: the image has no caption")
+    if not isinstance(captions, list) or not all(isinstance(text, str) and text.strip() for text in captions):
+        raise SampleError(f"json: '{field}' is not a list of texts")
+    return tuple(captions)
+
+
+def decode_text(data: bytes) -> tuple[str, ...]:
+    """The one caption in a member txt, in UTF-8. Raises SampleError."""
+    if len(data) > MAX_JSON:
+        raise SampleError(f"txt has {len(data)} bytes; the limit is {MAX_JSON}")
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except ValueError as err:
+        raise SampleError(f"txt is not UTF-8: {err}") from err
+    if not text:
+        raise SampleError("txt is empty: the image has no caption")
+    return (text,)
+
+
+def decode_facts(data: bytes) -> Any:
+    """What a member json holds: the captions of {"captions": [...]}, else whatever another program wrote.
+    Raises SampleError."""
+    known = decode_json(data)
+    return decode_captions(data) if isinstance(known, dict) and "captions" in known else known
+
+
+def decode_json(data: bytes) -> Any:
+    """What a member json holds. Raises SampleError."""
     if len(data) > MAX_JSON:
         raise SampleError(f"json has {len(data)} bytes; the limit is {MAX_JSON}")
     try:
-        captions = json.loads(data)["captions"]
+        known = json.loads(data)
         # half a surrogate pair is no text: nothing could print it
-        json.dumps(captions, ensure_ascii=False).encode()
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
-        raise SampleError(f"json does not hold captions: {err}") from err
-    if captions == []:
-        raise SampleError("json: 'captions' is empty: the image has no caption")
-    if not isinstance(captions, list) or not all(isinstance(text, str) and text.strip() for text in captions):
-        raise SampleError("json: 'captions' is not a list of texts")
-    return tuple(captions)
+        json.dumps(known, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as err:
+        raise SampleError(f"json does not read: {err}") from err
+    return known
 
 
 def check_header(data: bytes) -> tuple[int, int]:
@@ -118,6 +159,6 @@ def check_header(data: bytes) -> tuple[int, int]:
 DECODERS = {
     **dict.fromkeys(IMAGES, decode_image),
     "cls": decode_class,
-    "json": decode_captions,
+    "json": decode_facts,
     "seg.png": decode_mask,
 }

@@ -1,4 +1,5 @@
-"""An image and its captions: members jpg (or jpeg, png, webp) and json, {"captions": [...]}."""
+"""An image and its captions: members jpg (or jpeg, png, webp), and txt or json: {"captions": [...]}, or a
+field of another name."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eval_transform, train_transform
-from pipeline.data.members.decode import IMAGES, decode_captions, decode_image
+from pipeline.data.members.decode import IMAGES, decode_captions, decode_image, decode_text
 from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
 from pipeline.data.samples.text import TOKENIZERS, build_tokenizer
 from pipeline.data.shards.manifest import Manifest
@@ -39,7 +40,7 @@ class Captioning:
     classes: tuple[str, ...] = ()
 
     gives = CaptionTargets
-    reads = (*IMAGES, "json")
+    reads: tuple[str, ...] = (*IMAGES, "txt", "json")
 
     def __init__(self, config: DataConfig, manifest: Manifest):
         refuse_unused(config, UNUSED, own=())
@@ -49,17 +50,30 @@ class Captioning:
                 f"schema '{config.schema}' needs data.tokenizer, for instance dict(type='clip') (known: "
                 f"{names})"
             )
+        self._field = config.caption_field
+        if self._field is not None:
+            self.reads = (*IMAGES, "json")
         self._tokenizer = build_tokenizer(config.tokenizer)
         unflipped = replace(config.augment, hflip=config.augment.hflip or 0.0)
+        self._upright = config.exif_rotation
         self._train = train_transform(unflipped, config.size)
         self._evaluate = eval_transform(config.augment, config.size)
 
     def missing(self, schema: Sequence[str]) -> str:
-        return " and ".join(lacking(schema, "json", 'json, {"captions": [...]}'))
+        if self._field is None and "txt" in schema:
+            return " and ".join(lacking(schema, "txt"))
+        told = (
+            'json, {"captions": [...]}, or txt' if self._field is None else f'json, {{"{self._field}": ...}}'
+        )
+        return " and ".join(lacking(schema, "json", told))
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, tuple[str, ...]]:
-        image, captions = image_and("json", members, "captioning", self.missing)
-        return decode_image(image), decode_captions(captions)
+        own = "txt" if self._field is None and "txt" in members else "json"
+        image, captions = image_and(own, members, "captioning", self.missing)
+        texts = (
+            decode_text(captions) if own == "txt" else decode_captions(captions, self._field or "captions")
+        )
+        return decode_image(image, upright=self._upright), texts
 
     def train(self, image: Tensor, target: tuple[str, ...]) -> tuple[Tensor, Caption]:
         caption = self._caption(random.choice(target))  # before the image, whose draws depend on its shape

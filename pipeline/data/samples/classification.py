@@ -33,6 +33,7 @@ class Classification:
             )
         labels = labels or Labels.as_stored(manifest.classes)
         self.classes, self._numbers = labels.names, labels.numbers
+        self._upright = config.exif_rotation
         self._train = train_transform(config.augment, config.size)
         self._evaluate = eval_transform(config.augment, config.size)
 
@@ -41,7 +42,9 @@ class Classification:
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, int]:
         image, label = image_and("cls", members, "classification", self.missing)
-        return decode_image(image), self._numbers[decode_class(label, len(self._numbers))]
+        return decode_image(image, upright=self._upright), self._numbers[
+            decode_class(label, len(self._numbers))
+        ]
 
     def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:
         return self._train(image), target

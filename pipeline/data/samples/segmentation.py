@@ -9,7 +9,8 @@ from torch import Tensor
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images_with_masks import JointCrop, resize_for_evaluation
 from pipeline.data.members.decode import IMAGES, decode_image, decode_mask
-from pipeline.data.members.masks import all_known, label_counts, size_mismatch, strange_labels
+from pipeline.data.members.masks import all_known, label_counts, strange_labels
+from pipeline.data.members.turns import UPRIGHT, turn_of, turned_with_mask
 from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused, stacked
 from pipeline.data.shards.manifest import Manifest
@@ -34,6 +35,7 @@ class Segmentation:
         self.classes, self._numbers = labels.names, labels.numbers
         self._train = JointCrop(config)
         self._augment = config.augment
+        self._upright = config.exif_rotation
 
     def missing(self, schema: Sequence[str]) -> str:
         lacks = lacking(schema, MASK)
@@ -44,9 +46,8 @@ class Segmentation:
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, Tensor]:
         image_data, mask_data = image_and(MASK, members, "segmentation", self.missing)
-        image, mask = decode_image(image_data), decode_mask(mask_data)
-        if image.shape[1:] != mask.shape:
-            raise SampleError(size_mismatch(image.shape[1:], mask.shape))
+        turn = turn_of(image_data) if self._upright else UPRIGHT
+        image, mask = turned_with_mask(decode_image(image_data, upright=False), decode_mask(mask_data), turn)
         if not all_known(mask.numpy(), len(self._numbers)):
             raise SampleError(strange_labels(label_counts(mask.numpy()), len(self._numbers)))
         return image, self._renumbered(mask)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -18,7 +18,16 @@ from pipeline.data.layouts.splits import split_of
 from pipeline.data.shards.cache import ShardCache, default_cache
 from pipeline.data.shards.describe import CLASSES, Described, describe_tar, manifest_of, read_names
 from pipeline.data.shards.index import SUFFIX
-from pipeline.data.shards.locations import expand, is_remote, join, local_shards, split, tar_names
+from pipeline.data.shards.locations import (
+    expand,
+    is_remote,
+    join,
+    local_shards,
+    sets_of,
+    split,
+    split_folders,
+    tar_names,
+)
 from pipeline.data.shards.loose import HELD_OUT, Loose, found_in, loose_manifest, loose_of
 from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest, remedy
 from pipeline.data.shards.storage import file_size
@@ -39,27 +48,48 @@ def load_manifest(
     *,
     checked: bool = True,
     cache: ShardCache | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Manifest:
-    """The manifest of a folder, brace pattern, list of tars, or URL of those.
+    """The manifest of a folder, brace pattern, list of tars, or URL of those; of several sets by a list, or
+    by `a::b`.
 
     subset: the split to take from a folder whose shards name their splits. A folder in which no shard does is
     one set; tars and patterns are taken as given. Local shards without a manifest are indexed once on each
     machine, in `cache` (None: the default one).
     checked: whether SAMPLED of the shards are compared with the manifest. The number of requests does not
-    grow with that of the shards. Raises SampleError for anything that does not fit.
+    grow with that of the shards. weights: of each of the sets, see `Manifest.weights`. Raises SampleError
+    for anything that does not fit.
     """
-    names = [source] if isinstance(source, str) else list(source)
-    locations = [location for name in names for location in ([name] if loose_of(name) else expand(name))]
-    if not locations:
+    names = sets_of(source)
+    if not names:
         raise SampleError(
             "no shards are given: give a folder, a pattern such as 'train-{00000..00008}.tar', or a "
             "list of tars"
         )
-    parts = [_load(group, subset, cache) for group in _groups(locations)]
-    manifest = _joined(parts)
+    manifest = _as_one(names, subset, cache) if weights is None else _mixed(names, weights, subset, cache)
     if checked:
         check_sample(manifest)
     return manifest
+
+
+def _as_one(names: Sequence[str], subset: str | None, cache: ShardCache | None) -> Manifest:
+    """The shards of these places, as one set."""
+    locations = [location for name in names for location in ([name] if loose_of(name) else expand(name))]
+    return _joined([_load(group, subset, cache) for group in _groups(locations)])
+
+
+def _mixed(
+    names: Sequence[str], weights: Sequence[float], subset: str | None, cache: ShardCache | None
+) -> Manifest:
+    """The shards of these places, each of which has a weight."""
+    if len(names) != len(weights):
+        raise SampleError(f"{len(names)} sets are given and {len(weights)} weights; give a weight for each")
+    parts = [_as_one([name], subset, cache) for name in names]
+    counts = [len(part.shards) for part in parts]
+    manifest = _joined(parts)
+    if all(weight == 1 for weight in weights):
+        return manifest
+    return replace(manifest, weights=tuple(zip(counts, map(float, weights), strict=True)))
 
 
 def split_named(
@@ -118,6 +148,8 @@ def _load_folder(folder: str, subset: str | None, cache: ShardCache | None) -> M
     manifest = read_manifest(folder, cache)
     if manifest is None:
         tars = local_shards(folder)
+        if not tars and (inside := split_folders(folder)):
+            return _of_split_folders(folder, inside, subset, cache)
         if not tars and (loose := found_in(folder)) is not None:
             return _of_loose(loose, subset)
         if not tars:
@@ -131,6 +163,24 @@ def _load_folder(folder: str, subset: str | None, cache: ShardCache | None) -> M
     chosen = _of_split(manifest.shards.splits.tolist(), subset, folder)
     # the whole one knows its digest
     return manifest if len(chosen) == len(manifest.shards) else _taken(manifest, chosen)
+
+
+def _of_split_folders(
+    folder: str, inside: Mapping[str, str], subset: str | None, cache: ShardCache | None
+) -> Manifest:
+    """The shards of FOLDER/SPLIT/*.tar. inside: split -> its folder."""
+    if subset is not None and subset not in inside:
+        raise SampleError(
+            f"{folder} has no folder of split '{subset}'; its shards lie in {', '.join(inside)}"
+        )
+    chosen = inside if subset is None else {subset: inside[subset]}
+    return _joined([_named(_load_folder(path, None, cache), split) for split, path in chosen.items()])
+
+
+def _named(manifest: Manifest, split: str) -> Manifest:
+    """The shards, all of them of this split."""
+    words = np.full(len(manifest.shards), split)
+    return replace(manifest, shards=replace(manifest.shards, splits=words))
 
 
 def _taken(manifest: Manifest, numbers: NDArray[Any] | Sequence[int]) -> Manifest:

@@ -43,9 +43,12 @@ def find_split(
     if source is None:
         raise ConfigError(f"task '{task_name}' has no data.{setting}: name its shards, or leave the task out")
     where = f"tasks.{task_name}.data.{setting}"
-    find = load_manifest if setting == split else split_named
+    cache = cache_of(config)
     try:
-        return where, find(source, split, checked=checked, cache=cache_of(config))
+        if setting != split:
+            return where, split_named(source, split, checked=checked, cache=cache)
+        weights = config.train_weights if split == "train" else None
+        return where, load_manifest(source, split, checked=checked, cache=cache, weights=weights)
     except SampleError as err:
         raise SampleError(f"{where}: {err}") from err
 

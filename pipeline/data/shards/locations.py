@@ -3,12 +3,13 @@ nothing in it is ever run."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from pipeline.data.layouts.splits import split_word
 from pipeline.errors import SampleError
 from pipeline.redact import MARK
 
-SCHEMES = ("file", "http", "https", "s3", "gs")
+SCHEMES = ("file", "http", "https", "hf", "s3", "gs", "az")
 MAX_SHARDS = 1_000_000
 """Most shards that a pattern names."""
 MAX_GROUPS = 16
@@ -45,6 +46,12 @@ def checked(location: str) -> str:
     if "?" in location or "#" in location:
         raise refuse("a query or fragment does not name a file beside which a manifest can lie")
     return location
+
+
+def sets_of(source: str | Sequence[str]) -> list[str]:
+    """The places of several sets: those of a list, and those between `::`, as open_clip writes them."""
+    names = [source] if isinstance(source, str) else source
+    return [part for name in names for part in (name.split("::") if isinstance(name, str) else [name])]
 
 
 def is_remote(location: str) -> bool:
@@ -109,6 +116,20 @@ def local_shards(folder: str) -> list[str]:
             "in .tar, take them away, or give a pattern of those that are meant"
         )
     return [join(folder, name) for name in names]
+
+
+def split_folders(folder: str) -> dict[str, str]:
+    """Maps a split to the folder inside of a local one that is called by it and holds tars: `train`,
+    `validation`. Raises SampleError where two of them are one split."""
+    found: dict[str, str] = {}
+    for name in sorted(_names(folder)):
+        place = join(folder, name)
+        if not (word := split_word(name)) or not os.path.isdir(place) or not tar_names(place):
+            continue
+        if word in found:
+            raise SampleError(f"{found[word]} and {place} are both the split '{word}'; give one of them")
+        found[word] = place
+    return found
 
 
 def tar_names(folder: str) -> list[str]:

@@ -42,6 +42,10 @@ class Manifest:
     """Names of the labels 0, 1, ... of masks; empty where masks are numbered like `classes`, or there are
     none."""
 
+    weights: tuple[tuple[int, float], ...] = ()
+    """Of several sets that training mixes: the number of shards of each, and how often a sample of it comes
+    in an epoch. Empty where that is once for all."""
+
     @property
     def mask_names(self) -> tuple[str, ...]:
         return self.mask_classes or self.classes
@@ -58,6 +62,7 @@ class Manifest:
             found.update(part)
         # sets without mask classes keep the digest that they had before there were any
         rest = [self.schema, self.classes, *([self.mask_classes] if self.mask_classes else [])]
+        rest += [{"weights": self.weights}] if self.weights else []
         found.update(b", " + json.dumps(rest)[1:].encode())
         return found.hexdigest()
 

@@ -9,12 +9,13 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pipeline.data.shards.http_access import headers_for, refuse_unencrypted
 from pipeline.data.shards.locations import is_remote
 from pipeline.errors import ConfigError, OutageError, SampleError, StorageError
 from pipeline.extras import EXTRAS, extra
@@ -45,7 +46,7 @@ _LASTING = NO_SPACE | {
     errno.EINVAL,
 }
 _LASTING |= {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOLCK}
-_TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "mtime")
+_TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "mtime", "blob_id")
 """What the file systems call the tag of a content, the best first."""
 _MAY_PASS = {408, 425, 429}
 """Statuses 4xx after which asking again may help; the others are a server's final refusal."""
@@ -80,7 +81,7 @@ def read_bytes(
     if is_remote(location):
         return _remote(
             location,
-            lambda filesystem: _whole(filesystem.cat_file(location, timeout=DEADLINE), sha256),
+            lambda filesystem: _whole(filesystem.cat_file(location, **_limit(location)), sha256),
             patience,
         )
     return persist(lambda: _local(location, lambda: Path(location).read_bytes()), patience)
@@ -97,7 +98,7 @@ def file_state(location: str, patience: float | None = None) -> FileState:
     if not is_remote(location):
         found = persist(lambda: _local(location, lambda: os.stat(location)), patience)
         return FileState(found.st_size, f"{found.st_ino} {found.st_mtime_ns} {found.st_ctime_ns}")
-    info = _remote(location, lambda filesystem: filesystem.info(location, timeout=DEADLINE), patience)
+    info = _remote(location, lambda filesystem: filesystem.info(location, **_limit(location)), patience)
     if not isinstance(size := info["size"], int):
         raise SampleError(
             f"{location}: the server does not say its size; shards need one that does (Content-Length)"
@@ -119,7 +120,7 @@ def download(
         handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
         os.close(handle)
         try:
-            filesystem.get_file(location, part, timeout=DEADLINE)
+            filesystem.get_file(location, part, **_limit(location))
             _verify(Path(part), num_bytes, sha256)
             os.replace(part, target)
         except OSError as err:
@@ -202,12 +203,18 @@ def storage_error(location: str, err: BaseException) -> StorageError:
         return err
     if isinstance(err, FileNotFoundError):
         return StorageError(f"{location} is missing; restore it, then resume")
-    status, number = getattr(err, "status", None), getattr(err, "errno", None)
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in _MAY_PASS
+    status, number = _status(err), getattr(err, "errno", None)
+    refused = status is not None and 400 <= status < 500 and status not in _MAY_PASS
     if refused or isinstance(err, PermissionError):
         return StorageError(f"{location}: access is denied ({err}); see the credentials of this account")
     kind = StorageError if number in _LASTING else OutageError
     return kind(f"{location}: {getattr(err, 'strerror', None) or str(err) or type(err).__name__}")
+
+
+def _status(err: BaseException) -> int | None:
+    """The status of http that an error is about: aiohttp's have it, those of the hub have the response."""
+    found = getattr(err, "status", None) or getattr(getattr(err, "response", None), "status_code", None)
+    return found if isinstance(found, int) else None
 
 
 def _on_disk(location: str) -> Path | None:
@@ -264,7 +271,7 @@ def _remote(location: str, action: Callable[[Any], T], patience: float | None) -
             if (
                 (cause := err.__cause__) is None
                 or isinstance(cause, FileNotFoundError)
-                or getattr(cause, "status", 0) in (404, 410)
+                or _status(cause) in (404, 410)
             ):
                 raise
             raise storage_error(location, cause) from err  # fsspec's http says so of whatever went wrong
@@ -282,6 +289,8 @@ def _filesystem(location: str) -> Any:
     scheme = location.split("://")[0]
     with extra(scheme) if scheme in EXTRAS else nullcontext():
         kind = fsspec.get_filesystem_class(scheme)
+    if scheme == "http":
+        refuse_unencrypted(location)
     return kind(**_options(scheme))
 
 
@@ -292,6 +301,17 @@ def _options(scheme: str) -> dict[str, Any]:
         return {}
     import aiohttp
 
-    return {
-        "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)}
-    }
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL, sock_read=STALL)
+    return {"client_kwargs": {"timeout": timeout, "middlewares": (_let_in,)}}
+
+
+async def _let_in(request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Adds what the host of a request asks for. aiohttp calls it for each request, also for one that a server
+    has sent on, whose headers are made anew."""
+    request.headers.update(headers_for(str(request.url)))
+    return await send(request)
+
+
+def _limit(location: str) -> dict[str, float]:
+    """The deadline of an attempt, for file systems that take one. That of the hub has timeouts of its own."""
+    return {} if location.startswith("hf://") else {"timeout": DEADLINE}

@@ -105,7 +105,9 @@ def is_image(value: object) -> bool:
 PROMISED = dict.fromkeys(IMAGES, is_image) | {
     "cls": lambda value: type(value) is int and 0 <= value < MAX_CLASS,
     "json": lambda value: (
-        isinstance(value, tuple) and all(isinstance(text, str) for text in value) and len(value) > 0
+        json.loads(json.dumps(value)) == value
+        if not isinstance(value, tuple)
+        else all(isinstance(text, str) for text in value) and len(value) > 0
     ),
     "seg.png": lambda value: value.dtype == torch.uint8 and value.ndim == 2,
 }

@@ -206,7 +206,7 @@ BAD = {
     "none": ([], "the image has no caption"),
     "blank": (["a", " "], "'captions' is not a list of texts"),
     "text": ("a", "'captions' is not a list of texts"),
-    "half": (["a \ud800"], "json does not hold captions"),
+    "half": (["a \ud800"], "json does not read"),
 }
 
 
