@@ -12,7 +12,8 @@ from typing import Any
 from launch.measure.points import MACS, Point, Sweep, Target
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import in_unit, markdown, score
-from pipeline.errors import ConfigError
+from launch.report.words import metric_words, task_words
+from pipeline.errors import ConfigError, printable
 from pipeline.files import replacing, write_text
 
 
@@ -159,11 +160,14 @@ def _plot(result: Sweep, what: str, macs: Callable[[Point], int]) -> Plot:
     curves = [
         curve(policy, [point for point in result.points if point.policy == policy]) for policy in policies
     ]
-    runs = len(result.conditions["runs"])
-    title = f"{result.task}: {result.metric} against {what}" + (f", {runs} runs" if runs > 1 else "")
+    runs, where = len(result.conditions["runs"]), result.conditions
+    several = f"; {runs} runs, a band from the worst to the best" if runs > 1 else "; 1 run"
     return Plot(
         curves,
         curve("unmerged", [result.whole]),
-        f"{result.metric} ({unit})" if unit else result.metric,
-        title,
+        metric_words(result.metric),
+        f"{task_words(result.task)}: score against {what}",
+        unit,
+        f"n = {where['samples']} samples of {printable(str(where['split']))}{several}",
+        int(where["samples"]),
     )

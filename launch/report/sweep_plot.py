@@ -2,10 +2,11 @@
 apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.report.words import UNTRAINED, policy_words
 from pipeline.extras import extra
 from pipeline.files import replacing
 
@@ -13,9 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = "osD^vP"
+THICK, THIN = 3.6, 1.6
+"""Widths of the first line and of the last in points, so that a line below an equal one is seen."""
+STEP = 0.06
+"""Least distance of two names, as a share of the height."""
+LEAST_POINTS, LEAST_SHARE, ERRORS = 5.0, 0.2, 4.0
+"""The least that the height of a plot stands for, so that no noise fills it: points of a score in per cent,
+else a share of the unmerged score; and standard errors of a share of so many samples."""
 WIDTH, NARROW, HEIGHT = 7.2, 5.6, 4.5
 """Width of a single plot, width of one of several, and height, in inches."""
-NAMES = 1.6
+NAMES = 1.75
 """Room for the names left of the curves, in inches."""
 INK, FAINT = "#222222", "#8a8a8a"
 STYLE: dict[Any, Any] = {
@@ -34,8 +43,8 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Curve of one policy at K points. macs [K]: multiply-accumulates. scores [K][runs]: in the metric's
-    unit."""
+    """Curve of one policy at K points. label: name of the policy. macs [K]: multiply-accumulates. scores
+    [K][runs]: in the metric's unit."""
 
     label: str
     macs: Sequence[float]
@@ -48,12 +57,26 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """One pair of axes. whole: the unmerged model. metric: name of the metric, with its unit if any."""
+    """One pair of axes. whole: the unmerged model. metric: name of the metric. facts: what a reader has to
+    know of the figures, a line below the title. samples: number of those that were scored."""
 
     curves: Sequence[Curve]
     whole: Curve
     metric: str
     title: str
+    unit: str = ""
+    facts: str = ""
+    samples: int = 0
+
+    @property
+    def least_height(self) -> float:
+        """The least that the height of the axes stands for, in the metric's unit."""
+        score = abs(self.whole.means[0])
+        if self.unit != "%":
+            return LEAST_SHARE * score
+        share = min(score / 100, 1.0)
+        error = 100 * (share * (1 - share) / max(1, self.samples)) ** 0.5
+        return max(LEAST_POINTS, ERRORS * error)
 
 
 def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
@@ -62,7 +85,11 @@ def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
     with extra("plots"):
         import matplotlib
         from matplotlib.figure import Figure
-    with matplotlib.rc_context(STYLE):
+
+        from launch.report.fonts import letters_for
+    letters = letters_for(text for plot in plots for text in (plot.title, plot.facts))
+    plots = [replace(plot, title=letters(plot.title), facts=letters(plot.facts)) for plot in plots]
+    with matplotlib.rc_context(STYLE | {"font.family": letters.families}):
         width = WIDTH if len(plots) == 1 else NARROW
         figure = Figure(figsize=(width * len(plots), HEIGHT), layout="constrained")
         styles = _styles([curve.label for plot in plots for curve in plot.curves])
@@ -75,22 +102,34 @@ def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
     return paths
 
 
-def _styles(labels: Sequence[str]) -> dict[str, tuple[str, bool]]:
-    """Label -> colour, and whether its line is dashed. An untrained control is dashed, in the colour of its
-    policy."""
-    bases = sorted({label.removesuffix("_untrained") for label in labels})
-    colours = {base: COLOURS[i % len(COLOURS)] for i, base in enumerate(bases)}
-    return {
-        label: (colours[label.removesuffix("_untrained")], label.endswith("_untrained")) for label in labels
-    }
+@dataclass(frozen=True)
+class _Style:
+    """How a policy is drawn. An untrained control is dashed, in the colour of its policy."""
+
+    colour: str
+    marker: str
+    dashed: bool
+    width: float
 
 
-def _draw_plot(
-    figure: "Figure", axes: Any, plot: Plot, styles: Mapping[str, tuple[str, bool]], room: float
-) -> None:
+def _styles(labels: Sequence[str]) -> dict[str, _Style]:
+    """Label -> its style, the same in all plots of a figure."""
+    names = list(dict.fromkeys(labels))
+    bases = sorted({label.removesuffix(UNTRAINED) for label in names})
+    steps = max(1, len(names) - 1)
+    styles: dict[str, _Style] = {}
+    for i, label in enumerate(names):
+        number = bases.index(label.removesuffix(UNTRAINED))
+        width = THICK + (THIN - THICK) * i / steps
+        kind = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        styles[label] = _Style(*kind, label.endswith(UNTRAINED), width)
+    return styles
+
+
+def _draw_plot(figure: "Figure", axes: Any, plot: Plot, styles: Mapping[str, _Style], room: float) -> None:
     """Draws one plot. room: share of the width that is for names."""
     whole = plot.whole
-    ends = [_draw(axes, curve, *styles[curve.label]) for curve in plot.curves]
+    ends = [_draw(axes, curve, styles[curve.label]) for curve in plot.curves]
     axes.plot(whole.macs, whole.means, "*", color=INK, markersize=14, zorder=5)
     axes.annotate(
         "unmerged",
@@ -101,11 +140,11 @@ def _draw_plot(
         va="center",
         color=INK,
     )
-    _dress(axes, plot.metric, plot.title, whole)
+    _dress(axes, plot)
     _label_ends(figure, axes, ends, room)
 
 
-def _draw(axes: Any, curve: Curve, colour: str, dashed: bool) -> tuple[float, float, str, str]:
+def _draw(axes: Any, curve: Curve, style: _Style) -> tuple[float, float, str, str]:
     """Draws a curve. Returns (x, y, label, colour) of the end with the fewest MACs, the place of its name."""
     order = sorted(range(len(curve.macs)), key=lambda k: curve.macs[k])
     x = [curve.macs[k] for k in order]
@@ -113,32 +152,58 @@ def _draw(axes: Any, curve: Curve, colour: str, dashed: bool) -> tuple[float, fl
     axes.plot(
         x,
         y,
-        "o--" if dashed else "o-",
-        color=colour,
-        linewidth=1.8,
-        markersize=4.5,
-        markerfacecolor="white" if dashed else colour,
+        linestyle="--" if style.dashed else "-",
+        marker=style.marker,
+        color=style.colour,
+        linewidth=style.width,
+        markersize=4 + style.width,
+        markerfacecolor="white" if style.dashed else style.colour,
     )
     low, high = [min(curve.scores[k]) for k in order], [max(curve.scores[k]) for k in order]
     if low != high:
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    return x[0], y[0], curve.label, colour
+        axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0)
+    return x[0], y[0], policy_words(curve.label), style.colour
 
 
-def _dress(axes: Any, metric: str, title: str, whole: Curve) -> None:
-    axes.set_title(title, loc="left", color=INK, fontsize=11)
+def _dress(axes: Any, plot: Plot) -> None:
+    whole = plot.whole
+    axes.set_title(plot.title, loc="left", color=INK, fontsize=11, pad=38)
+    axes.annotate(
+        plot.facts,
+        (0, 1),
+        (0, 22),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=FAINT,
+        fontsize=8.5,
+    )
+    least = min([x for curve in plot.curves for x in curve.macs] + list(whole.macs))
+    _widen(axes, plot.least_height, plot.unit)
     unit = _unit(whole.macs[0])
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / unit[0]:g}")
     axes.set_xlabel(f"{unit[1]}MACs per image (what papers call {unit[1]}FLOPs)")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(f"{plot.metric} ({plot.unit})" if plot.unit else plot.metric)
     axes.grid(True, linewidth=0.8)
     axes.set_axisbelow(True)
     top = axes.secondary_xaxis(
         "top", functions=(lambda x: 100 * x / whole.macs[0], lambda x: x * whole.macs[0] / 100)
     )
-    top.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
+    first = 97 * least / whole.macs[0]
+    top.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %" if x >= first else "")
     top.spines["top"].set_visible(False)
     top.tick_params(length=0, labelcolor=FAINT, labelsize=8)
+
+
+def _widen(axes: Any, least: float, unit: str) -> None:
+    """Makes the height stand for `least` at least, around what is drawn, and within what a share can be."""
+    low, high = axes.get_ylim()
+    if high - low < least:
+        middle = (low + high) / 2
+        low, high = middle - least / 2, middle + least / 2
+        if unit == "%":
+            moved = max(0.0, -low) - max(0.0, high - 100 - least * STEP)
+            low, high = low + moved, high + moved
+        axes.set_ylim(low, high)
 
 
 def _unit(macs: float) -> tuple[float, str]:
@@ -149,20 +214,32 @@ def _label_ends(
     figure: "Figure", axes: Any, ends: Sequence[tuple[float, float, str, str]], room: float
 ) -> None:
     """Writes the names of the curves at their ends, in one column left of all curves, moved apart where they
-    would overlap."""
+    would overlap, and within the axes."""
     left = min((x for x, *_ in ends), default=0.0)
     low, high = axes.get_xlim()
     axes.set_xlim(low - room * (high - low), high)
     figure.draw_without_rendering()
     bottom, top = axes.get_ylim()
-    least = 0.05 * (top - bottom)
-    placed = float("-inf")
-    for _, y, label, colour in sorted(ends, key=lambda end: end[1]):
-        placed = max(y, placed + least)
+    # no ticks where the names stand
+    axes.set_xticks([x for x in axes.get_xticks() if 0.97 * left <= x <= high])
+    ends = sorted(ends, key=lambda end: end[1])
+    places = apart([end[1] for end in ends], STEP * (top - bottom), bottom, top)
+    for (_, y, label, colour), placed in zip(ends, places, strict=True):
         offset = (-9, (placed - y) * _points_per_unit(axes))
         axes.annotate(
             label, (left, y), offset, textcoords="offset points", ha="right", va="center", color=colour
         )
+
+
+def apart(values: Sequence[float], least: float, low: float, high: float) -> list[float]:
+    """Places of labels for ascending values: at least `least` apart, half of that from both ends, and else
+    where the values are. Where there is no room for that, from the lower end on."""
+    places: list[float] = []
+    for i, value in enumerate(values):
+        highest = high - least * (len(values) - i - 0.5)
+        lowest = places[-1] + least if places else low + least / 2
+        places.append(max(lowest, min(value, highest)))
+    return places
 
 
 def _points_per_unit(axes: Any) -> float:

@@ -1,13 +1,15 @@
 import csv
 import json
+import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from launch.measure.evaluator import evaluator_of
 from launch.measure.sweep import sweep
-from launch.report.sweep_plot import Curve, Plot, draw_plots
+from launch.report.sweep_plot import Curve, Plot, apart, draw_plots
 from launch.report.tables import markdown, spread
 from launch.saved.run import SavedRun, build, read_run
 from pipeline.backbone.rotary import RULES, RotaryRule
@@ -122,7 +124,8 @@ def test_the_command_writes_table_json_csv_and_plots(trained, dtem, tmp_path):
         assert [row["policy"] for row in csv.DictReader(file)] == ["none", "tome", "dtem"]
     assert (tmp_path / "sweep_digits.png").read_bytes().startswith(b"\x89PNG")
     assert all(
-        f">{name}<" in (tmp_path / "sweep_digits.svg").read_text() for name in ("tome", "dtem", "unmerged")
+        f">{name}<" in (tmp_path / "sweep_digits.svg").read_text()
+        for name in ("ToMe", "DTEM", "unmerged", "top-1 accuracy (%)")
     )
 
 
@@ -179,6 +182,27 @@ def test_within_goes_with_shares_and_is_one_itself(trained, dtem, tmp_path):
         )
     half = sweep([read_run(trained)], ["tome"], [0.85], within=0.5, rounds=0)[0].points[0]
     assert half.schedule[0] > 0 == half.schedule[-1]
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0, 1.0, 1.0], [9.9, 10.0], [0.0, 0.1, 5.0, 10.0], []])
+def test_names_of_curves_stand_apart_and_within_the_axes(values):
+    places = apart(values, 0.6, 0.0, 10.0)
+    assert all(0.3 <= place <= 9.7 + 1e-9 for place in places)
+    assert all(later - place >= 0.6 - 1e-9 for place, later in pairwise(places))
+
+
+@pytest.mark.parametrize(
+    ("unit", "score", "samples", "least"),
+    [("%", 60.0, 50_000, 5.0), ("%", 50.0, 100, 20.0), ("%", 4.28, 6, 33.1), ("", 1.25, 500, 0.25)],
+)
+def test_noise_does_not_fill_a_plot(unit, score, samples, least, tmp_path):
+    """Scores that differ by a thousandth lie in a height of a few points, or of the error of few samples."""
+    whole = Curve("none", [4e6], [[score]])
+    plot = Plot([Curve("tome", [3e6], [[score * 0.999]])], whole, "x", "x", unit, "n", samples)
+    assert plot.least_height == pytest.approx(least, rel=0.01)
+    text = draw_plots([plot], tmp_path / "a")[1].read_text()
+    ticks = [float(tick.replace("\u2212", "-")) for tick in re.findall(r">(\u2212?[\d.]+)</text>", text)]
+    assert max(ticks) - min(ticks) > 0.5 * least
 
 
 def test_equal_plots_are_equal_files(tmp_path):
