@@ -27,6 +27,8 @@ COMMANDS = (
     "visualise",
     "export",
     "shards",
+    "config",
+    "list",
     "doctor",
 )
 

@@ -38,9 +38,47 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     add_import_argument(parser)
     add_trial_arguments(parser)
+    _add_dry_run_arguments(parser)
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
     )  # launchers give it
+
+
+def _add_dry_run_arguments(parser: argparse.ArgumentParser) -> None:
+    from launch.commands.trials import count
+
+    dry = parser.add_argument_group(
+        "dry run: say what would be trained, on any number of ranks, without a GPU"
+    )
+    dry.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print batches, steps, memory and DeepSpeed's configuration; train nothing",
+    )
+    dry.add_argument("--world-size", type=count, metavar="N", help="ranks of the run (default 1)")
+    dry.add_argument("--nodes", type=count, metavar="N", help="machines, with --gpus-per-node")
+    dry.add_argument("--gpus-per-node", type=count, metavar="M", help="ranks of a machine")
+    dry.add_argument(
+        "--fake-step",
+        type=count,
+        nargs="?",
+        const=2,
+        metavar="N",
+        help="also make one step here on noise, with N samples in a micro-batch (2)",
+    )
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    import tasks  # noqa: F401 - fills the registry
+    from launch.commands.trials import trial
+    from launch.configs.dry_run import dry_run, ranks_of
+    from pipeline.config.load import load_config
+
+    ranks = ranks_of(args.world_size, args.nodes, args.gpus_per_node)
+    config = trial(load_config(args.config, args.cfg_options), args)
+    for line in dry_run(config, ranks, args.fake_step):
+        print(line)
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,9 +88,14 @@ def run(args: argparse.Namespace) -> int:
     import tasks  # noqa: F401 - fills the registry
     from launch.commands.trials import trial
     from pipeline.config.load import load_config
+    from pipeline.errors import ConfigError
     from pipeline.train.faults.injection import Injection
     from pipeline.train.loop import train
 
+    if args.dry_run:
+        return _dry_run(args)
+    if args.world_size or args.nodes or args.gpus_per_node or args.fake_step:
+        raise ConfigError("--world-size, --nodes, --gpus-per-node and --fake-step go with --dry-run")
     rank = os.environ.get("RANK", "0")
     main = rank == "0"
     logging.basicConfig(

@@ -100,6 +100,7 @@ TASKS = {
 
 LAUNCH = {
     "checks": set(),
+    "configs": set(),
     "saved": set(),
     "measure": {"saved"},
     "report": {"measure"},
@@ -111,6 +112,7 @@ LAUNCH = {
     "cluster": {"checks", ""},
     "commands": {
         "checks",
+        "configs",
         "cluster",
         "saved",
         "measure",

@@ -12,18 +12,18 @@ FLAGS = ("max_steps", "overfit", "limit_val")
 
 def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--max-steps", type=_count, metavar="N", help="end after N steps; sets train.max_steps"
+        "--max-steps", type=count, metavar="N", help="end after N steps; sets train.max_steps"
     )
     parser.add_argument(
         "--overfit",
-        type=_count,
+        type=count,
         metavar="N",
         help="train each task on its first N samples alone, and evaluate on them: a model that cannot fit "
         "them has a mistake; sets tasks.NAME.data.overfit",
     )
     parser.add_argument(
         "--limit-val",
-        type=_count,
+        type=count,
         metavar="N",
         help="evaluate the first N samples of each task; sets tasks.NAME.data.limit_val",
     )
@@ -53,7 +53,7 @@ def trial_words(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value

@@ -30,6 +30,13 @@ def register_names() -> None:
                 register_model(_entry_point(name))
 
 
+def plain_names() -> list[str]:
+    """timm's names of the models that `backbone.name` may give; a few are refused when they are built."""
+    modules = [module for module in MODULES if module != "naflexvit"]
+    names = {name for module in modules for name in timm.list_models(module=module)}
+    return sorted(name for name in names if not name.endswith(SUFFIX))
+
+
 def _entry_point(name: str) -> Callable[..., nn.Module]:
     def create(
         pretrained: bool = False,

@@ -1,6 +1,7 @@
 """Finds the configs that come with the project, wherever it is installed, by names such as
 `dtem::debug_cpu.py` and `dtem::task/imagenet.py`."""
 
+import ast
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
@@ -32,6 +33,18 @@ def config_path(name: str | Path) -> Path:
 def beside(folder: Path, name: str) -> Path:
     """The file that `name` stands for in a config of `folder`."""
     return config_path(name) if name.startswith(SCOPE) else folder / name
+
+
+def runs() -> list[str]:
+    """Paths in configs/ of the configs that a user would start."""
+    return [name for name in _known() if not name.startswith("_base_/")]
+
+
+def first_line(name: str) -> str:
+    """The first sentence of the comment at the top of a config of the project, given by its path in configs/.
+    The file is parsed and not run."""
+    text = ast.get_docstring(ast.parse(_known()[name].read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split()).partition(". ")[0].removesuffix(".")
 
 
 def _known() -> dict[str, Path]:
