@@ -13,7 +13,7 @@ from launch.configs.fake import fake_batch, fake_step
 from launch.configs.memory import estimate
 from launch.configs.names import KINDS, rows_of
 from launch.configs.prepared import prepare
-from launch.saved.run import load_run
+from launch.saved.run import build, read_run
 from pipeline.backbone.macs import count_macs
 from pipeline.config.load import from_plain, load_config
 from pipeline.config.shipped import runs
@@ -29,7 +29,8 @@ def written(plain, place: Path) -> Path:
 
 def test_what_is_shown_is_what_the_run_was(trained, dtem):
     facts = json.loads(dtem("config", "show", trained / "config.json", "--json"))
-    config, model = load_run(trained)
+    run = read_run(trained)
+    config, model = run.config, build(run)
     assert facts["config"] == json.loads((trained / "config.json").read_text())
     assert facts["parameters"] == sum(item.numel() for item in model.parameters())
     assert facts["trained_parts"].keys() == {"base", "metric", "head of digits"}
