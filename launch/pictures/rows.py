@@ -110,7 +110,7 @@ class _Painter:
             for found in zip(*(loader.in_place() for loader in loaders), strict=False):
                 if done == most:
                     break
-                batches = [batch for batch in found if batch is not None]
+                batches = [batch for own in found for batch in own]
                 if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:
                     if not done:
                         self._check(batches)

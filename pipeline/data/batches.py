@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -18,7 +19,7 @@ from pipeline.data.lanes import Share, lanes_of
 from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import BadSample, Loaded, bad_in_row
-from pipeline.data.samples.protocol import DatasetSchema, Sample, stacked
+from pipeline.data.samples.protocol import DatasetSchema, Sample
 from pipeline.data.shards.held_out import cache_of
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.reader import SampleReader
@@ -98,10 +99,12 @@ class BatchReader(Dataset[Loaded]):
                         bad.append(replace(views, place=place))
                         views = None if self._seed is None else self._instead(position, views)
                     samples += [] if views is None else [views]
+                batches = [self._collate(views) for views in _of_one_size(samples)]
                 return Loaded(
-                    self._collate([view for views in samples for view in views]) if samples else None,
+                    batches[0] if batches else None,
                     len(positions),
                     tuple(bad),
+                    others=tuple(batches[1:]),
                     shortened=tuple(part for views in samples for part in self._shortened(views)),
                 )
         except PipelineError as err:
@@ -165,7 +168,7 @@ class BatchReader(Dataset[Loaded]):
 
     def _collate(self, views: Sequence[Sample]) -> Batch:
         """The batch of these views; those of one sample are neighbours."""
-        images = stacked([view.image for view in views], "images")
+        images = torch.stack([view.image for view in views])
         targets = self._schema.targets([view.target for view in views])
         keys = tuple(view.key for view in views)
         normalisation = replace(self._normalisation, noise=self._noise(views))
@@ -180,6 +183,16 @@ class BatchReader(Dataset[Loaded]):
             seed_generators(self._seed, "erase", *view.address)
             patches.append(self._erase(view.image.shape))
         return Noise.of(patches)
+
+
+def _of_one_size(samples: Sequence[Views]) -> list[list[Sample]]:
+    """The views of samples in groups of which each has images, and masks, of one size; in the order of the
+    first of each. Training has one group; evaluation can keep the stored sizes."""
+    groups: dict[object, list[Sample]] = {}
+    for view in (view for views in samples for view in views):
+        mask = view.target.shape if isinstance(view.target, Tensor) else None
+        groups.setdefault((view.image.shape, mask), []).append(view)
+    return list(groups.values())
 
 
 def _first(counts: list[int], limit: int | None) -> list[int]:

@@ -44,10 +44,14 @@ class Loaded:
     """The error as a value, as an exception of a worker would arrive as a traceback."""
     shortened: tuple[tuple[str, str], ...] = ()
     """(key, what was left out of its sample)."""
+    others: tuple[Batch, ...] = ()
+    """Of an evaluation in stored sizes: the good samples of other sizes than those of `batch`, a batch of
+    each size."""
 
     def pin_memory(self, device: str | None = None) -> "Loaded":
         """torch's loader calls this in its pinning thread."""
-        return replace(self, batch=map_tensors(torch.Tensor.pin_memory, self.batch))
+        batch, others = map_tensors(torch.Tensor.pin_memory, (self.batch, self.others))
+        return replace(self, batch=batch, others=others)
 
 
 class Quarantine:

@@ -143,8 +143,8 @@ class EvalLoader:
     r + world_size, ...
 
     num_samples: that are evaluated. num_stored: that the split has; more with data.limit_val or data.overfit.
-    Bad samples are left out, and batches of bad samples alone are skipped. stopping: as that of a
-    `TrainStream`.
+    Bad samples are left out, and batches of bad samples alone are skipped. Images of a batch that differ in
+    size are given by size, each once. stopping: as that of a `TrainStream`.
     """
 
     def __init__(
@@ -187,14 +187,18 @@ class EvalLoader:
         self._shares = [share for share, own in found if not own.isdisjoint(keys)]
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for batch in self.in_place() if batch is not None)
+        """Yields the good samples: `len(self)` batches, less where all samples of one are bad, and more where
+        images of different sizes lie in one, which come in a batch for each size."""
+        return (batch for batches in self.in_place() for batch in batches)
 
-    def in_place(self) -> Iterator[Batch | None]:
-        """Yields `len(self)` batches; None in place of a batch whose samples are all bad."""
+    def in_place(self) -> Iterator[tuple[Batch, ...]]:
+        """Yields `len(self)` times the batches of some samples: one for each size of images, and none where
+        all samples are bad."""
         # a worker more would have no batch to make
         config = replace(self._config, workers=min(self._config.workers, len(self)))
         for loaded in _loaded(self._reader, self._shares, config, self.stopping):
-            yield self._quarantine.checked_batch(loaded)
+            batch = self._quarantine.checked_batch(loaded)
+            yield () if batch is None else (batch, *loaded.others)
 
 
 def build_stream(

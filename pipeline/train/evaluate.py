@@ -13,7 +13,7 @@ from pipeline.interfaces import Batch, Scores, TaskData
 from pipeline.merging.schedule import AnyReduction
 from pipeline.model import MultiTaskModel
 from pipeline.modes import evaluation_mode
-from pipeline.train.collective import anywhere, from_rank0, maximum
+from pipeline.train.collective import anywhere, from_rank0
 from pipeline.train.meeting import Meeting
 from pipeline.train.metrics import TallySums
 
@@ -93,16 +93,20 @@ def ranking_score(model: MultiTaskModel, scores: TaskScores, best: str | None = 
 
 def _in_step(evaluator: Evaluator, loader: SizedBatches, meeting: Meeting) -> Iterable[tuple[Batch, bool]]:
     """This rank's batches, and whether each counts. Where a forward is a collective, ranks with fewer repeat
-    their last."""
-    rounds, batches = maximum(evaluator, len(loader)), iter(loader)
-    last: Batch | None = None
-    for done in range(rounds):
-        batch = meeting.next(batches, "evaluates", last=done >= len(loader), patient=True)
-        if done == 0 and evaluator.forward_is_collective and anywhere(evaluator, batch is None):
+    their last. How many there are shows at the end: images of several sizes make more of them."""
+    batches = iter(loader)
+    first, over, last = True, False, None
+    while True:
+        batch: Batch | None = meeting.next(batches, "evaluates", last=over, patient=True)
+        over = batch is None
+        if not anywhere(evaluator, not over):
+            return
+        if first and evaluator.forward_is_collective and anywhere(evaluator, over):
             raise ConfigError(
                 f"not a batch that can be read for each of the {evaluator.world_size} ranks that divide the "
                 "weights; give a smaller data.eval_batch_size"
             )
+        first = False
         if batch is not None:
             last = batch
             yield batch, True

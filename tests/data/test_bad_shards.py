@@ -219,7 +219,7 @@ def test_evaluation_passes_over_a_batch_without_a_good_sample(tmp_path, size):
         "t", config(mixed(tmp_path, list(BAD)), eval_batch_size=size), rank=0, world_size=1
     )
     assert sum(len(batch.images) for batch in loader) == 10 and loader.bad_samples == len(BAD)
-    assert [batch is None for batch in loader.in_place()] == [False] * (5 // size) + [True] * (10 // size) + [
+    assert [not batches for batches in loader.in_place()] == [False] * (5 // size) + [True] * (10 // size) + [
         False
     ] * (5 // size)
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from pipeline.config.schema import AugmentConfig, DataConfig
@@ -68,7 +67,7 @@ class DatasetSchema(Protocol):
         ...
 
     def targets(self, targets: Sequence[Any]) -> Any:
-        """Dataclass of the targets of a batch. Raises ConfigError for different shapes (see `stacked`)."""
+        """Dataclass of the targets of a batch, whose images, and masks, have one size."""
         ...
 
 
@@ -112,16 +111,3 @@ def image_and(
             f"{missing(list(members))}"
         )
     return image, members[own]
-
-
-def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
-    """B tensors [...] of equal shape -> [B, ...]. Raises ConfigError for different shapes, which only
-    evaluation in stored sizes has."""
-    shapes = sorted({tuple(tensor.shape[-2:]) for tensor in tensors})
-    if len(shapes) > 1:
-        sizes = " and ".join(f"{height}x{width}" for height, width in shapes[:2])
-        raise ConfigError(
-            f"a batch holds {what} of different sizes ({sizes}), which do not stack; give "
-            "data.eval_batch_size=1"
-        )
-    return torch.stack(list(tensors))

@@ -12,7 +12,7 @@ from pipeline.data.members.decode import IMAGES, decode_image, decode_mask
 from pipeline.data.members.masks import all_known, label_counts, strange_labels
 from pipeline.data.members.turns import UPRIGHT, turn_of, turned_with_mask
 from pipeline.data.samples.class_names import Labels
-from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused, stacked
+from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import SampleError
@@ -69,4 +69,4 @@ class Segmentation:
         return ""
 
     def targets(self, targets: Sequence[Tensor]) -> MaskTargets:
-        return MaskTargets(stacked(targets, "masks"))
+        return MaskTargets(torch.stack(list(targets)))
