@@ -19,6 +19,7 @@ from launch.configs.prepared import Prepared
 from pipeline.config.schema import RunConfig
 from pipeline.engine import divides_weights
 from pipeline.engine.model_on_device import autocast
+from pipeline.engine.optimizer import GroupOptimizer
 from pipeline.engine.optimizers import OPTIMIZERS
 from pipeline.modes import set_modes
 from pipeline.train.groups import parameter_groups
@@ -51,6 +52,7 @@ def estimate(prepared: Prepared) -> Memory:
     everything = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     trained = FP32 * sum(item.numel() for item in model.parameters() if item.requires_grad)
     kept = OPTIMIZERS.get(config.optim.type)
+    assert isinstance(kept, type) and issubclass(kept, GroupOptimizer), "an optimizer is a class"
     moments_of_all = sum(
         tensor.numel() * tensor.element_size()
         for group in parameter_groups(model, config)

@@ -23,7 +23,7 @@ from pipeline.train.ema import check_ema
 from pipeline.train.steps import build_procedure
 
 
-@dataclass(frozen=True)
+@dataclass
 class Held:
     """What is known of the data of a split of a task, as a model's `TaskData`."""
 

@@ -32,6 +32,11 @@ def test_no_parser_waits_for_torch():
     assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0
 
 
+def test_what_reads_configs_and_errors_waits_for_no_torch():
+    code = "import sys, pipeline.errors, pipeline.config.load; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0
+
+
 @pytest.fixture
 def doctor_raises(monkeypatch):
     def arrange(error):
