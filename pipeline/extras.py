@@ -21,6 +21,7 @@ EXTRAS = {
     "plots": "drawing",
     "trackers": "log.trackers",
     "demo": "the data set digit_scenes",
+    "datasets": "a data set of Hugging Face datasets",
     "s3": "s3://",
     "gs": "gs://",
     "az": "az://",

@@ -47,7 +47,7 @@ ROOMS = {
     | {"extras", "files", "pixels", "shared_tensors", "version", "run_folder", "config", "plan", "merging"},
     "data.targets": set(),
     "data.members": {"errors"},
-    "data.layouts": {"errors", "rng", "data.members"},
+    "data.layouts": {"errors", "extras", "rng", "data.members"},
     "data.shards": {"extras", "config", "errors", "files", "redact", "data.members", "data.layouts"},
     "data.augment": {"config", "interfaces", "errors", "pixels", "rng", "data.members", "data.targets"},
     "data.samples": {"config", "errors", "registry", *DATA} - {"data"},
@@ -129,6 +129,7 @@ name. `cluster` starts `train.py`, which lies above the rooms (``)."""
 
 DOORS = {
     "aiohttp": {"pipeline/data/shards/storage.py"},
+    "datasets": {"pipeline/data/layouts/hf_datasets.py"},
     "deepspeed": {"pipeline/engine/zero.py"},
     "huggingface_hub": {"pipeline/backbone/adapters/hub.py"},
     "fsspec": {"pipeline/data/shards/storage.py"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch.commands import shard_tools
 from launch.commands.arguments import HelpFormatter
-from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, MASKS, SHARD_SIZES
+from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, MASKS, SHARD_SIZES, TABLES
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -26,7 +26,7 @@ def add_parser(subparsers) -> None:
     make = actions.add_parser("make", help="write shards, or the manifest of existing ones")
     kinds = make.add_subparsers(dest="kind", metavar="KIND", required=True)
     _add_imagefolder(kinds)
-    for kind, tree in (MASKS | CAPTIONS).items():
+    for kind, tree in (MASKS | CAPTIONS | TABLES).items():
         _add_layout(kinds, kind, tree)
     _add_digit_scenes(kinds)
     _add_index(kinds)

@@ -22,6 +22,7 @@ PACKAGES = {
     "plots": {"matplotlib": "matplotlib", "tensorboard": "tensorboard"},
     "trackers": {"wandb": "wandb", "mlflow": "mlflow-skinny"},
     "demo": {"sklearn": "scikit-learn"},
+    "datasets": {"datasets": "datasets"},
     "s3": {"s3fs": "s3fs"},
     "gs": {"gcsfs": "gcsfs"},
     "az": {"adlfs": "adlfs"},

@@ -36,9 +36,14 @@ OTHER_TREES = {
     "camvid": ("train", "trainannot"),
 }
 """Maps a layout to folders of its tree, which are no classes."""
-IMAGE_FOLDER = "imagefolder"
-LAYOUTS = (IMAGE_FOLDER, *MASKS, *CAPTIONS)
-SHARD_SIZES = {IMAGE_FOLDER: 1000} | dict.fromkeys((*MASKS, *CAPTIONS), 500)
+IMAGE_FOLDER, HF_DATASETS = "imagefolder", "hf_datasets"
+TABLES = {
+    HF_DATASETS: "Hugging Face's datasets: SRC as save_to_disk wrote it, or with .parquet files; columns "
+    "image and label or caption"
+}
+"""Maps a layout in tables to what it looks like."""
+LAYOUTS = (IMAGE_FOLDER, *MASKS, *CAPTIONS, *TABLES)
+SHARD_SIZES = {IMAGE_FOLDER: 1000, HF_DATASETS: 1000} | dict.fromkeys((*MASKS, *CAPTIONS), 500)
 """Maps a layout to the number of samples of a shard."""
 
 

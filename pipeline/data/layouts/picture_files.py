@@ -20,6 +20,8 @@ STORED = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 CONVERTED = {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"}
 """Maps the ending of a file to Pillow's name of its format. The member is a PNG of the same pixels."""
 SUFFIXES = (*STORED, *CONVERTED)
+ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"} | {form: end for end, form in CONVERTED.items()}
+"""Maps Pillow's name of a format to an ending of its files."""
 
 
 def member_of(path: Path | str) -> str:
@@ -134,12 +136,26 @@ def read_picture(path: Path | str, size: int | None) -> tuple[str, bytes, tuple[
     Else the member is a JPEG with `size` pixels on the shorter side, where the picture is larger. Raises
     SampleError with the path of a file that is no picture, or more than one.
     """
-    data, ending = Path(path).read_bytes(), Path(path).suffix.lower()
+    return _member(Path(path).read_bytes(), Path(path).suffix.lower(), str(path), size)
+
+
+def picture_in(data: bytes, where: str, size: int | None) -> tuple[str, bytes]:
+    """Suffix and bytes of the member that the bytes of a picture file become, whose name nobody knows. where:
+    for messages. size: see `read_picture`. Raises SampleError."""
+    try:
+        with Image.open(io.BytesIO(data), formats=tuple(ENDINGS)) as image:
+            ending = ENDINGS[str(image.format)]
+    except (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as err:
+        raise SampleError(f"{where}: {len(data)} bytes are no picture ({', '.join(ENDINGS)})") from err
+    return _member(data, ending, where, size)[:2]
+
+
+def _member(data: bytes, ending: str, path: str, size: int | None) -> tuple[str, bytes, tuple[int, int]]:
     try:
         data = _as_png(data, CONVERTED[ending]) if ending in CONVERTED else data
         shape = check_header(data)
         if size is None:
-            return member_of(path), data, shape
+            return STORED.get(ending, "png"), data, shape
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             small = shrunk(image.convert("RGB"), size, Image.Resampling.BICUBIC)
             turn = turn_of(data)

@@ -9,8 +9,10 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline.data.layouts import (
     CAPTIONS,
+    HF_DATASETS,
     IMAGE_FOLDER,
     SHARD_SIZES,
+    hf_datasets,
     image_folders,
     images_with_captions,
     images_with_masks,
@@ -72,6 +74,9 @@ def read_tree(kind: str, source: Path) -> Tree:
     if kind == IMAGE_FOLDER:
         splits, names = image_folders.read(source)
         return Tree(splits, image_folders.samples, kind, size, tuple(names))
+    if kind == HF_DATASETS:
+        tables, classes = hf_datasets.read(source)
+        return Tree(tables, hf_datasets.samples, kind, size, classes)
     if kind in CAPTIONS:
         return Tree(read_captions(kind, source), images_with_captions.samples, "captions", size)
     layout = read_masks(kind, source)
