@@ -13,6 +13,8 @@ with extra("plots"):
     from matplotlib.ft2font import FT2Font
 
 log = logging.getLogger(__name__)
+# that a font has no bold letters is said for each text
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 OWN = "DejaVu Sans"
 """It comes with matplotlib."""
 SHOWN = 12
