@@ -25,6 +25,7 @@ COMMANDS = (
     "evaluate",
     "sweep",
     "visualise",
+    "report",
     "export",
     "shards",
     "config",

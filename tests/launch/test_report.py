@@ -1,0 +1,130 @@
+"""The page of `dtem report`: what a reader of screens needs, nothing from elsewhere, and no script from
+data."""
+
+import json
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from launch.run_report.chart import Line, _ticks, draw
+from launch.run_report.page import POLICY
+
+HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>'\"&"
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects elements with their attributes and texts; asserts that each is closed in its turn."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.ids = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def all(self, tag):
+        return [attributes for own, attributes in self.elements if own == tag]
+
+
+def check(text):
+    page = Page(text)
+    assert page.all("html") == [{"lang": "en"}] and page.all("meta")[1]["content"] == POLICY
+    assert not page.all("script") and not page.all("link") and not page.all("iframe")
+    assert not [a for _, a in page.elements for name in a if name.startswith("on")]
+    assert all(
+        image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.all("img")
+    )
+    assert all(link["href"].removeprefix("#") in page.ids for link in page.all("a"))
+    assert all(head.get("scope") in ("row", "col") for head in page.all("th"))
+    charts = [own for own in page.all("svg") if own.get("role") == "img"]
+    assert all(set(own["aria-labelledby"].split()) <= set(page.ids) for own in charts)
+    assert len(page.ids) == len(set(page.ids))
+    levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    return page
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of a run without its checkpoints."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    return folder
+
+
+def test_two_runs_stand_side_by_side_with_what_differs(run, tmp_path, dtem):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = json.loads((other / "config.json").read_text())
+    config["optim"]["lr"] = 0.125
+    (other / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "both.html"
+    assert str(out) in dtem("report", run, other, "--out", out)
+    text = out.read_text()
+    page = check(text)
+    differing = text.partition("What differs between the runs")[2].partition("</table>")[0]
+    assert "optim.lr" in differing and "0.125" in differing and "backbone.name" not in differing
+    assert "digits: top-1 accuracy" in text and [own for own in page.all("svg") if own.get("role") == "img"]
+    assert f"dtem train {run}/config.json" in text and "device: " in text
+
+
+def test_nothing_from_data_is_markup(run, dtem):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines += [{"step": step, f"val/{HOSTILE}/top1": 0.5} for step in (5, 6)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "[" * 100_000)
+    config = json.loads((run / "config.json").read_text()) | {HOSTILE: HOSTILE, "x": {"api_key": "planted"}}
+    config["log"]["name"] = HOSTILE + "\ud800"
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "starts.jsonl").write_text(
+        json.dumps({"command": HOSTILE, "versions": {HOSTILE: HOSTILE}}) + "\n7\n"
+    )
+    point = {"policy": HOSTILE, "gmacs": 1, "scores": {"m": [0.1, 0.3]}}
+    sweep = [{"task": HOSTILE, "metric": "m", "points": [point, {}, 3]}, 5]
+    (run / "sweep").mkdir(exist_ok=True)
+    (run / "sweep/sweep.json").write_text(json.dumps(sweep))
+    dtem("report", run)
+    text = (run / "report.html").read_text()
+    check(text)
+    assert "<script" not in text and "planted" not in text and "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"log": 3}'])
+def test_a_strange_config_is_refused_or_passed_over(tmp_path, dtem, content):
+    (tmp_path / "config.json").write_text(content)
+    code = 0 if content.startswith('{"') else 2
+    assert ("has no config.json" in dtem("report", tmp_path, code=code)) == (code == 2)
+
+
+def test_a_link_in_the_place_of_a_picture_is_not_read(run, tmp_path, dtem):
+    (tmp_path / "secret.png").write_bytes(b"precious")
+    folder = run / "pictures/step_00000004"
+    folder.mkdir(parents=True)
+    (folder / "a.png").symlink_to(tmp_path / "secret.png")
+    told = [{"task": "a", "key": "k", "file": "../../a.png", "words": ["w"]}]
+    (folder / "pictures.json").write_text(json.dumps(told))
+    dtem("report", run)
+    assert not check((run / "report.html").read_text()).all("img")
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (5, 5), (0, 0), (-3e-9, 2e-9), (1, 1e9), (-7, -7)])
+def test_ticks_hold_all_values_and_are_few(low, high):
+    ticks = _ticks(low, high)
+    assert ticks[0] <= low and high <= ticks[-1] and 2 <= len(ticks) <= 8
+
+
+def test_a_band_is_drawn_where_runs_differ_alone():
+    assert "<polygon" in draw([Line("a", [(0, 1, 0.5, 2), (1, 1, 1, 1)])], "t", "x", 0)
+    assert "<polygon" not in draw([Line("a", [(0, 1, 1, 1), (1, 2, 2, 2)])], "t", "x", 0)
