@@ -208,7 +208,7 @@ def _repeat(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
         parts.append(
             f"<h3>{_text(label)}</h3>"
             f'<pre tabindex="0" aria-label="commands">{chr(10).join(map(_text, again))}</pre>'
-            + (_table("Starts", ["time", "from step", "command", "commit"], rows) if rows else "")
+            + (_table(f"Starts of {label}", ["time", "from step", "command", "commit"], rows) if rows else "")
             + "".join(f"<p>{_text(line)}</p>" for line in told)
         )
     return "".join(parts)

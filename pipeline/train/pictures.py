@@ -66,7 +66,7 @@ def _drawings(run: Run, task: str) -> Iterator[Drawing]:
     data = replace(run.config.tasks[task].data, eval_batch_size=1, workers=0)
     names = run.loaders[task].classes
     loader = build_eval_loader(task, data, rank=0, world_size=1, classes=names)
-    batches = (batch for batch in loader.in_place() if batch is not None)
+    batches = (batch for found in loader.in_place() for batch in found)
     for batch in islice(batches, run.config.log.pictures):
         yield draw_sample(run.engine.module, batch, classes=names)
 
