@@ -1,71 +1,30 @@
 """The wheel, installed where no checkout is, holds the whole package. It trains and evaluates from a config
 by name, in one process and under DeepSpeed's launcher."""
 
-import os
 import socket
-import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from wheelkit import ROOT, build_wheel, environment_with, said
 
 from pipeline.version import VERSION
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("dtem", "launch", "pipeline", "tasks")
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
-OFFLINE = ("--no-deps", "--no-index")
-
-
-def said(*command: object, cwd: Path) -> str:
-    """What a command prints that succeeds, where nothing points to a checkout."""
-    places = [sysconfig.get_path("scripts"), os.environ["PATH"]]  # of ninja
-    mine = {"PATH": os.pathsep.join(places), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    mine |= {"TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")}
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | mine
-    words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built of the checkout's files, in a copy, as setuptools leaves a folder `build` behind."""
-    folder = tmp_path_factory.mktemp("wheel")
-    said(
-        "git",
-        "-c",
-        f"safe.directory={ROOT}",
-        "-C",
-        ROOT,
-        "checkout-index",
-        "--all",
-        f"--prefix={folder}/source/",
-        cwd=folder,
-    )
-    said(
-        *PIP, "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", folder, folder / "source", cwd=folder
-    )
-    (path,) = folder.glob("*.whl")
-    return path
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
 def place(wheel, digits, tmp_path_factory) -> Path:
-    """A folder with an environment `env`: the wheel, and what this Python's environment has; and with shards
-    `digits`."""
+    """A folder with an environment `env` that has the wheel, and with shards `digits`."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    venv.create(folder / "env", symlinks=True)
-    python = folder / "env/bin/python"
-    (site,) = (folder / "env/lib").glob("python*/site-packages")
-    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    said(*PIP, "--python", python, "install", *OFFLINE, "--force-reinstall", wheel, cwd=folder)
+    environment_with(wheel, folder)
     (folder / "digits").symlink_to(digits)
     (folder / "mine.py").write_text(
         "_base_ = ['dtem::digits_vit.py']\n"
