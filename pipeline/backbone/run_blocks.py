@@ -79,7 +79,7 @@ def run_blocks(
 ) -> tuple[TokenState, list[TokenState], list[MergePoint]]:
     """The state after the blocks, those after the blocks in `taps`, and the points of merging. Raises
     ConfigError under torch.jit.trace, which records other merges than those of the images."""
-    if torch.jit.is_tracing() and any(how.schedule):
+    if torch.jit.is_tracing() and any(how.schedule):  # pyright: ignore[reportPrivateImportUsage]
         raise ConfigError(
             "torch.jit.trace cannot record merges; use torch.export, torch.compile or "
             "torch.onnx.export(..., dynamo=True)"
