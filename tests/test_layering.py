@@ -109,6 +109,7 @@ LAUNCH = {
     "exported": {"saved"},
     "published": {"saved", "measure"},
     "predict": {"saved", "published"},
+    "bench": {"saved", "published", "measure", "report"},
     "teach": {"published", "measure", "report"},
     "cluster": {"checks", ""},
     "commands": {
@@ -123,6 +124,7 @@ LAUNCH = {
         "exported",
         "published",
         "predict",
+        "bench",
         "teach",
     },
 }

@@ -16,6 +16,7 @@ from launch.commands.arguments import (
 )
 
 if TYPE_CHECKING:  # a command imports what it runs when it runs
+    from launch.saved.run import SavedRun
     from pipeline.config.schema import RunConfig
     from pipeline.interfaces import Scores
     from pipeline.model import MultiTaskModel
@@ -35,6 +36,7 @@ EXAMPLE = r"""examples:
       'tasks.ade20k.head.inference.scales=[0.75,1.0,1.25]'
   dtem evaluate runs/coco --zero-shot data/imagenet --class-names names.json \
       --templates 'a photo of a {}.' 'a drawing of a {}.'
+  dtem evaluate open_clip:ViT-B-32@laion2b_s34b_b79k --zero-shot data/imagenet --policy tome --reduction 4
 """
 
 
@@ -84,22 +86,18 @@ def run(args: argparse.Namespace) -> int:
     from launch.measure.compute import first_batch, first_schedule
     from launch.measure.evaluator import evaluator_of, progress
     from launch.measure.recorded import recorded_evaluation
-    from launch.published.sources import labelled_run, published_of
-    from launch.saved.run import build, chosen_tasks, parse_reduction, read_run
+    from launch.published.contrastive import is_clip
+    from launch.saved.run import chosen_tasks, parse_reduction
     from launch.saved.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
     from pipeline.train.evaluate import missing_samples
 
-    published = published_of(args)
-    saved = (
-        labelled_run(args, published) if published else read_run(args.run, args.checkpoint, args.cfg_options)
-    )
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
-    model = build(saved, args.policy)
+    saved, model = _model_of(args)
     evaluator = evaluator_of(model, saved.config.engine.precision)
     rank, world_size = evaluator.rank, evaluator.world_size
     datas = {name: saved.config.tasks[name].data for name in chosen_tasks(saved.config, args.tasks)}
-    if args.zero_shot:
+    if args.zero_shot and not is_clip(args.run):
         name, data = add_zero_shot(
             model, saved.config, args.zero_shot, args.split, args.templates, args.class_names
         )
@@ -139,6 +137,21 @@ def run(args: argparse.Namespace) -> int:
     _report(result, str(saved), args.out)
     _tell_missing(missing, {name: loader.num_samples for name, loader in loaders.items()})
     return code
+
+
+def _model_of(args: argparse.Namespace) -> "tuple[SavedRun, MultiTaskModel]":
+    """What is scored: a run, or a published model in place of one."""
+    from launch.published.contrastive import is_clip, zero_shot_run
+    from launch.published.sources import labelled_run, published_of
+    from launch.saved.run import build, read_run
+
+    if is_clip(args.run):
+        return zero_shot_run(args)
+    published = published_of(args)
+    saved = (
+        labelled_run(args, published) if published else read_run(args.run, args.checkpoint, args.cfg_options)
+    )
+    return saved, build(saved, args.policy)
 
 
 def _tell_missing(missing: dict[str, int], of: dict[str, int]) -> None:

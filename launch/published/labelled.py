@@ -128,9 +128,15 @@ def names_classes_of(name: str, weights: str | None, classes: Sequence[str]) -> 
 
 
 def _data(source: str, split: str) -> DataConfig:
-    workers = min(4, len(os.sched_getaffinity(0)) - 1)
     train = source if split == "train" else None
-    return DataConfig(schema="classification", train=train, val=source, workers=workers, allow_overlap=True)
+    return DataConfig(
+        schema="classification", train=train, val=source, workers=workers_here(), allow_overlap=True
+    )
+
+
+def workers_here() -> int:
+    """Worker processes of a loader on this machine."""
+    return min(4, len(os.sched_getaffinity(0)) - 1)
 
 
 def _merging(adapter: Adapter) -> MergingConfig:

@@ -44,14 +44,21 @@ def add_zero_shot(
     name, captioner = next(iter(captioners.items()))
     places = dict(train=shards if split == "train" else None, val=shards, test=shards)
     data = replace(config.tasks[name].data, schema="classification", tokenizer=None, **places)
+    classes, templates = named_classes(data, split, templates, names)
+    model.add_task(NAME, ZeroShotTask(captioner, classes, templates), like=name)
+    return NAME, data
+
+
+def named_classes(
+    data: DataConfig, split: str, templates: Sequence[str] | None, names: str | None
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Names of the classes of a split for captions, and templates; see `add_zero_shot`."""
     classes, usual = (
         (_listed(names), TEMPLATES)
         if names is not None
         else prompts(find_split(NAME, data, split)[1].classes)
     )
-    templates = templates or usual
-    model.add_task(NAME, ZeroShotTask(captioner, classes, templates), like=name)
-    return NAME, data
+    return classes, templates or usual
 
 
 def prompts(classes: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

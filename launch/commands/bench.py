@@ -1,0 +1,108 @@
+"""`dtem bench`: latency of a model, merged and unmerged side by side, for several batch sizes."""
+
+import argparse
+
+from launch.commands.arguments import (
+    NEEDS,
+    HelpFormatter,
+    add_device_arguments,
+    add_model_arguments,
+    add_policy_argument,
+    add_reduction_argument,
+    add_run_arguments,
+    numbers,
+)
+
+EXAMPLE = """examples:
+  dtem bench runs/digits_multitask_dtem --task digits
+  dtem bench timm:deit_small_patch16_224 --no-pretrained --policy tome --reduction 13 --batch-sizes 1,8,64
+  dtem bench timm:deit_small_patch16_224 --no-pretrained --policy tome --reduction 13 --compile both \\
+      --out bench.json
+"""
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help="latency of a model, merged and unmerged",
+        description=__doc__,
+        epilog=EXAMPLE + NEEDS,
+        formatter_class=HelpFormatter,
+    )
+    add_run_arguments(parser)
+    parser.add_argument("--task", metavar="NAME", help="of a run with several")
+    add_policy_argument(parser)
+    add_reduction_argument(parser)
+    parser.add_argument(
+        "--batch-sizes", type=numbers, default=[1, 8], metavar="N,N", help="images at once (default 1,8)"
+    )
+    parser.add_argument(
+        "--compile",
+        choices=("off", "on", "both"),
+        default="off",
+        help="torch.compile of the encoder, of a published model of all of it (default off); compiling takes "
+        "about a minute for each batch size on a CPU",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=20, metavar="N", help="timed inferences of each (default 20)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: torch's)")
+    add_device_arguments(parser)
+    add_model_arguments(parser)
+    parser.add_argument("--out", metavar="FILE", help="also write all latencies to this file, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the table is printed. Raises PipelineError."""
+    import json
+    from pathlib import Path
+
+    import torch
+
+    from launch.bench.entries import of_published, of_run
+    from launch.bench.latency import latencies
+    from launch.bench.report import conditions, facts_of, table
+    from launch.published.device import device_and_precision
+    from launch.saved.run import parse_reduction, read_run
+    from pipeline.backbone.adapters.public import load_adapter
+    from pipeline.backbone.published import is_published, open_published
+    from pipeline.errors import ConfigError
+    from pipeline.files import write_text
+
+    for name, value in (("--rounds", args.rounds), ("--threads", args.threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; give 1 or more")
+    if min(args.batch_sizes) < 1:
+        raise ConfigError("--batch-sizes holds 0; give 1 or more")
+    reduction = None if args.reduction is None else parse_reduction(args.reduction)
+    device, precision = device_and_precision(args.device, args.precision)
+    merge = dict(policy=args.policy, reduction=reduction)
+    if is_published(args.run):
+        if args.cfg_options or args.checkpoint != "best" or args.task:
+            raise ConfigError("--set, --checkpoint and --task go with a run, not with a published model")
+        adapter = None if args.adapter is None else load_adapter(args.adapter)
+        weights = dict(weights=args.weights, pretrained=not args.no_pretrained, img_size=args.img_size)
+        subject = of_published(open_published(args.run, **weights), device, adapter=adapter, **merge)
+    else:
+        if args.adapter or args.weights or args.img_size or args.no_pretrained:
+            raise ConfigError(
+                "--adapter, --weights, --img-size and --no-pretrained go with a published model, such as "
+                "timm:NAME, not with a run"
+            )
+        saved = read_run(args.run, args.checkpoint, args.cfg_options)
+        precision = args.precision or saved.config.engine.precision
+        subject = of_run(saved, device, task=args.task, **merge)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    compiles = {"off": [False], "on": [True], "both": [False, True]}[args.compile]
+    found = latencies(
+        subject, args.batch_sizes, compiles, device=device, precision=precision, rounds=args.rounds
+    )
+    facts = facts_of(subject, found, device=device, precision=precision)
+    print(conditions(facts))
+    print(table(facts))
+    if args.out:
+        place = Path(args.out)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        print(f"wrote {write_text(place, json.dumps(facts, indent=1))}")
+    return 0
