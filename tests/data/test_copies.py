@@ -11,6 +11,7 @@ from shardkit import config, samples, write_tar
 from pipeline.config.schema import DataConfig
 from pipeline.data.copies import copies_of
 from pipeline.data.order import SampleOrder
+from pipeline.data.shards.find import load_manifest
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream
 from pipeline.errors import CheckpointError, ConfigError, SampleError
 
@@ -133,6 +134,13 @@ def test_evaluation_sees_each_sample_of_all_sets_once(sets):
         loader = build_eval_loader("t", mixed(sets), rank=0, world_size=1, split=split)
         keys = [key for batch in loader for key in batch.keys]
         assert len(keys) == len(set(keys)) == loader.num_samples == 20
+
+
+@pytest.mark.parametrize("weights", [None, [], [2.0]])
+@pytest.mark.parametrize("source", ["x-{3..1}.tar", []])
+def test_no_shards_at_all_are_refused(source, weights):
+    with pytest.raises(SampleError, match="no shards are given|1 sets are given and 0 weights"):
+        load_manifest(source, weights=weights)
 
 
 def test_weights_that_do_not_fit_are_refused(sets):

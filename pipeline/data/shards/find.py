@@ -61,12 +61,10 @@ def load_manifest(
     for anything that does not fit.
     """
     names = sets_of(source)
-    if not names:
-        raise SampleError(
-            "no shards are given: give a folder, a pattern such as 'train-{00000..00008}.tar', or a "
-            "list of tars"
-        )
-    manifest = _as_one(names, subset, cache) if weights is None else _mixed(names, weights, subset, cache)
+    if weights is None or not names:
+        manifest = _as_one(names, subset, cache)
+    else:
+        manifest = _mixed(names, weights, subset, cache)
     if checked:
         check_sample(manifest)
     return manifest
@@ -75,6 +73,11 @@ def load_manifest(
 def _as_one(names: Sequence[str], subset: str | None, cache: ShardCache | None) -> Manifest:
     """The shards of these places, as one set."""
     locations = [location for name in names for location in ([name] if loose_of(name) else expand(name))]
+    if not locations:
+        raise SampleError(
+            "no shards are given: give a folder, a pattern such as 'train-{00000..00008}.tar', or a "
+            "list of tars"
+        )
     return _joined([_load(group, subset, cache) for group in _groups(locations)])
 
 
