@@ -60,7 +60,8 @@ def write_html(page: Page, path: Path) -> Path:
     rows = [row for section in page.sections for row in section.rows]
     facts = "".join(f"<p>{_escaped(fact)}</p>" for fact in page.facts)
     links = " · ".join(
-        f'<a href="{html.escape(quote(target))}">{_escaped(name)}</a>' for name, target in page.links.items()
+        f'<a href="{html.escape(quote(target, errors="surrogatepass"))}">{_escaped(name)}</a>'
+        for name, target in page.links.items()
     )
     text = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

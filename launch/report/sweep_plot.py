@@ -89,7 +89,8 @@ def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
         from launch.report.fonts import letters_for
     letters = letters_for(text for plot in plots for text in (plot.title, plot.facts))
     plots = [replace(plot, title=letters(plot.title), facts=letters(plot.facts)) for plot in plots]
-    with matplotlib.rc_context(STYLE | {"font.family": letters.families}):
+    style: dict[Any, Any] = STYLE | {"font.family": letters.families}
+    with matplotlib.rc_context(style):
         width = WIDTH if len(plots) == 1 else NARROW
         figure = Figure(figsize=(width * len(plots), HEIGHT), layout="constrained")
         styles = _styles([curve.label for plot in plots for curve in plot.curves])
