@@ -1,9 +1,7 @@
 """Arguments that several commands share. Imports nothing heavy, so that `--help` answers at once."""
 
 import argparse
-import importlib
 import os
-import sys
 import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -159,19 +157,10 @@ def chosen_hosts(args: argparse.Namespace) -> "list[Host]":
 def import_modules(names: Iterable[str]) -> None:
     """Imports what `--import` names, looked up as Python does, and then in the current folder. Raises
     ConfigError where that cannot be."""
-    from pipeline.errors import ConfigError
+    from pipeline.config.modules import import_named
 
     for name in names:
-        sys.path.append(os.getcwd())
-        try:
-            importlib.import_module(name)
-        except (ImportError, ValueError, TypeError) as err:
-            raise ConfigError(
-                f"--import {name}: {err}; give the name of a module, without .py, that is installed or in "
-                "the current folder"
-            ) from err
-        finally:
-            sys.path.pop()
+        import_named(name, [os.getcwd()], "--import")
 
 
 def add_published_arguments(parser: "argparse._ActionsContainer", *, normalisation: bool = True) -> None:

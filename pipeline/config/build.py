@@ -19,6 +19,7 @@ SECTIONS = "backbone merging mixing balancing objective step optim train engine"
 PAGES = {name: name for name in SECTIONS} | {
     "tasks": "tasksname",
     "seed": "at-the-top",
+    "custom_imports": "at-the-top",
     "output": "at-the-top",
 }
 """Settings -> the heading of docs/configuration.md that they stand under."""

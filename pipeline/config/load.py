@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.build import build_dataclass, plain
+from pipeline.config.modules import tell_not_imported
 from pipeline.config.overrides import override
 from pipeline.config.plain_files import read_json, read_yaml
 from pipeline.config.schema import RunConfig
@@ -48,9 +49,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     try:
         data = override(readers[path.suffix](path), overrides)
         _refuse_marks(data, str(path))
-        return build_dataclass(RunConfig, data, str(path))
+        config = build_dataclass(RunConfig, data, str(path))
     except RecursionError as err:
         raise ConfigError(f"config {path} is nested too deeply") from err
+    if path.suffix != ".py":
+        tell_not_imported(config.custom_imports, str(path))
+    return config
 
 
 def to_plain(config: RunConfig) -> dict[str, Any]:

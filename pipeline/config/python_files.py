@@ -15,6 +15,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from pipeline.config.modules import import_custom
 from pipeline.config.plain_files import repeated
 from pipeline.config.shipped import SCOPE, beside, config_path
 from pipeline.errors import ConfigError
@@ -35,6 +36,9 @@ def read_python(path: Path) -> dict[str, Any]:
     except Exception as err:
         raise ConfigError(f"config {path} cannot be read: {_where(err)}{type(err).__name__}: {err}") from err
     data = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+    if "custom_imports" in data:
+        folders = [str(path.parent.resolve()), os.getcwd()]
+        data["custom_imports"] = import_custom(data["custom_imports"], folders)
     return _join_tasks(data, path)
 
 

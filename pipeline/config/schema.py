@@ -331,6 +331,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    custom_imports: list[str] = field(default_factory=list)
+    """Modules that the `.py` config of the run imported; a config that is data imports none."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a number from 0 to 2^63 - 1")

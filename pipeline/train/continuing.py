@@ -16,6 +16,7 @@ from pipeline.train.storage import Checkpoint
 
 HARMLESS = (
     "output",
+    "custom_imports",
     "engine.type",
     "engine.zero_stage",
     "engine.threads",

@@ -32,7 +32,10 @@ ARGUMENTS = {"shell": "False", "trust_remote_code": "False", "allow_pickle": "Fa
 ALLOWED = {
     ("pipeline/config/plain_files.py", "yaml.load"): "its own loader: SafeLoader without aliases",
     ("pipeline/config/python_files.py", "Config.fromfile"): "a .py config is the user's own program",
-    ("launch/commands/arguments.py", "importlib.import_module"): "--import names a module of the user's",
+    (
+        "pipeline/config/modules.py",
+        "importlib.import_module",
+    ): "the user's, named by --import or a .py config",
     ("benchmarks/contestants.py", "importlib.import_module"): "the authors' code, which the user names",
     ("launch/cli.py", "importlib.import_module"): "of the commands, which are listed",
     ("pipeline/__init__.py", "importlib.import_module"): "of the public names, which are listed",

@@ -1,0 +1,68 @@
+"""Modules of the user's own, which register tasks, policies, data sets and objectives.
+
+The user names them: by `--import`, or by `custom_imports` in a `.py` config, which is a program of his
+anyway. A resolved config keeps their names, and nothing that is read as data imports them.
+"""
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def import_named(name: str, folders: Sequence[str], said: str) -> None:
+    """Imports a module, looked up as Python does, and then in the folders. said: what names it. Raises
+    ConfigError where that cannot be."""
+    before = len(sys.path)
+    sys.path.extend(folders)
+    try:
+        importlib.import_module(name)
+    except (ImportError, ValueError, TypeError, AttributeError) as err:
+        raise ConfigError(
+            f"{said} {name}: {err}; give the name of a module, without .py, that is installed or in "
+            f"{' or '.join(folders)}"
+        ) from err
+    finally:
+        del sys.path[before:]
+
+
+def import_custom(found: Any, folders: Sequence[str]) -> list[str]:
+    """Imports what `custom_imports` of a `.py` config names, in mmengine's form, `dict(imports=[...],
+    allow_failed_imports=False)`, or a list. Returns the names. Raises ConfigError."""
+    section = found if isinstance(found, dict) else {"imports": found}
+    names = section.get("imports", [])
+    names = [names] if isinstance(names, str) else names
+    may_fail = section.get("allow_failed_imports", False)
+    if (
+        section.keys() - {"imports", "allow_failed_imports"}
+        or not isinstance(names, list | tuple)
+        or not all(isinstance(name, str) for name in names)
+        or not isinstance(may_fail, bool)
+    ):
+        raise ConfigError(
+            f"custom_imports is {found!r}; give dict(imports=['my_module'], allow_failed_imports=False)"
+        )
+    for name in names:
+        try:
+            import_named(name, folders, "custom_imports")
+        except ConfigError as err:
+            if not may_fail:
+                raise
+            log.warning("%s", err)
+    return list(names)
+
+
+def tell_not_imported(names: Iterable[str], source: str) -> None:
+    """Says which modules a config that is data names, and that they were not imported."""
+    if lacking := [name for name in names if name not in sys.modules]:
+        options = " ".join(f"--import {name}" for name in lacking)
+        log.warning(
+            "%s names modules of its own, which are not imported, as it is data: if you trust them, give %s",
+            source,
+            options,
+        )
