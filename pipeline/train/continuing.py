@@ -17,7 +17,6 @@ from pipeline.train.storage import Checkpoint
 HARMLESS = (
     "output",
     "custom_imports",
-    "log.*",
     "engine.type",
     "engine.zero_stage",
     "engine.threads",
