@@ -16,7 +16,10 @@ from pipeline.train.collective import agreed
 
 log = logging.getLogger(__name__)
 
-WRITTEN = ("checkpoints", "config.json", "metrics*", "tensorboard", "hangs", "injected")
+WRITTEN = (
+    *("checkpoints", "config.json", "metrics*", "starts.jsonl", "pictures", "hangs", "injected"),
+    *("trackers.json", "tensorboard", "wandb"),
+)
 """What a run writes into its folder; the checkpoints are moved first. Other files there are not its own."""
 
 
