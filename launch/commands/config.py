@@ -99,7 +99,8 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{args.config}: {trouble}", file=sys.stderr)
     steps = prepared.resolved.total_steps
     if not troubles:
-        print(f"{args.config}: would start on {args.world_size} ranks, {steps} steps")
+        ranks = "1 rank" if args.world_size == 1 else f"{args.world_size} ranks"
+        print(f"{args.config}: would start on {ranks}, {steps} steps")
     return 1 if troubles else 0
 
 

@@ -60,5 +60,5 @@ def test_every_line_of_the_page_does_what_it_says(typed):
     assert "0 problems" in answers["dtem shards verify data/photos"]
     assert "top1" in answers["dtem evaluate runs/mine"]
     assert (place / "runs/try/checkpoints").is_dir() and (place / "runs/mine/config.json").is_file()
-    assert list((place / "runs/mine/sweep").glob("*.png"))
+    assert list((place / "runs/mine/sweep").glob("*.png")) and (place / "runs/mine/report.html").is_file()
     assert answers["python"].strip() == "13"

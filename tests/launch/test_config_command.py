@@ -61,7 +61,7 @@ def test_epochs_are_steps_where_the_data_are_there_and_else_not_known(digits, dt
 
 def test_the_check_says_no_where_data_or_classes_do_not_fit(digits, dtem, tmp_path, capsys):
     place = written(tiny_plain(digits, tmp_path / "run"), tmp_path / "x.json")
-    assert "would start on 1 ranks, 6 steps" in dtem("config", "check", place)
+    assert "would start on 1 rank, 6 steps" in dtem("config", "check", place)
     few = dtem("config", "check", place, "--set", "tasks.digits.head.num_classes=3", code=1)
     assert "the shards have 10 classes, the head has 3" in few
     gone = dtem("config", "check", place, "--set", "tasks.digits.data.val=/nowhere", code=1)
