@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from record import write_record
+from textpage import page_of
 
-from launch.pictures.page import Page, Panel, Section, write_html
+from launch.pictures.page import write_html
 from launch.saved.run import read_run
 from pipeline.config.load import digest, from_plain, load_config, to_saved
 from pipeline.data.shards.find import load_manifest
@@ -81,8 +82,7 @@ def test_the_value_of_a_variable_is_found_wherever_it_stands(monkeypatch):
 
 def test_a_page_holds_none(tmp_path, monkeypatch):
     monkeypatch.setenv("API_TOKEN", SECRET)
-    panel = Panel([f"caption {SECRET}"], f"https://a:{SECRET}@host/x", SECRET)
-    page = write_html(Page(f"runs/x {SECRET}", [Section([[panel]], heading=SECRET)]), tmp_path / "page.html")
+    page = write_html(page_of(f"caption {SECRET} of https://a:{SECRET}@host/x"), tmp_path / "page.html")
     assert SECRET not in page.read_text()
 
 

@@ -60,7 +60,7 @@ def write_html(page: Page, path: Path) -> Path:
     rows = [row for section in page.sections for row in section.rows]
     facts = "".join(f"<p>{_escaped(fact)}</p>" for fact in page.facts)
     links = " · ".join(
-        f'<a href="{html.escape(quote(target, errors="surrogatepass"))}">{_escaped(name)}</a>'
+        f'<a href="{html.escape(quote(printable(target)))}">{_escaped(name)}</a>'
         for name, target in page.links.items()
     )
     text = (

@@ -268,7 +268,10 @@ def test_a_captioner_classifies_the_split_that_is_asked_for(captioner, dtem, tmp
     """Of shards that have no other."""
     jobs = digit_scenes_jobs(train=0, val=6, size=32, shard_size=6)
     write_shards(
-        [replace(jobs[-1], name=f"{split}-00000.tar")], tmp_path, classes=CLASSES, mask_classes=MASK_CLASSES
+        [replace(jobs[-1], name=f"{split}-00000.tar", split=split)],
+        tmp_path,
+        classes=CLASSES,
+        mask_classes=MASK_CLASSES,
     )
     own = ["--split", split, "--cfg-options", f"tasks.scenes.data.{split}={tmp_path}"]
     assert scores(dtem, tmp_path, captioner, *own, "--zero-shot", tmp_path)["zero_shot"]["samples"] == 6

@@ -151,10 +151,8 @@ def test_the_sweep_of_several_tasks_has_a_table_and_a_plot_of_each_and_one_figur
     }
     assert {path.name for path in (tmp_path / "all").glob("*.png")} == pngs
     joint = (tmp_path / "all/sweep.svg").read_text()
-    assert (
-        all(f">{task}: {metric} against compute<" in joint for task, metric in TASKS.items())
-        and joint.count(">dtem<") == 3
-    )
+    assert all(f">{task}<" in joint or f">{task}: " in joint for task in TASKS)
+    assert joint.count(">DTEM<") == 3
     dtem(*argv, tmp_path / "one", "--task", "masks")
     assert {path.name for path in (tmp_path / "one").glob("*.png")} == {
         "sweep_masks.png",

@@ -18,7 +18,9 @@ def git(folder, *arguments):
 
 
 def test_the_public_names_are_those_of_pipeline():
-    assert set(dtem.__all__) == {*pipeline.__all__, "__version__"} and dtem.__version__ == VERSION
+    """And `load_run`, which is of the room above."""
+    assert set(dtem.__all__) == {*pipeline.__all__, "__version__", "load_run"}
+    assert dtem.__version__ == VERSION
     for name in pipeline.__all__:
         assert getattr(dtem, name) is getattr(pipeline, name) and callable(getattr(dtem, name))
 

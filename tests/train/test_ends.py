@@ -116,7 +116,6 @@ def run_alone(config, arrange=None) -> None:
         in_evaluation,
         in_a_worker,
         a_killed_worker,
-        while_the_output_is_deleted,
         an_interrupt_in_a_step,
     ],
 )
@@ -126,6 +125,12 @@ def test_a_run_that_fails_with_open_workers_is_gone_with_them(tiny_run, tmp_path
     assert ended(run_alone, config, arrange) == 1
     workers = json.loads((tmp_path / "workers.json").read_text())
     assert workers and not [pid for pid in workers if psutil.pid_exists(pid)]
+
+
+def test_a_run_whose_output_is_deleted_goes_on_and_saves(tiny_run, tmp_path, monkeypatch):
+    while_the_output_is_deleted(monkeypatch, tmp_path / "run")
+    train(tiny_run(train=dict(steps=6, save_every=2)))
+    assert complete_folders(tmp_path / "run/checkpoints")[0].name == "step_00000006"
 
 
 @pytest.mark.parametrize(("pause", "steps"), [(60.0, [2]), (-1.0, [])])

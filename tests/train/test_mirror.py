@@ -110,7 +110,7 @@ def test_what_is_evaluated_behind_the_last_save_costs_no_second_copy(tmp_path, p
 def test_a_new_run_does_not_write_over_a_mirror(tiny_run, tmp_path, place):
     train(tiny_run(train=dict(steps=4, mirror=place)))
     shutil.rmtree(tmp_path / "run")
-    with pytest.raises(ConfigError, match="holds checkpoints of a run, which --resume none does not touch"):
+    with pytest.raises(ConfigError, match="holds checkpoints of a run, which a new one does not touch"):
         train(tiny_run(train=dict(steps=4, mirror=place)), "none")
 
 
