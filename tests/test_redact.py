@@ -14,7 +14,7 @@ import pytest
 from record import write_record
 from textpage import page_of
 
-from launch.pictures.page import write_html
+from launch.pictures.html_page import write_html
 from launch.saved.run import read_run
 from pipeline.config.load import digest, from_plain, load_config, to_saved
 from pipeline.data.shards.find import load_manifest
