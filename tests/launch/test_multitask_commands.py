@@ -43,6 +43,9 @@ def run(request, three_tasks):
     return read_run(three_tasks(request.param))
 
 
+GENERATED = tuple(f"val/captions/{metric}" for metric in ("BLEU", "ROUGE", "CIDEr", "METEOR", "PTB"))
+
+
 def result_of(dtem, tmp_path, *argv) -> dict:
     dtem("evaluate", *argv, "--out", tmp_path / "scores.json")
     return json.loads((tmp_path / "scores.json").read_text())
@@ -57,9 +60,10 @@ def test_every_task_scores_what_training_said_at_its_own_reduction(run, dtem, tm
         for task, values in result["scores"].items()
         for name, value in values.items()
     }
-    assert {name: found[name] for name in said if "PTB" not in name} == pytest.approx(
-        {k: v for k, v in said.items() if "PTB" not in k}
-    )
+    # which words are generated is a chain of choices, which rounding may change
+    held = {name: value for name, value in said.items() if not name.startswith(GENERATED)}
+    assert {"val/captions/loss", "val/digits/top1", "val/masks/mIoU"} <= held.keys()
+    assert {name: found[name] for name in held} == pytest.approx(held)
     assert result["schedule"] == SCHEDULES
 
 
