@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from launch.commands.values import FORMS, colour, names, reductions
+
 if TYPE_CHECKING:
     from launch.cluster.hosts import Host
 
@@ -185,22 +187,20 @@ def add_published_arguments(parser: "argparse._ActionsContainer", *, normalisati
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """What stands in place of a run: a published model, named timm:NAME, local-dir:FOLDER, hf-hub:USER/NAME
     or hf:NAME, and its data."""
-    place = parser.add_argument_group("with a published model in place of RUN, such as timm:NAME")
-    place.add_argument(
+    add_model_arguments(parser).add_argument(
         "--data",
         metavar="SHARDS_OR_FOLDER",
         help="shards with classes, or SRC/{train,val}/CLASS/*.jpg, or SRC/CLASS/*.jpg; for sweep also "
         "pictures without",
     )
-    place.add_argument("--adapter", metavar="FOLDER", help="merge adapter, or hf-hub:USER/NAME of one")
-    add_published_arguments(place, normalisation=False)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     """The same without data, for commands that bring their own images."""
     place = parser.add_argument_group("with a published model in place of RUN, such as timm:NAME")
     place.add_argument("--adapter", metavar="FOLDER", help="merge adapter, or hf-hub:USER/NAME of one")
     add_published_arguments(place, normalisation=False)
+    return place
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -220,14 +220,6 @@ def add_signal_argument(parser: argparse.ArgumentParser) -> None:
         choices=("logits", "pooled", "patches"),
         help="what a published model says of pictures without labels (default: the first that it has)",
     )
-
-
-def colour(text: str) -> tuple[float, float, float]:
-    """`0.5,0.5,0.5` as three numbers in [0, 1]."""
-    values = [float(part) for part in names(text)]
-    if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers in [0, 1], such as 0.5,0.5,0.5")
-    return values[0], values[1], values[2]
 
 
 def add_tasks_argument(parser: argparse.ArgumentParser) -> None:
@@ -258,9 +250,6 @@ def add_policy_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-FORMS = "8 (per block), 0.9 (keep rate), '(8,-1)' (with inflection) or '[8,8,4]' (by block)"
-
-
 def add_reduction_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reduction", metavar="R", help=f"{FORMS} instead of the run's")
 
@@ -274,37 +263,3 @@ def add_reductions_argument(parser: "argparse._ActionsContainer", default: str) 
         metavar="R,R",
         help=f"one or several: {FORMS}; a comma in brackets does not part them ({default})",
     )
-
-
-def reductions(text: str) -> list[str]:
-    """`8,(8,-1),[8,8,4]` as a list of at least one text, parted at commas outside of brackets."""
-    from pipeline.config.overrides import parts
-
-    if not (found := [part.strip() for part in parts(text)]):
-        raise argparse.ArgumentTypeError(f"'{text}' is no reduction; give one or more: {FORMS}")
-    return found
-
-
-def names(text: str) -> list[str]:
-    """`a,b` as a list of at least one."""
-    if not (found := [name.strip() for name in text.split(",") if name.strip()]):
-        raise argparse.ArgumentTypeError(f"'{text}' names nothing; give one or more, as in a,b")
-    return found
-
-
-def fractions(text: str) -> list[float]:
-    """`0.7,0.5` as a list of fractions in (0, 1)."""
-    values = [float(part) for part in names(text)]
-    if not all(0 < value < 1 for value in values):
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is not a list of fractions in (0, 1), such as 0.7,0.5,0.3"
-        )
-    return values
-
-
-def numbers(text: str) -> list[int]:
-    """`0,4,8` as a list of counts."""
-    values = [int(part) for part in names(text)]
-    if min(values) < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of counts from 0, such as 0,4,8")
-    return values

@@ -10,8 +10,8 @@ from launch.commands.arguments import (
     add_policy_argument,
     add_reduction_argument,
     add_run_arguments,
-    numbers,
 )
+from launch.commands.values import numbers
 
 EXAMPLE = """examples:
   dtem bench runs/digits_multitask_dtem --task digits

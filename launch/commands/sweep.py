@@ -12,9 +12,8 @@ from launch.commands.arguments import (
     add_source_arguments,
     add_split_argument,
     add_tasks_argument,
-    fractions,
-    names,
 )
+from launch.commands.values import fractions, names
 
 EXAMPLE = r"""examples:
   dtem sweep runs/digits_multitask_dtem

@@ -9,12 +9,8 @@ classes, else its pooled features, else the features of its patches. Nothing of 
 import argparse
 import os
 
-from launch.commands.arguments import (
-    HelpFormatter,
-    add_published_arguments,
-    add_signal_argument,
-    fractions,
-)
+from launch.commands.arguments import HelpFormatter, add_published_arguments, add_signal_argument
+from launch.commands.values import fractions
 
 EXAMPLE = r"""examples:
   dtem teach timm:deit_small_patch16_224.fb_in1k --data /data/imagenet/val --out adapters/deit_small

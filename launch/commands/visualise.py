@@ -16,9 +16,8 @@ from launch.commands.arguments import (
     add_run_arguments,
     add_split_argument,
     add_tasks_argument,
-    names,
-    numbers,
 )
+from launch.commands.values import names, numbers
 
 EXAMPLE = """examples:
   dtem visualise runs/digits_multitask_dtem

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from launch.published.device import now
-from launch.teach.loop import Teaching, embeddings_of, merge_loss
+from launch.teach.loop import Teaching, learning_embeddings, merge_loss
 from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.engine.model_on_device import autocast
@@ -63,7 +63,7 @@ def estimated(
     one process reads a batch. Raises ConfigError where a step does not fit into the device's memory."""
     tried = batch_size if device.type == "cuda" else min(batch_size, TRIED)
     images = torch.randn(tried, 3, *size, device=device)
-    embeddings, objective = embeddings_of(model), MergeCost(pairs=how.pairs)
+    embeddings, objective = learning_embeddings(model), MergeCost(pairs=how.pairs)
 
     def learn(block: int) -> None:
         with autocast(device, precision):

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.objectives.merge_cost import MergeCost
 from pipeline.objectives.signal import Signal
+from pipeline.own_loop.phases import embeddings_of
 from pipeline.rng import seed_everything, uniform
 from pipeline.train.rates import lr_at
 
@@ -75,7 +76,7 @@ def teach(
 
     model: on the device, in evaluation mode, with a policy that learns. counted: of it, for one image.
     """
-    embeddings = embeddings_of(model)
+    embeddings = learning_embeddings(model)
     objective = MergeCost(pairs=how.pairs)
     optimizer = build_optimizer(how.optim, _groups(embeddings, how.optim))
     clock, shown = now(device), torch.zeros((), device=device)
@@ -130,16 +131,12 @@ def merge_loss(
     return objective.cost_of(output.merge_points, likelihood, first, schedule, counted.patches)
 
 
-def embeddings_of(model: MergingModel) -> list[nn.Parameter]:
+def learning_embeddings(model: MergingModel) -> list[nn.Parameter]:
     """The parameters of the metric embeddings, which learn from now on."""
-    found = [parameter for block in model.merging_blocks for parameter in _own(block.metric)]
+    found = embeddings_of(model)
     for parameter in found:
         parameter.requires_grad_(True)
     return found
-
-
-def _own(metric: nn.Module | None) -> list[nn.Parameter]:
-    return [] if metric is None else list(metric.parameters())
 
 
 def _groups(parameters: list[nn.Parameter], optim: OptimConfig) -> list[dict[str, object]]:
