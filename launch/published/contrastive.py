@@ -8,6 +8,7 @@ import torch
 
 from launch.published.device import device_and_precision
 from launch.published.labelled import PublishedRun, workers_here
+from launch.published.merged import check_policy
 from launch.saved.run import UNTRAINED
 from launch.saved.zero_shot import NAME, named_classes
 from pipeline.backbone.adapters.adapter import Adapter
@@ -135,15 +136,8 @@ def clip_run(
 def _merging(policy: str | None, adapter: Adapter | None) -> MergingConfig:
     own = None if adapter is None else adapter.config.merging
     policy = policy or (own.policy if own else "none")
-    name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
-    learned = POLICIES.build(name).learned
-    if untrained and not learned:
-        raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
-    if learned and not untrained and own is None:
-        raise ConfigError(
-            f"policy '{policy}' has an embedding that is learned; give --adapter, or take "
-            f"'{policy}{UNTRAINED}'"
-        )
+    check_policy(policy, own is not None)
+    name = policy.removesuffix(UNTRAINED)
     if own is None or own.policy != name:
         return MergingConfig(policy=name)
     return MergingConfig(policy=name, reduction=own.reduction or 0, options=own.options)

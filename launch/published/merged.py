@@ -52,15 +52,21 @@ def merged_models(
     are not `NAME_untrained`. Raises ConfigError and CheckpointError."""
     found: dict[str, MergingModel] = {}
     for policy in dict.fromkeys(("none", *policies)):
-        name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
-        learned = POLICIES.build(name).learned
-        if untrained and not learned:
-            raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
-        if learned and not untrained and adapter is None:
-            raise ConfigError(
-                f"policy '{policy}' has an embedding that is learned; give --adapter, or take "
-                f"'{policy}{UNTRAINED}'"
-            )
-        own = adapter if learned and not untrained else None
-        found[policy] = merged_model(base, policy, 0, seed=seed, adapter=own)
+        taught = check_policy(policy, adapter is not None)
+        found[policy] = merged_model(base, policy, 0, seed=seed, adapter=adapter if taught else None)
     return found
+
+
+def check_policy(policy: str, has_adapter: bool) -> bool:
+    """Whether the policy of a published model takes its embedding from an adapter. Raises ConfigError where
+    it would, and there is none, and for `NAME_untrained` where NAME learns nothing."""
+    name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
+    learned = POLICIES.build(name).learned
+    if untrained and not learned:
+        raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
+    if learned and not untrained and not has_adapter:
+        raise ConfigError(
+            f"policy '{policy}' has an embedding that is learned; give --adapter, or take "
+            f"'{policy}{UNTRAINED}'"
+        )
+    return learned and not untrained

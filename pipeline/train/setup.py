@@ -24,7 +24,7 @@ from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
-from pipeline.plan.facts import fed_tasks
+from pipeline.plan.facts import ModelFacts, fed_tasks
 from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
@@ -70,13 +70,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     """begun: closes what a run that cannot begin has opened."""
     world_size, rank = launched.world_size(), launched.rank()
     resume = overwriting.once(resume)
-    facts = model_facts(config.backbone)
-    resolve(config, world_size, facts)
-    config = complete_optimizer(complete_data(config, facts))
-    check_ema(config)
-    check_engine(config)
-    check_trackers(config)
-    check_pictures(config)
+    config, facts = _checked(config, world_size)
     mirror = None if config.train.mirror is None else mirror_at(config.train.mirror)
     if mirror is not None:
         mirror.check_place(Path(config.output))
@@ -138,6 +132,18 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     elif (choice := branches.choose(engine, run.root, resume, mirror)) is not None:
         _restore(run, choice, shapes, state, trained, extend=resume == "extend")
     return run
+
+
+def _checked(config: RunConfig, world_size: int) -> tuple[RunConfig, ModelFacts]:
+    """The configuration with what follows from the model and the optimizer. Raises ConfigError."""
+    facts = model_facts(config.backbone)
+    resolve(config, world_size, facts)
+    config = complete_optimizer(complete_data(config, facts))
+    check_ema(config)
+    check_engine(config)
+    check_trackers(config)
+    check_pictures(config)
+    return config, facts
 
 
 def _build_model(
