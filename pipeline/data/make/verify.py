@@ -14,11 +14,12 @@ from pipeline.data.members.decode import DECODERS, IMAGES, decode_class, decode_
 from pipeline.data.members.masks import LabelHistogram, label_counts, strange_labels
 from pipeline.data.members.turns import UPRIGHT, turn_of, turned_with_mask
 from pipeline.data.shards.cache import default_cache
-from pipeline.data.shards.find import check_shards, load_manifest
+from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.present import check_shards
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.shards.storage import PATIENCE, download
 from pipeline.data.shards.table import Shard

@@ -30,16 +30,12 @@ from pipeline.data.shards.locations import (
 )
 from pipeline.data.shards.loose import HELD_OUT, Loose, found_in, loose_manifest, loose_of
 from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest, remedy
-from pipeline.data.shards.storage import file_size
+from pipeline.data.shards.present import READERS, check_sample
 from pipeline.data.shards.stored import read_manifest
-from pipeline.data.shards.table import Shard, ShardTable, concatenated
-from pipeline.errors import SampleError, first_few
+from pipeline.data.shards.table import ShardTable, concatenated
+from pipeline.errors import SampleError
 
 log = logging.getLogger(__name__)
-SAMPLED = 32
-"""Shards whose sizes are looked at before a run; a wrong one among the others is found when it is opened."""
-READERS = 16
-"""Threads that wait for answers of the storage."""
 
 
 def load_manifest(
@@ -303,33 +299,3 @@ def _refuse_twice(shards: ShardTable) -> None:
     (root, name), count = twice.most_common(1)[0]
     if count > 1:
         raise SampleError(f"shard {join(root, name.decode())} is given twice")
-
-
-def check_sample(manifest: Manifest) -> None:
-    """Raises SampleError unless SAMPLED shards, the first and the last among them, are there with the size in
-    the manifest, and local ones with their index."""
-    chosen = np.unique(np.linspace(0, len(manifest.shards) - 1, SAMPLED).round().astype(int))
-    # loose files were just listed
-    check_shards(manifest.shards.take([n for n in chosen.tolist() if manifest.shards.loose(n) is None]))
-
-
-def check_shards(shards: ShardTable) -> None:
-    """Raises SampleError that names the shards that are not as their manifest says."""
-    with ThreadPoolExecutor(READERS) as pool:
-        problems = [problem for problem in pool.map(_problem, shards) if problem]
-    if problems:
-        folder = split(shards.url(0))[0]
-        raise SampleError(
-            f"shards do not match their manifest: {first_few(problems)}. Restore them, or: {remedy(folder)}"
-        )
-
-
-def _problem(shard: Shard) -> str:
-    index = shard.index_url
-    if index and not is_remote(index) and not os.path.isfile(index):
-        return f"{index} is missing"
-    try:
-        size = file_size(shard.url)
-    except FileNotFoundError:
-        return f"{shard.url} is missing"
-    return "" if size == shard.num_bytes else f"{shard.url} has {size} bytes instead of {shard.num_bytes}"

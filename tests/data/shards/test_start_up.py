@@ -22,8 +22,9 @@ from pipeline.data.make.existing import index_shards
 from pipeline.data.shards import describe, storage, stored
 from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.columns import from_columns, to_columns
-from pipeline.data.shards.find import SAMPLED, load_manifest
+from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest
+from pipeline.data.shards.present import SAMPLED
 from pipeline.data.shards.table import Place, Shard, ShardTable, table
 from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.errors import ConfigError, SampleError, StorageError
