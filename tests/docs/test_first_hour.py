@@ -44,7 +44,7 @@ def typed(tmp_path_factory):
     config = config.replace("epochs=10", "epochs=1").replace("batch_size=64", "batch_size=16, workers=0")
     (place / "mine.py").write_text(config)
     said_by = []
-    for line in "\n".join(blocks(PAGE, "bash")).splitlines():
+    for line in filter(None, "\n".join(blocks(PAGE, "bash")).splitlines()):
         words = shlex.split(line.replace(PUBLISHED, f"{TINY} --weights drawn.safetensors"))
         said_by.append((line, said(*words, cwd=place, scripts=scripts)))
     said_by.append(("python", said(scripts / "python", "-c", loading + "print(model.reduction)", cwd=place)))
