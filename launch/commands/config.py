@@ -108,9 +108,12 @@ def _diff(args: argparse.Namespace) -> int:
     from launch.configs.differences import differences, shown
     from launch.configs.prepared import config_of
     from pipeline.config.load import to_saved
+    from pipeline.config.places import same_place
 
     one, other = (to_saved(config_of(place, args.cfg_options)) for place in (args.one, args.other))
-    found = list(differences(one, other))
+    found = [
+        each for each in differences(one, other) if not same_place(each[0], each[1], None, each[2], None)
+    ]
     for path, value, another in found:
         print(f"{path}: {shown(value)} -> {shown(another)}")
     if not found:

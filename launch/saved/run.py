@@ -17,6 +17,7 @@ from pipeline.backbone.metric import is_embedding
 from pipeline.config.load import from_plain
 from pipeline.config.modules import tell_not_imported
 from pipeline.config.overrides import parse_value
+from pipeline.config.places import in_their_folder
 from pipeline.config.schema import MergingConfig, RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.merging.policies import POLICIES
@@ -74,7 +75,7 @@ def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str
         raise CheckpointError(
             f"{found.folder} does not say its {min(lacking)}: it was not written by `dtem train`"
         )
-    config = from_plain(found.facts["config"], overrides)
+    config = from_plain(in_their_folder(found.facts["config"]), overrides)
     tell_not_imported(config.custom_imports, str(found.folder))
     # checked again, as a run may be a stranger's that was never trained
     resolve(config, 1, model_facts(config.backbone))

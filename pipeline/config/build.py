@@ -21,6 +21,7 @@ PAGES = {name: name for name in SECTIONS} | {
     "seed": "at-the-top",
     "custom_imports": "at-the-top",
     "output": "at-the-top",
+    "folder": "at-the-top",
 }
 """Settings -> the heading of docs/configuration.md that they stand under."""
 _INVALID = object()

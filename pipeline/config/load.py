@@ -7,12 +7,14 @@ A `.py` config is the user's own program (`pipeline.config.python_files`); a `.j
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.build import build_dataclass, plain
 from pipeline.config.modules import tell_not_imported
 from pipeline.config.overrides import override
+from pipeline.config.places import in_their_folder
 from pipeline.config.plain_files import read_json, read_yaml
 from pipeline.config.schema import RunConfig
 from pipeline.config.shipped import config_path
@@ -47,7 +49,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
             f"config {path} ends in '{path.suffix}'; give a file that ends in {', '.join(readers)}"
         )
     try:
-        data = override(readers[path.suffix](path), overrides)
+        data = override(in_their_folder(readers[path.suffix](path)), overrides)
         _refuse_marks(data, str(path))
         config = build_dataclass(RunConfig, data, str(path))
     except RecursionError as err:
@@ -75,8 +77,9 @@ def from_plain(data: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig
 
 def digest(config: RunConfig) -> str:
     """sha256 of the canonical JSON: equal for equal runs, in whatever form they were written, whatever
-    secrets they hold."""
-    text = json.dumps(to_saved(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    secrets they hold, in whatever folder they were started."""
+    data = to_saved(replace(config, folder=None))
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -250,6 +250,9 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    folder: str | None = None
+    """Folder of the relative paths in `config.places.PLACES`; None: the current one. A run notes the one in
+    which it was started."""
     custom_imports: list[str] = field(default_factory=list)
     """Modules that the `.py` config of the run imported; a config that is data imports none."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.config.load import digest, from_plain, to_saved
+from pipeline.config.places import same_place
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError, first_few
 from pipeline.train.facts import TO_CONTINUE, check_facts
@@ -17,6 +18,7 @@ from pipeline.train.storage import Checkpoint
 HARMLESS = (
     "output",
     "custom_imports",
+    "folder",
     "engine.type",
     "engine.zero_stage",
     "engine.threads",
@@ -146,7 +148,7 @@ def check_run(
     differences = (
         []
         if facts["digest"] == digest(config)
-        else list(_differences(_of_today(facts["config"]), to_saved(config)))
+        else _other_settings(_of_today(facts["config"]), to_saved(config))
     )
     harmful = [
         text
@@ -211,10 +213,21 @@ def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
         return saved
 
 
-def _differences(saved: Any, own: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the dotted name of each field that differs, and a line about it."""
+def _other_settings(saved: dict[str, Any], own: dict[str, Any]) -> list[tuple[str, str]]:
+    """The dotted name of each field that differs, and a line about it. `folder` is none, and no path that is
+    written in two ways."""
+    there, here = saved.pop("folder", None), own.pop("folder", None)
+    return [
+        (field, f"{field}: {one!r} there, {other!r} here")
+        for field, one, other in _differences(saved, own)
+        if not same_place(field, one, there, other, here)
+    ]
+
+
+def _differences(saved: Any, own: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (dotted name, saved value, own value) of each field that differs."""
     if isinstance(saved, dict) and isinstance(own, dict):
         for key in sorted(saved.keys() | own.keys()):
             yield from _differences(saved.get(key), own.get(key), f"{path}.{key}" if path else key)
     elif saved != own:
-        yield path, f"{path}: {saved!r} there, {own!r} here"
+        yield path, saved, own

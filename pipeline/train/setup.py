@@ -3,8 +3,10 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -135,7 +137,8 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
 
 
 def _checked(config: RunConfig, world_size: int) -> tuple[RunConfig, ModelFacts]:
-    """The configuration with what follows from the model and the optimizer. Raises ConfigError."""
+    """The configuration with what follows from the model, the optimizer and the current folder. Raises
+    ConfigError."""
     facts = model_facts(config.backbone)
     resolve(config, world_size, facts)
     config = complete_optimizer(complete_data(config, facts))
@@ -143,7 +146,7 @@ def _checked(config: RunConfig, world_size: int) -> tuple[RunConfig, ModelFacts]
     check_engine(config)
     check_trackers(config)
     check_pictures(config)
-    return config, facts
+    return replace(config, folder=os.getcwd()), facts
 
 
 def _build_model(
