@@ -13,6 +13,7 @@ from types import ModuleType
 
 from launch.commands.arguments import add_verbose_argument, import_modules
 from launch.commands.logs import start_logs
+from launch.commands.seeds import run_seeds
 from pipeline.processes import soon_gone
 from pipeline.redact import keep_from_logs, without_secrets
 from pipeline.version import description
@@ -76,6 +77,8 @@ def _run(argv: Sequence[str] | None) -> int:
     start_logs(verbose=args.verbose)
     try:
         import_modules(getattr(args, "modules", ()))
+        if getattr(args, "seeds", None):
+            return run_seeds(args, sys.argv[1:] if argv is None else argv)
         return _module(args.command).run(args)
     except KeyboardInterrupt:
         print(f"dtem {args.command}: interrupted", file=sys.stderr)

@@ -10,6 +10,7 @@ TOLD = 10.0
 EXAMPLE = r"""examples:
   dtem train configs/debug_cpu.py
   dtem train configs/debug_cpu.py --set optim.lr=1e-3 --set train.steps=20
+  dtem train configs/debug_cpu.py --seeds 0,1,2
   deepspeed --num_accelerators 2 launch/train.py --config configs/debug_cpu.py \
       --cfg-options engine.type=deepspeed optim.lr=1e-3
 
@@ -20,6 +21,7 @@ at the top of each config says what the config needs. Without GPUs set DS_ACCELE
 
 def add_parser(subparsers) -> None:
     from launch.commands.arguments import HelpFormatter
+    from launch.commands.seeds import add_seeds_argument
 
     parser = subparsers.add_parser(
         "train",
@@ -29,6 +31,7 @@ def add_parser(subparsers) -> None:
         formatter_class=HelpFormatter,
     )
     _add_arguments(parser)
+    add_seeds_argument(parser)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

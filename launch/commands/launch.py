@@ -14,6 +14,7 @@ from launch.commands.arguments import (
     add_training_arguments,
     chosen_hosts,
 )
+from launch.commands.seeds import add_seeds_argument
 from launch.commands.trials import add_trial_arguments, trial_words
 
 BACKENDS = ("local", "deepspeed", "torchrun", "slurm", "mpi", "k8s")
@@ -48,6 +49,7 @@ def add_parser(subparsers) -> None:
     add_training_arguments(parser)
     add_import_argument(parser)
     add_trial_arguments(parser)
+    add_seeds_argument(parser)
     add_hosts_arguments(parser)
     _add_number(parser, "--nproc", MOST_SLOTS, "processes on each host (default: its slots or GPUs)")
     _add_number(parser, "--nodes", MOST_NODES, "hosts to ask slurm or k8s for, without a hostfile")
