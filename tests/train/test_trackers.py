@@ -6,6 +6,7 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -93,11 +94,11 @@ def of_mlflow(folder: Path, name: str) -> bool:
 
     client = MlflowClient()
     run = client.get_run(name)
-    history = {metric.step: metric.value for metric in client.get_metric_history(name, "loss")}
-    own = {line["step"]: line["loss"] for line in lines(folder / "run") if "loss" in line}
+    history = {metric.step: metric.value for metric in client.get_metric_history(name, "digits/loss")}
+    own = {line["step"]: line["digits/loss"] for line in lines(folder / "run") if "digits/loss" in line}
     pictures = client.list_artifacts(name, "pictures/step_00000002")
     assert run.data.params["train.steps"] == "4" and run.data.tags["tags"] == "x"
-    return history == own and run.info.status == "FINISHED" and len(pictures) == 1
+    return history == own != {} and run.info.status == "FINISHED" and len(pictures) == 1
 
 
 def of_trackio(folder: Path, name: str) -> bool:
@@ -173,6 +174,24 @@ def test_a_strange_file_of_names_counts_as_none(tmp_path, content):
     (tmp_path / FILE).write_text(content)
     run = TrackedRun(tmp_path, "p", "n", (), "", {})
     assert known_as(run, "wandb", lambda: "new") == "new" == known_as(run, "wandb", lambda: "other")
+
+
+def test_names_of_several_trackers_are_all_kept(tmp_path):
+    """Each has a thread, and a server may need long for a name."""
+    run, begun, written = TrackedRun(tmp_path, "p", "n", (), "", {}), Event(), Event()
+
+    def slow() -> str:
+        begun.set()
+        assert written.wait(60)
+        return "of mlflow"
+
+    thread = Thread(target=known_as, args=(run, "mlflow", slow))
+    thread.start()
+    assert begun.wait(60)
+    known_as(run, "wandb", lambda: "of wandb")
+    written.set()
+    thread.join()
+    assert json.loads((tmp_path / FILE).read_text()) == {"wandb": "of wandb", "mlflow": "of mlflow"}
 
 
 def test_other_ranks_tell_nobody(tiny_run, tmp_path, monkeypatch):

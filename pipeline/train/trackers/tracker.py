@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from pipeline.files import write_text
 
 FILE = "trackers.json"
 """In the folder of the run: tracker -> what the run is called there."""
+_WRITES = Lock()
+"""Trackers of one run have a thread each, and that file in common."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,18 @@ class Tracker(Protocol):
 def known_as(run: TrackedRun, tracker: str, new: Callable[[], str]) -> str:
     """What the run is called at the tracker: as when it started, so that a run that goes on is the same one
     there; else as `new` says, which is kept. A file that is not as we write it counts as none."""
-    path, known = run.folder / FILE, {}
+    path = run.folder / FILE
+    if (known := _known(path).get(tracker)) is not None:
+        return known
+    made = new()
+    with _WRITES:
+        write_text(path, json.dumps(_known(path) | {tracker: made}, indent=1))
+    return made
+
+
+def _known(path: Path) -> dict[str, str]:
     try:
-        if path.is_file() and not path.is_symlink():
-            read = json.loads(path.read_bytes())
-            known = {name: own for name, own in read.items() if isinstance(own, str)}
+        read = json.loads(path.read_bytes()) if path.is_file() and not path.is_symlink() else {}
+        return {name: own for name, own in read.items() if isinstance(own, str)}
     except (ValueError, RecursionError, AttributeError):
-        known = {}
-    if tracker not in known:
-        known[tracker] = new()
-        write_text(path, json.dumps(known, indent=1))
-    return known[tracker]
+        return {}
