@@ -89,6 +89,8 @@ def _train(run: Run) -> None:
                 _loop(run, reporter, sums, watch)
         except StopAsked:
             _stop(run, reporter)
+        finally:
+            run.meeting.ends()
 
 
 def _trackers(run: Run) -> Trackers | None:

@@ -68,6 +68,10 @@ class Meeting:
             return nullcontext()
         return self._watchdog.during(Section(what, ALONE, slow=lambda: what))
 
+    def ends(self) -> None:
+        """This rank meets nobody any more, and may take its time: trackers are told the last figures."""
+        self._at(Section("ends", ALONE))
+
     def note(self, batch: Batch) -> None:
         """Remembers the batch that was loaded last, for the watchdog's report."""
         if self._watchdog is not None:

@@ -10,12 +10,14 @@ from threading import Event, Thread
 
 import pytest
 
+from pipeline.engine.connect import ALONE
 from pipeline.errors import ConfigError
 from pipeline.train import trackers
 from pipeline.train.loop import train
 from pipeline.train.setup import build_run
 from pipeline.train.trackers import TRACKERS, Trackers, background
 from pipeline.train.trackers.tracker import FILE, TrackedRun, known_as
+from pipeline.train.watchdog import Watchdog
 
 PLANTED = "planted-secret-1234"
 ONLINE = ("wandb", "mlflow", "trackio")
@@ -151,6 +153,23 @@ def test_a_tracker_that_hangs_holds_up_neither_reports_nor_the_end(tmp_path, of_
         told.write(step, {"loss": 1.0})
     told.close()
     assert caplog.text.count("tracker 'hanging' is told no more") == 1
+
+
+def test_a_run_that_is_done_is_not_taken_for_a_hang_while_trackers_close(tiny_run, monkeypatch):
+    """Whatever engine.timeout says."""
+    at, there = [], []
+
+    class Closing(Failing):
+        def write(self, step, values): ...
+
+        def close(self):
+            there.append(at[-1])
+
+    monkeypatch.setitem(TRACKERS._factories, "closing", Closing)
+    monkeypatch.setattr(Watchdog, "at", lambda self, section: at.append(section))
+    train(tiny_run(train=dict(steps=4), engine=dict(timeout=20.0), log=dict(trackers=["closing"])))
+    (section,) = there
+    assert section.limit == ALONE > len(TRACKERS.names()) * 2 * background.CLOSES_WITHIN
 
 
 @pytest.mark.parametrize(
