@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from pipeline.data.members.decode import MAX_PIXELS, check_header
@@ -157,7 +158,7 @@ def _member(data: bytes, ending: str, path: str, size: int | None) -> tuple[str,
         if size is None:
             return STORED.get(ending, "png"), data, shape
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            small = shrunk(image.convert("RGB"), size, Image.Resampling.BICUBIC)
+            small = shrunk(_rgb(image), size, Image.Resampling.BICUBIC)
             turn = turn_of(data)
             exif = Image.Exif()
             if turn != UPRIGHT:
@@ -165,6 +166,14 @@ def _member(data: bytes, ending: str, path: str, size: int | None) -> tuple[str,
             return "jpg", encoded(small, "JPEG", quality=95, exif=exif), shape
     except (SampleError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
         raise SampleError(f"{path}: {err}; replace or remove the file") from err
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, as `decode_image` reads it: 16 bits lose the lower eight, where Pillow would cut
+    all that is above 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _as_png(data: bytes, form: str) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from shardkit import config, dtem, encoded, write_tar
+from torchvision.transforms.v2.functional import resize
 
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.layouts.picture_files import read_picture
@@ -127,3 +128,12 @@ def test_a_picture_that_is_made_smaller_keeps_its_turn(tmp_path):
     (tmp_path / "a.jpg").write_bytes(with_tag(picture(40, 60), 6, "JPEG"))
     _, small, _ = read_picture(tmp_path / "a.jpg", 20)
     assert turn_of(small) == 6 and decode_image(small).shape == (3, 30, 20)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_a_picture_of_sixteen_bits_that_is_made_smaller_keeps_its_greys(tmp_path, ending):
+    greys = np.linspace(0, 0xFFFF, 40 * 60).astype(np.uint16).reshape(40, 60)
+    Image.fromarray(greys).save(tmp_path / f"a{ending}")
+    whole, small = (decode_image(read_picture(tmp_path / f"a{ending}", size)[1]) for size in (None, 20))
+    wanted = resize(whole, [20, 30], antialias=True)
+    assert (small.float() - wanted.float()).abs().max() < 5, "but for JPEG"
