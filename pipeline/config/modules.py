@@ -7,6 +7,7 @@ anyway. A resolved config keeps their names, and nothing that is read as data im
 import importlib
 import logging
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,18 +18,26 @@ log = logging.getLogger(__name__)
 
 def import_named(name: str, folders: Sequence[str], said: str) -> None:
     """Imports a module, looked up as Python does, and then in the folders. said: what names it. Raises
-    ConfigError where that cannot be."""
-    before = len(sys.path)
-    sys.path.extend(folders)
+    ConfigError where that cannot be, or the module itself fails."""
+    added = [*folders]
+    sys.path.extend(added)
     try:
         importlib.import_module(name)
-    except (ImportError, ValueError, TypeError, AttributeError) as err:
-        raise ConfigError(
-            f"{said} {name}: {err}; give the name of a module, without .py, that is installed or in "
-            f"{' or '.join(folders)}"
-        ) from err
+    # any error, as the module is the user's program
+    except Exception as err:
+        raise ConfigError(f"{said} {name}: {_why(err, name, folders)}") from err
     finally:
-        del sys.path[before:]
+        # the module may have changed the list too
+        sys.path[:] = [path for path in sys.path if not any(path is own for own in added)]
+
+
+def _why(err: Exception, name: str, folders: Sequence[str]) -> str:
+    """What is wrong: the name, or the module at a line of it."""
+    lines = [frame for frame in traceback.extract_tb(err.__traceback__) if "importlib" not in frame.filename]
+    if len(lines) > 1:
+        return f"{lines[-1].filename}, line {lines[-1].lineno}: {type(err).__name__}: {err}"
+    where = f"; give the name of a module, without .py, that is installed or in {' or '.join(folders)}"
+    return f"{err}{'' if isinstance(err, SyntaxError) else where}"
 
 
 def import_custom(found: Any, folders: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from tinyrun import tiny_plain
 
 from launch import cli
 from pipeline.config.load import load_config
+from pipeline.config.modules import import_named
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.train.loop import train
@@ -93,3 +94,25 @@ def test_a_module_that_may_fail_is_a_warning(project, caplog):
     config.write_text(f"custom_imports = {given}\n" + config.read_text().split("\n", 1)[1])
     assert load_config(config).merging.policy == "plugged"
     assert "custom_imports no_such_module_anywhere" in caplog.text and "plugged" in POLICIES.names()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import json\nx = undefined", r"failing_module.py, line 2: NameError: name 'undefined'"),
+        ("import no_such_module_anywhere", "failing_module.py, line 1: ModuleNotFoundError: No module named"),
+        ("def f(:", r"invalid syntax \(failing_module.py, line 1\)$"),
+    ],
+)
+def test_a_module_that_fails_is_told_with_its_line(tmp_path, content, message):
+    (tmp_path / "failing_module.py").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        import_named("failing_module", [str(tmp_path)], "--import")
+
+
+def test_a_module_may_change_the_way_of_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "inserting_module.py").write_text("import sys\nsys.path.insert(0, 'of mine')")
+    before = [*sys.path]
+    import_named("inserting_module", [str(tmp_path)], "--import")
+    assert sys.path == ["of mine", *before]
