@@ -15,17 +15,14 @@ from pipeline.errors import CheckpointError
 from pipeline.train.rates import reported_rates
 from pipeline.train.run import Run
 
+_DATA = "schema limit_val overfit img_size augment.* exif_rotation caption_field tokenizer*"
 SCORED = (
-    "train.best",
-    *(
-        "tasks.*.data.val",
-        "tasks.*.data.limit_val",
-        "tasks.*.data.img_size",
-        "tasks.*.data.augment.*",
-        "tasks.*.data.tokenizer*",
-    ),
+    *("train.best", "merging.*", "backbone.proportional_attention", "tasks.*.merging*", "tasks.*.head.*"),
+    *(f"tasks.*.data.{name}" for name in _DATA.split()),
 )
 """Fields that change what an evaluation says: a score of before is not compared with one of now."""
+ORDERED = ("seed", "tasks.{}.data.shuffle_shards", "tasks.{}.data.overfit")
+"""Fields by which the samples of a task come in another order; shards and lanes a stream knows itself."""
 
 
 def extend(run: Run, streams: Mapping[str, Mapping[str, int]], differences: Collection[str]) -> Iterator[str]:
@@ -41,19 +38,29 @@ def extend(run: Run, streams: Mapping[str, Mapping[str, int]], differences: Coll
             "back to an older checkpoint by --resume PATH, with the settings of then"
         )
     for name, stream in run.streams.items():
-        yield from _continue_stream(name, stream, streams[name])
-    if run.progress.best is not None and _any_of(SCORED, differences):
-        run.progress.best = None
-        yield "the best score of before does not count: what is evaluated has changed"
+        moved = any(field.format(name) in differences for field in ORDERED)
+        yield from _continue_stream(name, stream, streams[name], moved)
+    yield from forget_best(run, differences, (*SCORED, "tasks.*.data.val"))
     if differences and step < total:
         rates = reported_rates(run.groups, step, run.config, total)
         yield f"the schedule goes on at step {step} of {total}: learning rate {rates['lr']:.3g}"
 
 
-def _continue_stream(name: str, stream: TrainStream, state: Mapping[str, Any]) -> Iterator[str]:
+def forget_best(run: Run, differences: Collection[str], scored: Collection[str] = SCORED) -> Iterator[str]:
+    """Lets the next score be the best one where one of the fields that differ changes what scores say. Yields
+    a line about it. The place of `data.val` may change where its shards stay."""
+    if run.progress.best is not None and _any_of(scored, differences):
+        run.progress.best = None
+        yield "the best score of before does not count: what is evaluated has changed"
+
+
+def _continue_stream(name: str, stream: TrainStream, state: Mapping[str, Any], moved: bool) -> Iterator[str]:
+    """moved: whether the position of before is none in the order of now."""
     try:
         stream.load_state_dict(state)
     except CheckpointError:
+        moved = True
+    if moved:
         stream.begin_epoch_after(state["samples"])
         yield f"tasks.{name}.data: other shards or another order than before; an epoch of them begins"
 

@@ -278,10 +278,10 @@ def _restore(
                 "shards of then"
             )
     run.progress, run.origins = Progress(**found.facts["progress"]), choice.origins
-    changes: list[str] = []
     if extend:
         changes = list(extending.extend(run, found.facts["streams"], differences))
     else:
+        changes = list(extending.forget_best(run, differences))
         for name, stream in run.streams.items():
             stream.load_state_dict(found.facts["streams"][name])
     folder, run.progress.best_step = branches.make_lasting(run.engine, run.root, choice)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+from dataclasses import replace
 
 import pytest
 from checkpointkit import forge
@@ -101,6 +103,49 @@ def test_a_score_of_other_samples_is_not_the_one_to_beat(tiny_run, digits, tmp_p
     train(tiny_run(train=SHORT | dict(steps=4), data=dict(val=str(digits / "val-00000.tar"))), "extend")
     assert "the best score of before does not count" in said()
     assert read_manifest(last(root))["progress"]["best_step"] == 4
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(merging=dict(policy="dtem", reduction=4)),
+        dict(backbone=dict(proportional_attention="never")),
+        dict(data=dict(limit_val=8)),
+        dict(data=dict(exif_rotation=False)),
+    ],
+    ids=str,
+)
+def test_a_score_by_other_rules_is_not_the_one_to_beat(tiny_run, tmp_path, said, changed):
+    train(tiny_run(train=SHORT))
+    root = checkpoints_of(tmp_path / "run")
+    forge(root / "step_00000002/manifest.json", lambda facts: facts["progress"].update(best=2.0))
+    train(tiny_run(train=SHORT | dict(steps=3), **changed), "extend")
+    assert "the best score of before does not count" in said()
+    assert read_manifest(last(root))["progress"]["best_step"] == 3
+
+
+def test_a_limit_that_may_change_forgets_the_best_score_too(tiny_run, tmp_path, said):
+    """Also where a run just goes on."""
+    settings = SHORT | dict(steps=4, save_every=2)
+    train(tiny_run(train=settings))
+    root = checkpoints_of(tmp_path / "run")
+    forge(root / "step_00000002/manifest.json", lambda facts: facts["progress"].update(best=2.0))
+    shutil.rmtree(root / "step_00000004")
+    train(tiny_run(train=settings, data=dict(limit_val=8)))
+    assert "the best score of before does not count" in said()
+    assert read_manifest(last(root))["progress"]["best_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "seed", "epoch"), [({}, 7, 80), (dict(shuffle_shards=1), 42, 80), (dict(overfit=64), 42, 64)]
+)
+def test_samples_in_another_order_begin_with_an_epoch(tiny_run, tmp_path, said, data, seed, epoch):
+    """Else some would come twice in their epoch, and others not at all."""
+    train(tiny_run(train=SHORT))
+    train(replace(tiny_run(train=SHORT | dict(steps=3), data=data), seed=seed), "extend")
+    assert "tasks.digits.data: other shards or another order than before; an epoch of them begins" in said()
+    streams = read_manifest(last(checkpoints_of(tmp_path / "run")))["streams"]
+    assert streams["digits"]["samples"] == epoch + 8
 
 
 def test_a_run_that_is_past_its_new_end_is_refused(tiny_run, tmp_path):
