@@ -238,6 +238,11 @@ def build_eval_loader(
     return EvalLoader(reader, config, manifest, rank, world_size)
 
 
+def evaluated_split(config: DataConfig) -> str:
+    """The split on which a run is evaluated: that of the samples it trains on, where it is to fit these."""
+    return "train" if config.overfit else "val"
+
+
 def _reader(
     task_name: str,
     config: DataConfig,

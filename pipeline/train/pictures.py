@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config.schema import RunConfig
-from pipeline.data.stream import build_eval_loader
+from pipeline.data.stream import build_eval_loader, evaluated_split
 from pipeline.drawing.panels import Drawing, Line, Text
 from pipeline.drawing.sample import draw_sample
 from pipeline.engine import divides_weights
@@ -65,7 +65,8 @@ def draw_pictures(run: Run) -> dict[str, Picture]:
 def _drawings(run: Run, task: str) -> Iterator[Drawing]:
     data = replace(run.config.tasks[task].data, eval_batch_size=1, workers=0)
     names = run.loaders[task].classes
-    loader = build_eval_loader(task, data, rank=0, world_size=1, classes=names)
+    split = evaluated_split(data)
+    loader = build_eval_loader(task, data, rank=0, world_size=1, split=split, classes=names)
     batches = (batch for found in loader.in_place() for batch in found)
     for batch in islice(batches, run.config.log.pictures):
         yield draw_sample(run.engine.module, batch, classes=names)

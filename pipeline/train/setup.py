@@ -17,7 +17,7 @@ from pipeline.config.load import to_saved
 from pipeline.config.schema import RunConfig
 from pipeline.data.augment.images import BatchMixer
 from pipeline.data.samples.class_names import agreed
-from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream
+from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream, evaluated_split
 from pipeline.engine import build_engine, check_engine, divides_weights, launched
 from pipeline.engine.exchange import fill
 from pipeline.engine.optimizers import complete_optimizer, state_shapes
@@ -225,7 +225,7 @@ def _build_data(
                     accumulation=task.accumulation * config.engine.accumulation,
                 )
             if task.data.val or task.data.overfit:
-                split = "train" if task.data.overfit else "val"
+                split = evaluated_split(task.data)
                 loaders[name] = build_eval_loader(
                     name, task.data, rank=rank, world_size=world_size, split=split
                 )

@@ -73,6 +73,15 @@ def test_pictures_of_an_evaluation_say_in_words_what_they_show(tiny_run, tmp_pat
         assert own["words"][0].startswith("from the left: image") and "true: " in own["words"][-1]
 
 
+def test_a_run_that_is_to_fit_a_few_samples_draws_these(tiny_run, tmp_path):
+    """And so without a set to evaluate on."""
+    data = dict(overfit=3, val=None, batch_size=3)
+    run = train(tiny_run(train=dict(steps=3, eval_every=3), data=data, log=dict(pictures=4, trackers=[])))
+    told = json.loads((run / "pictures/step_00000003/pictures.json").read_text())
+    (stream,) = build_run(tiny_run(data=data, train=dict(steps=3)), "auto").streams.values()
+    assert sorted(own["key"] for own in told) == sorted(next(iter(stream)).keys)
+
+
 def test_pictures_do_not_change_what_is_learned(tiny_run, tmp_path):
     sections = dict(train=dict(steps=4, eval_every=2))
     plain = train(tiny_run(tmp_path / "plain", **sections))
