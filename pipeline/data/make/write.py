@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,11 +123,14 @@ def write_shards(
     was begun. Returns the path of the manifest. Every file appears whole.
 
     Raises ConfigError where the folder holds other shards, or the beginning of another set, and where another
-    maker is at work in it.
+    maker is at work in it; SampleError where there is no sample.
     """
     with _begun(jobs, out):
         with processes(workers, "shards written") as mapped:
-            described = list(mapped(_write_shard, [(job, str(out)) for job in jobs]))
+            written = mapped(_write_shard, [(job, str(out)) for job in jobs])
+            described = [found for found in written if found is not None]
+        if not described:
+            raise SampleError(f"{out}: none of its samples can be made, so there is nothing to write")
         write_manifest(out, manifest_of(described, Names(tuple(classes), tuple(mask_classes))))
         (out / UNFINISHED).unlink()
     return out / MANIFEST
@@ -171,14 +175,19 @@ def _plan(jobs: Sequence[ShardJob]) -> str:
     return found.hexdigest()
 
 
-def _write_shard(task: tuple[ShardJob, str]) -> Described:
+def _write_shard(task: tuple[ShardJob, str]) -> Described | None:
+    """None for a shard all of whose samples are left out."""
     job, out = task
     path = Path(out, job.name)
     with suppress(FileNotFoundError, ValueError):
         return job.described(_finished(path))
+    samples = iter(job.make(job.items))
+    if (first := next(samples, None)) is None:
+        log.warning("left out: %s, as none of its samples can be made", job.name)
+        return None
     with replacing(path) as part, open(part, "wb") as file:
         writer = TarWriter(path, file)
-        for key, members in job.make(job.items):
+        for key, members in chain([first], samples):
             writer.add(key, members)
         described, index = writer.finish()
     # the name of the tar is on the disk before its index, which says that it is whole

@@ -14,7 +14,7 @@ from shardkit import dtem, image, read, samples, write_tar
 
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.loose import is_held_out
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SampleError
 
 ONE = "--workers", 1
 
@@ -212,3 +212,21 @@ def test_files_that_are_no_pictures_are_left_out_by_name_where_that_is_asked(tmp
     dtem("make", "imagefolder", tree, tmp_path / "out", "--skip-bad", *ONE)
     assert load_manifest(str(tmp_path / "out")).num_samples == 3
     assert f"left out: {tree}/dog/1.png: 0 bytes are not" in caplog.text
+
+
+@pytest.mark.parametrize("good", [("cat/1", "cat/2"), ()], ids=["some", "none"])
+def test_a_shard_of_files_that_are_no_pictures_is_left_out(tmp_path, caplog, good):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    for name in ("cat/1", "cat/2", "dog/1", "dog/2"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / f"{name}.png").write_bytes(image(len(name)) if name in good else b"")
+    command = ("make", "imagefolder", tree, out, "--skip-bad", "--shard-size", 1, *ONE)
+    if not good:
+        with pytest.raises(SampleError, match="none of its samples can be made, so there is nothing to"):
+            dtem(*command)
+        assert not list(out.glob("*.tar"))
+        return
+    dtem(*command)
+    manifest = load_manifest(str(out))
+    assert manifest.num_samples == len(manifest.shards) == 2 and manifest.classes == ("cat", "dog")
+    assert caplog.text.count("as none of its samples can be made") == 2
