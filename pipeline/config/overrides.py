@@ -179,11 +179,12 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
 
 def _append(config: dict[str, Any], key: str, value: Any) -> None:
     """Adds to the list of a key, which is made where nothing is there; one text of several becomes a list."""
-    *parents, last = key.split(".")
-    place: Any = config
-    for part in parents:
-        place = place.get(part) if isinstance(place, dict) else None
-    old = place.get(last) if isinstance(place, dict) else None
+    old: Any = config
+    for part in key.split("."):
+        if isinstance(old, list):
+            old = old[_index(old, part, key)]
+        else:
+            old = old.get(part) if isinstance(old, dict) else None
     if isinstance(old, dict) or isinstance(old, int | float):
         raise ConfigError(
             f"override {key}+=: {key} is {old!r}, to which nothing can be appended; give {key}="

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.load import digest, from_plain, load_config, to_plain
-from pipeline.config.overrides import parse_value
+from pipeline.config.overrides import override, parse_value
 from pipeline.config.schema import MergingConfig, OptimConfig
 from pipeline.errors import ConfigError
 
@@ -274,6 +274,11 @@ def test_a_list_is_made_and_appended_to(run_file):
     assert load_config(run_file, [f"{key}+=z,w"]).tasks["a"].data.train == ["x", "y", "z", "w"]
     assert load_config(run_file, [f"{key}+={{p,q}}"]).tasks["a"].data.train == ["x", "y", "{p,q}"]
     assert "is given 2 times" in message(run_file, f"{key}+=z", f"{key}=w")
+    heads = {"heads": [{"names": ["a"]}, {}]}
+    assert override(heads, ["heads.0.names+=b"]) == {"heads": [{"names": ["a", "b"]}, {}]}
+    assert override(heads, ["heads.1.names+=b"]) == {"heads": [{"names": ["a"]}, {"names": ["b"]}]}
+    with pytest.raises(ConfigError, match=r"heads.2.names: '2' is no position in a list of 2"):
+        override(heads, ["heads.2.names+=b"])
 
 
 def test_a_missing_section_is_named(tmp_path):
