@@ -148,3 +148,6 @@ def test_weights_that_do_not_fit_are_refused(sets):
         stream(sets, train_weights=[2])
     with pytest.raises(ConfigError, match="train_weights holds 0"):
         mixed(sets, train_weights=[1, 0])
+    with pytest.raises(SampleError, match=r"by the weight 0.01 none of its 12 samples .*give 0.083 or more"):
+        stream(sets, train_weights=[1, 0.01])
+    assert stream(sets, train_weights=[1, 0.083]).num_samples == 8 + 1

@@ -84,6 +84,12 @@ def _mixed(
     if len(names) != len(weights):
         raise SampleError(f"{len(names)} sets are given and {len(weights)} weights; give a weight for each")
     parts = [_as_one([name], subset, cache) for name in names]
+    for name, weight, part in zip(names, weights, parts, strict=True):
+        if round(weight * part.num_samples) < 1:
+            raise SampleError(
+                f"{name}: by the weight {weight:g} none of its {part.num_samples} samples comes in an epoch; "
+                f"give {1 / part.num_samples:.2g} or more, or leave the set out"
+            )
     counts = [len(part.shards) for part in parts]
     manifest = _joined(parts)
     if all(weight == 1 for weight in weights):
