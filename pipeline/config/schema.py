@@ -167,6 +167,8 @@ class TrainConfig:
     log_every: int = 50
     eval_every: int | None = None
     """Steps between evaluations; None: one evaluation at the end."""
+    patience: int | None = None
+    """Evaluations in a row that are no better than the best, after which the run ends; None: any number."""
     save_every: int | None = None
     """Steps between checkpoints; None: those of an epoch. The last step is always saved."""
     save_minutes: float | None = 15.0
@@ -190,6 +192,7 @@ class TrainConfig:
             "max_steps",
             "log_every",
             "eval_every",
+            "patience",
             "save_every",
             "save_minutes",
             "keep_checkpoints",
@@ -199,6 +202,10 @@ class TrainConfig:
         require(self.max_nonfinite >= 0, f"train.max_nonfinite is {self.max_nonfinite}; give 0 or more")
         require(
             self.alternate_period >= 2, f"train.alternate_period is {self.alternate_period}; give 2 or more"
+        )
+        require(
+            self.patience is None or self.eval_every is not None,
+            "train.patience counts evaluations; give train.eval_every too",
         )
         require_range("train.reduction_range", self.reduction_range)
 

@@ -28,6 +28,7 @@ HARMLESS = (
     "engine.deepspeed*",
     "train.log_every",
     "train.eval_every",
+    "train.patience",
     "train.save_every",
     "train.save_minutes",
     "train.save_optimizer_at_end",

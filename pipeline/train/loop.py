@@ -114,7 +114,7 @@ def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> N
     settings = run.config.train
     learning: frozenset[str] | None = None
     _make_up_evaluation(run, reporter)
-    while run.progress.step < run.total_steps:
+    while run.progress.step < run.total_steps and not run.out_of_patience:
         if (trains := run.procedure.spec(run.progress.step).trains) != learning:
             set_modes(run.engine.module, trains)
             learning = trains
@@ -134,8 +134,14 @@ def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> N
                 _save(run, reporter, last=True)
                 raise
         better = not last and _due(step, settings.eval_every) and _score(run, reporter)
+        last |= run.out_of_patience
         if last or better or run.meeting.save_asked or run.save_times.due(step):
             _save(run, reporter, last=last)
+    if run.progress.step < run.total_steps:
+        reporter.say(
+            f"ends at step {run.progress.step} of {run.total_steps}: train.patience={settings.patience} "
+            f"evaluations were no better than step {run.progress.best_step}"
+        )
     for line in bad_summary(run.engine, run.streams):
         reporter.say(line)
     # the run is saved by now: if it ends in this evaluation, it is repeated on resumption

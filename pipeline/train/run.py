@@ -73,6 +73,15 @@ class Run:
         return self.resolved.total_steps
 
     @property
+    def out_of_patience(self) -> bool:
+        """Whether `train.patience` evaluations in a row were no better than the best."""
+        settings, best = self.config.train, self.progress.best_step
+        if settings.patience is None or settings.eval_every is None or best is None:
+            return False
+        since = self.progress.evaluated // settings.eval_every - best // settings.eval_every
+        return since >= settings.patience
+
+    @property
     def epoch_steps(self) -> float:
         assert self.resolved.epoch_steps is not None, "the streams say how long an epoch is"
         return self.resolved.epoch_steps

@@ -9,7 +9,7 @@ from tinyrun import tiny_plain, tiny_tasks_plain
 from torch import nn
 
 from pipeline.config.load import from_plain
-from pipeline.run_folder import pointed
+from pipeline.run_folder import last, pointed
 from pipeline.train import loop
 from pipeline.train.evaluate import ranking_score
 from pipeline.train.loop import train
@@ -75,6 +75,21 @@ def test_the_first_evaluation_with_a_score_is_the_best_until_a_higher_one(digits
     assert list(saved) == [2, 4, 6], "what is better is saved at once, and the last step is"
     assert [read_checkpoint(folder).facts["progress"]["best"] for folder in saved.values()] == [0.0, 0.5, 0.5]
     assert pointed(tmp_path / "checkpoints", "best") == found[4]
+
+
+def test_a_run_ends_where_its_patience_does_and_goes_on_with_more(digits, tmp_path, monkeypatch):
+    """Best at the second of evaluations at steps 2, 4, ...; the end of its patience is remembered."""
+    rounds = iter([0.3, 0.5, 0.5, 0.4, 0.3, 0.2])
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"digits": {"top1": next(rounds)}})
+
+    def last_step(patience):
+        train(from_plain(tiny_plain(digits, tmp_path, train=dict(steps=99, eval_every=2, patience=patience))))
+        found = read_checkpoint(last(tmp_path / "checkpoints")).facts["progress"]
+        return found["step"], found["best_step"]
+
+    assert last_step(2) == (8, 4)
+    assert last_step(2) == (8, 4), "a run that is over has no step left"
+    assert last_step(3) == (10, 4)
 
 
 def test_the_rule_is_held_by_what_a_run_writes(digits, tmp_path):
