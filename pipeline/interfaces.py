@@ -167,6 +167,11 @@ class Task(nn.Module):
         times, for instance per window or scale. Speed is measured on it."""
         raise NotImplementedError
 
+    def predicted(self, logits: Tensor) -> Tensor:
+        """bool [B, K]: the classes that each image is said to have, by its logits [B, K]; of a task that
+        reads `MultiLabelTargets`."""
+        raise NotImplementedError
+
     def infer_in_full(self, encode: Encode, batch: Batch) -> Any:
         """`infer` with the most work that a prediction can take, on which compute is measured. It differs
         from `infer` where the work depends on the predictions."""

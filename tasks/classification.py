@@ -1,5 +1,7 @@
 """ImageNet-style classification. B batch, C channels, K classes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Tallies, Task, TaskOutput
 from pipeline.model import TASKS
 from pipeline.token_state import BackboneOutput, TokenState
+from tasks.shared.class_weights import class_weights
 from tasks.shared.classes import check_num_classes
 from tasks.shared.hits import count_hits, hit_shares
 from tasks.shared.pooling import check_pool, pool
@@ -27,10 +30,12 @@ class ClassificationTask(Task):
 
     With a distillation token in the backbone, the logits are the mean of two heads. pool: `token`, `avg`,
     `map` (by attention, in backbones that have it), or None for the backbone's own way. target_threshold:
-    with binary cross-entropy, labels above it are 1 and the others 0.
+    with binary cross-entropy, labels above it are 1 and the others 0. class_weight: a factor of the loss of
+    each class; the loss stays a mean over samples, so parts of a batch add up.
     """
 
     reads = ClassificationTargets
+    class_weight: Tensor | None
     main_metric = "top1"
     metric_units = {"top1": "%", "top5": "%"}
 
@@ -44,6 +49,7 @@ class ClassificationTask(Task):
         loss: str = "cross_entropy",
         target_threshold: float | None = None,
         dropout: float = 0.0,
+        class_weight: Sequence[float] | None = None,
     ):
         super().__init__()
         check_num_classes("classification", num_classes, MAX_CLASSES)
@@ -57,6 +63,8 @@ class ClassificationTask(Task):
                 f"{', '.join(LOSSES)}, and a threshold with the second alone"
             )
         dim = backbone.embed_dim
+        weights = class_weights("classification", class_weight, num_classes)
+        self.register_buffer("class_weight", weights, persistent=False)
         self.loss, self.target_threshold = loss, target_threshold
         self.num_classes = num_classes
         self.pool = pool or backbone.global_pool
@@ -79,12 +87,20 @@ class ClassificationTask(Task):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.loss == "cross_entropy":
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            # torch's own mean divides by the sum of the weights
+            losses = F.cross_entropy(
+                logits,
+                labels,
+                weight=self.class_weight,
+                reduction="mean" if self.class_weight is None else "none",
+                label_smoothing=self.label_smoothing,
+            )
+            return losses.mean()
         wanted = labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1]).float()
         wanted = wanted * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
         if self.target_threshold is not None:
             wanted = (wanted > self.target_threshold).float()
-        return F.binary_cross_entropy_with_logits(logits, wanted)
+        return F.binary_cross_entropy_with_logits(logits, wanted, weight=self.class_weight)
 
     def logits(self, output: BackboneOutput) -> Tensor:
         """[B, K] float32"""

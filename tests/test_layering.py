@@ -142,7 +142,13 @@ DOORS = {
     "packaging": {"launch/checks/packages.py"},
     "psutil": {"launch/checks/machine.py", "launch/cluster/", "pipeline/processes.py"},
     "sklearn": {"pipeline/data/make/digits/scenes.py"},
-    "timm": {"pipeline/backbone/", "pipeline/data/augment/images.py", "pipeline/engine/optimizers.py"},
+    "timm": {
+        "pipeline/backbone/",
+        "pipeline/data/augment/images.py",
+        "pipeline/data/augment/mixing.py",
+        "pipeline/engine/optimizers.py",
+        "tasks/multi_label.py",
+    },
     "torchvision": {
         "pipeline/data/augment/images.py",
         "pipeline/data/members/decode.py",

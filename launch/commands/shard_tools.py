@@ -1,4 +1,4 @@
-"""The actions of `dtem shards` on sets that there are: info, cat, repair, split, merge."""
+"""The actions of `dtem shards` on sets that there are: info, cat, repair, split, merge, label."""
 
 import argparse
 from pathlib import Path
@@ -23,12 +23,17 @@ def add_parsers(actions, workers: int) -> None:
     split.add_argument("set", metavar="SET", help=SET)
     merge = _parser(actions, "merge", "write several sets as one, with the classes of all")
     merge.add_argument("set", metavar="SET", nargs="+", help=SET)
-    for parser in (repair, split, merge):
+    label = _parser(actions, "label", "write a set anew with the classes of a table, by the samples' keys")
+    label.add_argument("set", metavar="SET", help=SET)
+    label.add_argument(
+        "table", metavar="TABLE", help=".csv or .jsonl with key, and label (one class) or labels (several)"
+    )
+    for parser in (repair, split, merge, label):
         parser.add_argument("out", metavar="OUT", help="an empty or new folder")
         parser.add_argument(
             "--workers", type=_count, default=workers, metavar="N", help=f"processes (default {workers})"
         )
-    for parser in (split, merge):
+    for parser in (split, merge, label):
         parser.add_argument(
             "--shard-size",
             type=_count,
@@ -47,6 +52,7 @@ def add_parsers(actions, workers: int) -> None:
 
 
 EXAMPLES = {
+    "label": "dtem shards label data/cc3m tags.csv data/cc3m_tags",
     "info": "dtem shards info data/digits",
     "cat": "dtem shards cat data/digits 000123 --out sample",
     "repair": "dtem shards repair data/digits data/digits_repaired",
@@ -145,6 +151,18 @@ def _split(args: argparse.Namespace) -> int:
     return tell(Path(args.out, MANIFEST))
 
 
+def _label(args: argparse.Namespace) -> int:
+    from pipeline.data.make.rewrite import label_set
+    from pipeline.data.shards.manifest import MANIFEST
+
+    unused = label_set(
+        args.set, Path(args.table), Path(args.out), shard_size=args.shard_size, workers=args.workers
+    )
+    if unused:
+        print(f"{unused} rows of {args.table} have no sample")
+    return tell(Path(args.out, MANIFEST))
+
+
 def _merge(args: argparse.Namespace) -> int:
     from pipeline.data.make.rewrite import merge_sets
 
@@ -162,4 +180,11 @@ def _merge(args: argparse.Namespace) -> int:
     return tell(path)
 
 
-RUNS = {"info": _info, "cat": _cat, "repair": _repair, "split": _split, "merge": _merge}
+RUNS = {
+    "info": _info,
+    "cat": _cat,
+    "repair": _repair,
+    "split": _split,
+    "merge": _merge,
+    "label": _label,
+}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch.commands import shard_tools
 from launch.commands.arguments import HelpFormatter
-from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, MASKS, SHARD_SIZES, TABLES
+from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, LABELS, MASKS, SHARD_SIZES, TABLES
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -47,14 +47,14 @@ def _add_imagefolder(kinds) -> None:
 
 
 def _add_layout(kinds, kind: str, tree: str) -> None:
-    source = f"/data/{kind}" + (".csv" if kind == "captions" else "")
+    source = f"/data/{kind}" + (".csv" if kind in ("captions", LABELS) else "")
     parser = kinds.add_parser(
         kind,
         help=tree,
         formatter_class=HelpFormatter,
         epilog=f"example: dtem shards make {kind} {source} data/{kind} --workers 16",
     )
-    _add_pictures(parser, kind, "the table" if kind == "captions" else "the tree")
+    _add_pictures(parser, kind, "the table" if kind in ("captions", LABELS) else "the tree")
 
 
 def _add_pictures(parser: argparse.ArgumentParser, kind: str, source: str) -> None:

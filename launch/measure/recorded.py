@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from launch.measure.prediction_files import PredictionFiles
-from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets
+from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets, MultiLabelTargets
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores, Tallies
@@ -17,12 +17,13 @@ from pipeline.merging.schedule import AnyReduction
 from pipeline.model import MultiTaskModel
 from pipeline.train.evaluate import SizedBatches, TaskScores, evaluate
 from tasks.masks.metrics import confusion
+from tasks.multi_label import MultiLabelTask
 
 MOST_CLASSES = 2048
 """Most classes of a confusion matrix; with more, there is only the accuracy of each class."""
 RECORDED = "recorded/"
 """What the names of this module's own tallies begin with."""
-KINDS = (ClassificationTargets, CaptionTargets, MaskTargets)
+KINDS = (ClassificationTargets, MultiLabelTargets, CaptionTargets, MaskTargets)
 
 
 class Sink(Protocol):
@@ -67,6 +68,9 @@ class Recorder(nn.Module):
         if task.reads is ClassificationTargets:
             self._add_classes(batch, found, number)
             return task.tally(found, batch) | _of_classes(found, batch.targets.labels)
+        if isinstance(task, MultiLabelTask):
+            self._add_several(task, batch, found, number)
+            return task.tally(found, batch)
         for key, labels in zip(batch.keys, found, strict=True):
             sink.add_mask(key, labels.to(torch.uint8))
             sink.add_line(number, {"key": key})
@@ -81,6 +85,17 @@ class Recorder(nn.Module):
             named = {"label_name": label, "prediction_name": found}
             facts |= {name: names[own] for name, own in named.items() if own < len(names)}
             self._sinks[batch.task].add_line(number, facts)
+
+    def _add_several(self, task: MultiLabelTask, batch: Batch, logits: Tensor, number: int) -> None:
+        names = self._classes[batch.task]
+        values = (batch.targets.labels > 0.5, task.predicted(logits), logits.double().sigmoid())
+        for key, present, found, shares in zip(batch.keys, *values, strict=True):
+            facts: dict[str, Any] = {"key": key}
+            for word, own in {"label": present, "prediction": found}.items():
+                numbers = own.nonzero()[:, 0].tolist()
+                facts[f"{word}s"] = numbers
+                facts |= {f"{word}_names": [names[i] for i in numbers]} if names else {}
+            self._sinks[batch.task].add_line(number, facts | {"probabilities": shares.tolist()})
 
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
         own = {name: tally for name, tally in tallies.items() if not name.startswith(RECORDED)}

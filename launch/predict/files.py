@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from launch.predict.images import path_stem
-from launch.predict.results import Caption, Classes, Groups, Mask, Prediction, Unread
+from launch.predict.results import Caption, Classes, Groups, Mask, Prediction, SeveralClasses, Unread
 from pipeline.drawing.groups import LEAST, owner_of_pixels, paint_groups
 from pipeline.drawing.masks import paint_classes
 from pipeline.drawing.palette import class_colours, ground_of
@@ -75,8 +75,10 @@ class Writer:
 
 def classes_of(found: Classes) -> list[dict[str, Any]]:
     """Plain data of the classes, the most likely one first."""
+    several = found.threshold if isinstance(found, SeveralClasses) else None
     return [
         {"label": label, "name": name, "probability": share}
+        | ({} if several is None else {"predicted": share >= several})
         for label, name, share in zip(found.labels, found.names, found.probabilities, strict=True)
     ]
 

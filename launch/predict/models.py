@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from launch.predict.images import Picture
-from launch.predict.results import Caption, Classes, Groups, Mask, Prediction
+from launch.predict.results import Caption, Classes, Groups, Mask, Prediction, SeveralClasses
 from launch.published.merged import merged_models
 from launch.published.signal import LOGITS, signal_of
 from launch.saved.run import SavedRun, build, checked_reduction
@@ -24,12 +24,13 @@ from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTar
 from pipeline.drawing.sample import unknown_targets
 from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError, SampleError
-from pipeline.interfaces import Batch
+from pipeline.interfaces import Batch, Task
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.unmerge import slots
 from pipeline.model import MultiTaskModel
 from pipeline.pixels import Normalisation
 from pipeline.token_state import TokenState
+from tasks.multi_label import MultiLabelTask
 
 CLASSIFICATION = "classification"
 Seen = tuple[Picture, Tensor]
@@ -109,17 +110,22 @@ class RunModel:
             answers = head.infer(self.model.encoder(task, self._reduction), batch)
             merged = self._groups(task, batch, seen) if groups else [None] * len(group)
         return [
-            self._prediction(task, head.reads, answer, picture, own, top)
+            self._prediction(task, head, answer, picture, own, top)
             for answer, (picture, _), own in zip(answers, group, merged, strict=True)
         ]
 
     def _prediction(
-        self, task: str, reads: type, answer: Any, picture: Picture, groups: Groups | None, top: int
+        self, task: str, head: Task, answer: Any, picture: Picture, groups: Groups | None, top: int
     ) -> Prediction:
+        reads = head.reads
         names = tuple(self._run.classes(task))
         common = (picture.name, task, (picture.pixels.shape[1], picture.pixels.shape[2]), groups)
         if reads is ClassificationTargets:
             return Classes(*common, *most_likely(answer, names, top))
+        if isinstance(head, MultiLabelTask):
+            top = max(top, int(head.predicted(answer).sum()))
+            shares = checked_finite(answer).double().sigmoid()
+            return SeveralClasses(*common, *largest(shares, names, top), head.threshold)
         if reads is CaptionTargets:
             return Caption(*common, answer)
         return Mask(*common, answer.to(torch.uint8).cpu().numpy(), names)
@@ -202,9 +208,22 @@ def most_likely(
 ) -> tuple[tuple[int, ...], tuple[str, ...], tuple[float, ...]]:
     """Numbers, names and probabilities of the `top` classes of logits [K]. Raises SampleError where they are
     not finite."""
+    return largest(checked_finite(logits).double().softmax(-1), names, top)
+
+
+def checked_finite(logits: Tensor) -> Tensor:
+    """The logits. Raises SampleError where they are not finite."""
     if not bool(logits.isfinite().all()):
         raise SampleError("the logits are not finite; try precision fp32, or look at the weights")
-    shares, labels = logits.double().softmax(-1).topk(min(top, len(logits)))
+    return logits
+
+
+def largest(
+    probabilities: Tensor, names: tuple[str, ...], top: int
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[float, ...]]:
+    """Numbers, names and probabilities of the `top` most likely of the classes, whose probabilities are
+    [K]."""
+    shares, labels = probabilities.topk(min(top, len(probabilities)))
     numbers = tuple(labels.tolist())
     words = tuple(names[label] if label < len(names) else str(label) for label in numbers)
     return numbers, words, tuple(shares.tolist())

@@ -40,6 +40,18 @@ class Classes(Prediction):
 
 
 @dataclass(frozen=True)
+class SeveralClasses(Classes):
+    """Of an image that has any number of classes: each has a probability of its own, and those from
+    `threshold` on are predicted."""
+
+    threshold: float
+
+    @property
+    def num_predicted(self) -> int:
+        return sum(share >= self.threshold for share in self.probabilities)
+
+
+@dataclass(frozen=True)
 class Caption(Prediction):
     text: str
 

@@ -1,6 +1,6 @@
 """The rows of the table that `dtem predict` prints."""
 
-from launch.predict.results import Caption, Classes, Mask, Prediction, Unread
+from launch.predict.results import Caption, Classes, Mask, Prediction, SeveralClasses, Unread
 
 SHOWN = 3
 """Classes in a row."""
@@ -15,8 +15,11 @@ def row_of(found: Prediction | Unread) -> tuple[str, str, str]:
 
 
 def _answer(found: Prediction) -> str:
+    if isinstance(found, SeveralClasses) and not found.num_predicted:
+        return f"none of the classes (the likeliest: {found.names[0]} {100 * found.probabilities[0]:.1f} %)"
     if isinstance(found, Classes):
-        pairs = zip(found.names[:SHOWN], found.probabilities, strict=False)
+        shown = min(SHOWN, found.num_predicted) if isinstance(found, SeveralClasses) else SHOWN
+        pairs = zip(found.names[:shown], found.probabilities, strict=False)
         return ", ".join(f"{name.split(',')[0]} {100 * share:.1f} %" for name, share in pairs)
     if isinstance(found, Caption):
         return found.text

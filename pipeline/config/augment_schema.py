@@ -24,16 +24,25 @@ class AugmentConfig:
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Range of the area of a random resized crop; (1, 1) only resizes."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of its width over its height."""
+    train_interpolation: Literal["bilinear", "bicubic", "random"] | None = None
+    """Of training crops, and of RandAugment; `random` draws one of the two for each image. None:
+    `interpolation`."""
     pad: int = 0
     """Reflect padding before a random crop at full scale (small images); excludes crop_scale."""
     hflip: float | None = None
     """Probability of a mirrored image; None: 0.5, and 0 for captions, which can name left and right."""
+    vflip: float = 0.0
+    """Probability of an image upside down."""
     rand_augment: str | None = None
     """RandAugment in timm's notation, for instance `rand-m9-mstd0.5-inc1`; or another of timm's policies:
     AutoAugment (`original`, `v0`), AugMix (`augmix-m3-w3`), 3-Augment (`3a`); or torchvision's TrivialAugment
     (`trivial`)."""
     color_jitter: float | tuple[float, float, float, float] = 0.0
     """One strength of brightness, contrast and saturation; or four strengths, of each of these and of hue."""
+    grayscale: float = 0.0
+    """Probability of a grey image."""
     random_erasing: float = 0.0
     """Probability of an erased rectangle."""
     erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
@@ -43,8 +52,13 @@ class AugmentConfig:
     mixup: float = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: float = 0.0
+    cutmix_minmax: tuple[float, float] | None = None
+    """Cutmix of rectangles whose sides are drawn from this range of the image's; in place of cutmix's
+    alpha."""
+    mix_mode: Literal["batch", "pair", "elem"] = "batch"
+    """What has draws of its own: the batch; each two images that are mixed with one another; each image."""
     mix_prob: float = 1.0
-    """Probability that a batch is mixed."""
+    """Probability that a batch (a pair, an image) is mixed."""
     mix_switch: float = 0.5
     """Where both are on: probability of cutmix in place of mixup."""
     mix_epochs: float | None = None
@@ -104,7 +118,13 @@ class AugmentConfig:
         require(
             0 < min(std) and max(std) <= 1, f"augment.std is {self.std}; give numbers in (0, 1], {pixels}"
         )
-        for name in ("hflip", "random_erasing", "mix_prob", "mix_switch"):
+        narrow, wide = self.crop_ratio
+        require(
+            0.01 <= narrow <= wide <= 100,
+            f"augment.crop_ratio is {self.crop_ratio}; give (low, high) with 0.01 <= low <= high <= 100",
+        )
+        self._check_mixing()
+        for name in ("hflip", "vflip", "grayscale", "random_erasing", "mix_prob", "mix_switch"):
             require(
                 0 <= (getattr(self, name) or 0) <= 1,
                 f"augment.{name} is {getattr(self, name)}; give a probability in [0, 1]",
@@ -123,6 +143,25 @@ class AugmentConfig:
         require(
             min(jitter) >= 0 and jitter[-1] <= 0.5,
             f"augment.color_jitter is {self.color_jitter}; give {strengths}",
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return bool(self.mixup or self.cutmix or self.cutmix_minmax)
+
+    def _check_mixing(self) -> None:
+        if self.cutmix_minmax is None:
+            return
+        low, high = self.cutmix_minmax
+        require(
+            0 <= low < high <= 1,
+            f"augment.cutmix_minmax is {self.cutmix_minmax}; give (low, high) with 0 <= low < high <= 1",
+        )
+        require(
+            self.cutmix in (0, 1),
+            f"augment.cutmix is {self.cutmix} and augment.cutmix_minmax is given, which has no alpha; leave "
+            "cutmix out",
         )
 
     @property

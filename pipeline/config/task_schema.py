@@ -1,7 +1,7 @@
 """Sections of a task's config: its head, data and reduction. Standard library only. Import them from
 `schema.py`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.config.augment_schema import AugmentConfig
@@ -37,8 +37,9 @@ def are_pixels(size: ImgSize) -> bool:
 class DataConfig:
     """A task's samples: where they are, and how they become batches."""
 
-    schema: str
-    """Name in the dataset registry; it decides on the members of a sample and their decoding."""
+    schema: str = ""
+    """Name in the dataset registry; it decides on the members of a sample and their decoding. Empty: that of
+    the task's type."""
     train: str | list[str] | None = None
     """Folder, brace pattern, list of tars, or a URL (https, hf, s3, gs, az) of shards with a manifest; or
     pictures in files of their own: an ImageFolder tree, or KIND:SRC with a layout (docs/data.md)."""
@@ -93,6 +94,8 @@ class DataConfig:
     caption_field: str | None = None
     """Captions: the field of `json` that holds one text, or a list of texts, as `caption` of img2dataset.
     None: the member `txt` of a sample that has one, else the list `captions` of `json`."""
+    label_field: str = "labels"
+    """Several classes of an image: the field of `json` that holds the list of them."""
     tokenizer: dict[str, Any] | None = None
     """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
 
@@ -147,6 +150,13 @@ class DataConfig:
         are_sides = self.img_size is None or are_pixels(self.img_size)
         require(are_sides, f"data.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side")
         pad = self.augment.pad
+        if (given := self.augment.cutmix_minmax) is not None and self.img_size is not None:
+            smallest = min(self.size)
+            require(
+                int(smallest * given[0]) < int(smallest * given[1]),
+                f"data.augment.cutmix_minmax is {given}, of {smallest} pixels the same number; give a wider "
+                "range",
+            )
         fits = pad == 0 or self.img_size is None or pad < min(self.size)
         require(fits, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
 
@@ -177,6 +187,8 @@ class TaskConfig:
     """Whether the head stays as it is: evaluated and saved with the others, without training batches."""
 
     def __post_init__(self) -> None:
+        if not self.data.schema:
+            object.__setattr__(self, "data", replace(self.data, schema=self.type))
         agree = "tokenizer" not in self.head or self.head["tokenizer"] == self.data.tokenizer
         require(
             agree,

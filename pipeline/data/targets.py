@@ -13,6 +13,14 @@ class ClassificationTargets:
 
 
 @dataclass(frozen=True)
+class MultiLabelTargets:
+    """labels: float32 [B, K], 1 for each class that an image has and 0 for the others; shares of them after
+    mixup or cutmix."""
+
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class MaskTargets:
     """mask: uint8 [B, H, W], the class of each pixel in [0, K), or 255 where it is ignored."""
 

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from pipeline.data.members.masks import IGNORED
 from pipeline.drawing.groups import reduction_text
 from pipeline.drawing.masks import classes_found, paint_classes, paint_errors, share_wrong
 from pipeline.drawing.palette import class_colours, ground_of
 from pipeline.drawing.panels import Line, Panel, Text
+from pipeline.errors import first_few
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
 
 Reductions = Sequence[ReductionSpec | None]
 """The unmerged model's 0 first; None is the task's own."""
+NONE = "none of the classes"
+MOST = 5
+"""Classes of an image that are listed."""
 CHANGED = 0.02
 """Share of the pixels from which another answer counts as another."""
 
@@ -45,6 +50,33 @@ def class_answers(
     true = Text(tuple(lines)) if label < 0 else Text(tuple(lines), (name_of(label, classes),), "true")
     names = {line.text.rpartition(" %")[0].rpartition(" ")[0] for line in lines}
     return Answers([Panel(true)], _all_right([line.right for line in lines]), len(names) > 1)
+
+
+def several_answers(
+    model: MultiTaskModel, batch: Batch, reductions: Reductions, classes: Sequence[str]
+) -> Answers:
+    """The classes that the image is said to have, the surest first, and those that it has. Labels below 0 are
+    unknown."""
+    task, labels = model.tasks[batch.task], batch.targets.labels[0]
+    known, lines, made = bool((labels >= 0).all()), [], []
+    for reduction in reductions:
+        logits = task.infer(model.encoder(batch.task, reduction), batch)
+        said = task.predicted(logits)[0]
+        made.append(said)
+        text = _listed(logits[0].sigmoid(), said, classes)
+        right = bool((said == (labels > 0.5)).all()) if known else None
+        lines.append(Line(text, reduction_text(reduction), right, merged=reduction != 0))
+    true = [name_of(int(label), classes) for label in (labels > 0.5).nonzero()] or [NONE]
+    text = Text(tuple(lines), (", ".join(true),), "true") if known else Text(tuple(lines))
+    changed = any(not bool((said == made[0]).all()) for said in made)
+    return Answers([Panel(text)], _all_right([line.right for line in lines]), changed)
+
+
+def _listed(shares: Tensor, said: Tensor, classes: Sequence[str]) -> str:
+    """The first few classes that are said, with their probabilities."""
+    order = [int(label) for label in shares.argsort(descending=True, stable=True) if bool(said[label])]
+    texts = [f"{name_of(label, classes)} {100 * float(shares[label]):.0f} %" for label in order]
+    return first_few(texts, MOST, ", ") or NONE
 
 
 def caption_answers(model: MultiTaskModel, batch: Batch, reductions: Reductions) -> Answers:

@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.members.masks import IGNORED
-from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets
+from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets, MultiLabelTargets
 from pipeline.drawing.answers import (
     Answers,
     Reductions,
     caption_answers,
     class_answers,
     mask_answers,
+    several_answers,
 )
 from pipeline.drawing.groups import default_blocks, draw_groups, picture_of
 from pipeline.drawing.panels import Drawing, Panel
@@ -62,6 +63,8 @@ def unknown_targets(reads: type, size: tuple[int, int], count: int = 1) -> Any:
     of ours."""
     if reads is ClassificationTargets:
         return ClassificationTargets(torch.full((count,), -1))
+    if reads is MultiLabelTargets:
+        return MultiLabelTargets(torch.full((count, 1), -1.0))
     if reads is CaptionTargets:
         return CaptionTargets(torch.zeros((count, 1), dtype=torch.int64), ((),) * count)
     if reads is MaskTargets:
@@ -83,4 +86,6 @@ def _answers(
         return caption_answers(model, batch, reductions)
     if isinstance(batch.targets, ClassificationTargets):
         return class_answers(model, batch, reductions, classes)
+    if isinstance(batch.targets, MultiLabelTargets):
+        return several_answers(model, batch, reductions, classes)
     return Answers([])

@@ -181,10 +181,10 @@ def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
                 "train on, leave the task out, or give frozen=True"
             )
         augment = task.data.augment
-        if not task.frozen and task.data.batch_size == 1 and (augment.mixup or augment.cutmix):
+        if not task.frozen and task.data.batch_size % 2 and augment.mixes:
             yield (
-                f"tasks.{name}.data.batch_size is 1, so mixup and cutmix have no other sample to mix "
-                "with; give 2 or more, or leave data.augment.mixup and cutmix out"
+                f"tasks.{name}.data.batch_size is {task.data.batch_size}, and mixup and cutmix mix pairs of "
+                "samples; give an even number, or leave data.augment.mixup and cutmix out"
             )
         if config.train.eval_every is not None and not (task.data.val or task.data.overfit):
             yield (

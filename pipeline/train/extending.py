@@ -15,7 +15,7 @@ from pipeline.errors import CheckpointError
 from pipeline.train.rates import reported_rates
 from pipeline.train.run import Run
 
-_DATA = "schema limit_val overfit img_size augment.* exif_rotation caption_field tokenizer*"
+_DATA = "schema limit_val overfit img_size augment.* exif_rotation caption_field label_field tokenizer*"
 SCORED = (
     *("train.best", "merging.*", "backbone.proportional_attention", "tasks.*.merging*", "tasks.*.head.*"),
     *(f"tasks.*.data.{name}" for name in _DATA.split()),

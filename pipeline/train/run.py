@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.config.schema import RunConfig
-from pipeline.data.augment.images import BatchMixer
+from pipeline.data.augment.mixing import BatchMixer
 from pipeline.data.stream import EvalLoader, TrainStream
 from pipeline.engine.protocol import Engine
 from pipeline.interfaces import Batch, Progress

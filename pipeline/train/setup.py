@@ -15,7 +15,7 @@ from pipeline.backbone.build import model_facts
 from pipeline.backbone.weights.preprocessing import complete_data
 from pipeline.config.load import to_saved
 from pipeline.config.schema import RunConfig
-from pipeline.data.augment.images import BatchMixer
+from pipeline.data.augment.mixing import BatchMixer
 from pipeline.data.samples.class_names import agreed
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream, evaluated_split
 from pipeline.engine import build_engine, check_engine, divides_weights, launched
@@ -240,9 +240,9 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
     """The mixers of the tasks with mixup or cutmix, all of which have classes."""
     augments = {name: task.data.augment for name, task in fed_tasks(config).items()}
     return {
-        name: BatchMixer(augment, model.tasks[name].num_classes)
+        name: BatchMixer(augment, model.tasks[name].num_classes, model.tasks[name].reads)
         for name, augment in augments.items()
-        if augment.mixup or augment.cutmix
+        if augment.mixes
     }
 
 

@@ -77,6 +77,7 @@ def default_of(section: type, name: str) -> object:
 
 
 OTHER_WORDS = {"off": [None, 0, 0], "one is required": [None, None]}
+OTHER_WORDS["(3/4, 4/3), None"] = [(3 / 4, 4 / 3), None]
 """Cells that say the defaults in words."""
 
 

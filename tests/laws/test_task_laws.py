@@ -13,7 +13,7 @@ from tinycoca import SPEC, TOKENIZER, captions
 
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.balancing import BALANCING
-from pipeline.data.targets import ClassificationTargets, MaskTargets
+from pipeline.data.targets import ClassificationTargets, MaskTargets, MultiLabelTargets
 from pipeline.engine.optimizer import mark_nonfinite
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
@@ -26,10 +26,16 @@ from pipeline.train.metrics import MetricSums, TallySums
 EXAMPLES = {
     "captioning": ({"model": SPEC, "tokenizer": TOKENIZER}, captions),
     "classification": ({"num_classes": CLASSES}, lambda n: ClassificationTargets(torch.arange(n) % CLASSES)),
+    "multi_label": ({"num_classes": CLASSES}, lambda n: MultiLabelTargets(subsets(n))),
     "segmentation": ({"num_classes": CLASSES} | HEADS["segmenter"], lambda n: MaskTargets(stripes(n))),
 }
 """Task -> a small head, and targets of n images."""
 TASK = pytest.mark.parametrize("name", TASKS.names())
+
+
+def subsets(num: int) -> torch.Tensor:
+    """Each image has the classes that its number has bits of, counted from 1."""
+    return torch.tensor([[float((i + 1) >> k & 1) for k in range(CLASSES)] for i in range(num)])
 
 
 def stripes(num: int) -> torch.Tensor:

@@ -95,7 +95,7 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
             "teaches the embeddings alone",
         ),
         ({"data": {"train": None}}, "tasks.a.data.train is not given"),
-        ({"data": {"batch_size": 1, "augment": {"cutmix": 1}}}, "tasks.a.data.batch_size is 1, so mixup"),
+        ({"data": {"batch_size": 1, "augment": {"cutmix": 1}}}, "tasks.a.data.batch_size is 1, and mixup"),
         ({"train": {"steps": 9, "eval_every": 3}}, "tasks.a.data.val is not given"),
         ({"optim": {"warmup_steps": 10}}, "optim.warmup_steps is 10, but the run has 10 steps"),
         ({"engine": {"type": "local", "deepspeed": {"zero_optimization": {}}}}, "engine.type is 'local'"),

@@ -227,3 +227,22 @@ def test_a_head_that_cannot_pool_is_refused_when_it_is_built(pooling, head):
 def test_a_head_that_cannot_be_is_refused(options):
     with pytest.raises(ConfigError):
         TASKS.build("classification", tiny_vit("none"), **({"num_classes": 10} | options))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_class_weights_multiply_the_losses_of_classes_and_halves_add(loss, mixed):
+    """torch's own mean divides by the weights of a batch, so that halves would not add."""
+    weights = torch.tensor([1.0, 0.0, 3.0, 0.5, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0])
+    task = classifier("none", loss=loss, class_weight=weights.tolist(), label_smoothing=0.1).tasks["animals"]
+    logits, labels = torch.randn(6, 10), torch.arange(6) % 4
+    given = mixup_target(labels, 10, lam=0.3) if mixed else labels
+    soft = given if mixed else torch.nn.functional.one_hot(labels, 10).float()
+    soft = soft * 0.9 + 0.01
+    own = -soft * logits.log_softmax(1)
+    if loss == "binary_cross_entropy":
+        own = torch.nn.functional.binary_cross_entropy_with_logits(logits, soft, reduction="none") / 10
+    torch.testing.assert_close(task._loss(logits, given), (own * weights).sum(1).mean())
+    halves = [task._loss(logits[part], given[part]) for part in (slice(0, 3), slice(3, 6))]
+    torch.testing.assert_close(sum(halves) / 2, task._loss(logits, given))
+    assert not any("class_weight" in name for name in task.state_dict())

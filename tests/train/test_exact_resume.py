@@ -18,7 +18,17 @@ from pipeline.train.storage import read_checkpoint
 VARIANTS = {
     "joint": dict(),
     "accumulation_and_mixup": dict(
-        engine=dict(accumulation=2), augment=dict(mixup=0.8, cutmix=1.0, random_erasing=0.25)
+        engine=dict(accumulation=2),
+        augment=dict(
+            mixup=0.8,
+            cutmix_minmax=[0.2, 0.8],
+            mix_mode="elem",
+            random_erasing=0.25,
+            vflip=0.5,
+            grayscale=0.3,
+            crop_ratio=[0.5, 2.0],
+            train_interpolation="random",
+        ),
     ),
     "end_to_end_with_drawn_reduction": dict(
         train=dict(mode="end_to_end", alternate_period=3, reduction_range=[1, 3])

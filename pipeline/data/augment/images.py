@@ -7,7 +7,6 @@ each call. Images are uint8 [3, H, W]: they are normalised on the device (see pi
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,20 +23,18 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.schema import AugmentConfig, ImgSize, height_width
-from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch
 from pipeline.pixels import Patch
-from pipeline.rng import preserved_generators, seed_generators
 
 Transform = Callable[[Tensor], Tensor]
-ASPECT = (3 / 4, 4 / 3)
-"""Width over height of a random resized crop."""
+INTERPOLATIONS = ("bilinear", "bicubic")
+"""Between which `random` draws."""
 MAX_ASPECT = 8
 
 
 def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
-    """uint8 [3, H, W] -> uint8 [3, *img_size]: crop, flip, RandAugment, colour jitter, in timm's order.
+    """uint8 [3, H, W] -> uint8 [3, *img_size]: crop, flips, RandAugment, jitter of colours, grey; in
+    timm's order.
 
     timm leaves the jitter out under RandAugment; here it is off unless it is asked for.
     """
@@ -50,6 +47,8 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
         image = crop(image)
         if random.random() < hflip:
             image = image.flip(-1)
+        if config.vflip and random.random() < config.vflip:
+            image = image.flip(-2)
         for change in colours:
             image = change(image)
         return image
@@ -60,7 +59,8 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
 def draws_anything(config: AugmentConfig) -> bool:
     """Whether `train_transform` or `eraser` change an image at random, so that views of it differ."""
     crops, jitters = config.pad or config.crop_scale != (1, 1), any(_jitter(config))
-    return bool(crops or config.hflip != 0 or config.rand_augment or jitters or config.random_erasing)
+    flips = config.hflip != 0 or config.vflip
+    return bool(crops or flips or config.rand_augment or jitters or config.grayscale or config.random_erasing)
 
 
 def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
@@ -99,14 +99,17 @@ def pad_crop(pad: int, size: tuple[int, int]) -> Transform:
 
 def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Transform:
     """A random area and aspect, resized to (height, width)."""
-    interpolation = F.InterpolationMode(config.preprocessing.interpolation)
+    given = _train_interpolation(config)
+    modes = [F.InterpolationMode(mode) for mode in (INTERPOLATIONS if given == "random" else (given,))]
 
     def transform(image: Tensor) -> Tensor:
         if config.crop_scale == (1, 1):
+            interpolation = random.choice(modes) if len(modes) > 1 else modes[0]
             return F.resize(image, list(size), interpolation=interpolation, antialias=True)
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(
-            image, config.crop_scale, ASPECT
+            image, config.crop_scale, config.crop_ratio
         )
+        interpolation = random.choice(modes) if len(modes) > 1 else modes[0]
         height, width = max(1, height), max(1, width)  # of an image of one pixel, the area may round to none
         return F.resized_crop(
             image, top, left, height, width, list(size), interpolation=interpolation, antialias=True
@@ -138,7 +141,12 @@ def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.Inte
 def _colours(config: AugmentConfig, size: int) -> list[Transform]:
     changes: list[Transform] = [_rand_augment(config, size)] if config.rand_augment else []
     jitter = _jitter(config)
-    return [*changes, v2.ColorJitter(*jitter)] if any(jitter) else changes
+    changes += [v2.ColorJitter(*jitter)] if any(jitter) else []
+    return [*changes, v2.RandomGrayscale(config.grayscale)] if config.grayscale else changes
+
+
+def _train_interpolation(config: AugmentConfig) -> str:
+    return config.train_interpolation or config.preprocessing.interpolation
 
 
 def _jitter(config: AugmentConfig) -> tuple[float, ...]:
@@ -151,11 +159,14 @@ def _rand_augment(config: AugmentConfig, size: int) -> Transform:
     """The policy of that name. timm's operators fill what they uncover with the mean, and interpolate as the
     crop does."""
     fill = tuple(min(255, round(255 * channel)) for channel in config.preprocessing.mean)
-    interpolation = str_to_pil_interp(config.preprocessing.interpolation)
-    options = {"img_mean": fill, "translate_const": int(0.45 * size), "interpolation": interpolation}
+    given = _train_interpolation(config)
+    options: dict[str, Any] = {"img_mean": fill, "translate_const": int(0.45 * size)}
+    if given != "random":  # without one, timm's operators draw theirs
+        options["interpolation"] = str_to_pil_interp(given)
     name = config.rand_augment or ""
     if name == "trivial":
-        trivial = v2.TrivialAugmentWide(interpolation=F.InterpolationMode(config.preprocessing.interpolation))
+        fixed = config.preprocessing.interpolation if given == "random" else given
+        trivial = v2.TrivialAugmentWide(interpolation=F.InterpolationMode(fixed))
         return lambda image: F.pil_to_tensor(trivial(F.to_pil_image(image)))
     try:
         if name.startswith("rand"):
@@ -219,41 +230,3 @@ class _Canvas:
         _, rows, columns = where
         size = 3, rows.stop - rows.start, columns.stop - columns.start
         self.patches.append(Patch(rows.start, columns.start, noise.expand(size)))
-
-
-class BatchMixer:
-    """Mixup and cutmix of a training batch; where both are on, a draw per batch chooses by mix_switch.
-    Identity where both are 0, and in a batch that mix_prob spares, whose labels then stay int64."""
-
-    def __init__(self, augment: AugmentConfig, num_classes: int):
-        mixers = [v2.MixUp(alpha=augment.mixup, num_classes=num_classes)] if augment.mixup else []
-        mixers += [v2.CutMix(alpha=augment.cutmix, num_classes=num_classes)] if augment.cutmix else []
-        shares = [1 - augment.mix_switch, augment.mix_switch] if len(mixers) == 2 else None
-        mix = v2.RandomChoice(mixers, p=shares) if mixers else None
-        self._mix = mix if mix is None or augment.mix_prob == 1 else v2.RandomApply([mix], augment.mix_prob)
-        self._epochs = augment.mix_epochs
-
-    def rests(self, epochs: float) -> bool:
-        """Whether no batch is mixed any more after so many epochs of its task."""
-        return self._epochs is not None and epochs >= self._epochs
-
-    def __call__(self, batch: Batch, seed: int, step: int) -> Batch:
-        """labels int64 [B] -> float32 [B, num_classes], where it mixes. The draw is a function of
-        (seed, step): give each micro-batch its own step.
-
-        torchvision mixes an image with the one before it: here with a view of another sample.
-        """
-        if self._mix is None:
-            return batch
-        apart = (_views_apart(tensor, batch.views) for tensor in (batch.images, batch.targets.labels))
-        with preserved_generators():
-            seed_generators(seed, "mix", step)
-            mixed = self._mix(*apart)
-        images, labels = (_views_apart(tensor, len(tensor) // batch.views) for tensor in mixed)
-        return replace(batch, images=images, targets=ClassificationTargets(labels))
-
-
-def _views_apart(tensor: Tensor, views: int) -> Tensor:
-    """[B * V, ...] with a sample's V views side by side -> [V * B, ...] with the first views of all samples,
-    then the second ones. With the number of samples as `views`, its inverse."""
-    return tensor.unflatten(0, (-1, views)).transpose(0, 1).flatten(0, 1)

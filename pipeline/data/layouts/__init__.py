@@ -36,14 +36,16 @@ OTHER_TREES = {
     "camvid": ("train", "trainannot"),
 }
 """Maps a layout to folders of its tree, which are no classes."""
-IMAGE_FOLDER, HF_DATASETS = "imagefolder", "hf_datasets"
+IMAGE_FOLDER, HF_DATASETS, LABELS = "imagefolder", "hf_datasets", "labels"
 TABLES = {
+    LABELS: "a table of images and classes: SRC is a .csv or .jsonl, or the folder of labels.csv or "
+    "labels.jsonl; columns image, and label (one class) or labels (any number), and split",
     HF_DATASETS: "Hugging Face's datasets: SRC as save_to_disk wrote it, or with .parquet files; columns "
-    "image and label or caption"
+    "image and label or caption",
 }
 """Maps a layout in tables to what it looks like."""
 LAYOUTS = (IMAGE_FOLDER, *MASKS, *CAPTIONS, *TABLES)
-SHARD_SIZES = {IMAGE_FOLDER: 1000, HF_DATASETS: 1000} | dict.fromkeys((*MASKS, *CAPTIONS), 500)
+SHARD_SIZES = {IMAGE_FOLDER: 1000, HF_DATASETS: 1000, LABELS: 1000} | dict.fromkeys((*MASKS, *CAPTIONS), 500)
 """Maps a layout to the number of samples of a shard."""
 
 

@@ -5,15 +5,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline.data.layouts.item_file import ItemFile
-from pipeline.data.layouts.picture_files import SUFFIXES, member_of, plain_key, read_picture
+from pipeline.data.layouts.picture_files import member_of, read_picture
+from pipeline.data.layouts.tables import SPLITS, place_of
 from pipeline.data.members.decode import decode_captions
 from pipeline.errors import SampleError, first_few
 
 log = logging.getLogger(__name__)
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,7 @@ def _captioned(key: str, image: str, split: str, captions: list[str]) -> Caption
 
 def _image(root: Path, row: Row) -> Captioned:
     """The image of a row, without captions. Its key is its path without the suffix."""
-    path = PurePosixPath(row.image)
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or not row.image.isprintable()
-        or path.suffix.lower() not in SUFFIXES
-    ):
-        raise SampleError(
-            f"{row.where}: image {row.image!r} is not the path of a picture ({', '.join(SUFFIXES)}) "
-            f"below {root}"
-        )
-    if row.split not in SPLITS:
-        raise SampleError(f"{row.where}: split {row.split!r} is none of {', '.join(SPLITS)}")
-    return Captioned(plain_key(str(path.with_suffix(""))), root / path, row.split)
+    return Captioned(*place_of(root, row.where, row.image, row.split), row.split)
 
 
 def samples(images: Sequence[Captioned], size: int | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:

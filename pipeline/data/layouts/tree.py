@@ -11,11 +11,13 @@ from pipeline.data.layouts import (
     CAPTIONS,
     HF_DATASETS,
     IMAGE_FOLDER,
+    LABELS,
     SHARD_SIZES,
     hf_datasets,
     image_folders,
     images_with_captions,
     images_with_masks,
+    labels,
     read_captions,
     read_masks,
 )
@@ -77,6 +79,9 @@ def read_tree(kind: str, source: Path) -> Tree:
     if kind == HF_DATASETS:
         tables, classes = hf_datasets.read(source)
         return Tree(tables, hf_datasets.samples, kind, size, classes)
+    if kind == LABELS:
+        listed, classes = labels.read(source)
+        return Tree(listed, labels.samples, kind, size, classes)
     if kind in CAPTIONS:
         return Tree(read_captions(kind, source), images_with_captions.samples, "captions", size)
     layout = read_masks(kind, source)

@@ -1,22 +1,25 @@
 """Sets made of the samples of other sets: a part held out, or several sets in one. The bytes of the members
 stay, apart from labels that get other numbers."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 from pipeline.data.layouts.item_file import ItemFile
+from pipeline.data.layouts.labels import members_by_key
 from pipeline.data.make.merge_classes import Tables, reconciled
 from pipeline.data.make.verify import opened
 from pipeline.data.make.write import jobs_of, shuffled_jobs, write_shards
-from pipeline.data.members.decode import IMAGES, decode_class
+from pipeline.data.members.decode import IMAGES, decode_class, decode_json
+from pipeline.data.members.labels import renumbered
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.loose import is_held_out
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.shards.table import Shard
-from pipeline.errors import ConfigError, SampleError
+from pipeline.errors import ConfigError, SampleError, first_few
 
 PATIENCE = 60.0
 
@@ -62,6 +65,47 @@ def split_set(
     return {split: len(items) for split, items in splits.items()}
 
 
+def label_set(source: str, table: Path, out: Path, *, shard_size: int, workers: int) -> int:
+    """Writes a set anew with the classes that a table gives each key (see `members_by_key`): as `cls`, or in
+    `json`, whose other fields stay. Gives the number of rows without a sample.
+
+    Raises ConfigError where a sample has no row, and the errors of the table.
+    """
+    _forget()
+    members, names = members_by_key(table)
+    manifest, lacking, used = opened(source), [], set()
+    for _, _, _, key in _samples_of(source):
+        used.add(key)
+        lacking += [] if key in members else [key]
+    if lacking:
+        raise ConfigError(f"{table} has no row for {first_few(lacking, 3, ', ')}; give each sample one")
+    make = partial(_labelled, source=source, table=str(table))
+    splits = _by_split([source], lambda own, key: own or "train")
+    jobs = [job for split, items in splits.items() for job in jobs_of(split, items, make, shard_size)]
+    masks = manifest.mask_names if "seg.png" in manifest.schema else ()
+    write_shards(jobs, out, classes=names, mask_classes=masks, workers=workers)
+    return len(members.keys() - used)
+
+
+@lru_cache(maxsize=1)
+def _members_by_key(table: str) -> Mapping[str, Mapping[str, bytes]]:
+    return members_by_key(Path(table))[0]
+
+
+def _labelled(items: Sequence[Stored], source: str, table: str) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    """Key and members of each sample, with the classes of the table. Raises SampleError for a json that is no
+    object."""
+    for item in items:
+        members = _reader(source).read(item.shard, item.sample)
+        own = dict(_members_by_key(table)[item.key])
+        if "json" in own and "json" in members:
+            known = decode_json(members["json"])
+            if not isinstance(known, dict):
+                raise SampleError(f"{source}, sample '{item.key}': its json is no object to add a field to")
+            own["json"] = json.dumps(known | decode_json(own["json"])).encode()
+        yield item.key, members | own
+
+
 def merge_sets(
     sources: Sequence[str], out: Path, *, prefixed: bool, shard_size: int, seed: int, workers: int
 ) -> tuple[Path, Tables]:
@@ -89,6 +133,7 @@ def _forget() -> None:
     """Sets may have changed since they were opened."""
     opened.cache_clear()
     _reader.cache_clear()
+    _members_by_key.cache_clear()
 
 
 def _by_split(
@@ -128,9 +173,12 @@ def _copied(
     Raises SampleError for a label that is none."""
     for item in items:
         members = _reader(sources[item.source]).read(item.shard, item.sample)
-        if (table := tables[item.source]) is not None and "cls" in members:
+        if (table := tables[item.source]) is not None:
             try:
-                members["cls"] = str(table[decode_class(members["cls"], len(table))]).encode()
+                if "cls" in members:
+                    members["cls"] = str(table[decode_class(members["cls"], len(table))]).encode()
+                if "json" in members:
+                    members["json"] = renumbered(members["json"], table)
             except SampleError as err:
                 raise SampleError(f"{sources[item.source]}, sample '{item.key}': {err}") from err
         yield item.key, members

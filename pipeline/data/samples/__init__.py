@@ -1,3 +1,8 @@
 """The dataset schemas, found by this list."""
 
-from pipeline.data.samples import captioning, classification, segmentation  # noqa: F401  (registration)
+from pipeline.data.samples import (  # noqa: F401  (registration)
+    captioning,
+    classification,
+    multi_label,
+    segmentation,
+)

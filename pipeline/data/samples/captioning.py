@@ -17,7 +17,8 @@ from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import CaptionTargets
 from pipeline.errors import ConfigError
 
-UNUSED = ("mixup", "cutmix", "short_side", "resize_range", "max_class_share", "photometric", "antialias")
+UNUSED = ("mixup", "cutmix", "cutmix_minmax", "short_side", "resize_range", "max_class_share")
+UNUSED += ("photometric", "antialias")
 MULTIPLE = 8
 """Batches are padded to a multiple of it: few lengths for kernels and compilers to meet."""
 
@@ -43,7 +44,7 @@ class Captioning:
     reads: tuple[str, ...] = (*IMAGES, "txt", "json")
 
     def __init__(self, config: DataConfig, manifest: Manifest):
-        refuse_unused(config, UNUSED, own=())
+        refuse_unused(config, UNUSED, own=("label_field",))
         if config.tokenizer is None:
             names = ", ".join(TOKENIZERS.names())
             raise ConfigError(

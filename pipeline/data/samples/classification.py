@@ -26,11 +26,7 @@ class Classification:
 
     def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
         refuse_unused(config, UNUSED)
-        if config.views > 1 and not draws_anything(config.augment):
-            raise ConfigError(
-                f"data.views is {config.views}, but no random change is on, so all views of a sample would "
-                "be equal; give data.views=1, or one of data.augment such as crop_scale=(0.3, 1)"
-            )
+        refuse_equal_views(config)
         labels = labels or Labels.as_stored(manifest.classes)
         self.classes, self._numbers = labels.names, labels.numbers
         self._upright = config.exif_rotation
@@ -57,3 +53,12 @@ class Classification:
 
     def targets(self, targets: Sequence[int]) -> ClassificationTargets:
         return ClassificationTargets(torch.tensor(targets, dtype=torch.int64))
+
+
+def refuse_equal_views(config: DataConfig) -> None:
+    """Raises ConfigError where all views of a sample would be equal."""
+    if config.views > 1 and not draws_anything(config.augment):
+        raise ConfigError(
+            f"data.views is {config.views}, but no random change is on, so all views of a sample would "
+            "be equal; give data.views=1, or one of data.augment such as crop_scale=(0.3, 1)"
+        )

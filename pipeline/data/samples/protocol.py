@@ -75,7 +75,9 @@ DATASETS: Registry[DatasetSchema] = Registry("dataset schema")
 
 
 def refuse_unused(
-    config: DataConfig, augment: Sequence[str], own: Sequence[str] = ("tokenizer", "caption_field")
+    config: DataConfig,
+    augment: Sequence[str],
+    own: Sequence[str] = ("tokenizer", "caption_field", "label_field"),
 ) -> None:
     """Raises ConfigError where an option that the schema does not use differs from its default. augment:
     options of config.augment. own: options of config itself."""

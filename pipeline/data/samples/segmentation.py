@@ -17,7 +17,8 @@ from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import SampleError
 
-UNUSED = ("crop_scale", "pad", "rand_augment", "color_jitter", "random_erasing", "mixup", "cutmix")
+UNUSED = ("crop_scale", "crop_ratio", "train_interpolation", "pad", "vflip", "rand_augment", "color_jitter")
+UNUSED += ("grayscale", "random_erasing", "mixup", "cutmix", "cutmix_minmax")
 MASK = "seg.png"
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.data.layouts import HF_DATASETS, IMAGE_FOLDER, LAYOUTS, OTHER_TREES
+from pipeline.data.layouts import HF_DATASETS, IMAGE_FOLDER, LABELS, LAYOUTS, OTHER_TREES
 from pipeline.data.layouts.hf_datasets import is_saved
 from pipeline.data.layouts.item_file import Picked
+from pipeline.data.layouts.labels import table_in
 from pipeline.data.layouts.picture_files import SUFFIXES
 from pipeline.data.layouts.splits import split_word
 from pipeline.data.layouts.tree import Item, Tree, read_tree
@@ -70,12 +71,14 @@ def _share(location: str, option: str) -> float:
 
 
 def found_in(folder: str) -> Loose | None:
-    """The set in a folder without shards: an ImageFolder tree, or a data set that Hugging
-    Face's `save_to_disk` wrote. None where there is no such thing. Raises
+    """The set in a folder without shards: pictures with a table of labels beside them, an ImageFolder tree,
+    or a data set that Hugging Face's `save_to_disk` wrote. None where there is no such thing. Raises
     ConfigError for the tree of another layout, which has to be named."""
     root = Path(folder)
     if is_saved(root):
         return Loose(HF_DATASETS, folder)
+    if (listed := table_in(root)) is not None:
+        return Loose(LABELS, str(listed))
     inside = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
     for kind, needed in OTHER_TREES.items():
         if set(needed) <= inside:

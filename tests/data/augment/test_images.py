@@ -1,17 +1,13 @@
 """What augmentation promises: shapes, bounds, and randomness that belongs to the sample."""
 
 import random
-from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment.images import BatchMixer, eval_transform, train_transform
-from pipeline.data.targets import ClassificationTargets
+from pipeline.data.augment.images import eval_transform, train_transform
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch
 from pipeline.rng import preserved_generators, seed_generators
 
 CONFIGS = {
@@ -75,92 +71,6 @@ def test_evaluation_takes_the_centre_at_the_scale_of_crop_pct():
 def test_an_unreadable_rand_augment_is_a_config_error():
     with pytest.raises(ConfigError, match="rand-m9-mstd0.5-inc1"):
         train_transform(AugmentConfig(rand_augment="strong"), 32)
-
-
-def batch(size: int = 6, num_classes: int = 5) -> Batch:
-    images = torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return Batch("t", images, ClassificationTargets(torch.arange(size) % num_classes), tuple("abcdef"))
-
-
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_mixed_labels_sum_to_one_and_the_draw_belongs_to_the_step(mixup, cutmix):
-    mixer = BatchMixer(AugmentConfig(mixup=mixup, cutmix=cutmix), 5)
-    torch.manual_seed(3)
-    mixed = [mixer(batch(), 7, step) for step in (1, 2, 1)]
-    after = torch.rand(1)
-    torch.manual_seed(3)
-    assert torch.equal(after, torch.rand(1)), "the run's own generator moved"
-    assert torch.equal(mixed[0].images, mixed[2].images) and not torch.equal(mixed[0].images, mixed[1].images)
-    for one in mixed:
-        assert one.targets.labels.shape == (6, 5) and one.targets.labels.dtype == torch.float32
-        torch.testing.assert_close(one.targets.labels.sum(1), torch.ones(6))
-        assert one.keys == batch().keys
-
-
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_labels_say_what_the_pixels_hold(mixup, cutmix):
-    """Of pictures of one grey each, of a class of its own: a mixture's mean grey is its labels' mean. Where
-    both are on, both are drawn."""
-    greys = torch.tensor([1.0, -2.0, 4.0, 8.0, -16.0])
-    plain = Batch(
-        "t",
-        greys.view(5, 1, 1, 1).repeat(1, 3, 9, 12),
-        ClassificationTargets(torch.arange(5)),
-        tuple("abcde"),
-    )
-    mixer, patched = BatchMixer(AugmentConfig(mixup=mixup, cutmix=cutmix), 5), []
-    for step in range(30):
-        mixed = mixer(plain, 7, step)
-        torch.testing.assert_close(mixed.images.mean((1, 2, 3)), mixed.targets.labels @ greys)
-        if not torch.equal(mixed.images, plain.images):
-            patched.append(bool((mixed.images.std((1, 2, 3)) > 1e-3).any()))
-    assert len(patched) > 20 and set(patched) == {kind for kind, on in ((False, mixup), (True, cutmix)) if on}
-
-
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-@pytest.mark.parametrize("views", [2, 3])
-def test_a_view_is_mixed_with_a_view_of_another_sample(mixup, cutmix, views):
-    """Of three samples of one grey each: every view keeps the same share of its own class."""
-    greys, own = torch.tensor([1.0, -2.0, 4.0]), torch.arange(3).repeat_interleave(views)
-    pictures = greys[own].view(-1, 1, 1, 1).repeat(1, 3, 9, 12)
-    plain = Batch("t", pictures, ClassificationTargets(own), tuple(map(str, own.tolist())), views=views)
-    mixer, shares = BatchMixer(AugmentConfig(mixup=mixup, cutmix=cutmix), 3), set()
-    for step in range(10):
-        mixed = mixer(plain, 7, step)
-        assert (mixed.views, mixed.keys) == (views, plain.keys)
-        torch.testing.assert_close(mixed.images.mean((1, 2, 3)), mixed.targets.labels @ greys)
-        (share,) = set(mixed.targets.labels.gather(1, own[:, None]).flatten().tolist())
-        shares.add(share)
-    assert len(shares) > 5 and min(shares) < 1
-
-
-def test_a_batch_is_mixed_with_its_probability_and_by_what_the_switch_says():
-    """Labels of a batch that is spared stay numbers."""
-    kinds = Counter()
-    for switch in (0.0, 0.2):
-        augment = AugmentConfig(mixup=1.0, cutmix=1.0, mix_prob=0.5, mix_switch=switch)
-        mixer = BatchMixer(augment, 5)
-        flat = replace(batch(), images=torch.arange(6.0).view(6, 1, 1, 1).repeat(1, 3, 8, 8))
-        for step in range(200):
-            mixed = mixer(flat, 7, step)
-            if mixed.targets.labels.dtype == torch.int64:
-                assert torch.equal(mixed.images, flat.images)
-                kinds[switch, "spared"] += 1
-            else:
-                kinds[switch, "cutmix" if (mixed.images.std((1, 2, 3)) > 1e-3).any() else "other"] += 1
-    assert all(70 < kinds[switch, "spared"] < 130 for switch in (0.0, 0.2))
-    assert kinds[0.0, "cutmix"] == 0 and 8 < kinds[0.2, "cutmix"] < 40
-
-
-def test_mixing_rests_after_its_epochs():
-    mixer = BatchMixer(AugmentConfig(mixup=1.0, mix_epochs=2.5), 5)
-    assert [mixer.rests(epochs) for epochs in (0, 2.4, 2.5, 9)] == [False, False, True, True]
-    assert not BatchMixer(AugmentConfig(mixup=1.0), 5).rests(1e9)
-
-
-def test_without_mixing_the_batch_is_the_same():
-    one = batch()
-    assert BatchMixer(AugmentConfig(), 5)(one, 7, 1) is one
 
 
 def test_generators_are_put_back_also_after_an_error():

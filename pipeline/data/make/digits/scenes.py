@@ -1,8 +1,9 @@
 """The embedded set: scenes of handwritten digits (real pen strokes, from scikit-learn) on textured canvases.
 
 A sample has a `jpg`, a `cls` (the largest digit, 0..9), a `json` with five captions that are true of the
-picture, and a `seg.png` (uint8: 0 ground, 1 + digit where there is ink). Train and val draw from disjoint
-digit images. Scene i of a split is a function of (seed, split, i, size) alone.
+picture and `labels`, the names of its digits, and a `seg.png` (uint8: 0 ground, 1 + digit where there is
+ink). Train and val draw from disjoint digit images. Scene i of a split is a function of (seed, split, i,
+size) alone.
 """
 
 import json
@@ -51,6 +52,11 @@ class Scene:
     """The largest first."""
     captions: tuple[str, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of its digits, each once."""
+        return [NAMES[digit] for digit in sorted({placed.digit for placed in self.digits})]
+
 
 def digit_scenes_jobs(*, train: int, val: int, size: int, shard_size: int, seed: int = 0) -> list[ShardJob]:
     """train, val: number of scenes. size: pixels per side. Raises ConfigError for scenes that are too small
@@ -79,7 +85,7 @@ def _samples(
             {
                 "jpg": encoded(Image.fromarray(scene.image), "JPEG", quality=92, subsampling=0),
                 "cls": str(scene.digits[0].digit).encode(),
-                "json": json.dumps({"captions": scene.captions}).encode(),
+                "json": json.dumps({"captions": scene.captions, "labels": scene.names}).encode(),
                 "seg.png": encoded(Image.fromarray(scene.mask), "PNG"),
             },
         )
