@@ -56,7 +56,8 @@ def _add_dry_run_arguments(parser: argparse.ArgumentParser) -> None:
     dry.add_argument(
         "--dry-run",
         action="store_true",
-        help="print batches, steps, memory and DeepSpeed's configuration; train nothing",
+        help="print batches, steps, memory and DeepSpeed's configuration; train nothing. Exit code 1 where "
+        "the run would not start here, as of `dtem config check`",
     )
     dry.add_argument("--world-size", type=count, metavar="N", help="ranks of the run (default 1)")
     dry.add_argument("--nodes", type=count, metavar="N", help="machines, with --gpus-per-node")
@@ -75,17 +76,21 @@ def _dry_run(args: argparse.Namespace) -> int:
     import tasks  # noqa: F401 - fills the registry
     from launch.commands.trials import trial
     from launch.configs.dry_run import dry_run, ranks_of
+    from launch.configs.prepared import prepare
     from pipeline.config.load import load_config
+    from pipeline.train.faults.injection import Injection
 
+    Injection(args.inject)  # refuses what is no fault
     ranks = ranks_of(args.world_size, args.nodes, args.gpus_per_node)
-    config = trial(load_config(args.config, args.cfg_options), args)
-    for line in dry_run(config, ranks, args.fake_step):
+    prepared = prepare(trial(load_config(args.config, args.cfg_options), args), ranks)
+    for line in dry_run(prepared, args.fake_step):
         print(line)
-    return 0
+    return 1 if prepared.refusals else 0
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when the run is done or was stopped as asked. Raises PipelineError for the user's mistakes."""
+    """0 when the run is done or was stopped as asked; 1 for a dry run of one that would not start.
+    Raises PipelineError for the user's mistakes."""
     import logging
 
     import tasks  # noqa: F401 - fills the registry

@@ -15,9 +15,9 @@ from launch.commands.list import print_rows
 from launch.commands.trials import count
 
 EXAMPLES = {
-    "show": "dtem config show configs/debug_cpu.py --set merging.reduction=4",
-    "check": "dtem config check dtem::digits_vit.py --world-size 8",
-    "diff": "dtem config diff configs/digits_multitask.py configs/digits_multitask_dtem.py",
+    "show": "dtem config show dtem::debug_cpu.py --set merging.reduction=4",
+    "check": "dtem config check dtem::imagenet_deit_small_dtem_modular.py --world-size 8",
+    "diff": "dtem config diff dtem::digits_multitask.py dtem::digits_multitask_dtem.py",
     "list": "dtem config list imagenet",
 }
 
@@ -35,7 +35,7 @@ def add_parser(subparsers) -> None:
     show.add_argument("--all", action="store_true", help="also the settings that have their defaults")
     show.add_argument("--json", action="store_true", help="print JSON, with all settings")
     check = _action(
-        actions, "check", "say whether it would start; exit code 1 where data or classes do not fit"
+        actions, "check", "say whether it would start here; exit code 1 and all reasons where it would not"
     )
     add_config_arguments(check)
     for one in (show, check):
@@ -63,8 +63,8 @@ def _action(actions, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 done; 1 where the check finds data that do not fit, the configs differ, or no name contains the text.
-    Raises PipelineError."""
+    """0 done; 1 where the run would not start, the configs differ, or no name contains the text. Raises
+    PipelineError."""
     return {"show": _show, "check": _check, "diff": _diff, "list": _list}[args.action](args)
 
 
@@ -91,26 +91,24 @@ def _show(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from launch.configs.prepared import config_of, prepare
+    from pipeline.errors import counted
 
     prepared = prepare(config_of(args.config, args.cfg_options), args.world_size)
-    troubles = [f"{held.task}.{held.split}: {held.trouble}" for held in prepared.data if held.trouble]
-    troubles += prepared.troubles
-    for trouble in troubles:
-        print(f"{args.config}: {trouble}", file=sys.stderr)
-    steps = prepared.resolved.total_steps
-    if not troubles:
-        ranks = "1 rank" if args.world_size == 1 else f"{args.world_size} ranks"
-        print(f"{args.config}: would start on {ranks}, {steps} steps")
-    return 1 if troubles else 0
+    for refusal in prepared.refusals:
+        print(f"{args.config}: {refusal}", file=sys.stderr)
+    if not prepared.refusals:
+        ranks, steps = counted(args.world_size, "rank"), counted(prepared.resolved.total_steps or 0, "step")
+        print(f"{args.config}: would start on {ranks}, {steps}")
+    return 1 if prepared.refusals else 0
 
 
 def _diff(args: argparse.Namespace) -> int:
     from launch.configs.differences import differences, shown
-    from launch.configs.prepared import config_of
+    from launch.configs.prepared import completed_config
     from pipeline.config.load import to_saved
     from pipeline.config.places import same_place
 
-    one, other = (to_saved(config_of(place, args.cfg_options)) for place in (args.one, args.other))
+    one, other = (to_saved(completed_config(place, args.cfg_options)) for place in (args.one, args.other))
     found = [
         each for each in differences(one, other) if not same_place(each[0], each[1], None, each[2], None)
     ]

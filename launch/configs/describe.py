@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from launch.configs.memory import Memory
-from launch.configs.prepared import Held, Prepared
+from launch.configs.prepared import Prepared
 from pipeline.backbone.macs import count_macs
+from pipeline.errors import counted
 from pipeline.model import training_grid
 from pipeline.parts import roles_of
 
@@ -26,7 +27,8 @@ def facts_of(prepared: Prepared, memory: Memory | None) -> dict[str, Any]:
         "steps": resolved.total_steps,
         "steps_per_epoch": steps_per_epoch(prepared),
         "tasks": {name: _task(prepared, name) for name in config.tasks},
-        "data": [asdict(held) | {"gives": held.gives.__name__} for held in prepared.data],
+        "data": [asdict(held) for held in prepared.data],
+        "troubles": prepared.troubles,
         "memory": None if memory is None else asdict(memory) | {"total": memory.total},
     }
 
@@ -81,9 +83,10 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     for name, about in facts["tasks"].items():
         yield from _task_lines(name, about, facts["steps_per_epoch"].get(name), facts["steps"])
     for held in facts["data"]:
-        yield _data_line(Held(**{**held, "gives": object}))
+        yield _data_line(held)
     if facts["memory"] is not None:
         yield memory_line(facts["memory"])
+    yield from (f"trouble     {trouble}" for trouble in facts["troubles"])
 
 
 def _task_lines(name: str, about: dict[str, Any], epoch: float | None, steps: int | None) -> Iterator[str]:
@@ -107,12 +110,13 @@ def _task_lines(name: str, about: dict[str, Any], epoch: float | None, steps: in
     )
 
 
-def _data_line(held: Held) -> str:
-    where = f"data        {held.task}.{held.split}: "
-    if held.trouble:
-        return f"{where}cannot be used: {held.trouble}"
-    classes = f", {len(held.classes)} classes" if held.classes else ""
-    return f"{where}{held.num_samples} samples in {held.num_shards} shards{classes}"
+def _data_line(held: dict[str, Any]) -> str:
+    where = f"data        {held['task']}.{held['split']}: "
+    if held["trouble"]:
+        return f"{where}cannot be used: {held['trouble']}"
+    classes = f", {len(held['classes'])} classes" if held["classes"] else ""
+    samples, shards = counted(held["num_samples"], "sample"), counted(held["num_shards"], "shard")
+    return f"{where}{samples} in {shards}{classes}"
 
 
 def memory_line(memory: dict[str, Any]) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from launch.configs.describe import facts_of, lines
 from launch.configs.fake import fake_step
 from launch.configs.memory import estimate
-from launch.configs.prepared import prepare
-from pipeline.config.schema import RunConfig
+from launch.configs.prepared import Prepared
 from pipeline.engine.zero_config import zero_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, counted
 
 
 def ranks_of(world_size: int | None, nodes: int | None, gpus: int | None) -> int:
@@ -23,16 +22,15 @@ def ranks_of(world_size: int | None, nodes: int | None, gpus: int | None) -> int
     return world_size or product or 1
 
 
-def dry_run(config: RunConfig, world_size: int, fake: int | None) -> Iterator[str]:
+def dry_run(prepared: Prepared, fake: int | None) -> Iterator[str]:
     """The lines of the dry run. fake: samples of a micro-batch for one step on fake data; None: no step.
     Raises PipelineError."""
-    prepared = prepare(config, world_size)
-    yield f"dry run     {config.output}: {config.train.mode}, engine {config.engine.type}, {world_size} ranks"
+    config, ranks = prepared.config, counted(prepared.resolved.world_size, "rank")
+    yield f"dry run     {config.output}: {config.train.mode}, engine {config.engine.type}, {ranks}"
     yield from lines(facts_of(prepared, estimate(prepared)))
-    yield from (f"trouble     {trouble}" for trouble in prepared.troubles)
     if config.engine.type == "deepspeed":
         yield "DeepSpeed's configuration:"
-        yield json.dumps(zero_config(prepared.config), indent=1)
+        yield json.dumps(zero_config(config), indent=1)
     if fake is not None:
         start = time.perf_counter()
         figures = fake_step(prepared, fake)

@@ -1,38 +1,34 @@
-"""A run as it would start: its numbers, its model and what is said of its data. No GPU is used, no sample is
-read, and no weights are loaded."""
+"""A run as it would start: its numbers, its model, what is said of its data, and what training would refuse.
+No GPU is used, no sample is read, and no weights are loaded."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tasks as _tasks  # noqa: F401 - fills the registry
-from pipeline.backbone.build import model_facts
-from pipeline.backbone.weights.preprocessing import complete_data
 from pipeline.config.load import from_plain, load_config, to_plain
-from pipeline.config.schema import DataConfig, RunConfig
-from pipeline.data.samples.protocol import DATASETS
-from pipeline.data.shards.held_out import find_split
-from pipeline.data.shards.manifest import Manifest
-from pipeline.engine.zero_config import zero_config
-from pipeline.errors import PipelineError
+from pipeline.config.schema import RunConfig
+from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader
+from pipeline.errors import ConfigError
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
 from pipeline.plan.facts import fed_tasks
 from pipeline.plan.resolve import ResolvedRun, resolve
-from pipeline.train.ema import check_ema
-from pipeline.train.steps import build_procedure
+from pipeline.train.checked import RunData, check_shares, completed, data_of, refusals
 
 
-@dataclass
+@dataclass(frozen=True)
 class Held:
-    """What is known of the data of a split of a task, as a model's `TaskData`."""
+    """What is known of the data of a task. split: `train`, `val` or `test`; num_samples: of those that are
+    used."""
 
     task: str
     split: str
     num_samples: int = 0
     num_shards: int = 0
     classes: tuple[str, ...] = ()
-    gives: type = object
     trouble: str = ""
     """Why it cannot be used, with the way out; empty where it can."""
 
@@ -53,6 +49,11 @@ class Prepared:
     def config(self) -> RunConfig:
         return self.resolved.config
 
+    @property
+    def refusals(self) -> list[str]:
+        """All for which `dtem train` would refuse it here."""
+        return [held.trouble for held in self.data if held.trouble] + self.troubles
+
 
 def config_of(place: str, overrides: list[str]) -> RunConfig:
     """The config of a file, of a name such as dtem::debug_cpu.py, or of the folder of a run."""
@@ -61,61 +62,59 @@ def config_of(place: str, overrides: list[str]) -> RunConfig:
 
 
 def prepare(config: RunConfig, world_size: int = 1) -> Prepared:
-    """The run on so many ranks. Raises ConfigError for all that a run refuses before it reads data."""
-    facts = model_facts(config.backbone)
-    resolve(config, world_size, facts)
-    config = complete_data(config, facts)
-    check_ema(config)
-    build_procedure(config)
-    if config.engine.type == "deepspeed":
-        zero_config(config)
-    data = [held for name, task in config.tasks.items() for held in _held(name, task.data)]
-    there = {held.task: held.num_samples for held in data if held.split == "train" and not held.trouble}
+    """The run on so many ranks. Raises ConfigError for what no machine could train."""
+    config, facts = completed(config, world_size)
+    found = data_of(config, 0, world_size)
     fed = fed_tasks(config)
-    samples = {name: there[name] for name in fed} if fed.keys() <= there.keys() else {}
+    samples = {name: stream.num_samples for name, stream in found.streams.items()}
+    samples = samples if samples.keys() == fed.keys() else {}
     resolved = resolve(config, world_size, facts, samples or None)
     plain = replace(config, backbone=replace(config.backbone, pretrained=False, weights=None))
     model = build_model(plain)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
-    return Prepared(resolved, model, data, samples, _misfits(model, data))
+    troubles = [*map(str, refusals(config, world_size)), *_misfits(model, found, config, world_size)]
+    return Prepared(resolved, model, list(_held(config, found)), samples, list(dict.fromkeys(troubles)))
 
 
-def _held(task: str, data: DataConfig) -> list[Held]:
-    given = [split for split in ("train", "val", "test") if getattr(data, split) is not None]
-    return [_split_of(task, data, split) for split in given]
+def _held(config: RunConfig, found: RunData) -> Iterator[Held]:
+    """The data of each task, split by split; also `data.test`, of which training knows nothing."""
+    for name, task in config.tasks.items():
+        own: dict[str, TrainStream | EvalLoader] = {}
+        if name in found.streams:
+            own["train"] = found.streams[name]
+        if name in found.loaders:
+            own["val"] = found.loaders[name]
+        if task.data.test is not None:
+            with found.refusing(name, "test"):
+                own["test"] = build_eval_loader(name, task.data, rank=0, world_size=1, split="test")
+        for split in ("train", "val", "test"):
+            if split in own:
+                data = own[split]
+                yield Held(name, split, data.num_samples, data.num_shards, tuple(data.classes))
+            elif (name, split) in found.refused:
+                yield Held(name, split, trouble=str(found.refused[name, split]))
 
 
-def _split_of(task: str, data: DataConfig, split: str) -> Held:
-    try:
-        _, manifest = find_split(task, data, split)
-        schema = DATASETS.build(data.schema, data, manifest)
-    except (PipelineError, OSError) as err:
-        return Held(task, split, trouble=str(err))
-    lacks = schema.missing(manifest.schema)
-    trouble = f"the samples lack {lacks}, which schema '{data.schema}' needs" if lacks else ""
-    shards, classes = len(manifest.shards), tuple(schema.classes)
-    return Held(task, split, _used(data, split, manifest), shards, classes, schema.gives, trouble)
-
-
-def _used(data: DataConfig, split: str, manifest: Manifest) -> int:
-    limit = data.overfit if split == "train" else data.limit_val
-    return manifest.num_samples if limit is None else min(limit, manifest.num_samples)
-
-
-def _misfits(model: MultiTaskModel, data: list[Held]) -> list[str]:
-    """Heads that do not fit the data that are there."""
-    found = []
-    for held in data:
+def _misfits(model: MultiTaskModel, found: RunData, config: RunConfig, world_size: int) -> Iterator[str]:
+    """Heads that do not fit the data that are there, and data that are too few for the ranks."""
+    checks: list[Callable[[], None]] = [
+        partial(model.check_data, data) for data in (found.streams, found.loaders)
+    ]
+    for check in (*checks, partial(check_shares, config, found.loaders, world_size)):
         try:
-            if not held.trouble:
-                model.check_data({held.task: held})
-        except PipelineError as err:
-            found.append(str(err))
-    return list(dict.fromkeys(found))
+            check()
+        except ConfigError as err:
+            yield str(err)
+
+
+def completed_config(place: str, overrides: list[str]) -> RunConfig:
+    """As `config_of`, with what follows from the model and the optimizer, as the config.json of a run has
+    it."""
+    return completed(config_of(place, overrides), 1)[0]
 
 
 def defaults_of(config: RunConfig) -> dict[str, Any]:
-    """The config as plain data with what it must give, and defaults for the rest."""
+    """The defaults of the config's sections and tasks as plain data, without what each config has to give."""
     plain = to_plain(config)
     least = {
         "backbone": {"name": plain["backbone"]["name"]},
@@ -126,4 +125,9 @@ def defaults_of(config: RunConfig) -> dict[str, Any]:
         "train": {"steps": 1},
         "output": plain["output"],
     }
-    return to_plain(from_plain(least))
+    defaults = to_plain(from_plain(least))
+    del defaults["backbone"]["name"], defaults["output"]
+    defaults["train"]["steps"] = None
+    for task in defaults["tasks"].values():
+        del task["type"], task["data"]["schema"]
+    return defaults

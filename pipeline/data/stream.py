@@ -53,7 +53,7 @@ class TrainStream:
         world_size: int,
         batch_size: int,
     ):
-        self.num_samples = reader.order.num_samples
+        self.num_samples, self.num_shards = reader.order.num_samples, len(manifest.shards)
         self.stopping: Callable[[], bool] = never
         self.classes, self.gives = reader.classes, reader.gives
         self._reader, self._config = reader, config
@@ -151,7 +151,7 @@ class EvalLoader:
         self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int
     ):
         self.num_samples, self.fingerprint = reader.order.num_samples, manifest.fingerprint
-        self.num_stored = manifest.num_samples
+        self.num_stored, self.num_shards = manifest.num_samples, len(manifest.shards)
         self.stopping: Callable[[], bool] = never
         self.classes, self.gives = reader.classes, reader.gives
         size, step = config.eval_batch_size, config.eval_batch_size * world_size

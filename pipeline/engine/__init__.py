@@ -14,18 +14,19 @@ from pipeline.extras import require
 from pipeline.model import MultiTaskModel
 
 
-def check_engine(config: RunConfig) -> None:
-    """Raises ConfigError where the engine of the configuration cannot carry out this run. Uses no device and
-    opens no connection."""
+def check_engine(config: RunConfig, ranks: int | None = None) -> None:
+    """Raises ConfigError where the engine of the configuration cannot carry out this run. ranks: None are
+    those that were started. Uses no device and opens no connection."""
+    ranks = world_size() if ranks is None else ranks
     if config.engine.type == "deepspeed":
         require("deepspeed", "deepspeed", "give engine.type='local'")
         zero_config(config)
-    elif config.engine.type == "local" and world_size() > 1:
+    elif config.engine.type == "local" and ranks > 1:
         raise ConfigError(
-            f"engine.type is 'local', which is one process, but there are {world_size()}; give "
+            f"engine.type is 'local', which is one process, but there are {ranks}; give "
             "engine.type='deepspeed'"
         )
-    check_optimizer(config, divided=_divides_moments(config))
+    check_optimizer(config, divided=_divides_moments(config, ranks))
     if config.engine.type == "fsdp" and config.balancing.every and len(config.tasks) > 1:
         raise ConfigError(
             f"balancing.every is {config.balancing.every}, and engine.type='fsdp' shows no gradients of "
@@ -33,11 +34,11 @@ def check_engine(config: RunConfig) -> None:
         )
 
 
-def _divides_moments(config: RunConfig) -> str:
+def _divides_moments(config: RunConfig, ranks: int) -> str:
     """The settings by which a rank's optimizer has parts of parameters only; empty where it has whole
     ones."""
     engine = config.engine
-    if engine.type == "fsdp" and world_size() > 1:
+    if engine.type == "fsdp" and ranks > 1:
         return "engine.type='fsdp'"
     return (
         f"engine.zero_stage={engine.zero_stage}" if engine.type == "deepspeed" and engine.zero_stage else ""

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
@@ -11,29 +10,28 @@ from pathlib import Path
 
 import torch
 
-from pipeline.backbone.build import model_facts
-from pipeline.backbone.weights.preprocessing import complete_data
 from pipeline.config.load import to_saved
 from pipeline.config.schema import RunConfig
 from pipeline.data.augment.mixing import BatchMixer
 from pipeline.data.samples.class_names import agreed
-from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream, evaluated_split
-from pipeline.engine import build_engine, check_engine, divides_weights, launched
+from pipeline.data.stream import EvalLoader, TrainStream
+from pipeline.engine import build_engine, launched
 from pipeline.engine.exchange import fill
-from pipeline.engine.optimizers import complete_optimizer, state_shapes
-from pipeline.errors import CheckpointError, ConfigError, SampleError, StorageError
+from pipeline.engine.optimizers import state_shapes
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
-from pipeline.plan.facts import ModelFacts, fed_tasks
+from pipeline.plan.facts import fed_tasks
 from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
 from pipeline.train import branches, continuing, extending, overwriting
 from pipeline.train.branches import Choice
+from pipeline.train.checked import check_shares, completed, data_of, refusals
 from pipeline.train.conflict import build_probe
-from pipeline.train.ema import Ema, check_ema
+from pipeline.train.ema import Ema
 from pipeline.train.faults.injection import Injection
 from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
@@ -41,13 +39,11 @@ from pipeline.train.header import model_lines, run_lines
 from pipeline.train.lock import locked
 from pipeline.train.meeting import Meeting
 from pipeline.train.mirror import Mirror, mirror_at
-from pipeline.train.pictures import check_pictures
 from pipeline.train.run import Run
 from pipeline.train.same_shards import check_same_run, check_same_shards
 from pipeline.train.save_times import SaveTimes
 from pipeline.train.saving import Saver
 from pipeline.train.steps import build_procedure
-from pipeline.train.trackers import check_trackers
 from pipeline.train.waiting import DataWait
 
 log = logging.getLogger(__name__)
@@ -72,14 +68,15 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     """begun: closes what a run that cannot begin has opened."""
     world_size, rank = launched.world_size(), launched.rank()
     resume = overwriting.once(resume)
-    config, facts = _checked(config, world_size)
+    config, facts = completed(config, world_size)
+    for refusal in refusals(config, world_size):
+        raise refusal
+    config = replace(config, folder=os.getcwd())
     mirror = None if config.train.mirror is None else mirror_at(config.train.mirror)
     if mirror is not None:
         mirror.check_place(Path(config.output))
     procedure = build_procedure(config)
     streams, loaders = _build_data(config, rank, world_size)
-    if divides_weights(config):
-        _check_shares(config, loaders, world_size)
     samples = {name: stream.num_samples for name, stream in streams.items()}
     resolved = resolve(config, world_size, facts, samples)
     if config.engine.threads:
@@ -136,19 +133,6 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     return run
 
 
-def _checked(config: RunConfig, world_size: int) -> tuple[RunConfig, ModelFacts]:
-    """The configuration with what follows from the model, the optimizer and the current folder. Raises
-    ConfigError."""
-    facts = model_facts(config.backbone)
-    resolve(config, world_size, facts)
-    config = complete_optimizer(complete_data(config, facts))
-    check_ema(config)
-    check_engine(config)
-    check_trackers(config)
-    check_pictures(config)
-    return replace(config, folder=os.getcwd()), facts
-
-
 def _build_model(
     config: RunConfig, streams: Mapping[str, TrainStream], loaders: Mapping[str, EvalLoader]
 ) -> MultiTaskModel:
@@ -180,19 +164,6 @@ def _check_mirror(mirror: Mirror, output: Path, resume: str) -> None:
         )
 
 
-def _check_shares(config: RunConfig, loaders: Mapping[str, EvalLoader], world_size: int) -> None:
-    """Raises ConfigError where a rank would have nothing to evaluate: where weights are divided, a forward is
-    a collective."""
-    for name, loader in loaders.items():
-        size, samples = config.tasks[name].data.eval_batch_size, loader.num_samples
-        if math.ceil(samples / size) < world_size:
-            raise ConfigError(
-                f"tasks.{name}.data.eval_batch_size is {size} and there are {samples} samples to evaluate: "
-                f"not a batch for each of the {world_size} ranks that divide the weights; give "
-                f"{max(1, samples // world_size)}"
-            )
-
-
 def _tell_spare_classes(model: MultiTaskModel, streams: Mapping[str, TrainStream]) -> None:
     """Warns of heads with more classes than their shards. That can be meant, when a head is tuned on some
     classes; more often a config has the number of another set."""
@@ -211,29 +182,11 @@ def _build_data(
     config: RunConfig, rank: int, world_size: int
 ) -> tuple[dict[str, TrainStream], dict[str, EvalLoader]]:
     """The streams and loaders of all tasks. Raises one error for all that is wrong with their data."""
-    streams, loaders = {}, {}
-    troubles: list[ConfigError | SampleError | StorageError] = []
-    for name, task in config.tasks.items():
-        try:
-            if not task.frozen:
-                streams[name] = build_stream(
-                    name,
-                    task.data,
-                    seed=config.seed,
-                    rank=rank,
-                    world_size=world_size,
-                    accumulation=task.accumulation * config.engine.accumulation,
-                )
-            if task.data.val or task.data.overfit:
-                split = evaluated_split(task.data)
-                loaders[name] = build_eval_loader(
-                    name, task.data, rank=rank, world_size=world_size, split=split
-                )
-        except (ConfigError, SampleError, StorageError) as err:
-            troubles.append(err)
-    if troubles:
-        raise type(troubles[0])("\n".join(map(str, troubles))) from troubles[0]
-    return streams, loaders
+    found = data_of(config, rank, world_size)
+    if troubles := list(found.refused.values()):
+        raise type(troubles[0])("\n".join(dict.fromkeys(map(str, troubles)))) from troubles[0]
+    check_shares(config, found.loaders, world_size)
+    return found.streams, found.loaders
 
 
 def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMixer]:

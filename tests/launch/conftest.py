@@ -87,11 +87,11 @@ def three_tasks(digits, tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def dtem(capsys):
-    """Runs a command line; what it printed. A failure shows what it said."""
+    """Runs a command line; what it printed, with its errors where it is to fail."""
 
     def call(*argv: object, code: int = 0) -> str:
         assert cli.main([str(part) for part in argv]) == code, capsys.readouterr().err
         said = capsys.readouterr()
-        return said.out if code == 0 else said.err
+        return said.out if code == 0 else said.out + said.err
 
     return call

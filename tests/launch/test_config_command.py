@@ -8,6 +8,7 @@ import torch
 from tinyrun import tiny_plain, tiny_tasks_plain
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from launch.commands.config import EXAMPLES
 from launch.configs.differences import ABSENT, differences, leaves
 from launch.configs.fake import fake_batch, fake_step
 from launch.configs.memory import estimate
@@ -65,8 +66,64 @@ def test_the_check_says_no_where_data_or_classes_do_not_fit(digits, dtem, tmp_pa
     few = dtem("config", "check", place, "--set", "tasks.digits.head.num_classes=3", code=1)
     assert "the shards have 10 classes, the head has 3" in few
     gone = dtem("config", "check", place, "--set", "tasks.digits.data.val=/nowhere", code=1)
-    assert "digits.val" in gone and "/nowhere" in gone
+    assert "tasks.digits.data.val" in gone and "/nowhere" in gone
     assert "engine.type is 'local'" in dtem("config", "check", place, "--world-size", 2, code=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["log.trackers=['nothere']"],
+        ["log.pictures=1", "engine.type=fsdp", "optim.ema_decay=0"],
+        ["tasks.digits.data.lanes=500"],
+        ["tasks.digits.data.val={val}", "tasks.digits.data.train={val}"],
+        ["optim.type=muon", "engine.type=deepspeed"],
+        ["tasks.digits.data.schema=captioning"],
+    ],
+)
+def test_the_check_refuses_what_training_refuses(digits, dtem, tmp_path, options):
+    place = written(tiny_plain(digits, tmp_path / "run"), tmp_path / "x.json")
+    changed = ["--cfg-options", *(own.format(val=digits / "val-00000.tar") for own in options)]
+    refused = dtem("train", place, *changed, code=2).rpartition("dtem train: ")[2].strip()
+    assert refused and not (tmp_path / "run").exists()
+    assert refused in dtem("config", "check", place, *changed, code=1)
+    assert refused in dtem("train", place, *changed, "--dry-run", code=1)
+
+
+def test_a_dry_run_says_what_is_evaluated_and_which_fault_is_none(digits, dtem, tmp_path):
+    place = written(tiny_plain(digits, tmp_path / "run"), tmp_path / "x.json")
+    said = dtem("train", place, "--dry-run", "--overfit", 7)
+    assert "digits.train: 7 samples" in said and "digits.val: 7 samples" in said
+    assert "engine local, 1 rank\n" in said
+    assert "nonsense is no fault" in dtem("train", place, "--dry-run", "--inject", "nonsense", code=2)
+
+
+def test_what_a_config_has_to_give_is_shown_though_it_has_no_default(digits, dtem, tmp_path):
+    place = written(tiny_plain(digits, tmp_path / "run", train=dict(steps=1)), tmp_path / "x.json")
+    said = dtem("config", "show", place, "--set", "optim.warmup_steps=0")
+    for setting in (
+        "backbone.name",
+        "tasks.digits.type",
+        "tasks.digits.data.schema",
+        "output",
+        "train.steps",
+    ):
+        assert f"\n  {setting} = " in said
+
+
+def test_the_config_of_a_run_differs_from_its_own_only_by_what_was_changed(digits, dtem, tmp_path):
+    """Training completes a config by what follows from its model and its optimizer."""
+    place = written(tiny_plain(digits, tmp_path / "run"), tmp_path / "x.json")
+    dtem("train", place, "--max-steps", 1, "--set", "optim.lr=0.125")
+    found = dtem("config", "diff", place, tmp_path / "run", code=1).splitlines()
+    assert [line.partition(":")[0] for line in found] == ["train.max_steps", "optim.lr"]
+
+
+@pytest.mark.parametrize("action", list(EXAMPLES))
+def test_the_examples_of_the_help_run(action, dtem):
+    _, *words = EXAMPLES[action].split()
+    answers = {"diff": 1, "check": 1}  # data/imagenet is not here
+    dtem(*words, code=answers.get(action, 0))
 
 
 def test_configs_and_runs_differ_by_dotted_path(trained, dtem, tmp_path):
