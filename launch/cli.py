@@ -29,6 +29,7 @@ COMMANDS = (
     "visualise",
     "report",
     "export",
+    "convert",
     "shards",
     "config",
     "list",

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from launch.exported.tensors import write_tensors
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.embeddings import SUFFIX
 from pipeline.backbone.macs import count_macs
@@ -20,7 +20,6 @@ from pipeline.config.reduction_schema import Reduction
 from pipeline.config.schema import DataConfig
 from pipeline.errors import ConfigError
 from pipeline.extras import require
-from pipeline.files import replacing
 from pipeline.merging.schedule import plain_reduction
 from pipeline.model import MultiTaskModel, training_grid
 from pipeline.token_state import BackboneOutput
@@ -80,11 +79,7 @@ def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Pat
     _made(path.parent)
     rows, columns = model.backbone.grid
     notes = {"format": "pt", "timm": run.config.backbone.name, "grid": f"{rows}x{columns}"}
-    with replacing(path) as part:
-        # the mode of the umask, which safetensors ignores
-        mode = part.stat().st_mode
-        save_file(timm_state_dict(model, task), part, metadata=notes)
-        part.chmod(mode)
+    write_tensors(path, timm_state_dict(model, task), notes)
 
 
 def write_pt2(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:

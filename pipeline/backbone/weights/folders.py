@@ -2,16 +2,21 @@
 `local-dir:`. Only files of the folder itself are read."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.backbone.weights.huggingface_config import pixels_by, stated_by
 from pipeline.backbone.weights.stated import Stated
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, first_few
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the file with the weights, the first first. Weights in several files have a list of them, named
 `FILE.index.json`."""
+
+JOIN_ZERO = "`python -m deepspeed.utils.zero_to_fp32 {} OUT --safe_serialization` makes a folder of weights"
+_FILE = (".pth", ".pt", ".ckpt", ".tar", ".safetensors", ".bin", ".npz")
 
 LARGEST = 1 << 26
 """Bytes of a JSON file; the list of a model's thousand files has a few hundred thousand."""
@@ -25,11 +30,28 @@ def files_in(folder: Path) -> list[Path]:
             return [folder / name]
         if (listed := read_json(folder / f"{name}.index.json")) is not None:
             return _listed(folder, listed, name)
-    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    names = sorted(path.name for path in folder.iterdir())
+    inside = ", ".join(names[:5]) or "nothing"
     raise CheckpointError(
-        f"{folder} has no weights: neither {' nor '.join(FILES)}, but {inside}; give the folder of a run, of "
-        "`dtem export` or of save_pretrained, or a file"
+        f"{folder} has no weights: neither {' nor '.join(FILES)}, but {inside}; {_way_out(folder, names)}"
     )
+
+
+def _way_out(folder: Path, names: Sequence[str]) -> str:
+    """What to do with a folder whose weights lie otherwise. names: of what is in it."""
+    if {"zero_to_fp32.py", "latest"} & set(names) or any(folder.glob("**/*_states.pt")):
+        return f"of DeepSpeed's parts {JOIN_ZERO.format(folder)}"
+    if any(folder.glob("**/*.distcp")):
+        parts = next(folder.glob("**/*.distcp")).parent
+        return (
+            "of torch's distributed parts `python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{parts} weights.pth` makes one file"
+        )
+    if steps := [name for name in names if re.fullmatch(r"checkpoint-\d+", name)]:
+        return f"give one of its checkpoints: {first_few([str(folder / name) for name in steps], 3)}"
+    if files := [name for name in names if name.endswith(_FILE)]:
+        return f"give a file: {first_few([str(folder / name) for name in files], 3)}"
+    return "give the folder of a run, of `dtem export` or of save_pretrained, or a file"
 
 
 def stated_in(folder: Path) -> Stated | None:

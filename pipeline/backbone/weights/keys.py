@@ -10,7 +10,7 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.interfaces import Task
 from pipeline.parts import BALANCE, HEAD, roles_of
 
-_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|backbone|timm_model)\.)+")
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net|backbone|timm_model)\.)+")
 _OF_A_TASK = re.compile(r"^tasks\.([^.]+)\.")
 
 

@@ -18,6 +18,7 @@ from pipeline.backbone.weights.openmmlab import openmmlab_weights
 from pipeline.backbone.weights.positions import resampled
 from pipeline.backbone.weights.report import LoadReport
 from pipeline.backbone.weights.stated import Stated, check_stated
+from pipeline.backbone.weights.torchvision import torchvision_weights
 from pipeline.errors import CheckpointError
 from pipeline.parts import BASE, roles_of
 
@@ -28,6 +29,7 @@ DIALECTS |= {
     "the DTEM release": dtem_release_weights,
     "transformers": huggingface_weights,
     "big_vision": big_vision_weights,
+    "torchvision": torchvision_weights,
 }
 
 FILLED = 0.9
