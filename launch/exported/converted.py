@@ -31,7 +31,8 @@ def convert(
         raise ConfigError(f"{out} does not end in .safetensors, which is what is written")
     if out.exists():
         raise ConfigError(f"{out} is there already; give another --out, or remove it")
-    found = read_state_dict(source, prefer)
+    given = read_state_dict(source, prefer)
+    found = given if isinstance(given, Weights) else Weights(given)
     yield f"{source}: {_said(found)}"
     tensors, notes = _within(found, prefix), _notes(found)
     if model is None:

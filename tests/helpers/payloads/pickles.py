@@ -92,6 +92,8 @@ def cases() -> Iterator[Payload]:
         yield Payload(f"pickle as {file} of a checkpoint", partial(_checkpoint, file))
     yield Payload("every suffix of webdataset", _all_members, refused=False)
     yield Payload("weights of torch with a call beside the tensors", _beside_tensors)
+    for name in ("open", "eval", "exec"):
+        yield Payload(f"{name} beside the tensors", partial(_passed_over, name), refused=False)
     yield Payload("DeepSpeed's states beside a checkpoint", _beside_checkpoint, refused=False)
 
 
@@ -152,6 +154,21 @@ def _beside_tensors(sandbox: Sandbox) -> None:
         sandbox.folder / "x.pth",
     )
     read_state_dict(sandbox.folder / "x.pth")
+
+
+def _passed_over(name: str, sandbox: Sandbox) -> None:
+    calls = {
+        "open": Call(open, str(sandbox.canary), "w"),
+        "eval": Call(eval, sandbox.python),
+        "exec": Call(exec, sandbox.python),
+    }
+    for old in (True, False):
+        torch.save(
+            {"state_dict": {"a": torch.zeros(1)}, "args": calls[name]},
+            sandbox.folder / "x.pth",
+            _use_new_zipfile_serialization=not old,
+        )
+        assert read_state_dict(sandbox.folder / "x.pth") == {"a": torch.zeros(1)}
 
 
 def _beside_checkpoint(sandbox: Sandbox) -> None:
