@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pipeline.redact import without_secrets
 
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,7 @@
 """Export formats of a model: weights under timm's names, or a program that maps images of the training crop's
 size to logits."""
 
+import io
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from launch.exported.exporting import exporting
 from launch.exported.tensors import write_tensors
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.embeddings import SUFFIX
@@ -25,6 +27,7 @@ from pipeline.model import MultiTaskModel, training_grid
 from pipeline.token_state import BackboneOutput
 
 CARD, CONFIG = "model.json", "config.json"
+CARDS = (CONFIG, CARD)
 """What is said of an export beside its file."""
 
 
@@ -76,18 +79,20 @@ def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
 
 def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
     """Writes the tensors, and as metadata the grid of the position embedding, which `load_weights` reads."""
-    _made(path.parent)
     rows, columns = model.backbone.grid
-    notes = {"format": "pt", "timm": run.config.backbone.name, "grid": f"{rows}x{columns}"}
-    write_tensors(path, timm_state_dict(model, task), notes)
+    notes = {"timm": run.config.backbone.name, "grid": f"{rows}x{columns}"}
+    with exporting(path, CARDS) as part:
+        write_tensors(part, timm_state_dict(model, task), notes)
 
 
 def write_pt2(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
     """Writes a program for torch.export.load, which runs without this project. Raises ConfigError."""
     program, images = _program(run, model, task)
     exported = torch.export.export(program, (images,), dynamic_shapes=(_batch_shape(),))
-    _made(path.parent)
-    torch.export.save(exported, path)
+    content = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    torch.export.save(exported, content)
+    with exporting(path, CARDS) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def write_onnx(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
@@ -95,17 +100,23 @@ def write_onnx(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> N
     for package in ("onnx", "onnxscript"):
         require("onnx", package)
     program, images = _program(run, model, task)
-    _made(path.parent)
-    torch.onnx.export(
-        program,
-        (images,),
-        path,
-        dynamo=True,
-        dynamic_shapes=(_batch_shape(),),
-        input_names=["images"],
-        output_names=["logits"],
-        verbose=False,
-    )
+    try:
+        exported = torch.onnx.export(
+            program,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=(_batch_shape(),),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as err:
+        raise ConfigError(
+            f"torch cannot export this model to ONNX ({str(err).splitlines()[0]:.200}); give --format pt2"
+        ) from err
+    assert exported is not None, "that of dynamo"
+    with exporting(path, CARDS) as part:
+        exported.save(part)
 
 
 WRITERS: dict[str, Callable[[SavedRun, MultiTaskModel, str, Path], None]] = {
@@ -220,15 +231,6 @@ def reduction_of(model: MultiTaskModel, task: str) -> Reduction:
     """The reduction of a task as a configuration has it."""
     own = model.reduction_of(task)
     return plain_reduction(model.backbone.reduction if own is None else own, model.backbone.depth)
-
-
-def _made(folder: Path) -> None:
-    """Creates the folder. Called when there is something to write, beside which nothing stays that was said
-    of an earlier export."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CARD).exists():
-        for name in (CONFIG, CARD):
-            (folder / name).unlink(missing_ok=True)
 
 
 def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, Tensor]:

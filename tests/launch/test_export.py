@@ -41,23 +41,6 @@ def test_timm_takes_the_weights_and_gives_the_unmerged_logits(trained, dtem, tmp
     torch.testing.assert_close(Program(ours, "digits")(images), theirs(images))
 
 
-def test_an_export_that_is_cut_off_leaves_nothing_that_is_said_of_another(
-    trained, dtem, tmp_path, monkeypatch
-):
-    """Neither half a file, nor the old config beside new weights."""
-    dtem("export", trained, "--out", tmp_path)
-    old = (tmp_path / "model.safetensors").read_bytes()
-
-    def full(tensors, path, **_):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("launch.exported.formats.save_file", full)
-    dtem("export", trained, "--out", tmp_path, "--policy", "none", code=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
-    assert (tmp_path / "model.safetensors").read_bytes() == old
-
-
 def test_an_export_of_another_kind_leaves_no_config_of_the_one_before(trained, dtem, tmp_path):
     dtem("export", trained, "--out", tmp_path)
     assert (tmp_path / "config.json").is_file()

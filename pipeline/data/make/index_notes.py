@@ -56,7 +56,7 @@ class IndexNotes:
         self._path = folder / NAME
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            self._file = os.open(self._path, flags, 0o644)
+            self._file = os.open(self._path, flags, 0o666)
         except OSError as err:
             raise ConfigError(f"{self._path}: {err.strerror}; remove it") from err
         try:

@@ -142,7 +142,7 @@ def _begun(jobs: Sequence[ShardJob], out: Path) -> Iterator[None]:
     write_shards."""
     plan = _plan(jobs)
     out.mkdir(parents=True, exist_ok=True)
-    mark = os.open(out / UNFINISHED, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    mark = os.open(out / UNFINISHED, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         begun = os.pread(mark, len(plan), 0).decode(errors="replace")

@@ -6,8 +6,8 @@ import hashlib
 import logging
 import os
 import random
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
@@ -117,11 +117,12 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def attempt(filesystem: Any) -> None:
-        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        os.close(handle)
+        # not by mkstemp, whose files nobody else may read
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
-            filesystem.get_file(location, part, **_limit(location))
-            _verify(Path(part), num_bytes, sha256)
+            filesystem.get_file(location, str(part), **_limit(location))
+            _verify(part, num_bytes, sha256)
             os.replace(part, target)
         except OSError as err:
             if err.errno in NO_SPACE:
@@ -130,7 +131,7 @@ def download(
                 ) from err
             raise
         finally:
-            Path(part).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
 
     _remote(location, attempt, patience)
 
