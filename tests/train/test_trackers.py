@@ -4,6 +4,7 @@ no run where they fail."""
 import csv
 import importlib.util
 import json
+import math
 import time
 from pathlib import Path
 from threading import Event, Thread
@@ -16,6 +17,7 @@ from pipeline.train import trackers
 from pipeline.train.loop import train
 from pipeline.train.setup import build_run
 from pipeline.train.trackers import TRACKERS, Trackers, background
+from pipeline.train.trackers.csv_file import CsvFile
 from pipeline.train.trackers.tracker import FILE, TrackedRun, known_as
 from pipeline.train.watchdog import Watchdog
 
@@ -56,6 +58,17 @@ def test_a_table_has_all_figures_and_goes_on_after_a_resume(tiny_run, tmp_path):
     assert [row["step"] for row in again] == [row["step"] for row in rows]
     saved = json.loads((run / "config.json").read_text())["log"]
     assert (saved["name"], saved["tags"], saved["notes"]) == ("first", ["a", "b"], "why")
+
+
+def test_a_row_that_was_cut_off_is_no_row_and_new_columns_keep_all_others(tmp_path):
+    table = tmp_path / "metrics.csv"
+    table.write_bytes(b"step,loss\r\n1,0.5\r\n100,0.25\r\n12")
+    tracker = CsvFile(TrackedRun(tmp_path, "p", "n", (), "", {}, step=110))
+    tracker.write(120, {"loss": 0.125})
+    tracker.write(130, {"loss": math.nan, "val/a": 1.0})
+    tracker.write(140, {"val/a": 2.0})
+    lines = table.read_text().splitlines()
+    assert lines == ["step,loss,val/a", "1,0.5,", "100,0.25,", "120,0.125,", "130,,1.0", "140,,2.0"]
 
 
 def test_name_tags_and_notes_may_change_when_a_run_goes_on(tiny_run):
