@@ -11,14 +11,13 @@ from torch import Tensor
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eval_transform, train_transform
 from pipeline.data.members.decode import IMAGES, decode_captions, decode_image, decode_text
-from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
+from pipeline.data.samples.protocol import DATASETS, MIXING, image_and, lacking, refuse_unused
 from pipeline.data.samples.text import TOKENIZERS, build_tokenizer
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import CaptionTargets
 from pipeline.errors import ConfigError
 
-UNUSED = ("mixup", "cutmix", "cutmix_minmax", "short_side", "resize_range", "max_class_share")
-UNUSED += ("photometric", "antialias")
+UNUSED = (*MIXING, "short_side", "resize_range", "max_class_share", "photometric", "antialias")
 MULTIPLE = 8
 """Batches are padded to a multiple of it: few lengths for kernels and compilers to meet."""
 

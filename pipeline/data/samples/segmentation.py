@@ -12,13 +12,13 @@ from pipeline.data.members.decode import IMAGES, decode_image, decode_mask
 from pipeline.data.members.masks import all_known, label_counts, strange_labels
 from pipeline.data.members.turns import UPRIGHT, turn_of, turned_with_mask
 from pipeline.data.samples.class_names import Labels
-from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
+from pipeline.data.samples.protocol import DATASETS, MIXING, image_and, lacking, refuse_unused
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import SampleError
 
 UNUSED = ("crop_scale", "crop_ratio", "train_interpolation", "pad", "vflip", "rand_augment", "color_jitter")
-UNUSED += ("grayscale", "random_erasing", "mixup", "cutmix", "cutmix_minmax")
+UNUSED += ("grayscale", "random_erasing", "erasing_mode", "erasing_count", *MIXING)
 MASK = "seg.png"
 
 

@@ -160,8 +160,13 @@ UNUSED = {
         "rand_augment": "rand-m9",
         "color_jitter": 0.1,
         "random_erasing": 0.1,
+        "erasing_mode": "rand",
+        "erasing_count": 2,
         "mixup": 0.2,
         "cutmix": 1.0,
+        "mix_prob": 0.5,
+        "mix_switch": 0.2,
+        "mix_epochs": 3.0,
     },
     "classification": {
         "short_side": 64,
