@@ -126,11 +126,11 @@ class ClassificationTask(Task):
     @torch.no_grad()
     def tally(self, predictions: Tensor, batch: Batch) -> Tallies:
         """The number of samples whose class is predicted first (top1) and among the first five (top5), and
-        the sum of their losses. predictions: the logits [B, K]."""
+        the sum of their cross-entropies, whatever the loss is. predictions: the logits [B, K]."""
         return count_hits(predictions, batch.targets.labels)
 
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        """top1 and top5 in [0, 1], and the mean loss."""
+        """top1 and top5 in [0, 1], and `loss`, the mean cross-entropy."""
         return hit_shares(tallies)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pipeline.errors import ConfigError
 from pipeline.registry import unknown_name
 
-SECTIONS = "backbone merging mixing balancing objective step optim train engine".split()
+SECTIONS = "backbone merging mixing balancing objective step optim train engine log".split()
 PAGES = {name: name for name in SECTIONS} | {
     "tasks": "tasksname",
     "seed": "at-the-top",

@@ -104,8 +104,8 @@ def _origins(folder: Path) -> list[str]:
 def _folder_at(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}, to be continued, is not a folder; give auto, extend, none, the folder of a run, or "
-            "one of its checkpoints/step_*"
+            f"{path}, to be continued, is not a folder; give auto, extend, none, overwrite, the folder of a "
+            "run, or one of its checkpoints/step_*"
         )
     found = (last(root) for root in (path, checkpoints_of(path)))
     return next((folder for folder in found if folder is not None), path)

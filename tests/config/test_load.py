@@ -65,15 +65,16 @@ def test_plain_form_round_trips_through_json_and_yaml(run_file, tmp_path):
 
 def test_all_mistakes_are_told_at_once_with_their_paths(run_file):
     sections = ["merging.reducton=3", "train.log_every=x", "train.mode=moduler", "seed=1.5"]
+    sections += ["log.pictures=99"]
     said = message(run_file, *sections, "tasks.a.data.batch_size=0", "optim.betas=[1]")
-    assert "6 mistakes" in said
+    assert "7 mistakes" in said
     assert "merging.reducton: unknown key 'reducton'; did you mean 'reduction'?" in said
     assert "train.log_every: expected an integer, got str 'x'" in said
     assert (
         "train.mode: expected one of 'modular', 'end_to_end', 'joint', 'backbone', 'heads', got str "
         "'moduler'; did you mean 'modular'?" in said
     )
-    parts = ("tasksname", "train", "merging", "optim", "at-the-top")
+    parts = ("tasksname", "train", "merging", "optim", "log", "at-the-top")
     assert all(f"docs/configuration.md#{part}" in said.splitlines()[-1] for part in parts)
     assert "seed: expected an integer, got float 1.5" in said
     assert "tasks.a.data: data.batch_size is 0" in said
