@@ -6,6 +6,7 @@ Nothing of a data set is run: tables are read, and no script.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,12 +16,15 @@ from typing import Any
 from pipeline.data.layouts.item_file import ItemFile
 from pipeline.data.layouts.picture_files import picture_in
 from pipeline.data.layouts.splits import split_of, split_word
+from pipeline.data.members.decode import MAX_CLASS
 from pipeline.errors import ConfigError, SampleError
 from pipeline.extras import extra
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label")
 CAPTION_NAMES = ("captions", "caption", "sentences", "text")
+_LABELS = re.compile(r"u?int\d+|(large_)?string")
+"""Types of labels that can be classes."""
 SAVED = "dataset_info.json", "state.json"
 """Files in a folder that `save_to_disk` wrote."""
 SAVED_SPLITS = "dataset_dict.json"
@@ -63,20 +67,16 @@ def read(source: Path) -> tuple[dict[str, Sequence[Row]], tuple[str, ...]]:
     """(split -> its rows, names of the classes). The name of the split is empty where there is only one table
     without one. Raises ConfigError where there is no data set with an image column."""
     _tables.cache_clear()  # it may be another by now
+    _classes.cache_clear()
     tables = _tables(str(source.absolute()))
     splits: dict[str, Sequence[Row]] = {}
-    names: tuple[str, ...] = ()
     for called, (table, stamp) in tables.items():
         columns = _columns(table, f"{source}, split '{called}'")
         split = split_word(called) or called
         if split in splits:
             raise ConfigError(f"{source}: two of its splits are '{split}'; take one of them away")
         splits[split] = ItemFile(_rows(str(source.absolute()), called, table, stamp, columns), _row)
-        own = getattr(table.features[columns.label], "names", None) if columns.label else None
-        if names and own and tuple(own) != names:
-            raise ConfigError(f"{source}: its splits have different classes")
-        names = names or tuple(own or ())
-    return splits, names
+    return splits, _classes(str(source.absolute()))
 
 
 def samples(rows: Sequence[Row], size: int | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -90,7 +90,9 @@ def samples(rows: Sequence[Row], size: int | None = None) -> Iterator[tuple[str,
         suffix, data = picture_in(_bytes_of(found[columns.image], where), where, size)
         members = {suffix: data}
         if columns.label is not None:
-            members["cls"] = str(found[columns.label]).encode()
+            label = found[columns.label]
+            known = _classes(row.source)
+            members["cls"] = str(known.index(label) if isinstance(label, str) else label).encode()
         if columns.captions is not None:
             texts = found[columns.captions]
             texts = [texts] if isinstance(texts, str) else list(texts or ())
@@ -110,6 +112,28 @@ def _rows(source: str, called: str, table: Any, stamp: str, columns: Columns) ->
 
 def _row(key: str, source: str, split: str, number: int, stamp: str, suffixes: list[str]) -> Row:
     return Row(key, source, split, number, stamp, tuple(suffixes))
+
+
+@lru_cache(maxsize=8)
+def _classes(source: str) -> tuple[str, ...]:
+    """Names of the classes, in all splits: those that the labels have there; of labels that are texts these,
+    by alphabet; of plain numbers the numbers from 0 on. Raises ConfigError where splits differ in this."""
+    named: set[tuple[str, ...]] = set()
+    plain: set[Any] = set()
+    for called, (table, _) in _tables(source).items():
+        label = _columns(table, f"{source}, split '{called}'").label
+        own = None if label is None else getattr(table.features[label], "names", None)
+        named |= {tuple(own)} if own else set()
+        plain |= set() if own or label is None else set(table.unique(label))
+    # a sample without a label, or with one below 0, is said to be bad
+    numbers = {label for label in plain if isinstance(label, int)}
+    texts = {label for label in plain if isinstance(label, str)}
+    if len(named) + bool(numbers) + bool(texts) > 1:
+        raise ConfigError(f"{source}: its splits have different classes")
+    if max(numbers, default=0) >= MAX_CLASS:
+        raise ConfigError(f"{source}: its labels go to {max(numbers)}; give numbers below {MAX_CLASS}")
+    counted = tuple(map(str, range(max(numbers, default=-1) + 1)))
+    return next(iter(named), ()) or tuple(sorted(texts)) or counted
 
 
 @lru_cache(maxsize=8)
@@ -172,7 +196,8 @@ def _columns(table: Any, where: str) -> Columns:
     images = [name for name, kind in kinds.items() if kind == "Image"]
     image = next((name for name in IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    label = next((name for name in LABEL_NAMES if name in kinds), labels[0] if len(labels) == 1 else None)
+    plain = [name for name, feature in table.features.items() if _LABELS.fullmatch(_dtype(feature))]
+    label = next((name for name in LABEL_NAMES if name in plain), labels[0] if len(labels) == 1 else None)
     captions = next((name for name in CAPTION_NAMES if name in kinds), None)
     if image is None or (label is None and captions is None):
         raise ConfigError(
@@ -183,10 +208,17 @@ def _columns(table: Any, where: str) -> Columns:
     return Columns(image, label, captions)
 
 
+def _dtype(feature: Any) -> str:
+    """`int64` or `string`; empty for lists and the like."""
+    return found if isinstance(found := getattr(feature, "dtype", ""), str) else ""
+
+
 def _bytes_of(image: Any, where: str) -> bytes:
     """The bytes of an image's file, which lie in the table or where it says."""
     if image and image["bytes"] is not None:
         return image["bytes"]
     if image and image["path"]:
-        return Path(image["path"]).read_bytes()
+        if not (path := Path(image["path"])).is_file():
+            raise SampleError(f"{where}: its image {path} is no file here; restore it")
+        return path.read_bytes()
     raise SampleError(f"{where}: it has no image")

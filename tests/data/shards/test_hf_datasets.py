@@ -17,6 +17,8 @@ from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.errors import ConfigError
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 NAMES = ["emu", "yak", "ant"]
 
 
@@ -85,6 +87,59 @@ def test_captions_and_pictures_of_other_formats_become_members(tmp_path):
         {"captions": ["a tree"]},
     ]
     assert Image.open(io.BytesIO(found["train:00000001"]["png"])).getpixel((0, 0)) == (3, 200, 40)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [(["yak", "emu"], ("emu", "yak"), [1, 0]), ([2, 0], ("0", "1", "2"), [2, 0])],
+    ids=["texts", "numbers"],
+)
+def test_labels_without_a_list_of_classes_are_texts_or_numbers(tmp_path, labels, classes, numbers):
+    """In all splits alike: `yak` is the second class also where it is the only one."""
+    kind = datasets.Value("string" if isinstance(labels[0], str) else "int64")
+    kinds = datasets.Features(image=datasets.Image(), label=kind)
+    parts = {
+        split: datasets.Dataset.from_list(
+            [{"image": {"bytes": image(at), "path": None}, "label": labels[at]} for at in rows],
+            features=kinds,
+        )
+        for split, rows in {"train": (0, 1), "validation": (0,)}.items()
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "set")
+    dtem("make", "hf_datasets", tmp_path / "set", tmp_path / "made", "--workers", 1)
+    assert load_manifest(str(tmp_path / "set")).classes == classes
+    found = read(tmp_path / "made")
+    assert [found[f"train:0000000{at}"]["cls"] for at in (0, 1)] == [str(n).encode() for n in numbers]
+    (batch,) = build_eval_loader("t", config(tmp_path / "set"), rank=0, world_size=1)
+    assert batch.targets.labels.tolist() == numbers[:1]
+
+
+@pytest.mark.parametrize("label", [[0.5, 1.0], [[0], [1]]], ids=str)
+def test_labels_that_are_no_classes_are_none(tmp_path, label):
+    made = table(2, caption=["a", "b"]).remove_columns("label").add_column("label", label)
+    made.save_to_disk(tmp_path / "captions")
+    assert load_manifest(str(tmp_path / "captions")).schema == ("json", "png")
+    made.remove_columns("caption").save_to_disk(tmp_path / "set")
+    with pytest.raises(ConfigError, match="has the columns image, label; .* one of labels"):
+        load_manifest(str(tmp_path / "set"))
+
+
+def test_splits_whose_labels_mean_something_else_are_refused(tmp_path):
+    made = table(2).cast_column("label", datasets.Value("string"))
+    datasets.DatasetDict(train=table(2), validation=made).save_to_disk(tmp_path / "set")
+    with pytest.raises(ConfigError, match="its splits have different classes"):
+        load_manifest(str(tmp_path / "set"))
+
+
+def test_an_image_that_is_said_to_lie_at_no_file_is_a_bad_sample(tmp_path):
+    """A stranger's table could name a device, which never ends."""
+    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES))
+    files = [{"bytes": image(0), "path": None}, {"bytes": None, "path": str(tmp_path)}]
+    rows = pyarrow.Table.from_pydict({"image": files, "label": [0, 1]}, schema=kinds.arrow_schema)
+    (tmp_path / "set").mkdir()
+    parquet.write_table(rows, tmp_path / "set" / "val-0.parquet")
+    loader = build_eval_loader("t", config(f"hf_datasets:{tmp_path / 'set'}"), rank=0, world_size=1)
+    assert [key for batch in loader for key in batch.keys] == ["00000000"] and loader.bad_samples == 1
 
 
 def test_what_has_no_images_is_refused_with_the_columns_it_has(tmp_path):
