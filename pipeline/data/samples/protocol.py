@@ -71,7 +71,7 @@ class DatasetSchema(Protocol):
         ...
 
 
-MIXING = ("mixup", "cutmix", "cutmix_minmax", "mix_prob", "mix_switch", "mix_epochs")
+MIXING = ("mixup", "cutmix", "cutmix_minmax", "mix_mode", "mix_prob", "mix_switch", "mix_epochs")
 """Options of config.augment that need classes."""
 DATASETS: Registry[DatasetSchema] = Registry("dataset schema")
 
