@@ -34,6 +34,7 @@ COMMANDS = (
     "config",
     "list",
     "doctor",
+    "completion",
 )
 
 

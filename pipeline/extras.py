@@ -20,6 +20,7 @@ EXTRAS = {
     "onnx": "`dtem export --format onnx`",
     "plots": "drawing",
     "trackers": "log.trackers",
+    "completion": "`dtem completion`",
     "demo": "the data set digit_scenes",
     "datasets": "a data set of Hugging Face datasets",
     "s3": "s3://",

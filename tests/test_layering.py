@@ -112,6 +112,7 @@ LAUNCH = {
     "bench": {"saved", "published", "measure", "report"},
     "teach": {"published", "measure", "report"},
     "cluster": {"checks", ""},
+    "completion": {""},
     "commands": {
         "checks",
         "configs",
@@ -126,10 +127,12 @@ LAUNCH = {
         "predict",
         "bench",
         "teach",
+        "completion",
     },
 }
 """Room of `launch` -> rooms of `launch` that it may import, besides itself. `cli.py` finds commands by
-name. `cluster` starts `train.py`, which lies above the rooms (``)."""
+name. `cluster` starts `train.py`, and `completion` reads the parser of `cli.py`, which lie above the rooms
+(``)."""
 
 DOORS = {
     "aiohttp": {"pipeline/data/shards/storage.py"},

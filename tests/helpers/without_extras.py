@@ -21,6 +21,7 @@ PACKAGES = {
     "onnx": {"onnx": "onnx", "onnxscript": "onnxscript"},
     "plots": {"matplotlib": "matplotlib", "tensorboard": "tensorboard"},
     "trackers": {"wandb": "wandb", "mlflow": "mlflow-skinny"},
+    "completion": {"shtab": "shtab"},
     "demo": {"sklearn": "scikit-learn"},
     "datasets": {"datasets": "datasets"},
     "s3": {"s3fs": "s3fs"},

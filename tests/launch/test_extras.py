@@ -86,6 +86,7 @@ def answers(digits, trained, tmp_path_factory):
         "trackers": run("wandb", tiny_plain(digits, folder / "wandb", log=dict(trackers=["csv", "wandb"]))),
         "plots": ["visualise", str(trained), "--num", "1"],
         "datasets": ["shards", "info", f"hf_datasets:{folder}"],
+        "completion": ["completion", "bash"],
         "demo": ["shards", "make", "digit_scenes", str(folder / "digits"), "--train", "8"],
         **{
             scheme: run(scheme, tiny_plain(digits, folder / scheme, data=dict(train=f"{scheme}://none/")))
