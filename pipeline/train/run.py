@@ -74,9 +74,12 @@ class Run:
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether `train.patience` evaluations in a row were no better than the best."""
+        """Whether `train.patience` evaluations in a row were no better than the best; without a score that
+        counts there is none to beat."""
         settings, best = self.config.train, self.progress.best_step
-        if settings.patience is None or settings.eval_every is None or best is None:
+        if settings.patience is None or settings.eval_every is None:
+            return False
+        if best is None or self.progress.best is None:
             return False
         since = self.progress.evaluated // settings.eval_every - best // settings.eval_every
         return since >= settings.patience

@@ -124,6 +124,18 @@ def test_a_score_by_other_rules_is_not_the_one_to_beat(tiny_run, tmp_path, said,
     assert read_manifest(last(root))["progress"]["best_step"] == 3
 
 
+def test_patience_begins_anew_with_the_scores(tiny_run, tmp_path, said):
+    """The step of the old best is not the one to count from."""
+    settings = dict(steps=3, log_every=1, eval_every=1, patience=2)
+    train(tiny_run(train=settings))
+    root = checkpoints_of(tmp_path / "run")
+    progress = dict(best=2.0, best_step=1)
+    forge(last(root) / "manifest.json", lambda facts: facts["progress"].update(progress))
+    train(tiny_run(train=settings | dict(steps=4), data=dict(limit_val=8)), "extend")
+    assert "the best score of before does not count" in said()
+    assert step_of(last(root)) == 4
+
+
 def test_a_limit_that_may_change_forgets_the_best_score_too(tiny_run, tmp_path, said):
     """Also where a run just goes on."""
     settings = SHORT | dict(steps=4, save_every=2)
