@@ -12,7 +12,10 @@ from pipeline.rng import preserved_generators, seed_generators
 
 class BatchMixer:
     """Mixes each image, and its labels, with the one at the mirrored place of the batch, which has an even
-    number of samples. Identity where neither is on. reads: the dataclass of the targets."""
+    number of samples. Identity where neither is on. reads: the dataclass of the targets.
+
+    With the modes `pair` and `elem` timm copies the shares to the device, for which the host waits.
+    """
 
     def __init__(self, augment: AugmentConfig, num_classes: int, reads: type):
         on = augment.mixup or augment.cutmix or augment.cutmix_minmax
