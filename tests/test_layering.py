@@ -100,7 +100,7 @@ TASKS = {
 
 LAUNCH = {
     "checks": set(),
-    "configs": set(),
+    "configs": {"checks"},
     "saved": set(),
     "measure": {"saved"},
     "report": {"measure"},

@@ -100,6 +100,16 @@ def check_machine() -> Iterator[Finding]:
         )
 
 
+def memory_here() -> tuple[int, str]:
+    """Bytes for one rank, and whose they are."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory, "gpu 0"
+    return psutil.virtual_memory().available, "this machine, without a GPU,"
+
+
 def _enough(name: str, size: int, least: int, way_out: str) -> Finding:
     fits = size >= least * GIB
     return Finding(
@@ -142,10 +152,12 @@ def check_compiler() -> Iterator[Finding]:
 
 
 def check_optional_tools() -> Iterator[Finding]:
-    for tool, use in {"java": "METEOR, SPICE and PTB", "ssh": "several machines"}.items():
-        path = shutil.which(tool)
-        yield (
-            Finding(tool, "ok", path)
-            if path
-            else Finding(tool, "warn", f"not found; optional, for {use}", f"apt-get install {APT[tool]}")
-        )
+    for name, use in {"java": "METEOR, SPICE and PTB", "ssh": "several machines"}.items():
+        yield found_tool(name, use)
+
+
+def found_tool(name: str, use: str) -> Finding:
+    """Finding on an optional program."""
+    if (path := shutil.which(name)) is not None:
+        return Finding(name, "ok", path)
+    return Finding(name, "warn", f"not found; optional, for {use}", f"apt-get install {APT[name]}")

@@ -28,21 +28,38 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """The installed version of each requirement of setup.cfg. A missing extra is no mistake."""
+    for package, wanted, name in _requirements():
+        # neither `dev` nor `all`, which consists of the other extras
+        if name is None or name in EXTRAS:
+            yield found_package(package, wanted, name)
+
+
+def needed_packages(name: str, needed_by: str) -> Iterator[Finding]:
+    """The installed version of each requirement of an extra. needed_by: the setting that needs it."""
+    for package, wanted, extra in _requirements():
+        if extra == name:
+            yield found_package(package, wanted, name, needed_by=needed_by)
+
+
+def _requirements() -> "Iterator[tuple[str, SpecifierSet, str | None]]":
+    """Yields (package, versions, the extra that it is of, or None) of setup.cfg."""
     from packaging.requirements import Requirement
 
     for text in metadata.requires(DISTRIBUTION) or ():
         need = Requirement(text)
         found = re.search(r"extra == .([a-z0-9-]+)", str(need.marker))
-        name = found[1] if found else None
-        # neither `dev` nor `all`, which consists of the other extras
-        if name is None or name in EXTRAS:
-            yield _package(need.name, need.specifier, name)
+        yield need.name, need.specifier, found[1] if found else None
 
 
-def _package(package: str, wanted: "SpecifierSet", name: str | None) -> Finding:
-    """Finding on a package of the extra `name`, or of the core (None)."""
+def found_package(
+    package: str, wanted: "SpecifierSet", name: str | None, *, needed_by: str | None = None
+) -> Finding:
+    """Finding on a package of the extra `name`, or of the core (None). needed_by: what needs the extra; None:
+    it is optional."""
     if not _installed(package):
         lack = f"not installed; optional, for {EXTRAS[name]}" if name else f"needs {wanted or 'any version'}"
+        if needed_by is not None:
+            return Finding(package, "missing", f"not installed; for {needed_by}", command(name))
         return Finding(package, "warn" if name else "missing", lack.rstrip(","), command(name))
     version = metadata.version(package)
     if wanted.contains(version, prereleases=True):

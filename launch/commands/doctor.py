@@ -8,7 +8,14 @@ from dataclasses import asdict
 
 from launch.checks import machine, packages
 from launch.checks.finding import Finding
-from launch.commands.arguments import HelpFormatter, add_hosts_arguments, chosen_hosts
+from launch.commands.arguments import (
+    HelpFormatter,
+    add_hosts_arguments,
+    add_setting_arguments,
+    chosen_hosts,
+)
+from launch.commands.trials import count
+from pipeline.errors import ConfigError
 from pipeline.extras import command
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -30,7 +37,8 @@ def add_parser(subparsers) -> None:
         help="say what this machine has and lacks",
         description=__doc__,
         epilog="examples:\n  dtem doctor\n  dtem doctor --shards data/digits\n"
-        "  dtem doctor --hostfile hosts\n\n"
+        "  dtem doctor --hostfile hosts\n"
+        "  dtem doctor --config configs/debug_cpu.py --set engine.type=deepspeed\n\n"
         "`dtem shards make digit_scenes data/digits` makes data/digits.",
         formatter_class=HelpFormatter,
     )
@@ -40,6 +48,16 @@ def add_parser(subparsers) -> None:
         action="append",
         default=[],
         help="also check that these shards have a manifest that fits",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG",
+        default="",
+        help="what this config, or the run of this folder, needs, beside what the machine has",
+    )
+    add_setting_arguments(parser, "of that config")
+    parser.add_argument(
+        "--world-size", type=count, default=1, metavar="N", help="ranks of its run (default 1)"
     )
     add_hosts_arguments(parser)
     parser.add_argument(
@@ -52,13 +70,18 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 if nothing needed is missing, else 1. With a hostfile it looks at the hosts alone."""
+    """0 if nothing needed is missing, else 1. With a hostfile it looks at the hosts alone, and with a config
+    at what that needs."""
+    if args.cfg_options and not args.config:
+        raise ConfigError("--set goes with --config")
     if args.hostfile:
         findings = check_hosts(args)
+    elif args.config:
+        findings = check_config(args)
     else:
         findings = [finding for check in CHECKS for finding in _answered(check)]
     findings += [check_shards(source) for source in args.shards]
-    missing = [finding.name for finding in findings if finding.status == "missing"]
+    missing = list(dict.fromkeys(finding.name for finding in findings if finding.status == "missing"))
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
         return 1 if missing else 0
@@ -92,6 +115,15 @@ def check_hosts(args: argparse.Namespace) -> list[Finding]:
     hosts, env = tuple(chosen_hosts(args)), environment([], os.environ)
     job = Job(train=(), folder=os.getcwd(), hosts=hosts, env=env, output=args.output)
     return list(preflight(job).findings)
+
+
+def check_config(args: argparse.Namespace) -> list[Finding]:
+    """What a run of this config needs, and the device that it would run on."""
+    from launch.configs.needs import needs_of
+    from launch.configs.prepared import config_of
+
+    config = config_of(args.config, args.cfg_options)
+    return [*_answered(machine.check_device), *needs_of(config, args.world_size)]
 
 
 def check_shards(source: str) -> Finding:

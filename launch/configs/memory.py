@@ -48,26 +48,42 @@ class Memory:
 
 def estimate(prepared: Prepared) -> Memory:
     """The estimate for the run's engine, ranks and micro-batches."""
-    config, model = prepared.config, prepared.model
-    everything = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    trained = FP32 * sum(item.numel() for item in model.parameters() if item.requires_grad)
+    config = prepared.config
+    weights, gradients, moments = _divided(config, prepared.resolved.world_size)
+    fed, trained = prepared.resolved.micro_batches, _trained(prepared)
+    return Memory(
+        weights=_weights(prepared) // weights,
+        gradients=trained // gradients,
+        moments=_moments(prepared) // moments,
+        averages=trained if config.optim.ema_decay else 0,
+        activations={task: _activations(prepared, task) for task in fed},
+    )
+
+
+def checkpoint_bytes(prepared: Prepared) -> int:
+    """Bytes of a checkpoint: weights, moments and averages of all ranks together."""
+    averages = _trained(prepared) if prepared.config.optim.ema_decay else 0
+    return _weights(prepared) + _moments(prepared) + averages
+
+
+def _weights(prepared: Prepared) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in prepared.model.state_dict().values())
+
+
+def _trained(prepared: Prepared) -> int:
+    return FP32 * sum(item.numel() for item in prepared.model.parameters() if item.requires_grad)
+
+
+def _moments(prepared: Prepared) -> int:
+    config = prepared.config
     kept = OPTIMIZERS.get(config.optim.type)
     assert isinstance(kept, type) and issubclass(kept, GroupOptimizer), "an optimizer is a class"
-    moments_of_all = sum(
+    return sum(
         tensor.numel() * tensor.element_size()
-        for group in parameter_groups(model, config)
+        for group in parameter_groups(prepared.model, config)
         for parameter in group["params"]
         for tensor in kept.new_state(parameter.detach().to("meta"), group).values()
         if isinstance(tensor, Tensor)
-    )
-    weights, gradients, moments = _divided(config, prepared.resolved.world_size)
-    fed = prepared.resolved.micro_batches
-    return Memory(
-        weights=everything // weights,
-        gradients=trained // gradients,
-        moments=moments_of_all // moments,
-        averages=trained if config.optim.ema_decay else 0,
-        activations={task: _activations(prepared, task) for task in fed},
     )
 
 

@@ -201,9 +201,11 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     """Reads the figures from the device, on every rank, and writes them. Raises PipelineError where too many
     steps in a row were skipped, or too many samples are bad."""
     bad = count_bad(run.engine, run.streams)
-    values = {name: mean(pair) for name, pair in sums.reduce(run.engine).items()}
+    read = sums.reduce(run.engine)
+    # of a kind that no step has trained since the last report there is no norm
+    values = {name: mean(pair) for name, pair in read.items() if pair[1] or name not in GRADIENT_NORMS}
     values |= reported_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
-    if not any(name in values for name in GRADIENT_NORMS):
+    if not any(name in read for name in GRADIENT_NORMS):
         values["grad_norm"] = float(norm)
     values |= {"bad_samples": sum(bad.values()), **watch.read()}
     in_row, most = run.nonfinite.tolist()

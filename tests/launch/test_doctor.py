@@ -5,11 +5,14 @@ import os
 import time
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from launch import cli
 from launch.checks import machine, packages
 from launch.checks.finding import Finding
 from launch.commands import doctor
+from launch.configs.needs import needed_extras
+from pipeline.extras import command
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,49 @@ def test_two_families_of_one_package_are_said(monkeypatch):
 @pytest.mark.slow
 def test_the_fragile_packages_import():
     assert {f.status for f in packages.check_imports()} == {"ok"}
+
+
+def test_what_a_config_needs(trained, dtem):
+    said = dtem("doctor", "--config", trained)
+    assert "tasks.digits.data.train: 80 samples in" in said and "nothing that is needed is missing" in said
+    assert "checkpoints take" in said and "a rank takes about" in said
+
+
+def test_data_that_are_not_there_are_missing(trained, capsys):
+    words = ["--set", "tasks.digits.data.val=/nowhere", "--json"]
+    assert cli.main(["doctor", "--config", str(trained), *words]) == 1
+    found = [one for one in json.loads(capsys.readouterr().out) if one["status"] == "missing"]
+    assert [one["name"] for one in found] == ["data"]
+    assert found[0]["detail"].count("tasks.digits.data.val") == 1
+
+
+def test_a_disk_that_is_too_small_for_the_checkpoints(trained, capsys):
+    assert cli.main(["doctor", "--config", str(trained), "--set", "train.keep_checkpoints=1000000000"]) == 1
+    said = capsys.readouterr().out
+    assert "missing disk" in said and "lower train.keep_checkpoints" in said
+
+
+def test_what_cannot_start_is_a_finding(trained, dtem, capsys):
+    assert cli.main(["doctor", "--config", str(trained), "--set", "merging.reduction=40"]) == 1
+    assert "missing config" in capsys.readouterr().out
+    assert "--set goes with --config" in dtem("doctor", "--set", "optim.lr=1", code=2)
+
+
+def test_extras_follow_from_the_settings(tiny_run):
+    log = dict(trackers=["csv", "wandb"], pictures=2)
+    config = tiny_run(engine=dict(type="deepspeed"), log=log, data=dict(val=["s3://a/b", "hf_datasets:x"]))
+    assert needed_extras(config) == {
+        "deepspeed": "engine.type",
+        "plots": "log.pictures",
+        "trackers": "log.trackers, wandb",
+        "s3": "tasks.digits.data.val",
+        "datasets": "tasks.digits.data.val",
+    }
+    assert needed_extras(tiny_run()) == {}
+
+
+def test_a_package_that_is_needed_and_not_there_is_missing():
+    found = packages.found_package("no-such-package", SpecifierSet(">=1"), "s3", needed_by="a setting")
+    assert (found.status, found.way_out) == ("missing", command("s3"))
+    assert "for a setting" in found.detail
+    assert packages.found_package("no-such-package", SpecifierSet(">=1"), "s3").status == "warn"
