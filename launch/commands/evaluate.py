@@ -113,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
     schedules = {name: first_schedule(model, batch, reduction) for name, batch in firsts.items()}
     bars = {name: progress(loader, name) for name, loader in loaders.items()}
     classes = {name: list(loader.classes) for name, loader in loaders.items()}
-    scores, confusion = recorded_evaluation(evaluator, bars, args.predictions, classes, reduction=reduction)
+    scores, confusion = recorded_evaluation(
+        evaluator, bars, args.predictions, classes, reduction=reduction, details=bool(args.out)
+    )
     missing = missing_samples(scores, loaders)
     code = 1 if missing and not args.allow_missing else 0
     if rank != 0:
@@ -131,9 +133,10 @@ def run(args: argparse.Namespace) -> int:
         "samples_of_split": {name: loader.num_stored for name, loader in loaders.items()},
         "ranking": _ranking(model, saved.config, scores),
         "classes": classes,
+        "confusion": confusion,
     }
     if args.predictions:
-        result |= {"predictions": args.predictions, "confusion": confusion}
+        result |= {"predictions": args.predictions}
     _report(result, str(saved), args.out)
     _tell_missing(missing, {name: loader.num_samples for name, loader in loaders.items()})
     return code
@@ -194,7 +197,8 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
         )
         if table := class_table(values, result["classes"][task]):
             print(table)
-        for line in most_confused(result.get("confusion", {}).get(task, []), result["classes"][task]):
+        unit = "pixel" if any(name.startswith("IoU/") for name in values) else "sample"
+        for line in most_confused(result["confusion"].get(task, []), result["classes"][task], unit):
             print(f"{task}: {line}")
     if (ranking := result["ranking"])["score"] is not None and len(ranking["main_metrics"]) > 1:
         print(_ranked(ranking, result["scores"]))

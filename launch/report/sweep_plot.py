@@ -68,15 +68,15 @@ class Plot:
     facts: str = ""
     samples: int = 0
 
-    @property
-    def least_height(self) -> float:
-        """The least that the height of the axes stands for, in the metric's unit."""
-        score = abs(self.whole.means[0])
-        if self.unit != "%":
-            return LEAST_SHARE * score
-        share = min(score / 100, 1.0)
-        error = 100 * (share * (1 - share) / max(1, self.samples)) ** 0.5
-        return max(LEAST_POINTS, ERRORS * error)
+
+def least_height(score: float, unit: str, samples: int) -> float:
+    """The least that the height of axes stands for, in the metric's unit. score: the unmerged model's.
+    samples: number of those that were scored."""
+    if unit != "%":
+        return LEAST_SHARE * abs(score)
+    share = min(abs(score) / 100, 1.0)
+    error = 100 * (share * (1 - share) / max(1, samples)) ** 0.5
+    return max(LEAST_POINTS, ERRORS * error)
 
 
 def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
@@ -179,7 +179,7 @@ def _dress(axes: Any, plot: Plot) -> None:
         fontsize=8.5,
     )
     least = min([x for curve in plot.curves for x in curve.macs] + list(whole.macs))
-    _widen(axes, plot.least_height, plot.unit)
+    _widen(axes, least_height(whole.means[0], plot.unit, plot.samples), plot.unit)
     unit = _unit(whole.macs[0])
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / unit[0]:g}")
     axes.set_xlabel(f"{unit[1]}MACs per image (what papers call {unit[1]}FLOPs)")

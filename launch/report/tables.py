@@ -54,17 +54,25 @@ def class_table(scores: Mapping[str, float | None], classes: Sequence[str]) -> s
     return markdown(["class", *(f"{metric} %" for metric in metrics)], rows)
 
 
-def most_confused(matrix: Sequence[Sequence[int]], classes: Sequence[str], most: int = 5) -> list[str]:
-    """The pairs of classes of which one is taken for the other most often, as lines. matrix: rows are labels,
-    columns predictions."""
+def confused_pairs(matrix: Sequence[Sequence[int]], most: int) -> list[tuple[int, int, int]]:
+    """(count, label, prediction) of the pairs of classes of which one is taken for the other, the most
+    frequent first. matrix: rows are labels, columns predictions."""
     pairs = [
         (count, label, found)
         for label, row in enumerate(matrix)
         for found, count in enumerate(row)
         if count and label != found
     ]
+    return sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:most]
+
+
+def most_confused(
+    matrix: Sequence[Sequence[int]], classes: Sequence[str], of: str, most: int = 5
+) -> list[str]:
+    """Lines of the pairs of classes of which one is taken for the other most often. of: what is counted."""
     names = [printable(name) for name in classes]
+    names += [str(i) for i in range(len(names), len(matrix))]
     return [
-        f"{counted(count, 'sample')} of {names[label]} taken for {names[found]}"
-        for count, label, found in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:most]
+        f"{counted(count, of)} of {names[label]} taken for {names[found]}"
+        for count, label, found in confused_pairs(matrix, most)
     ]

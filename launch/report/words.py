@@ -3,6 +3,8 @@
 from pipeline.errors import printable
 
 UNTRAINED = "_untrained"
+CAPTION_SHARES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "SPICE")
+"""Scores of captions in [0, 1], which papers give in per cent."""
 POLICIES = {"none": "no merging", "random": "random", "tome": "ToMe", "dtem": "DTEM"}
 METRICS = {
     "top1": "top-1 accuracy",
@@ -12,6 +14,8 @@ METRICS = {
     "mAP": "mean average precision",
     "F1_micro": "F1 of all decisions together",
     "F1_macro": "mean F1 of classes",
+    "Acc": "accuracy",
+    "words": "words in a caption",
     "agreement": "agreement with the unmerged model",
     "divergence": "divergence from the unmerged model",
     "cosine": "cosine with the unmerged features",

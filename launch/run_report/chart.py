@@ -1,15 +1,17 @@
 """Line charts as inline SVG: text stays text, and nothing is loaded. Colours of Okabe and Ito, darkened where
 they would be faint on white; lines differ by their dashes too."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import printable
+from launch.run_report.markup import text
 
 COLOURS = ("#0072b2", "#b34a00", "#00795a", "#a8477f", "#5d4fb3", "#7a5c00")
-DASHES = ("", "6 3", "2 3", "8 3 2 3")
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
+WIDEST, WIDENING = 3.4, 0.5
+"""Width of the first line, and by how much less each next one has: with its gaps, a line below an equal one
+is seen."""
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 26, 12, 40
 MOST_POINTS = 400
@@ -23,25 +25,40 @@ class Line:
     points: Sequence[tuple[float, float, float, float]]
 
 
-def draw(lines: Sequence[Line], title: str, across: str, number: int) -> str:
+def draw(
+    lines: Sequence[Line],
+    title: str,
+    across: str,
+    number: int,
+    *,
+    least: float = 0.0,
+    within: tuple[float, float] = (-math.inf, math.inf),
+    told: str = "",
+) -> str:
     """An `svg` with title and description for readers of screens, and its legend. number: its own on the
-    page."""
+    page. least: what the height stands for at least, so that no noise fills it. within: what values can be.
+    told: a word below the title."""
     every = [point for line in lines for point in line.points]
     x_ticks = _ticks(min(p[0] for p in every), max(p[0] for p in every))
-    y_ticks = _ticks(min(p[2] for p in every), max(p[3] for p in every))
+    low, high = min(p[2] for p in every), max(p[3] for p in every)
+    room = max(0.0, least - (high - low)) / 2
+    y_ticks = _ticks(max(within[0], low - room), min(within[1], high + room))
     frame = _Frame(x_ticks, y_ticks)
-    told = "; ".join(f"{line.label}: {line.points[-1][1]:.4g} at {line.points[-1][0]:g}" for line in lines)
+    last = "; ".join(f"{line.label}: {line.points[-1][1]:.4g} at {line.points[-1][0]:g}" for line in lines)
     marks = "".join(_line(frame, line, i) for i, line in enumerate(lines))
     legend = "".join(
         f'<li><svg width="26" height="8" aria-hidden="true"><path d="M0 4H26" {_stroke(i)}/></svg> '
-        f"{_text(line.label)}</li>"
+        f"{text(line.label)}</li>"
         for i, line in enumerate(lines)
     )
     return (
-        f'<figure><h3>{_text(title)}</h3><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-labelledby="t{number} d{number}"><title id="t{number}">{_text(title)}</title>'
-        f'<desc id="d{number}">{_text(f"against {across}; last values: {told}")}</desc>'
-        f'{frame.axes(across)}{marks}</svg><ul class="legend">{legend}</ul></figure>'
+        f"<figure><h3>{text(title)}</h3>{f'<p>{text(told)}</p>' if told else ''}"
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-labelledby="t{number} d{number}"><title id="t{number}">{text(title)}</title>'
+        f'<desc id="d{number}">{text(f"against {across}; last values: {last}")}</desc>'
+        f"{frame.axes(across)}{marks}</svg>"
+        + (f'<ul class="legend">{legend}</ul>' if len(lines) > 1 else "")
+        + "</figure>"
     )
 
 
@@ -66,7 +83,7 @@ class _Frame:
             f'<text x="{self.x(v):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_number(v)}</text>'
             for v in self.x_ticks
         )
-        name = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{_text(across)}'
+        name = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{text(across)}'
         return f"{rows}{columns}{name}</text>"
 
 
@@ -80,7 +97,7 @@ def _line(frame: _Frame, line: Line, i: int) -> str:
         outline = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
         band = f'<polygon points="{outline}" fill="{COLOURS[i % len(COLOURS)]}" opacity="0.15"/>'
     dots = "".join(
-        f'<circle cx="{frame.x(p[0]):.1f}" cy="{frame.y(p[1]):.1f}" r="2.6" '
+        f'<circle cx="{frame.x(p[0]):.1f}" cy="{frame.y(p[1]):.1f}" r="{max(2.2, 4.2 - 0.7 * i):.1f}" '
         f'fill="{COLOURS[i % len(COLOURS)]}"/>'
         for p in (points if len(points) <= 30 else points[-1:])
     )
@@ -88,8 +105,10 @@ def _line(frame: _Frame, line: Line, i: int) -> str:
 
 
 def _stroke(i: int) -> str:
-    colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
-    return f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"'
+    colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
+    width = max(2.0, WIDEST - WIDENING * i)
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+    return f'fill="none" stroke="{colour}" stroke-width="{width:g}"{dashed}'
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -108,7 +127,3 @@ def _share(value: float, ticks: Sequence[float]) -> float:
 
 def _number(value: float) -> str:
     return f"{value:.5g}" if abs(value) > 1e-12 else "0"
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))

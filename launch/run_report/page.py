@@ -1,61 +1,21 @@
-"""The report of runs as one HTML page: no other file, no network, no script. All that comes from data is
-escaped, and the policy of the page forbids the rest."""
+"""The report of runs as one HTML page: no other file, no network, no script. The page's policy forbids what
+is not of it."""
 
 import base64
-import html
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
 from launch.report.words import metric_words, policy_words, task_words
-from launch.run_report.chart import Line, draw
+from launch.run_report.classes import classes_of
+from launch.run_report.curves import curves, score_words, sweeps, unit_of
+from launch.run_report.evaluations import Evaluation
+from launch.run_report.markup import POLICY, STYLE, table, text
 from launch.run_report.read import RunFacts
-from pipeline.errors import printable
-from pipeline.redact import redacted, without_secrets
+from pipeline.redact import redacted
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-CURVES = ("loss", "val/", "grad_norm", "lr", "samples_per_s", "data_wait")
-WORDS = {
-    "lr": "learning rate",
-    "samples_per_s": "samples per second",
-    "data_wait": "share of the time waiting for data",
-    "grad_norm": "gradient norm",
-    "grad_norm_model": "gradient norm, model",
-    "grad_norm_embeddings": "gradient norm, embeddings",
-}
-STYLE = """
-:root{color-scheme:light}
-*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff}
-body{margin:0 auto;padding:20px;max-width:1180px}
-h1{font-size:26px;margin:0 0 4px;overflow-wrap:anywhere}
-h2{font-size:20px;margin:36px 0 10px;padding-top:10px;border-top:1px solid #d5d5d5}
-h3{font-size:16px;margin:18px 0 6px;overflow-wrap:anywhere}
-figure h3{font-size:14px;margin:0 0 4px}
-p{margin:0 0 8px}
-a{color:#0b57d0}
-nav ul,.legend{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:4px 18px}
-.legend{margin:2px 0 0;font-size:14px}
-.charts{display:grid;gap:24px;grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr))}
-figure{margin:0;min-width:0}
-figure img{max-width:100%;height:auto;display:block;image-rendering:pixelated}
-figcaption{font-size:14px;color:#444;overflow-wrap:anywhere}
-.chart{width:100%;height:auto;display:block}
-.chart text{font-size:12px;fill:#444}
-.chart .grid{stroke:#e4e4e4}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:15px}
-caption{text-align:left;color:#444;padding:0 0 4px}
-th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid #e4e4e4;vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-pre{background:#f4f4f4;padding:10px;overflow-x:auto;font-size:14px;margin:0 0 8px}
-summary{cursor:pointer;min-height:28px}
-:focus-visible{outline:3px solid #0b57d0;outline-offset:2px}
-@media(max-width:560px){body{padding:12px}
-.chart text{font-size:16px}
-}
-"""
+HIDDEN = ("PTB",)
+"""Figures among the scores that say how others were made."""
 
 
 def report(runs: Sequence[RunFacts]) -> str:
@@ -64,8 +24,9 @@ def report(runs: Sequence[RunFacts]) -> str:
     numbers = count()
     sections = {
         "Scores": _scores(runs, names),
-        "Curves": _curves(runs, names, numbers),
-        "Sweeps": _sweeps(runs, names, numbers),
+        "Classes": _classes(runs, names),
+        "Curves": curves(runs, names, numbers),
+        "Sweeps": sweeps(runs, names, numbers),
         "Pictures": _pictures(runs, names),
         "Config": _configs(runs, names),
         "To repeat it": _repeat(runs, names),
@@ -79,9 +40,9 @@ def report(runs: Sequence[RunFacts]) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv='
         f'"Content-Security-Policy" content="{POLICY}"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>{_text(title)}</title>'
-        f"<style>{STYLE}</style></head><body><header><h1>{_text(title)}</h1>"
-        f"<p>{_text(', '.join(str(run.folder) for run in runs))}</p>"
+        f'content="width=device-width,initial-scale=1"><title>{text(title)}</title>'
+        f"<style>{STYLE}</style></head><body><header><h1>{text(title)}</h1>"
+        f"<p>{text(', '.join(str(run.folder) for run in runs))}</p>"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main></body></html>\n'
     )
 
@@ -95,82 +56,78 @@ def _names(runs: Sequence[RunFacts]) -> list[str]:
 
 
 def _scores(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
-    metrics = dict.fromkeys(name for run in runs for name in run.series if name.startswith("val/"))
-    rows = []
+    metrics = dict.fromkeys(name for run in runs for name in run.series if _is_score(name))
+    lasts = [
+        max((run.series[name][-1][0] for name in metrics if name in run.series), default=-1) for run in runs
+    ]
+    rows = [["step", *(str(last) if last >= 0 else "n/a" for last in lasts)]] if metrics else []
     for metric in metrics:
-        values = [run.series.get(metric, [])[-1:] for run in runs]
-        cells = [f"{value[0][1]:.4g} (step {value[0][0]})" if value else "n/a" for value in values]
-        rows.append([_metric(metric), *cells])
-    told = "Last validation scores, as in metrics.jsonl: shares are in [0, 1]"
-    return _table(told, ["score", *names], rows) if rows else ""
+        unit, cells = unit_of(runs, metric), []
+        for run, last in zip(runs, lasts, strict=True):
+            step, value = run.series.get(metric, [(last, None)])[-1]
+            cells.append(_figure(value, unit) + (f" (step {step})" if step != last else ""))
+        rows.append([score_words(runs, metric), *cells])
+    told = "The last validation while training"
+    parts = [table(told, ["score", *names], rows, numbers=1)] if rows else []
+    for label, run in zip(names, runs, strict=True):
+        if found := _evaluated(run):
+            parts.append(f"<h3>{text(label)}</h3>{found}" if len(runs) > 1 else found)
+    return "".join(parts)
 
 
-def _metric(name: str) -> str:
-    _, task, metric = [*name.split("/"), "", ""][:3]
-    return f"{task_words(task)}: {metric_words(metric)}"
+def _is_score(name: str) -> bool:
+    return name.startswith("val/") and not name.endswith(HIDDEN)
 
 
-def _curves(runs: Sequence[RunFacts], names: Sequence[str], numbers: Iterator[int]) -> str:
-    known = dict.fromkeys(name for run in runs for name in run.series)
-    wanted = [name for part in CURVES for name in known if _is_of(name, part)]
-    charts = []
-    for name in dict.fromkeys(wanted):
-        lines = [
-            Line(label, [(step, value, value, value) for step, value in run.series[name]])
-            for label, run in zip(names, runs, strict=True)
-            if len(run.series.get(name, [])) > 1
-        ]
-        if lines:
-            title = _metric(name) if name.startswith("val/") else WORDS.get(name, f"{name}, training")
-            charts.append(draw(lines, title, "step", next(numbers)))
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
-
-
-def _is_of(name: str, part: str) -> bool:
-    if name.endswith(("/samples", "/missing")) or (part == "loss" and name.startswith("val/")):
-        return False
+def _evaluated(run: RunFacts) -> str:
+    """A table with a column for each evaluation that was saved."""
+    found = run.evaluations
+    about = [name for name in ("split", "policy", "step", "weights", "precision") if found]
+    rows = [[name, *(_said(own, name) for own in found)] for name in about]
+    scores = [
+        {(own.task, metric): value for own in one.tasks for metric, value in own.scores.items()}
+        for one in found
+    ]
+    for task, metric in dict.fromkeys(key for own in scores for key in own if key[1] not in HIDDEN):
+        unit = run.units.get(task, {}).get(metric, "")
+        cells = [_figure(own.get((task, metric)), unit) for own in scores]
+        rows.append([f"{task_words(task)}: {metric_words(metric, unit)}", *cells])
     return (
-        name.endswith("loss") if part == "loss" else name.startswith(part) if part != "lr" else name == "lr"
+        table("Evaluations that were saved", ["score", *(own.file for own in found)], rows, numbers=1)
+        if rows
+        else ""
     )
 
 
-def _sweeps(runs: Sequence[RunFacts], names: Sequence[str], numbers: Iterator[int]) -> str:
-    charts = []
+def _said(evaluation: Evaluation, name: str) -> str:
+    value = evaluation.about[name]
+    return policy_words(value) if name == "policy" and value else value
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "n/a" if value is None else f"{100 * value:.2f}" if unit == "%" else f"{value:.4g}"
+
+
+def _classes(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
+    parts = []
     for label, run in zip(names, runs, strict=True):
-        for sweep in run.sweeps:
-            lines = _sweep_lines(sweep)
-            if lines:
-                named = f"{task_words(str(sweep.get('task')))}: {metric_words(str(sweep.get('metric')))}"
-                charts.append(draw(lines, f"{label}, {named}", "MMACs per image", next(numbers)))
-    told = "<p>Score against compute. A band reaches from the worst to the best run.</p>"
-    return f'{told}<div class="charts">{"".join(charts)}</div>' if charts else ""
-
-
-def _sweep_lines(sweep: Mapping[str, Any]) -> list[Line]:
-    found: dict[str, list[tuple[float, float, float, float]]] = {}
-    points = sweep.get("points")
-    for point in points if isinstance(points, list) else ():
-        try:
-            scores = [float(value) for value in point["scores"][sweep["metric"]]]
-            x, policy = 1000 * float(point["gmacs"]), str(point["policy"])
-        except (KeyError, TypeError, ValueError):
-            continue
-        if scores and all(map(math.isfinite, (*scores, x))):
-            mean = sum(scores) / len(scores)
-            found.setdefault(policy, []).append((x, mean, min(scores), max(scores)))
-    return [Line(policy_words(policy), sorted(own)) for policy, own in found.items()]
+        for evaluation in run.evaluations:
+            if found := classes_of(evaluation):
+                about = f"{evaluation.about['split']} split, policy {_said(evaluation, 'policy')}"
+                parts.append(f"<h3>{text(f'{label}: {evaluation.file}, {about}')}</h3>{found}")
+    return "".join(parts)
 
 
 def _pictures(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
     parts = []
     for label, run in zip(names, runs, strict=True):
         figures = "".join(
-            f'<figure><img alt="{_text("; ".join(own.words))}" src="data:image/png;base64,'
-            f'{base64.b64encode(own.path.read_bytes()).decode()}"><figcaption><b>{_text(own.task)}, '
-            f"{_text(own.key)}</b><br>{'<br>'.join(map(_text, own.words))}</figcaption></figure>"
+            f'<figure><img alt="{text("; ".join(own.words))}" src="data:image/png;base64,'
+            f'{base64.b64encode(own.path.read_bytes()).decode()}"><figcaption><b>{text(own.task)}, '
+            f"{text(own.key)}</b><br>{'<br>'.join(map(text, own.words))}</figcaption></figure>"
             for own in run.pictures
         )
-        parts.append(f'<h3>{_text(label)}</h3><div class="charts">{figures}</div>' if figures else "")
+        parts.append(f'<h3>{text(label)}</h3><div class="charts">{figures}</div>' if figures else "")
     return "".join(parts)
 
 
@@ -179,14 +136,14 @@ def _configs(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
     keys = list(dict.fromkeys(key for own in flat for key in own))
     differing = [key for key in keys if len({own.get(key, "") for own in flat}) > 1]
     rows = [[key, *(own.get(key, "") for own in flat)] for key in differing]
-    parts = [_table("What differs between the runs", ["setting", *names], rows)] if rows else []
+    parts = [table("What differs between the runs", ["setting", *names], rows)] if rows else []
     for label, own in zip(names, flat, strict=True):
-        whole = _table(
+        whole = table(
             f"Resolved settings of {label}",
             ["setting", "value"],
             [[key, value] for key, value in own.items()],
         )
-        parts.append(f"<details><summary>All settings of {_text(label)}</summary>{whole}</details>")
+        parts.append(f"<details><summary>All settings of {text(label)}</summary>{whole}</details>")
     return "".join(parts)
 
 
@@ -194,7 +151,10 @@ def _repeat(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
     parts = []
     for label, run in zip(names, runs, strict=True):
         folder = str(run.folder)
-        again = [f"dtem train {folder}/config.json --set output=runs/again", f"dtem evaluate {folder}"]
+        again = [
+            f"dtem train {folder}/config.json --set output=runs/again",
+            f"dtem evaluate {folder} --out {folder}/evaluation.json",
+        ]
         rows = [
             [str(start.get(name, "")) for name in ("time", "step", "command", "commit")]
             for start in run.starts
@@ -206,10 +166,10 @@ def _repeat(runs: Sequence[RunFacts], names: Sequence[str]) -> str:
         if isinstance(versions, dict):
             told.append("versions: " + ", ".join(f"{name} {own}" for name, own in versions.items()))
         parts.append(
-            f"<h3>{_text(label)}</h3>"
-            f'<pre tabindex="0" aria-label="commands">{chr(10).join(map(_text, again))}</pre>'
-            + (_table(f"Starts of {label}", ["time", "from step", "command", "commit"], rows) if rows else "")
-            + "".join(f"<p>{_text(line)}</p>" for line in told)
+            f"<h3>{text(label)}</h3>"
+            f'<pre tabindex="0" aria-label="commands">{chr(10).join(map(text, again))}</pre>'
+            + (table(f"Starts of {label}", ["time", "from step", "command", "commit"], rows) if rows else "")
+            + "".join(f"<p>{text(line)}</p>" for line in told)
         )
     return "".join(parts)
 
@@ -220,21 +180,3 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, str(value)
-
-
-def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in columns)
-    body = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>'
-        f"{''.join(f'<td>{_text(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{_text(caption)}"><table>'
-        f"<caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _text(text: str) -> str:
-    # a surrogate alone, as JSON may hold, has no bytes
-    return html.escape(printable(without_secrets(text))).encode("utf-8", "replace").decode()

@@ -26,12 +26,15 @@ def lines(path) -> list[dict]:
 
 
 def test_classes_are_those_that_are_scored(trained, dtem, tmp_path):
-    plain = dtem("evaluate", trained, "--out", tmp_path / "plain.json")
+    plain = dtem("evaluate", trained)
+    dtem("evaluate", trained, "--out", tmp_path / "plain.json")
     said = dtem("evaluate", trained, "--predictions", tmp_path / "made.jsonl", "--out", tmp_path / "out.json")
     result = json.loads((tmp_path / "out.json").read_text())
     scores = result["scores"]["digits"]
-    whole = json.loads((tmp_path / "plain.json").read_text())["scores"]["digits"]
-    assert {name: value for name, value in scores.items() if "/" not in name} == whole
+    alone = json.loads((tmp_path / "plain.json").read_text())
+    assert alone["scores"]["digits"] == scores and alone["confusion"] == result["confusion"]
+    (line,) = [line for line in plain.splitlines() if line.startswith("digits: top1")]
+    assert line in said and f"top1 {scores['top1']:.6g}" in line
     found = lines(tmp_path / "made.jsonl")
     assert len({line["key"] for line in found}) == len(found) == 25
     hits = [line["label"] == line["prediction"] for line in found]
@@ -99,8 +102,13 @@ def test_masks_are_files_of_their_keys_and_give_the_same_score(three_tasks, dtem
                 labels = torch.from_numpy(np.array(image))
             keys.append(key)
             hits, total = hits + int((labels == mask)[mask != 255].sum()), total + int((mask != 255).sum())
-    scores = json.loads((tmp_path / "o.json").read_text())["scores"]["masks"]
-    assert hits / total == pytest.approx(scores["aAcc"]) and "IoU/0" in scores
+    result = json.loads((tmp_path / "o.json").read_text())
+    scores, matrix = result["scores"]["masks"], np.array(result["confusion"]["masks"])
+    assert hits / total == pytest.approx(scores["aAcc"]) and matrix.sum() == total
+    for label in range(len(matrix)):
+        either = matrix[label].sum() + matrix[:, label].sum() - matrix[label, label]
+        wanted = pytest.approx(matrix[label, label] / either) if either else None
+        assert scores[f"IoU/{label}"] == wanted
     assert len(list((tmp_path / "masks").iterdir())) == len(keys) == 25
     assert "give an empty or new folder" in dtem(
         "evaluate", run, "--task", "masks", "--predictions", tmp_path / "masks", code=2

@@ -2,6 +2,7 @@
 data."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 
@@ -101,6 +102,57 @@ def test_nothing_from_data_is_markup(run, dtem):
     assert "<script" not in text and "planted" not in text and "&lt;script&gt;" in text
 
 
+def test_a_saved_evaluation_says_what_is_taken_for_what(run, trained, dtem):
+    dtem("evaluate", trained, "--out", run / "evaluation.json")
+    dtem("evaluate", trained, "--policy", "none", "--out", run / "evaluation_unmerged.json")
+    result = json.loads((run / "evaluation.json").read_text())
+    dtem("report", run)
+    text = (run / "report.html").read_text()
+    check(text)
+    scores, matrix = result["scores"]["digits"], result["confusion"]["digits"]
+    assert f'top-1 accuracy (%)</th><td class="n">{100 * scores["top1"]:.2f}' in text
+    first = text.partition('<table class="matrix">')[2].partition("</table>")[0]
+    for name, counts in zip(result["classes"]["digits"], matrix, strict=True):
+        row = first.partition(f'<th scope="row">{name}</th>')[2].partition("</tr>")[0]
+        cells = re.findall("<td[^>]*>(.*?)</td>", row)
+        assert cells == [f"{100 * n / sum(counts):.0f}" if n else "" for n in counts] + [str(sum(counts))]
+    assert text.count('<table class="matrix">') == 2 and "no merging" in text
+
+
+def test_of_many_classes_the_page_has_the_most_frequent_confusions(run, dtem):
+    many = 40
+    matrix = [[9 * (i == j) + 5 * ((i, j) == (39, 7)) for j in range(many)] for i in range(many)]
+    scores = {"top1": 0.5} | {f"Acc/{i}": i / many for i in range(many)}
+    classes = {"digits": [HOSTILE, *(f"class {i}" for i in range(1, many))]}
+    saved = {"scores": {"digits": scores}, "confusion": {"digits": matrix}, "classes": classes}
+    (run / "evaluation.json").write_text(json.dumps(saved))
+    dtem("report", run)
+    text = (run / "report.html").read_text()
+    check(text)
+    pair = '<th scope="row">class 39</th><td>class 7</td><td class="n">5</td><td class="n">35.7</td>'
+    assert '<table class="matrix">' not in text and pair in text and "10 more classes" in text
+    assert "<script" not in text and "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"scores": {"digits": {"top1": "1", "Acc/x": 2, "Acc/0": 1e999}}, "classes": {"digits": [{}]}},
+        {"scores": {"digits": {}}, "confusion": {"digits": [[1, 2], [3]]}, "classes": 3},
+        {"scores": {"digits": {}}, "confusion": {"digits": [[-1]]}, "classes": {"digits": ["a"]}},
+        {"scores": [], "confusion": {}},
+        {"scores": {"digits": 1}, "confusion": {"digits": "abc"}, "split": {"a": HOSTILE}},
+    ],
+)
+def test_a_strange_evaluation_is_left_out(run, dtem, saved):
+    (run / "evaluation.json").write_text(json.dumps(saved))
+    (run / "evaluation_2.json").write_text("[" * 100_000)
+    dtem("report", run)
+    text = (run / "report.html").read_text()
+    check(text)
+    assert '<table class="matrix">' not in text and "<script" not in text
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"log": 3}'])
 def test_a_strange_config_is_refused_or_passed_over(tmp_path, dtem, content):
     (tmp_path / "config.json").write_text(content)
@@ -123,6 +175,21 @@ def test_a_link_in_the_place_of_a_picture_is_not_read(run, tmp_path, dtem):
 def test_ticks_hold_all_values_and_are_few(low, high):
     ticks = _ticks(low, high)
     assert ticks[0] <= low and high <= ticks[-1] and 2 <= len(ticks) <= 8
+
+
+def test_lines_that_are_equal_are_all_seen():
+    chart = draw([Line(name, [(0, 1, 1, 1), (1, 2, 2, 2)]) for name in "abcd"], "t", "x", 0)
+    strokes = re.findall('<polyline [^>]*stroke-width="([^"]*)"(?: stroke-dasharray="([^"]*)")?', chart)
+    widths = [float(width) for width, _ in strokes]
+    assert len({dashes for _, dashes in strokes}) == 4 and strokes[0][1] == ""
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_noise_does_not_fill_a_chart():
+    line = Line("a", [(0, 50.0, 50.0, 50.0), (1, 50.1, 50.1, 50.1)])
+    assert ">50.05<" in draw([line], "t", "x", 0) and ">50.05<" not in draw([line], "t", "x", 0, least=5.0)
+    top = Line("a", [(0, 99.0, 99.0, 99.0)])
+    assert ">102<" not in draw([top], "t", "x", 0, least=5.0, within=(0.0, 100.0))
 
 
 def test_a_band_is_drawn_where_runs_differ_alone():

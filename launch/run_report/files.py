@@ -1,0 +1,35 @@
+"""The files of a run's folder, which may be a stranger's: links and what is too large are not read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 1 << 28
+"""Size of the largest file that is read."""
+
+
+def plain(path: Path) -> Any:
+    """The value of a JSON file; None where it is none."""
+    try:
+        return json.loads(_bytes(path) or b"null")
+    except (ValueError, RecursionError):
+        return None
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines."""
+    found = []
+    for line in (_bytes(path) or b"").splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def _bytes(path: Path) -> bytes | None:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_BYTES:
+        return None
+    return path.read_bytes()
