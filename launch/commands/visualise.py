@@ -4,13 +4,17 @@ HTML and as PNG.
 Each group of merged patches has its mean colour and a white border. Beside them stand the answers,
 unmerged and merged, and what is true: classes with their probabilities, captions, masks as colours
 over the image and the pixels that are wrong. Tasks that are evaluated on the same images share one row.
+With --images they are pictures of your own, of which nothing is known; so a published classifier can be
+drawn too.
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
+    add_model_arguments,
     add_policy_argument,
     add_reductions_argument,
     add_run_arguments,
@@ -19,11 +23,22 @@ from launch.commands.arguments import (
 )
 from launch.commands.values import names, numbers
 
+if TYPE_CHECKING:  # a command imports what it runs when it runs
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from launch.pictures.page import Page, Section
+    from launch.pictures.rows import Choice
+    from launch.predict.results import Unread
+    from launch.saved.run import SavedRun
+
 EXAMPLE = """examples:
   dtem visualise runs/digits_multitask_dtem
   dtem visualise runs/digits_multitask_dtem --num 4 --reduction 4,8 --blocks 2,6 --policy tome --animate
   dtem visualise runs/camvid --num 3 --reduction 16,32 --blocks 12
   dtem visualise runs/digits_multitask_dtem --task digits_captioning
+  dtem visualise runs/camvid --images street.png photos --reduction 16,32
+  dtem visualise timm:deit_small_patch16_224.fb_in1k --images photos --policy tome --reduction 8,13
 """
 
 GROUPS = "Each group of merged patches has its mean colour and a white border."
@@ -47,6 +62,9 @@ def add_parser(subparsers) -> None:
     which.add_argument(
         "--keys", type=names, default=[], metavar="K,K", help="the samples with these keys instead"
     )
+    which.add_argument(
+        "--images", nargs="+", metavar="PATH", help="picture files, or folders of them, in place of samples"
+    )
     add_split_argument(parser)
     add_tasks_argument(parser)
     add_policy_argument(parser)
@@ -60,26 +78,41 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--animate", action="store_true", help="also write a GIF of the groups, one picture for each block"
     )
-    parser.add_argument("--out", metavar="DIR", help="default: RUN/visualise")
+    parser.add_argument("--out", metavar="DIR", help="default: RUN/visualise; published/NAME/visualise")
+    add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when the page is written. Raises PipelineError."""
-    import os
-    from pathlib import Path
-
+    """0 when the page is written, 1 where images of one's own could not be read. Raises PipelineError."""
     from launch.pictures.animation import write_gif
     from launch.pictures.html_page import write_html
-    from launch.pictures.page import Page
     from launch.pictures.png_page import write_png
-    from launch.pictures.rows import Choice, make_sections
-    from launch.report.words import policy_words
-    from launch.saved.run import build, chosen_tasks, parse_reduction, read_run
-    from pipeline.errors import counted
-    from pipeline.files import folder_within
+    from launch.pictures.rows import Choice
+    from launch.predict.command import tell_unread
+    from launch.saved.run import parse_reduction
 
     reductions = [parse_reduction(text) for text in args.reductions or ()]
     choice = Choice(args.num, args.keys, reductions, args.blocks, args.split, args.animate)
+    page, stem, unread = _of_images(args, choice) if args.images else _of_samples(args, choice)
+    written = [write_html(page, stem.with_suffix(".html")), write_png(page, stem.with_suffix(".png"))]
+    if args.animate:
+        written.append(write_gif(page, stem.with_suffix(".gif")))
+    print("wrote " + ", ".join(map(str, written)))
+    tell_unread(unread)
+    return 1 if unread else 0
+
+
+def _of_samples(args: argparse.Namespace, choice: "Choice") -> "tuple[Page, Path, list[Unread]]":
+    """The page of a split's samples, and its path without an ending."""
+    from launch.pictures.rows import make_sections
+    from launch.published.sources import refuse_of_published
+    from launch.saved.run import build, chosen_tasks, read_run
+    from pipeline.backbone.published import is_published
+    from pipeline.errors import ConfigError, counted
+
+    if is_published(args.run):
+        raise ConfigError(f"{args.run} has no samples of its own; give --images, pictures or folders of them")
+    refuse_of_published(args)
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     model = build(saved, args.policy)
     tasks = chosen_tasks(saved.config, args.tasks)
@@ -87,16 +120,65 @@ def run(args: argparse.Namespace) -> int:
     datas = {task: saved.config.tasks[task].data for task in tasks}
     classes = {task: saved.classes(task) for task in tasks}
     sections = make_sections(model, datas, choice, classes)
-    folder = folder_within(saved.root, "visualise") if args.out is None else Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
     count = counted(sum(len(section.rows) for section in sections), "image")
-    facts = [f"{saved}, {count} of {args.split}", GROUPS]
-    files = {name: saved.root / name for name in LINKED}
+    page, stem = _placed(args, saved, f"{count} of {args.split}", sections, tasks, policy)
+    return page, stem, []
+
+
+def _of_images(args: argparse.Namespace, choice: "Choice") -> "tuple[Page, Path, list[Unread]]":
+    """The same of pictures of one's own."""
+    from launch.pictures.own_images import check_merges, sections_of_images
+    from launch.predict.images import files_of
+    from launch.predict.loaded import load_run
+    from pipeline.errors import counted
+
+    for _ in files_of(args.images):
+        pass  # names what is not there, before anything heavy
+    loaded = load_run(
+        args.run,
+        checkpoint=args.checkpoint,
+        overrides=args.cfg_options,
+        policy=args.policy,
+        precision="fp32",
+        adapter=args.adapter,
+        weights=args.weights,
+        pretrained=not args.no_pretrained,
+        img_size=args.img_size,
+    )
+    check_merges(loaded, choice.reductions)
+    tasks = loaded.chosen(args.tasks)
+    sections, unread = sections_of_images(loaded, args.images, tasks, choice)
+    count = counted(len(sections[0].rows), "image")
+    saved = getattr(loaded.predicting, "run", None)
+    return *_placed(args, saved, count, sections, tasks, loaded.predicting.policy), unread
+
+
+def _placed(
+    args: argparse.Namespace,
+    saved: "SavedRun | None",
+    told: str,
+    sections: "list[Section]",
+    tasks: "Sequence[str]",
+    policy: str,
+) -> "tuple[Page, Path]":
+    """The page, and its path without an ending. saved: None for a published model. told: which images."""
+    import os
+    from pathlib import Path
+
+    from launch.pictures.page import Page
+    from launch.published.sources import folder_for
+    from launch.report.words import policy_words
+    from pipeline.files import folder_within
+
+    if args.out is not None:
+        folder = Path(args.out)
+    else:
+        folder = folder_within(saved.root, "visualise") if saved else folder_for(args.run, "visualise")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: saved.root / name for name in LINKED} if saved else {}
     links = {name: os.path.relpath(file, folder) for name, file in files.items() if file.is_file()}
-    page = Page(f"{saved.root.name}: {policy_words(policy)}", sections, facts, links)
-    stem = folder / (f"groups_{tasks[0]}_{policy}" if len(tasks) == 1 else f"tasks_{policy}")
-    written = [write_html(page, stem.with_suffix(".html")), write_png(page, stem.with_suffix(".png"))]
-    if args.animate:
-        written.append(write_gif(page, stem.with_suffix(".gif")))
-    print("wrote " + ", ".join(map(str, written)))
-    return 0
+    name = saved.root.name if saved else args.run
+    facts = [f"{saved or args.run}, {told}", GROUPS]
+    page = Page(f"{name}: {policy_words(policy)}", sections, facts, links)
+    kind = "images" if args.images else "groups" if len(tasks) == 1 else "tasks"
+    return page, folder / (f"{kind}_{tasks[0]}_{policy}" if len(tasks) == 1 else f"{kind}_{policy}")

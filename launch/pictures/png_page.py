@@ -21,8 +21,9 @@ with extra("plots"):
 
 WIDTH, MARGIN, DPI = 11.2, 0.16, 125
 """Most inches of a row, inches around a page, and pixels per inch."""
-HEAD, FACT, HEADING, LEGEND, BETWEEN = 0.28, 0.19, 0.3, 0.2, 0.34
-"""Heights of the title, of a fact, of a section's heading, of a line of a legend, and between rows."""
+HEAD, FACT, HEADING, LEGEND, NAME, BETWEEN = 0.28, 0.19, 0.3, 0.2, 0.2, 0.26
+"""Heights of the title, of a fact, of a section's heading, of a line of a legend, of a sample's name, and
+between rows."""
 MOST_PIXELS = 60_000
 """Of a side of a file that programs still open."""
 INK, FAINT, RULE = "#1a1a1a", "#5c5c5c", "#dddddd"
@@ -50,7 +51,9 @@ class _Sheet:
         columns = max(1, int(self._inner / KEY))
         self._height = 2 * MARGIN + HEAD + FACT * len(page.facts)
         for section, own in zip(page.sections, flows, strict=True):
-            self._height += sum(each.height + BETWEEN for each in own) + HEADING * bool(section.heading)
+            self._height += sum(each.height + NAME + BETWEEN for each in own) + HEADING * bool(
+                section.heading
+            )
             self._height += LEGEND * -(-len(section.legend) // columns)
         self.figure = Figure(figsize=(self._width, min(self._height, MOST_PIXELS / DPI)), facecolor="white")
         self._top = MARGIN
@@ -68,9 +71,10 @@ class _Sheet:
         if section.heading:
             self._write(section.heading, HEADING, size=10, weight="bold")
         self._legend(section, columns)
-        for placed in flows:
+        for row, placed in zip(section.rows, flows, strict=True):
             self._top += BETWEEN / 2
             self._rule(self._top - BETWEEN / 4)
+            self._write(row.key, NAME, size=7, color=FAINT)
             for panel in placed.placed:
                 self._panel(panel)
             self._top += placed.height + BETWEEN / 2

@@ -3,26 +3,23 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from tqdm import tqdm
 
 from launch.measure.compute import first_grid
-from launch.pictures.page import Row, Section
+from launch.pictures.page import Section
+from launch.pictures.section import section_of
 from launch.report.words import task_words
 from launch.saved.run import checked_reduction
 from pipeline.config.schema import DataConfig
 from pipeline.data.shards.held_out import setting_of
 from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.drawing.groups import checked_blocks, default_blocks, draw_groups, picture_of
-from pipeline.drawing.palette import class_colours, ground_of
 from pipeline.drawing.panels import Drawing, Panel
 from pipeline.drawing.sample import draw_sample
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
-
-GROUPS, ALIKE = "merged groups", "merged groups, alike for all tasks"
 
 
 @dataclass(frozen=True)
@@ -92,12 +89,12 @@ class _Painter:
         heading = ", ".join(map(task_words, tasks)) if headed else ""
         drawn: list[dict[str, Drawing]] = []
         films: list[dict[str, list[Panel]]] = []
+        classes = {task: self.loaders[task].classes for task in tasks}
         for batches in self._samples(tasks, heading):
-            drawn.append({batch.task: self._draw(batch) for batch in batches})
-            films.append({batch.task: self._film(batch) for batch in batches if self.choice.film})
-        alike = all(_equal(own[tasks[0]].groups, own[task].groups) for own in drawn for task in tasks)
-        rows = [self._row(own, film, alike) for own, film in zip(drawn, films, strict=True)]
-        return Section(rows, self._legend(tasks, drawn), heading)
+            found = {own.task: draw_batch(self.model, own, self.choice, classes[own.task]) for own in batches}
+            drawn.append({task: drawing for task, (drawing, _) in found.items()})
+            films.append({task: film for task, (_, film) in found.items()})
+        return section_of(drawn, films, classes, self.model.backbone.depth, heading)
 
     def _samples(self, tasks: Sequence[str], heading: str) -> Iterator[list[Batch]]:
         """The batches of each chosen sample that all of the tasks can read, one for each task."""
@@ -112,72 +109,22 @@ class _Painter:
                     break
                 batches = [batch for own in found for batch in own]
                 if len(batches) == len(tasks) and len({batch.keys for batch in batches}) == 1:
-                    if not done:
-                        self._check(batches)
                     yield batches
                     done += 1
                     bar.update()
 
-    def _check(self, batches: Sequence[Batch]) -> None:
-        for batch in batches:
-            for reduction in self.choice.reductions or ():
-                checked_reduction(self.model, first_grid(self.model, batch), reduction)
 
-    def _draw(self, batch: Batch) -> Drawing:
-        return draw_sample(
-            self.model,
-            batch,
-            reductions=self.choice.reductions or [None],
-            blocks=self.choice.blocks,
-            classes=self.loaders[batch.task].classes,
-        )
-
-    def _film(self, batch: Batch) -> list[Panel]:
-        """The groups after each block, at the first reduction after all blocks, then at the next."""
-        picture, moved = picture_of(batch.images[0]), batch.to(next(self.model.parameters()).device)
-        every = range(1, self.model.backbone.depth + 1)
-        reductions = self.choice.reductions or [None]
-        return draw_groups(self.model, batch.task, moved.images[0], picture, reductions, every)
-
-    def _row(self, drawn: Mapping[str, Drawing], films: Mapping[str, list[Panel]], alike: bool) -> Row:
-        """One row of the drawings of a sample by several tasks. alike: groups are shown once for all."""
-        first, depth = next(iter(drawn.values())), self.model.backbone.depth
-        panels: list[Panel] = [replace(first.image, caption="")]
-        for task, own in drawn.items():
-            panels += [
-                replace(panel, owner=task_words(task) if len(drawn) > 1 else "") for panel in own.answers
-            ]
-        owners = {task: f"{GROUPS}, {task_words(task)}" for task in drawn}
-        if alike:
-            owners = {next(iter(drawn)): ALIKE if len(drawn) > 1 else GROUPS}
-        shown: list[Panel] = []
-        for task, owner in owners.items():
-            panels += [replace(panel, owner=owner) for panel in drawn[task].groups]
-            shown += [replace(panel, owner=owner) for panel in films.get(task, ())]
-        right = [own.right for own in drawn.values() if own.right is not None]
-        changed = any(own.changed for own in drawn.values())
-        film = [shown[block::depth] for block in range(depth)] if shown else []
-        return Row(first.key, panels, all(right) if right else None, changed, film)
-
-    def _legend(self, tasks: Sequence[str], drawn: Sequence[Mapping[str, Drawing]]) -> dict[str, np.ndarray]:
-        """The colours of the classes in the masks; with the names of tasks if several have masks."""
-        legend: dict[str, np.ndarray] = {}
-        present = {task: frozenset[int]().union(*(own[task].present for own in drawn)) for task in tasks}
-        several = sum(bool(found) for found in present.values()) > 1
-        for task, found in present.items():
-            classes = self.loaders[task].classes
-            colours = class_colours(len(classes), ground_of(classes))
-            legend |= {
-                f"{task_words(task)}: {classes[i]}" if several else classes[i]: colours[i]
-                for i in sorted(found)
-                if i < len(classes)
-            }
-        return legend
-
-
-def _equal(panels: Sequence[Panel], others: Sequence[Panel]) -> bool:
-    pairs = list(zip(panels, others, strict=True))
-    return all(
-        one.caption == other.caption and np.array_equal(one.content, other.content)  # pyright: ignore[reportArgumentType]
-        for one, other in pairs
-    )
+def draw_batch(
+    model: MultiTaskModel, batch: Batch, choice: Choice, classes: Sequence[str]
+) -> tuple[Drawing, list[Panel]]:
+    """What is drawn of a batch of one image, and its film, see `Films`. Raises ConfigError for a reduction
+    that needs more tokens than the image has."""
+    for reduction in choice.reductions:
+        checked_reduction(model, first_grid(model, batch), reduction)
+    reductions = choice.reductions or [None]
+    drawing = draw_sample(model, batch, reductions=reductions, blocks=choice.blocks, classes=classes)
+    if not choice.film:
+        return drawing, []
+    picture, moved = picture_of(batch.images[0]), batch.to(next(model.parameters()).device)
+    every = range(1, model.backbone.depth + 1)
+    return drawing, draw_groups(model, batch.task, moved.images[0], picture, reductions, every)

@@ -24,25 +24,25 @@ class LoadedRun:
     """The model of a run or a published one, ready to predict. It needs no engine and no data."""
 
     def __init__(self, name: str, predicting: Predicting):
-        self.name, self._predicting = name, predicting
+        self.name, self.predicting = name, predicting
 
     @property
     def model(self) -> nn.Module:
         """The model itself, in evaluation mode: a `MultiTaskModel` of a run, else the patched model."""
-        return self._predicting.model
+        return self.predicting.model
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return self._predicting.tasks
+        return self.predicting.tasks
 
     @property
     def device(self) -> torch.device:
-        return self._predicting.device
+        return self.predicting.device
 
     @property
     def precision(self) -> str:
         """`fp32` or `bf16`."""
-        return self._predicting.precision
+        return self.predicting.precision
 
     def predict(
         self,
@@ -81,9 +81,7 @@ class LoadedRun:
     ) -> Iterator[Prediction | Unread]:
         """As `predict`, for any number of images and several tasks (None: all), whose predictions of an image
         are neighbours. An image that cannot be read is an `Unread` in its place. Memory holds one batch."""
-        chosen = list(self.tasks) if tasks is None else list(tasks)
-        if unknown := [task for task in chosen if task not in self.tasks]:
-            raise ConfigError(f"{self.name} has no task '{unknown[0]}'; it has {', '.join(self.tasks)}")
+        chosen = self.chosen(tasks)
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; give 1 or more")
@@ -95,6 +93,13 @@ class LoadedRun:
                     yield unread
                 else:
                     yield from (own for own in found if isinstance(own, Prediction))
+
+    def chosen(self, tasks: Sequence[str] | None) -> list[str]:
+        """The tasks of these names; None: all. Raises ConfigError."""
+        chosen = list(self.tasks) if tasks is None else list(tasks)
+        if unknown := [task for task in chosen if task not in self.tasks]:
+            raise ConfigError(f"{self.name} has no task '{unknown[0]}'; it has {', '.join(self.tasks)}")
+        return chosen
 
     def _only(self, task: str | None) -> str:
         if task is None and len(self.tasks) > 1:
@@ -112,14 +117,14 @@ class LoadedRun:
                 found[number] = picture
                 continue
             try:
-                seen = self._predicting.seen(task, picture.pixels)
+                seen = self.predicting.seen(task, picture.pixels)
             except SampleError as err:
                 found[number] = Unread(picture.name, str(err))
                 continue
             alike.setdefault((seen.shape, picture.pixels.shape), []).append((number, (picture, seen)))
         for own in alike.values():
             group = [pair for _, pair in own]
-            made = self._predicting.predict(task, group, top=top, groups=groups)
+            made = self.predicting.predict(task, group, top=top, groups=groups)
             found |= {number: one for (number, _), one in zip(own, made, strict=True)}
         return [found[number] for number in range(len(chunk))]
 

@@ -29,7 +29,7 @@ from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.unmerge import slots
 from pipeline.model import MultiTaskModel
 from pipeline.pixels import Normalisation
-from pipeline.token_state import TokenState
+from pipeline.token_state import BackboneOutput, TokenState
 from tasks.multi_label import MultiLabelTask
 
 CLASSIFICATION = "classification"
@@ -51,6 +51,9 @@ class Predicting(Protocol):
 
     @property
     def tasks(self) -> tuple[str, ...]: ...
+
+    @property
+    def policy(self) -> str: ...
 
     def seen(self, task: str, image: Tensor) -> Tensor:
         """uint8 [3, H, W] -> the pixels that the model sees, by the preprocessing of evaluation. Raises
@@ -77,31 +80,36 @@ class RunModel:
         self.model: MultiTaskModel = build(run, policy).to(device)
         self.tasks = tuple(run.config.tasks)
         self.device, self.precision = device, precision
-        self._run, self._reduction = run, reduction
+        self.policy = policy or run.config.merging.policy
+        self.run, self._reduction = run, reduction
         self._seen = {task: self._transform(task) for task in self.tasks}
 
     def seen(self, task: str, image: Tensor) -> Tensor:
         return self._seen[task](image)
 
     def _transform(self, task: str) -> Callable[[Tensor], Tensor]:
-        data, reads = self._run.config.tasks[task].data, self.model.tasks[task].reads
+        data, reads = self.run.config.tasks[task].data, self.model.tasks[task].reads
         unknown_targets(reads, (1, 1))  # raises ConfigError for a task of which no image alone can be asked
         if reads is MaskTargets:
             return lambda image: resize_for_evaluation(image, data.augment)
         return eval_transform(data.augment, data.size)
 
-    @torch.no_grad()
-    def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
-        head, wanted = self.model.tasks[task], self._run.config.tasks[task].data.augment.preprocessing
-        seen = torch.stack([pixels for _, pixels in group])
+    def batch_of(self, task: str, group: Sequence[Seen]) -> Batch:
+        """The images as a batch of which nothing is known, as a stream gives it: uint8."""
+        wanted = self.run.config.tasks[task].data.augment.preprocessing
         height, width = group[0][0].pixels.shape[1:]
-        batch = Batch(
+        return Batch(
             task,
-            seen,
-            unknown_targets(head.reads, (height, width), len(group)),
+            torch.stack([pixels for _, pixels in group]),
+            unknown_targets(self.model.tasks[task].reads, (height, width), len(group)),
             tuple(picture.name for picture, _ in group),
             Normalisation(wanted.mean, wanted.std),
-        ).to(self.device)
+        )
+
+    @torch.no_grad()
+    def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
+        head, unseen = self.model.tasks[task], self.batch_of(task, group)
+        seen, batch = unseen.images, unseen.to(self.device)
         if self._reduction is not None:
             checked_reduction(
                 self.model, self.model.backbone.grid_of_size(head.input_size(batch)), self._reduction
@@ -118,7 +126,7 @@ class RunModel:
         self, task: str, head: Task, answer: Any, picture: Picture, groups: Groups | None, top: int
     ) -> Prediction:
         reads = head.reads
-        names = tuple(self._run.classes(task))
+        names = tuple(self.run.classes(task))
         common = (picture.name, task, (picture.pixels.shape[1], picture.pixels.shape[2]), groups)
         if reads is ClassificationTargets:
             return Classes(*common, *most_likely(answer, names, top))
@@ -162,7 +170,7 @@ class PublishedModel:
                 "sweep` measures what merging does to its features"
             )
         own = None if adapter is None else adapter.config.merging
-        policy = policy or (own.policy if own else "none")
+        self.policy = policy = policy or (own.policy if own else "none")
         models = merged_models(published.model.to(device), [policy], seed=0, adapter=adapter)
         self.model: MergingModel = models[policy]
         recommended = own.reduction if own and own.policy == policy else None
@@ -174,30 +182,35 @@ class PublishedModel:
             crop_pct=pixels.crop_pct, crop_mode=pixels.crop_mode, interpolation=pixels.interpolation
         )
         self._transform = eval_transform(config, published.size)
-        self._names = described(published.classes)
+        self.names = described(published.classes)
 
     def seen(self, task: str, image: Tensor) -> Tensor:
         return self._transform(image)
 
     @torch.no_grad()
-    def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
-        seen = torch.stack([pixels for _, pixels in group])
+    def answer(self, seen: Tensor, **options: Any) -> tuple[Tensor, BackboneOutput]:
+        """Logits [B, K] and states of images, uint8 [B, 3, height, width]. options: those of
+        `MergingModel.encode`."""
         wanted = self._published.pixels
         images = Normalisation(wanted.mean, wanted.std)(seen.to(self.device))
         with autocast(self.device, self.precision):
-            output = self._signal.encode(self.model, images)
-            logits = self._signal.read(self.model, output)
+            output = self._signal.encode(self.model, images, **options)
+            return self._signal.read(self.model, output), output
+
+    @torch.no_grad()
+    def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
+        seen = torch.stack([pixels for _, pixels in group])
+        logits, output = self.answer(seen)
         merged: list[Groups | None] = [None] * len(group)
         if groups:
-            (rows, columns), (height, width) = output.final.grid, seen.shape[-2:]
-            merged[:] = groups_of(output.final, seen, (-(-height // rows), -(-width // columns)))
+            merged[:] = groups_of(output.final, seen, patch_of(output.final, seen))
         return [
             Classes(
                 picture.name,
                 task,
                 (picture.pixels.shape[1], picture.pixels.shape[2]),
                 own,
-                *most_likely(answer, self._names, top),
+                *most_likely(answer, self.names, top),
             )
             for answer, (picture, _), own in zip(logits, group, merged, strict=True)
         ]
@@ -227,6 +240,12 @@ def largest(
     numbers = tuple(labels.tolist())
     words = tuple(names[label] if label < len(names) else str(label) for label in numbers)
     return numbers, words, tuple(shares.tolist())
+
+
+def patch_of(state: TokenState, seen: Tensor) -> tuple[int, int]:
+    """(height, width) in pixels of the patches of images, uint8 [B, 3, height, width]."""
+    (rows, columns), (height, width) = state.grid, seen.shape[-2:]
+    return -(-height // rows), -(-width // columns)
 
 
 def groups_of(state: TokenState, seen: Tensor, patch: tuple[int, int]) -> list[Groups]:

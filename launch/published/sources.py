@@ -37,10 +37,7 @@ def published_of(args: argparse.Namespace) -> str | None:
     names = [args.run] if isinstance(args.run, str) else args.run
     named = [name for name in names if is_published(name)]
     if not named:
-        given = [name for name, usual in GIVEN.items() if getattr(args, name, usual) != usual]
-        if given:
-            flag = f"--{given[0].replace('_', '-')}"
-            raise ConfigError(f"{flag} goes with a published model, such as timm:NAME, not with a run")
+        refuse_of_published(args)
         return None
     if len(names) > 1:
         raise ConfigError(f"give {named[0]} alone, without other models or runs")
@@ -49,6 +46,13 @@ def published_of(args: argparse.Namespace) -> str | None:
     if args.cfg_options or args.checkpoint != "best":
         raise ConfigError("--cfg-options and --checkpoint go with a run, not with a published model")
     return named[0]
+
+
+def refuse_of_published(args: argparse.Namespace) -> None:
+    """Raises ConfigError for an argument that says nothing of a run."""
+    if given := [name for name, usual in GIVEN.items() if getattr(args, name, usual) != usual]:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise ConfigError(f"{flag} goes with a published model, such as timm:NAME, not with a run")
 
 
 def has_labels(source: str, name: str, weights: str | None = None) -> bool:

@@ -71,11 +71,26 @@ def draw_groups(
         taps = [block - 1 for block in blocks]
         options = dict(taps=taps, unmerge=None, relaxed=False, training=False)
         states = model.encode(task, padded, reduction=reduction, **options).taps
-        prefix = "" if reduction is None else f"{reduction_text(reduction)}, "
-        for block, state in zip(blocks, states, strict=True):
-            owner = owner_of_pixels(_slot_grid(state), size, (patch_h, patch_w), picture.shape[:2])
-            caption = f"{prefix}block {block}: {state.tokens.shape[1]} tokens"
-            panels.append(Panel(paint_groups(picture, owner), caption, merged=reduction != 0))
+        panels += panels_of_states(states, blocks, reduction, picture, size, (patch_h, patch_w))
+    return panels
+
+
+def panels_of_states(
+    states: Sequence[TokenState],
+    blocks: Sequence[int],
+    reduction: ReductionSpec | None,
+    picture: np.ndarray,
+    size: tuple[int, int],
+    patch: tuple[int, int],
+) -> list[Panel]:
+    """The groups of the first image after each block, whose states are given. size: (height, width) of the
+    image that the patches cut up. picture: see `picture_of`."""
+    prefix = "" if reduction is None else f"{reduction_text(reduction)}, "
+    panels: list[Panel] = []
+    for block, state in zip(blocks, states, strict=True):
+        owner = owner_of_pixels(_slot_grid(state), size, patch, picture.shape[:2])
+        caption = f"{prefix}block {block}: {state.tokens.shape[1]} tokens"
+        panels.append(Panel(paint_groups(picture, owner), caption, merged=reduction != 0))
     return panels
 
 

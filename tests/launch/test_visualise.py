@@ -3,10 +3,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
+from dtem import load_run
 from launch.pictures.flow import flow
 from launch.pictures.page import Row
+from launch.predict.results import Classes
+from pipeline.data.shards.cache import default_cache
+from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.reader import SampleReader
 from pipeline.drawing.groups import BORDER, default_blocks, owner_of_pixels, paint_groups
 from pipeline.drawing.panels import Panel
 
@@ -100,6 +107,63 @@ def test_samples_are_chosen_by_their_keys(trained, dtem, tmp_path):
     for key in keys[1], keys[3]:
         assert re.findall(f"<h3>{key}.*?</article>", text) == re.findall(f"<h3>{key}.*?</article>", chosen)
     assert "no sample has the key 'x'; there are" in dtem("visualise", trained, "--keys", "x", code=2)
+
+
+@pytest.fixture(scope="module")
+def photos(digits, tmp_path_factory):
+    """Two images of the val split as files, one of them wider, and one that is no image."""
+    folder = tmp_path_factory.mktemp("images") / "photos"
+    folder.mkdir()
+    reader = SampleReader(load_manifest(str(digits), "val"), 1, default_cache(), 1.0)
+    (folder / "0.jpg").write_bytes(reader.read(0, 0)["jpg"])
+    with Image.open(folder / "0.jpg") as image:
+        image.resize((48, 32)).save(folder / "1.png")
+    (folder / "2.jpg").write_bytes(b"no image")
+    return folder
+
+
+def test_own_images_are_drawn_as_the_samples_are(trained, photos, dtem, tmp_path):
+    """A file with the bytes of a sample has the sample's answers and groups; of one that cannot be read it is
+    said."""
+    asked = ["--reduction", "1,3", "--blocks", "1,3", "--animate"]
+    dtem("visualise", trained, "--num", 1, *asked, "--out", tmp_path / "samples")
+    said = dtem("visualise", trained, "--images", photos, *asked, "--out", tmp_path / "own", code=1)
+    assert "1 image could not be read" in said and "2.jpg" in said
+    first = (tmp_path / "samples/groups_digits_dtem.html").read_text()
+    text = (tmp_path / "own/images_digits_dtem.html").read_text()
+    pictures = [re.findall(r'src="(.*?)"', page.partition("</article>")[0]) for page in (first, text)]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 5
+    answers = [
+        re.findall(r"<li[^>]*><b>(.*?)</b>", page.partition("</article>")[0]) for page in (first, text)
+    ]
+    plain = [[re.sub("<.*?>|✓|✗|right: |wrong: ", "", own).strip() for own in found] for found in answers]
+    assert plain[0] == plain[1] and len(plain[0]) == 3
+    assert text.count("<article") == 2 and "wrong (0)" in text and "<p>true" not in text
+    with Image.open(tmp_path / "own/images_digits_dtem.gif") as film:
+        assert film.n_frames == 3
+
+
+def test_a_published_model_draws_own_images(photos, dtem, tmp_path):
+    name, weights = "timm:test_vit.r160_in1k", tmp_path / "model.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    model = [name, "--weights", weights, "--images", photos / "0.jpg", photos / "1.png"]
+    dtem("visualise", *model, "--policy", "tome", "--reduction", "4,9", "--out", tmp_path)
+    text = (tmp_path / "images_classification_tome.html").read_text()
+    depth = len(timm.create_model("test_vit").blocks)
+    for r in (4, 9):
+        assert f"r {r}, block {depth}: {1 + 100 - depth * r} tokens" in text
+    assert text.count("<article") == 2 and text.count("unmerged</small>") == 2
+    found = load_run(name, weights=str(weights), policy="none", device="cpu").predict(photos / "0.jpg")[0]
+    assert isinstance(found, Classes) and found.names[0].split(",")[0] in text
+    assert "does not merge by itself" in dtem("visualise", *model, code=2)
+    assert "give --images" in dtem("visualise", name, code=2)
+
+
+def test_images_that_are_not_there_are_named(trained, dtem, tmp_path):
+    assert "there is no image or folder" in dtem("visualise", trained, "--images", tmp_path / "x", code=2)
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert "none of 1 images can be read" in dtem("visualise", trained, "--images", tmp_path, code=2)
+    assert "goes with a published model" in dtem("visualise", trained, "--img-size", 32, code=2)
 
 
 def test_a_block_or_task_that_is_not_there_is_refused(trained, dtem):
