@@ -2,9 +2,9 @@
 batch."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -38,6 +38,7 @@ from pipeline.token_state import BackboneOutput
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 TASKS: Registry[Task] = Registry("task")
 """Tasks by name. Import the package `tasks`, which fills it, before building a model."""
 
@@ -138,6 +139,10 @@ class MultiTaskModel(nn.Module):
     def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
         """The task's tallies of a batch, under the merge of inference. reduction: see `encoder`."""
         return self.tasks[batch.task].evaluate(self.encoder(batch.task, reduction), batch)
+
+    def as_forward(self, function: Callable[["MultiTaskModel"], T]) -> T:
+        """`function(self)`, as one forward pass: an engine that divides the weights gathers them for it."""
+        return function(self)
 
     def encoder(self, task: str, reduction: AnyReduction | None = None) -> Encode:
         """The function that runs the backbone for the task under the merge of inference.

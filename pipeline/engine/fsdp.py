@@ -152,6 +152,7 @@ def _divide(model: MultiTaskModel, device: torch.device) -> dict[str, DTensor]:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "evaluate")
+    register_fsdp_forward_method(model, "as_forward")
     return {name: parameter for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)}
 
 

@@ -17,7 +17,6 @@ from pipeline.errors import ConfigError, SampleError, StorageError
 from pipeline.plan.facts import ModelFacts
 from pipeline.plan.resolve import resolve
 from pipeline.train.ema import check_ema
-from pipeline.train.pictures import check_pictures
 from pipeline.train.steps import build_procedure
 from pipeline.train.trackers import check_trackers
 
@@ -36,8 +35,8 @@ def completed(config: RunConfig, world_size: int) -> tuple[RunConfig, ModelFacts
 
 
 def refusals(config: RunConfig, world_size: int) -> Iterator[ConfigError]:
-    """Why this machine cannot train the configuration: engine, trackers, pictures."""
-    for check in (partial(check_engine, ranks=world_size), check_trackers, check_pictures):
+    """Why this machine cannot train the configuration: engine, trackers."""
+    for check in (partial(check_engine, ranks=world_size), check_trackers):
         try:
             check(config)
         except ConfigError as err:

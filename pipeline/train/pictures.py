@@ -3,73 +3,102 @@ show, in words."""
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from pipeline.config.schema import RunConfig
 from pipeline.data.stream import build_eval_loader, evaluated_split
 from pipeline.drawing.panels import Drawing, Line, Text
 from pipeline.drawing.sample import draw_sample
-from pipeline.engine import divides_weights
-from pipeline.errors import ConfigError, PipelineError, printable
+from pipeline.errors import PipelineError, printable
 from pipeline.files import folder_within, replacing, write_text
+from pipeline.interfaces import Batch
 from pipeline.modes import evaluation_mode
 from pipeline.run_folder import folder_name
+from pipeline.train.collective import anywhere
 from pipeline.train.run import Run
 from pipeline.train.trackers.tracker import Picture
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 GAP = 6
 """White pixels between panels."""
 
 
-def check_pictures(config: RunConfig) -> None:
-    """Raises ConfigError where nobody could draw: a rank alone cannot run a model that is divided."""
-    if config.log.pictures and divides_weights(config):
-        raise ConfigError(
-            "log.pictures: the ranks divide the weights, and rank 0 draws alone; give log.pictures=0, and "
-            "draw with `dtem visualise`"
-        )
-
-
 def draw_pictures(run: Run) -> dict[str, Picture]:
-    """Draws the first samples of each task that is evaluated, on rank 0, with the weights as they are. What
-    cannot be drawn is left out with a word."""
-    if run.engine.rank > 0:
+    """Draws the first samples of each task that is evaluated, with the weights as they are, and writes them
+    on rank 0. What cannot be drawn is left out with a word. Called by every rank: where the ranks divide the
+    weights, all of them compute."""
+    if run.engine.rank > 0 and not run.engine.forward_is_collective:
         return {}
-    found: dict[str, Picture] = {}
-    try:
-        root = folder_within(Path(run.config.output), "pictures")
-        folder = folder_within(root, folder_name(run.progress.step))
-        told: list[dict[str, Any]] = []
-        with evaluation_mode(run.engine.module):
-            for task in run.loaders:
-                for i, drawing in enumerate(_drawings(run, task)):
-                    picture = Picture(folder / f"{task}_{i}.png", "; ".join(words_of(drawing)))
-                    _write_png(drawing, picture.path)
-                    found[f"{task}/{i}"] = picture
-                    told.append(_facts(task, picture, drawing))
-        write_text(folder / "pictures.json", json.dumps(told, indent=1))
-    except (PipelineError, OSError) as err:
-        log.warning("pictures of step %d are left out: %s", run.progress.step, err)
-    return found
+    sheets = _Sheets(run)
+    with evaluation_mode(run.engine.module):
+        for task in run.loaders:
+            batches = _batches(run, task)
+            for i in range(run.config.log.pictures):
+                batch = sheets.tried(partial(next, batches, None))
+                if _over(run, batch is None) or batch is None:
+                    break
+                draw = partial(draw_sample, batch=batch, classes=run.loaders[task].classes)
+                drawing = sheets.tried(partial(run.engine.module.as_forward, draw))
+                if drawing is not None and run.engine.rank == 0:
+                    sheets.tried(partial(sheets.add, task, i, drawing))
+    if run.engine.rank == 0:
+        sheets.tried(sheets.close)
+    if sheets.trouble is not None:
+        log.warning("pictures of step %d are left out: %s", run.progress.step, sheets.trouble)
+    return sheets.pictures
 
 
-def _drawings(run: Run, task: str) -> Iterator[Drawing]:
+def _over(run: Run, over: bool) -> bool:
+    """Whether it is over on this rank, or on any that it computes with."""
+    return anywhere(run.engine, over) if run.engine.forward_is_collective else over
+
+
+class _Sheets:
+    """The pictures of one evaluation. trouble: what first went wrong, after which nothing is tried."""
+
+    def __init__(self, run: Run):
+        self.pictures: dict[str, Picture] = {}
+        self.trouble: Exception | None = None
+        self._output, self._step = Path(run.config.output), run.progress.step
+        self._told: list[dict[str, Any]] = []
+
+    def tried(self, work: Callable[[], T]) -> T | None:
+        """What the work gives; None where it, or something before it, goes wrong."""
+        try:
+            return work() if self.trouble is None else None
+        except (PipelineError, OSError) as err:
+            self.trouble = err
+            return None
+
+    @property
+    def _folder(self) -> Path:
+        return folder_within(folder_within(self._output, "pictures"), folder_name(self._step))
+
+    def add(self, task: str, i: int, drawing: Drawing) -> None:
+        picture = Picture(self._folder / f"{task}_{i}.png", "; ".join(words_of(drawing)))
+        _write_png(drawing, picture.path)
+        self.pictures[f"{task}/{i}"] = picture
+        self._told.append(_facts(task, picture, drawing))
+
+    def close(self) -> None:
+        write_text(self._folder / "pictures.json", json.dumps(self._told, indent=1))
+
+
+def _batches(run: Run, task: str) -> Iterator[Batch]:
+    """The first samples, the same on every rank, in batches of one."""
     data = replace(run.config.tasks[task].data, eval_batch_size=1, workers=0)
-    names = run.loaders[task].classes
-    split = evaluated_split(data)
+    names, split = run.loaders[task].classes, evaluated_split(data)
     loader = build_eval_loader(task, data, rank=0, world_size=1, split=split, classes=names)
-    batches = (batch for found in loader.in_place() for batch in found)
-    for batch in islice(batches, run.config.log.pictures):
-        yield draw_sample(run.engine.module, batch, classes=names)
+    for found in loader.in_place():
+        yield from found
 
 
 def _facts(task: str, picture: Picture, drawing: Drawing) -> dict[str, Any]:

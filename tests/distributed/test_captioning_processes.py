@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from deepspeed_launch import launch_runs
+from PIL import Image
 from scores import scored_again
 from tinycoca import ROUTES
 from tinyrun import CONTINUOUS, tiny_plain
@@ -33,6 +34,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "stage3": dict(type="deepspeed", zero_stage=3, deepspeed=DIVIDED),
     "fsdp": dict(type="fsdp"),
 }
+DRAWN: dict[str, Any] = dict(log=dict(pictures=2, trackers=[]))
 CASES: dict[str, dict[str, Any]] = {
     "whole": {},
     "distilled": dict(objective="distill"),
@@ -84,7 +86,8 @@ def runs(digits, tmp_path_factory) -> Path:
     process."""
     folder = tmp_path_factory.mktemp("captions")
     plan = [
-        (plain_of(digits, folder / name, batch_size=4, **engine), "none") for name, engine in ENGINES.items()
+        (plain_of(digits, folder / name, batch_size=4, **engine) | DRAWN, "none")
+        for name, engine in ENGINES.items()
     ]
     plan += [
         (plain_of(digits, folder / name, batch_size=4, type="deepspeed", zero_stage=0, **case), "none")
@@ -93,9 +96,8 @@ def runs(digits, tmp_path_factory) -> Path:
     ]
     launch_runs(plan, folder)
     for name, case in CASES.items():
-        train(
-            from_plain(plain_of(digits, folder / f"local {name}", batch_size=8, type="local", **case)), "none"
-        )
+        plain = plain_of(digits, folder / f"local {name}", batch_size=8, type="local", **case)
+        train(from_plain(plain | DRAWN if name == "whole" else plain), "none")
     return folder
 
 
@@ -114,6 +116,19 @@ def test_two_processes_learn_what_one_does_of_all_the_samples(runs, name):
     assert {task for point in curve for task in ROUTES if f"{task}/contrastive_loss" in point} == set(ROUTES)
     for got, wanted in zip(curve, expected, strict=True):
         assert got == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_pictures_are_drawn_by_all_ranks_where_they_divide_the_weights(runs, name):
+    """The groups are choices, which rounding may change; how many there are is not."""
+    ours, wanted = (runs / run / f"pictures/step_{STEPS:08d}" for run in (name, "local whole"))
+    assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in wanted.iterdir())
+    told, expected = (json.loads((folder / "pictures.json").read_text()) for folder in (ours, wanted))
+    for own, other in zip(told, expected, strict=True):
+        assert (own["task"], own["key"], own["words"][0]) == (other["task"], other["key"], other["words"][0])
+        with Image.open(ours / own["file"]) as drawn, Image.open(wanted / own["file"]) as reference:
+            assert drawn.size == reference.size
+    assert len(told) == 2 * len(ROUTES)
 
 
 def test_two_processes_distil_what_one_does_of_all_the_words(runs):

@@ -2,6 +2,7 @@
 step."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -85,7 +86,8 @@ def runs(digits, tmp_path_factory) -> Path:
         (
             plain_of(
                 shards, folder / "holed" / "two", "all", processes=2, type="deepspeed", **WHOLE["stage3"]
-            ),
+            )
+            | dict(log=dict(pictures=3, trackers=[])),
             "none",
         )
     )
@@ -197,3 +199,5 @@ def test_bad_samples_on_some_ranks_change_neither_the_size_of_batches_nor_what_i
     assert [two[-1][f"val/{task}/missing"] for task in TASKS] == [5, 6, 5] and two[-1][
         "val/captions/samples"
     ] == 19
+    told = json.loads((runs / f"holed/two/pictures/step_{STEPS:08d}/pictures.json").read_text())
+    assert Counter(own["task"] for own in told) == dict.fromkeys(TASKS, 3)

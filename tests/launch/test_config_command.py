@@ -74,7 +74,6 @@ def test_the_check_says_no_where_data_or_classes_do_not_fit(digits, dtem, tmp_pa
     "options",
     [
         ["log.trackers=['nothere']"],
-        ["log.pictures=1", "engine.type=fsdp", "optim.ema_decay=0"],
         ["tasks.digits.data.lanes=500"],
         ["tasks.digits.data.val={val}", "tasks.digits.data.train={val}"],
         ["optim.type=muon", "engine.type=deepspeed"],

@@ -10,7 +10,6 @@ from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.train.loop import train
-from pipeline.train.pictures import check_pictures
 from pipeline.train.reporting import Reporter, duration
 from pipeline.train.setup import build_run
 from pipeline.train.train_step import GRADIENT_NORMS
@@ -87,11 +86,6 @@ def test_pictures_do_not_change_what_is_learned(tiny_run, tmp_path):
     drawn = train(tiny_run(tmp_path / "drawn", **sections, log=dict(pictures=1, trackers=[])))
     without = [[line.get("digits/loss"), line.get("val/digits/loss")] for line in lines(plain)]
     assert [[line.get("digits/loss"), line.get("val/digits/loss")] for line in lines(drawn)] == without
-
-
-def test_pictures_of_a_divided_model_are_refused_with_a_way_out(tiny_run):
-    with pytest.raises(ConfigError, match="dtem visualise"):
-        check_pictures(tiny_run(engine=dict(type="fsdp"), log=dict(pictures=1)))
 
 
 def test_each_start_is_noted_without_secrets(tiny_run, tmp_path, monkeypatch):
