@@ -175,3 +175,34 @@ def test_a_model_that_is_not_patched_is_refused():
     ):
         with pytest.raises(ConfigError, match="holds no patched model; give it to dtem.patch first"):
             call()
+
+
+@pytest.mark.parametrize("loss", ["distill", "merge_cost"])
+def test_autocast_and_accumulation_give_the_gradient_of_the_whole_batch(loss):
+    """Merges in which nothing is chosen, so that rounding alone makes the difference; by norm."""
+
+    def gradient(parts, enabled):
+        torch.manual_seed(0)
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, depth=2)
+        dtem.patch(model, "dtem", reduction=[2, 0], learns=True, relaxation="soft", candidates=8)
+        images = torch.randn(4, 3, 64, 64, generator=generator(5))
+        phase = dtem.phase_of(0, "modular")
+        phase.begin(model)
+        for part in images.chunk(parts):
+            torch.manual_seed(1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                value = dtem.distill(model, part) if loss == "distill" else cost(model, part)
+            (value / parts).backward()
+        phase.end(model)
+        assert all(own.grad.dtype == torch.float32 for own in dtem.embeddings_of(model))
+        assert all(own.grad is None for name, own in model.named_parameters() if ".metric." not in name)
+        return torch.cat([own.grad.flatten() for own in dtem.embeddings_of(model)])
+
+    def cost(model, images):
+        return dtem.merge_cost(model, images, 0, reads="pooled")
+
+    whole = gradient(1, enabled=False)
+    assert whole.norm() > 0
+    assert (gradient(1, enabled=True) - whole).norm() < 0.2 * whole.norm()
+    if loss == "distill":  # merge_cost draws a direction for each sample
+        torch.testing.assert_close(gradient(2, enabled=False), whole, rtol=1e-3, atol=1e-7)
