@@ -3,8 +3,8 @@
 data       dtem shards make digit_scenes data/digits --train 12000
 command    dtem train configs/digits_multi_label.py
 source     none: this project's own
-hardware   2 CPU cores, about 4 minutes
-expected   to be measured
+hardware   2 CPU cores, about 5 minutes
+expected   63 % mAP and 51 % F1_micro after 4000 steps, of 500 scenes
 
 Any images with several classes each are trained on so: `type="multi_label"` reads lists of classes from
 `json`, or from a table (docs/data.md#several-classes-of-an-image).

@@ -6,12 +6,13 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from mmcv.transforms import Resize
+from mmcv.transforms import RandomFlip, RandomResize, Resize
 from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.schema import AugmentConfig, DataConfig
+from pipeline.data.augment import images_with_masks
 from pipeline.data.augment.images_with_masks import JointCrop, resize_for_evaluation
 from pipeline.data.augment.photometric import distort, to_hsv, to_rgb
 from pipeline.rng import seed_generators
@@ -118,3 +119,47 @@ def test_evaluation_resizes_as_mmseg_does(shape):
             Resize(scale=(4 * short_side, short_side), keep_ratio=True).transform({"img": bgr(image)})["img"]
         )
         assert found.shape == wanted.shape and (found.int() - wanted.int()).abs().max() <= 1
+
+
+class DrawsOfMmseg:
+    """Stands for Python's generator in our crop: draws as MMSegmentation does, from NumPy's."""
+
+    uniform = staticmethod(lambda low, high: np.random.random_sample() * (high - low) + low)
+    randint = staticmethod(lambda low, high: np.random.randint(low, high + 1))
+    random = staticmethod(np.random.random_sample)
+
+
+def test_the_whole_of_a_training_image_is_mmsegs_on_its_own_draws(monkeypatch):
+    """Resize, crop with cat_max_ratio and its redraws, flip and distortion. At the stored size, where windows
+    of both are the same; masks to the last pixel."""
+    monkeypatch.setattr(images_with_masks, "random", DrawsOfMmseg)
+    augment = AugmentConfig(
+        resize_range=(1.0, 1.0), max_class_share=0.6, photometric="mmseg", interpolation="bilinear"
+    )
+    ours = JointCrop(DataConfig(schema="segmentation", img_size=(24, 32), augment=augment))
+    resize = RandomResize(scale=(150, 90), ratio_range=(1.0, 1.0), keep_ratio=True)
+    theirs = [resize, RandomCrop((24, 32), cat_max_ratio=0.6), RandomFlip(prob=0.5), PhotoMetricDistortion()]
+    redrawn, flipped, apart = 0, 0, []
+    for seed in range(40):
+        image = picture(90, 150, seed)
+        mask = torch.full((90, 150), 3, dtype=torch.uint8)
+        mask[50:, 90:], mask[:20, :60], mask[80:] = 5, 255, 1
+        np.random.seed(seed)
+        results = {"img": bgr(image), "gt_seg_map": mask.numpy().copy(), "seg_fields": ["gt_seg_map"]}
+        for step in theirs:
+            results = step(results)
+        after = np.random.random_sample()
+        np.random.seed(seed)
+        found, labels = ours(image, mask)
+        assert np.random.random_sample() == after, "as many draws"
+        assert torch.equal(labels, torch.from_numpy(results["gt_seg_map"].copy()))
+        apart.append((found.int() - rgb(results["img"]).int()).abs())
+        flipped += bool(results["flip"])
+        np.random.seed(seed)
+        np.random.random_sample()
+        plain = RandomCrop((24, 32))
+        drawn = plain.crop(mask.numpy(), plain.crop_bbox({"img": bgr(image)}))
+        drawn = drawn[:, ::-1] if results["flip"] else drawn
+        redrawn += not np.array_equal(drawn, results["gt_seg_map"])
+    assert torch.stack(apart).max() <= 4 and torch.stack(apart).float().mean() < 0.3
+    assert redrawn > 10 and 10 < flipped < 30

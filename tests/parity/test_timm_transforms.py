@@ -4,6 +4,7 @@ the same draws."""
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,66 @@ def test_the_training_pipeline_is_timms_to_the_last_pixel(name):
             assert (found - wanted).abs().mean() < 0.05
         changed += not torch.allclose(found, plain(picture(32, 32, seed)[None])[0])
     assert changed > 35
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ratio": (dict(crop_ratio=(0.5, 2.0)), dict(ratio=(0.5, 2.0))),
+    "scale": (dict(crop_scale=(0.3, 0.6)), dict(scale=(0.3, 0.6))),
+    "random interpolation": (dict(train_interpolation="random"), dict(interpolation="random")),
+    "interpolation": (
+        dict(train_interpolation="bilinear", interpolation="bicubic"),
+        dict(interpolation="bilinear"),
+    ),
+    "upside down": (dict(vflip=1.0), dict(vflip=1.0)),
+    "grey": (dict(grayscale=1.0), dict(grayscale_prob=1.0)),
+}
+"""Ours, and timm's names of the same."""
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_a_crop_are_timms(name):
+    own, given = OPTIONS[name]
+    ours = train_transform(AugmentConfig(hflip=0.0, **own), 40)
+    theirs = create_transform(
+        40,
+        **(
+            dict(is_training=True, color_jitter=None, hflip=0.0, normalize=False, interpolation="bicubic")
+            | given
+        ),
+    )
+    plain, changed = train_transform(AugmentConfig(hflip=0.0), 40), 0
+    for seed, shape in enumerate(SHAPES * 2):
+        seed_generators(seed)
+        wanted = theirs(F.to_pil_image(picture(*shape, seed)))
+        seed_generators(seed)
+        found = ours(picture(*shape, seed))
+        largest, mean = off(found, wanted)
+        assert largest <= 2 and mean < 1, f"{shape}: {largest}, {mean}"
+        seed_generators(seed)
+        changed += not torch.equal(plain(picture(*shape, seed)), found)
+    assert changed > (1 if name == "random interpolation" else 8)
+
+
+def test_randaugment_draws_its_interpolation_as_timms_does():
+    """Where that of the crop is random."""
+    policy = "rand-m9-n4-mstd0.5-inc1"
+    ours = train_transform(
+        AugmentConfig(rand_augment=policy, train_interpolation="random", crop_scale=(0.99999, 1)), 32
+    )
+    theirs = create_transform(
+        32,
+        is_training=True,
+        scale=(0.99999, 1),
+        auto_augment=policy,
+        interpolation="random",
+        normalize=False,
+    )
+    theirs.transforms[1] = Flip(theirs.transforms[1].p)
+    for seed in range(20):
+        seed_generators(seed)
+        wanted = theirs(F.to_pil_image(picture(32, 32, seed)))
+        seed_generators(seed)
+        assert torch.equal(ours(picture(32, 32, seed)), wanted)
 
 
 @pytest.mark.parametrize("mode", ["pixel", "rand", "const"])

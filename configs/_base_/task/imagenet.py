@@ -2,8 +2,7 @@
 
 source     arXiv 2012.12877, table 9, and the code that came with it: timm's pipeline, mixup or cutmix of each
            batch, smoothed labels
-differs    no repeated augmentation: data.views=3 with a third of batch_size and of train.epochs is that; an
-           image is mixed with its neighbour in the batch, timm's with the one at the mirrored place
+differs    no repeated augmentation: data.views=3 with a third of batch_size and of train.epochs is that
 
 Make the shards with `dtem shards make imagefolder PATH/TO/imagenet data/imagenet`. 128 images per GPU on 8
 GPUs are the paper's 1024.

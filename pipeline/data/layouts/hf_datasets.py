@@ -13,10 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.layouts.class_lists import CLASSES, Names, parse_names
+from pipeline.data.layouts.images_with_masks import canonical, table_of
 from pipeline.data.layouts.item_file import ItemFile
 from pipeline.data.layouts.picture_files import picture_in
 from pipeline.data.layouts.splits import split_of, split_word
 from pipeline.data.members.decode import MAX_CLASS
+from pipeline.data.members.masks import IGNORED
 from pipeline.errors import ConfigError, SampleError
 from pipeline.extras import extra
 
@@ -25,6 +28,8 @@ LABEL_NAMES = ("label", "labels", "fine_label")
 CAPTION_NAMES = ("captions", "caption", "sentences", "text")
 _LABELS = re.compile(r"u?int\d+|(large_)?string")
 """Types of labels that can be classes."""
+MASK_NAMES = ("mask", "masks", "annotation", "segmentation", "segmentation_mask", "label", "labels")
+"""Columns of a mask, where they hold images."""
 SAVED = "dataset_info.json", "state.json"
 """Files in a folder that `save_to_disk` wrote."""
 SAVED_SPLITS = "dataset_dict.json"
@@ -56,6 +61,7 @@ class Columns:
     image: str
     label: str | None
     captions: str | None
+    mask: str | None
 
 
 def is_saved(folder: Path) -> bool:
@@ -63,20 +69,24 @@ def is_saved(folder: Path) -> bool:
     return (folder / SAVED_SPLITS).is_file() or all((folder / name).is_file() for name in SAVED)
 
 
-def read(source: Path) -> tuple[dict[str, Sequence[Row]], tuple[str, ...]]:
-    """(split -> its rows, names of the classes). The name of the split is empty where there is only one table
-    without one. Raises ConfigError where there is no data set with an image column."""
+def read(source: Path) -> tuple[dict[str, Sequence[Row]], Names]:
+    """(split -> its rows, names of the classes; those of masks stand in `classes.json` in the folder). The
+    name of the split is empty where there is only one table without one. Raises ConfigError where there is no
+    data set with an image column."""
     _tables.cache_clear()  # it may be another by now
     _classes.cache_clear()
+    _listed_names.cache_clear()
     tables = _tables(str(source.absolute()))
     splits: dict[str, Sequence[Row]] = {}
+    listed = _listed_names(str(source.absolute()))
     for called, (table, stamp) in tables.items():
-        columns = _columns(table, f"{source}, split '{called}'")
+        columns = _columns(table, f"{source}, split '{called}'", listed)
         split = split_word(called) or called
         if split in splits:
             raise ConfigError(f"{source}: two of its splits are '{split}'; take one of them away")
         splits[split] = ItemFile(_rows(str(source.absolute()), called, table, stamp, columns), _row)
-    return splits, _classes(str(source.absolute()))
+    names = _classes(str(source.absolute()))
+    return splits, Names(names or listed.classes, listed.mask_classes or (listed.classes if names else ()))
 
 
 def samples(rows: Sequence[Row], size: int | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -85,9 +95,10 @@ def samples(rows: Sequence[Row], size: int | None = None) -> Iterator[tuple[str,
     for row in rows:
         table, _ = _tables(row.source)[row.split]
         where = f"{row.source}, split '{row.split}', row {row.number}"
-        columns = _columns(table, where)
+        names = _listed_names(row.source)
+        columns = _columns(table, where, names)
         found = table[row.number]
-        suffix, data = picture_in(_bytes_of(found[columns.image], where), where, size)
+        suffix, data, shape = picture_in(_bytes_of(found[columns.image], where), where, size)
         members = {suffix: data}
         if columns.label is not None:
             label = found[columns.label]
@@ -97,6 +108,8 @@ def samples(rows: Sequence[Row], size: int | None = None) -> Iterator[tuple[str,
             texts = found[columns.captions]
             texts = [texts] if isinstance(texts, str) else list(texts or ())
             members["json"] = json.dumps({"captions": texts}).encode()
+        if columns.mask is not None:
+            members["seg.png"] = _mask_of(found[columns.mask], where, shape, names, size)
         yield row.key, members
 
 
@@ -104,7 +117,7 @@ def _rows(source: str, called: str, table: Any, stamp: str, columns: Columns) ->
     if not len(table):
         raise ConfigError(f"{source}: split '{called}' has no rows")
     first = picture_in(_bytes_of(table[0][columns.image], f"{source}, row 0"), f"{source}, row 0", None)[0]
-    more = (("cls", columns.label), ("json", columns.captions))
+    more = (("cls", columns.label), ("json", columns.captions), ("seg.png", columns.mask))
     suffixes = (first, *(suffix for suffix, column in more if column is not None))
     for number in range(len(table)):
         yield Row(f"{number:08d}", source, called, number, stamp, suffixes)
@@ -121,7 +134,7 @@ def _classes(source: str) -> tuple[str, ...]:
     named: set[tuple[str, ...]] = set()
     plain: set[Any] = set()
     for called, (table, _) in _tables(source).items():
-        label = _columns(table, f"{source}, split '{called}'").label
+        label = _columns(table, f"{source}, split '{called}'", _listed_names(source)).label
         own = None if label is None else getattr(table.features[label], "names", None)
         named |= {tuple(own)} if own else set()
         plain |= set() if own or label is None else set(table.unique(label))
@@ -190,22 +203,51 @@ def _stamp(paths: Sequence[Path]) -> str:
     return json.dumps([[path.name, os.path.getsize(path)] for path in paths])
 
 
-def _columns(table: Any, where: str) -> Columns:
-    """Raises ConfigError where there is no image column, or neither labels nor captions."""
+def _columns(table: Any, where: str, names: Names) -> Columns:
+    """Raises ConfigError where there is no image column, or neither labels nor captions nor masks. names: of
+    the classes of masks, without which a mask beside other columns is left out."""
     kinds = {name: type(feature).__name__ for name, feature in table.features.items()}
     images = [name for name, kind in kinds.items() if kind == "Image"]
+    mask = next((name for name in MASK_NAMES if name in images and len(images) > 1), None)
+    images = [name for name in images if name != mask]
+    kinds.pop(mask or "", None)
     image = next((name for name in IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     plain = [name for name, feature in table.features.items() if _LABELS.fullmatch(_dtype(feature))]
     label = next((name for name in LABEL_NAMES if name in plain), labels[0] if len(labels) == 1 else None)
     captions = next((name for name in CAPTION_NAMES if name in kinds), None)
-    if image is None or (label is None and captions is None):
+    if image is None or (label is None and captions is None and mask is None):
         raise ConfigError(
-            f"{where} has the columns {', '.join(kinds)}; an image column ({' or '.join(IMAGE_NAMES)}) and "
-            f"one of labels (such as {LABEL_NAMES[0]}) or captions (such as {CAPTION_NAMES[0]}) are needed: "
-            "rename them, and save the data set anew"
+            f"{where} has the columns {', '.join(table.features)}; an image column "
+            f"({' or '.join(IMAGE_NAMES)}) and one of labels (such as {LABEL_NAMES[0]}), captions (such as "
+            f"{CAPTION_NAMES[0]}) or masks ({MASK_NAMES[0]}, of images) are needed: rename them, and save "
+            "the data set anew"
         )
-    return Columns(image, label, captions)
+    if mask and not names.classes and not names.mask_classes:
+        if label is None and captions is None:
+            raise ConfigError(
+                f"{where}: the classes of its masks have no names; list them in {CLASSES} in the folder of "
+                "the data set"
+            )
+        mask = None
+    return Columns(image, label, captions, mask)
+
+
+@lru_cache(maxsize=8)
+def _listed_names(source: str) -> Names:
+    """The names in `classes.json` in the folder of the data set; none where there is no such file."""
+    path = Path(source, CLASSES)
+    return parse_names(str(path), path.read_bytes()) if path.is_file() else Names()
+
+
+def _mask_of(mask: Any, where: str, shape: tuple[int, int], names: Names, size: int | None) -> bytes:
+    """The member of a mask, whose label k is class k, and 255 is ignored. Raises SampleError for others."""
+    count = len(names.mask_classes or names.classes)
+    table = table_of({label: label for label in (*range(count), IGNORED)})
+    try:
+        return canonical(_bytes_of(mask, where), shape, table, size)
+    except SampleError as err:
+        raise SampleError(f"{where}: {err}; replace the mask, or correct {CLASSES}") from err
 
 
 def _dtype(feature: Any) -> str:

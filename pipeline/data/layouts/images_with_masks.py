@@ -49,18 +49,24 @@ def samples(
     pairs: Sequence[Pair], labels: Mapping[int, int], size: int | None = None
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each pair. Raises SampleError with the path of a file that no sample can have."""
-    table = np.full(256, -1, dtype=np.int16)
-    table[list(labels)] = list(labels.values())
+    table = table_of(labels)
     for pair in pairs:
         suffix, image, shape = read_picture(pair.image, size)
         try:
-            mask = _canonical(pair.mask.read_bytes(), shape, table, size)
+            mask = canonical(pair.mask.read_bytes(), shape, table, size)
         except SampleError as err:
             raise SampleError(f"{pair.mask}: {err}; replace it, or remove it with its image") from err
         yield pair.key, {suffix: image, "seg.png": mask}
 
 
-def _canonical(data: bytes, shape: tuple[int, int], table: NDArray[np.int16], size: int | None) -> bytes:
+def table_of(labels: Mapping[int, int]) -> NDArray[np.int16]:
+    """The labels of a layout as `canonical` takes them."""
+    table = np.full(256, -1, dtype=np.int16)
+    table[list(labels)] = list(labels.values())
+    return table
+
+
+def canonical(data: bytes, shape: tuple[int, int], table: NDArray[np.int16], size: int | None) -> bytes:
     """The file of a mask with our labels, which is the stored file where that changes nothing. table: int16
     [256], -1 for labels that the layout does not have."""
     mask = decode_mask(data).numpy()

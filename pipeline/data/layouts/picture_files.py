@@ -140,15 +140,15 @@ def read_picture(path: Path | str, size: int | None) -> tuple[str, bytes, tuple[
     return _member(Path(path).read_bytes(), Path(path).suffix.lower(), str(path), size)
 
 
-def picture_in(data: bytes, where: str, size: int | None) -> tuple[str, bytes]:
-    """Suffix and bytes of the member that the bytes of a picture file become, whose name nobody knows. where:
-    for messages. size: see `read_picture`. Raises SampleError."""
+def picture_in(data: bytes, where: str, size: int | None) -> tuple[str, bytes, tuple[int, int]]:
+    """What `read_picture` gives, of the bytes of a picture file whose name nobody knows. where: for messages.
+    Raises SampleError."""
     try:
         with Image.open(io.BytesIO(data), formats=tuple(ENDINGS)) as image:
             ending = ENDINGS[str(image.format)]
     except (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as err:
         raise SampleError(f"{where}: {len(data)} bytes are no picture ({', '.join(ENDINGS)})") from err
-    return _member(data, ending, where, size)[:2]
+    return _member(data, ending, where, size)
 
 
 def _member(data: bytes, ending: str, path: str, size: int | None) -> tuple[str, bytes, tuple[int, int]]:

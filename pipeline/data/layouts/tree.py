@@ -64,6 +64,8 @@ class Tree:
     shard_size: int
     """Samples of a shard, where nobody says otherwise."""
     classes: tuple[str, ...] = ()
+    mask_classes: tuple[str, ...] = ()
+    """Names of the labels of masks, where these are numbered otherwise."""
 
     def shuffled(self, split: str, seed: int) -> Sequence[Item]:
         """The items of a split in the order in which they are stored."""
@@ -77,8 +79,8 @@ def read_tree(kind: str, source: Path) -> Tree:
         splits, names = image_folders.read(source)
         return Tree(splits, image_folders.samples, kind, size, tuple(names))
     if kind == HF_DATASETS:
-        tables, classes = hf_datasets.read(source)
-        return Tree(tables, hf_datasets.samples, kind, size, classes)
+        tables, names = hf_datasets.read(source)
+        return Tree(tables, hf_datasets.samples, kind, size, names.classes, names.mask_classes)
     if kind == LABELS:
         listed, classes = labels.read(source)
         return Tree(listed, labels.samples, kind, size, classes)

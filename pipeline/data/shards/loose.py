@@ -146,7 +146,7 @@ def _read(loose: Loose, state: object) -> Manifest:
     place = Place(loose.source, "", "", samples)
     sizes, splits = [size for _, size in listed], [split for split, _ in parts.values()]
     shards = table((place,), [0] * len(parts), list(parts), counts, sizes, hashes, hashes, splits)
-    return Manifest(shards, tuple(sorted(suffixes)), tree.classes)
+    return Manifest(shards, tuple(sorted(suffixes)), tree.classes, tree.mask_classes)
 
 
 class _TreeSamples(LooseSamples):

@@ -6,15 +6,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from shardkit import config, dtem, image, read
 
+from pipeline.config.schema import AugmentConfig
 from pipeline.data.layouts import SHARD_SIZES
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.stream import build_eval_loader, build_stream
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SampleError
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
@@ -140,6 +142,58 @@ def test_an_image_that_is_said_to_lie_at_no_file_is_a_bad_sample(tmp_path):
     parquet.write_table(rows, tmp_path / "set" / "val-0.parquet")
     loader = build_eval_loader("t", config(f"hf_datasets:{tmp_path / 'set'}"), rank=0, world_size=1)
     assert [key for batch in loader for key in batch.keys] == ["00000000"] and loader.bad_samples == 1
+
+
+def masked(name: str, **more: Any) -> Any:
+    files, masks = [], []
+    for number in range(6):
+        out = io.BytesIO()
+        labels = np.random.default_rng(number).choice(np.array([0, 1, 2, 255], np.uint8), (12, 12))
+        Image.fromarray(labels).save(out, "PNG")
+        files.append({"bytes": image(number), "path": None})
+        masks.append({"bytes": out.getvalue(), "path": None})
+    kinds = {"image": datasets.Image(), name: datasets.Image()}
+    kinds |= {key: datasets.ClassLabel(names=NAMES) for key in more}
+    return datasets.Dataset.from_dict({"image": files, name: masks} | more, features=datasets.Features(kinds))
+
+
+@pytest.mark.parametrize("name", ["mask", "annotation", "label"])
+def test_masks_in_a_column_are_a_set_to_segment(tmp_path, name):
+    masked(name).save_to_disk(tmp_path / "set")
+    with pytest.raises(
+        ConfigError, match="the classes of its masks have no names; list them in classes.json"
+    ):
+        load_manifest(str(tmp_path / "set"))
+    (tmp_path / "set" / "classes.json").write_text(json.dumps(["ground", "tree", "sky"]))
+    source = f"hf_datasets:{tmp_path / 'set'}"
+    own = config(source, schema="segmentation", augment=AugmentConfig())
+    keys = {}
+    for batch in build_eval_loader("t", own, rank=0, world_size=1, split="train"):
+        for key, mask in zip(batch.keys, batch.targets.mask, strict=True):
+            keys[key] = np.random.default_rng(int(key)).choice(np.array([0, 1, 2, 255], np.uint8), (12, 12))
+            assert np.array_equal(mask.numpy(), keys[key])
+    assert len(keys) == 6 and load_manifest(source).mask_names == ("ground", "tree", "sky")
+    dtem("make", "hf_datasets", tmp_path / "set", tmp_path / "out", "--workers", 1)
+    assert load_manifest(str(tmp_path / "out")).mask_names == ("ground", "tree", "sky")
+    assert dtem("verify", tmp_path / "out", "--workers", 1) == 0
+
+
+def test_a_mask_with_a_class_that_is_not_listed_is_named(tmp_path):
+    masked("mask").save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / "classes.json").write_text(json.dumps(["ground", "tree"]))
+    with pytest.raises(
+        SampleError, match=r"row \d: mask has label 2 .*; replace the mask, or correct classes"
+    ):
+        dtem("make", "hf_datasets", tmp_path / "set", tmp_path / "out", "--workers", 1)
+
+
+def test_masks_beside_labels_have_names_of_their_own(tmp_path):
+    masked("mask", label=[0, 1, 2, 0, 1, 2]).save_to_disk(tmp_path / "set")
+    assert load_manifest(str(tmp_path / "set")).schema == ("cls", "png")
+    (tmp_path / "set" / "classes.json").write_text(json.dumps({"mask_classes": ["ground", "tree", "sky"]}))
+    found = load_manifest(f"hf_datasets:{tmp_path / 'set'}")
+    assert found.schema == ("cls", "png", "seg.png")
+    assert (found.classes, found.mask_classes) == (tuple(NAMES), ("ground", "tree", "sky"))
 
 
 def test_what_has_no_images_is_refused_with_the_columns_it_has(tmp_path):
