@@ -4,16 +4,14 @@ for the device."""
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.config.schema import RunConfig
 from pipeline.engine import launched
 from pipeline.engine.connect import ALONE, limit_collectives, shared_notes
-from pipeline.engine.exchange import on_host
 from pipeline.engine.launched import lost_another
-from pipeline.errors import CheckpointError, PipelineError, SampleError, StopAsked, StorageError, counted
+from pipeline.errors import PipelineError, SampleError, StopAsked, StorageError, counted
 from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
@@ -28,6 +26,7 @@ from pipeline.train.pictures import draw_pictures
 from pipeline.train.rates import reported_rates
 from pipeline.train.reporting import Reporter, Stopwatch
 from pipeline.train.run import Run
+from pipeline.train.saves import save, save_what_is_new, settle
 from pipeline.train.setup import build_run, write_config
 from pipeline.train.signals import StopRequest
 from pipeline.train.starts import note_start
@@ -125,18 +124,18 @@ def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> N
         reporter.advance()
         step, last = run.progress.step, run.progress.step == run.total_steps
         if last or step % settings.log_every == 0:
-            if _settle(run, reporter, wait=False) is not None:
-                _save(run, reporter, last=True)
+            if settle(run, reporter, wait=False) is not None:
+                save(run, reporter, last=True)
             try:
                 _report(run, reporter, sums, watch, norm)
             # raised by every rank alike
             except PipelineError:
-                _save(run, reporter, last=True)
+                save(run, reporter, last=True)
                 raise
         better = not last and _due(step, settings.eval_every) and _score(run, reporter)
         last |= run.out_of_patience
         if last or better or run.meeting.save_asked or run.save_times.due(step):
-            _save(run, reporter, last=last)
+            save(run, reporter, last=last)
     if run.progress.step < run.total_steps:
         reporter.say(
             f"ends at step {run.progress.step} of {run.total_steps}: train.patience={settings.patience} "
@@ -147,7 +146,7 @@ def _loop(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch) -> N
     # the run is saved by now: if it ends in this evaluation, it is repeated on resumption
     if run.loaders and run.progress.evaluated < run.progress.step:
         _score(run, reporter)
-        _save(run, reporter, last=True)
+        save(run, reporter, last=True)
 
 
 def _limit_waits(run: Run) -> None:
@@ -167,13 +166,13 @@ def _make_up_evaluation(run: Run, reporter: Reporter) -> None:
         and _due(step, run.config.train.eval_every)
     ):
         if _score(run, reporter):
-            _save(run, reporter)
+            save(run, reporter)
 
 
 def _stop(run: Run, reporter: Reporter) -> None:
     """Ends a run that was asked to stop, with a checkpoint of its last step."""
     step, run.saver.hurried = run.progress.step, True
-    _save_what_is_new(run, reporter)
+    save_what_is_new(run, reporter)
     for line in bad_summary(run.engine, run.streams):
         reporter.say(line)
     reporter.say(f"stopped as asked after step {step} of {run.total_steps}; --resume auto continues")
@@ -186,15 +185,8 @@ def _saving_if_data_fail(run: Run, reporter: Reporter) -> Iterator[None]:
     try:
         yield
     except (SampleError, StorageError):
-        _save_what_is_new(run, reporter)
+        save_what_is_new(run, reporter)
         raise
-
-
-def _save_what_is_new(run: Run, reporter: Reporter) -> None:
-    """Saves the steps since the last save, if any, and waits until all is saved."""
-    failed = _settle(run, reporter, wait=True)
-    if failed is not None or run.progress.step > run.saver.saved.step:
-        _save(run, reporter, last=True)
 
 
 def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, norm: torch.Tensor) -> None:
@@ -259,67 +251,6 @@ def _score(run: Run, reporter: Reporter) -> bool:
         return False
     run.progress.best, run.progress.best_step = score, run.progress.step
     return True
-
-
-def _save(run: Run, reporter: Reporter, *, last: bool = False) -> None:
-    """Saves the run. last: waits until that is done; else training goes on meanwhile. A save that fails is
-    made again, with the state of now; where that fails too, CheckpointError is raised on all ranks."""
-    failed = _settle(run, reporter, wait=True)
-    _start_save(run)
-    if not last and failed is None:
-        return
-    again = _settle(run, reporter, wait=True)
-    if again is not None and failed is None:
-        _start_save(run)
-        again = _settle(run, reporter, wait=True)
-    if again is not None:
-        raise again
-
-
-def _start_save(run: Run) -> None:
-    main, average = run.engine.rank == 0, {}
-    run.progress.nonfinite = int(run.nonfinite[0])
-    facts = _facts(run) if main else {}
-    run.faults.before_save(run)
-    run.meeting.save_asked = False
-    run.save_times.begun()
-    with run.meeting.alone("saves a checkpoint"):
-        if run.progress.step == run.saver.saved.step:
-            run.saver.restate(run.progress, facts)
-            return
-        average_buffers(run.engine, run.engine.module)
-        if run.ema is not None and main:
-            average = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
-        ended = run.progress.step == run.total_steps
-        moments = run.config.train.save_optimizer_at_end or not ended
-        run.saver.start(run.engine, run.progress, average, facts, moments=moments)
-
-
-def _settle(run: Run, reporter: Reporter, *, wait: bool) -> CheckpointError | None:
-    """Says what was saved since. Returns what went wrong, on all ranks, which is said too."""
-    saver, progress = run.saver, run.progress
-    try:
-        with run.meeting.alone("waits for a checkpoint to be written"):
-            folder = saver.settle(wait=wait)
-    except CheckpointError as err:
-        reporter.say(str(err))
-        # the best weights are not on the disk; those before are
-        if progress.best_step is not None and progress.best_step > saver.saved.step:
-            progress.best, progress.best_step = saver.saved.best, saver.saved.best_step
-        return err
-    if folder is not None:
-        reporter.say(f"saved {folder}")
-    return None
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    """Everything in a checkpoint that is not a tensor. It is the same on every rank; rank 0 writes it."""
-    return checkpoint.run_facts(run.config, run.engine.world_size) | {
-        "global_batch": run.resolved.global_batch,
-        "classes": run.classes,
-        "origins": list(run.origins),
-        "streams": {name: stream.state_dict() for name, stream in run.streams.items()},
-    }
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -16,7 +16,7 @@ from deepspeed_launch import ROOT, environment
 
 from pipeline.model import MultiTaskModel
 from pipeline.run_folder import complete_folders
-from pipeline.train import loop
+from pipeline.train import loop, saves
 from pipeline.train.loop import train
 from pipeline.train.storage import read_checkpoint
 
@@ -70,7 +70,7 @@ def test_in_an_evaluation_a_run_stops_at_the_next_batch_and_makes_it_up(
     settings = dict(steps=4, eval_every=2, log_every=1, keep_checkpoints=9)
     clean, other = tmp_path / "clean", tmp_path / "other"
     train(tiny_run(clean, train=settings))
-    evaluate, save, batches = MultiTaskModel.evaluate, loop._save, []
+    evaluate, save, batches = MultiTaskModel.evaluate, saves.save, []
 
     def asked(self, batch, **options):
         batches.append(batch)
@@ -84,7 +84,7 @@ def test_in_an_evaluation_a_run_stops_at_the_next_batch_and_makes_it_up(
 
     with monkeypatch.context() as patch:
         patch.setattr(MultiTaskModel, "evaluate", asked)
-        patch.setattr(loop, "_save", asked_again)
+        patch.setattr(saves, "save", asked_again)
         train(tiny_run(other, train=settings))
     assert len(batches) == 2 and saved(other) == [2]
     train(tiny_run(other, train=settings))
