@@ -1,23 +1,15 @@
 """Finds the manifest of what a user names as data, and checks it against the shards before training."""
 
-import hashlib
-import json
-import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.layouts.splits import split_of
-from pipeline.data.shards.cache import ShardCache, default_cache
-from pipeline.data.shards.describe import CLASSES, Described, describe_tar, manifest_of, read_names
-from pipeline.data.shards.index import SUFFIX
+from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.locations import (
     expand,
     is_remote,
@@ -29,13 +21,12 @@ from pipeline.data.shards.locations import (
     tar_names,
 )
 from pipeline.data.shards.loose import HELD_OUT, Loose, found_in, loose_manifest, loose_of
-from pipeline.data.shards.manifest import MANIFEST, Manifest, parse_manifest, remedy
-from pipeline.data.shards.present import READERS, check_sample
+from pipeline.data.shards.manifest import MANIFEST, Manifest, remedy
+from pipeline.data.shards.present import check_sample
 from pipeline.data.shards.stored import read_manifest
 from pipeline.data.shards.table import ShardTable, concatenated
+from pipeline.data.shards.unlisted import index_now
 from pipeline.errors import SampleError
-
-log = logging.getLogger(__name__)
 
 
 def load_manifest(
@@ -162,7 +153,7 @@ def _load_folder(folder: str, subset: str | None, cache: ShardCache | None) -> M
                 f"{folder}: no manifest and no .tar in it; make shards with `dtem shards make --help`"
             )
         chosen = _of_split([split_of(split(tar)[1]) for tar in tars], subset, folder)
-        return _index_now([tars[number] for number in chosen], cache)
+        return index_now([tars[number] for number in chosen], cache)
     if not is_remote(folder):
         _refuse_unlisted(folder, manifest)
     chosen = _of_split(manifest.shards.splits.tolist(), subset, folder)
@@ -234,57 +225,13 @@ def _load_tars(tars: list[str], cache: ShardCache | None) -> Manifest:
     folder = split(tars[0])[0]
     manifest = read_manifest(folder, cache)
     if manifest is None:
-        return _index_now(tars, cache)
+        return index_now(tars, cache)
     known = {name.decode(): number for number, name in enumerate(manifest.shards.names.tolist())}
     missing = [tar for tar in tars if split(tar)[1] not in known]
     if missing:
         count = f"{missing[0]} ({len(missing)} such shards)"
         raise SampleError(f"{join(folder, MANIFEST)} does not list {count}; make it anew: {remedy(folder)}")
     return _taken(manifest, [known[split(tar)[1]] for tar in tars])
-
-
-@lru_cache(maxsize=64)
-def _warn_once(folder: str) -> None:
-    log.warning(
-        "%s has no manifest: each machine indexes its shards, and again when one has changed. Once and for "
-        "all: %s",
-        folder,
-        remedy(folder),
-    )
-
-
-def _index_now(tars: list[str], cache: ShardCache | None) -> Manifest:
-    """The manifest of local shards that have none. It is kept in the cache, with their indexes, for as long
-    as the names, sizes and times of the shards are the same."""
-    folder = split(tars[0])[0]
-    _warn_once(folder)
-    cache = cache or default_cache()
-    states = [(os.path.realpath(path), _state(path)) for path in (*tars, join(folder, CLASSES))]
-    key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    return cache.kept(
-        f"{key[:32]}.manifest",
-        lambda: _indexed(tars, folder, cache).to_json(None),
-        lambda data: parse_manifest(bytes(data), folder, indexed=False),
-    )
-
-
-def _state(path: str) -> tuple[int, int] | None:
-    """Size and time of a file, by which a changed file is known; None where there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
-def _indexed(tars: list[str], folder: str, cache: ShardCache) -> Manifest:
-    def one(tar: str) -> Described:
-        described, index = describe_tar(tar, hashed=False)
-        cache.kept(f"{described.shard.index_sha256[:32]}{SUFFIX}", lambda: index, bytes)
-        return described
-
-    with ThreadPoolExecutor(READERS) as pool:
-        return manifest_of(pool.map(one, tars), read_names(folder))
 
 
 def _joined(parts: list[Manifest]) -> Manifest:
