@@ -28,6 +28,7 @@ from pipeline.config.schema import (
     TaskConfig,
     TrainConfig,
 )
+from pipeline.data.samples.class_names import are_numbers
 from pipeline.data.shards.held_out import find_split
 from pipeline.errors import ConfigError
 from pipeline.model import build_model
@@ -118,12 +119,14 @@ def _classes_of(backbone: BackboneConfig) -> tuple[tuple[str, ...], int]:
 
 
 def names_classes_of(name: str, weights: str | None, classes: Sequence[str]) -> bool:
-    """Whether a set's classes are some of those of timm's classifier, or as many where these have no
+    """Whether a set's classes are some of those of timm's classifier, or as many where either have no
     names."""
     backbone = BackboneConfig(name=name.removeprefix(TIMM), weights=weights)
     with suppress(ConfigError):  # of a model without a classifier
         known, count = _classes_of(backbone)
-        return set(classes) <= set(_named(known, tuple(classes))) if known else len(classes) == count
+        if not known or are_numbers(tuple(classes)):
+            return len(classes) == count
+        return set(classes) <= set(_named(known, tuple(classes)))
     return False
 
 

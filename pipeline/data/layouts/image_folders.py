@@ -59,7 +59,7 @@ def read(source: Path) -> tuple[Mapping[str, Sequence[Picture]], list[str]]:
     another layout, and for class folders without pictures.
     """
     trees = _split_folders(source)
-    folders = sorted({path.name for tree in trees.values() for path in folders_of(tree)})
+    folders = _in_order({path.name for tree in trees.values() for path in folders_of(tree)})
     if not folders:
         what = (
             "has no class folders" if source.is_dir() else f"is not a folder (here it is {source.absolute()})"
@@ -77,6 +77,13 @@ def samples(pictures: Sequence[Picture], size: int | None = None) -> Iterator[tu
     for picture in pictures:
         suffix, data, _ = read_picture(picture.path, size)
         yield picture.key, {suffix: data, "cls": str(picture.label).encode()}
+
+
+def _in_order(folders: set[str]) -> list[str]:
+    """The class folders by name; by number where they are 0, 1, ... and so their own labels, as those of
+    ImageNet-V2."""
+    numbers = list(map(str, range(len(folders))))
+    return numbers if folders == set(numbers) else sorted(folders)
 
 
 def _split_folders(source: Path) -> dict[str, Path]:

@@ -230,3 +230,11 @@ def test_files_are_listed_once_until_something_changes(photos, monkeypatch):
     os.utime(photos / "train" / "a", ns=(1, 1))
     assert load_manifest(str(photos)).digest == first.digest, "times do not count"
     assert loose_of(str(photos)) is None and loose_of(None) is None
+
+
+def test_folders_that_are_numbers_are_these_labels(tmp_path):
+    """As those of ImageNet-V2; by name, `10` would be label 2."""
+    numbers = [str(number) for number in range(12)]
+    read = [load_manifest(f"imagefolder:{tree(tmp_path / 'numbers', dict.fromkeys(numbers, 1))}").classes]
+    read.append(load_manifest(f"imagefolder:{tree(tmp_path / 'gap', dict.fromkeys(numbers[1:], 1))}").classes)
+    assert [list(classes) for classes in read] == [numbers, sorted(numbers[1:])]
