@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launch.commands.arguments import (
@@ -137,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.predictions:
         result |= {"predictions": args.predictions}
-    _report(result, str(saved), args.out)
+    units = {name: model.tasks[name].metric_units for name in scores}
+    _report(result, units, str(saved), args.out)
     _tell_missing(missing, {name: loader.num_samples for name, loader in loaders.items()})
     return code
 
@@ -177,7 +179,9 @@ def _ranking(model: "MultiTaskModel", config: "RunConfig", scores: "dict[str, Sc
     }
 
 
-def _report(result: dict[str, Any], run: str, path: str | None) -> None:
+def _report(result: dict[str, Any], units: dict[str, Mapping[str, str]], run: str, path: str | None) -> None:
+    """Prints the scores, the whole ones behind those of classes, and writes them. units: task -> its
+    metrics' units."""
     import json
     from pathlib import Path
 
@@ -189,19 +193,14 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
     for task, values in result["scores"].items():
         whole = {name: value for name, value in values.items() if name not in of_classes(values)}
         print(f"{task}: reduction per block {result['schedule'][task]}")
-        print(
-            f"{task}: "
-            + "  ".join(
-                f"{name} n/a" if value is None else f"{name} {value:.6g}" for name, value in whole.items()
-            )
-        )
         if table := class_table(values, result["classes"][task]):
             print(table)
         unit = "pixel" if any(name.startswith("IoU/") for name in values) else "sample"
         for line in most_confused(result["confusion"].get(task, []), result["classes"][task], unit):
             print(f"{task}: {line}")
+        print(f"{task}: " + "  ".join(_said(name, value, units[task]) for name, value in whole.items()))
     if (ranking := result["ranking"])["score"] is not None and len(ranking["main_metrics"]) > 1:
-        print(_ranked(ranking, result["scores"]))
+        print(_ranked(ranking, result["scores"], units))
     if "predictions" in result:
         print(f"wrote {result['predictions']}")
     if path:
@@ -215,11 +214,18 @@ def _report(result: dict[str, Any], run: str, path: str | None) -> None:
         print(f"wrote {path}")
 
 
-def _ranked(ranking: dict[str, Any], scores: dict[str, Any]) -> str:
+def _said(metric: str, value: float | None, units: Mapping[str, str]) -> str:
+    """A score in its unit."""
+    if value is None:
+        return f"{metric} n/a"
+    return f"{metric} {100 * value:.2f} %" if units.get(metric) == "%" else f"{metric} {value:.6g}"
+
+
+def _ranked(ranking: dict[str, Any], scores: dict[str, Any], units: dict[str, Mapping[str, str]]) -> str:
     """A line about the score that ranks checkpoints, and the main metrics from which it is computed."""
     metrics = ranking["main_metrics"]
     values = {
-        task: f"{task} {metric} {scores[task][metric]:.6g}"
+        task: f"{task} {_said(metric, scores[task][metric], units[task])}"
         for task, metric in metrics.items()
         if task in scores
     }

@@ -43,15 +43,27 @@ def score(values: Sequence[float | None], unit: str) -> str:
     return spread(in_unit(values, unit), "{:.2f}" if unit == "%" else "{:.3f}")
 
 
+MOST_CLASSES, LOWEST_CLASSES = 40, 20
+"""Rows of a table of classes on the terminal, and of one that has only the lowest scores."""
+
+
 def class_table(scores: Mapping[str, float | None], classes: Sequence[str]) -> str:
-    """A table with a row for each class, of the metrics `METRIC/i`, which are in [0, 1]; empty where there
-    are none. classes: name of each class i."""
+    """A table with a row for each class that has a score, of the metrics `METRIC/i`, which are in [0, 1];
+    empty where there are none. Of more than MOST_CLASSES it has the lowest, and says so. classes: name of
+    each class i."""
     metrics = list(dict.fromkeys(name.split("/")[0] for name in of_classes(scores)))
-    if not metrics:
-        return ""
     shares = {i: [scores.get(f"{metric}/{i}") for metric in metrics] for i in range(len(classes))}
-    rows = [[classes[i], *(score([value], "%") for value in values)] for i, values in shares.items()]
-    return markdown(["class", *(f"{metric} %" for metric in metrics)], rows)
+    known = {i: values for i, values in shares.items() if any(value is not None for value in values)}
+    if not known:
+        return ""
+    lowest = sorted(known, key=lambda i: [2.0 if value is None else value for value in known[i]])
+    shown = sorted(lowest[:LOWEST_CLASSES]) if len(known) > MOST_CLASSES else list(known)
+    rows = [[classes[i], *(score([value], "%") for value in known[i])] for i in shown]
+    table = markdown(["class", *(f"{metric} %" for metric in metrics)], rows)
+    unseen = f"{len(classes) - len(known)} classes without a sample are left out"
+    if len(shown) < len(known):
+        table += f"\nthe {len(shown)} lowest of {len(known)} classes; --out has all"
+    return table if len(known) == len(classes) else f"{table}\n{unseen}"
 
 
 def confused_pairs(matrix: Sequence[Sequence[int]], most: int) -> list[tuple[int, int, int]]:

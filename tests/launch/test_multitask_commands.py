@@ -78,10 +78,8 @@ def test_checkpoints_are_ranked_by_the_geometric_mean_of_the_main_metrics(three_
         == pytest.approx(math.prod(values) ** (1 / 3))
         == pytest.approx(run.facts["progress"]["best"])
     )
-    assert (
-        f"of digits top1 {values[0]:.6g}, captions CIDEr {values[1]:.6g}, masks mIoU {values[2]:.6g}: "
-        in said
-    )
+    top1, cider, miou = 100 * values[0], values[1], 100 * values[2]
+    assert f"of digits top1 {top1:.2f} %, captions CIDEr {cider:.6g}, masks mIoU {miou:.2f} %: " in said
 
 
 def test_some_tasks_are_evaluated_alone_and_rank_nothing(three_tasks, dtem, tmp_path):
