@@ -1,4 +1,4 @@
-"""The actions of `dtem shards` on sets that there are: info, cat, repair, split, merge, label."""
+"""The actions of `dtem shards` on sets that there are: info, cat, bench, repair, split, merge, label."""
 
 import argparse
 from pathlib import Path
@@ -17,6 +17,15 @@ def add_parsers(actions, workers: int) -> None:
     cat.add_argument("set", metavar="SET", help=SET)
     cat.add_argument("key", metavar="KEY")
     cat.add_argument("--out", metavar="DIR", help="write the members to files here")
+    bench = _parser(actions, "bench", "how fast a set is read, decoded, augmented, and loaded by workers")
+    bench.add_argument("set", metavar="SET", help=SET)
+    bench.add_argument("--schema", default="classification", help="default classification")
+    bench.add_argument("--img-size", type=_count, default=224, metavar="PX", help="of the crop (default 224)")
+    bench.add_argument("--rand-augment", metavar="POLICY", help="such as rand-m9-mstd0.5-inc1")
+    bench.add_argument("--workers", type=_counts, default=[0, workers], metavar="N,N", help="of a loader")
+    bench.add_argument("--samples", type=_count, default=512, metavar="N", help="default 512")
+    bench.add_argument("--batch-size", type=_count, default=32, metavar="N", help="default 32")
+    bench.add_argument("--out", metavar="FILE", help="also write the rates to this file, as JSON")
     repair = _parser(actions, "repair", "write a set anew without its damaged samples, and say which")
     repair.add_argument("set", metavar="SET", help="a folder of shards, or a brace pattern")
     split = _parser(actions, "split", "write a set anew with a part of its training samples held out")
@@ -52,6 +61,7 @@ def add_parsers(actions, workers: int) -> None:
 
 
 EXAMPLES = {
+    "bench": "dtem shards bench data/imagenet --rand-augment rand-m9-mstd0.5-inc1 --workers 0,4,8",
     "label": "dtem shards label data/cc3m tags.csv data/cc3m_tags",
     "info": "dtem shards info data/digits",
     "cat": "dtem shards cat data/digits 000123 --out sample",
@@ -72,6 +82,13 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
+
+
+def _counts(text: str) -> list[int]:
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 0 or max(values) > 256:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers from 0 to 256, such as 0,2,4")
+    return values
 
 
 def _share(text: str) -> float:
@@ -98,6 +115,35 @@ def _info(args: argparse.Namespace) -> int:
     facts = facts_of(args.set)
     for line in [json.dumps(facts, indent=1)] if args.json else lines_of_facts(facts):
         print(line)
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import json
+
+    from launch.bench.shards import measure
+    from launch.report.tables import markdown
+    from pipeline.config.schema import AugmentConfig, DataConfig
+    from pipeline.files import write_text
+
+    config = DataConfig(
+        schema=args.schema,
+        train=args.set,
+        img_size=args.img_size,
+        batch_size=args.batch_size,
+        augment=AugmentConfig(rand_augment=args.rand_augment),
+    )
+    rates = measure(config, args.workers, args.samples)
+    columns = ["stage", "workers", "samples/s", "MB/s"]
+    rows = [
+        [own["stage"], str(own["workers"]), f"{own['samples_per_s']:.1f}", f"{own['megabytes_per_s']:.2f}"]
+        for own in rates
+    ]
+    print(markdown(columns, rows))
+    if args.out:
+        facts = {"set": args.set, "img_size": args.img_size, "samples": args.samples, "rates": rates}
+        write_text(Path(args.out), json.dumps(facts, indent=1))
+        print(f"wrote {args.out}")
     return 0
 
 
@@ -183,6 +229,7 @@ def _merge(args: argparse.Namespace) -> int:
 RUNS = {
     "info": _info,
     "cat": _cat,
+    "bench": _bench,
     "repair": _repair,
     "split": _split,
     "merge": _merge,

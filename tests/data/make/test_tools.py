@@ -230,3 +230,20 @@ def test_a_shard_of_files_that_are_no_pictures_is_left_out(tmp_path, caplog, goo
     manifest = load_manifest(str(out))
     assert manifest.num_samples == len(manifest.shards) == 2 and manifest.classes == ("cat", "dog")
     assert caplog.text.count("as none of its samples can be made") == 2
+
+
+def test_bench_measures_each_stage_and_a_loader_and_changes_nothing(photos, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    options = ("--img-size", 16, "--samples", 10, "--batch-size", 4, "--workers", "0,1")
+    assert dtem("bench", photos, *options, "--out", tmp_path / "rates.json") == 0
+    rates = json.loads((tmp_path / "rates.json").read_text())["rates"]
+    assert [(own["stage"], own["workers"]) for own in rates] == [
+        *((stage, 0) for stage in ("read", "decode", "augment", "batches")),
+        ("batches", 1),
+    ]
+    assert all(own["samples_per_s"] > 0 and own["megabytes_per_s"] > 0 for own in rates)
+    said = capsys.readouterr().out
+    assert all(f"{own['samples_per_s']:.1f}" in said for own in rates)
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+    with pytest.raises(ConfigError, match="needs .*give --schema"):
+        dtem("bench", photos, "--schema", "segmentation", *options)

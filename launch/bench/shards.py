@@ -1,0 +1,90 @@
+"""`dtem shards bench`: how fast a set is read, decoded and augmented in one process, and how fast a loader's
+workers give batches of it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+from tqdm import tqdm
+
+import pipeline.data.samples  # noqa: F401 - fills the registry
+from pipeline.config.schema import DataConfig
+from pipeline.data.samples.protocol import DATASETS
+from pipeline.data.shards.held_out import cache_of, find_split
+from pipeline.data.shards.reader import SampleReader
+from pipeline.data.stream import build_stream
+from pipeline.errors import ConfigError, SampleError
+from pipeline.rng import preserved_generators, seed_generators
+
+STAGES = ("read", "decode", "augment")
+SEED = 0
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """workers: 0 for this process alone. megabytes_per_s: of stored bytes, 10^6."""
+
+    stage: str
+    workers: int
+    samples_per_s: float
+    megabytes_per_s: float
+
+
+def measure(config: DataConfig, workers: Sequence[int], samples: int) -> list[dict[str, Any]]:
+    """Rates of each stage by itself, then of batches by each number of workers, as plain data. The first
+    samples are read twice, so that what is measured is not the disk's first answer. Raises the errors of
+    data."""
+    found, per_sample = _stages(config, samples)
+    for number in workers:
+        found.append(_loader(replace(config, workers=number), samples, per_sample))
+    return [asdict(rate) for rate in found]
+
+
+def _stages(config: DataConfig, samples: int) -> tuple[list[Rate], float]:
+    """The rates, and the mean bytes of a sample."""
+    _, manifest = find_split("bench", config, "train", checked=False)
+    schema = DATASETS.build(config.schema, config, manifest)
+    if lacks := schema.missing(manifest.schema):
+        raise ConfigError(f"{config.train}: schema '{config.schema}' needs {lacks}; give --schema")
+    reader = SampleReader(manifest, 2, cache_of(config), PATIENCE, schema.reads)
+    seconds, count, size = dict.fromkeys(STAGES, 0.0), 0, 0
+    with preserved_generators():
+        places = list(_places(manifest.shards, samples))
+        for shard, number in tqdm(places, "stages", leave=False, disable=None):
+            reader.read(shard, number)
+            start = time.perf_counter()
+            members = reader.read(shard, number)
+            seconds["read"] += (now := time.perf_counter()) - start
+            try:
+                image, target = schema.decode(members)
+            except SampleError:
+                continue
+            seconds["decode"] += (later := time.perf_counter()) - now
+            seed_generators(SEED, "bench", number)
+            schema.train(image, target)
+            seconds["augment"] += time.perf_counter() - later
+            count, size = count + 1, size + sum(map(len, members.values()))
+    if not count:
+        raise SampleError(f"{config.train}: none of its first {samples} samples decodes")
+    rates = [Rate(stage, 0, count / spent, size / spent / 1e6) for stage, spent in seconds.items()]
+    return rates, size / count
+
+
+def _places(shards: Any, samples: int) -> Iterator[tuple[int, int]]:
+    every = ((at, number) for at, shard in enumerate(shards) for number in range(shard.num_samples))
+    return islice(every, samples)
+
+
+def _loader(config: DataConfig, samples: int, per_sample: float) -> Rate:
+    """Batches behind the first ones, for which workers start."""
+    stream = build_stream("bench", config, seed=SEED, rank=0, world_size=1)
+    batches, wanted = iter(stream), max(2, -(-samples // config.batch_size))
+    next(batches)
+    start = time.perf_counter()
+    for _ in tqdm(range(wanted), f"{config.workers} workers", leave=False, disable=None):
+        next(batches)
+    rate = wanted * config.batch_size / (time.perf_counter() - start)
+    return Rate("batches", config.workers, rate, rate * per_sample / 1e6)
