@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.make.readable import readable_set
 from pipeline.data.make.verify import ShardReport, opened, verify_shard
 from pipeline.data.make.write import ShardJob, write_shards
 from pipeline.data.members.masks import LabelHistogram
 from pipeline.data.shards.locations import is_remote
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.tar_index import index_of_readable
 from pipeline.errors import ConfigError
 
@@ -30,25 +32,28 @@ class Repaired:
 
 
 def repair(source: str, out: Path, *, workers: int, mapper: Mapper = map) -> Repaired:
-    """Writes the good samples of local shards into an empty or new folder, in shards of the same names. A
-    sample is damaged where `verify` has something against it, or where its key came before in its split. Of a
-    tar that is cut off, what comes before the cut is read.
+    """Writes the good samples of local shards into an empty or new folder, in shards of the same names; where
+    two folders have one name, in numbered ones. A sample is damaged where `verify` has something against it,
+    or where its key came before in its split. Of a tar that is cut off, what comes before the cut is read,
+    also in a set without a manifest.
 
     Raises ConfigError for remote shards, for sets in files of their own, and where no sample is good.
     """
     opened.cache_clear()
-    manifest = opened(source)
+    readable_set.cache_clear()
+    manifest, unread = readable_set(source)
     if any(place.loose is not None or is_remote(place.root) for place in manifest.shards.places):
         raise ConfigError(
             f"{source}: repair reads local shards; copy remote ones here first, and make shards of files by "
             "`dtem shards make KIND SRC OUT --skip-bad`"
         )
-    left_out: list[str] = []
+    left_out = list(unread)
     problems: list[str] = []
     jobs: list[ShardJob] = []
     seen: set[tuple[str, str]] = set()
     reports = mapper(partial(_report, source), range(len(manifest.shards)))
-    for shard, report in zip(manifest.shards, reports, strict=True):
+    names = _names_of(manifest)
+    for at, (shard, report) in enumerate(zip(manifest.shards, reports, strict=True)):
         about = [line for line in report.problems if ", sample '" in line]
         left_out += about
         problems += [line for line in report.problems if line not in about]
@@ -63,18 +68,26 @@ def repair(source: str, out: Path, *, workers: int, mapper: Mapper = map) -> Rep
             good.append(number)
         if good:
             make = partial(_copied, path=os.path.abspath(shard.url))
-            jobs.append(ShardJob(shard.name, make, good, shard.split))
+            jobs.append(ShardJob(names[at], make, good, shard.split))
         else:
             left_out.append(f"{shard.name}: none of its samples is good; it is left out")
     if not jobs:
         raise ConfigError(f"{source}: none of its samples is good")
-    names = {"classes": manifest.classes, "mask_classes": manifest.mask_classes}
-    path = write_shards(jobs, out, **names, workers=workers)
+    classes = {"classes": manifest.classes, "mask_classes": manifest.mask_classes}
+    path = write_shards(jobs, out, **classes, workers=workers)
     return Repaired(path, sum(len(job.items) for job in jobs), tuple(left_out), tuple(problems))
 
 
+def _names_of(manifest: Manifest) -> list[str]:
+    """The names of the new shards: their own, unless two of other folders have one name."""
+    own = [shard.name for shard in manifest.shards]
+    if len(set(own)) == len(own):
+        return own
+    return [f"{shard.split or 'part'}-{at:05d}.tar" for at, shard in enumerate(manifest.shards)]
+
+
 def _report(source: str, number: int) -> ShardReport:
-    manifest = opened(source)
+    manifest, _ = readable_set(source)
     shard = manifest.shards[number]
     if not os.path.isfile(shard.url):
         return ShardReport(shard.name, 0, (), (f"{shard.name}: it is missing",), LabelHistogram.empty())

@@ -75,6 +75,30 @@ def test_cat_shows_one_sample_and_writes_its_files(photos, tmp_path, capsys):
     assert dtem("cat", photos, "nothing") == 1 and "has no sample 'nothing'" in capsys.readouterr().out
 
 
+def test_a_cut_tar_is_repaired_where_no_manifest_was_made(tmp_path, capsys):
+    folder = tmp_path / "bare"
+    for name, members in {"0.tar": samples("a", 6), "1.tar": samples("b", 5)}.items():
+        write_tar(folder / name, members)
+    with tarfile.open(folder / "1.tar") as tar:
+        place = tar.getmember("b_003.cls").offset_data
+    os.truncate(folder / "1.tar", place)
+    (folder / "2.tar").write_bytes(b"")
+    assert dtem("repair", folder, tmp_path / "out", *ONE) == 0
+    said = capsys.readouterr().out
+    assert "1.tar: not a readable plain tar after byte" in said, said
+    assert f"left out: {folder}/2.tar: holds no sample" in said, said
+    kept = {f"0.tar:a_{number:03d}" for number in range(6)} | {f"1.tar:b_{number:03d}" for number in range(3)}
+    assert read(tmp_path / "out").keys() == kept
+
+
+def test_tars_of_one_name_in_two_folders_are_both_repaired(tmp_path):
+    for split, count in (("train", 4), ("validation", 3)):
+        write_tar(tmp_path / "set" / split / "00000.tar", samples(split, count))
+    assert dtem("repair", tmp_path / "set", tmp_path / "out", *ONE) == 0
+    made = load_manifest(str(tmp_path / "out"))
+    assert {shard.split: shard.num_samples for shard in made.shards} == {"train": 4, "val": 3}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_is_repaired_has_no_problem_and_every_good_sample(tmp_path, capsys, workers):
     bad = [
