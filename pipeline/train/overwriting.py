@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 WRITTEN = (
     *("checkpoints", "config.json", "metrics*", "starts.jsonl", "pictures", "hangs", "injected"),
     *("trackers.json", "tensorboard", "wandb"),
+    *("sweep", "visualise", "report.html", "evaluation*.json"),
 )
-"""What a run writes into its folder; the checkpoints are moved first. Other files there are not its own."""
+"""What a run writes into its folder, and what commands write there about it; the checkpoints are moved first.
+Other files there are not its own."""
 
 
 def once(resume: str) -> str:

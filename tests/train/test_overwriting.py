@@ -26,8 +26,11 @@ def everything(folder) -> dict[str, bytes]:
 def test_the_run_that_was_there_is_kept_whole_and_files_of_others_stay(tiny_run, tmp_path):
     folder = train(tiny_run(train=SHORT))
     (folder / "notes.txt").write_text("mine")
+    (folder / "sweep").mkdir()
+    (folder / "sweep/sweep.json").write_text("[]")  # else a report of the new run would show it
     before = everything(folder)
     train(tiny_run(train=SHORT | dict(steps=1)), "overwrite")
+    assert (folder / "aside-1/sweep/sweep.json").is_file()
     aside, now = everything(folder / "aside-1"), everything(folder)
     assert {name: before[name] for name in aside} == aside
     assert before.keys() - aside.keys() == {".lock", "notes.txt"} and now["notes.txt"] == b"mine"
