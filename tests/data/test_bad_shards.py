@@ -321,3 +321,11 @@ def test_where_no_good_sample_is_near_the_run_stops(tmp_path):
                 )
             )
         )
+
+
+def test_a_device_in_the_place_of_a_shard_is_not_read_without_end(tmp_path):
+    (tmp_path / "a.tar").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "b.tar")
+    for name in ("a.tar", "b.tar"):
+        with pytest.raises(SampleError, match=f"{name}: is no file but a pipe or a device"):
+            index_tar(tmp_path / name)

@@ -6,6 +6,7 @@ file name. That path is the key. What follows the dot, in lower case, is the suf
 
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -109,6 +110,9 @@ def _regular_files(path: Path | str) -> Iterator[tuple[int, int, str]]:
     """Yields (offset, size, name) of each file in the tar."""
     position = 0
     try:
+        if not (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode)):
+            # a pipe or a device may have no end
+            raise SampleError(f"{path}: is no file but a pipe or a device; give a plain tar")
         with open(path, "rb") as file, tarfile.open(fileobj=_Headers(path, file), mode="r:") as tar:  # pyright: ignore
             while (member := tar.next()) is not None:
                 # a negative size in a header would send tarfile round in a circle
