@@ -2,6 +2,7 @@
 out."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline import run_folder
 from pipeline.errors import ConfigError
 
 MOST_PICTURES = 24
+LARGEST_PICTURE = 1 << 24
+"""Bytes of the largest sample picture that comes into the page."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ def read_facts(path: str) -> RunFacts:
     folder = Path(path)
     config = plain(folder / "config.json")
     if not isinstance(config, dict):
-        raise ConfigError(f"{folder} is not the folder of a run: it has no config.json; give one that has")
+        there = os.path.lexists(folder / "config.json")
+        why = "its config.json does not read" if there else "it has no config.json"
+        raise ConfigError(f"{folder} is not the folder of a run: {why}; give one that `dtem train` wrote")
     log = config.get("log")
     named = log.get("name") if isinstance(log, dict) else None
     sweeps = plain(folder / "sweep" / "sweep.json")
@@ -111,5 +116,7 @@ def _shown(folder: Path, facts: Any) -> Shown | None:
         return None
     path = folder / Path(str(facts.get("file", ""))).name
     if path.is_symlink() or not path.is_file() or path.suffix != ".png":
+        return None
+    if path.stat().st_size > LARGEST_PICTURE:
         return None
     return Shown(path, str(facts.get("task", "")), str(facts.get("key", "")), tuple(map(str, facts["words"])))

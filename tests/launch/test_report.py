@@ -2,6 +2,7 @@
 data."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -102,6 +103,25 @@ def test_nothing_from_data_is_markup(run, dtem):
     assert "<script" not in text and "planted" not in text and "&lt;script&gt;" in text
 
 
+def test_figures_that_no_chart_can_show_and_a_picture_without_end_are_left_out(run, dtem):
+    odd = ("1e308", "-1e308", "9" * 400, "1e999", "1e-320", "NaN")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.writelines(f'{{"step": {100 + at}, "loss": {text}}}\n' for at, text in enumerate(odd))
+        file.write(f'{{"step": {"9" * 400}, "loss": 1}}\n')
+    point = '{"policy": "dtem", "gmacs": %s, "scores": {"top1": [%s]}}'
+    points = ", ".join(point % pair for pair in (("1", "9" * 400), ("9" * 400, "1"), ("1e308", "0.5")))
+    (run / "sweep").mkdir(exist_ok=True)
+    (run / "sweep/sweep.json").write_text(f'[{{"task": "digits", "metric": "top1", "points": [{points}]}}]')
+    step = run / "pictures/step_00000001"
+    step.mkdir(parents=True)
+    (step / "a.png").touch()
+    os.truncate(step / "a.png", 1 << 40)
+    told = {"task": "digits", "key": "k", "file": "a.png", "words": []}
+    (step / "pictures.json").write_text(json.dumps([told]))
+    dtem("report", run)
+    check((run / "report.html").read_text())
+
+
 def test_a_saved_evaluation_says_what_is_taken_for_what(run, trained, dtem):
     dtem("evaluate", trained, "--out", run / "evaluation.json")
     dtem("evaluate", trained, "--policy", "none", "--out", run / "evaluation_unmerged.json")
@@ -157,7 +177,7 @@ def test_a_strange_evaluation_is_left_out(run, dtem, saved):
 def test_a_strange_config_is_refused_or_passed_over(tmp_path, dtem, content):
     (tmp_path / "config.json").write_text(content)
     code = 0 if content.startswith('{"') else 2
-    assert ("has no config.json" in dtem("report", tmp_path, code=code)) == (code == 2)
+    assert ("its config.json does not read" in dtem("report", tmp_path, code=code)) == (code == 2)
 
 
 def test_a_link_in_the_place_of_a_picture_is_not_read(run, tmp_path, dtem):
