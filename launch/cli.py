@@ -6,6 +6,8 @@ others in `launch/commands`. They import torch inside `run`, so that `--help` an
 
 import argparse
 import importlib
+import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -64,8 +66,8 @@ def leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of a command line: 0 done, 1 done and the answer is no, 2 the user's mistake, 3 hung, 4
-    storage or other processes did not answer, 130 interrupted. argv: None is the command line of this
-    process, which is gone soon after."""
+    storage or other processes did not answer, 130 interrupted, 141 nobody reads what it prints. argv: None is
+    the command line of this process, which is gone soon after."""
     return _run(argv) if argv is not None else soon_gone(lambda: _run(None))
 
 
@@ -81,7 +83,13 @@ def _run(argv: Sequence[str] | None) -> int:
         import_modules(getattr(args, "modules", ()))
         if getattr(args, "seeds", None):
             return run_seeds(args, sys.argv[1:] if argv is None else argv)
-        return _module(args.command).run(args)
+        code = _module(args.command).run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 141
     except KeyboardInterrupt:
         print(f"dtem {args.command}: interrupted", file=sys.stderr)
         return 130
@@ -98,6 +106,16 @@ def _run(argv: Sequence[str] | None) -> int:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
         print(f"dtem {args.command}: {without_secrets(str(err))}", file=sys.stderr)
         return exit_code(err)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the standard output has gone, as `head` does; what is left goes nowhere then."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 class _Version(argparse.Action):

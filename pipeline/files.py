@@ -5,6 +5,7 @@ A run may come from a stranger, and a folder that was unpacked from an archive m
 anywhere.
 """
 
+import errno
 import hashlib
 import os
 import secrets
@@ -14,13 +15,17 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+"""Errors of a full disk."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new file beside `path`, with the same suffix, to write to. At the end it is synced and takes the
     place of `path`.
 
-    A link at `path` is replaced, not followed. After an error the old file is still there. Raises OSError.
+    A link at `path` is replaced, not followed. After an error the old file is still there. Raises OSError,
+    which names the file where the disk is full.
     """
     part = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -28,7 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         sync(part)
         part.rename(path)
-    except BaseException:
+    except BaseException as err:
+        if isinstance(err, OSError) and err.errno in NO_SPACE and err.filename is None:
+            err.filename = str(path)
         part.unlink(missing_ok=True)
         raise
 

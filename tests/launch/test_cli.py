@@ -136,3 +136,21 @@ def test_a_wrong_command_line_exits_with_2(argv, capsys):
         cli.main(argv)
     assert done.value.code == 2
     assert "usage: dtem" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_ends_a_command_without_a_traceback():
+    code = (
+        "import sys; sys.stdin.readline(); from launch.cli import main; sys.exit(main(['list', 'configs']))"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stdout is not None
+    command.stdout.close()
+    command.stdout = None
+    _, said = command.communicate("go\n", timeout=600)
+    assert (command.returncode, said) == (141, "")

@@ -19,7 +19,7 @@ from pipeline.data.shards.http_access import headers_for, refuse_unencrypted
 from pipeline.data.shards.locations import is_remote
 from pipeline.errors import ConfigError, OutageError, SampleError, StorageError
 from pipeline.extras import EXTRAS, extra
-from pipeline.files import replacing, sha256_of, sync
+from pipeline.files import NO_SPACE, replacing, sha256_of, sync
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,8 +35,6 @@ DEADLINE = 600.0
 """Seconds for one attempt at one file."""
 STALL = 30.0
 """Seconds without a byte that end an attempt over http."""
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-"""Errors of a full disk."""
 _LASTING = NO_SPACE | {
     errno.ENOENT,
     errno.ENOTDIR,
