@@ -16,7 +16,7 @@ from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.drawing.groups import checked_blocks, default_blocks, draw_groups, picture_of
 from pipeline.drawing.panels import Drawing, Panel
 from pipeline.drawing.sample import draw_sample
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SampleError
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.model import MultiTaskModel
@@ -49,7 +49,8 @@ def make_sections(
     """Image, answers and groups of the chosen samples, for each task of `datas`.
 
     Tasks with the same images share their rows. classes (by task): see build_eval_loader. Raises ConfigError
-    for unknown blocks and keys, and for reductions that need more tokens than the first image has.
+    for unknown blocks and keys, and for reductions that need more tokens than the first image has, and
+    SampleError where no sample can be read.
     """
     depth = model.backbone.depth
     choice = replace(choice, blocks=checked_blocks(choice.blocks or default_blocks(depth), depth))
@@ -68,7 +69,14 @@ def make_sections(
     model.check_data(loaders)
     shared = _of_one_source(datas, choice.split)
     painter = _Painter(model, loaders, choice)
-    return [painter.section(tasks, len(shared) > 1) for tasks in shared]
+    sections = [painter.section(tasks, len(shared) > 1) for tasks in shared]
+    for tasks, section in zip(shared, sections, strict=True):
+        if not section.rows:
+            raise SampleError(
+                f"none of the samples of {choice.split} can be read for {', '.join(tasks)}; see `dtem shards "
+                "verify`"
+            )
+    return sections
 
 
 def _of_one_source(datas: Mapping[str, DataConfig], split: str) -> list[list[str]]:
