@@ -53,6 +53,19 @@ def write_bytes(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
+def file_place(path: str, option: str = "--out") -> Path:
+    """The path of a file that a command will write, whose folder is made: asked before the work, of which the
+    file is the result. Raises ConfigError where no file can be there."""
+    place = Path(path)
+    if place.is_dir():
+        raise ConfigError(f"{option} {place} is a folder; give the name of a file")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"{option} {place}: its folder cannot be made: {err.strerror}") from err
+    return place
+
+
 def folder_within(root: Path, name: str) -> Path:
     """The folder `name` in `root`, which is made if it is missing. Raises ConfigError if it is a link;
     `root`, which the user names, may be one."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launch.published.merged import merged_models
+from launch.published.merged import embedded_state, merged_as_asked
 from launch.saved.run import SavedRun, build, checked_reduction, only_task
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.published import Published
@@ -44,8 +44,7 @@ def of_run(
 ) -> Subject:
     """The whole inference of one task of a run: encoder, head, masks, or captions of full length. policy,
     reduction: None takes the run's. Raises ConfigError where nothing would merge."""
-    name = only_task(run.config, task)
-    models = {UNMERGED: build(run, "none").to(device), MERGED: build(run, policy).to(device)}
+    name, models = only_task(run.config, task), models_of(run, device, policy)
     wanted: dict[str, ReductionSpec | None] = {UNMERGED: 0, MERGED: reduction}
     merged, size = models[MERGED], run.config.tasks[name].data.size
     probe = _batch(merged, name, torch.zeros(1, 3, *size))
@@ -63,24 +62,27 @@ def of_run(
     return Subject(str(run), name, policy or run.config.merging.policy, schedule, size, infer)
 
 
+def models_of(run: SavedRun, device: torch.device, policy: str | None) -> dict[str, MultiTaskModel]:
+    """The run without merging and under a policy, on the device, where they share their weights."""
+    there = run.on(device)
+    return {UNMERGED: build(there, "none").to(device), MERGED: build(there, policy).to(device)}
+
+
 def of_published(
     published: Published,
+    adapter: Adapter | None,
     device: torch.device,
     *,
     policy: str | None = None,
     reduction: ReductionSpec | None = None,
-    adapter: Adapter | None = None,
 ) -> Subject:
-    """The forward of a published model: unmerged it is the library's own. policy: None takes the adapter's.
-    reduction: None takes the adapter's. Raises ConfigError where nothing would merge."""
-    own = None if adapter is None else adapter.config.merging
-    policy = policy or (own.policy if own else "none")
+    """The forward of a published model: unmerged it is the library's own. policy, reduction: see
+    `merged_as_asked`. Raises ConfigError where nothing would merge."""
     plain = published.model.to(device)
-    merged = merged_models(plain, [policy], seed=0, adapter=adapter)[policy]
-    recommended = own.reduction if own and own.policy == policy else None
-    merged.reduction = recommended or 0 if reduction is None else reduction
-    with torch.no_grad():
-        embedded = merged.embedded(torch.zeros(1, 3, *published.size, device=device)).state
+    policy, merged = merged_as_asked(
+        plain, published.size, policy=policy, reduction=reduction, adapter=adapter
+    )
+    embedded = embedded_state(merged, published.size)
     amount = merged.reduction if merged.merging.policy.merges else 0
     schedule = resolve_schedule(amount, len(merged.merging_blocks), embedded.num_active, embedded.num_prefix)
     models: dict[str, nn.Module] = {UNMERGED: plain, MERGED: merged}

@@ -55,7 +55,6 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 when the table is printed. Raises PipelineError."""
     import json
-    from pathlib import Path
 
     import torch
 
@@ -63,11 +62,10 @@ def run(args: argparse.Namespace) -> int:
     from launch.bench.latency import latencies
     from launch.bench.report import conditions, facts_of, table
     from launch.published.device import device_and_precision
+    from launch.published.sources import opened, published_of
     from launch.saved.run import parse_reduction, read_run
-    from pipeline.backbone.adapters.public import load_adapter
-    from pipeline.backbone.published import is_published, open_published
     from pipeline.errors import ConfigError
-    from pipeline.files import write_text
+    from pipeline.files import file_place, write_text
 
     for name, value in (("--rounds", args.rounds), ("--threads", args.threads)):
         if value is not None and value < 1:
@@ -77,18 +75,12 @@ def run(args: argparse.Namespace) -> int:
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
     device, precision = device_and_precision(args.device, args.precision)
     merge = dict(policy=args.policy, reduction=reduction)
-    if is_published(args.run):
-        if args.cfg_options or args.checkpoint != "best" or args.task:
-            raise ConfigError("--set, --checkpoint and --task go with a run, not with a published model")
-        adapter = None if args.adapter is None else load_adapter(args.adapter)
-        weights = dict(weights=args.weights, pretrained=not args.no_pretrained, img_size=args.img_size)
-        subject = of_published(open_published(args.run, **weights), device, adapter=adapter, **merge)
+    out = file_place(args.out) if args.out else None
+    if published := published_of(args):
+        if args.task:
+            raise ConfigError(f"--task goes with a run, not with a published model such as {published}")
+        subject = of_published(*opened(args, published), device, **merge)
     else:
-        if args.adapter or args.weights or args.img_size or args.no_pretrained:
-            raise ConfigError(
-                "--adapter, --weights, --img-size and --no-pretrained go with a published model, such as "
-                "timm:NAME, not with a run"
-            )
         saved = read_run(args.run, args.checkpoint, args.cfg_options)
         precision = args.precision or saved.config.engine.precision
         subject = of_run(saved, device, task=args.task, **merge)
@@ -101,8 +93,6 @@ def run(args: argparse.Namespace) -> int:
     facts = facts_of(subject, found, device=device, precision=precision)
     print(conditions(facts))
     print(table(facts))
-    if args.out:
-        place = Path(args.out)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        print(f"wrote {write_text(place, json.dumps(facts, indent=1))}")
+    if out:
+        print(f"wrote {write_text(out, json.dumps(facts, indent=1))}")
     return 0

@@ -91,9 +91,15 @@ def run(args: argparse.Namespace) -> int:
     from launch.saved.run import chosen_tasks, parse_reduction
     from launch.saved.zero_shot import add_zero_shot
     from pipeline.data.stream import build_eval_loader
+    from pipeline.errors import ConfigError
+    from pipeline.files import file_place
     from pipeline.train.evaluate import missing_samples
 
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
+    if not args.zero_shot and (args.templates or args.class_names):
+        raise ConfigError("--templates and --class-names say what --zero-shot compares; give it, with images")
+    if args.out:
+        file_place(args.out)
     saved, model = _model_of(args)
     evaluator = evaluator_of(model, saved.config.engine.precision)
     rank, world_size = evaluator.rank, evaluator.world_size
@@ -205,7 +211,6 @@ def _report(result: dict[str, Any], units: dict[str, Mapping[str, str]], run: st
         print(f"wrote {result['predictions']}")
     if path:
         place, text = Path(path), json.dumps(result, indent=1)
-        place.parent.mkdir(parents=True, exist_ok=True)
         # a pipe stays one
         if place.exists() and not place.is_file():
             place.write_text(text)

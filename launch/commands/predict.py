@@ -56,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
     from launch.predict.images import files_of
     from launch.predict.loaded import load_run
     from launch.predict.table import COLUMNS
+    from launch.published.sources import published_of
     from launch.report.tables import markdown
     from launch.saved.run import parse_reduction
 
+    published_of(args)  # refuses options of the other kind
     for _ in files_of(args.images):
         pass  # names what is not there, before anything heavy
     loaded = load_run(

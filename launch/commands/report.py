@@ -32,11 +32,10 @@ def run(args: argparse.Namespace) -> int:
 
     from launch.run_report.page import report
     from launch.run_report.read import read_facts
-    from pipeline.files import write_text
+    from pipeline.files import file_place, write_text
 
     runs = [read_facts(path) for path in args.run]
     here = Path("report.html") if len(runs) > 1 else runs[0].folder / "report.html"
-    path = here if args.out is None else Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = here if args.out is None else file_place(args.out)
     print(f"wrote {write_text(path, report(runs))}")
     return 0

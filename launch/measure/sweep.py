@@ -59,6 +59,8 @@ def sweep(
     patches.
     """
     _check_one_setup(runs)
+    if rounds < 0:
+        raise ConfigError(f"rounds is {rounds}; give 0, which leaves speed out, or more")
     if not 0 < within <= 1:
         raise ConfigError(f"within is {within}; give a share of the blocks, in (0, 1]")
     targets = [tuple(target) if isinstance(target, list) else target for target in targets]
@@ -80,10 +82,7 @@ def sweep(
             f"a sweep measures speed, so it is one process, not {evaluator.world_size}; start it "
             "without a launcher"
         )
-    runs = [
-        replace(run, tensors={name: tensor.to(evaluator.device) for name, tensor in run.tensors.items()})
-        for run in runs
-    ]
+    runs = [run.on(evaluator.device) for run in runs]
     wanted: dict[str, list[Target]] = {"none": [0]}
     wanted |= {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {

@@ -157,6 +157,7 @@ def load_run(
     place, fast = device_and_precision(device, precision)
     if not is_published(name):
         of_published = {"adapter": adapter, "weights": weights, "img_size": img_size}
+        of_published |= {} if pretrained else {"pretrained": False}
         if given := [key for key, value in of_published.items() if value is not None]:
             raise ConfigError(f"{given[0]} goes with a published model, such as timm:NAME, not with a run")
         saved = read_run(run, checkpoint, overrides)

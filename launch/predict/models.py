@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from launch.predict.images import Picture
 from launch.predict.results import Caption, Classes, Groups, Mask, Prediction, SeveralClasses
-from launch.published.merged import merged_models
+from launch.published.merged import merged_as_asked
 from launch.published.signal import LOGITS, signal_of
 from launch.saved.run import SavedRun, build, checked_reduction
 from pipeline.backbone.adapters.adapter import Adapter
@@ -149,8 +149,8 @@ class RunModel:
 
 
 class PublishedModel:
-    """See `Predicting`. policy: None takes the adapter's, else `none`. reduction: None takes the adapter's.
-    Raises ConfigError for a model without classes."""
+    """See `Predicting`. policy, reduction: see `merged_as_asked`. Raises ConfigError for a model
+    without classes."""
 
     tasks = (CLASSIFICATION,)
 
@@ -169,12 +169,9 @@ class PublishedModel:
                 f"{published.name} has no classes to predict; give a classifier, or a run with a head. `dtem "
                 "sweep` measures what merging does to its features"
             )
-        own = None if adapter is None else adapter.config.merging
-        self.policy = policy = policy or (own.policy if own else "none")
-        models = merged_models(published.model.to(device), [policy], seed=0, adapter=adapter)
-        self.model: MergingModel = models[policy]
-        recommended = own.reduction if own and own.policy == policy else None
-        self.model.reduction = recommended or 0 if reduction is None else reduction
+        self.policy, self.model = merged_as_asked(
+            published.model.to(device), published.size, policy=policy, reduction=reduction, adapter=adapter
+        )
         self.device, self.precision = device, precision
         self._published, self._signal = published, signal_of(published, LOGITS)
         pixels = published.pixels

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.adapters.adapter import Adapter
@@ -10,9 +11,10 @@ from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.patching.patch import patch
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
-from pipeline.merging.schedule import ReductionSpec
+from pipeline.merging.schedule import ReductionSpec, check_schedule
 from pipeline.rng import preserved_generators, seed_everything
 from pipeline.shared_tensors import sharing_tensors
+from pipeline.token_state import TokenState
 
 UNTRAINED = "_untrained"
 """`NAME_untrained` is policy NAME with an embedding as it was drawn."""
@@ -55,6 +57,36 @@ def merged_models(
         taught = check_policy(policy, adapter is not None)
         found[policy] = merged_model(base, policy, 0, seed=seed, adapter=adapter if taught else None)
     return found
+
+
+def merged_as_asked(
+    base: nn.Module,
+    size: tuple[int, int],
+    *,
+    policy: str | None = None,
+    reduction: ReductionSpec | None = None,
+    adapter: Adapter | None = None,
+) -> tuple[str, MergingModel]:
+    """A policy, and the model under it, merging as asked. policy, reduction: None takes the adapter's, else
+    `none` and 0. size: (height, width) of its images. Raises ConfigError, also where these have too few
+    tokens for the reduction."""
+    own = None if adapter is None else adapter.config.merging
+    policy = policy or (own.policy if own else "none")
+    taught = check_policy(policy, adapter is not None)
+    model = merged_model(base, policy, 0, seed=0, adapter=adapter if taught else None)
+    if reduction is None:
+        model.reduction = (own.reduction or 0) if own and own.policy == policy else 0
+        return policy, model
+    state = embedded_state(model, size)
+    check_schedule(reduction, len(model.merging_blocks), state.num_active, state.num_prefix)
+    model.reduction = reduction
+    return policy, model
+
+
+@torch.no_grad()
+def embedded_state(model: MergingModel, size: tuple[int, int]) -> TokenState:
+    """What enters the first block, for one image of (height, width) pixels."""
+    return model.embedded(torch.zeros(1, 3, *size, device=next(model.parameters()).device)).state
 
 
 def check_policy(policy: str, has_adapter: bool) -> bool:

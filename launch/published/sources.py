@@ -1,4 +1,4 @@
-"""What `dtem sweep` and `dtem evaluate` take in place of runs: a published model and `--data`."""
+"""What commands take in place of runs: a published model, and its data where they read any."""
 
 import argparse
 import os
@@ -9,13 +9,15 @@ from launch.measure.evaluator import progress
 from launch.measure.points import Sweep
 from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches
+from launch.published.contrastive import is_clip
 from launch.published.device import device_and_precision
 from launch.published.labelled import PublishedRun, names_classes_of, published_run
 from launch.published.merged import merged_models
 from launch.published.pictures import ShardPictures, find_pictures
 from launch.published.signal import signal_of
+from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter
-from pipeline.backbone.published import TIMM, is_published, open_published
+from pipeline.backbone.published import TIMM, Published, is_published, open_published
 from pipeline.data.shards.loose import found_in, loose_manifest
 from pipeline.errors import ConfigError
 
@@ -35,16 +37,18 @@ def published_of(args: argparse.Namespace) -> str | None:
     """The published model that a command names, or None for runs. Raises ConfigError where its arguments are
     of the one and its name of the other."""
     names = [args.run] if isinstance(args.run, str) else args.run
+    if clips := [name for name in names if is_clip(name)]:
+        raise ConfigError(f"{clips[0]} is a CLIP, which `dtem evaluate {clips[0]} --zero-shot SHARDS` scores")
     named = [name for name in names if is_published(name)]
     if not named:
         refuse_of_published(args)
         return None
     if len(names) > 1:
         raise ConfigError(f"give {named[0]} alone, without other models or runs")
-    if args.data is None:
+    if "data" in args and args.data is None:
         raise ConfigError(f"{named[0]} has no data of its own; give --data, a folder of pictures or shards")
     if args.cfg_options or args.checkpoint != "best":
-        raise ConfigError("--cfg-options and --checkpoint go with a run, not with a published model")
+        raise ConfigError("--set and --checkpoint go with a run, not with a published model")
     return named[0]
 
 
@@ -90,14 +94,19 @@ def labelled_run(args: argparse.Namespace, name: str) -> PublishedRun:
     )
 
 
-def agreement_on(args: argparse.Namespace, name: str, policies: Sequence[str]) -> Sweep:
-    """How the merged model agrees with the unmerged one on the command's pictures."""
-    pictures = find_pictures(args.data)
-    adapter = None if args.adapter is None else load_adapter(args.adapter)
-    device, precision = device_and_precision(None, None)
+def opened(args: argparse.Namespace, name: str) -> tuple[Published, Adapter | None]:
+    """The published model of a command's arguments, and its adapter, if there is one."""
     published = open_published(
         name, weights=args.weights, pretrained=not args.no_pretrained, img_size=args.img_size
     )
+    return published, None if args.adapter is None else load_adapter(args.adapter)
+
+
+def agreement_on(args: argparse.Namespace, name: str, policies: Sequence[str]) -> Sweep:
+    """How the merged model agrees with the unmerged one on the command's pictures."""
+    pictures = find_pictures(args.data)
+    device, precision = device_and_precision(None, None)
+    published, adapter = opened(args, name)
     seed = 0 if args.seed is None else args.seed
     models = merged_models(published.model.to(device), policies, seed=seed, adapter=adapter)
     batches = held_out_batches(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ class SavedRun:
         """Class names of the labels of the task's head; empty where the head has none, or the checkpoint is
         too old to have them."""
         return self.facts.get("classes", {}).get(task, [])
+
+    def on(self, device: torch.device) -> Self:
+        """The run with its tensors on a device, where its models share them."""
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def __str__(self) -> str:
         return (

@@ -92,6 +92,6 @@ def dtem(capsys):
     def call(*argv: object, code: int = 0) -> str:
         assert cli.main([str(part) for part in argv]) == code, capsys.readouterr().err
         said = capsys.readouterr()
-        return said.out if code == 0 else said.out + said.err
+        return said.out if code == 0 else said.err + said.out
 
     return call

@@ -55,7 +55,7 @@ def test_a_published_model_is_timed_beside_the_librarys_own(dtem, tmp_path):
     facts = json.loads((tmp_path / "out.json").read_text())
     assert set(facts["schedule"]) == {2} and facts["task"] == "forward" and len(facts["latencies"]) == 4
     assert "nothing merges" in dtem("bench", *named, code=2)
-    assert "go with a run" in dtem("bench", *named, "--task", "x", code=2)
+    assert "goes with a run" in dtem("bench", *named, "--task", "x", code=2)
 
 
 @pytest.mark.slow
@@ -72,4 +72,4 @@ def test_a_compiled_model_gives_what_the_plain_one_gives(trained):
 def test_wrong_numbers_are_refused(trained, dtem):
     assert "--rounds is 0; give 1 or more" in dtem("bench", trained, "--rounds", 0, code=2)
     assert "--batch-sizes holds 0" in dtem("bench", trained, "--batch-sizes", "0,1", code=2)
-    assert "go with a published model" in dtem("bench", trained, "--adapter", "a", code=2)
+    assert "goes with a published model" in dtem("bench", trained, "--adapter", "a", code=2)
