@@ -21,7 +21,8 @@ from stages import arguments, data_options, percent, shown, train_on_two_cores, 
 
 from launch.measure.points import Target
 from launch.measure.sweep import sweep
-from launch.saved.run import UNTRAINED, build, read_run
+from launch.saved.policy_names import UNTRAINED
+from launch.saved.run import build, read_run
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.data.stream import build_eval_loader
 from pipeline.model import training_grid

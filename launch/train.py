@@ -48,7 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_dry_run_arguments(parser: argparse.ArgumentParser) -> None:
-    from launch.commands.trials import count
+    from launch.commands.values import count
 
     dry = parser.add_argument_group(
         "dry run: say what would be trained, on any number of ranks, without a GPU"

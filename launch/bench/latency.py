@@ -8,7 +8,7 @@ from torch import Tensor
 
 from launch.bench.entries import MERGED, UNMERGED, Infer, Subject
 from launch.measure.evaluator import progress
-from launch.published.device import now
+from launch.saved.device import now
 from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError
 from pipeline.rng import generator

@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from launch.bench.entries import of_published, of_run
     from launch.bench.latency import latencies
     from launch.bench.report import conditions, facts_of, table
-    from launch.published.device import device_and_precision
     from launch.published.sources import opened, published_of
+    from launch.saved.device import device_and_precision
     from launch.saved.run import parse_reduction, read_run
     from pipeline.errors import ConfigError
     from pipeline.files import file_place, write_text

@@ -12,7 +12,7 @@ from launch.commands.arguments import (
     add_setting_arguments,
 )
 from launch.commands.list import print_rows
-from launch.commands.trials import count
+from launch.commands.values import count
 
 EXAMPLES = {
     "show": "dtem config show dtem::debug_cpu.py --set merging.reduction=4",

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from launch.commands.arguments import HelpFormatter
+from launch.commands.values import count, share
 
 SET = "a folder of shards, a brace pattern, a URL, a folder of class folders, or KIND:SRC"
 SHARD_SIZE = 1000
@@ -20,11 +21,11 @@ def add_parsers(actions, workers: int) -> None:
     bench = _parser(actions, "bench", "how fast a set is read, decoded, augmented, and loaded by workers")
     bench.add_argument("set", metavar="SET", help=SET)
     bench.add_argument("--schema", default="classification", help="default classification")
-    bench.add_argument("--img-size", type=_count, default=224, metavar="PX", help="of the crop (default 224)")
+    bench.add_argument("--img-size", type=count, default=224, metavar="PX", help="of the crop (default 224)")
     bench.add_argument("--rand-augment", metavar="POLICY", help="such as rand-m9-mstd0.5-inc1")
     bench.add_argument("--workers", type=_counts, default=[0, workers], metavar="N,N", help="of a loader")
-    bench.add_argument("--samples", type=_count, default=512, metavar="N", help="default 512")
-    bench.add_argument("--batch-size", type=_count, default=32, metavar="N", help="default 32")
+    bench.add_argument("--samples", type=count, default=512, metavar="N", help="default 512")
+    bench.add_argument("--batch-size", type=count, default=32, metavar="N", help="default 32")
     bench.add_argument("--out", metavar="FILE", help="also write the rates to this file, as JSON")
     repair = _parser(actions, "repair", "write a set anew without its damaged samples, and say which")
     repair.add_argument("set", metavar="SET", help="a folder of shards, or a brace pattern")
@@ -40,18 +41,18 @@ def add_parsers(actions, workers: int) -> None:
     for parser in (repair, split, merge, label):
         parser.add_argument("out", metavar="OUT", help="an empty or new folder")
         parser.add_argument(
-            "--workers", type=_count, default=workers, metavar="N", help=f"processes (default {workers})"
+            "--workers", type=count, default=workers, metavar="N", help=f"processes (default {workers})"
         )
     for parser in (split, merge, label):
         parser.add_argument(
             "--shard-size",
-            type=_count,
+            type=count,
             default=SHARD_SIZE,
             metavar="N",
             help=f"samples per shard (default {SHARD_SIZE})",
         )
     split.add_argument(
-        "--held-out", type=_share, default=0.1, metavar="F", help="share to hold out, by a hash of the key"
+        "--held-out", type=share, default=0.1, metavar="F", help="share to hold out, by a hash of the key"
     )
     split.add_argument("--name", default="val", metavar="SPLIT", help="of the held-out part (default val)")
     merge.add_argument("--seed", type=int, default=0, help="of the order (default 0)")
@@ -77,25 +78,11 @@ def _parser(actions, name: str, what: str) -> argparse.ArgumentParser:
     )
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
 def _counts(text: str) -> list[int]:
     values = [int(part) for part in text.split(",")]
     if min(values) < 0 or max(values) > 256:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers from 0 to 256, such as 0,2,4")
     return values
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a share in (0, 1), such as 0.1")
-    return value
 
 
 def tell(manifest: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.commands import shard_tools
 from launch.commands.arguments import HelpFormatter
+from launch.commands.values import count
 from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, LABELS, MASKS, SHARD_SIZES, TABLES
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -64,7 +65,7 @@ def _add_pictures(parser: argparse.ArgumentParser, kind: str, source: str) -> No
     _add_shard_size(parser, SHARD_SIZES[kind])
     parser.add_argument(
         "--size",
-        type=_count,
+        type=count,
         metavar="PX",
         help="resize larger pictures to this shorter side (default: keep the files)",
     )
@@ -76,7 +77,7 @@ def _add_pictures(parser: argparse.ArgumentParser, kind: str, source: str) -> No
 
 def _add_shard_size(parser: argparse.ArgumentParser, size: int) -> None:
     parser.add_argument(
-        "--shard-size", type=_count, default=size, metavar="N", help=f"samples per shard (default {size})"
+        "--shard-size", type=count, default=size, metavar="N", help=f"samples per shard (default {size})"
     )
 
 
@@ -89,12 +90,10 @@ def _add_digit_scenes(kinds) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
     parser.add_argument(
-        "--train", type=_count, default=4000, metavar="N", help="training scenes (default 4000)"
+        "--train", type=count, default=4000, metavar="N", help="training scenes (default 4000)"
     )
-    parser.add_argument(
-        "--val", type=_count, default=500, metavar="N", help="validation scenes (default 500)"
-    )
-    parser.add_argument("--size", type=_count, default=64, metavar="PX", help="pixels per side (default 64)")
+    parser.add_argument("--val", type=count, default=500, metavar="N", help="validation scenes (default 500)")
+    parser.add_argument("--size", type=count, default=64, metavar="PX", help="pixels per side (default 64)")
     _add_shard_size(parser, 500)
     _add_common(parser)
 
@@ -125,7 +124,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=_count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})"
+        "--workers", type=count, default=WORKERS, metavar="N", help=f"processes (default {WORKERS})"
     )
 
 
@@ -153,18 +152,11 @@ def _add_words(actions) -> None:
     )
     parser.add_argument("path", metavar="PATH", help="folder or brace pattern")
     parser.add_argument(
-        "--min-count", type=_count, default=1, metavar="N", help="leave out rarer words (default 1: none)"
+        "--min-count", type=count, default=1, metavar="N", help="leave out rarer words (default 1: none)"
     )
     parser.add_argument(
         "--caption-field", metavar="NAME", help="field of the json that holds the captions, as caption"
     )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
     import logging
     from pathlib import Path
 
-    from launch.published.device import device_and_precision
     from launch.published.pictures import find_pictures
     from launch.published.sources import plain_name
+    from launch.saved.device import device_and_precision
     from launch.teach.lesson import Order
     from launch.teach.loop import Teaching
     from launch.teach.run import teach_published

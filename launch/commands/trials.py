@@ -4,6 +4,8 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from launch.commands.values import count
+
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig, TaskConfig
 
@@ -51,9 +53,3 @@ def trial_words(args: argparse.Namespace) -> list[str]:
         if value is not None
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-
-
-def count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value

@@ -2,6 +2,9 @@
 ArgumentTypeError, whose message argparse shows."""
 
 import argparse
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 FORMS = "8 (per block), 0.9 (keep rate), '(8,-1)' (with inflection) or '[8,8,4]' (by block)"
 
@@ -24,7 +27,7 @@ def names(text: str) -> list[str]:
 
 def fractions(text: str) -> list[float]:
     """`0.7,0.5` as a list of fractions in (0, 1)."""
-    values = [float(part) for part in names(text)]
+    values = [_number(part, float) for part in names(text)]
     if not all(0 < value < 1 for value in values):
         raise argparse.ArgumentTypeError(
             f"'{text}' is not a list of fractions in (0, 1), such as 0.7,0.5,0.3"
@@ -32,9 +35,33 @@ def fractions(text: str) -> list[float]:
     return values
 
 
+def count(text: str) -> int:
+    """A whole number from 1."""
+    value = _number(text, int)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def share(text: str) -> float:
+    """A share in (0, 1)."""
+    value = _number(text, float)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share in (0, 1), such as 0.1")
+    return value
+
+
+def _number(text: str, kind: type[N]) -> N:
+    try:
+        return kind(text)
+    except ValueError as err:
+        what = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"'{text}' is no {what}") from err
+
+
 def numbers(text: str) -> list[int]:
     """`0,4,8` as a list of counts."""
-    values = [int(part) for part in names(text)]
+    values = [_number(part, int) for part in names(text)]
     if min(values) < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of counts from 0, such as 0,4,8")
     return values
@@ -42,7 +69,7 @@ def numbers(text: str) -> list[int]:
 
 def colour(text: str) -> tuple[float, float, float]:
     """`0.5,0.5,0.5` as three numbers in [0, 1]."""
-    values = [float(part) for part in names(text)]
+    values = [_number(part, float) for part in names(text)]
     if len(values) != 3 or not all(0 <= value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"'{text}' is not three numbers in [0, 1], such as 0.5,0.5,0.5")
     return values[0], values[1], values[2]

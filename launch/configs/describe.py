@@ -129,12 +129,17 @@ def memory_line(memory: dict[str, Any]) -> str:
 def in_bytes(size: int) -> str:
     for unit, number in SIZES.items():
         if size >= number:
-            return f"{size / number:.3g} {unit}"
+            return f"{_three_digits(size / number)} {unit}"
     return f"{size} B"
 
 
 def short(number: int) -> str:
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
-            return f"{number / size:.3g}{unit}"
+            return f"{_three_digits(number / size)}{unit}"
     return str(number)
+
+
+def _three_digits(value: float) -> str:
+    """At least three; not 1e+03."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

@@ -1,4 +1,5 @@
-"""Curves of an adapter's card, from the results of `dtem sweep` in the folder of its run."""
+"""Curves of an adapter's card, from what a sweep writes: that in the folder of its run, or that of `dtem
+teach`."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -32,23 +33,25 @@ def curves_of(run: SavedRun, tasks: Collection[str]) -> list[Curve]:
 
 def _curve(run: SavedRun, part: Mapping[str, Any]) -> Curve | None:
     """The curve of a task; None for the sweep of another checkpoint."""
-    where, metric = part["conditions"], next(iter(part["units"]))
-    number = _number_of(run, where)
-    if number is None:
-        return None
-    points = {}
+    number = _number_of(run, part["conditions"])
+    return None if number is None else curve_of(part, run.config.merging.policy, number)
+
+
+def curve_of(part: Mapping[str, Any], policy: str, number: int = 0) -> Curve:
+    """The curve of an adapter's card, from the sweep of a task as plain data (`plain_sweep`). policy: the
+    adapter's. number: of its run among those of the sweep."""
+    metric, where = next(iter(part["units"])), part["conditions"]
+    points: dict[str, list[Mapping[str, Any]]] = {}
     for row in part["points"]:  # a target is a number or a list
         points.setdefault(str(row["target"]), []).append(row)
-    own = run.config.merging.policy
+    found = (_point(rows, metric, policy, number) for rows in points.values())
     return Curve(
         task=part["task"],
         metric=metric,
         unit=part["units"][metric],
         split=where["split"],
         samples=where["samples"],
-        points=[
-            point for rows in points.values() if (point := _point(rows, metric, own, number)) is not None
-        ],
+        points=[point for point in found if point is not None],
     )
 
 

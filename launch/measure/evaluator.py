@@ -1,7 +1,6 @@
 """Evaluation of trained models: exact scores on any number of processes, many models in one pass over the
 data, and speed."""
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from launch.measure.compute import Entry
+from launch.saved.device import now
 from pipeline.engine import launched
 from pipeline.engine.connect import connect
 from pipeline.engine.model_on_device import E, ModelOnDevice
@@ -91,20 +91,14 @@ def _seconds(device: torch.device, entry: Entry, batch: Batch) -> tuple[float, f
 
     def encode(images: Tensor) -> BackboneOutput:
         nonlocal inside
-        start = _now(device)
+        start = now(device)
         output = plain(images)
-        inside += _now(device) - start
+        inside += now(device) - start
         return output
 
-    start = _now(device)
+    start = now(device)
     task.infer(encode, batch)
-    return _now(device) - start, inside
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return now(device) - start, inside
 
 
 def progress(items: Iterable[T], label: str) -> "tqdm[T]":

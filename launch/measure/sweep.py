@@ -13,7 +13,8 @@ from launch.measure.compute import Grid, first_batch, first_grid, workload
 from launch.measure.evaluator import Panel, evaluator_of, images_per_second, progress
 from launch.measure.points import MACS, MERGED, TOKENS, Point, Sweep, Target
 from launch.measure.scores import of_classes
-from launch.saved.run import UNTRAINED, SavedRun, build, checked_reduction, chosen_tasks
+from launch.saved.policy_names import read_policy
+from launch.saved.run import SavedRun, build, checked_reduction, chosen_tasks
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.vit import MergingViT
 from pipeline.config.schema import RunConfig
@@ -21,7 +22,6 @@ from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores
-from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import AnyReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
 from pipeline.parts import BASE, HEAD, roles_of
@@ -125,7 +125,7 @@ def _setup(config: RunConfig) -> tuple[Any, ...]:
 def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
     """All runs, or only the first where all have the same weights. Weights that the policy does not use,
     of embeddings and of the balance, do not matter."""
-    if POLICIES.build(policy.removesuffix(UNTRAINED)).learned:
+    if read_policy(policy)[2]:
         return runs
     roles = roles_of(build(runs[0], policy))
     used = [name for name in runs[0].tensors if name in roles and roles[name].kind in (BASE, HEAD)]

@@ -10,7 +10,7 @@ from torch import nn
 from launch.predict.images import Picture, pictures_of
 from launch.predict.models import Predicting, PublishedModel, RunModel, Seen
 from launch.predict.results import Prediction, Unread
-from launch.published.device import device_and_precision
+from launch.saved.device import device_and_precision
 from launch.saved.run import read_run
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.published import is_published, open_published

@@ -14,7 +14,6 @@ from launch.published.merged import merged_as_asked
 from launch.published.signal import LOGITS, signal_of
 from launch.saved.run import SavedRun, build, checked_reduction
 from pipeline.backbone.adapters.adapter import Adapter
-from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.published import Published
 from pipeline.backbone.timm_heads import described
 from pipeline.config.schema import AugmentConfig

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from launch.measure.points import MACS, Point, Sweep
-from launch.published.device import now
 from launch.published.merged import counted_for
+from launch.saved.device import now
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError, StopAsked

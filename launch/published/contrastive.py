@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from launch.published.device import device_and_precision
 from launch.published.labelled import PublishedRun, workers_here
 from launch.published.merged import check_policy
-from launch.saved.run import UNTRAINED
+from launch.saved.device import device_and_precision
+from launch.saved.policy_names import UNTRAINED
 from launch.saved.zero_shot import NAME, named_classes
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from launch.published.device import device_and_precision
+from launch.saved.device import device_and_precision
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.build import create_vit, model_facts

@@ -5,19 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from launch.saved.policy_names import UNTRAINED, read_policy
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.macs import Counted, counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.patching.patch import patch
 from pipeline.errors import ConfigError
-from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec, check_schedule
 from pipeline.rng import preserved_generators, seed_everything
 from pipeline.shared_tensors import sharing_tensors
 from pipeline.token_state import TokenState
-
-UNTRAINED = "_untrained"
-"""`NAME_untrained` is policy NAME with an embedding as it was drawn."""
 
 
 def merged_model(
@@ -92,10 +89,7 @@ def embedded_state(model: MergingModel, size: tuple[int, int]) -> TokenState:
 def check_policy(policy: str, has_adapter: bool) -> bool:
     """Whether the policy of a published model takes its embedding from an adapter. Raises ConfigError where
     it would, and there is none, and for `NAME_untrained` where NAME learns nothing."""
-    name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
-    learned = POLICIES.build(name).learned
-    if untrained and not learned:
-        raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
+    _, untrained, learned = read_policy(policy)
     if learned and not untrained and not has_adapter:
         raise ConfigError(
             f"policy '{policy}' has an embedding that is learned; give --adapter, or take "

@@ -10,11 +10,11 @@ from launch.measure.points import Sweep
 from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches
 from launch.published.contrastive import is_clip
-from launch.published.device import device_and_precision
 from launch.published.labelled import PublishedRun, names_classes_of, published_run
 from launch.published.merged import merged_models
 from launch.published.pictures import ShardPictures, find_pictures
 from launch.published.signal import signal_of
+from launch.saved.device import device_and_precision
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.published import TIMM, Published, is_published, open_published

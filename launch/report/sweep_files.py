@@ -40,12 +40,7 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for result in sweeps for row in _rows(result)]
     path, sheet = folder / "sweep.json", folder / "sweep.csv"
-    facts = [
-        {"task": s.task, "metric": s.metric, "units": dict(s.units), "conditions": s.conditions}
-        for s in sweeps
-    ]
-    content = [fact | {"points": _rows(result)} for fact, result in zip(facts, sweeps, strict=True)]
-    write_text(path, json.dumps(content, indent=1))
+    write_text(path, json.dumps(list(map(plain_sweep, sweeps)), indent=1))
     with replacing(sheet) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
@@ -61,6 +56,12 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
     except ConfigError as err:
         print(f"the plots are left out: {err}", file=sys.stderr)
         return [path, sheet]
+
+
+def plain_sweep(result: Sweep) -> dict[str, Any]:
+    """The sweep of a task as plain data, an item of sweep.json."""
+    facts = {"task": result.task, "metric": result.metric, "units": dict(result.units)}
+    return facts | {"conditions": result.conditions, "points": _rows(result)}
 
 
 def _rows(result: Sweep) -> list[dict[str, Any]]:

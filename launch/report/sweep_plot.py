@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.report.words import UNTRAINED, policy_words
+from launch.report.words import policy_words
+from launch.saved.policy_names import UNTRAINED
 from pipeline.extras import extra
 from pipeline.files import replacing
 

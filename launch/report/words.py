@@ -1,8 +1,8 @@
 """The words of charts and pages for what commands and files name by identifiers."""
 
+from launch.saved.policy_names import UNTRAINED
 from pipeline.errors import printable
 
-UNTRAINED = "_untrained"
 CAPTION_SHARES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "SPICE")
 """Scores of captions in [0, 1], which papers give in per cent."""
 POLICIES = {"none": "no merging", "random": "random", "tome": "ToMe", "dtem": "DTEM"}

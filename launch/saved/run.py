@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import tasks  # noqa: F401 - fills the registry
+from launch.saved.policy_names import UNTRAINED, read_policy
 from pipeline import run_folder
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.metric import is_embedding
@@ -20,16 +21,11 @@ from pipeline.config.overrides import parse_value
 from pipeline.config.places import in_their_folder
 from pipeline.config.schema import MergingConfig, RunConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec, check_schedule
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_of
 from pipeline.train import storage
-
-UNTRAINED = "_untrained"
-"""`NAME_untrained` is policy NAME with an embedding as it was drawn: a control that separates the effect of
-learning from that of architecture."""
 
 FACTS = {"config", "digest", "step", "commit", "versions"}
 """Fields of a manifest beside its files."""
@@ -104,10 +100,7 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
     """
     own = run.config.merging
     policy = policy or own.policy
-    name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
-    learned = POLICIES.build(name).learned
-    if untrained and not learned:
-        raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
+    name, untrained, _ = read_policy(policy)
     backbone = replace(run.config.backbone, pretrained=False, weights=None)
     config = replace(run.config, backbone=backbone)
     if name != own.policy:

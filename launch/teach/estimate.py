@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from launch.published.device import now
+from launch.saved.device import now
 from launch.teach.loop import Teaching, learning_embeddings, merge_loss
 from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel

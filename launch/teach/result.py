@@ -4,14 +4,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from launch.measure.points import Point, Sweep, Target
+from launch.exported.curves import curve_of
+from launch.measure.points import Sweep
+from launch.report.sweep_files import plain_sweep
 from pipeline.backbone.adapters.collect import collect_adapter
-from pipeline.backbone.adapters.config import Curve, CurvePoint, Pixels, Recipe
+from pipeline.backbone.adapters.config import Pixels, Recipe
 from pipeline.backbone.adapters.folder import CONFIG, write_folder
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.published import Published
 from pipeline.errors import ConfigError
-from pipeline.merging.schedule import plain_reduction
 from pipeline.run_folder import refuse_run
 
 CURVE = "curve"
@@ -63,41 +64,10 @@ def write_taught(
             crop_mode=pixels.crop_mode,
         ),
         recipe=Recipe(**recipe),
-        curves=[] if sweep is None else [curve_of(sweep, model.merging.policy.name)],
+        curves=[] if sweep is None else [curve_of(plain_sweep(sweep), model.merging.policy.name)],
         license=license,
     )
     write_folder(adapter, folder)
     old = folder / CURVE
     for path in old.glob("sweep*") if not old.is_symlink() else ():
         path.unlink()
-
-
-def curve_of(sweep: Sweep, policy: str) -> Curve:
-    """The curve of an adapter's card. policy: the adapter's."""
-    rows: dict[Target, list[Point]] = {}
-    for point in (sweep.whole, *sweep.points):
-        rows.setdefault(point.target, []).append(point)
-    own = {
-        target: next((point for point in points if point.policy in (policy, "none")), None)
-        for target, points in rows.items()
-    }
-    return Curve(
-        task=sweep.task,
-        metric=sweep.metric,
-        unit=sweep.units[sweep.metric],
-        split=sweep.conditions["split"],
-        samples=sweep.conditions["samples"],
-        points=[
-            CurvePoint(
-                reduction=plain_reduction(list(mine.schedule), len(mine.schedule)),
-                macs=mine.macs / sweep.whole.macs,
-                scores=_known({point.policy: point.scores[sweep.metric][0] for point in rows[target]}),
-            )
-            for target, mine in own.items()
-            if mine is not None
-        ],
-    )
-
-
-def _known(scores: dict[str, float | None]) -> dict[str, float]:
-    return {name: score for name, score in scores.items() if score is not None}

@@ -7,9 +7,10 @@ from typing import Any
 from launch.measure.points import Sweep
 from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches
-from launch.published.merged import UNTRAINED, merged_models
+from launch.published.merged import merged_models
 from launch.published.pictures import Pictures
 from launch.report.sweep_files import print_sweep, write_sweep
+from launch.saved.policy_names import UNTRAINED
 from launch.teach.lesson import Lesson, Order, lesson_of
 from launch.teach.loop import teach
 from launch.teach.plan import CONTROLS, tell_plan, tell_time

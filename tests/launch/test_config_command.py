@@ -9,6 +9,7 @@ from tinyrun import tiny_plain, tiny_tasks_plain
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from launch.commands.config import EXAMPLES
+from launch.configs.describe import in_bytes, short
 from launch.configs.differences import ABSENT, differences, leaves
 from launch.configs.fake import fake_batch, fake_step
 from launch.configs.memory import estimate
@@ -228,3 +229,14 @@ def test_ranks_divide_what_the_engine_divides(digits):
     assert (zero2.weights, zero2.gradients) == (one.weights, one.gradients // 4)
     assert zero3.weights == fsdp.weights == one.weights // 4
     assert one.activations == zero3.activations and one.total > zero1.total > zero2.total > zero3.total
+
+
+def test_figures_have_three_digits_and_no_exponent():
+    assert [short(n) for n in (999, 1234, 999_600, 31_745_000_000, 1_040_000_000_000)] == [
+        "999",
+        "1.23 k",
+        "1000 k",
+        "31.7 G",
+        "1040 G",
+    ]
+    assert in_bytes(1010 << 20) == "1010 MiB" and in_bytes(438 << 20) == "438 MiB"

@@ -1,5 +1,6 @@
 """An option is taken or refused alike by all commands, before anything heavy. None is ignored."""
 
+import argparse
 import io
 import tarfile
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from launch.bench.entries import MERGED, UNMERGED, models_of
+from launch.commands.values import colour, count, fractions, numbers, share
 from launch.saved.run import read_run
 
 PLAIN = ("timm:test_vit", "--no-pretrained", "--img-size", 64)
@@ -84,3 +86,11 @@ def test_the_two_models_of_a_run_share_their_weights_on_the_device(trained):
     merged = dict(models[MERGED].named_parameters())
     for name, own in models[UNMERGED].named_parameters():
         assert own.untyped_storage()._cdata == merged[name].untyped_storage()._cdata, name
+
+
+@pytest.mark.parametrize("kind", [count, share, numbers, fractions, colour])
+def test_a_value_that_is_no_number_is_said_in_words(kind):
+    with pytest.raises(argparse.ArgumentTypeError, match="'x' is no (whole )?number"):
+        kind("x")
+    with pytest.raises(argparse.ArgumentTypeError):
+        kind("-1")

@@ -1,4 +1,4 @@
-"""The device and precision of a command on a published model, and the time there."""
+"""The device and precision of a command, and the time there."""
 
 import time
 
