@@ -93,13 +93,11 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             f"train.mode is '{mode}', but policy '{policy}' has no metric embedding to learn; give "
             f"train.mode='backbone', or a policy that has one ({', '.join(learned)})"
         )
-    elif (
-        mode == "modular"
-        and config.objective.type != "merge_cost"
-        and not any(_merges(config, name) for name in fed_tasks(config))
+    elif config.objective.type != "merge_cost" and not any(
+        _merges(config, name) for name in fed_tasks(config)
     ):
         yield (
-            "train.mode is 'modular', but nothing merges, so nothing would reach the embeddings; "
+            f"train.mode is '{mode}', but nothing merges, so nothing would reach the embeddings; "
             "give merging.reduction, or target_macs"
         )
 
