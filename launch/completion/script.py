@@ -51,7 +51,8 @@ def script(shell: str) -> str:
     for action in _actions(parser):
         if action.choices is None and (found := _completed_by(action, words, shtab)) is not None:
             vars(action)["complete"] = found
-    text = shtab.complete(parser, shell, preamble=_preamble(words))
+    preamble: Any = _preamble(words)  # a text for each shell, which shtab's annotation does not say
+    text = shtab.complete(parser, shell, preamble=preamble)
     return text + (_WHOLE_WORDS if shell == "bash" else "")
 
 

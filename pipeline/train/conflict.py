@@ -82,7 +82,7 @@ class GradientProbe:
         vector = self._vectors.setdefault(task, zero.new_zeros(sum(self._sizes)))
         self._losses[task] = self._losses.get(task, zero) + output.unweighed.float() * share
         for parameter, part in zip(self._shared, vector.split(self._sizes), strict=True):
-            self._hooks.append(parameter.register_hook(_adder(part)))
+            self._hooks.append(parameter.register_hook(adder(part)))
 
     def read(self, ranks: Ranks) -> Conflict | None:
         """The measurement, or None while a task is missing. A collective."""
@@ -115,7 +115,7 @@ def _products(vectors: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     return total.float()
 
 
-def _adder(part: Tensor) -> Any:
+def adder(part: Tensor) -> Any:
     """A hook that adds a gradient to `part`, and leaves the gradient as it is."""
 
     def add(gradient: Tensor) -> None:

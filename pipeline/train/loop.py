@@ -18,6 +18,7 @@ from pipeline.train.budget import bad_summary, check_budget, count_bad
 from pipeline.train.collective import anywhere, average_buffers
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.faults.injection import Injection
+from pipeline.train.kind_norms import GRADIENT_NORMS
 from pipeline.train.meeting import Meeting
 from pipeline.train.metrics import MetricSums, mean
 from pipeline.train.mixing import tasks_of_step
@@ -31,7 +32,7 @@ from pipeline.train.setup import build_run, write_config
 from pipeline.train.signals import StopRequest
 from pipeline.train.starts import note_start
 from pipeline.train.trackers import Trackers, tracked
-from pipeline.train.train_step import GRADIENT_NORMS, train_step
+from pipeline.train.train_step import train_step
 from pipeline.train.watchdog import Section, Watchdog
 
 
@@ -197,7 +198,7 @@ def _report(run: Run, reporter: Reporter, sums: MetricSums, watch: Stopwatch, no
     # of a kind that no step has trained since the last report there is no norm
     values = {name: mean(pair) for name, pair in read.items() if pair[1] or name not in GRADIENT_NORMS}
     values |= reported_rates(run.groups, run.progress.step - 1, run.config, run.total_steps)
-    if not any(name in read for name in GRADIENT_NORMS):
+    if run.kind_norms is not None or not any(name in read for name in GRADIENT_NORMS):
         values["grad_norm"] = float(norm)
     values |= {"bad_samples": sum(bad.values()), **watch.read()}
     in_row, most = run.nonfinite.tolist()

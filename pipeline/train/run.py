@@ -19,6 +19,7 @@ from pipeline.train.conflict import GradientProbe
 from pipeline.train.ema import Ema
 from pipeline.train.faults.injection import Injection
 from pipeline.train.gate import GradientGate
+from pipeline.train.kind_norms import KindNorms
 from pipeline.train.meeting import Meeting
 from pipeline.train.save_times import SaveTimes
 from pipeline.train.saving import Saver
@@ -38,6 +39,7 @@ class Run:
     gate: GradientGate
     ema: Ema | None
     probe: GradientProbe | None
+    kind_norms: KindNorms | None
     streams: dict[str, TrainStream]
     loaders: dict[str, EvalLoader]
     mixers: dict[str, BatchMixer]

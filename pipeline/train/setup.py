@@ -36,6 +36,7 @@ from pipeline.train.faults.injection import Injection
 from pipeline.train.gate import GradientGate
 from pipeline.train.groups import parameter_groups
 from pipeline.train.header import model_lines, run_lines
+from pipeline.train.kind_norms import build_kind_norms
 from pipeline.train.lock import locked
 from pipeline.train.meeting import Meeting
 from pipeline.train.mirror import Mirror, mirror_at
@@ -93,6 +94,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     about = model_lines(resolved, model, trained, samples)
     groups = parameter_groups(model, config)
     probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
+    kind_norms = build_kind_norms(config, groups)
     named = {id(each): (name, tuple(each.shape)) for name, each in model.named_parameters()}
     state = state_shapes(config.optim, groups, named)
     engine = build_engine(config, model, groups)
@@ -110,6 +112,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
         if config.optim.ema_decay
         else None,
         probe=probe,
+        kind_norms=kind_norms,
         streams=streams,
         loaders=loaders,
         mixers=_build_mixers(config, model),

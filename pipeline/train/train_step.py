@@ -2,6 +2,7 @@
 the device."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from pipeline.plan.facts import range_of
 from pipeline.rng import generator, seed_everything, seed_of, uniform
 from pipeline.train.between import Between
 from pipeline.train.conflict import GradientProbe
+from pipeline.train.kind_norms import GRADIENT_NORMS
 from pipeline.train.metrics import MetricSums
 from pipeline.train.rates import learning_rates
 from pipeline.train.reporting import Stopwatch
@@ -23,9 +25,6 @@ from pipeline.train.statistics import RunningStatistics
 from pipeline.train.steps.procedure import MicroBatch, StepWork
 
 Streams = Mapping[str, Iterator[Batch]]
-
-GRADIENT_NORMS = ("grad_norm_embeddings", "grad_norm_model")
-"""Means over steps that train the embeddings alone, and over the others, of a run that alternates."""
 
 
 def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums, watch: Stopwatch) -> Tensor:
@@ -45,8 +44,10 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
     rates = learning_rates(run.groups, step, run.config, run.total_steps, trains=spec.trains, tasks=plan)
     before = Between(run)
     work = StepWork(run.engine, _micro_batches(run, spec, plan, streams, watch), rates, sums, probe)
+    measuring = nullcontext() if run.kind_norms is None else run.kind_norms.measuring(step)
     try:
-        norm = run.procedure(work)
+        with measuring:
+            norm = run.procedure(work)
     except (SampleError, StorageError, StopAsked):
         before.restore(run)
         raise
@@ -55,6 +56,8 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
     _count_step(run, norm, before.statistics)
     if spec.trains.isdisjoint({METRIC}) or spec.trains <= {METRIC, BALANCE}:
         sums.add(_norms_by_step(run, spec, norm))
+    if run.kind_norms is not None:
+        sums.add(run.kind_norms.logs(run.engine, norm))
     return norm
 
 

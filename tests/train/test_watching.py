@@ -9,10 +9,13 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError
+from pipeline.parts import METRIC
+from pipeline.train.kind_norms import GRADIENT_NORMS
 from pipeline.train.loop import train
-from pipeline.train.reporting import Reporter, duration
+from pipeline.train.metrics import MetricSums, mean
+from pipeline.train.reporting import Reporter, Stopwatch, duration
 from pipeline.train.setup import build_run
-from pipeline.train.train_step import GRADIENT_NORMS
+from pipeline.train.train_step import train_step
 from pipeline.train.waiting import DataWait
 
 
@@ -102,3 +105,30 @@ def test_each_start_is_noted_without_secrets(tiny_run, tmp_path, monkeypatch):
 def test_a_wrong_number_of_pictures_makes_nothing(tiny_run, tmp_path):
     with pytest.raises(ConfigError, match="log.pictures is 65"):
         build_run(tiny_run(log=dict(pictures=65)), "auto")
+
+
+def test_norms_stand_by_kind_where_one_step_trains_both(tiny_run, tmp_path):
+    """Those of the gradients that the engine holds, in the steps that are reported."""
+    config = tiny_run(train=dict(mode="joint", steps=4, log_every=2), optim=dict(clip_grad=None))
+    run, wanted = build_run(config, "none"), []
+    step = run.engine.step
+
+    def noted(rates):
+        kinds = {METRIC: 0.0, "others": 0.0}
+        for group in run.groups:
+            own = METRIC if group["kind"] == METRIC else "others"
+            kinds[own] += sum(float(each.grad.square().sum()) for each in group["params"])
+        wanted.append((kinds[METRIC] ** 0.5, kinds["others"] ** 0.5))
+        return step(rates)
+
+    run.engine.step = noted
+    streams = {name: iter(stream) for name, stream in run.streams.items()}
+    for number in range(4):
+        sums = MetricSums()
+        norm = train_step(run, ["digits"], streams, sums, Stopwatch())
+        found = {name: mean(pair) for name, pair in sums.reduce(run.engine).items() if name in GRADIENT_NORMS}
+        assert len(found) == (2 if number % 2 else 0)
+        if found:
+            assert [found[name] for name in GRADIENT_NORMS] == pytest.approx(wanted[-1], rel=1e-4)
+            assert float(norm) ** 2 == pytest.approx(sum(value**2 for value in found.values()), rel=1e-4)
+    run.lock.__exit__(None, None, None)
