@@ -32,6 +32,7 @@ COLOURS = dict(crop_scale=(0.3, 1.0), rand_augment="rand-m9-mstd0.5-inc1", rando
 OWN: dict[str, dict[str, Any]] = {
     "classification": dict(augment=AugmentConfig(**COLOURS)),
     "captioning": dict(augment=AugmentConfig(**COLOURS, hflip=0.5), tokenizer=TOKENIZER),
+    "multi_label": dict(augment=AugmentConfig(**COLOURS)),
     "segmentation": dict(augment=AugmentConfig(photometric="mmseg")),
 }
 """What random changes each schema has, all of them on."""
@@ -50,7 +51,10 @@ def write_set(folder: Path, bad: tuple[int, ...] = ()) -> Path:
                 (f"{n}.png", b"none" if n in bad else image(n, SIZE)),
                 (f"{n}.cls", str(n % 3).encode()),
                 (f"{n}.seg.png", png(mask_of([0, 1, 2, 255], SIZE, seed=n))),
-                (f"{n}.json", json.dumps({"captions": captions}).encode()),
+                (
+                    f"{n}.json",
+                    json.dumps({"captions": captions, "labels": [n % 3, "abc"[(n + 1) % 3]]}).encode(),
+                ),
             ]
         tars.append(str(write_tar(folder / f"part-{shard:05d}.tar", members)))
         number += count
