@@ -14,7 +14,7 @@ from launch.commands.arguments import (
     add_setting_arguments,
     chosen_hosts,
 )
-from launch.commands.trials import count
+from launch.commands.values import count
 from pipeline.errors import ConfigError
 from pipeline.extras import command
 
