@@ -20,6 +20,8 @@ STORED = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Maps the ending of a file to the suffix of the member that has its bytes."""
 CONVERTED = {".bmp": "BMP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM"}
 """Maps the ending of a file to Pillow's name of its format. The member is a PNG of the same pixels."""
+INKS = ("CMYK", "YCbCr", "LAB")
+"""Pillow's modes of pixels that a PNG cannot hold; they become RGB."""
 SUFFIXES = (*STORED, *CONVERTED)
 ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"} | {form: end for end, form in CONVERTED.items()}
 """Maps Pillow's name of a format to an ending of its files."""
@@ -182,7 +184,9 @@ def _as_png(data: bytes, form: str) -> bytes:
             raise SampleError(f"image bomb: {image.width}x{image.height} pixels; the limit is {MAX_PIXELS}")
         if getattr(image, "n_frames", 1) > 1:
             raise SampleError(f"a {form} of {image.n_frames} pictures, not of one")  # pyright: ignore[reportAttributeAccessIssue]
-        return encoded(image, "PNG")
+        if image.mode in ("F", "I"):
+            raise SampleError(f"a {form} of 32 bits a value (Pillow's mode {image.mode}); store 8 or 16 bits")
+        return encoded(image.convert("RGB") if image.mode in INKS else image, "PNG")
 
 
 def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
