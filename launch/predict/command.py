@@ -29,15 +29,17 @@ def predict_files(
     rows: list[tuple[str, str, str]] = []
     unread: list[Unread] = []
     count = 0
+    writer: Writer | None = None
     with ExitStack() as stack:
-        writer = None if out is None else _writer(out, stack)
         for found in _told(run, paths, groups=out is not None, **options):
             if len(rows) < MOST_ROWS:
                 rows.append(row_of(found))
             if isinstance(found, Unread):
                 unread.append(found)
             count += 1
-            if writer is not None:
+            if out is not None:
+                # only now, as what is wrong with the options shows at the first image
+                writer = writer or _writer(out, stack)
                 writer.add(found, _pixels_of(found) if isinstance(found, Mask) else None)
     return rows, unread, count
 

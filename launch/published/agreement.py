@@ -87,6 +87,7 @@ def agreement(
         "samples": samples,
         "batch": len(first),
         "pixels": list(first.shape[-2:]),
+        "timed": "of the blocks, without the head",
     }
     return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions)
 

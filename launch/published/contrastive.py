@@ -95,6 +95,7 @@ def clip_run(
     weights, title = read_pretrained(where), where.partition("@")[0]
     tower, clip = image_tower(title, weights.config), Clip(title, weights.config, weights)
     merging = _merging(policy, adapter)
+    attends = "always" if adapter is None else adapter.config.merging.proportional_attention
     data = DataConfig(
         schema="classification",
         img_size=tower.img_size,
@@ -114,6 +115,7 @@ def clip_run(
             reduction=merging.reduction,
             img_size=tower.img_size,
             timm_options=tower.options,
+            proportional_attention=attends,
             **merging.options,
         )
     load_weights(backbone, weights)

@@ -27,9 +27,8 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
         print(*(f"  {run}" for run in where["runs"]), sep="\n")
         print(markdown(*_table(result)))
         machine += f", images of {'x'.join(map(str, where['pixels']))} pixels (the first)"
-        print(
-            f"images/s: of the whole inference (all windows, all words), median of rounds in turns, {machine}"
-        )
+        timed = where.get("timed", "of the whole inference (all windows, all words)")
+        print(f"images/s: {timed}, median of rounds in turns, {machine}")
 
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from launch.published.contrastive import clip_run
+from pipeline.backbone.adapters.public import load_adapter, save_adapter
 from pipeline.data.make.digits.scenes import CLASSES
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import CheckpointError, ConfigError
@@ -100,6 +101,19 @@ def test_the_command_scores_it(published, digits, dtem, tmp_path):
     assert "take 'dtem_untrained'" in dtem(
         "evaluate", named, "--zero-shot", digits, "--policy", "dtem", code=2
     )
+
+
+@pytest.mark.parametrize("attends", ["always", "never"])
+def test_an_adapter_brings_its_merging(published, digits, tmp_path, attends):
+    """How attention counts sizes too, without which the merged tokens would be others."""
+    named, _ = published
+    taught = clip_run(named, str(digits), policy="dtem_untrained")[1].backbone
+    taught.proportional_attention = attends
+    adapter = load_adapter(save_adapter(taught, tmp_path / "adapter", reduction=2))
+    run, model = clip_run(named, str(digits), adapter=adapter)
+    assert (run.config.merging.policy, run.config.merging.reduction) == ("dtem", 2)
+    assert model.backbone.proportional_attention == attends
+    assert all(torch.equal(model.backbone.state_dict()[key], value) for key, value in adapter.tensors.items())
 
 
 @pytest.mark.parametrize(
