@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         format="%(levelname)s " + ("" if main else f"rank {rank}: ") + "%(message)s",
     )
     for name in (
-        () if args.verbose else ("quarantine", "stalls", "shards.storage")
+        () if args.verbose else ("quarantine", "stalls", "shards.patience")
     ):  # each rank reads samples of its own
         logging.getLogger(f"pipeline.data.{name}").setLevel(logging.WARNING)
     faults = Injection(args.inject)

@@ -1,29 +1,24 @@
-"""Streams of batches, made in worker processes or in this one: endless ones for training, and loaders that
-pass once over a split for evaluation."""
+"""Streams of batches for training, without an end, and what builds them and the loaders for evaluation."""
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pipeline.data.samples  # noqa: F401 - fills the registry
 from pipeline.config.schema import DataConfig
 from pipeline.data.batches import BatchReader
+from pipeline.data.eval_loader import EvalLoader
 from pipeline.data.lanes import Share
-from pipeline.data.quarantine import Loaded, Quarantine
+from pipeline.data.loading import loaded_by_workers
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.samples.class_names import Labels, agreed, tell_renumbered
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.held_out import find_split, refuse_training_shards, training_shards
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.stalls import never, patiently
-from pipeline.errors import CheckpointError, ConfigError, SampleError, counted, first_few
+from pipeline.data.stalls import never
+from pipeline.errors import CheckpointError, ConfigError, SampleError, counted
 from pipeline.interfaces import Batch
-from pipeline.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 FEW = 10
@@ -88,7 +83,7 @@ class TrainStream:
 
     def __iter__(self) -> Iterator[Batch]:
         config = self._config
-        for loaded in _loaded(self._reader, self._shares(), config, self.stopping):
+        for loaded in loaded_by_workers(self._reader, self._shares(), config, self.stopping):
             batch = self._quarantine.checked_batch(loaded)
             images = self._batch * config.views
             assert batch is not None and len(batch.images) == images, (
@@ -136,69 +131,6 @@ class TrainStream:
         while True:
             yield share
             share = share.later(1)
-
-
-class EvalLoader:
-    """A split's samples, each once over all ranks, in the order of the shards: rank r has the batches r,
-    r + world_size, ...
-
-    num_samples: that are evaluated. num_stored: that the split has; more with data.limit_val or data.overfit.
-    Bad samples are left out, and batches of bad samples alone are skipped. Images of a batch that differ in
-    size are given by size, each once. stopping: as that of a `TrainStream`.
-    """
-
-    def __init__(
-        self, reader: BatchReader, config: DataConfig, manifest: Manifest, rank: int, world_size: int
-    ):
-        self.num_samples, self.fingerprint = reader.order.num_samples, manifest.fingerprint
-        self.num_stored, self.num_shards = manifest.num_samples, len(manifest.shards)
-        self.stopping: Callable[[], bool] = never
-        self.classes, self.gives = reader.classes, reader.gives
-        size, step = config.eval_batch_size, config.eval_batch_size * world_size
-        self._shares = [
-            Share(start, step, range(rank * size, min((rank + 1) * size, self.num_samples - start)))
-            for start in range(0, self.num_samples - rank * size, step)
-        ]
-        self._reader, self._config = reader, config
-        self._quarantine = Quarantine(config.max_bad_samples)
-
-    @property
-    def bad_samples(self) -> int:
-        return self._quarantine.count
-
-    @property
-    def shortened_samples(self) -> int:
-        return self._quarantine.shortened.total()
-
-    def __len__(self) -> int:
-        return len(self._shares)
-
-    def keep(self, keys: Collection[str]) -> None:
-        """Leaves only the batches that hold a sample with one of the keys. Raises ConfigError for a key that
-        no sample of this rank has, and StorageError."""
-        found = [
-            (share, {self._reader.key_at(at) for at in self._reader.order.lanes.positions(share)})
-            for share in self._shares
-        ]
-        there = {key for _, own in found for key in own}
-        if lacking := [key for key in keys if key not in there]:
-            known = first_few(sorted(there), 3, ", ")
-            raise ConfigError(f"no sample has the key '{lacking[0]}'; there are {known}")
-        self._shares = [share for share, own in found if not own.isdisjoint(keys)]
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yields the good samples: `len(self)` batches, less where all samples of one are bad, and more where
-        images of different sizes lie in one, which come in a batch for each size."""
-        return (batch for batches in self.in_place() for batch in batches)
-
-    def in_place(self) -> Iterator[tuple[Batch, ...]]:
-        """Yields `len(self)` times the batches of some samples: one for each size of images, and none where
-        all samples are bad."""
-        # a worker more would have no batch to make
-        config = replace(self._config, workers=min(self._config.workers, len(self)))
-        for loaded in _loaded(self._reader, self._shares, config, self.stopping):
-            batch = self._quarantine.checked_batch(loaded)
-            yield () if batch is None else (batch, *loaded.others)
 
 
 def build_stream(
@@ -284,35 +216,3 @@ def _limit(config: DataConfig, split: str, seed: int | None) -> int | None:
     """Most samples of a split that are used; None: all. seed None: for evaluation."""
     given = (config.overfit if split == "train" else None, config.limit_val if seed is None else None)
     return min((number for number in given if number is not None), default=None)
-
-
-def _loaded(
-    reader: BatchReader, shares: Iterable[Share], config: DataConfig, stopping: Callable[[], bool]
-) -> Iterator[Loaded]:
-    """Yields the batch of each share."""
-    workers = config.workers
-    loader: DataLoader[Loaded] = DataLoader(
-        reader,
-        batch_size=None,
-        sampler=shares,
-        num_workers=workers,
-        # forked workers share open files and decoded indexes, which need not be sent
-        multiprocessing_context="fork" if workers else None,
-        prefetch_factor=config.prefetch if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        collate_fn=_as_it_is,
-        worker_init_fn=_as_a_child,
-        # without it the loader draws its worker seeds, which are unused, from the run's own generator
-        generator=torch.Generator(),
-    )
-    batches = iter(loader)
-    return patiently(batches, reader.notes, config.max_wait, stopping) if workers else batches
-
-
-def _as_a_child(worker: int) -> None:
-    """No worker outlives the process that it loads for, however that ends."""
-    end_with_parent()
-
-
-def _as_it_is(loaded: Any) -> Any:
-    return loaded

@@ -13,7 +13,7 @@ from damage import damaged
 from tinyrun import tiny_plain
 
 from pipeline.config.load import from_plain
-from pipeline.data.shards import storage
+from pipeline.data.shards import patience
 from pipeline.errors import SampleError, StorageError
 from pipeline.train.loop import train
 from pipeline.train.storage import read_checkpoint
@@ -80,7 +80,7 @@ def test_where_data_cannot_be_read_one_process_saves_and_continues_to_the_last_b
 ):
     """Also within a step: the second micro-batch of the fourth cannot be read, the first has drawn from the
     generators."""
-    monkeypatch.setattr(storage, "PAUSE", 0.01)
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
     train(from_plain(plain_of(digits, tmp_path / "whole", accumulation)))
     good = os.pread
 

@@ -19,9 +19,10 @@ from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.indexes import load_index
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.patience import PATIENCE
 from pipeline.data.shards.present import check_shards
 from pipeline.data.shards.reader import SampleReader
-from pipeline.data.shards.storage import PATIENCE, download
+from pipeline.data.shards.storage import download
 from pipeline.data.shards.table import Shard
 from pipeline.data.shards.tar_index import index_tar
 from pipeline.errors import SampleError, StorageError

@@ -16,8 +16,9 @@ from typing import TypeVar
 
 from pipeline.data.shards.index import Buffer, map_file
 from pipeline.data.shards.locks import leased, locked, opened
+from pipeline.data.shards.patience import storage_error
 from pipeline.data.shards.room import Room
-from pipeline.data.shards.storage import DiskFullError, download, storage_error
+from pipeline.data.shards.storage import DiskFullError, download
 from pipeline.data.shards.table import Shard
 from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.files import NO_SPACE

@@ -6,7 +6,8 @@ from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.index import SUFFIX, Buffer, ShardIndex, parse_index
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import remedy
-from pipeline.data.shards.storage import PATIENCE, read_bytes, storage_error
+from pipeline.data.shards.patience import PATIENCE, storage_error
+from pipeline.data.shards.storage import read_bytes
 from pipeline.data.shards.table import Shard
 from pipeline.data.shards.tar_index import index_tar
 from pipeline.errors import SampleError, StorageError

@@ -16,7 +16,7 @@ from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.open_files import allow_open_files
-from pipeline.data.shards.storage import persist, storage_error
+from pipeline.data.shards.patience import persist, storage_error
 from pipeline.data.shards.table import LooseSamples, Shard
 
 GAP = 1 << 16

@@ -1,53 +1,29 @@
 """Reads small files, downloads large ones, and keeps copies of files. The one door to fsspec (and to aiohttp,
 which carries its http)."""
 
-import errno
 import hashlib
-import logging
 import os
-import random
 import secrets
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pipeline.data.shards.http_access import headers_for, refuse_unencrypted
 from pipeline.data.shards.locations import is_remote
-from pipeline.errors import ConfigError, OutageError, SampleError, StorageError
+from pipeline.data.shards.patience import persist, status_of, storage_error
+from pipeline.errors import ConfigError, SampleError, StorageError
 from pipeline.extras import EXTRAS, extra
 from pipeline.files import NO_SPACE, replacing, sha256_of, sync
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
-PATIENCE = 15.0
-"""Seconds for which storage that fails is asked again before a run has begun; within a run it is given
-longer."""
-PAUSE = 0.25
-"""Seconds before the second attempt, about; each further pause is twice as long, up to LONGEST_PAUSE."""
-LONGEST_PAUSE = 15.0
-WARN_EVERY = 60.0
-"""Seconds between warnings while storage fails."""
 DEADLINE = 600.0
 """Seconds for one attempt at one file."""
 STALL = 30.0
 """Seconds without a byte that end an attempt over http."""
-_LASTING = NO_SPACE | {
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EINVAL,
-}
-_LASTING |= {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOLCK}
 _TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "mtime", "blob_id")
 """What the file systems call the tag of a content, the best first."""
-_MAY_PASS = {408, 425, 429}
-"""Statuses 4xx after which asking again may help; the others are a server's final refusal."""
 OTHER_BYTES = "the bytes that came have another sha256 than the manifest says"
 MAX_TEXT = 1 << 28
 """Bytes of the largest manifest or index that is read."""
@@ -174,48 +150,6 @@ def remove(location: str, patience: float | None = None) -> None:
     _remote(location, attempt, patience)
 
 
-def persist(action: Callable[[], T], patience: float | None = None) -> T:
-    """Returns `action()`. While it raises OutageError it is called again, after a pause with jitter. Raises
-    StorageError once `patience` seconds are over; None is PATIENCE."""
-    patience = PATIENCE if patience is None else patience
-    start = warned = time.monotonic()
-    for attempt in count():
-        try:
-            return action()
-        except OutageError as err:
-            now, longest = time.monotonic(), min(LONGEST_PAUSE, PAUSE * 2 ** min(attempt, 20))
-            pause = longest * (0.5 + random.Random().random())
-            if now + pause > start + patience:
-                tried = f"{attempt + 1} attempts in {now - start:.0f} s"
-                raise StorageError(f"{err} ({tried}); see that the storage answers, then resume") from err
-            if now - warned >= min(WARN_EVERY, patience / 4):
-                warned = now
-                log.warning("%s for %.0f s; asking on until %.0f s", err, now - start, patience)
-            time.sleep(pause)
-    raise AssertionError("count does not end")
-
-
-def storage_error(location: str, err: BaseException) -> StorageError:
-    """The StorageError that a failure to read `location` means: an OutageError where asking again may
-    help."""
-    if isinstance(err, StorageError):
-        return err
-    if isinstance(err, FileNotFoundError):
-        return StorageError(f"{location} is missing; restore it, then resume")
-    status, number = _status(err), getattr(err, "errno", None)
-    refused = status is not None and 400 <= status < 500 and status not in _MAY_PASS
-    if refused or isinstance(err, PermissionError):
-        return StorageError(f"{location}: access is denied ({err}); see the credentials of this account")
-    kind = StorageError if number in _LASTING else OutageError
-    return kind(f"{location}: {getattr(err, 'strerror', None) or str(err) or type(err).__name__}")
-
-
-def _status(err: BaseException) -> int | None:
-    """The status of http that an error is about: aiohttp's have it, those of the hub have the response."""
-    found = getattr(err, "status", None) or getattr(getattr(err, "response", None), "status_code", None)
-    return found if isinstance(found, int) else None
-
-
 def _on_disk(location: str) -> Path | None:
     """The path of a URL of a file system; None for any other URL."""
     scheme, _, path = location.partition("://")
@@ -270,7 +204,7 @@ def _remote(location: str, action: Callable[[Any], T], patience: float | None) -
             if (
                 (cause := err.__cause__) is None
                 or isinstance(cause, FileNotFoundError)
-                or _status(cause) in (404, 410)
+                or status_of(cause) in (404, 410)
             ):
                 raise
             raise storage_error(location, cause) from err  # fsspec's http says so of whatever went wrong

@@ -14,15 +14,15 @@ import torch
 from shardkit import config, samples, write_tar
 
 from pipeline.data.make.existing import index_shards
-from pipeline.data.shards import storage
+from pipeline.data.shards import patience, storage
 from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.errors import PipelineError, StorageError
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(storage, "PAUSE", 0.01)
-    monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_a_shard_that_is_restored_meanwhile_loses_no_sample(shards, monkeypatch,
     stream = build_stream("t", config(shards, max_bad_samples=0), seed=0, rank=0, world_size=1)
     for path in tars:
         CHANGES[name](path)
-    monkeypatch.setattr(storage.time, "sleep", restore)
+    monkeypatch.setattr(patience.time, "sleep", restore)
     for one, other in zip(whole, islice(stream, 6), strict=True):
         assert one.keys == other.keys and torch.equal(one.images, other.images)
     assert len(pauses) == 1
@@ -155,7 +155,7 @@ def test_a_damaged_index_stops_at_once_with_the_way_out(shards, monkeypatch, con
     index.write_bytes(data)
     if content == "huge":
         os.truncate(index, storage.MAX_TEXT + 1)
-    monkeypatch.setattr(storage.time, "sleep", lambda pause: pytest.fail("asked again"))
+    monkeypatch.setattr(patience.time, "sleep", lambda pause: pytest.fail("asked again"))
     with pytest.raises(StorageError, match=r"part-2.tar.index.*make it anew: `dtem shards make index"):
         list(islice(batches, 6))
     assert batches.bad_samples == 0

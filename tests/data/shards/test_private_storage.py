@@ -13,7 +13,7 @@ import huggingface_hub.constants as constants
 import pytest
 from shardkit import config
 
-from pipeline.data.shards import http_access, storage
+from pipeline.data.shards import http_access, patience
 from pipeline.data.shards.http_access import VARIABLE, headers_for, refuse_unencrypted
 from pipeline.data.stream import build_eval_loader
 from pipeline.errors import ConfigError, StorageError
@@ -55,8 +55,8 @@ class Private(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable[..., int]]:
     """Starts a server with a handler of these attributes; returns its port."""
-    monkeypatch.setattr(storage, "PATIENCE", 0.3)
-    monkeypatch.setattr(storage, "PAUSE", 0.01)
+    monkeypatch.setattr(patience, "PATIENCE", 0.3)
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("NETRC", "/nowhere/netrc")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")

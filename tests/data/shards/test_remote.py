@@ -19,7 +19,7 @@ from cache_soak import soak
 from shardkit import config, samples, write_tar
 
 from pipeline.data.make.existing import index_existing, index_shards
-from pipeline.data.shards import cache, fetcher, storage
+from pipeline.data.shards import cache, fetcher, patience
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.locks import release
 from pipeline.data.stream import build_eval_loader, build_stream
@@ -61,9 +61,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable[[Path], str]]:
     """Gives a folder a URL."""
-    monkeypatch.setattr(storage, "PAUSE", 0.01)
-    monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.05)
-    monkeypatch.setattr(storage, "PATIENCE", 0.3)
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(patience, "PATIENCE", 0.3)
     monkeypatch.setattr(fetcher, "RETRY", 0.1)
     Handler.faults, Handler.asked = [], []
     servers = []
