@@ -60,7 +60,7 @@ def class_table(scores: Mapping[str, float | None], classes: Sequence[str]) -> s
     shown = sorted(lowest[:LOWEST_CLASSES]) if len(known) > MOST_CLASSES else list(known)
     rows = [[classes[i], *(score([value], "%") for value in known[i])] for i in shown]
     table = markdown(["class", *(f"{metric} %" for metric in metrics)], rows)
-    unseen = f"{len(classes) - len(known)} classes without a sample are left out"
+    unseen = f"without a sample, and left out: {len(classes) - len(known)} of {len(classes)} classes"
     if len(shown) < len(known):
         table += f"\nthe {len(shown)} lowest of {len(known)} classes; --out has all"
     return table if len(known) == len(classes) else f"{table}\n{unseen}"

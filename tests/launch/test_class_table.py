@@ -31,7 +31,7 @@ def test_of_many_it_has_the_lowest_and_says_so():
 def test_classes_without_a_sample_are_left_out_and_counted():
     table = class_table(scores_of([None, 0.25, None]), ["a", "b", "c"])
     assert rows(table) == ["b"] and "25.00" in table
-    assert table.endswith("2 classes without a sample are left out")
+    assert table.endswith("without a sample, and left out: 2 of 3 classes")
 
 
 def test_without_scores_of_classes_there_is_none():

@@ -102,7 +102,7 @@ def test_checkpoints_may_be_ranked_by_one_task(three_tasks, dtem, tmp_path):
     argv = [three_tasks("shared"), "--cfg-options", "train.best=digits"]
     said, result = dtem("evaluate", *argv), result_of(dtem, tmp_path, *argv)
     top1 = result["scores"]["digits"]["top1"]
-    assert result["ranking"]["score"] == top1 and f"ranked by digits top1 {top1:.6g}\n" in said
+    assert result["ranking"]["score"] == top1 and f"ranked by digits top1 {100 * top1:.2f} %\n" in said
 
 
 def test_another_policy_starts_unmerged_for_all_tasks(three_tasks, dtem, tmp_path):

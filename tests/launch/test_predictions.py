@@ -34,7 +34,7 @@ def test_classes_are_those_that_are_scored(trained, dtem, tmp_path):
     alone = json.loads((tmp_path / "plain.json").read_text())
     assert alone["scores"]["digits"] == scores and alone["confusion"] == result["confusion"]
     (line,) = [line for line in plain.splitlines() if line.startswith("digits: top1")]
-    assert line in said and f"top1 {scores['top1']:.6g}" in line
+    assert line in said and f"top1 {100 * scores['top1']:.2f} %" in line
     found = lines(tmp_path / "made.jsonl")
     assert len({line["key"] for line in found}) == len(found) == 25
     hits = [line["label"] == line["prediction"] for line in found]

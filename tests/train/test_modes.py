@@ -22,6 +22,7 @@ HEAD_AND_DATA = {
         {"schema": "captioning", "tokenizer": TOKENIZER, "augment": {"crop_pct": 1.0}},
     ),
     "classification": ({"num_classes": 10}, {"schema": "classification", "augment": {"crop_pct": 1.0}}),
+    "multi_label": ({"num_classes": 10}, {"schema": "multi_label", "augment": {"crop_pct": 1.0}}),
     "segmentation": (
         {"num_classes": 11} | HEADS["segmenter"],
         {"schema": "segmentation", "augment": {"max_class_share": 1.0}},
