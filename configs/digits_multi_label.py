@@ -12,29 +12,13 @@ Any images with several classes each are trained on so: `type="multi_label"` rea
 
 _base_ = [
     "_base_/backbone/digits_vit.py",
+    "_base_/task/digits.py",
     "_base_/schedule/digits.py",
     "_base_/engine/local_cpu.py",
 ]
 tasks = dict(
     digits=dict(
-        type="multi_label",
-        head=dict(num_classes=10, loss="asymmetric"),
-        data=dict(
-            train="data/digits",
-            val="data/digits",
-            img_size=64,
-            batch_size=32,
-            eval_batch_size=250,
-            workers=1,
-            augment=dict(
-                crop_scale=(1.0, 1.0),
-                hflip=0.0,
-                crop_pct=1.0,
-                interpolation="bilinear",
-                mean=(0.5, 0.5, 0.5),
-                std=(0.25, 0.25, 0.25),
-            ),
-        ),
+        type="multi_label", head=dict(loss="asymmetric"), data=dict(schema="multi_label", batch_size=32)
     )
 )
 train = dict(mode="backbone", steps=4000, log_every=200, eval_every=1000)

@@ -18,7 +18,7 @@ from launch.commands.arguments import (
 
 if TYPE_CHECKING:  # a command imports what it runs when it runs
     from launch.saved.run import SavedRun
-    from pipeline.config.schema import RunConfig
+    from pipeline.config.schema import DataConfig, RunConfig
     from pipeline.interfaces import Scores
     from pipeline.model import MultiTaskModel
 
@@ -87,28 +87,16 @@ def run(args: argparse.Namespace) -> int:
     from launch.measure.compute import first_batch, first_schedule
     from launch.measure.evaluator import evaluator_of, progress
     from launch.measure.recorded import recorded_evaluation
-    from launch.published.contrastive import is_clip
-    from launch.saved.run import chosen_tasks, parse_reduction
-    from launch.saved.zero_shot import add_zero_shot
+    from launch.saved.run import parse_reduction
     from pipeline.data.stream import build_eval_loader
-    from pipeline.errors import ConfigError
-    from pipeline.files import file_place
     from pipeline.train.evaluate import missing_samples
 
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
-    if not args.zero_shot and (args.templates or args.class_names):
-        raise ConfigError("--templates and --class-names say what --zero-shot compares; give it, with images")
-    if args.out:
-        file_place(args.out)
+    _check(args)
     saved, model = _model_of(args)
     evaluator = evaluator_of(model, saved.config.engine.precision)
     rank, world_size = evaluator.rank, evaluator.world_size
-    datas = {name: saved.config.tasks[name].data for name in chosen_tasks(saved.config, args.tasks)}
-    if args.zero_shot and not is_clip(args.run):
-        name, data = add_zero_shot(
-            model, saved.config, args.zero_shot, args.split, args.templates, args.class_names
-        )
-        datas[name] = data
+    datas = _data_of(args, saved, model)
     loaders = {
         name: build_eval_loader(
             name, data, rank=rank, world_size=world_size, split=args.split, classes=saved.classes(name)
@@ -148,6 +136,32 @@ def run(args: argparse.Namespace) -> int:
     _report(result, units, str(saved), args.out)
     _tell_missing(missing, {name: loader.num_samples for name, loader in loaders.items()})
     return code
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for options that do not go together, and for an --out that is no place of a file."""
+    from pipeline.errors import ConfigError
+    from pipeline.files import file_place
+
+    if not args.zero_shot and (args.templates or args.class_names):
+        raise ConfigError("--templates and --class-names say what --zero-shot compares; give it, with images")
+    if args.out:
+        file_place(args.out)
+
+
+def _data_of(args: argparse.Namespace, saved: "SavedRun", model: "MultiTaskModel") -> "dict[str, DataConfig]":
+    """Task -> its data. --zero-shot adds a task to the model."""
+    from launch.published.contrastive import is_clip
+    from launch.saved.run import chosen_tasks
+    from launch.saved.zero_shot import add_zero_shot
+
+    found = {name: saved.config.tasks[name].data for name in chosen_tasks(saved.config, args.tasks)}
+    if args.zero_shot and not is_clip(args.run):
+        name, data = add_zero_shot(
+            model, saved.config, args.zero_shot, args.split, args.templates, args.class_names
+        )
+        found[name] = data
+    return found
 
 
 def _model_of(args: argparse.Namespace) -> "tuple[SavedRun, MultiTaskModel]":

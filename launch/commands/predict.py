@@ -51,30 +51,19 @@ def run(args: argparse.Namespace) -> int:
     """0 when all images are predicted, 1 where some could not be read. Raises PipelineError."""
     from pathlib import Path
 
-    from launch.predict.command import MOST_ROWS, predict_files, tell_unread
+    from launch.predict.command import MOST_ROWS, loaded_for, predict_files, tell_unread
     from launch.predict.files import PREDICTIONS
-    from launch.predict.images import files_of
-    from launch.predict.loaded import load_run
     from launch.predict.table import COLUMNS
     from launch.published.sources import published_of
     from launch.report.tables import markdown
     from launch.saved.run import parse_reduction
 
     published_of(args)  # refuses options of the other kind
-    for _ in files_of(args.images):
-        pass  # names what is not there, before anything heavy
-    loaded = load_run(
-        args.run,
-        checkpoint=args.checkpoint,
-        overrides=args.cfg_options,
-        policy=args.policy,
+    loaded = loaded_for(
+        args,
         reduction=None if args.reduction is None else parse_reduction(args.reduction),
         device=args.device,
         precision=args.precision,
-        adapter=args.adapter,
-        weights=args.weights,
-        pretrained=not args.no_pretrained,
-        img_size=args.img_size,
     )
     out = None if args.out is None else Path(args.out)
     rows, unread, count = predict_files(

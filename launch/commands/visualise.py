@@ -128,23 +128,10 @@ def _of_samples(args: argparse.Namespace, choice: "Choice") -> "tuple[Page, Path
 def _of_images(args: argparse.Namespace, choice: "Choice") -> "tuple[Page, Path, list[Unread]]":
     """The same of pictures of one's own."""
     from launch.pictures.own_images import check_merges, sections_of_images
-    from launch.predict.images import files_of
-    from launch.predict.loaded import load_run
+    from launch.predict.command import loaded_for
     from pipeline.errors import counted
 
-    for _ in files_of(args.images):
-        pass  # names what is not there, before anything heavy
-    loaded = load_run(
-        args.run,
-        checkpoint=args.checkpoint,
-        overrides=args.cfg_options,
-        policy=args.policy,
-        precision="fp32",
-        adapter=args.adapter,
-        weights=args.weights,
-        pretrained=not args.no_pretrained,
-        img_size=args.img_size,
-    )
+    loaded = loaded_for(args, precision="fp32")
     check_merges(loaded, choice.reductions)
     tasks = loaded.chosen(args.tasks)
     sections, unread = sections_of_images(loaded, args.images, tasks, choice)

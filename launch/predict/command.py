@@ -1,5 +1,6 @@
-"""`dtem predict`, once its arguments are read."""
+"""`dtem predict`, once its arguments are read, and what `dtem visualise --images` shares with it."""
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from launch.predict.files import PREDICTIONS, Writer
 from launch.predict.images import Picture, files_of, pictures_of
-from launch.predict.loaded import LoadedRun
+from launch.predict.loaded import LoadedRun, load_run
 from launch.predict.results import Mask, Prediction, Unread
 from launch.predict.table import row_of
 from pipeline.errors import counted, first_few, printable
@@ -19,6 +20,24 @@ from pipeline.files import refuse_link, replacing
 
 MOST_ROWS = 1000
 """Rows of the table. predictions.jsonl has all."""
+
+
+def loaded_for(args: argparse.Namespace, **own: Any) -> LoadedRun:
+    """The run or published model that a command names for `args.images`. own: other arguments of `load_run`.
+    Raises PipelineError, for images that are not there before anything heavy."""
+    for _ in files_of(args.images):
+        pass
+    return load_run(
+        args.run,
+        checkpoint=args.checkpoint,
+        overrides=args.cfg_options,
+        policy=args.policy,
+        adapter=args.adapter,
+        weights=args.weights,
+        pretrained=not args.no_pretrained,
+        img_size=args.img_size,
+        **own,
+    )
 
 
 def predict_files(

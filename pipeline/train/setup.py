@@ -18,6 +18,7 @@ from pipeline.data.stream import EvalLoader, TrainStream
 from pipeline.engine import build_engine, launched
 from pipeline.engine.exchange import fill
 from pipeline.engine.optimizers import state_shapes
+from pipeline.engine.protocol import Engine
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Progress
@@ -85,9 +86,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     model = _build_model(config, streams, loaders)
     lock = locked(Path(config.output)) if rank == 0 else nullcontext()
     begun.enter_context(lock)
-    if rank == 0 and mirror is not None:
-        _check_mirror(mirror, Path(config.output), resume)
-    _check_output(Path(config.output), resume)
+    _check_places(config, rank, mirror, resume)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -98,19 +97,14 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     named = {id(each): (name, tuple(each.shape)) for name, each in model.named_parameters()}
     state = state_shapes(config.optim, groups, named)
     engine = build_engine(config, model, groups)
-    fed = {f"tasks.{name}.data.train": stream.fingerprint for name, stream in streams.items()}
-    held = {f"tasks.{name}.data.val": loader.fingerprint for name, loader in loaders.items()}
-    check_same_run(engine, config)
-    check_same_shards(engine, fed | held)
+    _check_ranks(engine, config, streams, loaders)
     run = Run(
         resolved=resolved,
         engine=engine,
         procedure=procedure,
         groups=groups,
         gate=GradientGate(groups, engine.device),
-        ema=Ema(model, config.optim.ema_decay, warms_up=config.optim.ema_warmup)
-        if config.optim.ema_decay
-        else None,
+        ema=_ema(config, model),
         probe=probe,
         kind_norms=kind_norms,
         streams=streams,
@@ -146,6 +140,29 @@ def _build_model(
     model.check_data(loaders)
     _tell_spare_classes(model, streams)
     return model
+
+
+def _ema(config: RunConfig, model: MultiTaskModel) -> Ema | None:
+    decay = config.optim.ema_decay
+    return Ema(model, decay, warms_up=config.optim.ema_warmup) if decay else None
+
+
+def _check_ranks(
+    engine: Engine, config: RunConfig, streams: Mapping[str, TrainStream], loaders: Mapping[str, EvalLoader]
+) -> None:
+    """That all ranks have the same config and shards. A collective."""
+    fed = {f"tasks.{name}.data.train": stream.fingerprint for name, stream in streams.items()}
+    held = {f"tasks.{name}.data.val": loader.fingerprint for name, loader in loaders.items()}
+    check_same_run(engine, config)
+    check_same_shards(engine, fed | held)
+
+
+def _check_places(config: RunConfig, rank: int, mirror: Mirror | None, resume: str) -> None:
+    """That the run may begin in its output and its mirror."""
+    output = Path(config.output)
+    if rank == 0 and mirror is not None:
+        _check_mirror(mirror, output, resume)
+    _check_output(output, resume)
 
 
 def _check_output(folder: Path, resume: str) -> None:
