@@ -51,7 +51,9 @@ def in_a_worker(monkeypatch, output):
 
 
 def while_the_output_is_deleted(monkeypatch, output):
-    after_two_steps(monkeypatch, lambda: shutil.rmtree(output))
+    """All at once, as a checkpoint may be written into it meanwhile."""
+    gone = output.with_name("gone")
+    after_two_steps(monkeypatch, lambda: (output.rename(gone), shutil.rmtree(gone, ignore_errors=True)))
 
 
 def a_killed_worker(monkeypatch, output):
