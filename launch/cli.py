@@ -9,15 +9,15 @@ import importlib
 import os
 import select
 import sys
-import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
 from launch.commands.arguments import add_verbose_argument, import_modules
 from launch.commands.logs import start_logs
+from launch.commands.mistakes import told
 from launch.commands.seeds import run_seeds
 from pipeline.processes import soon_gone
-from pipeline.redact import keep_from_logs, without_secrets
+from pipeline.redact import keep_from_logs
 from pipeline.version import description
 
 COMMANDS = (
@@ -94,18 +94,10 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"dtem {args.command}: interrupted", file=sys.stderr)
         return 130
     except Exception as err:
-        from pipeline.engine.launched import lost_another  # imports torch, for which --help should not wait
-        from pipeline.errors import exit_code, is_users
-
-        if lost := lost_another(err):
-            print(f"dtem {args.command}: {lost}", file=sys.stderr)
-            return 1
-        if not is_users(err):
+        code = told(err, f"dtem {args.command}", verbose=args.verbose)
+        if code is None:
             raise
-        if args.verbose:
-            print(without_secrets(traceback.format_exc()), file=sys.stderr)
-        print(f"dtem {args.command}: {without_secrets(str(err))}", file=sys.stderr)
-        return exit_code(err)
+        return code
 
 
 def _nobody_reads() -> bool:

@@ -3,10 +3,7 @@
 import argparse
 import os
 import sys
-import time
 
-TOLD = 10.0
-"""Seconds in which rank 0 says what every rank would say."""
 EXAMPLE = r"""examples:
   dtem train configs/debug_cpu.py
   dtem train configs/debug_cpu.py --set optim.lr=1e-3 --set train.steps=20
@@ -127,9 +124,8 @@ def main() -> int:
     try:
         from launch.commands.arguments import HelpFormatter, add_verbose_argument, import_modules
         from launch.commands.logs import start_logs
-        from pipeline.engine.launched import lost_another, rank_0_goes_on
-        from pipeline.errors import CheckpointError, ConfigError, exit_code, is_users, printable
-        from pipeline.redact import keep_from_logs, without_secrets
+        from launch.commands.mistakes import told
+        from pipeline.redact import keep_from_logs
     except ImportError as err:
         print(
             f"train.py: {err}; a launcher sees installed packages only: run `pip install -e .` in the "
@@ -150,26 +146,11 @@ def main() -> int:
         import_modules(args.modules)
         return run(args)
     except Exception as err:
-        rank = printable(os.environ.get("RANK", "0"))
-        if lost := lost_another(err):
-            print(
-                f"train.py, rank {rank}: {lost}. The same command continues from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-            return 1
-        if not is_users(err):
+        hint = ". The same command continues from the last checkpoint"
+        code = told(err, "train.py", verbose=args.verbose, when_lost=hint)
+        if code is None:
             raise
-        if rank != "0" and isinstance(err, CheckpointError):
-            # every rank raises the same; rank 0 says it, and the launcher ends this one with it
-            time.sleep(TOLD)
-            return 2
-        if rank != "0" and isinstance(err, ConfigError):
-            # or else it has the same to say, and the launcher would end it as soon as this one exits
-            rank_0_goes_on()
-        who = "train.py" if rank == "0" else f"train.py, rank {rank}"
-        print(f"{who}: {without_secrets(str(err))}", file=sys.stderr, flush=True)
-        return exit_code(err)
+        return code
 
 
 def script() -> int:

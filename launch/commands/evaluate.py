@@ -31,6 +31,7 @@ EXAMPLE = r"""examples:
   dtem evaluate timm:deit_small_patch16_224.fb_in1k --data data/imagenet
   torchrun --nproc_per_node 8 -m dtem evaluate runs/imagenet \
       --cfg-options tasks.imagenet.data.val=/data/imagenet
+  deepspeed --no_local_rank --module dtem evaluate runs/imagenet
   dtem evaluate runs/ade20k --cfg-options tasks.ade20k.head.inference.mode=slide \
       tasks.ade20k.head.inference.crop_size=512 \
       tasks.ade20k.head.inference.stride=341 tasks.ade20k.head.inference.flip=True \
@@ -89,14 +90,15 @@ def run(args: argparse.Namespace) -> int:
     from launch.measure.recorded import recorded_evaluation
     from launch.saved.run import parse_reduction
     from pipeline.data.stream import build_eval_loader
+    from pipeline.engine import launched
+    from pipeline.engine.connect import own_device
     from pipeline.train.evaluate import missing_samples
 
     reduction = None if args.reduction is None else parse_reduction(args.reduction)
     _check(args)
+    rank, world_size, device = launched.rank(), launched.world_size(), own_device()
     saved, model = _model_of(args)
-    evaluator = evaluator_of(model, saved.config.engine.precision)
-    rank, world_size = evaluator.rank, evaluator.world_size
-    datas = _data_of(args, saved, model)
+    datas = _data_of(args, saved, model.to(device))
     loaders = {
         name: build_eval_loader(
             name, data, rank=rank, world_size=world_size, split=args.split, classes=saved.classes(name)
@@ -106,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     model.check_data(loaders)
     firsts = {name: first_batch(name, data, args.split, saved.classes(name)) for name, data in datas.items()}
     schedules = {name: first_schedule(model, batch, reduction) for name, batch in firsts.items()}
+    # by now each process knows that it can begin
+    evaluator = evaluator_of(model, saved.config.engine.precision)
     bars = {name: progress(loader, name) for name, loader in loaders.items()}
     classes = {name: list(loader.classes) for name, loader in loaders.items()}
     scores, confusion = recorded_evaluation(

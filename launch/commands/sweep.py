@@ -22,6 +22,7 @@ EXAMPLE = r"""examples:
   dtem sweep runs/camvid --merged 0.3,0.5,0.7 --rounds 3
   dtem sweep runs/digits_multitask_dtem --task digits,digits_captioning --macs 0.7,0.5
   dtem sweep timm:deit_small_patch16_224.fb_in1k --data data/imagenet --adapter adapters/deit_small
+  torchrun --nproc_per_node 8 -m dtem sweep runs/imagenet
 """
 POLICIES = "random,tome,dtem_untrained,dtem"
 MACS = "0.7,0.6,0.5,0.4,0.3"
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.published.sources import folder_for, has_labels, labelled_run, published_of
     from launch.report.sweep_files import print_sweep, write_sweep
     from launch.saved.run import parse_reduction, read_run
+    from pipeline.engine import launched
     from pipeline.files import folder_within
 
     published = published_of(args)
@@ -104,9 +106,10 @@ def run(args: argparse.Namespace) -> int:
         if published
         else [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
     )
-    usual = folder_for(published, "sweep") if published else None
-    folder = Path(args.out) if args.out else usual or folder_within(runs[0].root, "sweep")
-    folder.mkdir(parents=True, exist_ok=True)  # to fail here, not after the measurement
+    folder = Path(args.out) if args.out else folder_for(published, "sweep") if published else None
+    if launched.rank() == 0:  # to fail here, not after the measurement
+        folder = folder or folder_within(runs[0].root, "sweep")
+        folder.mkdir(parents=True, exist_ok=True)
     exact = [parse_reduction(text) for text in args.reductions or ()]
     results = sweep(
         runs,
@@ -120,8 +123,9 @@ def run(args: argparse.Namespace) -> int:
         rounds=args.rounds,
         tasks=args.tasks,
     )
-    print_sweep(results)
-    print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
+    if folder is not None and results:  # on rank 0
+        print_sweep(results)
+        print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
     return 0
 
 
@@ -137,6 +141,7 @@ def _of_agreement(args: argparse.Namespace, published: str, policies: list[str])
 
     from launch.published.sources import agreement_on, folder_for
     from launch.report.sweep_files import print_sweep, write_sweep
+    from pipeline.engine import launched
     from pipeline.errors import ConfigError
 
     if args.reductions or args.merged or args.tasks or args.within != 1:
@@ -145,8 +150,10 @@ def _of_agreement(args: argparse.Namespace, published: str, policies: list[str])
             "MACs: leave --reduction, --merged, --within and --task out"
         )
     folder = Path(args.out) if args.out else folder_for(published, "sweep")
-    folder.mkdir(parents=True, exist_ok=True)
+    if launched.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
     result = agreement_on(args, published, policies)
-    print_sweep([result])
-    print("wrote " + ", ".join(str(path) for path in write_sweep([result], folder)))
+    if result is not None:  # on rank 0
+        print_sweep([result])
+        print("wrote " + ", ".join(str(path) for path in write_sweep([result], folder)))
     return 0

@@ -3,28 +3,28 @@ setup."""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
 
-from launch.measure.compute import Grid, first_batch, first_grid, workload
-from launch.measure.evaluator import Panel, evaluator_of, images_per_second, progress
+from launch.measure.compute import Grid, Workload, first_batch, first_grid, workload
+from launch.measure.evaluator import Panel, Speed, evaluator_of, images_per_second, progress, warn
 from launch.measure.points import MACS, MERGED, TOKENS, Point, Sweep, Target
 from launch.measure.scores import of_classes
-from launch.saved.policy_names import read_policy
+from launch.measure.setups import check_one_setup, runs_of
 from launch.saved.run import SavedRun, build, checked_reduction, chosen_tasks
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.vit import MergingViT
-from pipeline.config.schema import RunConfig
 from pipeline.data.stream import EvalLoader, build_eval_loader
+from pipeline.engine import launched
+from pipeline.engine.connect import own_device
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores
 from pipeline.merging.schedule import AnyReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
-from pipeline.parts import BASE, HEAD, roles_of
 from pipeline.train.evaluate import evaluate, missing_samples
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,15 @@ def sweep(
     """A sweep of each named task of the runs (None: all). Each sample is read once for all points. Raises
     ConfigError before anything is measured.
 
+    Called by every process, each of which scores its part of the samples. Rank 0 alone measures speed, while
+    the others wait, and has the results; on the others there are none.
+
     merged: a target that is a share means patches to merge, not the encoder's MACs. exact: the targets are
     reductions as they are, also those in (0, 1], keep rates. within: the share of the
     blocks, from the first one, that merge to reach such a target; the reduction is solved for each grid of
     patches.
     """
-    _check_one_setup(runs)
+    check_one_setup(runs)
     if rounds < 0:
         raise ConfigError(f"rounds is {rounds}; give 0, which leaves speed out, or more")
     if not 0 < within <= 1:
@@ -76,61 +79,24 @@ def sweep(
     kind = TOKENS if exact else MERGED if merged else MACS
     config = runs[0].config
     chosen = chosen_tasks(config, tasks)
-    evaluator = evaluator_of(Panel([]), config.engine.precision)
-    if evaluator.world_size > 1:
-        raise ConfigError(
-            f"a sweep measures speed, so it is one process, not {evaluator.world_size}; start it "
-            "without a launcher"
-        )
-    runs = [run.on(evaluator.device) for run in runs]
+    device = own_device()
+    runs = [run.on(device) for run in runs]
     wanted: dict[str, list[Target]] = {"none": [0]}
     wanted |= {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {
-        policy: [build(run, policy, seed=seed).to(evaluator.device) for run in _runs_of(policy, runs)]
+        policy: [build(run, policy, seed=seed).to(device) for run in runs_of(policy, runs)]
         for policy in wanted
     }
-    jobs = [_prepare(evaluator, runs[0], task, models, wanted, solve, split) for task in chosen]
+    jobs = [_prepare(device, runs[0], task, models, wanted, solve, split) for task in chosen]
+    # by now each process knows that it can begin
+    evaluator = evaluator_of(Panel([]), config.engine.precision)
     conditions = _conditions(evaluator, runs, split) | {"targets": kind, "within": within}
-    return [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
+    measured = [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
+    return [found for found in measured if found is not None]
 
 
 def _merging(backbone: MergingViT, share: float, grid: Grid, *, within: float) -> ReductionSpec:
     return reduction_for_merged(backbone.depth, share, grid, within=within)
-
-
-def _check_one_setup(runs: Sequence[SavedRun]) -> None:
-    first = _setup(runs[0].config)
-    for run in runs[1:]:
-        if _setup(run.config) != first:
-            raise ConfigError(
-                f"{run.folder} and {runs[0].folder} differ in backbone or tasks, in what their embeddings "
-                "share or in how rotary positions merge; sweep runs of one setup together"
-            )
-        for task in run.config.tasks:
-            known = [classes for classes in (runs[0].classes(task), run.classes(task)) if classes]
-            if len(known) == 2 and known[0] != known[1]:
-                raise ConfigError(
-                    f"{run.folder} and {runs[0].folder} have other classes of task '{task}', or the "
-                    "same in another "
-                    "order, as their shards had when they were trained; sweep them one by one"
-                )
-
-
-def _setup(config: RunConfig) -> tuple[Any, ...]:
-    backbone = replace(config.backbone, weights=None, pretrained=False)
-    merging = replace(config.merging, policy="none", reduction=0, options={})
-    return backbone, config.tasks, merging
-
-
-def _runs_of(policy: str, runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
-    """All runs, or only the first where all have the same weights. Weights that the policy does not use,
-    of embeddings and of the balance, do not matter."""
-    if read_policy(policy)[2]:
-        return runs
-    roles = roles_of(build(runs[0], policy))
-    used = [name for name in runs[0].tensors if name in roles and roles[name].kind in (BASE, HEAD)]
-    same = all(torch.equal(runs[0].tensors[name], run.tensors[name]) for run in runs[1:] for name in used)
-    return runs[:1] if same else runs
 
 
 @dataclass(frozen=True)
@@ -141,7 +107,7 @@ class _Job:
 
 
 def _prepare(
-    evaluator: ModelOnDevice[Panel],
+    device: torch.device,
     run: SavedRun,
     task: str,
     models: Models,
@@ -150,9 +116,10 @@ def _prepare(
     split: str,
 ) -> _Job:
     data = run.config.tasks[task].data
-    loader = build_eval_loader(task, data, rank=0, world_size=1, split=split, classes=run.classes(task))
+    ranks = dict(rank=launched.rank(), world_size=launched.world_size())
+    loader = build_eval_loader(task, data, **ranks, split=split, classes=run.classes(task))
     models["none"][0].check_data({task: loader})
-    batch = first_batch(task, data, split, run.classes(task)).to(evaluator.device)
+    batch = first_batch(task, data, split, run.classes(task)).to(device)
     return _Job(loader, batch, _plan(task, models, wanted, solve, first_grid(models["none"][0], batch)))
 
 
@@ -170,7 +137,7 @@ def _plan(
             try:
                 plan.append((policy, target, _reduction(models[policy][0], target, solve, grid)))
             except ConfigError as err:
-                log.warning("%s, task %s, is left out at %s: %s", policy, task, target, err)
+                warn(log, "%s, task %s, is left out at %s: %s", policy, task, target, err)
     if {policy for policy, _, _ in plan} == {"none"} != set(wanted):
         raise ConfigError(
             f"no policy can be run at any of the asked points of task '{task}': see the reasons above"
@@ -189,48 +156,51 @@ def _reduction(model: MultiTaskModel, target: Target, solve: Solver | None, grid
 
 def _measure(
     evaluator: ModelOnDevice[Panel], models: Models, job: _Job, rounds: int, conditions: dict[str, Any]
-) -> Sweep:
-    task, batch = job.batch.task, job.batch
+) -> Sweep | None:
+    """None on other ranks than 0."""
+    task = job.batch.task
     evaluator.module = Panel(
         [(model, reduction) for policy, _, reduction in job.plan for model in models[policy]]
     )
     scores = evaluate(evaluator, {task: progress(job.loader, task)})[task]
+    firsts = [(models[policy][0], reduction) for policy, _, reduction in job.plan]
+    speeds = images_per_second(evaluator, firsts, job.batch, rounds)
+    if evaluator.rank > 0:
+        return None
     missing = missing_samples({task: scores}, {task: job.loader}).get(task, 0)
     if missing:
-        log.warning(
-            "%s: %d of %d samples could not be read, and are not in the scores",
-            task,
-            missing,
-            job.loader.num_samples,
-        )
-    firsts = [(models[policy][0], reduction) for policy, _, reduction in job.plan]
-    speeds = images_per_second(evaluator, firsts, batch, rounds)
+        told = "%s: %d of %d samples could not be read, and are not in the scores"
+        log.warning(told, task, missing, job.loader.num_samples)
     points, start = [], 0
     for (policy, target, _), entry, speed in zip(job.plan, firsts, speeds, strict=True):
         numbers = range(start, start := start + len(models[policy]))
-        work = workload(entry, batch)
-        macs = work.encoder_macs + work.head_macs, work.metric_macs, work.head_macs
-        points.append(
-            Point(
-                policy,
-                target,
-                work.schedule,
-                work.tokens,
-                *macs,
-                _scores_of(scores, numbers),
-                speed.whole,
-                speed.encoder,
-            )
-        )
+        points.append(_point(policy, target, workload(entry, job.batch), _scores_of(scores, numbers), speed))
     seen = {
         "samples": int(scores["samples"] or 0),
         "missing": missing,
-        "batch": len(batch.images),
-        "pixels": list(batch.images.shape[-2:]),
+        "batch": len(job.batch.images),
+        "pixels": list(job.batch.images.shape[-2:]),
     }
     classes = {"classes": list(job.loader.classes)} if of_classes(points[0].scores) else {}
     units = models["none"][0].tasks[task].metric_units
     return Sweep(task, units, points[0], points[1:], conditions | seen | classes)
+
+
+def _point(
+    policy: str, target: Target, work: Workload, scores: dict[str, list[float | None]], speed: Speed
+) -> Point:
+    return Point(
+        policy=policy,
+        target=target,
+        schedule=work.schedule,
+        tokens=work.tokens,
+        macs=work.encoder_macs + work.head_macs,
+        metric_macs=work.metric_macs,
+        head_macs=work.head_macs,
+        scores=scores,
+        images_per_s=speed.whole,
+        encoder_images_per_s=speed.encoder,
+    )
 
 
 def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launch.measure.evaluator import turns, warn
 from launch.measure.points import MACS, Point, Sweep
 from launch.published.merged import counted_for
 from launch.saved.device import now
@@ -16,9 +17,12 @@ from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError, StopAsked
 from pipeline.interfaces import Batch
 from pipeline.objectives.signal import Signal
+from pipeline.ranks import Processes, Ranks
+from pipeline.train.metrics import TallySums
 
 log = logging.getLogger(__name__)
 TASK = "agreement"
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,18 @@ def agreement(
     precision: str,
     rounds: int = 0,
     stopping: Callable[[], bool] = lambda: False,
-) -> Sweep:
+) -> Sweep | None:
     """The metrics of the signal for each policy at each share of the MACs, as means over the images.
 
-    models: policy -> model on the device, in evaluation mode; `none` is among them. name: of the model.
-    split: of the images. rounds: timed passes of the first batch; 0 leaves speed out. Raises StopAsked once
-    `stopping` says so, and ConfigError where no target can be reached or there are no images.
+    models: policy -> model on the device, in evaluation mode; `none` is among them. batches: those of this
+    process. name: of the model. split: of the images. rounds: timed passes of the first batch; 0 leaves speed
+    out. Raises StopAsked once `stopping` says so, and ConfigError where no target can be reached or there are
+    no images. A collective: rank 0 alone measures speed and has the result, which is None on the others.
     """
-    sums: dict[int, dict[str, Tensor]] = {}
+    ranks, sums = Processes(device), TallySums()
     entries: list[Entry] = []
     first: Tensor | None = None
-    samples = 0
-    with torch.no_grad(), autocast(device, precision):
+    with torch.inference_mode(), autocast(device, precision):
         for batch in batches:
             if stopping():
                 raise StopAsked("the measurement was broken off, as asked")
@@ -62,24 +66,31 @@ def agreement(
             if first is None:
                 first, entries = images, _entries(models, targets, images[:1])
             whole = signal.read(models["none"], signal.encode(models["none"], images))
-            samples += len(images)
+            sums.add({SAMPLES: torch.full((), len(images), device=device)})
             for i, entry in enumerate(entries):
                 merged = signal.read(
                     entry.model, signal.encode(entry.model, images, reduction=entry.schedule)
                 )
-                for metric, values in signal.compare(merged, whole).items():
-                    own = sums.setdefault(i, {})
-                    own[metric] = own.get(metric, 0) + values.sum()
-        if first is None:
+                found = signal.compare(merged, whole).items()
+                sums.add({f"{i}/{metric}": values.sum() for metric, values in found})
+        totals = sums.reduce(ranks)
+        if not totals:
             raise ConfigError("none of the held-out pictures can be read")
-        if not all(bool(total.isfinite()) for total in sums[0].values()):
+        if not all(bool(totals[f"0/{metric}"].isfinite()) for metric in signal.metric_units):
             raise ConfigError(
                 f"the {signal.kind} of {name} are not finite under {precision}, or all are zero, so nothing "
                 "can agree with them; give other weights, or --precision fp32"
             )
-        speeds = _speeds(entries, first, rounds)
+        speeds = _speeds(ranks, entries, first, rounds)
+    if ranks.rank > 0:
+        return None
+    if first is None:
+        raise ConfigError("none of the pictures of the first process can be read; start fewer processes")
+    samples = int(totals[SAMPLES])
     points = [
-        _point(entry, first[:1], {m: float(total) / samples for m, total in sums[i].items()}, speeds[i])
+        _point(
+            entry, first[:1], {m: float(totals[f"{i}/{m}"]) / samples for m in signal.metric_units}, speeds[i]
+        )
         for i, entry in enumerate(entries)
     ]
     conditions = _conditions(name, split, device, precision) | {
@@ -118,18 +129,19 @@ def _entries(models: Mapping[str, MergingModel], targets: Sequence[float], image
             try:
                 found.append(Entry(policy, target, model, counted_for(model, image).reduction_for(target)))
             except ConfigError as err:
-                log.warning("%s is left out at %s: %s", policy, target, err)
+                warn(log, "%s is left out at %s: %s", policy, target, err)
     if len(found) == 1 and len(models) > 1:
         raise ConfigError("no policy can be run at any of the asked points: see the reasons above")
     return found
 
 
-def _speeds(entries: Sequence[Entry], images: Tensor, rounds: int) -> list[list[float]]:
-    """Images per second of each entry's blocks, one value per round. Entries take turns; a first round is
-    not counted."""
+def _speeds(ranks: Ranks, entries: Sequence[Entry], images: Tensor | None, rounds: int) -> list[list[float]]:
+    """Images per second of each entry's blocks, one value per round; see `turns`. Entries take turns."""
     found: list[list[float]] = [[] for _ in entries]
-    for turn in range(rounds + 1 if rounds else 0):
+    for turn in turns(ranks, range(rounds + 1 if rounds else 0)):
         for own, entry in zip(found, entries, strict=True):
+            if ranks.rank > 0 or images is None:
+                continue
             start = now(images.device)
             entry.model.encode(images, reduction=entry.schedule)
             if turn:

@@ -19,6 +19,8 @@ from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.published import TIMM, Published, is_published, open_published
 from pipeline.data.shards.loose import found_in, loose_manifest
+from pipeline.engine import launched
+from pipeline.engine.connect import connect, own_device
 from pipeline.errors import ConfigError
 
 BATCH = 64
@@ -102,24 +104,28 @@ def opened(args: argparse.Namespace, name: str) -> tuple[Published, Adapter | No
     return published, None if args.adapter is None else load_adapter(args.adapter)
 
 
-def agreement_on(args: argparse.Namespace, name: str, policies: Sequence[str]) -> Sweep:
-    """How the merged model agrees with the unmerged one on the command's pictures."""
+def agreement_on(args: argparse.Namespace, name: str, policies: Sequence[str]) -> Sweep | None:
+    """How the merged model agrees with the unmerged one on the command's pictures, of which each process
+    reads its part. A collective; None on other ranks than 0."""
     pictures = find_pictures(args.data)
-    device, precision = device_and_precision(None, None)
+    device = own_device()
+    precision = device_and_precision(None, None)[1]
     published, adapter = opened(args, name)
     seed = 0 if args.seed is None else args.seed
     models = merged_models(published.model.to(device), policies, seed=seed, adapter=adapter)
+    signal = signal_of(published, args.signal)
     batches = held_out_batches(
         pictures,
-        range(len(pictures)),
+        _own_part(len(pictures)),
         published.size,
         published.pixels,
         batch_size=BATCH,
         workers=min(8, len(os.sched_getaffinity(0)) - 1),
     )
+    connect()
     return agreement(
         models,
-        signal_of(published, args.signal),
+        signal,
         progress(batches, "pictures"),
         args.macs,
         name=name,
@@ -128,3 +134,9 @@ def agreement_on(args: argparse.Namespace, name: str, policies: Sequence[str]) -
         precision=precision,
         rounds=args.rounds,
     )
+
+
+def _own_part(total: int) -> list[int]:
+    """Numbers of the pictures of this process: every batch of one process is whole in one of several."""
+    starts = range(launched.rank() * BATCH, total, launched.world_size() * BATCH)
+    return [number for start in starts for number in range(start, min(start + BATCH, total))]

@@ -89,7 +89,7 @@ def _curve(lesson: Lesson, stop: StopRequest) -> Sweep:
     order, published = lesson.order, lesson.published
     policies = (*CONTROLS, order.policy + UNTRAINED, order.policy)
     adapter = collect_adapter(lesson.model)
-    return agreement(
+    found = agreement(
         merged_models(published.model, policies, seed=order.how.seed, adapter=adapter),
         lesson.signal,
         held_out_batches(
@@ -107,3 +107,5 @@ def _curve(lesson: Lesson, stop: StopRequest) -> Sweep:
         precision=order.precision,
         stopping=lambda: stop.asked,
     )
+    assert found is not None, "teaching is one process"
+    return found

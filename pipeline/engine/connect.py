@@ -35,10 +35,7 @@ def connect(limit: float = START) -> None:
     limit: seconds for all of them to come, and for each collective until `limit_collectives`. Raises
     ConfigError for an environment that makes no sense, and ConnectError.
     """
-    rank, size, device = launched.rank(), launched.world_size(), launched.device()
-    # before any tensor is on a GPU, or else every process takes memory of the first one
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    rank, size, device = launched.rank(), launched.world_size(), own_device()
     if size == 1 or distributed.is_initialized():
         return
     end = time.monotonic() + limit
@@ -62,6 +59,15 @@ def connect(limit: float = START) -> None:
     limit_collectives(limit)
 
 
+def own_device() -> torch.device:
+    """The device of this process, and the current one from now on. Called before any tensor is on a GPU, or
+    else every process takes memory of the first one. Raises ConfigError as `launched.device`."""
+    device = launched.device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def limit_collectives(seconds: float) -> None:
     """Sets the longest wait in a collective, of every group but that of the hosts, which is ALONE."""
     if not distributed.is_initialized():
@@ -83,7 +89,7 @@ def _master(rank: int, end: float, limit: float) -> str:
     name is known. Returns `address:port`."""
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     place = printable(f"{address}:{port}")
-    agents = _agents()
+    agents = launched.agents_store()
     opened = rank > 0 or agents
     last = min(end, time.monotonic() + _AGENT) if agents else end
     while True:
@@ -110,7 +116,7 @@ def _meet(place: str, rank: int, end: float, limit: float) -> Any:
         try:
             left = timedelta(seconds=max(1.0, end - time.monotonic()))
             store = next(iter(rendezvous("env://", timeout=left)))[0]
-            if _agents():
+            if launched.agents_store():
                 store = own_attempt(store, rank, launched.world_size(), end - time.monotonic())
             stores.append(store)
         except Exception as err:  # noqa: BLE001 - raised in the main thread
@@ -124,11 +130,6 @@ def _meet(place: str, rank: int, end: float, limit: float) -> Any:
         reason = errors[0] if errors else TimeoutError("no answer")
         raise _not_met(place, rank, limit, reason) from reason
     return stores[0]
-
-
-def _agents() -> bool:
-    """Whether torchrun's agent opens the store."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _not_met(place: str, rank: int, limit: float, err: Exception) -> ConnectError:

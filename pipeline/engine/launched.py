@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,8 @@ LARGEST_PORT = 65535
 _BROKE_OFF = re.compile(r"gloo/transport/\S+ (?P<gloo>[^\n]+)|(?P<nccl>ncclRemoteError[^\n]*)")
 PATIENCE = timedelta(seconds=60)
 """Longest wait for rank 0 to open the rendezvous, before another rank reports its own mistake."""
+TOLD = 10.0
+"""Seconds in which rank 0 says what every rank would say, and the launcher ends the others."""
 
 
 def _number(name: str, default: int, most: int = 10**6) -> int:
@@ -55,6 +58,11 @@ def started_again() -> bool:
     return any(_number(name, 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
+def agents_store() -> bool:
+    """Whether torchrun's agent opens the store in which the processes meet."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def device() -> torch.device:
     """Device of this process. Raises ConfigError where this machine has fewer GPUs than processes."""
     return torch.device("cuda", local_rank()) if cuda() else torch.device("cpu")
@@ -65,8 +73,11 @@ def rank_0_goes_on() -> bool:
     named the place.
 
     A launcher ends all processes when one ends: where rank 0 stops with a message, this process ends during
-    the wait.
+    the wait. torchrun's agent opens the rendezvous before rank 0 is there, so then this waits for a while.
     """
+    if agents_store():
+        time.sleep(TOLD)
+        return True
     try:
         address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, LARGEST_PORT)
         distributed: Any = torch.distributed

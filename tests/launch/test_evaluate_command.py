@@ -1,9 +1,5 @@
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -47,35 +43,6 @@ def test_averaged_weights_are_announced(trained, dtem):
 def test_without_reduction_every_policy_is_the_unmerged_model(trained, dtem, tmp_path, policy):
     whole = scores(dtem, tmp_path, trained, "--policy", "none")["scores"]["digits"]
     assert scores(dtem, tmp_path, trained, "--policy", policy, "--reduction", 0)["scores"]["digits"] == whole
-
-
-def test_two_processes_count_what_one_counts(trained, dtem, tmp_path):
-    alone = scores(dtem, tmp_path, trained)["scores"]["digits"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [
-        sys.executable,
-        "-m",
-        "launch.cli",
-        "evaluate",
-        str(trained),
-        "--out",
-        str(tmp_path / "two.json"),
-    ]
-    children = [
-        subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"})
-        for rank in range(2)
-    ]
-    assert [child.wait(timeout=600) for child in children] == [0, 0]
-    both = json.loads((tmp_path / "two.json").read_text())["scores"]["digits"]
-    # a class without a sample has no score
-    assert [name for name in both if both[name] is None] == [name for name in alone if alone[name] is None]
-    assert {name: both[name] or 0.0 for name in both} == pytest.approx(
-        {name: alone[name] or 0.0 for name in alone}
-    )
 
 
 def test_samples_that_are_not_in_the_scores_are_told_and_are_a_failure(trained, digits, dtem, tmp_path):

@@ -1,10 +1,6 @@
 """`dtem evaluate --predictions`: each sample once, in the forms that others read."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -68,24 +64,6 @@ def test_classes_are_those_that_are_scored(trained, dtem, tmp_path):
     assert all(
         line["probability"] == pytest.approx(float(shares[line["key"]].max()), rel=1e-5) for line in found
     )
-
-
-def test_two_processes_write_each_sample_once(trained, dtem, tmp_path):
-    dtem("evaluate", trained, "--predictions", tmp_path / "one.jsonl")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "launch.cli", "evaluate", str(trained)]
-    command += ["--predictions", str(tmp_path / "two.jsonl")]
-    children = [
-        subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": "0"})
-        for rank in range(2)
-    ]
-    assert [child.wait(timeout=600) for child in children] == [0, 0]
-    alone, both = lines(tmp_path / "one.jsonl"), lines(tmp_path / "two.jsonl")
-    assert [(line["key"], line["label"]) for line in alone] == [(line["key"], line["label"]) for line in both]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
 
 
 def test_masks_are_files_of_their_keys_and_give_the_same_score(three_tasks, dtem, tmp_path):
