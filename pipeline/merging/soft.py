@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.merging.apply import SMALLEST, share_left
+from pipeline.merging.apply import share_left
+from pipeline.merging.candidates import best_candidates
 from pipeline.merging.matching import Split, padding_last
 from pipeline.merging.rows import add_rows, take_rows
+from pipeline.merging.soft_assignment import soft_assignment
 from pipeline.token_state import Assignment, TokenState, rows_of
 
 
@@ -39,16 +41,9 @@ def relaxed_top_r(
     next ones. The shares of a source are clipped to a sum of 1, and the clip has no gradient, as in the
     authors' release. tau1 divides the scores, tau2 the logits of each softmax.
     """
-    score, target = scores.topk(min(candidates, scores.shape[-1]), dim=-1)
-    logits = score / tau1
-    share = torch.zeros_like(logits)
-    for step in range(r):
-        picked = (logits / tau2).flatten(1).softmax(dim=-1).view_as(logits)
-        if quota is not None:
-            picked = picked * (quota > step)[:, None, None]
-        share = share + picked
-        logits = logits + torch.log((1 - picked.sum(dim=-1, keepdim=True)).clamp(min=SMALLEST))
-    return Candidates(target, score, share / share.detach().sum(dim=-1, keepdim=True).clamp(min=1.0))
+    score, target = best_candidates(scores, min(candidates, scores.shape[-1]))
+    share = soft_assignment(score, quota, r, tau1, tau2)
+    return Candidates(*(planes.movedim(0, -1) for planes in (target, score, share)))
 
 
 def straight_through(candidates: Candidates, ranked: Tensor, r: int) -> Candidates:
