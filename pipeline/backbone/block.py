@@ -25,10 +25,10 @@ from pipeline.token_state import MergePoint, TokenState
 
 @dataclass(frozen=True)
 class Attended:
-    """The first half of a block. update [B, M, C]: what is added to the tokens. tokens [B, M, C]: what the
-    attention read, by which tokens are compared. scale: factor of its logits."""
+    """The first half of a block. output [B, M, C]: its tokens, residual connection included.
+    tokens [B, M, C]: what the attention read, by which tokens are compared. scale: factor of its logits."""
 
-    update: Tensor
+    output: Tensor
     tokens: Tensor
     mixed: Mixed
     scale: float
@@ -53,7 +53,7 @@ class MergingBlock(nn.Module):
         return ()
 
     def attend(self, x: Tensor, place: Place) -> Attended:
-        """The attention of tokens x [B, M, C], with its norms, scales and drop path."""
+        """The attention of tokens x [B, M, C], with its norms, scales, drop path and residual connection."""
         raise NotImplementedError
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class MergingBlock(nn.Module):
         metric.
         """
         attended = self.attend(state.tokens, place)
-        state = state.with_tokens(state.tokens + attended.update)
+        state = state.with_tokens(attended.output)
         embed = None if self.metric is None else partial(self.metric, task=task)
         mixed = attended.mixed
         evidence = Evidence(

@@ -144,7 +144,7 @@ def test_virtual_unmerging_is_the_attention_of_all_members(prefix):
     with torch.no_grad():
         state = model(images().double()).final
         rotary, block = model._rotary(state.grid), model.blocks[1]
-        merged = block.attend(state.tokens, Place(state.size, rotary.at(state, 1))).update
+        merged = block.attend(state.tokens, Place(state.size, rotary.at(state, 1))).output
         table = rotary.tables[-1 if len(rotary.tables) == 1 else 1]
         weights = source_map(state)
         everywhere = block.attend(weights @ state.tokens, Place(None, Rope(table, rotary.half)))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pipeline.backbone.attention import Place, mix
 from pipeline.backbone.block import Attended, MergingBlock, host
 from pipeline.backbone.classes import Host, label
+from pipeline.backbone.hosts.feed_forward import through
+from pipeline.backbone.packed_linear import linear
 
 BLOCK = {"norm1", "attn", "ls1", "norm2", "mlp", "ls2"}
 ATTENTION = {"qkv", "proj", "proj_drop"}
@@ -59,14 +61,14 @@ class MergingDinoBlock(Host, MergingBlock):
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         read, attn, scale = self.norm1(x), self.attn, self.heads[1] ** -0.5
-        packed = attn.qkv(read).unflatten(-1, (3, *self.heads)).permute(2, 0, 3, 1, 4)
+        packed = linear(attn.qkv, read).unflatten(-1, (3, *self.heads)).permute(2, 0, 3, 1, 4)
         q, k, v = packed.unbind(0)
         mixed = mix(q, k, v, place, scale=scale, dropout=self._dropout, packed=packed)
-        update = self.ls1(attn.proj_drop(attn.proj(mixed.output.transpose(1, 2).flatten(2))))
-        return Attended(self._dropped(update), read, mixed, scale)
+        update = self.ls1(attn.proj_drop(linear(attn.proj, mixed.output.transpose(1, 2).flatten(2))))
+        return Attended(x + self._dropped(update), read, mixed, scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
+        return x + self._dropped(self.ls2(through(self.mlp, self.norm2(x))))
 
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:

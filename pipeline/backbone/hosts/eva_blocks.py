@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.attention import Place
 from pipeline.backbone.block import Attended, host
+from pipeline.backbone.hosts.feed_forward import through
 from pipeline.backbone.hosts.timm_attention import attend
 from pipeline.backbone.hosts.timm_blocks import OneAttention, PostNorm
 
@@ -19,10 +20,11 @@ class MergingEvaBlock(OneAttention, EvaBlock):
     def attend(self, x: Tensor, place: Place) -> Attended:
         read = self.norm1(x)
         output, mixed = attend(self.attn, read, place)
-        return Attended(self.drop_path1(_scaled(output, self.gamma_1)), read, mixed, self.attn.scale)
+        output = x + self.drop_path1(_scaled(output, self.gamma_1))
+        return Attended(output, read, mixed, self.attn.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(_scaled(self.mlp(self.norm2(x)), self.gamma_2))
+        return x + self.drop_path2(_scaled(through(self.mlp, self.norm2(x)), self.gamma_2))
 
 
 @host(EvaBlockPostNorm)

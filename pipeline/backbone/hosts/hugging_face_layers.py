@@ -26,6 +26,8 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 from pipeline.backbone.attention import Place, mix
 from pipeline.backbone.block import Attended, MergingBlock, host
+from pipeline.backbone.hosts.feed_forward import through
+from pipeline.backbone.packed_linear import linear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -63,15 +65,15 @@ class MergingLayer(MergingBlock):
         attention, read = self._attention, self.get_submodule(self.NORMS[0])(x)
         scale, _, dropout = (getattr(attention, name) for name in self.NUMBERS)
         q, k, v = (
-            attention.get_submodule(name)(read).unflatten(-1, (-1, self.heads[1])).transpose(1, 2)
+            linear(attention.get_submodule(name), read).unflatten(-1, (-1, self.heads[1])).transpose(1, 2)
             for name in PROJECTIONS
         )
         mixed = mix(q, k, v, place, scale=scale, dropout=dropout if self.training else 0.0)
-        output = attention.get_submodule(self.OUTPUT)(mixed.output.transpose(1, 2).flatten(2))
-        return Attended(self._branch(output, 1), read, mixed, scale)
+        output = linear(attention.get_submodule(self.OUTPUT), mixed.output.transpose(1, 2).flatten(2))
+        return Attended(x + self._branch(output, 1), read, mixed, scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self._branch(self.get_submodule("mlp")(self.get_submodule(self.NORMS[1])(x)), 2)
+        return x + self._branch(through(self.get_submodule("mlp"), self.get_submodule(self.NORMS[1])(x)), 2)
 
     def _branch(self, update: Tensor, half: int) -> Tensor:
         """What stands between the first or second half of a layer and its sum with the tokens."""

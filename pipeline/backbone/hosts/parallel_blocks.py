@@ -23,6 +23,7 @@ from pipeline.backbone.hosts.timm_attention import (
     parts_of_attention,
     refuses_attention,
 )
+from pipeline.backbone.packed_linear import linear
 
 
 class OneOfSeveral(Protocol):
@@ -61,7 +62,7 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
                 for name in ("output", "q", "k", "keys")
             )
         )
-        return Attended(torch.stack(updates).sum(dim=0), read[0], mixed, self._first.scale)
+        return Attended(x + torch.stack(updates).sum(dim=0), read[0], mixed, self._first.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return x + torch.stack([part(x) for part in self.ffns]).sum(dim=0)
@@ -97,7 +98,7 @@ class MergingParallelScalingBlock(MergingBlock, ParallelScalingBlock):
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         read = self.in_norm(x)
-        hidden, q, k, v = torch.split(self.in_proj(read), self.in_split, dim=-1)
+        hidden, q, k, v = torch.split(linear(self.in_proj, read), self.in_split, dim=-1)
         if self.mlp_bias is not None:
             hidden = hidden + self.mlp_bias
         q, k, v = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in (q, k, v))
@@ -106,11 +107,11 @@ class MergingParallelScalingBlock(MergingBlock, ParallelScalingBlock):
         mixed = mix(q, k, v, place, scale=self.scale, dropout=dropout)
         output, hidden = mixed.output.transpose(1, 2).flatten(2), self.mlp_drop(self.mlp_act(hidden))
         if self.out_proj is not None:
-            update = self.out_proj(torch.cat([output, hidden], dim=-1))
+            update = linear(self.out_proj, torch.cat([output, hidden], dim=-1))
         else:
             assert self.attn_out_proj is not None and self.mlp_out_proj is not None
-            update = self.attn_out_proj(output) + self.mlp_out_proj(hidden)
-        return Attended(self.drop_path(self.ls(update)), read, mixed, self.scale)
+            update = linear(self.attn_out_proj, output) + linear(self.mlp_out_proj, hidden)
+        return Attended(x + self.drop_path(self.ls(update)), read, mixed, self.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return x

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.attention import Mixed, Place, mix
+from pipeline.backbone.hosts.feed_forward import idle
+from pipeline.backbone.packed_linear import linear
 
 TimmAttention = Attention | AttentionRope | EvaAttention
 KNOWN = (Attention, AttentionRope, EvaAttention)
@@ -28,8 +30,8 @@ def parts_of_attention(attn: nn.Module) -> list[nn.Module]:
     return [attn, *(part for name, part in attn.named_children() if name == "attn_drop")]
 
 
-def attend(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Mixed]:
-    """The module's output [B, M, C] for x [B, M, C], and what led to it."""
+def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = None) -> tuple[Tensor, Mixed]:
+    """The module's output [B, M, C] for x [B, M, C], plus `plus`, and what led to it."""
     q, k, v, packed = _projected(attn, x)
     if not (isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)):
         packed = None
@@ -42,7 +44,10 @@ def attend(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Mixed]
     output = attn.norm(mixed.output.transpose(1, 2).flatten(2))
     if attn.gate is not None:
         output = output * attn.gate(x).sigmoid()
-    return attn.proj_drop(attn.proj(output)), mixed
+    if idle(attn.proj_drop):
+        return linear(attn.proj, output, plus=plus), mixed
+    output = attn.proj_drop(linear(attn.proj, output))
+    return output if plus is None else plus + output, mixed
 
 
 def _projected(attn: TimmAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -50,7 +55,7 @@ def _projected(attn: TimmAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     where they lie in one."""
     if attn.qkv is None:
         q, k, v = (
-            attn.get_submodule(name)(x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+            linear(attn.get_submodule(name), x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         return q, k, v, None
@@ -64,7 +69,7 @@ def _qkv(attn: TimmAttention, x: Tensor) -> Tensor:
     qkv = attn.qkv
     assert qkv is not None
     if not isinstance(attn, EvaAttention) or attn.q_bias is None:
-        return qkv(x)
+        return linear(qkv, x)
     assert attn.k_bias is not None and attn.v_bias is not None
     bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
     return qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, qkv.weight, bias)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.attention import Place
 from pipeline.backbone.block import Attended, MergingBlock, host
+from pipeline.backbone.hosts.feed_forward import add_mlp, idle, through
 from pipeline.backbone.hosts.timm_attention import (
     TimmAttention,
     attend,
@@ -50,12 +51,13 @@ class MergingTimmBlock(OneAttention, Block):
     """timm's pre-norm Block."""
 
     def attend(self, x: Tensor, place: Place) -> Attended:
-        read = self.norm1(x)
-        output, mixed = attend(self.attn, read, place)
-        return Attended(self.drop_path1(self.ls1(output)), read, mixed, self.attn.scale)
+        read, alone = self.norm1(x), idle(self.ls1, self.drop_path1)
+        output, mixed = attend(self.attn, read, place, x if alone else None)
+        output = output if alone else x + self.drop_path1(self.ls1(output))
+        return Attended(output, read, mixed, self.attn.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return add_mlp(x, self.mlp, self.norm2(x), self.ls2, self.drop_path2)
 
 
 class PostNorm(OneAttention):
@@ -68,10 +70,10 @@ class PostNorm(OneAttention):
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         output, mixed = attend(self.attn, x, place)
-        return Attended(self.drop_path1(self.norm1(output)), x, mixed, self.attn.scale)
+        return Attended(x + self.drop_path1(self.norm1(output)), x, mixed, self.attn.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
+        return x + self.drop_path2(self.norm2(through(self.mlp, x)))
 
 
 @host(ResPostBlock)

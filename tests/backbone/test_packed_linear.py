@@ -1,0 +1,190 @@
+"""Packed weights of inference: they give what the layer gives, are never stale, and are on no module."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tiny import images, tiny_vit
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.backbone import packed_linear
+from pipeline.backbone.packed_linear import Beside, can_pack, linear, linear_beside
+
+pytestmark = pytest.mark.skipif(not packed_linear._FASTER, reason="oneDNN is no faster on this processor")
+DTYPES = pytest.mark.parametrize("dtype", packed_linear._FASTER, ids=str)
+
+
+def layer_and_input(dtype=torch.float32, bias=True):
+    torch.manual_seed(0)
+    return nn.Linear(48, 96, bias=bias).to(dtype), torch.randn(2, 17, 48).to(dtype)
+
+
+def close(found, wanted):
+    rounding = 1e-2 if found.dtype == torch.bfloat16 else 1e-6
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    assert (found.double() - wanted.double()).norm() <= rounding * wanted.double().norm()
+
+
+@DTYPES
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_it_is_the_layer_with_gelu_or_a_sum(dtype, bias):
+    layer, x = layer_and_input(dtype, bias)
+    plus = torch.randn(2, 17, 96).to(dtype)
+    assert can_pack(layer, x)
+    close(linear(layer, x), layer(x))
+    close(linear(layer, x, gelu=True), F.gelu(layer(x)))
+    close(linear(layer, x, plus=plus), plus + layer(x))
+    close(linear(layer, x[:, ::2], plus=plus[:, ::2]), plus[:, ::2] + layer(x[:, ::2]))
+
+
+@DTYPES
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_a_layer_beside_it_is_computed_with_it(dtype, bias):
+    layer, x = layer_and_input(dtype, bias)
+    other = nn.Linear(48, 8).to(dtype)
+    beside = Beside("other", (other.weight,), lambda: other.weight, other.bias)
+    close(linear_beside(layer, x, beside), torch.cat([layer(x), other(x)], dim=-1))
+    other.bias.add_(1)
+    close(linear_beside(layer, x, beside), torch.cat([layer(x), other(x)], dim=-1))
+    other.weight.add_(1)
+    close(linear_beside(layer, x, beside), torch.cat([layer(x), other(x)], dim=-1))
+
+
+@torch.no_grad()
+def test_autocast_decides_on_the_dtype_as_it_does_for_the_layer():
+    if torch.bfloat16 not in packed_linear._FASTER:
+        pytest.skip("no bfloat16 here")
+    layer, x = layer_and_input()
+    plus = torch.randn(2, 17, 96)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            close(linear(layer, x), layer(x))
+            close(linear(layer, x, plus=plus), plus + layer(x))
+        close(linear(layer, x), layer(x))
+
+
+def an_optimizer(layer):
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    with torch.enable_grad():
+        layer(torch.ones(1, 48)).sum().backward()
+    optimizer.step()
+
+
+def another_address(layer):
+    layer.weight.data = layer.weight.data * 2
+
+
+CHANGES = {
+    "optimizer": an_optimizer,
+    "in place": lambda layer: layer.weight.mul_(2),
+    "state dict": lambda layer: layer.load_state_dict(nn.Linear(48, 96).state_dict()),
+    "assigned state": lambda layer: layer.load_state_dict(nn.Linear(48, 96).state_dict(), assign=True),
+    "other memory": another_address,
+    "in place, without a version": lambda layer: layer.weight.data.mul_(2),
+    "another parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(96, 48))),
+    "another dtype and back": lambda layer: layer.double().float(),
+    "shared memory": lambda layer: layer.share_memory().weight.data.add_(1),
+    "the bias": lambda layer: layer.bias.data[3:4].add_(1),
+    "another shape": lambda layer: layer.__init__(48, 32),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_no_change_of_the_weights_is_missed(change):
+    layer, x = layer_and_input()
+    before = linear(layer, x)
+    CHANGES[change](layer)
+    assert can_pack(layer, x), "it is packed anew, and not passed by"
+    close(linear(layer, x), layer(x))
+    assert (
+        change == "another dtype and back"
+        or before.shape != layer(x).shape
+        or (before - layer(x)).abs().max() > 1e-3
+    ), "the change is one"
+
+
+def test_nothing_of_it_is_on_a_module_and_training_drops_it():
+    layer, x = layer_and_input()
+    known, size = set(vars(layer)), len(pickle.dumps(layer))
+    with torch.no_grad():
+        linear(layer, x)
+        assert layer in packed_linear._PACKED
+        assert set(vars(layer)) == known and len(pickle.dumps(layer)) == size
+        assert copy.deepcopy(layer) not in packed_linear._PACKED
+    linear(layer, x).sum().backward()
+    assert layer not in packed_linear._PACKED and layer.weight.grad is not None
+
+
+class Louder(nn.Linear):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+def hooked():
+    layer, _ = layer_and_input()
+    layer.register_forward_hook(lambda *_: torch.zeros(()))
+    return layer
+
+
+def parametrized():
+    layer, _ = layer_and_input()
+    return nn.utils.parametrizations.weight_norm(layer)
+
+
+def in_inference_mode():
+    with torch.inference_mode():
+        return nn.Linear(48, 96)
+
+
+OTHERS = {
+    "a subclass": lambda: Louder(48, 96),
+    "a hook": hooked,
+    "a parametrization": parametrized,
+    "inference tensors": in_inference_mode,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@torch.no_grad()
+def test_what_is_no_plain_layer_is_called_as_it_is(other):
+    layer, (_, x) = OTHERS[other](), layer_and_input()
+    assert not can_pack(layer, x) and torch.equal(linear(layer, x), layer(x))
+
+
+@torch.no_grad()
+def test_it_is_off_where_each_operation_is_followed_or_where_it_is_not_wanted(monkeypatch):
+    layer, x = layer_and_input()
+    with FlopCounterMode(display=False) as counter:
+        linear(layer, x)
+    assert counter.get_total_flops() == 2 * 34 * 48 * 96
+    mapped = torch.vmap(lambda own: linear(layer, own))(x)
+    torch.testing.assert_close(mapped, layer(x))
+    traced = torch.jit.trace(lambda own: linear(layer.requires_grad_(False), own), x)
+    exported = torch.export.export(tiny_vit("dtem").eval(), (images(),))
+    assert "mkldnn" not in str(traced.graph) + str(exported.graph)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not can_pack(layer, x)
+    monkeypatch.setenv(packed_linear.SWITCH, "0")
+    assert not can_pack(layer, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", ["tome", "dtem"])
+def test_a_backbone_gives_the_same_with_packed_weights(variant, dtype, monkeypatch):
+    """One merge, as near ties of a second could go another way."""
+    model, x = tiny_vit(variant, reduction=[8, 0, 0]).eval(), images()
+    outputs = []
+    for switch in ("0", "1"):
+        monkeypatch.setenv(packed_linear.SWITCH, switch)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            outputs.append(model(x).final.tokens)
+    packed = dtype in packed_linear._FASTER
+    assert (model.blocks[0].attn.qkv in packed_linear._PACKED) == packed
+    if dtype == torch.float32:
+        torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
