@@ -8,9 +8,8 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eraser
@@ -168,7 +167,8 @@ class BatchReader(Dataset[Loaded]):
 
     def _collate(self, views: Sequence[Sample]) -> Batch:
         """The batch of these views; those of one sample are neighbours."""
-        images = torch.stack([view.image for view in views])
+        # a worker's batch is made in the memory that it shares with the process that trains
+        images = default_collate([view.image for view in views])
         targets = self._schema.targets([view.target for view in views])
         keys = tuple(view.key for view in views)
         normalisation = replace(self._normalisation, noise=self._noise(views))

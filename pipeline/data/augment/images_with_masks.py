@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.schema import AugmentConfig, DataConfig
-from pipeline.data.augment.images import Transform
+from pipeline.data.augment.images import Transform, as_stored
 from pipeline.data.augment.photometric import distort
 from pipeline.data.members.decode import MAX_PIXELS
 from pipeline.data.members.masks import IGNORED, label_counts
@@ -46,9 +46,8 @@ class JointCrop:
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         window, mask = self._draw(mask)
-        image = F.resized_crop(
-            image,
-            *window,
+        image = F.resize(
+            as_stored(F.crop(image, *window)),
             size=list(mask.shape),
             interpolation=self._interpolation,
             antialias=self._config.antialias,

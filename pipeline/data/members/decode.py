@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_image as torchvision_decode
 
-from pipeline.data.members.turns import UPRIGHT, turn_of, turned
+from pipeline.data.members.turns import UPRIGHT, turn_in, turned
 from pipeline.errors import SampleError, first_few
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -33,7 +33,7 @@ _CLASS = re.compile(rb"\s*([0-9]{1,9})\s*")
 def decode_image(data: bytes, *, upright: bool = True) -> Tensor:
     """uint8 [3, H, W] in RGB, whatever colours the file has: 16 bits lose the lower eight, alpha is left out.
     upright: whether it is turned as its EXIF says. Raises SampleError."""
-    check_header(data)
+    *_, turn = _header(data)
     try:
         image = torchvision_decode(
             torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
@@ -47,8 +47,7 @@ def decode_image(data: bytes, *, upright: bool = True) -> Tensor:
         raise SampleError(
             f"image decodes to {image.dtype} {list(image.shape)} instead of three channels (is it animated?)"
         )
-    turn = turn_of(data) if upright else UPRIGHT
-    return image if turn == UPRIGHT else turned(image, turn)
+    return turned(image, turn) if upright and turn != UPRIGHT else image
 
 
 def decode_mask(data: bytes) -> Tensor:
@@ -139,12 +138,19 @@ def decode_json(data: bytes) -> Any:
 def check_header(data: bytes) -> tuple[int, int]:
     """(height, width) of an image by its header alone: a small file can promise a picture that fills the
     memory. Raises SampleError."""
+    return _header(data)[:2]
+
+
+def _header(data: bytes) -> tuple[int, int, int]:
+    """Height, width and orientation (see turns.py) of an image, by one look at its header. Raises
+    SampleError."""
     try:
         with (
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image,
         ):
             width, height = image.size
+            turn = turn_in(image)
     except UnidentifiedImageError:
         raise SampleError(f"{len(data)} bytes are not a JPEG, PNG or WebP image") from None
     except Image.DecompressionBombError as err:
@@ -153,7 +159,7 @@ def check_header(data: bytes) -> tuple[int, int]:
         raise SampleError(f"image header does not read: {err}") from err
     if width * height > MAX_PIXELS:
         raise SampleError(f"image bomb: {width}x{height} pixels; the limit is {MAX_PIXELS}")
-    return height, width
+    return height, width, turn
 
 
 DECODERS = {

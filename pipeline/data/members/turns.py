@@ -24,12 +24,20 @@ def turn_of(data: bytes) -> int:
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image,
         ):
-            if not (known := image.info.get("exif")):
-                return UPRIGHT
-            exif = Image.Exif()
-            exif.load(known)
-            turn = exif.get(TAG)
+            return turn_in(image)
     except Exception:  # noqa: BLE001 - whatever a stranger's bytes make of Pillow's reader
+        return UPRIGHT
+
+
+def turn_in(image: Image.Image) -> int:
+    """`turn_of` an image that Pillow has opened."""
+    try:
+        if not (known := image.info.get("exif")):
+            return UPRIGHT
+        exif = Image.Exif()
+        exif.load(known)
+        turn = exif.get(TAG)
+    except Exception:  # noqa: BLE001 - as above
         return UPRIGHT
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else UPRIGHT
 

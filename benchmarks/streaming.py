@@ -1,0 +1,213 @@
+"""Images per second of a loader on the CPU: 224x224 crops of JPEGs of 400x300 to 500x375, ours against
+WebDataset with Pillow and against torchvision's ImageFolder, stage by stage.
+
+All read the same pictures by the same recipe and give batches of normalised float32. Two recipes: a random
+resized crop with a flip, and the same with RandAugment, which we compute on the device. Processes take turns,
+each with a number of cores of its own.
+
+    python benchmarks/streaming.py
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from multiprocessing import active_children
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from loader_cpu import CLASSES, CROP
+from measure import comparison
+from PIL import Image
+from record import write_record
+
+POLICY = "rand-m7-mstd0.5-inc1"
+RECIPES = {"crop and flip": None, "crop, flip and RandAugment": POLICY}
+SHARD = 128
+"""Pictures of a shard."""
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """JPEGs of 400x300 to 500x375, coarse and fine like photographs, in folders of classes."""
+    draws = np.random.default_rng(0)
+    for number in range(count):
+        width = int(draws.integers(400, 501))
+        size = width, 3 * width // 4
+        coarse = Image.fromarray(draws.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size)
+        pixels = np.asarray(coarse) + draws.normal(0, 12, (size[1], size[0], 3))
+        place = folder / "train" / f"class{number % CLASSES}" / f"{number:05}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, quality=75)
+
+
+def ours(work: Path, args: argparse.Namespace, policy: str | None, workers: int) -> Iterator[Any]:
+    from pipeline.config.schema import AugmentConfig, DataConfig
+    from pipeline.data.stream import build_stream
+
+    data = DataConfig(
+        schema="classification",
+        train=str(work / "shards"),
+        batch_size=args.batch,
+        workers=workers,
+        img_size=CROP,
+        augment=AugmentConfig(rand_augment=policy, interpolation=args.interpolation),
+    )
+    return iter(build_stream("pictures", data, seed=0, rank=0, world_size=1))
+
+
+def transform_of_peers(args: argparse.Namespace, policy: str | None) -> Callable[[Image.Image], torch.Tensor]:
+    """The recipe as scripts for ImageNet write it, on Pillow's images."""
+    from timm.data.auto_augment import rand_augment_transform
+    from torchvision import transforms
+
+    interpolation = transforms.InterpolationMode(args.interpolation)
+    augment = [] if policy is None else [rand_augment_transform(policy, {"img_mean": (124, 116, 104)})]
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(CROP, interpolation=interpolation),
+            transforms.RandomHorizontalFlip(),
+            *augment,
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+
+def web_dataset(work: Path, args: argparse.Namespace, policy: str | None, workers: int) -> Iterator[Any]:
+    import webdataset
+
+    tars = [str(path) for path in sorted((work / "shards").glob("*.tar"))]
+    samples = (
+        webdataset.WebDataset(tars * 1000, shardshuffle=100, nodesplitter=None, empty_check=False)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg", "cls")
+        .map_tuple(transform_of_peers(args, policy), int)
+        .batched(args.batch, partial=False)
+    )
+    yield from webdataset.WebLoader(samples, batch_size=None, num_workers=workers)
+
+
+def image_folder(work: Path, args: argparse.Namespace, policy: str | None, workers: int) -> Iterator[Any]:
+    from torchvision.datasets import ImageFolder
+
+    loader = torch.utils.data.DataLoader(
+        ImageFolder(str(work / "pictures/train"), transform_of_peers(args, policy)),
+        batch_size=args.batch,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
+    )
+    while True:
+        yield from loader
+
+
+LOADERS = {"ours": ours, "webdataset": web_dataset, "imagefolder": image_folder}
+
+
+def figures(name: str, work: Path, args: argparse.Namespace, policy: str | None) -> dict[str, float]:
+    """Images per second: as workers hand them over, and normalised on the device, which is the CPU here; and
+    the former per second of a core, over all processes."""
+    found = {}
+    for figure in ("handed over", "normalised"):
+        loaded = LOADERS[name](work, args, policy, args.workers)
+        next(loaded)
+        started, spent = time.perf_counter(), core_seconds()
+        for item in islice(loaded, args.batches):
+            if name == "ours" and figure == "normalised":
+                item.to("cpu")
+        images = args.batch * args.batches
+        found[figure] = images / (time.perf_counter() - started)
+        if figure == "handed over":
+            found["handed over by a core"] = images / (core_seconds() - spent)
+        del loaded
+    return found
+
+
+def core_seconds() -> float:
+    """Of this process and its workers, until now."""
+    ticks = 0
+    for worker in active_children():
+        after_name = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(after_name[11]) + int(after_name[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def measured(name: str, recipe: str) -> dict[str, float]:
+    """The figures, from a process of its own."""
+    command = [sys.executable, *sys.argv, "--one", name, recipe]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def results_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    results = []
+    for recipe in RECIPES:
+        turns: dict[str, list[dict[str, float]]] = {name: [] for name in LOADERS}
+        for _ in range(args.repeats):
+            for name in LOADERS:
+                turns[name].append(measured(name, recipe))
+        for peer in [name for name in LOADERS if name != "ours"]:
+            for figure in turns[peer][0]:
+                own, theirs = ([turn[figure] for turn in turns[name]] for name in ("ours", peer))
+                title = f"{recipe}: images per second, {figure}, over {peer}"
+                results.append(comparison(title, own, theirs))
+                print(title, results[-1]["ratio"])
+    return results
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=24, help="that are timed, behind one that warms up")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--interpolation", choices=("bilinear", "bicubic"), default="bicubic")
+    parser.add_argument("--record", default="benchmarks/records/streaming.json")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    if args.one:
+        name, recipe = args.one
+        print(json.dumps(figures(name, args.work, args, RECIPES[recipe])))
+        return
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        make_pictures(work / "pictures", args.pictures)
+        make = ["shards", "make", "imagefolder", str(work / "pictures"), str(work / "shards")]
+        subprocess.run(
+            [str(Path(sys.executable).parent / "dtem"), *make, "--shard-size", str(SHARD)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        sys.argv += ["--work", folder]
+        write_record(args.record, claim_of(args), results_of(args))
+
+
+def claim_of(args: argparse.Namespace) -> str:
+    return (
+        f"{CROP}x{CROP} crops of JPEGs of 400x300 to 500x375, {args.interpolation}, batch {args.batch}, "
+        f"{args.workers} workers: ours over WebDataset with Pillow and torchvision's ImageFolder"
+    )
+
+
+if __name__ == "__main__":
+    main()
