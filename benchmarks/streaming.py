@@ -57,7 +57,7 @@ def ours(work: Path, args: argparse.Namespace, policy: str | None, workers: int)
         batch_size=args.batch,
         workers=workers,
         img_size=CROP,
-        augment=AugmentConfig(rand_augment=policy, interpolation=args.interpolation),
+        augment=AugmentConfig(rand_augment=policy, on_device=True, interpolation=args.interpolation),
     )
     return iter(build_stream("pictures", data, seed=0, rank=0, world_size=1))
 

@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pipeline.changes.changes import Changes
+
 Colour = tuple[float, float, float]
 Box = tuple[int, int, int, int, int]
 """The position of an image in its batch, and top, left, height and width of a rectangle in it."""
@@ -50,14 +52,18 @@ class Noise:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """(x / 255 - mean) / std, as a backbone reads pixels, and then noise where images are erased."""
+    """(x / 255 - mean) / std, as a backbone reads pixels; before it the random changes of the images, and
+    behind it noise where they are erased."""
 
     mean: Colour
     std: Colour
     noise: Noise | None = None
+    changes: Changes | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """The images, uint8 [B, 3, H, W], as float32 on the same device. The host does not wait for it."""
+        if self.changes is not None:
+            images = self.changes(images)
         scale, shift = _constants(self.mean, self.std, images.device)
         normalised = images.to(torch.float32)
         torch.addcmul(shift, normalised, scale, out=normalised)

@@ -43,6 +43,9 @@ class AugmentConfig:
     """One strength of brightness, contrast and saturation; or four strengths, of each of these and of hue."""
     grayscale: float = 0.0
     """Probability of a grey image."""
+    on_device: bool = False
+    """Compute `rand_augment`, `color_jitter` and `grayscale` on the device, for a batch at once, in place of
+    the workers: from the same draws, to pixels that differ by roundings."""
     random_erasing: float = 0.0
     """Probability of an erased rectangle."""
     erasing_mode: Literal["pixel", "rand", "const"] = "pixel"

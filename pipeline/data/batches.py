@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from pipeline.changes.changes import Changes
 from pipeline.config.schema import DataConfig
+from pipeline.data.augment.draws import drawing
 from pipeline.data.augment.images import eraser
 from pipeline.data.copies import copies_of
 from pipeline.data.lanes import Share, lanes_of
@@ -77,6 +79,8 @@ class BatchReader(Dataset[Loaded]):
             _tell_small_cache(task, config, manifest, self.order, world_size)
         erases = seed is not None and config.augment.random_erasing > 0
         self._erase = eraser(config.augment) if erases else None
+        draws = seed is not None and config.augment.on_device
+        self._draw = drawing(config.augment, config.size) if draws else None
         wanted = config.augment.preprocessing
         self._normalisation = Normalisation(wanted.mean, wanted.std)
         self._tries = max(1, config.max_bad_samples)
@@ -147,7 +151,9 @@ class BatchReader(Dataset[Loaded]):
         if number:
             address = *address, f"view {number}"
         seed_generators(self._seed, "augment", *address)
-        return Sample(key, address, *self._schema.train(image, target))
+        image, target = self._schema.train(image, target)
+        # by the draws that follow those of the crop, as where the worker changes the colours
+        return Sample(key, address, image, target, self._draw() if self._draw else ())
 
     def _shortened(self, views: Views) -> list[tuple[str, str]]:
         """(key, part that was left out) of a sample, each part once even where several views lack it."""
@@ -171,7 +177,8 @@ class BatchReader(Dataset[Loaded]):
         images = default_collate([view.image for view in views])
         targets = self._schema.targets([view.target for view in views])
         keys = tuple(view.key for view in views)
-        normalisation = replace(self._normalisation, noise=self._noise(views))
+        changes = Changes.of([view.changes for view in views])
+        normalisation = replace(self._normalisation, noise=self._noise(views), changes=changes)
         return Batch(self._task, images, targets, keys, normalisation, self._views)
 
     def _noise(self, views: Sequence[Sample]) -> Noise | None:

@@ -7,23 +7,16 @@ each call. Images are uint8 [3, H, W]: they are normalised on the device (see pi
 import math
 import random
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
-from timm.data.auto_augment import (
-    augment_and_mix_transform,
-    auto_augment_transform,
-    rand_augment_transform,
-)
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.schema import AugmentConfig, ImgSize, height_width
-from pipeline.errors import ConfigError
+from pipeline.data.augment.policies import jitter_strengths, policy_of, train_interpolation
 from pipeline.pixels import Patch
 
 Transform = Callable[[Tensor], Tensor]
@@ -41,7 +34,8 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
     size = height_width(img_size)
     crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
     hflip = 0.5 if config.hflip is None else config.hflip
-    colours = _colours(config, min(size))
+    # those on the device are drawn by draws.py
+    colours = [] if config.on_device else _colours(config, min(size))
 
     def transform(image: Tensor) -> Tensor:
         image = crop(image)
@@ -58,7 +52,7 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
 
 def draws_anything(config: AugmentConfig) -> bool:
     """Whether `train_transform` or `eraser` change an image at random, so that views of it differ."""
-    crops, jitters = config.pad or config.crop_scale != (1, 1), any(_jitter(config))
+    crops, jitters = config.pad or config.crop_scale != (1, 1), any(jitter_strengths(config))
     flips = config.hflip != 0 or config.vflip
     return bool(crops or flips or config.rand_augment or jitters or config.grayscale or config.random_erasing)
 
@@ -99,7 +93,7 @@ def pad_crop(pad: int, size: tuple[int, int]) -> Transform:
 
 def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Transform:
     """A random area and aspect, resized to (height, width)."""
-    given = _train_interpolation(config)
+    given = train_interpolation(config)
     modes = [F.InterpolationMode(mode) for mode in (INTERPOLATIONS if given == "random" else (given,))]
 
     def transform(image: Tensor) -> Tensor:
@@ -145,63 +139,18 @@ def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.Inte
 
 def _colours(config: AugmentConfig, size: int) -> list[Transform]:
     changes: list[Transform] = [_rand_augment(config, size)] if config.rand_augment else []
-    jitter = _jitter(config)
+    jitter = jitter_strengths(config)
     changes += [v2.ColorJitter(*jitter)] if any(jitter) else []
     return [*changes, v2.RandomGrayscale(config.grayscale)] if config.grayscale else changes
 
 
-def _train_interpolation(config: AugmentConfig) -> str:
-    return config.train_interpolation or config.preprocessing.interpolation
-
-
-def _jitter(config: AugmentConfig) -> tuple[float, ...]:
-    """Strengths of the jitter of brightness, contrast, saturation and, where it is given, hue."""
-    jitter = config.color_jitter
-    return jitter if isinstance(jitter, tuple) else (jitter,) * 3
-
-
 def _rand_augment(config: AugmentConfig, size: int) -> Transform:
-    """The policy of that name. timm's operators fill what they uncover with the mean, and interpolate as the
-    crop does."""
-    fill = tuple(min(255, round(255 * channel)) for channel in config.preprocessing.mean)
-    given = _train_interpolation(config)
-    options: dict[str, Any] = {"img_mean": fill, "translate_const": int(0.45 * size)}
-    if given != "random":  # without one, timm's operators draw theirs
-        options["interpolation"] = str_to_pil_interp(given)
-    name = config.rand_augment or ""
-    if name == "trivial":
+    policy = policy_of(config, size)
+    if policy is None:
+        given = train_interpolation(config)
         fixed = config.preprocessing.interpolation if given == "random" else given
-        trivial = v2.TrivialAugmentWide(interpolation=F.InterpolationMode(fixed))
-        return lambda image: F.pil_to_tensor(trivial(F.to_pil_image(image)))
-    try:
-        if name.startswith("rand"):
-            augment = rand_augment_transform(name, options)
-        elif name.startswith("augmix"):
-            augment = augment_and_mix_transform(name, options | {"translate_pct": 0.3})
-        else:
-            augment = auto_augment_transform(name, options)
-    except (AssertionError, ValueError, KeyError) as err:
-        because = f" ({err})" if str(err) else ""
-        raise ConfigError(
-            f"augment.rand_augment is '{name}'{because}; give timm's notation, such as rand-m9-mstd0.5-inc1, "
-            "augmix-m3-w3, original or 3a; or trivial"
-        ) from err
-    for op in _operators(augment):
-        if op.name.startswith("Posterize"):
-            op.level_fn = partial(_at_least_one_bit, op.level_fn)
-    return lambda image: F.pil_to_tensor(augment(F.to_pil_image(image)))
-
-
-def _operators(augment: Any) -> list[Any]:
-    """Those of a policy of timm's: RandAugment and AugMix have a list of them, AutoAugment a list of
-    lists."""
-    return augment.ops if hasattr(augment, "ops") else [op for ops in augment.policy for op in ops]
-
-
-def _at_least_one_bit(level_fn: Callable[..., tuple[int]], *args: Any) -> tuple[int]:
-    """At magnitude 10 timm posterises to 0 bits, which is a black image in older Pillow and an error in
-    Pillow 13."""
-    return (max(1, level_fn(*args)[0]),)
+        policy = v2.TrivialAugmentWide(interpolation=F.InterpolationMode(fixed))
+    return lambda image: F.pil_to_tensor(policy(F.to_pil_image(image)))
 
 
 def eraser(config: AugmentConfig) -> Callable[[torch.Size], list[Patch]]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pipeline.changes.changes import Change
 from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.data.members.decode import IMAGES
 from pipeline.errors import ConfigError, SampleError
@@ -18,13 +19,14 @@ class Sample:
     """A sample, or one of its views, ready for a batch.
 
     image: uint8 [3, H, W]. target: in the form that the schema's `targets` takes. address: key of its random
-    draws.
+    draws. changes: of the image, on the device.
     """
 
     key: str
     address: tuple[int | str, ...]
     image: Tensor
     target: Any
+    changes: tuple[Change, ...] = ()
 
 
 class DatasetSchema(Protocol):

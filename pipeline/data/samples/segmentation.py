@@ -18,7 +18,7 @@ from pipeline.data.targets import MaskTargets
 from pipeline.errors import SampleError
 
 UNUSED = ("crop_scale", "crop_ratio", "train_interpolation", "pad", "vflip", "rand_augment", "color_jitter")
-UNUSED += ("grayscale", "random_erasing", "erasing_mode", "erasing_count", *MIXING)
+UNUSED += ("grayscale", "on_device", "random_erasing", "erasing_mode", "erasing_count", *MIXING)
 MASK = "seg.png"
 
 

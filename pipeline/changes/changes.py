@@ -1,0 +1,66 @@
+"""Random changes of the images of a batch, computed together on the device that the batch is on.
+
+What is drawn for an image depends on its address alone (see `pipeline.data.augment.draws`). What a change
+makes of an image does not depend on the others in the batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.changes import colours, moves, tables
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Images uint8 [N, 3, H, W] and values float32 [N, K] -> the changed images, uint8 [N, 3, H, W]."""
+
+KERNELS: Mapping[str, Kernel] = {**tables.KERNELS, **colours.KERNELS, **moves.KERNELS}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of one image: the name of its kernel, and the numbers that were drawn for it."""
+
+    kind: str
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """N images that undergo a change of one kind together."""
+
+    kind: str
+    images: Tensor
+    """int64 [N]: their places in the batch."""
+    values: Tensor
+    """float32 [N, K]"""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The changes of a batch, in order."""
+
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def of(cls, drawn: Sequence[Sequence[Change]]) -> "Changes | None":
+        """The changes of each image, in order. Returns None where no image has any."""
+        groups = []
+        for depth in range(max(map(len, drawn), default=0)):
+            kinds: dict[str, list[int]] = {}
+            for image, changes in enumerate(drawn):
+                if depth < len(changes):
+                    kinds.setdefault(changes[depth].kind, []).append(image)
+            for kind, images in kinds.items():
+                values = torch.tensor([drawn[image][depth].values for image in images], dtype=torch.float32)
+                groups.append(Group(kind, torch.tensor(images), values))
+        return cls(tuple(groups)) if groups else None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The changed images, uint8 [B, 3, H, W], in new memory. The host does not wait for the device."""
+        images = images.clone()
+        for group in self.groups:
+            changed = KERNELS[group.kind](images.index_select(0, group.images), group.values)
+            images.index_copy_(0, group.images, changed)
+        return images
