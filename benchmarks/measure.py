@@ -11,14 +11,28 @@ from typing import Any
 
 import torch
 
+FEWEST = 3
+"""Turns of a comparison, however long they take."""
+MIB = 2**20
+
 
 def in_turns(
-    runs: Mapping[str, Callable[[], object]], repeats: int, *, warmup: int = 1
+    runs: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    warmup: int = 1,
+    budget: float = float("inf"),
 ) -> dict[str, list[float]]:
     """Maps a run to the seconds of each of its calls. The runs take turns, A B C A B C, so that other load on
-    the machine meets all of them alike."""
+    the machine meets all of them alike.
+
+    budget: seconds after which no new turn begins, once there are `FEWEST` (or `repeats`, if that is less).
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    begun, fewest = time.perf_counter(), min(FEWEST, repeats)
     for turn in range(warmup + repeats):
+        if turn >= warmup + fewest and time.perf_counter() - begun > budget:
+            break
         for name, run in runs.items():
             started = _now()
             run()
@@ -42,16 +56,33 @@ def comparison(name: str, ours: Sequence[float], peer: Sequence[float]) -> dict[
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     return {
-        "median": round(median(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
+        "median": rounded(median(values)),
+        "min": rounded(min(values)),
+        "max": rounded(max(values)),
         "n": len(values),
     }
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
     """Summary of the ratios of values of the same turn, which met the same load."""
     return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
+def peak_added(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes that tensors take during a call, at the highest, beside those that were there before."""
+    if device.type != "cuda":
+        return peak_allocated(run)
+    run()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def peak_memory(job: Callable[..., Callable[[], object]], *args: Any, steps: int = 2) -> int:

@@ -25,6 +25,7 @@ from pipeline.redact import without_secrets
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_FOLDERS = ("data", "runs")
 """Where a checkout keeps what git ignores: the part of an outer path that a reader has too."""
+OF_A_DAY = re.compile(r"gpu-\d{4}-\d\d-\d\d\.json")
 _ABSOLUTE = re.compile(r"(^|=)(/.*)")
 
 
@@ -37,8 +38,12 @@ def write_record(
     runs: Sequence[Path] = (),
 ) -> None:
     """Writes the record, and prints its results. runs: folders of the runs that were scored; the record has
-    digests of their configs."""
-    _write(path, _made_now(claim, results, seeds, runs), results)
+    digests of their configs. A record of a GPU's day, `gpu-2026-12-31.json`, holds those of several
+    scripts."""
+    if OF_A_DAY.fullmatch(Path(path).name):
+        add_entry(path, claim, results, seeds=seeds)
+    else:
+        _write(path, _made_now(claim, results, seeds, runs), results)
 
 
 def add_entry(

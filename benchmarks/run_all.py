@@ -5,7 +5,8 @@ runs/bench. With --record it takes hours, and benchmarks/records is written anew
 machine lacks is named, with the command for later.
 
     python benchmarks/run_all.py
-    python benchmarks/run_all.py --record --only inference_cpu training_step_cpu --release DTEM/deit.py
+    python benchmarks/run_all.py --record --only inference_cpu training_step_cpu --peer dtem=DTEM/deit.py
+    benchmarks/gpu.sh                    # what is measured on a GPU, with torch, timm, triton and safetensors
 """
 
 import argparse
@@ -14,9 +15,11 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+
+from peer_paths import PEERS, add_peers
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = "WORK"
@@ -26,8 +29,9 @@ TRIAL = "--seeds 0 --steps 4"
 
 @dataclass(frozen=True)
 class Row:
-    """One record. arguments: of the record; short: follow them in a short run; peers: options that are passed
-    on; needs: see `lacking`; into: record that the script adds to, where it is not one of its own."""
+    """One record. arguments: of the record; short: follow them in a short run; peers: those that the script
+    runs beside ours; needs: see `lacking`; into: record that the script adds to, where it is not one of its
+    own; limit: seconds on a GPU, after which it is ended."""
 
     name: str
     script: str
@@ -36,10 +40,11 @@ class Row:
     needs: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     into: str = ""
+    limit: float | None = None
 
     def command(self, work: Path, record: Path, *, short: bool, peers: dict[str, str]) -> list[str]:
         words = shlex.split(f"{self.arguments} {self.short if short else ''}".replace(WORK, str(work)))
-        given = [word for peer in self.peers if peer in peers for word in (f"--{peer}", peers[peer])]
+        given = [word for peer in self.peers if peer in peers for word in ("--peer", f"{peer}={peers[peer]}")]
         return ["python", f"benchmarks/{self.script}", *words, *given, "--record", str(record)]
 
 
@@ -56,29 +61,125 @@ CAMVID_DTEM = f"{CAMVID} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WO
 SCENES_DTEM = (
     f"{SCENES} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/scenes_captioning_dtem_vs_tome"
 )
+ALL_PEERS = tuple(PEERS)
+TINY = "--device cpu --threads 1 --batches 1 --repeats 1"
+TINY_MODEL = f"{TINY} --model deit_tiny_patch16_224"
+
+
+def _on_gpu(
+    name: str, script: str, arguments: str, short: str, limit: float, peers: tuple[str, ...] = ()
+) -> Row:
+    """short: the row as a trial on a CPU."""
+    return Row(
+        f"gpu_{name}", f"{script}.py", f"--device cuda {arguments}", short, ("cuda",), peers, "gpu", limit
+    )
+
+
+BF16 = "--precision bf16"
+GPU = (
+    _on_gpu("checks", "gpu_checks", "", TINY_MODEL, 60),
+    _on_gpu("inference", "inference", f"{BF16} --batches 1,64,128,256 --budget 6", TINY_MODEL, 60, ALL_PEERS),
+    _on_gpu(
+        "inference_graphs",
+        "inference",
+        f"{BF16} --graphs --batches 1,4,64 --policies dtem --budget 4",
+        TINY_MODEL,
+        35,
+    ),
+    _on_gpu(
+        "inference_compiled",
+        "inference",
+        f"{BF16} --compile on --batches 64 --policies dtem --budget 4",
+        TINY_MODEL,
+        80,
+    ),
+    _on_gpu(
+        "inference_large",
+        "inference",
+        f"{BF16} --model vit_large_patch16_224 --r 8 --batches 1,64,128 --policies dtem --budget 6",
+        TINY_MODEL,
+        45,
+        ALL_PEERS,
+    ),
+    _on_gpu(
+        "inference_any_r",
+        "inference",
+        f"{BF16} --batches 1,256 --r 0,1,2,4,8,13,16 --policies dtem --budget 2",
+        TINY_MODEL,
+        40,
+    ),
+    _on_gpu("training_step", "training_step", f"{BF16} --batches 128 --budget 6", TINY_MODEL, 60, ("dtem",)),
+    _on_gpu(
+        "unmerge",
+        "unmerge",
+        f"{BF16} --batches 1,16,64 --within 0.5 --budget 3",
+        f"{TINY_MODEL} --size 96 --within 0.5",
+        30,
+    ),
+    _on_gpu(
+        "segmentation",
+        "segmentation",
+        f"{BF16} --batches 1,16,64 --within 0.5 --budget 4",
+        f"{TINY_MODEL} --size 96 --within 0.5",
+        30,
+    ),
+    _on_gpu(
+        "engine_overhead",
+        "engine_overhead",
+        f"{BF16} --batches 128 --repeats 5 --modes backbone modular",
+        f"{TINY} --models 'digits ViT' --modes modular",
+        45,
+    ),
+)
+"""What `benchmarks/gpu.sh` runs; the limits are less than 9 minutes together."""
 TABLE = (
     Row(
         "scale",
         "scale_sim.py",
         short="--shards 1281 --nodes 1 8 --once 32 --steps 128 --gib 0.1",
     ),
-    Row("inference_cpu", "inference_cpu.py", short="--repeats 2 --threads 2", peers=("release", "tome")),
+    Row("inference_cpu", "inference.py", short="--repeats 2 --batches 1,4", peers=ALL_PEERS),
     Row(
-        "training_step_cpu",
-        "training_step_cpu.py",
-        short="--repeats 2",
-        needs=("release",),
-        peers=("release",),
+        "inference_any_r_cpu",
+        "inference.py",
+        "--batches 1,4 --r 0,1,2,4,8,13,16 --policies dtem",
+        "--repeats 2 --batches 1 --r 0,16",
+    ),
+    Row(
+        "inference_bf16_cpu",
+        "inference.py",
+        "--precision bf16",
+        "--repeats 2 --batches 1,4",
+        peers=ALL_PEERS,
+    ),
+    Row(
+        "inference_compiled_cpu",
+        "inference.py",
+        "--compile on --batches 1,4,16 --policies dtem",
+        "--compile none --repeats 2 --batches 1",
+    ),
+    Row("training_step_cpu", "training_step.py", short="--repeats 2 --batches 4", peers=("dtem",)),
+    Row("unmerge_cpu", "unmerge.py", short="--repeats 2 --batches 1 --within 0.5"),
+    Row(
+        "engine_overhead_cpu",
+        "engine_overhead.py",
+        "--repeats 5",
+        "--repeats 3 --models 'digits ViT'",
     ),
     Row("against_commit", "against_commit.py", "38425ea", "--repeats 1"),
     Row("manifest_scale", "manifest_scale.py", short="--shards 10 1000 --repeats 1"),
     Row("loader_cpu", "loader_cpu.py", short="--pictures 64 --batch 16 --batches 2 --repeats 1"),
     Row("streaming", "streaming.py", short="--pictures 128 --batch 16 --batches 3 --repeats 1"),
-    Row("segmentation_cpu", "segmentation_cpu.py", short="--repeats 2 --threads 2 --within 0.5"),
-    Row("beam_search_cpu", "beam_search_cpu.py", short="--repeats 1 --length 8 --routes direct"),
+    Row("segmentation_cpu", "segmentation.py", short="--repeats 2 --batches 1 --within 0.5"),
+    Row(
+        "beam_search_cpu",
+        "generation.py",
+        "--threads 1",
+        "--repeats 1 --length 8 --routes direct",
+    ),
     Row(
         "multitask_step_cpu",
-        "multitask_step_cpu.py",
+        "multitask_step.py",
         "--data data/digits --repeats 60",
         "--repeats 5",
         ("digits",),
@@ -163,10 +264,7 @@ TABLE = (
         short="--processes 4 --reads 400 --shards 40 --kills 5",
         into="reliability",
     ),
-    Row("gpu_inference_fp32", "gpu_speed.py", "--what inference --precision fp32", "--repeats 5", ("cuda",)),
-    Row("gpu_inference_bf16", "gpu_speed.py", "--what inference --precision bf16", "--repeats 5", ("cuda",)),
-    Row("gpu_training_fp32", "gpu_speed.py", "--what training --precision fp32", "--repeats 5", ("cuda",)),
-    Row("gpu_training_bf16", "gpu_speed.py", "--what training --precision bf16", "--repeats 5", ("cuda",)),
+    *GPU,
 )
 MADE = {"digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "12000"]}
 """Sets that `dtem` makes where they are not there yet."""
@@ -186,24 +284,40 @@ def main() -> int:
         choices=[row.name for row in TABLE],
         help="records to make; default: all",
     )
-    parser.add_argument("--release", help="the authors' file with patch_deit")
-    parser.add_argument("--tome", help="the folder that holds the authors' package tome")
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="what is measured on a GPU, into one record gpu-DATE.json in $OUT, else in benchmarks/records",
+    )
+    parser.add_argument("--trial", action="store_true", help="with --gpu: tiny settings, on a CPU")
+    add_peers(parser)
     args = parser.parse_args()
-    peers = {name: value for name in ("release", "tome") if (value := getattr(args, name))}
+    if args.gpu:
+        return run_gpu(args)
     work = Path("runs") if args.record else Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     records = Path("benchmarks/records") if args.record else work / "records"
     rows = [row for row in TABLE if row.name in (args.only or [row.name])]
-    return run_all(rows, work, records, short=not args.record, peers=peers)
+    return run_all(rows, work, records, short=not args.record, peers=args.peer)
+
+
+def run_gpu(args: argparse.Namespace) -> int:
+    """The rows of a GPU."""
+    rows = [row for row in GPU if row.name in (args.only or [row.name])]
+    if args.trial:
+        rows = [replace(row, needs=()) for row in rows]
+    records = Path(os.environ.get("OUT", "benchmarks/records"))
+    return run_all(rows, Path("runs/bench"), records, short=args.trial, peers=args.peer)
 
 
 def run_all(rows: list[Row], work: Path, records: Path, *, short: bool, peers: dict[str, str]) -> int:
     """Tries every row and says at the end what became of each; 1 where one failed."""
     lines, failed = [], False
     for place, row in enumerate(rows, 1):
-        record = records / f"{row.into or row.name}.json"
+        record = records / record_name(row)
         if reason := lacking(row, peers):
             kept = Path("benchmarks/records") / record.name
-            later = row.command(Path("runs"), kept, short=False, peers={"release": "PATH/deit.py", **peers})
+            places = {peer: "PATH" for peer in row.needs if peer in PEERS} | peers
+            later = row.command(Path("runs"), kept, short=False, peers=places)
             lines.append(f"  skipped  {row.name}: {reason}; then: {shlex.join(later)}")
             print(f"[{place}/{len(rows)}]{lines[-1]}", flush=True)
             continue
@@ -211,7 +325,7 @@ def run_all(rows: list[Row], work: Path, records: Path, *, short: bool, peers: d
         print(f"[{place}/{len(rows)}]  {shlex.join(command)}", flush=True)
         started = time.monotonic()
         done = all(
-            run(step, on_gpu="cuda" in row.needs)
+            run(step, on_gpu="cuda" in row.needs, limit=None if short else row.limit)
             for step in [*preparation(row), [sys.executable, *command[1:]]]
         )
         failed |= not done
@@ -233,8 +347,8 @@ def lacking(row: Row, peers: dict[str, str]) -> str:
             import torch  # takes seconds: only where it is asked for
 
             reasons += [] if torch.cuda.is_available() else ["there is no CUDA device"]
-        elif need == "release":
-            reasons += [] if need in peers else ["the authors' file is not here (--release PATH/deit.py)"]
+        elif need in PEERS:
+            reasons += [] if need in peers else [f"{PEERS[need]} is not here (--peer {need}=PATH)"]
         elif need not in MADE and not any((ROOT / "data" / need).glob("*.[ts]a*")):
             reasons.append(f"data/{need} has no shards or weights (benchmarks/README.md says which)")
     return ", and ".join(reasons)
@@ -248,16 +362,21 @@ def preparation(row: Row) -> list[list[str]]:
     return [[str(Path(sys.executable).parent / "dtem"), *MADE[need]] for need in missing]
 
 
-def run(command: list[str], *, on_gpu: bool) -> bool:
-    """Whether it ended well. What is measured on the CPU sees no GPU, and one thread per process unless the
-    script says otherwise."""
+def record_name(row: Row) -> str:
+    """The file of the row's record. That of a GPU has its day, as the machine is another each time."""
+    return f"{row.into or row.name}{f'-{datetime.now():%Y-%m-%d}' if row.into == 'gpu' else ''}.json"
+
+
+def run(command: list[str], *, on_gpu: bool, limit: float | None = None) -> bool:
+    """Whether it ended well, within the limit in seconds. What is measured on the CPU sees no GPU, and one
+    thread per process unless the script says otherwise."""
     hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    return (
-        subprocess.run(
-            command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ, **hidden}, check=False
-        ).returncode
-        == 0
-    )
+    env = {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99", **os.environ, **hidden}
+    try:
+        return subprocess.run(command, cwd=ROOT, env=env, check=False, timeout=limit).returncode == 0
+    except subprocess.TimeoutExpired:
+        print(f"ended after {limit:.0f} s", flush=True)
+        return False
 
 
 if __name__ == "__main__":

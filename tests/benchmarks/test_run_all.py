@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import peer_paths
 import pytest
 import run_all
-from run_all import TABLE, WORK, Row
+from record import OF_A_DAY
+from run_all import GPU, TABLE, WORK, Row
 
 BENCHMARKS = Path(run_all.__file__).parent
 SCRIPTS = sorted(
@@ -19,8 +21,13 @@ SCRIPTS = sorted(
     if "__main__" in path.read_text()
     and path.name not in ("run_all.py", "results_table.py", "scale_table.py", "reliability_table.py")
 )
-RECORDS = sorted({path.stem for path in (BENCHMARKS / "records").glob("*.json")})
-PEERS = {"release": "DTEM/deit.py", "tome": "ToMe"}
+RECORDS = sorted(
+    {
+        "gpu" if OF_A_DAY.fullmatch(path.name) else path.stem
+        for path in (BENCHMARKS / "records").glob("*.json")
+    }
+)
+PEERS = {name: str(BENCHMARKS) for name in peer_paths.PEERS}
 
 
 class Parsed(Exception):
@@ -59,7 +66,7 @@ def test_a_row_has_the_words_of_its_script(words_of, row, short):
     _, _, *arguments = row.command(Path("runs/bench/x"), Path(f"a/{row.name}.json"), short=short, peers=PEERS)
     words = words_of(row.script, *arguments)
     assert Path(words.record) == Path(f"a/{row.name}.json")
-    assert {getattr(words, peer) for peer in row.peers} == {PEERS[peer] for peer in row.peers}
+    assert getattr(words, "peer", {}) == {peer: PEERS[peer] for peer in row.peers}
     assert not any(WORK in word for word in arguments)
 
 
@@ -89,7 +96,7 @@ def house(tmp_path, monkeypatch) -> Path:
 def test_what_fails_or_lacks_something_stops_nothing_and_is_named(house, capsys):
     rows = [
         Row("broken", "fails.py"),
-        Row("peerless", "writes.py", "--long 9", "--long 1", needs=("release",), peers=("release",)),
+        Row("peerless", "writes.py", "--long 9", "--long 1", needs=("tome",), peers=("tome",)),
         Row("dataless", "writes.py", f"--train data/birds --work {WORK}/dataless", needs=("birds",)),
         Row("fine", "writes.py", f"--long 9 --work {WORK}/fine", "--long 1"),
     ]
@@ -97,10 +104,9 @@ def test_what_fails_or_lacks_something_stops_nothing_and_is_named(house, capsys)
     assert run_all.run_all(rows, work, work / "records", short=True, peers={}) == 1
     *_, broken, peerless, dataless, fine = capsys.readouterr().out.splitlines()
     assert "FAILED" in broken and "done" in fine
-    assert "--release" in peerless
+    assert "--peer tome=PATH" in peerless
     assert peerless.endswith(
-        "python benchmarks/writes.py --long 9 --release PATH/deit.py --record "
-        "benchmarks/records/peerless.json"
+        "python benchmarks/writes.py --long 9 --peer tome=PATH --record benchmarks/records/peerless.json"
     )
     assert "data/birds" in dataless and "--work runs/dataless" in dataless
     assert (house / work / "records/fine.json").read_text() == "--long 9 --work runs/bench/x/fine --long 1"
@@ -131,3 +137,29 @@ def test_make_bench_is_this_table():
         ["make", "--dry-run", "bench"], cwd=BENCHMARKS.parent, capture_output=True, text=True, check=True
     )
     assert "benchmarks/run_all.py" in told.stdout
+
+
+def test_what_takes_too_long_is_ended_and_stops_nothing(house, capsys):
+    (house / "benchmarks/waits.py").write_text("import time\ntime.sleep(600)\n")
+    rows = [Row("waits", "waits.py", limit=0.5), Row("fine", "writes.py")]
+    assert run_all.run_all(rows, Path("runs/x"), Path("runs/x/records"), short=False, peers={}) == 1
+    *_, waits, fine = capsys.readouterr().out.splitlines()
+    assert "FAILED" in waits and "done" in fine
+
+
+def test_the_rows_of_a_gpu_end_within_nine_minutes():
+    assert sum(row.limit for row in GPU) < 9 * 60
+    assert all(row in TABLE and row.needs == ("cuda",) and row.into == "gpu" for row in GPU)
+
+
+def test_a_peer_is_a_path_that_is_there(capsys):
+    parser = argparse.ArgumentParser()
+    peer_paths.add_peers(parser)
+    here = str(BENCHMARKS)
+    assert parser.parse_args([]).peer == {}
+    given = parser.parse_args(["--peer", f"dtem={here}", "--peer", f"tome={here}"]).peer
+    assert given == {"dtem": here, "tome": here} and parser.parse_args([]).peer == {}
+    for wrong, said in ((f"vit={here}", "peers are"), (f"dtem={here}/nowhere", "there is no")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--peer", wrong])
+        assert said in capsys.readouterr().err

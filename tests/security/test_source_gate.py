@@ -36,7 +36,7 @@ ALLOWED = {
         "pipeline/config/modules.py",
         "importlib.import_module",
     ): "the user's, named by --import or a .py config",
-    ("benchmarks/contestants.py", "importlib.import_module"): "the authors' code, which the user names",
+    ("benchmarks/peers.py", "importlib.import_module"): "the authors' code, which the user names",
     ("launch/cli.py", "importlib.import_module"): "of the commands, which are listed",
     ("pipeline/__init__.py", "importlib.import_module"): "of the public names, which are listed",
     ("pipeline/data/layouts/__init__.py", "import_module"): "of the layouts, which are listed",

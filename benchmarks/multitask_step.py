@@ -3,7 +3,7 @@
 Whole optimizer steps of the training loop, on batches that are held in memory; all runs take turns in one
 process.
 
-    python benchmarks/multitask_step_cpu.py --data data/digits
+    python benchmarks/multitask_step.py --data data/digits
 """
 
 import argparse

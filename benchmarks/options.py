@@ -1,0 +1,48 @@
+"""The options that the scripts about speed share."""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def speed_arguments(
+    description: str | None, name: str, *, batches: Sequence[int], repeats: int = 15, budget: float = 60.0
+) -> argparse.ArgumentParser:
+    """A parser of where and how often something is timed. name: of the record. batches: the default sizes.
+    budget: default seconds, see `measure.in_turns`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16 is autocast")
+    parser.add_argument("--batches", type=numbers, default=list(batches), help="sizes, such as 1,16,256")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"turns at most (default {repeats})")
+    parser.add_argument(
+        "--budget", type=float, default=budget, help=f"seconds of a comparison (default {budget:.0f})"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
+    parser.add_argument("--record", default=f"benchmarks/records/{name}.json")
+    return parser
+
+
+def numbers(text: str) -> list[int]:
+    """`1,4,16` as numbers."""
+    return [int(part) for part in text.split(",")]
+
+
+def words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def place(args: argparse.Namespace) -> str:
+    """Where it runs, for the name of a result."""
+    where = "cuda" if args.device.type == "cuda" else f"{args.threads} threads"
+    return f"{args.precision}, {where}"
+
+
+def random_images(batch: int, device: torch.device, size: int = 224) -> torch.Tensor:
+    """[batch, 3, size, size], the same in every script."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)

@@ -1,0 +1,97 @@
+"""Others' models beside ours, on the same weights, read from where the caller keeps their code.
+
+Nothing of it is in this repository (`peer_paths`). All attend by size, as ours do, and none traces sources.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def release(weights: nn.Module, path: str, *, r: int) -> nn.Module:
+    """The authors' DTEM."""
+    spec = importlib.util.spec_from_file_location("dtem_release", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(1)
+    model = module.patch_deit(deepcopy(weights))
+    model.update_r(r)
+    return model
+
+
+def tome(weights: nn.Module, folder: str, *, r: int) -> nn.Module:
+    """The authors' ToMe."""
+    model = deepcopy(weights)
+    _package(folder, "tome.patch.timm").apply_patch(model)
+    model.r = r
+    return model
+
+
+def opentome_tome(weights: nn.Module, folder: str, *, r: int) -> nn.Module:
+    model = deepcopy(weights)
+    _package(folder, "opentome.timm.tome").tome_apply_patch(model, trace_source=False)
+    model.r = r
+    return model
+
+
+def opentome_dtem(weights: nn.Module, folder: str, *, r: int) -> nn.Module:
+    model = deepcopy(weights)
+    torch.manual_seed(1)
+    _package(folder, "opentome.timm.dtem").dtem_apply_patch(model, trace_source=False)
+    model.r = r
+    return model
+
+
+MODELS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
+    "release": ("dtem", release),
+    "tome": ("tome", tome),
+    "opentome_tome": ("opentome", opentome_tome),
+    "opentome_dtem": ("opentome", opentome_dtem),
+}
+"""Name of a model -> the peer that it comes from, and how it is built."""
+
+
+def peer_models(weights: nn.Module, peers: Mapping[str, str], *, r: int) -> dict[str, nn.Module]:
+    """The models of the peers that are given and can be imported; of the others it says why not."""
+    found = {}
+    for name, (peer, build) in MODELS.items():
+        if peer in peers:
+            try:
+                found[name] = build(weights, peers[peer], r=r)
+            except Exception as err:  # whatever a stranger's code raises
+                say_failed(name, err)
+    return found
+
+
+def working(calls: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    """The calls without those of peers that fail; of these it says why."""
+    found = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except Exception as err:
+            if name not in MODELS:
+                raise
+            say_failed(name, err)
+        else:
+            found[name] = call
+    return found
+
+
+def say_failed(name: str, err: Exception) -> None:
+    reason = str(err).strip().partition("\n")[0]
+    print(f"  peer {name} does not run here: {type(err).__name__}: {reason}", flush=True)
+
+
+def _package(folder: str, module: str):  # noqa: ANN202
+    place = str(Path(folder).resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    return importlib.import_module(module)
