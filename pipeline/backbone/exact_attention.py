@@ -3,8 +3,8 @@ recomputes the weights.
 
 The release's soft merge amplifies rounding: a difference of 1e-7 in the attention grows about tenfold per
 block, until two sizes swap places in its sort. To train exactly what the release trains, the attention has to
-round as it does; a fused kernel does not. Only q, k, v and the output are saved, so that memory is that of a
-fused kernel. B batch, H heads, M tokens, D channels per head.
+round as it does; a fused kernel does not. Only q, k, v and a number for each query are saved: less than a
+fused kernel saves. B batch, H heads, M tokens, D channels per head.
 """
 
 from typing import Any
@@ -23,29 +23,47 @@ class ExactAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, size: Tensor, scale: float) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        logits = (q * scale) @ k.mT
-        highest = logits.amax(dim=-1, keepdim=True)
-        exponentials = logits.sub_(highest).exp_().mul_(size[:, None, None, :])
-        total = exponentials.sum(dim=-1, keepdim=True)
-        output = exponentials.div_(total) @ v
-        ctx.save_for_backward(q, k, v, size, output, highest + total.log())
+        output, normaliser = torch.empty_like(q), q.new_empty(*q.shape[:-1], 1)
+        for some in _parts(q):
+            logits = (q[some] * scale) @ k[some].mT
+            highest = logits.amax(dim=-1, keepdim=True)
+            exponentials = logits.sub_(highest).exp_().mul_(size[some, None, None, :])
+            total = exponentials.sum(dim=-1, keepdim=True)
+            output[some] = exponentials.div_(total) @ v[some]
+            normaliser[some] = highest + total.log()
+        ctx.save_for_backward(q, k, v, size, normaliser)
         ctx.scale = scale
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A weight is size_j * unsized_ij. The sizes multiply [M, D] factors, which is cheaper than [M, M]
-        and right at size 0."""
-        q, k, v, size, output, normaliser = ctx.saved_tensors
-        of_key = size[:, None, :, None]
-        unsized = ((q * ctx.scale) @ k.mT).sub_(normaliser).exp_()
-        grad_v = (unsized.mT @ grad).mul_(of_key)
-        centred = (grad @ v.mT).sub_((grad * output).sum(dim=-1, keepdim=True))
-        grad_unsized = unsized.mul_(centred)
-        grad_q = (grad_unsized @ (k * of_key)).mul_(ctx.scale)
-        grad_k = (grad_unsized.mT @ q).mul_(of_key * ctx.scale)
-        return grad_q, grad_k, grad_v, grad_unsized.sum(dim=(1, 2)), None
+        saved = ctx.saved_tensors
+        parts = [_gradients(*(x[some] for x in (grad, *saved)), ctx.scale) for some in _parts(grad)]
+        of_q, of_k, of_v, of_size = (torch.cat(part) for part in zip(*parts, strict=True))
+        return of_q, of_k, of_v, of_size, None
+
+
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor, normaliser: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A weight is size_j * unsized_ij. The sizes multiply [M, D] factors, which is cheaper than [M, M] and
+    right at size 0."""
+    of_key = size[:, None, :, None]
+    unsized = ((q * scale) @ k.mT).sub_(normaliser).exp_()
+    grad_v = (unsized.mT @ grad).mul_(of_key)
+    centred = grad @ v.mT
+    mean = (unsized * centred) @ of_key
+    grad_unsized = unsized.mul_(centred.sub_(mean))
+    grad_q = (grad_unsized @ (k * of_key)).mul_(scale)
+    grad_k = (grad_unsized.mT @ q).mul_(of_key * scale)
+    return grad_q, grad_k, grad_v, grad_unsized.sum(dim=(1, 2))
+
+
+def _parts(x: Tensor) -> list[slice]:
+    """Images that are computed at once: on a CPU each one by itself, as [H, M, M] then stays in its cache."""
+    one_by_one = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return [slice(i, i + 1) for i in range(len(x))] if one_by_one else [slice(None)]
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor, *, scale: float) -> Tensor:
