@@ -1,12 +1,15 @@
-"""`dtem shards bench`: how fast a set is read, decoded and augmented in one process, and how fast a loader's
-workers give batches of it."""
+"""`dtem shards bench`: how fast a set is read, decoded and augmented in one process, how fast a loader's
+workers give batches of it, and how many cores a GPU of some rate takes."""
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
+import torch
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 import pipeline.data.samples  # noqa: F401 - fills the registry
@@ -18,8 +21,14 @@ from pipeline.data.stream import build_stream
 from pipeline.errors import ConfigError, SampleError
 from pipeline.rng import preserved_generators, seed_generators
 
-STAGES = ("read", "decode", "augment")
+STAGES = ("read", "decode", "augment", "collate")
+"""What a worker does."""
+DEVICE = "device"
+"""What comes behind it: a batch is moved to the device, changed as `data.augment.on_device` says, and
+normalised."""
+ALL = "one core"
 SEED = 0
+REPEATS = 5
 PATIENCE = 60.0
 
 
@@ -43,14 +52,21 @@ def measure(config: DataConfig, workers: Sequence[int], samples: int) -> list[di
     return [asdict(rate) for rate in found]
 
 
+def cores_for(rate: float, rates: Sequence[dict[str, Any]]) -> int:
+    """How many cores make so many samples a second. rates: as `measure` gives them."""
+    (one,) = (own["samples_per_s"] for own in rates if own["stage"] == ALL)
+    return math.ceil(rate / one)
+
+
 def _stages(config: DataConfig, samples: int) -> tuple[list[Rate], float]:
-    """The rates, and the mean bytes of a sample."""
+    """The rates of what one process does, and the mean bytes of a sample."""
     _, manifest = find_split("bench", config, "train", checked=False)
     schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):
         raise ConfigError(f"{config.train}: schema '{config.schema}' needs {lacks}; give --schema")
     reader = SampleReader(manifest, 2, cache_of(config), PATIENCE, schema.reads)
-    seconds, count, size = dict.fromkeys(STAGES, 0.0), 0, 0
+    seconds: dict[str, float] = dict.fromkeys(STAGES[:-1], 0.0)
+    count = size = 0
     with preserved_generators():
         places = list(_places(manifest.shards, samples))
         for shard, number in tqdm(places, "stages", leave=False, disable=None):
@@ -69,8 +85,38 @@ def _stages(config: DataConfig, samples: int) -> tuple[list[Rate], float]:
             count, size = count + 1, size + sum(map(len, members.values()))
     if not count:
         raise SampleError(f"{config.train}: none of its first {samples} samples decodes")
+    seconds["collate"], device = _collated(config, count)
+    seconds |= {ALL: sum(seconds.values()), DEVICE: device}
     rates = [Rate(stage, 0, count / spent, size / spent / 1e6) for stage, spent in seconds.items()]
     return rates, size / count
+
+
+def _collated(config: DataConfig, count: int) -> tuple[float, float]:
+    """Seconds for `count` samples, in batches: to make a batch of what is augmented, and on the device. The
+    first batch is made twice, so that nothing is measured that is done once."""
+    reader = build_stream("bench", replace(config, workers=0), seed=SEED, rank=0, world_size=1)
+    batch, size = next(iter(reader)), config.batch_size
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def collate() -> object:
+        return default_collate(list(batch.images))
+
+    def on_device() -> object:
+        moved = batch.to(device)
+        return moved.images.sum().item()  # waits for the device
+
+    return count / size * _seconds(collate), count / size * _seconds(on_device)
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    """The least of a few calls, behind one that warms up."""
+    step()
+    found = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
 def _places(shards: Any, samples: int) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,8 @@ from launch.commands.values import count, share
 
 SET = "a folder of shards, a brace pattern, a URL, a folder of class folders, or KIND:SRC"
 SHARD_SIZE = 1000
+EXAMPLE_RATE = 1000
+"""Samples a second for which `bench` counts cores where no rate is given."""
 
 
 def add_parsers(actions, workers: int) -> None:
@@ -23,6 +25,10 @@ def add_parsers(actions, workers: int) -> None:
     bench.add_argument("--schema", default="classification", help="default classification")
     bench.add_argument("--img-size", type=count, default=224, metavar="PX", help="of the crop (default 224)")
     bench.add_argument("--rand-augment", metavar="POLICY", help="such as rand-m9-mstd0.5-inc1")
+    bench.add_argument("--on-device", action="store_true", help="compute it on the device, not in workers")
+    bench.add_argument(
+        "--rate", type=count, metavar="N", help="samples/s that a GPU trains on: how many cores it takes"
+    )
     bench.add_argument("--workers", type=_counts, default=[0, workers], metavar="N,N", help="of a loader")
     bench.add_argument("--samples", type=count, default=512, metavar="N", help="default 512")
     bench.add_argument("--batch-size", type=count, default=32, metavar="N", help="default 32")
@@ -108,9 +114,10 @@ def _info(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     import json
 
-    from launch.bench.shards import measure
+    from launch.bench.shards import cores_for, measure
     from launch.report.tables import markdown
     from pipeline.config.schema import AugmentConfig, DataConfig
+    from pipeline.errors import counted
     from pipeline.files import write_text
 
     config = DataConfig(
@@ -118,7 +125,7 @@ def _bench(args: argparse.Namespace) -> int:
         train=args.set,
         img_size=args.img_size,
         batch_size=args.batch_size,
-        augment=AugmentConfig(rand_augment=args.rand_augment),
+        augment=AugmentConfig(rand_augment=args.rand_augment, on_device=args.on_device),
     )
     rates = measure(config, args.workers, args.samples)
     columns = ["stage", "workers", "samples/s", "MB/s"]
@@ -127,8 +134,13 @@ def _bench(args: argparse.Namespace) -> int:
         for own in rates
     ]
     print(markdown(columns, rows))
+    rate = args.rate or EXAMPLE_RATE
+    print(
+        f"a GPU that trains on {rate} samples/s takes {counted(cores_for(rate, rates), 'core')} like this one"
+    )
     if args.out:
         facts = {"set": args.set, "img_size": args.img_size, "samples": args.samples, "rates": rates}
+        facts["cores"] = {"samples_per_s": rate, "cores": cores_for(rate, rates)}
         write_text(Path(args.out), json.dumps(facts, indent=1))
         print(f"wrote {args.out}")
     return 0

@@ -259,15 +259,20 @@ def test_a_shard_of_files_that_are_no_pictures_is_left_out(tmp_path, caplog, goo
 def test_bench_measures_each_stage_and_a_loader_and_changes_nothing(photos, tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in photos.iterdir()}
     options = ("--img-size", 16, "--samples", 10, "--batch-size", 4, "--workers", "0,1")
-    assert dtem("bench", photos, *options, "--out", tmp_path / "rates.json") == 0
-    rates = json.loads((tmp_path / "rates.json").read_text())["rates"]
+    more = ("--rand-augment", "rand-m9", "--on-device", "--rate", 10**6, "--out", tmp_path / "rates.json")
+    assert dtem("bench", photos, *options, *more) == 0
+    rates = (found := json.loads((tmp_path / "rates.json").read_text()))["rates"]
     assert [(own["stage"], own["workers"]) for own in rates] == [
-        *((stage, 0) for stage in ("read", "decode", "augment", "batches")),
+        *((stage, 0) for stage in ("read", "decode", "augment", "collate", "one core", "device", "batches")),
         ("batches", 1),
     ]
-    assert all(own["samples_per_s"] > 0 and own["megabytes_per_s"] > 0 for own in rates)
+    by_stage = {own["stage"]: own["samples_per_s"] for own in rates}
+    assert by_stage["one core"] <= min(by_stage[stage] for stage in ("read", "decode", "augment", "collate"))
+    cores = found["cores"]["cores"]
+    assert cores - 1 < 10**6 / by_stage["one core"] <= cores
     said = capsys.readouterr().out
-    assert all(f"{own['samples_per_s']:.1f}" in said for own in rates)
+    assert all(f"{own['samples_per_s']:.1f}" in said for own in rates) and f"{cores} core" in said
+    assert all(own["samples_per_s"] > 0 and own["megabytes_per_s"] > 0 for own in rates)
     assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
     with pytest.raises(ConfigError, match="needs .*give --schema"):
         dtem("bench", photos, "--schema", "segmentation", *options)
