@@ -2,6 +2,7 @@
 pyproject.toml)."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,29 @@ def cache_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DTEM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+PATH = os.environ["PATH"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def java_does_not_start(tmp_path_factory):
+    """The programs that score captions take 9 s of a core each time. In tests, and in processes that they
+    start, scores are those of a machine whose Java fails; a test of the programs takes `with_java`."""
+    folder = tmp_path_factory.mktemp("no_java")
+    (folder / "java").write_text("#!/bin/sh\necho tests leave it out >&2; exit 1\n")
+    (folder / "java").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(folder), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture
+def with_java(monkeypatch):
+    """The machine's own Java; skips where it has none."""
+    if shutil.which("java", path=PATH) is None:
+        pytest.skip("java is not on PATH")
+    monkeypatch.setenv("PATH", PATH)
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ def segmenter(scenes, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def captioner(digits, tmp_path_factory) -> Path:
     """The folder of a captioning run of 4 steps, with features to compare, whose decoder looks at the merged
-    tokens; else as `trained`. No Java cuts its words, whether the machine has one or not."""
+    tokens; else as `trained`."""
     plain = tiny_plain(digits, tmp_path_factory.mktemp("captioner") / "run", train=dict(steps=4))
     words = (
         "a big zero one two three four five six seven eight nine and to the left right of above "
@@ -56,11 +56,7 @@ def captioner(digits, tmp_path_factory) -> Path:
     model = dict(embed_dim=16, text_cfg=tower, multimodal_cfg=tower)
     head = dict(route="direct", model=model, tokenizer=tokenizer, generation=dict(max_length=6, min_length=6))
     data = plain["tasks"].pop("digits")["data"] | dict(schema="captioning", tokenizer=tokenizer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")
-        return train(
-            from_plain(plain | dict(tasks=dict(scenes=dict(type="captioning", head=head, data=data))))
-        )
+    return train(from_plain(plain | dict(tasks=dict(scenes=dict(type="captioning", head=head, data=data)))))
 
 
 @pytest.fixture(scope="session")

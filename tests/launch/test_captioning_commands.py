@@ -30,12 +30,6 @@ from tasks.captions.metrics import caption_scores
 from tasks.captions.retrieval import recalls
 
 
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch):
-    """Whose programs would take most of the time; tests/tasks/captions/test_metrics.py runs them."""
-    monkeypatch.setenv("PATH", "")
-
-
 def scores(dtem, tmp_path, *argv) -> dict:
     dtem("evaluate", *argv, "--out", tmp_path / "scores.json")
     return json.loads((tmp_path / "scores.json").read_text())["scores"]

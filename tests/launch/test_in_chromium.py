@@ -34,29 +34,27 @@ def pages(browser, tmp_path_factory) -> dict[str, Path]:
     names = {"classes": [HOSTILE, *CLASSES[1:]], "mask_classes": [*MASK_CLASSES[:-1], HOSTILE]}
     write_shards(digit_scenes_jobs(train=24, val=5, size=32, shard_size=24), shards, **names)
     plain = tiny_tasks_plain(shards, run, train=dict(steps=4), log=dict(pictures=2, name=HOSTILE))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", "")  # no Java
-        train(from_plain(plain))
-        commands = [
-            ["sweep", run, "--task", "digits,masks", "--policy", "tome", "--macs", "0.8", "--rounds", "1"],
-            ["evaluate", run, "--task", "digits,masks", "--out", run / "evaluation.json"],
-            ["visualise", run, "--num", "3", "--out", folder / "demo"],
-            [
-                "visualise",
-                run,
-                "--num",
-                "2",
-                "--task",
-                "masks",
-                "--reduction",
-                "1,2",
-                "--out",
-                folder / "masks",
-            ],
-            ["report", run, "--out", folder / "report.html"],
-        ]
-        for words in commands:
-            assert cli.main(list(map(str, words))) == 0
+    train(from_plain(plain))
+    commands = [
+        ["sweep", run, "--task", "digits,masks", "--policy", "tome", "--macs", "0.8", "--rounds", "1"],
+        ["evaluate", run, "--task", "digits,masks", "--out", run / "evaluation.json"],
+        ["visualise", run, "--num", "3", "--out", folder / "demo"],
+        [
+            "visualise",
+            run,
+            "--num",
+            "2",
+            "--task",
+            "masks",
+            "--reduction",
+            "1,2",
+            "--out",
+            folder / "masks",
+        ],
+        ["report", run, "--out", folder / "report.html"],
+    ]
+    for words in commands:
+        assert cli.main(list(map(str, words))) == 0
     made = (folder / "report.html", folder / "masks/groups_masks_dtem.html", folder / "demo/tasks_dtem.html")
     return dict(zip(PAGES, made, strict=True))
 

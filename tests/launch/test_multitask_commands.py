@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from launch.exported.formats import Program
 from launch.measure.compute import first_batch
 from launch.measure.evaluator import evaluator_of
+from launch.measure.setups import runs_of
 from launch.measure.sweep import sweep
 from launch.saved.run import build, read_run
 from pipeline.backbone.adapters.public import load_adapter
@@ -30,12 +31,6 @@ from pipeline.train.evaluate import evaluate
 TASKS = {"digits": "top1", "captions": "CIDEr", "masks": "mIoU"}
 SCHEDULES = {"digits": [2, 2, 2], "captions": [2, 2, 2], "masks": [1, 1, 1]}
 POLICIES = ["tome", "dtem_untrained", "dtem"]
-
-
-@pytest.fixture(autouse=True)
-def no_java(monkeypatch):
-    """Whose programs would take most of the time."""
-    monkeypatch.setenv("PATH", "")
 
 
 @pytest.fixture(params=EMBEDDINGS)
@@ -169,9 +164,7 @@ def test_seeds_that_differ_in_what_weighed_their_losses_are_one_model(three_task
         replace(run, tensors=run.tensors | {f"balancing.{name}": weights for name in ("weights", "first")})
         for weights in (torch.ones(3), torch.zeros(3))
     )
-    from launch.measure.sweep import _runs_of
-
-    assert [len(_runs_of(policy, [first, other])) for policy in POLICIES] == [1, 2, 2]
+    assert [len(runs_of(policy, [first, other])) for policy in POLICIES] == [1, 2, 2]
 
 
 def test_runs_whose_embeddings_are_shared_otherwise_are_not_mixed(three_tasks):

@@ -22,8 +22,6 @@ from pipeline.train import storage
 
 ROOT = Path(__file__).parents[2]
 POINTS = ("--policy", "tome,dtem", "--reduction", "2")
-NO_JAVA = ""
-"""A PATH on which no Java cuts captions into words, which takes seconds."""
 BATCH = 64
 """Pictures of a batch where agreement is measured."""
 
@@ -61,9 +59,7 @@ def placed(commands: dict[str, list[str]], folder: Path) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def one(commands, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", NO_JAVA)
-        assert [commands_worker.cli.main(argv) for argv in placed(commands, folder)[:-1]] == [0, 0, 0]
+    assert [commands_worker.cli.main(argv) for argv in placed(commands, folder)[:-1]] == [0, 0, 0]
     return folder
 
 
@@ -76,7 +72,7 @@ def two(commands, tmp_path_factory) -> tuple[Path, list[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
-    world |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": NO_JAVA}
+    world |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
             [sys.executable, commands_worker.__file__, str(folder / "plan.json")],

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import tarfile
 import time
@@ -19,7 +18,7 @@ from tasks.captions import metrics as caption_metrics
 from tasks.captions.metrics import BLEU, CaptionRow, caption_scores
 from tasks.captions.ptb_words import ptb_words
 
-needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="java is not on PATH")
+needs_java = pytest.mark.usefixtures("with_java")
 
 ROWS = [
     CaptionRow(
