@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import interpreter  # noqa: F401 - first, before anything imports Triton
 import pytest
 import torch
 from rounding import other_rounding
@@ -27,6 +28,11 @@ def pytest_xdist_auto_num_workers() -> int:
     """Processes of `--numprocesses auto`: the cores that this process may use, up to 4, as each takes 1 to
     3 GB."""
     return min(len(os.sched_getaffinity(0)), 4)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(autouse=True, scope="session")

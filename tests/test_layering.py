@@ -17,7 +17,7 @@ def files_of(*tops: str) -> list[Path]:
 
 FILES = files_of("pipeline", "tasks", "launch", "dtem")
 
-BASE = {"errors", "registry", "token_state", "interfaces", "modes", "parts", "ranks"}
+BASE = {"errors", "registry", "token_state", "interfaces", "modes", "parts", "ranks", "kernels"}
 DATA = {"data", "data.targets", "data.members", "data.layouts", "data.shards", "data.augment", "data.samples"}
 """What trains may import of `pipeline.data`: all but its makers."""
 
@@ -29,6 +29,7 @@ ROOMS = {
     "token_state": set(),
     "changes": set(),
     "pixels": {"changes"},
+    "kernels": {"errors"},
     "shared_tensors": set(),
     "interfaces": {"errors", "token_state", "parts", "pixels"},
     "files": {"errors"},
@@ -167,6 +168,7 @@ DOORS = {
     "mmcv": {"tasks/mmseg_bridge/"},
     "open_clip": {"tasks/open_clip_bridge/"},
     "pycocoevalcap": {"tasks/captions/metrics.py"},
+    "triton": {"pipeline/kernels/"},
     "webdataset": set(),
     "wandb": {"pipeline/train/trackers/wandb.py"},
     "mlflow": {"pipeline/train/trackers/mlflow.py"},

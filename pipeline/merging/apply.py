@@ -4,12 +4,13 @@ B batch, M tokens before, K slots after, E pairs of a source and a slot, C chann
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.merging.on_gpu import moved
 from pipeline.merging.rows import add_rows, add_weighted_rows, per_row, quotient, take_rows
 from pipeline.token_state import CARRY_RULES, Assignment, Carried, TokenState, rows_of, widened
 
@@ -25,11 +26,14 @@ def apply(state: TokenState, assignment: Assignment) -> TokenState:
     autocast."""
     with torch.autocast(state.tokens.device.type, enabled=False):
         move = _Move(state.size, assignment)
+        tokens, size = moved(
+            state.tokens, state.size, assignment, SMALLEST, lambda: (move.mean(state.tokens), move.size)
+        )
         carried = {name: replace(item, values=move(item)) for name, item in state.carried.items()}
         return replace(
             state,
-            tokens=move.mean(state.tokens),
-            size=move.size,
+            tokens=tokens,
+            size=size,
             num_active=assignment.num_active,
             merges=(*state.merges, assignment),
             carried=carried,
@@ -47,16 +51,41 @@ def replay(values: Tensor, merges: Sequence[Assignment], size: Tensor | None = N
         return values
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """size [B, K]: sizes after a merge. own [B, K], given [B, E]: weights in means, of the tokens that stay
+    and of those that give. whole [B, K]: their sums."""
+
+    size: Tensor
+    own: Tensor
+    given: Tensor
+    whole: Tensor
+
+
 class _Move:
     """One assignment, and the weight of each token in it. size [B, M]: sizes before the merge."""
 
     def __init__(self, size: Tensor, assignment: Assignment):
-        self.assignment = assignment
+        self.assignment, self._before = assignment, size
         self._left = None if assignment.share is None else take_rows(share_left(assignment), assignment.keep)
-        own, given = self._parts(size)
-        self.size = whole = self._total(own, given)
+        self._known: _Weights | None = None
+
+    @property
+    def size(self) -> Tensor:
         """[B, K]: sizes after the merge."""
-        least = SMALLEST
+        return self._weights.size
+
+    @property
+    def _weights(self) -> _Weights:
+        """Computed when they are first read: where a kernel moves the tokens, nobody does."""
+        if self._known is None:
+            self._known = self._weigh()
+        return self._known
+
+    def _weigh(self) -> _Weights:
+        assignment, least = self.assignment, SMALLEST
+        own, given = self._parts(self._before)
+        size = whole = self._total(own, given)
         if assignment.weight is not None:
             weight, least = widened(assignment.weight), SMALLEST_WEIGHT
             own, given = self._parts(weight / weight.amax(dim=1, keepdim=True).clamp(min=least))
@@ -64,7 +93,7 @@ class _Move:
         if assignment.weight is not None or assignment.share is not None:
             own = own.clamp(min=least)
             whole = self._total(own, given)
-        self._own, self._given, self._whole = own, given, whole.clamp(min=least)
+        return _Weights(size, own, given, whole.clamp(min=least))
 
     def __call__(self, item: Carried) -> Tensor:
         values, keep = item.values, self.assignment.keep
@@ -89,16 +118,16 @@ class _Move:
 
     def mean(self, values: Tensor) -> Tensor:
         """[B, K, ...]: weighted means of the values [B, M, ...], in their dtype."""
-        a, exact = self.assignment, widened(values)
+        a, exact, weights = self.assignment, widened(values), self._weights
         if a.share is None:
-            own, given = (per_row(part, values) for part in (self._own, self._given))
+            own, given = (per_row(part, values) for part in (weights.own, weights.given))
             total = self._total(take_rows(exact, a.keep) * own, take_rows(exact, a.source) * given)
         else:
             total = exact.new_zeros(*a.keep.shape, *exact.shape[2:])
             slots = rows_of(a.keep.shape[0], a.keep.shape[1], values.device)
-            total = add_weighted_rows(total, slots, exact, a.keep, self._own)
-            total = add_weighted_rows(total, a.slot, exact, a.source, self._given)
-        return quotient(total, self._whole).to(values.dtype)
+            total = add_weighted_rows(total, slots, exact, a.keep, weights.own)
+            total = add_weighted_rows(total, a.slot, exact, a.source, weights.given)
+        return quotient(total, weights.whole).to(values.dtype)
 
     def _parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The values that stay, [B, K, ...], and those that are given, [B, E, ...]."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.merging.on_gpu import matched
 from pipeline.merging.rows import take_rows
 from pipeline.token_state import Assignment, TokenState, rows_of, widened
 
@@ -56,6 +57,23 @@ def similarity(metric: Tensor, split: Split) -> Tensor:
     """
     unit = F.normalize(widened(metric), dim=-1)
     return unit[:, split.sources] @ unit[:, split.destinations].mT
+
+
+def match_by(metric: Tensor, state: TokenState, r: int) -> Assignment:
+    """ToMe's hard merge by a metric [B, M, F]: the r sources that are most similar to a destination merge
+    into it, under the split by parity. r <= Na.
+
+    What a policy calls that compares tokens by a metric. On a GPU a kernel does it, where that is faster: of
+    equal scores, that of the first source and destination then counts as the higher one.
+    """
+    split = parity_split(state)
+
+    def eager() -> Assignment:
+        return match(state, similarity(metric, split), split, r)
+
+    if state.quota is not None:
+        return eager()
+    return matched(metric, state.num_prefix, (split.sources.start, split.destinations.start), r, eager)
 
 
 def match(state: TokenState, scores: Tensor, split: Split, r: int) -> Assignment:

@@ -24,8 +24,8 @@ from pipeline.train.trackers.tracker import TrackedRun
 
 ROOT = Path(__file__).parents[2]
 CORE = ("help", "train", "evaluate", "sweep", "export", "doctor")
-OF_ANOTHER = {"aiohttp": "fsspec"}
-"""Modules that come with a package of the core, as `fsspec[http]` says."""
+OF_ANOTHER = {"aiohttp": "fsspec", "triton": "torch"}
+"""Modules that come with a package of the core, as `fsspec[http]` says, and the CUDA builds of torch."""
 BEHIND_A_DOOR = (
     "tasks/mmseg_bridge/",
     "pipeline/backbone/patching/hugging_face_",

@@ -5,7 +5,7 @@ Inference is ToMe's hard merge with the learned metric. Training relaxes it.
 
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
-from pipeline.merging.matching import Split, match, parity_split, rank, similarity, without_padding
+from pipeline.merging.matching import Split, match_by, rank, similarity, without_padding
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.merging.soft import give_shares, relaxed_top_r, straight_through
 from pipeline.token_state import Assignment, TokenState
@@ -63,8 +63,7 @@ class DTEM(MergePolicy):
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         if not relaxed:
-            split = parity_split(state)
-            return match(state, similarity(evidence.embedding, split), split, r)
+            return match_by(evidence.embedding, state, r)
         split = self.split(state.num_active, state.num_prefix)
         scores = without_padding(state, similarity(evidence.embedding, split), split)
         candidates = relaxed_top_r(
