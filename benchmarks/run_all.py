@@ -109,6 +109,7 @@ GPU = (
         40,
     ),
     _on_gpu("training_step", "training_step", f"{BF16} --batches 128 --budget 6", TINY_MODEL, 60, ("dtem",)),
+    _on_gpu("soft_assignment", "soft_assignment", "--batches 128 --budget 4", TINY, 25, ("dtem",)),
     _on_gpu(
         "unmerge",
         "unmerge",
@@ -159,6 +160,7 @@ TABLE = (
         "--compile none --repeats 2 --batches 1",
     ),
     Row("training_step_cpu", "training_step.py", short="--repeats 2 --batches 4", peers=("dtem",)),
+    Row("soft_assignment_cpu", "soft_assignment.py", short="--repeats 3 --batches 8", peers=("dtem",)),
     Row("unmerge_cpu", "unmerge.py", short="--repeats 2 --batches 1 --within 0.5"),
     Row(
         "engine_overhead_cpu",

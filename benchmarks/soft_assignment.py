@@ -1,0 +1,95 @@
+"""The softmaxes of DTEM's relaxed merge alone, forward and backward: from scores to the shares of pairs, and
+from the gradient of these to that of the scores. Against a plain loop by autograd, and against the loop of
+the authors' release, which sorts whole rows and returns shares of all pairs.
+
+    python benchmarks/soft_assignment.py --peer dtem=DTEM/deit.py
+    python benchmarks/soft_assignment.py --peer dtem=DTEM/deit.py --device cuda --batches 128,512
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from contestants import unmerged
+from measure import MIB, comparison, in_turns, peak_added
+from options import speed_arguments
+from peer_paths import add_peers
+from peers import release
+from record import write_record
+from torch import Tensor
+
+from pipeline.merging.soft import relaxed_top_r
+
+CANDIDATES, TAU = 3, 0.1
+Shares = Callable[[Tensor], Tensor]
+
+
+def main() -> None:
+    parser = speed_arguments(__doc__, "soft_assignment_cpu", batches=(1, 32, 128))
+    parser.add_argument("--r", type=int, default=16)
+    parser.add_argument(
+        "--sources", type=int, default=98, help="and destinations (default 98, of 197 tokens)"
+    )
+    add_peers(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = [result for batch in args.batches for result in compared(args, batch)]
+    claim = (
+        f"shares of {args.sources} x {args.sources} scores, r = {args.r}, {CANDIDATES} candidates, forward "
+        f"and backward, fp32, {args.device.type}: ours over others'"
+    )
+    write_record(args.record, claim, results)
+
+
+def compared(args: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
+    size = batch, args.sources, args.sources
+    scores = (torch.randn(size, generator=torch.Generator().manual_seed(0)) * 0.2).to(args.device)
+    ways: dict[str, Shares] = {"ours": ours(args.r), "plain loop": plain_loop(args.r)}
+    if "dtem" in args.peer:
+        ways["release"] = release_loop(args.peer["dtem"], args.r)
+    runs = {name: there_and_back(way, scores.requires_grad_()) for name, way in ways.items()}
+    seconds = in_turns(runs, args.repeats, warmup=3, budget=args.budget)
+    mebibytes = {name: [peak_added(run, args.device) / MIB] for name, run in runs.items()}
+    return [
+        comparison(f"{what} over the {peer}'s, batch {batch}, r = {args.r}", values["ours"], values[peer])
+        for peer in list(ways)[1:]
+        for what, values in (("seconds", seconds), ("MiB at the peak", mebibytes))
+    ]
+
+
+def ours(r: int) -> Shares:
+    return lambda scores: relaxed_top_r(scores, r, candidates=CANDIDATES, tau1=TAU, tau2=TAU).share
+
+
+def plain_loop(r: int) -> Shares:
+    """As the paper writes it, on the candidates alone."""
+
+    def shares(scores: Tensor) -> Tensor:
+        logits = scores.topk(CANDIDATES, dim=-1).values / TAU
+        total = torch.zeros_like(logits)
+        for _ in range(r):
+            picked = (logits / TAU).flatten(1).softmax(dim=-1).view_as(logits)
+            total = total + picked
+            left = 1 - picked.sum(dim=-1, keepdim=True)
+            logits = logits + left.clamp(min=torch.finfo(torch.float32).eps).log()
+        return total / total.detach().sum(dim=-1, keepdim=True).clamp(min=1.0)
+
+    return shares
+
+
+def release_loop(path: str, r: int) -> Shares:
+    warnings.filterwarnings("ignore", message=".*autocast")  # its way to switch autocast off
+    block: Any = release(unmerged("deit_tiny_patch16_224"), path, r=r).get_submodule("blocks.0")
+    return lambda scores: block._select(scores, r)[0]
+
+
+def there_and_back(way: Shares, scores: Tensor) -> Callable[[], Tensor]:
+    """One call computes shares, and the gradient of the scores from a fixed one of these."""
+    of_shares = torch.randn(way(scores).shape, generator=torch.Generator().manual_seed(1)).to(scores)
+    return lambda: torch.autograd.grad(way(scores), scores, of_shares)[0]
+
+
+if __name__ == "__main__":
+    main()
