@@ -62,7 +62,7 @@ ROOMS = {
         "data.targets",
     },
     "data.samples": {"changes", "config", "errors", "registry", *DATA} - {"data"},
-    "data": {"changes", "config", "interfaces", "errors", "pixels", "processes", "rng", *DATA},
+    "data": {"changes", "config", "interfaces", "errors", "pixels", "processes", "redact", "rng", *DATA},
     "data.make": {
         "extras",
         "errors",

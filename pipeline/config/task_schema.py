@@ -2,7 +2,7 @@
 `schema.py`."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.config.augment_schema import AugmentConfig
 from pipeline.config.reduction_schema import TaskMergingConfig, require
@@ -68,6 +68,9 @@ class DataConfig:
     workers: int = 4
     prefetch: int = 2
     """Batches that each worker has ready or at work; they lie in shared memory."""
+    start_workers: Literal["auto", "fork", "forkserver", "spawn"] = "auto"
+    """How worker processes start: as copies of this one, of a server that holds nothing else, or anew. auto:
+    `fork`, and `forkserver` where this process uses CUDA."""
     shuffle_shards: int = 8
     """Shards whose samples are mixed at a time; with lanes, over all of them, and one shard of each at
     least."""

@@ -20,6 +20,7 @@ from pipeline.data.lanes import Share, lanes_of
 from pipeline.data.look_ahead import LookAhead
 from pipeline.data.order import SampleOrder
 from pipeline.data.quarantine import BadSample, Loaded, bad_in_row
+from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.protocol import DatasetSchema, Sample
 from pipeline.data.shards.held_out import cache_of
 from pipeline.data.shards.manifest import Manifest
@@ -47,7 +48,9 @@ class BatchReader(Dataset[Loaded]):
     its lane replaces a bad one, so that all batches have one shape. In evaluation (seed None) samples come as
     they lie, a sample has one view, and bad samples are left out. world_size: ranks that share the order.
     step: samples of a step of the optimizer, see lanes_of. limit: the first samples of the manifest, which
-    then are all; None: no limit.
+    then are all; None: no limit. labels: that the schema was made with, if any.
+
+    A process that is not forked gets what a reader is made of, and makes it anew: open files stay here.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class BatchReader(Dataset[Loaded]):
         world_size: int,
         step: int,
         limit: int | None = None,
+        labels: Labels | None = None,
     ):
+        self._made_of = (task, config, manifest), (seed, world_size, step, limit, labels)
         counts = _first(manifest.shards.num_samples.tolist(), limit)
         self.classes, self.gives = schema.classes, schema.gives
         plain = seed is None or limit is not None
@@ -84,6 +89,9 @@ class BatchReader(Dataset[Loaded]):
         wanted = config.augment.preprocessing
         self._normalisation = Normalisation(wanted.mean, wanted.std)
         self._tries = max(1, config.max_bad_samples)
+
+    def __reduce__(self) -> tuple[Callable[..., "BatchReader"], tuple[Any, ...]]:
+        return _made_anew, (*self._made_of, type(self._schema), self.notes, self._reader.disturbances)
 
     def __getitem__(self, share: Share) -> Loaded:
         self._reader.start_clock()
@@ -121,7 +129,7 @@ class BatchReader(Dataset[Loaded]):
         return self._reader.key(at.shard, at.sample)
 
     def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
-        """Puts a fault into the reading of shards (SampleReader.disturbances), before workers are forked."""
+        """Puts a fault into the reading of shards (SampleReader.disturbances), before workers start."""
         self._reader.disturbances.append(disturbance)
 
     def _load(self, position: int, *replaced: int) -> Views | BadSample:
@@ -190,6 +198,23 @@ class BatchReader(Dataset[Loaded]):
             seed_generators(self._seed, "erase", *view.address)
             patches.append(self._erase(view.image.shape))
         return Noise.of(patches)
+
+
+def _made_anew(
+    what: tuple[str, DataConfig, Manifest],
+    how: tuple[Any, ...],
+    kind: type[DatasetSchema],
+    notes: WorkerNotes,
+    disturbances: Sequence[Callable[[int, dict[str, bytes]], dict[str, bytes]]],
+) -> BatchReader:
+    """A reader in a process of its own. kind: the schema, which comes with its module."""
+    (_, config, manifest), labels = what, how[-1]
+    schema = kind(config, manifest) if labels is None else kind(config, manifest, labels=labels)  # pyright: ignore
+    reader = BatchReader(*what, schema, *how)
+    reader.notes = notes
+    for disturbance in disturbances:
+        reader.disturb(disturbance)
+    return reader
 
 
 def _of_one_size(samples: Sequence[Views]) -> list[list[Sample]]:

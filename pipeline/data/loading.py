@@ -1,6 +1,8 @@
 """Worker processes that make batches."""
 
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from pipeline.data.lanes import Share
 from pipeline.data.quarantine import Loaded
 from pipeline.data.stalls import patiently
 from pipeline.processes import end_with_parent
+from pipeline.redact import keep_from_logs
 
 
 def loaded_by_workers(
@@ -24,8 +27,7 @@ def loaded_by_workers(
         batch_size=None,
         sampler=shares,
         num_workers=workers,
-        # forked workers share open files and decoded indexes, which need not be sent
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=_context(config.start_workers) if workers else None,
         prefetch_factor=config.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
@@ -37,9 +39,22 @@ def loaded_by_workers(
     return patiently(batches, reader.notes, config.max_wait, stopping) if workers else batches
 
 
+def _context(how: str) -> BaseContext:
+    """How worker processes start. `auto` forks this process, with its open files and decoded indexes, unless
+    it uses CUDA, whose threads and locks a fork copies in whatever state they are: then a server that has
+    imported what workers need, and nothing else, forks them."""
+    if how == "auto":
+        how = "forkserver" if torch.cuda.is_initialized() else "fork"
+    context = get_context(how)
+    if how == "forkserver":
+        context.set_forkserver_preload(["pipeline.data.stream"])
+    return context
+
+
 def _as_a_child(worker: int) -> None:
-    """No worker outlives the process that it loads for, however that ends."""
+    """No worker outlives the process that it loads for, however that ends, and none tells a secret."""
     end_with_parent()
+    keep_from_logs()
 
 
 def _as_it_is(loaded: Any) -> Any:

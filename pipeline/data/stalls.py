@@ -2,11 +2,12 @@
 long."""
 
 import logging
-import mmap
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from queue import Empty, Full, Queue
 from threading import Event, Thread
+from typing import Any
 
 from torch.utils.data import get_worker_info
 
@@ -22,11 +23,11 @@ _LINE = 512
 
 
 class WorkerNotes:
-    """A line of text for each worker, in memory that the forked workers share with the process that waits for
+    """A line of text for each worker, in memory that the workers share with the process that waits for
     them."""
 
     def __init__(self, workers: int):
-        self._lines = mmap.mmap(-1, _LINE * max(1, workers))
+        self._lines = shared_bytes(_LINE * max(1, workers))
 
     def write(self, text: str) -> None:
         """Sets the line of this worker: what it works at now, or an empty text."""
@@ -37,10 +38,16 @@ class WorkerNotes:
     def read(self) -> str:
         """The lines that are not empty, in the order of the workers."""
         lines = (
-            self._lines[start : start + _LINE].rstrip(b"\0").decode(errors="replace")
+            bytes(self._lines[start : start + _LINE]).rstrip(b"\0").decode(errors="replace")
             for start in range(0, len(self._lines), _LINE)
         )
         return "; ".join(line for line in lines if line) or "nothing that is known"
+
+
+def shared_bytes(size: int) -> Any:
+    """Zeros that this process shares with those that it starts, however it starts them; with slices, as a
+    bytearray has."""
+    return get_context("spawn").RawArray("c", size)
 
 
 def never() -> bool:

@@ -202,14 +202,16 @@ def _reader(
             refuse_training_shards(trained, manifest, where)
         classes = classes or DATASETS.build(config.schema, config, trained).classes
     labels = agreed(schema.classes, classes, where)
-    if labels != Labels.as_stored(schema.classes):
+    renumbered = labels != Labels.as_stored(schema.classes)
+    if renumbered:
         tell_renumbered(tuple(schema.classes), labels, where)
         schema = DATASETS.build(config.schema, config, manifest, labels=labels)
     limit = _limit(config, split, seed)
     if limit is not None and limit < manifest.num_samples and checked:
         does, seen = ("evaluates" if seed is None else "trains on"), f"the first {limit} of"
         log.warning("%s: %s %s %d samples, as the config says", where, does, seen, manifest.num_samples)
-    return BatchReader(task_name, config, manifest, schema, seed, world_size, step, limit), manifest
+    how = (seed, world_size, step, limit, labels if renumbered else None)
+    return BatchReader(task_name, config, manifest, schema, *how), manifest
 
 
 def _limit(config: DataConfig, split: str, seed: int | None) -> int | None:

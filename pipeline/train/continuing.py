@@ -49,6 +49,7 @@ HARMLESS = (
     "tasks.*.data.eval_batch_size",
     "tasks.*.data.workers",
     "tasks.*.data.prefetch",
+    "tasks.*.data.start_workers",
     "tasks.*.data.lanes",
     "tasks.*.data.fetch_ahead",
     "tasks.*.data.augment.crop_pct",

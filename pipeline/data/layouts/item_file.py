@@ -50,7 +50,8 @@ class ItemFile(Sequence[T], Generic[T]):
     """A list of items on the disk, each a line of JSON.
 
     items: of one dataclass, whose fields are texts, whole numbers, paths, or lists of them. load: makes an
-    item of the values of its fields, in which a path is a text. Raises ConfigError where the disk is full.
+    item of the values of its fields, in which a path is a text. It pickles as the list of them. Raises
+    ConfigError where the disk is full.
     """
 
     def __init__(self, items: Iterable[T], load: Callable[..., T]):
@@ -80,6 +81,9 @@ class ItemFile(Sequence[T], Generic[T]):
         size = _NUMBER.size
         start, end = struct.unpack("=QQ", os.pread(self._ends.fileno(), 2 * size, size * number))
         return self._load(*json.loads(os.pread(self._lines.fileno(), end - start, start)))
+
+    def __reduce__(self) -> tuple[type[list[T]], tuple[list[T]]]:
+        return list, (list(self),)
 
 
 def numbers_on_disk(count: int) -> Any:

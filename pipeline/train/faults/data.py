@@ -1,10 +1,10 @@
 """Faults of storage, as the reading of shards meets them; no file is touched."""
 
 import errno
-import mmap
 import struct
 import time
 
+from pipeline.data.stalls import shared_bytes
 from pipeline.train.faults.fault import FAULTS, AtStep, Victim
 from pipeline.train.faults.processes import positive
 
@@ -12,13 +12,13 @@ NONE, NEXT = -1, -2
 
 
 class Disturbance:
-    """Stands between a file of a shard and who reads it. Its state is in memory that forked data workers
+    """Stands between a file of a shard and who reads it. Its state is in memory that data workers
     share with the process that sets it."""
 
     _LAYOUT = struct.Struct("dq")
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, self._LAYOUT.size)
+        self._memory = shared_bytes(self._LAYOUT.size)
         self._write(0.0, NONE)
 
     def silence(self, seconds: float) -> None:
@@ -55,7 +55,7 @@ class Disturbing(AtStep):
         self.disturbance = Disturbance()
 
     def prepare(self, run: Victim) -> None:
-        """Before data workers are forked."""
+        """Before data workers start."""
         for stream in run.streams.values():
             stream.disturb(self.disturbance)
 
