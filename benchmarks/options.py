@@ -1,9 +1,17 @@
 """The options that the scripts about speed share."""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
+
+if find_spec("psutil") is None:
+    # A bare GPU machine. It ends processes that a run has left behind; the runs of these scripts start none.
+    sys.modules["psutil"] = ModuleType("psutil")
+    vars(sys.modules["psutil"])["Process"] = object
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
