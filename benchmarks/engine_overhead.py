@@ -90,7 +90,7 @@ class Loops:
         self.macs, self.peak = 0.0, 0.0
         self._args, self._seconds = args, {"ours": [], "bare": []}
         plain = plain_run(model, mode, batch, TOGETHER * (args.repeats + 1) + 1, folder)
-        plain["engine"] = dict(type="local", precision=args.precision, threads=args.threads)
+        plain["engine"] |= dict(precision=args.precision, threads=args.threads)
         self._config = from_plain(plain)
 
     def measure(self) -> dict[str, list[float]]:
@@ -186,6 +186,7 @@ def plain_run(model: str, mode: str, batch: int, steps: int, folder: Path) -> di
         train=dict(mode=mode, steps=steps, log_every=TOGETHER, save_every=10 * steps, save_minutes=None),
         optim=dict(lr=1e-4, clip_grad=1.0, ema_decay=0.0, warmup_steps=1),
         log=dict(trackers=[]),
+        engine=dict(type="local", precision="fp32"),
         output=str(folder / "run"),
     )
 

@@ -77,7 +77,8 @@ def main() -> None:
         images = random_images(batch, args.device)
         for compiled in (kind == "on" for kind in args.compile):
             torch.compiler.reset()  # a graph for each size, and no limit on their number
-            setting = Setting(images, dtype, compiled, args.graphs, floor, place(args))
+            graphs = args.graphs and args.device.type == "cuda"
+            setting = Setting(images, dtype, compiled, graphs, floor, place(args))
             for r in args.r:
                 results += compare(models[r], setting, args, r)
     sizes, reductions = (", ".join(map(str, values)) for values in (args.batches, args.r))

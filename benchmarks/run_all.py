@@ -90,7 +90,7 @@ GPU = (
         "inference_compiled",
         "inference",
         f"{BF16} --compile on --batches 64 --policies dtem --budget 4",
-        TINY_MODEL,
+        f"{TINY_MODEL} --compile none",
         80,
     ),
     _on_gpu(
