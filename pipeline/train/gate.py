@@ -12,21 +12,24 @@ class GradientGate:
     them.
 
     A gradient that is not finite becomes zero too. Whether a kind rests is a device scalar, so the host never
-    waits for the device. It works at every ZeRO stage.
+    waits for the device. It works at every ZeRO stage. A kind that never rests costs nothing: its parameters
+    have no hooks.
     """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], device: torch.device):
-        kinds = {group["kind"] for group in groups}
-        self._rests = {kind: torch.zeros((), dtype=torch.bool, device=device) for kind in kinds}
-        for group in groups:
-            for parameter in group["params"]:
-                parameter.register_hook(self._hook(self._rests[group["kind"]]))
-
-    @staticmethod
-    def _hook(rests: Tensor):
-        return lambda gradient: gradient.masked_fill(rests, 0.0)
+        self._groups, self._device = list(groups), device
+        self._kinds = {group["kind"] for group in groups}
+        self._rests: dict[str, Tensor] = {}
 
     def open(self, kinds: frozenset[str]) -> None:
         """From now on only these kinds receive gradients."""
+        for kind in self._kinds - kinds - self._rests.keys():
+            self._watch(kind)
         for kind, rests in self._rests.items():
             rests.fill_(kind not in kinds)
+
+    def _watch(self, kind: str) -> None:
+        rests = self._rests[kind] = torch.zeros((), dtype=torch.bool, device=self._device)
+        for group in self._groups:
+            for parameter in group["params"] if group["kind"] == kind else ():
+                parameter.register_hook(lambda gradient: gradient.masked_fill(rests, 0.0))

@@ -1,8 +1,10 @@
 """What would make the host wait for a GPU, found on a CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -23,3 +25,13 @@ class AsksNothing(TorchDispatchMode):
                 return function(*args, **options)
 
         return call
+
+
+@contextmanager
+def never_waits() -> Iterator[None]:
+    """On a GPU: CUDA's own check. What makes the host wait for the device raises RuntimeError."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,10 +1,11 @@
 """What every task promises, whatever its head. A task that is registered joins by an example below."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
-from asks_nothing import AsksNothing
+from asks_nothing import AsksNothing, never_waits
 from names import owner_of
 from ranks import ONE_RANK
 from segheads import CLASSES, HEADS
@@ -287,6 +288,21 @@ def test_a_micro_batch_asks_the_device_nothing(name, objective, balancing):
         output = trained(samples)
         mark_nonfinite(output.loss).backward()
         sums.add(output.logs)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@TASK
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("balancing", BALANCING.names())
+def test_a_micro_batch_on_a_gpu_does_not_wait_for_it(name, objective, balancing):
+    trained = model(name, objective=objective, balancing=balancing).train().cuda()
+    samples, sums = batch(name).to("cuda"), MetricSums(only_finite=True)
+    for context in (nullcontext, never_waits):  # the first pass chooses kernels and allocates
+        with context():
+            output = trained(samples)
+            mark_nonfinite(output.loss).backward()
+            sums.add(output.logs)
 
 
 @TASK

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.parts import BASE, HEAD
 from pipeline.train.gate import GradientGate
@@ -20,3 +21,27 @@ def test_a_resting_kind_receives_zeros_and_an_open_one_its_gradient(number, dtyp
         ((resting + learning) * factor).sum().backward()
         assert torch.equal(closed.grad, torch.zeros(3, dtype=dtype))
         torch.testing.assert_close(opened.grad, factor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_kind_that_never_rests_costs_nothing():
+    """One pass over each gradient is as much as the gradient's own write."""
+    parameters = {kind: nn.Parameter(torch.ones(3)) for kind in (BASE, HEAD)}
+    gate = GradientGate([{"kind": k, "params": [p]} for k, p in parameters.items()], torch.device("cpu"))
+
+    def fills(*kinds: str) -> int:
+        gate.open(frozenset(kinds))
+        with CountsFills() as counted:
+            sum(parameters.values()).sum().backward()
+        return counted.fills
+
+    assert fills(BASE, HEAD) == 0
+    assert fills(HEAD) == 1
+    assert fills(BASE, HEAD) == 1, "what rested once has its hook"
+
+
+class CountsFills(TorchDispatchMode):
+    fills = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.fills += func.overloadpacket.__name__ == "masked_fill"
+        return func(*args, **kwargs or {})
