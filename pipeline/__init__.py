@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.backbone.adapters.public import load_adapter, push_adapter, save_adapter
+    from pipeline.backbone.auto_reduction import paying_reduction
     from pipeline.backbone.build import build_backbone
     from pipeline.backbone.patching.patch import patch, unpatch
     from pipeline.backbone.weights.load import load_weights
@@ -25,6 +26,7 @@ __all__ = [
     "load_weights",
     "merge_cost",
     "patch",
+    "paying_reduction",
     "phase_of",
     "push_adapter",
     "save_adapter",
@@ -41,6 +43,7 @@ _MODULES = {
     "load_weights": "pipeline.backbone.weights.load",
     "merge_cost": "pipeline.own_loop.losses",
     "patch": "pipeline.backbone.patching.patch",
+    "paying_reduction": "pipeline.backbone.auto_reduction",
     "phase_of": "pipeline.own_loop.phases",
     "push_adapter": "pipeline.backbone.adapters.public",
     "save_adapter": "pipeline.backbone.adapters.public",

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from launch.bench.entries import MERGED, UNMERGED, Infer, Subject
+from launch.bench.entries import Infer, Subject
+from launch.bench.watched import watched
 from launch.measure.evaluator import progress
 from launch.saved.device import now
 from pipeline.engine.model_on_device import autocast
@@ -20,14 +21,15 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one batch, in each round. peak_mib: the most memory that tensors had on the GPU during
-    one inference, weights included; None on a CPU."""
+    """Milliseconds of one batch, in each round. peak_mib: the most memory that tensors had during one
+    inference; on a GPU with weights, on a CPU without, and not compiled. attention: see `Watched`."""
 
     batch: int
     which: str
-    compiled: bool
+    compiled: str
     milliseconds: list[float] = field(default_factory=list)
-    peak_mib: float | None = None
+    peak_mib: float = 0.0
+    attention: str = ""
 
     def at(self, share: float) -> float:
         """The latency that this share of the rounds does not pass, in milliseconds."""
@@ -43,18 +45,19 @@ class Latency:
 def latencies(
     subject: Subject,
     batches: Sequence[int],
-    compiles: Sequence[bool],
+    compiles: Sequence[str],
     *,
     device: torch.device,
     precision: str,
     rounds: int,
 ) -> list[Latency]:
-    """Of each batch size, compiled or not, unmerged and merged. Images are random. Raises ConfigError where
-    torch cannot compile the model, or the device has too little memory."""
+    """Of each batch size, each of `pipeline.backbone.compiled.COMPILES` that is asked for, unmerged and under
+    each reduction. Images are random. Raises ConfigError where torch cannot compile the model, or the device
+    has too little memory."""
     found: list[Latency] = []
     with autocast(device, precision):
         for size in batches:
-            torch.compiler.reset()  # a graph for each size, and no limit on their number
+            torch.compiler.reset()  # frees the graphs of the size before
             shape = (size, 3, *subject.size)
             images = torch.randn(shape, generator=generator(0, "bench", size)).to(device)
             try:
@@ -68,34 +71,34 @@ def latencies(
 
 
 def _of_size(
-    subject: Subject, images: Tensor, compiles: Sequence[bool], device: torch.device, rounds: int
+    subject: Subject, images: Tensor, compiles: Sequence[str], device: torch.device, rounds: int
 ) -> list[Latency]:
-    calls: dict[tuple[bool, str], Infer] = {
+    calls: dict[tuple[str, str], Infer] = {
         (compiled, which): subject.infer(which, images, compiled)
         for compiled in compiles
-        for which in (UNMERGED, MERGED)
+        for which in subject.schedules
     }
     for key in calls:
-        _warm_up(calls[key], key[0], device)
-    peaks = {key: _peak(call, device) for key, call in calls.items()}
+        _warm_up(calls[key], device)
+    seen = {which: watched(subject.infer(which, images, "none")) for which in subject.schedules}
+    peaks = {key: _peak(call, device) or seen[key[1]].peak / MIB for key, call in calls.items()}
     times = _in_turns(calls, device, rounds, f"batch {len(images)}")
     return [
-        Latency(len(images), which, compiled, times[compiled, which], peaks[compiled, which])
+        Latency(
+            len(images),
+            which,
+            compiled,
+            times[compiled, which],
+            peaks[compiled, which],
+            seen[which].attention,
+        )
         for compiled, which in calls
     ]
 
 
-def _warm_up(call: Infer, compiled: bool, device: torch.device) -> None:
-    try:
-        for _ in range(WARM_UP):
-            call()
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as err:  # torch's own errors of compilation among them
-        if not compiled:
-            raise
-        reason = str(err).strip().partition("\n")[0]
-        raise ConfigError(f"torch cannot compile this model here: {reason}; give --compile off") from err
+def _warm_up(call: Infer, device: torch.device) -> None:
+    for _ in range(WARM_UP):
+        call()
     now(device)
 
 
@@ -109,10 +112,10 @@ def _peak(call: Infer, device: torch.device) -> float | None:
 
 
 def _in_turns(
-    calls: Mapping[tuple[bool, str], Infer], device: torch.device, rounds: int, label: str
-) -> dict[tuple[bool, str], list[float]]:
+    calls: Mapping[tuple[str, str], Infer], device: torch.device, rounds: int, label: str
+) -> dict[tuple[str, str], list[float]]:
     """Milliseconds of each call in each round. The device is waited for before and behind each one."""
-    found: dict[tuple[bool, str], list[float]] = {key: [] for key in calls}
+    found: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for turn in progress(range(rounds), label):
         # who comes first takes turns too
         keys = list(calls) if turn % 2 == 0 else list(calls)[::-1]
@@ -123,8 +126,7 @@ def _in_turns(
     return found
 
 
-def speed_up(merged: Latency, unmerged: Latency) -> float:
-    """Median over rounds of how many times faster the merged model is than the unmerged one, which ran beside
-    it."""
+def speed_ups(merged: Latency, unmerged: Latency) -> list[float]:
+    """How many times faster the merged model is than the unmerged one, which ran beside it, in each round."""
     pairs = zip(unmerged.milliseconds, merged.milliseconds, strict=True)
-    return float(torch.tensor([whole / part for whole, part in pairs], dtype=torch.float64).median())
+    return [whole / part for whole, part in pairs]

@@ -4,12 +4,13 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from statistics import median
 from typing import Any
 
 import torch
 
 from launch.bench.entries import MERGED, UNMERGED, Subject
-from launch.bench.latency import Latency, speed_up
+from launch.bench.latency import Latency, speed_ups
 from launch.report.tables import markdown
 from pipeline.version import description
 
@@ -24,7 +25,7 @@ def facts_of(
         "model": subject.name,
         "task": subject.task,
         "policy": subject.policy,
-        "schedule": list(subject.schedule),
+        "schedules": {label: list(own) for label, own in subject.schedules.items()},
         "pixels": list(subject.size),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "precision": precision,
@@ -47,6 +48,7 @@ def _facts(own: Latency, found: Sequence[Latency]) -> dict[str, Any]:
         "images_per_s": own.images_per_s,
         "speed_up": _speed_up(own, found),
         "peak_mib": own.peak_mib,
+        "attention": own.attention,
         "ms": own.milliseconds,
     }
 
@@ -58,15 +60,17 @@ def _speed_up(own: Latency, found: Sequence[Latency]) -> float | None:
         for other in found
         if (other.batch, other.compiled, other.which) == (own.batch, own.compiled, UNMERGED)
     )
-    return speed_up(own, next(beside)) if own.which == MERGED else None
+    return median(speed_ups(own, next(beside))) if own.which != UNMERGED else None
 
 
 def conditions(facts: dict[str, Any]) -> str:
     """The line above the table."""
     height, width = facts["pixels"]
+    merged = facts["schedules"].get(MERGED)
+    schedule = f", reduction per block {merged}" if merged else ""
     return (
-        f"{facts['model']}, {facts['task']}, policy {facts['policy']}, reduction per block "
-        f"{facts['schedule']}, {height}x{width} pixels\n{facts['device']}, {facts['precision']}, "
+        f"{facts['model']}, {facts['task']}, policy {facts['policy']}{schedule}, {height}x{width} pixels\n"
+        f"{facts['device']}, {facts['precision']}, "
         f"{facts['threads']} threads, {len(facts['latencies'][0]['ms'])} rounds, torch "
         f"{facts['versions']['torch']}, dtem {facts['dtem']}"
     )
@@ -74,19 +78,18 @@ def conditions(facts: dict[str, Any]) -> str:
 
 def table(facts: dict[str, Any]) -> str:
     """A row for each batch size, model and way to run it."""
-    memory = any(own["peak_mib"] is not None for own in facts["latencies"])
-    columns = ["model", "batch", "compiled", "p50 ms", "p95 ms", "images/s", "speed-up"]
+    columns = ["model", "batch", "compiled", "p50 ms", "p95 ms", "images/s", "speed-up", "peak MiB"]
     rows = [
         [
             own["which"],
             str(own["batch"]),
-            "yes" if own["compiled"] else "no",
+            own["compiled"],
             f"{own['p50_ms']:.2f}",
             f"{own['p95_ms']:.2f}",
             f"{own['images_per_s']:.1f}",
             "-" if own["speed_up"] is None else f"{own['speed_up']:.2f}",
-            *([f"{own['peak_mib']:.0f}"] if memory else []),
+            f"{own['peak_mib']:.0f}",
         ]
         for own in facts["latencies"]
     ]
-    return markdown(columns + (["peak MiB"] if memory else []), rows)
+    return markdown(columns, rows)

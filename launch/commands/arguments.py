@@ -203,7 +203,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentG
     return place
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)"
     )
@@ -241,7 +241,7 @@ def add_split_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_policy_argument(parser: argparse.ArgumentParser) -> None:
+def add_policy_argument(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--policy",
         metavar="NAME",
@@ -252,6 +252,16 @@ def add_policy_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_reduction_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reduction", metavar="R", help=f"{FORMS} instead of the run's")
+
+
+def add_measured_reduction_argument(parser: argparse.ArgumentParser) -> None:
+    """The same, or what pays on this device, as `launch.saved.run.asked_reduction` reads it."""
+    parser.add_argument(
+        "--reduction",
+        metavar="R",
+        help=f"{FORMS} instead of the run's; or auto:R@IMAGES, of R those merges that pay on this device for "
+        "so many images at once (default 16; auto alone is the run's R)",
+    )
 
 
 def add_reductions_argument(parser: "argparse._ActionsContainer", default: str) -> None:

@@ -14,6 +14,7 @@ from launch.commands.arguments import (
     add_setting_arguments,
     chosen_hosts,
 )
+from launch.commands.speed import add_speed_arguments, check_speed_arguments, tell_speed
 from launch.commands.values import count
 from pipeline.errors import ConfigError
 from pipeline.extras import command
@@ -38,7 +39,9 @@ def add_parser(subparsers) -> None:
         description=__doc__,
         epilog="examples:\n  dtem doctor\n  dtem doctor --shards data/digits\n"
         "  dtem doctor --hostfile hosts\n"
-        "  dtem doctor --config configs/debug_cpu.py --set engine.type=deepspeed\n\n"
+        "  dtem doctor --config configs/debug_cpu.py --set engine.type=deepspeed\n"
+        "  dtem doctor --speed timm:deit_small_patch16_224 --no-pretrained --batch-sizes 1,8,64\n"
+        "  dtem doctor --speed runs/digits_multitask_dtem --task digits --reduction 2,4 --out speed.json\n\n"
         "`dtem shards make digit_scenes data/digits` makes data/digits.",
         formatter_class=HelpFormatter,
     )
@@ -67,13 +70,17 @@ def add_parser(subparsers) -> None:
         help="with --hostfile: an `output` that the hosts are to have in common (default: in runs)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    add_speed_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """0 if nothing needed is missing, else 1. With a hostfile it looks at the hosts alone, and with a config
     at what that needs."""
-    if args.cfg_options and not args.config:
-        raise ConfigError("--set goes with --config")
+    if args.cfg_options and not (args.config or args.speed):
+        raise ConfigError("--set goes with --config, or with --speed")
+    check_speed_arguments(args)
+    if args.speed:
+        return tell_speed(args)
     if args.hostfile:
         findings = check_hosts(args)
     elif args.config:

@@ -180,7 +180,7 @@ def _model_of(args: argparse.Namespace) -> "tuple[SavedRun, MultiTaskModel]":
     saved = (
         labelled_run(args, published) if published else read_run(args.run, args.checkpoint, args.cfg_options)
     )
-    return saved, build(saved, args.policy)
+    return saved, build(saved, args.policy, compiled=True)
 
 
 def _tell_missing(missing: dict[str, int], of: dict[str, int]) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
+    add_measured_reduction_argument,
     add_policy_argument,
-    add_reduction_argument,
     add_run_arguments,
 )
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLE = """examples:
   dtem export runs/digits_multitask_dtem --task digits --out exported  # weights under timm's names
   dtem export runs/digits_multitask_dtem --task digits --out exported --format pt2 --reduction 8
+  dtem export runs/digits_multitask_dtem --task digits --out exported --reduction auto@1  # where it pays here
   dtem export runs/digits_multitask_dtem --out exported --task digits_segmentation  # without the other heads
   dtem export runs/digits_multitask_dtem --task digits --out my_adapter --adapter --license apache-2.0
 """
@@ -64,28 +65,46 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("--task", metavar="NAME", help="default: the run's only one")
     add_policy_argument(parser)
-    add_reduction_argument(parser)
+    add_measured_reduction_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """0 when the files are written. Raises PipelineError."""
     from pathlib import Path
 
-    from launch.saved.run import build, checked_reduction, only_task, parse_reduction, read_run
+    from launch.saved.device import device_and_precision
+    from launch.saved.run import (
+        asked_reduction,
+        build,
+        checked_reduction,
+        measured_reduction,
+        only_task,
+        read_run,
+    )
+    from pipeline.backbone.auto_reduction import Auto
     from pipeline.errors import ConfigError
     from pipeline.model import training_grid
     from pipeline.run_folder import refuse_run
 
     if not args.adapter and (args.license or args.base_model):
         raise ConfigError("--license and --base-model are said in the card of an adapter; give --adapter")
+    asked = None if args.reduction is None else asked_reduction(args.reduction)
     saved = read_run(args.run, args.checkpoint, args.cfg_options)
     if args.adapter and args.policy not in (None, saved.config.merging.policy):
         raise ConfigError("an adapter holds what the run's own policy learned; leave --policy out")
     task = only_task(saved.config, args.task)
     model = build(saved, args.policy)
-    if args.reduction is not None:
-        grid = training_grid(model.backbone, saved.config.tasks[task])
-        model.set_reduction(task, checked_reduction(model, grid, parse_reduction(args.reduction)))
+    if asked is not None:
+        grid, (height, width) = (
+            training_grid(model.backbone, saved.config.tasks[task]),
+            model.backbone.patch_size,
+        )
+        if isinstance(asked, Auto):
+            device, _ = device_and_precision(None, None)
+            size = grid[0] * height, grid[1] * width
+            asked = measured_reduction(model.to(device), task, size, asked)
+            print(f"reduction {args.reduction} on {device}: {asked}")
+        model.to("cpu").set_reduction(task, checked_reduction(model, grid, asked))
     folder = Path(args.out)
     refuse_run(folder)
     written = (_write_adapter if args.adapter else _write_model)(args, saved, model, task, folder)

@@ -25,6 +25,14 @@ def names(text: str) -> list[str]:
     return found
 
 
+def compiles(text: str) -> list[str]:
+    """`none,model` as a list of settings of engine.compile."""
+    found = names(text)
+    if wrong := [name for name in found if name not in ("none", "model", "blocks")]:
+        raise argparse.ArgumentTypeError(f"'{wrong[0]}' is none of none, model, blocks")
+    return found
+
+
 def fractions(text: str) -> list[float]:
     """`0.7,0.5` as a list of fractions in (0, 1)."""
     values = [_number(part, float) for part in names(text)]

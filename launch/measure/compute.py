@@ -85,7 +85,8 @@ def workload(entry: Entry, batch: Batch) -> Workload:
         inside += counter.get_total_flops()
         return output
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    eager, math = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), eager, math, FlopCounterMode(display=False) as counter:
         task.infer_in_full(encode, batch)
     own = [reduction(grid) if callable(reduction) else reduction for _, grid in inputs]
     specs = [model.reduction_of(batch.task, spec) for spec in own]

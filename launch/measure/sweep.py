@@ -84,7 +84,7 @@ def sweep(
     wanted: dict[str, list[Target]] = {"none": [0]}
     wanted |= {policy: [target for target in targets if target] for policy in policies if policy != "none"}
     models = {
-        policy: [build(run, policy, seed=seed).to(device) for run in runs_of(policy, runs)]
+        policy: [build(run, policy, seed=seed, compiled=True).to(device) for run in runs_of(policy, runs)]
         for policy in wanted
     }
     jobs = [_prepare(device, runs[0], task, models, wanted, solve, split) for task in chosen]

@@ -76,7 +76,7 @@ class RunModel:
         policy: str | None = None,
         reduction: ReductionSpec | None = None,
     ):
-        self.model: MultiTaskModel = build(run, policy).to(device)
+        self.model: MultiTaskModel = build(run, policy, compiled=True).to(device)
         self.tasks = tuple(run.config.tasks)
         self.device, self.precision = device, precision
         self.policy = policy or run.config.merging.policy

@@ -13,7 +13,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 import tasks  # noqa: F401 - fills the registry
 from launch.saved.policy_names import UNTRAINED, read_policy
 from pipeline import run_folder
+from pipeline.backbone.auto_reduction import AUTO, Auto, paying_reduction, read_auto
 from pipeline.backbone.build import model_facts
+from pipeline.backbone.compiled import compile_backbone
 from pipeline.backbone.metric import is_embedding
 from pipeline.config.load import from_plain
 from pipeline.config.modules import tell_not_imported
@@ -90,13 +92,16 @@ def read_run(path: str | Path, checkpoint: str = "best", overrides: Sequence[str
     return SavedRun(found.folder, config, tensors | average, bool(average), found.facts)
 
 
-def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) -> MultiTaskModel:
+def build(
+    run: SavedRun, policy: str | None = None, *, seed: int | None = None, compiled: bool = False
+) -> MultiTaskModel:
     """The model of a run in evaluation mode. Its weights are the run's own tensors, which all models of the
     run share.
 
     policy: None takes the run's; NAME_untrained has an embedding drawn from `seed` (None: the run's seed). A
     policy other than the run's has its default options, and reduction 0 for all tasks; rotary positions merge
-    as in the run. Raises ConfigError where the policy needs an embedding that the run never learned.
+    as in the run. compiled: as `engine.compile` of the run says, for inference. Raises ConfigError where the
+    policy needs an embedding that the run never learned.
     """
     own = run.config.merging
     policy = policy or own.policy
@@ -112,7 +117,18 @@ def build(run: SavedRun, policy: str | None = None, *, seed: int | None = None) 
         torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))
         model = build_model(config)
     _load(model, run, drawn=untrained)
+    if compiled:
+        compile_backbone(model.backbone, config.engine.compile, inference=True)
     return model.eval()
+
+
+def drawn_run(config: RunConfig) -> SavedRun:
+    """A run of a configuration before its first step, with weights as they are drawn. Raises ConfigError."""
+    backbone = replace(config.backbone, pretrained=False, weights=None)
+    config = replace(config, backbone=backbone)
+    resolve(config, 1, model_facts(backbone))
+    tensors = build_model(config).state_dict()
+    return SavedRun(Path(config.output), config, tensors, averaged=False, facts={"step": 0})
 
 
 @contextmanager
@@ -213,12 +229,31 @@ def _read(folder: Path) -> storage.Checkpoint:
 def parse_reduction(text: str) -> ReductionSpec:
     """Reduction of a text: `8` (per block), `0.9` (keep rate), `(8,-1)` (with inflection) or `[8,8,4]` (by
     block). Raises ConfigError."""
+    if text.startswith(AUTO):
+        raise ConfigError(
+            f"reduction '{text}' is measured on a device, which `dtem bench` and `dtem export` do; "
+            "`dtem doctor --speed MODEL` prints it as r per block, to be given here"
+        )
     value = parse_value(text)
     if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):
         raise ConfigError(
             f"reduction '{text}' is not an integer, a keep rate such as 0.9, '(8,-1)' or a list '[8,8,4]'"
         )
     return value
+
+
+def asked_reduction(text: str) -> ReductionSpec | Auto:
+    """As `parse_reduction`, and `auto`, `auto:R` or `auto:R@IMAGES`. Raises ConfigError."""
+    return read_auto(text) if text.startswith(AUTO) else parse_reduction(text)
+
+
+def measured_reduction(model: MultiTaskModel, task: str, size: tuple[int, int], asked: Auto) -> list[int]:
+    """r of each block: of what is asked for, or else of the task's own reduction, those merges that pay on
+    the model's device for images of (height, width) pixels. Raises ConfigError."""
+    grid = model.backbone.grid_of_size(size)
+    wished = None if asked.reduction is None else checked_reduction(model, grid, asked.reduction)
+    schedule = list(model.schedule(task, grid, wished))
+    return paying_reduction(model.backbone, schedule, batch=asked.batch, size=size, task=task)
 
 
 def checked_reduction(

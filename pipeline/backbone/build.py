@@ -70,6 +70,11 @@ def build_backbone(
     policy. Raises ConfigError for models that merging would compute wrongly (docs/models.md) and wrong
     options.
     """
+    if isinstance(reduction, str):
+        raise ConfigError(
+            f"reduction '{reduction}' is measured on the device that the model is on: build it with r, move "
+            "it, and give paying_reduction(model, r) to its set_reduction"
+        )
     merge_policy = POLICIES.build(policy, **policy_options)
     vit = create_vit(
         name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options

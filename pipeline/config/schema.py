@@ -217,6 +217,8 @@ class EngineConfig:
     type: Literal["local", "deepspeed", "fsdp"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
+    compile: Literal["none", "model", "blocks"] = "none"
+    """torch.compile of the backbone, as a whole or block by block; also in evaluation (docs/speed.md)."""
     accumulation: int = 1
     """Micro-batches per task in an optimizer step."""
     threads: int | None = None

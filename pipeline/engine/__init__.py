@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.backbone.compiled import compile_backbone
 from pipeline.config.schema import RunConfig
 from pipeline.engine.launched import world_size
 from pipeline.engine.optimizers import check_optimizer
@@ -57,6 +58,7 @@ def build_engine(
     """The engine of the configuration; the model moves to its device. Raises ConfigError where it cannot
     carry out this run."""
     check_engine(config)
+    compile_backbone(model.backbone, config.engine.compile)
     if config.engine.type == "local" or (config.engine.type == "fsdp" and world_size() == 1):
         from pipeline.engine.local import LocalEngine
 

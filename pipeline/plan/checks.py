@@ -199,6 +199,26 @@ def _check_engine(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
         )
     if config.engine.type == "local" and config.engine.deepspeed:
         yield "engine.deepspeed is given, but engine.type is 'local'; leave one of them out"
+    yield from _check_compile(config, world_size)
+
+
+def _check_compile(config: RunConfig, world_size: int) -> Iterator[str]:
+    engine, asked = config.engine, f"engine.compile is '{config.engine.compile}'"
+    if engine.compile == "none":
+        return
+    if engine.type == "deepspeed" and engine.zero_stage == 3:
+        yield (
+            f"{asked}, and engine.zero_stage is 3, which gathers weights inside of blocks; give "
+            "zero_stage=2, engine.type='fsdp' with compile='blocks', or compile='none'"
+        )
+    if engine.type == "fsdp" and engine.compile == "model" and world_size > 1:
+        yield f"{asked}, and engine.type 'fsdp' gathers weights block by block; give compile='blocks'"
+    for where, span in dict(range_of(config, name) for name in fed_tasks(config)).items():
+        if span is not None and span[0] < span[1]:
+            yield (
+                f"{asked}, and {where} draws one of {span[1] - span[0] + 1} reductions in each step, each of "
+                "which would be compiled; give one reduction, or compile='none'"
+            )
 
 
 def _num_patches(task: TaskConfig, facts: ModelFacts) -> int:

@@ -21,6 +21,7 @@ HARMLESS = (
     "folder",
     "engine.type",
     "engine.zero_stage",
+    "engine.compile",
     "engine.threads",
     "engine.start_timeout",
     "engine.timeout",

@@ -55,9 +55,10 @@ def run_lines(resolved: ResolvedRun, ranks: Ranks) -> list[str]:
     config = resolved.config
     kind = config.engine.type
     kind += f", ZeRO {config.engine.zero_stage}" if kind == "deepspeed" else ""
+    compiled = {"none": "", "model": ", compiled", "blocks": ", compiled by block"}[config.engine.compile]
     return [
         f"device: {_device(ranks.device)}; ranks: {ranks.world_size}; engine: {kind}, "
-        f"{config.engine.precision}",
+        f"{config.engine.precision}{compiled}",
         f"steps: {resolved.total_steps}; output: {config.output}",
     ]
 

@@ -16,6 +16,7 @@ from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
 from pipeline.train.collective import anywhere, average_buffers
+from pipeline.train.compiling import compiling_is_work
 from pipeline.train.evaluate import evaluate, missing_samples, ranking_score
 from pipeline.train.faults.injection import Injection
 from pipeline.train.kind_norms import GRADIENT_NORMS
@@ -58,7 +59,8 @@ def train(config: RunConfig, resume: str = "auto", faults: Injection | None = No
             anywhere(run.engine, False)
             stop.begin(notes)
             try:
-                _train(run)
+                with compiling_is_work(run.meeting) if config.engine.compile != "none" else nullcontext():
+                    _train(run)
             except RuntimeError as err:
                 if lost := lost_another(err):
                     watchdog.report(lost)

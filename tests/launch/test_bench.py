@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from launch.bench.entries import MERGED, UNMERGED, of_run
-from launch.bench.latency import Latency, speed_up
+from launch.bench.latency import Latency, speed_ups
 from launch.measure.compute import first_batch
 from launch.saved.run import read_run
 from pipeline.version import VERSION
@@ -16,10 +16,10 @@ CPU = torch.device("cpu")
 
 
 def test_the_figures_follow_from_the_times():
-    whole = Latency(4, UNMERGED, False, [20.0, 40.0, 30.0])
-    part = Latency(4, MERGED, False, [10.0, 10.0, 30.0])
+    whole = Latency(4, UNMERGED, "none", [20.0, 40.0, 30.0])
+    part = Latency(4, MERGED, "none", [10.0, 10.0, 30.0])
     assert (whole.at(0.5), whole.at(1.0), part.at(0.5)) == (30.0, 40.0, 10.0)
-    assert part.images_per_s == 400 and speed_up(part, whole) == 2.0
+    assert part.images_per_s == 400 and speed_ups(part, whole) == [2.0, 4.0, 1.0]
 
 
 def test_a_run_is_timed_at_its_own_inference(trained):
@@ -28,7 +28,7 @@ def test_a_run_is_timed_at_its_own_inference(trained):
     assert subject.schedule == (2, 2, 2) and subject.size == (32, 32) and subject.policy == "dtem"
     images = first_batch("digits", saved.config.tasks["digits"].data).to("cpu").images
     with torch.no_grad():
-        plain, merged = (subject.infer(which, images, False)() for which in (UNMERGED, MERGED))
+        plain, merged = (subject.infer(which, images, "none")() for which in (UNMERGED, MERGED))
     assert isinstance(plain, torch.Tensor) and isinstance(merged, torch.Tensor)
     assert plain.shape == merged.shape == (10, 10) and not torch.equal(plain, merged)
 
@@ -53,7 +53,9 @@ def test_a_published_model_is_timed_beside_the_librarys_own(dtem, tmp_path):
     named = ("timm:test_vit", "--no-pretrained", "--img-size", 64, "--device", "cpu", "--rounds", 2)
     dtem("bench", *named, "--policy", "tome", "--reduction", 2, "--out", tmp_path / "out.json")
     facts = json.loads((tmp_path / "out.json").read_text())
-    assert set(facts["schedule"]) == {2} and facts["task"] == "forward" and len(facts["latencies"]) == 4
+    assert (
+        set(facts["schedules"][MERGED]) == {2} and facts["task"] == "forward" and len(facts["latencies"]) == 4
+    )
     assert "nothing merges" in dtem("bench", *named, code=2)
     assert "goes with a run" in dtem("bench", *named, "--task", "x", code=2)
 
@@ -65,7 +67,7 @@ def test_a_compiled_model_gives_what_the_plain_one_gives(trained):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         for which in (UNMERGED, MERGED):
-            plain, compiled = (subject.infer(which, images, way)() for way in (False, True))
+            plain, compiled = (subject.infer(which, images, way)() for way in ("none", "model"))
             torch.testing.assert_close(plain, compiled, rtol=1e-3, atol=1e-4)
 
 

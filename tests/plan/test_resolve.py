@@ -99,6 +99,14 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
         ({"train": {"steps": 9, "eval_every": 3}}, "tasks.a.data.val is not given"),
         ({"optim": {"warmup_steps": 10}}, "optim.warmup_steps is 10, but the run has 10 steps"),
         ({"engine": {"type": "local", "deepspeed": {"zero_optimization": {}}}}, "engine.type is 'local'"),
+        (
+            {"engine": {"type": "deepspeed", "zero_stage": 3, "compile": "blocks"}},
+            "engine.compile is 'blocks', and engine.zero_stage is 3",
+        ),
+        (
+            {"engine": {"compile": "model"}, "train": {"steps": 9, "reduction_range": [2, 8]}},
+            "train.reduction_range draws one of 7 reductions in each step",
+        ),
         ({"backbone": {"name": "x", "img_size": 100}}, "backbone.img_size is 100"),
         (
             {"backbone": {"name": "x", "img_size": [96, 100]}},

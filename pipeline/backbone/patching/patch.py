@@ -1,7 +1,7 @@
 """`patch` makes a model that exists merge its tokens, and `unpatch` takes that back."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
@@ -11,6 +11,7 @@ from torch import nn
 import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter
+from pipeline.backbone.auto_reduction import paying_reduction, read_auto
 from pipeline.backbone.block import obstacle_of
 from pipeline.backbone.classes import label
 from pipeline.backbone.patching.dino_models import MODELS, PACKAGES, host_of_dino
@@ -41,7 +42,7 @@ HOSTS: dict[type[nn.Module], type[MergingModel]] = {
 def patch(
     model: M,
     policy: str = "dtem",
-    reduction: ReductionSpec | None = None,
+    reduction: ReductionSpec | str | None = None,
     *,
     adapter: str | Path | Adapter | None = None,
     check_base: bool = True,
@@ -56,14 +57,15 @@ def patch(
     It is one of timm, of Hugging Face transformers, or of torch hub's DINOv2 and DINOv3. Its `forward` and
     methods for features stay what they are, for all positions. `model.reduction` can be set at any time, and
     0 gives the model's own outputs. policy: one of `pipeline.merging.policies`. reduction: see
-    `ReductionSpec`; None: what the adapter recommends, else 13 tokens per block. rotary,
-    proportional_attention: None takes the adapter's, else mean rotation and `always`. adapter: the embedding
-    of a policy that learns, as `load_adapter` takes it; None draws it anew, for one to be taught. check_base:
-    whether the adapter has to be of these very weights. learns: train the embedding with the model, by the
-    policy's differentiable merge; else it is frozen. unmerge: how methods for features of several blocks
-    restore the grid, one of `UNMERGES`. Raises ConfigError for a model that is patched already, or that
-    merging would compute wrongly (docs/models.md), and for wrong options; CheckpointError for an adapter of
-    another model.
+    `ReductionSpec`; None: what the adapter recommends, else 13 tokens per block; `auto:R@IMAGES`: of R those
+    merges that pay on the model's device for so many images at once, measured now, see `paying_reduction`.
+    rotary, proportional_attention: None takes the adapter's, else mean rotation and `always`. adapter: the
+    embedding of a policy that learns, as `load_adapter` takes it; None draws it anew, for one to be taught.
+    check_base: whether the adapter has to be of these very weights. learns: train the embedding with the
+    model, by the policy's differentiable merge; else it is frozen. unmerge: how methods for features of
+    several blocks restore the grid, one of `UNMERGES`. Raises ConfigError for a model that is patched
+    already, or that merging would compute wrongly (docs/models.md), and for wrong options; CheckpointError
+    for an adapter of another model.
     """
     before = next((part for part in model.modules() if isinstance(part, MergingModel)), None)
     if before is not None:
@@ -74,9 +76,11 @@ def patch(
     loaded = None if adapter is None else load_adapter(adapter)
     taught = {} if loaded is None else loaded.options_for(policy)
     own = None if loaded is None else loaded.config.merging
+    auto = read_auto(reduction) if isinstance(reduction, str) else None
+    wished = auto.reduction if auto else cast("ReductionSpec | None", reduction)
     merging = Merging(
         POLICIES.build(policy, **taught | policy_options),
-        _first(reduction, own and own.reduction, DEFAULT_REDUCTION),
+        _first(wished, own and own.reduction, DEFAULT_REDUCTION),
         _first(proportional_attention, own and own.proportional_attention, "always"),
         _first(rotary, own and own.rotary_rule, RotaryRule()),
         learns,
@@ -90,6 +94,8 @@ def patch(
         patched.reduction = merging.reduction
         if loaded is not None:
             loaded.apply_to(patched, check_base=check_base)
+        if auto:
+            patched.reduction = paying_reduction(patched, merging.reduction, batch=auto.batch)
     except BaseException:
         unpatch(model)
         raise

@@ -1,0 +1,60 @@
+"""What one inference does on a device: the kernel of its attention, and the memory of its tensors."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+KERNELS = {
+    "_scaled_dot_product_flash_attention_for_cpu": "fused (CPU)",
+    "_scaled_dot_product_flash_attention": "flash",
+    "_scaled_dot_product_efficient_attention": "memory-efficient",
+    "_scaled_dot_product_cudnn_attention": "cuDNN",
+    "_scaled_dot_product_attention_math": "math",
+}
+"""torch's operations of attention -> what they are called."""
+MATH = "math"
+
+
+class Watched(TorchDispatchMode):
+    """A context that notes what runs in it, where it is not compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: set[str] = set()
+        self.peak = 0
+        """The most bytes that tensors made in it had at once."""
+        self._softmax = False
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        name = func.__name__.partition(".")[0]
+        self._softmax |= name in ("_softmax", "_safe_softmax")
+        if name in KERNELS:
+            self.kernels.add(KERNELS[name])
+        self._alive = {key: own for key, own in self._alive.items() if not own[0].expired()}
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                own = StorageWeakRef(tensor.untyped_storage())
+                self._alive.setdefault(own.cdata, (own, tensor.untyped_storage().nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return found
+
+    @property
+    def attention(self) -> str:
+        """The kernels of attention. `math`, which has none of its own, is a softmax without a kernel."""
+        return " and ".join(sorted(self.kernels)) or (MATH if self._softmax else "none")
+
+
+@torch.no_grad()
+def watched(call: Callable[[], object], context: Any = None) -> Watched:
+    """What a call does, under a context such as autocast."""
+    with context or nullcontext(), Watched() as seen:
+        call()
+    return seen

@@ -1,0 +1,121 @@
+"""`dtem doctor --speed`: the verdict follows from the times, and what is said of an inference is so."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from launch import cli
+from launch.bench.speed import even_reductions
+from launch.bench.verdict import Measured, verdicts
+from launch.bench.watched import watched
+
+
+@pytest.fixture
+def speed(capsys):
+    """Runs `dtem doctor --speed`, whose answer depends on the machine; what it printed."""
+
+    def call(*argv: object) -> str:
+        assert cli.main(["doctor", "--speed", *map(str, argv)]) in (0, 1), capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return call
+
+
+def rows(**speed_ups):
+    """Reductions with these speed-ups in all rounds, and twice fewer MACs."""
+    return [Measured(label, [value] * 4, 2.0) for label, value in speed_ups.items()]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (rows(a=0.9, b=1.2, c=1.6), "pays from b on; best c: 1.60x, 80% of the 2.00x fewer MACs"),
+        (rows(a=1.1, b=0.9, c=1.6), "pays at a, c alone; best c"),
+        (rows(a=1.3), "pays from a on; best a: 1.30x"),
+    ],
+)
+def test_it_says_from_which_reduction_on_merging_pays(found, said):
+    assert said in verdicts({8: found}, compiled=False)[8]
+
+
+def test_where_it_does_not_pay_the_way_out_is_named():
+    found = {1: rows(a=0.8, b=0.95), 8: rows(a=1.1), 64: rows(a=1.5)}
+    alone = verdicts(found, compiled=False)[1]
+    assert alone.startswith("1 image at once: does not pay; the best, b, is 0.95x as fast")
+    assert alone.endswith("Try --compile model or a batch of 8, where it does")
+    assert verdicts({1: found[1]}, compiled=True)[1].endswith("Try a larger batch, model or image")
+
+
+def test_three_quarters_of_the_rounds_have_to_be_faster():
+    """A median above 1 alone may be a matter of chance."""
+    assert Measured("a", [1.2, 1.2, 1.1, 1.05], 2.0).pays
+    assert not Measured("a", [1.2, 1.2, 0.9, 0.8], 2.0).pays
+
+
+@pytest.mark.parametrize("depth, patches", [(12, 196), (3, 16), (24, 20)])
+def test_the_usual_reductions_are_even_and_the_largest_leaves_a_patch(depth, patches):
+    found = list(even_reductions(depth, patches).values())
+    assert found == sorted(set(found)) and found[0] >= 1
+    assert found[-1] == max(1, (patches - 1) // depth)
+
+
+def test_the_kernel_of_attention_and_the_peak_of_memory_are_those_of_the_call():
+    q = torch.randn(1, 2, 8, 16)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert watched(lambda: F.scaled_dot_product_attention(q, q, q)).attention == "math"
+    assert watched(lambda: F.scaled_dot_product_attention(q, q, q)).attention == "fused (CPU)"
+    mib = torch.zeros(2**18)
+
+    def three_alive_and_then_one():
+        kept = [mib + 1, mib + 2, mib + 3]
+        kept.clear()
+        return mib + 4
+
+    seen = watched(three_alive_and_then_one)
+    assert seen.peak == 3 * 2**20 and seen.attention == "none"
+
+
+def test_a_model_is_measured_and_all_is_written(speed, tmp_path):
+    named = ("timm:test_vit", "--no-pretrained", "--img-size", 64, "--device", "cpu", "--rounds", 2)
+    out = tmp_path / "speed.json"
+    said = speed(*named, "--batch-sizes", "1,2", "--out", out)
+    facts = json.loads(out.read_text())
+    assert [own["batch"] for own in facts["speed"]] == [1, 1, 2, 2]
+    ratios = [own["macs_ratio"] for own in facts["speed"][:2]]
+    assert ratios == sorted(ratios) and ratios[0] > 1
+    assert all(own["share"] == own["speed_up"] / own["macs_ratio"] for own in facts["speed"])
+    assert facts["policy"] == "tome" and facts["latencies"][0]["attention"] == "fused (CPU)"
+    assert "attention: fused (CPU) unmerged" in said
+    assert all(verdict in said for verdict in facts["verdicts"].values())
+
+
+def test_a_run_and_a_config_are_measured_by_their_own_policy(trained, speed, tmp_path):
+    how = ("--device", "cpu", "--rounds", 1, "--batch-sizes", 1, "--reduction", "2,(2,-1)", "--out")
+    for model in (trained, trained / "config.json"):
+        speed(model, *how, tmp_path / "out.json")
+        facts = json.loads((tmp_path / "out.json").read_text())
+        assert facts["policy"] == "dtem" and facts["task"] == "digits"
+        assert {own["reduction"] for own in facts["speed"]} == {"2", "(2,-1)"}
+        assert facts["schedules"]["2"] == [2, 2, 2] and facts["schedules"]["(2,-1)"] == [4, 2, 0]
+    assert "weights drawn" in facts["model"]
+
+
+def test_what_does_not_go_together_is_refused(trained, dtem):
+    assert "--batch-sizes goes with --speed MODEL" in dtem("doctor", "--batch-sizes", "2", code=2)
+    assert "looks at nothing else" in dtem("doctor", "--speed", trained, "--json", code=2)
+    assert "--batch-sizes holds 0" in dtem("doctor", "--speed", trained, "--batch-sizes", "0", code=2)
+
+    assert "removes 27 tokens" in dtem("doctor", "--speed", trained, "--reduction", "9", code=2)
+
+
+def test_what_pays_is_stated_in_an_export_and_measured_by_bench_alone(trained, dtem, tmp_path):
+    auto = ("--task", "digits", "--reduction", "auto:2@1")
+    said = dtem("export", trained, *auto, "--out", tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert set(card["schedule"]) <= {0, 2} and f"{card['schedule']}" in said
+    assert "is measured on a device" in dtem("evaluate", trained, *auto, code=2)
+    assert "none of auto, auto:R" in dtem(
+        "export", trained, "--reduction", "auto:x", "--out", tmp_path, code=2
+    )
