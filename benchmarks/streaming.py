@@ -47,19 +47,41 @@ def make_pictures(folder: Path, count: int) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, quality=75)
 
 
-def ours(work: Path, args: argparse.Namespace, policy: str | None, workers: int) -> Iterator[Any]:
+def our_data(
+    work: Path, args: argparse.Namespace, policy: str | None, workers: int = 0, *, on_device: bool = True
+) -> Any:
     from pipeline.config.schema import AugmentConfig, DataConfig
-    from pipeline.data.stream import build_stream
 
-    data = DataConfig(
+    return DataConfig(
         schema="classification",
         train=str(work / "shards"),
         batch_size=args.batch,
         workers=workers,
         img_size=CROP,
-        augment=AugmentConfig(rand_augment=policy, on_device=True, interpolation=args.interpolation),
+        augment=AugmentConfig(rand_augment=policy, on_device=on_device, interpolation=args.interpolation),
     )
+
+
+def ours(work: Path, args: argparse.Namespace, policy: str | None, workers: int) -> Iterator[Any]:
+    from pipeline.data.stream import build_stream
+
+    data = our_data(work, args, policy, workers)
     return iter(build_stream("pictures", data, seed=0, rank=0, world_size=1))
+
+
+def stages(work: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Milliseconds an image of what a worker does, of all of that, and of what the device does behind it."""
+    from launch.bench.shards import measure
+
+    found = {}
+    for name, policy, on_device in (
+        ("crop and flip", None, False),
+        ("RandAugment in the workers", POLICY, False),
+        ("RandAugment on the device", POLICY, True),
+    ):
+        rates = measure(our_data(work, args, policy, on_device=on_device), (), min(256, args.pictures))
+        found[name] = {rate["stage"]: round(1000 / rate["samples_per_s"], 4) for rate in rates}
+    return found
 
 
 def transform_of_peers(args: argparse.Namespace, policy: str | None) -> Callable[[Image.Image], torch.Tensor]:
@@ -114,16 +136,16 @@ LOADERS = {"ours": ours, "webdataset": web_dataset, "imagefolder": image_folder}
 
 
 def figures(name: str, work: Path, args: argparse.Namespace, policy: str | None) -> dict[str, float]:
-    """Images per second: as workers hand them over, and normalised on the device, which is the CPU here; and
-    the former per second of a core, over all processes."""
-    found = {}
-    for figure in ("handed over", "normalised"):
+    """Images per second: as workers hand them over, and on the device (the CPU, where there is no other),
+    changed and normalised; and the former per second of a core, over all processes."""
+    found, device = {}, "cuda" if torch.cuda.is_available() else "cpu"
+    for figure in ("handed over", "on the device"):
         loaded = LOADERS[name](work, args, policy, args.workers)
         next(loaded)
         started, spent = time.perf_counter(), core_seconds()
         for item in islice(loaded, args.batches):
-            if name == "ours" and figure == "normalised":
-                item.to("cpu")
+            if name == "ours" and figure == "on the device":
+                item.to(device)
         images = args.batch * args.batches
         found[figure] = images / (time.perf_counter() - started)
         if figure == "handed over":
@@ -162,7 +184,7 @@ def results_of(args: argparse.Namespace) -> list[dict[str, Any]]:
                 own, theirs = ([turn[figure] for turn in turns[name]] for name in ("ours", peer))
                 title = f"{recipe}: images per second, {figure}, over {peer}"
                 results.append(comparison(title, own, theirs))
-                print(title, results[-1]["ratio"])
+    results[0]["milliseconds an image"] = stages(args.work, args)
     return results
 
 
@@ -199,6 +221,7 @@ def main() -> None:
             stdout=subprocess.DEVNULL,
         )
         sys.argv += ["--work", folder]
+        args.work = work
         write_record(args.record, claim_of(args), results_of(args))
 
 
