@@ -39,13 +39,13 @@ class ExactAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors
-        parts = [_gradients(*(x[some] for x in (grad, *saved)), ctx.scale) for some in _parts(grad)]
+        parts = [_gradients(*(x[some] for x in (grad, *saved)), scale=ctx.scale) for some in _parts(grad)]
         of_q, of_k, of_v, of_size = (torch.cat(part) for part in zip(*parts, strict=True))
         return of_q, of_k, of_v, of_size, None
 
 
 def _gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor, normaliser: Tensor, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor, normaliser: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A weight is size_j * unsized_ij. The sizes multiply [M, D] factors, which is cheaper than [M, M] and
     right at size 0."""

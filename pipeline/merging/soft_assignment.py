@@ -9,10 +9,13 @@ last dim are slow.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pipeline.kernels.choice import Results, by_kernel
 
 LEAST = torch.finfo(torch.float32).eps
 """Least part of a source that is left, in the logarithm; also for float64, as in the authors' release."""
@@ -26,6 +29,11 @@ def soft_assignment(scores: Tensor, quota: Tensor | None, r: int, tau1: float, t
     quota [B] int64: images take so many of the steps; None: all. tau1 divides the scores, tau2 the logits of
     each softmax. The clip has no gradient. There is no second derivative.
     """
+    rest = (scores, quota, r, tau1, tau2)
+    return _by_kernel("shares_of", r, rest, lambda: _shares(*rest))
+
+
+def _shares(scores: Tensor, quota: Tensor | None, r: int, tau1: float, tau2: float) -> Tensor:
     among, mass = _start(scores, tau1 * tau2)
     chosen = torch.zeros_like(mass)
     for step in range(r):
@@ -43,6 +51,11 @@ def _(scores: Tensor, quota: Tensor | None, r: int, tau1: float, tau2: float) ->
 @torch.library.custom_op("dtem::soft_assignment_backward", mutates_args=())
 def _backward(grad: Tensor, scores: Tensor, quota: Tensor | None, r: int, tau1: float, tau2: float) -> Tensor:
     """The gradient of the scores [k, B, Na], from that of the shares."""
+    rest = (grad, scores, quota, r, tau1, tau2)
+    return _by_kernel("gradient_of", r, rest, lambda: _gradient(*rest))
+
+
+def _gradient(grad: Tensor, scores: Tensor, quota: Tensor | None, r: int, tau1: float, tau2: float) -> Tensor:
     among, mass = _start(scores, tau1 * tau2)
     picked = mass.new_empty(r, *mass.shape)  # r <= Na: not more than the gradient of all similarities
     for step in range(r):
@@ -51,7 +64,7 @@ def _backward(grad: Tensor, scores: Tensor, quota: Tensor | None, r: int, tau1: 
     chosen = picked.sum(dim=0)
     weighted = grad.contiguous() * among
     of_source = weighted.sum(dim=0)
-    of_mass = _through_steps(of_source / chosen.clamp(min=1.0), picked, quota, tau2)
+    of_mass = _through_steps(of_source / chosen.clamp(min=1.0), picked, tau2)
     of_among = weighted.sub_(among * of_source).mul_(chosen.clamp_(max=1.0))
     return of_among.addcmul_(among, of_mass).div_(tau1 * tau2)
 
@@ -59,6 +72,20 @@ def _backward(grad: Tensor, scores: Tensor, quota: Tensor | None, r: int, tau1: 
 @_backward.register_fake
 def _(grad: Tensor, scores: Tensor, quota: Tensor | None, r: int, tau1: float, tau2: float) -> Tensor:
     return torch.empty_like(scores)
+
+
+def _by_kernel(name: str, r: int, arguments: tuple[Any, ...], eager: Callable[[], Tensor]) -> Tensor:
+    """What `eager` gives, on a GPU by the kernels' function of this name where that is faster."""
+
+    def kernel() -> Results:
+        from pipeline.kernels import soft_assignment as kernels
+
+        return (getattr(kernels, name)(*arguments),)
+
+    def same(ours: Results, theirs: Results) -> bool:
+        return torch.allclose(ours[0], theirs[0], rtol=1e-2, atol=1e-4 * float(theirs[0].abs().amax()))
+
+    return by_kernel(lambda: (eager(),), kernel, [arguments[0]], (name, r), same)[0]
 
 
 def _start(scores: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -82,7 +109,7 @@ def _lower(mass: Tensor, picked: Tensor, tau2: float) -> None:
     mass.add_(picked.neg().log1p_().clamp_(min=math.log(LEAST)), alpha=1 / tau2)
 
 
-def _through_steps(of_chosen: Tensor, picked: Tensor, quota: Tensor | None, tau2: float) -> Tensor:
+def _through_steps(of_chosen: Tensor, picked: Tensor, tau2: float) -> Tensor:
     """The gradient of the first mass, from that of the sum of picked [r, B, Na]; all [B, Na]."""
     slope = (picked - 1).mul_(tau2).reciprocal_().masked_fill_(picked > 1 - LEAST, 0.0)
     of_mass = torch.zeros_like(of_chosen)
