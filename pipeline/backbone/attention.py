@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbone.exact_attention import exact_attention
+from pipeline.backbone.packed_linear import Beside
 from pipeline.backbone.rotary import Rope, mean_by_rows, unmerged
+from pipeline.merging.rows import without_autocast
 from pipeline.token_state import wide, widened
 
 SMALLEST_SIZE = 1e-20
@@ -46,6 +48,9 @@ def log_size(size: Tensor, factor: float = 1.0) -> Tensor:
     their gradient: a logit 30 above the others' gives a factor e^30. It is clamped to the sum of the absolute
     gradients of the logarithms of the image's other tokens, about as much as a token of size 1 can receive.
     """
+    if not (torch.is_grad_enabled() and size.requires_grad):
+        logarithm = size.clamp(min=SMALLEST_SIZE).log()
+        return logarithm if factor == 1.0 else logarithm * factor
     return cast(Tensor, _LogSize.apply(size, factor))
 
 
@@ -66,9 +71,9 @@ def proportional_attention(
     same dtype, or None -> [B, H, M, D]. packed [3, B, H, M, D]: the tensor of q, k and v, where they lie in
     one; it is then copied at once.
 
-    The logarithm is the kernel's mask where it needs no gradient and has q's dtype. Elsewhere a mask would
-    cost the fused kernel or the precision, so the logarithm becomes extra channels of the key, against ones
-    in the query.
+    The logarithm is the kernel's mask where it needs no gradient and has q's dtype; on a CPU also in float32
+    beside queries in bfloat16, which its kernel does not round. Elsewhere a mask would cost the fused kernel
+    or the precision, so the logarithm becomes extra channels of the key, against ones in the query.
     """
     if size is None and bias is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
@@ -76,9 +81,11 @@ def proportional_attention(
     q, k = q.to(v.dtype), k.to(v.dtype)
     parts = [part for part in (size, bias) if part is not None]
     needs_grad = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-    if q.dtype == parts[0].dtype and not needs_grad:
+    on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16 and dropout == 0.0
+    if not needs_grad and (q.dtype == parts[0].dtype or on_cpu):
         mask = _weight_of_keys(size, bias)[:, :, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        with without_autocast(q.device.type):  # it would round the mask
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
     dim = q.shape[-1]
     pad = partial(F.pad, pad=(0, 2 + -(dim + 2) % 8), value=1.0)
     padded = pad(packed) if packed is not None else [pad(x) for x in (q, k, v)]
@@ -120,22 +127,25 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
 class Place:
     """What attention has to know of the tokens beside their channels. size [B, M], or None where each counts
     once. exact: round as the authors' release does, without attention dropout, where positions give no bias;
-    see `exact_attention`."""
+    see `exact_attention`. beside: a layer that reads what the attention reads, and may be computed with its
+    projection."""
 
     size: Tensor | None = None
     rope: Rope | None = None
     exact: bool = False
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)
 class Mixed:
     """What attention gives: output [B, H, M, D]; q, k [B, H, M, D], as in its logits; keys [B, H, M, D],
-    before rotary positions."""
+    before rotary positions; beside [B, M, G]: the outputs of `Place.beside`, where it was computed."""
 
     output: Tensor
     q: Tensor
     k: Tensor
     keys: Tensor
+    beside: Tensor | None = None
 
 
 def mix(

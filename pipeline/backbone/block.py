@@ -6,7 +6,7 @@ blocks has a file in `hosts/`. B batch, M tokens, C channels, H heads, D channel
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -92,10 +92,14 @@ class MergingBlock(nn.Module):
         called with the block's MergePoint. Raises ConfigError where that is asked of a policy without a
         metric.
         """
+        if r > 0 and self.metric is not None and not torch.is_grad_enabled():
+            place = replace(place, beside=self.metric.beside(task))
         attended = self.attend(state.tokens, place)
         state = state.with_tokens(attended.output)
-        embed = None if self.metric is None else partial(self.metric, task=task)
         mixed = attended.mixed
+        embed = None if self.metric is None else partial(self.metric, task=task)
+        if mixed.beside is not None:
+            embed = partial(_given, mixed.beside)
         evidence = Evidence(
             attended.tokens,
             mixed.q,
@@ -121,6 +125,10 @@ class MergingBlock(nn.Module):
                 "merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')"
             )
         return MergePoint(state, metric, torch.zeros_like(state.tokens, requires_grad=True))
+
+
+def _given(embedding: Tensor, tokens: Tensor) -> Tensor:
+    return embedding
 
 
 HOSTS: dict[type[nn.Module] | str, type[MergingBlock]] = {}

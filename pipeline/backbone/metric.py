@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.backbone.packed_linear import Beside, bare
 from pipeline.errors import ConfigError
 from pipeline.parts import METRIC, M, ModulesOfTasks
 
@@ -30,6 +31,15 @@ class MetricEmbedding(nn.Linear):
     def fold(self, task: str | None) -> dict[str, Tensor]:
         """weight [F, C] and bias [F] of the one linear layer of a task."""
         return {"weight": self.weight, "bias": self.bias}
+
+    def beside(self, task: str | None) -> Beside | None:
+        """The layer of a task, to be computed with another one of the same input; None where somebody hooked
+        it."""
+        if not bare(self):
+            return None
+        return Beside(
+            f"metric of {task}", tuple(self.parameters()), lambda: self.fold(task)["weight"], self.bias
+        )
 
 
 class AdaptedEmbedding(MetricEmbedding):
@@ -86,6 +96,9 @@ class EmbeddingPerTask(nn.Module):
 
     def fold(self, task: str | None) -> dict[str, Tensor]:
         return _of(self.tasks, task).fold(task)
+
+    def beside(self, task: str | None) -> Beside | None:
+        return _of(self.tasks, task).beside(task) if bare(self) else None
 
     def shared_keys(self) -> dict[str, str]:
         """Key of this state -> key of a shared embedding's state, from which the task's layer can start."""

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.merging.on_gpu import moved
-from pipeline.merging.rows import add_rows, add_weighted_rows, per_row, quotient, take_rows
+from pipeline.merging.rows import (
+    add_rows,
+    add_weighted_rows,
+    blended,
+    per_row,
+    quotient,
+    take_rows,
+    without_autocast,
+)
 from pipeline.token_state import CARRY_RULES, Assignment, Carried, TokenState, rows_of, widened
 
 SMALLEST = torch.finfo(torch.float32).eps
@@ -24,7 +32,7 @@ def apply(state: TokenState, assignment: Assignment) -> TokenState:
     """The state after a merge. A token that receives others becomes the mean, weighted by size, of itself
     and of what it receives; sizes add up. Sizes and means are computed in float32 or wider, also under
     autocast."""
-    with torch.autocast(state.tokens.device.type, enabled=False):
+    with without_autocast(state.tokens.device.type):
         move = _Move(state.size, assignment)
         tokens, size = moved(
             state.tokens, state.size, assignment, SMALLEST, lambda: (move.mean(state.tokens), move.size)
@@ -43,7 +51,7 @@ def apply(state: TokenState, assignment: Assignment) -> TokenState:
 def replay(values: Tensor, merges: Sequence[Assignment], size: Tensor | None = None) -> Tensor:
     """Values [B, N, ...] of the input's tokens, moved through all merges as what tokens carry by `mean`:
     [B, M, ...], in their dtype. size [B, N]: that of the input's tokens; None: 1."""
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values.device.type):
         size = widened(values.new_ones(values.shape[:2])) if size is None else size
         for merge in merges:
             move = _Move(size, merge)
@@ -118,7 +126,13 @@ class _Move:
 
     def mean(self, values: Tensor) -> Tensor:
         """[B, K, ...]: weighted means of the values [B, M, ...], in their dtype."""
-        a, exact, weights = self.assignment, widened(values), self._weights
+        a, weights = self.assignment, self._weights
+        learns = torch.is_grad_enabled() and (values.requires_grad or weights.whole.requires_grad)
+        if a.share is None and not learns and values.device.type == "cpu":
+            # only the rows that receive change, so that the others are moved once and not four times
+            own, part = widened(take_rows(values, a.keep)), weights.given / take_rows(weights.whole, a.slot)
+            return blended(own, a.slot, values, a.source, part).to(values.dtype)
+        exact = widened(values)
         if a.share is None:
             own, given = (per_row(part, values) for part in (weights.own, weights.given))
             total = self._total(take_rows(exact, a.keep) * own, take_rows(exact, a.source) * given)

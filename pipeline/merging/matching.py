@@ -135,7 +135,7 @@ def pair_up(state: TokenState, ranked: Tensor, target: Tensor, split: Split) -> 
         slot = slot_of[rows[:, split.destinations].gather(1, target)]
     return Assignment(
         keep=keep,
-        source=sources[:, :r],
+        source=sources[:, :r].contiguous(),  # as rows are taken by it several times
         slot=slot,
         num_tokens=num_tokens,
         num_active=num_slots,

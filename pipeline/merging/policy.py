@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.merging.apply import apply
 from pipeline.merging.check import check_assignment
 from pipeline.merging.evidence import Evidence
+from pipeline.merging.rows import without_autocast
 from pipeline.merging.schedule import mergeable
 from pipeline.merging.unmerge import carry_residual
 from pipeline.registry import Registry
@@ -102,7 +103,7 @@ def merge(
     with nullcontext() if relaxed else torch.no_grad():
         for name in sorted(policy.needs):
             getattr(evidence, name)
-        with torch.autocast(state.tokens.device.type, enabled=False):
+        with without_autocast(state.tokens.device.type):
             assignment = policy.choose(evidence, state, r, relaxed=relaxed)
     if assignment is None:
         return state

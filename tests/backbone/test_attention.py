@@ -139,6 +139,21 @@ def test_bfloat16_does_not_round_the_sizes():
     torch.testing.assert_close(share, torch.tensor(1 / 151), atol=0, rtol=2**-7)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("needs_grad", [False, True], ids=["constant size", "learned size"])
+def test_shares_in_bfloat16_are_off_by_two_roundings_and_not_by_that_of_sizes(needs_grad, autocast):
+    """The output is the first token's share, as all logits are equal. The kernel rounds the weights and the
+    output, each by up to 2^-8; the log of 300 rounded alone would add 1.5 %."""
+    sizes = torch.arange(1.0, 400.0)
+    size = torch.stack([sizes, torch.full_like(sizes, 300.0)], dim=1).requires_grad_(needs_grad)
+    q, k, v = (torch.zeros(len(sizes), 1, 2, 64, dtype=torch.bfloat16) for _ in range(3))
+    v[:, 0, 0] = 1
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        share = proportional_attention(q, k, v, size, scale=0.125)[:, 0, 0, 0]
+    wanted = reference_attention(*(x.double() for x in (q, k, v)), size.double(), scale=0.125)[:, 0, 0, 0]
+    assert ((share.double() - wanted) / wanted).abs().max() < 2**-7
+
+
 @pytest.mark.parametrize("attention", [proportional_attention, exact_attention, reference_attention])
 def test_a_token_of_size_two_is_two_equal_tokens(attention):
     q, k, v, _ = inputs()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbone import packed_linear
+from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec
 from pipeline.backbone.packed_linear import Beside, can_pack, linear, linear_beside
 
 pytestmark = pytest.mark.skipif(not packed_linear._FASTER, reason="oneDNN is no faster on this processor")
@@ -53,6 +54,22 @@ def test_a_layer_beside_it_is_computed_with_it(dtype, bias):
     close(linear_beside(layer, x, beside), torch.cat([layer(x), other(x)], dim=-1))
     other.weight.add_(1)
     close(linear_beside(layer, x, beside), torch.cat([layer(x), other(x)], dim=-1))
+
+
+@pytest.mark.parametrize("kind", EMBEDDINGS)
+@torch.no_grad()
+def test_every_embedding_is_computed_with_the_projection_and_is_never_stale(kind):
+    layer, x = layer_and_input()
+    metric = EmbeddingSpec(kind, ("birds", "cars")).build(48, 16)
+    for change in (lambda own: None, lambda own: own.add_(0.1), lambda own: own.data.mul_(3)):
+        for parameter in metric.parameters():
+            change(parameter)
+            for task in ("birds", "cars"):
+                beside = metric.beside(task)
+                assert beside is not None
+                close(linear_beside(layer, x, beside)[..., 96:], metric(x, task=task))
+    metric.register_forward_hook(lambda *_: None)
+    assert metric.beside("birds") is None, "so that the hook is called"
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 B batch, M tokens, C channels, H heads, G heads of keys and values, D channels of a head.
 """
 
+from dataclasses import replace
+
 import torch
 from timm.layers.attention import Attention, AttentionRope
 from timm.models.eva import EvaAttention
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.backbone.attention import Mixed, Place, mix
 from pipeline.backbone.hosts.feed_forward import idle
-from pipeline.backbone.packed_linear import linear
+from pipeline.backbone.packed_linear import can_pack, linear, linear_beside
 
 TimmAttention = Attention | AttentionRope | EvaAttention
 KNOWN = (Attention, AttentionRope, EvaAttention)
@@ -32,7 +34,7 @@ def parts_of_attention(attn: nn.Module) -> list[nn.Module]:
 
 def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = None) -> tuple[Tensor, Mixed]:
     """The module's output [B, M, C] for x [B, M, C], plus `plus`, and what led to it."""
-    q, k, v, packed = _projected(attn, x)
+    q, k, v, packed, beside = _projected(attn, x, place)
     if not (isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)):
         packed = None
     q, k = attn.q_norm(q), attn.k_norm(k)
@@ -41,6 +43,7 @@ def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = N
         k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
     dropout = attn.attn_drop.p if attn.training else 0.0
     mixed = mix(q, k, v, place, scale=attn.scale, dropout=dropout, packed=packed)
+    mixed = mixed if beside is None else replace(mixed, beside=beside)
     output = attn.norm(mixed.output.transpose(1, 2).flatten(2))
     if attn.gate is not None:
         output = output * attn.gate(x).sigmoid()
@@ -50,26 +53,32 @@ def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = N
     return output if plus is None else plus + output, mixed
 
 
-def _projected(attn: TimmAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Queries [B, H, M, D], keys and values [B, G, M, D], and the tensor [3, B, H, M, D] in which they lie
-    where they lie in one."""
+def _projected(
+    attn: TimmAttention, x: Tensor, place: Place
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Queries [B, H, M, D], keys and values [B, G, M, D]; the tensor [3, B, H, M, D] in which they lie where
+    they lie in one; and what `place` has beside them, where it is computed with them."""
     if attn.qkv is None:
         q, k, v = (
             linear(attn.get_submodule(name), x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        return q, k, v, None
-    packed = _qkv(attn, x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v, None, None
+    qkv, beside = _qkv(attn, x, place)
+    packed = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k, v = packed.unbind(0)
-    return q, k, v, packed
+    return q, k, v, packed, beside
 
 
-def _qkv(attn: TimmAttention, x: Tensor) -> Tensor:
-    """[B, M, 3 H D]. EVA has a bias of queries and values alone."""
+def _qkv(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
+    """[B, M, 3 H D], and what `place` has beside it. EVA has a bias of queries and values alone."""
     qkv = attn.qkv
     assert qkv is not None
     if not isinstance(attn, EvaAttention) or attn.q_bias is None:
-        return linear(qkv, x)
+        if place.beside is None or torch.compiler.is_compiling() or not can_pack(qkv, x):
+            return linear(qkv, x), None
+        both = linear_beside(qkv, x, place.beside)
+        return both[..., : qkv.out_features], both[..., qkv.out_features :]
     assert attn.k_bias is not None and attn.v_bias is not None
     bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-    return qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, qkv.weight, bias)
+    return (qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, qkv.weight, bias)), None

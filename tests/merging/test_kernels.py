@@ -1,0 +1,86 @@
+"""What a hard merge costs in inference: the number of kernels, and that nothing of it changes values."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import images, tiny_vit
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.merging.apply import apply
+from pipeline.merging.rows import blended
+from pipeline.token_state import Assignment, TokenState
+
+VIEWS = (
+    *("view", "_unsafe_view", "expand", "transpose", "permute", "slice", "select", "unbind", "detach"),
+    *("as_strided", "t", "unsqueeze", "split", "alias", "squeeze", "promote_types"),
+)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that compute or copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name not in VIEWS:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def kernels(policy, reduction, dtype):
+    model, x = tiny_vit(policy, reduction=reduction).eval(), images()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with Kernels() as counter:
+            model(x)
+    return counter.counts
+
+
+@pytest.mark.parametrize(("policy", "most"), [("tome", 26), ("dtem", 26)])
+def test_a_merge_takes_few_kernels(policy, most):
+    merged = kernels(policy, [4, 4, 4], torch.float32)
+    added = merged - kernels(policy, [4, 0, 4], torch.float32)
+    assert 10 < added.total() <= most, added
+    assert added["sort"] <= 2 and added["cat"] <= 1 and added["arange"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "dtype", "most"), [("tome", torch.float32, 40), ("dtem", torch.bfloat16, 56)]
+)
+def test_a_block_with_a_merge_takes_few_kernels(policy, dtype, most):
+    assert kernels(policy, [4, 4, 4], dtype).total() <= 3 * most
+
+
+def test_sizes_cost_a_bfloat16_attention_on_a_cpu_no_copies_of_queries_and_keys():
+    counts = kernels("tome", [4, 4, 4], torch.bfloat16)
+    assert counts["constant_pad_nd"] == 0 and counts["_scaled_dot_product_flash_attention_for_cpu"] == 3
+
+
+def test_rows_that_draw_on_several_others_draw_from_where_they_were():
+    own, values = torch.randn(2, 3, 5).double(), torch.randn(2, 4, 5).double()
+    to, rows = torch.tensor([[1, 1], [3, 5]]), torch.tensor([[0, 2], [7, 4]])
+    part = torch.rand(2, 2).double()
+    wanted = own.flatten(0, 1).clone()
+    for slot, row, share in zip(to.flatten(), rows.flatten(), part.flatten(), strict=True):
+        wanted[slot] += share * (values.flatten(0, 1)[row] - own.flatten(0, 1)[slot])
+    torch.testing.assert_close(blended(own.clone(), to, values, rows, part).flatten(0, 1), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weighed", [False, True], ids=["by size", "by weight"])
+def test_a_merge_is_the_same_with_and_without_gradients(dtype, weighed):
+    torch.manual_seed(0)
+    state = TokenState.start(torch.randn(2, 10, 5).to(dtype), (3, 3), 1)
+    state = replace(state, size=torch.rand_like(state.size) + 0.5)
+    keep, source = torch.tensor([[0, 2, 4, 5, 7, 9]] * 2), torch.tensor([[1, 3, 6, 8]] * 2)
+    options = {"weight": torch.rand_like(state.size) + 0.1} if weighed else {}
+    merge = Assignment.of(keep, source, torch.tensor([[1, 1, 1, 3]] * 2), 10, **options)
+    learning = replace(state, tokens=state.tokens.clone().requires_grad_())
+    found, wanted = apply(state, merge), apply(learning, merge)
+    rounding = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
+    torch.testing.assert_close(found.tokens, wanted.tokens.detach(), atol=rounding, rtol=rounding)
+    assert found.tokens.dtype == dtype and torch.equal(found.size, wanted.size)
