@@ -159,7 +159,12 @@ TABLE = (
         "--compile on --batches 1,4,16 --policies dtem",
         "--compile none --repeats 2 --batches 1",
     ),
-    Row("training_step_cpu", "training_step.py", short="--repeats 2 --batches 4", peers=("dtem",)),
+    Row(
+        "training_step_cpu",
+        "training_step.py",
+        short="--repeats 2 --batches 4 --what default,merge_cost",
+        peers=("dtem",),
+    ),
     Row("soft_assignment_cpu", "soft_assignment.py", short="--repeats 3 --batches 8", peers=("dtem",)),
     Row("unmerge_cpu", "unmerge.py", short="--repeats 2 --batches 1 --within 0.5"),
     Row(
