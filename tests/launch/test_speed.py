@@ -114,7 +114,8 @@ def test_what_pays_is_stated_in_an_export_and_measured_by_bench_alone(trained, d
     auto = ("--task", "digits", "--reduction", "auto:2@1")
     said = dtem("export", trained, *auto, "--out", tmp_path / "out")
     card = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert set(card["schedule"]) <= {0, 2} and f"{card['schedule']}" in said
+    schedule = card["merging"]["schedule"]
+    assert set(schedule) <= {0, 2} and f"{schedule}" in said
     assert "is measured on a device" in dtem("evaluate", trained, *auto, code=2)
     assert "none of auto, auto:R" in dtem(
         "export", trained, "--reduction", "auto:x", "--out", tmp_path, code=2
