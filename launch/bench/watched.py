@@ -16,13 +16,17 @@ KERNELS = {
     "_scaled_dot_product_efficient_attention": "memory-efficient",
     "_scaled_dot_product_cudnn_attention": "cuDNN",
     "_scaled_dot_product_attention_math": "math",
+    "attend_by_weight": "Triton",
+    "flex_attention": "flex",
 }
-"""torch's operations of attention -> what they are called."""
+"""Operations of attention, torch's and ours -> what they are called."""
 MATH = "math"
 
 
 class Watched(TorchDispatchMode):
     """A context that notes what runs in it, where it is not compiled."""
+
+    supports_higher_order_operators = True  # as flex_attention is
 
     def __init__(self) -> None:
         super().__init__()

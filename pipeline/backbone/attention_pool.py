@@ -4,7 +4,7 @@ and each counts as often as it has patches. B batch, M tokens, C channels."""
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-from pipeline.backbone.attention import log_size
+from pipeline.backbone.key_weights import log_size
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.token_state import TokenState
