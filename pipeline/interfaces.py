@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pipeline.coded import Coded
 from pipeline.errors import ConfigError
 from pipeline.parts import BALANCE, BASE, HEAD, METRIC
 from pipeline.pixels import Normalisation
@@ -45,7 +46,8 @@ class Batch:
     images [B, 3, H, W]: uint8 from a stream; after `to` float32 and normalised, as models read them. targets:
     the task's own dataclass of tensors. keys [B]: names of the images' samples. normalisation: applied by
     `to`; None where it is done. views: number of images of each sample, which are neighbours and have a
-    target each, so that `unflatten(0, (-1, views))` is [samples, views, ...].
+    target each, so that `unflatten(0, (-1, views))` is [samples, views, ...]. coded: images that `to` decodes
+    on the device, which `images` is without until then.
     """
 
     task: str
@@ -54,13 +56,28 @@ class Batch:
     keys: tuple[str, ...] = ()
     normalisation: Normalisation | None = None
     views: int = 1
+    coded: Coded | None = None
+
+    @property
+    def num_images(self) -> int:
+        """The number of images, coded or not."""
+        return len(self.images) + (len(self.coded.places) if self.coded else 0)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on the device, with normalised images."""
-        moved: Batch = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), self)
+        """The batch on the device, with normalised images. Raises SampleError for coded images that do not
+        decode."""
+        batch = self.decoded(device)
+        moved: Batch = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
         if moved.normalisation is None:
             return moved
         return replace(moved, images=moved.normalisation(moved.images), normalisation=None)
+
+    def decoded(self, device: torch.device | str) -> "Batch":
+        """The batch with all of its images, uint8: on the device, where some were coded. Raises SampleError
+        for those that do not decode."""
+        if self.coded is None:
+            return self
+        return replace(self, images=self.coded.among(self.images, torch.device(device)), coded=None)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

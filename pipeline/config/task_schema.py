@@ -71,6 +71,9 @@ class DataConfig:
     start_workers: Literal["auto", "fork", "forkserver", "spawn"] = "auto"
     """How worker processes start: as copies of this one, of a server that holds nothing else, or anew. auto:
     `fork`, and `forkserver` where this process uses CUDA."""
+    decode: Literal["worker", "cuda"] = "worker"
+    """Where JPEGs of training are decoded, cropped and flipped: `worker`, or `cuda`, the GPU that trains
+    (nvJPEG), by the same draws. Evaluation and other images decode in workers."""
     shuffle_shards: int = 8
     """Shards whose samples are mixed at a time; with lanes, over all of them, and one shard of each at
     least."""
@@ -152,6 +155,7 @@ class DataConfig:
         )
         are_sides = self.img_size is None or are_pixels(self.img_size)
         require(are_sides, f"data.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side")
+        self._check_decode()
         pad = self.augment.pad
         if (given := self.augment.cutmix_minmax) is not None and self.img_size is not None:
             smallest = min(self.size)
@@ -162,6 +166,18 @@ class DataConfig:
             )
         fits = pad == 0 or self.img_size is None or pad < min(self.size)
         require(fits, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
+
+    def _check_decode(self) -> None:
+        if self.decode != "cuda":
+            return
+        augment, cuda = self.augment, "data.decode is 'cuda', so workers have no pixels"
+        require(augment.pad == 0, f"{cuda} for data.augment.pad; leave pad out, or give data.decode='worker'")
+        colours = {name: getattr(augment, name) for name in ("rand_augment", "color_jitter", "grayscale")}
+        changed = ", ".join(f"data.augment.{name}" for name, value in colours.items() if value)
+        require(
+            augment.on_device or not changed,
+            f"{cuda} for {changed}; give data.augment.on_device=True, or data.decode='worker'",
+        )
 
     @property
     def size(self) -> tuple[int, int]:

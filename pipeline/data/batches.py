@@ -8,10 +8,12 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from pipeline.changes.changes import Changes
+from pipeline.coded import Coded
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.draws import drawing
 from pipeline.data.augment.images import eraser
@@ -93,6 +95,12 @@ class BatchReader(Dataset[Loaded]):
     def __reduce__(self) -> tuple[Callable[..., "BatchReader"], tuple[Any, ...]]:
         return _made_anew, (*self._made_of, type(self._schema), self.notes, self._reader.disturbances)
 
+    def decoding_here(self) -> "BatchReader":
+        """The same reader, whose images are all decoded by the process that reads them."""
+        ((task, config, manifest), how), kind = self._made_of, type(self._schema)
+        own = task, replace(config, decode="worker"), manifest
+        return _made_anew(own, how, kind, self.notes, self._reader.disturbances)
+
     def __getitem__(self, share: Share) -> Loaded:
         self._reader.start_clock()
         if self._reader.remote:
@@ -151,9 +159,7 @@ class BatchReader(Dataset[Loaded]):
         except (SampleError, OSError) as err:
             return BadSample(0, shard, key, str(err))
 
-    def _view(
-        self, number: int, key: str, address: tuple[int | str, ...], image: Tensor, target: Any
-    ) -> Sample:
+    def _view(self, number: int, key: str, address: tuple[int | str, ...], image: Any, target: Any) -> Sample:
         """One view of a decoded sample. The first view has the same draws as with `views` 1."""
         assert self._seed is not None, "evaluation draws nothing"
         if number:
@@ -182,12 +188,18 @@ class BatchReader(Dataset[Loaded]):
     def _collate(self, views: Sequence[Sample]) -> Batch:
         """The batch of these views; those of one sample are neighbours."""
         # a worker's batch is made in the memory that it shares with the process that trains
-        images = default_collate([view.image for view in views])
+        decoded = [view.image for view in views if isinstance(view.image, Tensor)]
+        images = (
+            default_collate(decoded)
+            if decoded
+            else torch.empty((0, *views[0].image.shape), dtype=torch.uint8)
+        )
         targets = self._schema.targets([view.target for view in views])
         keys = tuple(view.key for view in views)
         changes = Changes.of([view.changes for view in views])
         normalisation = replace(self._normalisation, noise=self._noise(views), changes=changes)
-        return Batch(self._task, images, targets, keys, normalisation, self._views)
+        coded = Coded.of([view.image for view in views], keys)
+        return Batch(self._task, images, targets, keys, normalisation, self._views, coded)
 
     def _noise(self, views: Sequence[Sample]) -> Noise | None:
         """Noise of random erasing for each image; None where nothing is erased."""

@@ -4,6 +4,9 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
 
 import pipeline.data.samples  # noqa: F401 - fills the registry
 from pipeline.config.schema import DataConfig
@@ -11,7 +14,7 @@ from pipeline.data.batches import BatchReader
 from pipeline.data.eval_loader import EvalLoader
 from pipeline.data.lanes import Share
 from pipeline.data.loading import loaded_by_workers
-from pipeline.data.quarantine import Quarantine
+from pipeline.data.quarantine import Loaded, Quarantine
 from pipeline.data.samples.class_names import Labels, agreed, tell_renumbered
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.held_out import find_split, refuse_training_shards, training_shards
@@ -34,6 +37,7 @@ class TrainStream:
     and G = b * world_size. Rank `rank` has b of them, by lane (lanes.py). Each sample is there as `views`
     images. num_samples: of one epoch.
 
+    device: that decodes, with data.decode `cuda`; None: `Batch.to` does, where a bad body is an error.
     stopping: asked while a batch is waited for; once it says so, the wait ends with StopAsked.
     bad_samples, bad_shards: number of samples that this process could not use, in all and per shard.
     shortened_samples: number of samples that lost a part to fit, for instance the end of a caption.
@@ -50,6 +54,8 @@ class TrainStream:
     ):
         self.num_samples, self.num_shards = reader.order.num_samples, len(manifest.shards)
         self.stopping: Callable[[], bool] = never
+        self.device: torch.device | None = None
+        self._decodes_here: BatchReader | None = None
         self.classes, self.gives = reader.classes, reader.gives
         self._reader, self._config = reader, config
         self._quarantine = Quarantine(config.max_bad_samples)
@@ -84,14 +90,27 @@ class TrainStream:
     def __iter__(self) -> Iterator[Batch]:
         config = self._config
         for loaded in loaded_by_workers(self._reader, self._shares(), config, self.stopping):
-            batch = self._quarantine.checked_batch(loaded)
+            batch = self._quarantine.checked_batch(self._decoded(loaded))
             images = self._batch * config.views
-            assert batch is not None and len(batch.images) == images, (
+            assert batch is not None and batch.num_images == images, (
                 "losses over ranks need batches of one size"
             )
             # counted before the yield, so that a state saved while the batch is used includes it
             self._samples += self._global
             yield batch
+
+    def _decoded(self, loaded: Loaded) -> Loaded:
+        """What a worker loaded, with its coded images decoded. Where one of these does not decode, the batch
+        is made anew by this process, so that a bad sample is replaced and counted as any other is."""
+        if loaded.batch is None or self.device is None:
+            return loaded
+        try:
+            return replace(loaded, batch=loaded.batch.decoded(self.device))
+        except SampleError as err:
+            log.warning("task '%s': %s; this batch is decoded by the CPU", loaded.batch.task, err)
+        if self._decodes_here is None:
+            self._decodes_here = self._reader.decoding_here()
+        return self._decodes_here[Share(self._samples, self._global, self._part)]
 
     def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
         """Puts a fault into the reading of shards, see SampleReader.disturbances. Before `iter`."""
@@ -188,6 +207,8 @@ def _reader(
 ) -> tuple[BatchReader, Manifest]:
     """Reader and manifest of a split. seed None: for evaluation. classes: see build_eval_loader. checked: see
     load_manifest. step: see BatchReader."""
+    if seed is None:
+        config = replace(config, decode="worker")
     where, manifest = find_split(task_name, config, split, checked=checked)
     schema = DATASETS.build(config.schema, config, manifest)
     if lacks := schema.missing(manifest.schema):

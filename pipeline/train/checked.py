@@ -12,9 +12,10 @@ from pipeline.backbone.weights.preprocessing import complete_data
 from pipeline.config.schema import RunConfig
 from pipeline.data.stream import EvalLoader, TrainStream, build_eval_loader, build_stream, evaluated_split
 from pipeline.engine import check_engine, divides_weights
+from pipeline.engine.launched import cuda
 from pipeline.engine.optimizers import complete_optimizer
 from pipeline.errors import ConfigError, SampleError, StorageError
-from pipeline.plan.facts import ModelFacts
+from pipeline.plan.facts import ModelFacts, fed_tasks
 from pipeline.plan.resolve import resolve
 from pipeline.train.ema import check_ema
 from pipeline.train.steps import build_procedure
@@ -36,11 +37,21 @@ def completed(config: RunConfig, world_size: int) -> tuple[RunConfig, ModelFacts
 
 def refusals(config: RunConfig, world_size: int) -> Iterator[ConfigError]:
     """Why this machine cannot train the configuration: engine, trackers."""
-    for check in (partial(check_engine, ranks=world_size), check_trackers):
+    for check in (partial(check_engine, ranks=world_size), check_trackers, check_decode):
         try:
             check(config)
         except ConfigError as err:
             yield err
+
+
+def check_decode(config: RunConfig) -> None:
+    """Raises ConfigError where a task's images are to be decoded by a GPU, and there is none."""
+    asked = [name for name, task in fed_tasks(config).items() if task.data.decode == "cuda"]
+    if asked and not cuda():
+        raise ConfigError(
+            f"tasks.{asked[0]}.data.decode is 'cuda', and this machine has no GPU that torch can use; give "
+            "data.decode='worker'"
+        )
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ def _train(run: Run) -> None:
             reporter.say(line)
         for source in (*run.streams.values(), *run.loaders.values()):
             source.stopping = run.meeting.stopping
+        for stream in run.streams.values():
+            stream.device = run.engine.device
         # kept until the workers are killed: one that hangs would be waited for when its iterator goes
         run.open = {name: iter(stream) for name, stream in run.streams.items()}
         sums, watch = MetricSums(only_finite=True), Stopwatch()

@@ -75,6 +75,7 @@ def test_the_check_says_no_where_data_or_classes_do_not_fit(digits, dtem, tmp_pa
     "options",
     [
         ["log.trackers=['nothere']"],
+        ["tasks.digits.data.decode=cuda", "tasks.digits.data.augment.pad=0"],
         ["tasks.digits.data.lanes=500"],
         ["tasks.digits.data.val={val}", "tasks.digits.data.train={val}"],
         ["optim.type=muon", "engine.type=deepspeed"],

@@ -15,8 +15,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from pipeline.coded import Framed, Jpeg
 from pipeline.config.schema import AugmentConfig, ImgSize, height_width
 from pipeline.data.augment.policies import jitter_strengths, policy_of, train_interpolation
+from pipeline.framing import Framing, Window, flipped
 from pipeline.pixels import Patch
 
 Transform = Callable[[Tensor], Tensor]
@@ -31,23 +33,44 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
 
     timm leaves the jitter out under RandAugment; here it is off unless it is asked for.
     """
-    size = height_width(img_size)
+    size, draw_flips = height_width(img_size), flips(config)
     crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
-    hflip = 0.5 if config.hflip is None else config.hflip
     # those on the device are drawn by draws.py
     colours = [] if config.on_device else _colours(config, min(size))
 
     def transform(image: Tensor) -> Tensor:
-        image = crop(image)
-        if random.random() < hflip:
-            image = image.flip(-1)
-        if config.vflip and random.random() < config.vflip:
-            image = image.flip(-2)
+        image = flipped(crop(image), *draw_flips())
         for change in colours:
             image = change(image)
         return image
 
     return transform
+
+
+def train_way(config: AugmentConfig, img_size: ImgSize) -> Callable[[Tensor | Jpeg], Tensor | Framed]:
+    """`train_transform`, also of files that the device decodes: these are framed, by the same draws. Colours
+    and padding do not go with files (DataConfig)."""
+    size, draw_flips = height_width(img_size), flips(config)
+    transform, draw_window = train_transform(config, img_size), windows(config, size)
+
+    def way(image: Tensor | Jpeg) -> Tensor | Framed:
+        if isinstance(image, Tensor):
+            return transform(image)
+        window = draw_window(image.height, image.width)
+        return Framed(image, Framing(window, *draw_flips()))
+
+    return way
+
+
+def flips(config: AugmentConfig) -> Callable[[], tuple[bool, bool]]:
+    """Draws whether an image is mirrored, and whether it is upside down."""
+    hflip = 0.5 if config.hflip is None else config.hflip
+
+    def draw() -> tuple[bool, bool]:
+        mirrored = random.random() < hflip
+        return mirrored, bool(config.vflip) and random.random() < config.vflip
+
+    return draw
 
 
 def draws_anything(config: AugmentConfig) -> bool:
@@ -93,28 +116,28 @@ def pad_crop(pad: int, size: tuple[int, int]) -> Transform:
 
 def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Transform:
     """A random area and aspect, resized to (height, width)."""
+    draw = windows(config, size)
+    return lambda image: draw(*image.shape[-2:])(image)
+
+
+def windows(config: AugmentConfig, size: tuple[int, int]) -> Callable[[int, int], Window]:
+    """Draws the window of a picture of (height, width) pixels: a random area and aspect."""
     given = train_interpolation(config)
-    modes = [F.InterpolationMode(mode) for mode in (INTERPOLATIONS if given == "random" else (given,))]
+    modes = INTERPOLATIONS if given == "random" else (given,)
 
-    def transform(image: Tensor) -> Tensor:
-        if config.crop_scale == (1, 1):
-            interpolation = random.choice(modes) if len(modes) > 1 else modes[0]
-            return F.resize(image, list(size), interpolation=interpolation, antialias=True)
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(
-            image, config.crop_scale, config.crop_ratio
-        )
+    def draw(high: int, wide: int) -> Window:
+        top, left, height, width = 0, 0, high, wide
+        if config.crop_scale != (1, 1):
+            # timm asks for nothing but the size
+            picture = torch.empty((3, high, wide), dtype=torch.uint8, device="meta")
+            top, left, height, width = RandomResizedCropAndInterpolation.get_params(
+                picture, config.crop_scale, config.crop_ratio
+            )
         interpolation = random.choice(modes) if len(modes) > 1 else modes[0]
-        height, width = max(1, height), max(1, width)  # of an image of one pixel, the area may round to none
-        window = as_stored(F.crop(image, top, left, height, width))
-        return F.resize(window, list(size), interpolation=interpolation, antialias=True)
+        # of an image of one pixel, the area may round to none
+        return Window(top, left, max(1, height), max(1, width), size, interpolation)
 
-    return transform
-
-
-def as_stored(window: Tensor) -> Tensor:
-    """The window [3, H, W] of an image in memory of its own, with the colours of a pixel side by side, as
-    decoders give them. torchvision resizes it in two thirds of the time, to the same pixels."""
-    return window.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return draw
 
 
 def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.InterpolationMode) -> Tensor:

@@ -15,11 +15,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.config.schema import AugmentConfig, DataConfig
-from pipeline.data.augment.images import Transform, as_stored
+from pipeline.data.augment.images import Transform
 from pipeline.data.augment.photometric import distort
 from pipeline.data.members.decode import MAX_PIXELS
 from pipeline.data.members.masks import IGNORED, label_counts
 from pipeline.errors import SampleError
+from pipeline.framing import as_stored
 
 Window = tuple[int, int, int, int]
 """top, left, height, width in the stored image."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pipeline.coded import Framed, Jpeg
 from pipeline.config.schema import DataConfig
-from pipeline.data.augment.images import eval_transform, train_transform
-from pipeline.data.members.decode import IMAGES, decode_captions, decode_image, decode_text
+from pipeline.data.augment.images import eval_transform, train_way
+from pipeline.data.members.decode import IMAGES, decode_captions, decode_text
+from pipeline.data.members.jpeg import image_reader
 from pipeline.data.samples.protocol import DATASETS, MIXING, image_and, lacking, refuse_unused
 from pipeline.data.samples.text import TOKENIZERS, build_tokenizer
 from pipeline.data.shards.manifest import Manifest
@@ -55,8 +57,8 @@ class Captioning:
             self.reads = (*IMAGES, "json")
         self._tokenizer = build_tokenizer(config.tokenizer)
         unflipped = replace(config.augment, hflip=config.augment.hflip or 0.0)
-        self._upright = config.exif_rotation
-        self._train = train_transform(unflipped, config.size)
+        self._read = image_reader(config.decode, config.exif_rotation)
+        self._train = train_way(unflipped, config.size)
         self._evaluate = eval_transform(config.augment, config.size)
 
     def missing(self, schema: Sequence[str]) -> str:
@@ -67,15 +69,15 @@ class Captioning:
         )
         return " and ".join(lacking(schema, "json", told))
 
-    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, tuple[str, ...]]:
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg, tuple[str, ...]]:
         own = "txt" if self._field is None and "txt" in members else "json"
         image, captions = image_and(own, members, "captioning", self.missing)
         texts = (
             decode_text(captions) if own == "txt" else decode_captions(captions, self._field or "captions")
         )
-        return decode_image(image, upright=self._upright), texts
+        return self._read(image), texts
 
-    def train(self, image: Tensor, target: tuple[str, ...]) -> tuple[Tensor, Caption]:
+    def train(self, image: Tensor | Jpeg, target: tuple[str, ...]) -> tuple[Tensor | Framed, Caption]:
         caption = self._caption(random.choice(target))  # before the image, whose draws depend on its shape
         return self._train(image), caption
 

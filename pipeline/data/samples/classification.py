@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pipeline.coded import Framed, Jpeg
 from pipeline.config.schema import DataConfig
-from pipeline.data.augment.images import draws_anything, eval_transform, train_transform
-from pipeline.data.members.decode import IMAGES, decode_class, decode_image
+from pipeline.data.augment.images import draws_anything, eval_transform, train_way
+from pipeline.data.members.decode import IMAGES, decode_class
+from pipeline.data.members.jpeg import image_reader
 from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
 from pipeline.data.shards.manifest import Manifest
@@ -29,20 +31,18 @@ class Classification:
         refuse_equal_views(config)
         labels = labels or Labels.as_stored(manifest.classes)
         self.classes, self._numbers = labels.names, labels.numbers
-        self._upright = config.exif_rotation
-        self._train = train_transform(config.augment, config.size)
+        self._read = image_reader(config.decode, config.exif_rotation)
+        self._train = train_way(config.augment, config.size)
         self._evaluate = eval_transform(config.augment, config.size)
 
     def missing(self, schema: Sequence[str]) -> str:
         return " and ".join(lacking(schema, "cls"))
 
-    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, int]:
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg, int]:
         image, label = image_and("cls", members, "classification", self.missing)
-        return decode_image(image, upright=self._upright), self._numbers[
-            decode_class(label, len(self._numbers))
-        ]
+        return self._read(image), self._numbers[decode_class(label, len(self._numbers))]
 
-    def train(self, image: Tensor, target: int) -> tuple[Tensor, int]:
+    def train(self, image: Tensor | Jpeg, target: int) -> tuple[Tensor | Framed, int]:
         return self._train(image), target
 
     def evaluate(self, image: Tensor, target: int) -> tuple[Tensor, int]:

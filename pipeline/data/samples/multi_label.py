@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pipeline.coded import Framed, Jpeg
 from pipeline.config.schema import DataConfig
-from pipeline.data.augment.images import eval_transform, train_transform
-from pipeline.data.members.decode import IMAGES, decode_image
+from pipeline.data.augment.images import eval_transform, train_way
+from pipeline.data.members.decode import IMAGES
+from pipeline.data.members.jpeg import image_reader
 from pipeline.data.members.labels import decode_labels, numbers_of
 from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.classification import UNUSED, refuse_equal_views
@@ -34,8 +36,8 @@ class MultiLabel:
         self.classes, self._numbers = labels.names, labels.numbers
         self._places = {name: number for number, name in enumerate(stored)}
         self._field = config.label_field
-        self._upright = config.exif_rotation
-        self._train = train_transform(config.augment, config.size)
+        self._read = image_reader(config.decode, config.exif_rotation)
+        self._train = train_way(config.augment, config.size)
         self._evaluate = eval_transform(config.augment, config.size)
 
     def missing(self, schema: Sequence[str]) -> str:
@@ -46,13 +48,13 @@ class MultiLabel:
             )
         return " and ".join(lacks)
 
-    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, tuple[int, ...]]:
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg, tuple[int, ...]]:
         image, data = image_and(MEMBER, members, "multi_label", self.missing)
         stored = numbers_of(decode_labels(data, self._field), self._places, len(self._numbers))
         numbers = tuple(self._numbers[number] for number in stored)
-        return decode_image(image, upright=self._upright), numbers
+        return self._read(image), numbers
 
-    def train(self, image: Tensor, target: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    def train(self, image: Tensor | Jpeg, target: tuple[int, ...]) -> tuple[Tensor | Framed, tuple[int, ...]]:
         return self._train(image), target
 
     def evaluate(self, image: Tensor, target: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

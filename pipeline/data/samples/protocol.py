@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pipeline.changes.changes import Change
+from pipeline.coded import Framed
 from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.data.members.decode import IMAGES
 from pipeline.errors import ConfigError, SampleError
@@ -18,13 +19,13 @@ from pipeline.registry import Registry
 class Sample:
     """A sample, or one of its views, ready for a batch.
 
-    image: uint8 [3, H, W]. target: in the form that the schema's `targets` takes. address: key of its random
-    draws. changes: of the image, on the device.
+    image: uint8 [3, H, W], or what the device makes that of. target: in the form that the schema's `targets`
+    takes. address: key of its random draws. changes: of the image, on the device.
     """
 
     key: str
     address: tuple[int | str, ...]
-    image: Tensor
+    image: Tensor | Framed
     target: Any
     changes: tuple[Change, ...] = ()
 
@@ -47,13 +48,14 @@ class DatasetSchema(Protocol):
         """Members that a set with these member suffixes lacks for this schema, in words; empty for none."""
         ...
 
-    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor, Any]:
-        """(image, target) of one sample. Raises SampleError."""
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Any, Any]:
+        """(image, target) of one sample. image: a tensor, or with data.decode `cuda` perhaps a Jpeg. Raises
+        SampleError."""
         ...
 
-    def train(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
+    def train(self, image: Any, target: Any) -> tuple[Any, Any]:
         """(image, target) of a view, changed by draws from the global CPU generators; image uint8
-        [3, *img_size].
+        [3, *img_size], and of a Jpeg a Framed.
 
         Called once per view, so the arguments must not be changed.
         """

@@ -31,7 +31,7 @@ class Segmentation:
     reads = (*IMAGES, MASK)
 
     def __init__(self, config: DataConfig, manifest: Manifest, *, labels: Labels | None = None):
-        refuse_unused(config, UNUSED)
+        refuse_unused(config, UNUSED, own=("tokenizer", "caption_field", "label_field", "decode"))
         labels = labels or Labels.as_stored(manifest.mask_names)
         self.classes, self._numbers = labels.names, labels.numbers
         self._train = JointCrop(config)
