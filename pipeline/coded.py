@@ -103,7 +103,7 @@ class Coded:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as err:
-            raise self._failed(parts, device, str(err).splitlines()[0]) from err
+            raise self._failed(parts, device, str(err).splitlines()[0].rpartition(", ")[2]) from err
         assert isinstance(pictures, list), "one of each file"
         wrong = [
             file.key
@@ -125,7 +125,7 @@ class Coded:
                 f"none of {counted(len(parts), 'JPEG')} decodes on {device}, and a CPU decodes them: "
                 f"{reason}; give data.decode='worker', or a torchvision with nvJPEG"
             )
-        keys = [self.files[number].key for number in bad]
+        keys = list(dict.fromkeys(self.files[number].key for number in bad))
         return SampleError(f"{_named(keys)}: decode on {device} failed: {reason}")
 
 
