@@ -177,7 +177,12 @@ DOORS = {
         "pipeline/engine/optimizers.py",
         "tasks/multi_label.py",
     },
-    "torchvision": {"pipeline/data/augment/", "pipeline/data/members/decode.py"},
+    "torchvision": {
+        "pipeline/coded.py",
+        "pipeline/framing.py",
+        "pipeline/data/augment/",
+        "pipeline/data/members/decode.py",
+    },
     "mmengine": {"pipeline/config/python_files.py", "tasks/mmseg_bridge/"},
     "mmseg": {"tasks/mmseg_bridge/"},
     "mmcv": {"tasks/mmseg_bridge/"},
