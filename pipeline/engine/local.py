@@ -27,8 +27,6 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
         self._params = [parameter for group in parameter_groups for parameter in group["params"]]
         self._optimizer = build_optimizer(config.optim, parameter_groups)
         self._optimizer.create_state()
-        for parameter in self._params:
-            parameter.grad = torch.zeros_like(parameter)
 
     def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         with self.autocast():
@@ -38,10 +36,15 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
         mark_nonfinite(loss).backward()
 
     def step(self, lrs: Mapping[str, float]) -> Tensor:
+        """A parameter that no loss reached has a gradient of 0 here, as under all engines: its moments and
+        weight decay go on."""
+        for parameter in self._params:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = self._optimizer.clip(self._params, self._clip)
         self._optimizer.set_lrs(lrs)
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=False)
+        self._optimizer.zero_grad()
         return norm
 
     def copied_state(self) -> Callable[[], dict[str, Tensor]]:

@@ -16,32 +16,52 @@ class MetricSums:
     step does not hide the others."""
 
     def __init__(self, *, only_finite: bool = False) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._tables: dict[tuple[str, ...], Tensor] = {}
+        """Names that came together -> float64 [2, names]: their sums and counts. So a micro-batch costs a few
+        kernels, however many figures it has."""
         self._only_finite = only_finite
 
     def add(self, sums: Sums, prefix: str = "") -> None:
         """Adds the sums under prefix + name. The host does not wait for the device."""
-        for name, (total, count) in sums.items():
-            total = total.double()
-            count = count.to(total) if isinstance(count, Tensor) else torch.full_like(total, count)
-            pair = torch.stack([total, count])
-            if self._only_finite:
-                pair = torch.where(pair.isfinite().all(), pair, 0.0)
-            key = prefix + name
-            self._sums[key] = self._sums[key] + pair if key in self._sums else pair
+        if not sums:
+            return
+        names = tuple(prefix + name for name in sums)
+        totals, counts = zip(*sums.values(), strict=True)
+        device = totals[0].device
+        table = torch.stack([_column(totals, device), _column(counts, device)])
+        if self._only_finite:
+            table = torch.where(table.isfinite().all(dim=0), table, 0.0)
+        self._tables[names] = self._tables[names] + table if names in self._tables else table
 
     def reduce(self, ranks: Ranks) -> dict[str, tuple[float, float]]:
         """Maps a name to (sum, count) over all ranks, and forgets them. Costs one sum over ranks and one
         read. Every rank calls it, and has added the same names."""
-        names = sorted(self._sums)
+        pairs: dict[str, Tensor] = {}
+        for together, table in self._tables.items():
+            for name, pair in zip(together, table.unbind(dim=1), strict=True):
+                pairs[name] = pairs[name] + pair if name in pairs else pair
+        self._tables = {}
+        names = sorted(pairs)
         if not names:
             return {}
-        table = torch.stack([self._sums[name] for name in names])
-        self._sums = {}
+        table = torch.stack([pairs[name] for name in names])
         return {
             name: (total, count)
             for name, (total, count) in zip(names, ranks.all_reduce(table).tolist(), strict=True)
         }
+
+
+def _column(numbers: Sequence[Tensor | float], device: torch.device) -> Tensor:
+    """float64 [N]: the N numbers, of which tensors are scalars."""
+    # filled in by the device, as the host would wait for a copy
+    filled = {
+        number: torch.full((), number, dtype=torch.float64, device=device)
+        for number in {number for number in numbers if not isinstance(number, Tensor)}
+    }
+    scalars = [number if isinstance(number, Tensor) else filled[number] for number in numbers]
+    if len({(scalar.dtype, scalar.device) for scalar in scalars}) > 1:
+        scalars = [scalar.to(device, torch.float64) for scalar in scalars]
+    return torch.stack(scalars).double()
 
 
 class TallySums:

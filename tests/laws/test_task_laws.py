@@ -9,6 +9,7 @@ from asks_nothing import AsksNothing, never_waits
 from names import owner_of
 from ranks import ONE_RANK
 from segheads import CLASSES, HEADS
+from standin import standin_config
 from tiny import IMG, RELAXED, images, tiny_vit
 from tinycoca import SPEC, TOKENIZER, captions
 
@@ -19,10 +20,13 @@ from pipeline.engine.optimizer import mark_nonfinite
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
 from pipeline.model import TASKS, MultiTaskModel
+from pipeline.modes import set_modes
 from pipeline.objectives import OBJECTIVES
 from pipeline.objectives.distill import divergence
 from pipeline.objectives.merge_cost import drawn_log_likelihood
+from pipeline.parts import TRAINED, set_trainable
 from pipeline.train.metrics import MetricSums, TallySums
+from pipeline.train.steps import build_procedure
 
 EXAMPLES = {
     "captioning": ({"model": SPEC, "tokenizer": TOKENIZER}, captions),
@@ -49,8 +53,8 @@ def stripes(num: int) -> torch.Tensor:
     return mask
 
 
-def model(*names, variant="dtem", objective="supervised", balancing="fixed", embedding="shared"):
-    backbone = tiny_vit(variant, embedding=EmbeddingSpec(embedding, names))
+def model(*names, variant="dtem", objective="supervised", balancing="fixed", embedding="shared", **options):
+    backbone = tiny_vit(variant, embedding=EmbeddingSpec(embedding, names), **options)
     tasks = {name: TASKS.build(name, backbone, **EXAMPLES[name][0]) for name in names}
     balance = BALANCING.build(balancing, dict.fromkeys(names, 1.0))
     return MultiTaskModel(backbone, tasks, OBJECTIVES.build(objective), balancing=balance)
@@ -320,3 +324,38 @@ def test_every_objective_trains_the_metric_embeddings_alone(name, variant, objec
     output.loss.backward()
     assert output.loss.isfinite() and all(parameter.grad is None for parameter in trained.tasks.parameters())
     assert all(block.metric.weight.grad.abs().max() > 0 for block in trained.backbone.blocks[:-1])
+
+
+def gradients(trained, samples, spec, checkpointing):
+    """Of a micro-batch, by name, with or without recomputed blocks."""
+    trained.backbone.grad_checkpointing = checkpointing
+    trained.zero_grad()
+    torch.manual_seed(5)  # of dropped paths and drawn outcomes
+    trained(samples, spec).loss.backward()
+    return {key: each.grad for key, each in trained.named_parameters() if each.grad is not None}
+
+
+RECOMPUTED = sorted(
+    {("classification", "dtem", objective, mode) for objective in OBJECTIVES.names() for mode in TRAINED}
+    | {
+        ("classification", variant, objective, "joint")
+        for variant in RELAXED
+        for objective in OBJECTIVES.names()
+    }
+    | {(name, "dtem", objective, "joint") for name in TASKS.names() for objective in OBJECTIVES.names()}
+)
+"""(task, variant, objective, mode)"""
+
+
+@pytest.mark.parametrize("name, variant, objective, mode", RECOMPUTED)
+def test_recomputed_blocks_have_the_same_gradients(name, variant, objective, mode):
+    """In each kind of step of the mode."""
+    trained = model(name, variant=variant, objective=objective, drop_path=0.2)
+    set_trainable(trained, mode)
+    procedure = build_procedure(standin_config(train={"mode": mode, "alternate_period": 2}))
+    for spec in {procedure.spec(step) for step in range(2)}:
+        set_modes(trained, spec.trains)
+        samples, drawn = batch(name, 2), replace(spec, draw=0.5)
+        whole, again = (gradients(trained, samples, drawn, checkpointing) for checkpointing in (False, True))
+        assert any(grad.any() for grad in whole.values())
+        torch.testing.assert_close(again, whole, atol=0, rtol=0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ranks import ThreadRanks, together
 from standin import StandinModel, standin_batch, standin_config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.engine import build_engine
 from pipeline.errors import ConfigError
@@ -199,6 +200,41 @@ def test_sums_leave_out_what_is_not_finite_only_where_asked(engine):
         sums.add({"loss": (bad, one)})
     assert lenient.reduce(engine) == {"loss": (3.0, 1.0)} and lenient.reduce(engine) == {}
     assert math.isnan(strict.reduce(engine)["loss"][0])
+
+
+def test_sums_are_those_of_each_name_whatever_comes_together(engine):
+    """In float64, whatever the dtypes: 2**24 + 1 is no float32."""
+    big, half = torch.tensor(2**24 + 1), torch.tensor(0.5)
+    sums = MetricSums(only_finite=True)
+    sums.add({"hits": (big, big), "loss": (half.bfloat16(), 3)}, "a/")
+    sums.add({"loss": (half, half * 2)}, "a/")
+    sums.add({"loss": (half * torch.nan, 1), "hits": (big, 1)}, "a/")
+    sums.add({})
+    sums.add({"loss": (half.double() / 3, 0.1)}, "b/")
+    expected = {"a/hits": (2**25 + 2.0, 2**24 + 2.0), "a/loss": (1.0, 4.0), "b/loss": (0.5 / 3, 0.1)}
+    assert sums.reduce(engine) == expected and sums.reduce(engine) == {}
+
+
+def test_a_micro_batch_has_as_many_kernels_for_many_figures_as_for_one():
+    def kernels(count):
+        figures = {str(i): (torch.tensor(float(i)), 8) for i in range(count)}
+        sums, calls = MetricSums(only_finite=True), Calls()
+        sums.add(figures)
+        with calls:
+            sums.add(figures)
+        return calls.number
+
+    assert kernels(12) == kernels(1) > 0
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += 1
+        return func(*args, **kwargs or {})
 
 
 def test_figures_of_steps_that_will_be_repeated_are_removed(tmp_path):
