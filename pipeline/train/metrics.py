@@ -26,7 +26,8 @@ class MetricSums:
         if not sums:
             return
         names = tuple(prefix + name for name in sums)
-        totals, counts = zip(*sums.values(), strict=True)
+        totals = [total for total, _ in sums.values()]
+        counts = [count for _, count in sums.values()]
         device = totals[0].device
         table = torch.stack([_column(totals, device), _column(counts, device)])
         if self._only_finite:
