@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd.function import once_differentiable
 
 
@@ -35,7 +36,8 @@ def blended(own: Tensor, to: Tensor, values: Tensor, rows: Tensor, part: Tensor)
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """A context without autocast on a type of device. Leaving it out where there is none saves time."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    on = is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def add_rows(values: Tensor, index: Tensor, rows: Tensor) -> Tensor:
