@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
+from weakref import finalize
 
 from torch.utils.data import get_worker_info
 
@@ -19,6 +20,8 @@ WARN_EVERY = 60.0
 """Seconds between warnings while a batch is waited for."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at what else may have happened during a wait."""
+LEAVE_WITHIN = 5.0
+"""Seconds that the end of a wait, or of the process, gives to a batch under way."""
 _LINE = 512
 
 
@@ -87,7 +90,8 @@ class NextInThread:
     """Context manager with a thread that takes the next item of an iterator. What it waits for may ignore
     every timeout: a worker that hangs while it hands over a batch, for instance.
 
-    At the end the thread goes when its item has come, or when the process ends.
+    At the end the thread goes when its item has come. The end waits for that, up to LEAVE_WITHIN: Python
+    aborts a process that ends while a thread is in torch's code.
     """
 
     def __init__(self, items: Iterator[Loaded]):
@@ -97,10 +101,11 @@ class NextInThread:
 
     def __enter__(self) -> "NextInThread":
         self._thread.start()
+        self._leave = finalize(self, _leave, self._closed, self._thread)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed.set()
+        self._leave()
 
     def next(self, seconds: float) -> Loaded | None:
         """The next item; None after the last one. Raises Empty after so many seconds, and what the iterator
@@ -122,11 +127,16 @@ class NextInThread:
     def _put(self, item: Loaded | BaseException | None) -> bool:
         while not self._closed.is_set():
             try:
-                self._ready.put(item, timeout=LOOK_EVERY)
+                self._ready.put(item, timeout=LOOK_EVERY / 10)
                 return True
             except Full:
                 continue
         return False
+
+
+def _leave(closed: Event, thread: Thread) -> None:
+    closed.set()
+    thread.join(LEAVE_WITHIN)
 
 
 def _too_long(seconds: float, notes: WorkerNotes) -> StorageError:
