@@ -152,7 +152,8 @@ class MergePoint:
     metric: Tensor
     """[B, M, F]"""
     probe: Tensor
-    """Zeros [B, M, C] that were added to the tokens. Their gradient is that of moving the tokens."""
+    """The tokens [B, M, C] that the merge moves, the same values. Their gradient is that of moving the
+    tokens; what unmerging remembers of them takes no part."""
     rope: Tensor | None = None
     """[B, M, ...]: what merging averages of the rotary positions that the block's attention reads, before the
     merge; None where it averages nothing of them."""

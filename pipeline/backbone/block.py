@@ -112,19 +112,21 @@ class MergingBlock(nn.Module):
         if tell is not None:
             point = self._observed(state, evidence)
             tell(point)
-            state = carry_residual(state, state.with_tokens(state.tokens + point.probe))
+            state = carry_residual(state, state.with_tokens(point.probe))
         state = merge(self.policy, evidence, state, r, relaxed=relaxed)
         return state.with_tokens(self.feed_forward(state.tokens))
 
     def _observed(self, state: TokenState, evidence: Evidence) -> MergePoint:
-        """The input of the merge, and a probe whose gradient can be taken even where the backbone is
-        frozen."""
+        """The input of the merge, and a probe: the same tokens under a name of their own, whose gradient can
+        be taken even where the backbone is frozen."""
         metric = self.policy.metric(evidence)
         if metric is None:
             raise ConfigError(
                 "merge points need a policy with a metric: give merging.policy='dtem' (or 'tome')"
             )
-        return MergePoint(state, metric, torch.zeros_like(state.tokens, requires_grad=True))
+        tokens = state.tokens
+        probe = tokens.view_as(tokens) if tokens.requires_grad else tokens.detach().requires_grad_()
+        return MergePoint(state, metric, probe)
 
 
 def _given(embedding: Tensor, tokens: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class Pass:
     """One forward pass. schedule: r of each block. keep_rate: the share of its patches that an image with
     padding keeps in a block; None: it loses r. relaxed: merge differentiably. proportional: attend by size,
     once tokens merged. taps: blocks whose states are returned. points_from: first block whose MergePoint is
-    returned; None: of none. checkpointing: recompute the blocks in the backward pass."""
+    returned, before which nothing has a gradient; None: of none. checkpointing: recompute the blocks in the
+    backward pass."""
 
     schedule: tuple[int, ...]
     keep_rate: float | None = None
@@ -104,6 +105,9 @@ def run_blocks(
         if observed:
             state = block(state, r, place, **options, tell=points.append)
             points[-1] = replace(points[-1], rope=averaged, rope_probe=probe)
+        elif how.points_from is not None:
+            with torch.no_grad():
+                state = block(state, r, place, **options)
         elif how.checkpointing and torch.is_grad_enabled():
             state = cast(TokenState, checkpoint(block, state, r, place, **options, use_reentrant=False))
         else:

@@ -166,7 +166,7 @@ class MergingViT(nn.Module):
         task: the one whose metric embedding decides, where tasks have their own.
         carried: what else travels with the tokens, prefix included.
         merge_points_from: first block whose MergePoint is returned, and those of all later blocks; -1 is the
-        last. This needs gradients enabled.
+        last. This needs gradients enabled; the blocks before it run without.
         Raises ConfigError where H or W does not divide by the patch, and for a tap or a first block that the
         backbone does not have.
         """

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
 from pipeline.merging.schedule import merged_shares
 from pipeline.objectives.objective import OBJECTIVES, Model, Objective
-from pipeline.objectives.prices import expected_cost
+from pipeline.objectives.prices import cost_with_slope
 from pipeline.parts import METRIC
 from pipeline.token_state import MergePoint
 
@@ -70,12 +70,12 @@ class MergeCost(Objective):
         schedule: Sequence[int],
         patches: int,
     ) -> Tensor:
-        """Mean cost over the blocks of `points`, of which `first` is the first; a scalar, differentiable in
-        the metrics alone.
+        """Mean cost over the blocks of `points`, of which `first` is the first; a scalar, differentiable
+        once, in the metrics alone.
 
-        These blocks did not merge. likelihood: that of drawn outcomes, `drawn_log_likelihood` or
-        `drawn_projection`. schedule: r of each block of the model. patches: their number before its first
-        block.
+        These blocks did not merge. Of the work for a block only the gradient in its metric is kept.
+        likelihood: that of drawn outcomes, `drawn_log_likelihood` or `drawn_projection`. schedule: r of each
+        block of the model. patches: their number before its first block.
         """
         later = [
             (point.rope, point.rope_probe)
@@ -88,7 +88,7 @@ class MergeCost(Objective):
         merged = self.pairs == "merged"
         shares = merged_shares(schedule, patches) if merged else [None] * len(schedule)
         costs = [
-            expected_cost(point, grads[i], self.temperature, shares[first + i], positions[i:])
+            cost_with_slope(point, grads[i], self.temperature, shares[first + i], positions[i:])
             for i, point in enumerate(points)
         ]
         return torch.stack(costs).mean()

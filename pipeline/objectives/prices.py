@@ -12,9 +12,12 @@ and one backward pass through the unmerged model prices all pairs of all blocks.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pipeline.merging.matching import Split, parity_split, similarity
 from pipeline.token_state import MergePoint, widened
@@ -67,6 +70,33 @@ def expected_cost(
             r = round(share * (state.num_active - state.num_prefix))
             cost = _cost_of_merged(costs, scores, temperature, r)
         return cost / costs.mean().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def cost_with_slope(point: MergePoint, grad: Tensor, *options: Any) -> Tensor:
+    """`expected_cost`, whose gradient in the metric is taken at once: nothing else of the work is kept for
+    the backward pass, so that the [B, Na, Nb] of several blocks never live together. Differentiable once."""
+    if not point.metric.requires_grad:
+        return expected_cost(point, grad, *options)
+    metric = widened(point.metric.detach()).requires_grad_()
+    cost = expected_cost(replace(point, metric=metric), grad, *options)
+    (slope,) = torch.autograd.grad(cost, metric)
+    return _Sloped.apply(point.metric, cost.detach(), slope)  # pyright: ignore[reportReturnType]
+
+
+class _Sloped(torch.autograd.Function):
+    """A value whose gradient in the metric [B, M, F] is known."""
+
+    @staticmethod
+    def forward(ctx: Any, metric: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.dtype = metric.dtype
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (slope,) = ctx.saved_tensors
+        return (grad * slope).to(ctx.dtype), None, None
 
 
 def _channels(parts: Sequence[Tensor]) -> Tensor:

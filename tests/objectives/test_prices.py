@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.merging.matching import Split, match, similarity
 from pipeline.objectives.merge_cost import drawn_projection
-from pipeline.objectives.prices import expected_cost, pair_costs
+from pipeline.objectives.prices import cost_with_slope, expected_cost, pair_costs
 from pipeline.token_state import MergePoint, TokenState
 
 NUM_TOKENS, DIM, CLASSES = 7, 5, 4
@@ -125,6 +125,31 @@ def test_positions_of_later_blocks_are_further_channels(setting):
     both = (torch.cat([x, y.flatten(2)], dim=-1) for x, y in ((tokens, rope), (grad, of_rope)))
     joined = next(both)
     torch.testing.assert_close(apart, expected_cost(point_of(metric, joined), next(both), 0.1))
+
+
+@SHARES
+def test_a_gradient_that_is_taken_at_once_is_that_of_the_cost(setting, share):
+    tokens = setting[0]
+    grad, metric = (
+        torch.randn(2, NUM_TOKENS, n, generator=generator(n), dtype=torch.float64) for n in (DIM, 3)
+    )
+    found = []
+    for price in (expected_cost, cost_with_slope):
+        own = metric.clone().requires_grad_()
+        cost = price(point_of(2 * own, tokens), grad, 0.3, share)
+        found.append((cost.detach(), *torch.autograd.grad(3 * cost, own)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=0)
+    assert found[0][1].abs().max() > 0
+
+
+def test_of_a_price_nothing_but_its_gradient_in_the_metric_waits_for_the_backward_pass(setting):
+    metric = torch.randn(2, NUM_TOKENS, 3, requires_grad=True)
+    tokens = setting[0].float()
+    cost = cost_with_slope(point_of(metric, tokens), tokens, 0.3)
+    node = cost.grad_fn
+    assert [saved.shape for saved in node.saved_tensors] == [metric.shape]
+    leaves = [after for after, _ in node.next_functions if after is not None]
+    assert [leaf.variable is metric for leaf in leaves] == [True]
 
 
 def test_no_gradient_reaches_the_tokens(setting):
