@@ -65,22 +65,9 @@ def agreement(
             images = batch.to(device).images
             if first is None:
                 first, entries = images, _entries(models, targets, images[:1])
-            whole = signal.read(models["none"], signal.encode(models["none"], images))
-            sums.add({SAMPLES: torch.full((), len(images), device=device)})
-            for i, entry in enumerate(entries):
-                merged = signal.read(
-                    entry.model, signal.encode(entry.model, images, reduction=entry.schedule)
-                )
-                found = signal.compare(merged, whole).items()
-                sums.add({f"{i}/{metric}": values.sum() for metric, values in found})
+            _add_batch(sums, signal, models["none"], entries, images)
         totals = sums.reduce(ranks)
-        if not totals:
-            raise ConfigError("none of the held-out pictures can be read")
-        if not all(bool(totals[f"0/{metric}"].isfinite()) for metric in signal.metric_units):
-            raise ConfigError(
-                f"the {signal.kind} of {name} are not finite under {precision}, or all are zero, so nothing "
-                "can agree with them; give other weights, or --precision fp32"
-            )
+        _check_totals(totals, signal, name, precision)
         speeds = _speeds(ranks, entries, first, rounds)
     if ranks.rank > 0:
         return None
@@ -101,6 +88,29 @@ def agreement(
         "timed": "of the blocks, without the head",
     }
     return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions)
+
+
+def _add_batch(
+    sums: TallySums, signal: Signal, unmerged: MergingModel, entries: Sequence[Entry], images: Tensor
+) -> None:
+    """Adds how each entry agrees with the unmerged model on these images."""
+    whole = signal.read(unmerged, signal.encode(unmerged, images))
+    sums.add({SAMPLES: torch.full((), len(images), device=images.device)})
+    for i, entry in enumerate(entries):
+        merged = signal.read(entry.model, signal.encode(entry.model, images, reduction=entry.schedule))
+        found = signal.compare(merged, whole).items()
+        sums.add({f"{i}/{metric}": values.sum() for metric, values in found})
+
+
+def _check_totals(totals: Mapping[str, Tensor], signal: Signal, name: str, precision: str) -> None:
+    """Raises ConfigError where no images were counted, or nothing can agree with the unmerged model."""
+    if not totals:
+        raise ConfigError("none of the held-out pictures can be read")
+    if not all(bool(totals[f"0/{metric}"].isfinite()) for metric in signal.metric_units):
+        raise ConfigError(
+            f"the {signal.kind} of {name} are not finite under {precision}, or all are zero, so nothing "
+            "can agree with them; give other weights, or --precision fp32"
+        )
 
 
 def _conditions(name: str, split: str, device: torch.device, precision: str) -> dict[str, Any]:

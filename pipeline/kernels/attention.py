@@ -21,6 +21,23 @@ def _product(a, b, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     return tl.dot(a, b, total, input_precision=PRECISION)
 
 
+@triton.jit
+def _over_tile(
+    own, keys, values, of_key, scale, highest, total, mixed, PRECISION: tl.constexpr, WIDEN: tl.constexpr
+):
+    """highest, total and mixed of the queries `own`, with one tile of keys more. Exponentials are those of 2,
+    which devices have."""
+    nothing = tl.zeros([own.shape[0], keys.shape[0]], tl.float32)
+    dots = _product(own, tl.trans(keys), nothing, PRECISION, WIDEN)
+    logits = (dots * scale + of_key[None, :]) * 1.4426950408889634
+    top = tl.maximum(highest, tl.max(logits, axis=1))
+    shrink = tl.exp2(highest - top)
+    shares = tl.exp2(logits - top[:, None])
+    total = total * shrink + tl.sum(shares, axis=1)
+    mixed = _product(shares.to(values.dtype), values, mixed * shrink[:, None], PRECISION, WIDEN)
+    return top, total, mixed
+
+
 @triton.jit(do_not_specialize=["num_queries", "num_keys"])
 def _attend(
     q,
@@ -48,7 +65,7 @@ def _attend(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """One program for each tile of queries of a head. Exponentials are those of 2, which devices have."""
+    """One program for each tile of queries of a head."""
     image = (tl.program_id(1) // heads_per_image).to(tl.int64)
     head = (tl.program_id(1) % heads_per_image).to(tl.int64)
     query = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -62,7 +79,6 @@ def _attend(
     k += image * k_batch_stride + head * k_head_stride
     v += image * v_batch_stride + head * v_head_stride
     weight += image * num_keys
-    log2e = 1.4426950408889634
 
     highest = tl.full([BLOCK_N], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
@@ -74,14 +90,9 @@ def _attend(
         keys = tl.load(k + key[:, None] * k_row_stride + channel[None, :], mask=here, other=0.0)
         values = tl.load(v + key[:, None] * v_row_stride + channel[None, :], mask=here, other=0.0)
         of_key = tl.load(weight + key, mask=is_key, other=float("-inf"))
-        dots = _product(own, tl.trans(keys), tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION, WIDEN)
-        logits = (dots * scale + of_key[None, :]) * log2e
-        top = tl.maximum(highest, tl.max(logits, axis=1))
-        shrink = tl.exp2(highest - top)
-        shares = tl.exp2(logits - top[:, None])
-        total = total * shrink + tl.sum(shares, axis=1)
-        mixed = _product(shares.to(values.dtype), values, mixed * shrink[:, None], PRECISION, WIDEN)
-        highest = top
+        highest, total, mixed = _over_tile(  # pyright: ignore[reportGeneralTypeIssues]
+            own, keys, values, of_key, scale, highest, total, mixed, PRECISION, WIDEN
+        )
     mixed = mixed / total[:, None]
     row = (image * num_queries + query[:, None]) * heads_per_image + head
     into = output + row * num_channels + channel[None, :]

@@ -40,8 +40,17 @@ def _pick(mass, takes_part):
 
 
 @triton.jit
-def _lowered(picked, tau2):
-    return tl.log(tl.maximum(1.0 - picked, LEAST)) / tau2
+def _choose(mass, limit, steps, tau2, room, KEEPS: tl.constexpr, BLOCK_A: tl.constexpr):
+    """What all steps together choose of each source. room: where KEEPS, what each step chose is written
+    there."""
+    chosen = tl.zeros([BLOCK_A], tl.float32)
+    for step in range(steps):
+        picked = _pick(mass, step < limit)
+        if KEEPS:
+            tl.store(room + step * BLOCK_A, picked)
+        chosen += picked
+        mass += tl.log(tl.maximum(1.0 - picked, LEAST)) / tau2
+    return chosen
 
 
 @triton.jit
@@ -63,11 +72,7 @@ def _forward(
         scores, batch, num_sources, num_candidates, tau1 * tau2, BLOCK_A, BLOCK_K
     )
     limit = tl.load(quota + tl.program_id(0)) if HAS_QUOTA else steps
-    chosen = tl.zeros([BLOCK_A], tl.float32)
-    for step in range(steps):
-        picked = _pick(mass, step < limit)
-        chosen += picked
-        mass += _lowered(picked, tau2)
+    chosen = _choose(mass, limit, steps, tau2, None, False, BLOCK_A)
     tl.store(shares + places, among * tl.minimum(chosen, 1.0)[None, :], mask=here)
 
 
@@ -94,12 +99,7 @@ def _backward(
     )
     limit = tl.load(quota + tl.program_id(0)) if HAS_QUOTA else steps
     room = steps_of + tl.program_id(0).to(tl.int64) * steps * BLOCK_A + tl.arange(0, BLOCK_A)
-    chosen = tl.zeros([BLOCK_A], tl.float32)
-    for step in range(steps):
-        picked = _pick(mass, step < limit)
-        tl.store(room + step * BLOCK_A, picked)
-        chosen += picked
-        mass += _lowered(picked, tau2)
+    chosen = _choose(mass, limit, steps, tau2, room, True, BLOCK_A)
     tl.debug_barrier()  # a thread may read what another one wrote
     weighted = tl.load(grad + places, mask=here, other=0.0) * among
     of_source = tl.sum(weighted, axis=0)

@@ -3,10 +3,11 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +25,7 @@ from pipeline.files import refuse_link, write_text
 from pipeline.interfaces import Progress
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.parts import set_trainable
-from pipeline.plan.facts import fed_tasks
+from pipeline.plan.facts import ModelFacts, fed_tasks
 from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
@@ -70,13 +71,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     """begun: closes what a run that cannot begin has opened."""
     world_size, rank = launched.world_size(), launched.rank()
     resume = overwriting.once(resume)
-    config, facts = completed(config, world_size)
-    for refusal in refusals(config, world_size):
-        raise refusal
-    config = replace(config, folder=os.getcwd())
-    mirror = None if config.train.mirror is None else mirror_at(config.train.mirror)
-    if mirror is not None:
-        mirror.check_place(Path(config.output))
+    config, facts, mirror = _checked(config, world_size)
     procedure = build_procedure(config)
     streams, loaders = _build_data(config, rank, world_size)
     samples = {name: stream.num_samples for name, stream in streams.items()}
@@ -88,14 +83,11 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     begun.enter_context(lock)
     _check_places(config, rank, mirror, resume)
     set_trainable(model, config.train.mode, [name for name, task in config.tasks.items() if task.frozen])
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    about = model_lines(resolved, model, trained, samples)
     groups = parameter_groups(model, config)
+    kept = _kept(config, model, groups)
+    about = model_lines(resolved, model, kept.trained, samples)
     probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
     kind_norms = build_kind_norms(config, groups)
-    named = {id(each): (name, tuple(each.shape)) for name, each in model.named_parameters()}
-    state = state_shapes(config.optim, groups, named)
     engine = build_engine(config, model, groups)
     _check_ranks(engine, config, streams, loaders)
     run = Run(
@@ -126,8 +118,40 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     if resume == "overwrite":
         run.about += overwriting.set_aside(engine, Path(config.output))
     elif (choice := branches.choose(engine, run.root, resume, mirror)) is not None:
-        _restore(run, choice, shapes, state, trained, extend=resume == "extend")
+        _restore(run, choice, kept, extend=resume == "extend")
     return run
+
+
+def _checked(config: RunConfig, world_size: int) -> tuple[RunConfig, ModelFacts, Mirror | None]:
+    """The configuration in full, and where checkpoints are copied. Raises what is wrong with either."""
+    config, facts = completed(config, world_size)
+    for refusal in refusals(config, world_size):
+        raise refusal
+    mirror = None if config.train.mirror is None else mirror_at(config.train.mirror)
+    if mirror is not None:
+        mirror.check_place(Path(config.output))
+    return replace(config, folder=os.getcwd()), facts, mirror
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class _Kept(NamedTuple):
+    """What a checkpoint has to hold. model: shapes of its tensors; state: of the optimizer's, see
+    `state_shapes`; trained: names of the parameters that learn."""
+
+    model: Shapes
+    state: Shapes
+    trained: list[str]
+
+
+def _kept(config: RunConfig, model: MultiTaskModel, groups: Sequence[dict[str, Any]]) -> _Kept:
+    named = {id(each): (name, tuple(each.shape)) for name, each in model.named_parameters()}
+    return _Kept(
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        state_shapes(config.optim, groups, named),
+        [name for name, parameter in model.named_parameters() if parameter.requires_grad],
+    )
 
 
 def _build_model(
@@ -219,23 +243,16 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
     }
 
 
-Shapes = dict[str, tuple[int, ...]]
-
-
-def _restore(
-    run: Run, choice: Choice, shapes: Shapes, state: Shapes, trained: list[str], *, extend: bool
-) -> None:
-    """shapes: of the model's tensors. state: of the optimizer's, see `state_shapes`. trained: names of the
-    parameters that learn."""
+def _restore(run: Run, choice: Choice, kept: _Kept, *, extend: bool) -> None:
     resolved, ranks, found = run.resolved, run.engine.world_size, choice.found
     differences = continuing.check_run(found, run.config, resolved.global_batch, ranks, extend=extend)
     for difference in differences.values():
         log.warning("the run continues with %s", difference)
-    if state and continuing.holds_weights_alone(found):
-        found = continuing.with_empty_state(found, state, run.total_steps)
-    continuing.check_model(found, shapes, state)
+    if kept.state and continuing.holds_weights_alone(found):
+        found = continuing.with_empty_state(found, kept.state, run.total_steps)
+    continuing.check_model(found, kept.model, kept.state)
     if run.ema is not None:
-        continuing.check_tensors(found, {f"ema.{name}": shapes[name] for name in trained})
+        continuing.check_tensors(found, {f"ema.{name}": kept.model[name] for name in kept.trained})
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
         fill(run.engine, {f"ema.{name}": average for name, average in run.ema.averages()}, found.tensors)

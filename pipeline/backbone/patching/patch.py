@@ -67,17 +67,12 @@ def patch(
     already, or that merging would compute wrongly (docs/models.md), and for wrong options; CheckpointError
     for an adapter of another model.
     """
-    before = next((part for part in model.modules() if isinstance(part, MergingModel)), None)
-    if before is not None:
-        raise ConfigError(
-            f"this {type(before).__name__} is patched already; set its reduction, or unpatch it before "
-            "another policy"
-        )
+    _check_unpatched(model)
     loaded = None if adapter is None else load_adapter(adapter)
-    taught = {} if loaded is None else loaded.options_for(policy)
-    own = None if loaded is None else loaded.config.merging
     auto = read_auto(reduction) if isinstance(reduction, str) else None
     wished = auto.reduction if auto else cast("ReductionSpec | None", reduction)
+    taught = {} if loaded is None else loaded.options_for(policy)
+    own = None if loaded is None else loaded.config.merging
     merging = Merging(
         POLICIES.build(policy, **taught | policy_options),
         _first(wished, own and own.reduction, DEFAULT_REDUCTION),
@@ -103,6 +98,15 @@ def patch(
         if block.metric is not None:
             block.metric.requires_grad_(learns)
     return model
+
+
+def _check_unpatched(model: nn.Module) -> None:
+    before = next((part for part in model.modules() if isinstance(part, MergingModel)), None)
+    if before is not None:
+        raise ConfigError(
+            f"this {type(before).__name__} is patched already; set its reduction, or unpatch it before "
+            "another policy"
+        )
 
 
 def _first(given: T | None, taught: T | None, usual: T) -> T:
