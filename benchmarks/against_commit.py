@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from contestants import inference, ours, training_step, unmerged
-from measure import comparison, in_turns, peak_allocated
+from measure import comparison, in_turns, peak_added
 from record import write_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ def work(options: dict[str, Any]) -> None:
         question, job = json.loads(line)
         if job not in runs:
             runs = {job: build(job, options)}
-        answer = peak_allocated(runs[job]) if question == "bytes" else seconds(runs[job])
+        answer = peak_added(runs[job], torch.device("cpu")) if question == "bytes" else seconds(runs[job])
         print(answer, flush=True)
 
 

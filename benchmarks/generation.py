@@ -20,13 +20,14 @@ from record import write_record
 from torch import Tensor
 
 from pipeline import build_backbone
+from pipeline.backbone.vit import MergingViT
 from tasks.captioning import CaptioningTask
 from tasks.captions.generation import Generation, Step, generate
 from tasks.captions.towers import ImageTokens
 
 
 def main() -> None:
-    parser = speed_arguments(__doc__, "generation", batches=(8,), repeats=3)
+    parser = speed_arguments(__doc__, "generation", batches=(1, 8), repeats=3)
     parser.add_argument("--model", default="coca_ViT-B-32", help="open_clip's name of a CoCa")
     parser.add_argument("--backbone", default="vit_base_patch16_224")
     parser.add_argument("--reduction", type=int, default=8)
@@ -39,24 +40,28 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     floor = floor_of(args.device, PRECISIONS[args.precision])
     backbone = build_backbone(args.backbone, policy="tome", reduction=args.reduction).to(args.device).eval()
-    results = []
-    for route, batch in product(args.routes, args.batches):
-        task = CaptioningTask(
-            backbone,
-            model=args.model,
-            tokenizer={"type": "clip", "name": args.model},
-            route=route,
-            contrastive_weight=0.0,
-        )
-        task.to(args.device).eval()
-        with torch.inference_mode():
-            image = task.image_tokens(backbone(random_images(batch, args.device)))
-        results.append(compare(task, image, args, floor))
     claim = (
         f"{args.model} on {args.backbone} at r = {args.reduction}, {args.beams} beams, length {args.length}, "
         f"{place(args)}: captions/s of beam search behind the encoder, with a KV cache over without"
     )
+    results = (
+        compared(backbone, route, batch, args, floor) for route, batch in product(args.routes, args.batches)
+    )
     write_record(args.record, claim, results)
+
+
+def compared(
+    backbone: MergingViT, route: str, batch: int, args: argparse.Namespace, floor: Floor
+) -> dict[str, Any]:
+    """Raises SystemExit as `compare`."""
+    tokenizer = {"type": "clip", "name": args.model}
+    task = CaptioningTask(
+        backbone, model=args.model, tokenizer=tokenizer, route=route, contrastive_weight=0.0
+    )
+    task.to(args.device).eval()
+    with torch.inference_mode():
+        image = task.image_tokens(backbone(random_images(batch, args.device)))
+    return compare(task, image, args, floor)
 
 
 def compare(

@@ -1,24 +1,28 @@
 """What has to hold before a speed on a device counts: merged inference gives there what it gives on the CPU
-in float64, and neither inference nor a training step makes the host wait for the device.
+in float64, our kernels give what PyTorch's operators give, and neither inference nor a training step makes
+the host wait for the device.
 
     python benchmarks/gpu_checks.py --device cuda --record benchmarks/records/gpu_checks.json
 """
 
 import argparse
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from contestants import logits_of, ours, unmerged
 from engine_overhead import plain_run
+from kernel_checks import kernel_checks
 from options import PRECISIONS, place, random_images, speed_arguments
 from record import write_record
 
 from pipeline.config.load import from_plain
+from pipeline.kernels.choice import INTERPRETED
 from pipeline.modes import set_modes
 from pipeline.train.metrics import MetricSums
 from pipeline.train.mixing import tasks_of_step
@@ -49,13 +53,20 @@ def main() -> None:
     checks |= {
         f"no wait in a step, {mode}": lambda m=mode: no_wait_in_a_step(m) for mode in ("backbone", "modular")
     }
-    results = [
-        {"name": name, "counts": {"tried": 1, "failed": int(not passed(name, check))}}
-        for name, check in checks.items()
-    ]
-    write_record(args.record, f"what a speed relies on holds, {place(args)}", results)
-    if any(result["counts"]["failed"] for result in results):
-        raise SystemExit(1)
+    if args.device.type == "cuda" or INTERPRETED:
+        checks = kernel_checks(args.device) | checks
+    failed: list[str] = []
+    write_record(args.record, f"what a speed relies on holds, {place(args)}", tried(checks, failed))
+    if failed:
+        raise SystemExit(f"failed: {'; '.join(failed)}")
+
+
+def tried(checks: Mapping[str, Callable[[], None]], failed: list[str]) -> Iterator[dict[str, Any]]:
+    """failed: gets the names of those that do not pass."""
+    for name, check in checks.items():
+        well = passed(name, check)
+        failed += [] if well else [name]
+        yield {"name": name, "counts": {"tried": 1, "failed": int(not well)}}
 
 
 def passed(name: str, check: Callable[[], None]) -> bool:

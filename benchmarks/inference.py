@@ -6,18 +6,19 @@ the device, by its own rate of matrix products (or by the weights and images tha
 
     python benchmarks/inference.py --peer dtem=DTEM/deit.py --peer tome=FOLDER --peer opentome=FOLDER
     python benchmarks/inference.py --batches 1,4 --r 0,1,2,4,8,13,16          # never slower than unmerged
-    python benchmarks/inference.py --device cuda --precision bf16 --graphs --batches 1,64,256
+    python benchmarks/inference.py --device cuda --precision bf16 --weights --ways eager,graphs --batches 64
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from contestants import inference, ours, unmerged
 from floor import Floor, floor_of, shares
-from measure import MIB, comparison, in_turns, peak_added
+from measure import MIB, comparison, graphed, in_turns, peak_added
 from options import PRECISIONS, numbers, place, random_images, speed_arguments, words
 from peer_paths import add_peers
 from peers import peer_models, working
@@ -33,24 +34,30 @@ PAIRS = {
     "ours_tome": ("timm", "tome", "opentome_tome"),
 }
 """Ours -> what it is compared with."""
+WAYS = {"eager": "", "compiled": ", compiled", "graphs": ", CUDA graphs"}
+"""How models run -> what names say of it. Peers' run eagerly, beside eager ones."""
 Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A comparison: how many images and where."""
+    """A comparison: how many images, and where. Weights have the dtype of the images; where `dtype` is
+    another, it is that of autocast. way: of WAYS."""
 
     images: Tensor
     dtype: torch.dtype
-    compiled: bool
-    graphs: bool
+    way: str
     floor: Floor
     where: str
 
     @property
     def name(self) -> str:
-        how = [", compiled"] * self.compiled + [", CUDA graphs"] * self.graphs
-        return f"batch {len(self.images)}, {{r}}, {self.where}{''.join(how)}"
+        return f"batch {len(self.images)}, {{r}}, {self.where}{WAYS[self.way]}"
+
+    @property
+    def shows_memory(self) -> bool:
+        """On a CPU nothing sees into compiled code, and a graph has its memory before it is replayed."""
+        return self.way == "eager" or (self.way == "compiled" and self.images.is_cuda)
 
 
 def main() -> None:
@@ -60,34 +67,39 @@ def main() -> None:
         "--r", type=numbers, default=[16], help="tokens that each block merges, such as 0,8,16"
     )
     parser.add_argument("--policies", type=words, default=["dtem", "tome"], help="ours (default dtem,tome)")
-    parser.add_argument("--compile", type=words, default=["none"], help="none, on or none,on: timm and ours")
     parser.add_argument(
-        "--graphs", action="store_true", help="timm and ours as CUDA graphs (with --device cuda)"
+        "--ways", type=words, default=["eager"], help=f"of timm and ours: {','.join(WAYS)}; graphs are CUDA's"
+    )
+    parser.add_argument(
+        "--weights", action="store_true", help="have the precision too, as the images; without autocast"
     )
     add_peers(parser)
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
+    sizes, reductions = (", ".join(map(str, values)) for values in (args.batches, args.r))
+    how = "".join(WAYS[way] for way in args.ways)
+    claim = (
+        f"{args.model}, batch {sizes}, r = {reductions}, {where(args)}{how}: images/s of ours over the peer's"
+    )
+    write_record(args.record, claim, measured(args))
+
+
+def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     dtype = PRECISIONS[args.precision]
     floor = floor_of(args.device, dtype)
     base = unmerged(args.model)
     models = {r: contestants(base, args, r) for r in args.r}
-    results = []
-    for batch in args.batches:
-        images = random_images(batch, args.device)
-        for compiled in (kind == "on" for kind in args.compile):
-            torch.compiler.reset()  # a graph for each size, and no limit on their number
-            graphs = args.graphs and args.device.type == "cuda"
-            setting = Setting(images, dtype, compiled, graphs, floor, place(args))
-            for r in args.r:
-                results += compare(models[r], setting, args, r)
-    sizes, reductions = (", ".join(map(str, values)) for values in (args.batches, args.r))
-    how = [", compiled"] * ("on" in args.compile) + [", CUDA graphs"] * args.graphs
-    claim = (
-        f"{args.model}, batch {sizes}, r = {reductions}, {place(args)}{''.join(how)}: images/s of ours over "
-        "the peer's"
-    )
-    write_record(args.record, claim, results)
+    for batch, way in product(args.batches, args.ways):
+        torch.compiler.reset()  # a graph for each size, and no limit on their number
+        images = random_images(batch, args.device).to(dtype if args.weights else torch.float32)
+        setting = Setting(images, dtype, way, floor, where(args))
+        for r in args.r:
+            yield from compare(models[r], setting, args, r)
+
+
+def where(args: argparse.Namespace) -> str:
+    return f"{place(args)}{', weights too' * args.weights}"
 
 
 def contestants(base: nn.Module, args: argparse.Namespace, r: int) -> dict[str, nn.Module]:
@@ -101,11 +113,10 @@ def contestants(base: nn.Module, args: argparse.Namespace, r: int) -> dict[str, 
 def compare(
     models: Mapping[str, nn.Module], setting: Setting, args: argparse.Namespace, r: int
 ) -> list[dict[str, Any]]:
-    calls = working({name: call_of(name, model, setting) for name, model in models.items()})
+    calls = working({name: call_of(model, setting) for name, model in models.items() if takes(setting, name)})
     seconds = in_turns(calls, args.repeats, warmup=2, budget=args.budget)
-    # the profiler that sees memory on the CPU does not see into compiled code
-    measured = not setting.compiled and not setting.graphs
-    peaks = {name: peak_added(call, setting.images.device) / MIB for name, call in calls.items() if measured}
+    watched = calls if setting.shows_memory else {}
+    peaks = {name: peak_added(call, setting.images.device) / MIB for name, call in watched.items()}
     speed = {name: [len(setting.images) / s for s in times] for name, times in seconds.items()}
     macs = {name: macs_of(model, args.model) for name, model in models.items() if name.startswith("ours")}
     whole = macs_of(None, args.model)
@@ -123,7 +134,7 @@ def compare(
             nbytes=bytes_of(models[mine], setting),
             mac_ratio=whole / macs[mine] if peer == "timm" else None,
         )
-        if measured:
+        if peaks:
             result["peak_mib"] = {
                 side: round(peaks[who], 1) for side, who in (("ours", mine), ("peer", peer))
             }
@@ -131,24 +142,14 @@ def compare(
     return results
 
 
-def call_of(name: str, model: nn.Module, setting: Setting) -> Call:
-    own = name == "timm" or name.startswith("ours")
-    call: Call = inference(model, setting.images, setting.dtype, compiled=setting.compiled and own)
-    return graphed(call) if setting.graphs and own else call
+def takes(setting: Setting, name: str) -> bool:
+    return setting.way == "eager" or name == "timm" or name.startswith("ours")
 
 
-def graphed(call: Call) -> Call:
-    """The call as a CUDA graph that is replayed: nothing of it is launched by the host."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+def call_of(model: nn.Module, setting: Setting) -> Call:
+    cast = torch.float32 if setting.images.dtype == setting.dtype else setting.dtype  # float32: no autocast
+    call = inference(model.to(setting.images.dtype), setting.images, cast, compiled=setting.way == "compiled")
+    return graphed(call) if setting.way == "graphs" else call
 
 
 def macs_of(model: nn.Module | None, name: str) -> int:

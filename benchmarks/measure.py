@@ -1,16 +1,20 @@
 """Timing and memory of several runs, measured in turns."""
 
+import os
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says of each use when it began
 FEWEST = 3
 """Turns of a comparison, however long they take."""
 MIB = 2**20
@@ -49,14 +53,31 @@ def _now() -> float:
     return time.perf_counter()
 
 
+def graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph that is replayed: nothing of it is launched by the host."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def comparison(name: str, ours: Sequence[float], peer: Sequence[float]) -> dict[str, Any]:
     """A result of a record: our values, a peer's in the same turns, and their ratio."""
     return {"name": name, "ours": summary(ours), "peer": summary(peer), "ratio": ratio(ours, peer)}
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median and spread; the quartiles of a single value are the value."""
+    low, _, high = quantiles(values, method="inclusive") if len(values) > 1 else (values[0],) * 3
     return {
         "median": rounded(median(values)),
+        "quartiles": [rounded(low), rounded(high)],
         "min": rounded(min(values)),
         "max": rounded(max(values)),
         "n": len(values),
@@ -67,22 +88,48 @@ def rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
     """Summary of the ratios of values of the same turn, which met the same load."""
     return summary([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
+@dataclass
+class Peak:
+    """Bytes that tensors take at the highest, beside those that were there before."""
+
+    nbytes: int = 0
+
+
+@contextmanager
+def peak_within(device: torch.device) -> Iterator[Peak]:
+    """A part of the program whose peak is known behind it."""
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        torch.cuda.synchronize(device)
+        peak.nbytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
+        yield peak
+    recorded: Any = profile.profiler
+    held = 0
+    for event in recorded.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak.nbytes = max(peak.nbytes, held)
+
+
 def peak_added(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that tensors take during a call, at the highest, beside those that were there before."""
-    if device.type != "cuda":
-        return peak_allocated(run)
-    run()
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    """The peak of a call. Unlike `peak_memory` it is the same on every machine, and on a CPU does not see
+    what the allocator keeps."""
+    run()  # makes what stays, such as the state of an optimizer
+    with peak_within(device) as peak:
+        run()
+    return peak.nbytes
 
 
 def peak_memory(job: Callable[..., Callable[[], object]], *args: Any, steps: int = 2) -> int:
@@ -98,20 +145,3 @@ def _added_memory(job: Callable[..., Callable[[], object]], args: tuple[Any, ...
     for _ in range(steps):
         run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-
-
-def peak_allocated(run: Callable[[], object]) -> int:
-    """Bytes that torch allocates on the CPU during a call, at the highest, beside what it had before. Unlike
-    `peak_memory` it is the same on every machine, and does not see what the allocator keeps."""
-    run()  # makes what stays, such as the state of an optimizer
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        run()
-    recorded: Any = profile.profiler
-    held = highest = 0
-    for event in recorded.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest

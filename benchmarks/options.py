@@ -13,6 +13,7 @@ if find_spec("psutil") is None:
     sys.modules["psutil"] = ModuleType("psutil")
     vars(sys.modules["psutil"])["Process"] = object
 
+ALL_BATCHES = (1, 4, 16, 64, 128, 256)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -26,7 +27,9 @@ def speed_arguments(
     )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16 is autocast")
-    parser.add_argument("--batches", type=numbers, default=list(batches), help="sizes, such as 1,16,256")
+    parser.add_argument(
+        "--batches", type=sizes, default=list(batches), help=f"such as 1,16,256, or all: {ALL_BATCHES}"
+    )
     parser.add_argument("--repeats", type=int, default=repeats, help=f"turns at most (default {repeats})")
     parser.add_argument(
         "--budget", type=float, default=budget, help=f"seconds of a comparison (default {budget:.0f})"
@@ -39,6 +42,10 @@ def speed_arguments(
 def numbers(text: str) -> list[int]:
     """`1,4,16` as numbers."""
     return [int(part) for part in text.split(",")]
+
+
+def sizes(text: str) -> list[int]:
+    return list(ALL_BATCHES) if text == "all" else numbers(text)
 
 
 def words(text: str) -> list[str]:

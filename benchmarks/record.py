@@ -9,9 +9,10 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,18 +33,23 @@ _ABSOLUTE = re.compile(r"(^|=)(/.*)")
 def write_record(
     path: str | Path,
     claim: str,
-    results: list[dict[str, Any]],
+    results: Iterable[dict[str, Any]],
     *,
     seeds: Sequence[int] = (0,),
     runs: Sequence[Path] = (),
 ) -> None:
-    """Writes the record, and prints its results. runs: folders of the runs that were scored; the record has
+    """Writes the record anew with each of its results, and prints it, so that what was measured before a
+    script is cut off is kept, marked `unfinished`. runs: folders of the runs that were scored; the record has
     digests of their configs. A record of a GPU's day, `gpu-2026-12-31.json`, holds those of several
     scripts."""
-    if OF_A_DAY.fullmatch(Path(path).name):
-        add_entry(path, claim, results, seeds=seeds)
-    else:
-        _write(path, _made_now(claim, results, seeds, runs), results)
+    put = _put_entry if OF_A_DAY.fullmatch(Path(path).name) else _put
+    found: list[dict[str, Any]] = []
+    for result in results:
+        found.append(result)
+        print(f"  {told(result)}", flush=True)
+        put(Path(path), _made_now(claim, found, seeds, runs) | {"unfinished": True})
+    put(Path(path), _made_now(claim, found, seeds, runs))
+    print(f"wrote {path}", flush=True)
 
 
 def add_entry(
@@ -54,16 +60,26 @@ def add_entry(
 
     Such a file, `{"entries": [RECORD, ...]}`, holds what several scripts counted: {"name", "counts"}.
     """
-    path = Path(path)
-    entry = _made_now(claim, results, seeds, ())
+    for result in results:
+        print(f"  {told(result)}")
+    _put_entry(Path(path), _made_now(claim, results, seeds, ()))
+    print(f"wrote {path}", flush=True)
+
+
+def _put(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _put_entry(path: Path, entry: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         with suppress(OSError):  # NFS locks no folders
             fcntl.flock(folder, fcntl.LOCK_EX)  # several scripts may end at once
         entries = json.loads(path.read_text())["entries"] if path.is_file() else []
-        others = [entry for entry in entries if entry["claim"] != claim]
-        _write(path, {"entries": sorted([*others, entry], key=lambda entry: entry["claim"])}, results)
+        others = [other for other in entries if other["claim"] != entry["claim"]]
+        _put(path, {"entries": sorted([*others, entry], key=lambda entry: entry["claim"])})
     finally:
         os.close(folder)
 
@@ -82,23 +98,30 @@ def _made_now(
             "torch": torch.__version__,
             "timm": timm.__version__,
         },
-        "digests": _digests(runs),
+        "digests": _digests(tuple(runs)),
         "seeds": list(seeds),
         "results": results,
     }
 
 
-def _write(path: str | Path, content: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=2) + "\n")
-    for result in results:
-        print(f"  {result['name']}: {json.dumps(_told(result))}")
-    print(f"wrote {path}", flush=True)
-
-
-def _told(result: dict[str, Any]) -> Any:
-    return next(result[name] for name in ("ratio", "scores", "counts") if name in result)
+def told(result: dict[str, Any]) -> str:
+    """A result in a line: the ratio with its spread, what it is measured against, and the peak memory."""
+    if "ratio" not in result:
+        figures = next(result[name] for name in ("scores", "counts") if name in result)
+        return f"{result['name']}: {json.dumps(figures)}"
+    ratio = result["ratio"]
+    low, high = ratio["quartiles"]
+    parts = [
+        f"{result['name']}: {ratio['median']:.3g}x (quartiles {low:.3g} to {high:.3g}, n = {ratio['n']})"
+    ]
+    if "share_of_mac_ratio" in result:
+        parts.append(f"{result['share_of_mac_ratio']:.0%} of {result['mac_ratio']:.2f}x fewer MACs")
+    if "floor" in result:
+        parts.append(f"{result['floor']['share']:.0%} of the device's rate")
+    if "peak_mib" in result:
+        peaks = (f"{side} {mib:.4g}" for side, mib in result["peak_mib"].items())
+        parts.append(f"peak MiB: {', '.join(peaks)}")
+    return "; ".join(parts)
 
 
 def as_read(argument: str, root: Path = ROOT) -> str:
@@ -138,7 +161,8 @@ _COMMIT = commit_of(ROOT)
 """As a script starts: what it measures is the code of then."""
 
 
-def _digests(runs: Sequence[Path]) -> dict[str, Any]:
+@cache
+def _digests(runs: tuple[Path, ...]) -> dict[str, Any]:
     """sha256 of the lock, of the names and versions of all that is installed, and of the resolved config of
     each run."""
     installed = sorted({f"{found.metadata['Name']}=={found.version}".lower() for found in distributions()})

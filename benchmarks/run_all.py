@@ -11,270 +11,23 @@ machine lacks is named, with the command for later.
 
 import argparse
 import os
+import resource
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 
+from claims import MADE, TABLE
+from gpu_claims import GPU, SECONDS
 from peer_paths import PEERS, add_peers
+from rows import Row
 
 ROOT = Path(__file__).resolve().parent.parent
-WORK = "WORK"
-"""In arguments: the folder of the runs that scripts train, and from which later scripts start."""
-TRIAL = "--seeds 0 --steps 4"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One record. arguments: of the record; short: follow them in a short run; peers: those that the script
-    runs beside ours; needs: see `lacking`; into: record that the script adds to, where it is not one of its
-    own; limit: seconds on a GPU, after which it is ended."""
-
-    name: str
-    script: str
-    arguments: str = ""
-    short: str = ""
-    needs: tuple[str, ...] = ()
-    peers: tuple[str, ...] = ()
-    into: str = ""
-    limit: float | None = None
-
-    def command(self, work: Path, record: Path, *, short: bool, peers: dict[str, str]) -> list[str]:
-        words = shlex.split(f"{self.arguments} {self.short if short else ''}".replace(WORK, str(work)))
-        given = [word for peer in self.peers if peer in peers for word in ("--peer", f"{peer}={peers[peer]}")]
-        return ["python", f"benchmarks/{self.script}", *words, *given, "--record", str(record)]
-
-
-def _shards(name: str, train: int) -> str:
-    return f"--train 'data/{name}/train-{{00000..{train - 1:05}}}.tar' --val data/{name}/val-00000.tar"
-
-
-CIFAR, SCENES, CAMVID = _shards("cifar10", 9), _shards("cifar_scenes", 6), _shards("camvid", 4)
-DIGITS = "--train data/digits --val data/digits"
-DIGITS_DTEM = (
-    f"{DIGITS} --start {WORK}/digits_multitask/together_seed0 --work {WORK}/digits_multitask_dtem_vs_tome"
-)
-CAMVID_DTEM = f"{CAMVID} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/camvid_dtem_vs_tome"
-SCENES_DTEM = (
-    f"{SCENES} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/scenes_captioning_dtem_vs_tome"
-)
-ALL_PEERS = tuple(PEERS)
-TINY = "--device cpu --threads 1 --batches 1 --repeats 1"
-TINY_MODEL = f"{TINY} --model deit_tiny_patch16_224"
-
-
-def _on_gpu(
-    name: str, script: str, arguments: str, short: str, limit: float, peers: tuple[str, ...] = ()
-) -> Row:
-    """short: the row as a trial on a CPU."""
-    return Row(
-        f"gpu_{name}", f"{script}.py", f"--device cuda {arguments}", short, ("cuda",), peers, "gpu", limit
-    )
-
-
-BF16 = "--precision bf16"
-GPU = (
-    _on_gpu("checks", "gpu_checks", "", TINY_MODEL, 60),
-    _on_gpu("inference", "inference", f"{BF16} --batches 1,64,128,256 --budget 6", TINY_MODEL, 60, ALL_PEERS),
-    _on_gpu(
-        "inference_graphs",
-        "inference",
-        f"{BF16} --graphs --batches 1,4,64 --policies dtem --budget 4",
-        TINY_MODEL,
-        35,
-    ),
-    _on_gpu(
-        "inference_compiled",
-        "inference",
-        f"{BF16} --compile on --batches 64 --policies dtem --budget 4",
-        f"{TINY_MODEL} --compile none",
-        80,
-    ),
-    _on_gpu(
-        "inference_large",
-        "inference",
-        f"{BF16} --model vit_large_patch16_224 --r 8 --batches 1,64,128 --policies dtem --budget 6",
-        TINY_MODEL,
-        45,
-        ALL_PEERS,
-    ),
-    _on_gpu(
-        "inference_any_r",
-        "inference",
-        f"{BF16} --batches 1,256 --r 0,1,2,4,8,13,16 --policies dtem --budget 2",
-        TINY_MODEL,
-        40,
-    ),
-    _on_gpu("training_step", "training_step", f"{BF16} --batches 128 --budget 6", TINY_MODEL, 60, ("dtem",)),
-    _on_gpu("soft_assignment", "soft_assignment", "--batches 128 --budget 4", TINY, 25, ("dtem",)),
-    _on_gpu(
-        "unmerge",
-        "unmerge",
-        f"{BF16} --batches 1,16,64 --within 0.5 --budget 3",
-        f"{TINY_MODEL} --size 96 --within 0.5",
-        30,
-    ),
-    _on_gpu(
-        "segmentation",
-        "segmentation",
-        f"{BF16} --batches 1,16,64 --within 0.5 --budget 4",
-        f"{TINY_MODEL} --size 96 --within 0.5",
-        30,
-    ),
-    _on_gpu(
-        "engine_overhead",
-        "engine_overhead",
-        f"{BF16} --batches 128 --repeats 5 --modes backbone modular",
-        f"{TINY} --models 'digits ViT' --modes modular",
-        45,
-    ),
-)
-"""What `benchmarks/gpu.sh` runs; the limits are less than 9 minutes together."""
-TABLE = (
-    Row(
-        "scale",
-        "scale_sim.py",
-        short="--shards 1281 --nodes 1 8 --once 32 --steps 128 --gib 0.1",
-    ),
-    Row("inference_cpu", "inference.py", short="--repeats 2 --batches 1,4", peers=ALL_PEERS),
-    Row(
-        "inference_any_r_cpu",
-        "inference.py",
-        "--batches 1,4 --r 0,1,2,4,8,13,16 --policies dtem",
-        "--repeats 2 --batches 1 --r 0,16",
-    ),
-    Row(
-        "inference_bf16_cpu",
-        "inference.py",
-        "--precision bf16",
-        "--repeats 2 --batches 1,4",
-        peers=ALL_PEERS,
-    ),
-    Row(
-        "inference_compiled_cpu",
-        "inference.py",
-        "--compile on --batches 1,4,16 --policies dtem",
-        "--compile none --repeats 2 --batches 1",
-    ),
-    Row(
-        "training_step_cpu",
-        "training_step.py",
-        short="--repeats 2 --batches 4 --what default,merge_cost",
-        peers=("dtem",),
-    ),
-    Row("soft_assignment_cpu", "soft_assignment.py", short="--repeats 3 --batches 8", peers=("dtem",)),
-    Row("unmerge_cpu", "unmerge.py", short="--repeats 2 --batches 1 --within 0.5"),
-    Row(
-        "engine_overhead_cpu",
-        "engine_overhead.py",
-        "--repeats 5",
-        "--repeats 3 --models 'digits ViT'",
-    ),
-    Row("against_commit", "against_commit.py", "38425ea", "--repeats 1"),
-    Row("manifest_scale", "manifest_scale.py", short="--shards 10 1000 --repeats 1"),
-    Row("loader_cpu", "loader_cpu.py", short="--pictures 64 --batch 16 --batches 2 --repeats 1"),
-    Row("streaming", "streaming.py", short="--pictures 128 --batch 16 --batches 3 --repeats 1"),
-    Row("segmentation_cpu", "segmentation.py", short="--repeats 2 --batches 1 --within 0.5"),
-    Row(
-        "beam_search_cpu",
-        "generation.py",
-        "--threads 1",
-        "--repeats 1 --length 8 --routes direct",
-    ),
-    Row(
-        "multitask_step_cpu",
-        "multitask_step.py",
-        "--data data/digits --repeats 60",
-        "--repeats 5",
-        ("digits",),
-    ),
-    Row(
-        "digits_multitask",
-        "digits_multitask.py",
-        f"{DIGITS} --work {WORK}/digits_multitask",
-        TRIAL,
-        ("digits",),
-    ),
-    Row("digits_multitask_dtem_vs_tome", "digits_multitask_dtem_vs_tome.py", DIGITS_DTEM, TRIAL, ("digits",)),
-    Row(
-        "digits_multitask_dtem_vs_tome_even",
-        "digits_multitask_dtem_vs_tome.py",
-        f"{DIGITS_DTEM} --within 1",
-        TRIAL,
-        ("digits",),
-    ),
-    Row(
-        "cifar10_dtem_vs_tome",
-        "cifar10_dtem_vs_tome.py",
-        f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome",
-        TRIAL,
-        ("cifar10",),
-    ),
-    Row(
-        "cifar10_recipes",
-        "cifar10_recipes.py",
-        f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome --seeds 0",
-        TRIAL,
-        ("cifar10",),
-    ),
-    Row(
-        "rotary_positions",
-        "rotary_positions.py",
-        f"{CIFAR} --work {WORK}/rotary_positions",
-        TRIAL,
-        ("cifar10",),
-    ),
-    Row("camvid_dtem_vs_tome", "camvid_dtem_vs_tome.py", CAMVID_DTEM, TRIAL, ("camvid", "cifar10")),
-    Row(
-        "camvid_dtem_vs_tome_even",
-        "camvid_dtem_vs_tome.py",
-        f"{CAMVID_DTEM} --within 1",
-        TRIAL,
-        ("camvid", "cifar10"),
-    ),
-    Row(
-        "camvid_unmerge",
-        "camvid_unmerge.py",
-        f"{CAMVID} --work {WORK}/camvid_dtem_vs_tome",
-        TRIAL,
-        ("camvid", "cifar10"),
-    ),
-    Row(
-        "scenes_captioning_dtem_vs_tome",
-        "scenes_captioning_dtem_vs_tome.py",
-        SCENES_DTEM,
-        TRIAL,
-        ("cifar_scenes", "cifar10"),
-    ),
-    Row(
-        "vit_small_saliency_dtem_vs_tome",
-        "vit_small_saliency_dtem_vs_tome.py",
-        f"--weights data/vit_small_saliency/model.safetensors {CAMVID} "
-        f"--work {WORK}/vit_small_saliency_dtem_vs_tome",
-        TRIAL,
-        ("camvid", "vit_small_saliency"),
-    ),
-    Row("crashes", "checkpoint_crashes.py", "--kills 300", "--kills 6", into="reliability"),
-    Row(
-        "soak",
-        "soak.py",
-        "--kills 100 --signals 200 --stops 50",
-        "--kills 2 --signals 2 --stops 1",
-        into="reliability",
-    ),
-    Row(
-        "cache_soak",
-        "cache_soak.py",
-        short="--processes 4 --reads 400 --shards 40 --kills 5",
-        into="reliability",
-    ),
-    *GPU,
-)
-MADE = {"digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "12000"]}
-"""Sets that `dtem` makes where they are not there yet."""
 
 
 def main() -> int:
@@ -311,54 +64,80 @@ def run_gpu(args: argparse.Namespace) -> int:
     """The rows of a GPU."""
     rows = [row for row in GPU if row.name in (args.only or [row.name])]
     if args.trial:
-        rows = [replace(row, needs=()) for row in rows]
+        rows = [replace(row, needs=tuple(need for need in row.needs if need != "cuda")) for row in rows]
     records = Path(os.environ.get("OUT", "benchmarks/records"))
-    return run_all(rows, Path("runs/bench"), records, short=args.trial, peers=args.peer)
+    seconds = None if args.trial else SECONDS
+    return run_all(rows, Path("runs/bench"), records, short=args.trial, peers=args.peer, seconds=seconds)
 
 
-def run_all(rows: list[Row], work: Path, records: Path, *, short: bool, peers: dict[str, str]) -> int:
-    """Tries every row and says at the end what became of each; 1 where one failed."""
-    lines, failed = [], False
+def run_all(
+    rows: list[Row],
+    work: Path,
+    records: Path,
+    *,
+    short: bool,
+    peers: dict[str, str],
+    seconds: float | None = None,
+) -> int:
+    """Tries every row and says at the end what became of each; 1 where one failed. seconds: of all rows;
+    those that would begin later are named."""
+    begun, lines, failed = time.monotonic(), [], False
     for place, row in enumerate(rows, 1):
-        record = records / record_name(row)
-        if reason := lacking(row, peers):
-            kept = Path("benchmarks/records") / record.name
+        left = None if seconds is None else seconds - (time.monotonic() - begun)
+        reason = lacking(row, peers) or ("no time is left" if left is not None and left <= 0 else "")
+        if reason:
+            kept = Path("benchmarks/records") / record_name(row)
             places = {peer: "PATH" for peer in row.needs if peer in PEERS} | peers
             later = row.command(Path("runs"), kept, short=False, peers=places)
             lines.append(f"  skipped  {row.name}: {reason}; then: {shlex.join(later)}")
             print(f"[{place}/{len(rows)}]{lines[-1]}", flush=True)
             continue
-        command = row.command(work, record, short=short, peers=peers)
+        command = row.command(work, records / record_name(row), short=short, peers=peers)
         print(f"[{place}/{len(rows)}]  {shlex.join(command)}", flush=True)
-        started = time.monotonic()
-        done = all(
-            run(step, on_gpu="cuda" in row.needs, limit=None if short else row.limit)
-            for step in [*preparation(row), [sys.executable, *command[1:]]]
-        )
+        limit = None if short else min(filter(None, (row.limit, left)), default=None)
+        line, done = attempt(row, command, records, limit)
+        lines.append(line)
         failed |= not done
-        minutes = (time.monotonic() - started) / 60
-        lines.append(
-            f"  {'done   ' if done else 'FAILED '}  {row.name}: {minutes:.1f} "
-            f"min{f', {record}' if done else ''}"
-        )
-    print("\n".join(["", "bench:", *lines]))
+    minutes = (time.monotonic() - begun) / 60
+    print("\n".join(["", f"bench, {minutes:.1f} min:", *lines]))
     return int(failed)
+
+
+def attempt(row: Row, command: list[str], records: Path, limit: float | None) -> tuple[str, bool]:
+    """What became of a row, in a line, and whether all is well."""
+    started, spent = time.monotonic(), core_seconds()
+    steps = [*preparation(row), [sys.executable, *command[1:]]]
+    done = all(run(step, on_gpu="cuda" in row.needs, limit=limit) for step in steps)
+    minutes = (time.monotonic() - started) / 60
+    took = f"{minutes:.1f} min, {core_seconds() - spent:.0f} s of cores"
+    where = f", {records / record_name(row)}" if done else ""
+    return f"  {'done   ' if done else 'FAILED '}  {row.name}: {took}{where}", done
+
+
+def core_seconds() -> float:
+    """Of all that this process has started and that has ended: unlike minutes the same on a busy machine."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
 
 
 def lacking(row: Row, peers: dict[str, str]) -> str:
     """What of the row's needs this machine does not have, in words; empty where all is there or can be
     made."""
-    reasons = []
-    for need in row.needs:
-        if need == "cuda":
-            import torch  # takes seconds: only where it is asked for
+    return ", and ".join(filter(None, (_lack(need, peers) for need in row.needs)))
 
-            reasons += [] if torch.cuda.is_available() else ["there is no CUDA device"]
-        elif need in PEERS:
-            reasons += [] if need in peers else [f"{PEERS[need]} is not here (--peer {need}=PATH)"]
-        elif need not in MADE and not any((ROOT / "data" / need).glob("*.[ts]a*")):
-            reasons.append(f"data/{need} has no shards or weights (benchmarks/README.md says which)")
-    return ", and ".join(reasons)
+
+def _lack(need: str, peers: dict[str, str]) -> str:
+    if need == "cuda":
+        import torch  # takes seconds: only where it is asked for
+
+        return "" if torch.cuda.is_available() else "there is no CUDA device"
+    if need.startswith("package "):
+        name = need.removeprefix("package ")
+        return "" if find_spec(name) else f"the package {name} is not installed"
+    if need in PEERS:
+        return "" if need in peers else f"{PEERS[need]} is not here (--peer {need}=PATH)"
+    there = need in MADE or any((ROOT / "data" / need).glob("*.[ts]a*"))
+    return "" if there else f"data/{need} has no shards or weights (benchmarks/README.md says which)"
 
 
 def preparation(row: Row) -> list[list[str]]:
@@ -375,15 +154,22 @@ def record_name(row: Row) -> str:
 
 
 def run(command: list[str], *, on_gpu: bool, limit: float | None = None) -> bool:
-    """Whether it ended well, within the limit in seconds. What is measured on the CPU sees no GPU, and one
-    thread per process unless the script says otherwise."""
+    """Whether it ended well, within the limit in seconds; else it is ended with all that it started. What is
+    measured on the CPU sees no GPU, and has one thread per process unless the script says otherwise."""
     hidden = {} if on_gpu else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    env = {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99", **os.environ, **hidden}
+    quiet = {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**quiet, **os.environ, **hidden}, start_new_session=True
+    )
     try:
-        return subprocess.run(command, cwd=ROOT, env=env, check=False, timeout=limit).returncode == 0
+        return process.wait(limit) == 0
     except subprocess.TimeoutExpired:
         print(f"ended after {limit:.0f} s", flush=True)
         return False
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 if __name__ == "__main__":

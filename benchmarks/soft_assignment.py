@@ -8,11 +8,12 @@ the authors' release, which sorts whole rows and returns shares of all pairs.
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from contestants import unmerged
+from floor import Floor, floor_of, shares
 from measure import MIB, comparison, in_turns, peak_added
 from options import speed_arguments
 from peer_paths import add_peers
@@ -35,7 +36,8 @@ def main() -> None:
     add_peers(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = [result for batch in args.batches for result in compared(args, batch)]
+    floor = floor_of(args.device, torch.float32)
+    results = (result for batch in args.batches for result in compared(args, batch, floor))
     claim = (
         f"shares of {args.sources} x {args.sources} scores, r = {args.r}, {CANDIDATES} candidates, forward "
         f"and backward, fp32, {args.device.type}: ours over others'"
@@ -43,7 +45,7 @@ def main() -> None:
     write_record(args.record, claim, results)
 
 
-def compared(args: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
+def compared(args: argparse.Namespace, batch: int, floor: Floor) -> Iterator[dict[str, Any]]:
     size = batch, args.sources, args.sources
     scores = (torch.randn(size, generator=torch.Generator().manual_seed(0)) * 0.2).to(args.device)
     ways: dict[str, Shares] = {"ours": ours(args.r), "plain loop": plain_loop(args.r)}
@@ -51,12 +53,14 @@ def compared(args: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
         ways["release"] = release_loop(args.peer["dtem"], args.r)
     runs = {name: there_and_back(way, scores.requires_grad_()) for name, way in ways.items()}
     seconds = in_turns(runs, args.repeats, warmup=3, budget=args.budget)
-    mebibytes = {name: [peak_added(run, args.device) / MIB] for name, run in runs.items()}
-    return [
-        comparison(f"{what} over the {peer}'s, batch {batch}, r = {args.r}", values["ours"], values[peer])
-        for peer in list(ways)[1:]
-        for what, values in (("seconds", seconds), ("MiB at the peak", mebibytes))
-    ]
+    peaks = {name: round(peak_added(run, args.device) / MIB, 2) for name, run in runs.items()}
+    nbytes = 2 * scores.numel() * scores.element_size()  # the scores, and their gradient
+    for peer in list(ways)[1:]:
+        result = comparison(
+            f"seconds over the {peer}'s, batch {batch}, r = {args.r}", seconds["ours"], seconds[peer]
+        )
+        shares(result, floor, seconds["ours"], nbytes=nbytes)
+        yield result | {"peak_mib": {"ours": peaks["ours"], "peer": peaks[peer]}}
 
 
 def ours(r: int) -> Shares:

@@ -104,11 +104,11 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     floor = floor_of(args.device, PRECISIONS[args.precision])
-    results = [
+    results = (
         result
         for batch, what in product(args.batches, args.what)
         for result in compare(what, batch, args, floor)
-    ]
+    )
     claim = (
         f"{args.model}, r = {args.r}, {place(args)}: a training step of ours over the peer's, at each "
         "batch size"

@@ -50,6 +50,14 @@ ENCODERS = ["--size", "96", "--within", "0.5"]
                 )
             ],
         ),
+        (
+            "merge_share.py",
+            [],
+            [
+                f"{policy}, batch 1, fp32, 1 threads: seconds of the merges over the blocks"
+                for policy in ("dtem", "tome")
+            ],
+        ),
     ],
 )
 def test_a_script_writes_its_record(tmp_path, script, arguments, names):
@@ -67,8 +75,11 @@ def test_a_script_writes_its_record(tmp_path, script, arguments, names):
     }
     assert [result["name"] for result in record["results"]] == names
     for result in record["results"]:
-        assert set(result["ratio"]) == {"median", "min", "max", "n"} and result["ratio"]["n"] >= 2
-        assert result["ratio"]["min"] <= result["ratio"]["median"] <= result["ratio"]["max"]
+        ratio = result["ratio"]
+        assert set(ratio) == {"median", "quartiles", "min", "max", "n"} and ratio["n"] >= 2
+        low, high = ratio["quartiles"]
+        assert ratio["min"] <= low <= ratio["median"] <= high <= ratio["max"]
+        assert result["floor"]["seconds"] > 0 and set(result["peak_mib"]) == {"ours", "peer"}
 
 
 def test_the_step_that_is_timed_is_the_training_loops(digits, tmp_path):

@@ -125,6 +125,23 @@ def test_a_record_says_how_it_was_made(tmp_path, monkeypatch):
     assert digests["configs"].keys() == {"first", "second"} and len(set(digests["configs"].values())) == 2
 
 
+def test_what_was_measured_before_a_script_is_cut_off_is_kept(tmp_path):
+    def results():
+        yield {"name": "a", "counts": {"tried": 1}}
+        raise KeyboardInterrupt
+
+    for path in (tmp_path / "x.json", tmp_path / "gpu-2026-12-31.json"):
+        with pytest.raises(KeyboardInterrupt):
+            write_record(path, "a claim", results())
+        plain = json.loads(path.read_text())
+        [entry] = plain.get("entries", [plain])
+        assert entry["unfinished"] and [result["name"] for result in entry["results"]] == ["a"]
+        write_record(path, "a claim", [{"name": "a", "counts": {"tried": 1}}])
+        plain = json.loads(path.read_text())
+        [entry] = plain.get("entries", [plain])
+        assert "unfinished" not in entry
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_record_or_page_names_a_path_of_one_machine(path):
     found = [line for line in path.read_text().splitlines() if MACHINES_OWN.search(line)]
@@ -155,6 +172,7 @@ def test_an_entry_takes_the_place_of_that_of_the_same_claim(tmp_path):
 @pytest.mark.parametrize(("path", "record"), ENTRIES)
 def test_a_kept_record_has_the_agreed_form_and_a_command_that_names_it(path, record):
     assert {"claim", "command", "commit", "date", "hardware", "versions", "seeds", "results"} <= record.keys()
+    assert "unfinished" not in record, "its script was cut off"
     assert re.fullmatch("[0-9a-f]{40}", record["commit"]), "made from a changed tree"
     python, script, *arguments = shlex.split(record["command"])
     script = FOLDED.get(script, script)
@@ -188,7 +206,8 @@ def check_ratio(result, num_seeds):
     ours, peer, over = (result[side] for side in ("ours", "peer", "ratio"))
     assert ours["n"] == peer["n"] == over["n"] >= 1
     for side in (ours, peer, over):
-        assert side["min"] <= side["median"] <= side["max"]
+        low, high = side.get("quartiles", (side["min"], side["max"]))  # older records have none
+        assert side["min"] <= low <= side["median"] <= high <= side["max"]
     assert (
         ours["min"] / peer["max"] <= over["min"] * 1.001 and over["max"] <= ours["max"] / peer["min"] * 1.001
     )

@@ -11,8 +11,10 @@ from pathlib import Path
 import peer_paths
 import pytest
 import run_all
+from claims import TABLE
+from gpu_claims import GPU, SECONDS
 from record import OF_A_DAY
-from run_all import GPU, TABLE, WORK, Row
+from rows import WORK, Row
 
 BENCHMARKS = Path(run_all.__file__).parent
 SCRIPTS = sorted(
@@ -147,9 +149,25 @@ def test_what_takes_too_long_is_ended_and_stops_nothing(house, capsys):
     assert "FAILED" in waits and "done" in fine
 
 
+def test_a_row_for_which_no_time_is_left_is_named(house, capsys):
+    (house / "benchmarks/waits.py").write_text("import time\ntime.sleep(600)\n")
+    rows = [Row("waits", "waits.py", limit=500), Row("late", "writes.py", limit=500)]
+    work = Path("runs/x")
+    assert run_all.run_all(rows, work, work / "records", short=False, peers={}, seconds=0.5) == 1
+    *_, waits, late = capsys.readouterr().out.splitlines()
+    assert "FAILED" in waits and "late: no time is left; then: python benchmarks/writes.py" in late
+    assert not (house / work).exists()
+
+
+def test_a_package_that_is_not_installed_is_named():
+    row = Row("captions", "writes.py", needs=("package no_such_package",))
+    assert run_all.lacking(row, {}) == "the package no_such_package is not installed"
+    assert not run_all.lacking(Row("arrays", "writes.py", needs=("package numpy",)), {})
+
+
 def test_the_rows_of_a_gpu_end_within_nine_minutes():
-    assert sum(row.limit for row in GPU) < 9 * 60
-    assert all(row in TABLE and row.needs == ("cuda",) and row.into == "gpu" for row in GPU)
+    assert SECONDS < 9 * 60 and all(row.limit for row in GPU)
+    assert all(row in TABLE and row.needs[0] == "cuda" and row.into == "gpu" for row in GPU)
 
 
 def test_a_peer_is_a_path_that_is_there(capsys):
