@@ -1,8 +1,9 @@
 """A CLIP of open_clip's as a run that was never trained, with a zero-shot task."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,16 +97,7 @@ def clip_run(
     tower, clip = image_tower(title, weights.config), Clip(title, weights.config, weights)
     merging = _merging(policy, adapter)
     attends = "always" if adapter is None else adapter.config.merging.proportional_attention
-    data = DataConfig(
-        schema="classification",
-        img_size=tower.img_size,
-        workers=workers_here(),
-        augment=AugmentConfig(**read_preprocessing(where)),
-        allow_overlap=True,
-        train=shards if split == "train" else None,
-        val=shards,
-        test=shards,
-    )
+    data = _data(shards, split, tower.img_size, read_preprocessing(where))
     classes, templates = named_classes(data, split, templates, names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -133,6 +125,19 @@ def clip_run(
     model = MultiTaskModel(backbone, {NAME: task}, OBJECTIVES.build("supervised")).eval()
     facts = {"config": {}, "digest": digest(config), "step": 0, "commit": None, "versions": {}}
     return PublishedRun(Path(name), config, {}, False, facts), model
+
+
+def _data(shards: str, split: str, img_size: int, preprocessing: Mapping[str, Any]) -> DataConfig:
+    return DataConfig(
+        schema="classification",
+        img_size=img_size,
+        workers=workers_here(),
+        augment=AugmentConfig(**preprocessing),
+        allow_overlap=True,
+        train=shards if split == "train" else None,
+        val=shards,
+        test=shards,
+    )
 
 
 def _merging(policy: str | None, adapter: Adapter | None) -> MergingConfig:

@@ -156,6 +156,10 @@ class DataConfig:
         are_sides = self.img_size is None or are_pixels(self.img_size)
         require(are_sides, f"data.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side")
         self._check_decode()
+        self._check_augment()
+
+    def _check_augment(self) -> None:
+        """What depends on the size of an image."""
         pad = self.augment.pad
         if (given := self.augment.cutmix_minmax) is not None and self.img_size is not None:
             smallest = min(self.size)
