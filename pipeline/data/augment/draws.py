@@ -11,6 +11,7 @@ from timm.data.auto_augment import AugMixAugment
 from torchvision.transforms import v2
 
 from pipeline.changes.changes import Change
+from pipeline.changes.moves import kind_of
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.augment.policies import jitter_strengths, operators, policy_of
 from pipeline.errors import ConfigError
@@ -103,7 +104,7 @@ class _Drawn:
         resample: int,
         fillcolor: Sequence[float],
     ) -> "_Drawn":
-        kind = {2: "move_bilinear", 3: "move_bicubic"}[int(resample)]
+        kind = kind_of(data, {2: "bilinear", 3: "bicubic"}[int(resample)])
         self.changes.append(Change(kind, (*data, *fillcolor)))
         return self
 
