@@ -1,7 +1,7 @@
 """Which part of a picture becomes an image of a batch: drawn where the picture's size is known, and cut out
 where its pixels are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -28,6 +28,16 @@ class Window:
         window = as_stored(window) if window.device.type == "cpu" else window
         mode = F.InterpolationMode(self.interpolation)
         return F.resize(window, list(self.size), interpolation=mode, antialias=True)
+
+    def scaled(self, scale: int, picture: Tensor) -> Tensor:
+        """uint8 [3, *size], out of the picture that was divided by `scale`, uint8
+        [3, ceil(H / scale), ceil(W / scale)]."""
+        top, left = round(self.top / scale), round(self.left / scale)
+        bottom, right = (
+            max(start + 1, round(end / scale))
+            for start, end in ((top, self.top + self.height), (left, self.left + self.width))
+        )
+        return replace(self, top=top, left=left, height=bottom - top, width=right - left)(picture)
 
 
 @dataclass(frozen=True)

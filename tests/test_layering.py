@@ -50,7 +50,7 @@ ROOMS = {
     "backbone": BASE
     | {"extras", "files", "pixels", "shared_tensors", "version", "run_folder", "config", "plan", "merging"},
     "data.targets": set(),
-    "data.members": {"coded", "errors"},
+    "data.members": {"coded", "errors", "framing"},
     "data.layouts": {"errors", "extras", "rng", "data.members"},
     "data.shards": {"extras", "config", "errors", "files", "redact", "data.members", "data.layouts"},
     "data.augment": {

@@ -71,9 +71,10 @@ class DataConfig:
     start_workers: Literal["auto", "fork", "forkserver", "spawn"] = "auto"
     """How worker processes start: as copies of this one, of a server that holds nothing else, or anew. auto:
     `fork`, and `forkserver` where this process uses CUDA."""
-    decode: Literal["worker", "cuda"] = "worker"
-    """Where JPEGs of training are decoded, cropped and flipped: `worker`, or `cuda`, the GPU that trains
-    (nvJPEG), by the same draws. Evaluation and other images decode in workers."""
+    decode: Literal["worker", "scaled", "cuda"] = "worker"
+    """How JPEGs of training are decoded, cropped and flipped, by the same draws: `worker`; `scaled`, by the
+    worker to a half, a quarter or an eighth of the size where the window is so much larger than its image; or
+    `cuda`, by the GPU that trains (nvJPEG). Evaluation and other images decode as by `worker`."""
     shuffle_shards: int = 8
     """Shards whose samples are mixed at a time; with lanes, over all of them, and one shard of each at
     least."""
@@ -172,15 +173,16 @@ class DataConfig:
         require(fits, f"data.augment.pad is {pad}; give less than data.img_size, {self.img_size}")
 
     def _check_decode(self) -> None:
-        if self.decode != "cuda":
-            return
-        augment, cuda = self.augment, "data.decode is 'cuda', so workers have no pixels"
-        require(augment.pad == 0, f"{cuda} for data.augment.pad; leave pad out, or give data.decode='worker'")
+        augment, so = self.augment, f"data.decode is '{self.decode}', so workers have no whole pictures"
+        require(
+            augment.pad == 0 or self.decode == "worker",
+            f"{so} for data.augment.pad; leave pad out, or give data.decode='worker'",
+        )
         colours = {name: getattr(augment, name) for name in ("rand_augment", "color_jitter", "grayscale")}
         changed = ", ".join(f"data.augment.{name}" for name, value in colours.items() if value)
         require(
-            augment.on_device or not changed,
-            f"{cuda} for {changed}; give data.augment.on_device=True, or data.decode='worker'",
+            augment.on_device or not changed or self.decode != "cuda",
+            f"{so} for {changed}; give data.augment.on_device=True, or data.decode='worker'",
         )
 
     @property

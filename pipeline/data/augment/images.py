@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from pipeline.coded import Framed, Jpeg
 from pipeline.config.schema import AugmentConfig, ImgSize, height_width
 from pipeline.data.augment.policies import jitter_strengths, policy_of, train_interpolation
+from pipeline.data.members.scaled import Scalable
 from pipeline.framing import Framing, Window, flipped
 from pipeline.pixels import Patch
 
@@ -27,19 +28,19 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 MAX_ASPECT = 8
 
 
-def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
+def train_transform(config: AugmentConfig, img_size: ImgSize) -> Callable[[Tensor | Scalable], Tensor]:
     """uint8 [3, H, W] -> uint8 [3, *img_size]: crop, flips, RandAugment, jitter of colours, grey; in
-    timm's order.
+    timm's order. A `Scalable` is cropped by the same draws, and does not go with padding (DataConfig).
 
     timm leaves the jitter out under RandAugment; here it is off unless it is asked for.
     """
     size, draw_flips = height_width(img_size), flips(config)
-    crop = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
+    crop: Callable = pad_crop(config.pad, size) if config.pad else resized_crop(config, size)
     # those on the device are drawn by draws.py
     colours = [] if config.on_device else _colours(config, min(size))
 
-    def transform(image: Tensor) -> Tensor:
-        image = flipped(crop(image), *draw_flips())
+    def transform(picture: Tensor | Scalable) -> Tensor:
+        image = flipped(crop(picture), *draw_flips())
         for change in colours:
             image = change(image)
         return image
@@ -47,14 +48,16 @@ def train_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
     return transform
 
 
-def train_way(config: AugmentConfig, img_size: ImgSize) -> Callable[[Tensor | Jpeg], Tensor | Framed]:
+def train_way(
+    config: AugmentConfig, img_size: ImgSize
+) -> Callable[[Tensor | Jpeg | Scalable], Tensor | Framed]:
     """`train_transform`, also of files that the device decodes: these are framed, by the same draws. Colours
     and padding do not go with files (DataConfig)."""
     size, draw_flips = height_width(img_size), flips(config)
     transform, draw_window = train_transform(config, img_size), windows(config, size)
 
-    def way(image: Tensor | Jpeg) -> Tensor | Framed:
-        if isinstance(image, Tensor):
+    def way(image: Tensor | Jpeg | Scalable) -> Tensor | Framed:
+        if not isinstance(image, Jpeg):
             return transform(image)
         window = draw_window(image.height, image.width)
         return Framed(image, Framing(window, *draw_flips()))
@@ -114,10 +117,15 @@ def pad_crop(pad: int, size: tuple[int, int]) -> Transform:
     return transform
 
 
-def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Transform:
+def resized_crop(config: AugmentConfig, size: tuple[int, int]) -> Callable[[Tensor | Scalable], Tensor]:
     """A random area and aspect, resized to (height, width)."""
     draw = windows(config, size)
-    return lambda image: draw(*image.shape[-2:])(image)
+
+    def crop(picture: Tensor | Scalable) -> Tensor:
+        window = draw(*picture.shape[-2:])
+        return picture.cut(window) if isinstance(picture, Scalable) else window(picture)
+
+    return crop
 
 
 def windows(config: AugmentConfig, size: tuple[int, int]) -> Callable[[int, int], Window]:

@@ -1,5 +1,5 @@
-"""Which stored images a device decodes: JPEGs of three 8-bit channels, whole to their end, that no EXIF
-turns."""
+"""Which stored images are decoded once their windows are known: JPEGs of three 8-bit channels, whole to their
+end, that no EXIF turns."""
 
 import io
 import warnings
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.coded import Jpeg
 from pipeline.data.members.decode import MAX_PIXELS, decode_image
+from pipeline.data.members.scaled import Scalable
 from pipeline.data.members.turns import UPRIGHT, turn_in
 
 START, END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -23,17 +24,19 @@ YCBCR = 1
 """Adobe's mark of colours as JFIF has them; others are left to the worker."""
 
 
-def image_reader(decode: str, upright: bool) -> Callable[[bytes], Tensor | Jpeg]:
-    """What makes of a stored image its pixels, uint8 [3, H, W], or with decode `cuda` a file for the device,
-    where it can decode that. It raises SampleError. upright: whether EXIF turns images."""
+def image_reader(decode: str, upright: bool) -> Callable[[bytes], Tensor | Jpeg | Scalable]:
+    """What makes of a stored image its pixels, uint8 [3, H, W], or what they are made of later, where a
+    plain JPEG is: with decode `cuda` by the device, with `scaled` by the worker. It raises SampleError.
+    upright: whether EXIF turns images."""
     if decode == "worker":
         return partial(decode_image, upright=upright)
-    return partial(_coded_or_decoded, upright=upright)
+    return partial(_later_or_decoded, scaled=decode == "scaled", upright=upright)
 
 
-def _coded_or_decoded(data: bytes, upright: bool) -> Tensor | Jpeg:
-    found = jpeg_in(data, upright)
-    return decode_image(data, upright=upright) if found is None else found
+def _later_or_decoded(data: bytes, scaled: bool, upright: bool) -> Tensor | Jpeg | Scalable:
+    if (found := jpeg_in(data, upright)) is None:
+        return decode_image(data, upright=upright)
+    return Scalable(found) if scaled else found
 
 
 def jpeg_in(data: bytes, upright: bool) -> Jpeg | None:

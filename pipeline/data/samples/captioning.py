@@ -13,6 +13,7 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import eval_transform, train_way
 from pipeline.data.members.decode import IMAGES, decode_captions, decode_text
 from pipeline.data.members.jpeg import image_reader
+from pipeline.data.members.scaled import Scalable
 from pipeline.data.samples.protocol import DATASETS, MIXING, image_and, lacking, refuse_unused
 from pipeline.data.samples.text import TOKENIZERS, build_tokenizer
 from pipeline.data.shards.manifest import Manifest
@@ -69,7 +70,7 @@ class Captioning:
         )
         return " and ".join(lacking(schema, "json", told))
 
-    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg, tuple[str, ...]]:
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg | Scalable, tuple[str, ...]]:
         own = "txt" if self._field is None and "txt" in members else "json"
         image, captions = image_and(own, members, "captioning", self.missing)
         texts = (
@@ -77,7 +78,9 @@ class Captioning:
         )
         return self._read(image), texts
 
-    def train(self, image: Tensor | Jpeg, target: tuple[str, ...]) -> tuple[Tensor | Framed, Caption]:
+    def train(
+        self, image: Tensor | Jpeg | Scalable, target: tuple[str, ...]
+    ) -> tuple[Tensor | Framed, Caption]:
         caption = self._caption(random.choice(target))  # before the image, whose draws depend on its shape
         return self._train(image), caption
 

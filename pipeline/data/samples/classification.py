@@ -10,6 +10,7 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.augment.images import draws_anything, eval_transform, train_way
 from pipeline.data.members.decode import IMAGES, decode_class
 from pipeline.data.members.jpeg import image_reader
+from pipeline.data.members.scaled import Scalable
 from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
 from pipeline.data.shards.manifest import Manifest
@@ -38,11 +39,11 @@ class Classification:
     def missing(self, schema: Sequence[str]) -> str:
         return " and ".join(lacking(schema, "cls"))
 
-    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg, int]:
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg | Scalable, int]:
         image, label = image_and("cls", members, "classification", self.missing)
         return self._read(image), self._numbers[decode_class(label, len(self._numbers))]
 
-    def train(self, image: Tensor | Jpeg, target: int) -> tuple[Tensor | Framed, int]:
+    def train(self, image: Tensor | Jpeg | Scalable, target: int) -> tuple[Tensor | Framed, int]:
         return self._train(image), target
 
     def evaluate(self, image: Tensor, target: int) -> tuple[Tensor, int]:

@@ -12,6 +12,7 @@ from pipeline.data.augment.images import eval_transform, train_way
 from pipeline.data.members.decode import IMAGES
 from pipeline.data.members.jpeg import image_reader
 from pipeline.data.members.labels import decode_labels, numbers_of
+from pipeline.data.members.scaled import Scalable
 from pipeline.data.samples.class_names import Labels
 from pipeline.data.samples.classification import UNUSED, refuse_equal_views
 from pipeline.data.samples.protocol import DATASETS, image_and, lacking, refuse_unused
@@ -48,13 +49,15 @@ class MultiLabel:
             )
         return " and ".join(lacks)
 
-    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg, tuple[int, ...]]:
+    def decode(self, members: Mapping[str, bytes]) -> tuple[Tensor | Jpeg | Scalable, tuple[int, ...]]:
         image, data = image_and(MEMBER, members, "multi_label", self.missing)
         stored = numbers_of(decode_labels(data, self._field), self._places, len(self._numbers))
         numbers = tuple(self._numbers[number] for number in stored)
         return self._read(image), numbers
 
-    def train(self, image: Tensor | Jpeg, target: tuple[int, ...]) -> tuple[Tensor | Framed, tuple[int, ...]]:
+    def train(
+        self, image: Tensor | Jpeg | Scalable, target: tuple[int, ...]
+    ) -> tuple[Tensor | Framed, tuple[int, ...]]:
         return self._train(image), target
 
     def evaluate(self, image: Tensor, target: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

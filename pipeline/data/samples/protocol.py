@@ -49,13 +49,13 @@ class DatasetSchema(Protocol):
         ...
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Any, Any]:
-        """(image, target) of one sample. image: a tensor, or with data.decode `cuda` perhaps a Jpeg. Raises
-        SampleError."""
+        """(image, target) of one sample. image: a tensor, or perhaps with data.decode `cuda` a Jpeg, with
+        `scaled` a Scalable. Raises SampleError."""
         ...
 
     def train(self, image: Any, target: Any) -> tuple[Any, Any]:
         """(image, target) of a view, changed by draws from the global CPU generators; image uint8
-        [3, *img_size], and of a Jpeg a Framed.
+        [3, *img_size], and of a Jpeg a Framed. Raises SampleError.
 
         Called once per view, so the arguments must not be changed.
         """
