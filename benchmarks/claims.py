@@ -62,7 +62,6 @@ TABLE = (
     ),
     Row("against_commit", "against_commit.py", "38425ea", "--repeats 1"),
     Row("manifest_scale", "manifest_scale.py", short="--shards 10 1000 --repeats 1"),
-    Row("loader_cpu", "loader_cpu.py", short="--pictures 64 --batch 16 --batches 2 --repeats 1"),
     Row("streaming", "streaming.py", short="--pictures 128 --batch 16 --batches 3 --repeats 1"),
     Row("segmentation_cpu", "segmentation.py", short="--repeats 2 --batches 1 --within 0.5"),
     Row(

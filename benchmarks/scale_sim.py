@@ -66,7 +66,7 @@ def followed(order: Watched, nodes: int, node: int, setting: Setting) -> dict[st
     order.looked.clear()
     machine, start = Machine(setting), 0.0
     for number in range(steps + 1):
-        new = look_ahead(share.later(number), 1)
+        new = look_ahead(share.later(number))
         machine.step(order.looked.popleft(), new, len(look_ahead.in_sight()))
         if number == 0:
             start = machine.waited
@@ -150,7 +150,7 @@ def cost(num_shards: int, setting: Setting) -> dict[str, Any]:
     started = time.process_time()
     order, share = enter()
     entered = time.process_time() - started
-    LookAhead(order, setting.fetch_ahead, wraps=True)(share, 1)
+    LookAhead(order, setting.fetch_ahead, wraps=True)(share)
     ahead = time.process_time() - started - entered
     positions = [order.lanes.positions(share.later(step)) for step in range(200)]
     started = time.process_time()
@@ -160,7 +160,7 @@ def cost(num_shards: int, setting: Setting) -> dict[str, Any]:
     a_sample = (time.process_time() - started) / sum(map(len, positions))
     tracemalloc.start()
     order, share = enter()
-    LookAhead(order, setting.fetch_ahead, wraps=True)(share, 1)
+    LookAhead(order, setting.fetch_ahead, wraps=True)(share)
     for step in range(64):
         for position in order.lanes.positions(share.later(step)):
             order[position]

@@ -1,9 +1,9 @@
 """Images per second of a loader on the CPU: 224x224 crops of JPEGs of 400x300 to 500x375, ours against
-WebDataset with Pillow and against torchvision's ImageFolder, stage by stage.
+WebDataset with Pillow, torchvision's ImageFolder and timm's loader, stage by stage.
 
-All read the same pictures by the same recipe and give batches of normalised float32. Two recipes: a random
-resized crop with a flip, and the same with RandAugment, which we compute on the device. Processes take turns,
-each with a number of cores of its own.
+All read the same pictures by the same recipe and give batches of normalised float32. The recipes are a random
+resized crop with a flip, and the same with RandAugment: ours in the workers, which is the way on a CPU, and
+on the device, which is for a GPU. Processes take turns, each with a number of cores of its own.
 
     python benchmarks/streaming.py
 """
@@ -19,17 +19,31 @@ from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from loader_cpu import CLASSES, CROP
 from measure import comparison
 from PIL import Image
 from record import write_record
 
+CROP = 224
+CLASSES = 4
 POLICY = "rand-m7-mstd0.5-inc1"
-RECIPES = {"crop and flip": None, "crop, flip and RandAugment": POLICY}
+
+
+class Recipe(NamedTuple):
+    """on_device: whether ours computes the policy there."""
+
+    policy: str | None
+    on_device: bool = False
+
+
+RECIPES = {
+    "crop and flip": Recipe(None),
+    "RandAugment in the workers": Recipe(POLICY),
+    "RandAugment on the device": Recipe(POLICY, on_device=True),
+}
 SHARD = 128
 """Pictures of a shard."""
 
@@ -47,9 +61,7 @@ def make_pictures(folder: Path, count: int) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, quality=75)
 
 
-def our_data(
-    work: Path, args: argparse.Namespace, policy: str | None, workers: int = 0, *, on_device: bool = True
-) -> Any:
+def our_data(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int = 0) -> Any:
     from pipeline.config.schema import AugmentConfig, DataConfig
 
     return DataConfig(
@@ -58,14 +70,16 @@ def our_data(
         batch_size=args.batch,
         workers=workers,
         img_size=CROP,
-        augment=AugmentConfig(rand_augment=policy, on_device=on_device, interpolation=args.interpolation),
+        augment=AugmentConfig(
+            rand_augment=recipe.policy, on_device=recipe.on_device, interpolation=args.interpolation
+        ),
     )
 
 
-def ours(work: Path, args: argparse.Namespace, policy: str | None, workers: int) -> Iterator[Any]:
+def ours(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int) -> Iterator[Any]:
     from pipeline.data.stream import build_stream
 
-    data = our_data(work, args, policy, workers)
+    data = our_data(work, args, recipe, workers)
     return iter(build_stream("pictures", data, seed=0, rank=0, world_size=1))
 
 
@@ -74,12 +88,8 @@ def stages(work: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     from launch.bench.shards import measure
 
     found = {}
-    for name, policy, on_device in (
-        ("crop and flip", None, False),
-        ("RandAugment in the workers", POLICY, False),
-        ("RandAugment on the device", POLICY, True),
-    ):
-        rates = measure(our_data(work, args, policy, on_device=on_device), (), min(256, args.pictures))
+    for name, recipe in RECIPES.items():
+        rates = measure(our_data(work, args, recipe), (), min(256, args.pictures))
         found[name] = {rate["stage"]: round(1000 / rate["samples_per_s"], 4) for rate in rates}
     return found
 
@@ -102,7 +112,7 @@ def transform_of_peers(args: argparse.Namespace, policy: str | None) -> Callable
     )
 
 
-def web_dataset(work: Path, args: argparse.Namespace, policy: str | None, workers: int) -> Iterator[Any]:
+def web_dataset(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int) -> Iterator[Any]:
     import webdataset
 
     tars = [str(path) for path in sorted((work / "shards").glob("*.tar"))]
@@ -111,17 +121,17 @@ def web_dataset(work: Path, args: argparse.Namespace, policy: str | None, worker
         .shuffle(1000)
         .decode("pil")
         .to_tuple("jpg", "cls")
-        .map_tuple(transform_of_peers(args, policy), int)
+        .map_tuple(transform_of_peers(args, recipe.policy), int)
         .batched(args.batch, partial=False)
     )
     yield from webdataset.WebLoader(samples, batch_size=None, num_workers=workers)
 
 
-def image_folder(work: Path, args: argparse.Namespace, policy: str | None, workers: int) -> Iterator[Any]:
+def image_folder(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int) -> Iterator[Any]:
     from torchvision.datasets import ImageFolder
 
     loader = torch.utils.data.DataLoader(
-        ImageFolder(str(work / "pictures/train"), transform_of_peers(args, policy)),
+        ImageFolder(str(work / "pictures/train"), transform_of_peers(args, recipe.policy)),
         batch_size=args.batch,
         shuffle=True,
         num_workers=workers,
@@ -132,15 +142,34 @@ def image_folder(work: Path, args: argparse.Namespace, policy: str | None, worke
         yield from loader
 
 
-LOADERS = {"ours": ours, "webdataset": web_dataset, "imagefolder": image_folder}
+def timms_loader(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int) -> Iterator[Any]:
+    from timm.data import create_dataset, create_loader
+
+    loader = create_loader(
+        create_dataset("", root=str(work / "pictures/train")),
+        (3, CROP, CROP),
+        args.batch,
+        is_training=True,
+        num_workers=workers,
+        device=torch.device("cpu"),
+        persistent_workers=workers > 0,
+        interpolation=args.interpolation,
+        auto_augment=recipe.policy,
+        color_jitter=0.0,
+    )
+    while True:
+        yield from loader
 
 
-def figures(name: str, work: Path, args: argparse.Namespace, policy: str | None) -> dict[str, float]:
+LOADERS = {"ours": ours, "webdataset": web_dataset, "imagefolder": image_folder, "timm": timms_loader}
+
+
+def figures(name: str, work: Path, args: argparse.Namespace, recipe: Recipe) -> dict[str, float]:
     """Images per second: as workers hand them over, and on the device (the CPU, where there is no other),
     changed and normalised; and the former per second of a core, over all processes."""
     found, device = {}, "cuda" if torch.cuda.is_available() else "cpu"
     for figure in ("handed over", "on the device"):
-        loaded = LOADERS[name](work, args, policy, args.workers)
+        loaded = LOADERS[name](work, args, recipe, args.workers)
         next(loaded)
         started, spent = time.perf_counter(), core_seconds()
         for item in islice(loaded, args.batches):
@@ -228,7 +257,8 @@ def main() -> None:
 def claim_of(args: argparse.Namespace) -> str:
     return (
         f"{CROP}x{CROP} crops of JPEGs of 400x300 to 500x375, {args.interpolation}, batch {args.batch}, "
-        f"{args.workers} workers: ours over WebDataset with Pillow and torchvision's ImageFolder"
+        f"{args.workers} workers: ours over WebDataset with Pillow, torchvision's ImageFolder and timm's "
+        "loader"
     )
 
 

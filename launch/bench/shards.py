@@ -3,7 +3,7 @@ workers give batches of it, and how many cores a GPU of some rate takes."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -13,19 +13,21 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 import pipeline.data.samples  # noqa: F401 - fills the registry
+from pipeline.config.build import build_dataclass
+from pipeline.config.overrides import override
 from pipeline.config.schema import DataConfig
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.held_out import cache_of, find_split
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stream import build_stream
-from pipeline.errors import ConfigError, SampleError
+from pipeline.errors import ConfigError, SampleError, counted
 from pipeline.rng import preserved_generators, seed_generators
 
 STAGES = ("read", "decode", "augment", "collate")
 """What a worker does."""
 DEVICE = "device"
-"""What comes behind it: a batch is moved to the device, changed as `data.augment.on_device` says, and
-normalised."""
+"""What comes behind it: a batch is moved to the device, decoded there with `data.decode=cuda`, changed as
+`data.augment.on_device` says, and normalised."""
 ALL = "one core"
 SEED = 0
 REPEATS = 5
@@ -42,6 +44,15 @@ class Rate:
     megabytes_per_s: float
 
 
+def settings(data: Mapping[str, Any], overrides: Sequence[str]) -> DataConfig:
+    """The settings of a task's `data`, from plain data and changes such as `augment.hflip=0`. Raises
+    ConfigError."""
+    given = override(
+        {"tasks": {"bench": {"data": dict(data)}}}, [f"tasks.bench.data.{item}" for item in overrides]
+    )
+    return build_dataclass(DataConfig, given["tasks"]["bench"]["data"], "the settings of `dtem shards bench`")
+
+
 def measure(config: DataConfig, workers: Sequence[int], samples: int) -> list[dict[str, Any]]:
     """Rates of each stage by itself, then of batches by each number of workers, as plain data. The first
     samples are read twice, so that what is measured is not the disk's first answer. Raises the errors of
@@ -56,6 +67,23 @@ def cores_for(rate: float, rates: Sequence[dict[str, Any]]) -> int:
     """How many cores make so many samples a second. rates: as `measure` gives them."""
     (one,) = (own["samples_per_s"] for own in rates if own["stage"] == ALL)
     return math.ceil(rate / one)
+
+
+def device_here() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def words_on(config: DataConfig, rate: int, rates: Sequence[dict[str, Any]]) -> list[str]:
+    """What the rates mean for a GPU that trains on `rate` samples a second."""
+    cores = counted(cores_for(rate, rates), "core")
+    lines = [f"a GPU that trains on {rate} samples/s takes {cores} like this one"]
+    if config.decode != "cuda" and not config.augment.on_device:
+        return lines
+    if device_here() == "cpu":
+        return [*lines, "there is no GPU here: what it has to do was measured on the CPU, as 'device'"]
+    (device,) = (own["samples_per_s"] for own in rates if own["stage"] == DEVICE)
+    share = f"{100 * rate / device:.0f} % of the GPU's time"
+    return [*lines, f"decoding and changing as many images there takes {share}"]
 
 
 def _stages(config: DataConfig, samples: int) -> tuple[list[Rate], float]:
@@ -96,10 +124,11 @@ def _collated(config: DataConfig, count: int) -> tuple[float, float]:
     first batch is made twice, so that nothing is measured that is done once."""
     reader = build_stream("bench", replace(config, workers=0), seed=SEED, rank=0, world_size=1)
     batch, size = next(iter(reader)), config.batch_size
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_here())
 
     def collate() -> object:
-        return default_collate(list(batch.images))
+        files = [] if batch.coded is None else [batch.coded.data.clone()]
+        return [default_collate(list(batch.images))] if len(batch.images) else files
 
     def on_device() -> object:
         moved = batch.to(device)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.commands.arguments import HelpFormatter
+from launch.commands.arguments import HelpFormatter, add_setting_arguments
 from launch.commands.values import count, share
 
 SET = "a folder of shards, a brace pattern, a URL, a folder of class folders, or KIND:SRC"
@@ -26,6 +26,13 @@ def add_parsers(actions, workers: int) -> None:
     bench.add_argument("--img-size", type=count, default=224, metavar="PX", help="of the crop (default 224)")
     bench.add_argument("--rand-augment", metavar="POLICY", help="such as rand-m9-mstd0.5-inc1")
     bench.add_argument("--on-device", action="store_true", help="compute it on the device, not in workers")
+    bench.add_argument(
+        "--decode",
+        choices=("worker", "scaled", "cuda"),
+        default="worker",
+        help="how JPEGs are decoded, as data.decode (default worker)",
+    )
+    add_setting_arguments(bench, "of a task's data, for instance augment.color_jitter=0.4")
     bench.add_argument(
         "--rate", type=count, metavar="N", help="samples/s that a GPU trains on: how many cores it takes"
     )
@@ -114,19 +121,20 @@ def _info(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     import json
 
-    from launch.bench.shards import cores_for, measure
+    from launch.bench.shards import cores_for, measure, settings, words_on
     from launch.report.tables import markdown
-    from pipeline.config.schema import AugmentConfig, DataConfig
-    from pipeline.errors import counted
+    from pipeline.config.build import plain
     from pipeline.files import write_text
 
-    config = DataConfig(
-        schema=args.schema,
-        train=args.set,
-        img_size=args.img_size,
-        batch_size=args.batch_size,
-        augment=AugmentConfig(rand_augment=args.rand_augment, on_device=args.on_device),
-    )
+    given = {
+        "schema": args.schema,
+        "train": args.set,
+        "img_size": args.img_size,
+        "batch_size": args.batch_size,
+        "decode": args.decode,
+        "augment": {"rand_augment": args.rand_augment, "on_device": args.on_device},
+    }
+    config = settings(given, args.cfg_options)
     rates = measure(config, args.workers, args.samples)
     columns = ["stage", "workers", "samples/s", "MB/s"]
     rows = [
@@ -135,11 +143,10 @@ def _bench(args: argparse.Namespace) -> int:
     ]
     print(markdown(columns, rows))
     rate = args.rate or EXAMPLE_RATE
-    print(
-        f"a GPU that trains on {rate} samples/s takes {counted(cores_for(rate, rates), 'core')} like this one"
-    )
+    for line in words_on(config, rate, rates):
+        print(line)
     if args.out:
-        facts = {"set": args.set, "img_size": args.img_size, "samples": args.samples, "rates": rates}
+        facts = {"set": args.set, "data": plain(config), "samples": args.samples, "rates": rates}
         facts["cores"] = {"samples_per_s": rate, "cores": cores_for(rate, rates)}
         write_text(Path(args.out), json.dumps(facts, indent=1))
         print(f"wrote {args.out}")
