@@ -12,6 +12,7 @@ from pipeline.config.optim_schema import OptimConfig
 from pipeline.config.reduction_schema import ReductionConfig, TaskMergingConfig, require, require_range
 from pipeline.config.task_schema import (
     MAX_PIXELS,
+    MAX_WORKERS,
     DataConfig,
     ImgSize,
     TaskConfig,
@@ -179,6 +180,9 @@ class TrainConfig:
     mirror: str | None = None
     """Path or URL (s3, gs) to which each checkpoint is copied while training goes on. `--resume auto` fetches
     the newest one from there where the output has none."""
+    workers: int | None = None
+    """Decoding processes of a rank that work for all tasks, in place of each task's `data.workers`; None:
+    each task has its own."""
     max_nonfinite: int = 5
     """Most steps in a row that are skipped for a loss that is not finite; one more stops the run."""
 
@@ -199,6 +203,10 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name} is {value}; give a number above 0")
+        require(
+            self.workers is None or 0 <= self.workers <= MAX_WORKERS,
+            f"train.workers is {self.workers}; give 0 to {MAX_WORKERS}, or None",
+        )
         require(self.max_nonfinite >= 0, f"train.max_nonfinite is {self.max_nonfinite}; give 0 or more")
         require(
             self.alternate_period >= 2, f"train.alternate_period is {self.alternate_period}; give 2 or more"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, default_collate
 
 from pipeline.changes.changes import Changes
 from pipeline.coded import Coded
@@ -76,8 +76,8 @@ class BatchReader(Dataset[Loaded]):
         lanes = 1 if plain else config.lanes or lanes_of(num_shards, step)
         self.order = SampleOrder(counts, seed, config.shuffle_shards, lanes, copies)
         self._look_ahead = LookAhead(self.order, config.fetch_ahead, wraps=seed is not None)
-        self.notes = WorkerNotes(config.workers)
-        self._task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
+        self.notes = WorkerNotes(1)
+        self.task, self._schema, self._seed, self._manifest = task, schema, seed, manifest
         patience = PATIENCE_SHARE * config.max_wait
         width = self.order.open_shards(world_size)
         self._reader = SampleReader(manifest, width, cache_of(config), patience, schema.reads)
@@ -103,10 +103,8 @@ class BatchReader(Dataset[Loaded]):
 
     def __getitem__(self, share: Share) -> Loaded:
         self._reader.start_clock()
-        if self._reader.remote:
-            worker = get_worker_info()
-            if self._look_ahead(share, worker.num_workers if worker else 1):
-                self._reader.prefetch(self._look_ahead.in_sight())
+        if self._reader.remote and self._look_ahead(share):
+            self._reader.prefetch(self._look_ahead.in_sight())
         positions = self.order.lanes.positions(share)
         samples: list[Views] = []
         bad: list[BadSample] = []
@@ -145,10 +143,10 @@ class BatchReader(Dataset[Loaded]):
         any. A bad sample is returned, not raised, so that a worker can send it."""
         at = self.order[position]
         shard, key = self._manifest.shards.name(at.shard), f"#{at.sample}"
-        self.notes.write(shard)
+        self.notes.write(f"task '{self.task}': {shard}")
         try:
             key = self._reader.key(at.shard, at.sample)
-            self.notes.write(f"{shard}, sample {key!r}")
+            self.notes.write(f"task '{self.task}': {shard}, sample {key!r}")
             image, target = self._schema.decode(self._reader.read(at.shard, at.sample))
             copy = [f"copy {at.copy}"] if at.copy else []
             address = at.epoch, shard, key, *copy, *replaced
@@ -199,7 +197,7 @@ class BatchReader(Dataset[Loaded]):
         changes = Changes.of([view.changes for view in views])
         normalisation = replace(self._normalisation, noise=self._noise(views), changes=changes)
         coded = Coded.of([view.image for view in views], keys)
-        return Batch(self._task, images, targets, keys, normalisation, self._views, coded)
+        return Batch(self.task, images, targets, keys, normalisation, self._views, coded)
 
     def _noise(self, views: Sequence[Sample]) -> Noise | None:
         """Noise of random erasing for each image; None where nothing is erased."""

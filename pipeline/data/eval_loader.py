@@ -72,6 +72,7 @@ class EvalLoader:
         all samples are bad."""
         # a worker more would have no batch to make
         config = replace(self._config, workers=min(self._config.workers, len(self)))
-        for loaded in loaded_by_workers(self._reader, self._shares, config, self.stopping):
+        order = [(self._reader.task, share) for share in self._shares]
+        for _, loaded in loaded_by_workers({self._reader.task: self._reader}, order, config, self.stopping):
             batch = self._quarantine.checked_batch(loaded)
             yield () if batch is None else (batch, *loaded.others)

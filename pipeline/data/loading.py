@@ -1,45 +1,120 @@
-"""Worker processes that make batches."""
+"""Worker processes that make batches, of one task or of several. Whoever is free makes the next one, and the
+batches come in the order in which they are asked for."""
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config.schema import DataConfig
 from pipeline.data.batches import BatchReader
 from pipeline.data.lanes import Share
 from pipeline.data.quarantine import Loaded
-from pipeline.data.stalls import patiently
+from pipeline.data.stalls import WorkerNotes, patiently
 from pipeline.processes import end_with_parent
 from pipeline.redact import keep_from_logs
 
+REST = 0.05
+"""Seconds for which a worker rests where enough batches lie behind one that is late."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The batch of a share of a task, and its number in the order. share None: a rest."""
+
+    number: int
+    task: str = ""
+    share: Share | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker made of what it was asked for. loaded None: it rested."""
+
+    number: int
+    task: str
+    loaded: Loaded | None
+
+    def pin_memory(self, device: str | None = None) -> "Made":
+        """torch's loader calls this in its pinning thread."""
+        return self if self.loaded is None else replace(self, loaded=self.loaded.pin_memory(device))
+
 
 def loaded_by_workers(
-    reader: BatchReader, shares: Iterable[Share], config: DataConfig, stopping: Callable[[], bool]
-) -> Iterator[Loaded]:
-    """The batch of each share, made in worker processes or in this one."""
+    readers: Mapping[str, BatchReader],
+    order: Iterable[tuple[str, Share]],
+    config: DataConfig,
+    stopping: Callable[[], bool],
+) -> Iterator[tuple[str, Loaded]]:
+    """The batch of each share with its task, made in worker processes or in this one. config: of the
+    workers."""
     workers = config.workers
-    loader: DataLoader[Loaded] = DataLoader(
-        reader,
+    turns, notes = _Turns(order, workers * config.prefetch), WorkerNotes(workers)
+    for reader in readers.values():
+        reader.notes = notes
+    loader: DataLoader[Made] = DataLoader(
+        _Readers(readers),
         batch_size=None,
-        sampler=shares,
+        sampler=turns.asked(),
         num_workers=workers,
-        multiprocessing_context=_context(config.start_workers) if workers else None,
+        multiprocessing_context=context_of(config.start_workers) if workers else None,
         prefetch_factor=config.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
         worker_init_fn=_as_a_child,
         # without it the loader draws its worker seeds, which are unused, from the run's own generator
         generator=torch.Generator(),
+        # as it is made: `_Turns` puts it in order, and so the next share goes to a worker that is free
+        in_order=workers == 0,
     )
-    batches = iter(loader)
-    return patiently(batches, reader.notes, config.max_wait, stopping) if workers else batches
+    batches = turns.taken(iter(loader))
+    return patiently(batches, notes, config.max_wait, stopping) if workers else batches
 
 
-def _context(how: str) -> BaseContext:
+class _Readers(Dataset[Made]):
+    """Maps what is asked for to what its task's reader makes of it."""
+
+    def __init__(self, readers: Mapping[str, BatchReader]):
+        self._readers = dict(readers)
+
+    def __getitem__(self, asked: Asked) -> Made:
+        if asked.share is None:
+            time.sleep(REST)
+            return Made(asked.number, asked.task, None)
+        return Made(asked.number, asked.task, self._readers[asked.task][asked.share])
+
+
+class _Turns:
+    """Puts batches into the order in which they are asked for. most: batches that wait for an earlier one;
+    where there are as many, workers rest."""
+
+    def __init__(self, order: Iterable[tuple[str, Share]], most: int):
+        self._order, self._most = order, most
+        self._early: dict[int, Made] = {}
+
+    def asked(self) -> Iterator[Asked]:
+        for number, (task, share) in enumerate(self._order):
+            while len(self._early) > self._most:
+                yield Asked(number)
+            yield Asked(number, task, share)
+
+    def taken(self, made: Iterable[Made]) -> Iterator[tuple[str, Loaded]]:
+        turn = 0
+        for found in made:
+            if found.loaded is not None:
+                self._early[found.number] = found
+            while (following := self._early.pop(turn, None)) is not None:
+                assert following.loaded is not None, "rests are not kept"
+                turn += 1
+                yield following.task, following.loaded
+
+
+def context_of(how: str) -> BaseContext:
     """How worker processes start. `auto` forks this process, with its open files and decoded indexes, unless
     it uses CUDA, whose threads and locks a fork copies in whatever state they are: then a server that has
     imported what workers need, and nothing else, forks them."""

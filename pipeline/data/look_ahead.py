@@ -1,4 +1,8 @@
-"""Looks ahead in the order: which shards a process will need next, so that they are fetched in time."""
+"""Looks ahead in the order: which shards a rank will need next, so that they are fetched in time.
+
+Which of its workers makes a batch is not known before, so each looks at all batches. What one has fetched,
+all can use.
+"""
 
 from pipeline.data.lanes import Share
 from pipeline.data.order import SampleOrder
@@ -19,17 +23,16 @@ class LookAhead:
         """Maps a shard to the start of the last share that needs it, in the order of need."""
         self._most = 1024
 
-    def __call__(self, share: Share, every: int) -> list[int]:
+    def __call__(self, share: Share) -> list[int]:
         """The shards that come into sight with a share, in the order of need: with the first one all of its
-        own and of those that this process reads after it. every: steps from one share of this process to its
-        next."""
+        own and of those that the rank reads after it."""
         if share.start <= self._here:
             self._start_anew()
         self._here = share.start
-        first = 0 if self._looked < share.start else (self._looked - share.start) // share.size + every
+        first = 0 if self._looked < share.start else (self._looked - share.start) // share.size + 1
         new = []
         # as many steps as `samples` samples of the rank take
-        for steps in range(first, -(-self._samples // len(share.part)) + every, every):
+        for steps in range(first, -(-self._samples // len(share.part)) + 1):
             ahead = share.later(steps)
             for shard in self._shards(ahead):
                 if self._last.get(shard, -1) < share.start:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import finalize
 
 from torch.utils.data import get_worker_info
 
-from pipeline.data.quarantine import Loaded
 from pipeline.errors import StopAsked, StorageError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 WARN_EVERY = 60.0
 """Seconds between warnings while a batch is waited for."""
 LOOK_EVERY = 1.0
@@ -58,8 +58,8 @@ def never() -> bool:
 
 
 def patiently(
-    batches: Iterator[Loaded], notes: WorkerNotes, limit: float, stopping: Callable[[], bool] = never
-) -> Iterator[Loaded]:
+    batches: Iterator[T], notes: WorkerNotes, limit: float, stopping: Callable[[], bool] = never
+) -> Iterator[T]:
     """Yields the batches of the iterator of a DataLoader with workers. Raises StorageError for a batch that
     takes more than `limit` seconds, and StopAsked when `stopping` says meanwhile that nobody wants it any
     more."""
@@ -86,7 +86,7 @@ def patiently(
             start = warned = time.monotonic()
 
 
-class NextInThread:
+class NextInThread(Generic[T]):
     """Context manager with a thread that takes the next item of an iterator. What it waits for may ignore
     every timeout: a worker that hangs while it hands over a batch, for instance.
 
@@ -94,12 +94,12 @@ class NextInThread:
     aborts a process that ends while a thread is in torch's code.
     """
 
-    def __init__(self, items: Iterator[Loaded]):
-        self._items, self._ready = items, Queue[Loaded | BaseException | None](maxsize=1)
+    def __init__(self, items: Iterator[T]):
+        self._items, self._ready = items, Queue[T | BaseException | None](maxsize=1)
         self._closed = Event()
         self._thread = Thread(target=self._fetch, name="batches", daemon=True)
 
-    def __enter__(self) -> "NextInThread":
+    def __enter__(self) -> "NextInThread[T]":
         self._thread.start()
         self._leave = finalize(self, _leave, self._closed, self._thread)
         return self
@@ -107,7 +107,7 @@ class NextInThread:
     def __exit__(self, *_: object) -> None:
         self._leave()
 
-    def next(self, seconds: float) -> Loaded | None:
+    def next(self, seconds: float) -> T | None:
         """The next item; None after the last one. Raises Empty after so many seconds, and what the iterator
         has raised."""
         found = self._ready.get(timeout=seconds)
@@ -124,7 +124,7 @@ class NextInThread:
         except BaseException as err:  # noqa: BLE001 - raised in the thread that waits
             self._put(err)
 
-    def _put(self, item: Loaded | BaseException | None) -> bool:
+    def _put(self, item: T | BaseException | None) -> bool:
         while not self._closed.is_set():
             try:
                 self._ready.put(item, timeout=LOOK_EVERY / 10)

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -57,7 +57,7 @@ class TrainStream:
         self.device: torch.device | None = None
         self._decodes_here: BatchReader | None = None
         self.classes, self.gives = reader.classes, reader.gives
-        self._reader, self._config = reader, config
+        self.reader, self.config = reader, config
         self._quarantine = Quarantine(config.max_bad_samples)
         self._part = range(rank * batch_size, (rank + 1) * batch_size)
         self._batch, self._global = batch_size, batch_size * world_size
@@ -81,17 +81,23 @@ class TrainStream:
     def bad_allowed(self) -> float:
         """Most bad samples among those seen, over all ranks, by data.max_bad_share: at least an epoch's
         share, as it may come at the beginning."""
-        return max(FEW, self._config.max_bad_share * max(self.num_samples, self.seen))
+        return max(FEW, self.config.max_bad_share * max(self.num_samples, self.seen))
 
     @property
     def shortened_samples(self) -> int:
         return self._quarantine.shortened.total()
 
     def __iter__(self) -> Iterator[Batch]:
-        config = self._config
-        for loaded in loaded_by_workers(self._reader, self._shares(), config, self.stopping):
+        task = self.reader.task
+        order = ((task, share) for share in self.shares())
+        made = loaded_by_workers({task: self.reader}, order, self.config, self.stopping)
+        return self.checked(loaded for _, loaded in made)
+
+    def checked(self, made: Iterable[Loaded]) -> Iterator[Batch]:
+        """The batches of `shares`, as workers made them, once their bad samples are counted."""
+        images = self._batch * self.config.views
+        for loaded in made:
             batch = self._quarantine.checked_batch(self._decoded(loaded))
-            images = self._batch * config.views
             assert batch is not None and batch.num_images == images, (
                 "losses over ranks need batches of one size"
             )
@@ -109,19 +115,19 @@ class TrainStream:
         except SampleError as err:
             log.warning("task '%s': %s; this batch is decoded by the CPU", loaded.batch.task, err)
         if self._decodes_here is None:
-            self._decodes_here = self._reader.decoding_here()
+            self._decodes_here = self.reader.decoding_here()
         return self._decodes_here[Share(self._samples, self._global, self._part)]
 
     def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
         """Puts a fault into the reading of shards, see SampleReader.disturbances. Before `iter`."""
-        self._reader.disturb(disturbance)
+        self.reader.disturb(disturbance)
 
     def state_dict(self) -> dict[str, int]:
         """`samples`: position in the global order after the last batch. To resume there needs no replay."""
         return {
             "samples": self._samples,
             "manifest": self.fingerprint,
-            "lanes": self._reader.order.lanes.num,
+            "lanes": self.reader.order.lanes.num,
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -133,7 +139,7 @@ class TrainStream:
                 "on, or start anew"
             )
         # before there were lanes, an epoch was one
-        if (saved := state.get("lanes", 1)) != (lanes := self._reader.order.lanes.num):
+        if (saved := state.get("lanes", 1)) != (lanes := self.reader.order.lanes.num):
             raise CheckpointError(
                 f"the data position belongs to an order of {counted(saved, 'lane')} and this run has "
                 f"{lanes}; give data.lanes={saved}"
@@ -145,7 +151,8 @@ class TrainStream:
         `samples`: one in shards or lanes of another order cannot be found in this one."""
         self._samples = self._first = math.ceil(samples / self.num_samples) * self.num_samples
 
-    def _shares(self) -> Iterator[Share]:
+    def shares(self) -> Iterator[Share]:
+        """What the batches from here on are made of."""
         share = Share(self._samples, self._global, self._part)
         while True:
             yield share

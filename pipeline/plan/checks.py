@@ -190,6 +190,11 @@ def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
                 "given; name the shards to evaluate on"
             )
 
+    ways = {name: task.data.start_workers for name, task in fed_tasks(config).items()}
+    if config.train.workers is not None and len(set(ways.values())) > 1:
+        given = ", ".join(f"tasks.{name}.data.start_workers={way!r}" for name, way in ways.items())
+        yield f"train.workers starts workers that all tasks share, and the tasks differ: {given}; give one"
+
 
 def _check_engine(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
     if config.engine.type == "local" and world_size > 1:

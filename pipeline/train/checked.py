@@ -4,7 +4,7 @@ what is found; `dtem config check` and a dry run tell it."""
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipeline.backbone.build import model_facts
@@ -29,10 +29,20 @@ def completed(config: RunConfig, world_size: int) -> tuple[RunConfig, ModelFacts
     machine could train."""
     facts = model_facts(config.backbone)
     resolve(config, world_size, facts)
-    config = complete_optimizer(complete_data(config, facts))
+    config = _with_one_pool(complete_optimizer(complete_data(config, facts)))
     check_ema(config)
     build_procedure(config)
     return config, facts
+
+
+def _with_one_pool(config: RunConfig) -> RunConfig:
+    """The configuration, with the workers of all tasks as those of each where it gives such."""
+    if (workers := config.train.workers) is None:
+        return config
+    tasks = {
+        name: replace(task, data=replace(task.data, workers=workers)) for name, task in config.tasks.items()
+    }
+    return replace(config, tasks=tasks)
 
 
 def refusals(config: RunConfig, world_size: int) -> Iterator[ConfigError]:

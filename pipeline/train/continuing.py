@@ -35,6 +35,7 @@ HARMLESS = (
     "train.save_optimizer_at_end",
     "train.keep_checkpoints",
     "train.mirror",
+    "train.workers",
     "train.max_nonfinite",
     "log.*",
     "backbone.weights",

@@ -1,6 +1,7 @@
 """The training loop. It knows no task, no policy and no launcher. Between two reports the host does not wait
 for the device."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import torch
 
 from pipeline.config.schema import RunConfig
+from pipeline.data.one_pool import batches_of_all
 from pipeline.engine import launched
 from pipeline.engine.connect import ALONE, limit_collectives, shared_notes
 from pipeline.engine.launched import lost_another
 from pipeline.errors import PipelineError, SampleError, StopAsked, StorageError, counted
+from pipeline.interfaces import Batch
 from pipeline.modes import set_modes
 from pipeline.train import checkpoint
 from pipeline.train.budget import bad_summary, check_budget, count_bad
@@ -86,7 +89,7 @@ def _train(run: Run) -> None:
         for stream in run.streams.values():
             stream.device = run.engine.device
         # kept until the workers are killed: one that hangs would be waited for when its iterator goes
-        run.open = {name: iter(stream) for name, stream in run.streams.items()}
+        run.open = _opened(run)
         sums, watch = MetricSums(only_finite=True), Stopwatch()
         try:
             with _saving_if_data_fail(run, reporter):
@@ -95,6 +98,15 @@ def _train(run: Run) -> None:
             _stop(run, reporter)
         finally:
             run.meeting.ends()
+
+
+def _opened(run: Run) -> dict[str, Iterator[Batch]]:
+    """Iterators of the streams, whose workers start with the first batch."""
+    if run.config.train.workers is None:
+        return {name: iter(stream) for name, stream in run.streams.items()}
+    steps = itertools.count(run.progress.step)
+    plan = (task for step in steps for task in tasks_of_step(run.resolved, step))
+    return batches_of_all(run.streams, plan)
 
 
 def _trackers(run: Run) -> Trackers | None:

@@ -24,7 +24,9 @@ class DataWait:
             return None
         self._told = True
         fed = {name: task.data for name, task in self._config.tasks.items() if not task.frozen}
-        workers = [f"tasks.{name}.data.workers, now {data.workers}" for name, data in fed.items()]
+        pool = self._config.train.workers
+        own = [f"tasks.{name}.data.workers, now {data.workers}" for name, data in fed.items()]
+        workers = own if pool is None else [f"train.workers, now {pool}"]
         ways = [f"more processes that read ({first_few(workers, 3, ', ')}; {_cores()} cores here)"]
         if any("://" in str(data.train) for data in fed.values()):
             ways.append("a cache on a local disk (data.cache_dir, data.cache_gib)")

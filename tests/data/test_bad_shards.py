@@ -260,7 +260,7 @@ BROKEN = {*(f"s1_00{n}" for n in range(5)), "s2_003", "s2_004"}
 @pytest.mark.parametrize("size", [1, 6])
 def test_the_place_of_a_bad_sample_is_taken_by_the_next_good_one(holed, size):
     stream = build_stream("t", config(holed, batch_size=size), seed=3, rank=0, world_size=1)
-    batches, order = list(islice(stream, 30 // size)), stream._reader.order
+    batches, order = list(islice(stream, 30 // size)), stream.reader.order
     in_order = [f"s{at.shard}_{at.sample:03d}" for at in map(order.__getitem__, range(60))]
     expected = [next(key for key in in_order[place:] if key not in BROKEN) for place in range(30)]
     assert [key for batch in batches for key in batch.keys] == expected and all(

@@ -100,21 +100,22 @@ def test_two_lanes_that_share_a_shard_read_it_at_the_same_time(lanes):
 @pytest.mark.parametrize("every", [1, 2, 3])
 @pytest.mark.parametrize("samples", [0, 6, 40])
 def test_what_is_read_was_named_so_many_samples_before(samples, every, lanes):
-    """By a process that reads every `every`-th step of a rank, over the ends of epochs."""
+    """By a process that reads every `every`-th share of a rank, over the ends of epochs."""
     counts = COUNTS * 3
     order = SampleOrder(counts, 0, 2, lanes)
     look_ahead = LookAhead(order, samples, wraps=True)
-    shares = [Share(0, 8, range(2, 6)).later(number * every) for number in range(60)]
+    shares = [Share(0, 8, range(2, 6)).later(number) for number in range(60)]
     needed = [set(order.shards(order.lanes.positions(share))) for share in shares]
-    before = -(-samples // 4 // every)
+    before = -(-samples // 4)
     for _ in range(2):  # it may start anew
         sight: set[int] = set()
-        for number, share in enumerate(shares[: 60 - before]):
-            ahead = needed[number : number + before + 1]
-            shards = look_ahead(share, every)
-            still = set().union(*needed[number : number + before]) & sight
-            assert len(set(shards)) == len(shards) and set(shards) == set().union(*ahead) - still
-            sight = set().union(*ahead)
+        looked = -1
+        for number in range(0, 60 - before, every):
+            ahead = set().union(*needed[number : number + before + 1])
+            shards = look_ahead(shares[number])
+            still = set().union(*needed[number : looked + 1]) & sight
+            assert len(set(shards)) == len(shards) and set(shards) == ahead - still
+            sight, looked = ahead, number + before
             assert set(look_ahead.in_sight()) == sight and len(look_ahead.in_sight()) == len(sight)
 
 
@@ -123,9 +124,9 @@ def test_shards_are_named_in_the_order_of_need():
     shares = [Share(0, 4, range(4)).later(number) for number in range(5)]
     wanted = [order[position].shard for share in shares for position in order.lanes.positions(share)]
     look_ahead = LookAhead(order, 16, wraps=True)
-    assert look_ahead(shares[0], 1) == look_ahead.in_sight() == list(dict.fromkeys(wanted))
+    assert look_ahead(shares[0]) == look_ahead.in_sight() == list(dict.fromkeys(wanted))
     for number in range(1, 40):  # over the end of the epoch, where shards come into sight again
-        look_ahead(shares[0].later(number), 1)
+        look_ahead(shares[0].later(number))
         ahead = [shares[0].later(number + steps) for steps in range(5)]
         wanted = [order[position].shard for share in ahead for position in order.lanes.positions(share)]
         assert sorted(look_ahead.in_sight(), key=wanted.index) == look_ahead.in_sight()
@@ -133,7 +134,7 @@ def test_shards_are_named_in_the_order_of_need():
 
 def test_looking_ahead_ends_where_the_order_does():
     look_ahead = LookAhead(SampleOrder(COUNTS, None, 1), 100, wraps=False)
-    assert look_ahead(Share(16, 8, range(0, 4)), 1) == [2, 3, 4]
+    assert look_ahead(Share(16, 8, range(0, 4))) == [2, 3, 4]
 
 
 def test_a_large_set_is_entered_anywhere_and_its_plan_is_small():

@@ -1,5 +1,6 @@
 """Workers give the same batches however their processes start."""
 
+import multiprocessing
 from itertools import islice
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from shardkit import config, image
 
 from pipeline.config.schema import AugmentConfig
+from pipeline.data.loading import context_of
 from pipeline.data.stream import build_eval_loader, build_stream
 from pipeline.interfaces import Batch
 from pipeline.train.faults.data import Disturbance
@@ -54,3 +56,17 @@ def test_a_fault_reaches_a_worker_that_is_not_forked(uneven):
     disturbance.corrupt_next()
     next(iter(stream))
     assert stream.bad_samples > 0
+
+
+@pytest.mark.parametrize(("cuda", "start"), [(True, "forkserver"), (False, "fork")])
+def test_a_process_that_uses_cuda_is_not_forked(monkeypatch, cuda, start):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: cuda)
+    assert context_of("auto").get_start_method() == start
+
+
+@pytest.mark.cuda
+def test_workers_of_a_process_that_uses_cuda_come_from_a_server(uneven):
+    torch.zeros(1, device="cuda")
+    batches = iter(build_stream("t", config(uneven, workers=1), seed=3, rank=0, world_size=1))
+    next(batches)
+    assert {type(child).__name__ for child in multiprocessing.active_children()} == {"ForkServerProcess"}

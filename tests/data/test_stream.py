@@ -124,7 +124,7 @@ def test_a_bad_sample_is_replaced_by_the_next_one_of_its_lane_on_any_number_of_r
     streams = [stream(tmp_path, rank=rank, world_size=world_size, lanes=2) for rank in range(world_size)]
     batches = [take(iter(made), 4) for made in streams]
     keys = [sum((batches[rank][step].keys for rank in range(world_size)), ()) for step in range(4)]
-    order, expected = streams[0]._reader.order, []
+    order, expected = streams[0].reader.order, []
     for step in range(4):
         whole = Share(step * GLOBAL, GLOBAL, range(GLOBAL))
         for position in order.lanes.positions(whole):
@@ -221,7 +221,7 @@ def test_erased_images_are_those_of_timms_eraser_on_normalised_images(uneven):
         stream(uneven, augment=AugmentConfig(random_erasing=probability)) for probability in (0.0, 0.7)
     )
     eraser, changed = RandomErasing(0.7, mode="pixel", device="cpu"), 0
-    addresses = map(erased._reader.order.__getitem__, range(3 * GLOBAL))
+    addresses = map(erased.reader.order.__getitem__, range(3 * GLOBAL))
     for whole, holed in zip(take(iter(plain), 3), take(iter(erased), 3), strict=True):
         wanted, found = whole.to("cpu").images, holed.to("cpu").images
         for image, key, at in zip(wanted, whole.keys, islice(addresses, GLOBAL), strict=True):

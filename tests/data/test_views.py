@@ -2,6 +2,8 @@
 own, side by side."""
 
 import json
+import os
+import pickle
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import islice
@@ -15,8 +17,10 @@ from shardkit import config, image, write_tar
 from timm.data.random_erasing import RandomErasing
 
 from pipeline.config.schema import AugmentConfig, DataConfig
+from pipeline.data.lanes import Share
 from pipeline.data.make.existing import index_shards
 from pipeline.data.samples.protocol import DATASETS
+from pipeline.data.stalls import WorkerNotes
 from pipeline.data.stream import TrainStream, build_eval_loader, build_stream
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
@@ -99,7 +103,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 def by_hand(made: TrainStream, number: int) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, Any]]:
     """(key, normalised image, pixels, target) of one view of each sample, in the stream's order: decoded for
     it alone, and changed by the draws of its address."""
-    reader, eraser = made._reader, RandomErasing(ERASING, mode="pixel", device="cpu")
+    reader, eraser = made.reader, RandomErasing(ERASING, mode="pixel", device="cpu")
     schema, erases = reader._schema, reader._erase is not None
     for position in range(5 * BATCH):
         at = reader.order[position]
@@ -124,7 +128,7 @@ def test_a_view_is_the_sample_under_the_draws_of_its_own_address(whole, schema, 
     for batch in take(made):
         own = [tensor[number::VIEWS] for tensor in tensors(batch)]
         keys, normalised, pixels, targets = zip(*islice(expected, BATCH), strict=True)
-        wanted = made._reader._schema.targets(targets)
+        wanted = made.reader._schema.targets(targets)
         assert batch.keys[number::VIEWS] == keys
         assert same(own, [torch.stack(normalised), *tensors(Batch("t", torch.stack(pixels), wanted))[1:]])
 
@@ -226,3 +230,33 @@ def test_a_sample_that_loses_a_part_in_several_views_is_counted_once(whole):
     made = stream(whole, "captioning", tokenizer=TOKENIZER | dict(context_length=3))
     take(made)
     assert made.shortened_samples == 5 * BATCH
+
+
+@ALL
+def test_each_sample_of_an_epoch_is_read_from_its_shard_by_one_call(whole, monkeypatch, schema):
+    """All that its schema reads of it, and nothing else of the shard."""
+    reader, pread, reads = stream(whole, schema).reader, os.pread, []
+
+    def counted(file: int, size: int, offset: int) -> bytes:
+        reads.append((os.readlink(f"/proc/self/fd/{file}"), offset, size))
+        return pread(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    batch = reader[Share(0, NUM, range(NUM))].batch
+    assert batch is not None and len(set(batch.keys)) == len(set(reads)) == len(reads) == NUM
+    assert {Path(shard).suffix for shard, *_ in reads} == {".tar"}
+    stored = sum(path.stat().st_size for path in whole.glob("*.tar"))
+    assert sum(size for *_, size in reads) < stored
+
+
+@ALL
+def test_a_process_that_is_not_forked_makes_the_same_reader_anew(whole, schema):
+    """From what can be sent: no open file, thread or lock is."""
+    reader = stream(whole, schema).reader
+    make, args = reader.__reduce__()
+    sent = pickle.loads(pickle.dumps([arg for arg in args if not isinstance(arg, WorkerNotes)]))
+    received = make(*(arg if isinstance(arg, WorkerNotes) else sent.pop(0) for arg in args))
+    share = Share(0, BATCH, range(BATCH))
+    one, other = reader[share].batch, received[share].batch
+    assert one is not None and other is not None
+    assert one.keys == other.keys and same(tensors(one), tensors(other))

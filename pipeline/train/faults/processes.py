@@ -74,4 +74,6 @@ def _go_on(workers: list[int]) -> None:
 
 def _require_workers(run: Victim, fault: str) -> None:
     if not any(run.config.tasks[name].data.workers for name in run.streams):
-        raise ConfigError(f"fault '{fault}' needs data workers; give tasks.NAME.data.workers=1 or more")
+        raise ConfigError(
+            f"fault '{fault}' needs data workers; give tasks.NAME.data.workers=1 or more, or train.workers"
+        )

@@ -105,13 +105,13 @@ def test_a_shard_is_downloaded_once_for_as_long_as_it_is_in_sight(
     order = SampleOrder(manifest.shards.num_samples.tolist(), 0, shuffle, lanes)
     shares = [Share(start, 4, range(4)) for start in range(0, order.num_samples, 4)]
     seen = LookAhead(order, ahead * EACH, wraps=False)
-    kept = max(len(seen.in_sight()) for share in shares if seen(share, 1) is not None)
+    kept = max(len(seen.in_sight()) for share in shares if seen(share) is not None)
     budget = int(room_for * kept * manifest.shards.num_bytes.max()) + SHARDS * 2000
     reader = SampleReader(manifest, order.open_shards(1), ShardCache(tmp_path / "cache", budget), 20.0)
     asked.clear()
     look_ahead, most = LookAhead(order, ahead * EACH, wraps=False), 0
     for share in shares:
-        if look_ahead(share, 1):
+        if look_ahead(share):
             reader.prefetch(look_ahead.in_sight())
         for position in order.lanes.positions(share):
             at = order[position]

@@ -72,7 +72,7 @@ def test_a_dead_descriptor_is_opened_anew(shards, monkeypatch):
     stream = build_stream("t", config(shards, shuffle_shards=4, max_wait=5.0), seed=0, rank=0, world_size=1)
     batches = iter(stream)
     first = next(batches).keys
-    opened = dict(stream._reader._reader._files)
+    opened = dict(stream.reader._reader._files)
     monkeypatch.setattr(os, "pread", Disk(errno.ESTALE, dead=frozenset(opened.values())))
     monkeypatch.setattr(os, "close", lambda file: None)  # or else the number of a closed one is given again
     later = [next(batches).keys for _ in range(5)]
