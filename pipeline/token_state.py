@@ -18,12 +18,13 @@ ROPE = "rope"
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sizes, similarities and merges for tokens of a dtype: float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in the dtype `wide(x.dtype)`."""
-    return x.to(wide(x.dtype))
+    """x in the dtype `wide(x.dtype)`: x itself where it has it."""
+    dtype = wide(x.dtype)
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def rows_of(batch: int, num_tokens: int, device: torch.device) -> Tensor:

@@ -37,9 +37,12 @@ class MetricEmbedding(nn.Linear):
         it."""
         if not bare(self):
             return None
-        return Beside(
-            f"metric of {task}", tuple(self.parameters()), lambda: self.fold(task)["weight"], self.bias
-        )
+        sources = (self.weight, self.bias, *self._sources(task))
+        return Beside(f"metric of {task}", sources, lambda: self.fold(task))
+
+    def _sources(self, task: str | None) -> tuple[Tensor, ...]:
+        """What the layer of a task is made of beside weight and bias."""
+        return ()
 
 
 class AdaptedEmbedding(MetricEmbedding):
@@ -57,6 +60,10 @@ class AdaptedEmbedding(MetricEmbedding):
 
     def fold(self, task: str | None) -> dict[str, Tensor]:
         return {"weight": self.weight + _of(self.adapters, task)(), "bias": self.bias}
+
+    def _sources(self, task: str | None) -> tuple[Tensor, ...]:
+        change = _of(self.adapters, task)
+        return change.down, change.up
 
 
 class _Change(nn.Module):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.merging.on_cpu import moved_on_cpu, moves_on_cpu
 from pipeline.merging.on_gpu import moved
 from pipeline.merging.rows import (
     add_rows,
     add_weighted_rows,
-    blended,
     per_row,
     quotient,
     take_rows,
@@ -34,9 +34,12 @@ def apply(state: TokenState, assignment: Assignment) -> TokenState:
     autocast."""
     with without_autocast(state.tokens.device.type):
         move = _Move(state.size, assignment)
-        tokens, size = moved(
-            state.tokens, state.size, assignment, SMALLEST, lambda: (move.mean(state.tokens), move.size)
-        )
+        if moves_on_cpu(state.tokens, state.size, assignment):
+            tokens, size = moved_on_cpu(state.tokens, state.size, assignment, SMALLEST)
+        else:
+            tokens, size = moved(
+                state.tokens, state.size, assignment, SMALLEST, lambda: (move.mean(state.tokens), move.size)
+            )
         carried = {name: replace(item, values=move(item)) for name, item in state.carried.items()}
         return replace(
             state,
@@ -127,11 +130,6 @@ class _Move:
     def mean(self, values: Tensor) -> Tensor:
         """[B, K, ...]: weighted means of the values [B, M, ...], in their dtype."""
         a, weights = self.assignment, self._weights
-        learns = torch.is_grad_enabled() and (values.requires_grad or weights.whole.requires_grad)
-        if a.share is None and not learns and values.device.type == "cpu":
-            # only the rows that receive change, so that the others are moved once and not four times
-            own, part = widened(take_rows(values, a.keep)), weights.given / take_rows(weights.whole, a.slot)
-            return blended(own, a.slot, values, a.source, part).to(values.dtype)
         exact = widened(values)
         if a.share is None:
             own, given = (per_row(part, values) for part in (weights.own, weights.given))

@@ -122,15 +122,16 @@ def pair_up(state: TokenState, ranked: Tensor, target: Tensor, split: Split) -> 
     (batch, num_tokens), prefix, r = state.size.shape, state.num_prefix, target.shape[1]
     assert num_tokens == state.num_active, "a hard merge removes tokens, so none is behind the live ones"
     rows, num_slots = rows_of(batch, num_tokens, ranked.device), num_tokens - r
-    sources = torch.add(rows[:, split.sources][:, :1], ranked, alpha=split.sources.step)
+    first = split.sources.start
+    sources = torch.add(rows[:, first : first + 1], ranked, alpha=split.sources.step)
     kept = sources[:, r:].sort(dim=-1).values
-    slots = rows.flatten()[: batch * num_slots].view(batch, num_slots)
     keep = torch.cat([rows[:, :prefix], kept, rows[:, split.destinations]], dim=1)
     if state.quota is None:
         first = prefix + kept.shape[1]
-        slot = slots[:, first : first + 1] + target
+        slot = rows.view(-1, 1)[first : batch * num_slots : num_slots] + target
     else:
         keep = padding_last(state, keep)
+        slots = rows_of(batch, num_slots, rows.device)
         slot_of = torch.empty_like(rows.flatten()).scatter(0, keep.flatten(), slots.flatten())
         slot = slot_of[rows[:, split.destinations].gather(1, target)]
     return Assignment(

@@ -24,16 +24,6 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
     return flat.index_select(0, index.flatten()).view(*index.shape, *flat.shape[1:])
 
 
-def blended(own: Tensor, to: Tensor, values: Tensor, rows: Tensor, part: Tensor) -> Tensor:
-    """own [B, K, ...], changed in place: each row of values [B, M, ...] at rows [B, E] draws the row of own
-    at `to` [B, E] towards itself, by its part [B, E]. Rows of own that receive several draw all of them from
-    where they were. Without gradients; only E rows are read and written."""
-    flat, to = own.flatten(0, 1), to.flatten()
-    drawn = values.flatten(0, 1).index_select(0, rows.flatten()).to(own.dtype)
-    drawn = drawn.sub_(flat.index_select(0, to)).mul_(per_row(part.flatten(), drawn))
-    return flat.index_add_(0, to, drawn).view_as(own)
-
-
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """A context without autocast on a type of device. Leaving it out where there is none saves time."""
     on = is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -48,12 +48,14 @@ def test_it_is_the_layer_with_gelu_or_a_sum(dtype, bias):
 def test_a_layer_beside_it_is_computed_with_it(dtype, bias):
     layer, x = layer_and_input(dtype, bias)
     other = nn.Linear(48, 8).to(dtype)
-    beside = Beside("other", (other.weight,), lambda: other.weight, other.bias)
-    close(linear_beside(layer, x, beside), torch.cat([layer(x), other(x)], dim=-1))
-    other.bias.add_(1)
-    close(linear_beside(layer, x, beside), torch.cat([layer(x), other(x)], dim=-1))
-    other.weight.add_(1)
-    close(linear_beside(layer, x, beside), torch.cat([layer(x), other(x)], dim=-1))
+    parts = (other.weight, other.bias)
+    beside = Beside("other", parts, lambda: dict(other.named_parameters()))
+    for changed in (None, *parts, *layer.parameters()):
+        if changed is not None:
+            changed.add_(1)
+        ours, theirs = linear_beside(layer, x, beside)
+        close(ours, layer(x))
+        close(theirs, other(x))
 
 
 @pytest.mark.parametrize("kind", EMBEDDINGS)
@@ -67,7 +69,7 @@ def test_every_embedding_is_computed_with_the_projection_and_is_never_stale(kind
             for task in ("birds", "cars"):
                 beside = metric.beside(task)
                 assert beside is not None
-                close(linear_beside(layer, x, beside)[..., 96:], metric(x, task=task))
+                close(linear_beside(layer, x, beside)[1], metric(x, task=task))
     metric.register_forward_hook(lambda *_: None)
     assert metric.beside("birds") is None, "so that the hook is called"
 

@@ -8,7 +8,6 @@ from kernel_counts import kernels
 from tiny import images, tiny_vit
 
 from pipeline.merging.apply import apply
-from pipeline.merging.rows import blended
 from pipeline.token_state import Assignment, TokenState
 
 
@@ -31,16 +30,6 @@ def test_sizes_cost_a_bfloat16_attention_on_a_cpu_no_copies_of_queries_and_keys(
         counts["aten::constant_pad_nd"] == 0
         and counts["aten::_scaled_dot_product_flash_attention_for_cpu"] == 3
     )
-
-
-def test_rows_that_draw_on_several_others_draw_from_where_they_were():
-    own, values = torch.randn(2, 3, 5).double(), torch.randn(2, 4, 5).double()
-    to, rows = torch.tensor([[1, 1], [3, 5]]), torch.tensor([[0, 2], [7, 4]])
-    part = torch.rand(2, 2).double()
-    wanted = own.flatten(0, 1).clone()
-    for slot, row, share in zip(to.flatten(), rows.flatten(), part.flatten(), strict=True):
-        wanted[slot] += share * (values.flatten(0, 1)[row] - own.flatten(0, 1)[slot])
-    torch.testing.assert_close(blended(own.clone(), to, values, rows, part).flatten(0, 1), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

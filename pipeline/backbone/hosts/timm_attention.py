@@ -65,7 +65,7 @@ def _projected(
         )
         return q, k, v, None, None
     qkv, beside = _qkv(attn, x, place)
-    packed = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    packed = qkv.view(*x.shape[:-1], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = packed.unbind(0)
     return q, k, v, packed, beside
 
@@ -77,8 +77,7 @@ def _qkv(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Tensor |
     if not isinstance(attn, EvaAttention) or attn.q_bias is None:
         if place.beside is None or torch.compiler.is_compiling() or not can_pack(qkv, x):
             return linear(qkv, x), None
-        both = linear_beside(qkv, x, place.beside)
-        return both[..., : qkv.out_features], both[..., qkv.out_features :]
+        return linear_beside(qkv, x, place.beside)
     assert attn.k_bias is not None and attn.v_bias is not None
     bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
     return (qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, qkv.weight, bias)), None

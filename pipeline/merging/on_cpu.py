@@ -1,0 +1,35 @@
+"""Moving tokens on a CPU, where memory is what a move costs: only the rows that receive others are computed.
+
+B batch, M tokens, K slots, E pairs of a source and a slot, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.token_state import Assignment, widened
+
+
+def moves_on_cpu(tokens: Tensor, size: Tensor, assignment: Assignment) -> bool:
+    """Whether `moved_on_cpu` computes this: each source gives all, weights are sizes, and nothing learns."""
+    if tokens.device.type != "cpu" or assignment.share is not None or assignment.weight is not None:
+        return False
+    return not (torch.is_grad_enabled() and (tokens.requires_grad or size.requires_grad))
+
+
+def moved_on_cpu(tokens: Tensor, size: Tensor, assignment: Assignment, least: float) -> tuple[Tensor, Tensor]:
+    """Tokens [B, K, C] and sizes [B, K] after a merge. tokens [B, M, C], size [B, M]; least: bound of a
+    divisor.
+
+    Each source draws its slot's token towards itself, by its part of the slot's size. Of several sources each
+    draws it from where it was, so that the sum is the mean of all.
+    """
+    keep, source, slot = assignment.keep.flatten(), assignment.source.flatten(), assignment.slot.flatten()
+    rows, sizes = tokens.flatten(0, 1), size.flatten()
+    given = sizes.index_select(0, source)
+    total = sizes.index_select(0, keep).index_add_(0, slot, given)
+    part = given.div_(total.index_select(0, slot).clamp_(min=least))
+    own = widened(rows.index_select(0, keep))
+    drawn = widened(rows.index_select(0, source)).sub_(own.index_select(0, slot))
+    own.index_add_(0, slot, drawn.mul_(part[:, None]))
+    moved = own if own.dtype == tokens.dtype else own.to(tokens.dtype)
+    return moved.view(*assignment.keep.shape, tokens.shape[-1]), total.view(assignment.keep.shape)
