@@ -40,7 +40,7 @@ def proportional_attention(
     if size is None and bias is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     # under CUDA's autocast the norms of queries and keys return float32, and the kernel would round the mask
-    q, k = q.to(v.dtype), k.to(v.dtype)
+    q, k = (x if x.dtype == v.dtype else x.to(v.dtype) for x in (q, k))
     return attend(Operands(q, k, v, size, bias, packed, scale, dropout))
 
 
