@@ -11,60 +11,16 @@ residual sum run in the same kernel. C channels in, F out.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from pipeline.backbone.packed_weights import drop, packed
+
 SWITCH = "DTEM_PACKED_WEIGHTS"
 """Environment variable; `0` keeps inference from packing weights."""
-PROBES = 16
-"""Number of a weight's values that are compared with those that were packed, in each call."""
-
-
-class Source:
-    """A parameter that was packed, as it was."""
-
-    def __init__(self, parameter: Tensor):
-        self._parameter, self._address, self._version = parameter, parameter.data_ptr(), parameter._version
-        # a view of the memory, which therefore stays: no other weight comes to lie at its address
-        self._view = parameter.detach().flatten()[:: _stride(parameter)]
-        self._values = self._view.clone()
-
-    def is_still(self, parameter: Tensor) -> bool:
-        """Whether it is this parameter, unchanged. Writes through `.data` count no version, so some values
-        are compared as well."""
-        return (
-            parameter is self._parameter
-            and parameter.data_ptr() == self._address
-            and parameter._version == self._version
-            and torch.equal(self._view, self._values)
-        )
-
-
-class Packed:
-    """A weight in oneDNN's layout, the bias where it was made with it, and what they were made of."""
-
-    def __init__(self, sources: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
-        self.dtype = dtype
-        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
-        self.bias = None if bias is None else bias.to(dtype)
-        self._sources = [Source(source) for source in sources]
-
-    def fits(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
-        """Whether the sources are still those, unchanged."""
-        return (
-            self.dtype == dtype
-            and len(sources) == len(self._sources)
-            and all(map(Source.is_still, self._sources, sources))
-        )
-
-
-_PACKED: WeakKeyDictionary[nn.Module, dict[str, Packed]] = WeakKeyDictionary()
-"""Of each layer, by the name of what is computed beside it. No module has them, so that no state dict, copy
-or pickle holds them."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +37,46 @@ def linear(layer: nn.Module, x: Tensor, *, gelu: bool = False, plus: Tensor | No
     """layer(x), x [..., C] -> [..., F]; then its GELU, or its sum with plus [..., F].
 
     What is no plain `nn.Linear` of parameters on a CPU, or has hooks, is called as it is; so are all where
-    gradients are on, or the pass is compiled, traced or watched.
+    gradients are on, or the pass is exported, traced or watched. A compiled pass calls the operator
+    `dtem::packed_linear`.
     """
-    if torch.compiler.is_compiling() or not can_pack(layer, x):
+    compiling = torch.compiler.is_compiling()
+    if not (_packs_in_graph if compiling else can_pack)(layer, x):
         y = layer(x)
         return F.gelu(y) if gelu else y if plus is None else plus + y
     assert isinstance(layer, nn.Linear)
-    weight, bias = layer.weight, layer.bias
-    packed = _packed(layer, "", (weight,), lambda: (weight, None), _dtype(x))
-    return _run(packed, x, bias if bias is None else _as(bias, packed.dtype), gelu, plus)
+    run = torch.ops.dtem.packed_linear if compiling else _packed_linear
+    return run(x, layer.weight, layer.bias, plus, gelu, _dtype(x))
+
+
+def _packed_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, gelu: bool, dtype: torch.dtype
+) -> Tensor:
+    return packed((weight,), dtype, lambda: (weight, None)).run(x, bias, gelu=gelu, plus=plus)
+
+
+torch.library.define(
+    "dtem::packed_linear",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? plus, bool gelu, ScalarType dtype) -> Tensor",
+)
+
+
+@torch.library.impl("dtem::packed_linear", "cpu")
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, gelu: bool, dtype: torch.dtype
+) -> Tensor:
+    if not weight.is_inference():
+        return _packed_linear(x, weight, bias, plus, gelu, dtype)
+    y = F.linear(x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype))
+    return F.gelu(y) if gelu else y if plus is None else plus + y
+
+
+@torch.library.register_fake("dtem::packed_linear")
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, gelu: bool, dtype: torch.dtype
+) -> Tensor:
+    y = x.new_empty(*x.shape[:-1], len(weight), dtype=dtype)
+    return y if plus is None else plus + y
 
 
 def linear_beside(layer: nn.Module, x: Tensor, beside: Beside) -> tuple[Tensor, Tensor]:
@@ -103,25 +90,37 @@ def linear_beside(layer: nn.Module, x: Tensor, beside: Beside) -> tuple[Tensor, 
         first = weight.new_zeros(layer.out_features) if bias is None else bias
         return torch.cat([weight, other["weight"]]), torch.cat([first, other["bias"]])
 
-    packed = _packed(layer, beside.name, (*own, *beside.sources), joined, _dtype(x))
-    both = _run(packed, x, packed.bias)
+    both = packed((*own, *beside.sources), _dtype(x), joined, beside.name)
+    both = both.run(x, both.bias)
     return both.split_with_sizes((layer.out_features, both.shape[-1] - layer.out_features), dim=-1)
 
 
 def can_pack(layer: nn.Module, x: Tensor) -> bool:
     """Whether `linear` packs the layer's weight for x. Drops what is packed of it once gradients are on."""
-    if torch.is_grad_enabled():
-        if _PACKED:
-            _PACKED.pop(layer, None)
+    if type(layer) is not nn.Linear:
         return False
+    if torch.is_grad_enabled():
+        drop(layer.weight)
+        return False
+    # inference tensors count no versions
+    counted = not (layer.weight.is_inference() or (layer.bias is not None and layer.bias.is_inference()))
+    return counted and _is_known(layer, x) and _packs(_dtype(x)) and not _watched()
+
+
+def _packs_in_graph(layer: nn.Module, x: Tensor) -> bool:
+    """The same while torch.compile follows the call: by what its graph is then valid for."""
+    if torch.is_grad_enabled() or torch.compiler.is_exporting() or type(layer) is not nn.Linear:
+        return False
+    return _is_known(layer, x) and _packs_constant(_dtype(x))
+
+
+def _is_known(layer: nn.Linear, x: Tensor) -> bool:
+    """Whether the layer does with x what a packed weight does."""
     return (
-        type(layer) is nn.Linear
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and bare(layer)
         and all(map(_is_plain, layer._parameters.values()))
         and (x.dtype == layer.weight.dtype or torch.is_autocast_enabled("cpu"))
-        and _dtype(x) in _dtypes()
-        and not _watched()
     )
 
 
@@ -136,45 +135,9 @@ def bare(part: nn.Module) -> bool:
     )
 
 
-def _packed(
-    layer: nn.Module,
-    name: str,
-    sources: tuple[Tensor, ...],
-    layer_of: Callable[[], tuple[Tensor, Tensor | None]],
-    dtype: torch.dtype,
-) -> Packed:
-    known = _PACKED.setdefault(layer, {})
-    packed = known.get(name)
-    if packed is None or not packed.fits(sources, dtype):
-        packed = known[name] = Packed(sources, *layer_of(), dtype)
-    return packed
-
-
-def _run(
-    packed: Packed, x: Tensor, bias: Tensor | None, gelu: bool = False, plus: Tensor | None = None
-) -> Tensor:
-    x, ops = _as(x, packed.dtype), torch.ops.mkldnn._linear_pointwise
-    if gelu:
-        return ops.default(x, packed.weight, bias, "gelu", [], "none")
-    if plus is not None and plus.dtype == packed.dtype and plus.is_contiguous():
-        return ops.binary(x, plus, packed.weight, bias, "add")
-    y = ops.default(x, packed.weight, bias, "none", [], "")
-    return y if plus is None else plus + y
-
-
-def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a dtype. Asking first takes a fifth of the time of a conversion that changes nothing."""
-    return x if x.dtype == dtype else x.to(dtype)
-
-
-def _stride(source: Tensor) -> int:
-    """Odd, so that the values lie in all columns."""
-    return source.numel() // PROBES | 1
-
-
 def _is_plain(parameter: Tensor | None) -> bool:
-    """Not a shard, a quantised weight or the like; inference tensors count no versions."""
-    return parameter is None or (type(parameter) is nn.Parameter and not parameter.is_inference())
+    """Not a shard, a quantised weight or the like."""
+    return parameter is None or type(parameter) is nn.Parameter
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -182,11 +145,12 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
-def _dtypes() -> tuple[torch.dtype, ...]:
-    """Those in which oneDNN is faster here, by what was measured (docs/use.md)."""
-    if not torch._C._get_mkldnn_enabled() or os.environ.get(SWITCH) == "0":
-        return ()
-    return _FASTER
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is wanted, and faster in this dtype, by what was measured (docs/use.md)."""
+    return torch._C._get_mkldnn_enabled() and os.environ.get(SWITCH) != "0" and dtype in _FASTER
+
+
+_packs_constant = torch.compiler.assume_constant_result(_packs)
 
 
 def _faster() -> tuple[torch.dtype, ...]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbone import packed_linear
+from pipeline.backbone import packed_linear, packed_weights
 from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec
 from pipeline.backbone.packed_linear import Beside, can_pack, linear, linear_beside
 
@@ -133,11 +133,11 @@ def test_nothing_of_it_is_on_a_module_and_training_drops_it():
     known, size = set(vars(layer)), len(pickle.dumps(layer))
     with torch.no_grad():
         linear(layer, x)
-        assert layer in packed_linear._PACKED
+        assert layer.weight in packed_weights._PACKED
         assert set(vars(layer)) == known and len(pickle.dumps(layer)) == size
-        assert copy.deepcopy(layer) not in packed_linear._PACKED
+        assert copy.deepcopy(layer).weight not in packed_weights._PACKED
     linear(layer, x).sum().backward()
-    assert layer not in packed_linear._PACKED and layer.weight.grad is not None
+    assert layer.weight not in packed_weights._PACKED and layer.weight.grad is not None
 
 
 class Louder(nn.Linear):
@@ -204,6 +204,31 @@ def test_a_backbone_gives_the_same_with_packed_weights(variant, dtype, monkeypat
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             outputs.append(model(x).final.tokens)
     packed = dtype in packed_linear._FASTER
-    assert (model.blocks[0].attn.qkv in packed_linear._PACKED) == packed
+    assert (model.blocks[0].attn.qkv.weight in packed_weights._PACKED) == packed
     if dtype == torch.float32:
         torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_pass_packs_each_weight_once_and_none_is_stale(monkeypatch):
+    """The operator that a graph calls; float64 is not packed, and gives what is right."""
+    layer, x = layer_and_input()
+    plus, packings = torch.randn(2, 17, 96), []
+    made = packed_weights.Packed.__init__
+    monkeypatch.setattr(packed_weights.Packed, "__init__", lambda *own: packings.append(made(*own)))
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x, gelu: linear(layer, x, gelu=gelu, plus=None if gelu else plus), backend="aot_eager"
+    )
+    for change in (lambda weight: None, lambda weight: weight.add_(0.1), lambda weight: weight.data.mul_(3)):
+        change(layer.weight)
+        for _ in range(2):
+            close(compiled(x, True), F.gelu(layer(x)))
+            close(compiled(x, False), plus + layer(x))
+    assert len(packings) == 3
+    with torch.enable_grad():
+        compiled(x, True).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 in packed_linear._FASTER):
+        assert compiled(x, True).dtype == layer(x).dtype
+    torch.compiler.reset()

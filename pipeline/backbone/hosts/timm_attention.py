@@ -65,7 +65,7 @@ def _projected(
         )
         return q, k, v, None, None
     qkv, beside = _qkv(attn, x, place)
-    packed = qkv.view(*x.shape[:-1], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    packed = qkv.view(*x.shape[:-1], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     q, k, v = packed.unbind(0)
     return q, k, v, packed, beside
 
