@@ -34,12 +34,9 @@ def apply(state: TokenState, assignment: Assignment) -> TokenState:
     autocast."""
     with without_autocast(state.tokens.device.type):
         move = _Move(state.size, assignment)
-        if moves_on_cpu(state.tokens, state.size, assignment):
-            tokens, size = moved_on_cpu(state.tokens, state.size, assignment, SMALLEST)
-        else:
-            tokens, size = moved(
-                state.tokens, state.size, assignment, SMALLEST, lambda: (move.mean(state.tokens), move.size)
-            )
+        tokens, size = moved(
+            state.tokens, state.size, assignment, SMALLEST, lambda: move.tokens_and_sizes(state.tokens)
+        )
         carried = {name: replace(item, values=move(item)) for name, item in state.carried.items()}
         return replace(
             state,
@@ -92,6 +89,12 @@ class _Move:
         if self._known is None:
             self._known = self._weigh()
         return self._known
+
+    def tokens_and_sizes(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of the tokens [B, M, C], and the sizes [B, K]."""
+        if moves_on_cpu(tokens, self._before, self.assignment):
+            return moved_on_cpu(tokens, self._before, self.assignment, SMALLEST)
+        return self.mean(tokens), self.size
 
     def _weigh(self) -> _Weights:
         assignment, least = self.assignment, SMALLEST
