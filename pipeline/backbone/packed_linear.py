@@ -83,16 +83,17 @@ def linear_beside(layer: nn.Module, x: Tensor, beside: Beside) -> tuple[Tensor, 
     """[..., F] and [..., G]: the outputs of a layer that `can_pack` allows, and those of the other."""
     assert isinstance(layer, nn.Linear)
     weight, bias = layer.weight, layer.bias
-    own = (weight,) if bias is None else (weight, bias)
+    sources = (weight,) if bias is None else (weight, bias)
 
     def joined() -> tuple[Tensor, Tensor]:
         other = beside.layer()
         first = weight.new_zeros(layer.out_features) if bias is None else bias
         return torch.cat([weight, other["weight"]]), torch.cat([first, other["bias"]])
 
-    both = packed((*own, *beside.sources), _dtype(x), joined, beside.name)
+    both = packed((*sources, *beside.sources), _dtype(x), joined, beside.name)
     both = both.run(x, both.bias)
-    return both.split_with_sizes((layer.out_features, both.shape[-1] - layer.out_features), dim=-1)
+    own, other = both.split_with_sizes((layer.out_features, both.shape[-1] - layer.out_features), dim=-1)
+    return own, other
 
 
 def can_pack(layer: nn.Module, x: Tensor) -> bool:

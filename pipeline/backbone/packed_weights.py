@@ -83,7 +83,9 @@ def packed(
 ) -> Packed:
     """The packed weight that is made of the sources by `layer`: as it was made before, where they did not
     change. The first source is the weight that has it; name: tells apart what is made of the same weight."""
-    known = _PACKED.setdefault(sources[0], {})
+    known: dict[str, Packed] | None = _PACKED.get(sources[0])
+    if known is None:
+        known = _PACKED[sources[0]] = {}
     found = known.get(name)
     if found is None or not found.fits(sources, dtype):
         found = known[name] = Packed(sources, *layer(), dtype)
