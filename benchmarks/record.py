@@ -142,10 +142,13 @@ CHANGES = "+changes"
 
 def commit_of(root: Path) -> str:
     """The commit that is checked out, `+changes` where any file that git does not ignore differs, but for
-    records; or why it is unknown."""
+    records; or why it is unknown. Where files alone were copied to a machine, it is that of $DTEM_COMMIT."""
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+        except OSError:  # a bare machine
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
@@ -153,7 +156,7 @@ def commit_of(root: Path) -> str:
         "status", "--porcelain", "--untracked-files=all", "--", ":/", ":(top,exclude)benchmarks/records"
     )
     if commit is None or changed is None:
-        return "unknown: no git checkout"
+        return os.environ.get("DTEM_COMMIT") or "unknown: no git checkout"
     return commit + (CHANGES if changed else "")
 
 

@@ -80,8 +80,12 @@ def test_a_tree_is_clean_where_all_but_records_is_committed(checkout, changed, c
     assert commit_of(checkout / "benchmarks").endswith("+changes") is not clean
 
 
-def test_the_commit_of_no_checkout_is_not_a_commit(tmp_path):
+def test_the_commit_of_no_checkout_is_not_a_commit(tmp_path, monkeypatch):
     assert commit_of(tmp_path) == "unknown: no git checkout"
+    monkeypatch.setenv("PATH", "")
+    assert commit_of(ROOT) == "unknown: no git checkout"
+    monkeypatch.setenv("DTEM_COMMIT", "c" * 40)
+    assert commit_of(tmp_path) == "c" * 40
 
 
 @pytest.mark.parametrize(
