@@ -149,6 +149,8 @@ class Task(nn.Module):
     """Blocks whose states the head reads."""
     reads_final: bool = True
     """Whether the head also reads the final state; if not, blocks after the last tap change nothing."""
+    reads_prefix_alone: bool = False
+    """Whether the head reads no patches of the final state. A step of training then leaves them out."""
     unmerge: str | None = None
     """The head's way to unmerge, one of `pipeline.merging.unmerge.UNMERGES`; None where it does not."""
     num_classes: int = 0

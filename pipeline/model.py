@@ -82,9 +82,9 @@ class MultiTaskModel(nn.Module):
         self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None
     ) -> TaskOutput:
         """Output of a batch with the task's own loss and predictions."""
-        return self.tasks[batch.task](
-            self.encode(batch.task, batch.images, reduction=reduction, relaxed=relaxed), batch
-        )
+        head = self.tasks[batch.task]
+        options = {"relaxed": relaxed, "prefix_alone": head.reads_prefix_alone}
+        return head(self.encode(batch.task, batch.images, reduction=reduction, **options), batch)
 
     def encode(
         self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any

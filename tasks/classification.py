@@ -72,6 +72,7 @@ class ClassificationTask(Task):
         self.pools_prefix = backbone.pools_prefix
         if self.attn_pool is None:
             check_pool(self.pool, backbone.num_prefix)
+        self.reads_prefix_alone = self.pool == "token"
         self.label_smoothing = label_smoothing
         self.fc_norm = backbone.build_fc_norm()
         self.head_drop = nn.Dropout(dropout)

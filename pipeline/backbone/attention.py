@@ -58,19 +58,22 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *,
 class Place:
     """What attention has to know of the tokens beside their channels. size [B, M], or None where each counts
     once. exact: round as the authors' release does, without attention dropout, where positions give no bias;
-    see `exact_attention`. beside: a layer that reads what the attention reads, and may be computed with its
+    see `exact_attention`. queries: only the first so many tokens attend to all; None: each does. It goes with
+    no rotary positions. beside: a layer that reads what the attention reads, and may be computed with its
     projection."""
 
     size: Tensor | None = None
     rope: Rope | None = None
     exact: bool = False
+    queries: int | None = None
     beside: Beside | None = None
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """What attention gives: output [B, H, M, D]; q, k [B, H, M, D], as in its logits; keys [B, H, M, D],
-    before rotary positions; beside [B, M, G]: the outputs of `Place.beside`, where it was computed."""
+    """What attention gives: output [B, H, M, D], of the tokens that attend; q, k [B, H, M, D], as in its
+    logits, q of those that attend; keys [B, H, M, D], before rotary positions; beside [B, M, G]: the outputs
+    of `Place.beside`, where it was computed."""
 
     output: Tensor
     q: Tensor
@@ -108,9 +111,11 @@ def mix(
     if rope is not None:
         bias, packed = rope.key_bias(q, k, scale, size), None
         q, k = rope.rotate(q).type_as(v), rope.rotate(k).type_as(v)
+    q = q if place.queries is None else q[:, :, : place.queries]
     if place.exact and bias is None:
         if size is None:
-            size = torch.ones(q.shape[0], q.shape[2], dtype=wide(q.dtype), device=q.device)
-        return Mixed(exact_attention(q, k, v, size, scale=scale), q, k, keys)
+            size = torch.ones(k.shape[0], k.shape[2], dtype=wide(k.dtype), device=k.device)
+        return Mixed(exact_attention(q, k, v, size, scale=scale, packed=packed), q, k, keys)
+    packed = packed if place.queries is None else None
     output = proportional_attention(q, k, v, size, scale=scale, dropout=dropout, packed=packed, bias=bias)
     return Mixed(output, q, k, keys)

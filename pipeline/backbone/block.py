@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from pipeline.backbone.attention import Mixed, Place
 from pipeline.backbone.classes import Host, as_class, bases_of, class_of, label
 from pipeline.backbone.metric import EmbeddingPerTask, EmbeddingSpec, MetricEmbedding
+from pipeline.backbone.normed_embedding import embed_normed
+from pipeline.backbone.zero_gradient import with_zero_gradient
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.policy import MergePolicy, merge
@@ -26,12 +28,14 @@ from pipeline.token_state import MergePoint, TokenState
 @dataclass(frozen=True)
 class Attended:
     """The first half of a block. output [B, M, C]: its tokens, residual connection included.
-    tokens [B, M, C]: what the attention read, by which tokens are compared. scale: factor of its logits."""
+    tokens [B, M, C]: what the attention read, by which tokens are compared. scale: factor of its logits.
+    norm: that of the block's input, which made `tokens`, where one did."""
 
     output: Tensor
     tokens: Tensor
     mixed: Mixed
     scale: float
+    norm: nn.Module | None = None
 
 
 class MergingBlock(nn.Module):
@@ -55,6 +59,11 @@ class MergingBlock(nn.Module):
     def attend(self, x: Tensor, place: Place) -> Attended:
         """The attention of tokens x [B, M, C], with its norms, scales, drop path and residual connection."""
         raise NotImplementedError
+
+    def can_ask(self) -> bool:
+        """Whether `attend` follows `Place.queries`, and random numbers do not depend on how many tokens there
+        are. It does not, unless a host says so."""
+        return False
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Tokens x [B, M, C] after the MLP, with its norms, scales, drop path and residual connection."""
@@ -85,7 +94,8 @@ class MergingBlock(nn.Module):
         task: str | None = None,
         tell: Callable[[MergePoint], None] | None = None,
     ) -> TokenState:
-        """The state after the block, with r tokens less.
+        """The state after the block, with r tokens less. Where only the first tokens attend, no others go on,
+        and none merge.
 
         place: sizes, where an earlier block merged, and rotary positions. relaxed: use the policy's
         differentiable merge. task: the one whose metric embedding decides, where tasks have their own. tell:
@@ -94,12 +104,16 @@ class MergingBlock(nn.Module):
         """
         if r > 0 and self.metric is not None and not torch.is_grad_enabled():
             place = replace(place, beside=self.metric.beside(task))
-        attended = self.attend(state.tokens, place)
+        before, attended = state.tokens, self.attend(state.tokens, place)
+        if place.queries is not None:
+            return self._first_alone(state, attended, relaxed and r > 0, task)
         state = state.with_tokens(attended.output)
         mixed = attended.mixed
         embed = None if self.metric is None else partial(self.metric, task=task)
         if mixed.beside is not None:
             embed = partial(_given, mixed.beside)
+        elif self.metric is not None and attended.norm is not None:
+            embed = partial(embed_normed, self.metric, task, attended.norm, before)
         evidence = Evidence(
             attended.tokens,
             mixed.q,
@@ -115,6 +129,16 @@ class MergingBlock(nn.Module):
             state = carry_residual(state, state.with_tokens(point.probe))
         state = merge(self.policy, evidence, state, r, relaxed=relaxed)
         return state.with_tokens(self.feed_forward(state.tokens))
+
+    def _first_alone(
+        self, state: TokenState, attended: Attended, learns: bool, task: str | None
+    ) -> TokenState:
+        """The state of the tokens that attended, after the block. learns: a relaxed merge would reach the
+        embedding, with a gradient of zero."""
+        tokens, count = attended.output, attended.output.shape[1]
+        if learns and self.metric is not None:
+            tokens = with_zero_gradient(tokens, self.metric(attended.tokens[:, :1].detach(), task=task))
+        return replace(state, tokens=self.feed_forward(tokens), size=state.size[:, :count], num_active=count)
 
     def _observed(self, state: TokenState, evidence: Evidence) -> MergePoint:
         """The input of the merge, and a probe: the same tokens under a name of their own, whose gradient can

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from pipeline.backbone.frozen_linear import FEWEST_ROWS, FrozenLinear
 from pipeline.backbone.packed_weights import drop, packed
 
 SWITCH = "DTEM_PACKED_WEIGHTS"
-"""Environment variable; `0` keeps inference from packing weights."""
+"""Environment variable; `0` keeps inference, and frozen layers in training, from packing weights."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ def linear(layer: nn.Module, x: Tensor, *, gelu: bool = False, plus: Tensor | No
     """layer(x), x [..., C] -> [..., F]; then its GELU, or its sum with plus [..., F].
 
     What is no plain `nn.Linear` of parameters on a CPU, or has hooks, is called as it is; so are all where
-    gradients are on, or the pass is exported, traced or watched. A compiled pass calls the operator
-    `dtem::packed_linear`.
+    gradients are on, but for frozen layers (`can_freeze`), or the pass is exported, traced or watched. A
+    compiled pass calls the operator `dtem::packed_linear`.
     """
     compiling = torch.compiler.is_compiling()
     if not (_packs_in_graph if compiling else can_pack)(layer, x):
-        y = layer(x)
+        y = FrozenLinear.apply(x, layer.weight, layer.bias) if can_freeze(x, layer) else layer(x)
         return F.gelu(y) if gelu else y if plus is None else plus + y
     assert isinstance(layer, nn.Linear)
     run = torch.ops.dtem.packed_linear if compiling else _packed_linear
@@ -103,9 +105,41 @@ def can_pack(layer: nn.Module, x: Tensor) -> bool:
     if torch.is_grad_enabled():
         drop(layer.weight)
         return False
-    # inference tensors count no versions
-    counted = not (layer.weight.is_inference() or (layer.bias is not None and layer.bias.is_inference()))
-    return counted and _is_known(layer, x) and _packs(_dtype(x)) and not _watched()
+    return _counts_versions(layer) and _is_known(layer, x) and _packs(_dtype(x)) and not _watched()
+
+
+def can_freeze(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether gradients are on, but no layer learns, and oneDNN multiplies x by the weights. In bfloat16 it
+    always does."""
+    return (
+        in_plain_training()
+        and _dtype(x) == torch.float32
+        and x.numel() >= FEWEST_ROWS * x.shape[-1]
+        and _packs(torch.float32)
+        and all(
+            type(layer) is nn.Linear and _rests(layer) and _counts_versions(layer) and _is_known(layer, x)
+            for layer in layers
+        )
+    )
+
+
+def in_plain_training() -> bool:
+    """Whether gradients are on, and nothing compiles the pass or follows its operations."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and not _watched()
+    )
+
+
+def _rests(layer: nn.Linear) -> bool:
+    return not any(p is not None and p.requires_grad for p in layer._parameters.values())
+
+
+def _counts_versions(layer: nn.Linear) -> bool:
+    """Inference tensors do not."""
+    return not (layer.weight.is_inference() or (layer.bias is not None and layer.bias.is_inference()))
 
 
 def _packs_in_graph(layer: nn.Module, x: Tensor) -> bool:

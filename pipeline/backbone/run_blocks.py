@@ -24,7 +24,7 @@ class Pass:
     padding keeps in a block; None: it loses r. relaxed: merge differentiably. proportional: attend by size,
     once tokens merged. taps: blocks whose states are returned. points_from: first block whose MergePoint is
     returned, before which nothing has a gradient; None: of none. checkpointing: recompute the blocks in the
-    backward pass."""
+    backward pass. prefix_alone: nobody reads the patches of the last state."""
 
     schedule: tuple[int, ...]
     keep_rate: float | None = None
@@ -34,6 +34,12 @@ class Pass:
     taps: Collection[int] = ()
     points_from: int | None = None
     checkpointing: bool = False
+    prefix_alone: bool = False
+
+    def leaves_patches(self, number: int) -> bool:
+        """Whether the patches after a block are read by nobody."""
+        last = number == len(self.schedule) - 1
+        return last and self.prefix_alone and self.points_from is None and number not in self.taps
 
 
 def check_proportional_attention(kind: str) -> None:
@@ -100,6 +106,7 @@ def run_blocks(
             state.size if sized else counts,
             None if rotary is None else rotary.at(state, i, probe),
             exact=how.relaxed and block.policy.exact_attention,
+            queries=state.num_prefix if how.leaves_patches(i) and _can_ask(block, state) else None,
         )
         options: dict[str, Any] = {"relaxed": how.relaxed, "task": how.task}
         if observed:
@@ -116,6 +123,11 @@ def run_blocks(
         if i in how.taps:
             tapped.append(state)
     return state, tapped, points
+
+
+def _can_ask(block: MergingBlock, state: TokenState) -> bool:
+    """Whether a block can compute the prefix alone, and the state has nothing that would miss the rest."""
+    return block.can_ask() and not state.padded and not state.carried and state.residual is None
 
 
 def _quota(state: TokenState, r: int, keep_rate: float | None) -> Tensor:

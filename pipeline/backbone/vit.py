@@ -153,6 +153,7 @@ class MergingViT(nn.Module):
         task: str | None = None,
         merge_points_from: int | None = None,
         carried: Mapping[str, Carried] | None = None,
+        prefix_alone: bool = False,
     ) -> BackboneOutput:
         """images [B, 3, H, W] -> BackboneOutput.
 
@@ -167,6 +168,8 @@ class MergingViT(nn.Module):
         carried: what else travels with the tokens, prefix included.
         merge_points_from: first block whose MergePoint is returned, and those of all later blocks; -1 is the
         last. This needs gradients enabled; the blocks before it run without.
+        prefix_alone: nobody reads the patches of the final state, which may then be left out. The last block
+        merges none, where it can compute the prefix tokens alone.
         Raises ConfigError where H or W does not divide by the patch, and for a tap or a first block that the
         backbone does not have.
         """
@@ -186,6 +189,7 @@ class MergingViT(nn.Module):
             taps=taps,
             points_from=merge_points_from,
             checkpointing=self.grad_checkpointing,
+            prefix_alone=prefix_alone,
         )
         return encode(self.blocks, self.norm, state, how, rotary=self._rotary(grid), unmerge=unmerge)
 

@@ -5,7 +5,8 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from pipeline.backbone.classes import label
-from pipeline.backbone.packed_linear import bare, linear
+from pipeline.backbone.frozen_linear import frozen_mlp
+from pipeline.backbone.packed_linear import bare, can_freeze, linear
 
 LAYERS = dict.fromkeys(
     ("transformers.ViTMLP", "transformers.CLIPMLP", "transformers.Dinov2MLP", "transformers.SiglipMLP"),
@@ -35,7 +36,7 @@ def add_mlp(x: Tensor, mlp: nn.Module, read: Tensor, *behind: nn.Module) -> Tens
 
 def through(mlp: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     """mlp(x), plus `plus`."""
-    names = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else LAYERS.get(label(type(mlp)))
+    names = None if torch.compiler.is_compiling() else LAYERS.get(label(type(mlp)))
     if names is None or not bare(mlp):
         return mlp(x) if plus is None else plus + mlp(x)
     first, activation, last = (mlp._modules[name] for name in names)
@@ -43,9 +44,19 @@ def through(mlp: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     others = (part for name, part in mlp._modules.items() if name not in names and part is not None)
     if not idle(*others):
         return mlp(x) if plus is None else plus + mlp(x)
-    if type(activation) is nn.GELU and activation.approximate == "none" and bare(activation):
+    gelu = type(activation) is nn.GELU and activation.approximate == "none" and bare(activation)
+    if torch.is_grad_enabled():
+        frozen = gelu and can_freeze(x, first, last)
+        output = frozen_mlp(x, *_weights(first), *_weights(last)) if frozen else mlp(x)
+        return output if plus is None else plus + output
+    if gelu:
         return linear(last, linear(first, x, gelu=True), plus=plus)
     return linear(last, activation(linear(first, x)), plus=plus)
+
+
+def _weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    assert isinstance(layer, nn.Linear)
+    return layer.weight, layer.bias
 
 
 def idle(*parts: nn.Module) -> bool:

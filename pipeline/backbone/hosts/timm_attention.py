@@ -33,7 +33,7 @@ def parts_of_attention(attn: nn.Module) -> list[nn.Module]:
 
 
 def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = None) -> tuple[Tensor, Mixed]:
-    """The module's output [B, M, C] for x [B, M, C], plus `plus`, and what led to it."""
+    """The module's output for x [B, M, C], of the tokens that attend, plus `plus`, and what led to it."""
     q, k, v, packed, beside = _projected(attn, x, place)
     if not (isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)):
         packed = None
@@ -46,7 +46,7 @@ def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = N
     mixed = mixed if beside is None else replace(mixed, beside=beside)
     output = attn.norm(mixed.output.transpose(1, 2).flatten(2))
     if attn.gate is not None:
-        output = output * attn.gate(x).sigmoid()
+        output = output * attn.gate(x[:, : output.shape[1]]).sigmoid()
     if idle(attn.proj_drop):
         return linear(attn.proj, output, plus=plus), mixed
     output = attn.proj_drop(linear(attn.proj, output))

@@ -50,11 +50,17 @@ class OneAttention(MergingBlock):
 class MergingTimmBlock(OneAttention, Block):
     """timm's pre-norm Block."""
 
+    def can_ask(self) -> bool:
+        return not any(
+            isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in self.modules()
+        )
+
     def attend(self, x: Tensor, place: Place) -> Attended:
         read, alone = self.norm1(x), idle(self.ls1, self.drop_path1)
+        x = x if place.queries is None else x[:, : place.queries]
         output, mixed = attend(self.attn, read, place, x if alone else None)
         output = output if alone else x + self.drop_path1(self.ls1(output))
-        return Attended(output, read, mixed, self.attn.scale)
+        return Attended(output, read, mixed, self.attn.scale, self.norm1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return add_mlp(x, self.mlp, self.norm2(x), self.ls2, self.drop_path2)
