@@ -12,8 +12,8 @@ from pipeline.interfaces import Batch
 
 
 def batches_of_all(streams: Mapping[str, TrainStream], plan: Iterable[str]) -> dict[str, Iterator[Batch]]:
-    """Iterators of the streams, which give what each would give by itself. plan: the task of each batch from
-    here on, without an end.
+    """Iterators of the streams, which give what each would give by itself; workers start with the first
+    batch. plan: the task of each batch from here on, without an end.
 
     The streams have the same number of workers, which the pool has, and the same way to start them. The
     longest of their prefetch and of their waits count. Batches that are taken in another order than that of
@@ -25,24 +25,29 @@ def batches_of_all(streams: Mapping[str, TrainStream], plan: Iterable[str]) -> d
 
 class _Pool:
     def __init__(self, streams: Mapping[str, TrainStream], plan: Iterable[str]):
-        configs = [stream.config for stream in streams.values()]
-        config = replace(
-            configs[0],
-            prefetch=max(own.prefetch for own in configs),
-            max_wait=max(own.max_wait for own in configs),
-        )
-        readers = {name: stream.reader for name, stream in streams.items()}
-        stopping = next(iter(streams.values())).stopping
-        self._loaded = loaded_by_workers(readers, _shares(streams, plan), config, stopping)
+        self._made = _made(streams, plan)
         self._early: dict[str, deque[Loaded]] = {name: deque() for name in streams}
 
     def of(self, task: str) -> Iterator[Loaded]:
         own = self._early[task]
         while True:
             while not own:
-                name, loaded = next(self._loaded)
+                name, loaded = next(self._made)
                 self._early[name].append(loaded)
             yield own.popleft()
+
+
+def _made(streams: Mapping[str, TrainStream], plan: Iterable[str]) -> Iterator[tuple[str, Loaded]]:
+    """What workers make, in the order of the plan."""
+    configs = [stream.config for stream in streams.values()]
+    config = replace(
+        configs[0],
+        prefetch=max(own.prefetch for own in configs),
+        max_wait=max(own.max_wait for own in configs),
+    )
+    readers = {name: stream.reader for name, stream in streams.items()}
+    stopping = next(iter(streams.values())).stopping
+    yield from loaded_by_workers(readers, _shares(streams, plan), config, stopping)
 
 
 def _shares(streams: Mapping[str, TrainStream], plan: Iterable[str]) -> Iterator[tuple[str, Share]]:

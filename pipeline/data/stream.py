@@ -91,7 +91,7 @@ class TrainStream:
         task = self.reader.task
         order = ((task, share) for share in self.shares())
         made = loaded_by_workers({task: self.reader}, order, self.config, self.stopping)
-        return self.checked(loaded for _, loaded in made)
+        yield from self.checked(loaded for _, loaded in made)
 
     def checked(self, made: Iterable[Loaded]) -> Iterator[Batch]:
         """The batches of `shares`, as workers made them, once their bad samples are counted."""

@@ -52,6 +52,7 @@ def alone(uneven) -> list[Batch]:
 def test_a_pool_gives_each_task_what_its_own_workers_would(uneven, alone, workers):
     before = len(multiprocessing.active_children())
     opened = batches_of_all(streams(uneven, workers), cycle(PLAN))
+    assert len(multiprocessing.active_children()) == before, "none is asked for yet"
     assert_same(taken(opened, PLAN[:5]), alone[:5])
     assert len(multiprocessing.active_children()) - before == workers, "and not as many for each task"
     assert_same(taken(opened, PLAN[5:]), alone[5:])

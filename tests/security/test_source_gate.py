@@ -45,7 +45,7 @@ ALLOWED = {
 """(file, call) -> why it may stand there."""
 DOORS = {
     ("pipeline/backbone/adapters/hub.py", "huggingface_hub"): "adapters come from the hub as data",
-    ("benchmarks/streaming.py", "webdataset"): "a peer, which reads shards that the script has written",
+    ("benchmarks/loaders.py", "webdataset"): "a peer, which reads shards that the script has written",
 }
 """(file, module) -> why it may be imported there."""
 ALONE = {call for _, call in ALLOWED} | {"importlib.import_module", "import_module"}
