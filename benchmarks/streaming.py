@@ -9,34 +9,28 @@ on the device, which is for a GPU. Processes take turns, each with a number of c
 """
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from loaders import CROP, LOADERS, Recipe, our_data
 from measure import comparison
 from PIL import Image
 from record import write_record
 
-CROP = 224
+LARGE = 2048, 1536
 CLASSES = 4
 POLICY = "rand-m7-mstd0.5-inc1"
-
-
-class Recipe(NamedTuple):
-    """on_device: whether ours computes the policy there."""
-
-    policy: str | None
-    on_device: bool = False
 
 
 RECIPES = {
@@ -49,38 +43,22 @@ SHARD = 128
 
 
 def make_pictures(folder: Path, count: int) -> None:
-    """JPEGs of 400x300 to 500x375, coarse and fine like photographs, in folders of classes."""
+    """JPEGs of 400x300 to 500x375 in folders of classes."""
     draws = np.random.default_rng(0)
     for number in range(count):
         width = int(draws.integers(400, 501))
-        size = width, 3 * width // 4
-        coarse = Image.fromarray(draws.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size)
-        pixels = np.asarray(coarse) + draws.normal(0, 12, (size[1], size[0], 3))
         place = folder / "train" / f"class{number % CLASSES}" / f"{number:05}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place, quality=75)
+        place.write_bytes(picture(draws, (width, 3 * width // 4)))
 
 
-def our_data(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int = 0) -> Any:
-    from pipeline.config.schema import AugmentConfig, DataConfig
-
-    return DataConfig(
-        schema="classification",
-        train=str(work / "shards"),
-        batch_size=args.batch,
-        workers=workers,
-        img_size=CROP,
-        augment=AugmentConfig(
-            rand_augment=recipe.policy, on_device=recipe.on_device, interpolation=args.interpolation
-        ),
-    )
-
-
-def ours(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int) -> Iterator[Any]:
-    from pipeline.data.stream import build_stream
-
-    data = our_data(work, args, recipe, workers)
-    return iter(build_stream("pictures", data, seed=0, rank=0, world_size=1))
+def picture(draws: np.random.Generator, size: tuple[int, int]) -> bytes:
+    """A JPEG of (width, height), coarse and fine like a photograph."""
+    coarse = Image.fromarray(draws.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size)
+    pixels = np.asarray(coarse) + draws.normal(0, 12, (size[1], size[0], 3))
+    out = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=75)
+    return out.getvalue()
 
 
 def stages(work: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -94,74 +72,26 @@ def stages(work: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     return found
 
 
-def transform_of_peers(args: argparse.Namespace, policy: str | None) -> Callable[[Image.Image], torch.Tensor]:
-    """The recipe as scripts for ImageNet write it, on Pillow's images."""
-    from timm.data.auto_augment import rand_augment_transform
-    from torchvision import transforms
+def large_pictures(args: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of a core, decoded and cropped out of large pictures: `data.decode` scaled over
+    worker, in turns."""
+    from pipeline.config.schema import AugmentConfig
+    from pipeline.data.augment.images import train_way
+    from pipeline.data.members.jpeg import image_reader
+    from pipeline.rng import seed_generators
 
-    interpolation = transforms.InterpolationMode(args.interpolation)
-    augment = [] if policy is None else [rand_augment_transform(policy, {"img_mean": (124, 116, 104)})]
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(CROP, interpolation=interpolation),
-            transforms.RandomHorizontalFlip(),
-            *augment,
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
-
-
-def web_dataset(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int) -> Iterator[Any]:
-    import webdataset
-
-    tars = [str(path) for path in sorted((work / "shards").glob("*.tar"))]
-    samples = (
-        webdataset.WebDataset(tars * 1000, shardshuffle=100, nodesplitter=None, empty_check=False)
-        .shuffle(1000)
-        .decode("pil")
-        .to_tuple("jpg", "cls")
-        .map_tuple(transform_of_peers(args, recipe.policy), int)
-        .batched(args.batch, partial=False)
-    )
-    yield from webdataset.WebLoader(samples, batch_size=None, num_workers=workers)
-
-
-def image_folder(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int) -> Iterator[Any]:
-    from torchvision.datasets import ImageFolder
-
-    loader = torch.utils.data.DataLoader(
-        ImageFolder(str(work / "pictures/train"), transform_of_peers(args, recipe.policy)),
-        batch_size=args.batch,
-        shuffle=True,
-        num_workers=workers,
-        drop_last=True,
-        persistent_workers=workers > 0,
-    )
-    while True:
-        yield from loader
-
-
-def timms_loader(work: Path, args: argparse.Namespace, recipe: Recipe, workers: int) -> Iterator[Any]:
-    from timm.data import create_dataset, create_loader
-
-    loader = create_loader(
-        create_dataset("", root=str(work / "pictures/train")),
-        (3, CROP, CROP),
-        args.batch,
-        is_training=True,
-        num_workers=workers,
-        device=torch.device("cpu"),
-        persistent_workers=workers > 0,
-        interpolation=args.interpolation,
-        auto_augment=recipe.policy,
-        color_jitter=0.0,
-    )
-    while True:
-        yield from loader
-
-
-LOADERS = {"ours": ours, "webdataset": web_dataset, "imagefolder": image_folder, "timm": timms_loader}
+    draws, crop = np.random.default_rng(0), train_way(AugmentConfig(interpolation=args.interpolation), CROP)
+    files = [picture(draws, LARGE) for _ in range(max(2, args.pictures // 64))]
+    rates: dict[str, list[float]] = {"scaled": [], "worker": []}
+    for turn in range(args.repeats):
+        for decode, found in rates.items():
+            read, started = image_reader(decode, upright=True), time.process_time()
+            for number, data in enumerate(files):
+                seed_generators(0, "large", turn, number)
+                crop(read(data))
+            found.append(len(files) / (time.process_time() - started))
+    title = f"pictures of {LARGE[0]}x{LARGE[1]}: images per second of a core, data.decode scaled over worker"
+    return comparison(title, rates["scaled"], rates["worker"])
 
 
 def figures(name: str, work: Path, args: argparse.Namespace, recipe: Recipe) -> dict[str, float]:
@@ -214,7 +144,7 @@ def results_of(args: argparse.Namespace) -> list[dict[str, Any]]:
                 title = f"{recipe}: images per second, {figure}, over {peer}"
                 results.append(comparison(title, own, theirs))
     results[0]["milliseconds an image"] = stages(args.work, args)
-    return results
+    return [*results, large_pictures(args)]
 
 
 def arguments() -> argparse.Namespace:
