@@ -1,9 +1,14 @@
 """The best destinations of each source. B batch, Na sources, Nb destinations, k candidates."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+
+BLOCK = 2**18
+"""Scores at once on a CPU. Fresh memory for copies of all would cost more than what is computed in it; with
+far fewer at once the operations are too small."""
 
 
 @torch.library.custom_op("dtem::best_candidates", mutates_args=())
@@ -21,21 +26,27 @@ def best_candidates(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _one_by_one(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    rest, rows, count = (
-        scores.clone(memory_format=torch.contiguous_format),
-        _first_of_rows(scores),
-        scores.shape[-1],
-    )
+    score = scores.new_empty(k, *scores.shape[:-1])
+    target = torch.empty_like(score, dtype=torch.int64)
+    images = max(1, BLOCK // max(1, math.prod(scores.shape[1:])))
+    room = scores.new_empty(2, min(images, len(scores)), *scores.shape[1:])
+    for first in range(0, len(scores), images):
+        here = slice(first, first + images)
+        rest, is_best = room[:, : len(scores[here])]
+        _best_of_block(rest.copy_(scores[here]), is_best, score[:, here], target[:, here])
+    return score, target
+
+
+def _best_of_block(rest: Tensor, is_best: Tensor, score: Tensor, target: Tensor) -> None:
+    """Writes score and target [k, B, Na]. rest [B, Na, Nb]: the scores, which are spoiled; is_best: room."""
+    rows, count = _first_of_rows(rest), rest.shape[-1]
     # the reduction to the highest value is vectorised, that to its place is not
-    places, is_best = torch.arange(count, 0, -1, dtype=scores.dtype), torch.empty_like(rest)
-    target = torch.empty(k, *scores.shape[:-1], dtype=torch.int64)
-    score = scores.new_empty(target.shape)
+    places = torch.arange(count, 0, -1, dtype=rest.dtype)
     for best, highest in zip(target, score, strict=True):
         torch.amax(rest, dim=-1, out=highest)
         torch.ge(rest, highest[..., None], out=is_best)
         torch.sub(count, is_best.mul_(places).amax(dim=-1).long(), out=best)
         rest.view(-1)[rows + best] = -torch.inf
-    return score, target
 
 
 def _first_of_rows(scores: Tensor) -> Tensor:

@@ -35,9 +35,9 @@ def soft_assignment(scores: Tensor, quota: Tensor | None, r: int, tau1: float, t
 
 def _shares(scores: Tensor, quota: Tensor | None, r: int, tau1: float, tau2: float) -> Tensor:
     among, mass = _start(scores, tau1 * tau2)
-    chosen = torch.zeros_like(mass)
+    chosen, picked = torch.zeros_like(mass), torch.empty_like(mass)
     for step in range(r):
-        picked = _pick(mass, quota, step)
+        _pick(mass, quota, step, out=picked)
         chosen += picked
         _lower(mass, picked, tau2)
     return among.mul_(chosen.clamp_(max=1.0))
@@ -59,7 +59,7 @@ def _gradient(grad: Tensor, scores: Tensor, quota: Tensor | None, r: int, tau1: 
     among, mass = _start(scores, tau1 * tau2)
     picked = mass.new_empty(r, *mass.shape)  # r <= Na: not more than the gradient of all similarities
     for step in range(r):
-        picked[step] = _pick(mass, quota, step)
+        _pick(mass, quota, step, out=picked[step])
         _lower(mass, picked[step], tau2)
     chosen = picked.sum(dim=0)
     weighted = grad.contiguous() * among
@@ -98,10 +98,11 @@ def _start(scores: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     return among.div_(total), total.log_().add_(best.sub_(best.amax(dim=-1, keepdim=True)))
 
 
-def _pick(mass: Tensor, quota: Tensor | None, step: int) -> Tensor:
-    """What one step chooses of each source, [B, Na]."""
-    picked = mass.softmax(dim=-1)
-    return picked if quota is None else picked.mul_((quota > step)[:, None])
+def _pick(mass: Tensor, quota: Tensor | None, step: int, *, out: Tensor) -> None:
+    """Writes what one step chooses of each source, [B, Na]."""
+    torch.softmax(mass, dim=-1, out=out)
+    if quota is not None:
+        out.mul_((quota > step)[:, None])
 
 
 def _lower(mass: Tensor, picked: Tensor, tau2: float) -> None:

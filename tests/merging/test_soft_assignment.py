@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline.merging import candidates
 from pipeline.merging.candidates import best_candidates
 from pipeline.merging.soft import relaxed_top_r
 from pipeline.merging.soft_assignment import LEAST, soft_assignment
@@ -114,3 +115,16 @@ def test_a_score_that_is_no_number_shows():
     scores = torch.randn(1, 4, 6)
     scores[:, :, 2] = torch.nan
     assert relaxed_top_r(scores, 2, candidates=3, tau1=0.1, tau2=0.1).share.isnan().all()
+
+
+def test_candidates_of_a_batch_are_those_of_each_image(monkeypatch):
+    """However many images a CPU computes at once; here two, so that the last one is alone."""
+    scores = torch.randn(5, 4, 6)
+    monkeypatch.setattr(candidates, "BLOCK", 2 * 4 * 6 + 1)
+    score, target = best_candidates(scores, 3)
+    for image in range(len(scores)):
+        one, place = best_candidates(scores[image : image + 1], 3)
+        assert torch.equal(one[:, 0], score[:, image]) and torch.equal(place[:, 0], target[:, image])
+    wanted = scores.topk(3, dim=-1)
+    assert torch.equal(target.movedim(0, -1), wanted.indices)
+    assert best_candidates(scores[:0], 3)[0].shape == (3, 0, 4)
