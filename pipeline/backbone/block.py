@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.attention import Mixed, Place
 from pipeline.backbone.classes import Host, as_class, bases_of, class_of, label
-from pipeline.backbone.metric import EmbeddingPerTask, EmbeddingSpec, MetricEmbedding
+from pipeline.backbone.metric import EmbeddingPerTask, EmbeddingSpec, MetricEmbedding, beside_of
 from pipeline.backbone.normed_embedding import embed_normed
 from pipeline.backbone.zero_gradient import with_zero_gradient
 from pipeline.errors import ConfigError
@@ -102,8 +102,9 @@ class MergingBlock(nn.Module):
         called with the block's MergePoint. Raises ConfigError where that is asked of a policy without a
         metric.
         """
-        if r > 0 and self.metric is not None and not torch.is_grad_enabled():
-            place = replace(place, beside=self.metric.beside(task))
+        in_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if r > 0 and self.metric is not None and in_inference:
+            place = replace(place, beside=beside_of(self.metric, task))
         before, attended = state.tokens, self.attend(state.tokens, place)
         if place.queries is not None:
             return self._first_alone(state, attended, relaxed and r > 0, task)

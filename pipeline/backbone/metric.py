@@ -32,17 +32,9 @@ class MetricEmbedding(nn.Linear):
         """weight [F, C] and bias [F] of the one linear layer of a task."""
         return {"weight": self.weight, "bias": self.bias}
 
-    def beside(self, task: str | None) -> Beside | None:
-        """The layer of a task, to be computed with another one of the same input; None where somebody hooked
-        it."""
-        if not bare(self):
-            return None
-        sources = (self.weight, self.bias, *self._sources(task))
-        return Beside(f"metric of {task}", sources, lambda: self.fold(task))
-
-    def _sources(self, task: str | None) -> tuple[Tensor, ...]:
-        """What the layer of a task is made of beside weight and bias."""
-        return ()
+    def sources(self, task: str | None) -> tuple[Tensor, ...]:
+        """What the layer of a task is made of."""
+        return self.weight, self.bias
 
 
 class AdaptedEmbedding(MetricEmbedding):
@@ -61,9 +53,9 @@ class AdaptedEmbedding(MetricEmbedding):
     def fold(self, task: str | None) -> dict[str, Tensor]:
         return {"weight": self.weight + _of(self.adapters, task)(), "bias": self.bias}
 
-    def _sources(self, task: str | None) -> tuple[Tensor, ...]:
+    def sources(self, task: str | None) -> tuple[Tensor, ...]:
         change = _of(self.adapters, task)
-        return change.down, change.up
+        return self.weight, self.bias, change.down, change.up
 
 
 class _Change(nn.Module):
@@ -104,9 +96,6 @@ class EmbeddingPerTask(nn.Module):
     def fold(self, task: str | None) -> dict[str, Tensor]:
         return _of(self.tasks, task).fold(task)
 
-    def beside(self, task: str | None) -> Beside | None:
-        return _of(self.tasks, task).beside(task) if bare(self) else None
-
     def shared_keys(self) -> dict[str, str]:
         """Key of this state -> key of a shared embedding's state, from which the task's layer can start."""
         return {
@@ -135,6 +124,25 @@ class EmbeddingSpec:
         if self.kind == "adapter":
             return AdaptedEmbedding(channels, width, self.tasks, self.rank)
         return MetricEmbedding(channels, width)
+
+
+def beside_of(metric: nn.Module, task: str | None) -> Beside | None:
+    """The embedding of a task, to be computed with another layer of the same input. None where it has to be
+    called: something hooked, wrapped, sharded or quantised it, or it was made under inference mode."""
+    if not _is_ours(metric):
+        return None
+    layer = _of(metric.tasks, task) if isinstance(metric, EmbeddingPerTask) else metric
+    if not isinstance(layer, MetricEmbedding) or not _is_ours(layer):
+        return None
+    sources = layer.sources(task)
+    if any(type(source) is not nn.Parameter or source.is_inference() for source in sources):
+        return None
+    shared = type(metric) is MetricEmbedding
+    return Beside("metric" if shared else f"metric of {task}", sources, lambda: layer.fold(task))
+
+
+def _is_ours(metric: nn.Module) -> bool:
+    return type(metric) in (MetricEmbedding, AdaptedEmbedding, EmbeddingPerTask) and bare(metric)
 
 
 def _of(parts: ModulesOfTasks[M], task: str | None) -> M:

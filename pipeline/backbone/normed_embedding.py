@@ -14,7 +14,7 @@ from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbone.metric import EmbeddingPerTask, MetricEmbedding
+from pipeline.backbone.metric import EmbeddingPerTask, MetricEmbedding, beside_of
 from pipeline.backbone.packed_linear import bare, in_plain_training
 
 
@@ -22,10 +22,11 @@ def embed_normed(
     metric: MetricEmbedding | EmbeddingPerTask, task: str | None, norm: nn.Module, before: Tensor, x: Tensor
 ) -> Tensor:
     """[B, M, F]: metric(x, task=task), where x [B, M, C] is norm(before), without its gradient."""
-    if not _can_compute_again(norm, x) or metric.beside(task) is None:
+    known = beside_of(metric, task) if _can_compute_again(norm, x) else None
+    if known is None:
         return metric(x, task=task)
     assert isinstance(norm, nn.LayerNorm)
-    layer = metric.fold(task)
+    layer = known.layer()
     return _OfNormed.apply(
         before.detach(), x, layer["weight"], layer["bias"], norm.weight, norm.bias, norm.eps
     )

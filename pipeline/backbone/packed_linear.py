@@ -100,19 +100,27 @@ def linear_beside(layer: nn.Module, x: Tensor, beside: Beside) -> tuple[Tensor, 
 
 def can_pack(layer: nn.Module, x: Tensor) -> bool:
     """Whether `linear` packs the layer's weight for x. Drops what is packed of it once gradients are on."""
+    if torch.is_grad_enabled():
+        drop_of(layer)
+        return False
     if type(layer) is not nn.Linear:
         return False
-    if torch.is_grad_enabled():
-        drop(layer.weight)
-        return False
-    return _counts_versions(layer) and _is_known(layer, x) and _packs(_dtype(x)) and not _watched()
+    return _counts_versions(layer) and _is_known(layer, x) and _packs(_dtype(x)) and not watched()
+
+
+def drop_of(*layers: nn.Module) -> None:
+    """Forgets what is packed of layers that are about to learn."""
+    for layer in layers:
+        if type(layer) is nn.Linear:
+            drop(layer.weight)
 
 
 def can_freeze(x: Tensor, *layers: nn.Module) -> bool:
     """Whether gradients are on, but no layer learns, and oneDNN multiplies x by the weights. In bfloat16 it
     always does."""
     return (
-        in_plain_training()
+        x.device.type == "cpu"
+        and in_plain_training()
         and _dtype(x) == torch.float32
         and x.numel() >= FEWEST_ROWS * x.shape[-1]
         and _packs(torch.float32)
@@ -129,7 +137,7 @@ def in_plain_training() -> bool:
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
-        and not _watched()
+        and not watched()
     )
 
 
@@ -155,7 +163,10 @@ def _is_known(layer: nn.Linear, x: Tensor) -> bool:
         x.device.type == "cpu"
         and bare(layer)
         and all(map(_is_plain, layer._parameters.values()))
-        and (x.dtype == layer.weight.dtype or torch.is_autocast_enabled("cpu"))
+        and (
+            x.dtype == layer.weight.dtype
+            or (torch.is_autocast_enabled("cpu") and torch.float64 not in (x.dtype, layer.weight.dtype))
+        )
     )
 
 
@@ -177,7 +188,8 @@ def _is_plain(parameter: Tensor | None) -> bool:
 
 def _dtype(x: Tensor) -> torch.dtype:
     """That in which a layer computes for x."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if casts else x.dtype
 
 
 def _packs(dtype: torch.dtype) -> bool:
@@ -200,7 +212,7 @@ def _faster() -> tuple[torch.dtype, ...]:
 _FASTER = _faster()
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether something follows each operation: counts it, traces it, transforms it."""
     return bool(
         torch._C._len_torch_dispatch_stack()

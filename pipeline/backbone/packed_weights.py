@@ -1,4 +1,5 @@
-"""Copies of weights in the layout that oneDNN's kernels read, which are never stale. C channels in, F out."""
+"""Copies of weights in the layout that oneDNN's kernels read, made anew where a weight changed. C channels
+in, F out."""
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # torch has no public door to oneDNN's packed weights; its own compiler takes this one
@@ -41,11 +42,10 @@ class Source:
 class Packed:
     """A weight [F, C] in oneDNN's layout, the bias [F] where it was made with it, and their sources."""
 
-    def __init__(self, sources: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, sources: list[Source], weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        self.dtype, self._sources = dtype, sources
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
         self.bias = None if bias is None else bias.to(dtype)
-        self._sources = [Source(source) for source in sources]
 
     def fits(self, sources: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
         """Whether the sources are still those, unchanged."""
@@ -88,7 +88,8 @@ def packed(
         known = _PACKED[sources[0]] = {}
     found = known.get(name)
     if found is None or not found.fits(sources, dtype):
-        found = known[name] = Packed(sources, *layer(), dtype)
+        noted = [Source(source) for source in sources]  # first: a write in between then counts as one
+        found = known[name] = Packed(noted, *layer(), dtype)
     return found
 
 
@@ -104,5 +105,7 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _stride(source: Tensor) -> int:
-    """Odd, so that the values lie in all columns."""
-    return source.numel() // PROBES | 1
+    """From one value to the next: a sixteenth of all, and of a row further, so that they lie in as many rows
+    and columns."""
+    columns = source.shape[-1] if source.ndim > 1 else 0
+    return (source.numel() // PROBES + columns // PROBES) | 1

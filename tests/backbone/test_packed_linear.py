@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbone import packed_linear, packed_weights
-from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec
+from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec, beside_of
 from pipeline.backbone.packed_linear import Beside, can_pack, linear, linear_beside
 
 pytestmark = pytest.mark.skipif(not packed_linear._FASTER, reason="oneDNN is no faster on this processor")
@@ -67,11 +67,11 @@ def test_every_embedding_is_computed_with_the_projection_and_is_never_stale(kind
         for parameter in metric.parameters():
             change(parameter)
             for task in ("birds", "cars"):
-                beside = metric.beside(task)
+                beside = beside_of(metric, task)
                 assert beside is not None
                 close(linear_beside(layer, x, beside)[1], metric(x, task=task))
     metric.register_forward_hook(lambda *_: None)
-    assert metric.beside("birds") is None, "so that the hook is called"
+    assert beside_of(metric, "birds") is None, "so that the hook is called"
 
 
 @torch.no_grad()
@@ -105,6 +105,8 @@ CHANGES = {
     "assigned state": lambda layer: layer.load_state_dict(nn.Linear(48, 96).state_dict(), assign=True),
     "other memory": another_address,
     "in place, without a version": lambda layer: layer.weight.data.mul_(2),
+    "columns, without a version": lambda layer: layer.weight.data[:, 12:].zero_(),
+    "rows, without a version": lambda layer: layer.weight.data[24:].zero_(),
     "another parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn(96, 48))),
     "another dtype and back": lambda layer: layer.double().float(),
     "shared memory": lambda layer: layer.share_memory().weight.data.add_(1),
@@ -186,7 +188,8 @@ def test_it_is_off_where_each_operation_is_followed_or_where_it_is_not_wanted(mo
     torch.testing.assert_close(mapped, layer(x))
     traced = torch.jit.trace(lambda own: linear(layer.requires_grad_(False), own), x)
     exported = torch.export.export(tiny_vit("dtem").eval(), (images(),))
-    assert "mkldnn" not in str(traced.graph) + str(exported.graph)
+    graphs = str(traced.graph) + str(exported.graph)
+    assert "mkldnn" not in graphs and "packed_linear" not in graphs
     with torch.backends.mkldnn.flags(enabled=False):
         assert not can_pack(layer, x)
     monkeypatch.setenv(packed_linear.SWITCH, "0")
@@ -211,7 +214,7 @@ def test_a_backbone_gives_the_same_with_packed_weights(variant, dtype, monkeypat
 
 @torch.no_grad()
 def test_a_compiled_pass_packs_each_weight_once_and_none_is_stale(monkeypatch):
-    """The operator that a graph calls; float64 is not packed, and gives what is right."""
+    """By the operator that a graph calls. float64 is not packed."""
     layer, x = layer_and_input()
     plus, packings = torch.randn(2, 17, 96), []
     made = packed_weights.Packed.__init__
@@ -229,6 +232,64 @@ def test_a_compiled_pass_packs_each_weight_once_and_none_is_stale(monkeypatch):
     with torch.enable_grad():
         compiled(x, True).sum().backward()
     assert layer.weight.grad is not None
-    with torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 in packed_linear._FASTER):
-        assert compiled(x, True).dtype == layer(x).dtype
+    layer.double()
+    close(compiled(x.double(), True), F.gelu(layer(x.double())))
     torch.compiler.reset()
+
+
+def test_the_operator_keeps_its_promises():
+    layer, x = layer_and_input()
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    for plus, gelu in ((None, True), (torch.randn(2, 17, 96), False)):
+        torch.library.opcheck(torch.ops.dtem.packed_linear, (x, weight, bias, plus, gelu, torch.float32))
+
+
+class Wrapped(nn.Module):
+    """As PEFT wraps a layer."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.calls = base, 0
+
+    def forward(self, *args, **kwargs):
+        self.calls += 1
+        return self.base(*args, **kwargs)
+
+
+def test_an_embedding_that_something_wrapped_is_called():
+    model, batch = tiny_vit("dtem").eval(), images()
+    model.requires_grad_(False)
+    with torch.no_grad():
+        wanted = model(batch).final.tokens
+    for block in model.blocks:
+        block.metric = Wrapped(block.metric)
+    with torch.no_grad():
+        close(model(batch).final.tokens, wanted)
+    model.train()(batch)
+    assert all(block.metric.calls == 2 for block in model.blocks)
+
+
+def test_a_pass_with_gradients_drops_all_that_is_packed_of_a_model():
+    model, batch = tiny_vit("dtem").eval(), images()
+    weights = [layer.weight for layer in model.modules() if type(layer) is nn.Linear]
+    with torch.no_grad():
+        model(batch)
+    assert any(weight in packed_weights._PACKED for weight in weights)
+    model(batch)
+    assert not any(weight in packed_weights._PACKED for weight in weights)
+
+
+@torch.no_grad()
+def test_autocast_leaves_float64_as_it_is():
+    layer, x = layer_and_input(torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear(layer, x), layer(x))
+
+
+def test_a_shared_embedding_is_packed_once_for_all_tasks():
+    layer, (_, x) = nn.Linear(48, 96), layer_and_input()
+    metric = EmbeddingSpec("shared", ("birds", "cars")).build(48, 16)
+    with torch.no_grad():
+        for task in ("birds", "cars"):
+            linear_beside(layer, x, beside_of(metric, task))
+    assert len(packed_weights._PACKED[layer.weight]) == 1

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.classes import label
 from pipeline.backbone.frozen_linear import frozen_mlp
-from pipeline.backbone.packed_linear import bare, can_freeze, linear
+from pipeline.backbone.packed_linear import bare, can_freeze, drop_of, linear, watched
 
 LAYERS = dict.fromkeys(
     ("transformers.ViTMLP", "transformers.CLIPMLP", "transformers.Dinov2MLP", "transformers.SiglipMLP"),
@@ -36,22 +36,31 @@ def add_mlp(x: Tensor, mlp: nn.Module, read: Tensor, *behind: nn.Module) -> Tens
 
 def through(mlp: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     """mlp(x), plus `plus`."""
-    names = None if torch.compiler.is_compiling() else LAYERS.get(label(type(mlp)))
-    if names is None or not bare(mlp):
+    learns, parts = torch.is_grad_enabled(), _parts(mlp)
+    if parts is None or (learns and torch.compiler.is_compiling()):
         return mlp(x) if plus is None else plus + mlp(x)
-    first, activation, last = (mlp._modules[name] for name in names)
-    assert first is not None and activation is not None and last is not None
-    others = (part for name, part in mlp._modules.items() if name not in names and part is not None)
-    if not idle(*others):
-        return mlp(x) if plus is None else plus + mlp(x)
+    first, activation, last = parts
     gelu = type(activation) is nn.GELU and activation.approximate == "none" and bare(activation)
-    if torch.is_grad_enabled():
+    if learns:
         frozen = gelu and can_freeze(x, first, last)
         output = frozen_mlp(x, *_weights(first), *_weights(last)) if frozen else mlp(x)
+        drop_of(first, last)
         return output if plus is None else plus + output
     if gelu:
         return linear(last, linear(first, x, gelu=True), plus=plus)
     return linear(last, activation(linear(first, x)), plus=plus)
+
+
+def _parts(mlp: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module] | None:
+    """First layer, activation and last layer of an MLP that is these alone; None where it is called as it
+    is."""
+    names = LAYERS.get(label(type(mlp)))
+    if names is None or not bare(mlp) or (not torch.compiler.is_compiling() and watched()):
+        return None
+    first, activation, last = (mlp._modules[name] for name in names)
+    assert first is not None and activation is not None and last is not None
+    others = [part for name, part in mlp._modules.items() if name not in names and part is not None]
+    return (first, activation, last) if idle(*others) else None
 
 
 def _weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ H heads of one attention, D channels of a head.
 # a merging block takes a state, and the library's block tokens
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol, cast
 
 import torch
@@ -54,13 +55,16 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
     def attend(self, x: Tensor, place: Place) -> Attended:
         parts = _several(self)
         read = [part.norm(x) for part in parts]
-        both = [attend(part.attn, own, place) for part, own in zip(parts, read, strict=True)]
+        # the embedding reads what the first attention reads
+        places = [place, *(replace(place, beside=None) for _ in parts[1:])]
+        both = [attend(part.attn, *own) for part, *own in zip(parts, read, places, strict=True)]
         updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
         mixed = Mixed(
             *(
                 torch.cat([getattr(own, name) for _, own in both], dim=1)
                 for name in ("output", "q", "k", "keys")
-            )
+            ),
+            beside=both[0][1].beside,
         )
         return Attended(x + torch.stack(updates).sum(dim=0), read[0], mixed, self._first.scale)
 

@@ -75,7 +75,7 @@ def _qkv(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Tensor |
     qkv = attn.qkv
     assert qkv is not None
     if not isinstance(attn, EvaAttention) or attn.q_bias is None:
-        if place.beside is None or torch.compiler.is_compiling() or not can_pack(qkv, x):
+        if place.beside is None or not can_pack(qkv, x):
             return linear(qkv, x), None
         return linear_beside(qkv, x, place.beside)
     assert attn.k_bias is not None and attn.v_bias is not None
