@@ -76,7 +76,7 @@ check: $(STAMP) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(STAMP) ## run each script of benchmarks/ with a short setting; what lacks data or a peer is named (15 minutes at most on 2 idle cores)
+bench: $(STAMP) ## run each script of benchmarks/ with a short setting; what lacks data, a peer or time is named (ends within 15 minutes)
 	$(BIN)/python benchmarks/run_all.py
 
 docs: $(STAMP) ## these pages as a site, with the docstrings of the public names, in build/site

@@ -161,3 +161,5 @@ TABLE = (
 )
 MADE = {"digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "12000"]}
 """Sets that `dtem` makes where they are not there yet."""
+SHORT_SECONDS = 880.0
+"""Of all short runs together; a row that begins has what is left of them at most."""

@@ -1,8 +1,9 @@
 """Runs the scripts of this folder one after the other: `make bench`.
 
 As it is, each takes a short setting that shows that it runs, and its record goes to a new folder in
-runs/bench. With --record it takes hours, and benchmarks/records is written anew. What a script needs and this
-machine lacks is named, with the command for later.
+runs/bench. All of them have less than 15 minutes; what comes too late on a busy machine is named. With
+--record it takes hours, and benchmarks/records is written anew. What a script needs and this machine lacks is
+named, with the command for later.
 
     python benchmarks/run_all.py
     python benchmarks/run_all.py --record --only inference_cpu training_step_cpu --peer dtem=DTEM/deit.py
@@ -22,7 +23,7 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from claims import MADE, TABLE
+from claims import MADE, SHORT_SECONDS, TABLE
 from gpu_claims import GPU, SECONDS
 from peer_paths import PEERS, add_peers
 from rows import Row
@@ -57,7 +58,8 @@ def main() -> int:
     work = Path("runs") if args.record else Path("runs/bench") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     records = Path("benchmarks/records") if args.record else work / "records"
     rows = [row for row in TABLE if row.name in (args.only or [row.name])]
-    return run_all(rows, work, records, short=not args.record, peers=args.peer)
+    seconds = None if args.record or args.only else SHORT_SECONDS
+    return run_all(rows, work, records, short=not args.record, peers=args.peer, seconds=seconds)
 
 
 def run_gpu(args: argparse.Namespace) -> int:
@@ -94,7 +96,8 @@ def run_all(
             continue
         command = row.command(work, records / record_name(row), short=short, peers=peers)
         print(f"[{place}/{len(rows)}]  {shlex.join(command)}", flush=True)
-        limit = None if short else min(filter(None, (row.limit, left)), default=None)
+        limits = (None if short else row.limit, left)
+        limit = min((limit for limit in limits if limit is not None), default=None)
         line, done = attempt(row, command, records, limit)
         lines.append(line)
         failed |= not done

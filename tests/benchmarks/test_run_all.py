@@ -11,7 +11,7 @@ from pathlib import Path
 import peer_paths
 import pytest
 import run_all
-from claims import TABLE
+from claims import SHORT_SECONDS, TABLE
 from gpu_claims import GPU, SECONDS
 from record import OF_A_DAY
 from rows import WORK, Row
@@ -149,11 +149,12 @@ def test_what_takes_too_long_is_ended_and_stops_nothing(house, capsys):
     assert "FAILED" in waits and "done" in fine
 
 
-def test_a_row_for_which_no_time_is_left_is_named(house, capsys):
+@pytest.mark.parametrize("short", [True, False])
+def test_a_row_for_which_no_time_is_left_is_named(house, capsys, short):
     (house / "benchmarks/waits.py").write_text("import time\ntime.sleep(600)\n")
     rows = [Row("waits", "waits.py", limit=500), Row("late", "writes.py", limit=500)]
     work = Path("runs/x")
-    assert run_all.run_all(rows, work, work / "records", short=False, peers={}, seconds=0.5) == 1
+    assert run_all.run_all(rows, work, work / "records", short=short, peers={}, seconds=0.5) == 1
     *_, waits, late = capsys.readouterr().out.splitlines()
     assert "FAILED" in waits and "late: no time is left; then: python benchmarks/writes.py" in late
     assert not (house / work).exists()
@@ -165,7 +166,8 @@ def test_a_package_that_is_not_installed_is_named():
     assert not run_all.lacking(Row("arrays", "writes.py", needs=("package numpy",)), {})
 
 
-def test_the_rows_of_a_gpu_end_within_nine_minutes():
+def test_the_rows_of_a_gpu_end_within_nine_minutes_and_short_runs_within_fifteen():
+    assert SHORT_SECONDS < 15 * 60
     assert SECONDS < 9 * 60 and all(row.limit for row in GPU)
     assert all(row in TABLE and row.needs[0] == "cuda" and row.into == "gpu" for row in GPU)
 
