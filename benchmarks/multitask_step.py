@@ -44,12 +44,12 @@ def main() -> None:
 
     options = [f"tasks.{task}.data.{split}={args.data}" for task in METRICS for split in ("train", "val")]
     with TemporaryDirectory() as folder:
-        runs = {"together": step(CONFIG, [*options, f"output={folder}/run", "balancing.every=1000000"])}
+        runs = {"together": step(CONFIG, [*options, f"output={folder}/together", "balancing.every=1000000"])}
         runs["together, gradients measured in every step"] = step(
-            CONFIG, [*options, f"output={folder}/run", "balancing.every=1"]
+            CONFIG, [*options, f"output={folder}/measured", "balancing.every=1"]
         )
         for task in METRICS:
-            runs[task] = step(alone(CONFIG, task, Path(folder), options), [f"output={folder}/run"])
+            runs[task] = step(alone(CONFIG, task, Path(folder), options), [f"output={folder}/{task}"])
     seconds = in_turns(runs, args.repeats, warmup=3)
     summed = [sum(turn) for turn in zip(*(seconds[task] for task in METRICS), strict=True)]
     results = [
