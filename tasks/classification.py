@@ -36,6 +36,8 @@ class ClassificationTask(Task):
 
     reads = ClassificationTargets
     class_weight: Tensor | None
+    reads_pool_alone = True
+    """Counts for the class that says it, and not for its subclasses, which may read patches besides."""
     main_metric = "top1"
     metric_units = {"top1": "%", "top5": "%"}
 
@@ -72,7 +74,7 @@ class ClassificationTask(Task):
         self.pools_prefix = backbone.pools_prefix
         if self.attn_pool is None:
             check_pool(self.pool, backbone.num_prefix)
-        self.reads_prefix_alone = self.pool == "token"
+        self.reads_prefix_alone = self.pool == "token" and vars(type(self)).get("reads_pool_alone", False)
         self.label_smoothing = label_smoothing
         self.fc_norm = backbone.build_fc_norm()
         self.head_drop = nn.Dropout(dropout)

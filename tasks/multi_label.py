@@ -31,6 +31,7 @@ class MultiLabelTask(ClassificationTask):
     """
 
     reads = MultiLabelTargets
+    reads_pool_alone = True
     main_metric = "mAP"
     metric_units = {"mAP": "%", "F1_micro": "%", "F1_macro": "%"}
 

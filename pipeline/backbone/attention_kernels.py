@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbone.key_weights import weight_of_keys
-from pipeline.kernels.choice import AUTO, INTERPRETED, Results, asked, classes, fastest, takes_triton
+from pipeline.kernels.choice import (
+    AUTO,
+    INTERPRETED,
+    Results,
+    asked,
+    classes,
+    close,
+    fastest,
+    is_measured,
+    takes_triton,
+)
 from pipeline.kernels.ops import MOST_CHANNELS, attend_by_weight
 from pipeline.merging.rows import without_autocast
 
@@ -123,14 +133,14 @@ def _way(x: Operands) -> str:
     possible = _possible(x, usual)
     if named != AUTO:
         return named if named in possible else usual
-    if not x.q.is_cuda or torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled():
+    if not is_measured(x.q):
         return usual
     if not x.learns and "flex" in possible:
         possible.remove("flex")  # its compilation takes seconds, and the kernel of ours does the same
     if len(possible) == 1:
         return usual
     key = ("attention", x.learns, x.weights_learn, *classes(x.q.transpose(1, 2), x.k.transpose(1, 2)))
-    return fastest(key, {name: partial(_trial, WAYS[name], x) for name in possible}, _same)
+    return fastest(key, {name: partial(_trial, WAYS[name], x) for name in possible}, close, x.q)
 
 
 def _keeps_mask(x: Operands) -> bool:
@@ -157,12 +167,14 @@ def _possible(x: Operands, usual: str) -> list[str]:
 
 
 def _trial(way: Callable[[Operands], Tensor], x: Operands) -> Results:
-    """Output, and the gradients of all that learns, apart from the graph that is being recorded."""
+    """Output, and the gradients of all that learns, apart from the graph that is being recorded and from the
+    hooks of activation checkpointing, which would take these tensors for those of the block."""
     if not x.learns:
         return (way(x),)
     x, leaves = _apart(x)
-    output = way(x)
-    return output.detach(), *torch.autograd.grad(output, leaves, output.detach())
+    with torch.autograd.graph.saved_tensors_hooks(lambda y: y, lambda y: y):
+        output = way(x)
+        return output.detach(), *torch.autograd.grad(output, leaves, output.detach())
 
 
 def _apart(x: Operands) -> tuple[Operands, list[Tensor]]:
@@ -176,14 +188,3 @@ def _apart(x: Operands) -> tuple[Operands, list[Tensor]]:
     size = x.size.detach().requires_grad_(x.size.requires_grad)
     apart = replace(x, q=own[0], k=own[1], v=own[2], packed=packed, size=size)
     return apart, [y for y in (*leaves, size) if y.requires_grad]
-
-
-def _same(ours: Results, theirs: Results) -> bool:
-    """By norm: outputs and gradients are sums, which the ways round in other orders."""
-    return all(map(_close, ours, theirs))
-
-
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    rounding = torch.finfo(ours.dtype).eps
-    off = torch.linalg.vector_norm(ours.float() - theirs.float())
-    return bool(off <= 8 * rounding * torch.linalg.vector_norm(theirs.float()))

@@ -38,10 +38,11 @@ def read_auto(text: str) -> Auto:
     """`auto`, `auto:13` or `auto:13@64`, where 13 stands for any reduction and 64 for images at once. Raises
     ConfigError."""
     rest, at, batch = text.partition("@")
-    kind, _, wished = rest.partition(":")
+    kind, colon, wished = rest.partition(":")
     value = parse_value(wished) if wished else None
     known = value is None or (isinstance(value, int | float | tuple | list) and not isinstance(value, bool))
-    if kind != AUTO or not known or (at and not (batch.isdecimal() and int(batch) > 0)):
+    named = kind == AUTO and known and bool(colon) == bool(wished)
+    if not named or (at and not (batch.isdecimal() and int(batch) > 0)):
         raise ConfigError(f"reduction '{text}' is none of auto, auto:R and auto:R@IMAGES, such as auto:13@64")
     return Auto(value, int(batch) if at else BATCH)
 

@@ -64,7 +64,9 @@ class Compiled(Generic[P, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         if torch.compiler.is_compiling():  # inside of another graph
             return self._function(*args, **kwargs)
-        on_gpu = self._inference and any(isinstance(arg, Tensor) and arg.is_cuda for arg in args)
+        on_gpu = self._inference and any(
+            isinstance(arg, Tensor) and arg.is_cuda for arg in (*args, *kwargs.values())
+        )
         if on_gpu:
             torch.compiler.cudagraph_mark_step_begin()
         try:
@@ -120,12 +122,14 @@ def compile_backbone(
 
     how: one of COMPILES; `blocks` compiles each block by itself, `model` the forward pass as one graph.
     Passes with merge points have the halves of each block as graphs, in both. Copy a backbone before. Raises
-    ConfigError for another word.
+    ConfigError for another word, and for a backbone that is compiled.
     """
     if how not in COMPILES:
         raise ConfigError(f"compile is '{how}'; give one of {', '.join(COMPILES)}")
     if how == "none":
         return
+    if any("attend" in vars(block) for block in backbone.blocks):
+        raise ConfigError("this backbone is compiled already; compile a copy of the uncompiled one")
     options: dict[str, Any] = {"backend": backend}
     for number, block in enumerate(backbone.blocks):
         forward = block.forward

@@ -66,9 +66,9 @@ def _attend(
     WIDEN: tl.constexpr,
 ):
     """One program for each tile of queries of a head."""
-    image = (tl.program_id(1) // heads_per_image).to(tl.int64)
-    head = (tl.program_id(1) % heads_per_image).to(tl.int64)
-    query = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    image = (tl.program_id(0) // heads_per_image).to(tl.int64)
+    head = (tl.program_id(0) % heads_per_image).to(tl.int64)
+    query = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     channel = tl.arange(0, BLOCK_D)
     is_query, is_channel = (query < num_queries)[:, None], (channel < num_channels)[None, :]
     own = tl.load(
@@ -111,7 +111,7 @@ def attend_by_weight(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, scale: flo
     tile = 32 if q.dtype == torch.float32 else 64
     launch(
         _attend,
-        (-(-num_queries // tile), batch * heads),
+        (batch * heads, -(-num_queries // tile)),  # a grid has 65535 places in its second axis
         q,
         k,
         v,

@@ -1,8 +1,8 @@
 """Which of several ways to compute the same is taken on a GPU: the one that was fastest there.
 
 The ways are compared when a class of shapes is first met, on its own tensors: each has to give what the first
-one gives, and the fastest one is kept for the process. A way that fails is left out with a warning. An
-environment variable names one way instead (docs/speed.md).
+one gives (`close`), and the fastest one is kept for the process. A way that fails is left out with a warning.
+An environment variable names one way instead (docs/speed.md).
 """
 
 import logging
@@ -17,6 +17,8 @@ from pipeline.errors import ConfigError
 
 AUTO = "auto"
 ROUNDS, RUNS = 3, 10
+LEAST = 1e-5
+"""Of the norm; gradients of attention in float32 differ by up to 12 roundings between sound ways."""
 HAS_TRITON = util.find_spec("triton") is not None
 """It comes with the CUDA builds of torch."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -53,43 +55,71 @@ def takes_triton(*tensors: Tensor) -> bool:
     )
 
 
+def is_measured(x: Tensor) -> bool:
+    """Whether ways are compared on this tensor's device: not where PyTorch fuses its operators itself, nor
+    where results have to repeat, as clocks differ from process to process."""
+    compiling, repeats = torch.compiler.is_compiling(), torch.are_deterministic_algorithms_enabled()
+    return x.is_cuda and not (compiling or repeats)
+
+
 def by_kernel(
     eager: Way, kernel: Way, tensors: Sequence[Tensor], key: Sequence[Hashable], same: Same
 ) -> Results:
-    """What both ways compute. DTEM_KERNELS=auto: by the faster one; under torch.compile by the operators of
-    PyTorch, which it fuses itself. tensors: those that a kernel reads; key: see `fastest`."""
+    """What both ways compute. DTEM_KERNELS=auto: by the faster one, or by the operators of PyTorch where
+    nothing is measured. tensors: those that a kernel reads; key: see `fastest`."""
     if not tensors[0].is_cuda and not INTERPRETED:
         return eager()
     way = asked("DTEM_KERNELS", ("eager", "triton"))
     if way == "eager" or not takes_triton(*tensors):
         return eager()
     if way == AUTO:
-        measured = tensors[0].is_cuda and not torch.compiler.is_compiling()
-        way = (
-            fastest((*key, *classes(*tensors)), {"eager": eager, "triton": kernel}, same) if measured else ""
-        )
+        ways = {"eager": eager, "triton": kernel}
+        measured = is_measured(tensors[0])
+        way = fastest((*key, *classes(*tensors)), ways, same, tensors[0]) if measured else "eager"
     return kernel() if way == "triton" else eager()
 
 
 def classes(*tensors: Tensor) -> tuple[Hashable, ...]:
-    """What speed depends on: device, dtypes and shapes, where batch and tokens [B, M, ...] count by the next
-    power of two."""
-    shapes = (((x.shape[0] - 1).bit_length(), (x.shape[1] - 1).bit_length(), *x.shape[2:]) for x in tensors)
+    """What speed depends on: device, dtypes and shapes, where batch and tokens [B, M, ...] count by their
+    `magnitude`."""
+    shapes = ((magnitude(x.shape[0]), magnitude(x.shape[1]), *x.shape[2:]) for x in tensors)
     return (tensors[0].device, *(x.dtype for x in tensors), *shapes)
 
 
-def fastest(key: Hashable, ways: Mapping[str, Way], same: Same) -> str:
+def magnitude(count: int) -> int:
+    """The exponent of the next power of two."""
+    return (count - 1).bit_length()
+
+
+def close(ours: Results, theirs: Results, *, most: float | None = None, dim: int | None = None) -> bool:
+    """Whether results are the same but for rounding: by norm, as each way adds up in another order.
+
+    most: distance as a part of the norm; None: 8 roundings of the dtype, or LEAST where these are less. dim:
+    one norm for each place of the other dims; None: one for all.
+    """
+    return all(_is_close(*pair, most, dim) for pair in zip(ours, theirs, strict=True))
+
+
+def _is_close(ours: Tensor, theirs: Tensor, most: float | None, dim: int | None) -> bool:
+    part = max(8 * torch.finfo(ours.dtype).eps, LEAST) if most is None else most
+    off = torch.linalg.vector_norm(ours.float() - theirs.float(), dim=dim)
+    return bool((off <= part * torch.linalg.vector_norm(theirs.float(), dim=dim)).all())
+
+
+def fastest(key: Hashable, ways: Mapping[str, Way], same: Same, on: Tensor) -> str:
     """Name of the fastest of the ways; the first one while a CUDA graph is captured and nothing is known.
 
     key: what the answer depends on. same: whether the results of another way are those of the first one.
+    on: a tensor on the device that is measured, be it the current one or not.
     """
     if key not in _fastest:
-        first, *others = ways
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            return first
-        wanted = ways[first]()
-        sound = [first, *(name for name in others if _works(name, ways[name], wanted, same))]
-        _fastest[key] = first if len(sound) == 1 else _quickest({name: ways[name] for name in sound})
+        with torch.cuda.device_of(on):
+            first, *others = ways
+            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+                return first
+            wanted = ways[first]()
+            sound = [first, *(name for name in others if _works(name, ways[name], wanted, same))]
+            _fastest[key] = first if len(sound) == 1 else _quickest({name: ways[name] for name in sound})
     return _fastest[key]
 
 

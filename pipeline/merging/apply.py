@@ -91,7 +91,9 @@ class _Move:
         return self._known
 
     def tokens_and_sizes(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of the tokens [B, M, C], and the sizes [B, K]."""
+        """Means of the tokens [B, M, C], and the sizes [B, K]. Weights are computed anew: who times a second
+        call would else find them known."""
+        self._known = None
         if moves_on_cpu(tokens, self._before, self.assignment):
             return moved_on_cpu(tokens, self._before, self.assignment, SMALLEST)
         return self.mean(tokens), self.size

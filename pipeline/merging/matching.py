@@ -64,7 +64,8 @@ def match_by(metric: Tensor, state: TokenState, r: int) -> Assignment:
     into it, under the split by parity. r <= Na.
 
     What a policy calls that compares tokens by a metric. On a GPU a kernel does it, where that is faster: of
-    equal scores, that of the first source and destination then counts as the higher one.
+    equal scores, that of the first source and destination then counts as the higher one, and NaN as the
+    lowest; by PyTorch's operators as the highest.
     """
     split = parity_split(state)
 

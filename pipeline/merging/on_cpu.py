@@ -9,11 +9,15 @@ from torch import Tensor
 from pipeline.token_state import Assignment, widened
 
 
+def moves_plainly(tokens: Tensor, size: Tensor, assignment: Assignment) -> bool:
+    """Whether each source gives all, weights are sizes, and nothing learns."""
+    learns = torch.is_grad_enabled() and (tokens.requires_grad or size.requires_grad)
+    return assignment.share is None and assignment.weight is None and not learns
+
+
 def moves_on_cpu(tokens: Tensor, size: Tensor, assignment: Assignment) -> bool:
-    """Whether `moved_on_cpu` computes this: each source gives all, weights are sizes, and nothing learns."""
-    if tokens.device.type != "cpu" or assignment.share is not None or assignment.weight is not None:
-        return False
-    return not (torch.is_grad_enabled() and (tokens.requires_grad or size.requires_grad))
+    """Whether `moved_on_cpu` computes this."""
+    return tokens.device.type == "cpu" and moves_plainly(tokens, size, assignment)
 
 
 def moved_on_cpu(tokens: Tensor, size: Tensor, assignment: Assignment, least: float) -> tuple[Tensor, Tensor]:
@@ -21,7 +25,8 @@ def moved_on_cpu(tokens: Tensor, size: Tensor, assignment: Assignment, least: fl
     divisor.
 
     Each source draws its slot's token towards itself, by its part of the slot's size. Of several sources each
-    draws it from where it was, so that the sum is the mean of all.
+    draws it from where it was, so that the sum is the mean of all. Where all tokens of a slot have size 0
+    (padding), its own stays; other ways give 0 there.
     """
     keep, source, slot = assignment.keep.flatten(), assignment.source.flatten(), assignment.slot.flatten()
     rows, sizes = tokens.flatten(0, 1), size.flatten()

@@ -4,13 +4,15 @@ B batch, M tokens, F channels of the metric, C channels, K slots, r merges.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.kernels.choice import Results, by_kernel
+from pipeline.kernels.choice import Results, by_kernel, close, magnitude
 from pipeline.kernels.ops import match_rows, move_rows
+from pipeline.merging.on_cpu import moves_plainly
 from pipeline.token_state import Assignment, widened
 
 MOST_TOKENS = 8192
@@ -44,17 +46,17 @@ def matched(
 def moved(
     tokens: Tensor, size: Tensor, assignment: Assignment, least: float, eager: Callable[[], Results]
 ) -> Results:
-    """Tokens [B, K, C] and sizes [B, K] after a merge: what `eager` gives. least: bound of a divisor."""
+    """Tokens [B, K, C] and sizes [B, K] after a merge: what `eager` gives, which may be called several times.
+    least: bound of a divisor."""
     a = assignment
-    learns = torch.is_grad_enabled() and (tokens.requires_grad or size.requires_grad)
-    if learns or a.share is not None or a.weight is not None:
+    if not moves_plainly(tokens, size, a):
         return eager()
     return by_kernel(
         eager,
         lambda: move_rows(tokens, size, a.keep, a.source, a.slot, least),
         [tokens, size],
-        ("move",),
-        lambda ours, theirs: all(map(_close, ours, theirs)),
+        ("move", magnitude(a.source.shape[1])),
+        partial(close, dim=-1),
     )
 
 
@@ -70,8 +72,3 @@ def _similarity(metric: Tensor, rows: Results) -> Tensor:
     keep, source, slot = rows
     flat = widened(metric).flatten(0, 1)
     return F.cosine_similarity(flat[source], flat[keep.flatten()[slot]], dim=-1).sum(dim=-1)
-
-
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    rounding = torch.finfo(ours.dtype).eps
-    return torch.allclose(ours, theirs, rtol=4 * rounding, atol=4 * rounding)

@@ -63,7 +63,7 @@ def test_what_can_be_asked_for():
     assert read_auto("auto") == Auto(None, BATCH) and read_auto("auto@8") == Auto(None, 8)
     assert read_auto("auto:13@64") == Auto(13, 64) and read_auto("auto:0.9") == Auto(0.9)
     assert read_auto("auto:(8,-1)@2") == Auto((8, -1), 2)
-    for wrong in ("auto:13@0", "auto:13@x", "auto:True", "automatic:3", "auto:x"):
+    for wrong in ("auto:13@0", "auto:13@x", "auto:True", "automatic:3", "auto:x", "auto:"):
         with pytest.raises(ConfigError, match="none of auto, auto:R and auto:R@IMAGES"):
             read_auto(wrong)
 

@@ -117,6 +117,8 @@ def test_what_torch_cannot_compile_is_refused_and_an_error_of_the_input_is_its_o
         model(torch.zeros(1, 3, 60, 64))
     with pytest.raises(ConfigError, match="compile is 'all'; give one of none, model, blocks"):
         compile_backbone(model, "all")
+    with pytest.raises(ConfigError, match="compiled already"):
+        compile_backbone(model, "blocks")
 
 
 def test_a_copy_of_a_compiled_backbone_runs_its_own_weights():

@@ -7,11 +7,14 @@ import pytest
 import torch
 from interpreter import DEVICE
 from torch._dynamo.backends.debugging import aot_eager
+from torch.utils.checkpoint import checkpoint
 
 from launch.bench.watched import Watched, watched
+from pipeline.backbone import attention_kernels
 from pipeline.backbone.attention import proportional_attention, reference_attention
 from pipeline.backbone.attention_kernels import WAYS, Operands
 from pipeline.errors import ConfigError
+from pipeline.kernels import attention as kernels
 from pipeline.kernels import choice
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -150,6 +153,34 @@ def test_a_compiled_attention_takes_the_named_kernel_as_an_operator(monkeypatch)
         assert torch.equal(compiled(x.q, x.k, x.v, x.size), run(x))
     assert len(graphs) == 1 and "attend_by_weight" in graphs[0]
     torch.compiler.reset()
+
+
+def test_ways_are_compared_apart_from_what_a_checkpoint_counts(monkeypatch, caplog):
+    """Activation checkpointing computes a block again, and then finds no trial in it."""
+    x = operands(tokens=20)
+    leaf = x.packed.detach().clone().requires_grad_()
+
+    def block(packed):
+        q, k, v = packed.unbind(0)
+        return run(replace(x, q=q, k=k, v=v))
+
+    wanted = torch.autograd.grad(block(leaf).sum(), leaf)[0]
+    monkeypatch.setenv("DTEM_ATTENTION", "auto")
+    monkeypatch.setattr(choice, "_fastest", {})
+    monkeypatch.setattr(choice, "_milliseconds", lambda way: len(way()))
+    monkeypatch.setattr(attention_kernels, "is_measured", lambda x: True)
+    output = checkpoint(block, leaf, use_reentrant=False)
+    assert len(choice._fastest) == 1 and not caplog.records
+    assert off(torch.autograd.grad(output.sum(), leaf)[0], wanted.double()) < 3 * ROUNDING[torch.float32]
+
+
+def test_a_grid_grows_with_the_batch_along_its_first_axis(monkeypatch):
+    """CUDA's second one ends at 65535."""
+    grids = []
+    monkeypatch.setattr(kernels, "launch", lambda kernel, grid, *rest, **options: grids.append(grid))
+    q = torch.empty(6000, 12, 70, 32, device="meta")
+    kernels.attend_by_weight(q, q, q, q[:, 0, :, 0], 0.2)
+    assert grids == [(72000, 3)]
 
 
 @pytest.mark.cuda

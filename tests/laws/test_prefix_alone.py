@@ -10,6 +10,7 @@ from pipeline.interfaces import Batch
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import Carried
+from tasks.classification import ClassificationTask
 
 READ_BY_TOKEN = ["class token", "distilled", "query and key norm"]
 
@@ -60,6 +61,21 @@ def test_the_patches_are_left_out_where_they_are_not_read_and_only_there():
     assert backbone(x, prefix_alone=True).final.tokens.shape[1] == full
     assert backbone.eval()(x, prefix_alone=True).final.tokens.shape[1] == 1
     assert not classifier("dtem", pool="avg").tasks["animals"].reads_prefix_alone
+
+
+class WithPatches(ClassificationTask):
+    """A head of a user."""
+
+    def _pooled(self, state):
+        return state.tokens[:, 0] + state.patch_tokens.mean(1)
+
+
+def test_a_subclass_may_read_patches_too():
+    backbone = tiny_vit("dtem")
+    task = WithPatches(backbone, num_classes=10)
+    model = MultiTaskModel(backbone, {"animals": task}, OBJECTIVES.build("supervised"))
+    assert model.train()(batch(torch.float32)).loss.isfinite()
+    assert TASKS.build("multi_label", backbone, num_classes=10).reads_prefix_alone
 
 
 @pytest.mark.parametrize("variant", RELAXED)

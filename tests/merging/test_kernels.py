@@ -7,6 +7,7 @@ import torch
 from kernel_counts import kernels
 from tiny import images, tiny_vit
 
+from pipeline.merging import apply as moving
 from pipeline.merging.apply import apply
 from pipeline.token_state import Assignment, TokenState
 
@@ -46,3 +47,21 @@ def test_a_merge_is_the_same_with_and_without_gradients(dtype, weighed):
     rounding = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
     torch.testing.assert_close(found.tokens, wanted.tokens.detach(), atol=rounding, rtol=rounding)
     assert found.tokens.dtype == dtype and torch.equal(found.size, wanted.size)
+
+
+def test_a_way_that_is_timed_costs_what_it_costs_once(monkeypatch):
+    """Weights that the first call has left would make the operators look faster than they are."""
+    counts = []
+
+    def timed(tokens, size, assignment, least, eager):
+        counts.extend(kernels(eager).total() for _ in range(3))
+        return eager()
+
+    monkeypatch.setattr(moving, "moved", timed)
+    with torch.device("meta"):  # a device on which no way of its own runs
+        state = TokenState.start(torch.empty(2, 10, 5), (3, 3), 1)
+        row = torch.zeros(2, 5, dtype=torch.int64)
+        merge = Assignment(row, row, row, 10, 5)
+    with torch.no_grad():
+        apply(state, merge)
+    assert len(set(counts)) == 1 and counts[0] > 0
