@@ -20,6 +20,9 @@ from pipeline.objectives.signal import Signal
 TRIED = 2
 """Images of a trial on a CPU, where time grows with their number. A GPU tries a whole batch."""
 
+LOOKED_AT = 256
+"""Steps among which the cheapest and the dearest are searched."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -64,10 +67,10 @@ def estimated(
     tried = batch_size if device.type == "cuda" else min(batch_size, TRIED)
     images = torch.randn(tried, 3, *size, device=device)
     embeddings, objective = learning_embeddings(model), MergeCost(pairs=how.pairs)
+    most, least = extreme_steps(how, counted, signal.reads_prefix_alone(model))
 
-    def learn(block: int) -> None:
+    def learn(step: int) -> None:
         with autocast(device, precision):
-            step = how.step_of(block, len(counted.blocks))
             loss = merge_loss(model, signal, images, how, counted, objective, step)
         loss.backward()
         for parameter in embeddings:
@@ -78,9 +81,8 @@ def estimated(
             signal.read(model, signal.encode(model, images, reduction=0))
 
     try:
-        learn(0)  # it allocates, and chooses kernels
-        # the earlier the block, the more blocks are priced
-        both = [_timed(partial(learn, block), device) for block in (0, len(counted.blocks) - 1)]
+        learn(most)  # it allocates, and chooses kernels
+        both = [_timed(partial(learn, step), device) for step in (most, least)]
         forward = _timed(look, device)
     except torch.OutOfMemoryError as err:
         raise ConfigError(
@@ -92,6 +94,13 @@ def estimated(
     return Estimate(
         scale * sum(both) / 2, read / max(1, workers), scale * forward, memory, meanwhile=workers > 0
     )
+
+
+def extreme_steps(how: Teaching, counted: Counted, prefix_alone: bool) -> tuple[int, int]:
+    """Among the first steps the one that draws the earliest block, and so prices most, and the one that draws
+    the latest."""
+    first = [how.blocks_at(step, counted, prefix_alone)[0] for step in range(LOOKED_AT)]
+    return first.index(min(first)), first.index(max(first))
 
 
 def _timed(act: Callable[[], object], device: torch.device) -> float:

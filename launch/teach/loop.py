@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from pipeline.engine.optimizer import mark_nonfinite
 from pipeline.engine.optimizers import build_optimizer
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
+from pipeline.objectives.draw import drawn_blocks
 from pipeline.objectives.merge_cost import MergeCost
 from pipeline.objectives.signal import Signal
 from pipeline.own_loop.phases import embeddings_of
@@ -47,13 +47,14 @@ class Teaching:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; give 1 or more")
 
-    def block_at(self, step: int, depth: int) -> int:
-        """The first block that the step prices."""
-        return int(uniform(self.seed, "draw", step) * depth)
-
-    def step_of(self, block: int, depth: int) -> int:
-        """The first step that draws this block."""
-        return next(step for step in count() if self.block_at(step, depth) == block)
+    def blocks_at(self, step: int, counted: Counted, prefix_alone: bool) -> range:
+        """The blocks that the step prices, see `drawn_blocks`."""
+        return drawn_blocks(
+            counted.schedule(self.reduction_at(step)),
+            uniform(self.seed, "draw", step),
+            read=len(counted.blocks),
+            prefix_alone=prefix_alone,
+        )
 
     def reduction_at(self, step: int) -> int:
         low, high = max(1, self.reduction // 2), max(1, self.reduction + self.reduction // 2)
@@ -122,13 +123,13 @@ def merge_loss(
 ) -> Tensor:
     """What the merges of one step's block and of the later ones cost, see `MergeCost`; the blocks before it
     merge."""
-    first = how.block_at(step, len(counted.blocks))
-    schedule = counted.schedule(how.reduction_at(step))
+    blocks = how.blocks_at(step, counted, signal.reads_prefix_alone(model))
+    first, schedule = blocks[0], counted.schedule(how.reduction_at(step))
     output = signal.encode(
         model, images, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first
     )
     likelihood = signal.likelihood(signal.read(model, output))
-    return objective.cost_of(output.merge_points, likelihood, first, schedule, counted.patches)
+    return objective.cost_of(output.merge_points, likelihood, blocks, schedule, counted.patches)
 
 
 def learning_embeddings(model: MergingModel) -> list[nn.Parameter]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
 from pipeline.merging.schedule import merged_shares
+from pipeline.objectives.draw import drawn_blocks
 from pipeline.objectives.objective import OBJECTIVES, Model, Objective
 from pipeline.objectives.prices import cost_with_slope
 from pipeline.parts import METRIC
@@ -25,12 +26,12 @@ from pipeline.token_state import MergePoint
 class MergeCost(Objective):
     """The mean over blocks of `pipeline.objectives.prices.expected_cost`; no gradient reaches the backbone.
 
-    Each step draws a block. The blocks before it merge, with the step's reduction; it and all later blocks,
-    up to the last one that the head reads, do not merge, and their pairs get costs. So a block learns from
-    merged tokens, as in inference. It fits modular training, and end_to_end, whose backbone steps take the
-    task's own loss under the hard merge. temperature: that of the choice among pairs. pairs: `first`, the
-    cost of the first pair, for any reduction; or `merged`, that of as many pairs as the step's reduction
-    merges, for large reductions. Raises ConfigError.
+    Each step draws a block among those that merge and have a price (`pipeline.objectives.draw`). The blocks
+    before it merge, with the step's reduction; it and all later blocks do not merge, and the pairs of those
+    with a price get costs. So a block learns from merged tokens, as in inference. It fits modular training,
+    and end_to_end, whose backbone steps take the task's own loss under the hard merge. temperature: that of
+    the choice among pairs. pairs: `first`, the cost of the first pair, for any reduction; or `merged`, that
+    of as many pairs as the step's reduction merges, for large reductions. Raises ConfigError.
     """
 
     def __init__(self, *, temperature: float = 0.1, pairs: str = "first"):
@@ -47,16 +48,17 @@ class MergeCost(Objective):
         if METRIC not in spec.trains:
             return model.predict(batch, reduction=spec.reduction, relaxed=spec.relaxed)
         task, grid = model.tasks[batch.task], model.backbone.grid_of(batch.images)
-        depth = model.backbone.depth if task.reads_final else max(task.taps) + 1
-        first = int(spec.draw * depth)
+        read = model.backbone.depth if task.reads_final else max(task.taps) + 1
         schedule = model.schedule(batch.task, grid, spec.reduction)
+        blocks = drawn_blocks(schedule, spec.draw, read=read, prefix_alone=task.reads_prefix_alone)
+        first = blocks[0]
         output = model.encode(
             batch.task, batch.images, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first
         )
         result = task(output, batch)
-        points = output.merge_points[: depth - first]
+        points = output.merge_points[: read - first]
         likelihood = drawn_log_likelihood(task.log_probs(result, batch))
-        loss = self.cost_of(points, likelihood, first, schedule, math.prod(grid))
+        loss = self.cost_of(points, likelihood, blocks, schedule, math.prod(grid))
         count = len(batch.images)
         return TaskOutput(
             loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions
@@ -66,30 +68,30 @@ class MergeCost(Objective):
         self,
         points: Sequence[MergePoint],
         likelihood: Tensor,
-        first: int,
+        blocks: range,
         schedule: Sequence[int],
         patches: int,
     ) -> Tensor:
-        """Mean cost over the blocks of `points`, of which `first` is the first; a scalar, differentiable
-        once, in the metrics alone.
+        """Mean cost over `blocks`; a scalar, differentiable once, in the metrics alone.
 
-        These blocks did not merge. Of the work for a block only the gradient in its metric is kept.
-        likelihood: that of drawn outcomes, `drawn_log_likelihood` or `drawn_projection`. schedule: r of each
-        block of the model. patches: their number before its first block.
+        points: of these blocks, and of further ones where the likelihood depends on their positions. None
+        of them merged. Of the work for a block only the gradient in its metric is kept. likelihood: that of
+        drawn outcomes, `drawn_log_likelihood` or `drawn_projection`. schedule: r of each block of the model.
+        patches: their number before its first block.
         """
         later = [
             (point.rope, point.rope_probe)
             for point in points[1:]
             if point.rope is not None and point.rope_probe is not None
         ]
-        probes = [*(point.probe for point in points), *(probe for _, probe in later)]
+        probes = [*(point.probe for point in points[: len(blocks)]), *(probe for _, probe in later)]
         grads = torch.autograd.grad(likelihood, probes)
-        positions = [(rope, grad) for (rope, _), grad in zip(later, grads[len(points) :], strict=True)]
+        positions = [(rope, grad) for (rope, _), grad in zip(later, grads[len(blocks) :], strict=True)]
         merged = self.pairs == "merged"
         shares = merged_shares(schedule, patches) if merged else [None] * len(schedule)
         costs = [
-            cost_with_slope(point, grads[i], self.temperature, shares[first + i], positions[i:])
-            for i, point in enumerate(points)
+            cost_with_slope(points[i], grads[i], self.temperature, shares[block], positions[i:])
+            for i, block in enumerate(blocks)
         ]
         return torch.stack(costs).mean()
 

@@ -37,6 +37,11 @@ class Signal:
             return {"agreement": "%", "divergence": ""}
         return {"cosine": "", "error": ""}
 
+    def reads_prefix_alone(self, model: MergingModel) -> bool:
+        """Whether the signal surely reads no patches behind the last block: that of a model of timm that
+        pools by its class token."""
+        return self.kind != PATCHES and getattr(model, "global_pool", "") == "token"
+
     def encode(self, model: MergingModel, images: Tensor, **options: Any) -> BackboneOutput:
         """The states from which the signal is read. Patches are unmerged as the model does for dense heads.
         options: those of `MergingModel.encode`."""

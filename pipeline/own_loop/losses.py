@@ -16,6 +16,7 @@ from pipeline.interfaces import LogProbs
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
 from pipeline.modes import evaluation_mode
 from pipeline.objectives.distill import divergence
+from pipeline.objectives.draw import drawn_blocks
 from pipeline.objectives.merge_cost import MergeCost, drawn_log_likelihood, drawn_projection
 from pipeline.objectives.signal import LOGITS, SIGNALS, Signal
 from pipeline.own_loop.phases import the_patched
@@ -38,21 +39,26 @@ def merge_cost(
     seed: int = 0,
     temperature: float = 0.1,
     pairs: str = "first",
+    prefix_alone: bool = False,
 ) -> Tensor:
     """What the merges of a block and of the later ones cost, see `pipeline.objectives.merge_cost`: a scalar,
     differentiable in the embeddings alone, without labels.
 
     images [B, 3, H, W]: as the model takes them. The block is drawn for (seed, step, micro), micro being the
     number of the micro-batch in the step; give the same on every rank. reduction: None takes the model's.
+    prefix_alone: of a function, whether it reads no patches; True spares the last block, which then has no
+    price. Of the model's own classifier and features it is known.
     Raises ConfigError.
     """
     patched, depth = the_patched(model), len(the_patched(model).merging_blocks)
-    first = int(uniform(seed, "draw", step, micro) * depth)
     state = getattr(patched, "tower", patched).embedded(images).state
     wanted = patched.reduction if reduction is None else reduction
     schedule = resolve_schedule(wanted, depth, state.num_active, state.num_prefix)
-    part = list(schedule[:first])
-    output = _encode(patched, reads, images, reduction=part, relaxed=False, merge_points_from=first)
+    alone = prefix_alone if callable(reads) else Signal(_known(reads)).reads_prefix_alone(patched)
+    draw = uniform(seed, "draw", step, micro)
+    blocks = drawn_blocks(schedule, draw, read=depth, prefix_alone=alone)
+    part = list(schedule[: blocks[0]])
+    output = _encode(patched, reads, images, reduction=part, relaxed=False, merge_points_from=blocks[0])
     outcomes = _read(patched, reads, output)
     if callable(reads) or reads == LOGITS:
         likelihood = drawn_log_likelihood(LogProbs(outcomes.log_softmax(dim=-1)))
@@ -60,7 +66,7 @@ def merge_cost(
         likelihood = drawn_projection(outcomes)
     patches = state.num_active - state.num_prefix
     objective = MergeCost(temperature=temperature, pairs=pairs)
-    return objective.cost_of(output.merge_points, likelihood, first, schedule, patches)
+    return objective.cost_of(output.merge_points, likelihood, blocks, schedule, patches)
 
 
 def distill(

@@ -43,7 +43,7 @@ class Learner(nn.Module):
         likelihood = drawn_log_likelihood(LogProbs(logits.log_softmax(dim=-1)))
         torch.set_rng_state(draws)
         points = output.merge_points[:-1]
-        return MergeCost().cost_of(points, likelihood, 0, [4] * len(output.merge_points), 64)
+        return MergeCost().cost_of(points, likelihood, range(len(points)), [4] * len(points), 64)
 
 
 def learner(priced: bool = True) -> Learner:

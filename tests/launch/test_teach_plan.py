@@ -10,7 +10,7 @@ from PIL import Image
 from launch.published.merged import merged_model
 from launch.published.pictures import find_pictures
 from launch.published.signal import signal_of
-from launch.teach import plan
+from launch.teach import estimate, plan
 from launch.teach import run as way
 from launch.teach.estimate import Estimate, estimated
 from launch.teach.lesson import Order
@@ -96,14 +96,18 @@ def asked(published, **changes):
 
 def test_a_trial_leaves_no_gradient_and_prices_all_blocks(monkeypatch):
     """Memory is that of the step that prices most of them."""
-    priced, real = [], Teaching.block_at
-    monkeypatch.setattr(
-        Teaching, "block_at", lambda self, step, depth: priced.append(real(self, step, depth)) or priced[-1]
-    )
+    priced, real = [], estimate.merge_loss
+
+    def loss(model, signal, images, how, counted, objective, step):
+        priced.append(how.blocks_at(step, counted, signal.reads_prefix_alone(model)))
+        return real(model, signal, images, how, counted, objective, step)
+
+    monkeypatch.setattr(estimate, "merge_loss", loss)
     model, trial = asked(opened())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = trial()
-    assert {0, len(model.merging_blocks) - 1} <= set(priced)
+    priceable = range(len(model.merging_blocks) - 1)  # it reads its class token
+    assert priced[0] == priced[1] == priceable and priced[2] == priceable[-1:]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert found.step > 0 and found.forward > 0 and found.memory is None

@@ -209,7 +209,7 @@ def test_merge_cost_prices_positions_that_a_merge_averages(prefix, rule):
         assert of_rope.abs().max() > 0 and costs[-1] != plain
     else:
         assert last.rope is None
-    cost = MergeCost(temperature=0.1).cost_of(output.merge_points, total, 1, (8, 8, 8), 64)
+    cost = MergeCost(temperature=0.1).cost_of(output.merge_points, total, range(1, 3), (8, 8, 8), 64)
     torch.testing.assert_close(cost, torch.stack(costs).mean())
 
 

@@ -15,11 +15,11 @@ from tasks.classification import ClassificationTask
 from tasks.segmentation import SegmentationTask
 
 
-def model(objective, reduction=8, **options):
+def model(objective, reduction=8, pool=None, **options):
     backbone = tiny_vit("dtem", reduction=reduction)
     return MultiTaskModel(
         backbone,
-        {"animals": ClassificationTask(backbone, num_classes=10)},
+        {"animals": ClassificationTask(backbone, num_classes=10, pool=pool)},
         OBJECTIVES.build(objective, **options),
     )
 
@@ -66,15 +66,28 @@ def test_options_that_mean_nothing_are_refused(options):
         OBJECTIVES.build("distill", **options)
 
 
-@pytest.mark.parametrize("draw", [0.0, 0.34, 0.99])
-def test_merge_cost_prices_the_drawn_block_and_those_behind_it(draw):
-    trained = model("merge_cost").train()
-    first = int(draw * trained.backbone.depth)
+@pytest.mark.parametrize(
+    ("reduction", "pool", "draw", "priced"),
+    [
+        ([4, 4, 4], "token", 0.0, [0, 1]),
+        ([4, 4, 4], "token", 0.99, [1]),  # patches behind the last attention reach no class token
+        ([4, 4, 4], "avg", 0.99, [2]),
+        ([4, 0, 4], "avg", 0.0, [0, 1, 2]),
+        ([4, 0, 4], "avg", 0.5, [2]),
+        ([4, 0, 0], "avg", 0.99, [0, 1, 2]),
+        ([0, 0, 4], "token", 0.99, [1]),  # what merges has no price
+        (0, "avg", 0.99, [2]),
+    ],
+)
+@pytest.mark.parametrize("pairs", ["first", "merged"])
+def test_merge_cost_prices_the_drawn_block_and_those_behind_it(reduction, pool, draw, priced, pairs):
+    trained = model("merge_cost", reduction, pool, pairs=pairs).train()
     loss = trained(batch(), StepSpec(draw=draw)).loss
     grads = torch.autograd.grad(
         loss, [block.metric.weight for block in trained.backbone.blocks], allow_unused=True
     )
-    assert [grad is not None for grad in grads] == [i >= first for i in range(trained.backbone.depth)]
+    assert [i for i, grad in enumerate(grads) if grad is not None and grad.abs().max() > 0] == priced
+    assert [i for i, grad in enumerate(grads) if grad is not None] == priced
     assert not any(parameter.grad is not None for parameter in trained.parameters()), (
         "the backbone takes no part"
     )

@@ -70,7 +70,7 @@ def loss_of(model, objective, batch, phase, **address):
             """float32 as ours, for which labels are drawn."""
             return model.forward_head(unmerge_state(output.final)).float()
 
-        return dtem.merge_cost(model, batch.images, reads=logits, **address)
+        return dtem.merge_cost(model, batch.images, reads=logits, prefix_alone=True, **address)
     return F.cross_entropy(model(batch.images), batch.targets.labels, label_smoothing=SMOOTHING)
 
 
