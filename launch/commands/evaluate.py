@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
+    add_measured_reduction_argument,
     add_policy_argument,
-    add_reduction_argument,
     add_run_arguments,
     add_source_arguments,
     add_split_argument,
@@ -54,7 +54,7 @@ def add_parser(subparsers) -> None:
     add_source_arguments(parser)
     add_tasks_argument(parser)
     add_policy_argument(parser)
-    add_reduction_argument(parser)
+    add_measured_reduction_argument(parser)
     add_split_argument(parser)
     parser.add_argument(
         "--zero-shot", metavar="SHARDS", help="also classify these images by a captioner's contrastive part"
@@ -88,13 +88,16 @@ def run(args: argparse.Namespace) -> int:
     from launch.measure.compute import first_batch, first_schedule
     from launch.measure.evaluator import evaluator_of, progress
     from launch.measure.recorded import recorded_evaluation
-    from launch.saved.run import parse_reduction
+    from launch.measure.where_it_pays import set_measured_reductions
+    from launch.saved.run import asked_reduction
+    from pipeline.backbone.auto_reduction import Auto
     from pipeline.data.stream import build_eval_loader
     from pipeline.engine import launched
     from pipeline.engine.connect import own_device
     from pipeline.train.evaluate import missing_samples
 
-    reduction = None if args.reduction is None else parse_reduction(args.reduction)
+    asked = None if args.reduction is None else asked_reduction(args.reduction)
+    reduction = asked.reduction if isinstance(asked, Auto) else asked
     _check(args)
     rank, world_size, device = launched.rank(), launched.world_size(), own_device()
     saved, model = _model_of(args)
@@ -110,6 +113,12 @@ def run(args: argparse.Namespace) -> int:
     schedules = {name: first_schedule(model, batch, reduction) for name, batch in firsts.items()}
     # by now each process knows that it can begin
     evaluator = evaluator_of(model, saved.config.engine.precision)
+    if isinstance(asked, Auto):
+        set_measured_reductions(
+            evaluator, [firsts[name] for name in datas if name in saved.config.tasks], asked
+        )
+        reduction = None
+        schedules = {name: first_schedule(model, batch, None) for name, batch in firsts.items()}
     bars = {name: progress(loader, name) for name, loader in loaders.items()}
     classes = {name: list(loader.classes) for name, loader in loaders.items()}
     scores, confusion = recorded_evaluation(
@@ -134,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
         "classes": classes,
         "confusion": confusion,
     }
+    if isinstance(asked, Auto):
+        result |= {"measured": {"reduction": args.reduction, "images": asked.batch, "device": str(device)}}
     if args.predictions:
         result |= {"predictions": args.predictions}
     units = {name: model.tasks[name].metric_units for name in scores}

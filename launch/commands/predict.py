@@ -6,9 +6,9 @@ from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
     add_device_arguments,
+    add_measured_reduction_argument,
     add_model_arguments,
     add_policy_argument,
-    add_reduction_argument,
     add_run_arguments,
     add_tasks_argument,
 )
@@ -38,7 +38,7 @@ def add_parser(subparsers) -> None:
     )
     add_tasks_argument(parser)
     add_policy_argument(parser)
-    add_reduction_argument(parser)
+    add_measured_reduction_argument(parser)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes of an image (default 5)")
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="images at once, of one size (default 16)"
@@ -56,15 +56,9 @@ def run(args: argparse.Namespace) -> int:
     from launch.predict.table import COLUMNS
     from launch.published.sources import published_of
     from launch.report.tables import markdown
-    from launch.saved.run import parse_reduction
 
     published_of(args)  # refuses options of the other kind
-    loaded = loaded_for(
-        args,
-        reduction=None if args.reduction is None else parse_reduction(args.reduction),
-        device=args.device,
-        precision=args.precision,
-    )
+    loaded = loaded_for(args, reduction=args.reduction, device=args.device, precision=args.precision)
     out = None if args.out is None else Path(args.out)
     rows, unread, count = predict_files(
         loaded, args.images, out, tasks=args.tasks, top=args.top, batch_size=args.batch_size

@@ -11,7 +11,7 @@ from launch.predict.images import Picture, pictures_of
 from launch.predict.models import Predicting, PublishedModel, RunModel, Seen
 from launch.predict.results import Prediction, Unread
 from launch.saved.device import device_and_precision
-from launch.saved.run import read_run
+from launch.saved.run import asked_reduction, read_run
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.published import is_published, open_published
 from pipeline.errors import ConfigError, SampleError
@@ -135,7 +135,7 @@ def load_run(
     checkpoint: str = "best",
     overrides: Sequence[str] = (),
     policy: str | None = None,
-    reduction: ReductionSpec | None = None,
+    reduction: ReductionSpec | str | None = None,
     device: str | None = None,
     precision: str | None = None,
     adapter: str | None = None,
@@ -147,13 +147,15 @@ def load_run(
     such as `timm:deit_small_patch16_224.fb_in1k`, `local-dir:FOLDER`, `hf-hub:USER/NAME` or `hf:NAME`.
 
     policy, reduction: another merge than the run's; a published model merges only where they or an adapter
-    say so. device: None is a GPU where there is one. precision: `fp32` or `bf16`; None is the run's.
-    checkpoint, overrides (`a.b=value`): of a run. adapter, weights, pretrained, img_size: of a published
-    model, see `open_published`. Raises ConfigError and CheckpointError.
+    say so; reduction also `auto:R@IMAGES`, of R those merges that pay for so many images at once, measured
+    once for each task (docs/speed.md). device: None is a GPU where there is one. precision: `fp32` or `bf16`;
+    None is the run's. checkpoint, overrides (`a.b=value`): of a run. adapter, weights, pretrained, img_size:
+    of a published model, see `open_published`. Raises ConfigError and CheckpointError.
     """
     name = str(run)
     if precision not in (None, "fp32", "bf16"):
         raise ConfigError(f"precision is {precision!r}; give fp32 or bf16")
+    asked = asked_reduction(reduction) if isinstance(reduction, str) else reduction
     place, fast = device_and_precision(device, precision)
     if not is_published(name):
         of_published = {"adapter": adapter, "weights": weights, "img_size": img_size}
@@ -162,13 +164,13 @@ def load_run(
             raise ConfigError(f"{given[0]} goes with a published model, such as timm:NAME, not with a run")
         saved = read_run(run, checkpoint, overrides)
         usual = precision or saved.config.engine.precision
-        return LoadedRun(str(saved), RunModel(saved, place, usual, policy=policy, reduction=reduction))
+        return LoadedRun(str(saved), RunModel(saved, place, usual, policy=policy, reduction=asked))
     if overrides or checkpoint != "best":
         raise ConfigError("checkpoint and overrides go with a run, not with a published model")
     loaded = None if adapter is None else load_adapter(adapter)
     published = open_published(name, weights=weights, pretrained=pretrained, img_size=img_size)
     return LoadedRun(
-        name, PublishedModel(published, place, fast, policy=policy, reduction=reduction, adapter=loaded)
+        name, PublishedModel(published, place, fast, policy=policy, reduction=asked, adapter=loaded)
     )
 
 

@@ -1,7 +1,7 @@
 """A run's model, or a published one, as what predicts. B images, H x W pixels, K classes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from launch.predict.images import Picture
 from launch.predict.results import Caption, Classes, Groups, Mask, Prediction, SeveralClasses
 from launch.published.merged import merged_as_asked
 from launch.published.signal import LOGITS, signal_of
-from launch.saved.run import SavedRun, build, checked_reduction
+from launch.saved.run import SavedRun, build, checked_reduction, measured_reduction
 from pipeline.backbone.adapters.adapter import Adapter
+from pipeline.backbone.auto_reduction import Auto, paying_reduction
 from pipeline.backbone.published import Published
 from pipeline.backbone.timm_heads import described
 from pipeline.config.schema import AugmentConfig
@@ -21,7 +22,7 @@ from pipeline.data.augment.images import eval_transform
 from pipeline.data.augment.images_with_masks import resize_for_evaluation
 from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets
 from pipeline.drawing.sample import unknown_targets
-from pipeline.engine.model_on_device import autocast
+from pipeline.engine.model_on_device import autocast, without_gradients
 from pipeline.errors import ConfigError, SampleError
 from pipeline.interfaces import Batch, Task
 from pipeline.merging.schedule import ReductionSpec
@@ -65,7 +66,8 @@ class Predicting(Protocol):
 
 
 class RunModel:
-    """See `Predicting`. policy, reduction: None takes the run's."""
+    """See `Predicting`. policy, reduction: None takes the run's. measured: task -> r of each block, where the
+    reduction asked for is what pays on the device."""
 
     def __init__(
         self,
@@ -74,13 +76,15 @@ class RunModel:
         precision: str,
         *,
         policy: str | None = None,
-        reduction: ReductionSpec | None = None,
+        reduction: ReductionSpec | Auto | None = None,
     ):
         self.model: MultiTaskModel = build(run, policy, compiled=True).to(device)
         self.tasks = tuple(run.config.tasks)
         self.device, self.precision = device, precision
         self.policy = policy or run.config.merging.policy
-        self.run, self._reduction = run, reduction
+        self.run, self._auto = run, reduction if isinstance(reduction, Auto) else None
+        self._reduction = None if isinstance(reduction, Auto) else reduction
+        self.measured: dict[str, list[int]] = {}
         self._seen = {task: self._transform(task) for task in self.tasks}
 
     def seen(self, task: str, image: Tensor) -> Tensor:
@@ -105,14 +109,14 @@ class RunModel:
             Normalisation(wanted.mean, wanted.std),
         )
 
-    @torch.no_grad()
     def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
+        with without_gradients(eager=self.run.config.engine.compile == "none"):
+            return self._predicted(task, group, top=top, groups=groups)
+
+    def _predicted(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
         head, unseen = self.model.tasks[task], self.batch_of(task, group)
         seen, batch = unseen.images, unseen.to(self.device)
-        if self._reduction is not None:
-            checked_reduction(
-                self.model, self.model.backbone.grid_of_size(head.input_size(batch)), self._reduction
-            )
+        self._settle(task, head.input_size(batch))
         with autocast(self.device, self.precision):
             answers = head.infer(self.model.encoder(task, self._reduction), batch)
             merged = self._groups(task, batch, seen) if groups else [None] * len(group)
@@ -120,6 +124,16 @@ class RunModel:
             self._prediction(task, head, answer, picture, own, top)
             for answer, (picture, _), own in zip(answers, group, merged, strict=True)
         ]
+
+    def _settle(self, task: str, size: tuple[int, int]) -> None:
+        """Measures what pays, at the first images of a task, of (height, width) pixels; it is the task's
+        reduction from then on. Raises ConfigError where these have too few tokens for the one asked for."""
+        if self._auto and task not in self.measured:
+            with autocast(self.device, self.precision):
+                self.measured[task] = measured_reduction(self.model, task, size, self._auto)
+            self.model.set_reduction(task, self.measured[task])
+        if self._reduction is not None:
+            checked_reduction(self.model, self.model.backbone.grid_of_size(size), self._reduction)
 
     def _prediction(
         self, task: str, head: Task, answer: Any, picture: Picture, groups: Groups | None, top: int
@@ -160,7 +174,7 @@ class PublishedModel:
         precision: str,
         *,
         policy: str | None = None,
-        reduction: ReductionSpec | None = None,
+        reduction: ReductionSpec | Auto | None = None,
         adapter: Adapter | None = None,
     ):
         if not published.classifies:
@@ -168,10 +182,17 @@ class PublishedModel:
                 f"{published.name} has no classes to predict; give a classifier, or a run with a head. `dtem "
                 "sweep` measures what merging does to its features"
             )
+        auto = reduction if isinstance(reduction, Auto) else None
+        wished = auto.reduction if auto else cast("ReductionSpec | None", reduction)
         self.policy, self.model = merged_as_asked(
-            published.model.to(device), published.size, policy=policy, reduction=reduction, adapter=adapter
+            published.model.to(device), published.size, policy=policy, reduction=wished, adapter=adapter
         )
         self.device, self.precision = device, precision
+        if auto:
+            with autocast(device, precision):
+                self.model.reduction = paying_reduction(
+                    self.model, self.model.reduction, batch=auto.batch, size=published.size
+                )
         self._published, self._signal = published, signal_of(published, LOGITS)
         pixels = published.pixels
         config = AugmentConfig(
@@ -193,7 +214,7 @@ class PublishedModel:
             output = self._signal.encode(self.model, images, **options)
             return self._signal.read(self.model, output), output
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def predict(self, task: str, group: Sequence[Seen], *, top: int, groups: bool) -> list[Prediction]:
         seen = torch.stack([pixels for _, pixels in group])
         logits, output = self.answer(seen)

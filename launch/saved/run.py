@@ -231,8 +231,8 @@ def parse_reduction(text: str) -> ReductionSpec:
     block). Raises ConfigError."""
     if text.startswith(AUTO):
         raise ConfigError(
-            f"reduction '{text}' is measured on a device, which `dtem bench` and `dtem export` do; "
-            "`dtem doctor --speed MODEL` prints it as r per block, to be given here"
+            f"reduction '{text}' is measured on a device, which `dtem evaluate`, `predict`, `bench` and "
+            "`export` do; `dtem doctor --speed MODEL` prints it as r per block, to be given here"
         )
     value = parse_value(text)
     if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):

@@ -144,6 +144,12 @@ def compile_backbone(
         _replace(backbone, "forward", _UnlessObserved(forward, whole, "merge_points_from"))
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether some part of the module is compiled."""
+    own = (value for part in module.modules() for value in part.__dict__.values())
+    return any(isinstance(value, Compiled | _UnlessObserved) for value in own)
+
+
 def _replace(module: nn.Module, name: str, function: object) -> None:
     """Puts a function before the class's own, which hooks run around; no part of the state."""
     module.__dict__[name] = function

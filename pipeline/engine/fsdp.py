@@ -29,6 +29,7 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
     """
 
     forward_is_collective = True
+    trains = True
 
     def __init__(self, config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[dict[str, Any]]):
         connect(config.engine.start_timeout)

@@ -19,6 +19,8 @@ from pipeline.parts import trained_parameters
 class LocalEngine(ModelOnDevice[MultiTaskModel]):
     """Accumulates, clips and updates in fp32 (weights, gradients and moments); bf16 is autocast."""
 
+    trains = True
+
     def __init__(
         self, config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[Mapping[str, Any]]
     ):

@@ -39,6 +39,8 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
     At stages 1 to 3 DeepSpeed itself skips it, and reads the norm from the device in every step.
     """
 
+    trains = True
+
     def __init__(
         self, config: RunConfig, model: MultiTaskModel, parameter_groups: Sequence[Mapping[str, Any]]
     ):

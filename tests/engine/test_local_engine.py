@@ -7,6 +7,7 @@ from standin import StandinModel, standin_batch, standin_config
 from timm.optim import create_optimizer_v2
 
 from pipeline.engine import build_engine, launched
+from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.engine.optimizers import OPTIMIZERS, state_shapes
 from pipeline.errors import ConfigError
 from pipeline.interfaces import JOINT_STEP
@@ -177,3 +178,19 @@ def test_deepspeeds_word_for_the_accelerator_counts(monkeypatch):
     assert not launched.cuda() and make_engine()[0].device.type == "cpu"
     monkeypatch.delenv("DS_ACCELERATOR")
     assert launched.cuda()
+
+
+class Asked(StandinModel):
+    """Says under what it was evaluated."""
+
+    def evaluate(self, batch, *, reduction=None):
+        self.inference = torch.is_inference_mode_enabled()
+        return {"gradients": torch.tensor(int(torch.is_grad_enabled()))}
+
+
+def test_what_only_evaluates_does_so_in_inference_mode_and_an_engine_does_not():
+    """A model that goes on to learn must keep nothing that was made in it."""
+    evaluator, (engine, _, _) = ModelOnDevice(Asked(), "fp32"), make_engine(Asked())
+    for own, inference in ((evaluator, True), (engine, False)):
+        assert int(own.evaluate(standin_batch(0, 2))["gradients"]) == 0
+        assert own.module.inference == inference

@@ -18,6 +18,7 @@ from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.reader import SampleReader
 from pipeline.errors import ConfigError, SampleError
+from pipeline.model import MultiTaskModel
 
 
 def pictures(shards, folder, count=5):
@@ -176,3 +177,17 @@ def test_mistakes_name_the_way_out(trained, photos, dtem, tmp_path):
     said = dtem("predict", "timm:vit_small_patch14_dinov2", "--no-pretrained", photos, code=2)
     assert "has no classes to predict" in said
     assert "largest even reduction is 5" in dtem("predict", trained, photos, "--reduction", 9, code=2)
+
+
+@pytest.mark.parametrize("policy", ["dtem", "random"])
+def test_a_loaded_model_can_learn_after_it_has_predicted(trained, photos, policy):
+    """Nothing that inference mode made is left in it."""
+    run = load_run(trained, policy=policy, reduction=2, device="cpu")
+    run.predict(photos / "0.jpg")
+    model = run.model.requires_grad_().train()
+    assert isinstance(model, MultiTaskModel)
+    batch = first_batch("digits", read_run(trained).config.tasks["digits"].data).to("cpu")
+    model.predict(batch, reduction=2, relaxed=False).loss.backward()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in model.backbone.blocks[0].mlp.parameters()
+    )

@@ -10,6 +10,8 @@ from launch import cli
 from launch.bench.speed import even_reductions
 from launch.bench.verdict import Measured, verdicts
 from launch.bench.watched import watched
+from launch.predict.loaded import load_run
+from launch.predict.models import RunModel
 
 
 @pytest.fixture
@@ -110,13 +112,37 @@ def test_what_does_not_go_together_is_refused(trained, dtem):
     assert "removes 27 tokens" in dtem("doctor", "--speed", trained, "--reduction", "9", code=2)
 
 
-def test_what_pays_is_stated_in_an_export_and_measured_by_bench_alone(trained, dtem, tmp_path):
+def test_what_pays_is_stated_in_an_export_and_in_scores_of_which_a_sweep_has_none(trained, dtem, tmp_path):
     auto = ("--task", "digits", "--reduction", "auto:2@1")
     said = dtem("export", trained, *auto, "--out", tmp_path / "out")
     card = json.loads((tmp_path / "out" / "model.json").read_text())
     schedule = card["merging"]["schedule"]
     assert set(schedule) <= {0, 2} and f"{schedule}" in said
-    assert "is measured on a device" in dtem("evaluate", trained, *auto, code=2)
+    assert "is measured on a device" in dtem("sweep", trained, *auto, code=2)
     assert "none of auto, auto:R" in dtem(
         "export", trained, "--reduction", "auto:x", "--out", tmp_path, code=2
     )
+
+
+def test_scores_under_auto_are_those_of_the_reduction_that_they_state(trained, dtem, tmp_path):
+    """So that it can be repeated: what was measured stands in the result, as r of each block."""
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    dtem("evaluate", trained, "--task", "digits", "--reduction", "auto:2@1", "--out", first)
+    measured = json.loads(first.read_text())
+    schedule = measured["schedule"]["digits"]
+    assert set(schedule) <= {0, 2} and measured["measured"]["images"] == 1
+    dtem("evaluate", trained, "--task", "digits", "--reduction", json.dumps(schedule), "--out", second)
+    repeated = json.loads(second.read_text())
+    assert repeated["scores"] == measured["scores"] and "measured" not in repeated
+
+
+def test_a_loaded_run_measures_once_and_predicts_under_what_pays(trained):
+    run = load_run(trained, reduction="auto:2@1", device="cpu")
+    images = torch.rand(2, 3, 28, 28)
+    found = run.predict(images, task="digits", groups=True)
+    assert isinstance(run.predicting, RunModel)
+    schedule = run.predicting.measured["digits"]
+    assert set(schedule) <= {0, 2}
+    stated = load_run(trained, reduction=schedule, device="cpu")
+    for one, other in zip(found, stated.predict(images, task="digits", groups=True), strict=True):
+        assert one.groups.num_tokens == other.groups.num_tokens and one.labels == other.labels

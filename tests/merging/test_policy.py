@@ -1,10 +1,13 @@
 """What a policy says of itself is checked when it is built."""
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline import build_backbone
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
+from pipeline.merging.policies.random import drawn
 from pipeline.merging.policy import EVIDENCE, MergePolicy
 
 
@@ -41,3 +44,16 @@ def test_all_evidence_may_be_needed(registered):
         == EVIDENCE
         >= set().union(*(POLICIES.build(name).needs for name in POLICIES.names()))
     )
+
+
+def test_random_pairs_are_drawn_once_and_are_those_of_the_seed():
+    """A draw for each merge would let the host wait for the device each time."""
+    merge = (7, 20, 21, 5, torch.device("cpu"))
+    with torch.inference_mode():
+        order, target = drawn(*merge)
+    assert all(one is other for one, other in zip((order, target), drawn(*merge), strict=True))
+    assert not order.is_inference() and order.sort().values.tolist() == [list(range(20))]
+    with FakeTensorMode():
+        assert type(drawn(8, *merge[1:])[0]) is not torch.Tensor
+    assert type(drawn(8, *merge[1:])[0]) is torch.Tensor
+    assert not torch.equal(order, drawn(8, *merge[1:])[0])

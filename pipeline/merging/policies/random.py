@@ -1,5 +1,7 @@
 """Random pairs: the baseline that any metric has to beat."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,10 @@ from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import pair_up, parity_split, rank
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
+
+_DRAWN: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+MOST_DRAWN = 1024
+"""Merges whose draws are kept; a model has one for each block and size of image."""
 
 
 @POLICIES.register("random")
@@ -19,8 +25,8 @@ class RandomMerging(MergePolicy):
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         split, batch = parity_split(state), state.tokens.shape[0]
-        drawn = _draw(self.seed * 1_000_003 + state.num_active, *split.counts, r)
-        order, target = (row.to(state.tokens.device).expand(batch, -1) for row in drawn)
+        pairs = drawn(self.seed * 1_000_003 + state.num_active, *split.counts, r, state.tokens.device)
+        order, target = (row.expand(batch, -1) for row in pairs)
         if state.quota is not None:
             scores = -order.argsort(dim=-1).to(state.size.dtype)
             order = rank(state, scores.masked_fill(state.size[:, split.sources] == 0, -torch.inf), split)
@@ -29,9 +35,21 @@ class RandomMerging(MergePolicy):
 
 
 @torch.compiler.assume_constant_result
-def _draw(seed: int, num_sources: int, num_destinations: int, r: int) -> tuple[Tensor, Tensor]:
+def drawn(
+    seed: int, num_sources: int, num_destinations: int, r: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Order of the sources [1, Na], and destinations [1, r]. They differ between blocks, which have different
-    numbers of tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(1, num_sources, generator=generator).argsort(dim=-1)
-    return order, torch.randint(num_destinations, (1, r), generator=generator)
+    numbers of tokens. The host waits for the device at the first such merge alone."""
+    merge = seed, num_sources, num_destinations, r, device
+    if (known := _DRAWN.get(merge)) is not None:
+        return known
+    with torch.inference_mode(False):  # what is made under it could not be used in training
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.rand(1, num_sources, generator=generator).argsort(dim=-1)
+        target = torch.randint(num_destinations, (1, r), generator=generator)
+        pairs = order.to(device), target.to(device)
+    if all(type(row) is Tensor for row in pairs):  # not of a trace
+        if len(_DRAWN) >= MOST_DRAWN:
+            _DRAWN.clear()
+        _DRAWN[merge] = pairs
+    return pairs
