@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -134,9 +135,11 @@ def peak_added(run: Callable[[], object], device: torch.device) -> int:
 
 def peak_memory(job: Callable[..., Callable[[], object]], *args: Any, steps: int = 2) -> int:
     """Bytes that `steps` calls of job(*args)() add to the resident memory of a fresh process. `job` is a
-    module-level function."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_added_memory, job, args, steps).result()
+    module-level function. glibc maps each tensor by itself there, so that holes in its heap, which differ
+    from run to run, do not count."""
+    with patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536"}):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_added_memory, job, args, steps).result()
 
 
 def _added_memory(job: Callable[..., Callable[[], object]], args: tuple[Any, ...], steps: int) -> int:

@@ -95,7 +95,7 @@ def activation_gradients(model: nn.Module, images: Tensor, dtype: torch.dtype) -
 
 
 def main() -> None:
-    parser = speed_arguments(__doc__, "training_step", batches=(16, 32), repeats=9)
+    parser = speed_arguments(__doc__, "training_step", batches=(32,), repeats=9)
     parser.add_argument("--model", default="deit_small_patch16_224")
     parser.add_argument("--r", type=int, default=16)
     parser.add_argument("--what", type=words, default=list(KINDS), help=f"of {','.join(KINDS)}")
