@@ -16,6 +16,7 @@ from launch.commands.arguments import add_verbose_argument, import_modules
 from launch.commands.logs import start_logs
 from launch.commands.mistakes import told
 from launch.commands.seeds import run_seeds
+from launch.commands.switches import check_switches
 from pipeline.processes import soon_gone
 from pipeline.redact import keep_from_logs
 from pipeline.version import description
@@ -80,6 +81,7 @@ def _run(argv: Sequence[str] | None) -> int:
     keep_from_logs()
     start_logs(verbose=args.verbose)
     try:
+        check_switches()
         import_modules(getattr(args, "modules", ()))
         if getattr(args, "seeds", None):
             return run_seeds(args, sys.argv[1:] if argv is None else argv)

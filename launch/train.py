@@ -125,6 +125,7 @@ def main() -> int:
         from launch.commands.arguments import HelpFormatter, add_verbose_argument, import_modules
         from launch.commands.logs import start_logs
         from launch.commands.mistakes import told
+        from launch.commands.switches import check_switches
         from pipeline.redact import keep_from_logs
     except ImportError as err:
         print(
@@ -143,6 +144,7 @@ def main() -> int:
     keep_from_logs()
     start_logs(verbose=args.verbose)
     try:
+        check_switches()
         import_modules(args.modules)
         return run(args)
     except Exception as err:

@@ -3,15 +3,21 @@
 B images of a batch, K of them coded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from pipeline.errors import ConfigError, SampleError, counted, first_few
+from pipeline.errors import ConfigError, SampleError, first_few
 from pipeline.framing import Framing
+
+PART = 1 << 26
+"""Pixels of pictures that are decoded at once (192 MiB)."""
+_decoders: set[torch.device] = set()
+"""Devices on which a JPEG has decoded, in this process."""
 
 
 @dataclass(frozen=True)
@@ -87,55 +93,122 @@ class Coded:
 
     def among(self, decoded: Tensor, device: torch.device) -> Tensor:
         """uint8 [B, 3, H, W] on the device: the coded images in their places, and in the others those that
-        were decoded before, [B - K, 3, H, W]. Raises SampleError that names the samples that do not
-        decode."""
-        pictures = self._pictures(device)
-        coded = {place.image: place.framing(pictures[place.file]) for place in self.places}
-        others = iter(decoded.to(device, non_blocking=True))
-        num_images = len(coded) + len(decoded)
-        return torch.stack([coded[i] if i in coded else next(others) for i in range(num_images)])
+        were decoded before, [B - K, 3, H, W]. At most PART pixels of pictures, or one larger picture, are
+        there beside them. Raises SampleError that names samples that do not decode, and ConfigError where no
+        JPEG has ever decoded on the device."""
+        if device.type != "cuda":
+            return self._among(decoded, device)
+        # nvJPEG has a stream of its own, which does not wait until what uses the memory that it gets is done:
+        # so that memory is of a stream that is waited for, and not of the one that trains
+        aside, current = _stream_aside(device), torch.cuda.current_stream(device)
+        with torch.cuda.stream(aside):
+            images = self._among(decoded, device)
+        current.wait_stream(aside)
+        images.record_stream(current)
+        return images
 
-    def _pictures(self, device: torch.device) -> list[Tensor]:
+    def _among(self, decoded: Tensor, device: torch.device) -> Tensor:
+        num_images = len(decoded) + len(self.places)
+        images = torch.empty((num_images, *decoded.shape[1:]), dtype=torch.uint8, device=device)
+        coded = {place.image for place in self.places}
+        others = [image for image in range(num_images) if image not in coded]
+        images[torch.tensor(others, dtype=torch.int64, device=device)] = decoded.to(device, non_blocking=True)
+        data = self.data.split([file.num_bytes for file in self.files])
+        for numbers in self._parts():
+            self._write({number: data[number] for number in numbers}, images, device)
+        return images
+
+    def _parts(self) -> list[list[int]]:
+        """Numbers of the files that are decoded at once."""
+        parts: list[list[int]] = [[]]
+        pixels = 0
+        for number, file in enumerate(self.files):
+            own = file.shape[0] * file.shape[1]
+            if parts[-1] and pixels + own > PART:
+                parts.append([])
+                pixels = 0
+            parts[-1].append(number)
+            pixels += own
+        return parts
+
+    def _write(self, files: Mapping[int, Tensor], images: Tensor, device: torch.device) -> None:
+        """Decodes files, number -> data, and writes what is made of them into images. The pictures are gone
+        with its end."""
+        pictures = self._pictures(files, device)
+        for place in self.places:
+            if place.file in pictures:
+                images[place.image] = place.framing(pictures[place.file])
+
+    def _pictures(self, files: Mapping[int, Tensor], device: torch.device) -> dict[int, Tensor]:
         """The picture of each file, uint8 [3, H, W] on the device."""
-        parts = list(self.data.split([file.num_bytes for file in self.files]))
         try:
-            pictures = decode_jpeg(parts, ImageReadMode.RGB, device)
+            pictures = _decoded(list(files.values()), device)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as err:
-            raise self._failed(parts, device, str(err).splitlines()[0].rpartition(", ")[2]) from err
-        assert isinstance(pictures, list), "one of each file"
+            raise self._failed(files, device, str(err).splitlines()[0].rpartition(", ")[2]) from err
+        _decoders.add(device)
+        found = dict(zip(files, pictures, strict=True))
         wrong = [
-            file.key
-            for file, picture in zip(self.files, pictures, strict=True)
-            if picture.shape != (3, *file.shape)
+            number for number, picture in found.items() if picture.shape != (3, *self.files[number].shape)
         ]
         if wrong:
-            raise SampleError(f"{_named(wrong)}: decoded to another size than the header says")
-        return pictures
+            raise SampleError(f"{self._named(wrong)}: decoded to another size than the header says")
+        return found
 
     def _failed(
-        self, parts: Sequence[Tensor], device: torch.device, reason: str
+        self, files: Mapping[int, Tensor], device: torch.device, reason: str
     ) -> ConfigError | SampleError:
         """The error of files of which at least one does not decode, for which torchvision gives up all of
         them."""
-        bad = [number for number, part in enumerate(parts) if not _decodes(part, device)]
-        if len(bad) == len(parts) and any(_decodes(part, torch.device("cpu")) for part in parts):
+        if not _has_decoder(device):
             return ConfigError(
-                f"none of {counted(len(parts), 'JPEG')} decodes on {device}, and a CPU decodes them: "
-                f"{reason}; give data.decode='worker', or a torchvision with nvJPEG"
+                f"no JPEG decodes on {device}: {reason}; give data.decode='worker', or a torchvision with "
+                "nvJPEG"
             )
-        keys = list(dict.fromkeys(self.files[number].key for number in bad))
-        return SampleError(f"{_named(keys)}: decode on {device} failed: {reason}")
+        bad = [number for number, data in files.items() if not _decodes(data, device)]
+        return SampleError(f"{self._named(bad or list(files))}: decode on {device} failed: {reason}")
+
+    def _named(self, numbers: Sequence[int]) -> str:
+        keys = dict.fromkeys(repr(self.files[number].key) for number in numbers)
+        return f"sample {first_few(list(keys), 3, ', ')}"
 
 
-def _named(keys: Sequence[str]) -> str:
-    return f"sample {first_few([repr(key) for key in keys], 3, ', ')}"
+def _has_decoder(device: torch.device) -> bool:
+    """Whether a JPEG has ever decoded on the device. Where none has, a plain one is tried."""
+    plain = encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    assert isinstance(plain, Tensor), "one file"
+    if device not in _decoders and _decodes(plain, device):
+        _decoders.add(device)
+    return device in _decoders
 
 
-def _decodes(part: Tensor, device: torch.device) -> bool:
+def _decodes(data: Tensor, device: torch.device) -> bool:
+    """Raises OutOfMemoryError."""
     try:
-        decode_jpeg([part], ImageReadMode.RGB, device)
+        _decoded([data], device)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return False
     return True
+
+
+def _decoded(files: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The pictures, uint8 [3, H, W], of files on the host. Raises OutOfMemoryError, which says nothing of the
+    files, and RuntimeError."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    try:
+        pictures = decode_jpeg(files, ImageReadMode.RGB, device)
+    except RuntimeError as err:
+        if "out of memory" in str(err):  # torchvision makes another error of it
+            raise torch.OutOfMemoryError(str(err)) from err
+        raise
+    assert isinstance(pictures, list), "one of each file"
+    return pictures
+
+
+@cache
+def _stream_aside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

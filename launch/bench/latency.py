@@ -10,8 +10,8 @@ from launch.bench.entries import Infer, Subject
 from launch.bench.watched import watched
 from launch.measure.evaluator import progress
 from launch.saved.device import now
+from pipeline.backbone.block_times import within_memory
 from pipeline.engine.model_on_device import autocast
-from pipeline.errors import ConfigError
 from pipeline.rng import generator
 
 WARM_UP = 3
@@ -52,21 +52,16 @@ def latencies(
     rounds: int,
 ) -> list[Latency]:
     """Of each batch size, each of `pipeline.backbone.compiled.COMPILES` that is asked for, unmerged and under
-    each reduction. Images are random. Raises ConfigError where torch cannot compile the model, or the device
-    has too little memory."""
+    each reduction. Images are random. Raises ConfigError where torch cannot compile the model, or memory is
+    too small."""
     found: list[Latency] = []
     with autocast(device, precision):
         for size in batches:
             torch.compiler.reset()  # frees the graphs of the size before
             shape = (size, 3, *subject.size)
-            images = torch.randn(shape, generator=generator(0, "bench", size)).to(device)
-            try:
+            with within_memory(size, subject.size, device):
+                images = torch.randn(shape, generator=generator(0, "bench", size)).to(device)
                 found += _of_size(subject, images, compiles, device, rounds)
-            except torch.cuda.OutOfMemoryError as err:
-                raise ConfigError(
-                    f"{size} images of {subject.size[0]}x{subject.size[1]} pixels do not fit into the memory "
-                    f"of {device}; give smaller --batch-sizes"
-                ) from err
     return found
 
 

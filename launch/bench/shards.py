@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -21,16 +21,23 @@ from pipeline.data.shards.held_out import cache_of, find_split
 from pipeline.data.shards.reader import SampleReader
 from pipeline.data.stream import build_stream
 from pipeline.errors import ConfigError, SampleError, counted
+from pipeline.interfaces import Batch
 from pipeline.rng import preserved_generators, seed_generators
 
 STAGES = ("read", "decode", "augment", "collate")
 """What a worker does."""
+NAMES = {"scaled": {"decode": "header", "augment": "decode, augment"}, "cuda": {"decode": "header"}}
+"""data.decode -> what a stage is called whose work is another one there."""
 DEVICE = "device"
 """What comes behind it: a batch is moved to the device, decoded there with `data.decode=cuda`, changed as
 `data.augment.on_device` says, and normalised."""
 ALL = "one core"
+OPTIONS = {"train": "SET", "workers": "--workers"}
+"""Settings that are arguments of their own."""
 SEED = 0
 REPEATS = 5
+TRIES = 8
+"""Batches among which one is looked for that is whole."""
 PATIENCE = 60.0
 
 
@@ -47,6 +54,9 @@ class Rate:
 def settings(data: Mapping[str, Any], overrides: Sequence[str]) -> DataConfig:
     """The settings of a task's `data`, from plain data and changes such as `augment.hflip=0`. Raises
     ConfigError."""
+    for item in overrides:
+        if (name := item.partition("=")[0].rstrip("+").strip()) in OPTIONS:
+            raise ConfigError(f"--set {item}: give {OPTIONS[name]} in its place")
     given = override(
         {"tasks": {"bench": {"data": dict(data)}}}, [f"tasks.bench.data.{item}" for item in overrides]
     )
@@ -98,33 +108,39 @@ def _stages(config: DataConfig, samples: int) -> tuple[list[Rate], float]:
     with preserved_generators():
         places = list(_places(manifest.shards, samples))
         for shard, number in tqdm(places, "stages", leave=False, disable=None):
-            reader.read(shard, number)
-            start = time.perf_counter()
-            members = reader.read(shard, number)
-            seconds["read"] += (now := time.perf_counter()) - start
             try:
+                reader.read(shard, number)
+                times = [time.perf_counter()]
+                members = reader.read(shard, number)
+                times.append(time.perf_counter())
                 image, target = schema.decode(members)
-            except SampleError:
-                continue
-            seconds["decode"] += (later := time.perf_counter()) - now
-            seed_generators(SEED, "bench", number)
-            schema.train(image, target)
-            seconds["augment"] += time.perf_counter() - later
+                times.append(time.perf_counter())
+                seed_generators(SEED, "bench", number)
+                schema.train(image, target)
+            except (SampleError, OSError):
+                continue  # a stream replaces it
+            times.append(time.perf_counter())
+            for stage, (start, end) in zip(STAGES, pairwise(times), strict=False):
+                seconds[stage] += end - start
             count, size = count + 1, size + sum(map(len, members.values()))
     if not count:
         raise SampleError(f"{config.train}: none of its first {samples} samples decodes")
     seconds["collate"], device = _collated(config, count)
     seconds |= {ALL: sum(seconds.values()), DEVICE: device}
-    rates = [Rate(stage, 0, count / spent, size / spent / 1e6) for stage, spent in seconds.items()]
+    names = NAMES.get(config.decode, {})
+    rates = [
+        Rate(names.get(stage, stage), 0, count / spent, size / spent / 1e6)
+        for stage, spent in seconds.items()
+    ]
     return rates, size / count
 
 
 def _collated(config: DataConfig, count: int) -> tuple[float, float]:
     """Seconds for `count` samples, in batches: to make a batch of what is augmented, and on the device. The
     first batch is made twice, so that nothing is measured that is done once."""
-    reader = build_stream("bench", replace(config, workers=0), seed=SEED, rank=0, world_size=1)
-    batch, size = next(iter(reader)), config.batch_size
     device = torch.device(device_here())
+    batch = _whole(config, device)
+    size = batch.num_images / config.views
 
     def collate() -> object:
         files = [] if batch.coded is None else [batch.coded.data.clone()]
@@ -135,6 +151,22 @@ def _collated(config: DataConfig, count: int) -> tuple[float, float]:
         return moved.images.sum().item()  # waits for the device
 
     return count / size * _seconds(collate), count / size * _seconds(on_device)
+
+
+def _whole(config: DataConfig, device: torch.device) -> Batch:
+    """One of the first batches whose files all decode on the device; where each of these has a file that does
+    not, a smaller one. Raises SampleError."""
+    size, plain, wrong = config.batch_size, replace(config, workers=0), ""
+    while size > 0:
+        stream = build_stream("bench", plain, seed=SEED, rank=0, world_size=1, batch_size=size)
+        for batch in islice(stream, TRIES):
+            try:
+                batch.decoded(device)
+                return batch
+            except SampleError as err:
+                wrong = str(err)
+        size //= 2
+    raise SampleError(f"{config.train}: {wrong}; none of the first {TRIES} samples decodes there")
 
 
 def _seconds(step: Callable[[], object]) -> float:

@@ -11,6 +11,7 @@ from launch.bench.report import facts_of
 from launch.bench.verdict import Measured, verdicts
 from launch.report.tables import markdown
 from pipeline.engine.model_on_device import autocast
+from pipeline.errors import ConfigError, counted
 from pipeline.merging.schedule import ReductionSpec
 
 STEPS = 4
@@ -18,10 +19,17 @@ STEPS = 4
 
 
 def even_reductions(depth: int, patches: int) -> dict[str, ReductionSpec]:
-    """Label -> r: a few, up to the largest that all blocks can have."""
-    most = max(1, (patches - 1) // depth)
-    found = sorted({max(1, round(most * step / STEPS)) for step in range(1, STEPS + 1)})
-    return {f"r = {r}": r for r in found}
+    """Label -> r: a few, up to the largest that all blocks can have; where patches are too few, up to the
+    last block that can merge one."""
+    most = (patches - 1) // depth
+    if most:
+        return {f"r = {r}": r for r in _up_to(most)}
+    return {f"r = 1 in {counted(blocks, 'block')}": [1] * blocks for blocks in _up_to(patches - 1)}
+
+
+def _up_to(most: int) -> list[int]:
+    """A few counts from 1, none where there is none."""
+    return sorted({max(1, round(most * step / STEPS)) for step in range(1, STEPS + 1)}) if most else []
 
 
 def speed_of(
@@ -34,7 +42,11 @@ def speed_of(
     rounds: int,
 ) -> dict[str, Any]:
     """All that was measured, and a verdict for each batch size, as JSON can hold it. how: one of
-    `pipeline.backbone.compiled.COMPILES`. Raises as `latencies`."""
+    `pipeline.backbone.compiled.COMPILES`. Raises as `latencies`, and ConfigError for a reduction that merges
+    nothing."""
+    for label, schedule in subject.schedules.items():
+        if label != UNMERGED and not any(schedule):
+            raise ConfigError(f"reduction {label} merges nothing: leave it out, it is the unmerged model")
     found = latencies(subject, batches, [how], device=device, precision=precision, rounds=rounds)
     measured = {size: _measured(subject, found, size) for size in batches}
     said = verdicts(measured, how != "none")
@@ -111,5 +123,8 @@ def verdict_lines(facts: dict[str, Any]) -> Iterator[str]:
     for size, verdict in facts["verdicts"].items():
         own = facts["by_block"][size]
         yield verdict
-        listed = ",".join(map(str, own["schedule"]))
-        yield f"  of {own['of']}, merges pay by block (uncompiled): --reduction '[{listed}]'"
+        if any(own["schedule"]):
+            listed = ",".join(map(str, own["schedule"]))
+            yield f"  of {own['of']}, merges pay by block (uncompiled): --reduction '[{listed}]'"
+        else:
+            yield f"  of {own['of']}, the merge of no block pays (uncompiled)"

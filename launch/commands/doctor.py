@@ -76,10 +76,10 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """0 if nothing needed is missing, else 1. With a hostfile it looks at the hosts alone, and with a config
     at what that needs."""
-    if args.cfg_options and not (args.config or args.speed):
+    if args.cfg_options and not args.config and args.speed is None:
         raise ConfigError("--set goes with --config, or with --speed")
     check_speed_arguments(args)
-    if args.speed:
+    if args.speed is not None:
         return tell_speed(args)
     if args.hostfile:
         findings = check_hosts(args)

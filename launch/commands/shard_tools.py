@@ -124,7 +124,7 @@ def _bench(args: argparse.Namespace) -> int:
     from launch.bench.shards import cores_for, measure, settings, words_on
     from launch.report.tables import markdown
     from pipeline.config.build import plain
-    from pipeline.files import write_text
+    from pipeline.files import file_place, write_text
 
     given = {
         "schema": args.schema,
@@ -135,6 +135,7 @@ def _bench(args: argparse.Namespace) -> int:
         "augment": {"rand_augment": args.rand_augment, "on_device": args.on_device},
     }
     config = settings(given, args.cfg_options)
+    out = file_place(args.out) if args.out else None
     rates = measure(config, args.workers, args.samples)
     columns = ["stage", "workers", "samples/s", "MB/s"]
     rows = [
@@ -145,11 +146,10 @@ def _bench(args: argparse.Namespace) -> int:
     rate = args.rate or EXAMPLE_RATE
     for line in words_on(config, rate, rates):
         print(line)
-    if args.out:
+    if out:
         facts = {"set": args.set, "data": plain(config), "samples": args.samples, "rates": rates}
         facts["cores"] = {"samples_per_s": rate, "cores": cores_for(rate, rates)}
-        write_text(Path(args.out), json.dumps(facts, indent=1))
-        print(f"wrote {args.out}")
+        print(f"wrote {write_text(out, json.dumps(facts, indent=1))}")
     return 0
 
 

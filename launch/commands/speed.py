@@ -34,13 +34,14 @@ USUAL = {
     "out": None,
 }
 """Arguments that go with --speed -> their defaults."""
+OPTIONS = {"reductions": "reduction"}
+"""Arguments -> their options, where these are named otherwise."""
 
 
 def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speed",
         metavar="MODEL",
-        default="",
         help="measure where merging pays on this device, and nothing else; MODEL is a run, a config (its "
         "weights are drawn) or a published model such as timm:NAME",
     )
@@ -71,10 +72,13 @@ def check_speed_arguments(args: argparse.Namespace) -> None:
     """Raises ConfigError for arguments that do not go together."""
     from pipeline.errors import ConfigError
 
-    if not args.speed:
+    if args.speed is None:
         if given := [name for name, usual in USUAL.items() if getattr(args, name) != usual]:
-            raise ConfigError(f"--{given[0].replace('_', '-')} goes with --speed MODEL")
+            option = OPTIONS.get(given[0], given[0]).replace("_", "-")
+            raise ConfigError(f"--{option} goes with --speed MODEL")
         return
+    if not args.speed:
+        raise ConfigError("--speed names nothing; give a run, a config, or a model such as timm:NAME")
     if args.hostfile or args.config or args.shards or args.json:
         raise ConfigError(
             "--speed measures, and looks at nothing else: leave --hostfile, --config, --shards and --json "
@@ -133,10 +137,16 @@ def _subject(args: argparse.Namespace, device: "torch.device") -> "tuple[Subject
     from launch.configs.prepared import config_of
     from launch.published.sources import opened, published_of
     from launch.saved.run import drawn_run, parse_reduction, read_run
+    from pipeline.backbone.auto_reduction import AUTO
     from pipeline.errors import ConfigError
 
     args.run, args.checkpoint = args.speed, "best"
-    asked = [(text, parse_reduction(text)) for text in args.reductions or ()]
+    texts = args.reductions or ()
+    if auto := [text for text in texts if text.startswith(AUTO)]:
+        raise ConfigError(
+            f"reduction '{auto[0]}': --speed says of each R in which blocks it pays; give R, without 'auto:'"
+        )
+    asked = [(text, parse_reduction(text)) for text in texts]
     reductions = dict(asked) if asked else even_reductions
     if published := published_of(args):
         if args.task:

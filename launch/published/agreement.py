@@ -23,6 +23,8 @@ from pipeline.train.metrics import TallySums
 log = logging.getLogger(__name__)
 TASK = "agreement"
 SAMPLES = "samples"
+TIMED = "timed"
+"""Images on which rank 0 measures speed. A tally, so that all ranks know whether it has any."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,15 @@ def agreement(
             images = batch.to(device).images
             if first is None:
                 first, entries = images, _entries(models, targets, images[:1])
+                if ranks.rank == 0:
+                    sums.add({TIMED: torch.full((), len(images), device=images.device)})
             _add_batch(sums, signal, models["none"], entries, images)
         totals = sums.reduce(ranks)
         _check_totals(totals, signal, name, precision)
         speeds = _speeds(ranks, entries, first, rounds)
     if ranks.rank > 0:
         return None
-    if first is None:
-        raise ConfigError("none of the pictures of the first process can be read; start fewer processes")
+    assert first is not None, "rank 0 has timed it"
     samples = int(totals[SAMPLES])
     points = [
         _point(
@@ -103,9 +106,12 @@ def _add_batch(
 
 
 def _check_totals(totals: Mapping[str, Tensor], signal: Signal, name: str, precision: str) -> None:
-    """Raises ConfigError where no images were counted, or nothing can agree with the unmerged model."""
+    """Raises ConfigError where no images were counted, or none by rank 0, or nothing can agree with the
+    unmerged model."""
     if not totals:
         raise ConfigError("none of the held-out pictures can be read")
+    if TIMED not in totals:
+        raise ConfigError("none of the pictures of the first process can be read; start fewer processes")
     if not all(bool(totals[f"0/{metric}"].isfinite()) for metric in signal.metric_units):
         raise ConfigError(
             f"the {signal.kind} of {name} are not finite under {precision}, or all are zero, so nothing "

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipeline.backbone.block_times import Clock, clock_of, paying_blocks, random_images
+from pipeline.backbone.block_times import Clock, clock_of, paying_blocks, random_images, within_memory
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.vit import MergingViT
 from pipeline.config.overrides import parse_value
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 BATCH = 16
 """Images at once, where none are given."""
+DIGITS = 9
+"""Of the most images at once."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def read_auto(text: str) -> Auto:
     value = parse_value(wished) if wished else None
     known = value is None or (isinstance(value, int | float | tuple | list) and not isinstance(value, bool))
     named = kind == AUTO and known and bool(colon) == bool(wished)
-    if not named or (at and not (batch.isdecimal() and int(batch) > 0)):
+    if not named or (at and not (batch.isdecimal() and len(batch) <= DIGITS and int(batch) > 0)):
         raise ConfigError(f"reduction '{text}' is none of auto, auto:R and auto:R@IMAGES, such as auto:13@64")
     return Auto(value, int(batch) if at else BATCH)
 
@@ -63,13 +65,14 @@ def paying_reduction(
     all. Run it under the precision (torch.autocast) that will be used. batch: images at once. size: their
     (height, width) in pixels; None takes what the model is made for. task: of which the embedding decides,
     where tasks have their own. clock: seconds; None waits for the device before it looks. Raises ConfigError
-    for a wrong reduction, a wrong size, and a model of unknown size.
+    for a wrong reduction, a wrong size, a model of unknown size, and images that memory does not hold.
     """
     if batch < 1:
         raise ConfigError(f"batch is {batch}; give 1 or more images")
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    images = random_images(batch, size or _made_for(model), like)
-    with evaluation_mode(model):
+    size = size or _made_for(model)
+    with within_memory(batch, size, like.device), evaluation_mode(model):
+        images = random_images(batch, size, like)
         if isinstance(model, MergingViT):
             blocks, run = list(model.blocks), partial(_run_vit, model, images, task)
             grid, prefix = model.grid_of(images), model.num_prefix

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.backbone.block import MergingBlock
+from pipeline.errors import ConfigError, counted
 from pipeline.merging.paying import BlockTimes, paying_schedule
 
 ROUNDS = 5
+_TOO_LARGE = ("DefaultCPUAllocator", "Overflow", "overflow")
 Clock = Callable[[], float]
 Run = Callable[[Sequence[int]], object]
 """A forward pass of inference under r of each block."""
@@ -89,6 +91,25 @@ def clock_of(device: torch.device) -> Clock:
         return time.perf_counter()
 
     return now
+
+
+@contextmanager
+def within_memory(batch: int, size: tuple[int, int], device: torch.device) -> Iterator[None]:
+    """A context that raises ConfigError where images do not fit into memory, of the device or of the host."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as err:
+        if not _lacks_memory(err):
+            raise
+        raise ConfigError(
+            f"{counted(batch, 'image')} of {size[0]}x{size[1]} pixels at once do not fit into the memory of "
+            f"{device}, or of its host; give fewer"
+        ) from err
+
+
+def _lacks_memory(err: Exception) -> bool:
+    """The host's allocator has no error of its own, nor has a size that no address reaches."""
+    return isinstance(err, torch.OutOfMemoryError) or any(text in str(err) for text in _TOO_LARGE)
 
 
 def random_images(batch: int, size: tuple[int, int], like: Tensor) -> Tensor:

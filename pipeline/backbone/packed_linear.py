@@ -8,7 +8,6 @@ residual sum run in the same kernel. C channels in, F out.
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # torch has no public door to oneDNN's packed weights; its own compiler takes this one
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,9 +19,11 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from pipeline.backbone.frozen_linear import FEWEST_ROWS, FrozenLinear
 from pipeline.backbone.packed_weights import drop, packed
+from pipeline.kernels.choice import asked
 
 SWITCH = "DTEM_PACKED_WEIGHTS"
 """Environment variable; `0` keeps inference, and frozen layers in training, from packing weights."""
+ON_OR_OFF = ("0", "1")
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,9 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is wanted, and faster in this dtype, by what was measured (docs/use.md)."""
-    return torch._C._get_mkldnn_enabled() and os.environ.get(SWITCH) != "0" and dtype in _FASTER
+    """Whether oneDNN is wanted, and faster in this dtype, by what was measured (docs/use.md). Raises
+    ConfigError for another value of the switch."""
+    return torch._C._get_mkldnn_enabled() and asked(SWITCH, ON_OR_OFF) != "0" and dtype in _FASTER
 
 
 _packs_constant = torch.compiler.assume_constant_result(_packs)

@@ -45,7 +45,8 @@ class AugmentConfig:
     """Probability of a grey image."""
     on_device: bool = False
     """Compute `rand_augment`, `color_jitter` and `grayscale` on the device, for a batch at once, in place of
-    the workers: from the same draws, to pixels that differ by roundings."""
+    the workers: from the same draws, to pixels that differ by roundings. Without any of them it changes
+    nothing."""
     random_erasing: float = 0.0
     """Probability of an erased rectangle."""
     erasing_mode: Literal["pixel", "rand", "const"] = "pixel"

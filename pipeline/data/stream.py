@@ -19,7 +19,7 @@ from pipeline.data.samples.class_names import Labels, agreed, tell_renumbered
 from pipeline.data.samples.protocol import DATASETS
 from pipeline.data.shards.held_out import find_split, refuse_training_shards, training_shards
 from pipeline.data.shards.manifest import Manifest
-from pipeline.data.stalls import never
+from pipeline.data.stalls import WorkerNotes, never
 from pipeline.errors import CheckpointError, ConfigError, SampleError, counted
 from pipeline.interfaces import Batch
 
@@ -116,6 +116,7 @@ class TrainStream:
             log.warning("task '%s': %s; this batch is decoded by the CPU", loaded.batch.task, err)
         if self._decodes_here is None:
             self._decodes_here = self.reader.decoding_here()
+            self._decodes_here.notes = WorkerNotes(1)  # those of the reader are of its workers
         return self._decodes_here[Share(self._samples, self._global, self._part)]
 
     def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:

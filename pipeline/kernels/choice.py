@@ -16,6 +16,8 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 
 AUTO = "auto"
+KERNELS = ("eager", "triton")
+"""Values of DTEM_KERNELS, beside AUTO."""
 ROUNDS, RUNS = 3, 10
 LEAST = 1e-5
 """Of the norm; gradients of attention in float32 differ by up to 12 roundings between sound ways."""
@@ -69,7 +71,7 @@ def by_kernel(
     nothing is measured. tensors: those that a kernel reads; key: see `fastest`."""
     if not tensors[0].is_cuda and not INTERPRETED:
         return eager()
-    way = asked("DTEM_KERNELS", ("eager", "triton"))
+    way = asked("DTEM_KERNELS", KERNELS)
     if way == "eager" or not takes_triton(*tensors):
         return eager()
     if way == AUTO:

@@ -63,7 +63,8 @@ def test_what_can_be_asked_for():
     assert read_auto("auto") == Auto(None, BATCH) and read_auto("auto@8") == Auto(None, 8)
     assert read_auto("auto:13@64") == Auto(13, 64) and read_auto("auto:0.9") == Auto(0.9)
     assert read_auto("auto:(8,-1)@2") == Auto((8, -1), 2)
-    for wrong in ("auto:13@0", "auto:13@x", "auto:True", "automatic:3", "auto:x", "auto:"):
+    long = "auto:2@" + 5000 * "9"
+    for wrong in ("auto:13@0", "auto:13@x", "auto:True", "automatic:3", "auto:x", "auto:", long):
         with pytest.raises(ConfigError, match="none of auto, auto:R and auto:R@IMAGES"):
             read_auto(wrong)
 
@@ -73,5 +74,8 @@ def test_where_it_cannot_be_measured_it_says_so():
         build_backbone("test_vit", policy="tome", reduction="auto:2")
     with pytest.raises(ConfigError, match="batch is 0"):
         paying_reduction(tiny_vit("tome"), 2, batch=0)
+    for batch in (10**12, 10**30):
+        with pytest.raises(ConfigError, match="64x64 pixels at once do not fit into the memory of cpu"):
+            paying_reduction(tiny_vit("tome"), 2, batch=batch)
     with pytest.raises(ConfigError, match="does not divide by the patch"):
         paying_reduction(tiny_vit("tome"), 2, size=(60, 64))

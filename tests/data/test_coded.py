@@ -1,6 +1,7 @@
 """Images that the device decodes are those that a worker would have decoded, by the same draws. The device is
 the CPU here; `pytest -m cuda` asks a GPU."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from shardkit import config, dtem, encoded, image, write_tar
 from torch import Tensor
 
+from pipeline import coded
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.members.decode import decode_image
 from pipeline.data.members.jpeg import jpeg_in
@@ -147,11 +149,11 @@ def test_the_device_gives_what_workers_give(mixed, options):
 
 
 def test_batch_to_decodes_where_the_stream_does_not(mixed):
-    coded = list(islice(stream_of(mixed, "cuda", device=None), 3))
-    assert any(batch.coded for batch in coded), "files travel"
-    assert all(batch.num_images == 4 and len(batch.images) < 4 for batch in coded if batch.coded)
+    batches = list(islice(stream_of(mixed, "cuda", device=None), 3))
+    assert any(batch.coded for batch in batches), "files travel"
+    assert all(batch.num_images == 4 and len(batch.images) < 4 for batch in batches if batch.coded)
     expected = moved(stream_of(mixed, "worker"), 3)
-    assert same([batch.to("cpu") for batch in coded], expected, ROUNDING)
+    assert same([batch.to("cpu") for batch in batches], expected, ROUNDING)
 
 
 def test_evaluation_decodes_in_workers(mixed):
@@ -174,6 +176,74 @@ def test_a_bad_body_is_replaced_and_counted_as_workers_do(tmp_path, caplog):
     assert same(moved(by_device, 4), expected, ROUNDING)
     assert by_device.bad_shards == by_worker.bad_shards and by_worker.bad_samples > 0
     assert "sample 'body'" in caplog.text and "is decoded by the CPU" in caplog.text
+
+
+GPU = torch.device("meta")
+"""Stands for a device whose decoder does not know all that the CPU's does."""
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Lets GPU decode, by the CPU, all but the files that `refuses` tells: gpu(refuses)."""
+    decode = coded.decode_jpeg
+    monkeypatch.setattr(coded, "_decoders", set())
+
+    def set_up(refuses: Callable[[bytes], bool]) -> None:
+        def on_gpu(files: list[Tensor], mode: Any, device: torch.device) -> list[Tensor]:
+            if device == GPU and any(refuses(file.numpy().tobytes()) for file in files):
+                raise RuntimeError("nvjpegDecode failed: 2")
+            return decode(files, mode, CPU)
+
+        monkeypatch.setattr(coded, "decode_jpeg", on_gpu)
+
+    return set_up
+
+
+def test_a_device_that_refuses_all_files_of_a_batch_leaves_it_to_the_cpu(mixed, gpu, caplog):
+    """It may not know their coding: a plain file says whether it decodes any."""
+    gpu(lambda data: data in WHOLE.values())
+    stream = stream_of(mixed, "cuda", GPU)
+    assert same(moved(stream, 3), moved(stream_of(mixed, "worker"), 3))
+    assert stream.bad_samples == 0 and "decode on meta failed: nvjpegDecode failed: 2" in caplog.text
+
+
+def test_a_device_that_never_decoded_ends_the_run_and_one_that_did_does_not(mixed, gpu, monkeypatch):
+    gpu(lambda data: True)
+    with pytest.raises(ConfigError, match="no JPEG decodes on meta: nvjpegDecode failed: 2; give"):
+        moved(stream_of(mixed, "cuda", GPU), 3)
+    monkeypatch.setattr(coded, "_decoders", {GPU})
+    assert len(moved(stream_of(mixed, "cuda", GPU), 3)) == 3
+
+
+@pytest.mark.parametrize("sound", [0, 1])
+def test_a_lack_of_memory_is_no_bad_file(mixed, gpu, sound):
+    """Of a batch, or of one of its files that is tried by itself."""
+    tried = []
+
+    def lacks(data: bytes) -> bool:
+        if len(tried) == sound:
+            raise RuntimeError("Error while decoding JPEG images: CUDA out of memory. Tried to allocate")
+        tried.append(data)
+        return True
+
+    gpu(lacks)
+    with pytest.raises(torch.OutOfMemoryError):
+        moved(stream_of(mixed, "cuda", GPU), 3)
+
+
+@pytest.mark.parametrize(("most", "together"), [(1000, 1), (4100, 2)])
+def test_pictures_are_decoded_in_parts_and_a_larger_one_alone(mixed, monkeypatch, most, together):
+    """They have about 2000 pixels."""
+    expected, decode, parts = moved(stream_of(mixed, "cuda", views=2), 4), coded.decode_jpeg, []
+
+    def noted(files: list[Tensor], mode: Any, device: torch.device) -> list[Tensor]:
+        parts.append(len(files))
+        return decode(files, mode, device)
+
+    monkeypatch.setattr(coded, "PART", most)
+    monkeypatch.setattr(coded, "decode_jpeg", noted)
+    assert same(moved(stream_of(mixed, "cuda", views=2), 4), expected)
+    assert max(parts) == together
 
 
 def test_a_bad_body_without_a_stream_names_its_sample(tmp_path):
@@ -221,3 +291,15 @@ def test_a_gpu_gives_nearly_what_workers_give(mixed):
 
     for a, b in zip(found, expected, strict=True):
         assert a.keys == b.keys and apart(a.images, b.images) < 4 / 255 / 0.22
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_same_in_parts_while_it_works(mixed, monkeypatch):
+    """Memory that a part has freed is that of the next one: nothing may still read it."""
+    gpu, plain = torch.device("cuda"), AugmentConfig(crop_scale=(0.5, 1.0))
+    expected = moved(stream_of(mixed, "cuda", gpu, augment=plain), 4)
+    monkeypatch.setattr(coded, "PART", 1000)
+    busy = torch.randn(4096, 4096, device=gpu)
+    for _ in range(50):
+        busy = busy @ busy / 64
+    assert same(moved(stream_of(mixed, "cuda", gpu, augment=plain), 4), expected, ROUNDING)

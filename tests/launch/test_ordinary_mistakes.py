@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tinyrun import tiny_plain
 
-from launch import cli
+from launch import cli, train
 
 OF_RUNS = [
     ("evaluate {run} --policy tom", ["tome"]),
@@ -115,3 +115,12 @@ def test_a_mistake_about_a_run(here, trained, capsys, command, names):
 
 def files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["DTEM_KERNELS", "DTEM_ATTENTION", "DTEM_PACKED_WEIGHTS"])
+def test_a_way_to_compute_that_there_is_not_is_told_at_once(name, capsys, monkeypatch):
+    """Else at the first merge on a GPU, or never."""
+    monkeypatch.setattr("sys.argv", ["train.py", "nothing_here.py"])
+    monkeypatch.setenv(name, "off")
+    assert (cli.main(["shards", "info", "nothing_here"]), train.main()) == (2, 2)
+    assert capsys.readouterr().err.count(f"{name} is 'off'; give one of auto, ") == 2

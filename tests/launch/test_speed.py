@@ -1,17 +1,19 @@
 """`dtem doctor --speed`: the verdict follows from the times, and what is said of an inference is so."""
 
 import json
+from statistics import median
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from launch import cli
-from launch.bench.speed import even_reductions
+from launch.bench.speed import even_reductions, verdict_lines
 from launch.bench.verdict import Measured, verdicts
 from launch.bench.watched import watched
 from launch.predict.loaded import load_run
 from launch.predict.models import RunModel
+from pipeline.merging.schedule import check_schedule, resolve_schedule
 
 
 @pytest.fixture
@@ -56,11 +58,14 @@ def test_three_quarters_of_the_rounds_have_to_be_faster():
     assert not Measured("a", [1.2, 1.2, 0.9, 0.8], 2.0).pays
 
 
-@pytest.mark.parametrize("depth, patches", [(12, 196), (3, 16), (24, 20)])
-def test_the_usual_reductions_are_even_and_the_largest_leaves_a_patch(depth, patches):
+@pytest.mark.parametrize(("depth", "patches"), [(12, 196), (3, 16), (24, 20), (6, 4)])
+def test_the_usual_reductions_can_be_had_and_no_larger_one_can(depth, patches):
     found = list(even_reductions(depth, patches).values())
-    assert found == sorted(set(found)) and found[0] >= 1
-    assert found[-1] == max(1, (patches - 1) // depth)
+    removed = [sum(resolve_schedule(r, depth, 2 * patches, 0)) for r in found]
+    assert removed == sorted(set(removed)) and removed[0] >= 1
+    for reduction in found:
+        check_schedule(reduction, depth, patches, 0)
+    assert removed[-1] == (patches - 1) // depth * depth or removed[-1] == patches - 1 < depth
 
 
 def test_the_kernel_of_attention_and_the_peak_of_memory_are_those_of_the_call():
@@ -87,7 +92,10 @@ def test_a_model_is_measured_and_all_is_written(speed, tmp_path):
     assert [own["batch"] for own in facts["speed"]] == [1, 1, 2, 2]
     ratios = [own["macs_ratio"] for own in facts["speed"][:2]]
     assert ratios == sorted(ratios) and ratios[0] > 1
-    assert all(own["share"] == own["speed_up"] / own["macs_ratio"] for own in facts["speed"])
+    times = {(own["batch"], own["which"]): own["ms"] for own in facts["latencies"]}
+    for own in facts["speed"]:
+        pairs = zip(times[own["batch"], "unmerged"], times[own["batch"], own["reduction"]], strict=True)
+        assert own["speed_up"] == pytest.approx(median(whole / part for whole, part in pairs))
     assert facts["policy"] == "tome" and facts["latencies"][0]["attention"] == "fused (CPU)"
     assert "attention: fused (CPU) unmerged" in said
     assert all(verdict in said for verdict in facts["verdicts"].values())
@@ -105,11 +113,39 @@ def test_a_run_and_a_config_are_measured_by_their_own_policy(trained, speed, tmp
 
 
 def test_what_does_not_go_together_is_refused(trained, dtem):
-    assert "--batch-sizes goes with --speed MODEL" in dtem("doctor", "--batch-sizes", "2", code=2)
+    for option, value in (("--batch-sizes", "2"), ("--reduction", "2")):
+        assert f"{option} goes with --speed MODEL" in dtem("doctor", option, value, code=2)
+    assert "--speed names nothing" in dtem("doctor", "--speed", "", code=2)
     assert "looks at nothing else" in dtem("doctor", "--speed", trained, "--json", code=2)
     assert "--batch-sizes holds 0" in dtem("doctor", "--speed", trained, "--batch-sizes", "0", code=2)
 
-    assert "removes 27 tokens" in dtem("doctor", "--speed", trained, "--reduction", "9", code=2)
+    for reduction, told in (
+        ("9", "removes 27 tokens"),
+        ("2,0", "reduction 0 merges nothing"),
+        ("auto:2", "give R, without 'auto:'"),
+    ):
+        assert told in dtem("doctor", "--speed", trained, "--reduction", reduction, code=2)
+
+
+def test_a_model_of_few_patches_merges_in_its_first_blocks(speed):
+    """Of 4 patches: all of its 6 blocks cannot remove one each."""
+    named = ("timm:test_vit", "--no-pretrained", "--img-size", 32, "--device", "cpu", "--rounds", 1)
+    said = speed(*named, "--batch-sizes", 1)
+    assert all(f"r = 1 in {blocks}" in said for blocks in ("1 block ", "2 blocks", "3 blocks"))
+
+
+def test_more_images_than_memory_holds_are_refused(trained, dtem):
+    how = ("--batch-sizes", "1000000000000", "--device", "cpu")
+    for command in (("doctor", "--speed", trained), ("bench", trained)):
+        assert "do not fit into the memory of cpu" in dtem(*command, *how, code=2)
+
+
+def test_where_no_merge_pays_no_reduction_is_advised():
+    facts = {"verdicts": {"1": "a", "8": "b"}}
+    facts["by_block"] = {"1": {"of": "r = 1", "schedule": [0, 0]}, "8": {"of": "r = 2", "schedule": [2, 0]}}
+    _, none, _, some = verdict_lines(facts)
+    assert none == "  of r = 1, the merge of no block pays (uncompiled)"
+    assert some.endswith("--reduction '[2,0]'")
 
 
 def test_what_pays_is_stated_in_an_export_and_in_scores_of_which_a_sweep_has_none(trained, dtem, tmp_path):

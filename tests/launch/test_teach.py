@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from ranks import together
 from safetensors.torch import save_file
 from shardkit import image, samples, write_tar
 
@@ -262,6 +264,21 @@ def test_weights_that_say_nothing_finite_end_it(weights, pictures, tmp_path):
         agreement(
             {"none": model}, Signal("logits"), batches, [], name="x", split="", device=CPU, precision="fp32"
         )
+
+
+def test_all_processes_end_where_the_first_has_no_picture(weights, monkeypatch):
+    """It alone measures speed."""
+    model, own = merged_model(opened(weights).model, "none", 0, seed=0), threading.local()
+    monkeypatch.setattr("launch.published.agreement.Processes", lambda _: own.ranks)
+    how = dict(name="x", split="", device=CPU, precision="fp32")
+
+    def measured(rank, ranks):
+        own.ranks = ranks
+        batches = [Batch("pictures", scenes(2, 0), None)] if rank else []
+        with pytest.raises(ConfigError, match="of the first process can be read; start fewer processes"):
+            agreement({"none": model}, Signal("logits"), batches, [], **how)
+
+    assert together(2, measured) == [None, None]
 
 
 @pytest.mark.parametrize("side", [7, 65])
