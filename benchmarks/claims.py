@@ -62,13 +62,19 @@ TABLE = (
     ),
     Row("against_commit", "against_commit.py", "38425ea", "--repeats 1"),
     Row("manifest_scale", "manifest_scale.py", short="--shards 10 1000 --repeats 1"),
-    Row("streaming", "streaming.py", short="--pictures 128 --batch 16 --batches 3 --repeats 1"),
+    Row(
+        "streaming",
+        "streaming.py",
+        short="--pictures 128 --batch 16 --batches 3 --repeats 1",
+        needs=("package webdataset", "package torchvision"),
+    ),
     Row("segmentation_cpu", "segmentation.py", short="--repeats 2 --batches 1 --within 0.5"),
     Row(
         "beam_search_cpu",
         "generation.py",
         "--threads 1",
         "--repeats 1 --batches 1 --length 8 --routes direct",
+        ("package open_clip",),
     ),
     Row(
         "multitask_step_cpu",

@@ -12,6 +12,7 @@ the device, by its own rate of matrix products (or by the weights and images tha
 import argparse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -21,7 +22,7 @@ from floor import Floor, floor_of, shares
 from measure import MIB, comparison, graphed, in_turns, peak_added
 from options import PRECISIONS, numbers, place, random_images, speed_arguments, words
 from peer_paths import add_peers
-from peers import peer_models, working
+from peers import MODELS, peer_models, working
 from record import write_record
 from torch import Tensor, nn
 
@@ -113,7 +114,10 @@ def contestants(base: nn.Module, args: argparse.Namespace, r: int) -> dict[str, 
 def compare(
     models: Mapping[str, nn.Module], setting: Setting, args: argparse.Namespace, r: int
 ) -> list[dict[str, Any]]:
-    calls = working({name: call_of(model, setting) for name, model in models.items() if takes(setting, name)})
+    builds = {
+        name: partial(call_of, model, setting) for name, model in models.items() if takes(setting, name)
+    }
+    calls = working(builds, MODELS)
     seconds = in_turns(calls, args.repeats, warmup=2, budget=args.budget)
     watched = calls if setting.shows_memory else {}
     peaks = {name: peak_added(call, setting.images.device) / MIB for name, call in watched.items()}

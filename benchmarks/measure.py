@@ -1,7 +1,6 @@
 """Timing and memory of several runs, measured in turns."""
 
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -144,7 +143,14 @@ def peak_memory(job: Callable[..., Callable[[], object]], *args: Any, steps: int
 
 def _added_memory(job: Callable[..., Callable[[], object]], args: tuple[Any, ...], steps: int) -> int:
     run = job(*args)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = _resident("VmRSS")
     for _ in range(steps):
         run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _resident("VmHWM") - before
+
+
+def _resident(line: str) -> int:
+    """Bytes of a line of /proc/self/status. VmHWM is the most since this program began; `ru_maxrss` is at
+    least what the process that started it held."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(text.split()[1]) for text in status if text.startswith(f"{line}:"))

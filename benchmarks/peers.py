@@ -6,12 +6,15 @@ Nothing of it is in this repository (`peer_paths`). All attend by size, as ours 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+T = TypeVar("T")
 
 
 def release(weights: nn.Module, path: str, *, r: int) -> nn.Module:
@@ -70,14 +73,20 @@ def peer_models(weights: nn.Module, peers: Mapping[str, str], *, r: int) -> dict
     return found
 
 
-def working(calls: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
-    """The calls without those of peers that fail; of these it says why."""
+def working(
+    builds: Mapping[str, Callable[[], Callable[[], T]]], others: Collection[str]
+) -> dict[str, Callable[[], T]]:
+    """What the functions build, each called once. What is not ours and fails is left out, and it says why.
+
+    others: names of what is not ours.
+    """
     found = {}
-    for name, call in calls.items():
+    for name, build in builds.items():
         try:
+            call = build()
             call()
         except Exception as err:
-            if name not in MODELS:
+            if name not in others:
                 raise
             say_failed(name, err)
         else:

@@ -9,6 +9,7 @@ the authors' release, which sorts whole rows and returns shares of all pairs.
 import argparse
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from floor import Floor, floor_of, shares
 from measure import MIB, comparison, in_turns, peak_added
 from options import speed_arguments
 from peer_paths import add_peers
-from peers import release
+from peers import release, working
 from record import write_record
 from torch import Tensor
 
@@ -48,14 +49,19 @@ def main() -> None:
 def compared(args: argparse.Namespace, batch: int, floor: Floor) -> Iterator[dict[str, Any]]:
     size = batch, args.sources, args.sources
     scores = (torch.randn(size, generator=torch.Generator().manual_seed(0)) * 0.2).to(args.device)
-    ways: dict[str, Shares] = {"ours": ours(args.r), "plain loop": plain_loop(args.r)}
+    ways: dict[str, Callable[[], Shares]] = {
+        "ours": partial(ours, args.r),
+        "plain loop": partial(plain_loop, args.r),
+    }
     if "dtem" in args.peer:
-        ways["release"] = release_loop(args.peer["dtem"], args.r)
-    runs = {name: there_and_back(way, scores.requires_grad_()) for name, way in ways.items()}
+        ways["release"] = partial(release_loop, args.peer["dtem"], args.r)
+    scores.requires_grad_()
+    builds = {name: partial(run_of, way, scores) for name, way in ways.items()}
+    runs = working(builds, others=["release"])
     seconds = in_turns(runs, args.repeats, warmup=3, budget=args.budget)
     peaks = {name: round(peak_added(run, args.device) / MIB, 2) for name, run in runs.items()}
     nbytes = 2 * scores.numel() * scores.element_size()  # the scores, and their gradient
-    for peer in list(ways)[1:]:
+    for peer in list(runs)[1:]:
         result = comparison(
             f"seconds over the {peer}'s, batch {batch}, r = {args.r}", seconds["ours"], seconds[peer]
         )
@@ -87,6 +93,10 @@ def release_loop(path: str, r: int) -> Shares:
     warnings.filterwarnings("ignore", message=".*autocast")  # its way to switch autocast off
     block: Any = release(unmerged("deit_tiny_patch16_224"), path, r=r).get_submodule("blocks.0")
     return lambda scores: block._select(scores, r)[0]
+
+
+def run_of(way: Callable[[], Shares], scores: Tensor) -> Callable[[], Tensor]:
+    return there_and_back(way(), scores)
 
 
 def there_and_back(way: Shares, scores: Tensor) -> Callable[[], Tensor]:

@@ -1,9 +1,11 @@
 """Images per second of a loader on the CPU: 224x224 crops of JPEGs of 400x300 to 500x375, ours against
 WebDataset with Pillow, torchvision's ImageFolder and timm's loader, stage by stage.
 
-All read the same pictures by the same recipe and give batches of normalised float32. The recipes are a random
-resized crop with a flip, and the same with RandAugment: ours in the workers, which is the way on a CPU, and
-on the device, which is for a GPU. Processes take turns, each with a number of cores of its own.
+All read the same pictures by the same recipe. The recipes are a random resized crop with a flip, and the same
+with RandAugment: ours in the workers, which is the way on a CPU, and on the device, which is for a GPU. What
+is handed over by workers is normalised float32, but of ours bytes: the device normalises them, and changes
+them in the last recipe. The figure "on the device" has all of that. Processes take turns, each with a number
+of cores of its own.
 
     python benchmarks/streaming.py
 """
@@ -40,6 +42,10 @@ RECIPES = {
 }
 SHARD = 128
 """Pictures of a shard."""
+HANDED_OVER = dict.fromkeys(RECIPES, " (ours not normalised yet)") | {
+    "RandAugment on the device": " (ours neither changed nor normalised yet)"
+}
+"""What a device does behind our workers, and the peers' workers did already."""
 
 
 def make_pictures(folder: Path, count: int) -> None:
@@ -141,7 +147,8 @@ def results_of(args: argparse.Namespace) -> list[dict[str, Any]]:
         for peer in [name for name in LOADERS if name != "ours"]:
             for figure in turns[peer][0]:
                 own, theirs = ([turn[figure] for turn in turns[name]] for name in ("ours", peer))
-                title = f"{recipe}: images per second, {figure}, over {peer}"
+                behind = HANDED_OVER[recipe] if figure.startswith("handed over") else ""
+                title = f"{recipe}: images per second, {figure}{behind}, over {peer}"
                 results.append(comparison(title, own, theirs))
     results[0]["milliseconds an image"] = stages(args.work, args)
     return [*results, large_pictures(args)]

@@ -7,7 +7,7 @@ model, and over an unmerged forward with the gradients of its activations alone.
 
 import argparse
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -124,8 +124,9 @@ def compare(what: str, batch: int, args: argparse.Namespace, floor: Floor) -> li
         name: Job(name, args.model, batch, args.r, theirs, str(args.device), args.precision, args.threads)
         for name in names
     }
-    mebibytes = {name: [memory(job) / MIB] for name, job in jobs.items()}
-    calls = working({name: step(job) for name, job in jobs.items()})
+    others = [name for name in names if name.startswith("release")]
+    calls = working({name: partial(step, job) for name, job in jobs.items()}, others)
+    mebibytes = {name: [memory(jobs[name]) / MIB] for name in calls}
     macs = counted_macs(calls[what])
     seconds = in_turns(calls, args.repeats, budget=args.budget)
     results = []
