@@ -3,10 +3,12 @@ ended by their ids, never by a name."""
 
 import ctypes
 import faulthandler
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable
+from multiprocessing import connection
 from threading import Thread
 from typing import NoReturn
 
@@ -28,6 +30,21 @@ def end_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
     _prctl(_PR_SET_PDEATHSIG, int(number))
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+def end_with_starter() -> None:
+    """As `end_with_parent`, for a process of `multiprocessing`. Its parent may be a server, which lives as
+    long as what it has forked: then this ends with the process that had it started. Called by its main
+    thread."""
+    end_with_parent()
+    starter = multiprocessing.parent_process()
+    if starter is not None and starter.pid != os.getppid():
+        Thread(target=_end_behind, args=(starter.sentinel,), name="starter", daemon=True).start()
+
+
+def _end_behind(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_with_agent() -> None:

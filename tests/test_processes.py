@@ -1,6 +1,7 @@
 """A process that is done, or has failed, is gone soon, with the status that it had."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,15 @@ def test_an_exit_that_hangs_says_where_and_keeps_its_status(what, status):
         [sys.executable, "-c", HANGS, what], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == status and "in never_ends" in done.stderr
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_nothing_that_a_killed_process_has_started_outlives_it(start):
+    """All of it, a server too, can write to the output of that process, which ends with the last of them."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests/helpers/killed_starter.py"), start]
+    done = subprocess.run(command, env=env, capture_output=True, timeout=100)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 @pytest.mark.slow

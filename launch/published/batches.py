@@ -1,21 +1,22 @@
 """Batches of pictures without labels, by worker processes or this one. B images, H x W pixels."""
 
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from launch.published.pictures import Pictures
 from pipeline.config.schema import AugmentConfig, Preprocessing
-from pipeline.data.augment.images import Transform, eval_transform, train_transform
+from pipeline.data.augment.images import eval_transform, train_transform
+from pipeline.data.loading import loader_of
 from pipeline.data.members.decode import decode_image
 from pipeline.data.quarantine import BadSample, Loaded, Quarantine
 from pipeline.errors import PipelineError, SampleError
 from pipeline.interfaces import Batch
 from pipeline.pixels import Normalisation
-from pipeline.processes import end_with_parent
 from pipeline.rng import generator, preserved_generators, seed_generators
 
 TASK = "pictures"
@@ -28,11 +29,21 @@ Asked = Sequence[tuple[int, Address]]
 
 
 class PictureBatches(Dataset[Loaded]):
-    """Maps the numbers of pictures to a batch. Bad ones are left out, and told."""
+    """Maps the numbers of pictures to a batch. Bad ones are left out, and told. trains: whether they are
+    changed at random, or preprocessed as for evaluation; by `config`, to `size`.
 
-    def __init__(self, pictures: Pictures, transform: Transform, pixels: Preprocessing):
-        self._pictures, self._transform = pictures, transform
-        self._normalisation = Normalisation(pixels.mean, pixels.std)
+    A process that is not forked makes it anew of what it is made of.
+    """
+
+    def __init__(self, pictures: Pictures, config: AugmentConfig, size: tuple[int, int], trains: bool):
+        self._made_of = pictures, config, size, trains
+        self._pictures = pictures
+        self._transform = train_transform(config, size) if trains else eval_transform(config, size)
+        wanted = config.preprocessing
+        self._normalisation = Normalisation(wanted.mean, wanted.std)
+
+    def __reduce__(self) -> tuple[type["PictureBatches"], tuple[Any, ...]]:
+        return PictureBatches, self._made_of
 
     def __getitem__(self, asked: Asked) -> Loaded:
         images: list[Tensor] = []
@@ -65,11 +76,9 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """An endless stream of cropped and mirrored pictures, in a new order in each epoch. A batch has fewer
     where some cannot be read. Raises SampleError where MAX_BAD in a row cannot."""
-    config = AugmentConfig(
-        crop_scale=crop_scale, interpolation=pixels.interpolation, mean=pixels.mean, std=pixels.std
-    )
-    asked = _endless(numbers, batch_size, seed)
-    yield from _loaded(pictures, train_transform(config, size), pixels, asked, workers, len(numbers))
+    config = AugmentConfig(crop_scale=crop_scale, **asdict(pixels))
+    batches = PictureBatches(pictures, config, size, True)
+    yield from _loaded(batches, _endless(numbers, batch_size, seed), workers, len(numbers))
 
 
 def held_out_batches(
@@ -82,13 +91,10 @@ def held_out_batches(
     workers: int,
 ) -> Iterator[Batch]:
     """The pictures once, in their order, preprocessed as for evaluation. Raises as `training_batches`."""
-    config = AugmentConfig(
-        crop_pct=pixels.crop_pct, crop_mode=pixels.crop_mode, interpolation=pixels.interpolation
-    )
+    batches = PictureBatches(pictures, AugmentConfig(**asdict(pixels)), size, False)
     starts = range(0, len(numbers), batch_size)
     asked = ([(number, ()) for number in numbers[start : start + batch_size]] for start in starts)
-    workers = min(workers, len(starts))
-    yield from _loaded(pictures, eval_transform(config, size), pixels, asked, workers, len(numbers))
+    yield from _loaded(batches, asked, min(workers, len(starts)), len(numbers))
 
 
 def _endless(numbers: Sequence[int], batch_size: int, seed: int) -> Iterator[Asked]:
@@ -103,35 +109,8 @@ def _endless(numbers: Sequence[int], batch_size: int, seed: int) -> Iterator[Ask
         del waiting[:batch_size]
 
 
-def _loaded(
-    pictures: Pictures,
-    transform: Transform,
-    pixels: Preprocessing,
-    asked: Iterator[Asked],
-    workers: int,
-    total: int,
-) -> Iterator[Batch]:
+def _loaded(batches: PictureBatches, asked: Iterator[Asked], workers: int, total: int) -> Iterator[Batch]:
     quarantine = Quarantine(min(MAX_BAD, total - 1))
-    loader: DataLoader[Loaded] = DataLoader(
-        PictureBatches(pictures, transform, pixels),
-        batch_size=None,
-        sampler=asked,  # pyright: ignore[reportArgumentType]
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        collate_fn=_as_it_is,
-        worker_init_fn=_as_a_child,
-        # else the loader draws the unused seeds of its workers from the global generator
-        generator=torch.Generator(),
-    )
-    for loaded in loader:
+    for loaded in loader_of(batches, asked, workers, "auto"):
         if (batch := quarantine.checked_batch(loaded)) is not None:
             yield batch
-
-
-def _as_a_child(worker: int) -> None:
-    end_with_parent()
-
-
-def _as_it_is(loaded: Any) -> Any:
-    return loaded

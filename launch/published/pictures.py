@@ -61,12 +61,15 @@ class PictureFiles:
 
 
 class ShardPictures:
-    """The images of shards, in the order of the manifest."""
+    """The images of shards, in the order of the manifest. Open files stay in a process."""
 
     def __init__(self, manifest: Manifest):
         self._manifest = manifest
         self._ends = manifest.shards.num_samples.cumsum()
         self._reader = SampleReader(manifest, OPEN_SHARDS, default_cache(), PATIENCE, IMAGES)
+
+    def __reduce__(self) -> tuple[type["ShardPictures"], tuple[Manifest]]:
+        return ShardPictures, (self._manifest,)
 
     @property
     def members(self) -> Sequence[str]:

@@ -8,12 +8,14 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
+_IMPORTED: dict[str, tuple[tuple[str, ...], str]] = {}
+"""Name of a module -> folders, and what named it, in the order of the imports."""
 
 
 def import_named(name: str, folders: Sequence[str], said: str) -> None:
@@ -23,12 +25,27 @@ def import_named(name: str, folders: Sequence[str], said: str) -> None:
     sys.path.extend(added)
     try:
         importlib.import_module(name)
+        _IMPORTED.setdefault(name, (tuple(folders), said))
     # any error, as the module is the user's program
     except Exception as err:
         raise ConfigError(f"{said} {name}: {_why(err, name, folders)}") from err
     finally:
         # the module may have changed the list too
         sys.path[:] = [path for path in sys.path if not any(path is own for own in added)]
+
+
+class Imported:
+    """The modules that this process has imported by their names. Who unpickles it has imported them too, and
+    what is sent behind it may be of them: a process that is not forked does not know the folders."""
+
+    def __reduce__(self) -> tuple[Callable[..., "Imported"], tuple[Any, ...]]:
+        return _imported_anew, (dict(_IMPORTED),)
+
+
+def _imported_anew(modules: Mapping[str, tuple[Sequence[str], str]]) -> Imported:
+    for name, (folders, said) in modules.items():
+        import_named(name, folders, said)
+    return Imported()
 
 
 def _why(err: Exception, name: str, folders: Sequence[str]) -> str:

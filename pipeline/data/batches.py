@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from pipeline.changes.changes import Changes
 from pipeline.coded import Coded
+from pipeline.config.modules import Imported
 from pipeline.config.schema import DataConfig
 from pipeline.data.augment.draws import drawing
 from pipeline.data.augment.images import eraser
@@ -93,7 +94,9 @@ class BatchReader(Dataset[Loaded]):
         self._tries = max(1, config.max_bad_samples)
 
     def __reduce__(self) -> tuple[Callable[..., "BatchReader"], tuple[Any, ...]]:
-        return _made_anew, (*self._made_of, type(self._schema), self.notes, self._reader.disturbances)
+        own = *self._made_of, type(self._schema), self.notes, self._reader.disturbances
+        # first, as the schema may be of a module of the user's
+        return _received, (Imported(), *own)
 
     def decoding_here(self) -> "BatchReader":
         """The same reader, whose images are all decoded by the process that reads them."""
@@ -208,6 +211,10 @@ class BatchReader(Dataset[Loaded]):
             seed_generators(self._seed, "erase", *view.address)
             patches.append(self._erase(view.image.shape))
         return Noise.of(patches)
+
+
+def _received(imported: Imported, *own: Any) -> BatchReader:
+    return _made_anew(*own)
 
 
 def _made_anew(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,9 +17,10 @@ from pipeline.data.batches import BatchReader
 from pipeline.data.lanes import Share
 from pipeline.data.quarantine import Loaded
 from pipeline.data.stalls import WorkerNotes, patiently
-from pipeline.processes import end_with_parent
+from pipeline.processes import end_with_starter
 from pipeline.redact import keep_from_logs
 
+T = TypeVar("T")
 REST = 0.05
 """Seconds for which a worker rests where enough batches lie behind one that is late."""
 
@@ -57,23 +59,46 @@ def loaded_by_workers(
     turns, notes = _Turns(order, workers * config.prefetch), WorkerNotes(workers)
     for reader in readers.values():
         reader.notes = notes
-    loader: DataLoader[Made] = DataLoader(
-        _Readers(readers),
+    # as it is made: `_Turns` puts it in order, and so the next share goes to a worker that is free
+    made = iter(
+        loader_of(
+            _Readers(readers),
+            turns.asked(),
+            workers,
+            config.start_workers,
+            prefetch=config.prefetch,
+            in_order=workers == 0,
+        )
+    )
+    batches = turns.taken(made, getattr(made, "_workers", ()))
+    return patiently(batches, notes, config.max_wait, stopping) if workers else batches
+
+
+def loader_of(
+    dataset: Dataset[T],
+    asked: Iterator[Any],
+    workers: int,
+    how: str,
+    *,
+    prefetch: int = 2,
+    in_order: bool = True,
+) -> DataLoader[T]:
+    """Gives what the dataset has at each place that is asked for, made in worker processes or in this one.
+    how: see `context_of`."""
+    return DataLoader(
+        dataset,
         batch_size=None,
-        sampler=turns.asked(),
+        sampler=asked,  # pyright: ignore[reportArgumentType]
         num_workers=workers,
-        multiprocessing_context=context_of(config.start_workers) if workers else None,
-        prefetch_factor=config.prefetch if workers else None,
+        multiprocessing_context=context_of(how) if workers else None,
+        prefetch_factor=prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
         worker_init_fn=_as_a_child,
         # without it the loader draws its worker seeds, which are unused, from the run's own generator
         generator=torch.Generator(),
-        # as it is made: `_Turns` puts it in order, and so the next share goes to a worker that is free
-        in_order=workers == 0,
+        in_order=in_order,
     )
-    batches = turns.taken(iter(loader))
-    return patiently(batches, notes, config.max_wait, stopping) if workers else batches
 
 
 class _Readers(Dataset[Made]):
@@ -103,15 +128,31 @@ class _Turns:
                 yield Asked(number)
             yield Asked(number, task, share)
 
-    def taken(self, made: Iterable[Made]) -> Iterator[tuple[str, Loaded]]:
+    def taken(
+        self, made: Iterable[Made], workers: Iterable[BaseProcess] = ()
+    ) -> Iterator[tuple[str, Loaded]]:
+        """The batches in order. workers: that make them. Raises RuntimeError where one of these has ended and
+        the others rest; torch looks only when nothing at all has come for some seconds."""
         turn = 0
         for found in made:
             if found.loaded is not None:
                 self._early[found.number] = found
+            else:
+                _miss_none(workers)
             while (following := self._early.pop(turn, None)) is not None:
                 assert following.loaded is not None, "rests are not kept"
                 turn += 1
                 yield following.task, following.loaded
+
+
+def _miss_none(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        if not worker.is_alive():
+            code = worker.exitcode or 0
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+            raise RuntimeError(
+                f"data worker (pid {worker.pid}) {how}; where memory has run out, give fewer workers"
+            )
 
 
 def context_of(how: str) -> BaseContext:
@@ -128,7 +169,7 @@ def context_of(how: str) -> BaseContext:
 
 def _as_a_child(worker: int) -> None:
     """No worker outlives the process that it loads for, however that ends, and none tells a secret."""
-    end_with_parent()
+    end_with_starter()
     keep_from_logs()
 
 

@@ -1,6 +1,7 @@
 """Waits for data workers: logs what they work at when a batch takes long, and stops when it takes too
 long."""
 
+import atexit
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -71,9 +72,11 @@ def patiently(
                 loaded = ahead.next(min(LOOK_EVERY, limit / 10))
             except Empty:
                 if stopping():
+                    ahead.leave_late()
                     raise StopAsked("no batch is waited for any more") from None
                 now = time.monotonic()
                 if now - start > limit:
+                    ahead.leave_late()
                     raise _too_long(now - start, notes) from None
                 if now - warned > every:
                     warned = now
@@ -91,7 +94,8 @@ class NextInThread(Generic[T]):
     every timeout: a worker that hangs while it hands over a batch, for instance.
 
     At the end the thread goes when its item has come. The end waits for that, up to LEAVE_WITHIN: Python
-    aborts a process that ends while a thread is in torch's code.
+    aborts a process that ends while a thread is in torch's code. After `leave_late` only the end of the
+    process waits.
     """
 
     def __init__(self, items: Iterator[T]):
@@ -106,6 +110,12 @@ class NextInThread(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self._leave()
+
+    def leave_late(self) -> None:
+        """From now on nobody waits for the next item, which comes too late, but the end of the process."""
+        if self._leave.detach() is not None:
+            self._closed.set()
+            atexit.register(self._thread.join, LEAVE_WITHIN)
 
     def next(self, seconds: float) -> T | None:
         """The next item; None after the last one. Raises Empty after so many seconds, and what the iterator

@@ -8,6 +8,7 @@ import pytest
 from tinyrun import tiny_plain
 
 from launch import cli
+from pipeline.config import modules
 from pipeline.config.load import load_config
 from pipeline.config.modules import import_named
 from pipeline.errors import ConfigError
@@ -23,6 +24,12 @@ from pipeline.merging.policies.tome import ToMe
 class Plugged(ToMe):
     """Of a user."""
 '''
+
+
+@pytest.fixture(autouse=True)
+def named_for_this_test_alone(monkeypatch):
+    """So that data workers of later tests import none of them."""
+    monkeypatch.setattr(modules, "_IMPORTED", {})
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -60,6 +61,10 @@ def a_killed_worker(monkeypatch, output):
     after_two_steps(monkeypatch, lambda: os.kill(psutil.Process().children()[0].pid, signal.SIGKILL))
 
 
+def a_kill(monkeypatch, output):
+    after_two_steps(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
 def an_interrupt_in_a_step(monkeypatch, output):
     def interrupt():
         raise KeyboardInterrupt
@@ -80,9 +85,11 @@ def after_two_steps(monkeypatch, action):
 
 
 def note_workers(output: Path, process: int) -> None:
-    """Workers may come here together, and be killed at any moment: the file is there as a whole."""
+    """With the server that has forked them. Workers may come here together, and be killed at any moment: the
+    file is there as a whole."""
     part = output.parent / f"workers.{os.getpid()}"
-    part.write_text(json.dumps([child.pid for child in psutil.Process(process).children()]))
+    started = psutil.Process(process).children(recursive=True)
+    part.write_text(json.dumps([child.pid for child in started]))
     part.rename(output.parent / "workers.json")
 
 
@@ -127,6 +134,28 @@ def test_a_run_that_fails_with_open_workers_is_gone_with_them(tiny_run, tmp_path
     assert ended(run_alone, config, arrange) == 1
     workers = json.loads((tmp_path / "workers.json").read_text())
     assert workers and not [pid for pid in workers if psutil.pid_exists(pid)]
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["forkserver", *(pytest.param(start, marks=pytest.mark.slow) for start in ("fork", "spawn"))],
+)
+def test_no_worker_outlives_a_run_that_is_killed(tiny_run, tmp_path, start):
+    config = tiny_run(data=dict(workers=2, start_workers=start))
+    assert ended(run_alone, config, a_kill) == -signal.SIGKILL
+    workers = json.loads((tmp_path / "workers.json").read_text())
+    until = time.monotonic() + GENEROUS
+    while (left := [pid for pid in workers if is_there(pid)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(workers) >= 2 and not left
+
+
+def is_there(pid: int) -> bool:
+    """Nobody may collect an orphan that has ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_run_whose_output_is_deleted_goes_on_and_saves(tiny_run, tmp_path, monkeypatch):

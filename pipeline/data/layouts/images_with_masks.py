@@ -91,7 +91,11 @@ def paired(images: Mapping[str, Path], masks: Mapping[str, Path]) -> Sequence[Pa
     if alone:
         raise SampleError(f"{first_few(alone)}; add what is missing, or remove the file")
     pairs = (Pair(key, images[key], masks[key]) for key in sorted(images))
-    return ItemFile(pairs, lambda key, image, mask: Pair(key, Path(image), Path(mask)))
+    return ItemFile(pairs, _pair)
+
+
+def _pair(key: str, image: str, mask: str) -> Pair:
+    return Pair(key, Path(image), Path(mask))
 
 
 def root_with(source: Path, needed: Sequence[str], *inner: str) -> Path:

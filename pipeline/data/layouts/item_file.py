@@ -12,8 +12,11 @@ import os
 import struct
 import tempfile
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.reduction import DupFd
 from typing import IO, Any, Generic, TypeVar, overload
 
 from pipeline.errors import ConfigError
@@ -25,7 +28,7 @@ _NUMBER = struct.Struct("=Q")
 
 class Picked(Sequence[T], Generic[T]):
     """The items with these numbers, in the order of the numbers; none is held. It pickles as the list of
-    them."""
+    them, and for a process that is being started as items and numbers."""
 
     def __init__(self, items: Sequence[T], numbers: Sequence[int]):
         self._items, self._numbers = items, numbers
@@ -42,23 +45,26 @@ class Picked(Sequence[T], Generic[T]):
             return Picked(self._items, self._numbers[at])
         return self._items[self._numbers[at]]
 
-    def __reduce__(self) -> tuple[type[list[T]], tuple[list[T]]]:
-        return list, (list(self),)
+    def __reduce__(self) -> tuple[Callable[..., Sequence[T]], tuple[Any, ...]]:
+        if get_spawning_popen() is None:
+            return list, (list(self),)
+        numbers = self._numbers
+        return Picked, (self._items, numbers if isinstance(numbers, range) else array("Q", numbers))
 
 
 class ItemFile(Sequence[T], Generic[T]):
     """A list of items on the disk, each a line of JSON.
 
     items: of one dataclass, whose fields are texts, whole numbers, paths, or lists of them. load: makes an
-    item of the values of its fields, in which a path is a text. It pickles as the list of them. Raises
-    ConfigError where the disk is full.
+    item of the values of its fields, in which a path is a text. It pickles as the list of them, but a process
+    that is being started is given the open files, and `load`. Raises ConfigError where the disk is full.
     """
 
     def __init__(self, items: Iterable[T], load: Callable[..., T]):
         self._load = load
         self._length = end = 0
         with _room():
-            self._lines, self._ends = _nameless(self), _nameless(self)
+            self._lines, self._ends = _owned(_new(), self), _owned(_new(), self)
             self._ends.write(_NUMBER.pack(0))
             for item in items:
                 end += self._lines.write(json.dumps([*vars(item).values()], default=os.fspath).encode())
@@ -82,8 +88,19 @@ class ItemFile(Sequence[T], Generic[T]):
         start, end = struct.unpack("=QQ", os.pread(self._ends.fileno(), 2 * size, size * number))
         return self._load(*json.loads(os.pread(self._lines.fileno(), end - start, start)))
 
-    def __reduce__(self) -> tuple[type[list[T]], tuple[list[T]]]:
-        return list, (list(self),)
+    def __reduce__(self) -> tuple[Callable[..., Sequence[T]], tuple[Any, ...]]:
+        if get_spawning_popen() is None:
+            return list, (list(self),)
+        files = (DupFd(file.fileno()) for file in (self._lines, self._ends))
+        return ItemFile._received, (self._load, self._length, *files)
+
+    @classmethod
+    def _received(cls, load: Callable[..., T], length: int, lines: Any, ends: Any) -> "ItemFile[T]":
+        """The list in a process that has been given its files."""
+        made = cls.__new__(cls)
+        made._load, made._length = load, length
+        made._lines, made._ends = (_owned(os.fdopen(fd.detach(), "rb"), made) for fd in (lines, ends))
+        return made
 
 
 def numbers_on_disk(count: int) -> Any:
@@ -99,14 +116,14 @@ def numbers_on_disk(count: int) -> Any:
     return numbers
 
 
-def _nameless(owner: object) -> IO[bytes]:
-    """A file without a name, which is closed when its owner is gone."""
-    file = _new()
+def _owned(file: IO[bytes], owner: object) -> IO[bytes]:
+    """The file, which is closed when its owner is gone."""
     weakref.finalize(owner, _close, file)
     return file
 
 
 def _new() -> IO[bytes]:
+    """A file without a name."""
     try:
         return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR"))
     except OSError as err:
