@@ -57,7 +57,7 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
         read = [part.norm(x) for part in parts]
         # the embedding reads what the first attention reads
         places = [place, *(replace(place, beside=None) for _ in parts[1:])]
-        both = [attend(part.attn, *own) for part, *own in zip(parts, read, places, strict=True)]
+        both = [attend(part.attn, own, at) for part, own, at in zip(parts, read, places, strict=True)]
         updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
         mixed = Mixed(
             *(
