@@ -63,7 +63,9 @@ class _OfNormed(torch.autograd.Function):
         norm_bias: Tensor | None,
         eps: float,
     ) -> Tensor:
-        ctx.save_for_backward(before, norm_weight, norm_bias)
+        # copies: under FSDP a block's parameters may be gone before this gradient is taken
+        copies = (None if part is None else part.clone() for part in (norm_weight, norm_bias))
+        ctx.save_for_backward(before, *copies)
         ctx.eps = eps
         return F.linear(x, weight, bias)
 
