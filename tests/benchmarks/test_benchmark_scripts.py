@@ -37,7 +37,7 @@ ENCODERS = ["--size", "96", "--within", "0.5"]
             ["--r", "0,8", "--policies", "dtem"],
             [f"ours_dtem vs timm, batch 1, r = {r}, fp32, 1 threads" for r in (0, 8)],
         ),
-        (
+        pytest.param(
             "unmerge.py",
             ENCODERS,
             [
@@ -49,14 +49,16 @@ ENCODERS = ["--size", "96", "--within", "0.5"]
                     "seconds of unmerging by residual, alone, over one gather",
                 )
             ],
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "merge_share.py",
             [],
             [
                 f"{policy}, batch 1, fp32, 1 threads: seconds of the merges over the blocks"
                 for policy in ("dtem", "tome")
             ],
+            marks=pytest.mark.slow,
         ),
     ],
 )
