@@ -33,8 +33,6 @@ LEARNED = ("dtem", "dtem_untrained")
 FOLDED = {
     f"benchmarks/{old}.py": f"benchmarks/{new}.py"
     for old, new in {
-        "inference_cpu": "inference",
-        "training_step_cpu": "training_step",
         "segmentation_cpu": "segmentation",
         "beam_search_cpu": "generation",
         "multitask_step_cpu": "multitask_step",
