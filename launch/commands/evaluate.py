@@ -19,6 +19,7 @@ from launch.commands.arguments import (
 if TYPE_CHECKING:  # a command imports what it runs when it runs
     from launch.saved.run import SavedRun
     from pipeline.config.schema import DataConfig, RunConfig
+    from pipeline.data.eval_loader import EvalLoader
     from pipeline.interfaces import Scores
     from pipeline.model import MultiTaskModel
 
@@ -91,7 +92,6 @@ def run(args: argparse.Namespace) -> int:
     from launch.measure.where_it_pays import set_measured_reductions
     from launch.saved.run import asked_reduction
     from pipeline.backbone.auto_reduction import Auto
-    from pipeline.data.stream import build_eval_loader
     from pipeline.engine import launched
     from pipeline.engine.connect import own_device
     from pipeline.train.evaluate import missing_samples
@@ -99,15 +99,10 @@ def run(args: argparse.Namespace) -> int:
     asked = None if args.reduction is None else asked_reduction(args.reduction)
     reduction = asked.reduction if isinstance(asked, Auto) else asked
     _check(args)
-    rank, world_size, device = launched.rank(), launched.world_size(), own_device()
+    rank, device = launched.rank(), own_device()
     saved, model = _model_of(args)
     datas = _data_of(args, saved, model.to(device))
-    loaders = {
-        name: build_eval_loader(
-            name, data, rank=rank, world_size=world_size, split=args.split, classes=saved.classes(name)
-        )
-        for name, data in datas.items()
-    }
+    loaders = _loaders_of(datas, saved, args.split)
     model.check_data(loaders)
     firsts = {name: first_batch(name, data, args.split, saved.classes(name)) for name, data in datas.items()}
     schedules = {name: first_schedule(model, batch, reduction) for name, batch in firsts.items()}
@@ -128,14 +123,7 @@ def run(args: argparse.Namespace) -> int:
     code = 1 if missing and not args.allow_missing else 0
     if rank != 0:
         return code
-    result = {
-        "run": str(saved.folder),
-        "step": saved.facts["step"],
-        "weights": "ema" if saved.averaged else "last",
-        "policy": args.policy or saved.config.merging.policy,
-        "schedule": schedules,
-        "split": args.split,
-        "precision": evaluator.precision,
+    result = _head(args, saved, schedules, evaluator.precision) | {
         "scores": scores,
         "missing": missing,
         "samples_of_split": {name: loader.num_stored for name, loader in loaders.items()},
@@ -151,6 +139,35 @@ def run(args: argparse.Namespace) -> int:
     _report(result, units, str(saved), args.out)
     _tell_missing(missing, {name: loader.num_samples for name, loader in loaders.items()})
     return code
+
+
+def _loaders_of(datas: "Mapping[str, DataConfig]", saved: "SavedRun", split: str) -> "dict[str, EvalLoader]":
+    """Task -> the loader of this process's part of its split."""
+    from pipeline.data.stream import build_eval_loader
+    from pipeline.engine import launched
+
+    rank, world_size = launched.rank(), launched.world_size()
+    return {
+        name: build_eval_loader(
+            name, data, rank=rank, world_size=world_size, split=split, classes=saved.classes(name)
+        )
+        for name, data in datas.items()
+    }
+
+
+def _head(
+    args: argparse.Namespace, saved: "SavedRun", schedules: Mapping[str, list[int]], precision: str
+) -> dict[str, Any]:
+    """What was scored, and how. schedules: task -> r per block."""
+    return {
+        "run": str(saved.folder),
+        "step": saved.facts["step"],
+        "weights": "ema" if saved.averaged else "last",
+        "policy": args.policy or saved.config.merging.policy,
+        "schedule": schedules,
+        "split": args.split,
+        "precision": precision,
+    }
 
 
 def _check(args: argparse.Namespace) -> None:
