@@ -20,8 +20,7 @@ BENCHMARKS = Path(run_all.__file__).parent
 SCRIPTS = sorted(
     path.name
     for path in BENCHMARKS.glob("*.py")
-    if "__main__" in path.read_text()
-    and path.name not in ("run_all.py", "results_table.py", "scale_table.py", "reliability_table.py")
+    if "__main__" in path.read_text() and path.name != "run_all.py" and not path.stem.endswith("_table")
 )
 RECORDS = sorted(
     {
