@@ -33,7 +33,7 @@ WAYS = ("cuda", "worker")
 
 
 def main() -> None:
-    parser = speed_arguments(__doc__, "device_decode", batches=(64,))
+    parser = speed_arguments(__doc__, "device_decode", batches=(64,), precisions=False)
     parser.add_argument("--pictures", type=int, default=256)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

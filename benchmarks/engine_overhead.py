@@ -162,7 +162,10 @@ def bare_step(run: Run, batch: Batch) -> Callable[[], None]:
     def step() -> None:
         moved = batch.to(device)
         with autocast(device, run.config.engine.precision):
-            logits = task.logits(model.backbone(moved.images, relaxed=spec.relaxed, training=True))
+            output = model.encode(
+                batch.task, moved.images, relaxed=spec.relaxed, prefix_alone=task.reads_prefix_alone
+            )
+            logits = task.logits(output)
             loss = F.cross_entropy(logits, moved.targets.labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

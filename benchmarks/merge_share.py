@@ -59,7 +59,7 @@ class Merged:
 
 
 def main() -> None:
-    parser = speed_arguments(__doc__, "merge_share_cpu", batches=(1, 16, 64))
+    parser = speed_arguments(__doc__, "merge_share", batches=(1, 16, 64))
     parser.add_argument("--model", default="deit_small_patch16_224")
     parser.add_argument("--r", type=int, default=16, help="tokens that each block merges")
     parser.add_argument("--policies", type=words, default=["dtem", "tome"])

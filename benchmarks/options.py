@@ -18,15 +18,24 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def speed_arguments(
-    description: str | None, name: str, *, batches: Sequence[int], repeats: int = 15, budget: float = 60.0
+    description: str | None,
+    name: str,
+    *,
+    batches: Sequence[int],
+    repeats: int = 15,
+    budget: float = 60.0,
+    precisions: bool = True,
 ) -> argparse.ArgumentParser:
     """A parser of where and how often something is timed. name: of the record. batches: the default sizes.
-    budget: default seconds, see `measure.in_turns`."""
+    budget: default seconds, see `measure.in_turns`. precisions: whether there is a choice of them."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16 is autocast")
+    if precisions:
+        parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16 is autocast")
+    else:
+        parser.set_defaults(precision="fp32")
     parser.add_argument(
         "--batches", type=sizes, default=list(batches), help=f"such as 1,16,256, or all: {ALL_BATCHES}"
     )

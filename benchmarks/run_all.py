@@ -176,4 +176,5 @@ def run(command: list[str], *, on_gpu: bool, limit: float | None = None) -> bool
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `run` ends its script
     sys.exit(main())

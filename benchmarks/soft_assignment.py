@@ -29,7 +29,7 @@ Shares = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
-    parser = speed_arguments(__doc__, "soft_assignment_cpu", batches=(1, 32, 128))
+    parser = speed_arguments(__doc__, "soft_assignment", batches=(1, 32, 128), precisions=False)
     parser.add_argument("--r", type=int, default=16)
     parser.add_argument(
         "--sources", type=int, default=98, help="and destinations (default 98, of 197 tokens)"

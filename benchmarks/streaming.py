@@ -128,9 +128,9 @@ def core_seconds() -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measured(name: str, recipe: str) -> dict[str, float]:
+def measured(name: str, recipe: str, work: Path) -> dict[str, float]:
     """The figures, from a process of its own."""
-    command = [sys.executable, *sys.argv, "--one", name, recipe]
+    command = [sys.executable, *sys.argv, "--work", str(work), "--one", name, recipe]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr}")
@@ -143,7 +143,7 @@ def results_of(args: argparse.Namespace) -> list[dict[str, Any]]:
         turns: dict[str, list[dict[str, float]]] = {name: [] for name in LOADERS}
         for _ in range(args.repeats):
             for name in LOADERS:
-                turns[name].append(measured(name, recipe))
+                turns[name].append(measured(name, recipe, args.work))
         for peer in [name for name in LOADERS if name != "ours"]:
             for figure in turns[peer][0]:
                 own, theirs = ([turn[figure] for turn in turns[name]] for name in ("ours", peer))
@@ -186,7 +186,6 @@ def main() -> None:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        sys.argv += ["--work", folder]
         args.work = work
         write_record(args.record, claim_of(args), results_of(args))
 

@@ -30,15 +30,6 @@ TEXTS = [path for path in PAGES if path.name == "Makefile" or path.suffix in (".
 MACHINES_OWN = re.compile(r"(?<![\w.}])/(work|root|home|Users|tmp|mnt|scratch)/")
 ABSOLUTE = re.compile(r"(?:(?<=[\s=:,'\"])|^|file://)/[\w.~]")
 LEARNED = ("dtem", "dtem_untrained")
-FOLDED = {
-    f"benchmarks/{old}.py": f"benchmarks/{new}.py"
-    for old, new in {
-        "segmentation_cpu": "segmentation",
-        "beam_search_cpu": "generation",
-        "multitask_step_cpu": "multitask_step",
-    }.items()
-}
-"""Scripts at the commit of a record -> what does their work now."""
 
 
 def git(folder, *arguments):
@@ -177,7 +168,6 @@ def test_a_kept_record_has_the_agreed_form_and_a_command_that_names_it(path, rec
     assert "unfinished" not in record, "its script was cut off"
     assert re.fullmatch("[0-9a-f]{40}", record["commit"]), "made from a changed tree"
     python, script, *arguments = shlex.split(record["command"])
-    script = FOLDED.get(script, script)
     assert python == "python" and (ROOT / script).is_file()
     written = (
         arguments[arguments.index("--record") + 1]
@@ -235,8 +225,3 @@ def check_policies(result, num_seeds):
     assert result["reduction"] == main["reduction"] and result["macs_ratio"] == main["macs_ratio"]
     assert all(0 < policy["macs_ratio"] < 1 and sum(policy["reduction"]) > 0 for policy in policies.values())
     assert policies.get("dtem") == policies.get("dtem_untrained")
-
-
-def test_a_folded_script_is_gone_and_another_does_its_work():
-    assert not any((ROOT / script).exists() for script in FOLDED)
-    assert all((ROOT / script).is_file() for script in FOLDED.values())
