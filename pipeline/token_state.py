@@ -36,8 +36,9 @@ def rows_of(batch: int, num_tokens: int, device: torch.device) -> Tensor:
 class Assignment:
     """One merge: the tokens that stay, and pairs of a source that gives and a slot that receives.
 
-    Every token stays or gives. All indices are int64 rows of the flattened batch (`rows_of`), so that one
-    index moves whole rows.
+    Every token stays or gives. A pruned token gives nothing that arrives (`part`), and its slot only says
+    what unmerging reads in its place. All indices are int64 rows of the flattened batch (`rows_of`), so that
+    one index moves whole rows.
     """
 
     keep: Tensor
@@ -55,6 +56,13 @@ class Assignment:
     it, and no source stays."""
     weight: Tensor | None = None
     """[B, M]: weight of each token in means; None: its size."""
+    part: Tensor | None = None
+    """[B, E] in [0, 1], in the dtype of the sizes: the part of each source that arrives, in sizes and in
+    means; the rest is dropped, and at 0 the source is pruned. None: all arrives. It goes without shares."""
+    spread: Tensor | None = None
+    """[B, K, E], in the dtype of the sizes: the part of each source that is added to each slot, in tokens and
+    in sizes, which are then sums. Nothing else arrives, and `slot` only says what unmerging reads. None:
+    sources give to their slots alone. It goes without shares, weights and parts."""
 
     @classmethod
     def of(
@@ -62,13 +70,18 @@ class Assignment:
     ) -> "Assignment":
         """An assignment from positions within each image: keep and source in [0, M), slot in [0, K).
 
-        rest: share, weight and num_active, which is K where it is not given.
+        rest: share, weight, part, spread and num_active, which is K where it is not given.
         """
         first = rows_of(keep.shape[0], 1, keep.device)
         num_slots = keep.shape[1]
         options = {"num_active": num_slots} | rest
         rows = (keep + num_tokens * first, source + num_tokens * first, slot + num_slots * first)
         return cls(*rows, num_tokens, **options)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def by_size(self) -> bool:
+        """Whether each source goes as a whole to one slot, and means are those by size."""
+        return self.share is None and self.weight is None and self.part is None and self.spread is None
 
 
 @dataclass(frozen=True)

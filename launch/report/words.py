@@ -5,7 +5,15 @@ from pipeline.errors import printable
 
 CAPTION_SHARES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "SPICE")
 """Scores of captions in [0, 1], which papers give in per cent."""
-POLICIES = {"none": "no merging", "random": "random", "tome": "ToMe", "dtem": "DTEM"}
+POLICIES = {
+    "none": "no merging",
+    "random": "random",
+    "tome": "ToMe",
+    "dtem": "DTEM",
+    "evit": "EViT",
+    "gtp": "GTP-ViT",
+    "vid_tldr": "vid-TLDR",
+}
 METRICS = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",

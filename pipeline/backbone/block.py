@@ -139,7 +139,8 @@ class MergingBlock(nn.Module):
         tokens, count = attended.output, attended.output.shape[1]
         if learns and self.metric is not None:
             tokens = with_zero_gradient(tokens, self.metric(attended.tokens[:, :1].detach(), task=task))
-        return replace(state, tokens=self.feed_forward(tokens), size=state.size[:, :count], num_active=count)
+        tokens, size = self.feed_forward(tokens), state.size[:, :count]
+        return replace(state, tokens=tokens, size=size, num_active=count, carried={})
 
     def _observed(self, state: TokenState, evidence: Evidence) -> MergePoint:
         """The input of the merge, and a probe: the same tokens under a name of their own, whose gradient can

@@ -177,4 +177,6 @@ def model_facts(config: BackboneConfig) -> ModelFacts:
         depth=len(list(vit.blocks.children())),
         num_prefix=vit.num_prefix_tokens,
         grid=tuple(vit.patch_embed.grid_size),
+        class_token=getattr(vit, "cls_token", None) is not None,
+        rotary=getattr(vit, "rope", None) is not None,
     )

@@ -3,7 +3,7 @@ shows twice as many.
 
 Counted: patch embedding, every linear layer, both products of attention, and what the policy needs: the
 metric embedding, similarities of the pairs, and the logits of attention once more where it reads
-`Evidence.received` or `entropy`. Not counted, as is usual: norms, activations, softmax, sorting and
+these as evidence. Not counted, as is usual: norms, activations, softmax, sorting and
 gathering. Measured time includes them.
 """
 
@@ -21,7 +21,6 @@ from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
-from pipeline.merging.matching import Split
 from pipeline.merging.schedule import (
     ReductionSpec,
     mergeable,
@@ -29,6 +28,9 @@ from pipeline.merging.schedule import (
     resolve_schedule,
     tokens_per_block,
 )
+
+OF_ALL_QUERIES = ({"received", "entropy", "own_attention"}, {"mean_entropy"})
+"""Evidence of the attention of all queries, in groups that are computed together."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class MacCount:
     blocks: tuple[int, ...]
     """MACs of attention and MLP of each block."""
     metric: tuple[int, ...]
-    """MACs of what the policy needs in each block: metric embedding, similarities, logits of attention."""
+    """MACs of what the policy needs in each block: metric embedding, similarities, logits of attention; in
+    the first one also of what travels with the tokens."""
     tokens: tuple[int, ...]
     """Tokens left after each block, prefix included."""
 
@@ -77,9 +80,11 @@ class Counted:
             for block, n, m in zip(self.blocks, before, after, strict=True)
         ]
         metric = [
-            _metric_macs(block, n, self.num_prefix, r)
+            _metric_macs(block, n, self.num_prefix, r, merged=n < start)
             for block, n, r in zip(self.blocks, before, schedule, strict=True)
         ]
+        if any(schedule):
+            metric[0] += self.blocks[0].policy.start_macs(self.patches, self.blocks[0].width)
         total = self.embed + sum(blocks) + sum(metric)
         return MacCount(total, self.embed, tuple(blocks), tuple(metric), after)
 
@@ -191,21 +196,21 @@ def _block_macs(block: MergingBlock, before: int, after: int, attended: int) -> 
     return _linear_macs(first) * before + 2 * attended * attended * heads * dim + _linear_macs(second) * after
 
 
-def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int) -> int:
-    """MACs of what the policy needs: it compares the pairs once by each of the vectors. What it reads of the
-    attention is summed up from logits that are computed once more."""
-    needs, (heads, dim) = block.policy.needs, block.heads
+def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int, *, merged: bool) -> int:
+    """MACs of what the policy needs: the metric embedding, logits of the attention that are computed once
+    more to be summed up, and what the policy says of itself. merged: an earlier block has merged."""
+    policy, (heads, dim) = block.policy, block.heads
     if r <= 0:
         return 0
     macs = 0
     widths = {"tokens": block.width, "keys": dim}
-    if block.metric is not None and "embedding" in needs:
+    if block.metric is not None and policy.learned:
         macs += num_tokens * block.metric.weight.numel()
         widths["embedding"] = block.metric.out_features
-    if needs & {"received", "entropy"}:
-        macs += num_tokens * num_tokens * heads * dim
-    num_sources, num_destinations = Split.by_parity(num_tokens, num_prefix).counts
-    return macs + num_sources * num_destinations * sum(widths[name] for name in needs & widths.keys())
+    rows = num_tokens * sum(not policy.needs.isdisjoint(values) for values in OF_ALL_QUERIES)
+    rows += "class_attention" in policy.needs
+    macs += rows * num_tokens * heads * dim
+    return macs + policy.macs(num_tokens, num_prefix, r, widths, merged=merged)
 
 
 def _linear_macs(parts: Iterable[nn.Module]) -> int:

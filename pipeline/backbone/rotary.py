@@ -167,8 +167,9 @@ def _with_prefix(table: Tensor, num_prefix: int) -> Tensor:
 
 
 def _mean_of_members(values: Tensor, merges: Sequence[Assignment], counts: Tensor | None) -> Tensor:
-    """[B, M, ...]: the mean over each token's members of values [B, N, ...]. counts: see `Rotary`."""
-    if any(merge.share is not None for merge in merges):
+    """[B, M, ...]: the mean over each token's members of values [B, N, ...], as the tokens are means of them.
+    counts: see `Rotary`."""
+    if not all(merge.by_size for merge in merges):
         return replay(values, merges, counts)
     return mean_by_rows(values, slot_rows(merges), merges[-1].keep.shape[1], counts)
 

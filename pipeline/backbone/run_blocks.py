@@ -94,7 +94,9 @@ def run_blocks(
     tapped: list[TokenState] = []
     points: list[MergePoint] = []
     sized = False
+    blocks = list(blocks)
     state = state if rotary is None else rotary.start(state)
+    state = blocks[0].policy.start(state) if any(how.schedule) else state
     for i, (block, r) in enumerate(zip(blocks, how.schedule, strict=True)):
         observed = how.points_from is not None and i >= how.points_from
         averaged = rotary.averaged(state, i) if observed and rotary is not None else None
@@ -119,15 +121,24 @@ def run_blocks(
             state = cast(TokenState, checkpoint(block, state, r, place, **options, use_reentrant=False))
         else:
             state = block(state, r, place, **options)
-        sized = sized or (how.proportional and r > 0)
+        sized = sized or (how.proportional and r > 0 and block.policy.resizes)
         if i in how.taps:
-            tapped.append(state)
-    return state, tapped, points
+            tapped.append(_told(block, state))
+    return _told(blocks[-1], state), tapped, points
 
 
 def _can_ask(block: MergingBlock, state: TokenState) -> bool:
     """Whether a block can compute the prefix alone, and the state has nothing that would miss the rest."""
-    return block.can_ask() and not state.padded and not state.carried and state.residual is None
+    alone = all(name in block.policy.carries for name in state.carried)
+    return block.can_ask() and not state.padded and alone and state.residual is None
+
+
+def _told(block: MergingBlock, state: TokenState) -> TokenState:
+    """The state without what its policy alone reads."""
+    carries = block.policy.carries
+    if not carries:
+        return state
+    return replace(state, carried={name: own for name, own in state.carried.items() if name not in carries})
 
 
 def _quota(state: TokenState, r: int, keep_rate: float | None) -> Tensor:

@@ -32,6 +32,7 @@ from pipeline.backbone.run_blocks import (
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
+from pipeline.merging.traits import check_serves, traits_of
 from pipeline.merging.unmerge import start_unmerge
 from pipeline.parts import BASE
 from pipeline.token_state import BackboneOutput, Carried, TokenState
@@ -69,6 +70,8 @@ class MergingViT(nn.Module):
     ):
         super().__init__()
         check_proportional_attention(proportional_attention)
+        self.rotary_rule = rotary or RotaryRule()
+        check_serves(policy, traits_of_timm(vit, self.rotary_rule), _name_of(vit))
         self.patch_embed, self.pos_drop, self.norm_pre, self.norm = (
             vit.patch_embed,
             vit.pos_drop,
@@ -85,7 +88,6 @@ class MergingViT(nn.Module):
         self.policy = policy
         self.proportional_attention = proportional_attention
         self.grad_checkpointing = grad_checkpointing
-        self.rotary_rule = rotary or RotaryRule()
         self.no_embed_class: bool = vit.no_embed_class
         self.num_prefix: int = vit.num_prefix_tokens
         self.embed_dim: int = vit.embed_dim
@@ -235,6 +237,17 @@ def _patches(patch_embed: nn.Module, images: Tensor) -> Tensor:
         images = features[-1] if isinstance(features, list | tuple) else features
     patches = patch_embed.get_submodule("proj")(images).flatten(2).mT
     return patches if isinstance(patch_embed, HybridEmbed) else patch_embed.get_submodule("norm")(patches)
+
+
+def traits_of_timm(vit: nn.Module, rule: RotaryRule) -> frozenset[str]:
+    """What a model of timm's has, by names in TRAITS, where its rotary positions would merge by this rule."""
+    rotary = None if getattr(vit, "rope", None) is None else rule.name
+    return traits_of(class_token=getattr(vit, "cls_token", None) is not None, rotary=rotary)
+
+
+def _name_of(vit: nn.Module) -> str:
+    """How timm calls a model, where it says so."""
+    return (getattr(vit, "pretrained_cfg", None) or {}).get("architecture") or type(vit).__name__
 
 
 def patch_of(vit: VisionTransformer | Eva) -> tuple[int, int]:

@@ -30,12 +30,12 @@ SMALLEST_WEIGHT = 1e-20
 
 def apply(state: TokenState, assignment: Assignment) -> TokenState:
     """The state after a merge. A token that receives others becomes the mean, weighted by size, of itself
-    and of what it receives; sizes add up. Sizes and means are computed in float32 or wider, also under
-    autocast."""
+    and of what it receives; sizes add up. With `spread`, tokens add up too. Sizes and means are computed in
+    float32 or wider, also under autocast."""
     with without_autocast(state.tokens.device.type):
         move = _Move(state.size, assignment)
         tokens, size = moved(
-            state.tokens, state.size, assignment, SMALLEST, lambda: move.tokens_and_sizes(state.tokens)
+            state.tokens, move.counted, assignment, SMALLEST, lambda: move.tokens_and_sizes(state.tokens)
         )
         carried = {name: replace(item, values=move(item)) for name, item in state.carried.items()}
         return replace(
@@ -71,10 +71,12 @@ class _Weights:
 
 
 class _Move:
-    """One assignment, and the weight of each token in it. size [B, M]: sizes before the merge."""
+    """One assignment, and the weight of each token in it. size [B, M]: sizes before the merge.
+    counted [B, M]: what each of them counts in it, which is less where a part of it is dropped."""
 
     def __init__(self, size: Tensor, assignment: Assignment):
         self.assignment, self._before = assignment, size
+        self.counted = size if assignment.part is None else _counted(size, assignment)
         self._left = None if assignment.share is None else take_rows(share_left(assignment), assignment.keep)
         self._known: _Weights | None = None
 
@@ -91,11 +93,13 @@ class _Move:
         return self._known
 
     def tokens_and_sizes(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of the tokens [B, M, C], and the sizes [B, K]. Weights are computed anew: who times a second
-        call would else find them known."""
+        """The tokens [B, K, C] after the merge, from those before it [B, M, C], and the sizes [B, K]. Weights
+        are computed anew: who times a second call would else find them known."""
         self._known = None
-        if moves_on_cpu(tokens, self._before, self.assignment):
-            return moved_on_cpu(tokens, self._before, self.assignment, SMALLEST)
+        if self.assignment.spread is not None:
+            return self._total(*self._parts(widened(tokens))).to(tokens.dtype), self.size
+        if moves_on_cpu(tokens, self.counted, self.assignment):
+            return moved_on_cpu(tokens, self.counted, self.assignment, SMALLEST)
         return self.mean(tokens), self.size
 
     def _weigh(self) -> _Weights:
@@ -150,12 +154,27 @@ class _Move:
         """The values that stay, [B, K, ...], and those that are given, [B, E, ...]."""
         a = self.assignment
         own, given = take_rows(values, a.keep), take_rows(values, a.source)
+        if a.part is not None:
+            given = given * per_row(a.part, given)
         if a.share is None or self._left is None:
             return own, given
         return own * per_row(self._left, own), given * per_row(a.share, given)
 
     def _total(self, own: Tensor, given: Tensor) -> Tensor:
-        return add_rows(own, self.assignment.slot, given)
+        """What stays, with what it receives added."""
+        spread = self.assignment.spread
+        if spread is None:
+            return add_rows(own, self.assignment.slot, given)
+        flat = given.flatten(2) if given.ndim > 2 else given[..., None]
+        return own + (spread.to(given.dtype) @ flat).view_as(own)
+
+
+def _counted(size: Tensor, assignment: Assignment) -> Tensor:
+    """[B, M]: sizes [B, M], those of the sources times the part that arrives."""
+    source, part = assignment.source.flatten(), assignment.part
+    assert part is not None, "without parts all arrives"
+    flat = size.flatten()
+    return flat.index_copy(0, source, flat.index_select(0, source) * part.flatten()).view_as(size)
 
 
 def share_left(assignment: Assignment) -> Tensor:

@@ -13,6 +13,11 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.token_state import Assignment, TokenState
 
+SHAPES = {"share": "BE", "weight": "BM", "part": "BE", "spread": "BKE"}
+"""Amounts of an Assignment -> their dims."""
+ALONE = {"part": ("share",), "spread": ("share", "weight", "part")}
+"""Amounts, and those that do not go with them."""
+
 
 def check_assignment(assignment: object, state: TokenState, r: int, *, policy: str) -> Assignment:
     """The assignment of a merge of r tokens. Raises ConfigError that names the policy and every fault."""
@@ -42,10 +47,21 @@ def _faults(a: Assignment, state: TokenState, r: int) -> Iterator[str]:
         yield f"num_active is {a.num_active}; of {state.num_active} live tokens {r} merge, so give {live}"
     if a.share is None and a.keep.shape[-1] != num_tokens - r:
         yield f"keep has {a.keep.shape[-1]} tokens; without shares {num_tokens - r} of {num_tokens} stay"
-    for name, part, shape in (("share", a.share, a.source.shape), ("weight", a.weight, state.size.shape)):
-        if part is not None and part.shape != shape:
-            yield f"{name} is {list(part.shape)}; give {list(shape)}"
-    if a.share is not None and a.share.dtype != state.size.dtype:
-        yield f"share is {a.share.dtype}; give the dtype of the sizes, {state.size.dtype}"
-    if a.weight is not None and not a.weight.is_floating_point():
-        yield f"weight is {a.weight.dtype}; give floats"
+    yield from _faults_of_amounts(a, state)
+
+
+def _faults_of_amounts(a: Assignment, state: TokenState) -> Iterator[str]:
+    given = {name: getattr(a, name) for name in SHAPES if getattr(a, name) is not None}
+    lengths = {"B": state.size.shape[0], "M": a.num_tokens, "K": a.keep.shape[-1], "E": a.source.shape[-1]}
+    for name, amount in given.items():
+        shape = [lengths[dim] for dim in SHAPES[name]]
+        if list(amount.shape) != shape:
+            yield f"{name} is {list(amount.shape)}; give {shape}"
+        if name == "weight" and not amount.is_floating_point():
+            yield f"weight is {amount.dtype}; give floats"
+        elif name != "weight" and amount.dtype != state.size.dtype:
+            yield f"{name} is {amount.dtype}; give the dtype of the sizes, {state.size.dtype}"
+    for name, others in ALONE.items():
+        both = [other for other in others if other in given]
+        if name in given and both:
+            yield f"{name} goes without {', '.join(both)}; give one of them"

@@ -57,41 +57,73 @@ class Evidence:
     def received(self) -> Tensor:
         """[B, H, M], float32 or wider: the attention that each token receives, summed over all queries. It
         has no gradient, and neither has the other attention."""
-        return self._attention[0]
+        return self._attention()[0]
 
     @property
     def entropy(self) -> Tensor:
-        """[B, H, M], float32 or wider: the entropy of each query's attention, in nats."""
-        return self._attention[1]
+        """[B, H, M], float32 or wider: the entropy of each query's attention, in nats. A policy that reads
+        other attention too pays once, if it reads this first, as `merge` does."""
+        return self._attention(entropy=True)[2]
+
+    @property
+    def own_attention(self) -> Tensor:
+        """[B, H, M], float32 or wider: the attention of each token to itself."""
+        return self._attention()[1]
+
+    @property
+    def class_attention(self) -> Tensor:
+        """[B, H, M], float32 or wider: the attention of the first token, the class token, to each token."""
+        return self._once("class_attention", lambda: self.attention_from(0))
+
+    @property
+    def mean_entropy(self) -> Tensor:
+        """[B, M], float32 or wider: the entropy of each query's attention averaged over heads, in nats, where
+        each key counts once whatever its size."""
+        return self._once("mean_entropy", self._entropies_of_mean)
 
     @torch.no_grad()
     def attention_from(self, query: int) -> Tensor:
         """[B, H, M], float32 or wider: the attention of one query, 0 for the class token, to each token."""
-        return self._logits(slice(query, query + 1)).softmax(dim=-1)[:, :, 0]
+        return self._logits(slice(query, query + 1), self._size).softmax(dim=-1)[:, :, 0]
 
-    @property
-    def _attention(self) -> tuple[Tensor, Tensor]:
-        return self._once("attention", self._sum_up)
+    def _attention(self, *, entropy: bool = False) -> tuple[Tensor, ...]:
+        """`received`, `own_attention`, and `entropy` if asked for."""
+        if entropy or "with entropy" in self._known:
+            return self._once("with entropy", lambda: self._sum_up(entropy=True))
+        return self._once("attention", lambda: self._sum_up(entropy=False))
 
     @torch.no_grad()
-    def _sum_up(self) -> tuple[Tensor, Tensor]:
-        """`received` and `entropy`, in chunks of queries, so that [B, H, M, M] is never in memory."""
+    def _sum_up(self, *, entropy: bool) -> tuple[Tensor, ...]:
+        received, own, entropies = 0, [], []
+        for chunk in self._chunks():
+            logits = self._logits(chunk, self._size)
+            weights = logits.softmax(dim=-1)
+            received = received + weights.sum(dim=2)
+            own.append(weights.diagonal(offset=chunk.start, dim1=-2, dim2=-1))
+            if entropy:
+                # a key of size 0 has weight 0, and 0 * -inf would be nan
+                log_weights = logits.log_softmax(dim=-1).clamp(min=torch.finfo(weights.dtype).min)
+                entropies.append(-(weights * log_weights).sum(dim=-1))
+        assert isinstance(received, Tensor)
+        summed = received, torch.cat(own, dim=-1)
+        return (*summed, torch.cat(entropies, dim=-1)) if entropy else summed
+
+    @torch.no_grad()
+    def _entropies_of_mean(self) -> Tensor:
+        once = None if self._size is None else (self._size > 0).to(self._size.dtype)
+        means = [self._logits(chunk, once).softmax(dim=-1).mean(dim=1) for chunk in self._chunks()]
+        return torch.cat([torch.special.entr(mean).sum(dim=-1) for mean in means], dim=-1)
+
+    def _chunks(self) -> list[slice]:
+        """The queries in chunks, so that [B, H, M, M] is never in memory."""
         batch, heads, num_tokens, _ = self._q.shape
         step = max(1, CHUNK // max(1, batch * heads * num_tokens))
-        received, entropies = 0, []
-        for first in range(0, num_tokens, step):
-            log_weights = self._logits(slice(first, first + step)).log_softmax(dim=-1)
-            weights = log_weights.exp()
-            received = received + weights.sum(dim=2)
-            # a key of size 0 has weight 0, and 0 * -inf would be nan
-            entropies.append(-(weights * log_weights.clamp(min=torch.finfo(weights.dtype).min)).sum(dim=-1))
-        assert isinstance(received, Tensor)
-        return received, torch.cat(entropies, dim=-1)
+        return [slice(first, min(first + step, num_tokens)) for first in range(0, num_tokens, step)]
 
-    def _logits(self, queries: slice) -> Tensor:
-        """[B, H, queries, M]"""
+    def _logits(self, queries: slice, size: Tensor | None) -> Tensor:
+        """[B, H, queries, M]. size [B, M]: how often each key counts; None: once."""
         logits = widened(self._q[:, :, queries]) @ widened(self._k).mT * self._scale
-        return logits if self._size is None else logits + self._size.log()[:, None, None]
+        return logits if size is None else logits + size.log()[:, None, None]
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value, computed at the first call. torch.compile does not follow functools.cached_property."""

@@ -10,9 +10,10 @@ from pipeline.token_state import Assignment, widened
 
 
 def moves_plainly(tokens: Tensor, size: Tensor, assignment: Assignment) -> bool:
-    """Whether each source gives all, weights are sizes, and nothing learns."""
-    learns = torch.is_grad_enabled() and (tokens.requires_grad or size.requires_grad)
-    return assignment.share is None and assignment.weight is None and not learns
+    """Whether each source gives to one slot, weights are sizes, and nothing learns. size [B, M]: what counts
+    of each token."""
+    a, learns = assignment, torch.is_grad_enabled() and (tokens.requires_grad or size.requires_grad)
+    return a.share is None and a.weight is None and a.spread is None and not learns
 
 
 def moves_on_cpu(tokens: Tensor, size: Tensor, assignment: Assignment) -> bool:

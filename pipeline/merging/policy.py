@@ -12,14 +12,25 @@ from pipeline.errors import ConfigError
 from pipeline.merging.apply import apply
 from pipeline.merging.check import check_assignment
 from pipeline.merging.evidence import Evidence
+from pipeline.merging.matching import Split
 from pipeline.merging.rows import without_autocast
 from pipeline.merging.schedule import mergeable
 from pipeline.merging.unmerge import carry_residual
 from pipeline.registry import Registry
 from pipeline.token_state import Assignment, TokenState
 
-EVIDENCE = frozenset({"tokens", "keys", "embedding", "received", "entropy"})
+EVIDENCE = frozenset(
+    {"tokens", "keys", "embedding", "received", "entropy"}
+    | {"own_attention", "class_attention", "mean_entropy"}
+)
 """Values of Evidence that a policy may need."""
+TRAITS = {
+    "class_token": "a class token in front of all other tokens",
+    "one_grid": "one grid of patches for all images of a batch, without padding",
+    "added_positions": "positions that are added to the tokens, not rotary ones",
+    "merged_attention": "attention among merged tokens, not merging.rotary='virtual_unmerging'",
+}
+"""What a policy may require of a model, and how a message says it."""
 
 
 class MergePolicy:
@@ -32,12 +43,23 @@ class MergePolicy:
     needs: frozenset[str] = frozenset()
     """Values of Evidence that `choose` reads, by their names in EVIDENCE; the registry refuses others. With
     `embedding`, each block gets a learned embedding."""
+    requires: frozenset[str] = frozenset()
+    """What a model has to have, by names in TRAITS; others are refused before any forward pass."""
     merges = True
     """Whether the policy merges at all; if not, it takes any reduction and removes nothing."""
     supports_relaxed = False
     """Whether the policy has a differentiable merge for training, which keeps all tokens."""
     conserves = True
     """Whether a merge keeps the sum of sizes, and of tokens times sizes."""
+    conserves_size = True
+    """Whether a merge keeps the sum of sizes: nothing is dropped."""
+    takes_means = True
+    """Whether a token that receives others becomes a mean of them and itself, so that equal ones stay as they
+    are."""
+    resizes = True
+    """Whether a merge changes the size of any token that stays; if not, attention need not ask for sizes."""
+    carries: frozenset[str] = frozenset()
+    """Names under which `start` lets tokens carry something. Nobody sees it after the last block."""
     name = ""
     """The name in the registry that it was built by."""
     options: Mapping[str, Any] = {}
@@ -63,6 +85,26 @@ class MergePolicy:
                 return getattr(evidence, name)
         return None
 
+    def start(self, state: TokenState) -> TokenState:
+        """The state before the first block of a pass that merges, with what has to travel with its tokens,
+        under the names that the policy `carries`."""
+        return state
+
+    def start_macs(self, patches: int, width: int) -> int:
+        """MACs of `start` for one image. width: C."""
+        return 0
+
+    def macs(
+        self, num_tokens: int, num_prefix: int, r: int, widths: Mapping[str, int], *, merged: bool
+    ) -> int:
+        """MACs of one image's merge beside those of its evidence. widths: channels of what of Evidence is a
+        vector for each token. merged: an earlier block has merged.
+
+        Here: the similarities of all pairs under the split by parity, once by each vector that it needs.
+        """
+        num_sources, num_destinations = Split.by_parity(num_tokens, num_prefix).counts
+        return num_sources * num_destinations * sum(widths[name] for name in self.needs & widths.keys())
+
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment | None:
         """Which tokens merge, so that r fewer take part afterwards; None: none.
 
@@ -77,13 +119,18 @@ class Policies(Registry[MergePolicy]):
     """The registry of policies."""
 
     def build(self, name: str, /, *args: object, **options: Any) -> MergePolicy:
-        """The policy. Raises ConfigError also where it needs what Evidence has not."""
+        """The policy. Raises ConfigError also where it needs what Evidence has not, or requires of a model
+        what is no trait."""
         policy = super().build(name, *args, **options)
-        if wrong := set(policy.needs) - EVIDENCE:
-            raise ConfigError(
-                f"{self.kind} '{name}' needs {', '.join(map(repr, sorted(wrong)))}; there is "
-                f"{', '.join(sorted(EVIDENCE))}"
-            )
+        for verb, asked, known in (
+            ("needs", policy.needs, EVIDENCE),
+            ("requires", policy.requires, TRAITS.keys()),
+        ):
+            if wrong := set(asked) - known:
+                raise ConfigError(
+                    f"{self.kind} '{name}' {verb} {', '.join(map(repr, sorted(wrong)))}; there is "
+                    f"{', '.join(sorted(known))}"
+                )
         policy.name, policy.options = name, options
         return policy
 

@@ -10,6 +10,7 @@ from pipeline.config.schema import RunConfig, TaskConfig, height_width
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import check_schedule
+from pipeline.merging.traits import check_serves, traits_of
 from pipeline.parts import METRIC, TRAINED
 from pipeline.plan.facts import ModelFacts, fed_tasks, merging_of, near_multiples, range_of
 
@@ -84,7 +85,7 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             "objective.type is 'merge_cost', which teaches the embeddings alone; train.mode is "
             f"'{mode}', give 'modular' or 'end_to_end'"
         )
-    yield from _complaint("merging", POLICIES.build, policy, **config.merging.options)
+    yield from _complaint("merging", _built_for, config, facts)
     if policy not in POLICIES.names() or METRIC not in TRAINED[mode]:
         return
     learned = [name for name in POLICIES.names() if POLICIES.build(name).learned]
@@ -100,6 +101,13 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             f"train.mode is '{mode}', but nothing merges, so nothing would reach the embeddings; "
             "give merging.reduction, or target_macs"
         )
+
+
+def _built_for(config: RunConfig, facts: ModelFacts) -> None:
+    """Raises ConfigError where the policy cannot be built, or cannot serve the model."""
+    merging, rule = config.merging, config.merging.rotary if facts.rotary else None
+    policy = POLICIES.build(merging.policy, **merging.options)
+    check_serves(policy, traits_of(class_token=facts.class_token, rotary=rule), f"'{config.backbone.name}'")
 
 
 def _merges(config: RunConfig, task: str) -> bool:

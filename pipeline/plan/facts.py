@@ -15,6 +15,10 @@ class ModelFacts:
     num_prefix: int
     grid: tuple[int, int]
     """Patches (rows, columns) that the position embedding is made for."""
+    class_token: bool = True
+    """Whether the first token is a class token."""
+    rotary: bool = False
+    """Whether positions are rotary."""
 
 
 def fed_tasks(config: RunConfig) -> dict[str, TaskConfig]:

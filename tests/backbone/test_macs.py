@@ -19,8 +19,9 @@ from pipeline.merging.matching import match, parity_split, similarity
 from pipeline.merging.policy import EVIDENCE, MergePolicy
 
 POLICIES_ONLY = [name for name, (policy, _) in VARIANTS.items() if name == policy]
-NEEDS = [needs for count in range(len(EVIDENCE) + 1) for needs in combinations(sorted(EVIDENCE), count)]
-"""All sets of evidence."""
+ALL = sorted(EVIDENCE)
+NEEDS = [(), *((name,) for name in ALL), *combinations(ALL, 2), tuple(ALL)]
+"""Sets of evidence: none, one, each two, all."""
 
 
 class ByAll(MergePolicy):
@@ -34,10 +35,11 @@ class ByAll(MergePolicy):
         scores = torch.zeros(len(state.tokens), *split.counts)
         for name in self.needs:
             value = getattr(evidence, name)
-            attention = name in ("received", "entropy")
-            scores = scores + (
-                value.mean(1)[:, split.sources, None] if attention else similarity(value, split)
-            )
+            if name in ("tokens", "keys", "embedding"):
+                scores = scores + similarity(value, split)
+            else:
+                value = value.mean(1) if value.ndim == 3 else value
+                scores = scores + value[:, split.sources, None]
         return match(state, scores, split, r)
 
 

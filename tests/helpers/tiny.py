@@ -1,16 +1,20 @@
 """ViTs of a few thousand weights, and every way of merging that the laws run over."""
 
 import os
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline import build_backbone
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.build import create_vit
+from pipeline.backbone.rotary import RotaryRule
+from pipeline.backbone.vit import MergingViT, traits_of_timm
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.policy import MergePolicy, merge
+from pipeline.merging.schedule import mergeable
 from pipeline.merging.soft import Candidates
 from pipeline.merging.unmerge import unmerge_tokens
 from pipeline.token_state import TokenState
@@ -25,14 +29,18 @@ DTEM_VARIANTS: dict[str, dict[str, Any]] = {
     "dtem_straight_through": {"split": "parity", "relaxation": "straight_through"},
     "dtem_reference": {"split": "reference", "relaxation": "soft"},
 }
+OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"evit_fused": ("evit", {"fuse": True})}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in POLICIES.names()} | {
     name: ("dtem", options) for name, options in DTEM_VARIANTS.items()
-}
-"""Name -> (policy, its options): every registered policy as it comes, and each variant of dtem."""
+} | OTHER_VARIANTS
+"""Name -> (policy, its options): every registered policy as it comes, and variants of some."""
 MERGING = [name for name in VARIANTS if name != "none"]
 RELAXED = [
     name for name, (policy, options) in VARIANTS.items() if POLICIES.build(policy, **options).supports_relaxed
 ]
+UNLIKE_AT_ZERO = ("none", "dtem", "dtem_reference")
+"""Variants that differ where nothing merges, by an embedding and by the attention of a relaxed pass. They run
+on every host at r = 0, the others on one."""
 
 PREFIXES: dict[str, tuple[str, dict[str, Any]]] = {
     "class token": ("deit_tiny_patch16_224", {}),
@@ -81,6 +89,21 @@ def tiny_vit(
     return build_backbone(name, policy=policy, reduction=reduction, **arguments, **options)
 
 
+@cache
+def traits_of_tiny(prefix: str) -> frozenset[str]:
+    """What the backbone of `tiny_vit` has, by names in TRAITS."""
+    name, timm_options = PREFIXES[prefix]
+    with torch.device("meta"):
+        vit = create_vit(name, img_size=IMG, timm_options=SIZES | timm_options)
+    return traits_of_timm(vit, RotaryRule())
+
+
+def serves(variant: str, prefix: str) -> bool:
+    """Whether the policy can merge the backbone of `tiny_vit`."""
+    policy, options = VARIANTS[variant]
+    return POLICIES.build(policy, **options).requires <= traits_of_tiny(prefix)
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(SEED + seed)
 
@@ -115,6 +138,8 @@ def merged(
     policy: MergePolicy, state: TokenState, metric: Tensor, r: int, *, training: bool = False
 ) -> TokenState:
     """The state after the policy merged r tokens, told apart by a metric [B, M, F]."""
+    if min(r, mergeable(state.num_active, state.num_prefix)) > 0 and not state.merges:
+        state = policy.start(state)
     return merge(policy, evidence_of(metric), state, r, relaxed=training)
 
 

@@ -4,7 +4,19 @@ import copy
 
 import pytest
 import torch
-from tiny import IMG, MERGING, PREFIXES, RELAXED, SIZES, VARIANTS, images, source_map, tiny_vit
+from tiny import (
+    IMG,
+    MERGING,
+    PREFIXES,
+    RELAXED,
+    SIZES,
+    UNLIKE_AT_ZERO,
+    VARIANTS,
+    images,
+    serves,
+    source_map,
+    tiny_vit,
+)
 
 from pipeline import unmerge
 from pipeline.backbone.build import create_vit
@@ -35,8 +47,10 @@ def probe(output):
 
 
 @TRAINING
-@pytest.mark.parametrize("variant", list(VARIANTS))
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(
+    ("prefix", "variant"),
+    [(p, v) for p in PREFIXES for v in VARIANTS if p == "class token" or v in UNLIKE_AT_ZERO],
+)
 def test_no_reduction_equals_timm(variant, prefix, training):
     name, timm_options = PREFIXES[prefix]
     model = tiny_vit(variant, prefix=prefix, reduction=0)
@@ -53,11 +67,14 @@ def test_no_reduction_equals_timm(variant, prefix, training):
 @TRAINING
 @pytest.mark.parametrize("prefix", ["class token", "distilled", "registers", "no prefix, average pooling"])
 def test_size_is_conserved_and_prefix_tokens_keep_size_one(variant, training, prefix):
+    if not serves(variant, prefix):
+        pytest.skip("cannot merge this one")
     model = tiny_vit(variant, prefix=prefix).train(training)
     state = model(images()).final
-    torch.testing.assert_close(
-        state.size.sum(1), torch.full((2,), 64.0 + model.num_prefix), atol=1e-3, rtol=0
-    )
+    if model.policy.conserves_size:
+        torch.testing.assert_close(
+            state.size.sum(1), torch.full((2,), 64.0 + model.num_prefix), atol=1e-3, rtol=0
+        )
     assert torch.equal(state.size[:, : model.num_prefix], torch.ones(2, model.num_prefix))
     assert state.num_active == 64 + model.num_prefix - 3 * 8
 
@@ -73,7 +90,8 @@ def test_token_counts_of_deit_at_r_16(variant, training):
     assert [state.num_active for state in output.taps] == live
     num_slots = 197 if training and model.policy.supports_relaxed else None
     assert [state.tokens.shape[1] for state in output.taps] == [num_slots or count for count in live]
-    torch.testing.assert_close(output.final.size.sum(1), torch.tensor([197.0]), atol=1e-3, rtol=0)
+    if model.policy.conserves_size:
+        torch.testing.assert_close(output.final.size.sum(1), torch.tensor([197.0]), atol=1e-3, rtol=0)
 
 
 @VARIANT
@@ -87,7 +105,8 @@ def test_the_source_map_of_every_tap_is_that_of_its_block(variant, training):
     for count, state in zip((57, 49, 41), output.taps, strict=True):
         weights = source_map(state)
         assert state.num_active == count and weights.shape == (2, 65, state.tokens.shape[1])
-        torch.testing.assert_close(weights.sum(1), state.size, atol=1e-4, rtol=1e-4)
+        if model.policy.conserves_size:
+            torch.testing.assert_close(weights.sum(1), state.size, atol=1e-4, rtol=1e-4)
         assert unmerge(state).shape == (2, 48, 8, 8)
     if all(merge.share is None for merge in output.final.merges):
         early, late = slots(output.taps[0]), slots(output.taps[2])
@@ -211,7 +230,8 @@ def test_bfloat16_keeps_sizes_and_weights_in_float32(variant, training):
         output = model(images(), unmerge="soft")
     state = output.final
     assert state.size.dtype == torch.float32
-    torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)
+    if model.policy.conserves_size:
+        torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)
     assert all(merge.share is None or merge.share.dtype == torch.float32 for merge in state.merges)
     if training and model.policy.supports_relaxed:
         probe(output).backward()
@@ -233,7 +253,8 @@ def test_a_model_of_16_bits_keeps_sizes_and_weights_in_float32(variant, training
     assert state.tokens.dtype == grid.dtype == dtype and state.size.dtype == torch.float32
     assert state.tokens.isfinite().all() and grid.isfinite().all()
     assert all(merge.share is None or merge.share.dtype == torch.float32 for merge in state.merges)
-    torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)
+    if model.policy.conserves_size:
+        torch.testing.assert_close(state.size.sum(1), torch.full((2,), 65.0), atol=1e-3, rtol=0)
 
 
 def test_negative_taps_count_from_the_end_and_blocks_that_are_not_there_are_refused():

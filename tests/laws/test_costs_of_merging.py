@@ -20,6 +20,8 @@ CASTS = {torch.float32: 0, torch.bfloat16: 4}
 MOST = {"meta": (23, 11), "cpu": (25, 12)}
 """Kernels of a merge, and of carrying it out. On a CPU only the rows that receive others change: one kernel
 more, and fewer bytes. What runs for `meta` is what a GPU runs without kernels of our own, and one copy."""
+MORE = {"weight": 12, "part": 4, "spread": 4}
+"""Kernels more of an assignment that has this."""
 
 
 @pytest.mark.parametrize("device", MOST)
@@ -44,7 +46,8 @@ def test_carrying_out_a_hard_merge_takes_few_kernels(variant, device):
     (assignment,) = merged(POLICIES.build(policy, **options), state, metric, 8).merges
     state, assignment = on(device, state), on(device, assignment)
     counts = kernels(lambda: apply(state, assignment))
-    assert counts.total() <= MOST[device][1], counts
+    more = sum(most for name, most in MORE.items() if getattr(assignment, name) is not None)
+    assert counts.total() <= MOST[device][1] + more, counts
 
 
 def on(device, value):

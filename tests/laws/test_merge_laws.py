@@ -13,11 +13,17 @@ from pipeline.token_state import TokenState
 
 TRAINING = pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 VARIANT = pytest.mark.parametrize("variant", MERGING)
+BY_IMPORTANCE = ("evit", "gtp")
+"""Policies under which a token does not give to the one that is most like it."""
 
 
-def build(variant):
-    policy, options = VARIANTS[variant]
-    return POLICIES.build(policy, **options)
+def build(variant, prefix=1):
+    """The policy. Skips the test where it asks for a class token, and there is none."""
+    name, options = VARIANTS[variant]
+    policy = POLICIES.build(name, **options)
+    if prefix == 0 and "class_token" in policy.requires:
+        pytest.skip("asks for a class token")
+    return policy
 
 
 def keeps_tokens(policy, training):
@@ -28,11 +34,16 @@ def keeps_tokens(policy, training):
 @VARIANT
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
 def test_a_merge_conserves_size_and_the_size_weighted_mean(variant, training, prefix):
-    if not build(variant).conserves:
-        pytest.skip("says that it does not")
-    before = random_state(num_tokens=33, prefix=prefix)
-    after = merged(build(variant), before, before.tokens, 7, training=training)
-    torch.testing.assert_close(after.size.sum(1), before.size.sum(1))
+    """Where the policy says so. What drops a part of tokens loses size, and never gains any."""
+    policy, before = build(variant, prefix), random_state(num_tokens=33, prefix=prefix)
+    after = merged(policy, before, before.tokens, 7, training=training)
+    sizes = [state.size.sum(1) for state in (before, after)]
+    if not policy.conserves_size:
+        assert not policy.conserves and (sizes[1] < sizes[0]).all()
+        return
+    torch.testing.assert_close(sizes[1], sizes[0])
+    if not policy.conserves:
+        return
     total = [(state.tokens * state.size[..., None]).sum(1) for state in (before, after)]
     torch.testing.assert_close(total[1], total[0], atol=1e-4, rtol=1e-5)
 
@@ -41,7 +52,7 @@ def test_a_merge_conserves_size_and_the_size_weighted_mean(variant, training, pr
 @VARIANT
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
 def test_a_merge_leaves_the_prefix_alone_and_r_fewer_live_tokens(variant, training, prefix):
-    policy, before = build(variant), random_state(num_tokens=33, prefix=prefix)
+    policy, before = build(variant, prefix), random_state(num_tokens=33, prefix=prefix)
     after = merged(policy, before, before.tokens, 7, training=training)
     assert torch.equal(after.tokens[:, :prefix], before.tokens[:, :prefix])
     assert torch.equal(after.size[:, :prefix], before.size[:, :prefix])
@@ -77,12 +88,12 @@ def test_permuting_the_batch_permutes_the_merge(variant, training):
 @pytest.mark.parametrize("prefix", [0, 1, 2, 4])
 @pytest.mark.parametrize("patches", [0, 1, 2, 3, 4])
 def test_with_too_few_live_tokens_the_reduction_is_capped(variant, training, prefix, patches):
-    live = prefix + patches
-    tail = 3 if keeps_tokens(build(variant), training) else 0
+    policy, live = build(variant, prefix), prefix + patches
+    tail = 3 if keeps_tokens(policy, training) else 0
     if live + tail == 0:
         pytest.skip("no tokens at all")
     before = random_state(num_tokens=live + tail, prefix=prefix, live=live)
-    after = merged(build(variant), before, before.tokens, 8, training=training)
+    after = merged(policy, before, before.tokens, 8, training=training)
     assert after.num_active == live - mergeable(live, prefix) == live - patches // 2
     assert after.tokens.isfinite().all()
     kept = after.tokens[:, after.tokens.shape[1] - tail :]
@@ -121,7 +132,7 @@ def test_a_metric_of_zeros_leaves_everything_finite(variant, training):
 @VARIANT
 def test_columns_of_the_source_map_are_the_sizes(variant, training):
     """From tokens of size 1, over two merges; the map that a head would ask for: soft through a relaxed
-    merge."""
+    merge. Each position reads tokens that sum to one, also where what it held was dropped."""
     policy = build(variant)
     num_tokens, prefix = 33, 1
     state = TokenState(torch.randn(2, num_tokens, 6), torch.ones(2, num_tokens), (4, 8), prefix, num_tokens)
@@ -130,14 +141,19 @@ def test_columns_of_the_source_map_are_the_sizes(variant, training):
         state = merged(policy, state, state.tokens, 7, training=training)
     weights = source_map(state)
     torch.testing.assert_close(weights.sum(2), torch.ones(2, num_tokens))
-    torch.testing.assert_close(weights.sum(1), state.size)
+    if policy.conserves_size:
+        torch.testing.assert_close(weights.sum(1), state.size)
+    if not policy.conserves:
+        return
     torch.testing.assert_close(
         weights.mT @ original / state.size[..., None].clamp(min=1e-12),
         state.tokens * (state.size[..., None] > 0),
     )
 
 
-@pytest.mark.parametrize("variant", [v for v in MERGING if build(v).needs])
+@pytest.mark.parametrize(
+    "variant", [v for v in MERGING if build(v).needs and VARIANTS[v][0] not in BY_IMPORTANCE]
+)
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
 def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
     pairs = torch.randint(-8, 8, (2, 8, 5)).float()
@@ -163,4 +179,5 @@ def test_bfloat16_tokens_merge_with_sizes_in_float32(variant):
         with torch.autocast("cpu", torch.bfloat16):
             after = merged(build(variant), state, before.tokens.bfloat16(), 7, training=training)
         assert after.tokens.dtype == torch.bfloat16 and after.size.dtype == torch.float32
-        torch.testing.assert_close(after.size.sum(1), before.size.sum(1))
+        if build(variant).conserves_size:
+            torch.testing.assert_close(after.size.sum(1), before.size.sum(1))

@@ -8,8 +8,16 @@ from tiny import MERGING, RELAXED, VARIANTS, generator, images, merged, source_m
 
 from pipeline import unmerge
 from pipeline.errors import ConfigError
+from pipeline.merging.apply import apply
 from pipeline.merging.policies import POLICIES
-from pipeline.merging.unmerge import UNMERGES, harden, slots, start_unmerge, unmerge_state
+from pipeline.merging.unmerge import (
+    UNMERGES,
+    carry_residual,
+    harden,
+    slots,
+    start_unmerge,
+    unmerge_state,
+)
 from pipeline.token_state import TokenState
 
 HOW = pytest.mark.parametrize("how", UNMERGES)
@@ -57,13 +65,18 @@ def test_unmerging_an_unmerged_image_is_the_identity(variant, how, grid, trainin
 def test_what_is_constant_within_a_group_comes_back_exactly(variant, how, training):
     if training and build(variant).supports_relaxed:
         pytest.skip("a relaxed merge has shares in place of groups")
-    before = start(how)
-    groups = slots(merged_twice(variant, before, training))
+    if how != "residual" and not build(variant).takes_means:
+        pytest.skip("what a token receives is added to it")
+    chosen = merged_twice(variant, start(how), training)
+    groups = slots(chosen)
     values = torch.randint(-8, 8, (2, int(groups.max()) + 1, 6)).float()
     tokens = values.gather(1, groups[..., None].expand(-1, -1, 6))
-    state = merged_twice(variant, start(how, tokens=tokens), training)
-    assert torch.equal(slots(state), groups)
-    assert torch.equal(unmerge_state(state), tokens)
+    state = start(how, tokens=tokens)
+    for merge in chosen.merges:
+        state = carry_residual(state, apply(state, merge))
+    if all(merge.weight is None for merge in chosen.merges):
+        assert torch.equal(unmerge_state(state), tokens)
+    torch.testing.assert_close(unmerge_state(state), tokens)
 
 
 @VARIANT
@@ -81,6 +94,8 @@ def test_with_residuals_a_merge_leaves_the_unmerged_grid_as_it_was(variant, trai
 @VARIANT
 def test_residuals_of_a_group_have_mean_zero(variant):
     """So the copy is what remains of them in the mean: no way of unmerging moves a group as a whole."""
+    if not build(variant).conserves:
+        pytest.skip("says that its means are others")
     state = merged_twice(variant, start("residual"), False)
     copied, kept = unmerge_state(replace(state, residual=None)), unmerge_state(state)
     total = torch.zeros_like(state.tokens).scatter_add(

@@ -39,6 +39,23 @@ FAULTS = {
     ),
     "a share for each slot": (lambda a: replace(a, share=torch.ones(a.keep.shape)), "share is [2, 13]"),
     "a weight for each slot": (lambda a: replace(a, weight=torch.ones(a.keep.shape)), "weight is [2, 13]"),
+    "a part for each slot": (
+        lambda a: replace(a, part=torch.ones(a.keep.shape)),
+        "part is [2, 13]; give [2, 4]",
+    ),
+    "whole parts": (lambda a: replace(a, part=torch.ones(a.source.shape).long()), "part is torch.int64"),
+    "a spread of sources alone": (
+        lambda a: replace(a, spread=torch.ones(a.source.shape)),
+        "spread is [2, 4]; give [2, 13, 4]",
+    ),
+    "parts and a spread": (
+        lambda a: replace(a, part=torch.ones(a.source.shape), spread=torch.ones(2, 13, 4)),
+        "spread goes without part; give one of them",
+    ),
+    "parts and shares": (
+        lambda a: replace(a, part=torch.ones(a.source.shape), share=torch.ones(a.source.shape)),
+        "part goes without share; give one of them",
+    ),
     "whole weights": (lambda a: replace(a, weight=torch.ones(2, 17).long()), "weight is torch.int64"),
 }
 

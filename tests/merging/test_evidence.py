@@ -20,7 +20,24 @@ def test_attention_received_and_entropy_are_those_of_the_dense_softmax(chunk, si
     shown = Evidence(q, q, k, scale=0.3, size=size)
     torch.testing.assert_close(shown.received, weights.sum(dim=2))
     torch.testing.assert_close(shown.entropy, torch.special.entr(weights).sum(dim=-1))
-    torch.testing.assert_close(shown.attention_from(0), weights[:, :, 0])
+    torch.testing.assert_close(shown.own_attention, weights.diagonal(dim1=-2, dim2=-1))
+    torch.testing.assert_close(shown.class_attention, weights[:, :, 0])
+    torch.testing.assert_close(shown.attention_from(3), weights[:, :, 3])
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
+@pytest.mark.parametrize("sized", [False, True])
+def test_the_entropy_of_the_mean_over_heads_counts_each_key_once(chunk, sized, monkeypatch):
+    """But for padding, of size 0, which counts nothing."""
+    monkeypatch.setattr(evidence, "CHUNK", chunk)
+    q, k = torch.randn(2, 2, 3, 17, 8)
+    size = torch.randint(0, 4, (2, 17)).float() if sized else None
+    once = None if size is None else (size > 0).float()
+    weights = reference_attention(q, k, torch.eye(17).expand(2, 3, -1, -1), once, scale=0.3).mean(dim=1)
+    found = Evidence(q, q, k, scale=0.3, size=size).mean_entropy
+    torch.testing.assert_close(found, torch.special.entr(weights).sum(dim=-1), atol=1e-5, rtol=1e-5)
+    uniform = Evidence(q, 0 * q, k, scale=0.3).mean_entropy
+    torch.testing.assert_close(uniform, torch.full((2, 17), 17.0).log())
 
 
 def test_attention_has_no_gradient_and_keeps_nothing_for_one():
@@ -29,7 +46,8 @@ def test_attention_has_no_gradient_and_keeps_nothing_for_one():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         shown = Evidence(q, q, k, scale=0.3, size=size + 1)
-        values = (shown.received, shown.entropy, shown.attention_from(0))
+        values = (shown.received, shown.entropy, shown.own_attention)
+        values += (shown.attention_from(3), shown.class_attention, shown.mean_entropy)
     assert not kept and not any(value.requires_grad for value in values)
 
 

@@ -31,7 +31,7 @@ def registered(monkeypatch):
 )
 def test_evidence_that_there_is_not_is_refused_by_name(registered, needs, wrong):
     registered(frozenset(needs))
-    message = f"merge policy 'own' needs {wrong}; there is embedding, entropy, keys, received, tokens"
+    message = f"merge policy 'own' needs {wrong}; there is {', '.join(sorted(EVIDENCE))}"
     for build in (POLICIES.build, lambda name: build_backbone("deit_tiny_patch16_224", policy=name)):
         with pytest.raises(ConfigError, match=message):
             build("own")

@@ -119,6 +119,7 @@ class MergingDinov3(MergingDinoModel):
     """With rotary positions, registers, and norms of the prefix alone."""
 
     REGISTERS = "x_storage_tokens"
+    ROTARY = "rope_embed"
 
     rope_embed: nn.Module | None
     n_storage_tokens: int

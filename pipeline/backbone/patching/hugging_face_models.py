@@ -101,6 +101,7 @@ class MergingDinov2(MergingTower):
 
 class MergingDINOv3ViTModel(MergingTower, DINOv3ViTModel):
     LAYERS = "model.layer"
+    ROTARY = "rope_embeddings"
 
     def embedded(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> Embedded:
         patches = self.embeddings.patch_embeddings
@@ -170,6 +171,8 @@ class MergingCLIPVisionModel(MergingImageTower, CLIPVisionModel):
 
 
 class MergingSiglipVisionModel(MergingImageTower, SiglipVisionModel):
+    CLASS_TOKEN = False
+
     @property
     def last_norm(self) -> nn.Module:
         return self.post_layernorm
@@ -183,6 +186,8 @@ class MergingSiglip2VisionModel(MergingTower, Siglip2VisionModel):
     token attends to it."""
 
     LAYERS = "encoder.layers"
+    CLASS_TOKEN = False
+    ONE_GRID = False
 
     def embedded(
         self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor

@@ -17,6 +17,7 @@ from pipeline.backbone.run_blocks import Pass, attends_by_size, check_proportion
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec, resolve_schedule
+from pipeline.merging.traits import traits_of
 from pipeline.merging.unmerge import UNMERGES, start_unmerge
 from pipeline.token_state import BackboneOutput, TokenState
 
@@ -55,6 +56,13 @@ class MergingModel(Host):
     WAY_OUT = ""
     """What a user can do about a model that is refused, as the end of a sentence."""
 
+    CLASS_TOKEN = True
+    """Whether the first token is a class token."""
+    ONE_GRID = True
+    """Whether all images of a batch have one grid, without padding."""
+    ROTARY: str | None = None
+    """Where the model has its rotary positions; None: nowhere."""
+
     merging: Merging
 
     @classmethod
@@ -66,6 +74,14 @@ class MergingModel(Host):
     def blocks_of(cls, model: nn.Module) -> Sequence[nn.Module]:
         """The blocks of a model, in order."""
         raise NotImplementedError
+
+    @classmethod
+    def traits(cls, model: nn.Module, rule: RotaryRule) -> frozenset[str]:
+        """What a model has, by names in TRAITS, where its rotary positions would merge by this rule."""
+        rotary = cls.ROTARY is not None and getattr(model, cls.ROTARY, None) is not None
+        return traits_of(
+            class_token=cls.CLASS_TOKEN, one_grid=cls.ONE_GRID, rotary=rule.name if rotary else None
+        )
 
     def embedded(self, *inputs: Any) -> Embedded:
         """The state before the first block, for what the model's own forward takes."""

@@ -7,17 +7,26 @@ from typing import Any, cast
 # pyright: reportIncompatibleMethodOverride=false
 from timm.models.naflexvit import NaFlexEmbeds, NaFlexVit
 from torch import Tensor
+from torch.nn import Module
 from torch.nn import functional as F
 
 from pipeline.backbone.patching.merging_model import Embedded
 from pipeline.backbone.patching.timm_models import MergingTimmModel, refuse_mask, timm_rotary
+from pipeline.backbone.rotary import RotaryRule
 from pipeline.errors import ConfigError
+from pipeline.merging.traits import traits_of
 from pipeline.merging.unmerge import unmerge_state
 from pipeline.token_state import TokenState
 
 
 class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
     """Padding has size 0, so no token attends to it. It comes behind an image's patches."""
+
+    @classmethod
+    def traits(cls, model: Module, rule: RotaryRule) -> frozenset[str]:
+        class_token = getattr(model.get_submodule("embeds"), "cls_token", None) is not None
+        rotary = None if getattr(model, "rope", None) is None else rule.name
+        return traits_of(class_token=class_token, one_grid=False, rotary=rotary)
 
     def embedded(
         self, x: Tensor, patch_coord: Tensor | None = None, patch_valid: Tensor | None = None

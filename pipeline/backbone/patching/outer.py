@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.backbone.classes import as_class, bases_of, class_of
 from pipeline.backbone.patching.merging_model import Merging, MergingModel
 from pipeline.backbone.patching.passed_by import own_members
+from pipeline.backbone.rotary import RotaryRule
 from pipeline.errors import ConfigError
 from pipeline.token_state import BackboneOutput
 
@@ -34,6 +35,11 @@ class MergingAround(MergingModel):
     def blocks_of(cls, model: nn.Module) -> Sequence[nn.Module]:
         tower, host = cls.tower_in(model)
         return host.blocks_of(tower)
+
+    @classmethod
+    def traits(cls, model: nn.Module, rule: RotaryRule) -> frozenset[str]:
+        tower, host = cls.tower_in(model)
+        return host.traits(tower, rule)
 
     @classmethod
     def become(cls, model: nn.Module, merging: Merging) -> MergingModel:

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.extras import extra
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
+from pipeline.merging.traits import check_serves
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -64,8 +65,8 @@ def patch(
     check_base: whether the adapter has to be of these very weights. learns: train the embedding with the
     model, by the policy's differentiable merge; else it is frozen. unmerge: how methods for features of
     several blocks restore the grid, one of `UNMERGES`. Raises ConfigError for a model that is patched
-    already, or that merging would compute wrongly (docs/models.md), and for wrong options; CheckpointError
-    for an adapter of another model.
+    already, that merging would compute wrongly (docs/models.md) or that the policy cannot serve
+    (docs/policies.md), and for wrong options; CheckpointError for an adapter of another model.
     """
     _check_unpatched(model)
     loaded = None if adapter is None else load_adapter(adapter)
@@ -84,6 +85,7 @@ def patch(
     host = host_of(model)
     if obstacle := obstacle_in(model):
         raise ConfigError(f"{type(model).__name__} cannot merge: {obstacle}{host.WAY_OUT}")
+    check_serves(merging.policy, host.traits(model, merging.rotary), type(model).__name__)
     patched = host.become(model, merging)
     try:
         patched.reduction = merging.reduction

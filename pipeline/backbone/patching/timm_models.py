@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pipeline.backbone.patching.merging_model import Embedded, MergingModel
 from pipeline.backbone.patching.passed_by import own_calls
-from pipeline.backbone.rotary import Rotary
+from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import block_numbers
+from pipeline.backbone.vit import traits_of_timm
 from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import unmerge_state
 from pipeline.token_state import TokenState
@@ -33,6 +34,10 @@ class MergingTimmModel(MergingModel):
     @classmethod
     def blocks_of(cls, model: nn.Module) -> Sequence[nn.Module]:
         return list(model.get_submodule("blocks").children())
+
+    @classmethod
+    def traits(cls, model: nn.Module, rule: RotaryRule) -> frozenset[str]:
+        return traits_of_timm(model, rule)
 
     @property
     def last_norm(self) -> nn.Module:
