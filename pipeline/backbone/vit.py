@@ -71,7 +71,9 @@ class MergingViT(nn.Module):
         super().__init__()
         check_proportional_attention(proportional_attention)
         self.rotary_rule = rotary or RotaryRule()
-        check_serves(policy, traits_of_timm(vit, self.rotary_rule), _name_of(vit))
+        self.traits = traits_of_timm(vit, self.rotary_rule)
+        """What it has that a policy may require, by names in TRAITS."""
+        check_serves(policy, self.traits, _name_of(vit))
         self.patch_embed, self.pos_drop, self.norm_pre, self.norm = (
             vit.patch_embed,
             vit.pos_drop,

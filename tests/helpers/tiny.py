@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline import build_backbone
-from pipeline.backbone.build import create_vit
-from pipeline.backbone.rotary import RotaryRule
-from pipeline.backbone.vit import MergingViT, traits_of_timm
+from pipeline.backbone.vit import MergingViT
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.policy import MergePolicy, merge
@@ -92,10 +90,8 @@ def tiny_vit(
 @cache
 def traits_of_tiny(prefix: str) -> frozenset[str]:
     """What the backbone of `tiny_vit` has, by names in TRAITS."""
-    name, timm_options = PREFIXES[prefix]
     with torch.device("meta"):
-        vit = create_vit(name, img_size=IMG, timm_options=SIZES | timm_options)
-    return traits_of_timm(vit, RotaryRule())
+        return tiny_vit("none", prefix=prefix).traits
 
 
 def serves(variant: str, prefix: str) -> bool:

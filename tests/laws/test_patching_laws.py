@@ -13,7 +13,7 @@ from tiny import IMG, PREFIXES, ROTARY, SIZES, UNLIKE_AT_ZERO, generator, images
 
 import dtem
 from pipeline.backbone.patching.merging_model import MergingModel
-from pipeline.backbone.patching.naflex_model import MergingNaFlexVit
+from pipeline.backbone.patching.patch import traits_in
 from pipeline.backbone.rotary import RULES, RotaryRule
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
@@ -197,7 +197,7 @@ def test_each_image_loses_the_number_that_its_own_patches_give(policy):
     """Or the policy is refused, as it asks for one grid."""
     kind = "naflex: class token" if policy == "evit" else "naflex: average pooling"
     model, batch = library_model(kind).double(), patches_with_padding()
-    if not POLICIES.build(policy).requires <= MergingNaFlexVit.traits(model, RotaryRule()):
+    if not POLICIES.build(policy).requires <= traits_in(model, RotaryRule()):
         with pytest.raises(ConfigError, match=f"'{policy}' cannot serve NaFlexVit: it needs one grid"):
             dtem.patch(model, policy)
         return

@@ -85,7 +85,7 @@ def patch(
     host = host_of(model)
     if obstacle := obstacle_in(model):
         raise ConfigError(f"{type(model).__name__} cannot merge: {obstacle}{host.WAY_OUT}")
-    check_serves(merging.policy, host.traits(model, merging.rotary), type(model).__name__)
+    check_serves(merging.policy, traits_in(model, merging.rotary), type(model).__name__)
     patched = host.become(model, merging)
     try:
         patched.reduction = merging.reduction
@@ -172,3 +172,9 @@ def obstacle_in(model: nn.Module) -> str | None:
         return "it has no blocks"
     found = next(filter(None, map(obstacle_of, blocks)), None)
     return found or host.refuses(model) or own_members(model, host)
+
+
+def traits_in(model: nn.Module, rotary: RotaryRule) -> frozenset[str]:
+    """What a model has that a policy may require, by names in TRAITS, where its rotary positions would merge
+    by this rule. Raises ConfigError, see `host_of`."""
+    return host_of(model).traits(model, rotary)
