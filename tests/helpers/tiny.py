@@ -28,9 +28,11 @@ DTEM_VARIANTS: dict[str, dict[str, Any]] = {
     "dtem_reference": {"split": "reference", "relaxation": "soft"},
 }
 OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"evit_fused": ("evit", {"fuse": True})}
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in POLICIES.names()} | {
-    name: ("dtem", options) for name, options in DTEM_VARIANTS.items()
-} | OTHER_VARIANTS
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = (
+    {name: (name, {}) for name in POLICIES.names()}
+    | {name: ("dtem", options) for name, options in DTEM_VARIANTS.items()}
+    | OTHER_VARIANTS
+)
 """Name -> (policy, its options): every registered policy as it comes, and variants of some."""
 MERGING = [name for name in VARIANTS if name != "none"]
 RELAXED = [

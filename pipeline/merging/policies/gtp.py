@@ -89,7 +89,7 @@ class GTP(MergePolicy):
 
 def spatial_neighbours(grid: tuple[int, int], device: torch.device) -> Tensor:
     """[1, N, N] bool: whether two patches of a grid (h, w) touch, also at a corner."""
-    (height, width), every = grid, torch.arange(grid[0] * grid[1], device=device)
+    width, every = grid[1], torch.arange(grid[0] * grid[1], device=device)
     row, column = every // max(1, width), every % max(1, width)
     near = ((row[:, None] - row).abs() <= 1) & ((column[:, None] - column).abs() <= 1)
     return (near & (every[:, None] != every))[None]
