@@ -273,3 +273,26 @@ def add_reductions_argument(parser: "argparse._ActionsContainer", default: str) 
         metavar="R,R",
         help=f"one or several: {FORMS}; a comma in brackets does not part them ({default})",
     )
+
+
+def add_schedules_arguments(parser: argparse.ArgumentParser) -> None:
+    """How schedules reach a share, as `schedules`, and on what `solved` ones are solved, as
+    `launch.measure.solving.Solving` takes it."""
+    parser.add_argument(
+        "--schedule",
+        dest="schedules",
+        type=names,
+        default=["even"],
+        metavar="NAME,NAME",
+        help="with shares, one or several: even (default), in which all blocks merge; early, the first half "
+        "of them; solved, which spends the MACs where merges are measured to change the predictions least",
+    )
+    parser.add_argument(
+        "--solve-on",
+        metavar="SHARDS",
+        help="images that solved schedules are chosen by, without labels (default: a run's training shards; "
+        "without labels a part of --data, which is then not reported on)",
+    )
+    parser.add_argument(
+        "--solve-images", type=int, default=64, metavar="N", help="about so many of them (default 64)"
+    )

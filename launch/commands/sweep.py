@@ -8,6 +8,7 @@ from launch.commands.arguments import (
     HelpFormatter,
     add_reductions_argument,
     add_run_arguments,
+    add_schedules_arguments,
     add_signal_argument,
     add_source_arguments,
     add_split_argument,
@@ -20,6 +21,7 @@ EXAMPLE = r"""examples:
   dtem sweep runs/seed0 runs/seed1 runs/seed2 --policy tome,dtem_untrained,dtem --macs 0.7,0.5,0.3 \
       --out runs/sweep
   dtem sweep runs/camvid --merged 0.3,0.5,0.7 --rounds 3
+  dtem sweep runs/camvid --policy tome,dtem --schedule even,early,solved --macs 0.7,0.5,0.35
   dtem sweep runs/digits_multitask_dtem --task digits,digits_captioning --macs 0.7,0.5
   dtem sweep timm:deit_small_patch16_224.fb_in1k --data data/imagenet --adapter adapters/deit_small
   torchrun --nproc_per_node 8 -m dtem sweep runs/imagenet
@@ -67,12 +69,16 @@ def add_parser(subparsers) -> None:
         type=float,
         default=1.0,
         metavar="F",
-        help="with shares: that of the blocks, from the first, that merge (default 1)",
+        help="with even schedules: the share of the blocks, from the first, that merge (default 1)",
     )
     add_reductions_argument(targets, "default: shares of the MACs instead")
+    add_schedules_arguments(parser)
     add_split_argument(parser)
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="of embeddings that are drawn anew (default: each run's seed)"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of embeddings that are drawn anew, and of the images to solve on (default: each run's seed)",
     )
     parser.add_argument(
         "--rounds",
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from launch.measure.sweep import sweep
-    from launch.published.sources import folder_for, has_labels, labelled_run, published_of
+    from launch.published.sources import folder_for, has_labels, labelled_run, published_of, solving_of
     from launch.report.sweep_files import print_sweep, write_sweep
     from launch.saved.run import parse_reduction, read_run
     from pipeline.engine import launched
@@ -118,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
         merged=bool(args.merged),
         exact=bool(exact),
         within=args.within,
+        schedules=args.schedules,
+        solving=solving_of(args, runs[0].config.seed),
         split=args.split,
         seed=args.seed,
         rounds=args.rounds,

@@ -43,7 +43,7 @@ def curve_of(part: Mapping[str, Any], policy: str, number: int = 0) -> Curve:
     metric, where = next(iter(part["units"])), part["conditions"]
     points: dict[str, list[Mapping[str, Any]]] = {}
     for row in part["points"]:  # a target is a number or a list
-        points.setdefault(str(row["target"]), []).append(row)
+        points.setdefault(f"{row['target']} {row.get('kind', '')}", []).append(row)
     found = (_point(rows, metric, policy, number) for rows in points.values())
     return Curve(
         task=part["task"],

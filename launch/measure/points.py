@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.merging.schedule import ReductionSpec
+from pipeline.merging.schedule import EARLY, EVEN, ReductionSpec
 
+SOLVED, GIVEN = "solved", "given"
+SCHEDULES = (EVEN, EARLY, SOLVED)
+"""How a schedule reaches a share: all blocks merge alike, or those of the first half, or as it is measured to
+cost least. GIVEN is one that is asked for as it is."""
 Target = ReductionSpec
 """A share in (0, 1) of the encoder's unmerged MACs or of the patches (to merge), or a reduction."""
 MACS, MERGED, TOKENS = (
@@ -18,8 +22,9 @@ MACS, MERGED, TOKENS = (
 
 @dataclass(frozen=True)
 class Point:
-    """Measurements of one policy at one target, which is 0 for the unmerged model. schedule, tokens: those of
-    the first input. macs: MACs of one image, with head and merging.
+    """Measurements of one policy at one target, which is 0 for the unmerged model. kind: of its schedule, one
+    of SCHEDULES or GIVEN; empty for the unmerged model. schedule, tokens: those of the first input. macs:
+    MACs of one image, with head and merging.
 
     scores: metric -> one value per run (None is n/a), or a single value where the runs have the same weights
     for this policy. images_per_s, encoder_images_per_s: speed of the whole inference and of its encoder, one
@@ -28,6 +33,7 @@ class Point:
 
     policy: str
     target: Target
+    kind: str
     schedule: tuple[int, ...]
     tokens: tuple[int, ...]
     macs: int

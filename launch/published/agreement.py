@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from launch.measure.evaluator import turns, warn
-from launch.measure.points import MACS, Point, Sweep
+from launch.measure.points import MACS, SOLVED, Point, Sweep
 from launch.published.merged import counted_for
 from launch.saved.device import now
+from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError, StopAsked
 from pipeline.interfaces import Batch
+from pipeline.merging.schedule import EVEN, WITHIN
 from pipeline.objectives.signal import Signal
 from pipeline.ranks import Processes, Ranks
 from pipeline.train.metrics import TallySums
@@ -23,16 +25,20 @@ from pipeline.train.metrics import TallySums
 log = logging.getLogger(__name__)
 TASK = "agreement"
 SAMPLES = "samples"
+Solve = Callable[[str, Counted, float], list[int]]
+"""Maps (policy, what its MACs are counted of, share of the MACs) to a solved schedule. Raises ConfigError."""
 TIMED = "timed"
 """Images on which rank 0 measures speed. A tally, so that all ranks know whether it has any."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model at one share of the MACs, which is 0 for the unmerged one, and its r of each block."""
+    """A model at one share of the MACs, which is 0 for the unmerged one, and its r of each block. kind: of
+    its schedule, see `Point`."""
 
     policy: str
     target: float
+    kind: str
     model: MergingModel
     schedule: list[int]
 
@@ -48,14 +54,17 @@ def agreement(
     device: torch.device,
     precision: str,
     rounds: int = 0,
+    schedules: Sequence[str] = (EVEN,),
+    solve: Solve | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Sweep | None:
     """The metrics of the signal for each policy at each share of the MACs, as means over the images.
 
     models: policy -> model on the device, in evaluation mode; `none` is among them. batches: those of this
     process. name: of the model. split: of the images. rounds: timed passes of the first batch; 0 leaves speed
-    out. Raises StopAsked once `stopping` says so, and ConfigError where no target can be reached or there are
-    no images. A collective: rank 0 alone measures speed and has the result, which is None on the others.
+    out. schedules: how a share is reached, of SCHEDULES; solve: gives those that are `solved`. Raises
+    StopAsked once `stopping` says so, and ConfigError where no target can be reached or there are no images.
+    A collective: rank 0 alone measures speed and has the result, which is None on the others.
     """
     ranks, sums = Processes(device), TallySums()
     entries: list[Entry] = []
@@ -66,7 +75,7 @@ def agreement(
                 raise StopAsked("the measurement was broken off, as asked")
             images = batch.to(device).images
             if first is None:
-                first, entries = images, _entries(models, targets, images[:1])
+                first, entries = images, _entries(models, targets, schedules, solve, images[:1])
                 if ranks.rank == 0:
                     sums.add({TIMED: torch.full((), len(images), device=images.device)})
             _add_batch(sums, signal, models["none"], entries, images)
@@ -89,6 +98,7 @@ def agreement(
         "batch": len(first),
         "pixels": list(first.shape[-2:]),
         "timed": "of the blocks, without the head",
+        "schedules": list(schedules),
     }
     return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions)
 
@@ -135,15 +145,29 @@ def _conditions(name: str, split: str, device: torch.device, precision: str) -> 
     }
 
 
-def _entries(models: Mapping[str, MergingModel], targets: Sequence[float], image: Tensor) -> list[Entry]:
+def _entries(
+    models: Mapping[str, MergingModel],
+    targets: Sequence[float],
+    schedules: Sequence[str],
+    solve: Solve | None,
+    image: Tensor,
+) -> list[Entry]:
     """The points to measure, the unmerged model first. A share that a policy cannot reach is left out with a
     warning."""
     counted_for(models["none"], image)
-    found = [Entry("none", 0, models["none"], [0] * len(models["none"].merging_blocks))]
-    for policy, model in models.items():
-        for target in targets if policy != "none" else ():
+    found = [Entry("none", 0, "", models["none"], [0] * len(models["none"].merging_blocks))]
+    wanted = [(policy, kind) for policy in models if policy != "none" for kind in dict.fromkeys(schedules)]
+    for policy, kind in wanted:
+        model = models[policy]
+        counted = counted_for(model, image)
+        for target in targets:
             try:
-                found.append(Entry(policy, target, model, counted_for(model, image).reduction_for(target)))
+                if kind == SOLVED:
+                    assert solve is not None, "who asks for solved schedules says by what"
+                    reached = solve(policy, counted, target)
+                else:
+                    reached = counted.reduction_for(target, within=WITHIN[kind])
+                found.append(Entry(policy, target, kind, model, reached))
             except ConfigError as err:
                 warn(log, "%s is left out at %s: %s", policy, target, err)
     if len(found) == 1 and len(models) > 1:
@@ -172,6 +196,7 @@ def _point(entry: Entry, image: Tensor, scores: Mapping[str, float], speed: list
     return Point(
         policy=entry.policy,
         target=entry.target,
+        kind=entry.kind,
         schedule=schedule,
         tokens=macs.tokens,
         macs=macs.total,

@@ -3,18 +3,19 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from launch.measure.points import MACS, Point, Sweep, Target
+from launch.measure.points import MACS, SOLVED, Point, Sweep, Target
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import in_unit, markdown, score
-from launch.report.words import metric_words, task_words
-from pipeline.errors import ConfigError, printable
+from launch.report.words import curve_label, metric_words, task_words
+from pipeline.errors import ConfigError, counted, printable
 from pipeline.files import replacing, write_text
+from pipeline.merging.schedule import plain_reduction
 
 
 def print_sweep(sweeps: Sequence[Sweep]) -> None:
@@ -29,6 +30,22 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
         machine += f", images of {'x'.join(map(str, where['pixels']))} pixels (the first)"
         timed = where.get("timed", "of the whole inference (all windows, all words)")
         print(f"images/s: {timed}, median of rounds in turns, {machine}")
+        for line in _solved(result):
+            print(line)
+
+
+def _solved(result: Sweep) -> Iterator[str]:
+    """The solved schedules, as other commands take them."""
+    points = [point for point in result.points if point.kind == SOLVED]
+    if not points:
+        return
+    where = result.conditions["solved_on"]
+    images = counted(where["images"], "image")
+    yield f"solved on {images} of {printable(str(where['source']))}, none of which are in these scores:"
+    for point in points:
+        listed = plain_reduction(list(point.schedule), len(point.schedule))
+        text = json.dumps(listed, separators=(",", ":"))
+        yield f"  {point.target:g}: --policy {point.policy} --reduction '{text}'"
 
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
@@ -89,6 +106,8 @@ def _has_decoder(result: Sweep) -> bool:
 
 def _table(result: Sweep) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, Callable[[Point], str]] = {"policy": lambda point: point.policy}
+    if len({point.kind for point in result.points}) > 1:
+        columns["schedule"] = lambda point: point.kind or "-"
     if result.conditions["targets"] != MACS:
         columns["target"] = lambda point: _target(point.target)
     for name, unit in result.units.items():
@@ -156,10 +175,11 @@ def _plot(result: Sweep, what: str, macs: Callable[[Point], int]) -> Plot:
         ]
         return Curve(label, [macs(point) for point in points], scores)
 
-    policies = dict.fromkeys(point.policy for point in result.points)
-    curves = [
-        curve(policy, [point for point in result.points if point.policy == policy]) for policy in policies
-    ]
+    kinds = len({point.kind for point in result.points})
+    points: dict[str, list[Point]] = {}
+    for point in result.points:
+        points.setdefault(curve_label(point.policy, point.kind if kinds > 1 else ""), []).append(point)
+    curves = [curve(label, own) for label, own in points.items()]
     runs, where = len(result.conditions["runs"]), result.conditions
     several = f"; {runs} runs, a band from the worst to the best" if runs > 1 else "; 1 run"
     return Plot(

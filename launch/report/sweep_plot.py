@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.report.words import policy_words
+from launch.report.words import PART, policy_words
 from launch.saved.policy_names import UNTRAINED
 from pipeline.extras import extra
 from pipeline.files import replacing
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = "osD^vP"
+LINES = ("-", ":", "-.")
+DASHED = "--"
 THICK, THIN = 3.6, 1.6
 """Widths of the first line and of the last in points, so that a line below an equal one is seen."""
 STEP = 0.06
@@ -44,7 +46,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Curve of one policy at K points. label: name of the policy. macs [K]: multiply-accumulates. scores
+    """Curve of one policy at K points. label: see `curve_label`. macs [K]: multiply-accumulates. scores
     [K][runs]: in the metric's unit."""
 
     label: str
@@ -106,25 +108,32 @@ def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Style:
-    """How a policy is drawn. An untrained control is dashed, in the colour of its policy."""
+    """How a curve is drawn, in the colour of its policy. An untrained control is dashed; of a second and
+    third kind of schedules the line is dotted and dash-dotted. hollow: whether markers are."""
 
     colour: str
     marker: str
-    dashed: bool
+    line: str
+    hollow: bool
     width: float
 
 
 def _styles(labels: Sequence[str]) -> dict[str, _Style]:
     """Label -> its style, the same in all plots of a figure."""
     names = list(dict.fromkeys(labels))
-    bases = sorted({label.removesuffix(UNTRAINED) for label in names})
+    parted = {label: label.partition(PART)[::2] for label in names}
+    bases = sorted({policy.removesuffix(UNTRAINED) for policy, _ in parted.values()})
+    kinds = list(dict.fromkeys(kind for _, kind in parted.values()))
     steps = max(1, len(names) - 1)
     styles: dict[str, _Style] = {}
     for i, label in enumerate(names):
-        number = bases.index(label.removesuffix(UNTRAINED))
+        policy, kind = parted[label]
+        number, other = bases.index(policy.removesuffix(UNTRAINED)), kinds.index(kind)
         width = THICK + (THIN - THICK) * i / steps
-        kind = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        styles[label] = _Style(*kind, label.endswith(UNTRAINED), width)
+        untrained = policy.endswith(UNTRAINED)
+        line = LINES[other % len(LINES)] if other or not untrained else DASHED
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + other) % len(MARKERS)]
+        styles[label] = _Style(colour, marker, line, untrained, width)
     return styles
 
 
@@ -154,12 +163,12 @@ def _draw(axes: Any, curve: Curve, style: _Style) -> tuple[float, float, str, st
     axes.plot(
         x,
         y,
-        linestyle="--" if style.dashed else "-",
+        linestyle=style.line,
         marker=style.marker,
         color=style.colour,
         linewidth=style.width,
         markersize=4 + style.width,
-        markerfacecolor="white" if style.dashed else style.colour,
+        markerfacecolor="white" if style.hollow else style.colour,
     )
     low, high = [min(curve.scores[k]) for k in order], [max(curve.scores[k]) for k in order]
     if low != high:

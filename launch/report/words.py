@@ -5,6 +5,8 @@ from pipeline.errors import printable
 
 CAPTION_SHARES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "SPICE")
 """Scores of captions in [0, 1], which papers give in per cent."""
+PART = ", "
+"""Between a policy and the kind of its schedules."""
 POLICIES = {
     "none": "no merging",
     "random": "random",
@@ -31,10 +33,18 @@ METRICS = {
 }
 
 
-def policy_words(policy: str) -> str:
-    """`DTEM, untrained` for dtem_untrained; the name of somebody's own policy with blanks."""
+def policy_words(label: str) -> str:
+    """`DTEM, untrained, solved` for the label of dtem_untrained under solved schedules; the name of
+    somebody's own policy with blanks."""
+    policy, part, kind = label.partition(PART)
     name = policy.removesuffix(UNTRAINED)
-    return POLICIES.get(name, task_words(name)) + (", untrained" if policy != name else "")
+    words = POLICIES.get(name, task_words(name)) + (", untrained" if policy != name else "")
+    return words + part + printable(kind)
+
+
+def curve_label(policy: str, kind: str) -> str:
+    """The label of a policy's curve under schedules of one kind; empty where a sweep has one kind alone."""
+    return f"{policy}{PART}{kind}" if kind else policy
 
 
 def metric_words(metric: str, unit: str = "") -> str:

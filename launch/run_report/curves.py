@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.report.sweep_plot import least_height
-from launch.report.words import metric_words, policy_words, task_words
+from launch.report.words import curve_label, metric_words, policy_words, task_words
 from launch.run_report.chart import Line, draw
 from launch.run_report.read import RunFacts
 
@@ -96,13 +96,13 @@ def _sweep_chart(
     times = 100.0 if unit == "%" else 1.0
     lines = [
         Line(
-            policy_words(policy),
+            policy_words(label),
             [
                 (x / size, times * sum(own) / len(own), times * min(own), times * max(own))
                 for x, own in sorted(points)
             ],
         )
-        for policy, points in found.items()
+        for label, points in found.items()
     ]
     samples = _of(sweep, "conditions").get("samples")
     count = samples if type(samples) is int and samples > 0 else 0
@@ -114,17 +114,20 @@ def _sweep_chart(
 
 
 def _points(sweep: Mapping[str, Any], metric: str) -> dict[str, list[tuple[float, list[float]]]]:
-    """Policy -> its (GMACs, score of each run)s."""
+    """Label of a curve -> its (GMACs, score of each run)s."""
     found: dict[str, list[tuple[float, list[float]]]] = {}
     points = sweep.get("points")
-    for point in points if isinstance(points, list) else ():
+    points = [point for point in points if isinstance(point, dict)] if isinstance(points, list) else []
+    several = len({str(point["kind"]) for point in points if point.get("kind")}) > 1
+    for point in points:
         try:
             scores = [float(value) for value in point["scores"][metric]]
             x, policy = float(point["gmacs"]), str(point["policy"])
         except (KeyError, TypeError, ValueError):
             continue
         if scores and all(map(math.isfinite, (*scores, x))):
-            found.setdefault(policy, []).append((x, scores))
+            label = curve_label(policy, str(point.get("kind", "")) if several else "")
+            found.setdefault(label, []).append((x, scores))
     return found
 
 

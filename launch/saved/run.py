@@ -234,6 +234,11 @@ def parse_reduction(text: str) -> ReductionSpec:
             f"reduction '{text}' is measured on a device, which `dtem evaluate`, `predict`, `bench` and "
             "`export` do; `dtem doctor --speed MODEL` prints it as r per block, to be given here"
         )
+    if text.startswith("solved"):
+        raise ConfigError(
+            f"reduction '{text}' is solved on images, in minutes: `dtem sweep --schedule solved` prints it "
+            "as r per block, to be given here"
+        )
     value = parse_value(text)
     if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):
         raise ConfigError(

@@ -88,6 +88,14 @@ class Counted:
         total = self.embed + sum(blocks) + sum(metric)
         return MacCount(total, self.embed, tuple(blocks), tuple(metric), after)
 
+    def macs_of_block(self, number: int, patches: int, r: int) -> int:
+        """MACs of one block that so many patches enter and r leave, with what the policy needs. Those of all
+        blocks add up, with `embed`, to those of the model."""
+        block, before = self.blocks[number], patches + self.num_prefix
+        attended = self.patches + self.num_prefix if self.virtual else before
+        own = _block_macs(block, before, before - r, attended)
+        return own + _metric_macs(block, before, self.num_prefix, r)
+
     def reduction_for(
         self, fraction: float | None = None, *, gmacs: float | None = None, within: float = 1.0
     ) -> list[int]:
@@ -115,7 +123,7 @@ def count_macs(
     """MACs of one image in inference, without a head. grid: (h, w) patches; None: the backbone's own.
     reduction: None takes the backbone's. Raises ConfigError for a wrong reduction."""
     grid = grid or backbone.grid
-    return _counted(backbone, grid).macs(backbone.schedule(grid, reduction))
+    return counted_vit(backbone, grid).macs(backbone.schedule(grid, reduction))
 
 
 def reduction_for_macs(
@@ -132,7 +140,7 @@ def reduction_for_macs(
     within: the share of the blocks, from the first one, that merge. Raises ConfigError where the largest
     reduction does not reach the target.
     """
-    return _counted(backbone, grid or backbone.grid).reduction_for(fraction, gmacs=gmacs, within=within)
+    return counted_vit(backbone, grid or backbone.grid).reduction_for(fraction, gmacs=gmacs, within=within)
 
 
 def counted_model(model: MergingModel, *inputs: Any) -> Counted:
@@ -150,7 +158,8 @@ def counted_model(model: MergingModel, *inputs: Any) -> Counted:
     )
 
 
-def _counted(backbone: MergingViT, grid: tuple[int, int]) -> Counted:
+def counted_vit(backbone: MergingViT, grid: tuple[int, int]) -> Counted:
+    """What MACs are counted of in a backbone, for inputs of grid (h, w) patches."""
     return Counted(
         list(backbone.blocks),
         grid[0] * grid[1],

@@ -24,6 +24,11 @@ PAGES = {name: name for name in SECTIONS} | {
     "folder": "at-the-top",
 }
 """Settings -> the heading of docs/configuration.md that they stand under."""
+ELSEWHERE = {
+    "merging.schedule": "no setting, as what is solved depends on what was trained: `dtem sweep --schedule "
+    "solved` prints r of each block, for merging.reduction=[9,7,0,4]; merging.within=0.5 merges early"
+}
+"""Names that a user may expect -> where what they mean is to be had."""
 _INVALID = object()
 """Stands for a value that could not be built; the reason is in the list of mistakes."""
 
@@ -100,7 +105,9 @@ def _build_section(cls: type, data: Any, path: str, mistakes: list[str]) -> Any:
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in known:
-            mistakes.append(f"{_join(path, key)}: {unknown_name('key', key, known)}")
+            whole = _join(path, key)
+            told = ELSEWHERE.get(".".join(whole.split(".")[-2:])) or unknown_name("key", key, known)
+            mistakes.append(f"{whole}: {told}")
     for name, spec in known.items():
         if (
             name not in data

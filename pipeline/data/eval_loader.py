@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
+import torch
+
 from pipeline.config.schema import DataConfig
 from pipeline.data.batches import BatchReader
 from pipeline.data.lanes import Share
@@ -12,6 +14,7 @@ from pipeline.data.shards.manifest import Manifest
 from pipeline.data.stalls import never
 from pipeline.errors import ConfigError, first_few
 from pipeline.interfaces import Batch
+from pipeline.rng import generator
 
 
 class EvalLoader:
@@ -61,6 +64,11 @@ class EvalLoader:
             known = first_few(sorted(there), 3, ", ")
             raise ConfigError(f"no sample has the key '{lacking[0]}'; there are {known}")
         self._shares = [share for share, own in found if not own.isdisjoint(keys)]
+
+    def draw(self, batches: int, seed: int) -> None:
+        """Leaves so many of the batches, or all, drawn from the seed, in their order."""
+        order = torch.randperm(len(self._shares), generator=generator(seed, "batches")).tolist()
+        self._shares = [self._shares[number] for number in sorted(order[:batches])]
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the good samples: `len(self)` batches, less where all samples of one are bad, and more where

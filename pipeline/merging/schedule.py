@@ -20,6 +20,10 @@ GridReduction = Callable[[tuple[int, int]], ReductionSpec]
 AnyReduction = ReductionSpec | GridReduction
 """A reduction, or a function of the grid that gives one."""
 
+EVEN, EARLY = "even", "early"
+WITHIN = {EVEN: 1.0, EARLY: 0.5}
+"""Schedule -> the share of the blocks, from the first one, that merge in it, all alike."""
+
 
 def mergeable(num_tokens: int, num_prefix: int) -> int:
     """Largest number of tokens that one block can remove."""

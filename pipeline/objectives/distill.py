@@ -47,11 +47,17 @@ def divergence(student: LogProbs, teacher: LogProbs, temperature: float = 1.0) -
 
     Where only some count, the mean is over all ranks, and with more than one rank the call is a collective.
     """
-    given, wanted = (_tempered(each.values, temperature) for each in (student, teacher))
-    gaps = F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=-1) * temperature**2
+    found = gaps(student, teacher, temperature)
     if student.counts is None:
-        return gaps.mean()
-    return mean_over_ranks(torch.where(student.counts, gaps, 0.0).sum(), student.counts.sum())
+        return found.mean()
+    return mean_over_ranks(torch.where(student.counts, found, 0.0).sum(), student.counts.sum())
+
+
+def gaps(student: LogProbs, teacher: LogProbs, temperature: float = 1.0) -> Tensor:
+    """[...]: the divergence of each of the student's distributions [..., K] from the teacher's, in nats, see
+    `divergence`; also of those that do not count."""
+    given, wanted = (_tempered(each.values, temperature) for each in (student, teacher))
+    return F.kl_div(given, wanted, log_target=True, reduction="none").sum(dim=-1) * temperature**2
 
 
 def _tempered(log_probs: Tensor, temperature: float) -> Tensor:

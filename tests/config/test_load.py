@@ -407,3 +407,9 @@ def test_any_data_is_a_run_or_a_config_error(data):
     ):
         with pytest.raises(ConfigError):
             from_plain(candidate)
+
+
+def test_what_is_no_setting_leads_to_where_it_is_to_be_had(run_file):
+    said = message(run_file, "merging.schedule=solved", "tasks.a.merging.schedule=solved")
+    assert "tasks.a.merging.schedule: no setting, as what is solved depends on what was trained" in said
+    assert "\n  merging.schedule: no setting" in said and "`dtem sweep --schedule solved` prints" in said

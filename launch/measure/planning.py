@@ -1,0 +1,138 @@
+"""The points of a sweep: which policy at which target, by which schedule."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+from launch.measure.compute import Grid
+from launch.measure.evaluator import warn
+from launch.measure.points import GIVEN, MACS, MERGED, SCHEDULES, SOLVED, TOKENS, Target
+from launch.saved.run import checked_reduction
+from pipeline.backbone.macs import reduction_for_macs
+from pipeline.backbone.vit import MergingViT
+from pipeline.errors import ConfigError
+from pipeline.merging.schedule import EVEN, WITHIN, AnyReduction, ReductionSpec, reduction_for_merged
+from pipeline.model import MultiTaskModel
+
+log = logging.getLogger(__name__)
+
+Models = dict[str, list[MultiTaskModel]]
+"""Policy -> its models, one per run with different weights."""
+Solver = Callable[[MergingViT, float, Grid], ReductionSpec]
+"""Maps (backbone, share, grid of patches) to the reduction that reaches the share."""
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What is asked of a sweep. targets: reductions where `exact`, else shares: of the patches to merge where
+    `merged`, else of the encoder's MACs. within: the share of the blocks that merge in even schedules.
+    schedules: of SCHEDULES. Raises ConfigError for what does not go together."""
+
+    targets: Sequence[Target]
+    merged: bool = False
+    exact: bool = False
+    within: float = 1.0
+    schedules: Sequence[str] = (EVEN,)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.within <= 1:
+            raise ConfigError(f"within is {self.within}; give a share of the blocks, in (0, 1]")
+        if self.within < 1 and self.exact:
+            raise ConfigError(
+                "within goes with shares (--macs, --merged); tokens removed per block are those of each "
+                "block, so leave it out"
+            )
+        check_schedules(self.schedules)
+        others = [name for name in self.schedules if name != EVEN]
+        if others and self.exact:
+            raise ConfigError(
+                f"schedule '{others[0]}' goes with shares (--macs); a reduction says r of each block itself, "
+                "so leave one of the two out"
+            )
+        if others and self.within < 1:
+            raise ConfigError(
+                f"within says which blocks merge, and so does schedule '{others[0]}'; leave one out"
+            )
+        if SOLVED in others and self.merged:
+            raise ConfigError(
+                "schedule 'solved' spends a number of MACs where merges cost least; give --macs in place of "
+                "--merged"
+            )
+
+    @property
+    def kind(self) -> str:
+        """Of the targets, in the words of a sweep's conditions."""
+        return TOKENS if self.exact else MERGED if self.merged else MACS
+
+    def solvers(self, solved: Callable[[], Solver]) -> dict[str, Solver | None]:
+        """Schedule -> its solver, None where targets are reductions. solved: makes that of SOLVED."""
+        if self.exact:
+            return {GIVEN: None}
+        spread = _merging if self.merged else reduction_for_macs
+        shares = WITHIN | {EVEN: self.within}
+        return {
+            name: solved() if name == SOLVED else partial(spread, within=shares[name])
+            for name in self.schedules
+        }
+
+
+def check_schedules(names: Sequence[str]) -> None:
+    """Raises ConfigError for what is none of SCHEDULES."""
+    for name in names:
+        if name not in SCHEDULES:
+            raise ConfigError(f"schedule is '{name}'; give one or more of {', '.join(SCHEDULES)}")
+
+
+def _merging(backbone: MergingViT, share: float, grid: Grid, *, within: float) -> ReductionSpec:
+    return reduction_for_merged(backbone.depth, share, grid, within=within)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A point to measure. schedule: its kind, see `Point`."""
+
+    policy: str
+    target: Target
+    schedule: str
+    reduction: AnyReduction
+
+
+def plan(
+    task: str,
+    models: Models,
+    wanted: Mapping[str, Sequence[Target]],
+    aims: Aims,
+    solved: Callable[[str], Solver],
+    grid: Grid,
+) -> list[Planned]:
+    """Points to measure. The metric's own MACs count, so the same MACs can be different reductions.
+
+    solved: makes the solver of solved schedules for a policy. Targets that a policy cannot reach on the first
+    input's grid are left out with a warning. Raises ConfigError where none is left.
+    """
+    found = [Planned("none", target, "", target) for target in wanted["none"]]
+    for policy, targets in wanted.items():
+        if policy == "none":
+            continue
+        for name, solve in aims.solvers(partial(solved, policy)).items():
+            for target in targets:
+                try:
+                    reduction = _reduction(models[policy][0], target, solve, grid)
+                    found.append(Planned(policy, target, name, reduction))
+                except ConfigError as err:
+                    warn(log, "%s, task %s, is left out at %s: %s", policy, task, target, err)
+    if {point.policy for point in found} == {"none"} != set(wanted):
+        raise ConfigError(
+            f"no policy can be run at any of the asked points of task '{task}': see the reasons above"
+        )
+    return found
+
+
+def _reduction(model: MultiTaskModel, target: Target, solve: Solver | None, grid: Grid) -> AnyReduction:
+    if solve is None or not isinstance(target, float):
+        return checked_reduction(model, grid, target)
+    reached = cache(partial(solve, model.backbone, target))
+    # raises ConfigError now, before anything is measured
+    reached(grid)
+    return reached

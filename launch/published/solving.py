@@ -1,0 +1,100 @@
+"""Solved schedules of a published model, by its signal on pictures without labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from launch.measure.solving import Solving, solved_with_bar
+from launch.published.pictures import Pictures, find_pictures
+from pipeline.backbone.macs import Counted
+from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.solved_schedule import Measure, ScheduleSolver
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Batch
+from pipeline.objectives.signal import LOGITS, Signal
+from pipeline.rng import generator
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Pictures to solve on, by number, and the numbers of those of the reported set that are none of them.
+    told: what a sweep says of them."""
+
+    pictures: Pictures
+    numbers: Sequence[int]
+    reported: Sequence[int]
+    told: Mapping[str, Any]
+
+
+def apart_from(reported: Pictures, name: str, solving: Solving) -> Apart:
+    """Pictures to solve on, drawn from the seed: of their own source, or some of the reported set, which then
+    lacks them. name: of that set. Raises ConfigError where they would be the same, or are too few."""
+    solving.check()
+    pictures = reported if solving.source is None else find_pictures(solving.source)
+    if solving.source is not None and pictures.digest == reported.digest:
+        raise ConfigError(
+            f"--solve-on {solving.source} are the pictures that are reported on; give others, or leave it "
+            "out, and a part of them is solved on and not reported"
+        )
+    count, images = len(pictures), solving.images
+    if solving.source is None and count < 2 * images:
+        raise ConfigError(
+            f"schedules are solved on {images} pictures, which are not reported on, and there are {count} in "
+            f"all; give --solve-images {max(1, count // 4)}, or --solve-on others"
+        )
+    drawn = torch.randperm(count, generator=generator(solving.seed, "solve")).tolist()[:images]
+    taken = set(drawn) if solving.source is None else set()
+    rest = [number for number in range(len(reported)) if number not in taken]
+    told = asdict(solving) | {"source": solving.source or name, "images": len(drawn)}
+    return Apart(pictures, sorted(drawn), rest, told)
+
+
+def damage_of(
+    model: MergingModel,
+    unmerged: MergingModel,
+    signal: Signal,
+    batches: Sequence[Batch],
+    device: torch.device,
+) -> Measure:
+    """Maps r of each block to the mean divergence of the model's logits from the unmerged one's, or, of
+    features, to the mean squared error as a share, in float32. Both models are on the device, in evaluation
+    mode."""
+    metric = "divergence" if signal.kind == LOGITS else "error"
+    exact = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(), exact:
+        moved = [batch.to(device).images for batch in batches]
+        whole = [signal.read(unmerged, signal.encode(unmerged, images)) for images in moved]
+
+    def measure(schedule: Sequence[int]) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        with torch.inference_mode(), exact:
+            for images, wanted in zip(moved, whole, strict=True):
+                found = signal.read(model, signal.encode(model, images, reduction=list(schedule)))
+                total = total + signal.compare(found, wanted)[metric].sum()
+        return float(total) / sum(map(len, moved))
+
+    return measure
+
+
+class Solvers:
+    """Maps (policy, what its MACs are counted of, share of the MACs) to a solved schedule; see
+    `damage_of`."""
+
+    def __init__(
+        self,
+        models: Mapping[str, MergingModel],
+        signal: Signal,
+        batches: Sequence[Batch],
+        device: torch.device,
+    ):
+        self._made_of = models, signal, batches, device
+        self._solvers: dict[str, ScheduleSolver] = {}
+
+    def __call__(self, policy: str, counted: Counted, share: float) -> list[int]:
+        models, signal, batches, device = self._made_of
+        if policy not in self._solvers:
+            measure = damage_of(models[policy], models["none"], signal, batches, device)
+            self._solvers[policy] = ScheduleSolver(counted, measure)
+        return solved_with_bar(self._solvers[policy], share, f"{policy} at {share:g}").schedule
