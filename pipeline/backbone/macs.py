@@ -90,11 +90,16 @@ class Counted:
 
     def macs_of_block(self, number: int, patches: int, r: int) -> int:
         """MACs of one block that so many patches enter and r leave, with what the policy needs. Those of all
-        blocks add up, with `embed`, to those of the model."""
+        blocks add up, with `macs_before`, to those of the model."""
         block, before = self.blocks[number], patches + self.num_prefix
         attended = self.patches + self.num_prefix if self.virtual else before
         own = _block_macs(block, before, before - r, attended)
-        return own + _metric_macs(block, before, self.num_prefix, r)
+        return own + _metric_macs(block, before, self.num_prefix, r, merged=patches < self.patches)
+
+    def macs_before(self, *, merges: bool) -> int:
+        """MACs before the first block. merges: whether any block does."""
+        first = self.blocks[0]
+        return self.embed + (first.policy.start_macs(self.patches, first.width) if merges else 0)
 
     def reduction_for(
         self, fraction: float | None = None, *, gmacs: float | None = None, within: float = 1.0

@@ -23,7 +23,7 @@ class MacsGoal:
 
     def macs(self, schedule: Sequence[int]) -> int:
         """MACs of one image under r of each block, none more than the block can merge."""
-        total, left = self.counted.embed, self.counted.patches
+        total, left = self.counted.macs_before(merges=any(schedule)), self.counted.patches
         for block, r in enumerate(schedule):
             total += self._of_block(block, left, r)
             left -= r

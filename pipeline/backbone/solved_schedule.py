@@ -16,7 +16,13 @@ from torch import Tensor
 from pipeline.backbone.macs import Counted
 from pipeline.backbone.macs_goal import MacsGoal
 from pipeline.errors import ConfigError
-from pipeline.merging.damage import damage_curve, levels_of, planned_schedule, step_costs, step_macs
+from pipeline.merging.damage import (
+    costs_by_block,
+    costs_by_rest,
+    damage_curve,
+    planned_schedule,
+    step_macs,
+)
 from pipeline.merging.schedule import EVEN, WITHIN, mergeable
 
 Measure = Callable[[Sequence[int]], float]
@@ -27,13 +33,15 @@ STEPS = (1 / 16, 1 / 32, 1 / 64)
 """Shares of the patches that an exchange moves, one after the other."""
 TRIES_PER_BLOCK = 4
 """Schedules that are measured for a target, at most, for each block."""
-PLANNED = "planned"
+PLANS = {"planned by block": 1.0, "planned by both": 0.5, "planned by rest": 0.0}
+"""Plan that a search begins with -> how much it takes damage for a matter of how much a block merges at once,
+and not of how few patches are left."""
 
 
 @dataclass(frozen=True)
 class Solved:
     """r of each block, its MACs and its measure. starts: schedule and measure of what the search began with:
-    `even`, `early` where that can reach the target, and `planned`."""
+    `even`, `early` where that can reach the target, and PLANS."""
 
     schedule: list[int]
     macs: int
@@ -110,10 +118,13 @@ class ScheduleSolver:
                     raise
                 continue
             found[name] = list(self._counted.schedule(reduction))
-        costs, macs = self._tables
-        planned = planned_schedule(costs, macs, goal.most - self._counted.embed, self._counted.patches)
-        if goal.meets(planned):
-            found[PLANNED] = goal.tight(planned)
+        by_block, by_rest, macs = self._tables
+        most = goal.most - self._counted.macs_before(merges=True)
+        for name, share in PLANS.items():
+            costs = share * by_block + (1 - share) * by_rest
+            planned = planned_schedule(costs, macs, most, self._counted.patches)
+            if goal.meets(planned):
+                found[name] = goal.tight(planned)
         return found
 
     def _singles(self) -> list[int]:
@@ -123,14 +134,14 @@ class ScheduleSolver:
         return list(dict.fromkeys(wanted))
 
     @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        """The damage and the MACs of steps of blocks, see `pipeline.merging.damage`."""
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`costs_by_block`, `costs_by_rest` and `step_macs`."""
         patches, curves = self._counted.patches, []
         for block in range(self._depth):
             alone = {r: [r if i == block else 0 for i in range(self._depth)] for r in self._singles()}
             curves.append(damage_curve([(r, self._measured(own)) for r, own in alone.items()], patches))
-        levels = levels_of(patches)
-        return step_costs(curves, levels), step_macs(self._counted.macs_of_block, self._depth, patches)
+        macs = step_macs(self._counted.macs_of_block, self._depth, patches)
+        return costs_by_block(curves, patches), costs_by_rest(curves, patches), macs
 
     def _better(self, goal: MacsGoal, best: list[int], step: int) -> list[int] | None:
         """A schedule that is better by exchanges of `step` tokens; None where none of the promising ones is,

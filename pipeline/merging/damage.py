@@ -12,6 +12,8 @@ from torch import Tensor
 
 Single = tuple[int, float]
 """r tokens that one block alone removes, and the damage of that."""
+Curve = Callable[[float], float]
+"""Maps the number of patches that are gone behind a block to the damage."""
 MOST_LEVELS = 64
 """Levels between which plans choose; more are merged in steps of several tokens."""
 PRICES = -60.0, 60.0
@@ -26,7 +28,7 @@ def levels_of(patches: int) -> list[int]:
     return list(range(0, max(1, patches), -(-patches // MOST_LEVELS)))
 
 
-def damage_curve(singles: Sequence[Single], patches: int) -> Callable[[int], float]:
+def damage_curve(singles: Sequence[Single], patches: int) -> Curve:
     """The damage of a block behind which so many of P patches are gone.
 
     A power of log(P / patches left) between any two of the singles, which are at least one, ascending in r.
@@ -44,7 +46,7 @@ def damage_curve(singles: Sequence[Single], patches: int) -> Callable[[int], flo
         log(values[i + 1] / values[i]) / log(places[i + 1] / places[i]) for i in range(len(values) - 1)
     ] or [1.0]
 
-    def curve(gone: int) -> float:
+    def curve(gone: float) -> float:
         if gone <= 0:
             return 0.0
         place = _halvings(gone, patches)
@@ -58,15 +60,29 @@ def damage_curve(singles: Sequence[Single], patches: int) -> Callable[[int], flo
     return curve
 
 
-def _halvings(gone: int, patches: int) -> float:
+def _halvings(gone: float, patches: int) -> float:
     return log(patches / (patches - gone))
 
 
-def step_costs(damage: Sequence[Callable[[int], float]], levels: Sequence[int]) -> Tensor:
-    """[B, L, L] float64: what block b adds to the damage where it goes from level i to level j: the damage of
-    its own curve at j less that at i, as what is gone by then was the easiest to merge."""
+def costs_by_rest(damage: Sequence[Curve], patches: int) -> Tensor:
+    """[B, L, L] float64: what block b adds to the damage where it goes from level i to level j, if that
+    depends on how few patches are left: the damage of its curve at j less that at i, as what is gone by then
+    was the easiest to merge."""
+    levels = levels_of(patches)
     curves = torch.tensor([[curve(gone) for gone in levels] for curve in damage], dtype=torch.float64)
     return curves[:, None, :] - curves[:, :, None]
+
+
+def costs_by_block(damage: Sequence[Curve], patches: int) -> Tensor:
+    """The same, if it depends on how much a block merges at once: the damage of its curve at the share of its
+    patches that it removes."""
+    levels = levels_of(patches)
+    found = torch.zeros(len(damage), len(levels), len(levels), dtype=torch.float64)
+    for i, gone in enumerate(levels):
+        for j, later in enumerate(levels[i:], i):
+            share = (later - gone) / (patches - gone)
+            found[:, i, j] = torch.tensor([curve(share * patches) for curve in damage], dtype=torch.float64)
+    return found
 
 
 def step_macs(macs: Callable[[int, int, int], int], blocks: int, patches: int) -> Tensor:
@@ -83,8 +99,8 @@ def step_macs(macs: Callable[[int, int, int], int], blocks: int, patches: int) -
 
 
 def cheapest_path(costs: Tensor, macs: Tensor, price: float) -> list[int]:
-    """The level behind each block that has the least sum of damage and price times MACs; see `step_costs`
-    and `step_macs`."""
+    """The level behind each block that has the least sum of damage and price times MACs. costs, macs
+    [B, L, L]: see `costs_by_rest`, `costs_by_block` and `step_macs`."""
     whole = costs + price * macs
     ahead = torch.zeros(whole.shape[-1], dtype=torch.float64)
     chosen: list[Tensor] = []

@@ -8,23 +8,24 @@ import torch
 from pipeline.merging.damage import (
     MOST_LEVELS,
     cheapest_path,
+    costs_by_block,
+    costs_by_rest,
     damage_curve,
     levels_of,
     planned_schedule,
-    step_costs,
     step_macs,
 )
 
 PATCHES, BLOCKS = 12, 3
 
 
-@pytest.fixture
-def tables():
+@pytest.fixture(params=[costs_by_block, costs_by_rest])
+def tables(request):
     """Damage that differs by block, and MACs that fall with the patches that are left."""
     weights = torch.rand(BLOCKS, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
     curves = [damage_curve([(2, float(w)), (6, float(9 * w))], PATCHES) for w in weights]
     macs = step_macs(lambda block, patches, r: 10 * patches + 30 * (patches - r), BLOCKS, PATCHES)
-    return step_costs(curves, levels_of(PATCHES)), macs
+    return request.param(curves, PATCHES), macs
 
 
 def paths():
