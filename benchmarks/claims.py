@@ -52,6 +52,13 @@ TABLE = (
         peers=("dtem",),
     ),
     Row("soft_assignment_cpu", "soft_assignment.py", short="--repeats 3 --batches 8", peers=("dtem",)),
+    Row(
+        "policies_vs_peers",
+        "policies_vs_peers.py",
+        short="--images 1",
+        needs=("opentome",),
+        peers=("opentome",),
+    ),
     Row("merge_share_cpu", "merge_share.py", short="--repeats 2 --batches 1"),
     Row("unmerge_cpu", "unmerge.py", short="--repeats 2 --batches 1 --within 0.5"),
     Row(

@@ -52,6 +52,20 @@ def opentome_dtem(weights: nn.Module, folder: str, *, r: int) -> nn.Module:
     return model
 
 
+def opentome_pitome(weights: nn.Module, folder: str, *, r: int | list[int]) -> nn.Module:
+    model = deepcopy(weights)
+    _package(folder, "opentome.timm.pitome").pitome_apply_patch(model)
+    model.r = r  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+def opentome_tofu(weights: nn.Module, folder: str, *, r: int | list[int]) -> nn.Module:
+    model = deepcopy(weights)
+    _package(folder, "opentome.timm.tofu").tofu_apply_patch(model)
+    model.r = r  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
 MODELS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "release": ("dtem", release),
     "tome": ("tome", tome),

@@ -63,6 +63,9 @@ class Assignment:
     """[B, K, E], in the dtype of the sizes: the part of each source that is added to each slot, in tokens and
     in sizes, which are then sums. Nothing else arrives, and `slot` only says what unmerging reads. None:
     sources give to their slots alone. It goes without shares, weights and parts."""
+    keeps_norm: bool = False
+    """Whether a token that receives others gets the largest norm of theirs and its own, in the direction of
+    the mean. Only the tokens themselves do, not what they carry. It goes without shares and spread."""
 
     @classmethod
     def of(
@@ -70,7 +73,7 @@ class Assignment:
     ) -> "Assignment":
         """An assignment from positions within each image: keep and source in [0, M), slot in [0, K).
 
-        rest: share, weight, part, spread and num_active, which is K where it is not given.
+        rest: share, weight, part, spread, keeps_norm and num_active, which is K where it is not given.
         """
         first = rows_of(keep.shape[0], 1, keep.device)
         num_slots = keep.shape[1]

@@ -92,15 +92,16 @@ class MergingBlock(nn.Module):
         *,
         relaxed: bool,
         task: str | None = None,
+        depth: float = 0.0,
         tell: Callable[[MergePoint], None] | None = None,
     ) -> TokenState:
         """The state after the block, with r tokens less. Where only the first tokens attend, no others go on,
         and none merge.
 
         place: sizes, where an earlier block merged, and rotary positions. relaxed: use the policy's
-        differentiable merge. task: the one whose metric embedding decides, where tasks have their own. tell:
-        called with the block's MergePoint. Raises ConfigError where that is asked of a policy without a
-        metric.
+        differentiable merge. task: the one whose metric embedding decides, where tasks have their own. depth:
+        the share of the model's blocks that lie before this one. tell: called with the block's MergePoint.
+        Raises ConfigError where that is asked of a policy without a metric.
         """
         in_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         if r > 0 and self.metric is not None and in_inference:
@@ -123,6 +124,7 @@ class MergingBlock(nn.Module):
             size=place.size,
             scale=attended.scale,
             embed=embed,
+            depth=depth,
         )
         if tell is not None:
             point = self._observed(state, evidence)

@@ -110,7 +110,8 @@ def run_blocks(
             exact=how.relaxed and block.policy.exact_attention,
             queries=state.num_prefix if how.leaves_patches(i) and _can_ask(block, state) else None,
         )
-        options: dict[str, Any] = {"relaxed": how.relaxed, "task": how.task}
+        depth = i / len(how.schedule)
+        options: dict[str, Any] = {"relaxed": how.relaxed, "task": how.task, "depth": depth}
         if observed:
             state = block(state, r, place, **options, tell=points.append)
             points[-1] = replace(points[-1], rope=averaged, rope_probe=probe)

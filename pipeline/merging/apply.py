@@ -100,7 +100,8 @@ class _Move:
             return self._total(*self._parts(widened(tokens))).to(tokens.dtype), self.size
         if moves_on_cpu(tokens, self.counted, self.assignment):
             return moved_on_cpu(tokens, self.counted, self.assignment, SMALLEST)
-        return self.mean(tokens), self.size
+        means = self.mean(tokens)
+        return self._stretched(means, tokens) if self.assignment.keeps_norm else means, self.size
 
     def _weigh(self) -> _Weights:
         assignment, least = self.assignment, SMALLEST
@@ -149,6 +150,18 @@ class _Move:
             total = add_weighted_rows(total, slots, exact, a.keep, weights.own)
             total = add_weighted_rows(total, a.slot, exact, a.source, weights.given)
         return quotient(total, weights.whole).to(values.dtype)
+
+    def _stretched(self, means: Tensor, tokens: Tensor) -> Tensor:
+        """The means [B, K, C] of the slots that receive, with the largest norm of the tokens [B, M, C] in
+        them. What counts 0 is left out, such as padding."""
+        a, exact = self.assignment, widened(means)
+        norms = torch.linalg.vector_norm(widened(tokens), dim=-1) * (self.counted > 0)
+        own, given = (take_rows(norms, index).flatten() for index in (a.keep, a.source))
+        largest = own.scatter_reduce(0, a.slot.flatten(), given, "amax")
+        stretch = largest / torch.linalg.vector_norm(exact, dim=-1).flatten().clamp(min=SMALLEST)
+        # a mean is at most as long as the longest; what is above 1 by rounding alone stays as it is
+        stretch = stretch.where(stretch > 1 + 8 * SMALLEST, 1.0).view_as(a.keep)
+        return (exact * per_row(stretch, exact)).to(means.dtype)
 
     def _parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The values that stay, [B, K, ...], and those that are given, [B, E, ...]."""

@@ -21,7 +21,8 @@ class Evidence:
     tokens [B, M, C]: input of the attention, after the block's first norm. q, k [B, H, M, D]: its queries and
     keys, as in its logits. keys [B, H, M, D]: the keys before rotary positions; None: the same. scale: factor
     of the logits. size [B, M]: how often each key counts; None: once. embed: the block's learned embedding,
-    which maps [B, M, C] to [B, M, F]; None where it has none.
+    which maps [B, M, C] to [B, M, F]; None where it has none. depth: the share of the model's blocks that
+    lie before this one, in [0, 1).
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class Evidence:
         keys: Tensor | None = None,
         size: Tensor | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
+        depth: float = 0.0,
     ):
         self.tokens, self._q, self._k = tokens, q, k
         self._keys = k if keys is None else keys
         self._scale, self._size, self._embed = scale, size, embed
+        self.depth = depth
         self._known: dict[str, Any] = {}
 
     @property

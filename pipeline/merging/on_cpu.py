@@ -13,7 +13,8 @@ def moves_plainly(tokens: Tensor, size: Tensor, assignment: Assignment) -> bool:
     """Whether each source gives to one slot, weights are sizes, and nothing learns. size [B, M]: what counts
     of each token."""
     a, learns = assignment, torch.is_grad_enabled() and (tokens.requires_grad or size.requires_grad)
-    return a.share is None and a.weight is None and a.spread is None and not learns
+    plain = a.share is None and a.weight is None and a.spread is None and not a.keeps_norm
+    return plain and not learns
 
 
 def moves_on_cpu(tokens: Tensor, size: Tensor, assignment: Assignment) -> bool:

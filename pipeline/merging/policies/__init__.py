@@ -1,11 +1,18 @@
 """Merge policies: one file each, found by this list."""
 
 from pipeline.merging.policies import (  # noqa: F401  (registration)
+    ailurus,
+    algm,
+    atc,
     dtem,
     evit,
+    grid_average,
     gtp,
+    mutual,
     none,
+    pitome,
     random,
+    tofu,
     tome,
     vid_tldr,
 )

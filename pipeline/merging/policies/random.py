@@ -1,18 +1,15 @@
 """Random pairs: the baseline that any metric has to beat."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pipeline.merging.evidence import Evidence
+from pipeline.merging.made_once import MadeOnce
 from pipeline.merging.matching import pair_up, parity_split, rank
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
-_DRAWN: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
-MOST_DRAWN = 1024
-"""Merges whose draws are kept; a model has one for each block and size of image."""
+_DRAWN = MadeOnce()
 
 
 @POLICIES.register("random")
@@ -37,19 +34,14 @@ class RandomMerging(MergePolicy):
 @torch.compiler.assume_constant_result
 def drawn(
     seed: int, num_sources: int, num_destinations: int, r: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Order of the sources [1, Na], and destinations [1, r]. They differ between blocks, which have different
     numbers of tokens. The host waits for the device at the first such merge alone."""
-    merge = seed, num_sources, num_destinations, r, device
-    if (known := _DRAWN.get(merge)) is not None:
-        return known
-    with torch.inference_mode(False):  # what is made under it could not be used in training
+
+    def draw() -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
         order = torch.rand(1, num_sources, generator=generator).argsort(dim=-1)
         target = torch.randint(num_destinations, (1, r), generator=generator)
-        pairs = order.to(device), target.to(device)
-    if all(type(row) is Tensor for row in pairs):  # not of a trace
-        if len(_DRAWN) >= MOST_DRAWN:
-            _DRAWN.clear()
-        _DRAWN[merge] = pairs
-    return pairs
+        return order.to(device), target.to(device)
+
+    return _DRAWN.get((seed, num_sources, num_destinations, r, device), draw)

@@ -1,0 +1,132 @@
+"""Policies beside others' code of the same systems: the largest difference of the logits, on the same random
+weights and images, in float64. Where the two differ on purpose, the result says which departs from the paper.
+
+    python benchmarks/policies_vs_peers.py --peer opentome=FOLDER
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from contestants import CLASSES, logits_of, ours
+from options import random_images
+from peer_paths import add_peers
+from peers import opentome_pitome, opentome_tofu, say_failed
+from record import write_record
+from torch import nn
+
+NAME = "deit_tiny_patch16_224"
+DEPTH, R = 12, 8
+SAME = 1e-4
+"""Largest difference of logits that are the same."""
+FIRST, SECOND = [R] * 6 + [0] * 6, [0] * 6 + [R] * 6
+"""Tokens that each block removes, in one half of the blocks."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """build: the peer's model, of (weights, folder, r=...). options: of our policy. departs: who departs from
+    the paper, where the two differ; None: they are the same."""
+
+    peer: str
+    build: Callable[..., nn.Module]
+    policy: str
+    schedule: list[int]
+    options: dict[str, Any] = field(default_factory=dict)
+    departs: str | None = None
+
+
+CASES = {
+    "PiToMe, second half of the blocks": Case(
+        "opentome", opentome_pitome, "pitome", SECOND, {"margin": 0.75}
+    ),
+    "PiToMe, first half of the blocks": Case(
+        "opentome",
+        opentome_pitome,
+        "pitome",
+        FIRST,
+        {"margin": 0.75},
+        "OpenToMe departs: its first half of the blocks parts all tokens by energy and merges the most similar "
+        "pairs, where the paper merges the 2r tokens of the highest energy",
+    ),
+    "ToFu, first half of the blocks": Case("opentome", opentome_tofu, "tofu", FIRST),
+    "ToFu, last block but one": Case(
+        "opentome",
+        opentome_tofu,
+        "tofu",
+        [0] * 10 + [R, 0],
+        departs="OpenToMe departs: it divides the mean by the norm of the destination, where MLERP divides it by "
+        "the mean's own, so that the result has the largest norm of the pair",
+    ),
+}
+"""Neither peer counts sizes in attention, so ours does not here (`proportional_attention="never"`). OpenToMe's
+margins fall from 0.75, the paper's from 0.9."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=4, help="random images (default 4)")
+    parser.add_argument("--record", default="benchmarks/records/policies_vs_peers.json")
+    add_peers(parser)
+    args = parser.parse_args()
+    claim = (
+        f"{NAME}, random weights and images, float64: logits of a policy are those of the peer up to {SAME}, or "
+        "it is said which of the two departs from the paper"
+    )
+    write_record(args.record, claim, compared(args))
+
+
+def compared(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    weights, images = random_weights(), random_images(args.images, torch.device("cpu")).double()
+    for name, case in CASES.items():
+        if case.peer not in args.peer:
+            continue
+        try:
+            theirs = logits(case.build(weights, args.peer[case.peer], r=case.schedule), images)
+        except Exception as err:  # whatever a stranger's code raises
+            say_failed(name, err)
+            continue
+        mine = logits(our_model(weights, case), images)
+        unmerged = logits(our_model(weights, case, merges=False), images)
+        yield result_of(name, case, mine, theirs, unmerged)
+
+
+def result_of(
+    name: str, case: Case, mine: torch.Tensor, theirs: torch.Tensor, unmerged: torch.Tensor
+) -> dict[str, Any]:
+    """Raises RuntimeError where logits that should be the same are not, or the other way round."""
+    apart, by_merging = ((mine - other).abs().max().item() for other in (theirs, unmerged))
+    if (apart <= SAME) != (case.departs is None):
+        raise RuntimeError(f"{name}: logits differ by {apart:.2e}, which is not what is said of it")
+    scores = {"largest difference": apart, "largest difference from the unmerged model": by_merging}
+    return {"name": name, "scores": scores} | ({"departs": case.departs} if case.departs else {})
+
+
+def random_weights() -> nn.Module:
+    """timm's model in float64, with weights so large that tokens differ."""
+    torch.manual_seed(0)
+    model = timm.create_model(NAME, num_classes=CLASSES).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def our_model(weights: nn.Module, case: Case, *, merges: bool = True) -> nn.Module:
+    r: Any = case.schedule if merges else 0
+    model = ours(weights, NAME, policy=case.policy, r=r, proportional_attention="never", **case.options)
+    return model.double()
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return logits_of(model.eval(), images)
+
+
+if __name__ == "__main__":
+    main()

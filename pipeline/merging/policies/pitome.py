@@ -1,0 +1,73 @@
+"""PiToMe (Tran et al., NeurIPS 2024, arXiv 2405.16148): tokens in dense groups merge, those that stand alone
+are protected.
+
+The energy of a token is the mean over all patches of f(cosine of their keys - margin), where f is the ELU:
+high for a token with many like it. The 2r tokens of the highest energy are parted in turns, and each of one
+half merges into the one of the other that is most like it. The margin falls from block to block.
+
+As their release computes it; the paper's equation has the cosine itself where that is above the margin. Not
+taken over: the release's first half of the blocks, which parts all tokens by energy and merges the r most
+similar pairs.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+from pipeline.merging.evidence import Evidence
+from pipeline.merging.groups import all_pairs, join, likeness, positions, real
+from pipeline.merging.matching import FAR
+from pipeline.merging.policy import POLICIES, MergePolicy
+from pipeline.token_state import Assignment, TokenState
+
+
+@POLICIES.register("pitome")
+class PiToMe(MergePolicy):
+    """Merges tokens that are like many others, and protects the rest.
+
+    margin: of the first block, in [-1, 1]; it falls to 0 towards the last one. alpha: how much what is below
+    the margin counts against a token. Raises ConfigError.
+    """
+
+    needs = frozenset({"keys"})
+
+    def __init__(self, *, margin: float = 0.9, alpha: float = 1.0):
+        if not -1 <= margin <= 1:
+            raise ConfigError(f"pitome: margin is {margin}; give a cosine, in [-1, 1]")
+        if alpha < 0:
+            raise ConfigError(f"pitome: alpha is {alpha}; give 0 or more")
+        self.margin, self.alpha = margin, alpha
+
+    def macs(
+        self, num_tokens: int, num_prefix: int, r: int, widths: Mapping[str, int], *, merged: bool
+    ) -> int:
+        return all_pairs(num_tokens, num_prefix) * sum(widths[name] for name in self.needs)
+
+    def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
+        alike = likeness(evidence.keys, state)
+        energy = energies(alike, self.margin * (1 - evidence.depth), self.alpha, real(state))
+        ranked = energy.argsort(dim=-1, descending=True, stable=True)[:, : 2 * r]
+        giving, receiving = ranked[:, ::2], ranked[:, 1::2]
+        between = alike.gather(1, giving[..., None].expand(-1, -1, alike.shape[2]))
+        between = between.gather(2, receiving[:, None].expand(-1, r, -1))
+        if state.quota is None:
+            target = receiving.gather(1, between.argmax(dim=-1))
+        else:
+            beyond = torch.arange(r, device=energy.device) >= state.quota[:, None]
+            target = receiving.gather(1, between.masked_fill(beyond[:, None], FAR).argmax(dim=-1))
+            target = target.where(~beyond, giving)
+        return join(state, positions(state).scatter(1, giving, target), r)
+
+
+def energies(alike: Tensor, margin: float, alpha: float, real: Tensor | None = None) -> Tensor:
+    """[B, n]: the energy of each patch, from the cosines [B, n, n]. real [B, n]: which are no padding, whose
+    energy is -inf."""
+    excess = F.elu(alike - margin, alpha)
+    if real is None:
+        return excess.mean(dim=-1)
+    total = excess.masked_fill(~real[:, None], 0).sum(dim=-1)
+    energy = total / real.sum(dim=-1, keepdim=True).clamp(min=1)
+    return energy.masked_fill(~real, -torch.inf)
