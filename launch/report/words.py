@@ -15,6 +15,13 @@ POLICIES = {
     "evit": "EViT",
     "gtp": "GTP-ViT",
     "vid_tldr": "vid-TLDR",
+    "pitome": "PiToMe",
+    "tofu": "ToFu",
+    "mutual": "mutual pairs",
+    "atc": "ATC",
+    "algm": "ALGM",
+    "grid_average": "patch averaging",
+    "ailurus": "AiluRus-style",
 }
 METRICS = {
     "top1": "top-1 accuracy",

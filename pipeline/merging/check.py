@@ -65,3 +65,6 @@ def _faults_of_amounts(a: Assignment, state: TokenState) -> Iterator[str]:
         both = [other for other in others if other in given]
         if name in given and both:
             yield f"{name} goes without {', '.join(both)}; give one of them"
+    summed = [name for name in ("share", "spread") if name in given]
+    if a.keeps_norm and summed:
+        yield f"keeps_norm goes without {', '.join(summed)}; give one of them"

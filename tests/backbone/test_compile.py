@@ -7,8 +7,11 @@ from tiny import images, tiny_vit
 from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import slots
 
+COMPILED = ["none", "tome", "dtem", "random", "pitome", "tofu", "tofu_late", "mutual", "atc", "algm"]
+COMPILED += ["grid_average", "ailurus"]
 
-@pytest.mark.parametrize("variant", ["none", "tome", "dtem", "random"])
+
+@pytest.mark.parametrize("variant", COMPILED)
 def test_inference_compiles_without_a_graph_break(variant):
     """fullgraph=True raises at a break. In float64, as another kernel may round otherwise and so choose other
     pairs."""

@@ -27,7 +27,10 @@ DTEM_VARIANTS: dict[str, dict[str, Any]] = {
     "dtem_straight_through": {"split": "parity", "relaxation": "straight_through"},
     "dtem_reference": {"split": "reference", "relaxation": "soft"},
 }
-OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"evit_fused": ("evit", {"fuse": True})}
+OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "evit_fused": ("evit", {"fuse": True}),
+    "tofu_late": ("tofu", {"until": 0.0}),
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = (
     {name: (name, {}) for name in POLICIES.names()}
     | {name: ("dtem", options) for name, options in DTEM_VARIANTS.items()}

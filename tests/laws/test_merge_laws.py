@@ -152,7 +152,7 @@ def test_columns_of_the_source_map_are_the_sizes(variant, training):
 
 
 @pytest.mark.parametrize(
-    "variant", [v for v in MERGING if build(v).needs and VARIANTS[v][0] not in BY_IMPORTANCE]
+    "variant", [v for v in MERGING if build(v).needs and VARIANTS[v][0] not in (*BY_IMPORTANCE, "algm")]
 )
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
 def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
@@ -161,6 +161,18 @@ def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
     tokens = torch.cat([torch.randn(2, prefix, 5), patches], dim=1)
     state = TokenState.start(tokens, (4, 4), prefix)
     after = merged(build(variant), state, tokens, 8)
+    assert after.tokens.shape[1] == prefix + 8
+    assert torch.equal(unmerge_tokens(after.tokens, after.merges), tokens)
+
+
+@pytest.mark.parametrize("variant", [v for v in MERGING if VARIANTS[v][0] not in (*BY_IMPORTANCE, "random")])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_unmerging_restores_tokens_that_are_equal_in_cells_of_the_grid(variant, prefix):
+    """Cells of 2 x 2 patches: also a policy that merges neighbours merges no patches of two of them."""
+    cells = torch.randint(-8, 8, (2, 2, 2, 5)).float()
+    patches = cells.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).flatten(1, 2)
+    tokens = torch.cat([torch.randn(2, prefix, 5), patches], dim=1)
+    after = merged(build(variant), TokenState.start(tokens, (4, 4), prefix), tokens, 8)
     assert after.tokens.shape[1] == prefix + 8
     assert torch.equal(unmerge_tokens(after.tokens, after.merges), tokens)
 

@@ -56,6 +56,10 @@ FAULTS = {
         lambda a: replace(a, part=torch.ones(a.source.shape), share=torch.ones(a.source.shape)),
         "part goes without share; give one of them",
     ),
+    "norms and shares": (
+        lambda a: replace(a, keeps_norm=True, share=torch.ones(a.source.shape)),
+        "keeps_norm goes without share; give one of them",
+    ),
     "whole weights": (lambda a: replace(a, weight=torch.ones(2, 17).long()), "weight is torch.int64"),
 }
 

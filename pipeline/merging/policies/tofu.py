@@ -28,12 +28,15 @@ class ToFu(MergePolicy):
     """
 
     needs = frozenset({"keys"})
-    conserves = conserves_size = False
+    conserves = False
 
     def __init__(self, *, until: float = 0.5):
         if not 0 <= until <= 1:
             raise ConfigError(f"tofu: until is {until}; give a share of the blocks, in [0, 1]")
         self.until = until
+        # dropped patches must not attend for themselves
+        self.requires = frozenset({"merged_attention"} if until else ())
+        self.conserves_size, self.resizes = until == 0, until < 1
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         merge = match_by(evidence.keys, state, r)
