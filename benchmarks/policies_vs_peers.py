@@ -49,8 +49,8 @@ CASES = {
         "pitome",
         FIRST,
         {"margin": 0.75},
-        "OpenToMe departs: its first half of the blocks parts all tokens by energy and merges the most similar "
-        "pairs, where the paper merges the 2r tokens of the highest energy",
+        "OpenToMe departs: its first half of the blocks parts all tokens by energy and merges the most "
+        "similar pairs, where the paper merges the 2r tokens of the highest energy",
     ),
     "ToFu, first half of the blocks": Case("opentome", opentome_tofu, "tofu", FIRST),
     "ToFu, last block but one": Case(
@@ -58,12 +58,12 @@ CASES = {
         opentome_tofu,
         "tofu",
         [0] * 10 + [R, 0],
-        departs="OpenToMe departs: it divides the mean by the norm of the destination, where MLERP divides it by "
-        "the mean's own, so that the result has the largest norm of the pair",
+        departs="OpenToMe departs: it divides the mean by the norm of the destination, where MLERP divides "
+        "it by the mean's own, so that the result has the largest norm of the pair",
     ),
 }
-"""Neither peer counts sizes in attention, so ours does not here (`proportional_attention="never"`). OpenToMe's
-margins fall from 0.75, the paper's from 0.9."""
+"""Neither peer counts sizes in attention, so ours does not here (`proportional_attention="never"`). Margins
+of OpenToMe fall from 0.75, those of the paper from 0.9."""
 
 
 def main() -> None:
@@ -75,8 +75,8 @@ def main() -> None:
     add_peers(parser)
     args = parser.parse_args()
     claim = (
-        f"{NAME}, random weights and images, float64: logits of a policy are those of the peer up to {SAME}, or "
-        "it is said which of the two departs from the paper"
+        f"{NAME}, random weights and images, float64: logits of a policy are those of the peer up to {SAME}, "
+        "or it is said which of the two departs from the paper"
     )
     write_record(args.record, claim, compared(args))
 
@@ -110,11 +110,11 @@ def result_of(
 def random_weights() -> nn.Module:
     """timm's model in float64, with weights so large that tokens differ."""
     torch.manual_seed(0)
-    model = timm.create_model(NAME, num_classes=CLASSES).double().eval()
+    model = timm.create_model(NAME, num_classes=CLASSES).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return model.double()  # of float32 numbers, which is how they come to ours
 
 
 def our_model(weights: nn.Module, case: Case, *, merges: bool = True) -> nn.Module:

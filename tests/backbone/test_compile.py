@@ -7,11 +7,13 @@ from tiny import images, tiny_vit
 from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import slots
 
-COMPILED = ["none", "tome", "dtem", "random", "pitome", "tofu", "tofu_late", "mutual", "atc", "algm"]
-COMPILED += ["grid_average", "ailurus"]
+COMPILED = ["none", "tome", "dtem", "random", "tofu_late", "ailurus"]
+SLOWLY = ["pitome", "tofu", "mutual", "atc", "algm", "grid_average"]
 
 
-@pytest.mark.parametrize("variant", COMPILED)
+@pytest.mark.parametrize(
+    "variant", [*COMPILED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY)]
+)
 def test_inference_compiles_without_a_graph_break(variant):
     """fullgraph=True raises at a break. In float64, as another kernel may round otherwise and so choose other
     pairs."""

@@ -46,7 +46,9 @@ def test_carrying_out_a_hard_merge_takes_few_kernels(variant, device):
     (assignment,) = merged(POLICIES.build(policy, **options), state, metric, 8).merges
     state, assignment = on(device, state), on(device, assignment)
     counts = kernels(lambda: apply(state, assignment))
-    more = sum(most for name, most in MORE.items() if getattr(assignment, name) is not getattr(Assignment, name))
+    more = sum(
+        most for name, most in MORE.items() if getattr(assignment, name) is not getattr(Assignment, name)
+    )
     assert counts.total() <= MOST[device][1] + more, counts
 
 

@@ -15,6 +15,8 @@ TRAINING = pytest.mark.parametrize("training", [False, True], ids=["inference", 
 VARIANT = pytest.mark.parametrize("variant", MERGING)
 BY_IMPORTANCE = ("evit", "gtp")
 """Policies under which a token does not give to the one that is most like it."""
+BY_PLACE = ("algm", "ailurus")
+"""Policies under which equal tokens that lie apart may stay apart."""
 
 
 def build(variant, prefix=1):
@@ -152,7 +154,8 @@ def test_columns_of_the_source_map_are_the_sizes(variant, training):
 
 
 @pytest.mark.parametrize(
-    "variant", [v for v in MERGING if build(v).needs and VARIANTS[v][0] not in (*BY_IMPORTANCE, "algm")]
+    "variant",
+    [v for v in MERGING if build(v).needs and VARIANTS[v][0] not in (*BY_IMPORTANCE, *BY_PLACE)],
 )
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
 def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
@@ -165,7 +168,9 @@ def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
     assert torch.equal(unmerge_tokens(after.tokens, after.merges), tokens)
 
 
-@pytest.mark.parametrize("variant", [v for v in MERGING if VARIANTS[v][0] not in (*BY_IMPORTANCE, "random")])
+@pytest.mark.parametrize(
+    "variant", [v for v in MERGING if VARIANTS[v][0] not in (*BY_IMPORTANCE, "random", "ailurus")]
+)
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_unmerging_restores_tokens_that_are_equal_in_cells_of_the_grid(variant, prefix):
     """Cells of 2 x 2 patches: also a policy that merges neighbours merges no patches of two of them."""

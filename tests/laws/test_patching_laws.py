@@ -165,7 +165,10 @@ RULES_OF = {kind: RULES if "rotary" in kind else ["mean_rotation"] for kind in N
         ),
         ("naflex: rotary positions", "mean_rotation", "vid_tldr"),
         ("naflex: class token", "mean_rotation", "evit"),
-        *(("naflex: average pooling", "mean_rotation", policy) for policy in ("atc", "mutual", "pitome", "tofu")),
+        *(
+            ("naflex: average pooling", "mean_rotation", policy)
+            for policy in ("atc", "mutual", "pitome", "tofu")
+        ),
     ],
 )
 def test_an_image_merges_with_padding_as_without(kind, rule, policy):

@@ -65,6 +65,17 @@ def test_a_constant_image_comes_back_constant():
     assert torch.equal(unmerge_tokens(state.tokens, state.merges), tokens)
 
 
+@pytest.mark.parametrize("of", ["pairs", "cells"])
+def test_without_the_grid_equal_tokens_meet(of):
+    """With it they need not: dense places have several centres before a lonely token is one."""
+    values = torch.randint(-8, 8, (2, 2, 4, 5)).float()
+    tokens = values.repeat_interleave(2, dim=2)[:, :, :4].repeat_interleave(2, dim=1).flatten(1, 2)
+    if of == "pairs":
+        tokens = torch.randint(-8, 8, (2, 8, 5)).float().repeat_interleave(2, dim=1)
+    state = clustered(tokens, (4, 4), 8, spatial=0.0)
+    assert torch.equal(unmerge_tokens(state.tokens, state.merges), tokens)
+
+
 def test_clusters_become_compact_where_the_grid_counts_more():
     """The mean distance on the grid from a patch to the centre of its cluster."""
     tokens = torch.randn(1, 64, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -87,7 +98,9 @@ def test_unfolding_gathers_by_the_composed_map():
 def test_a_merged_token_lies_at_the_mean_of_its_patches():
     state = TokenState.start(torch.randn(1, 7, 3), (2, 3), 1)
     diagonal = math.hypot(1, 2)
-    torch.testing.assert_close(grid_distances(state)[0, 0], torch.tensor([0, 1, 2, 1, 2**0.5, 5**0.5]) / diagonal)
+    torch.testing.assert_close(
+        grid_distances(state)[0, 0], torch.tensor([0, 1, 2, 1, 2**0.5, 5**0.5]) / diagonal
+    )
     state = merged(POLICIES.build("grid_average"), state, state.tokens, 2)
     # [0, 1], [2], [3, 4], [5], where a pair lies at 0.5
     assert slots(state)[0].tolist() == [0, 1, 1, 2, 3, 3, 4]

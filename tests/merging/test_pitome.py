@@ -21,7 +21,11 @@ def evidence_at(depth, metric):
 def test_the_energy_is_the_mean_of_elus():
     alike = torch.tensor([[[1.0, 0.5, -0.5], [0.5, 1.0, 0.2], [-0.5, 0.2, 1.0]]])
     below = {x: 2.0 * (math.exp(x - 0.4) - 1) for x in (-0.5, 0.2)}
-    wanted = [(0.6 + 0.1 + below[-0.5]) / 3, (0.1 + 0.6 + below[0.2]) / 3, (below[-0.5] + below[0.2] + 0.6) / 3]
+    wanted = [
+        (0.6 + 0.1 + below[-0.5]) / 3,
+        (0.1 + 0.6 + below[0.2]) / 3,
+        (below[-0.5] + below[0.2] + 0.6) / 3,
+    ]
     torch.testing.assert_close(energies(alike, 0.4, 2.0), torch.tensor([wanted]))
     without = energies(alike, 0.4, 2.0, torch.tensor([[True, True, False]]))
     torch.testing.assert_close(without, torch.tensor([[0.35, 0.35, -torch.inf]]))

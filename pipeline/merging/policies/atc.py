@@ -47,20 +47,15 @@ class AgglomerativeClustering(MergePolicy):
         return join(state, clusters(distance, r, self.linkage, positions(state), state.quota), r)
 
 
-def clusters(
-    distance: Tensor, r: int, linkage: str, own: Tensor, quota: Tensor | None = None
-) -> Tensor:
+def clusters(distance: Tensor, r: int, linkage: str, own: Tensor, quota: Tensor | None = None) -> Tensor:
     """[B, n] int64: the first token of each token's cluster, after r merges, or as many as the quota [B] of
     an image. distance [B, n, n], symmetric. own [B, n]: positions."""
-    batch, num = own.shape
-    image = torch.arange(batch, device=own.device)
-    eye = torch.eye(num, dtype=torch.bool, device=own.device)
-    distance = distance.masked_fill(eye, torch.inf)
+    image = torch.arange(own.shape[0], device=own.device)
+    own_distance = torch.eye(own.shape[1], dtype=torch.bool, device=own.device)
+    distance = distance.masked_fill(own_distance, torch.inf)
     count, cluster = torch.ones_like(distance[:, 0]), own
     for step in range(r):
-        nearest = distance.flatten(1).argmin(dim=1)
-        pair = torch.stack([nearest // num, nearest % num])
-        first, second = pair.amin(dim=0), pair.amax(dim=0)
+        first, second = _nearest(distance)
         row, gone = distance[image, first], distance[image, second]
         sizes = count[image, first, None], count[image, second, None]
         joined = _linked(linkage, (row, gone), sizes)
@@ -77,6 +72,13 @@ def clusters(
         count[image, first] += given
         cluster = first[:, None].where(moves, cluster)
     return cluster
+
+
+def _nearest(distance: Tensor) -> tuple[Tensor, Tensor]:
+    """[B], [B]: the two nearest clusters of each image by the distances [B, n, n], in their order."""
+    place, num = distance.flatten(1).argmin(dim=1), distance.shape[1]
+    pair = torch.stack([place // num, place % num])
+    return pair.amin(dim=0), pair.amax(dim=0)
 
 
 def _linked(linkage: str, rows: tuple[Tensor, Tensor], sizes: tuple[Tensor, Tensor]) -> Tensor:
