@@ -58,7 +58,7 @@ def test_policies_configs_files_and_runs(completes):
 
 def test_settings_and_their_words(completes):
     assert completes("train", "mine.py", "--set", "train.max") == {"train.max_steps=", "train.max_nonfinite="}
-    assert completes("train", "mine.py", "--set", "merging.policy", "=", "t") == {"tome"}
+    assert completes("train", "mine.py", "--set", "merging.policy", "=", "tom") == {"tome"}
     assert completes("train", "mine.py", "--set", "engine.type", "=") == {"local", "deepspeed", "fsdp"}
     assert "objective.type=merge_cost" in completes("config", "show", "mine.py", "--set", "objective")
 
