@@ -84,10 +84,10 @@ class Evidence:
         each key counts once whatever its size."""
         return self._once("mean_entropy", self._entropies_of_mean)
 
-    @torch.no_grad()
     def attention_from(self, query: int) -> Tensor:
         """[B, H, M], float32 or wider: the attention of one query, 0 for the class token, to each token."""
-        return self._logits(slice(query, query + 1), self._size).softmax(dim=-1)[:, :, 0]
+        with torch.no_grad():
+            return self._logits(slice(query, query + 1), self._size).softmax(dim=-1)[:, :, 0]
 
     def _attention(self, *, entropy: bool = False) -> tuple[Tensor, ...]:
         """`received`, `own_attention`, and `entropy` if asked for."""
@@ -95,31 +95,36 @@ class Evidence:
             return self._once("with entropy", lambda: self._sum_up(entropy=True))
         return self._once("attention", lambda: self._sum_up(entropy=False))
 
-    @torch.no_grad()
     def _sum_up(self, *, entropy: bool) -> tuple[Tensor, ...]:
         received, own, entropies = 0, [], []
         for chunk in self._chunks():
-            logits = self._logits(chunk, self._size)
-            weights = logits.softmax(dim=-1)
-            received = received + weights.sum(dim=2)
-            own.append(weights.diagonal(offset=chunk.start, dim1=-2, dim2=-1))
-            if entropy:
-                # a key of size 0 has weight 0, and 0 * -inf would be nan
-                log_weights = logits.log_softmax(dim=-1).clamp(min=torch.finfo(weights.dtype).min)
-                entropies.append(-(weights * log_weights).sum(dim=-1))
+            with torch.no_grad():  # as a decorator, torch.compile would not follow it
+                logits = self._logits(chunk, self._size)
+                weights = logits.softmax(dim=-1)
+                received = received + weights.sum(dim=2)
+                own.append(weights.diagonal(offset=chunk.start, dim1=-2, dim2=-1))
+                if entropy:
+                    # a key of size 0 has weight 0, and 0 * -inf would be nan
+                    log_weights = logits.log_softmax(dim=-1).clamp(min=torch.finfo(weights.dtype).min)
+                    entropies.append(-(weights * log_weights).sum(dim=-1))
         assert isinstance(received, Tensor)
         summed = received, torch.cat(own, dim=-1)
         return (*summed, torch.cat(entropies, dim=-1)) if entropy else summed
 
-    @torch.no_grad()
     def _entropies_of_mean(self) -> Tensor:
-        once = None if self._size is None else (self._size > 0).to(self._size.dtype)
-        means = [self._logits(chunk, once).softmax(dim=-1).mean(dim=1) for chunk in self._chunks()]
-        return torch.cat([torch.special.entr(mean).sum(dim=-1) for mean in means], dim=-1)
+        entropies = []
+        with torch.no_grad():
+            once = None if self._size is None else (self._size > 0).to(self._size.dtype)
+            for chunk in self._chunks():
+                mean = self._logits(chunk, once).softmax(dim=-1).mean(dim=1)
+                entropies.append(torch.special.entr(mean).sum(dim=-1))
+        return torch.cat(entropies, dim=-1)
 
     def _chunks(self) -> list[slice]:
-        """The queries in chunks, so that [B, H, M, M] is never in memory."""
+        """The queries in chunks, so that [B, H, M, M] is never in memory. A compiled or exported pass takes
+        any batch, so there [H, M, M] is not."""
         batch, heads, num_tokens, _ = self._q.shape
+        batch = 1 if torch.compiler.is_compiling() else batch
         step = max(1, CHUNK // max(1, batch * heads * num_tokens))
         return [slice(first, min(first + step, num_tokens)) for first in range(0, num_tokens, step)]
 

@@ -58,5 +58,5 @@ def likeness(state: TokenState, vectors: Tensor, keep: Tensor, source: Tensor) -
 def slots_of(state: TokenState, keep: Tensor, scores: Tensor) -> Tensor:
     """[B, r] int64: the slot of the patch that stays and has the highest score [B, r, K - prefix], as a row
     of [B, K]."""
-    first = rows_of(*keep.shape, keep.device)[:, state.num_prefix : state.num_prefix + 1]
+    first = rows_of(keep.shape[0], keep.shape[1], keep.device)[:, state.num_prefix : state.num_prefix + 1]
     return scores.argmax(dim=-1) + first

@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from tiny import images, tiny_vit
+from tiny import MERGING, images, tiny_vit
 
 from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import slots
 
 COMPILED = ["none", "tome", "dtem", "random", "tofu_late", "ailurus"]
-SLOWLY = ["pitome", "tofu", "mutual", "atc", "algm", "grid_average"]
+EACH = [*COMPILED, *(pytest.param(name, marks=pytest.mark.slow) for name in MERGING if name not in COMPILED)]
 
 
-@pytest.mark.parametrize(
-    "variant", [*COMPILED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY)]
-)
+@pytest.mark.parametrize("variant", EACH)
 def test_inference_compiles_without_a_graph_break(variant):
     """fullgraph=True raises at a break. In float64, as another kernel may round otherwise and so choose other
     pairs."""

@@ -62,7 +62,7 @@ class GTP(MergePolicy):
             with without_autocast(device.type):
                 near = near | semantic_neighbours(state.patch_tokens, self.neighbours)
         weights = F.pad(normalised(near, state.size.dtype), (prefix, 0, prefix, 0))
-        graph = Carried(weights.expand(len(state.tokens), -1, -1), "pairwise")
+        graph = Carried(weights.expand(state.tokens.shape[0], -1, -1), "pairwise")
         return replace(state, carried={**state.carried, GRAPH: graph})
 
     def start_macs(self, patches: int, width: int) -> int:
