@@ -59,6 +59,7 @@ TABLE = (
         needs=("opentome",),
         peers=("opentome",),
     ),
+    Row("one_step_ahead_cpu", "one_step_ahead.py", short="--repeats 2 --batches 1"),
     Row("merge_share_cpu", "merge_share.py", short="--repeats 2 --batches 1"),
     Row("unmerge_cpu", "unmerge.py", short="--repeats 2 --batches 1 --within 0.5"),
     Row(

@@ -155,6 +155,8 @@ class Task(nn.Module):
     """The head's way to unmerge, one of `pipeline.merging.unmerge.UNMERGES`; None where it does not."""
     num_classes: int = 0
     """Number of classes of the head; 0 where it has none."""
+    has_one_class: bool = False
+    """Whether each image has one class: then there are `image_features` and `label_probability`."""
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
     metric_units: Mapping[str, str]
@@ -175,6 +177,15 @@ class Task(nn.Module):
 
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
         """Predictions of a batch, for objectives that compare them or draw from them."""
+        raise NotImplementedError
+
+    def image_features(self, output: BackboneOutput) -> Tensor:
+        """[B, C]: the vector of each image by which the head tells its class."""
+        raise NotImplementedError
+
+    def label_probability(self, output: TaskOutput, batch: Batch) -> Tensor:
+        """[B] float32, without gradient: the probability of each image's label; of a mixed image, of all its
+        labels together."""
         raise NotImplementedError
 
     def input_size(self, batch: Batch) -> tuple[int, int]:

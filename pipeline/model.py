@@ -32,7 +32,7 @@ from pipeline.interfaces import (
 from pipeline.merging.schedule import AnyReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES, Objective
 from pipeline.parts import BASE, HEAD, METRIC, TRAINED, ModulesOfTasks, Role, roles_of
-from pipeline.plan.facts import merging_of
+from pipeline.plan.facts import fed_tasks, merging_of
 from pipeline.registry import Registry
 from pipeline.token_state import BackboneOutput
 
@@ -184,7 +184,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     model = MultiTaskModel(
         backbone,
         tasks,
-        OBJECTIVES.build(config.objective.type, **config.objective.options),
+        _objective(config, tasks),
         balancing=build_balancing(
             config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}
         ),
@@ -195,6 +195,15 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     )
     _load_start(model, config)
     return model
+
+
+def _objective(config: RunConfig, tasks: Mapping[str, Task]) -> Objective:
+    """The objective. Raises ConfigError with all tasks of which it cannot compute the loss."""
+    objective = OBJECTIVES.build(config.objective.type, **config.objective.options)
+    refused = {name: objective.refuses(tasks[name]) for name in fed_tasks(config)}
+    if mistakes := [f"tasks.{name}: {reason}" for name, reason in refused.items() if reason]:
+        raise ConfigError("\n  ".join(mistakes))
+    return objective
 
 
 def _reduction(

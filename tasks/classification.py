@@ -38,6 +38,7 @@ class ClassificationTask(Task):
     class_weight: Tensor | None
     reads_pool_alone = True
     """Counts for the class that says it, and not for its subclasses, which may read patches besides."""
+    has_one_class = True
     main_metric = "top1"
     metric_units = {"top1": "%", "top5": "%"}
 
@@ -107,10 +108,15 @@ class ClassificationTask(Task):
 
     def logits(self, output: BackboneOutput) -> Tensor:
         """[B, K] float32"""
-        logits = self.head(self.head_drop(self.fc_norm(self._pooled(output.final))))
+        logits = self.head(self.head_drop(self.image_features(output)))
         if self.head_dist is not None:
             logits = (logits + self.head_dist(output.final.tokens[:, 1])) / 2
         return logits.float()
+
+    def image_features(self, output: BackboneOutput) -> Tensor:
+        """[B, C]: what is pooled, after the norm behind the pooling. The head of a distillation token reads
+        others."""
+        return self.fc_norm(self._pooled(output.final))
 
     def _pooled(self, state: TokenState) -> Tensor:
         """[B, C]"""
@@ -121,6 +127,14 @@ class ClassificationTask(Task):
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
         """Log-probabilities of each image's class: values [B, K]."""
         return LogProbs(F.log_softmax(output.predictions, dim=-1))
+
+    @torch.no_grad()
+    def label_probability(self, output: TaskOutput, batch: Batch) -> Tensor:
+        """[B] float32, by the softmax of the logits."""
+        share, labels = output.predictions.softmax(dim=-1), batch.targets.labels
+        if labels.is_floating_point():
+            return (share * (labels > 0)).sum(dim=-1)
+        return share.gather(1, labels[:, None]).squeeze(1)
 
     def infer(self, encode: Encode, batch: Batch) -> Tensor:
         """The logits [B, K]."""

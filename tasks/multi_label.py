@@ -32,6 +32,7 @@ class MultiLabelTask(ClassificationTask):
 
     reads = MultiLabelTargets
     reads_pool_alone = True
+    has_one_class = False
     main_metric = "mAP"
     metric_units = {"mAP": "%", "F1_micro": "%", "F1_macro": "%"}
 

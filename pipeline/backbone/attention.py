@@ -3,7 +3,8 @@
 B batch, M tokens, H heads, D channels per head.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from pipeline.backbone.attention_kernels import Operands, attend
 from pipeline.backbone.exact_attention import exact_attention
 from pipeline.backbone.packed_linear import Beside
 from pipeline.backbone.rotary import Rope, mean_by_rows, unmerged
-from pipeline.token_state import wide, widened
+from pipeline.merging.apply import replay
+from pipeline.merging.unmerge import slot_of
+from pipeline.token_state import Assignment, wide, widened
 
 
 def proportional_attention(
@@ -60,26 +63,81 @@ class Place:
     once. exact: round as the authors' release does, without attention dropout, where positions give no bias;
     see `exact_attention`. queries: only the first so many tokens attend to all; None: each does. It goes with
     no rotary positions. beside: a layer that reads what the attention reads, and may be computed with its
-    projection."""
+    projection. looks: only queries and keys are wanted, and nothing attends. ahead: the tokens merged right
+    before they attend."""
 
     size: Tensor | None = None
     rope: Rope | None = None
     exact: bool = False
     queries: int | None = None
     beside: Beside | None = None
+    looks: bool = False
+    ahead: "Ahead | None" = None
+
+    @property
+    def projected(self) -> tuple[int, int]:
+        """Of queries, keys and values, in this order, the first one that is made of the tokens, and the one
+        behind the last."""
+        if self.looks:
+            return 0, 2
+        return EVERY if self.ahead is None else (2, 3)
+
+
+EVERY = (0, 3)
+"""`Place.projected` of an attention without merging before it."""
+
+
+def projections(made: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, of the ones that `Place.projected` asks for. In place of the others, which
+    nobody reads, is one of these."""
+    return made[0], made[min(1, len(made) - 1)], made[-1]
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Attention of tokens that merged right before it, by the logits of the tokens before the merge (MCTF's
+    one-step-ahead attention).
+
+    It is softmax weights [B, H, M, M] whose columns are summed over each group, and whose rows are averaged
+    over it as its tokens were, times the values of the merged tokens. The sum of columns is the same as
+    values that all members of a group share, the mean of rows the same as that of outputs. So a fused kernel
+    computes it, without the weights in memory.
+
+    q, k [B, H, M, D]: before rotary positions; place: of the tokens before; size [B, M]: theirs; merge: that
+    of all of a token, without shares.
+    """
+
+    q: Tensor
+    k: Tensor
+    place: Place
+    size: Tensor
+    merge: Assignment
+
+    def mix(self, v: Tensor, *, scale: float, dropout: float) -> Tensor:
+        """[B, H, K, D], from the values [B, H, K, D] of the merged tokens."""
+        assert self.merge.share is None, "groups are of whole tokens"
+        shared = unmerged(v, slot_of(self.merge))
+        every = mix(self.q, self.k, shared, self.place, scale=scale, dropout=dropout).output
+        return replay(every.transpose(1, 2), (self.merge,), self.size).transpose(1, 2)
+
+    def split(self, count: int) -> list["Ahead"]:
+        """Those of `count` attentions whose heads lie side by side."""
+        both = zip(self.q.chunk(count, dim=1), self.k.chunk(count, dim=1), strict=True)
+        return [replace(self, q=q, k=k) for q, k in both]
 
 
 @dataclass(frozen=True)
 class Mixed:
     """What attention gives: output [B, H, M, D], of the tokens that attend; q, k [B, H, M, D], as in its
-    logits, q of those that attend; keys [B, H, M, D], before rotary positions; beside [B, M, G]: the outputs
-    of `Place.beside`, where it was computed."""
+    logits, q of those that attend; keys, queries [B, H, M, D], before rotary positions, the latter where the
+    place `looks`; beside [B, M, G]: the outputs of `Place.beside`, where it was computed."""
 
     output: Tensor
     q: Tensor
     k: Tensor
     keys: Tensor
     beside: Tensor | None = None
+    queries: Tensor | None = None
 
 
 def mix(
@@ -93,8 +151,14 @@ def mix(
     packed: Tensor | None = None,
 ) -> Mixed:
     """Attention of tokens that stand for several patches, at several positions. q, k, v, packed: see
-    `proportional_attention`."""
+    `proportional_attention`; of what `Place.projected` leaves out nothing is read."""
+    if place.ahead is not None:
+        return Mixed(place.ahead.mix(v, scale=scale, dropout=dropout), q, k, k)
     keys, size, rope = k, place.size, place.rope
+    if place.looks:
+        if rope is None or rope.rows is not None:
+            return Mixed(v, q, k, keys, queries=q)
+        return Mixed(v, rope.rotate(q).type_as(q), rope.rotate(k).type_as(k), keys, queries=q)
     if rope is not None and rope.rows is not None:
         spread = [unmerged(x, rope.rows) for x in (q, k, v)]
         every = proportional_attention(

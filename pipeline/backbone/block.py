@@ -1,4 +1,4 @@
-"""A block of a library's ViT in which tokens merge between attention and MLP.
+"""A block of a library's ViT in which tokens merge, between attention and MLP or right before the attention.
 
 A merging block is a subclass of the library's block, and an existing block becomes one by its class alone
 (`become_merging`). So its parts and their names stay the library's, and the way back is exact. Each family of
@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone.attention import Mixed, Place
+from pipeline.backbone.attention import Ahead, Mixed, Place
 from pipeline.backbone.classes import Host, as_class, bases_of, class_of, label
 from pipeline.backbone.metric import EmbeddingPerTask, EmbeddingSpec, MetricEmbedding, beside_of
 from pipeline.backbone.normed_embedding import embed_normed
@@ -71,7 +71,8 @@ class MergingBlock(nn.Module):
 
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:
-        """The parts whose linear layers see the tokens before the merge, and those that see the rest."""
+        """The parts whose linear layers see the tokens before a merge between attention and MLP, and those
+        that see the rest."""
         raise NotImplementedError
 
     @property
@@ -84,6 +85,13 @@ class MergingBlock(nn.Module):
         """H and D."""
         raise NotImplementedError
 
+    @property
+    def looking(self) -> tuple[int, int]:
+        """MACs of linear layers, for one token: of attending where the place only looks, and those that
+        attending ahead is spared."""
+        macs = 2 * self.width * self.heads[0] * self.heads[1]
+        return macs, macs
+
     def forward(
         self,
         state: TokenState,
@@ -95,7 +103,8 @@ class MergingBlock(nn.Module):
         depth: float = 0.0,
         tell: Callable[[MergePoint], None] | None = None,
     ) -> TokenState:
-        """The state after the block, with r tokens less. Where only the first tokens attend, no others go on,
+        """The state after the block, with r tokens less: they merge between attention and MLP, or at the
+        block's entry where the policy looks `ahead`. Where only the first tokens attend, no others go on,
         and none merge.
 
         place: sizes, where an earlier block merged, and rotary positions. relaxed: use the policy's
@@ -106,32 +115,49 @@ class MergingBlock(nn.Module):
         in_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         if r > 0 and self.metric is not None and in_inference:
             place = replace(place, beside=beside_of(self.metric, task))
+        ahead = r > 0 and self.policy.ahead and tell is None
+        if ahead:
+            state, place = self._merged_first(state, r, place, relaxed, task, depth)
         before, attended = state.tokens, self.attend(state.tokens, place)
         if place.queries is not None:
             return self._first_alone(state, attended, relaxed and r > 0, task)
         state = state.with_tokens(attended.output)
-        mixed = attended.mixed
-        embed = None if self.metric is None else partial(self.metric, task=task)
-        if mixed.beside is not None:
-            embed = partial(_given, mixed.beside)
-        elif self.metric is not None and attended.norm is not None:
-            embed = partial(embed_normed, self.metric, task, attended.norm, before)
-        evidence = Evidence(
-            attended.tokens,
-            mixed.q,
-            mixed.k,
-            keys=mixed.keys,
-            size=place.size,
-            scale=attended.scale,
-            embed=embed,
-            depth=depth,
-        )
+        if ahead:
+            return state.with_tokens(self.feed_forward(state.tokens))
+        evidence = self._evidence(before, attended, place.size, task, depth)
         if tell is not None:
             point = self._observed(state, evidence)
             tell(point)
             state = carry_residual(state, state.with_tokens(point.probe))
         state = merge(self.policy, evidence, state, r, relaxed=relaxed)
         return state.with_tokens(self.feed_forward(state.tokens))
+
+    def _merged_first(
+        self, state: TokenState, r: int, place: Place, relaxed: bool, task: str | None, depth: float
+    ) -> tuple[TokenState, Place]:
+        """The state after a merge at the block's entry, by the attention that the block is about to compute,
+        and the place in which it attends then."""
+        looked = self.attend(state.tokens, replace(place, looks=True, beside=None))
+        evidence = self._evidence(state.tokens, looked, place.size, task, depth)
+        after = merge(self.policy, evidence, state, r, relaxed=relaxed)
+        if after is state:
+            return state, place
+        q, k = looked.mixed.queries, looked.mixed.keys
+        assert q is not None, "a place that looks gives them"
+        return after, Place(ahead=Ahead(q, k, place, state.size, after.merges[-1]))
+
+    def _evidence(
+        self, before: Tensor, attended: Attended, size: Tensor | None, task: str | None, depth: float
+    ) -> Evidence:
+        """What the policy may look at. before [B, M, C]: the block's tokens; size: as in its attention."""
+        mixed = attended.mixed
+        embed = None if self.metric is None else partial(self.metric, task=task)
+        if mixed.beside is not None:
+            embed = partial(_given, mixed.beside)
+        elif self.metric is not None and attended.norm is not None:
+            embed = partial(embed_normed, self.metric, task, attended.norm, before)
+        options = {"keys": mixed.keys, "size": size, "embed": embed, "depth": depth}
+        return Evidence(attended.tokens, mixed.q, mixed.k, scale=attended.scale, **options)
 
     def _first_alone(
         self, state: TokenState, attended: Attended, learns: bool, task: str | None

@@ -206,8 +206,14 @@ def _embed_macs(backbone: MergingViT, grid: tuple[int, int]) -> int:
 
 
 def _block_macs(block: MergingBlock, before: int, after: int, attended: int) -> int:
+    """Of a block with `before` tokens at its entry and `after` at its end, whose attention is that of
+    `attended`."""
     (first, second), (heads, dim) = block.halves, block.heads
-    return _linear_macs(first) * before + 2 * attended * attended * heads * dim + _linear_macs(second) * after
+    linear = _linear_macs(first) * before
+    if block.policy.ahead and after < before:
+        looking, spared = block.looking
+        linear = looking * before + (_linear_macs(first) - spared) * after
+    return linear + 2 * attended * attended * heads * dim + _linear_macs(second) * after
 
 
 def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int, *, merged: bool) -> int:

@@ -99,6 +99,18 @@ def linear_beside(layer: nn.Module, x: Tensor, beside: Beside) -> tuple[Tensor, 
     return own, other
 
 
+def linear_rows(layer: nn.Module, x: Tensor, rows: slice) -> Tensor:
+    """layer(x)[..., rows], x [..., C]: without the work for the rest, where the layer is a plain one."""
+    if not torch.compiler.is_compiling() and can_pack(layer, x):
+        assert isinstance(layer, nn.Linear)
+        weight, bias = layer.weight, layer.bias
+        part = packed((weight,), _dtype(x), lambda: (weight[rows], None), f"{rows.start} to {rows.stop}")
+        return part.run(x, None if bias is None else bias[rows])
+    if type(layer) is nn.Linear and bare(layer) and all(map(_is_plain, layer._parameters.values())):
+        return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
+    return layer(x)[..., rows]
+
+
 def can_pack(layer: nn.Module, x: Tensor) -> bool:
     """Whether `linear` packs the layer's weight for x. Drops what is packed of it once gradients are on."""
     if torch.is_grad_enabled():

@@ -108,7 +108,7 @@ def run_blocks(
             state.size if sized else counts,
             None if rotary is None else rotary.at(state, i, probe),
             exact=how.relaxed and block.policy.exact_attention,
-            queries=state.num_prefix if how.leaves_patches(i) and _can_ask(block, state) else None,
+            queries=state.num_prefix if how.leaves_patches(i) and _can_ask(block, state, r) else None,
         )
         depth = i / len(how.schedule)
         options: dict[str, Any] = {"relaxed": how.relaxed, "task": how.task, "depth": depth}
@@ -128,8 +128,11 @@ def run_blocks(
     return _told(blocks[-1], state), tapped, points
 
 
-def _can_ask(block: MergingBlock, state: TokenState) -> bool:
-    """Whether a block can compute the prefix alone, and the state has nothing that would miss the rest."""
+def _can_ask(block: MergingBlock, state: TokenState, r: int) -> bool:
+    """Whether a block can compute the prefix alone: the state has nothing that would miss the rest, and no
+    merge before the attention changes what the prefix reads."""
+    if r > 0 and block.policy.ahead:
+        return False
     alone = all(name in block.policy.carries for name in state.carried)
     return block.can_ask() and not state.padded and alone and state.residual is None
 

@@ -131,8 +131,9 @@ class ObjectiveConfig:
     """The loss."""
 
     type: str = "supervised"
-    """`supervised`: the task's own loss. `distill`: agreement with an unmerged teacher. `merge_cost`: the
-    expected cost of merges (docs/merge_cost.md)."""
+    """`supervised`: the task's own loss. `distill`: agreement with an unmerged teacher. `consistency`: the
+    task's own loss at two reductions, and their agreement. `merge_cost`: the expected cost of merges
+    (docs/merge_cost.md)."""
     options: dict[str, Any] = field(default_factory=dict)
 
 

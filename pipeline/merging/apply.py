@@ -13,8 +13,10 @@ from pipeline.errors import ConfigError
 from pipeline.merging.on_cpu import moved_on_cpu, moves_on_cpu
 from pipeline.merging.on_gpu import moved
 from pipeline.merging.rows import (
+    SMALLEST_WEIGHT,
     add_rows,
     add_weighted_rows,
+    of_largest,
     per_row,
     quotient,
     take_rows,
@@ -24,8 +26,6 @@ from pipeline.token_state import CARRY_RULES, Assignment, Carried, TokenState, r
 
 SMALLEST = torch.finfo(torch.float32).eps
 """Least divisor of a mean, so that tokens of size 0 merge to a number and not to 0 / 0."""
-SMALLEST_WEIGHT = 1e-20
-"""The same for `Assignment.weight`, as a part of the image's largest: the unit of weights is free."""
 
 
 def apply(state: TokenState, assignment: Assignment) -> TokenState:
@@ -108,8 +108,8 @@ class _Move:
         own, given = self._parts(self._before)
         size = whole = self._total(own, given)
         if assignment.weight is not None:
-            weight, least = widened(assignment.weight), SMALLEST_WEIGHT
-            own, given = self._parts(weight / weight.amax(dim=1, keepdim=True).clamp(min=least))
+            least = SMALLEST_WEIGHT
+            own, given = self._parts(of_largest(assignment.weight))
         # a token that stays and counts nothing, as it has given everything, keeps its value
         if assignment.weight is not None or assignment.share is not None:
             own = own.clamp(min=least)

@@ -58,8 +58,8 @@ class Evidence:
 
     @property
     def received(self) -> Tensor:
-        """[B, H, M], float32 or wider: the attention that each token receives, summed over all queries. It
-        has no gradient, and neither has the other attention."""
+        """[B, H, M], float32 or wider: the attention that each token receives, summed over all queries but
+        those of size 0, which are padding. It has no gradient, and neither has the other attention."""
         return self._attention()[0]
 
     @property
@@ -101,7 +101,7 @@ class Evidence:
             with torch.no_grad():  # as a decorator, torch.compile would not follow it
                 logits = self._logits(chunk, self._size)
                 weights = logits.softmax(dim=-1)
-                received = received + weights.sum(dim=2)
+                received = received + self._of_live(weights, chunk).sum(dim=2)
                 own.append(weights.diagonal(offset=chunk.start, dim1=-2, dim2=-1))
                 if entropy:
                     # a key of size 0 has weight 0, and 0 * -inf would be nan
@@ -127,6 +127,12 @@ class Evidence:
         batch = 1 if torch.compiler.is_compiling() else batch
         step = max(1, CHUNK // max(1, batch * heads * num_tokens))
         return [slice(first, min(first + step, num_tokens)) for first in range(0, num_tokens, step)]
+
+    def _of_live(self, weights: Tensor, queries: slice) -> Tensor:
+        """Attention [B, H, queries, M], and none of padding."""
+        if self._size is None:
+            return weights
+        return weights.masked_fill(self._size[:, None, queries, None] == 0, 0.0)
 
     def _logits(self, queries: slice, size: Tensor | None) -> Tensor:
         """[B, H, queries, M]. size [B, M]: how often each key counts; None: once."""

@@ -85,6 +85,53 @@ def match(state: TokenState, scores: Tensor, split: Split, r: int) -> Assignment
     return pair_up(state, ranked, target.gather(1, ranked[:, :r]), split)
 
 
+def match_both_ways(state: TokenState, scores: Tensor, split: Split, r: int) -> Assignment:
+    """MCTF's matching in two passes: half of the merges, rounded down, go from sources to destinations as in
+    `match`, and then the others from destinations to the sources that stay. scores [B, Na, Nb]; r <= Na, Nb.
+
+    A destination that received in the first pass may leave in the second, and takes along what it received.
+    Each token goes straight to where that ends, so this is one merge of groups, and its source map holds for
+    both passes. The new order is the authors': [prefix, sources that stay, ascending, destinations that stay,
+    by falling score]; padding is behind them.
+    """
+    (batch, num_tokens), device = state.size.shape, state.size.device
+    assert num_tokens == state.num_active, "a hard merge removes tokens, so none is behind the live ones"
+    wanted = r if state.quota is None else state.quota[:, None]
+    place = torch.arange(num_tokens, device=device).expand(batch, -1)
+    sources, destinations = place[:, split.sources], place[:, split.destinations]
+    scores = without_padding(state, scores, split)
+    best, target = scores.max(dim=-1)
+    leaves = _inverse(best.argsort(dim=-1, descending=True)) < wanted // 2
+    best, back = scores.masked_fill(leaves[..., None], -torch.inf).mT.max(dim=-1)
+    ranked = best.argsort(dim=-1, descending=True)
+    leaves_then = _inverse(ranked) < wanted - wanted // 2
+    second = torch.where(leaves_then, sources.gather(1, back), destinations)
+    first = torch.where(leaves, second.gather(1, target), sources)
+    ends = place.clone()
+    ends[:, split.sources], ends[:, split.destinations] = first, second
+    order = torch.cat([place[:, : state.num_prefix], sources, destinations.gather(1, ranked)], dim=1)
+    return _grouped(state, ends, order, num_tokens - r)
+
+
+def _grouped(state: TokenState, ends: Tensor, order: Tensor, num_slots: int) -> Assignment:
+    """Each token goes to where it ends, `ends` [B, M]: at itself, if it stays. Those that stay keep the order
+    [B, M], and padding is behind all; the last of it leaves where fewer tokens merge than slots have to."""
+    place = torch.arange(ends.shape[1], device=ends.device)
+    behind = (ends != place).to(torch.int8) * 2
+    if state.quota is not None:
+        behind = behind + (state.size == 0).to(torch.int8)
+    order = order.gather(1, behind.gather(1, order).argsort(dim=-1, stable=True))
+    keep, source = order.split_with_sizes((num_slots, ends.shape[1] - num_slots), dim=-1)
+    slot = _inverse(order).gather(1, ends.gather(1, source)).clamp(max=num_slots - 1)
+    return Assignment.of(keep, source, slot, ends.shape[1])
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """[B, M] int64: the place of each position in an order [B, M] of them."""
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter(1, order, places)
+
+
 def without_padding(state: TokenState, scores: Tensor, split: Split) -> Tensor:
     """scores [B, Na, Nb], in which every pair without padding is above all others."""
     if state.quota is None:

@@ -49,7 +49,7 @@ def moved(
     """Tokens [B, K, C] and sizes [B, K] after a merge: what `eager` gives, which may be called several times.
     least: bound of a divisor."""
     a = assignment
-    if not moves_plainly(tokens, size, a):
+    if a.weight is not None or not moves_plainly(tokens, size, a):
         return eager()
     return by_kernel(
         eager,

@@ -34,7 +34,7 @@ TRAITS = {
 
 
 class MergePolicy:
-    """Decides which tokens of a block merge, between attention and MLP. It holds options, never state.
+    """Decides which tokens of a block merge. It holds options, never state.
 
     A subclass defines `choose`; everything else has a default. The laws in tests/laws run over every
     registered policy, and rely on its attributes.
@@ -64,6 +64,10 @@ class MergePolicy:
     """The name in the registry that it was built by."""
     options: Mapping[str, Any] = {}
     """The options that were given with the name."""
+    ahead = False
+    """Whether tokens merge at the block's entry, by the attention that the block is about to compute, and
+    attend by its weights, merged (`pipeline.backbone.attention.Ahead`); else they merge between attention and
+    MLP. It goes with hard merges alone."""
     exact_attention = False
     """Whether a relaxed pass needs attention that rounds as the authors' release does, instead of a fused
     kernel."""

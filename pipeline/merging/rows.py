@@ -11,6 +11,17 @@ from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd.function import once_differentiable
 
+from pipeline.token_state import widened
+
+SMALLEST_WEIGHT = 1e-20
+"""Least divisor of a mean by `Assignment.weight`, as a part of the image's largest: their unit is free."""
+
+
+def of_largest(weight: Tensor) -> Tensor:
+    """weight [B, M], float32 or wider, as parts of the image's largest."""
+    weight = widened(weight)
+    return weight / weight.amax(dim=1, keepdim=True).clamp(min=SMALLEST_WEIGHT)
+
 
 def take_rows(values: Tensor, index: Tensor) -> Tensor:
     """[B, K, ...]: the rows of values [B, M, ...] at index [B, K], which counts rows of the flattened batch.

@@ -91,17 +91,17 @@ def harden(state: TokenState) -> TokenState:
 def _hardened(merge: Assignment) -> Assignment:
     """The merge for unmerging alone: every token is a source, also one that stays, so `apply` would count it
     twice."""
-    slot = _slot_of(merge)
+    slot = slot_of(merge)
     return replace(merge, source=rows_of(len(slot), merge.num_tokens, slot.device), slot=slot, share=None)
 
 
 def slot_rows(merges: Sequence[Assignment]) -> Tensor:
     """[B, N] int64: the slot of each input position, as a row of the flattened batch. There is at least one
     merge."""
-    return reduce(lambda rows, merge: _slot_of(merge).flatten()[rows], merges[1:], _slot_of(merges[0]))
+    return reduce(lambda rows, merge: slot_of(merge).flatten()[rows], merges[1:], slot_of(merges[0]))
 
 
-def _slot_of(merge: Assignment) -> Tensor:
+def slot_of(merge: Assignment) -> Tensor:
     """[B, M] int64: the slot that holds most of each token after a merge, as a row of the flattened batch."""
     batch, num_slots = merge.keep.shape
     own = rows_of(batch, num_slots, merge.keep.device)
@@ -124,7 +124,7 @@ def _undo(values: Tensor, merge: Assignment) -> Tensor:
     """[B, M, C] before a merge, from values [B, K, C] after it: the mean of the slots, weighted by the part
     of the token in each."""
     if merge.share is None:
-        return take_rows(values, _slot_of(merge))
+        return take_rows(values, slot_of(merge))
     grid = values.new_zeros(values.shape[0], merge.num_tokens, values.shape[-1])
     own = rows_of(values.shape[0], values.shape[1], values.device)
     grid = add_weighted_rows(grid, merge.keep, values, own, take_rows(share_left(merge), merge.keep))

@@ -38,6 +38,10 @@ class Model(HasModes, Protocol):
 class Objective(nn.Module):
     """Computes the loss of a batch. Its `part_kind` is the kind of its own parameters."""
 
+    def refuses(self, task: Task) -> str | None:
+        """Why the loss of a task cannot be computed; None where it can."""
+        return None
+
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         raise NotImplementedError
 

@@ -75,10 +75,16 @@ def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Ite
 
 def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
     policy, mode = config.merging.policy, config.train.mode
-    if config.objective.type == "distill" and policy == "none":
+    objective = config.objective.type
+    if objective in ("distill", "consistency") and policy == "none":
         yield (
-            "objective.type is 'distill' and merging.policy is 'none': teacher and student would be "
+            f"objective.type is '{objective}' and merging.policy is 'none': teacher and student would be "
             "the same; give a policy"
+        )
+    if objective == "consistency" and mode == "heads":
+        yield (
+            "objective.type is 'consistency', which compares what the backbone makes of two reductions; "
+            "train.mode is 'heads', which leaves it as it is; give another mode, or type='supervised'"
         )
     if config.objective.type == "merge_cost" and mode not in ("modular", "end_to_end"):
         yield (
@@ -226,6 +232,11 @@ def _check_compile(config: RunConfig, world_size: int) -> Iterator[str]:
         )
     if engine.type == "fsdp" and engine.compile == "model" and world_size > 1:
         yield f"{asked}, and engine.type 'fsdp' gathers weights block by block; give compile='blocks'"
+    if config.objective.type == "consistency":
+        yield (
+            f"{asked}, and objective.type 'consistency' draws a reduction in each step, each of which "
+            "would be compiled; give compile='none'"
+        )
     for where, span in dict(range_of(config, name) for name in fed_tasks(config)).items():
         if span is not None and span[0] < span[1]:
             yield (

@@ -74,8 +74,9 @@ def test_prefixes_and_gated_mlps_are_counted(variant, prefix):
 @pytest.mark.parametrize(
     "prefix", [prefix for prefix in PREFIXES if "side by side" in prefix or "several queries" in prefix]
 )
-def test_blocks_of_every_form_are_counted(prefix):
-    model = tiny_vit("dtem", prefix=prefix, reduction=5)
+@pytest.mark.parametrize("variant", ["dtem", "mctf"])
+def test_blocks_of_every_form_are_counted(prefix, variant):
+    model = tiny_vit(variant, prefix=prefix, reduction=5)
     assert count_macs(model).flops == counted(model)
 
 
@@ -85,10 +86,11 @@ def test_attention_to_every_member_is_counted(prefix):
     assert count_macs(model).flops == counted(model) > count_macs(tiny_vit("tome", prefix=prefix)).flops
 
 
+@pytest.mark.parametrize("policy", ["dtem", "mctf"])
 @pytest.mark.parametrize("name", ["Dinov2Model", "DINOv3ViTModel", "SiglipVisionModel"])
-def test_patched_models_are_counted(name):
+def test_patched_models_are_counted(name, policy):
     """But for the pooler."""
-    model, batch = patch(library_model(name), "dtem", reduction=5), inputs(name)
+    model, batch = patch(library_model(name), policy, reduction=5), inputs(name)
     one = batch["pixel_values"][:1]
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.encode(one)

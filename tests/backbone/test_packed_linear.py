@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbone import packed_linear, packed_weights
 from pipeline.backbone.metric import EMBEDDINGS, EmbeddingSpec, beside_of
-from pipeline.backbone.packed_linear import Beside, can_pack, linear, linear_beside
+from pipeline.backbone.packed_linear import Beside, can_pack, linear, linear_beside, linear_rows
 
 pytestmark = pytest.mark.skipif(not packed_linear._FASTER, reason="oneDNN is no faster on this processor")
 DTYPES = pytest.mark.parametrize("dtype", packed_linear._FASTER, ids=str)
@@ -40,6 +40,25 @@ def test_it_is_the_layer_with_gelu_or_a_sum(dtype, bias):
     close(linear(layer, x, gelu=True), F.gelu(layer(x)))
     close(linear(layer, x, plus=plus), plus + layer(x))
     close(linear(layer, x[:, ::2], plus=plus[:, ::2]), plus[:, ::2] + layer(x[:, ::2]))
+
+
+@DTYPES
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_some_rows_of_a_layer_are_computed_alone_and_by_the_layer_where_it_is_watched(dtype, bias):
+    layer, x = layer_and_input(dtype, bias)
+    for change in (0, 1):
+        for parameter in layer.parameters():
+            parameter.add_(change)
+        for rows in (slice(0, 64), slice(64, 96)):
+            close(linear_rows(layer, x, rows), layer(x)[..., rows])
+            with torch.enable_grad():
+                close(linear_rows(layer, x, rows), layer(x)[..., rows])
+    called = []
+    layer.register_forward_hook(lambda *_: called.append(1))
+    found = linear_rows(layer, x, slice(64, 96))
+    assert called == [1]
+    close(found, layer(x)[..., 64:])
 
 
 @DTYPES

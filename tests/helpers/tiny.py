@@ -22,6 +22,8 @@ IMG = 64
 SEED = 1000 * int(os.environ.get("DTEM_TEST_SEED", "0"))
 """Added to every seed of the tests: what holds by chance fails with another."""
 
+MCTF_BEHIND: dict[str, Any] = {"one_step_ahead": False, "pooling": "size"}
+"""Options of mctf under which it merges between attention and MLP, and conserves the sum of tokens."""
 DTEM_VARIANTS: dict[str, dict[str, Any]] = {
     "dtem_soft": {"split": "parity", "relaxation": "soft"},
     "dtem_straight_through": {"split": "parity", "relaxation": "straight_through"},
@@ -30,6 +32,7 @@ DTEM_VARIANTS: dict[str, dict[str, Any]] = {
 OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "evit_fused": ("evit", {"fuse": True}),
     "tofu_late": ("tofu", {"until": 0.0}),
+    "mctf_behind": ("mctf", MCTF_BEHIND),
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = (
     {name: (name, {}) for name in POLICIES.names()}

@@ -95,7 +95,7 @@ def test_a_forward_pass_without_unmerging_composes_no_source_map(monkeypatch):
     def refuse(*_):
         raise AssertionError("nobody asked for the source map")
 
-    for way in ("_slot_of", "_undo"):
+    for way in ("slot_of", "_undo"):
         monkeypatch.setattr(f"pipeline.merging.unmerge.{way}", refuse)
     for variant in MERGING:
         for training in (False, True):

@@ -169,6 +169,8 @@ RULES_OF = {kind: RULES if "rotary" in kind else ["mean_rotation"] for kind in N
             ("naflex: average pooling", "mean_rotation", policy)
             for policy in ("atc", "mutual", "pitome", "tofu")
         ),
+        ("naflex: class token", "mean_rotation", "mctf"),
+        ("naflex: rotary positions of each block", "mean_rotation", "mctf"),
     ],
 )
 def test_an_image_merges_with_padding_as_without(kind, rule, policy):

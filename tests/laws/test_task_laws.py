@@ -36,6 +36,14 @@ EXAMPLES = {
 }
 """Task -> a small head, and targets of n images."""
 TASK = pytest.mark.parametrize("name", TASKS.names())
+PAIRS = [
+    (name, objective)
+    for name in TASKS.names()
+    for objective in OBJECTIVES.names()
+    if OBJECTIVES.build(objective).refuses(TASKS.get(name)) is None
+]
+"""Each task and each objective that computes its loss."""
+SERVED = pytest.mark.parametrize("name, objective", PAIRS)
 
 
 def subsets(num: int) -> torch.Tensor:
@@ -149,8 +157,7 @@ def test_an_idle_head_gets_no_gradient(name):
         assert (parameter.grad is not None) == key.startswith(f"{name}."), key
 
 
-@TASK
-@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@SERVED
 @pytest.mark.parametrize("embedding, balancing", [("per_task", "uncertainty"), ("adapter", "gradient_norm")])
 def test_a_batch_reaches_what_its_task_owns_and_nothing_of_another(name, objective, embedding, balancing):
     """Head, embedding and what weighs its loss."""
@@ -270,8 +277,7 @@ def test_more_classes_than_the_head_has_are_refused(name):
         task.check_classes(["x"] * (CLASSES + 1))
 
 
-@TASK
-@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@SERVED
 def test_a_pixel_that_is_not_a_number_makes_a_loss_that_is_none(name, objective):
     """By which all ranks skip the step: an error here would leave the other ranks waiting."""
     samples = batch(name)
@@ -279,8 +285,7 @@ def test_a_pixel_that_is_not_a_number_makes_a_loss_that_is_none(name, objective)
     assert not model(name, objective=objective).train()(samples).loss.isfinite()
 
 
-@TASK
-@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@SERVED
 @pytest.mark.parametrize("balancing", BALANCING.names())
 def test_a_micro_batch_asks_the_device_nothing(name, objective, balancing):
     trained, samples, sums = (
@@ -296,8 +301,7 @@ def test_a_micro_batch_asks_the_device_nothing(name, objective, balancing):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@TASK
-@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@SERVED
 @pytest.mark.parametrize("balancing", BALANCING.names())
 def test_a_micro_batch_on_a_gpu_does_not_wait_for_it(name, objective, balancing):
     trained = model(name, objective=objective, balancing=balancing).train().cuda()
@@ -309,8 +313,7 @@ def test_a_micro_batch_on_a_gpu_does_not_wait_for_it(name, objective, balancing)
             sums.add(output.logs)
 
 
-@TASK
-@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@SERVED
 @pytest.mark.parametrize("variant", RELAXED)
 def test_every_objective_trains_the_metric_embeddings_alone(name, variant, objective):
     """But the last, which reaches a class-token head through nothing."""
@@ -342,7 +345,7 @@ RECOMPUTED = sorted(
         for variant in RELAXED
         for objective in OBJECTIVES.names()
     }
-    | {(name, "dtem", objective, "joint") for name in TASKS.names() for objective in OBJECTIVES.names()}
+    | {(name, "dtem", objective, "joint") for name, objective in PAIRS}
 )
 """(task, variant, objective, mode)"""
 

@@ -18,7 +18,8 @@ def test_attention_received_and_entropy_are_those_of_the_dense_softmax(chunk, si
         q, k, torch.eye(17, dtype=torch.float64).expand(2, 3, -1, -1), size, scale=0.3
     )
     shown = Evidence(q, q, k, scale=0.3, size=size)
-    torch.testing.assert_close(shown.received, weights.sum(dim=2))
+    asking = weights if size is None else weights * (size > 0)[:, None, :, None]
+    torch.testing.assert_close(shown.received, asking.sum(dim=2))
     torch.testing.assert_close(shown.entropy, torch.special.entr(weights).sum(dim=-1))
     torch.testing.assert_close(shown.own_attention, weights.diagonal(dim1=-2, dim2=-1))
     torch.testing.assert_close(shown.class_attention, weights[:, :, 0])

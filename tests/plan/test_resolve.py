@@ -91,6 +91,18 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
             "teacher and student would be the same",
         ),
         (
+            {"objective": {"type": "consistency"}, "merging": {"policy": "none"}},
+            "objective.type is 'consistency' and merging.policy is 'none'",
+        ),
+        (
+            {"objective": {"type": "consistency"}, "train": {"steps": 9, "mode": "heads"}},
+            "compares what the backbone makes of two reductions",
+        ),
+        (
+            {"objective": {"type": "consistency"}, "engine": {"compile": "model"}},
+            "objective.type 'consistency' draws a reduction in each step",
+        ),
+        (
             {"objective": {"type": "merge_cost"}, "train": {"steps": 9, "mode": "joint"}},
             "teaches the embeddings alone",
         ),

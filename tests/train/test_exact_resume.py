@@ -34,6 +34,9 @@ VARIANTS = {
         train=dict(mode="end_to_end", alternate_period=3, reduction_range=[1, 3])
     ),
     "modular_in_bf16": dict(train=dict(mode="modular"), engine=dict(precision="bf16")),
+    "consistency": dict(
+        objective=dict(type="consistency", options=dict(confidence=0.05)), augment=dict(mixup=0.8)
+    ),
     "views_and_mixup_by_workers": dict(
         data=dict(workers=1, views=2), augment=dict(mixup=0.8, cutmix=1.0, random_erasing=0.25)
     ),

@@ -45,7 +45,8 @@ def test_predictions_are_gone_when_the_backward_pass_begins(tiny_run, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "mode, objective", [("joint", "supervised"), ("joint", "distill"), ("end_to_end", "merge_cost")]
+    "mode, objective",
+    [("joint", "supervised"), ("joint", "distill"), ("joint", "consistency"), ("end_to_end", "merge_cost")],
 )
 def test_a_step_of_the_engine_asks_the_device_nothing(mode, objective, tiny_run, monkeypatch):
     train = dict(mode=mode) | (dict(alternate_period=2) if mode == "end_to_end" else {})

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone.attention import Place, mix
+from pipeline.backbone.attention import EVERY, Place, mix, projections
 from pipeline.backbone.block import Attended, MergingBlock, host
 from pipeline.backbone.classes import Host, label
 from pipeline.backbone.hosts.feed_forward import through
-from pipeline.backbone.packed_linear import linear
+from pipeline.backbone.packed_linear import linear, linear_rows
 
 BLOCK = {"norm1", "attn", "ls1", "norm2", "mlp", "ls2"}
 ATTENTION = {"qkv", "proj", "proj_drop"}
@@ -61,9 +61,14 @@ class MergingDinoBlock(Host, MergingBlock):
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         read, attn, scale = self.norm1(x), self.attn, self.heads[1] ** -0.5
-        packed = linear(attn.qkv, read).unflatten(-1, (3, *self.heads)).permute(2, 0, 3, 1, 4)
-        q, k, v = packed.unbind(0)
+        first, stop = place.projected
+        rows = slice(first * self.width, stop * self.width)
+        made = linear(attn.qkv, read) if (first, stop) == EVERY else linear_rows(attn.qkv, read, rows)
+        packed = made.unflatten(-1, (stop - first, *self.heads)).permute(2, 0, 3, 1, 4)
+        q, k, v = projections(packed.unbind(0))
         mixed = mix(q, k, v, place, scale=scale, dropout=self._dropout, packed=packed)
+        if place.looks:
+            return Attended(x, read, mixed, scale)
         update = self.ls1(attn.proj_drop(linear(attn.proj, mixed.output.transpose(1, 2).flatten(2))))
         return Attended(x + self._dropped(update), read, mixed, scale)
 

@@ -24,7 +24,7 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEn
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2EncoderLayer
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
-from pipeline.backbone.attention import Place, mix
+from pipeline.backbone.attention import Place, mix, projections
 from pipeline.backbone.block import Attended, MergingBlock, host
 from pipeline.backbone.hosts.feed_forward import through
 from pipeline.backbone.packed_linear import linear
@@ -64,11 +64,15 @@ class MergingLayer(MergingBlock):
     def attend(self, x: Tensor, place: Place) -> Attended:
         attention, read = self._attention, self.get_submodule(self.NORMS[0])(x)
         scale, _, dropout = (getattr(attention, name) for name in self.NUMBERS)
-        q, k, v = (
-            linear(attention.get_submodule(name), read).unflatten(-1, (-1, self.heads[1])).transpose(1, 2)
-            for name in PROJECTIONS
+        q, k, v = projections(
+            [
+                linear(attention.get_submodule(name), read).unflatten(-1, (-1, self.heads[1])).transpose(1, 2)
+                for name in PROJECTIONS[slice(*place.projected)]
+            ]
         )
         mixed = mix(q, k, v, place, scale=scale, dropout=dropout if self.training else 0.0)
+        if place.looks:
+            return Attended(x, read, mixed, scale)
         output = linear(attention.get_submodule(self.OUTPUT), mixed.output.transpose(1, 2).flatten(2))
         return Attended(x + self._branch(output, 1), read, mixed, scale)
 

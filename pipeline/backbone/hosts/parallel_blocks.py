@@ -57,15 +57,13 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
         read = [part.norm(x) for part in parts]
         # the embedding reads what the first attention reads
         places = [place, *(replace(place, beside=None) for _ in parts[1:])]
+        if place.ahead is not None:
+            places = [replace(place, ahead=own) for own in place.ahead.split(len(parts))]
         both = [attend(part.attn, own, at) for part, own, at in zip(parts, read, places, strict=True)]
         updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
-        mixed = Mixed(
-            *(
-                torch.cat([getattr(own, name) for _, own in both], dim=1)
-                for name in ("output", "q", "k", "keys")
-            ),
-            beside=both[0][1].beside,
-        )
+        names = ("output", "q", "k", "keys", "queries")[: 5 if place.looks else 4]
+        joined = {name: torch.cat([getattr(own, name) for _, own in both], dim=1) for name in names}
+        mixed = Mixed(**joined, beside=both[0][1].beside)
         return Attended(x + torch.stack(updates).sum(dim=0), read[0], mixed, self._first.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -109,6 +107,8 @@ class MergingParallelScalingBlock(MergingBlock, ParallelScalingBlock):
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
         dropout = self.attn_drop.p if self.training else 0.0
         mixed = mix(q, k, v, place, scale=self.scale, dropout=dropout)
+        if place.looks:
+            return Attended(x, read, mixed, self.scale)
         output, hidden = mixed.output.transpose(1, 2).flatten(2), self.mlp_drop(self.mlp_act(hidden))
         if self.out_proj is not None:
             update = linear(self.out_proj, torch.cat([output, hidden], dim=-1))
@@ -131,3 +131,8 @@ class MergingParallelScalingBlock(MergingBlock, ParallelScalingBlock):
     @property
     def heads(self) -> tuple[int, int]:
         return self.num_heads, self.head_dim
+
+    @property
+    def looking(self) -> tuple[int, int]:
+        # one layer makes all, also the hidden channels of the MLP
+        return self.in_proj.weight.numel(), 0

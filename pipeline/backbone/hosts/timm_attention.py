@@ -11,9 +11,9 @@ from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbone.attention import Mixed, Place, mix
+from pipeline.backbone.attention import EVERY, Mixed, Place, mix, projections
 from pipeline.backbone.hosts.feed_forward import idle
-from pipeline.backbone.packed_linear import can_pack, linear, linear_beside
+from pipeline.backbone.packed_linear import can_pack, linear, linear_beside, linear_rows
 
 TimmAttention = Attention | AttentionRope | EvaAttention
 KNOWN = (Attention, AttentionRope, EvaAttention)
@@ -33,7 +33,8 @@ def parts_of_attention(attn: nn.Module) -> list[nn.Module]:
 
 
 def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = None) -> tuple[Tensor, Mixed]:
-    """The module's output for x [B, M, C], of the tokens that attend, plus `plus`, and what led to it."""
+    """The module's output for x [B, M, C], of the tokens that attend, plus `plus`, and what led to it. Where
+    the place only looks, what stands for the output is x."""
     q, k, v, packed, beside = _projected(attn, x, place)
     if not (isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)):
         packed = None
@@ -43,6 +44,8 @@ def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = N
         k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
     dropout = attn.attn_drop.p if attn.training else 0.0
     mixed = mix(q, k, v, place, scale=attn.scale, dropout=dropout, packed=packed)
+    if place.looks:
+        return x, mixed
     mixed = mixed if beside is None else replace(mixed, beside=beside)
     output = attn.norm(mixed.output.transpose(1, 2).flatten(2))
     if attn.gate is not None:
@@ -57,27 +60,47 @@ def _projected(
     attn: TimmAttention, x: Tensor, place: Place
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Queries [B, H, M, D], keys and values [B, G, M, D]; the tensor [3, B, H, M, D] in which they lie where
-    they lie in one; and what `place` has beside them, where it is computed with them."""
+    they lie in one; and what `place` has beside them, where it is computed with them. See `projections`."""
     if attn.qkv is None:
-        q, k, v = (
+        made = [
             linear(attn.get_submodule(name), x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
-        return q, k, v, None, None
+            for name in ("q_proj", "k_proj", "v_proj")[slice(*place.projected)]
+        ]
+        return *projections(made), None, None
     qkv, beside = _qkv(attn, x, place)
-    packed = qkv.view(*x.shape[:-1], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = packed.unbind(0)
-    return q, k, v, packed, beside
+    first, stop = place.projected
+    packed = qkv.view(*x.shape[:-1], stop - first, attn.num_heads, attn.head_dim)
+    packed = packed.permute(2, 0, 3, 1, 4)
+    return *projections(packed.unbind(0)), packed, beside
 
 
 def _qkv(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Tensor | None]:
-    """[B, M, 3 H D], and what `place` has beside it. EVA has a bias of queries and values alone."""
-    qkv = attn.qkv
+    """[B, M, 3 H D], or the part of it that `place` asks for, and what `place` has beside it. EVA has a bias
+    of queries and values alone."""
+    qkv, which = attn.qkv, place.projected
     assert qkv is not None
+    if which != EVERY:
+        width = attn.num_heads * attn.head_dim
+        rows = slice(which[0] * width, which[1] * width)
+        return _some_rows(attn, qkv, x, rows), None
     if not isinstance(attn, EvaAttention) or attn.q_bias is None:
         if place.beside is None or not can_pack(qkv, x):
             return linear(qkv, x), None
         return linear_beside(qkv, x, place.beside)
-    assert attn.k_bias is not None and attn.v_bias is not None
-    bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+    bias = _eva_bias(attn)
     return (qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, qkv.weight, bias)), None
+
+
+def _some_rows(attn: TimmAttention, qkv: nn.Linear, x: Tensor, rows: slice) -> Tensor:
+    """[B, M, rows] of queries, keys and values."""
+    if not isinstance(attn, EvaAttention) or attn.q_bias is None:
+        return linear_rows(qkv, x, rows)
+    if attn.qkv_bias_separate:
+        return qkv(x)[..., rows] + _eva_bias(attn)[rows]
+    return F.linear(x, qkv.weight[rows], _eva_bias(attn)[rows])
+
+
+def _eva_bias(attn: EvaAttention) -> Tensor:
+    """[3 H D]: EVA has a bias of queries and values alone."""
+    assert attn.q_bias is not None and attn.k_bias is not None and attn.v_bias is not None
+    return torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])

@@ -45,6 +45,13 @@ class OneAttention(MergingBlock):
     def heads(self) -> tuple[int, int]:
         return self.attn.num_heads, self.attn.head_dim
 
+    @property
+    def looking(self) -> tuple[int, int]:
+        if self.attn.qkv is not None:
+            return super().looking
+        macs = sum(self.attn.get_parameter(f"{name}.weight").numel() for name in ("q_proj", "k_proj"))
+        return macs, macs
+
 
 @host(Block)
 class MergingTimmBlock(OneAttention, Block):

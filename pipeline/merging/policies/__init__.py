@@ -8,6 +8,7 @@ from pipeline.merging.policies import (  # noqa: F401  (registration)
     evit,
     grid_average,
     gtp,
+    mctf,
     mutual,
     none,
     pitome,
