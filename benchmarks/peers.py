@@ -32,14 +32,14 @@ def release(weights: nn.Module, path: str, *, r: int) -> nn.Module:
 def tome(weights: nn.Module, folder: str, *, r: int) -> nn.Module:
     """The authors' ToMe."""
     model = deepcopy(weights)
-    _package(folder, "tome.patch.timm").apply_patch(model)
+    package(folder, "tome.patch.timm").apply_patch(model)
     model.r = r
     return model
 
 
 def opentome_tome(weights: nn.Module, folder: str, *, r: int) -> nn.Module:
     model = deepcopy(weights)
-    _package(folder, "opentome.timm.tome").tome_apply_patch(model, trace_source=False)
+    package(folder, "opentome.timm.tome").tome_apply_patch(model, trace_source=False)
     model.r = r
     return model
 
@@ -47,21 +47,21 @@ def opentome_tome(weights: nn.Module, folder: str, *, r: int) -> nn.Module:
 def opentome_dtem(weights: nn.Module, folder: str, *, r: int) -> nn.Module:
     model = deepcopy(weights)
     torch.manual_seed(1)
-    _package(folder, "opentome.timm.dtem").dtem_apply_patch(model, trace_source=False)
+    package(folder, "opentome.timm.dtem").dtem_apply_patch(model, trace_source=False)
     model.r = r
     return model
 
 
 def opentome_pitome(weights: nn.Module, folder: str, *, r: int | list[int]) -> nn.Module:
     model = deepcopy(weights)
-    _package(folder, "opentome.timm.pitome").pitome_apply_patch(model)
+    package(folder, "opentome.timm.pitome").pitome_apply_patch(model)
     model.r = r  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
 
 def opentome_tofu(weights: nn.Module, folder: str, *, r: int | list[int]) -> nn.Module:
     model = deepcopy(weights)
-    _package(folder, "opentome.timm.tofu").tofu_apply_patch(model)
+    package(folder, "opentome.timm.tofu").tofu_apply_patch(model)
     model.r = r  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
@@ -113,7 +113,8 @@ def say_failed(name: str, err: Exception) -> None:
     print(f"  peer {name} does not run here: {type(err).__name__}: {reason}", flush=True)
 
 
-def _package(folder: str, module: str):  # noqa: ANN202
+def package(folder: str, module: str):  # noqa: ANN202
+    """A module of a folder."""
     place = str(Path(folder).resolve())
     if place not in sys.path:
         sys.path.insert(0, place)

@@ -1,7 +1,7 @@
 """Policies beside others' code of the same systems: the largest difference of the logits, on the same random
 weights and images, in float64. Where the two differ on purpose, the result says which departs from the paper.
 
-    python benchmarks/policies_vs_peers.py --peer opentome=FOLDER
+    python benchmarks/policies_vs_peers.py --peer opentome=FOLDER --peer gtp=FOLDER --peer vid_tldr=FOLDER
 """
 
 import argparse
@@ -15,6 +15,7 @@ from contestants import CLASSES, logits_of, ours
 from options import random_images
 from peer_paths import add_peers
 from peers import opentome_pitome, opentome_tofu, say_failed
+from peers_that_drop import gtp, vid_tldr
 from record import write_record
 from torch import nn
 
@@ -29,7 +30,8 @@ FIRST, SECOND = [R] * 6 + [0] * 6, [0] * 6 + [R] * 6
 @dataclass(frozen=True)
 class Case:
     """build: the peer's model, of (weights, folder, r=...). options: of our policy. departs: who departs from
-    the paper, where the two differ; None: they are the same."""
+    the paper, where the two differ; None: they are the same. attends: whether ours attends by size, as the
+    peer. model: timm's options of the model."""
 
     peer: str
     build: Callable[..., nn.Module]
@@ -37,6 +39,8 @@ class Case:
     schedule: list[int]
     options: dict[str, Any] = field(default_factory=dict)
     departs: str | None = None
+    attends: str = "never"
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -61,9 +65,19 @@ CASES = {
         departs="OpenToMe departs: it divides the mean by the norm of the destination, where MLERP divides "
         "it by the mean's own, so that the result has the largest norm of the pair",
     ),
+    "GTP-ViT, first half of the blocks": Case("gtp", gtp, "gtp", FIRST),
+    "GTP-ViT, all blocks": Case("gtp", gtp, "gtp", [R] * DEPTH),
+    "vid-TLDR, first two blocks": Case(
+        "vid_tldr",
+        vid_tldr,
+        "vid_tldr",
+        [40, 30] + [0] * 10,
+        attends="always",
+        model={"class_token": False, "global_pool": "avg"},
+    ),
 }
-"""Neither peer counts sizes in attention, so ours does not here (`proportional_attention="never"`). Margins
-of OpenToMe fall from 0.75, those of the paper from 0.9."""
+"""OpenToMe and GTP-ViT count no sizes in attention. Margins of OpenToMe fall from 0.75, those of the paper
+from 0.9."""
 
 
 def main() -> None:
@@ -82,10 +96,11 @@ def main() -> None:
 
 
 def compared(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    weights, images = random_weights(), random_images(args.images, torch.device("cpu")).double()
+    images = random_images(args.images, torch.device("cpu")).double()
     for name, case in CASES.items():
         if case.peer not in args.peer:
             continue
+        weights = random_weights(case.model)
         try:
             theirs = logits(case.build(weights, args.peer[case.peer], r=case.schedule), images)
         except Exception as err:  # whatever a stranger's code raises
@@ -107,10 +122,10 @@ def result_of(
     return {"name": name, "scores": scores} | ({"departs": case.departs} if case.departs else {})
 
 
-def random_weights() -> nn.Module:
-    """timm's model in float64, with weights so large that tokens differ."""
+def random_weights(options: dict[str, Any] | None = None) -> nn.Module:
+    """timm's model in float64, with weights so large that tokens differ. options: of timm."""
     torch.manual_seed(0)
-    model = timm.create_model(NAME, num_classes=CLASSES).eval()
+    model = timm.create_model(NAME, num_classes=CLASSES, **options or {}).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -119,8 +134,8 @@ def random_weights() -> nn.Module:
 
 def our_model(weights: nn.Module, case: Case, *, merges: bool = True) -> nn.Module:
     r: Any = case.schedule if merges else 0
-    model = ours(weights, NAME, policy=case.policy, r=r, proportional_attention="never", **case.options)
-    return model.double()
+    options = {"proportional_attention": case.attends, "timm_options": case.model, **case.options}
+    return ours(weights, NAME, policy=case.policy, r=r, **options).double()
 
 
 @torch.inference_mode()

@@ -43,8 +43,10 @@ def test_a_peer_that_fails_is_named_and_left_out(monkeypatch, capsys):
     assert "peer x does not run here" in capsys.readouterr().out
 
 
-def test_our_side_has_the_weights_exactly():
-    weights, images = random_weights(), torch.randn(1, 3, 224, 224, dtype=torch.float64)
-    model = our_model(weights, CASES["PiToMe, second half of the blocks"], merges=False)
+@pytest.mark.parametrize("name", ["PiToMe, second half of the blocks", "vid-TLDR, first two blocks"])
+def test_our_side_has_the_weights_exactly(name):
+    """Of the models with and without a class token."""
+    weights, images = random_weights(CASES[name].model), torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    model = our_model(weights, CASES[name], merges=False)
     ours, theirs = logits(model, images).double(), logits(weights, images)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
