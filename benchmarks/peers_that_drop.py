@@ -20,9 +20,7 @@ from pipeline.merging.policies.gtp import normalised, semantic_neighbours, spati
 def gtp(weights: nn.Module, folder: str, *, r: list[int]) -> nn.Module:
     """The authors' blocks of GTP-ViT. The graph is ours, as they make it on a GPU and in float32."""
     authors, model = package(folder, "models_v3"), deepcopy(weights)
-    blocks = [
-        _gtp_block(authors, model.embed_dim, own, count) for own, count in zip(_blocks(model), r, strict=True)
-    ]
+    blocks = [_gtp_block(authors, own, count) for own, count in zip(_blocks(model), r, strict=True)]
 
     def forward(images: Tensor) -> Tensor:
         x = _embedded(model, images)
@@ -37,9 +35,9 @@ def gtp(weights: nn.Module, folder: str, *, r: list[int]) -> nn.Module:
     return _Called(forward)
 
 
-def _gtp_block(authors: Any, width: int, own: Any, count: int) -> nn.Module:
+def _gtp_block(authors: Any, own: Any, count: int) -> nn.Module:
     block = authors.GraphPropagationBlock(
-        width,
+        own.attn.proj.out_features,
         own.attn.num_heads,
         qkv_bias=True,
         norm_layer=partial(nn.LayerNorm, eps=own.norm1.eps),
@@ -55,8 +53,8 @@ def _gtp_block(authors: Any, width: int, own: Any, count: int) -> nn.Module:
 def vid_tldr(weights: nn.Module, folder: str, *, r: list[int]) -> nn.Module:
     """The authors' merge of vid-TLDR. Attention and MLP are timm's, as theirs are of a ViT for videos; the
     mean over tokens counts them by size."""
-    authors, model = package(f"{folder}/multi_modality/utils", "vid_TLDR"), deepcopy(weights)
-    authors.torch = _InDouble()
+    authors: Any = package(f"{folder}/multi_modality/utils", "vid_TLDR")
+    authors.torch, model = _InDouble(), deepcopy(weights)
 
     def forward(images: Tensor) -> Tensor:
         x, info = _embedded(model, images), {"use": True, "r": r, "source_trace": False, "source": None}
