@@ -28,6 +28,7 @@ COMMANDS = (
     "predict",
     "evaluate",
     "sweep",
+    "board",
     "bench",
     "visualise",
     "report",

@@ -175,6 +175,11 @@ class Task(nn.Module):
                 f"head.num_classes={needed}"
             )
 
+    def predictions(self, output: BackboneOutput, batch: Batch) -> Any:
+        """The predictions of `forward`, for evaluation. A task whose loss costs much, or is a collective,
+        overrides it with what computes no loss."""
+        return self(output, batch).predictions
+
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
         """Predictions of a batch, for objectives that compare them or draw from them."""
         raise NotImplementedError

@@ -121,6 +121,13 @@ class CaptioningTask(Task):
         }
         return TaskOutput(loss, logs, predictions=logits)
 
+    def predictions(self, output: BackboneOutput, batch: Batch) -> Tensor:
+        return self._logits(self.image_tokens(output), batch.targets.tokens)
+
+    def _logits(self, image: ImageTokens, tokens: Tensor) -> Tensor:
+        """[B, L - 1, V] float32: the logits of each token after the first."""
+        return self.decoder(self.text(tokens[:, :-1])[0], image)[0].float()
+
     def image_tokens(self, output: BackboneOutput) -> ImageTokens:
         """The image tokens to which the decoder attends."""
         return self.get_submodule(self.route)(output.final)
@@ -190,7 +197,7 @@ class CaptioningTask(Task):
         tokens, references = batch.targets.tokens, batch.targets.references
         made = self._captions(image, batch.keys, self.generation)
         rows = tuple(_metrics().CaptionRow(*row) for row in zip(batch.keys, made, references, strict=True))
-        logits, labels = self.decoder(self.text(tokens[:, :-1])[0], image)[0].float(), tokens[:, 1:]
+        logits, labels = self._logits(image, tokens), tokens[:, 1:]
         loss = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=self.special.pad, reduction="sum"
         )

@@ -89,6 +89,9 @@ class ClassificationTask(Task):
         loss = self._loss(logits, labels)
         return TaskOutput(loss, {"loss": (loss.detach() * len(logits), len(logits))}, predictions=logits)
 
+    def predictions(self, output: BackboneOutput, batch: Batch) -> Tensor:
+        return self.logits(output)
+
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.loss == "cross_entropy":
             # torch's own mean divides by the sum of the weights

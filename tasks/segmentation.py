@@ -115,6 +115,9 @@ class SegmentationTask(Task):
         }
         return TaskOutput(loss, logs, predictions=logits)
 
+    def predictions(self, output: BackboneOutput, batch: Batch) -> Tensor:
+        return self.logits(output)
+
     def logits(self, output: BackboneOutput) -> Tensor:
         """[B, K, h, w] float32"""
         return self._decode(output, () if self.merged_decoder else self.features(output))

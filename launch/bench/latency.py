@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from launch.bench.entries import Infer, Subject
-from launch.bench.watched import watched
 from launch.measure.evaluator import progress
+from launch.measure.watched import MIB, peak_on_gpu, watched
 from launch.saved.device import now
 from pipeline.backbone.block_times import within_memory
 from pipeline.engine.model_on_device import autocast
@@ -16,7 +16,6 @@ from pipeline.rng import generator
 
 WARM_UP = 3
 """Inferences of each before the first that counts; the first one also compiles."""
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def _of_size(
     for key in calls:
         _warm_up(calls[key], device)
     seen = {which: watched(subject.infer(which, images, "none")) for which in subject.schedules}
-    peaks = {key: _peak(call, device) or seen[key[1]].peak / MIB for key, call in calls.items()}
+    peaks = {key: peak_on_gpu(call, device) or seen[key[1]].peak / MIB for key, call in calls.items()}
     times = _in_turns(calls, device, rounds, f"batch {len(images)}")
     return [
         Latency(
@@ -95,15 +94,6 @@ def _warm_up(call: Infer, device: torch.device) -> None:
     for _ in range(WARM_UP):
         call()
     now(device)
-
-
-def _peak(call: Infer, device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    now(device)
-    return torch.cuda.max_memory_allocated(device) / MIB
 
 
 def _in_turns(

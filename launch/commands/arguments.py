@@ -190,8 +190,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser).add_argument(
         "--data",
         metavar="SHARDS_OR_FOLDER",
-        help="shards with classes, or SRC/{train,val}/CLASS/*.jpg, or SRC/CLASS/*.jpg; for sweep also "
-        "pictures without",
+        help="shards with classes, or SRC/{train,val}/CLASS/*.jpg, or SRC/CLASS/*.jpg; for sweep and board "
+        "also pictures without",
     )
 
 

@@ -6,15 +6,14 @@ import argparse
 from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
-    add_reductions_argument,
     add_run_arguments,
-    add_schedules_arguments,
     add_signal_argument,
     add_source_arguments,
     add_split_argument,
     add_tasks_argument,
 )
-from launch.commands.values import fractions, names
+from launch.commands.points import add_points_arguments, aims_of
+from launch.commands.values import names
 
 EXAMPLE = r"""examples:
   dtem sweep runs/digits_multitask_dtem
@@ -50,35 +49,14 @@ def add_parser(subparsers) -> None:
         help=f"default {POLICIES}, of a published model without --adapter those that need none; the unmerged "
         "model is always there",
     )
-    targets = parser.add_mutually_exclusive_group()
-    targets.add_argument(
-        "--macs",
-        type=fractions,
-        default=fractions(MACS),
-        metavar="F,F",
-        help=f"shares of the encoder's unmerged MACs (default {MACS})",
-    )
-    targets.add_argument(
-        "--merged",
-        type=fractions,
-        metavar="F,F",
-        help="shares of the patches merged after the last block instead",
-    )
-    parser.add_argument(
-        "--within",
-        type=float,
-        default=1.0,
-        metavar="F",
-        help="with even schedules: the share of the blocks, from the first, that merge (default 1)",
-    )
-    add_reductions_argument(targets, "default: shares of the MACs instead")
-    add_schedules_arguments(parser)
+    add_points_arguments(parser, MACS)
     add_split_argument(parser)
     parser.add_argument(
         "--seed",
         type=int,
         metavar="N",
-        help="of embeddings that are drawn anew, and of the images to solve on (default: each run's seed)",
+        help="of what is drawn: untrained embeddings and the images to solve on (default: each run's seed), "
+        "random merges",
     )
     parser.add_argument(
         "--rounds",
@@ -94,43 +72,16 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when table and plot are written. Raises PipelineError."""
-    from pathlib import Path
-
-    from launch.measure.sweep import sweep
-    from launch.published.sources import folder_for, has_labels, labelled_run, published_of, solving_of
+    from launch.published.measured import measured_on, result_folder, runs_named
+    from launch.published.sources import published_of
     from launch.report.sweep_files import print_sweep, write_sweep
-    from launch.saved.run import parse_reduction, read_run
-    from pipeline.engine import launched
-    from pipeline.files import folder_within
 
-    published = published_of(args)
+    published, aims = published_of(args), aims_of(args)
+    runs = runs_named(args, published)
+    folder = result_folder(args, published, runs, "sweep")
     policies = args.policies or policies_for(args, published)
-    if published and not has_labels(args.data, published, args.weights):
-        return _of_agreement(args, published, policies)
-    runs = (
-        [labelled_run(args, published)]
-        if published
-        else [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
-    )
-    folder = Path(args.out) if args.out else folder_for(published, "sweep") if published else None
-    if launched.rank() == 0:  # to fail here, not after the measurement
-        folder = folder or folder_within(runs[0].root, "sweep")
-        folder.mkdir(parents=True, exist_ok=True)
-    exact = [parse_reduction(text) for text in args.reductions or ()]
-    results = sweep(
-        runs,
-        policies,
-        exact or args.merged or args.macs,
-        merged=bool(args.merged),
-        exact=bool(exact),
-        within=args.within,
-        schedules=args.schedules,
-        solving=solving_of(args, runs[0].config.seed),
-        split=args.split,
-        seed=args.seed,
-        rounds=args.rounds,
-        tasks=args.tasks,
-    )
+    seeds = None if args.seed is None else [args.seed]
+    results = measured_on(args, published, runs, policies, aims, seeds=seeds)
     if folder is not None and results:  # on rank 0
         print_sweep(results)
         print("wrote " + ", ".join(str(path) for path in write_sweep(results, folder)))
@@ -141,27 +92,3 @@ def policies_for(args: argparse.Namespace, published: str | None) -> list[str]:
     """The policies of a sweep that names none: those that can be had."""
     usual = names(POLICIES)
     return usual if published is None or args.adapter else [name for name in usual if name != "dtem"]
-
-
-def _of_agreement(args: argparse.Namespace, published: str, policies: list[str]) -> int:
-    """The sweep of a published model on pictures without labels."""
-    from pathlib import Path
-
-    from launch.published.sources import agreement_on, folder_for
-    from launch.report.sweep_files import print_sweep, write_sweep
-    from pipeline.engine import launched
-    from pipeline.errors import ConfigError
-
-    if args.reductions or args.merged or args.tasks or args.within != 1:
-        raise ConfigError(
-            f"{args.data} has no labels, so agreement with the unmerged model is measured, at shares of its "
-            "MACs: leave --reduction, --merged, --within and --task out"
-        )
-    folder = Path(args.out) if args.out else folder_for(published, "sweep")
-    if launched.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    result = agreement_on(args, published, policies)
-    if result is not None:  # on rank 0
-        print_sweep([result])
-        print("wrote " + ", ".join(str(path) for path in write_sweep([result], folder)))
-    return 0

@@ -1,5 +1,4 @@
-"""Evaluation of trained models: exact scores on any number of processes, many models in one pass over the
-data, and speed."""
+"""Evaluation of trained models: exact scores on any number of processes, and speed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,16 +6,16 @@ from logging import INFO, WARNING, Logger
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from launch.measure.compute import Entry
+from launch.measure.panel import Panel
 from launch.saved.device import now
 from pipeline.engine import launched
 from pipeline.engine.connect import connect
 from pipeline.engine.model_on_device import E, ModelOnDevice
-from pipeline.interfaces import Batch, Scores, Tallies
-from pipeline.merging.schedule import AnyReduction
+from pipeline.interfaces import Batch
 from pipeline.ranks import Ranks
 from pipeline.token_state import BackboneOutput
 from pipeline.train.collective import maximum
@@ -30,36 +29,6 @@ def evaluator_of(model: E, precision: str = "fp32") -> ModelOnDevice[E]:
 
 
 T = TypeVar("T")
-
-
-class Panel(nn.Module):
-    """Many entries as one module, so that a batch is read and decoded once. Tallies and scores of entry i are
-    named `i/NAME`."""
-
-    def __init__(self, entries: Sequence[Entry]):
-        super().__init__()
-        self.models = nn.ModuleList(model for model, _ in entries)
-        self._entries = tuple(entries)
-
-    def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
-        """Tallies of all entries. reduction: for all of them; None takes each entry's own."""
-        tallies: Tallies = {}
-        for i, (model, own) in enumerate(self._entries):
-            found = model.evaluate(batch, reduction=own if reduction is None else reduction)
-            tallies |= {f"{i}/{name}": tensor for name, tensor in found.items()}
-        return tallies
-
-    def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
-        scores: Scores = {}
-        for i, (model, _) in enumerate(self._entries):
-            own = {
-                name.removeprefix(f"{i}/"): tensor
-                for name, tensor in tallies.items()
-                if name.startswith(f"{i}/")
-            }
-            found = model.scores(task, own | {"samples": tallies["samples"]}, thorough=thorough)
-            scores |= {f"{i}/{name}": value for name, value in found.items()}
-        return scores
 
 
 @dataclass(frozen=True)

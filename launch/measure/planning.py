@@ -7,7 +7,7 @@ from functools import cache, partial
 
 from launch.measure.compute import Grid
 from launch.measure.evaluator import warn
-from launch.measure.points import GIVEN, MACS, MERGED, SCHEDULES, SOLVED, TOKENS, Target
+from launch.measure.points import GIVEN, MACS, MERGED, SCHEDULES, SOLVED, TOKENS, LeftOut, Target
 from launch.saved.run import checked_reduction
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.vit import MergingViT
@@ -105,11 +105,12 @@ def plan(
     aims: Aims,
     solved: Callable[[str], Solver],
     grid: Grid,
+    left_out: list[LeftOut],
 ) -> list[Planned]:
     """Points to measure. The metric's own MACs count, so the same MACs can be different reductions.
 
     solved: makes the solver of solved schedules for a policy. Targets that a policy cannot reach on the first
-    input's grid are left out with a warning. Raises ConfigError where none is left.
+    input's grid are left out with a warning, and added to `left_out`.
     """
     found = [Planned("none", target, "", target) for target in wanted["none"]]
     for policy, targets in wanted.items():
@@ -121,12 +122,14 @@ def plan(
                     reduction = _reduction(models[policy][0], target, solve, grid)
                     found.append(Planned(policy, target, name, reduction))
                 except ConfigError as err:
-                    warn(log, "%s, task %s, is left out at %s: %s", policy, task, target, err)
-    if {point.policy for point in found} == {"none"} != set(wanted):
-        raise ConfigError(
-            f"no policy can be run at any of the asked points of task '{task}': see the reasons above"
-        )
+                    leave_out(left_out, task, policy, target, err)
     return found
+
+
+def leave_out(left_out: list[LeftOut], task: str, policy: str, target: Target, err: ConfigError) -> None:
+    """Notes a point that a policy refuses or cannot reach, and warns of it."""
+    warn(log, "%s, task %s, is left out at %s: %s", policy, task, target, err)
+    left_out.append(LeftOut(policy, target, str(err)))
 
 
 def _reduction(model: MultiTaskModel, target: Target, solve: Solver | None, grid: Grid) -> AnyReduction:

@@ -1,7 +1,7 @@
-"""The results of a sweep: what was measured at each point."""
+"""The results of a sweep: what was measured at each point, and which points could not be."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.merging.schedule import EARLY, EVEN, ReductionSpec
@@ -18,6 +18,8 @@ MACS, MERGED, TOKENS = (
     "tokens removed per block",
 )
 """Kinds of targets, in the words of a sweep's conditions."""
+DIVERGENCE = "divergence"
+"""The metric that says how far predictions are from the unmerged model's."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Point:
     of SCHEDULES or GIVEN; empty for the unmerged model. schedule, tokens: those of the first input. macs:
     MACs of one image, with head and merging.
 
-    scores: metric -> one value per run (None is n/a), or a single value where the runs have the same weights
-    for this policy. images_per_s, encoder_images_per_s: speed of the whole inference and of its encoder, one
-    value per round.
+    scores: metric -> one value per model of the policy (None is n/a): per run, or per seed of what is drawn,
+    and a single one where all have the same weights. images_per_s, encoder_images_per_s: speed of the whole
+    inference and of its encoder, one value per round. peak_mib: see `launch.measure.watched`; None where it
+    was not asked for.
     """
 
     policy: str
@@ -42,10 +45,20 @@ class Point:
     scores: dict[str, list[float | None]]
     images_per_s: list[float]
     encoder_images_per_s: list[float]
+    peak_mib: float | None = None
 
     @property
     def encoder_macs(self) -> int:
         return self.macs - self.head_macs
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What could not be measured, and why. target: None where the policy cannot serve the model at all."""
+
+    policy: str
+    target: Target | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Sweep:
     whole: Point
     points: list[Point]
     conditions: dict[str, Any]
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def metric(self) -> str:

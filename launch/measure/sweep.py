@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from launch.measure.compute import Workload, first_batch, first_grid, workload
-from launch.measure.evaluator import Panel, Speed, evaluator_of, images_per_second, progress
-from launch.measure.planning import Aims, Models, Planned, Solver, plan
-from launch.measure.points import SOLVED, Point, Sweep, Target
+from launch.measure.compute import Entry, Workload, first_batch, first_grid, workload
+from launch.measure.evaluator import Speed, evaluator_of, images_per_second, progress
+from launch.measure.panel import Panel
+from launch.measure.planning import Aims, Models, Planned, Solver, leave_out, plan
+from launch.measure.points import DIVERGENCE, SOLVED, LeftOut, Point, Sweep, Target
 from launch.measure.scores import of_classes
-from launch.measure.setups import check_one_setup, runs_of
+from launch.measure.setups import Variant, check_one_setup, variants_of
 from launch.measure.solving import SolvedSchedules, Solving, solving_batches
-from launch.saved.run import SavedRun, build, chosen_tasks
+from launch.measure.watched import peak_mib
+from launch.saved.run import SavedRun, chosen_tasks
 from pipeline.config.schema import DataConfig
 from pipeline.data.stream import EvalLoader, build_eval_loader
 from pipeline.engine import launched
@@ -40,9 +42,11 @@ def sweep(
     schedules: Sequence[str] = (EVEN,),
     solving: Solving | None = None,
     split: str = "val",
-    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
     rounds: int = 5,
     tasks: Sequence[str] | None = None,
+    compared: bool = False,
+    lenient: bool = False,
 ) -> list[Sweep]:
     """A sweep of each named task of the runs (None: all). Each sample is read once for all points. Raises
     ConfigError before anything is measured.
@@ -54,7 +58,9 @@ def sweep(
     reductions as they are, also those in (0, 1], keep rates. within: the share of the blocks, from the first
     one, that merge in even schedules; the reduction is solved for each grid of patches. schedules: how such a
     target is reached, a point for each. solving: where `solved` is among them, on which images, whatever
-    their labels; the schedule is that of the first run's model. It takes one process, and minutes.
+    their labels; the schedule is that of the first run's model. It takes one process, and minutes. seeds: see
+    `variants_of`. compared: also measure how far the predictions are from the unmerged model's, and the
+    memory. lenient: a policy that cannot serve the runs is named in the results.
     """
     check_one_setup(runs)
     if rounds < 0:
@@ -74,10 +80,10 @@ def sweep(
     runs = [run.on(device) for run in runs]
     wanted: dict[str, list[Target]] = {"none": [0]}
     wanted |= {policy: [target for target in targets if target] for policy in policies if policy != "none"}
-    models = {
-        policy: [build(run, policy, seed=seed, compiled=True).to(device) for run in runs_of(policy, runs)]
-        for policy in wanted
-    }
+    refused: list[LeftOut] | None = [] if lenient else None
+    variants = variants_of(list(wanted), runs, device, seeds=seeds, left_out=refused)
+    wanted = {policy: wanted[policy] for policy in variants}
+    models = {policy: [own.model for own in of_policy] for policy, of_policy in variants.items()}
     opened = [
         _opened(device, runs[0], task, data, models, aims, solving, split) for task, data in datas.items()
     ]
@@ -86,19 +92,26 @@ def sweep(
     evaluator = evaluator_of(Panel([]), config.engine.precision)
     conditions = _conditions(evaluator, runs, split)
     conditions |= {"targets": aims.kind, "within": within, "schedules": list(schedules)}
-    measured = [_measure(evaluator, models, job, rounds, conditions) for job in jobs]
+    conditions |= {"seeds": list(seeds)} if seeds else {}
+    measured = [_measure(evaluator, variants, job, rounds, conditions, compared) for job in jobs]
+    for own in measured:
+        if own is not None:
+            own.left_out[:0] = refused or []
     return [found for found in measured if found is not None]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One task. solved_on: images on which schedules are solved, and what a sweep says of them."""
+    """One task. solved_on: images on which schedules are solved, and what a sweep says of them. works: of one
+    image of the first batch, at each point of the plan. left_out: the points that could not be planned."""
 
     loader: EvalLoader
     batch: Batch
     solved_on: Sequence[Batch]
     told: dict[str, Any]
     plan: Sequence[Planned] = ()
+    works: Sequence[Workload] = ()
+    left_out: Sequence[LeftOut] = ()
 
 
 def _opened(
@@ -131,31 +144,50 @@ def _planned(
     def solved(policy: str) -> Solver:
         return SolvedSchedules(models[policy][0], job.solved_on, f"{policy}, {task},", device)
 
+    left_out: list[LeftOut] = []
     grid = first_grid(models["none"][0], job.batch)
-    return replace(job, plan=plan(task, models, wanted, aims, solved, grid))
+    points, works = [], []
+    # what a policy refuses shows in an inference, before anything is measured
+    for point in progress(plan(task, models, wanted, aims, solved, grid, left_out), f"{task}: points"):
+        try:
+            works.append(workload((models[point.policy][0], point.reduction), job.batch))
+            points.append(point)
+        except ConfigError as err:
+            if point.policy == "none":
+                raise
+            leave_out(left_out, task, point.policy, point.target, err)
+    if {point.policy for point in points} == {"none"} != set(wanted):
+        raise ConfigError(
+            f"no policy can be run at any of the asked points of task '{task}': see the reasons above"
+        )
+    return replace(job, plan=points, works=works, left_out=left_out)
 
 
 def _measure(
-    evaluator: ModelOnDevice[Panel], models: Models, job: _Job, rounds: int, conditions: dict[str, Any]
+    evaluator: ModelOnDevice[Panel],
+    variants: Mapping[str, Sequence[Variant]],
+    job: _Job,
+    rounds: int,
+    conditions: dict[str, Any],
+    compared: bool,
 ) -> Sweep | None:
     """None on other ranks than 0."""
     task = job.batch.task
-    evaluator.module = Panel(
-        [(model, point.reduction) for point in job.plan for model in models[point.policy]]
-    )
+    evaluator.module = _panel(variants, job.plan, compared)
     scores = evaluate(evaluator, {task: progress(job.loader, task)})[task]
-    firsts = [(models[point.policy][0], point.reduction) for point in job.plan]
+    firsts: list[Entry] = [(variants[point.policy][0].model, point.reduction) for point in job.plan]
     speeds = images_per_second(evaluator, firsts, job.batch, rounds)
     if evaluator.rank > 0:
         return None
+    peaks = [_peak(evaluator, entry, job.batch) if compared else None for entry in firsts]
     missing = missing_samples({task: scores}, {task: job.loader}).get(task, 0)
     if missing:
         told = "%s: %d of %d samples could not be read, and are not in the scores"
         log.warning(told, task, missing, job.loader.num_samples)
     points, start = [], 0
-    for planned, entry, speed in zip(job.plan, firsts, speeds, strict=True):
-        numbers = range(start, start := start + len(models[planned.policy]))
-        points.append(_point(planned, workload(entry, job.batch), _scores_of(scores, numbers), speed))
+    for planned, work, speed, peak in zip(job.plan, job.works, speeds, peaks, strict=True):
+        numbers = range(start, start := start + len(variants[planned.policy]))
+        points.append(_point(planned, work, _scores_of(scores, numbers), speed, peak))
     seen = {
         "samples": int(scores["samples"] or 0),
         "missing": missing,
@@ -163,11 +195,37 @@ def _measure(
         "pixels": list(job.batch.images.shape[-2:]),
     }
     classes = {"classes": list(job.loader.classes)} if of_classes(points[0].scores) else {}
-    units = models["none"][0].tasks[task].metric_units
-    return Sweep(task, units, points[0], points[1:], conditions | job.told | seen | classes)
+    units = dict(variants["none"][0].model.tasks[task].metric_units)
+    if DIVERGENCE in points[0].scores:
+        units[DIVERGENCE] = ""
+    return Sweep(
+        task, units, points[0], points[1:], conditions | job.told | seen | classes, list(job.left_out)
+    )
 
 
-def _point(planned: Planned, work: Workload, scores: dict[str, list[float | None]], speed: Speed) -> Point:
+def _panel(variants: Mapping[str, Sequence[Variant]], plan: Sequence[Planned], compared: bool) -> Panel:
+    """All models of all points. compared: each with the unmerged model of its run."""
+    of_run = {own.run: number for number, own in enumerate(variants["none"])}
+    entries = [(own.model, point.reduction) for point in plan for own in variants[point.policy]]
+    wholes = [of_run.get(own.run, 0) for point in plan for own in variants[point.policy]]
+    return Panel(entries, wholes if compared else None)
+
+
+def _peak(evaluator: ModelOnDevice[Panel], entry: Entry, batch: Batch) -> float:
+    """The memory of one inference of the batch, not compiled."""
+    model, reduction = entry
+    encode, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
+    with evaluator.autocast(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        return peak_mib(lambda: task.infer(encode, batch), evaluator.device)
+
+
+def _point(
+    planned: Planned,
+    work: Workload,
+    scores: dict[str, list[float | None]],
+    speed: Speed,
+    peak: float | None,
+) -> Point:
     return Point(
         policy=planned.policy,
         target=planned.target,
@@ -180,6 +238,7 @@ def _point(planned: Planned, work: Workload, scores: dict[str, list[float | None
         scores=scores,
         images_per_s=speed.whole,
         encoder_images_per_s=speed.encoder,
+        peak_mib=peak,
     )
 
 

@@ -1,73 +1,60 @@
 """How merged models agree with the unmerged one, against compute, on pictures without labels."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from launch.measure.evaluator import turns, warn
-from launch.measure.points import MACS, SOLVED, Point, Sweep
+from launch.measure.evaluator import turns
+from launch.measure.planning import Aims
+from launch.measure.points import LeftOut, Point, Sweep
+from launch.measure.watched import peak_mib
+from launch.published.entries import TASK, Entry, Models, Solve, entries_of
 from launch.published.merged import counted_for
 from launch.saved.device import now
-from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.engine.model_on_device import autocast
 from pipeline.errors import ConfigError, StopAsked
 from pipeline.interfaces import Batch
-from pipeline.merging.schedule import EVEN, WITHIN
 from pipeline.objectives.signal import Signal
 from pipeline.ranks import Processes, Ranks
 from pipeline.train.metrics import TallySums
 
-log = logging.getLogger(__name__)
-TASK = "agreement"
 SAMPLES = "samples"
-Solve = Callable[[str, Counted, float], list[int]]
-"""Maps (policy, what its MACs are counted of, share of the MACs) to a solved schedule. Raises ConfigError."""
 TIMED = "timed"
 """Images on which rank 0 measures speed. A tally, so that all ranks know whether it has any."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A model at one share of the MACs, which is 0 for the unmerged one, and its r of each block. kind: of
-    its schedule, see `Point`."""
-
-    policy: str
-    target: float
-    kind: str
-    model: MergingModel
-    schedule: list[int]
-
-
 def agreement(
-    models: Mapping[str, MergingModel],
+    models: Models,
     signal: Signal,
     batches: Iterable[Batch],
-    targets: Sequence[float],
+    aims: Aims,
     *,
     name: str,
     split: str,
     device: torch.device,
     precision: str,
     rounds: int = 0,
-    schedules: Sequence[str] = (EVEN,),
     solve: Solve | None = None,
+    seeds: Sequence[int] = (),
+    compared: bool = False,
+    left_out: Sequence[LeftOut] = (),
     stopping: Callable[[], bool] = lambda: False,
 ) -> Sweep | None:
-    """The metrics of the signal for each policy at each share of the MACs, as means over the images.
+    """The metrics of the signal for each policy at each target, as means over the images.
 
-    models: policy -> model on the device, in evaluation mode; `none` is among them. batches: those of this
-    process. name: of the model. split: of the images. rounds: timed passes of the first batch; 0 leaves speed
-    out. schedules: how a share is reached, of SCHEDULES; solve: gives those that are `solved`. Raises
+    models: on the device, in evaluation mode. batches: those of this process. name: of the model. split: of
+    the images. rounds: timed passes of the first batch; 0 leaves speed out. solve: gives the schedules that
+    are `solved`. seeds: of what the models draw,
+    for the result. compared: also measure the memory. left_out: policies that the model refused. Raises
     StopAsked once `stopping` says so, and ConfigError where no target can be reached or there are no images.
     A collective: rank 0 alone measures speed and has the result, which is None on the others.
     """
     ranks, sums = Processes(device), TallySums()
     entries: list[Entry] = []
+    unreached: list[LeftOut] = []
     first: Tensor | None = None
     with torch.inference_mode(), autocast(device, precision):
         for batch in batches:
@@ -75,32 +62,37 @@ def agreement(
                 raise StopAsked("the measurement was broken off, as asked")
             images = batch.to(device).images
             if first is None:
-                first, entries = images, _entries(models, targets, schedules, solve, images[:1])
+                first = images
+                entries, unreached = entries_of(models, aims, solve, signal, images[:1])
                 if ranks.rank == 0:
                     sums.add({TIMED: torch.full((), len(images), device=images.device)})
-            _add_batch(sums, signal, models["none"], entries, images)
+            _add_batch(sums, signal, models["none"][0], entries, images)
         totals = sums.reduce(ranks)
         _check_totals(totals, signal, name, precision)
         speeds = _speeds(ranks, entries, first, rounds)
     if ranks.rank > 0:
         return None
     assert first is not None, "rank 0 has timed it"
-    samples = int(totals[SAMPLES])
-    points = [
-        _point(
-            entry, first[:1], {m: float(totals[f"{i}/{m}"]) / samples for m in signal.metric_units}, speeds[i]
-        )
-        for i, entry in enumerate(entries)
-    ]
+    samples, points = int(totals[SAMPLES]), []
+    for i, entry in enumerate(entries):
+        scores: dict[str, list[float | None]] = {
+            metric: [float(totals[f"{i}/{j}/{metric}"]) / samples for j in range(len(entry.models))]
+            for metric in signal.metric_units
+        }
+        peak = _peak(entry, first, device, precision) if compared else None
+        points.append(_point(entry, first[:1], scores, speeds[i], peak))
     conditions = _conditions(name, split, device, precision) | {
+        "targets": aims.kind,
+        "within": aims.within,
+        "schedules": list(aims.schedules),
         "signal": signal.kind,
         "samples": samples,
         "batch": len(first),
         "pixels": list(first.shape[-2:]),
         "timed": "of the blocks, without the head",
-        "schedules": list(schedules),
+        **({"seeds": list(seeds)} if seeds else {}),
     }
-    return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions)
+    return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions, [*left_out, *unreached])
 
 
 def _add_batch(
@@ -110,9 +102,10 @@ def _add_batch(
     whole = signal.read(unmerged, signal.encode(unmerged, images))
     sums.add({SAMPLES: torch.full((), len(images), device=images.device)})
     for i, entry in enumerate(entries):
-        merged = signal.read(entry.model, signal.encode(entry.model, images, reduction=entry.schedule))
-        found = signal.compare(merged, whole).items()
-        sums.add({f"{i}/{metric}": values.sum() for metric, values in found})
+        for j, model in enumerate(entry.models):
+            merged = signal.read(model, signal.encode(model, images, reduction=entry.schedule))
+            found = signal.compare(merged, whole).items()
+            sums.add({f"{i}/{j}/{metric}": values.sum() for metric, values in found})
 
 
 def _check_totals(totals: Mapping[str, Tensor], signal: Signal, name: str, precision: str) -> None:
@@ -122,7 +115,7 @@ def _check_totals(totals: Mapping[str, Tensor], signal: Signal, name: str, preci
         raise ConfigError("none of the held-out pictures can be read")
     if TIMED not in totals:
         raise ConfigError("none of the pictures of the first process can be read; start fewer processes")
-    if not all(bool(totals[f"0/{metric}"].isfinite()) for metric in signal.metric_units):
+    if not all(bool(totals[f"0/0/{metric}"].isfinite()) for metric in signal.metric_units):
         raise ConfigError(
             f"the {signal.kind} of {name} are not finite under {precision}, or all are zero, so nothing "
             "can agree with them; give other weights, or --precision fp32"
@@ -139,40 +132,8 @@ def _conditions(name: str, split: str, device: torch.device, precision: str) -> 
         "threads": torch.get_num_threads(),
         "precision": precision,
         "torch": torch.__version__,
-        "targets": MACS,
-        "within": 1.0,
         "missing": 0,
     }
-
-
-def _entries(
-    models: Mapping[str, MergingModel],
-    targets: Sequence[float],
-    schedules: Sequence[str],
-    solve: Solve | None,
-    image: Tensor,
-) -> list[Entry]:
-    """The points to measure, the unmerged model first. A share that a policy cannot reach is left out with a
-    warning."""
-    counted_for(models["none"], image)
-    found = [Entry("none", 0, "", models["none"], [0] * len(models["none"].merging_blocks))]
-    wanted = [(policy, kind) for policy in models if policy != "none" for kind in dict.fromkeys(schedules)]
-    for policy, kind in wanted:
-        model = models[policy]
-        counted = counted_for(model, image)
-        for target in targets:
-            try:
-                if kind == SOLVED:
-                    assert solve is not None, "who asks for solved schedules says by what"
-                    reached = solve(policy, counted, target)
-                else:
-                    reached = counted.reduction_for(target, within=WITHIN[kind])
-                found.append(Entry(policy, target, kind, model, reached))
-            except ConfigError as err:
-                warn(log, "%s is left out at %s: %s", policy, target, err)
-    if len(found) == 1 and len(models) > 1:
-        raise ConfigError("no policy can be run at any of the asked points: see the reasons above")
-    return found
 
 
 def _speeds(ranks: Ranks, entries: Sequence[Entry], images: Tensor | None, rounds: int) -> list[list[float]]:
@@ -183,14 +144,26 @@ def _speeds(ranks: Ranks, entries: Sequence[Entry], images: Tensor | None, round
             if ranks.rank > 0 or images is None:
                 continue
             start = now(images.device)
-            entry.model.encode(images, reduction=entry.schedule)
+            entry.models[0].encode(images, reduction=entry.schedule)
             if turn:
                 own.append(len(images) / (now(images.device) - start))
     return found
 
 
-def _point(entry: Entry, image: Tensor, scores: Mapping[str, float], speed: list[float]) -> Point:
-    counted = counted_for(entry.model, image)
+def _peak(entry: Entry, images: Tensor, device: torch.device, precision: str) -> float:
+    """The memory of the blocks' pass."""
+    with torch.no_grad(), autocast(device, precision):
+        return peak_mib(lambda: entry.models[0].encode(images, reduction=entry.schedule), device)
+
+
+def _point(
+    entry: Entry,
+    image: Tensor,
+    scores: dict[str, list[float | None]],
+    speed: list[float],
+    peak: float | None,
+) -> Point:
+    counted = counted_for(entry.models[0], image)
     schedule = counted.schedule(entry.schedule)
     macs = counted.macs(schedule)
     return Point(
@@ -202,7 +175,8 @@ def _point(entry: Entry, image: Tensor, scores: Mapping[str, float], speed: list
         macs=macs.total,
         metric_macs=sum(macs.metric),
         head_macs=0,
-        scores={metric: [value] for metric, value in scores.items()},
+        scores=scores,
         images_per_s=speed,
         encoder_images_per_s=speed,
+        peak_mib=peak,
     )

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from launch.saved.policy_names import UNTRAINED, read_policy
+from launch.measure.points import LeftOut
+from launch.saved.policy_names import UNTRAINED, is_drawn, read_policy, seed_options
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.macs import Counted, counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
@@ -21,11 +22,13 @@ def merged_model(
     base: nn.Module, policy: str, reduction: ReductionSpec, *, seed: int, adapter: Adapter | None = None
 ) -> MergingModel:
     """The model under a policy, on its device; only its embeddings, if it has any, are new: drawn from the
-    seed, or those of the adapter. Raises ConfigError and CheckpointError."""
+    seed, or those of the adapter. Merges that are drawn are so by the
+    seed too. Raises ConfigError and CheckpointError."""
     name = policy.removesuffix(UNTRAINED)
     with preserved_generators():
         seed_everything(seed, "embedding")
-        found = patch(sharing_tensors(base), name, reduction, adapter=adapter)
+        options = seed_options(policy, seed)
+        found = patch(sharing_tensors(base), name, reduction, adapter=adapter, **options)
     assert isinstance(found, MergingModel), "patch gives one"
     return found
 
@@ -45,14 +48,29 @@ def counted_for(model: MergingModel, image: Tensor) -> Counted:
 
 
 def merged_models(
-    base: nn.Module, policies: Sequence[str], *, seed: int, adapter: Adapter | None = None
-) -> dict[str, MergingModel]:
-    """Policy -> the model under it, the unmerged one (`none`) among them. adapter: of policies that learn and
-    are not `NAME_untrained`. Raises ConfigError and CheckpointError."""
-    found: dict[str, MergingModel] = {}
+    base: nn.Module,
+    policies: Sequence[str],
+    *,
+    seeds: Sequence[int] = (0,),
+    adapter: Adapter | None = None,
+    left_out: list[LeftOut] | None = None,
+) -> dict[str, list[MergingModel]]:
+    """Policy -> the models under it, the unmerged one (`none`) among them: one for each seed where something
+    is drawn, else one alone. adapter: of policies that learn and are not `NAME_untrained`.
+
+    left_out: where a policy that the model refuses is added with the reason; None: its ConfigError is raised.
+    Raises ConfigError and CheckpointError.
+    """
+    found: dict[str, list[MergingModel]] = {}
     for policy in dict.fromkeys(("none", *policies)):
-        taught = check_policy(policy, adapter is not None)
-        found[policy] = merged_model(base, policy, 0, seed=seed, adapter=adapter if taught else None)
+        drawn = seeds if is_drawn(policy) else seeds[:1]
+        try:
+            own = adapter if check_policy(policy, adapter is not None) else None
+            found[policy] = [merged_model(base, policy, 0, seed=seed, adapter=own) for seed in drawn]
+        except ConfigError as err:
+            if left_out is None or policy == "none":
+                raise
+            left_out.append(LeftOut(policy, None, str(err)))
     return found
 
 

@@ -13,9 +13,13 @@ from launch.measure.points import MACS, SOLVED, Point, Sweep, Target
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import in_unit, markdown, score
 from launch.report.words import curve_label, metric_words, task_words
+from launch.saved.policy_names import kind_of
 from pipeline.errors import ConfigError, counted, printable
 from pipeline.files import replacing, write_text
 from pipeline.merging.schedule import plain_reduction
+
+MOST_LETTERS = 40
+"""Of the name of a split below the title of a plot."""
 
 
 def print_sweep(sweeps: Sequence[Sweep]) -> None:
@@ -77,7 +81,8 @@ def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
 def plain_sweep(result: Sweep) -> dict[str, Any]:
     """The sweep of a task as plain data, an item of sweep.json."""
     facts = {"task": result.task, "metric": result.metric, "units": dict(result.units)}
-    return facts | {"conditions": result.conditions, "points": _rows(result)}
+    left_out = [asdict(own) for own in result.left_out]
+    return facts | {"conditions": result.conditions, "points": _rows(result), "left_out": left_out}
 
 
 def _rows(result: Sweep) -> list[dict[str, Any]]:
@@ -95,11 +100,11 @@ def _rows(result: Sweep) -> list[dict[str, Any]]:
             "encoder_macs": point.encoder_macs,
             "encoder_macs_ratio": point.encoder_macs / result.whole.encoder_macs,
         }
-        rows.append({"task": result.task, **row, **extra, **encoder})
+        rows.append({"task": result.task, "policy_kind": kind_of(point.policy), **row, **extra, **encoder})
     return rows
 
 
-def _has_decoder(result: Sweep) -> bool:
+def has_decoder(result: Sweep) -> bool:
     """Whether the head costs more than a hundredth of the whole."""
     return result.whole.head_macs > 0.01 * result.whole.macs
 
@@ -109,19 +114,19 @@ def _table(result: Sweep) -> tuple[list[str], list[list[str]]]:
     if len({point.kind for point in result.points}) > 1:
         columns["schedule"] = lambda point: point.kind or "-"
     if result.conditions["targets"] != MACS:
-        columns["target"] = lambda point: _target(point.target)
+        columns["target"] = lambda point: target_text(point.target)
     for name, unit in result.units.items():
         columns[f"{name} {unit}".rstrip()] = lambda point, name=name, unit=unit: score(
             point.scores[name], unit
         )
-    if _has_decoder(result):
+    if has_decoder(result):
         columns["encoder GMACs"] = lambda point: f"{point.encoder_macs / 1e9:.4g}"
         columns["encoder %"] = lambda point: f"{100 * point.encoder_macs / result.whole.encoder_macs:.1f}"
         columns["decoder GMACs"] = lambda point: f"{point.head_macs / 1e9:.4g}"
     columns["GMACs (papers' GFLOPs)"] = lambda point: f"{point.macs / 1e9:.4g}"
     columns["GFLOPs"] = lambda point: f"{2 * point.macs / 1e9:.4g}"
     columns["MACs %"] = lambda point: f"{100 * point.macs / result.whole.macs:.1f}"
-    if _has_decoder(result):
+    if has_decoder(result):
         columns["encoder images/s"] = lambda point: _median(point.encoder_images_per_s)
     columns["images/s"] = lambda point: _median(point.images_per_s)
     columns["tokens after each block"] = lambda point: " ".join(map(str, point.tokens))
@@ -130,7 +135,7 @@ def _table(result: Sweep) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def _target(target: Target) -> str:
+def target_text(target: Target) -> str:
     """A share or a reduction as it is given on the command line."""
     if isinstance(target, Sequence):
         text = ",".join(f"{r:g}" for r in target)
@@ -152,42 +157,47 @@ def _write_plots(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
     ]
     paths: list[Path] = []
     for result in known:
-        paths += draw_plots(
-            [_plot(result, "compute", lambda point: point.macs)], folder / f"sweep_{result.task}"
-        )
-        if _has_decoder(result):
-            of_encoder = _plot(result, "the encoder's compute", lambda point: point.encoder_macs)
+        paths += draw_plots([plot_of(result)], folder / f"sweep_{result.task}")
+        if has_decoder(result):
+            of_encoder = plot_of(result, of_encoder=True)
             paths += draw_plots([of_encoder], folder / f"sweep_{result.task}_encoder")
     if len(known) > 1:
-        paths += draw_plots(
-            [_plot(result, "compute", lambda point: point.macs) for result in known], folder / "sweep"
-        )
+        paths += draw_plots([plot_of(result) for result in known], folder / "sweep")
     return paths
 
 
-def _plot(result: Sweep, what: str, macs: Callable[[Point], int]) -> Plot:
-    unit = result.units[result.metric]
+def plot_of(result: Sweep, metric: str | None = None, *, of_encoder: bool = False) -> Plot:
+    """The plot of a metric (None: the main one) against all MACs, or the encoder's."""
+    name = result.metric if metric is None else metric
+    unit, where = result.units[name], result.conditions
 
     def curve(label: str, points: Sequence[Point]) -> Curve:
         scores = [
-            [value for value in in_unit(point.scores[result.metric], unit) if value is not None]
-            for point in points
+            [value for value in in_unit(point.scores[name], unit) if value is not None] for point in points
         ]
-        return Curve(label, [macs(point) for point in points], scores)
+        return Curve(label, [point.encoder_macs if of_encoder else point.macs for point in points], scores)
 
     kinds = len({point.kind for point in result.points})
     points: dict[str, list[Point]] = {}
     for point in result.points:
         points.setdefault(curve_label(point.policy, point.kind if kinds > 1 else ""), []).append(point)
     curves = [curve(label, own) for label, own in points.items()]
-    runs, where = len(result.conditions["runs"]), result.conditions
-    several = f"; {runs} runs, a band from the worst to the best" if runs > 1 else "; 1 run"
+    several = "; 1 run" if len(where["runs"]) == 1 else f"; {len(where['runs'])} runs"
+    if any(len(point.scores[name]) > 1 for point in (result.whole, *result.points)):
+        several += ", a band from the worst to the best"
+    what = "score" if name == result.metric else name
+    compute = "the encoder's compute" if of_encoder else "compute"
     return Plot(
         curves,
         curve("unmerged", [result.whole]),
-        metric_words(result.metric),
-        f"{task_words(result.task)}: score against {what}",
+        metric_words(name),
+        f"{task_words(result.task)}: {what} against {compute}",
         unit,
-        f"n = {where['samples']} samples of {printable(str(where['split']))}{several}",
+        f"n = {where['samples']} samples of {_shortened(printable(str(where['split'])))}{several}",
         int(where["samples"]),
     )
+
+
+def _shortened(split: str) -> str:
+    """The end of a long path, for which a plot has no room."""
+    return split if len(split) <= MOST_LETTERS else f"...{split[-MOST_LETTERS:]}"

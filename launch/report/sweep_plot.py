@@ -29,6 +29,8 @@ WIDTH, NARROW, HEIGHT = 7.2, 5.6, 4.5
 """Width of a single plot, width of one of several, and height, in inches."""
 NAMES = 1.75
 """Room for the names left of the curves, in inches."""
+EACH_NAME = 0.27
+"""Height of one of the names, in inches."""
 INK, FAINT = "#222222", "#8a8a8a"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -95,7 +97,8 @@ def draw_plots(plots: Sequence[Plot], stem: Path) -> list[Path]:
     style: dict[Any, Any] = STYLE | {"font.family": letters.families}
     with matplotlib.rc_context(style):
         width = WIDTH if len(plots) == 1 else NARROW
-        figure = Figure(figsize=(width * len(plots), HEIGHT), layout="constrained")
+        height = max(HEIGHT, EACH_NAME * max(len(plot.curves) for plot in plots) + 1.5)
+        figure = Figure(figsize=(width * len(plots), height), layout="constrained")
         styles = _styles([curve.label for plot in plots for curve in plot.curves])
         for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
             _draw_plot(figure, axes, plot, styles, NAMES / width)
@@ -130,9 +133,10 @@ def _styles(labels: Sequence[str]) -> dict[str, _Style]:
         policy, kind = parted[label]
         number, other = bases.index(policy.removesuffix(UNTRAINED)), kinds.index(kind)
         width = THICK + (THIN - THICK) * i / steps
+        turn = number // len(COLOURS)  # a colour that comes again has another marker
         untrained = policy.endswith(UNTRAINED)
         line = LINES[other % len(LINES)] if other or not untrained else DASHED
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + other) % len(MARKERS)]
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + turn + other) % len(MARKERS)]
         styles[label] = _Style(colour, marker, line, untrained, width)
     return styles
 
@@ -234,7 +238,8 @@ def _label_ends(
     # no ticks where the names stand
     axes.set_xticks([x for x in axes.get_xticks() if 0.97 * left <= x <= high])
     ends = sorted(ends, key=lambda end: end[1])
-    places = apart([end[1] for end in ends], STEP * (top - bottom), bottom, top)
+    least = min(STEP, 1 / max(1, len(ends))) * (top - bottom)
+    places = apart([end[1] for end in ends], least, bottom, top)
     for (_, y, label, colour), placed in zip(ends, places, strict=True):
         offset = (-9, (placed - y) * _points_per_unit(axes))
         axes.annotate(

@@ -74,23 +74,18 @@ def sweeps(runs: Sequence[RunFacts], names: Sequence[str], numbers: Iterator[int
     for label, run in zip(names, runs, strict=True):
         for sweep in run.sweeps:
             task, metric = str(sweep.get("task")), str(sweep.get("metric"))
-            found = _points(sweep, metric)
-            if found:
-                unit = "%" if _unit(sweep, metric) == "%" else ""
-                named = f"{label}, {task_words(task)}: {metric_words(metric, unit)}"
-                charts.append(_sweep_chart(sweep, found, unit, named, next(numbers)))
+            charts.append(sweep_chart(sweep, metric, f"{label}, {task_words(task)}: ", numbers))
     told = "<p>Score against compute. A band reaches from the worst to the best run.</p>"
-    return f'{told}<div class="charts">{"".join(charts)}</div>' if charts else ""
+    return f'{told}<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
 
 
-def _sweep_chart(
-    sweep: Mapping[str, Any],
-    found: Mapping[str, list[tuple[float, list[float]]]],
-    unit: str,
-    title: str,
-    n: int,
-) -> str:
-    """found: see `_points`."""
+def sweep_chart(sweep: Mapping[str, Any], metric: str, named: str, numbers: Iterator[int]) -> str:
+    """The chart of a metric of a sweep, as plain data; empty where no point has it. named: the start of its
+    title."""
+    if not (found := _points(sweep, metric)):
+        return ""
+    unit = "%" if _unit(sweep, metric) == "%" else ""
+    title = f"{named}{metric_words(metric, unit)}"
     most = max(x for own in found.values() for x, _ in own)
     size, letter = (1.0, "G") if most >= 0.1 else (1e-3, "M")
     times = 100.0 if unit == "%" else 1.0
@@ -110,7 +105,7 @@ def _sweep_chart(
     told = f"n = {count:,} samples of {_of(sweep, 'conditions').get('split')}" if count else ""
     within = (0.0, 100.0) if unit == "%" else (-math.inf, math.inf)
     least = least_height(whole, unit, count)
-    return draw(lines, title, f"{letter}MACs per image", n, least=least, within=within, told=told)
+    return draw(lines, title, f"{letter}MACs per image", next(numbers), least=least, within=within, told=told)
 
 
 def _points(sweep: Mapping[str, Any], metric: str) -> dict[str, list[tuple[float, list[float]]]]:

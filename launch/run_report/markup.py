@@ -1,7 +1,7 @@
 """The markup of a report: its style, its texts and its tables. All that comes from data is escaped."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.errors import printable
 from pipeline.redact import without_secrets
@@ -27,6 +27,7 @@ nav ul,.legend{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:4px 18p
 figure{margin:0;min-width:0}
 figure img{max-width:100%;height:auto;display:block;image-rendering:pixelated}
 figcaption{font-size:14px;color:#444;overflow-wrap:anywhere}
+li{overflow-wrap:anywhere}
 .chart{width:100%;height:auto;display:block}
 .chart text{font-size:12px;fill:#444}
 .chart .grid{stroke:#e4e4e4}
@@ -96,3 +97,21 @@ def scrolled(name: str, content: str) -> str:
 
 def _cell(content: str) -> str:
     return content if isinstance(content, Markup) else text(content)
+
+
+def page(title: str, told: str, sections: Mapping[str, str]) -> str:
+    """A whole page. told: below the title. sections: heading -> its markup; those without are left out."""
+    shown = {name: content for name, content in sections.items() if content}
+    links = "".join(f'<li><a href="#s{i}">{text(name)}</a></li>' for i, name in enumerate(shown))
+    body = "".join(
+        f'<section aria-labelledby="s{i}"><h2 id="s{i}">{text(name)}</h2>{content}</section>'
+        for i, (name, content) in enumerate(shown.items())
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv='
+        f'"Content-Security-Policy" content="{POLICY}"><meta name="viewport" '
+        f'content="width=device-width,initial-scale=1"><title>{text(title)}</title>'
+        f"<style>{STYLE}</style></head><body><header><h1>{text(title)}</h1>"
+        f"<p>{text(told)}</p>"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main></body></html>\n'
+    )

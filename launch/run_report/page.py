@@ -10,7 +10,7 @@ from launch.report.words import metric_words, policy_words, task_words
 from launch.run_report.classes import classes_of
 from launch.run_report.curves import curves, score_words, sweeps, unit_of
 from launch.run_report.evaluations import Evaluation
-from launch.run_report.markup import POLICY, STYLE, table, text
+from launch.run_report.markup import page, table, text
 from launch.run_report.read import RunFacts
 from pipeline.redact import redacted
 
@@ -31,20 +31,7 @@ def report(runs: Sequence[RunFacts]) -> str:
         "Config": _configs(runs, names),
         "To repeat it": _repeat(runs, names),
     }
-    shown = {name: content for name, content in sections.items() if content}
-    links = "".join(f'<li><a href="#s{i}">{name}</a></li>' for i, name in enumerate(shown))
-    body = "".join(
-        f'<section aria-labelledby="s{i}"><h2 id="s{i}">{name}</h2>{content}</section>'
-        for i, (name, content) in enumerate(shown.items())
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv='
-        f'"Content-Security-Policy" content="{POLICY}"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>{text(title)}</title>'
-        f"<style>{STYLE}</style></head><body><header><h1>{text(title)}</h1>"
-        f"<p>{text(', '.join(str(run.folder) for run in runs))}</p>"
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main></body></html>\n'
-    )
+    return page(title, ", ".join(str(run.folder) for run in runs), sections)
 
 
 def _names(runs: Sequence[RunFacts]) -> list[str]:

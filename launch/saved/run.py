@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import tasks  # noqa: F401 - fills the registry
-from launch.saved.policy_names import UNTRAINED, read_policy
+from launch.saved.policy_names import UNTRAINED, read_policy, seed_options
 from pipeline import run_folder
 from pipeline.backbone.auto_reduction import AUTO, Auto, paying_reduction, read_auto
 from pipeline.backbone.build import model_facts
@@ -98,10 +98,11 @@ def build(
     """The model of a run in evaluation mode. Its weights are the run's own tensors, which all models of the
     run share.
 
-    policy: None takes the run's; NAME_untrained has an embedding drawn from `seed` (None: the run's seed). A
-    policy other than the run's has its default options, and reduction 0 for all tasks; rotary positions merge
-    as in the run. compiled: as `engine.compile` of the run says, for inference. Raises ConfigError where the
-    policy needs an embedding that the run never learned.
+    policy: None takes the run's. A policy other than the run's has its default options, and reduction 0 for
+    all tasks; rotary positions merge as in the run. seed: of the embedding of NAME_untrained (None: the
+    run's seed), and of merges that are drawn (None: the policy's own). compiled: as `engine.compile` of the
+    run says, for inference. Raises ConfigError where the policy needs an embedding that the run never
+    learned.
     """
     own = run.config.merging
     policy = policy or own.policy
@@ -112,6 +113,8 @@ def build(
         tasks = {name: replace(task, merging=None) for name, task in config.tasks.items()}
         merging = MergingConfig(policy=name, rotary=own.rotary, rotary_bias=own.rotary_bias)
         config = replace(config, merging=merging, tasks=tasks)
+    if drawn := seed_options(name, seed):
+        config = replace(config, merging=replace(config.merging, options={**config.merging.options, **drawn}))
     with torch.random.fork_rng(devices=[]), _no_larger_than(run):
         # the seed that training starts from
         torch.manual_seed(seed_of(run.config.seed if seed is None else seed, "weights"))

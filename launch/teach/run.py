@@ -4,6 +4,7 @@ import sys
 from contextlib import closing
 from typing import Any
 
+from launch.measure.planning import Aims
 from launch.measure.points import Sweep
 from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches
@@ -90,7 +91,7 @@ def _curve(lesson: Lesson, stop: StopRequest) -> Sweep:
     policies = (*CONTROLS, order.policy + UNTRAINED, order.policy)
     adapter = collect_adapter(lesson.model)
     found = agreement(
-        merged_models(published.model, policies, seed=order.how.seed, adapter=adapter),
+        merged_models(published.model, policies, seeds=[order.how.seed], adapter=adapter),
         lesson.signal,
         held_out_batches(
             lesson.pictures,
@@ -100,7 +101,7 @@ def _curve(lesson: Lesson, stop: StopRequest) -> Sweep:
             batch_size=order.batch_size,
             workers=order.workers,
         ),
-        order.macs,
+        Aims(order.macs),
         name=published.name,
         split="the held-out pictures",
         device=order.device,

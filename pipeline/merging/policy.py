@@ -60,6 +60,8 @@ class MergePolicy:
     """Whether a merge changes the size of any token that stays; if not, attention need not ask for sizes."""
     carries: frozenset[str] = frozenset()
     """Names under which `start` lets tokens carry something. Nobody sees it after the last block."""
+    control = False
+    """Whether it looks at no token, so that any other policy has to beat it."""
     name = ""
     """The name in the registry that it was built by."""
     options: Mapping[str, Any] = {}

@@ -9,7 +9,7 @@ from interpreter import DEVICE
 from torch._dynamo.backends.debugging import aot_eager
 from torch.utils.checkpoint import checkpoint
 
-from launch.bench.watched import Watched, watched
+from launch.measure.watched import Watched, watched
 from pipeline.backbone import attention_kernels
 from pipeline.backbone.attention import proportional_attention, reference_attention
 from pipeline.backbone.attention_kernels import WAYS, Operands

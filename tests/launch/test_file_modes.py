@@ -20,6 +20,7 @@ COMMANDS = [
     "evaluate RUN --predictions OUT/predictions.jsonl",
     "visualise RUN --num 1 --out OUT --animate",
     "sweep RUN --policy dtem --reduction 2 --rounds 1 --out OUT",
+    "board RUN --policies dtem --reduction 2 --rounds 0 --out OUT",
     "report RUN --out OUT/report.html",
     "predict RUN RUN/picture.png --out OUT",
     "convert RUN --out OUT/weights.safetensors",

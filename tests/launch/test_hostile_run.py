@@ -16,7 +16,8 @@ HOSTILE = "\x1b]0;pwn\x07 \x9b2J \u202e\nssh-ed25519 AAAA\r\x00\u2028"
 
 @pytest.fixture
 def given(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "given", ignore=shutil.ignore_patterns("visualise", "sweep"))
+    results = shutil.ignore_patterns("visualise", "sweep", "board")
+    return shutil.copytree(trained, tmp_path / "given", ignore=results)
 
 
 @pytest.mark.parametrize("name", ["visualise/groups_digits_dtem.png", "visualise/groups_digits_dtem.html"])
@@ -32,7 +33,11 @@ def test_a_picture_takes_the_place_of_a_link(given, tmp_path, dtem, name, exists
     assert path.is_file() and not path.is_symlink()
 
 
-@pytest.mark.parametrize("command", [("visualise", "--num", 1), ("sweep", "--macs", "0.9", "--rounds", 0)])
+POINT = ("--macs", "0.9", "--rounds", 0)
+WRITING = [("visualise", "--num", 1), ("sweep", *POINT), ("board", *POINT)]
+
+
+@pytest.mark.parametrize("command", WRITING)
 def test_a_folder_of_results_that_is_a_link_is_refused(given, tmp_path, dtem, command):
     (tmp_path / "elsewhere").mkdir()
     (given / command[0]).symlink_to(tmp_path / "elsewhere")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from launch.exported.formats import Program, fold_embeddings
 from launch.measure.compute import first_batch
 from launch.measure.evaluator import evaluator_of
-from launch.measure.setups import runs_of
+from launch.measure.setups import variants_of
 from launch.measure.sweep import sweep
 from launch.saved.run import build, read_run
 from pipeline.backbone.adapters.public import load_adapter
@@ -164,7 +164,8 @@ def test_seeds_that_differ_in_what_weighed_their_losses_are_one_model(three_task
         replace(run, tensors=run.tensors | {f"balancing.{name}": weights for name in ("weights", "first")})
         for weights in (torch.ones(3), torch.zeros(3))
     )
-    assert [len(runs_of(policy, [first, other])) for policy in POLICIES] == [1, 2, 2]
+    found = variants_of(POLICIES, [first, other], torch.device("cpu"))
+    assert [len(found[policy]) for policy in POLICIES] == [1, 2, 2]
 
 
 def test_runs_whose_embeddings_are_shared_otherwise_are_not_mixed(three_tasks):

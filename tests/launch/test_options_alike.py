@@ -26,19 +26,20 @@ def picture(tmp_path):
     "option", [("--no-pretrained",), ("--img-size", 0), ("--weights", "w"), ("--adapter", "a")]
 )
 def test_what_is_said_of_a_published_model_is_refused_for_a_run(option, trained, picture, dtem):
-    for command, *more in (("evaluate",), ("bench",), ("sweep",), ("predict", picture)):
+    for command, *more in (("evaluate",), ("bench",), ("sweep",), ("board",), ("predict", picture)):
         said = dtem(command, trained, *more, *option, code=2)
         assert f"{option[0]} goes with a published model" in said
 
 
 def test_what_is_said_of_a_run_is_refused_for_a_published_model(picture, dtem):
     data = ("--data", picture.parent)
-    for command, *more in (("evaluate", *data), ("bench",), ("sweep", *data), ("predict", picture)):
+    commands = (("evaluate", *data), ("bench",), ("sweep", *data), ("board", *data), ("predict", picture))
+    for command, *more in commands:
         assert "go with a run" in dtem(command, *PLAIN, *more, "--checkpoint", "last", code=2)
 
 
 def test_a_clip_is_led_to_the_command_that_scores_it(picture, dtem):
-    for command, *more in (("bench",), ("sweep",), ("predict", picture)):
+    for command, *more in (("bench",), ("sweep",), ("board",), ("predict", picture)):
         said = dtem(command, "open_clip:ViT-B-32@x", *more, code=2)
         assert "`dtem evaluate open_clip:ViT-B-32@x --zero-shot SHARDS` scores" in said
 

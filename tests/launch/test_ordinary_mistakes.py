@@ -21,6 +21,7 @@ OF_RUNS = [
     ("visualise {run} --blocks 30", ["1 to 3"]),
     ("sweep {run} --macs 70", ["0.7"]),
     ("sweep {run} --macs 0.01", ["the reasons above"]),
+    ("board {run} --policies tom", ["tome"]),
     ("export {run} --out {run}", ["give"]),
     ("export {run} --out new --policy dtm", ["dtem"]),
 ]

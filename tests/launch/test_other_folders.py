@@ -33,6 +33,7 @@ def settings(output: Path, **data: str):
         "evaluate RUN --task digits",
         "visualise RUN --num 1 --out OUT",
         "sweep RUN --policy dtem --reduction 2 --rounds 1 --out OUT",
+        "board RUN --policies tome --reduction 2 --rounds 0 --out OUT",
         "bench RUN --batch-size 1 --rounds 1",
         "report RUN --out OUT",
         "config check RUN",

@@ -89,6 +89,24 @@ def test_sweep_scores_a_published_model_on_labels(dtem, named, shards, adapter, 
     assert [row["policy"] for row in found["points"]] == ["none", "random", "tome", "dtem_untrained", "dtem"]
 
 
+def test_a_board_without_labels_names_what_it_lacks(dtem, named, shards, adapter, tmp_path):
+    bare = tmp_path / "pictures"
+    write_tar(bare / "x.tar", [(name, data) for name, data in samples("v", 8) if name.endswith("png")])
+    words = ["board", *named, "--data", bare, "--policies", "random,tome,dtem", "--seeds", "0,1"]
+    dtem(*words, "--merged", "0.5", "--rounds", "1", "--out", tmp_path / "out")
+    (found,) = json.loads((tmp_path / "out" / "board.json").read_text())["tasks"]
+    rows = {row["policy"]: row for row in found["points"]}
+    assert list(rows) == ["none", "random", "tome"] and len(rows["random"]["scores"]["divergence"]) == 2
+    assert rows["tome"]["schedule"] == rows["random"]["schedule"] and rows["tome"]["peak_mib"] > 0
+    assert sum(rows["tome"]["schedule"]) == (SIZE // 16) ** 2 / 2 and found["conditions"]["seeds"] == [0, 1]
+    (lacking,) = found["left_out"]
+    assert lacking["policy"] == "dtem" and "give --adapter" in lacking["reason"]
+    dtem(*words, "--adapter", adapter[0], "--macs", "0.7", "--rounds", "0", "--out", tmp_path / "out")
+    (found,) = json.loads((tmp_path / "out" / "board.json").read_text())["tasks"]
+    assert [row["policy"] for row in found["points"]][-1] == "dtem" and not found["left_out"]
+    assert "leave --task out" in dtem(*words, "--task", "x", code=2)
+
+
 def test_sweep_without_labels_measures_agreement(dtem, named, shards, tmp_path):
     bare = tmp_path / "pictures"
     write_tar(bare / "x.tar", [(name, data) for name, data in samples("v", 8) if name.endswith("png")])

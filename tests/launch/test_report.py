@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from launch.run_report.chart import Line, _ticks, draw
-from launch.run_report.page import POLICY
+from launch.run_report.markup import POLICY
 
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>'\"&"
 VOID = {"meta", "img", "br"}

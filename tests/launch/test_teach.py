@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from shardkit import image, samples, write_tar
 
 import dtem as public
+from launch.measure.planning import Aims
 from launch.published.agreement import agreement
 from launch.published.batches import held_out_batches
 from launch.published.merged import counted_for, merged_model
@@ -262,7 +263,14 @@ def test_weights_that_say_nothing_finite_end_it(weights, pictures, tmp_path):
     batches = (Batch("pictures", scenes(2, seed), None) for seed in range(2))
     with pytest.raises(ConfigError, match="logits of x are not finite"):
         agreement(
-            {"none": model}, Signal("logits"), batches, [], name="x", split="", device=CPU, precision="fp32"
+            {"none": [model]},
+            Signal("logits"),
+            batches,
+            Aims([]),
+            name="x",
+            split="",
+            device=CPU,
+            precision="fp32",
         )
 
 
@@ -276,7 +284,7 @@ def test_all_processes_end_where_the_first_has_no_picture(weights, monkeypatch):
         own.ranks = ranks
         batches = [Batch("pictures", scenes(2, 0), None)] if rank else []
         with pytest.raises(ConfigError, match="of the first process can be read; start fewer processes"):
-            agreement({"none": model}, Signal("logits"), batches, [], **how)
+            agreement({"none": [model]}, Signal("logits"), batches, Aims([]), **how)
 
     assert together(2, measured) == [None, None]
 

@@ -22,6 +22,7 @@ from pipeline.train import storage
 
 ROOT = Path(__file__).parents[2]
 POINTS = ("--policy", "tome,dtem", "--reduction", "2")
+BOARD = ("--seeds", "0,1", "--reduction", "2")
 BATCH = 64
 """Pictures of a batch where agreement is measured."""
 
@@ -45,6 +46,7 @@ def commands(three_tasks, digits, tmp_path_factory) -> dict[str, list[str]]:
         "evaluate": ["evaluate", run],
         "sweep": ["sweep", run, "--task", "masks", *POINTS, "--rounds", "1"],
         "agreement": [*agreement, "--policy", "tome"],
+        "board": ["board", run, "--policies", "random,tome", *BOARD, "--rounds", "1"],
         "lost": ["evaluate", run, "--task", "digits", "--cfg-options", *places],
     }
 
@@ -52,14 +54,14 @@ def commands(three_tasks, digits, tmp_path_factory) -> dict[str, list[str]]:
 def placed(commands: dict[str, list[str]], folder: Path) -> list[list[str]]:
     """The command lines, which write into a folder."""
     written = {"evaluate": ["--predictions", folder / "predictions", "--out", folder / "scores.json"]}
-    written |= {name: ["--out", folder / name] for name in ("sweep", "agreement")}
+    written |= {name: ["--out", folder / name] for name in ("sweep", "agreement", "board")}
     return [[*argv, *map(str, written.get(name, []))] for name, argv in commands.items()]
 
 
 @pytest.fixture(scope="module")
 def one(commands, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    assert [commands_worker.cli.main(argv) for argv in placed(commands, folder)[:-1]] == [0, 0, 0]
+    assert [commands_worker.cli.main(argv) for argv in placed(commands, folder)[:-1]] == [0, 0, 0, 0]
     return folder
 
 
@@ -120,9 +122,15 @@ def test_two_processes_write_each_sample_once(one, two):
     assert not list(two[0].glob(".partial*"))
 
 
-@pytest.mark.parametrize("name", ["sweep", "agreement"])
+def swept(folder: Path, name: str) -> Any:
+    found = read(folder / name / ("board.json" if name == "board" else "sweep.json"))
+    return found["tasks"] if name == "board" else found
+
+
+@pytest.mark.parametrize("name", ["sweep", "agreement", "board"])
 def test_a_sweep_scores_on_all_ranks_and_is_timed_on_the_first(one, two, name):
-    for alone, both in zip(*(read(folder / name / "sweep.json") for folder in (one, two[0])), strict=True):
+    """A board too, whose divergences take no part of a loss, which may be a collective."""
+    for alone, both in zip(*(swept(folder, name) for folder in (one, two[0])), strict=True):
         assert both["conditions"] == alone["conditions"] and both["task"] == alone["task"]
         for own, wanted in zip(both["points"], alone["points"], strict=True):
             assert own["policy"] == wanted["policy"] and own["gmacs"] == wanted["gmacs"]
@@ -143,7 +151,10 @@ def test_rank_0_alone_prints(two):
 
 def test_data_that_one_rank_cannot_read_end_both(two):
     folder, (first, second) = two
-    assert [read(folder / f"codes-{rank}.json") for rank in range(2)] == [[0, 0, 0, 4], [0, 0, 0, 2]]
+    assert [read(folder / f"codes-{rank}.json") for rank in range(2)] == [
+        [0, 0, 0, 0, 4],
+        [0, 0, 0, 0, 2],
+    ]
     assert "dtem evaluate: rank 1 could not read its data, and says why" in first
     assert "dtem evaluate, rank 1: " in second and "in a row" in second
 

@@ -362,3 +362,16 @@ def test_recomputed_blocks_have_the_same_gradients(name, variant, objective, mod
         whole, again = (gradients(trained, samples, drawn, checkpointing) for checkpointing in (False, True))
         assert any(grad.any() for grad in whole.values())
         torch.testing.assert_close(again, whole, atol=0, rtol=0)
+
+
+@TASK
+def test_predictions_without_a_loss_are_those_of_a_forward_pass(name):
+    """Where they count: what a captioner says behind the end of a caption is nothing."""
+    built, samples = model(name).double().eval(), batch(name)
+    samples = replace(samples, images=samples.images.double())
+    task = built.tasks[name]
+    with torch.no_grad():
+        output = built.encode(name, samples.images, reduction=12)
+        found = replace(task(output, samples), predictions=task.predictions(output, samples))
+        own, other = (task.log_probs(each, samples) for each in (found, task(output, samples)))
+    torch.testing.assert_close(counted(own), counted(other))

@@ -17,6 +17,8 @@ class RandomMerging(MergePolicy):
     """Merges pairs that are drawn from `seed`. They are the same for all images without padding, so that a
     result repeats and does not depend on the batch."""
 
+    control = True
+
     def __init__(self, seed: int = 0):
         self.seed = seed
 

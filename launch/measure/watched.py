@@ -21,6 +21,7 @@ KERNELS = {
 }
 """Operations of attention, torch's and ours -> what they are called."""
 MATH = "math"
+MIB = 2**20
 
 
 class Watched(TorchDispatchMode):
@@ -62,3 +63,20 @@ def watched(call: Callable[[], object], context: Any = None) -> Watched:
     with context or nullcontext(), Watched() as seen:
         call()
     return seen
+
+
+def peak_mib(call: Callable[[], object], device: torch.device) -> float:
+    """The most memory that tensors have during one call, in MiB: on a GPU with all that was there before,
+    such as weights; on a CPU that of the tensors which it makes."""
+    on_gpu = peak_on_gpu(call, device)
+    return watched(call).peak / MIB if on_gpu is None else on_gpu
+
+
+def peak_on_gpu(call: Callable[[], object], device: torch.device) -> float | None:
+    """The same on a GPU, where the call may be compiled; None on another device."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) / MIB
