@@ -9,6 +9,9 @@ script continues.
         --val data/camvid/val-00000.tar --start runs/cifar10_dtem_vs_tome/backbone
 """
 
+import argparse
+from pathlib import Path
+
 from stages import (
     add_start,
     add_within,
@@ -29,15 +32,20 @@ CLAIM = (
 )
 
 
+def trained(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The runs of the embeddings, one for each seed, and the options of their data."""
+    data = data_options(args, "camvid")
+    options = [*data, *trial(args), f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]
+    backbone = train_on_two_cores("configs/camvid_segmenter_vit_tiny.py", args.work / "backbone", options)
+    return modular_stage(args, "configs/camvid_segmenter_vit_tiny_dtem.py", data, backbone), data
+
+
 def main() -> None:
     parser = arguments(__doc__, "camvid_dtem_vs_tome")
     add_start(parser)
     add_within(parser)
     args = parser.parse_args()
-    data = data_options(args, "camvid")
-    options = [*data, *trial(args), f"backbone.weights={args.start}", "tasks.camvid.data.batch_size=8"]
-    backbone = train_on_two_cores("configs/camvid_segmenter_vit_tiny.py", args.work / "backbone", options)
-    runs = modular_stage(args, "configs/camvid_segmenter_vit_tiny_dtem.py", data, backbone)
+    runs, data = trained(args)
     name = f"{{}} of the patches merged in {args.within:.0%} of the blocks"
     record_sweep(args, CLAIM.format(args.within), runs, data, MERGED, name, merged=True, within=args.within)
 

@@ -9,6 +9,9 @@ cores (its stages were timed apart); a stopped script continues.
         --val data/cifar10/val-00000.tar
 """
 
+import argparse
+from pathlib import Path
+
 from stages import arguments, data_options, modular_stage, record_sweep, train_on_two_cores, trial
 
 MACS = (0.7, 0.6, 0.5, 0.4, 0.3)
@@ -18,12 +21,17 @@ CLAIM = (
 )
 
 
-def main() -> None:
-    args = arguments(__doc__, "cifar10_dtem_vs_tome").parse_args()
+def trained(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The runs of the embeddings, one for each seed, and the options of their data."""
     data = data_options(args, "cifar10")
     options = [*data, *trial(args), "tasks.cifar10.data.batch_size=32"]
     backbone = train_on_two_cores("configs/cifar10_vit.py", args.work / "backbone", options)
-    runs = modular_stage(args, "configs/cifar10_vit_dtem.py", data, backbone)
+    return modular_stage(args, "configs/cifar10_vit_dtem.py", data, backbone), data
+
+
+def main() -> None:
+    args = arguments(__doc__, "cifar10_dtem_vs_tome").parse_args()
+    runs, data = trained(args)
     record_sweep(args, CLAIM, runs, data, MACS, "{} of the MACs")
 
 

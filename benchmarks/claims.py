@@ -157,6 +157,22 @@ TABLE = (
         TRIAL,
         ("camvid", "vit_small_saliency"),
     ),
+    Row(
+        "board_cifar10",
+        "board.py",
+        f"cifar10 {CIFAR} --work {WORK}/cifar10_dtem_vs_tome",
+        TRIAL,
+        ("cifar10",),
+    ),
+    Row("board_camvid", "board.py", f"camvid {CAMVID_DTEM}", TRIAL, ("camvid", "cifar10")),
+    Row(
+        "board_vit_small_saliency",
+        "board.py",
+        f"vit_small_saliency --weights data/vit_small_saliency/model.safetensors {CAMVID} "
+        f"--work {WORK}/vit_small_saliency_dtem_vs_tome",
+        TRIAL,
+        ("camvid", "vit_small_saliency"),
+    ),
     Row("crashes", "checkpoint_crashes.py", "--kills 300", "--kills 6", into="reliability"),
     Row(
         "soak",

@@ -151,7 +151,7 @@ def record_sweep(
     print("wrote", *write_sweep(results, args.work / "sweep"))
     several = len(results) > 1
     points = [
-        _point(result, target, f"{result.task}, {name}" if several else name, metric)
+        point_row(result, target, f"{result.task}, {name}" if several else name, metric)
         for result in results
         for metric in metrics or [result.metric]
         for target in targets
@@ -159,10 +159,11 @@ def record_sweep(
     write_record(args.record, claim, points, seeds=args.seeds, runs=runs)
 
 
-def _point(result: Sweep, target: Target, name: str, metric: str) -> dict[str, Any]:
-    """The scores of every policy at one point; random and ToMe have nothing to draw per seed.
+def point_row(result: Sweep, target: Target, name: str, metric: str) -> dict[str, Any]:
+    """The scores of every policy at one point; what draws nothing has one for all seeds.
 
-    reduction and macs_ratio are DTEM's, which pays for its embedding; every policy's own are in `policies`.
+    reduction and macs_ratio are DTEM's, which pays for its embedding, or else those of the first policy.
+    Every policy's own are in `policies`.
     """
     points = {point.policy: point for point in result.points if point.target == target}
     own = {
@@ -174,7 +175,7 @@ def _point(result: Sweep, target: Target, name: str, metric: str) -> dict[str, A
     }
     return {
         "name": f"{metric}, {name.format(f'{target:.0%}')}",
-        **own["dtem"],
+        **own.get("dtem", next(iter(own.values()))),
         "scores": scores,
         "policies": own,
     }

@@ -37,7 +37,7 @@ def shown_metrics(result: Sweep) -> list[str]:
 def _table(result: Sweep) -> str:
     found = table_of(result)
     told = "Each policy at each point; the kinds are compared apart, the highest first"
-    return table(told, found.columns, found.rows, numbers=3)
+    return table(told, found.columns, found.rows, numbers=4 if "schedule" in found.columns else 3)
 
 
 def _charts(result: Sweep, numbers: Iterator[int]) -> str:

@@ -62,6 +62,8 @@ def _kinds(result: Sweep) -> Iterator[str]:
 
 def _points(where: dict[str, Any]) -> str:
     within = f", in the first {where['within']:.0%} of the blocks" if where["within"] < 1 else ""
+    if (names := where.get("schedules", ["even"])) != ["even"]:
+        within += f", by schedules that are {' or '.join(names)}"
     if where["targets"] == MACS:
         return (
             "Points: each policy merges as much as it must to reach the same share of the encoder's unmerged "

@@ -28,7 +28,8 @@ def table_of(result: Sweep) -> Table:
     """The unmerged model, then for each point the controls, the training-free policies and the trained ones,
     within a kind the highest first. The last column has the number of a reason, where there are any."""
     reasons = [_reason(own) for own in result.left_out]
-    columns = ["policy", "kind", "point", *(f"{name} {unit}".rstrip() for name, unit in result.units.items())]
+    columns = ["policy", "kind", "point", *(["schedule"] if _several(result) else [])]
+    columns += [*(f"{name} {unit}".rstrip() for name, unit in result.units.items())]
     columns += ["GMACs", "MACs %", *(["encoder %"] if has_decoder(result) else [])]
     columns += ["images/s", "lowest to highest", "speed-up", "peak MiB"]
     rows = [_row(result, point) for point in (result.whole, *_ordered(result))]
@@ -46,6 +47,11 @@ def table_of(result: Sweep) -> Table:
 def _reason(own: LeftOut) -> str:
     where = "" if own.target is None else f" at {target_text(own.target)}"
     return f"{policy_words(own.policy)}{where}: {own.reason}"
+
+
+def _several(result: Sweep) -> bool:
+    """Whether schedules are of several kinds, so that a row has to say which."""
+    return len({point.kind for point in result.points}) > 1
 
 
 def _ordered(result: Sweep) -> list[Point]:
@@ -68,6 +74,7 @@ def _row(result: Sweep, point: Point) -> list[str]:
         policy_words(point.policy),
         kind,
         NONE if kind == UNMERGED else target_text(point.target),
+        *([point.kind or NONE] if _several(result) else []),
         *(_score(point, name, unit) for name, unit in result.units.items()),
         f"{point.macs / 1e9:.4g}",
         f"{100 * point.macs / result.whole.macs:.1f}",

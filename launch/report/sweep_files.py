@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, counted, printable
 from pipeline.files import replacing, write_text
 from pipeline.merging.schedule import plain_reduction
 
-MOST_LETTERS = 40
+MOST_LETTERS = 24
 """Of the name of a split below the title of a plot."""
 
 
