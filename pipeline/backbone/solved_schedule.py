@@ -7,6 +7,7 @@ multiply-accumulate to the one where they cost least. All MACs are exact.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite
@@ -23,7 +24,7 @@ from pipeline.merging.damage import (
     planned_schedule,
     step_macs,
 )
-from pipeline.merging.schedule import EVEN, WITHIN, mergeable
+from pipeline.merging.schedule import EVEN, WITHIN, mergeable, merging_blocks
 
 Measure = Callable[[Sequence[int]], float]
 """Maps r of each block to how far the merged model is from the unmerged one: from 0, which is equal."""
@@ -32,7 +33,9 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)
 STEPS = (1 / 16, 1 / 32, 1 / 64)
 """Shares of the patches that an exchange moves, one after the other."""
 TRIES_PER_BLOCK = 4
-"""Schedules that are measured for a target, at most, for each block."""
+"""Schedules that are measured for a target beside the starts, at most, for each block."""
+SHARES_ALIKE = {f"{name} shares": within for name, within in WITHIN.items()}
+"""The same for starts in which all blocks that merge remove the same share of their patches."""
 PLANS = {"planned by block": 1.0, "planned by both": 0.5, "planned by rest": 0.0}
 """Plan that a search begins with -> how much it takes damage for a matter of how much a block merges at once,
 and not of how few patches are left."""
@@ -41,7 +44,7 @@ and not of how few patches are left."""
 @dataclass(frozen=True)
 class Solved:
     """r of each block, its MACs and its measure. starts: schedule and measure of what the search began with:
-    `even`, `early` where that can reach the target, and PLANS."""
+    WITHIN, SHARES_ALIKE and PLANS, where they can reach the target."""
 
     schedule: list[int]
     macs: int
@@ -67,7 +70,9 @@ class ScheduleSolver:
 
     def most_measured(self, targets: int) -> int:
         """How many schedules are measured at most, for so many targets."""
-        return self._depth * (len(self._singles()) + TRIES_PER_BLOCK * targets)
+        starts = len(WITHIN) + len(SHARES_ALIKE) + len(PLANS)
+        each = starts + TRIES_PER_BLOCK * self._depth
+        return self._depth * len(self._singles()) + targets * each
 
     def solve(self, fraction: float, *, told: Callable[[], object] = nothing) -> Solved:
         """The best schedule found of at most this fraction of the unmerged MACs: by the measure it is never
@@ -79,8 +84,8 @@ class ScheduleSolver:
         self._told = told
         goal = MacsGoal(self._counted, fraction)
         starts = self._starts(goal)
-        self._may_know = len(self._known) + TRIES_PER_BLOCK * self._depth
         measured = {name: (schedule, self._measured(schedule)) for name, schedule in starts.items()}
+        self._may_know = len(self._known) + TRIES_PER_BLOCK * self._depth
         best = min(measured.values(), key=lambda found: found[1])[0]
         patches = self._counted.patches
         for step in dict.fromkeys(max(1, round(share * patches)) for share in STEPS):
@@ -118,6 +123,10 @@ class ScheduleSolver:
                     raise
                 continue
             found[name] = list(self._counted.schedule(reduction))
+        for name, within in SHARES_ALIKE.items():
+            merging = merging_blocks(self._depth, within)
+            with suppress(ConfigError):
+                found[name] = goal.fitted([SHARES[0]] * merging + [0.0] * (self._depth - merging))
         by_block, by_rest, macs = self._tables
         most = goal.most - self._counted.macs_before(merges=True)
         for name, share in PLANS.items():

@@ -8,7 +8,7 @@ from tiny import ROTARY, VARIANTS, tiny_vit
 from pipeline.backbone.macs import counted_vit, reduction_for_macs
 from pipeline.backbone.macs_goal import MacsGoal
 from pipeline.backbone.rotary import RotaryRule
-from pipeline.backbone.solved_schedule import PLANS, ScheduleSolver, exchanges
+from pipeline.backbone.solved_schedule import PLANS, SHARES_ALIKE, ScheduleSolver, exchanges
 from pipeline.errors import ConfigError
 from pipeline.merging.schedule import EARLY, EVEN, mergeable, merged_shares
 
@@ -94,7 +94,7 @@ def test_no_start_is_better_and_no_more_is_measured_than_said(variant, fraction)
     most = solver.most_measured(1)
     found = solver.solve(fraction)
     assert found.damage == strange(found.schedule) <= min(damage for _, damage in found.starts.values())
-    assert {EVEN} <= found.starts.keys() <= {EVEN, EARLY, *PLANS}
+    assert {EVEN} <= found.starts.keys() <= {EVEN, EARLY, *SHARES_ALIKE, *PLANS}
     even = reduction_for_macs(tiny_vit(variant), fraction)
     assert found.starts[EVEN][0] == list(known.schedule(even))
     assert MacsGoal(known, fraction).meets(found.schedule)
