@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ RUNS = {
     "merge_cost": {"mode": "modular"},
     "merge_cost_end_to_end": {"mode": "end_to_end", "alternate_period": 2},
     "sharpness_aware": {},
+    "consistency": {"mode": "backbone"},
     "frozen_checkpointed": {"mode": "modular"},
     "sgd": {},
     "lamb": {},
@@ -64,6 +66,9 @@ UNDIVIDED = tuple(
     name for name in OPTIMIZERS.names() if not getattr(OPTIMIZERS.get(name), "elementwise", True)
 )
 """Runs of optimizers that need whole parameters, which only stage 0 has."""
+PARTED = "consistency"
+"""A run of real modules of whose batch each rank has a part. The objective averages over the images of all
+ranks that it is sure of. It merges by mctf, two patches into one, in which nothing is chosen."""
 REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed")
 """Runs of real modules. The objective merge_cost takes gradients inside its forward pass. Its prices are in
 units of a batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one
@@ -100,7 +105,7 @@ def make(kind: str, stage: Stage, engine_type: str = "deepspeed", precision: str
         optim={"type": optimizer_of(kind)},
         engine=engine,
     )
-    model = checkpointed_model() if kind == REAL[-1] else real_model() if kind in REAL else StandinModel()
+    model = MODELS.get(kind, StandinModel)()
     set_trainable(model, config.train.mode)
     groups = parameter_groups(model, config)
     return build_engine(config, model, groups), groups, config
@@ -131,6 +136,21 @@ def checkpointed_model() -> MultiTaskModel:
     )
     task = ClassificationTask(backbone, num_classes=CLASSES)
     return MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("supervised"))
+
+
+def consistent_model() -> MultiTaskModel:
+    """Its student merges two patches into one, and its teacher none; it is sure of some images."""
+    sizes = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+    backbone = tiny_vit("mctf", reduction=[1, 0], img_size=(8, 16), timm_options=sizes)
+    task = ClassificationTask(backbone, num_classes=CLASSES)
+    torch.nn.init.normal_(task.head.weight, std=0.5)
+    return MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("consistency", confidence=0.25))
+
+
+MODELS = dict.fromkeys(("merge_cost", "merge_cost_end_to_end"), real_model) | {
+    "frozen_checkpointed": checkpointed_model,
+    PARTED: consistent_model,
+}
 
 
 def real_batch(first: int, size: int, task: str) -> Batch:
@@ -183,6 +203,11 @@ def micro_batches(kind: str, engine, spec: StepSpec, step: int, bad: bool) -> It
         if kind in REAL:
             torch.manual_seed(2 * step + micro)
             batch = real_batch(8 * step + 4 * micro, 4, task)
+        elif kind == PARTED:
+            spec = replace(spec, draw=0.7)
+            first = step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size
+            batch = real_batch(first, size, task)
+            batch = replace(batch, images=batch.images[..., :8, :16].contiguous())
         else:
             batch = standin_batch(
                 step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size, size, task
