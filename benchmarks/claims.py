@@ -57,7 +57,7 @@ TABLE = (
         "policies_vs_peers.py",
         short="--images 1",
         needs=("opentome",),
-        peers=("opentome", "gtp", "vid_tldr"),
+        peers=("opentome", "gtp", "vid_tldr", "mctf"),
     ),
     Row("one_step_ahead_cpu", "one_step_ahead.py", short="--repeats 2 --batches 1"),
     Row("merge_share_cpu", "merge_share.py", short="--repeats 2 --batches 1"),

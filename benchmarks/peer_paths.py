@@ -6,6 +6,7 @@ from pathlib import Path
 PEERS = {
     "dtem": "the authors' file with patch_deit",
     "tome": "the folder that holds the authors' package tome",
+    "mctf": "the folder that holds the authors' packages models and utils",
     "opentome": "the folder that holds Westlake-AI's package opentome",
     "gtp": "the authors' folder with models_v3.py, of Ackesnal/GTP-ViT",
     "vid_tldr": "the authors' folder with multi_modality, of mlvlab/vid-TLDR",

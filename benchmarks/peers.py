@@ -8,8 +8,9 @@ import importlib.util
 import sys
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -64,6 +65,24 @@ def opentome_tofu(weights: nn.Module, folder: str, *, r: int | list[int]) -> nn.
     package(folder, "opentome.timm.tofu").tofu_apply_patch(model)
     model.r = r  # pyright: ignore[reportAttributeAccessIssue]
     return model
+
+
+def mctf(weights: nn.Module, folder: str, *, r: list[int]) -> nn.Module:
+    """The authors' MCTF with their settings. r: 0 in blocks that do not merge, and the same in all others."""
+    vit: Any = weights
+    model = package(folder, "models.deit").VisionTransformer(
+        num_classes=vit.num_classes,
+        embed_dim=vit.embed_dim,
+        depth=len(vit.blocks),
+        num_heads=vit.blocks[0].attn.num_heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_mctf=True,
+        activate_layer=[block for block, removed in enumerate(r) if removed],
+        task_type=[1, 0, 0],
+        mctf_type=[max(r), 0, 0, 1, 1, 1, 20, 40, 1, 1, 0],
+    )
+    model.load_state_dict(weights.state_dict())
+    return model.to(vit.cls_token.dtype)
 
 
 MODELS: dict[str, tuple[str, Callable[..., nn.Module]]] = {

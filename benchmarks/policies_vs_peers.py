@@ -1,7 +1,8 @@
 """Policies beside others' code of the same systems: the largest difference of the logits, on the same random
 weights and images, in float64. Where the two differ on purpose, the result says which departs from the paper.
 
-    python benchmarks/policies_vs_peers.py --peer opentome=FOLDER --peer gtp=FOLDER --peer vid_tldr=FOLDER
+    python benchmarks/policies_vs_peers.py --peer opentome=FOLDER --peer gtp=FOLDER --peer vid_tldr=FOLDER \\
+        --peer mctf=FOLDER
 """
 
 import argparse
@@ -14,7 +15,7 @@ import torch
 from contestants import CLASSES, logits_of, ours
 from options import random_images
 from peer_paths import add_peers
-from peers import opentome_pitome, opentome_tofu, say_failed
+from peers import mctf, opentome_pitome, opentome_tofu, say_failed
 from peers_that_drop import gtp, vid_tldr
 from record import write_record
 from torch import nn
@@ -44,6 +45,8 @@ class Case:
 
 
 CASES = {
+    "MCTF, first half of the blocks": Case("mctf", mctf, "mctf", FIRST, attends="always"),
+    "MCTF, all blocks but the first": Case("mctf", mctf, "mctf", [0] + [16] * 11, attends="always"),
     "PiToMe, second half of the blocks": Case(
         "opentome", opentome_pitome, "pitome", SECOND, {"margin": 0.75}
     ),
