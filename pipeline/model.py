@@ -245,6 +245,7 @@ def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
             raise CheckpointError(f"{source}: {err}") from err
         log.info("%s: %s", source, report)
         filled, redrawn = {**filled, **report.sources}, {**redrawn, **report.redrawn}
+        filled |= dict.fromkeys(report.started, source)
     names, mode = " and ".join(sources), config.train.mode
     check_filled(model, filled, names)
     roles = roles_of(model)

@@ -137,6 +137,9 @@ class TokenState:
     quota: Tensor | None = None
     """[B] int64: how many of its patches each image loses in the next merge, and padding for the rest of r;
     None where there is no padding."""
+    places: Tensor | None = None
+    """[B, N - num_prefix, 2] int64: row and column of each patch of the input, where each image has a grid of
+    its own; None: they are those of `grid`, row by row."""
 
     @classmethod
     def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int) -> "TokenState":
@@ -176,6 +179,8 @@ class MergePoint:
     merge; None where it averages nothing of them."""
     rope_probe: Tensor | None = None
     """Zeros like `rope` that were added to it."""
+    partition: str = "parity"
+    """That of the policy, see `pipeline.merging.partitions`."""
 
 
 @dataclass(frozen=True)

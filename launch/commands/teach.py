@@ -8,14 +8,21 @@ classes, else its pooled features, else the features of its patches. Nothing of 
 
 import argparse
 import os
+from collections.abc import Sequence
+from typing import Any
 
-from launch.commands.arguments import HelpFormatter, add_published_arguments, add_signal_argument
+from launch.commands.arguments import (
+    HelpFormatter,
+    add_published_arguments,
+    add_setting_arguments,
+    add_signal_argument,
+)
 from launch.commands.values import fractions
 
 EXAMPLE = r"""examples:
   dtem teach timm:deit_small_patch16_224.fb_in1k --data /data/imagenet/val --out adapters/deit_small
   dtem teach timm:vit_base_patch14_dinov2 --data photos --signal patches --img-size 224
-  dtem teach exported --data data/imagenet --steps 500
+  dtem teach exported --data data/imagenet --steps 500 --set merging.options.init=keys
 
 /data/imagenet/val and photos stand for folders of your pictures, data/imagenet for shards, and exported for
 what `dtem export` wrote.
@@ -43,6 +50,7 @@ def add_parser(subparsers) -> None:
     add_published_arguments(parser)
     add_signal_argument(parser)
     parser.add_argument("--policy", default="dtem", metavar="NAME", help="default dtem")
+    add_setting_arguments(parser, "of the policy's options, for instance merging.options.init=keys")
     parser.add_argument(
         "--reduction",
         type=int,
@@ -78,6 +86,19 @@ def add_parser(subparsers) -> None:
         "--workers", type=int, metavar="N", help="processes that decode (default: by the CPUs, 8 at most)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+
+
+def policy_options(changes: Sequence[str]) -> dict[str, Any]:
+    """Options of the policy, from changes `merging.options.NAME=VALUE`. Raises ConfigError for others."""
+    from pipeline.config.overrides import override
+    from pipeline.errors import ConfigError
+
+    if wrong := [change for change in changes if not change.startswith("merging.options.")]:
+        raise ConfigError(
+            f"--set {wrong[0]}: teaching takes options of the policy alone, merging.options.NAME=VALUE; what "
+            "else can be chosen has an argument of its own"
+        )
+    return override({}, changes).get("merging", {}).get("options", {})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         device=device,
         precision=precision,
         license=args.license,
+        options=policy_options(args.cfg_options),
     )
     pictures = find_pictures(args.data)
     published = open_published(

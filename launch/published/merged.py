@@ -1,6 +1,7 @@
 """A published model under several merge policies, which all share its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +20,22 @@ from pipeline.token_state import TokenState
 
 
 def merged_model(
-    base: nn.Module, policy: str, reduction: ReductionSpec, *, seed: int, adapter: Adapter | None = None
+    base: nn.Module,
+    policy: str,
+    reduction: ReductionSpec,
+    *,
+    seed: int,
+    adapter: Adapter | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> MergingModel:
     """The model under a policy, on its device; only its embeddings, if it has any, are new: drawn from the
-    seed, or those of the adapter. Merges that are drawn are so by the
-    seed too. Raises ConfigError and CheckpointError."""
+    seed, or those of the adapter. Merges that are drawn are so by the seed too. options: of the policy; None:
+    the adapter's. Raises ConfigError and CheckpointError."""
     name = policy.removesuffix(UNTRAINED)
     with preserved_generators():
         seed_everything(seed, "embedding")
-        options = seed_options(policy, seed)
-        found = patch(sharing_tensors(base), name, reduction, adapter=adapter, **options)
+        chosen = {**seed_options(policy, seed), **(options or {})}
+        found = patch(sharing_tensors(base), name, reduction, adapter=adapter, **chosen)
     assert isinstance(found, MergingModel), "patch gives one"
     return found
 
@@ -56,7 +63,8 @@ def merged_models(
     left_out: list[LeftOut] | None = None,
 ) -> dict[str, list[MergingModel]]:
     """Policy -> the models under it, the unmerged one (`none`) among them: one for each seed where something
-    is drawn, else one alone. adapter: of policies that learn and are not `NAME_untrained`.
+    is drawn, else one alone. adapter: of policies that learn; it gives `NAME_untrained` the options of its
+    policy NAME alone.
 
     left_out: where a policy that the model refuses is added with the reason; None: its ConfigError is raised.
     Raises ConfigError and CheckpointError.
@@ -66,7 +74,11 @@ def merged_models(
         drawn = seeds if is_drawn(policy) else seeds[:1]
         try:
             own = adapter if check_policy(policy, adapter is not None) else None
-            found[policy] = [merged_model(base, policy, 0, seed=seed, adapter=own) for seed in drawn]
+            told = adapter.config.merging if adapter else None
+            options = told.options if told and policy == told.policy + UNTRAINED else None
+            found[policy] = [
+                merged_model(base, policy, 0, seed=seed, adapter=own, options=options) for seed in drawn
+            ]
         except ConfigError as err:
             if left_out is None or policy == "none":
                 raise

@@ -16,6 +16,7 @@ from pipeline import run_folder
 from pipeline.backbone.auto_reduction import AUTO, Auto, paying_reduction, read_auto
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.compiled import compile_backbone
+from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import is_embedding
 from pipeline.config.load import from_plain
 from pipeline.config.modules import tell_not_imported
@@ -99,10 +100,10 @@ def build(
     run share.
 
     policy: None takes the run's. A policy other than the run's has its default options, and reduction 0 for
-    all tasks; rotary positions merge as in the run. seed: of the embedding of NAME_untrained (None: the
-    run's seed), and of merges that are drawn (None: the policy's own). compiled: as `engine.compile` of the
-    run says, for inference. Raises ConfigError where the policy needs an embedding that the run never
-    learned.
+    all tasks; rotary positions merge as in the run. NAME_untrained has an embedding that is drawn, or starts
+    at the keys, where the policy's does. seed: of that draw (None: the run's seed), and of merges that are
+    drawn (None: the policy's own). compiled: as `engine.compile` of the run says, for inference. Raises
+    ConfigError where the policy needs an embedding that the run never learned.
     """
     own = run.config.merging
     policy = policy or own.policy
@@ -162,7 +163,8 @@ def _no_larger_than(run: SavedRun) -> Iterator[None]:
 
 
 def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
-    """Loads the run's tensors into the model. drawn: without the metric embedding, which stays random."""
+    """Loads the run's tensors into the model. drawn: without the metric embedding, which stays as it
+    starts."""
     tensors = {name: tensor for name, tensor in run.tensors.items() if not (drawn and is_embedding(name))}
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
@@ -179,6 +181,8 @@ def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
         raise CheckpointError(
             f"{run.folder} and its own configuration differ in {len(wrong)} tensors, the first is {wrong[0]}"
         )
+    if drawn:
+        start_embeddings(model)
 
 
 def chosen_tasks(config: RunConfig, names: Sequence[str] | None) -> list[str]:

@@ -1,8 +1,9 @@
 """A lesson: what is asked of `dtem teach`, and the model, the signal and the pictures that it takes."""
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ CROP = (0.25, 1.0)
 @dataclass(frozen=True)
 class Order:
     """What is asked for. signal: None takes the first that the model has. macs: shares at which the result is
-    measured; none leaves the curve out. Raises ConfigError."""
+    measured; none leaves the curve out. options: of the policy. Raises ConfigError."""
 
     data: str
     out: Path
@@ -41,9 +42,10 @@ class Order:
     device: torch.device
     precision: str
     license: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not POLICIES.build(self.policy).learned:
+        if not POLICIES.build(self.policy, **self.options).learned:
             raise ConfigError(f"policy '{self.policy}' learns nothing; give one that does, such as 'dtem'")
         if self.batch_size < 1 or self.workers < 0:
             raise ConfigError(
@@ -87,7 +89,8 @@ def lesson_of(order: Order, pictures: Pictures, published: Published) -> Lesson:
     signal = signal_of(published, order.signal)
     learned_from, held_out = divided(len(pictures), published.size)
     how = order.how
-    model = merged_model(published.model.to(order.device), order.policy, how.reduction, seed=how.seed)
+    base = published.model.to(order.device)
+    model = merged_model(base, order.policy, how.reduction, seed=how.seed, options=order.options)
     image = torch.zeros(1, 3, *published.size, device=order.device)
     counted = counted_for(model, image)
     return Lesson(order, pictures, published, model, signal, counted, learned_from, held_out)

@@ -38,6 +38,21 @@ class Attended:
     norm: nn.Module | None = None
 
 
+@dataclass(frozen=True)
+class KeyLayer:
+    """The linear layer of all heads' keys: weight [G D, C], bias [G D] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def key_layer_of(layer: object, rows: slice = slice(None)) -> KeyLayer | str:
+    """The rows of a linear layer that make keys, or why its numbers are not to be read."""
+    if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
+        return f"what makes them is {type(layer).__name__}, not a linear layer of floats"
+    return KeyLayer(layer.weight[rows], None if layer.bias is None else layer.bias[rows])
+
+
 class MergingBlock(nn.Module):
     """The merge, and what a host says of its blocks: a host is a subclass, of this and of its block."""
 
@@ -59,6 +74,11 @@ class MergingBlock(nn.Module):
     def attend(self, x: Tensor, place: Place) -> Attended:
         """The attention of tokens x [B, M, C], with its norms, scales, drop path and residual connection."""
         raise NotImplementedError
+
+    def key_layer(self) -> KeyLayer | str:
+        """What makes the keys, before rotary positions, of what the attention reads (`Attended.tokens`); or
+        why no linear layer does."""
+        return "this block does not say how they are made"
 
     def can_ask(self) -> bool:
         """Whether `attend` follows `Place.queries`, and random numbers do not depend on how many tokens there
@@ -180,7 +200,7 @@ class MergingBlock(nn.Module):
             )
         tokens = state.tokens
         probe = tokens.view_as(tokens) if tokens.requires_grad else tokens.detach().requires_grad_()
-        return MergePoint(state, metric, probe)
+        return MergePoint(state, metric, probe, partition=self.policy.partition)
 
 
 def _given(embedding: Tensor, tokens: Tensor) -> Tensor:

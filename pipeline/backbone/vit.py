@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
 from pipeline.backbone.block import MergingBlock, become_merging
+from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import (
@@ -87,6 +88,7 @@ class MergingViT(nn.Module):
         self._rotates_halves = any(getattr(part, "rotate_half", False) for part in vit.blocks.modules())
         spec = embedding or EmbeddingSpec()
         self.blocks = Blocks(become_merging(block, policy, spec) for block in vit.blocks.children())
+        start_embeddings(self.blocks)
         self.policy = policy
         self.proportional_attention = proportional_attention
         self.grad_checkpointing = grad_checkpointing

@@ -4,12 +4,14 @@ B batch, M tokens, n live ones, Na sources, Nb destinations, r merges. Prefix to
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.merging.on_gpu import matched
+from pipeline.merging.partitions import PARITY, in_partition
 from pipeline.merging.rows import take_rows
 from pipeline.token_state import Assignment, TokenState, rows_of, widened
 
@@ -59,14 +61,19 @@ def similarity(metric: Tensor, split: Split) -> Tensor:
     return unit[:, split.sources] @ unit[:, split.destinations].mT
 
 
-def match_by(metric: Tensor, state: TokenState, r: int) -> Assignment:
+def match_by(metric: Tensor, state: TokenState, r: int, partition: str = PARITY) -> Assignment:
     """ToMe's hard merge by a metric [B, M, F]: the r sources that are most similar to a destination merge
-    into it, under the split by parity. r <= Na.
+    into it. r <= Na. partition: which tokens are sources, one of `pipeline.merging.partitions.PARTITIONS`.
 
     What a policy calls that compares tokens by a metric. On a GPU a kernel does it, where that is faster: of
     equal scores, that of the first source and destination then counts as the higher one, and NaN as the
     lowest; by PyTorch's operators as the highest.
     """
+    return in_partition(partition, metric, state, partial(_match_by_parity, r=r))
+
+
+def _match_by_parity(metric: Tensor | None, state: TokenState, r: int) -> Assignment:
+    assert metric is not None
     split = parity_split(state)
 
     def eager() -> Assignment:

@@ -13,6 +13,7 @@ from pipeline.merging.apply import apply
 from pipeline.merging.check import check_assignment
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import Split
+from pipeline.merging.partitions import OF_THE_GRID, PARITY
 from pipeline.merging.rows import without_autocast
 from pipeline.merging.schedule import mergeable
 from pipeline.merging.unmerge import carry_residual
@@ -70,6 +71,11 @@ class MergePolicy:
     """Whether tokens merge at the block's entry, by the attention that the block is about to compute, and
     attend by its weights, merged (`pipeline.backbone.attention.Ahead`); else they merge between attention and
     MLP. It goes with hard merges alone."""
+    partition = PARITY
+    """Which tokens are sources and which destinations, one of `pipeline.merging.partitions.PARTITIONS`.
+    Prices of merges follow it."""
+    starts_at_keys = False
+    """Whether the learned embedding starts at the mean over heads of the keys, and not as it is drawn."""
     exact_attention = False
     """Whether a relaxed pass needs attention that rounds as the authors' release does, instead of a fused
     kernel."""
@@ -106,10 +112,14 @@ class MergePolicy:
         """MACs of one image's merge beside those of its evidence. widths: channels of what of Evidence is a
         vector for each token. merged: an earlier block has merged.
 
-        Here: the similarities of all pairs under the split by parity, once by each vector that it needs.
+        Here: the similarities of all sources and destinations, once by each vector that it needs, and before
+        that those of all patches, where a partition compares them.
         """
         num_sources, num_destinations = Split.by_parity(num_tokens, num_prefix).counts
-        return num_sources * num_destinations * sum(widths[name] for name in self.needs & widths.keys())
+        pairs = num_sources * num_destinations
+        if self.partition not in OF_THE_GRID:
+            pairs += (num_tokens - num_prefix) ** 2
+        return pairs * sum(widths[name] for name in self.needs & widths.keys())
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment | None:
         """Which tokens merge, so that r fewer take part afterwards; None: none.

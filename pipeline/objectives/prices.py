@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.merging.matching import Split, parity_split, similarity
+from pipeline.merging.partitions import partition_rows
+from pipeline.merging.rows import take_rows
 from pipeline.token_state import MergePoint, widened
 
 
@@ -51,7 +53,8 @@ def expected_cost(
     that merge this share of the patches.
 
     A scalar, differentiable in the metric alone. It is divided by the mean cost of all pairs, so that all
-    blocks weigh the same; a metric that cannot tell pairs apart gets 1. grad [B, M, C]: see `pair_costs`.
+    blocks weigh the same; a metric that cannot tell pairs apart gets 1. Sources and destinations are those of
+    the policy's partition. grad [B, M, C]: see `pair_costs`.
     positions: `MergePoint.rope` of each later block, and its gradient. A merge moves them like a token, so
     they are priced as further channels.
     """
@@ -62,8 +65,11 @@ def expected_cost(
     with torch.autocast(state.tokens.device.type, enabled=False):
         if min(split.counts) == 0:
             return point.metric.sum() * 0  # no pair is left
-        costs = pair_costs(_channels(moved).detach(), state.size, _channels(grads), split)
-        scores = similarity(point.metric, split)
+        rows = partition_rows(point.partition, point.metric, state)
+        compared = (_channels(moved).detach(), state.size, _channels(grads), point.metric)
+        tokens, size, slopes, metric = (x if rows is None else take_rows(x, rows) for x in compared)
+        costs = pair_costs(tokens, size, slopes, split)
+        scores = similarity(metric, split)
         if share is None:
             cost = _cost_of_first(costs, scores, temperature)
         else:

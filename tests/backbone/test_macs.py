@@ -50,7 +50,7 @@ def counted(model, size=64):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("variant", POLICIES_ONLY)
+@pytest.mark.parametrize("variant", [*POLICIES_ONLY, "tome_nearest", "dtem_path"])
 @pytest.mark.parametrize("reduction", [0, 4, (6, -1.0), [0, 9, 0], 0.7, 100], ids=repr)
 def test_the_formula_agrees_with_the_counter(variant, reduction):
     model = tiny_vit(variant, reduction=reduction)

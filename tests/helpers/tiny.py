@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline import build_backbone
 from pipeline.backbone.vit import MergingViT
 from pipeline.merging.evidence import Evidence
+from pipeline.merging.partitions import PARTITIONS
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.policy import MergePolicy, merge
 from pipeline.merging.schedule import mergeable
@@ -41,6 +42,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = (
 )
 """Name -> (policy, its options): every registered policy as it comes, and variants of some."""
 MERGING = [name for name in VARIANTS if name != "none"]
+PARTITIONED: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{policy}_{partition}": (policy, {"partition": partition})
+    for policy in ("tome", "dtem")
+    for partition in PARTITIONS
+    if partition != "parity"
+}
+"""tome and dtem under each other partition."""
+WAYS = VARIANTS | PARTITIONED
+MERGING_WAYS = [name for name in WAYS if name != "none"]
 RELAXED = [
     name for name, (policy, options) in VARIANTS.items() if POLICIES.build(policy, **options).supports_relaxed
 ]
@@ -84,7 +94,7 @@ def tiny_vit(
     variant: str, *, reduction: Any = 8, prefix: str = "class token", seed: int = 0, **arguments: Any
 ) -> MergingViT:
     """65 tokens with a class token, 3 blocks, 3 heads of 16 channels; the same weights for the same seed."""
-    policy, options = VARIANTS[variant]
+    policy, options = WAYS[variant]
     name, timm_options = PREFIXES[prefix]
     torch.manual_seed(SEED + seed)
     arguments = (
@@ -125,12 +135,14 @@ def random_state(
     live: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TokenState:
-    """Tokens with sizes from 1 to 3, as after some merging; the source map is the identity all the same."""
+    """Tokens with sizes from 1 to 3, as after some merging; the source map is the identity all the same. The
+    grid has rows of an even number of patches, where that is possible."""
     tokens = torch.randn(batch, num_tokens, dim, dtype=dtype)
     size = torch.randint(1, 4, (batch, num_tokens)).to(dtype)
     size[:, :prefix] = 1
-    live = num_tokens if live is None else live
-    return TokenState(tokens, size, (1, num_tokens - prefix), prefix, live)
+    live, patches = num_tokens if live is None else live, num_tokens - prefix
+    grid = next((patches // width, width) for width in (8, 4, 2, patches) if width and patches % width == 0)
+    return TokenState(tokens, size, grid, prefix, live)
 
 
 def evidence_of(metric: Tensor) -> Evidence:

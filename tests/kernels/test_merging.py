@@ -12,6 +12,7 @@ from tiny import merged, random_state
 from pipeline.kernels import match as kernels
 from pipeline.merging.apply import apply
 from pipeline.merging.matching import match_by
+from pipeline.merging.partitions import partition_rows
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import mergeable
 from pipeline.merging.unmerge import unmerge_tokens
@@ -57,6 +58,19 @@ def test_the_kernel_chooses_what_the_operators_choose(shape, by, launches):
         for name in ("keep", "source", "slot"):
             assert torch.equal(getattr(got, name), getattr(wanted, name)), name
         assert (got.num_tokens, got.num_active) == (wanted.num_tokens, wanted.num_active)
+
+
+@pytest.mark.parametrize("partition", ["checkerboard", "path"])
+def test_the_kernel_follows_a_partition(partition, by):
+    state = state_of(2, 25, 1)
+    rows = partition_rows(partition, None, state)
+    ordered = clear_metric(2, 25, 1).to(DEVICE)
+    metric = torch.empty_like(ordered)
+    metric.flatten(0, 1)[rows.flatten()] = ordered.flatten(0, 1)
+    wanted, got = (by(way, match_by, metric, state, 9, partition) for way in ("eager", "triton"))
+    for name in ("keep", "source", "slot"):
+        assert torch.equal(getattr(got, name), getattr(wanted, name)), name
+    assert not torch.equal(got.source, by("triton", match_by, metric, state, 9).source)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

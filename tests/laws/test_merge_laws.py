@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import MERGING, VARIANTS, merged, random_state, source_map
+from tiny import MERGING_WAYS, WAYS, merged, random_state, source_map
 
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import mergeable
@@ -12,7 +12,7 @@ from pipeline.merging.unmerge import unmerge_tokens
 from pipeline.token_state import TokenState
 
 TRAINING = pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-VARIANT = pytest.mark.parametrize("variant", MERGING)
+VARIANT = pytest.mark.parametrize("variant", MERGING_WAYS)
 BY_IMPORTANCE = ("evit", "gtp", "mctf")
 """Policies under which a token does not give to the one that is most like it."""
 BY_PLACE = ("algm", "ailurus")
@@ -21,7 +21,7 @@ BY_PLACE = ("algm", "ailurus")
 
 def build(variant, prefix=1):
     """The policy. Skips the test where it asks for a class token, and there is none."""
-    name, options = VARIANTS[variant]
+    name, options = WAYS[variant]
     policy = POLICIES.build(name, **options)
     if prefix == 0 and "class_token" in policy.requires:
         pytest.skip("asks for a class token")
@@ -63,7 +63,7 @@ def test_a_merge_leaves_the_prefix_alone_and_r_fewer_live_tokens(variant, traini
 
 
 @TRAINING
-@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("variant", list(WAYS))
 def test_no_reduction_is_the_identity(variant, training):
     before = random_state()
     after = merged(build(variant), before, before.tokens, 0, training=training)
@@ -71,7 +71,7 @@ def test_no_reduction_is_the_identity(variant, training):
     assert torch.equal(unmerge_tokens(after.tokens, after.merges), before.tokens)
 
 
-@pytest.mark.parametrize(("variant", "training"), [(v, t) for v in MERGING for t in (False, True)])
+@pytest.mark.parametrize(("variant", "training"), [(v, t) for v in MERGING_WAYS for t in (False, True)])
 def test_permuting_the_batch_permutes_the_merge(variant, training):
     """In float64: a rounding that depends on the place in the batch would choose another of two nearly equal
     pairs."""
@@ -155,7 +155,7 @@ def test_columns_of_the_source_map_are_the_sizes(variant, training):
 
 @pytest.mark.parametrize(
     "variant",
-    [v for v in MERGING if build(v).needs and VARIANTS[v][0] not in (*BY_IMPORTANCE, *BY_PLACE)],
+    [v for v in MERGING_WAYS if build(v).needs and WAYS[v][0] not in (*BY_IMPORTANCE, *BY_PLACE)],
 )
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
 def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
@@ -169,7 +169,7 @@ def test_unmerging_restores_tokens_that_are_equal_in_pairs(variant, prefix):
 
 
 @pytest.mark.parametrize(
-    "variant", [v for v in MERGING if VARIANTS[v][0] not in (*BY_IMPORTANCE, "random", "ailurus")]
+    "variant", [v for v in MERGING_WAYS if WAYS[v][0] not in (*BY_IMPORTANCE, "random", "ailurus")]
 )
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_unmerging_restores_tokens_that_are_equal_in_cells_of_the_grid(variant, prefix):

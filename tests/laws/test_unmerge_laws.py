@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import MERGING, RELAXED, VARIANTS, generator, images, merged, source_map, tiny_vit
+from tiny import MERGING_WAYS, RELAXED, VARIANTS, WAYS, generator, images, merged, source_map, tiny_vit
 
 from pipeline import unmerge
 from pipeline.errors import ConfigError
@@ -21,13 +21,13 @@ from pipeline.merging.unmerge import (
 from pipeline.token_state import TokenState
 
 HOW = pytest.mark.parametrize("how", UNMERGES)
-VARIANT = pytest.mark.parametrize("variant", MERGING)
+VARIANT = pytest.mark.parametrize("variant", MERGING_WAYS)
 TRAINING = pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 GRID = pytest.mark.parametrize("grid", [(64, 64), (56, 40), (24, 72)], ids=["8x8", "7x5", "3x9"])
 
 
 def build(variant):
-    policy, options = VARIANTS[variant]
+    policy, options = WAYS[variant]
     return POLICIES.build(policy, **options)
 
 
@@ -91,7 +91,7 @@ def test_with_residuals_a_merge_leaves_the_unmerged_grid_as_it_was(variant, trai
     torch.testing.assert_close(grid, before.tokens, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("variant", [variant for variant in MERGING if build(variant).conserves])
+@pytest.mark.parametrize("variant", [variant for variant in MERGING_WAYS if build(variant).conserves])
 def test_residuals_of_a_group_have_mean_zero(variant):
     """So the copy is what remains of them in the mean: no way of unmerging moves a group as a whole."""
     if not build(variant).conserves:

@@ -6,12 +6,13 @@ known by the names of their classes and parts. B batch, M tokens, C channels, H 
 # what is refused depends on the class
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.attention import EVERY, Place, mix, projections
-from pipeline.backbone.block import Attended, MergingBlock, host
+from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host, key_layer_of
 from pipeline.backbone.classes import Host, label
 from pipeline.backbone.hosts.feed_forward import through
 from pipeline.backbone.packed_linear import linear, linear_rows
@@ -74,6 +75,14 @@ class MergingDinoBlock(Host, MergingBlock):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return x + self._dropped(self.ls2(through(self.mlp, self.norm2(x))))
+
+    def key_layer(self) -> KeyLayer | str:
+        inner, qkv = self.heads[0] * self.heads[1], self.attn.qkv
+        rows = slice(inner, 2 * inner)
+        keys, mask = key_layer_of(qkv, rows), getattr(qkv, "bias_mask", None)
+        if mask is None or isinstance(keys, str) or keys.bias is None:
+            return keys
+        return replace(keys, bias=keys.bias * mask[rows])  # DINOv3 masks the bias of keys
 
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:

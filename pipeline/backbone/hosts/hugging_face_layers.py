@@ -25,7 +25,7 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Sigli
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 from pipeline.backbone.attention import Place, mix, projections
-from pipeline.backbone.block import Attended, MergingBlock, host
+from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host, key_layer_of
 from pipeline.backbone.hosts.feed_forward import through
 from pipeline.backbone.packed_linear import linear
 
@@ -82,6 +82,9 @@ class MergingLayer(MergingBlock):
     def _branch(self, update: Tensor, half: int) -> Tensor:
         """What stands between the first or second half of a layer and its sum with the tokens."""
         return update
+
+    def key_layer(self) -> KeyLayer | str:
+        return key_layer_of(self._attention.get_submodule(PROJECTIONS[1]))
 
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch import Tensor, nn
 
 from pipeline.backbone.attention import Mixed, Place, mix
-from pipeline.backbone.block import Attended, MergingBlock, host
+from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host, key_layer_of
 from pipeline.backbone.hosts.timm_attention import (
     TimmAttention,
     attend,
@@ -69,6 +69,9 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
     def feed_forward(self, x: Tensor) -> Tensor:
         return x + torch.stack([part(x) for part in self.ffns]).sum(dim=0)
 
+    def key_layer(self) -> KeyLayer | str:
+        return "each of its attentions reads tokens behind a norm of its own"
+
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:
         return self.attns, self.ffns
@@ -119,6 +122,12 @@ class MergingParallelScalingBlock(MergingBlock, ParallelScalingBlock):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return x
+
+    def key_layer(self) -> KeyLayer | str:
+        if not isinstance(self.k_norm, nn.Identity):
+            return "they pass a norm (k_norm)"
+        hidden, queries, keys, _ = self.in_split
+        return key_layer_of(self.in_proj, slice(hidden + queries, hidden + queries + keys))
 
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.attention import EVERY, Mixed, Place, mix, projections
+from pipeline.backbone.block import KeyLayer, key_layer_of
 from pipeline.backbone.hosts.feed_forward import idle
 from pipeline.backbone.packed_linear import can_pack, linear, linear_beside, linear_rows
 
@@ -30,6 +31,20 @@ def refuses_attention(attn: nn.Module | None) -> str | None:
 def parts_of_attention(attn: nn.Module) -> list[nn.Module]:
     """The module and its dropout of weights, which `attend` does not call."""
     return [attn, *(part for name, part in attn.named_children() if name == "attn_drop")]
+
+
+def keys_of_attention(attn: TimmAttention) -> KeyLayer | str:
+    """See `MergingBlock.key_layer`."""
+    if not isinstance(attn.k_norm, nn.Identity):
+        return "they pass a norm (k_norm)"
+    if attn.qkv is None:
+        return key_layer_of(attn.get_submodule("k_proj"))
+    inner = attn.num_heads * attn.head_dim
+    keys = key_layer_of(attn.qkv, slice(inner, 2 * inner))
+    if isinstance(attn, EvaAttention) and attn.q_bias is not None and isinstance(keys, KeyLayer):
+        assert attn.k_bias is not None
+        return replace(keys, bias=attn.k_bias)
+    return keys
 
 
 def attend(attn: TimmAttention, x: Tensor, place: Place, plus: Tensor | None = None) -> tuple[Tensor, Mixed]:

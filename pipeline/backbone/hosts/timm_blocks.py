@@ -9,11 +9,12 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
 from pipeline.backbone.attention import Place
-from pipeline.backbone.block import Attended, MergingBlock, host
+from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host
 from pipeline.backbone.hosts.feed_forward import add_mlp, idle, through
 from pipeline.backbone.hosts.timm_attention import (
     TimmAttention,
     attend,
+    keys_of_attention,
     parts_of_attention,
     refuses_attention,
 )
@@ -32,6 +33,9 @@ class OneAttention(MergingBlock):
     @classmethod
     def passed_by(cls, block: nn.Module) -> Iterable[nn.Module]:
         return parts_of_attention(block.get_submodule("attn"))
+
+    def key_layer(self) -> KeyLayer | str:
+        return keys_of_attention(self.attn)
 
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:

@@ -193,9 +193,10 @@ class MergingSiglip2VisionModel(MergingTower, Siglip2VisionModel):
         self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor
     ) -> Embedded:
         tokens = self.embeddings(pixel_values, spatial_shapes)
-        size = pixel_attention_mask.to(wide(tokens.dtype))
-        grid = (1, tokens.shape[1])
-        return Embedded(TokenState(tokens, size, grid, 0, tokens.shape[1], padded=True))
+        size, count = pixel_attention_mask.to(wide(tokens.dtype)), tokens.shape[1]
+        number, width = torch.arange(count, device=tokens.device), spatial_shapes[:, 1:].to(tokens.device)
+        places = torch.stack([number // width, number % width], dim=-1)
+        return Embedded(TokenState(tokens, size, (1, count), 0, count, padded=True, places=places))
 
     @property
     def last_norm(self) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.block import MergingBlock, become_merging, become_plain, library_of
 from pipeline.backbone.classes import Host, as_class, bases_of, class_of
+from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import Pass, attends_by_size, check_proportional_attention, encode
@@ -100,6 +101,7 @@ class MergingModel(Host):
         try:
             for block in cls.blocks_of(model):
                 changed.append(become_merging(block, merging.policy, EmbeddingSpec()))
+                start_embeddings(changed[-1])
         except BaseException:
             for block in changed:
                 become_plain(block)

@@ -47,7 +47,7 @@ class MergingNaFlexVit(MergingTimmModel, NaFlexVit):
         state = TokenState.start(tokens, grid, prefix)
         if patch_valid is not None:
             size = F.pad(patch_valid.to(state.size.dtype), (prefix, 0), value=1.0)
-            state = replace(state, size=size, padded=True)
+            state = replace(state, size=size, padded=True, places=patch_coord)
         if made["rope_embeds"] is None:
             return Embedded(state)
         rotary = timm_rotary(self, made["rope_embeds"], prefix)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.another import another, check_blocks, depth_of
 from pipeline.backbone.weights.big_vision import big_vision_weights
@@ -47,7 +48,8 @@ def load_weights(
     file says, else a square. The head of a timm classifier fills the only task, or all tasks whose heads have
     its shapes. The head of another model fills the task of the same name, or the only task where both models
     have one. Tensors that depend on another number of classes keep their values, as with timm's
-    `num_classes`; so do the weights of the losses, which belong to a run.
+    `num_classes`; so do the weights of the losses, which belong to a run. Metric embeddings that the
+    checkpoint has not, and whose policy starts them at the keys, start anew at its keys.
 
     Raises CheckpointError, and leaves the module as it was, where no tensor fits, where the backbone is
     filled in part but not to FILLED, where a tensor of a block has no counterpart, where one has another
@@ -78,8 +80,10 @@ def load_weights(
         for key, value in values.items():
             own[key].copy_(value)
     _warn_of_spare_blocks(left, backbone_of(module))
-    missing = tuple(key for key in own if key not in sources)
-    return LoadReport(sources, missing, left, redrawn, grids, _places_of_heads(module, sources))
+    blocks_are_others = any(roles[key].kind == BASE for key in sources)
+    started = tuple(start_embeddings(module, sources)) if blocks_are_others else ()
+    missing = tuple(key for key in own if key not in sources and key not in started)
+    return LoadReport(sources, missing, left, redrawn, grids, _places_of_heads(module, sources), started)
 
 
 def check_filled(module: nn.Module, filled: Collection[str], source: str) -> None:

@@ -22,6 +22,8 @@ class LoadReport:
     """Grid of the position embedding in the checkpoint and in the module, where it was resampled."""
     heads: Mapping[str, str] = field(default_factory=dict)
     """Task -> place of its head in the checkpoint; empty text for the head of a classifier."""
+    started: tuple[str, ...] = ()
+    """Keys of the metric embeddings that start at the keys of the attention."""
 
     @property
     def taken(self) -> tuple[str, ...]:
@@ -33,6 +35,8 @@ class LoadReport:
         if self.grids:
             parts.append("positions from a grid of {}x{} to {}x{}".format(*self.grids[0], *self.grids[1]))
         parts += [f"{name} is drawn anew: {shapes}" for name, shapes in self.redrawn.items()]
+        if self.started:
+            parts.append("metric embeddings start at the keys")
         parts.append(f"kept own values: {_some([key for key in self.missing if key not in self.redrawn])}")
         return "; ".join([*parts, f"left unused: {_some(self.left)}"])
 

@@ -1,11 +1,14 @@
 """Random pairs: the baseline that any metric has to beat."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.made_once import MadeOnce
 from pipeline.merging.matching import pair_up, parity_split, rank
+from pipeline.merging.partitions import PARITY, check_partition, in_partition
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
@@ -15,14 +18,18 @@ _DRAWN = MadeOnce()
 @POLICIES.register("random")
 class RandomMerging(MergePolicy):
     """Merges pairs that are drawn from `seed`. They are the same for all images without padding, so that a
-    result repeats and does not depend on the batch."""
+    result repeats and does not depend on the batch. partition: see `pipeline.merging.partitions`, one of the
+    grid. Raises ConfigError."""
 
     control = True
 
-    def __init__(self, seed: int = 0):
-        self.seed = seed
+    def __init__(self, seed: int = 0, *, partition: str = PARITY):
+        self.seed, self.partition = seed, check_partition("random", partition, compares=False)
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
+        return in_partition(self.partition, None, state, partial(self._pairs, r=r))
+
+    def _pairs(self, metric: Tensor | None, state: TokenState, r: int) -> Assignment:
         split, batch = parity_split(state), state.tokens.shape[0]
         pairs = drawn(self.seed * 1_000_003 + state.num_active, *split.counts, r, state.tokens.device)
         order, target = (row.expand(batch, -1) for row in pairs)

@@ -2,15 +2,20 @@
 
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import match_by
+from pipeline.merging.partitions import PARITY, check_partition
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
 
 @POLICIES.register("tome")
 class ToMe(MergePolicy):
-    """Merges the pairs with the most similar keys."""
+    """Merges the pairs with the most similar keys. partition: see `pipeline.merging.partitions`. Raises
+    ConfigError."""
 
     needs = frozenset({"keys"})
 
+    def __init__(self, *, partition: str = PARITY):
+        self.partition = check_partition("tome", partition)
+
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
-        return match_by(evidence.keys, state, r)
+        return match_by(evidence.keys, state, r, self.partition)
