@@ -169,6 +169,11 @@ TABLE = (
         "board_vit_small_saliency",
         "board.py",
         f"vit_small_saliency --weights data/vit_small_saliency/model.safetensors {CAMVID} "
+        f"--work {WORK}/vit_small_saliency_dtem_vs_tome",
+        TRIAL,
+        ("camvid", "vit_small_saliency"),
+    ),
+    Row(
         "vit_small_saliency_schedules",
         "vit_small_saliency_schedules.py",
         f"--weights data/vit_small_saliency/model.safetensors {CAMVID} "

@@ -22,18 +22,18 @@ from typing import Any
 import torch
 from learned_rates import learned_schedule
 from record import write_record
+from saliency import BATCH, SaliencyMap, divergence, opened, read_decoder, taught
 from stages import arguments
-from torch import Tensor, nn
-from vit_small_saliency_dtem_vs_tome import BATCH, NAME, PIXELS, divergence, read_decoder, saliency, taught
+from torch import Tensor
 
 from launch.measure.solving import solved_with_bar
 from launch.published.batches import held_out_batches
-from launch.published.merged import merged_models
+from launch.published.merged import merged_model
 from launch.published.pictures import find_pictures
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.macs import Counted, counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
-from pipeline.backbone.published import Published, open_published
+from pipeline.backbone.published import Published
 from pipeline.backbone.solved_schedule import ScheduleSolver, Solved
 from pipeline.merging.schedule import WITHIN
 from pipeline.rng import generator
@@ -70,15 +70,14 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", default=["tome", "dtem"], choices=["tome", "dtem"])
     parser.add_argument("--no-learned", action="store_true", help="leave the learned schedules out")
     args = parser.parse_args()
-    published = open_published(NAME, weights=str(args.weights), img_size=PIXELS)
-    decoder = read_decoder(args.weights)
+    published, signal = opened(args.weights), SaliencyMap(read_decoder(args.weights))
     solving, reported = (
         read(published, source, count, args.steps)
         for source, count in ((args.train, args.solve_images), (args.val, args.report_images))
     )
     macs = args.macs if args.steps is None else args.macs[:1]
     write_record(
-        args.record, CLAIM, results(args, published, decoder, solving, reported, macs), seeds=args.seeds
+        args.record, CLAIM, results(args, published, signal, solving, reported, macs), seeds=args.seeds
     )
 
 
@@ -97,18 +96,19 @@ def read(published: Published, source: str, count: int | None, trial: int | None
 def results(
     args: argparse.Namespace,
     published: Published,
-    decoder: nn.Module,
+    signal: SaliencyMap,
     solving: Tensor,
     reported: Tensor,
     macs: Sequence[float],
 ) -> Iterator[dict[str, Any]]:
     """A result for each policy, seed and share of the MACs."""
     for seed in args.seeds:
-        adapter = load_adapter(taught(args, seed))
         policies = [name for name in args.policies if name == "dtem" or seed == args.seeds[0]]
-        models = merged_models(published.model, policies, seed=seed, adapter=adapter)
+        whole = merged_model(published.model, "none", 0, seed=seed)
         for policy in policies:
-            comparison = Comparison(decoder, models["none"], models[policy], solving)
+            adapter = load_adapter(taught(args, policy, seed)) if policy == "dtem" else None
+            model = merged_model(published.model, policy, 0, seed=seed, adapter=adapter)
+            comparison = Comparison(signal, whole, model, solving)
             to_report = comparison.pairs(reported, BATCH)
             for share in macs:
                 found = comparison.at(share, learned=not args.no_learned)
@@ -136,8 +136,8 @@ def _row(policy: str, seed: int, share: float, counted: Counted, found: Compared
 class Comparison:
     """The schedules of one model."""
 
-    def __init__(self, decoder: nn.Module, whole: MergingModel, model: MergingModel, solving: Tensor):
-        self._decoder, self._whole, self._model = decoder, whole, model
+    def __init__(self, signal: SaliencyMap, whole: MergingModel, model: MergingModel, solving: Tensor):
+        self._signal, self._whole, self._model = signal, whole, model
         model.requires_grad_(False)
         self.counted = counted_model(model, solving[:1])
         to_solve = self.pairs(solving, BATCH)
@@ -158,20 +158,23 @@ class Comparison:
             )
         return found
 
+    def _map(self, model: MergingModel, images: Tensor) -> Tensor:
+        return self._signal.read(model, self._signal.encode(model, images))
+
     @torch.no_grad()
     def pairs(self, images: Tensor, at_once: int) -> list[Pair]:
-        return [(part, saliency(self._decoder, self._whole, part)) for part in images.split(at_once)]
+        return [(part, self._map(self._whole, part)) for part in images.split(at_once)]
 
     @torch.no_grad()
     def measure(self, pairs: Sequence[Pair], schedule: Sequence[int]) -> float:
         """Mean divergence in nats x 1e4."""
         self._model.reduction = list(schedule)
-        own = [divergence(saliency(self._decoder, self._model, part), whole) for part, whole in pairs]
+        own = [divergence(self._map(self._model, part), whole) for part, whole in pairs]
         return float(torch.cat(own).mean()) * 1e4
 
     def _loss(self, pair: Pair) -> Tensor:
         images, whole = pair
-        return divergence(saliency(self._decoder, self._model, images), whole).mean()
+        return divergence(self._map(self._model, images), whole).mean()
 
 
 if __name__ == "__main__":
