@@ -154,6 +154,11 @@ def test_lines_of_prose_are_short(page):
     assert [line for line in prose(page) if len(line) > 110] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_mark_of_a_merge_is_left(page):
+    assert re.findall(r"^(?:<{7}|>{7}) .*", page.read_text(), re.M) == []
+
+
 def rooms_of_the_map() -> dict[str, set[str]]:
     """Folder -> the words that stand beside it on the map; indented folders lie in the one above."""
     (text,) = re.findall(r"^## 1\. .*?```\n(.*?)^```", (ROOT / "docs/design.md").read_text(), re.M | re.S)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from launch import cli
 from launch.bench.speed import even_reductions, verdict_lines
 from launch.bench.verdict import Measured, verdicts
-from launch.bench.watched import watched
+from launch.measure.watched import watched
 from launch.predict.loaded import load_run
 from launch.predict.models import RunModel
 from pipeline.merging.schedule import check_schedule, resolve_schedule

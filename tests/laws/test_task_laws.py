@@ -7,6 +7,7 @@ import pytest
 import torch
 from asks_nothing import AsksNothing, never_waits
 from names import owner_of
+from objectives_for import objectives_for
 from ranks import ONE_RANK
 from segheads import CLASSES, HEADS
 from standin import standin_config
@@ -36,12 +37,7 @@ EXAMPLES = {
 }
 """Task -> a small head, and targets of n images."""
 TASK = pytest.mark.parametrize("name", TASKS.names())
-PAIRS = [
-    (name, objective)
-    for name in TASKS.names()
-    for objective in OBJECTIVES.names()
-    if OBJECTIVES.build(objective).refuses(TASKS.get(name)) is None
-]
+PAIRS = [(name, objective) for name in TASKS.names() for objective in objectives_for(TASKS.get(name))]
 """Each task and each objective that computes its loss."""
 SERVED = pytest.mark.parametrize("name, objective", PAIRS)
 

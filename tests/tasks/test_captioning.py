@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from objectives_for import objectives_for
 from tiny import RELAXED, images
 from tinycoca import (
     LENGTH,
@@ -28,8 +29,8 @@ from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
 from pipeline.interfaces import StepSpec
 from pipeline.model import build_model
-from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import BackboneOutput
+from tasks.captioning import CaptioningTask
 from tasks.captions.losses import contrastive_loss
 from tasks.open_clip_bridge.weights import caption_weights, image_tower_weights
 
@@ -150,7 +151,7 @@ def test_an_empty_token_is_as_if_it_were_not_there(route):
 
 @ROUTE
 @pytest.mark.parametrize("variant", RELAXED)
-@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("objective", objectives_for(CaptioningTask))
 def test_every_objective_trains_the_metric_embeddings_alone(objective, variant, route):
     trained = caption_model(variant, objective=objective, route=route).train()
     jitter(trained.tasks)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from objectives_for import objectives_for
 from segheads import CLASSES, HEADS, fcn, segmenter
 from tiny import IMG, RELAXED, images, tiny_vit
 
@@ -21,6 +22,7 @@ from pipeline.modes import set_modes
 from pipeline.objectives import OBJECTIVES
 from pipeline.parts import TRAINED
 from tasks.mmseg_bridge.merged_segmenter import decode_merged
+from tasks.segmentation import SegmentationTask
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,7 +145,7 @@ def test_the_merged_decoder_is_an_option_of_the_task():
         )
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize("objective", objectives_for(SegmentationTask))
 @pytest.mark.parametrize("variant", RELAXED)
 @pytest.mark.parametrize(
     "options", [{"unmerge": how} for how in UNMERGES] + [{"merged_decoder": True}], ids=str
