@@ -4,16 +4,8 @@ unmerged model, MACs, speed and memory, as table, plot and one HTML page, with t
 
 import argparse
 
-from launch.commands.arguments import (
-    NEEDS,
-    HelpFormatter,
-    add_run_arguments,
-    add_signal_argument,
-    add_source_arguments,
-    add_split_argument,
-    add_tasks_argument,
-)
-from launch.commands.points import add_points_arguments, aims_of
+from launch.commands.arguments import NEEDS, HelpFormatter
+from launch.commands.points import add_model_arguments, add_points_arguments, aims_of
 from launch.commands.values import names, numbers
 
 EXAMPLE = r"""examples:
@@ -35,10 +27,7 @@ def add_parser(subparsers) -> None:
         epilog=EXAMPLE + NEEDS,
         formatter_class=HelpFormatter,
     )
-    add_run_arguments(parser, several=True)
-    add_source_arguments(parser)
-    add_signal_argument(parser)
-    add_tasks_argument(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--policies",
         "--policy",
@@ -49,7 +38,6 @@ def add_parser(subparsers) -> None:
         "or these; the unmerged model is always there",
     )
     add_points_arguments(parser, MACS)
-    add_split_argument(parser)
     parser.add_argument(
         "--seeds",
         dest="draws",
@@ -57,13 +45,6 @@ def add_parser(subparsers) -> None:
         default=numbers(SEEDS),
         metavar="N,N",
         help=f"of what is drawn: untrained embeddings, random merges (default {SEEDS})",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=5,
-        metavar="N",
-        help="timed rounds per policy and point; 0 leaves speed out (default 5)",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="default: RUN/board of the first run, published/NAME/board"

@@ -1,18 +1,35 @@
-"""The points of a sweep and of a board, as options: shares of the MACs, shares of the patches, or
-reductions."""
+"""The options that a sweep and a board share: whose model is measured, at which points, and how often it is
+timed. Points are shares of the MACs, shares of the patches, or reductions."""
 
 import argparse
 from typing import TYPE_CHECKING
 
-from launch.commands.arguments import add_reductions_argument, add_schedules_arguments
+from launch.commands.arguments import (
+    add_reductions_argument,
+    add_run_arguments,
+    add_schedules_arguments,
+    add_signal_argument,
+    add_source_arguments,
+    add_split_argument,
+    add_tasks_argument,
+)
 from launch.commands.values import fractions
 
 if TYPE_CHECKING:
     from launch.measure.planning import Aims
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Runs, or a published model with its pictures, and which tasks."""
+    add_run_arguments(parser, several=True)
+    add_source_arguments(parser)
+    add_signal_argument(parser)
+    add_tasks_argument(parser)
+
+
 def add_points_arguments(parser: argparse.ArgumentParser, macs: str) -> None:
-    """macs: the shares of the MACs where no point is given."""
+    """The points, the split that is measured, and the timed rounds. macs: the shares of the MACs where no
+    point is given."""
     targets = parser.add_mutually_exclusive_group()
     targets.add_argument(
         "--macs",
@@ -36,6 +53,14 @@ def add_points_arguments(parser: argparse.ArgumentParser, macs: str) -> None:
         help="with even schedules: the share of the blocks, from the first, that merge (default 1)",
     )
     add_schedules_arguments(parser)
+    add_split_argument(parser)
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timed rounds per policy and point; 0 leaves speed out (default 5)",
+    )
 
 
 def aims_of(args: argparse.Namespace) -> "Aims":

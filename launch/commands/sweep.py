@@ -3,16 +3,8 @@ as table and plot."""
 
 import argparse
 
-from launch.commands.arguments import (
-    NEEDS,
-    HelpFormatter,
-    add_run_arguments,
-    add_signal_argument,
-    add_source_arguments,
-    add_split_argument,
-    add_tasks_argument,
-)
-from launch.commands.points import add_points_arguments, aims_of
+from launch.commands.arguments import NEEDS, HelpFormatter
+from launch.commands.points import add_model_arguments, add_points_arguments, aims_of
 from launch.commands.values import names
 
 EXAMPLE = r"""examples:
@@ -37,10 +29,7 @@ def add_parser(subparsers) -> None:
         epilog=EXAMPLE + NEEDS,
         formatter_class=HelpFormatter,
     )
-    add_run_arguments(parser, several=True)
-    add_source_arguments(parser)
-    add_signal_argument(parser)
-    add_tasks_argument(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--policy",
         dest="policies",
@@ -50,20 +39,12 @@ def add_parser(subparsers) -> None:
         "model is always there",
     )
     add_points_arguments(parser, MACS)
-    add_split_argument(parser)
     parser.add_argument(
         "--seed",
         type=int,
         metavar="N",
         help="of what is drawn: untrained embeddings and the images to solve on (default: each run's seed), "
         "random merges",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=5,
-        metavar="N",
-        help="timed rounds per model; 0 leaves speed out (default 5)",
     )
     parser.add_argument(
         "--out", metavar="DIR", help="default: RUN/sweep of the first run, published/NAME/sweep"

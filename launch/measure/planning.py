@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 from launch.measure.compute import Grid
 from launch.measure.evaluator import warn
@@ -64,6 +65,11 @@ class Aims:
     def kind(self) -> str:
         """Of the targets, in the words of a sweep's conditions."""
         return TOKENS if self.exact else MERGED if self.merged else MACS
+
+    def conditions(self, seeds: Sequence[int] | None) -> dict[str, Any]:
+        """What a sweep's conditions say of them. seeds: of what is drawn, where they were given."""
+        said = {"targets": self.kind, "within": self.within, "schedules": list(self.schedules)}
+        return said | ({"seeds": list(seeds)} if seeds else {})
 
     def solvers(self, solved: Callable[[], Solver]) -> dict[str, Solver | None]:
         """Schedule -> its solver, None where targets are reductions. solved: makes that of SOLVED."""

@@ -70,12 +70,10 @@ def sweep(
     solving = solving or Solving(seed=runs[0].config.seed)
     aims = Aims(targets, merged, exact, within, schedules)
     config = runs[0].config
-    chosen = chosen_tasks(config, tasks)
+    datas = {task: config.tasks[task].data for task in chosen_tasks(config, tasks)}
     if SOLVED in schedules:
         solving.check(split)
-        datas = {task: solving.data_of(task, config.tasks[task].data) for task in chosen}
-    else:
-        datas = {task: config.tasks[task].data for task in chosen}
+        datas = {task: solving.data_of(task, data) for task, data in datas.items()}
     device = own_device()
     runs = [run.on(device) for run in runs]
     wanted: dict[str, list[Target]] = {"none": [0]}
@@ -84,15 +82,11 @@ def sweep(
     variants = variants_of(list(wanted), runs, device, seeds=seeds, left_out=refused)
     wanted = {policy: wanted[policy] for policy in variants}
     models = {policy: [own.model for own in of_policy] for policy, of_policy in variants.items()}
-    opened = [
-        _opened(device, runs[0], task, data, models, aims, solving, split) for task, data in datas.items()
-    ]
+    opened = [_opened(device, runs[0], *own, models, aims, solving, split) for own in datas.items()]
     jobs = [_planned(device, own, models, wanted, aims) for own in opened]
     # by now each process knows that it can begin
     evaluator = evaluator_of(Panel([]), config.engine.precision)
-    conditions = _conditions(evaluator, runs, split)
-    conditions |= {"targets": aims.kind, "within": within, "schedules": list(schedules)}
-    conditions |= {"seeds": list(seeds)} if seeds else {}
+    conditions = _conditions(evaluator, runs, split) | aims.conditions(seeds)
     measured = [_measure(evaluator, variants, job, rounds, conditions, compared) for job in jobs]
     for own in measured:
         if own is not None:

@@ -47,9 +47,9 @@ def agreement(
 
     models: on the device, in evaluation mode. batches: those of this process. name: of the model. split: of
     the images. rounds: timed passes of the first batch; 0 leaves speed out. solve: gives the schedules that
-    are `solved`. seeds: of what the models draw,
-    for the result. compared: also measure the memory. left_out: policies that the model refused. Raises
-    StopAsked once `stopping` says so, and ConfigError where no target can be reached or there are no images.
+    are `solved`. seeds: of what the models draw, for the result. compared: also measure the memory. left_out:
+    policies that the model refused. Raises StopAsked once `stopping` says so, and ConfigError where no target
+    can be reached or there are no images.
     A collective: rank 0 alone measures speed and has the result, which is None on the others.
     """
     ranks, sums = Processes(device), TallySums()
@@ -73,26 +73,31 @@ def agreement(
     if ranks.rank > 0:
         return None
     assert first is not None, "rank 0 has timed it"
-    samples, points = int(totals[SAMPLES]), []
-    for i, entry in enumerate(entries):
-        scores: dict[str, list[float | None]] = {
-            metric: [float(totals[f"{i}/{j}/{metric}"]) / samples for j in range(len(entry.models))]
-            for metric in signal.metric_units
-        }
-        peak = _peak(entry, first, device, precision) if compared else None
-        points.append(_point(entry, first[:1], scores, speeds[i], peak))
-    conditions = _conditions(name, split, device, precision) | {
-        "targets": aims.kind,
-        "within": aims.within,
-        "schedules": list(aims.schedules),
+    peaks = [_peak(entry, first, device, precision) if compared else None for entry in entries]
+    points = [
+        _point(entry, first[:1], _scores(totals, i, entry, signal), speeds[i], peaks[i])
+        for i, entry in enumerate(entries)
+    ]
+    conditions = _conditions(name, split, device, precision) | aims.conditions(seeds)
+    conditions |= {
         "signal": signal.kind,
-        "samples": samples,
+        "samples": int(totals[SAMPLES]),
         "batch": len(first),
         "pixels": list(first.shape[-2:]),
         "timed": "of the blocks, without the head",
-        **({"seeds": list(seeds)} if seeds else {}),
     }
     return Sweep(TASK, signal.metric_units, points[0], points[1:], conditions, [*left_out, *unreached])
+
+
+def _scores(
+    totals: Mapping[str, Tensor], number: int, entry: Entry, signal: Signal
+) -> dict[str, list[float | None]]:
+    """Metric -> its mean over the images, for each of the entry's models. number: the entry's."""
+    samples = int(totals[SAMPLES])
+    return {
+        metric: [float(totals[f"{number}/{own}/{metric}"]) / samples for own in range(len(entry.models))]
+        for metric in signal.metric_units
+    }
 
 
 def _add_batch(

@@ -177,3 +177,14 @@ def dense(candidates: Candidates, num_destinations: int) -> Tensor:
     share = candidates.share
     whole = torch.zeros(*share.shape[:2], num_destinations, dtype=share.dtype)
     return whole.scatter(-1, candidates.target, share)
+
+
+def assert_trains_on_inference(variant: str) -> None:
+    """The forward pass in training, whose merges are hard, is that of inference; in float64."""
+    model, batch = tiny_vit(variant, reduction=14).double(), images().double()
+    with torch.no_grad():
+        trained, inferred = model.train()(batch).final, model.eval()(batch).final
+    live = inferred.num_active
+    torch.testing.assert_close(trained.tokens[:, :live], inferred.tokens, atol=1e-9, rtol=0)
+    torch.testing.assert_close(trained.size[:, :live], inferred.size, atol=1e-9, rtol=0)
+    assert not trained.size[:, live:].any()

@@ -8,7 +8,7 @@ import timm
 import torch
 from asks_nothing import AsksNothing
 from kernel_counts import kernels
-from tiny import PARTITIONED, WAYS, generator, images, merged, tiny_vit
+from tiny import PARTITIONED, WAYS, assert_trains_on_inference, generator, images, merged, tiny_vit
 
 import dtem
 from pipeline.errors import ConfigError
@@ -106,13 +106,7 @@ def test_numbers_of_tokens_are_those_of_parity_and_the_host_asks_nothing(policy,
 @pytest.mark.parametrize("way", RELAXED)
 def test_training_has_the_partition_of_inference(way):
     """By straight-through merges, whose forward pass is that of inference over three blocks."""
-    model, batch = tiny_vit(way, reduction=14).double(), images().double()
-    with torch.no_grad():
-        trained, inferred = model.train()(batch).final, model.eval()(batch).final
-    live = inferred.num_active
-    torch.testing.assert_close(trained.tokens[:, :live], inferred.tokens, atol=1e-9, rtol=0)
-    torch.testing.assert_close(trained.size[:, :live], inferred.size, atol=1e-9, rtol=0)
-    assert not trained.size[:, live:].any()
+    assert_trains_on_inference(way)
 
 
 @pytest.mark.parametrize("way", RELAXED)
