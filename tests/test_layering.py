@@ -4,6 +4,7 @@ source."""
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -210,24 +211,28 @@ TYPED = set(
 """What a name ends in, also in the plural, whose type says what may be asked of it."""
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(), str(path))
 
 
-def imported(path: Path, at_once: bool = False) -> Iterator[str]:
+@cache
+def imported(path: Path, at_once: bool = False) -> list[str]:
     """Dotted names of all imports of a file, those inside functions included; `from a import b` counts as
     a.b. at_once: only those that the import of the file needs."""
+    names: list[str] = []
     module = parse(path)
     blocks = (ast.FunctionDef, ast.If) if at_once else ()
     later = {inner for node in ast.walk(module) if isinstance(node, blocks) for inner in ast.walk(node)}
     for node in (node for node in ast.walk(module) if node not in later):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, (
                 f"{path}:{node.lineno}: write the whole name of a module, not a relative one"
             )
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += (f"{node.module}.{alias.name}" for alias in node.names)
+    return names
 
 
 TABLES: dict[str, dict[str, set[str]]] = {"pipeline": ROOMS, "tasks": TASKS, "launch": LAUNCH, "dtem": {}}
@@ -247,8 +252,12 @@ def room(dotted: str) -> str:
     return next((name for name in named if name in TABLES[top]), "")
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_imports_go_downwards(path):
+def test_imports_go_downwards():
+    for path in FILES:
+        imports_go_downwards(path)
+
+
+def imports_go_downwards(path: Path) -> None:
     dotted = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
     own = path.parts[0]
     if own == "pipeline" and dotted != "pipeline":
@@ -305,9 +314,8 @@ def test_a_circle_is_seen():
     assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_a_package_has_one_door(path):
-    for name in imported(path):
+def test_a_package_has_one_door():
+    for path, name in ((file, name) for file in FILES for name in imported(file)):
         doors = DOORS.get(name.split(".")[0])
         assert doors is None or path.as_posix().startswith(tuple(doors)), (
             f"{path} names {name}; its door is {sorted(doors or ()) or 'in tests only'}"
@@ -362,10 +370,9 @@ ROLES = [path for path in files_of("pipeline", "tasks", "launch") if path.parts[
 """A configuration holds plain data, also under the name of a head or a model."""
 
 
-@pytest.mark.parametrize("path", ROLES, ids=str)
-def test_what_is_asked_of_a_part_is_in_its_type(path):
-    found = list(untyped(parse(path)))
-    assert not found, f"{path}: give a class, or a protocol with what is asked: {'; '.join(found)}"
+def test_what_is_asked_of_a_part_is_in_its_type():
+    found = [f"{path}:{place}" for path in ROLES for place in untyped(parse(path))]
+    assert not found, "give a class, or a protocol with what is asked: " + "; ".join(found)
 
 
 @pytest.mark.parametrize(
@@ -411,9 +418,9 @@ def names_in(annotation: ast.expr | None) -> set[str]:
     return set() if annotation is None else set(re.findall(r"\w+", ast.unparse(annotation)))
 
 
-@pytest.mark.parametrize("path", files_of("configs"), ids=str)
-def test_a_config_that_comes_with_the_project_imports_nothing(path):
-    assert not list(imported(path)), f"{path} is data, so that it can be read without running what it names"
+def test_a_config_that_comes_with_the_project_imports_nothing():
+    """It is data, so that it can be read without running what it names."""
+    assert not [path for path in files_of("configs") if list(imported(path))]
 
 
 def test_the_rules_see_what_they_forbid():

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import re
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -27,9 +28,21 @@ FREE = {"head", "options", "deepspeed"}
 
 
 def on_pages(pages, found):
-    """One case for each thing that a page names."""
-    cases = sorted({(name_of(page), thing) for page in pages for thing in found(page)})
-    return pytest.mark.parametrize(("page", "named"), cases)
+    """One case for each page: the test sees all that the page names, one thing after the other."""
+
+    def tried(test):
+        @pytest.mark.parametrize("page", pages, ids=name_of)
+        def on_page(page):
+            for thing in sorted(set(found(page))):
+                test(name_of(page), thing)
+
+        on_page.__name__, on_page.__doc__ = test.__name__, test.__doc__
+        return on_page
+
+    return tried
+
+
+parser = cache(build_parser)
 
 
 def heading_names(page: Path) -> set[str]:
@@ -70,29 +83,29 @@ def test_a_make_target_is_there(page, named):
 
 @on_pages(PRESENT, lambda page: [tuple(words) for words in map(as_dtem, commands(page)) if words])
 def test_a_command_parses_and_its_config_is_there(page, named):
-    config = getattr(build_parser().parse_args(named), "config", "")
+    config = getattr(parser().parse_args(named), "config", "")
     assert not config.startswith("configs/") or NEW.search(config) or (ROOT / config).is_file()
 
 
 def parser_of(words: list[str]) -> argparse.ArgumentParser | None:
     """The parser that a chain of subcommands leads to; None where a word is no subcommand."""
-    parser = build_parser()
+    found = parser()
     for word in words:
-        nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        nested = [action for action in found._actions if isinstance(action, argparse._SubParsersAction)]
         if not nested or not re.fullmatch(r"[a-z_0-9]+", word):
             break
         if word not in nested[0].choices:
             return None
-        parser = nested[0].choices[word]
-    return parser
+        found = nested[0].choices[word]
+    return found
 
 
 @on_pages(PRESENT, lambda page: [span for span in spans(page) if re.match(r"dtem( |$)", span)])
 def test_a_command_within_a_sentence_has_its_parser_and_options(page, named):
     words = named.split()[1:]
-    parser = parser_of(words)
-    assert parser is not None
-    assert {word for word in words if word.startswith("--")} <= parser._option_string_actions.keys()
+    found = parser_of(words)
+    assert found is not None
+    assert {word for word in words if word.startswith("--")} <= found._option_string_actions.keys()
 
 
 def settings(section: type, prefix: str = "") -> set[str]:

@@ -6,6 +6,7 @@ All other packages cannot be found, so that importing them fails as where they a
 import re
 import runpy
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def _plain(requirement: str) -> str:
 class Without:
     """A finder of modules that does not see some packages."""
 
-    def __init__(self, finder: Any, names: set[str]):
+    def __init__(self, finder: Any, names: frozenset[str]):
         self._finder, self._names = finder, names
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
@@ -48,12 +49,13 @@ class Without:
         return getattr(self._finder, name)
 
 
-def missing() -> set[str]:
+@cache
+def missing() -> frozenset[str]:
     """Names of the modules of all distributions that are not needed, but for this project's own."""
     kept = needed(INSTALLED)
     owned = packages_distributions().items()
     away = {module for module, owners in owned if not kept & {_plain(owner) for owner in owners}}
-    return away - {"pipeline", "tasks", "launch", "dtem"}
+    return frozenset(away - {"pipeline", "tasks", "launch", "dtem"})
 
 
 if __name__ == "__main__":
