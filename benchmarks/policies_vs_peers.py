@@ -47,15 +47,13 @@ class Case:
 CASES = {
     "MCTF, first half of the blocks": Case("mctf", mctf, "mctf", FIRST, attends="always"),
     "MCTF, all blocks but the first": Case("mctf", mctf, "mctf", [0] + [16] * 11, attends="always"),
-    "PiToMe, second half of the blocks": Case(
-        "opentome", opentome_pitome, "pitome", SECOND, {"margin": 0.75}
-    ),
-    "PiToMe, first half of the blocks": Case(
+    "PiToMe, all blocks": Case("opentome", opentome_pitome, "pitome", [R] * DEPTH, {"margin": 0.75}),
+    "PiToMe of the paper, first half of the blocks": Case(
         "opentome",
         opentome_pitome,
         "pitome",
         FIRST,
-        {"margin": 0.75},
+        {"margin": 0.75, "until": 0.0},
         "OpenToMe departs: its first half of the blocks parts all tokens by energy and merges the most "
         "similar pairs, where the paper merges the 2r tokens of the highest energy",
     ),

@@ -43,7 +43,7 @@ def test_a_peer_that_fails_is_named_and_left_out(monkeypatch, capsys):
     assert "peer x does not run here" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["PiToMe, second half of the blocks", "vid-TLDR, first two blocks"])
+@pytest.mark.parametrize("name", ["PiToMe, all blocks", "vid-TLDR, first two blocks"])
 def test_our_side_has_the_weights_exactly(name):
     """Of the models with and without a class token."""
     weights, images = random_weights(CASES[name].model), torch.randn(1, 3, 224, 224, dtype=torch.float64)

@@ -5,9 +5,9 @@ The energy of a token is the mean over all patches of f(cosine of their keys - m
 high for a token with many like it. The 2r tokens of the highest energy are parted in turns, and each of one
 half merges into the one of the other that is most like it. The margin falls from block to block.
 
-As their release computes it; the paper's equation has the cosine itself where that is above the margin. Not
-taken over: the release's first half of the blocks, which parts all tokens by energy and merges the r most
-similar pairs.
+As their release computes it; the paper's equation has the cosine itself where that is above the margin. The
+paper also does not say what the release does in the first half of the blocks: all tokens are parted in turns
+by their energy, and the r most similar pairs merge.
 """
 
 from collections.abc import Mapping
@@ -29,17 +29,20 @@ class PiToMe(MergePolicy):
     """Merges tokens that are like many others, and protects the rest.
 
     margin: of the first block, in [-1, 1]; it falls to 0 towards the last one. alpha: how much what is below
-    the margin counts against a token. Raises ConfigError.
+    the margin counts against a token. until: share of the blocks, from the first, that protect nothing, as in
+    the release; 0 is the paper. Raises ConfigError.
     """
 
     needs = frozenset({"keys"})
 
-    def __init__(self, *, margin: float = 0.9, alpha: float = 1.0):
+    def __init__(self, *, margin: float = 0.9, alpha: float = 1.0, until: float = 0.5):
         if not -1 <= margin <= 1:
             raise ConfigError(f"pitome: margin is {margin}; give a cosine, in [-1, 1]")
         if alpha < 0:
             raise ConfigError(f"pitome: alpha is {alpha}; give 0 or more")
-        self.margin, self.alpha = margin, alpha
+        if not 0 <= until <= 1:
+            raise ConfigError(f"pitome: until is {until}; give a share of the blocks, in [0, 1]")
+        self.margin, self.alpha, self.until = margin, alpha, until
 
     def macs(
         self, num_tokens: int, num_prefix: int, r: int, widths: Mapping[str, int], *, merged: bool
@@ -48,17 +51,28 @@ class PiToMe(MergePolicy):
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         alike = likeness(evidence.keys, state)
-        energy = energies(alike, self.margin * (1 - evidence.depth), self.alpha, real(state))
-        ranked = energy.argsort(dim=-1, descending=True, stable=True)[:, : 2 * r]
+        valid = real(state)
+        ranked = energies(alike, self.margin * (1 - evidence.depth), self.alpha, valid)
+        ranked = ranked.argsort(dim=-1, descending=True, stable=True)
+        protects = evidence.depth >= self.until
+        if protects:
+            ranked = ranked[:, : 2 * r]
         giving, receiving = ranked[:, ::2], ranked[:, 1::2]
         between = alike.gather(1, giving[..., None].expand(-1, -1, alike.shape[2]))
-        between = between.gather(2, receiving[:, None].expand(-1, r, -1))
-        if state.quota is None:
-            target = receiving.gather(1, between.argmax(dim=-1))
-        else:
-            beyond = torch.arange(r, device=energy.device) >= state.quota[:, None]
-            target = receiving.gather(1, between.masked_fill(beyond[:, None], FAR).argmax(dim=-1))
-            target = target.where(~beyond, giving)
+        between = between.gather(2, receiving[:, None].expand(-1, giving.shape[1], -1))
+        if protects and state.quota is not None:
+            beyond = torch.arange(r, device=alike.device) >= state.quota[:, None]
+            between = between.masked_fill(beyond[:, None], FAR)
+        elif valid is not None:
+            pairs = valid.gather(1, giving)[..., None] & valid.gather(1, receiving)[:, None]
+            between = between.masked_fill(~pairs, FAR)
+        best, where = between.max(dim=-1)
+        target = receiving.gather(1, where)
+        if not protects:
+            first = best.argsort(dim=-1, descending=True, stable=True)[:, :r]
+            giving, target = giving.gather(1, first), target.gather(1, first)
+        if state.quota is not None:
+            target = target.where(torch.arange(r, device=alike.device) < state.quota[:, None], giving)
         return join(state, positions(state).scatter(1, giving, target), r)
 
 
