@@ -121,6 +121,13 @@ TABLE = (
         ("cifar10",),
     ),
     Row(
+        "cifar10_tl_align",
+        "cifar10_tl_align.py",
+        f"{CIFAR} --work {WORK}/cifar10_tl_align",
+        TRIAL,
+        ("cifar10",),
+    ),
+    Row(
         "rotary_positions",
         "rotary_positions.py",
         f"{CIFAR} --work {WORK}/rotary_positions",

@@ -11,7 +11,7 @@ from pipeline.coded import Coded
 from pipeline.errors import ConfigError
 from pipeline.parts import BALANCE, BASE, HEAD, METRIC
 from pipeline.pixels import Normalisation
-from pipeline.token_state import BackboneOutput
+from pipeline.token_state import BackboneOutput, Carried
 
 Sums = dict[str, tuple[Tensor, Tensor | float]]
 """Name -> (sum, count), which are added over steps and ranks; the value is sum / count. The sum is a detached
@@ -157,6 +157,8 @@ class Task(nn.Module):
     """Number of classes of the head; 0 where it has none."""
     has_one_class: bool = False
     """Whether each image has one class: then there are `image_features` and `label_probability`."""
+    follows_tokens: bool = False
+    """Whether its labels can follow the tokens of mixed images (`data.augment.mix_labels`)."""
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
     metric_units: Mapping[str, str]
@@ -165,6 +167,11 @@ class Task(nn.Module):
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         raise NotImplementedError
+
+    def carried(self, batch: Batch) -> Mapping[str, Carried]:
+        """What travels with the tokens of a batch of training, for the loss: `carried` of
+        `MergingViT.forward`. Mostly nothing."""
+        return {}
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where shards have more classes than the head."""

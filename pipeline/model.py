@@ -84,7 +84,14 @@ class MultiTaskModel(nn.Module):
         """Output of a batch with the task's own loss and predictions."""
         head = self.tasks[batch.task]
         options = {"relaxed": relaxed, "prefix_alone": head.reads_prefix_alone}
-        return head(self.encode(batch.task, batch.images, reduction=reduction, **options), batch)
+        return head(self.encode_batch(batch, reduction=reduction, **options), batch)
+
+    def encode_batch(
+        self, batch: Batch, *, reduction: ReductionSpec | None = None, **options: Any
+    ) -> BackboneOutput:
+        """`encode` of a batch of training, with what travels with its tokens for the loss of its head."""
+        carried = self.tasks[batch.task].carried(batch)
+        return self.encode(batch.task, batch.images, reduction=reduction, carried=carried, **options)
 
     def encode(
         self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any
@@ -198,12 +205,28 @@ def build_model(config: RunConfig) -> MultiTaskModel:
 
 
 def _objective(config: RunConfig, tasks: Mapping[str, Task]) -> Objective:
-    """The objective. Raises ConfigError with all tasks of which it cannot compute the loss."""
+    """The objective. Raises ConfigError with all tasks of which it cannot compute the loss, and all whose
+    labels would have to follow tokens and cannot."""
     objective = OBJECTIVES.build(config.objective.type, **config.objective.options)
-    refused = {name: objective.refuses(tasks[name]) for name in fed_tasks(config)}
-    if mistakes := [f"tasks.{name}: {reason}" for name, reason in refused.items() if reason]:
+    mistakes = [
+        f"tasks.{name}: {reason}"
+        for name, own in fed_tasks(config).items()
+        for reason in (objective.refuses(tasks[name]), _refuses_labels(own, tasks[name]))
+        if reason
+    ]
+    if mistakes:
         raise ConfigError("\n  ".join(mistakes))
     return objective
+
+
+def _refuses_labels(config: TaskConfig, task: Task) -> str | None:
+    """Why the labels of a task cannot follow tokens, where its config asks for that; None where they can."""
+    if config.data.augment.mix_labels != "tokens" or task.follows_tokens:
+        return None
+    return (
+        f"data.augment.mix_labels is 'tokens', and {type(task).__name__} has no labels of whole images, which "
+        "could follow their tokens; leave it out"
+    )
 
 
 def _reduction(

@@ -14,6 +14,9 @@ from torch.export import register_dataclass
 CARRY_RULES = ("mean", "sum", "first", "pairwise")
 ROPE = "rope"
 """Name under which tokens carry what their rotary positions need (`pipeline.backbone.rotary`)."""
+PARTNER = "partner"
+"""Name under which tokens of mixed images carry how much of them is of the other image, [B, M] in [0, 1]
+(`pipeline.backbone.partner`)."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

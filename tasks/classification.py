@@ -1,18 +1,20 @@
 """ImageNet-style classification. B batch, C channels, K classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbone.attention_pool import build_attention_pool, pool_by_attention
+from pipeline.backbone.attention_pool import build_attention_pool, pool_by_attention, pool_numbers
+from pipeline.backbone.partner import partner_of, start_partner
 from pipeline.backbone.vit import MergingViT
-from pipeline.data.targets import ClassificationTargets
+from pipeline.data.augment.patch_mixing import mixed_labels
+from pipeline.data.targets import ClassificationTargets, Mixture
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Tallies, Task, TaskOutput
+from pipeline.interfaces import Batch, Encode, LogProbs, Scores, Sums, Tallies, Task, TaskOutput
 from pipeline.model import TASKS
-from pipeline.token_state import BackboneOutput, TokenState
+from pipeline.token_state import BackboneOutput, Carried, TokenState
 from tasks.shared.class_weights import class_weights
 from tasks.shared.classes import check_num_classes
 from tasks.shared.hits import count_hits, hit_shares
@@ -39,6 +41,7 @@ class ClassificationTask(Task):
     reads_pool_alone = True
     """Counts for the class that says it, and not for its subclasses, which may read patches besides."""
     has_one_class = True
+    follows_tokens = True
     main_metric = "top1"
     metric_units = {"top1": "%", "top5": "%"}
 
@@ -69,7 +72,7 @@ class ClassificationTask(Task):
         weights = class_weights("classification", class_weight, num_classes)
         self.register_buffer("class_weight", weights, persistent=False)
         self.loss, self.target_threshold = loss, target_threshold
-        self.num_classes = num_classes
+        self.num_classes, self.num_prefix = num_classes, backbone.num_prefix
         self.pool = pool or backbone.global_pool
         self.attn_pool = build_attention_pool(backbone) if self.pool == "map" else None
         self.pools_prefix = backbone.pools_prefix
@@ -85,9 +88,39 @@ class ClassificationTask(Task):
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         """The mean loss. batch.targets: ClassificationTargets, labels int64 [B] or float [B, K].
         predictions: logits [B, K], float32."""
-        logits, labels = self.logits(output), batch.targets.labels
+        logits, (labels, logs) = self.logits(output), self._labels(output.final, batch)
         loss = self._loss(logits, labels)
-        return TaskOutput(loss, {"loss": (loss.detach() * len(logits), len(logits))}, predictions=logits)
+        logs = {"loss": (loss.detach() * len(logits), len(logits)), **logs}
+        return TaskOutput(loss, logs, predictions=logits)
+
+    def carried(self, batch: Batch) -> Mapping[str, Carried]:
+        """How much of each token is of the image that was mixed in, where labels follow the tokens."""
+        mixture = _mixture(batch)
+        return {} if mixture is None else start_partner(mixture.partner, self.num_prefix)
+
+    def _labels(self, state: TokenState, batch: Batch) -> tuple[Tensor, Sums]:
+        """The labels of the loss, and what is reported of them: where they follow the tokens, how far they
+        are from those by area, as a share of the image."""
+        mixture = _mixture(batch)
+        if mixture is None:
+            return batch.targets.labels, {}
+        partner = self.partner_read(state)
+        shift = (partner - mixture.partner.mean(dim=(1, 2))).abs().sum()
+        labels = mixed_labels(mixture.labels, partner, self.num_classes)
+        return labels, {"label_shift": (shift, len(partner))}
+
+    @torch.no_grad()
+    def partner_read(self, state: TokenState) -> Tensor:
+        """[B] in [0, 1]: how much of what the head reads is of the image that was mixed in. A subclass that
+        reads other tokens overrides it."""
+        partner = partner_of(state)
+        if self.attn_pool is not None:
+            read = pool_numbers(self.attn_pool, state, partner, with_prefix=self.pools_prefix)
+        else:
+            read = pool(state.with_tokens(partner[..., None]), self.pool).squeeze(-1)
+        if self.head_dist is not None:
+            read = (read + partner[:, 1]) / 2
+        return read.clamp(0, 1)
 
     def predictions(self, output: BackboneOutput, batch: Batch) -> Tensor:
         return self.logits(output)
@@ -152,6 +185,11 @@ class ClassificationTask(Task):
     def scores(self, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """top1 and top5 in [0, 1], and `loss`, the mean cross-entropy."""
         return hit_shares(tallies)
+
+
+def _mixture(batch: Batch) -> Mixture | None:
+    """What the images were mixed of, where labels follow the tokens. Targets of a user may not say it."""
+    return getattr(batch.targets, "mixture", None)
 
 
 def _linear_head(dim: int, num_classes: int) -> nn.Linear:

@@ -64,7 +64,7 @@ class Place:
     see `exact_attention`. queries: only the first so many tokens attend to all; None: each does. It goes with
     no rotary positions. beside: a layer that reads what the attention reads, and may be computed with its
     projection. looks: only queries and keys are wanted, and nothing attends. ahead: the tokens merged right
-    before they attend."""
+    before they attend. partner [B, M]: a number of each token that moves as the tokens do, without gradient."""
 
     size: Tensor | None = None
     rope: Rope | None = None
@@ -73,6 +73,7 @@ class Place:
     beside: Beside | None = None
     looks: bool = False
     ahead: "Ahead | None" = None
+    partner: Tensor | None = None
 
     @property
     def projected(self) -> tuple[int, int]:
@@ -130,7 +131,8 @@ class Ahead:
 class Mixed:
     """What attention gives: output [B, H, M, D], of the tokens that attend; q, k [B, H, M, D], as in its
     logits, q of those that attend; keys, queries [B, H, M, D], before rotary positions, the latter where the
-    place `looks`; beside [B, M, G]: the outputs of `Place.beside`, where it was computed."""
+    place `looks`; beside [B, M, G]: the outputs of `Place.beside`, where it was computed; partner [B, M]: of
+    those that attend, the mean over heads of `Place.partner` of what they attend to, where it is given."""
 
     output: Tensor
     q: Tensor
@@ -138,6 +140,7 @@ class Mixed:
     keys: Tensor
     beside: Tensor | None = None
     queries: Tensor | None = None
+    partner: Tensor | None = None
 
 
 def mix(
@@ -152,6 +155,31 @@ def mix(
 ) -> Mixed:
     """Attention of tokens that stand for several patches, at several positions. q, k, v, packed: see
     `proportional_attention`; of what `Place.projected` leaves out nothing is read."""
+    mixed = _mix(q, k, v, place, scale=scale, dropout=dropout, packed=packed)
+    if place.partner is None:
+        return mixed
+    return replace(mixed, partner=_followed(q, k, v, place, place.partner, scale))
+
+
+@torch.no_grad()
+def _followed(q: Tensor, k: Tensor, v: Tensor, place: Place, partner: Tensor, scale: float) -> Tensor:
+    """[B, N]: the mean over heads of the numbers [B, M] that the N tokens which attend attend to, in their
+    dtype. As values with as many channels as v, since a fused kernel takes no others. Without dropout."""
+    values = partner.to(v.dtype)[:, None, :, None].expand_as(v).contiguous()
+    output = _mix(q, k, values, replace(place, partner=None, exact=False), scale=scale).output
+    return widened(output[..., 0]).mean(dim=1).to(partner.dtype)
+
+
+def _mix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    place: Place,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    packed: Tensor | None = None,
+) -> Mixed:
     if place.ahead is not None:
         return Mixed(place.ahead.mix(v, scale=scale, dropout=dropout), q, k, k)
     keys, size, rope = k, place.size, place.rope

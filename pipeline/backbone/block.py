@@ -17,12 +17,13 @@ from pipeline.backbone.attention import Ahead, Mixed, Place
 from pipeline.backbone.classes import Host, as_class, bases_of, class_of, label
 from pipeline.backbone.metric import EmbeddingPerTask, EmbeddingSpec, MetricEmbedding, beside_of
 from pipeline.backbone.normed_embedding import embed_normed
+from pipeline.backbone.partner import followed, following
 from pipeline.backbone.zero_gradient import with_zero_gradient
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.policy import MergePolicy, merge
 from pipeline.merging.unmerge import carry_residual
-from pipeline.token_state import MergePoint, TokenState
+from pipeline.token_state import PARTNER, MergePoint, TokenState
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class MergingBlock(nn.Module):
         ahead = r > 0 and self.policy.ahead and tell is None
         if ahead:
             state, place = self._merged_first(state, r, place, relaxed, task, depth)
-        before, attended = state.tokens, self.attend(state.tokens, place)
+        before, attended = state.tokens, self.attend(state.tokens, following(place, state))
+        state = followed(state, attended.mixed)
         if place.queries is not None:
             return self._first_alone(state, attended, relaxed and r > 0, task)
         state = state.with_tokens(attended.output)
@@ -187,8 +189,9 @@ class MergingBlock(nn.Module):
         tokens, count = attended.output, attended.output.shape[1]
         if learns and self.metric is not None:
             tokens = with_zero_gradient(tokens, self.metric(attended.tokens[:, :1].detach(), task=task))
+        carried = {name: item for name, item in state.carried.items() if name == PARTNER}
         tokens, size = self.feed_forward(tokens), state.size[:, :count]
-        return replace(state, tokens=tokens, size=size, num_active=count, carried={})
+        return replace(state, tokens=tokens, size=size, num_active=count, carried=carried)
 
     def _observed(self, state: TokenState, evidence: Evidence) -> MergePoint:
         """The input of the merge, and a probe: the same tokens under a name of their own, whose gradient can

@@ -13,7 +13,7 @@ from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.rotary import Rotary
 from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import harden, unmerge_state
-from pipeline.token_state import BackboneOutput, MergePoint, Residual, TokenState
+from pipeline.token_state import PARTNER, BackboneOutput, MergePoint, Residual, TokenState
 
 PROPORTIONAL_ATTENTION = ("always", "train", "never")
 
@@ -133,7 +133,7 @@ def _can_ask(block: MergingBlock, state: TokenState, r: int) -> bool:
     merge before the attention changes what the prefix reads."""
     if r > 0 and block.policy.ahead:
         return False
-    alone = all(name in block.policy.carries for name in state.carried)
+    alone = all(name in {*block.policy.carries, PARTNER} for name in state.carried)
     return block.can_ask() and not state.padded and alone and state.residual is None
 
 

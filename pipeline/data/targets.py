@@ -6,18 +6,31 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ClassificationTargets:
-    """labels: int64 [B] in [0, K), or float32 [B, K] whose rows sum to 1 after mixup or cutmix."""
+class Mixture:
+    """What images were mixed of, where labels follow their tokens. labels: those of the images themselves, as
+    they were before. partner: float32 [B, h, w], the part of each patch that is of the image at the mirrored
+    place of the batch, 0 or 1."""
 
     labels: Tensor
+    partner: Tensor
+
+
+@dataclass(frozen=True)
+class ClassificationTargets:
+    """labels: int64 [B] in [0, K), or float32 [B, K] whose rows sum to 1 after mixup or cutmix. mixture: None
+    where labels follow no tokens."""
+
+    labels: Tensor
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
 class MultiLabelTargets:
     """labels: float32 [B, K], 1 for each class that an image has and 0 for the others; shares of them after
-    mixup or cutmix."""
+    mixup or cutmix. mixture: see `ClassificationTargets`."""
 
     labels: Tensor
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)

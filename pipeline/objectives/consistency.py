@@ -87,5 +87,5 @@ def _passed(model: Model, batch: Batch, spec: StepSpec, schedule: Sequence[int])
     """The task's output under r of each block, and the features [B, C] of its images."""
     task = model.tasks[batch.task]
     options = {"relaxed": spec.relaxed, "prefix_alone": task.reads_prefix_alone}
-    encoded = model.encode(batch.task, batch.images, reduction=list(schedule), **options)
+    encoded = model.encode_batch(batch, reduction=list(schedule), **options)
     return task(encoded, batch), task.image_features(encoded)

@@ -52,8 +52,8 @@ class MergeCost(Objective):
         schedule = model.schedule(batch.task, grid, spec.reduction)
         blocks = drawn_blocks(schedule, spec.draw, read=read, prefix_alone=task.reads_prefix_alone)
         first = blocks[0]
-        output = model.encode(
-            batch.task, batch.images, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first
+        output = model.encode_batch(
+            batch, reduction=list(schedule[:first]), relaxed=False, merge_points_from=first
         )
         result = task(output, batch)
         points = output.merge_points[: read - first]

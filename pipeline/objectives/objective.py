@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.backbone.vit import MergingViT
 from pipeline.interfaces import Batch, StepSpec, Task, TaskOutput
@@ -26,8 +26,8 @@ class Model(HasModes, Protocol):
         self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None
     ) -> TaskOutput: ...
 
-    def encode(
-        self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any
+    def encode_batch(
+        self, batch: Batch, *, reduction: ReductionSpec | None = None, **options: Any
     ) -> BackboneOutput: ...
 
     def schedule(

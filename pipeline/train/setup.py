@@ -237,7 +237,9 @@ def _build_mixers(config: RunConfig, model: MultiTaskModel) -> dict[str, BatchMi
     """The mixers of the tasks with mixup or cutmix, all of which have classes."""
     augments = {name: task.data.augment for name, task in fed_tasks(config).items()}
     return {
-        name: BatchMixer(augment, model.tasks[name].num_classes, model.tasks[name].reads)
+        name: BatchMixer(
+            augment, model.tasks[name].num_classes, model.tasks[name].reads, model.backbone.patch_size
+        )
         for name, augment in augments.items()
         if augment.mixes
     }

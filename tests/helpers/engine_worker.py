@@ -22,6 +22,8 @@ from tiny import tiny_vit
 from torch import Tensor, distributed
 
 from pipeline.backbone.build import build_backbone
+from pipeline.config.schema import AugmentConfig
+from pipeline.data.augment.mixing import BatchMixer
 from pipeline.data.targets import ClassificationTargets
 from pipeline.engine import build_engine
 from pipeline.engine.optimizers import OPTIMIZERS
@@ -57,6 +59,7 @@ RUNS = {
     "sharpness_aware": {},
     "consistency": {"mode": "backbone"},
     "frozen_checkpointed": {"mode": "modular"},
+    "labels_of_tokens": {},
     "sgd": {},
     "lamb": {},
 }
@@ -69,11 +72,12 @@ UNDIVIDED = tuple(
 PARTED = "consistency"
 """A run of real modules of whose batch each rank has a part. The objective averages over the images of all
 ranks that it is sure of. It merges by mctf, two patches into one, in which nothing is chosen."""
-REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed")
+REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed", "labels_of_tokens")
 """Runs of real modules. The objective merge_cost takes gradients inside its forward pass. Its prices are in
 units of a batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one
 with the whole: here each has the same. `frozen_checkpointed` computes frozen blocks again in the backward
-pass, through which the gradient of an embedding goes."""
+pass, through which the gradient of an embedding goes, and so does `labels_of_tokens`, whose labels follow the
+tokens of mixed images."""
 DRAWN = "aababb"
 """The task of each step of `sampled`: b's head rests before it is first used and in between, a's at the
 end."""
@@ -149,8 +153,14 @@ def consistent_model() -> MultiTaskModel:
 
 MODELS = dict.fromkeys(("merge_cost", "merge_cost_end_to_end"), real_model) | {
     "frozen_checkpointed": checkpointed_model,
+    "labels_of_tokens": checkpointed_model,
     PARTED: consistent_model,
 }
+
+
+MIXER = BatchMixer(
+    AugmentConfig(cutmix=1.0, mix_labels="tokens"), CLASSES, ClassificationTargets, patch=(8, 8)
+)
 
 
 def real_batch(first: int, size: int, task: str) -> Batch:
@@ -203,6 +213,8 @@ def micro_batches(kind: str, engine, spec: StepSpec, step: int, bad: bool) -> It
         if kind in REAL:
             torch.manual_seed(2 * step + micro)
             batch = real_batch(8 * step + 4 * micro, 4, task)
+            if kind == "labels_of_tokens":
+                batch = MIXER(batch, 1, 2 * step + micro)
         elif kind == PARTED:
             spec = replace(spec, draw=0.7)
             first = step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size

@@ -63,7 +63,9 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
         updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
         names = ("output", "q", "k", "keys", "queries")[: 5 if place.looks else 4]
         joined = {name: torch.cat([getattr(own, name) for _, own in both], dim=1) for name in names}
-        mixed = Mixed(**joined, beside=both[0][1].beside)
+        partners = [own.partner for _, own in both if own.partner is not None]
+        partner = torch.stack(partners).mean(dim=0) if partners else None
+        mixed = Mixed(**joined, beside=both[0][1].beside, partner=partner)
         return Attended(x + torch.stack(updates).sum(dim=0), read[0], mixed, self._first.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from timm.data.mixup import Mixup
 
 from pipeline.config.schema import AugmentConfig
+from pipeline.data.augment.patch_mixing import PatchCutmix
 from pipeline.data.targets import MultiLabelTargets
 from pipeline.interfaces import Batch
 from pipeline.rng import preserved_generators, seed_generators
@@ -12,12 +13,15 @@ from pipeline.rng import preserved_generators, seed_generators
 
 class BatchMixer:
     """Mixes each image, and its labels, with the one at the mirrored place of the batch, which has an even
-    number of samples. Identity where neither is on. reads: the dataclass of the targets.
+    number of samples. Identity where neither is on. reads: the dataclass of the targets. patch: pixels (height,
+    width) of a token, where rectangles end between patches.
 
     With the modes `pair` and `elem` timm copies the shares to the device, for which the host waits.
     """
 
-    def __init__(self, augment: AugmentConfig, num_classes: int, reads: type):
+    def __init__(
+        self, augment: AugmentConfig, num_classes: int, reads: type, patch: tuple[int, int] = (1, 1)
+    ):
         on = augment.mixup or augment.cutmix or augment.cutmix_minmax
         # the task's loss smooths labels, which is the same before and after they are mixed
         self._mix = (
@@ -35,6 +39,9 @@ class BatchMixer:
             if on
             else None
         )
+        self._whole = None
+        if self._mix is not None and augment.mix_labels != "area":
+            self._whole = PatchCutmix(self._mix, patch, for_tokens=augment.mix_labels == "tokens")
         self._epochs = augment.mix_epochs
 
     def rests(self, epochs: float) -> bool:
@@ -51,5 +58,8 @@ class BatchMixer:
             return batch
         with preserved_generators():
             seed_generators(seed, "mix", step)
+            if self._whole is not None:
+                images, targets = self._whole(batch.images, batch.targets)
+                return replace(batch, images=images, targets=targets)
             images, labels = self._mix(batch.images.clone(), batch.targets.labels)
         return replace(batch, images=images, targets=replace(batch.targets, labels=labels))

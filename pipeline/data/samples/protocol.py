@@ -75,7 +75,9 @@ class DatasetSchema(Protocol):
         ...
 
 
-MIXING = ("mixup", "cutmix", "cutmix_minmax", "mix_mode", "mix_prob", "mix_switch", "mix_epochs")
+MIXING = (
+    *("mixup", "cutmix", "cutmix_minmax", "mix_mode", "mix_prob", "mix_switch", "mix_epochs", "mix_labels"),
+)
 """Options of config.augment that need classes."""
 DATASETS: Registry[DatasetSchema] = Registry("dataset schema")
 
