@@ -59,6 +59,13 @@ TABLE = (
         needs=("opentome",),
         peers=("opentome", "gtp", "vid_tldr", "mctf"),
     ),
+    Row(
+        "labels_vs_peer",
+        "labels_vs_peer.py",
+        short="--images 2",
+        needs=("tl_align", "package torchvision"),
+        peers=("tl_align",),
+    ),
     Row("one_step_ahead_cpu", "one_step_ahead.py", short="--repeats 2 --batches 1"),
     Row("merge_share_cpu", "merge_share.py", short="--repeats 2 --batches 1"),
     Row("unmerge_cpu", "unmerge.py", short="--repeats 2 --batches 1 --within 0.5"),

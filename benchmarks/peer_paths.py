@@ -10,6 +10,7 @@ PEERS = {
     "opentome": "the folder that holds Westlake-AI's package opentome",
     "gtp": "the authors' folder with models_v3.py, of Ackesnal/GTP-ViT",
     "vid_tldr": "the authors' folder with multi_modality, of mlvlab/vid-TLDR",
+    "tl_align": "the authors' folder with tla.py and timm, of Euphoria16/TL-Align",
 }
 
 
