@@ -16,8 +16,8 @@ LABELS = "tasks.cifar10.data.augment.mix_labels"
 ARMS = {"cutmix": "patches", "tl_align": "tokens"}
 """Name of an arm -> what its labels say."""
 CLAIM = (
-    "CIFAR-10 top-1 (%) of a ViT trained from chance by cutmix of whole patches: labels that follow the tokens "
-    "(TL-Align) above labels by area, in the mean of the seeds"
+    "CIFAR-10 top-1 (%) of a ViT trained from chance by cutmix of whole patches: labels that follow the "
+    "tokens (TL-Align) above labels by area, in the mean of the seeds"
 )
 
 

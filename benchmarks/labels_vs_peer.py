@@ -1,5 +1,5 @@
-"""Labels that follow tokens beside the code of TL-Align's authors: the largest difference of the targets and of
-the logits, on the same random weights, images and rectangles, in float32.
+"""Labels that follow tokens beside the code of TL-Align's authors: the largest difference of the targets and
+of the logits, on the same random weights, images and rectangles, in float32.
 
     python benchmarks/labels_vs_peer.py --peer tl_align=FOLDER
 """
@@ -30,8 +30,8 @@ from pipeline.interfaces import Batch
 
 SMOOTHING, DRAWS, PATCH = 0.1, 4, 16
 CLAIM = (
-    f"{NAME}, random weights and images, float32: the targets that follow the tokens are those of the authors' "
-    f"code up to {SAME}, and so are the logits"
+    f"{NAME}, random weights and images, float32: the targets that follow the tokens are those of the "
+    f"authors' code up to {SAME}, and so are the logits"
 )
 
 

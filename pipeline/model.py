@@ -224,8 +224,8 @@ def _refuses_labels(config: TaskConfig, task: Task) -> str | None:
     if config.data.augment.mix_labels != "tokens" or task.follows_tokens:
         return None
     return (
-        f"data.augment.mix_labels is 'tokens', and {type(task).__name__} has no labels of whole images, which "
-        "could follow their tokens; leave it out"
+        f"data.augment.mix_labels is 'tokens', and {type(task).__name__} has no labels of whole images, "
+        "which could follow their tokens; leave it out"
     )
 
 

@@ -64,7 +64,7 @@ class Place:
     see `exact_attention`. queries: only the first so many tokens attend to all; None: each does. It goes with
     no rotary positions. beside: a layer that reads what the attention reads, and may be computed with its
     projection. looks: only queries and keys are wanted, and nothing attends. ahead: the tokens merged right
-    before they attend. partner [B, M]: a number of each token that moves as the tokens do, without gradient."""
+    before they attend. partner [B, M]: a number of each token that moves as tokens do, without gradient."""
 
     size: Tensor | None = None
     rope: Rope | None = None

@@ -68,8 +68,8 @@ class AugmentConfig:
     mix_epochs: float | None = None
     """Epochs of the task after which no batch is mixed any more; None: all are mixed."""
     mix_labels: Literal["area", "patches", "tokens"] = "area"
-    """What labels of cutmix say. `area`: the share of the pixels. `patches`: so too, and rectangles end between
-    patches. `tokens`: of these, and the labels follow the tokens through the model (TL-Align)."""
+    """What labels of cutmix say. `area`: the share of the pixels. `patches`: so too, and rectangles end
+    between patches. `tokens`: of these, and the labels follow the tokens through the model (TL-Align)."""
     crop_pct: float | None = None
     """Evaluation of classes and captions: share of the resized side in the centre crop. For this and the next
     four, None takes the value of the backbone's weights."""
@@ -158,11 +158,10 @@ class AugmentConfig:
         return bool(self.mixup or self.cutmix or self.cutmix_minmax)
 
     def _check_mixing(self) -> None:
-        whole = self.mix_labels == "area" or (self.mixup == 0 and self.mixes)
         require(
-            whole,
+            self.mix_labels == "area" or (self.mixup == 0 and self.mixes),
             f"augment.mix_labels is '{self.mix_labels}', which needs patches of one image each, as cutmix alone "
-            f"makes them, and augment.mixup is {self.mixup}, .cutmix {self.cutmix}; give mixup=0 and cutmix=1",
+            f"makes them; mixup is {self.mixup} and cutmix {self.cutmix}: give mixup=0 and cutmix=1",
         )
         if self.cutmix_minmax is None:
             return

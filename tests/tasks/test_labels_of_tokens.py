@@ -156,7 +156,7 @@ def test_a_task_whose_labels_cannot_follow_is_refused_by_name_before_the_start(d
     monkeypatch.setitem(TASKS._factories, "unlabelled", Unlabelled)
     plain = aligned(digits, tmp_path / "run")
     plain["tasks"]["digits"] |= dict(type="unlabelled", head=dict(num_classes=10))
-    with pytest.raises(ConfigError, match="tasks.digits: data.augment.mix_labels.*Unlabelled has no labels"):
+    with pytest.raises(ConfigError, match="tasks.digits: data.augment.mix_labels.*Unlabelled has no labels of"):
         build_model(from_plain(plain))
 
 

@@ -13,8 +13,8 @@ from pipeline.rng import preserved_generators, seed_generators
 
 class BatchMixer:
     """Mixes each image, and its labels, with the one at the mirrored place of the batch, which has an even
-    number of samples. Identity where neither is on. reads: the dataclass of the targets. patch: pixels (height,
-    width) of a token, where rectangles end between patches.
+    number of samples. Identity where neither is on. reads: the dataclass of the targets. patch: (height,
+    width) in pixels of a patch, where rectangles end between patches.
 
     With the modes `pair` and `elem` timm copies the shares to the device, for which the host waits.
     """

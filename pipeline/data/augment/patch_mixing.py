@@ -73,4 +73,5 @@ class PatchCutmix:
         corners, _ = cutmix_bbox_and_lam(size, share, ratio_minmax=self._draws.cutmix_minmax)
         top, bottom, left, right = (int(edge) for edge in corners)
         height, width = self._patch
-        return slice(round(top / height), round(bottom / height)), slice(round(left / width), round(right / width))
+        rows = slice(round(top / height), round(bottom / height))
+        return rows, slice(round(left / width), round(right / width))
