@@ -160,8 +160,8 @@ class AugmentConfig:
     def _check_mixing(self) -> None:
         require(
             self.mix_labels == "area" or (self.mixup == 0 and self.mixes),
-            f"augment.mix_labels is '{self.mix_labels}', which needs patches of one image each, as cutmix alone "
-            f"makes them; mixup is {self.mixup} and cutmix {self.cutmix}: give mixup=0 and cutmix=1",
+            f"augment.mix_labels is '{self.mix_labels}', which needs patches of one image each, as cutmix "
+            f"alone makes them; mixup is {self.mixup} and cutmix {self.cutmix}: give mixup=0 and cutmix=1",
         )
         if self.cutmix_minmax is None:
             return

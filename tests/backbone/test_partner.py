@@ -208,6 +208,7 @@ def test_under_virtual_unmerging_each_patch_gives_its_label_at_its_own_position(
     torch.testing.assert_close(attended.mixed.partner.flatten(), total / count)
 
 
+@pytest.mark.slow
 def test_a_compiled_block_moves_labels_as_the_plain_one():
     torch.compiler.reset()
     model, x = tiny_vit("tome", timm_options={"depth": 1}).double(), images().double()

@@ -174,9 +174,7 @@ def test_tallies_of_batches_add_to_those_of_all(name, parts):
     whole, pieces, start = joined(evaluated.evaluate(samples)), [], 0
     for size in parts:
         end = start + size
-        target = {
-            key: value[start:end] for key, value in vars(samples.targets).items() if value is not None
-        }
+        target = {key: value[start:end] for key, value in vars(samples.targets).items() if value is not None}
         piece = Batch(
             name, samples.images[start:end], type(samples.targets)(**target), samples.keys[start:end]
         )

@@ -33,10 +33,14 @@ HEADS = {
 }
 
 
-def model(head="class token", variant="tome", reduction=8, kind="classification", objective="supervised", **options):
+def model(
+    head="class token", variant="tome", reduction=8, kind="classification", objective="supervised", **options
+):
     prefix, own = HEADS[head]
     backbone = tiny_vit(variant, prefix=prefix, reduction=reduction)
     task = TASKS.build(kind, backbone, num_classes=CLASSES, **own, **options)
+    for block in backbone.blocks:  # attention that is not even
+        block.get_parameter("attn.qkv.weight").data *= 8
     for name, parameter in task.named_parameters():
         if "head" in name:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -78,8 +82,13 @@ def test_the_loss_is_that_of_the_labels_that_arrive_and_its_gradient_takes_them_
     output = trained(given)
     torch.testing.assert_close(output.loss, expected)
     weights = list(trained.parameters())
-    wanted, found = (torch.autograd.grad(loss, weights, allow_unused=True) for loss in (expected, output.loss))
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+    wanted, found = (
+        torch.autograd.grad(loss, weights, allow_unused=True) for loss in (expected, output.loss)
+    )
+    apart = [
+        (own - other).square().sum() for own, other in zip(found, wanted, strict=True) if own is not None
+    ]
+    assert sum(apart) < 1e-6 * sum(own.square().sum() for own in wanted if own is not None)
     total, count = output.logs["label_shift"]
     torch.testing.assert_close(total / count, (share - 0.25).abs().mean())
 
@@ -156,7 +165,9 @@ def test_a_task_whose_labels_cannot_follow_is_refused_by_name_before_the_start(d
     monkeypatch.setitem(TASKS._factories, "unlabelled", Unlabelled)
     plain = aligned(digits, tmp_path / "run")
     plain["tasks"]["digits"] |= dict(type="unlabelled", head=dict(num_classes=10))
-    with pytest.raises(ConfigError, match="tasks.digits: data.augment.mix_labels.*Unlabelled has no labels of"):
+    with pytest.raises(
+        ConfigError, match="tasks.digits: data.augment.mix_labels.*Unlabelled has no labels of"
+    ):
         build_model(from_plain(plain))
 
 
@@ -164,9 +175,7 @@ def test_a_run_trains_on_them_and_goes_on_exactly(digits, tmp_path):
     options = dict(steps=4, log_every=1, save_every=2, keep_checkpoints=5)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(from_plain(aligned(digits, whole, train=options)))
-    train(
-        from_plain(aligned(digits, parts, train=options)), resume=str(whole / "checkpoints/step_00000002")
-    )
+    train(from_plain(aligned(digits, parts, train=options)), resume=str(whole / "checkpoints/step_00000002"))
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     shifts = [line["digits/label_shift"] for line in lines if "digits/label_shift" in line]
     assert len(shifts) == 4 and 0 < max(shifts) < 1

@@ -19,7 +19,7 @@ Box = tuple[slice, slice]
 def mixed_labels(labels: Tensor, partner: Tensor, num_classes: int) -> Tensor:
     """float [B, K]: labels int64 [B] or float32 [B, K], mixed with those at the mirrored place of the batch.
     partner [B]: the share of the latter."""
-    lam = (1 - partner)[:, None]
+    lam: Any = (1 - partner)[:, None]
     return mixup_target(labels, num_classes, lam, smoothing=0.0, multi_label=labels.ndim == 2)
 
 
@@ -62,7 +62,7 @@ class PatchCutmix:
         if mode == "batch":
             share, _ = self._draws._params_per_batch()
             return [self._box(size, share)]
-        shares, _ = self._draws._params_per_elem(batch if mode == "elem" else batch // 2)
+        shares: Any = self._draws._params_per_elem(batch if mode == "elem" else batch // 2)[0]
         boxes = [self._box(size, share) for share in shares]
         return boxes if mode == "elem" else [*boxes, *reversed(boxes)]
 

@@ -41,7 +41,9 @@ def patches(images: torch.Tensor) -> torch.Tensor:
 
 
 @MODES
-@pytest.mark.parametrize("options", [{}, {"cutmix": 0.0, "cutmix_minmax": (0.2, 0.9)}], ids=["alpha", "minmax"])
+@pytest.mark.parametrize(
+    "options", [{}, {"cutmix": 0.0, "cutmix_minmax": (0.2, 0.9)}], ids=["alpha", "minmax"]
+)
 def test_each_patch_is_of_one_image_and_labels_say_which(mode, options):
     mix, mixed_once = mixer("tokens", mix_mode=mode, **options), False
     for step in range(8):
@@ -61,7 +63,10 @@ def test_each_patch_is_of_one_image_and_labels_say_which(mode, options):
 @MODES
 def test_rectangles_are_timms_up_to_half_a_patch(mode):
     """On the same draws."""
-    theirs, mix = Mixup(mixup_alpha=0, cutmix_alpha=1.0, mode=mode, num_classes=6), mixer("tokens", mix_mode=mode)
+    theirs, mix = (
+        Mixup(mixup_alpha=0, cutmix_alpha=1.0, mode=mode, num_classes=6),
+        mixer("tokens", mix_mode=mode),
+    )
     height, width = PATCH
     compared = 0
     for step in range(12):
@@ -125,7 +130,9 @@ def test_patches_that_would_be_of_two_images_are_refused(labels, options):
 @pytest.mark.parametrize("schema", ["segmentation", "captioning"])
 def test_data_without_a_label_of_the_image_refuse_it_by_name(schema):
     augment = AugmentConfig(cutmix=1.0, mix_labels="tokens")
-    with pytest.raises(ConfigError, match=f"schema '{schema}' does not use.*data.augment.mix_labels='tokens'"):
+    with pytest.raises(
+        ConfigError, match=f"schema '{schema}' does not use.*data.augment.mix_labels='tokens'"
+    ):
         DATASETS.build(
             schema, DataConfig(schema=schema, augment=augment), Manifest(ShardTable.of([]), (), ("a",))
         )
