@@ -11,6 +11,7 @@ PEERS = {
     "gtp": "the authors' folder with models_v3.py, of Ackesnal/GTP-ViT",
     "vid_tldr": "the authors' folder with multi_modality, of mlvlab/vid-TLDR",
     "tl_align": "the authors' folder with tla.py and timm, of Euphoria16/TL-Align",
+    "stvit": "the authors' folder with models, of changsn/STViT-R",
 }
 
 

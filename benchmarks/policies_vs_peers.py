@@ -2,7 +2,7 @@
 weights and images, in float64. Where the two differ on purpose, the result says which departs from the paper.
 
     python benchmarks/policies_vs_peers.py --peer opentome=FOLDER --peer gtp=FOLDER --peer vid_tldr=FOLDER \\
-        --peer mctf=FOLDER
+        --peer mctf=FOLDER --peer stvit=FOLDER
 """
 
 import argparse
@@ -16,6 +16,7 @@ from contestants import CLASSES, logits_of, ours
 from options import random_images
 from peer_paths import add_peers
 from peers import mctf, opentome_pitome, opentome_tofu, say_failed
+from peers_semantic import stvit, with_semantic_weights
 from peers_that_drop import gtp, vid_tldr
 from record import write_record
 from torch import nn
@@ -28,11 +29,14 @@ FIRST, SECOND = [R] * 6 + [0] * 6, [0] * 6 + [R] * 6
 """Tokens that each block removes, in one half of the blocks."""
 
 
+AVERAGED = {"class_token": False, "global_pool": "avg"}
+
+
 @dataclass(frozen=True)
 class Case:
     """build: the peer's model, of (weights, folder, r=...). options: of our policy. departs: who departs from
     the paper, where the two differ; None: they are the same. attends: whether ours attends by size, as the
-    peer. model: timm's options of the model."""
+    peer. model: timm's options of the model. fills: sets what our policy learns, as the peer has it."""
 
     peer: str
     build: Callable[..., nn.Module]
@@ -42,6 +46,7 @@ class Case:
     departs: str | None = None
     attends: str = "never"
     model: dict[str, Any] = field(default_factory=dict)
+    fills: Callable[[nn.Module], None] | None = None
 
 
 CASES = {
@@ -74,7 +79,16 @@ CASES = {
         "vid_tldr",
         [40, 30] + [0] * 10,
         attends="always",
-        model={"class_token": False, "global_pool": "avg"},
+        model=AVERAGED,
+    ),
+    "STViT-R, 36 semantic tokens from block 3 on": Case(
+        "stvit",
+        stvit,
+        "stvit",
+        [0, 0, 0, 160] + [0] * 8,
+        {"block": 3, "recovery": True},
+        model=AVERAGED,
+        fills=with_semantic_weights,
     ),
 }
 """OpenToMe and GTP-ViT count no sizes in attention. Margins of OpenToMe fall from 0.75, those of the paper
@@ -136,7 +150,10 @@ def random_weights(options: dict[str, Any] | None = None) -> nn.Module:
 def our_model(weights: nn.Module, case: Case, *, merges: bool = True) -> nn.Module:
     r: Any = case.schedule if merges else 0
     options = {"proportional_attention": case.attends, "timm_options": case.model, **case.options}
-    return ours(weights, NAME, policy=case.policy, r=r, **options).double()
+    model = ours(weights, NAME, policy=case.policy, r=r, **options)
+    if case.fills is not None:
+        case.fills(model)
+    return model.double()
 
 
 @torch.inference_mode()

@@ -69,6 +69,10 @@ class Assignment:
     keeps_norm: bool = False
     """Whether a token that receives others gets the largest norm of theirs and its own, in the direction of
     the mean. Only the tokens themselves do, not what they carry. It goes without shares and spread."""
+    reads: Tensor | None = None
+    """[B, M, K], in the dtype of the sizes, differentiable: the part in which each token reads each slot when
+    it is unmerged, and is held by it in sizes and in means; rows sum to 1. Of what stays nothing else does,
+    and `slot` is the largest part. None: by slots and shares. It goes without all other amounts."""
 
     @classmethod
     def of(
@@ -76,7 +80,7 @@ class Assignment:
     ) -> "Assignment":
         """An assignment from positions within each image: keep and source in [0, M), slot in [0, K).
 
-        rest: share, weight, part, spread, keeps_norm and num_active, which is K where it is not given.
+        rest: share, weight, part, spread, reads, keeps_norm and num_active, which is K where it is not given.
         """
         first = rows_of(keep.shape[0], 1, keep.device)
         num_slots = keep.shape[1]
@@ -87,7 +91,13 @@ class Assignment:
     @property
     def by_size(self) -> bool:
         """Whether each source goes as a whole to one slot, and means are those by size."""
-        return self.share is None and self.weight is None and self.part is None and self.spread is None
+        amounts = (self.share, self.weight, self.part, self.spread, self.reads)
+        return all(amount is None for amount in amounts)
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether unmerging reads one slot for each token."""
+        return self.share is None and self.reads is None
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,9 @@ class TokenState:
     quota: Tensor | None = None
     """[B] int64: how many of its patches each image loses in the next merge, and padding for the rest of r;
     None where there is no padding."""
+    replaced: Tensor | None = None
+    """[B, N - num_prefix, C]: the patches right before semantic tokens took their place, where these are to
+    be recovered from (`pipeline.merging.semantic_tokens`)."""
     places: Tensor | None = None
     """[B, N - num_prefix, 2] int64: row and column of each patch of the input, where each image has a grid of
     its own; None: they are those of `grid`, row by row."""

@@ -111,7 +111,7 @@ def clip_run(
             **merging.options,
         )
     load_weights(backbone, weights)
-    if adapter is not None and POLICIES.build(merging.policy).learned:
+    if adapter is not None and POLICIES.build(merging.policy).embeds:
         adapter.apply_to(backbone)
     config = RunConfig(
         backbone=BackboneConfig(name=tower.name, img_size=tower.img_size, options=tower.options),

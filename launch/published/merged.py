@@ -13,6 +13,7 @@ from pipeline.backbone.macs import Counted, counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.patching.patch import patch
 from pipeline.errors import ConfigError
+from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec, check_schedule
 from pipeline.rng import preserved_generators, seed_everything
 from pipeline.shared_tensors import sharing_tensors
@@ -119,10 +120,17 @@ def embedded_state(model: MergingModel, size: tuple[int, int]) -> TokenState:
 def check_policy(policy: str, has_adapter: bool) -> bool:
     """Whether the policy of a published model takes its embedding from an adapter. Raises ConfigError where
     it would, and there is none, and for `NAME_untrained` where NAME learns nothing."""
-    _, untrained, learned = read_policy(policy)
-    if learned and not untrained and not has_adapter:
+    name, untrained, learned = read_policy(policy)
+    if not learned or untrained:
+        return False
+    if not POLICIES.build(name).embeds:
+        raise ConfigError(
+            f"policy '{policy}' has parts that are trained with the model, which no published model has and no "
+            f"adapter holds; give a run that was trained with it, or take '{policy}{UNTRAINED}'"
+        )
+    if not has_adapter:
         raise ConfigError(
             f"policy '{policy}' has an embedding that is learned; give --adapter, or take "
             f"'{policy}{UNTRAINED}'"
         )
-    return learned and not untrained
+    return True

@@ -22,6 +22,7 @@ POLICIES = {
     "algm": "ALGM",
     "grid_average": "patch averaging",
     "ailurus": "AiluRus-style",
+    "stvit": "STViT",
 }
 METRICS = {
     "top1": "top-1 accuracy",

@@ -7,15 +7,15 @@ from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 
 UNTRAINED = "_untrained"
-"""`NAME_untrained` is policy NAME with an embedding as it was drawn: a control that separates the effect of
-learning from that of architecture."""
+"""`NAME_untrained` is policy NAME with an embedding, or whatever it learns, as it was drawn: a control that
+separates the effect of learning from that of architecture."""
 UNMERGED, CONTROL, FREE, TRAINED = KINDS = ("unmerged", "control", "training-free", "trained")
 """The kinds of policies, in the order of a table."""
 
 
 def read_policy(policy: str) -> tuple[str, bool, bool]:
-    """NAME, whether it is untrained, and whether NAME has an embedding that learns. Raises ConfigError for an
-    unknown policy, and for `NAME_untrained` where NAME learns nothing."""
+    """NAME, whether it is untrained, and whether NAME has parts that learn. Raises ConfigError for an unknown
+    policy, and for `NAME_untrained` where NAME learns nothing."""
     name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
     learned = POLICIES.build(name).learned
     if untrained and not learned:

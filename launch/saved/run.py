@@ -101,9 +101,9 @@ def build(
 
     policy: None takes the run's. A policy other than the run's has its default options, and reduction 0 for
     all tasks; rotary positions merge as in the run. NAME_untrained has an embedding that is drawn, or starts
-    at the keys, where the policy's does. seed: of that draw (None: the run's seed), and of merges that are
-    drawn (None: the policy's own). compiled: as `engine.compile` of the run says, for inference. Raises
-    ConfigError where the policy needs an embedding that the run never learned.
+    at the keys, where the policy's does; so too a reducer. seed: of that draw (None: the run's seed), and of
+    merges that are drawn (None: the policy's own). compiled: as `engine.compile` of the run says, for
+    inference. Raises ConfigError where the policy needs what the run never learned.
     """
     own = run.config.merging
     policy = policy or own.policy
@@ -163,7 +163,7 @@ def _no_larger_than(run: SavedRun) -> Iterator[None]:
 
 
 def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
-    """Loads the run's tensors into the model. drawn: without the metric embedding, which stays as it
+    """Loads the run's tensors into the model. drawn: without what the policy learns, which stays as it
     starts."""
     tensors = {name: tensor for name, tensor in run.tensors.items() if not (drawn and is_embedding(name))}
     try:
@@ -172,8 +172,9 @@ def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
         raise CheckpointError(f"{run.folder} does not fit the model of its own configuration: {err}") from err
     lacking = [name for name in missing if is_embedding(name)]
     if lacking and not drawn:
+        part = "metric embedding" if ".metric." in lacking[0] else "part that its policy trains"
         raise ConfigError(
-            f"{run.folder} has no metric embedding ({lacking[0]}): train one with train.mode='modular', "
+            f"{run.folder} has no {part} ({lacking[0]}): train one with train.mode='modular', "
             f"or take {UNTRAINED}"
         )
     wrong = [name for name in (*missing, *unexpected) if not is_embedding(name)]

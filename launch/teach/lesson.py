@@ -45,8 +45,11 @@ class Order:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not POLICIES.build(self.policy, **self.options).learned:
-            raise ConfigError(f"policy '{self.policy}' learns nothing; give one that does, such as 'dtem'")
+        if not POLICIES.build(self.policy, **self.options).embeds:
+            raise ConfigError(
+                f"policy '{self.policy}' learns nothing that can be taught alone; give one with a metric "
+                "embedding, such as 'dtem'"
+            )
         if self.batch_size < 1 or self.workers < 0:
             raise ConfigError(
                 f"--batch-size is {self.batch_size} and --workers {self.workers}; give at least 1 and 0"

@@ -14,7 +14,7 @@ from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.vit import MergingViT
 from pipeline.config.overrides import parse_value
 from pipeline.errors import ConfigError
-from pipeline.merging.schedule import ReductionSpec, resolve_schedule
+from pipeline.merging.schedule import ReductionSpec
 from pipeline.modes import evaluation_mode
 from pipeline.token_state import TokenState
 
@@ -76,12 +76,12 @@ def paying_reduction(
         if isinstance(model, MergingViT):
             blocks, run = list(model.blocks), partial(_run_vit, model, images, task)
             grid, prefix = model.grid_of(images), model.num_prefix
-            tokens, merges = grid[0] * grid[1] + prefix, model.policy.merges
+            tokens, policy = grid[0] * grid[1] + prefix, model.policy
         else:
             blocks, run = list(model.merging_blocks), partial(_run_patched, model, images)
             state = _embedded(model, images[:1])
-            tokens, prefix, merges = state.num_active, state.num_prefix, model.merging.policy.merges
-        wished = resolve_schedule(reduction if merges else 0, len(blocks), tokens, prefix)
+            tokens, prefix, policy = state.num_active, state.num_prefix, model.merging.policy
+        wished = policy.schedule(reduction, len(blocks), tokens, prefix)
         found = paying_blocks(blocks, run, wished, tokens, clock=clock or clock_of(like.device))
     log.info(
         "of reduction %s, the merges of %d of %d blocks pay for %d images at once on %s: %s",

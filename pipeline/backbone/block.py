@@ -8,7 +8,7 @@ blocks has a file in `hosts/`. B batch, M tokens, C channels, H heads, D channel
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from pipeline.merging.evidence import Evidence
 from pipeline.merging.policy import MergePolicy, merge
 from pipeline.merging.unmerge import carry_residual
 from pipeline.token_state import PARTNER, MergePoint, TokenState
+
+P = TypeVar("P", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class MergingBlock(nn.Module):
     policy: MergePolicy
     metric: MetricEmbedding | EmbeddingPerTask | None
     """The embedding by which a policy that learns compares tokens."""
+    reducer: nn.Module | None
+    """What makes other tokens of all patches in this block, where the policy has such (`add_reducer`)."""
+    recovery: nn.Module | None
+    """What brings the patches back behind this block."""
 
     @staticmethod
     def refuses(block: nn.Module) -> str | None:
@@ -151,8 +157,12 @@ class MergingBlock(nn.Module):
             point = self._observed(state, evidence)
             tell(point)
             state = carry_residual(state, state.with_tokens(point.probe))
-        state = merge(self.policy, evidence, state, r, relaxed=relaxed)
-        return state.with_tokens(self.feed_forward(state.tokens))
+        if self.reducer is not None and r > 0:
+            state = self.reducer(state, r)
+        else:
+            state = merge(self.policy, evidence, state, r, relaxed=relaxed)
+        state = state.with_tokens(self.feed_forward(state.tokens))
+        return state if self.recovery is None else self.recovery(state)
 
     def _merged_first(
         self, state: TokenState, r: int, place: Place, relaxed: bool, task: str | None, depth: float
@@ -235,9 +245,10 @@ def become_merging(block: nn.Module, policy: MergePolicy, embedding: EmbeddingSp
     if issubclass(kind, Host):
         kind = cast(type[MergingBlock], class_of(kind, type(block)))
     merging = as_class(block, kind)
-    merging.policy, merging.metric = policy, None
+    merging.policy = policy
+    merging.metric = merging.reducer = merging.recovery = None
     try:
-        if policy.learned:
+        if policy.embeds:
             merging.metric = _embedding_for(merging, embedding)
     except BaseException:
         become_plain(merging)
@@ -247,16 +258,22 @@ def become_merging(block: nn.Module, policy: MergePolicy, embedding: EmbeddingSp
 
 def _embedding_for(block: MergingBlock, embedding: EmbeddingSpec) -> MetricEmbedding | EmbeddingPerTask:
     """A metric embedding with the device and dtype of the block's floats."""
+    return beside(
+        block, lambda: embedding.build(block.width, block.policy.embedding_dim(block.width, block.heads[1]))
+    )
+
+
+def beside(block: nn.Module, build: Callable[[], P]) -> P:
+    """A part that is built for a block, with the device and dtype of its floats."""
     like = next(parameter for parameter in block.parameters() if parameter.is_floating_point())
     with torch.inference_mode(False):  # what is made under it could not learn
-        metric = embedding.build(block.width, block.policy.embedding_dim(block.width, block.heads[1]))
-        return metric.to(device=like.device, dtype=like.dtype)
+        return build().to(device=like.device, dtype=like.dtype)
 
 
 def become_plain(block: MergingBlock) -> nn.Module:
     """The way back of `become_merging`. Raises ConfigError where something made another class of it."""
     plain = library_of(block)
-    del block.policy, block.metric
+    del block.policy, block.metric, block.reducer, block.recovery
     return as_class(block, plain)
 
 

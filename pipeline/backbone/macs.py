@@ -2,9 +2,9 @@
 shows twice as many.
 
 Counted: patch embedding, every linear layer, both products of attention, and what the policy needs: the
-metric embedding, similarities of the pairs, and the logits of attention once more where it reads
-these as evidence. Not counted, as is usual: norms, activations, softmax, sorting and
-gathering. Measured time includes them.
+metric embedding, similarities of the pairs, the logits of attention once more where it reads
+these as evidence, a reducer and its recovery. Not counted, as is usual: norms, activations, softmax, sorting
+and gathering. Measured time includes them.
 """
 
 from bisect import bisect_left
@@ -25,7 +25,6 @@ from pipeline.merging.schedule import (
     ReductionSpec,
     mergeable,
     merging_blocks,
-    resolve_schedule,
     tokens_per_block,
 )
 
@@ -66,9 +65,8 @@ class Counted:
 
     def schedule(self, reduction: ReductionSpec) -> tuple[int, ...]:
         """r of each block. Raises ConfigError for a wrong reduction."""
-        merges = all(block.policy.merges for block in self.blocks)
         tokens = self.patches + self.num_prefix
-        return resolve_schedule(reduction if merges else 0, len(self.blocks), tokens, self.num_prefix)
+        return self.blocks[0].policy.schedule(reduction, len(self.blocks), tokens, self.num_prefix)
 
     def macs(self, schedule: Sequence[int]) -> MacCount:
         """MACs of one image in inference, without a head. schedule: r of each block."""
@@ -224,7 +222,7 @@ def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int, 
         return 0
     macs = 0
     widths = {"tokens": block.width, "keys": dim}
-    if block.metric is not None and policy.learned:
+    if block.metric is not None and policy.embeds:
         macs += num_tokens * block.metric.weight.numel()
         widths["embedding"] = block.metric.out_features
     rows = num_tokens * sum(not policy.needs.isdisjoint(values) for values in OF_ALL_QUERIES)

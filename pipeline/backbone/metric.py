@@ -17,6 +17,8 @@ from pipeline.errors import ConfigError
 from pipeline.parts import METRIC, M, ModulesOfTasks
 
 EMBEDDINGS = ("shared", "per_task", "adapter")
+LEARNED = ("metric", "reducer", "recovery")
+"""Names of the parts of a block that belong to its policy."""
 
 
 class MetricEmbedding(nn.Linear):
@@ -155,5 +157,6 @@ def _of(parts: ModulesOfTasks[M], task: str | None) -> M:
 
 
 def is_embedding(key: str) -> bool:
-    """Whether a key of a saved state belongs to a metric embedding. For a model, read `roles_of` instead."""
-    return ".metric." in key
+    """Whether a key of a saved state belongs to what a policy learns: a metric embedding, a reducer or its
+    recovery. For a model, read `roles_of` instead."""
+    return any(f".{part}." in key for part in LEARNED)

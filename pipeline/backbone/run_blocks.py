@@ -129,9 +129,9 @@ def run_blocks(
 
 
 def _can_ask(block: MergingBlock, state: TokenState, r: int) -> bool:
-    """Whether a block can compute the prefix alone: the state has nothing that would miss the rest, and no
-    merge before the attention changes what the prefix reads."""
-    if r > 0 and block.policy.ahead:
+    """Whether a block can compute the prefix alone: the state has nothing that would miss the rest, no merge
+    before the attention changes what the prefix reads, and no part of the policy goes without a gradient."""
+    if block.recovery is not None or (r > 0 and (block.policy.ahead or block.reducer is not None)):
         return False
     alone = all(name in {*block.policy.carries, PARTNER} for name in state.carried)
     return block.can_ask() and not state.padded and alone and state.residual is None

@@ -24,6 +24,7 @@ from pipeline.merging.damage import (
     planned_schedule,
     step_macs,
 )
+from pipeline.merging.reducer import ReducingPolicy
 from pipeline.merging.schedule import EVEN, WITHIN, mergeable, merging_blocks
 
 Measure = Callable[[Sequence[int]], float]
@@ -61,9 +62,14 @@ class ScheduleSolver:
     together."""
 
     def __init__(self, counted: Counted, measure: Measure):
-        """counted: of the model, for images as those that `measure` looks at."""
+        """counted: of the model, for images as those that `measure` looks at. Raises ConfigError where the
+        policy merges in one block whatever a schedule says."""
         self._counted, self._measure = counted, measure
         self._depth = len(counted.blocks)
+        if isinstance(policy := counted.blocks[0].policy, ReducingPolicy):
+            raise ConfigError(
+                f"policy '{policy.name}' reduces in one block, so there is no schedule to solve; give even"
+            )
         self._told: Callable[[], object] = nothing
         self._known: dict[tuple[int, ...], float] = {}
         self._may_know = 0

@@ -22,6 +22,7 @@ import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
 from pipeline.backbone.block import MergingBlock, become_merging
 from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import EmbeddingSpec
+from pipeline.backbone.reducing import add_reducer
 from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import (
     Pass,
@@ -32,7 +33,7 @@ from pipeline.backbone.run_blocks import (
 )
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
-from pipeline.merging.schedule import ReductionSpec, resolve_schedule
+from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.traits import check_serves, traits_of
 from pipeline.merging.unmerge import start_unmerge
 from pipeline.parts import BASE
@@ -88,6 +89,7 @@ class MergingViT(nn.Module):
         self._rotates_halves = any(getattr(part, "rotate_half", False) for part in vit.blocks.modules())
         spec = embedding or EmbeddingSpec()
         self.blocks = Blocks(become_merging(block, policy, spec) for block in vit.blocks.children())
+        add_reducer(list(self.blocks), policy)
         start_embeddings(self.blocks)
         self.policy = policy
         self.proportional_attention = proportional_attention
@@ -124,10 +126,8 @@ class MergingViT(nn.Module):
     def schedule(self, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
         """r of each block for an input of grid (h, w) patches."""
         num_tokens = grid[0] * grid[1] + self.num_prefix
-        schedule = resolve_schedule(
-            self._reduction if reduction is None else reduction, self.depth, num_tokens, self.num_prefix
-        )
-        return schedule if self.policy.merges else (0,) * self.depth
+        wanted = self._reduction if reduction is None else reduction
+        return self.policy.schedule(wanted, self.depth, num_tokens, self.num_prefix)
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """Grid (h, w) of patches of images [B, 3, H, W]. Raises ConfigError for another shape, and where H or

@@ -28,15 +28,19 @@ SMALLEST = torch.finfo(torch.float32).eps
 """Least divisor of a mean, so that tokens of size 0 merge to a number and not to 0 / 0."""
 
 
-def apply(state: TokenState, assignment: Assignment) -> TokenState:
+def apply(state: TokenState, assignment: Assignment, tokens: Tensor | None = None) -> TokenState:
     """The state after a merge. A token that receives others becomes the mean, weighted by size, of itself
     and of what it receives; sizes add up. With `spread`, tokens add up too. Sizes and means are computed in
-    float32 or wider, also under autocast."""
+    float32 or wider, also under autocast. tokens [B, K, C]: those after the merge, where something else made
+    them; what they carry moves all the same."""
     with without_autocast(state.tokens.device.type):
         move = _Move(state.size, assignment)
-        tokens, size = moved(
-            state.tokens, move.counted, assignment, SMALLEST, lambda: move.tokens_and_sizes(state.tokens)
-        )
+        if tokens is not None:
+            size = move.size
+        else:
+            tokens, size = moved(
+                state.tokens, move.counted, assignment, SMALLEST, lambda: move.tokens_and_sizes(state.tokens)
+            )
         carried = {name: replace(item, values=move(item)) for name, item in state.carried.items()}
         return replace(
             state,
@@ -97,7 +101,7 @@ class _Move:
         are computed anew: who times a second call would else find them known."""
         self._known = None
         if self.assignment.spread is not None:
-            return self._total(*self._parts(widened(tokens))).to(tokens.dtype), self.size
+            return self._added(widened(tokens)).to(tokens.dtype), self.size
         if moves_on_cpu(tokens, self.counted, self.assignment):
             return moved_on_cpu(tokens, self.counted, self.assignment, SMALLEST)
         means = self.mean(tokens)
@@ -105,6 +109,9 @@ class _Move:
 
     def _weigh(self) -> _Weights:
         assignment, least = self.assignment, SMALLEST
+        if assignment.reads is not None:
+            size = _held(assignment.reads, self._before)
+            return _Weights(size, size, self._before, size.clamp(min=least))
         own, given = self._parts(self._before)
         size = whole = self._total(own, given)
         if assignment.weight is not None:
@@ -126,7 +133,7 @@ class _Move:
             case "mean":
                 return self.mean(values)
             case "sum":
-                return self._total(*self._parts(widened(values))).to(values.dtype)
+                return self._added(widened(values)).to(values.dtype)
             case "first":
                 return take_rows(values, keep)
             case "pairwise":
@@ -141,7 +148,9 @@ class _Move:
         """[B, K, ...]: weighted means of the values [B, M, ...], in their dtype."""
         a, weights = self.assignment, self._weights
         exact = widened(values)
-        if a.share is None:
+        if a.reads is not None:
+            total = _held(a.reads, exact * per_row(self._before, exact))
+        elif a.share is None:
             own, given = (per_row(part, values) for part in (weights.own, weights.given))
             total = self._total(take_rows(exact, a.keep) * own, take_rows(exact, a.source) * given)
         else:
@@ -163,6 +172,12 @@ class _Move:
         stretch = stretch.where(stretch > 1 + 8 * SMALLEST, 1.0).view_as(a.keep)
         return (exact * per_row(stretch, exact)).to(means.dtype)
 
+    def _added(self, values: Tensor) -> Tensor:
+        """[B, K, ...]: values [B, M, ...] added up."""
+        if self.assignment.reads is not None:
+            return _held(self.assignment.reads, values)
+        return self._total(*self._parts(values))
+
     def _parts(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The values that stay, [B, K, ...], and those that are given, [B, E, ...]."""
         a = self.assignment
@@ -180,6 +195,12 @@ class _Move:
             return add_rows(own, self.assignment.slot, given)
         flat = given.flatten(2) if given.ndim > 2 else given[..., None]
         return own + (spread.to(given.dtype) @ flat).view_as(own)
+
+
+def _held(reads: Tensor, values: Tensor) -> Tensor:
+    """[B, K, ...]: what slots hold of values [B, M, ...], each by how much it reads them."""
+    flat = values.flatten(2) if values.ndim > 2 else values[..., None]
+    return (reads.mT.to(flat.dtype) @ flat).reshape(*reads.shape[::2], *values.shape[2:])
 
 
 def _counted(size: Tensor, assignment: Assignment) -> Tensor:

@@ -13,9 +13,13 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.token_state import Assignment, TokenState
 
-SHAPES = {"share": "BE", "weight": "BM", "part": "BE", "spread": "BKE"}
+SHAPES = {"share": "BE", "weight": "BM", "part": "BE", "spread": "BKE", "reads": "BMK"}
 """Amounts of an Assignment -> their dims."""
-ALONE = {"part": ("share",), "spread": ("share", "weight", "part")}
+ALONE = {
+    "part": ("share",),
+    "spread": ("share", "weight", "part"),
+    "reads": ("share", "weight", "part", "spread"),
+}
 """Amounts, and those that do not go with them."""
 
 
@@ -65,6 +69,6 @@ def _faults_of_amounts(a: Assignment, state: TokenState) -> Iterator[str]:
         both = [other for other in others if other in given]
         if name in given and both:
             yield f"{name} goes without {', '.join(both)}; give one of them"
-    summed = [name for name in ("share", "spread") if name in given]
+    summed = [name for name in ("share", "spread", "reads") if name in given]
     if a.keeps_norm and summed:
         yield f"keeps_norm goes without {', '.join(summed)}; give one of them"

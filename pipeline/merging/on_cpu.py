@@ -15,7 +15,7 @@ def moves_plainly(tokens: Tensor, size: Tensor, assignment: Assignment) -> bool:
     size [B, M]: what counts of each token."""
     a, learns = assignment, torch.is_grad_enabled() and (tokens.requires_grad or size.requires_grad)
     weighed = a.weight is not None and a.part is not None
-    plain = a.share is None and a.spread is None and not a.keeps_norm and not weighed
+    plain = a.is_hard and a.spread is None and not a.keeps_norm and not weighed
     return plain and not learns
 
 

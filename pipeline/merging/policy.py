@@ -15,7 +15,7 @@ from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import Split
 from pipeline.merging.partitions import OF_THE_GRID, PARITY
 from pipeline.merging.rows import without_autocast
-from pipeline.merging.schedule import mergeable
+from pipeline.merging.schedule import ReductionSpec, mergeable, resolve_schedule
 from pipeline.merging.unmerge import carry_residual
 from pipeline.registry import Registry
 from pipeline.token_state import Assignment, TokenState
@@ -81,9 +81,21 @@ class MergePolicy:
     kernel."""
 
     @property
-    def learned(self) -> bool:
-        """Whether the policy has an embedding to train."""
+    def embeds(self) -> bool:
+        """Whether the policy compares tokens by a learned embedding, which each block gets."""
         return "embedding" in self.needs
+
+    @property
+    def learned(self) -> bool:
+        """Whether the policy has anything to train."""
+        return self.embeds
+
+    def schedule(
+        self, reduction: ReductionSpec, depth: int, num_tokens: int, num_prefix: int
+    ) -> tuple[int, ...]:
+        """r of each block, for an input of so many tokens. Raises ConfigError for a wrong reduction."""
+        planned = resolve_schedule(reduction, depth, num_tokens, num_prefix)
+        return planned if self.merges else (0,) * depth
 
     def embedding_dim(self, dim: int, head_dim: int) -> int:
         """Channels of the learned embedding, for a backbone of `dim` channels with `head_dim` a head."""

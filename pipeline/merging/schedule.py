@@ -44,6 +44,14 @@ def resolve_schedule(spec: ReductionSpec, depth: int, num_tokens: int, num_prefi
     return tuple(schedule)
 
 
+def removed_tokens(spec: ReductionSpec, depth: int, num_tokens: int, num_prefix: int) -> int:
+    """Tokens that a reduction removes in all, where a block need not keep half of them; one patch stays.
+    Raises ConfigError, see `resolve_schedule`."""
+    if isinstance(spec, float):
+        return sum(_keep_rate_schedule(spec, depth, num_tokens, num_prefix))
+    return min(sum(_planned(spec, depth)), max(0, num_tokens - num_prefix - 1))
+
+
 def plain_reduction(spec: ReductionSpec, depth: int) -> int | float | tuple[int, float] | list[int]:
     """The reduction as JSON keeps it, where a sequence of two is always (r, inflection): a list for two
     blocks gets a third, of 0. Raises ConfigError, see `resolve_schedule`."""

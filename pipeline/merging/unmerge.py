@@ -1,7 +1,8 @@
 """Unmerging: every input position gets the value of the slot that it was merged into.
 
 There are three ways (`UNMERGES`). copy: the token of the slot. soft: after relaxed merges the mean of the
-tokens that hold a share of the position, differentiable in the shares; in inference the same as copy.
+tokens that hold a share of the position, differentiable in the shares; in inference the same as copy. Semantic
+tokens are read by parts in inference too (`Assignment.reads`).
 residual: as soft, and each position keeps its difference from its token at the time of the merge. The members
 of a group then keep their own residual streams and share all later updates. So a merge alone changes nothing
 in the unmerged grid; only differences between the updates of later blocks are lost.
@@ -47,10 +48,11 @@ def unmerge_state(state: TokenState) -> Tensor:
 
 def unmerge_tokens(values: Tensor, merges: Sequence[Assignment]) -> Tensor:
     """Values per slot, [B, M, C], at every input position, [B, N, C], prefix included. Differentiable in the
-    values and in the shares of relaxed merges. Computed in float32 or wider, also under autocast."""
+    values, in the shares of relaxed merges and in `reads`. Computed in float32 or wider, also under
+    autocast."""
     if not merges:
         return values
-    if all(merge.share is None for merge in merges):
+    if all(merge.is_hard for merge in merges):
         return take_rows(values, slot_rows(merges))
     with torch.autocast(values.device.type, enabled=False):
         return reduce(_undo, reversed(merges), widened(values)).to(values.dtype)
@@ -83,7 +85,7 @@ def carry_residual(before: TokenState, after: TokenState) -> TokenState:
 def harden(state: TokenState) -> TokenState:
     """The state with hard merges in place of relaxed ones, for unmerging: each token belongs to the slot that
     holds most of it."""
-    if all(merge.share is None for merge in state.merges):
+    if all(merge.is_hard for merge in state.merges):
         return state
     return replace(state, merges=tuple(_hardened(merge) for merge in state.merges))
 
@@ -92,7 +94,8 @@ def _hardened(merge: Assignment) -> Assignment:
     """The merge for unmerging alone: every token is a source, also one that stays, so `apply` would count it
     twice."""
     slot = slot_of(merge)
-    return replace(merge, source=rows_of(len(slot), merge.num_tokens, slot.device), slot=slot, share=None)
+    source = rows_of(len(slot), merge.num_tokens, slot.device)
+    return replace(merge, source=source, slot=slot, share=None, reads=None)
 
 
 def slot_rows(merges: Sequence[Assignment]) -> Tensor:
@@ -123,6 +126,8 @@ def slot_of(merge: Assignment) -> Tensor:
 def _undo(values: Tensor, merge: Assignment) -> Tensor:
     """[B, M, C] before a merge, from values [B, K, C] after it: the mean of the slots, weighted by the part
     of the token in each."""
+    if merge.reads is not None:
+        return merge.reads.to(values.dtype) @ values
     if merge.share is None:
         return take_rows(values, slot_of(merge))
     grid = values.new_zeros(values.shape[0], merge.num_tokens, values.shape[-1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.errors import ConfigError
 from pipeline.interfaces import LogProbs
-from pipeline.merging.schedule import ReductionSpec, resolve_schedule
+from pipeline.merging.schedule import ReductionSpec
 from pipeline.modes import evaluation_mode
 from pipeline.objectives.distill import divergence
 from pipeline.objectives.draw import drawn_blocks
@@ -53,7 +53,7 @@ def merge_cost(
     patched, depth = the_patched(model), len(the_patched(model).merging_blocks)
     state = getattr(patched, "tower", patched).embedded(images).state
     wanted = patched.reduction if reduction is None else reduction
-    schedule = resolve_schedule(wanted, depth, state.num_active, state.num_prefix)
+    schedule = patched.merging.policy.schedule(wanted, depth, state.num_active, state.num_prefix)
     alone = prefix_alone if callable(reads) else Signal(_known(reads)).reads_prefix_alone(patched)
     draw = uniform(seed, "draw", step, micro)
     blocks = drawn_blocks(schedule, draw, read=depth, prefix_alone=alone)

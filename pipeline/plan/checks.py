@@ -100,6 +100,11 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             f"train.mode is '{mode}', but policy '{policy}' has no metric embedding to learn; give "
             f"train.mode='backbone', or a policy that has one ({', '.join(learned)})"
         )
+    elif objective == "merge_cost" and not POLICIES.build(policy).embeds:
+        yield (
+            f"objective.type is 'merge_cost', which prices pairs by a metric embedding, and policy '{policy}' "
+            "makes its tokens of all patches; give 'supervised' or 'distill'"
+        )
     elif config.objective.type != "merge_cost" and not any(
         _merges(config, name) for name in fed_tasks(config)
     ):
@@ -114,6 +119,7 @@ def _built_for(config: RunConfig, facts: ModelFacts) -> None:
     merging, rule = config.merging, config.merging.rotary if facts.rotary else None
     policy = POLICIES.build(merging.policy, **merging.options)
     check_serves(policy, traits_of(class_token=facts.class_token, rotary=rule), f"'{config.backbone.name}'")
+    policy.schedule(0, facts.depth, math.prod(facts.grid) + facts.num_prefix, facts.num_prefix)
 
 
 def _merges(config: RunConfig, task: str) -> bool:

@@ -67,7 +67,7 @@ def test_a_backbone_is_built_of_timms_own_name():
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
-@pytest.mark.parametrize("policy", ["dtem", "tome"])
+@pytest.mark.parametrize("policy", ["dtem", "tome", "stvit"])
 def test_what_timm_saves_comes_back_as_a_model_that_merges(tmp_path, place, policy):
     """With its embeddings, its policy and its reduction, through timm's own functions."""
     given = dict(policy=policy, reduction=[8, 4, 0])

@@ -81,8 +81,6 @@ def launch_runs(plan: list[tuple[dict[str, Any], str]], folder: Path) -> None:
 def without_key_bias(name: str, tensor: Tensor) -> Tensor:
     """Attention does not depend on it, so its gradient is rounding, which AdamW makes as large as any
     other."""
-    return (
-        torch.cat(tensor.chunk(3)[::2])
-        if tensor.ndim and name.endswith(("in_proj_bias", "qkv.bias"))
-        else tensor
-    )
+    if tensor.ndim and name.endswith(("in_proj_bias", "qkv.bias")):
+        return torch.cat(tensor.chunk(3)[::2])
+    return tensor.chunk(2)[1] if tensor.ndim and name.endswith(".kv.bias") else tensor

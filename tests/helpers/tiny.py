@@ -1,6 +1,7 @@
 """ViTs of a few thousand weights, and every way of merging that the laws run over."""
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,8 @@ from pipeline.merging.evidence import Evidence
 from pipeline.merging.partitions import PARTITIONS
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.policy import MergePolicy, merge
-from pipeline.merging.schedule import mergeable
+from pipeline.merging.reducer import ReducingPolicy
+from pipeline.merging.schedule import mergeable, tokens_per_block
 from pipeline.merging.soft import Candidates
 from pipeline.merging.unmerge import unmerge_tokens
 from pipeline.token_state import TokenState
@@ -34,6 +36,7 @@ OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "evit_fused": ("evit", {"fuse": True}),
     "tofu_late": ("tofu", {"until": 0.0}),
     "mctf_behind": ("mctf", MCTF_BEHIND),
+    "stvit_late": ("stvit", {"block": 2, "init_values": 1.0}),
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = (
     {name: (name, {}) for name in POLICIES.names()}
@@ -153,10 +156,26 @@ def evidence_of(metric: Tensor) -> Evidence:
 def merged(
     policy: MergePolicy, state: TokenState, metric: Tensor, r: int, *, training: bool = False
 ) -> TokenState:
-    """The state after the policy merged r tokens, told apart by a metric [B, M, F]."""
-    if min(r, mergeable(state.num_active, state.num_prefix)) > 0 and not state.merges:
+    """The state after the policy merged r tokens, told apart by a metric [B, M, F]. A policy that reduces by a
+    module gets one that is the same each time."""
+    possible = min(r, mergeable(state.num_active, state.num_prefix))
+    if possible > 0 and not state.merges:
         state = policy.start(state)
+    if isinstance(policy, ReducingPolicy):
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            reducer = policy.build_reducer(state.tokens.shape[-1], 2).to(state.tokens)
+        return reducer(state, possible) if possible else state
     return merge(policy, evidence_of(metric), state, r, relaxed=training)
+
+
+def counts_of(model: MergingViT, usual: Sequence[int], size: int = IMG) -> list[int]:
+    """Tokens after each block of images of so many pixels: the usual ones, but of a policy that reduces in one
+    block."""
+    if not isinstance(model.policy, ReducingPolicy):
+        return list(usual)
+    side = size // model.patch_size[0]
+    return list(tokens_per_block(model.schedule((side, side)), side * side + model.num_prefix))
 
 
 def source_map(state: TokenState) -> Tensor:

@@ -13,6 +13,7 @@ from tiny import (
     UNLIKE_AT_ZERO,
     VARIANTS,
     assert_trains_on_inference,
+    counts_of,
     images,
     serves,
     source_map,
@@ -87,7 +88,7 @@ def test_token_counts_of_deit_at_r_16(variant, training):
     model = tiny_vit(variant, reduction=16, timm_options=sizes, img_size=224).train(training)
     with torch.no_grad():
         output = model(images(1, 224), taps=range(12))
-    live = [181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11]
+    live = counts_of(model, [181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11], 224)
     assert [state.num_active for state in output.taps] == live
     num_slots = 197 if training and model.policy.supports_relaxed else None
     assert [state.tokens.shape[1] for state in output.taps] == [num_slots or count for count in live]
@@ -103,18 +104,18 @@ def test_the_source_map_of_every_tap_is_that_of_its_block(variant, training):
     with torch.no_grad():
         torch.manual_seed(5)
         output = model(images(), taps=(0, 1, 2), unmerge="soft")
-    for count, state in zip((57, 49, 41), output.taps, strict=True):
+    for count, state in zip(counts_of(model, (57, 49, 41)), output.taps, strict=True):
         weights = source_map(state)
         assert state.num_active == count and weights.shape == (2, 65, state.tokens.shape[1])
         if model.policy.conserves_size:
             torch.testing.assert_close(weights.sum(1), state.size, atol=1e-4, rtol=1e-4)
         assert unmerge(state).shape == (2, 48, 8, 8)
-    if all(merge.share is None for merge in output.final.merges):
+    if all(merge.is_hard for merge in output.final.merges):
         early, late = slots(output.taps[0]), slots(output.taps[2])
         for image in range(2):
             joined = {tuple(pair) for pair in torch.stack([early[image], late[image]], dim=1).tolist()}
             assert len(joined) == len({slot for slot, _ in joined})
-    shallow = tiny_vit(variant, reduction=[8, 0, 0]).train(training)
+    shallow = tiny_vit(variant, reduction=[model.schedule(model.grid)[0], 0, 0]).train(training)
     shallow.load_state_dict(model.state_dict())
     with torch.no_grad():
         torch.manual_seed(5)
@@ -295,7 +296,7 @@ def test_any_input_size_that_divides_is_taken(variant, size):
 def test_merging_until_nothing_is_left_to_merge(variant, training):
     model = tiny_vit(variant, reduction=64).train(training)
     output = model(images(), taps=(0, 1, 2))
-    assert [state.num_active for state in output.taps] == [33, 17, 9]
+    assert [state.num_active for state in output.taps] == counts_of(model, [33, 17, 9])
     assert output.final.tokens.isfinite().all()
     if training and model.policy.supports_relaxed:
         probe(output).backward()

@@ -20,7 +20,7 @@ CASTS = {torch.float32: 0, torch.bfloat16: 4}
 MOST = {"meta": (23, 11), "cpu": (25, 12)}
 """Kernels of a merge, and of carrying it out. On a CPU only the rows that receive others change: one kernel
 more, and fewer bytes. What runs for `meta` is what a GPU runs without kernels of our own, and one copy."""
-MORE = {"weight": 6, "part": 3, "spread": 0, "keeps_norm": 24}
+MORE = {"weight": 6, "part": 3, "spread": 0, "keeps_norm": 24, "reads": 12}
 """Kernels more of an assignment that has this."""
 
 

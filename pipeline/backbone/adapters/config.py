@@ -62,7 +62,7 @@ class Merging:
         ReductionConfig(reduction=self.reduction or 0)
         check_proportional_attention(self.proportional_attention)
         _ = self.rotary_rule
-        if not POLICIES.build(self.policy, **self.options).learned:
+        if not POLICIES.build(self.policy, **self.options).embeds:
             raise ConfigError(
                 f"policy '{self.policy}' learns no embedding, so there is no adapter for it; give one that "
                 "does, such as 'dtem'"

@@ -13,6 +13,7 @@ from pipeline.backbone.block import MergingBlock, become_merging, become_plain, 
 from pipeline.backbone.classes import Host, as_class, bases_of, class_of
 from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import EmbeddingSpec
+from pipeline.backbone.reducing import add_reducer
 from pipeline.backbone.rotary import Rotary, RotaryRule
 from pipeline.backbone.run_blocks import Pass, attends_by_size, check_proportional_attention, encode
 from pipeline.errors import ConfigError
@@ -102,6 +103,7 @@ class MergingModel(Host):
             for block in cls.blocks_of(model):
                 changed.append(become_merging(block, merging.policy, EmbeddingSpec()))
                 start_embeddings(changed[-1])
+            add_reducer(changed, merging.policy)
         except BaseException:
             for block in changed:
                 become_plain(block)
@@ -160,9 +162,7 @@ class MergingModel(Host):
         merging, policy = self.merging, self.merging.policy
         state = start_unmerge(embedded.state, unmerge)
         wanted = merging.reduction if reduction is None else reduction
-        schedule = resolve_schedule(
-            wanted if policy.merges else 0, len(self.merging_blocks), state.num_active, state.num_prefix
-        )
+        schedule = policy.schedule(wanted, len(self.merging_blocks), state.num_active, state.num_prefix)
         relaxed = merging.learns and self.training if relaxed is None else relaxed
         how = Pass(
             schedule,

@@ -97,8 +97,9 @@ def patch(
         unpatch(model)
         raise
     for block in patched.merging_blocks:
-        if block.metric is not None:
-            block.metric.requires_grad_(learns)
+        for part in (block.metric, block.reducer, block.recovery):
+            if part is not None:
+                part.requires_grad_(learns)
     return model
 
 

@@ -5,11 +5,12 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from pipeline.backbone.metric import LEARNED
 from pipeline.errors import CheckpointError
 
 BLOCK = re.compile(r"^blocks\.(\d+)\.")
 """Begin of the keys of a block, without our `backbone.`."""
-_METRIC = re.compile(r"^blocks\.\d+\.metric\.")
+_OF_POLICY = re.compile(rf"^blocks\.\d+\.({'|'.join(LEARNED)})\.")
 _OPTIONS = {
     ".ls1.": "init_values=1e-5",
     ".attn.qkv.bias": "qkv_bias=True",
@@ -44,7 +45,7 @@ def check_blocks(
     """
     for key in left:
         match = BLOCK.match(key)
-        if match and int(match[1]) < depth and not _METRIC.match(key):
+        if match and int(match[1]) < depth and not _OF_POLICY.match(key):
             option = next((option for part, option in _OPTIONS.items() if part in key), "")
             raise another(f"'{key}' of the checkpoint has no place in the backbone", given, option)
     if missed := next((key for key in lacking if BLOCK.match(key)), None):
