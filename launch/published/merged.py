@@ -125,8 +125,8 @@ def check_policy(policy: str, has_adapter: bool) -> bool:
         return False
     if not POLICIES.build(name).embeds:
         raise ConfigError(
-            f"policy '{policy}' has parts that are trained with the model, which no published model has and no "
-            f"adapter holds; give a run that was trained with it, or take '{policy}{UNTRAINED}'"
+            f"policy '{policy}' has parts that are trained with the model, which no published model "
+            f"has and no adapter holds; give a run that was trained with it, or take '{policy}{UNTRAINED}'"
         )
     if not has_adapter:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""Policies whose reduction is a module with parameters of its own: a reducer. It stands in one block and makes
-other tokens of all patches, where other policies choose which of them merge. A recovery may bring the patches
-back behind the last block.
+"""Policies whose reduction is a module with parameters of its own: a reducer. It stands in one block and
+makes other tokens of all patches, where other policies choose which of them merge. A recovery may bring the
+patches back behind the last block.
 
 Both are parts of their blocks (`blocks.N.reducer`, `blocks.LAST.recovery`), of the kind of the metric
 embeddings, so they are trained, saved, divided and loaded as these are.

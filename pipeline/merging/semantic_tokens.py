@@ -1,4 +1,4 @@
-"""Semantic tokens by cross-attention, and the way back by it (STViT-R, see `pipeline.merging.policies.stvit`).
+"""Semantic tokens by cross-attention, and the way back by it (see `pipeline.merging.policies.stvit`).
 
 B batch, N patches, K semantic tokens, C channels, T tokens that are attended to, H heads.
 """
@@ -156,8 +156,8 @@ def _back(name: str, item: Carried, state: TokenState) -> Carried:
     """What semantic tokens carry, at every patch."""
     if item.rule != "mean":
         raise ConfigError(
-            f"'{name}' is carried by '{item.rule}', which recovered patches cannot take from semantic tokens; "
-            "carry it by 'mean', or give stvit recovery=False"
+            f"'{name}' is carried by '{item.rule}', which recovered patches cannot take from semantic "
+            "tokens; carry it by 'mean', or give stvit recovery=False"
         )
     flat = item.values.flatten(2) if item.values.ndim > 2 else item.values[..., None]
     back = unmerge_tokens(flat, state.merges)

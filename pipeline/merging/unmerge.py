@@ -1,8 +1,8 @@
 """Unmerging: every input position gets the value of the slot that it was merged into.
 
 There are three ways (`UNMERGES`). copy: the token of the slot. soft: after relaxed merges the mean of the
-tokens that hold a share of the position, differentiable in the shares; in inference the same as copy. Semantic
-tokens are read by parts in inference too (`Assignment.reads`).
+tokens that hold a share of the position, differentiable in the shares; in inference the same as copy, but for
+semantic tokens, which are read by parts (`Assignment.reads`).
 residual: as soft, and each position keeps its difference from its token at the time of the merge. The members
 of a group then keep their own residual streams and share all later updates. So a merge alone changes nothing
 in the unmerged grid; only differences between the updates of later blocks are lost.

@@ -102,8 +102,8 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
         )
     elif objective == "merge_cost" and not POLICIES.build(policy).embeds:
         yield (
-            f"objective.type is 'merge_cost', which prices pairs by a metric embedding, and policy '{policy}' "
-            "makes its tokens of all patches; give 'supervised' or 'distill'"
+            f"objective.type is 'merge_cost', which prices pairs by a metric embedding, and policy "
+            f"'{policy}' makes its tokens of all patches; give 'supervised' or 'distill'"
         )
     elif config.objective.type != "merge_cost" and not any(
         _merges(config, name) for name in fed_tasks(config)

@@ -156,8 +156,8 @@ def evidence_of(metric: Tensor) -> Evidence:
 def merged(
     policy: MergePolicy, state: TokenState, metric: Tensor, r: int, *, training: bool = False
 ) -> TokenState:
-    """The state after the policy merged r tokens, told apart by a metric [B, M, F]. A policy that reduces by a
-    module gets one that is the same each time."""
+    """The state after the policy merged r tokens, told apart by a metric [B, M, F]. A policy that reduces by
+    a module gets one that is the same each time."""
     possible = min(r, mergeable(state.num_active, state.num_prefix))
     if possible > 0 and not state.merges:
         state = policy.start(state)
@@ -170,8 +170,8 @@ def merged(
 
 
 def counts_of(model: MergingViT, usual: Sequence[int], size: int = IMG) -> list[int]:
-    """Tokens after each block of images of so many pixels: the usual ones, but of a policy that reduces in one
-    block."""
+    """Tokens after each block of images of so many pixels: the usual ones, but of a policy that reduces in
+    one block."""
     if not isinstance(model.policy, ReducingPolicy):
         return list(usual)
     side = size // model.patch_size[0]

@@ -1,4 +1,4 @@
-"""Regions and windows of a grid: they cover it for any number, and are the authors' where those are defined."""
+"""Regions and windows of a grid: they cover it for any number, and are the authors' where these have any."""
 
 import pytest
 import torch

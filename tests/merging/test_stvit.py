@@ -86,8 +86,8 @@ def test_two_windows_that_change_places_take_their_tokens_along():
 
 
 def test_sixteen_tokens_leave_deit_small_39_percent_of_its_macs_and_recovery_takes_6_more():
-    """The paper states 60 % fewer. The blocks from there on, with what makes and recovers the tokens, cost less
-    than they do on patches."""
+    """The paper states 60 % fewer. The blocks from there on, with what makes and recovers the tokens, cost
+    less than they do on patches."""
     options = {"policy": "stvit", "block": 3, "reduction": [0, 0, 0, 180]}
     with torch.device("meta"):
         plain, recovering = (
@@ -189,7 +189,16 @@ def test_a_head_that_reads_the_prefix_alone_changes_nothing():
 
 @pytest.mark.parametrize(
     ("reduction", "left"),
-    [(16, 16), ([0, 48], 16), ([48, 0, 0], 16), ((16, -1.0), 16), (0.5, 8), (64, 1), ([0, 0, 63], 1), (0, 64)],
+    [
+        (16, 16),
+        ([0, 48], 16),
+        ([48, 0, 0], 16),
+        ((16, -1.0), 16),
+        (0.5, 8),
+        (64, 1),
+        ([0, 0, 63], 1),
+        (0, 64),
+    ],
     ids=str,
 )
 def test_all_tokens_of_a_reduction_leave_in_one_block(reduction, left):
@@ -239,7 +248,9 @@ def test_parameters_are_of_the_kind_of_embeddings_and_learn_alone():
 
 def test_numbers_of_parameters_do_not_depend_on_the_number_of_tokens_nor_on_the_grid():
     few, many = built(), built(reduction=2, img_size=96, window=None, overlap=0)
-    many.load_state_dict({name: t for name, t in few.state_dict().items() if name != "pos_embed"}, strict=False)
+    many.load_state_dict(
+        {name: t for name, t in few.state_dict().items() if name != "pos_embed"}, strict=False
+    )
     assert {n: t.shape for n, t in few.state_dict().items() if "reducer" in n} == {
         n: t.shape for n, t in many.state_dict().items() if "reducer" in n
     }

@@ -1,5 +1,5 @@
-"""STViT and STViT-R (Chang et al., CVPR 2023, arXiv 2303.08685): a few semantic tokens, made of all patches by
-cross-attention, take their place from one block on.
+"""STViT and STViT-R (Chang et al., CVPR 2023, arXiv 2303.08685): a few semantic tokens, made of all patches
+by cross-attention, take their place from one block on.
 
 They start as the largest values of regions of the grid. Then they attend to the patches and to one another
 twice: in windows of the grid, with an overlap, and everywhere. With `recovery` (STViT-R) patches attend to
