@@ -199,8 +199,10 @@ class _Move:
 
 def _held(reads: Tensor, values: Tensor) -> Tensor:
     """[B, K, ...]: what slots hold of values [B, M, ...], each by how much it reads them."""
-    flat = values.flatten(2) if values.ndim > 2 else values[..., None]
-    return (reads.mT.to(flat.dtype) @ flat).reshape(*reads.shape[::2], *values.shape[2:])
+    reads = reads.to(values.dtype)
+    if values.ndim == 2:
+        return (reads * values[..., None]).sum(dim=1)
+    return (reads.mT @ values.flatten(2)).reshape(*reads.shape[::2], *values.shape[2:])
 
 
 def _counted(size: Tensor, assignment: Assignment) -> Tensor:

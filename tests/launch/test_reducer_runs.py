@@ -7,9 +7,10 @@ import torch
 from tinyrun import tiny_plain
 
 from launch.measure.sweep import sweep
-from launch.saved.run import build, read_run
+from launch.saved.run import build, drawn_run, read_run
 from pipeline.config.load import from_plain
 from pipeline.errors import ConfigError
+from pipeline.rng import seed_of
 from pipeline.train.loop import train
 
 MERGING = {"policy": "stvit", "reduction": 4, "options": {"recovery": True, "init_values": 0.5}}
@@ -40,11 +41,11 @@ def test_its_parts_are_read_back_and_drawn_where_they_are_to_be_untrained(semant
     assert own.backbone.schedule((4, 4)) == (12, 0, 0)
 
 
-def test_frozen_backbone_learns_them_alone(digits, tmp_path):
-    plain = tiny_plain(digits, tmp_path / "run", merging=MERGING, train={"mode": "modular", "steps": 2})
+def test_with_a_frozen_backbone_they_learn_alone(digits, tmp_path):
+    plain = tiny_plain(digits, tmp_path / "run", merging=MERGING, train={"mode": "modular", "steps": 3})
     run = read_run(train(from_plain(plain)), "last")
-    torch.manual_seed(0)
-    start = build(run, "stvit_untrained").state_dict()
+    torch.manual_seed(seed_of(run.config.seed, "weights"))
+    start = drawn_run(run.config).tensors
     moved = {name for name, t in build(run).state_dict().items() if not torch.equal(t, start[name])}
     assert moved and all(".reducer." in name or ".recovery." in name for name in moved)
 
@@ -58,9 +59,15 @@ def test_a_run_that_never_learned_it_is_told_so_and_left_out_of_a_board(trained)
     assert [(own.policy, own.target) for own in found.left_out] == [("stvit", None)]
 
 
-def test_commands_read_it(semantic, dtem, tmp_path):
-    dtem("evaluate", semantic, "--out", tmp_path / "scores.json")
-    assert json.loads((tmp_path / "scores.json").read_text())["scores"]["digits"]["top1"] >= 0
+def test_an_evaluation_is_that_of_its_own_model(semantic, dtem, tmp_path):
+    dtem("evaluate", semantic, "--out", tmp_path / "own.json")
+    dtem("evaluate", semantic, "--out", tmp_path / "same.json", "--policy", "stvit", "--reduction", "[0,12]")
+    own, same = (json.loads((tmp_path / name).read_text()) for name in ("own.json", "same.json"))
+    assert own["scores"] == same["scores"] and own["scores"]
+
+
+@pytest.mark.slow
+def test_an_exported_program_has_them(semantic, dtem, tmp_path):
     dtem("export", semantic, "--out", tmp_path / "out", "--format", "pt2")
     program = torch.export.load(tmp_path / "out/model.pt2").module()
     images = torch.randn(2, 3, 32, 32)
