@@ -11,8 +11,8 @@ x 3 semantic tokens each, of a grid of 14 x 14. This is its form for a plain ViT
 acts in the slot of all policies, between attention and MLP. The semantic tokens are as many as the reduction
 leaves, the regions and windows are those of any grid, and a window sees its overlap on both sides. The second
 set of learned tokens, which the authors' code leaves off, and convolutional positions are left out, and so
-is drop path in the added parts. The pooled tokens stay in the sum, which the authors' code has as its option
-`shortcut`.
+is drop path in the added parts. The pooled tokens stay in the sum, as elsewhere in the block; the authors'
+code has that as its option `shortcut`, which is off.
 """
 
 from collections.abc import Mapping
