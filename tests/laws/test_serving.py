@@ -80,12 +80,13 @@ def test_building_and_patching_refuse_before_anything_changes(policy, prefix, la
 
 
 def test_dropping_is_refused_where_dropped_patches_would_attend():
+    """And so is a mean by the attention of merged tokens, of which there is none."""
     name, options = PREFIXES[ROTARY]
     model = timm.create_model(name, img_size=IMG, **SIZES | options)
     rule = RotaryRule("virtual_unmerging")
-    for policy in ("evit", "vid_tldr"):
+    for policy, options in (("evit", {}), ("evit", {"fuse": True}), ("vid_tldr", {})):
         with pytest.raises(ConfigError, match="needs attention among merged tokens"):
-            dtem.patch(model, policy, rotary=rule)
+            dtem.patch(model, policy, rotary=rule, **options)
     dtem.patch(model, "tome", rotary=rule)
 
 

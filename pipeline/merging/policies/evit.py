@@ -29,7 +29,7 @@ class EViT(MergePolicy):
     def __init__(self, *, fuse: bool = False):
         self.fuse = fuse
         self.needs = frozenset({"class_attention"} if fuse else {"class_attention", "keys"})
-        self.requires = frozenset({"class_token", "one_grid" if fuse else "merged_attention"})
+        self.requires = frozenset({"class_token", "merged_attention"} | ({"one_grid"} if fuse else set()))
         self.conserves_size = self.resizes = fuse
 
     def macs(
