@@ -1,6 +1,6 @@
 """What one inference does on a device: the kernel of its attention, and the memory of its tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -33,20 +33,22 @@ class Watched(TorchDispatchMode):
         super().__init__()
         self.kernels: set[str] = set()
         self.peak = 0
-        """The most bytes that tensors made in it had at once."""
+        """The most bytes that tensors made in it had at once; views of what was there before are none."""
         self._softmax = False
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._alive = {key: own for key, own in self._alive.items() if not own[0].expired()}
+        # a view of a weight, or of an input, is no memory of the call
+        before = {_storage(x).cdata for x in _tensors((args, kwargs))} - self._alive.keys()
         found = func(*args, **(kwargs or {}))
         name = func.__name__.partition(".")[0]
         self._softmax |= name in ("_softmax", "_safe_softmax")
         if name in KERNELS:
             self.kernels.add(KERNELS[name])
-        self._alive = {key: own for key, own in self._alive.items() if not own[0].expired()}
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, Tensor):
-                own = StorageWeakRef(tensor.untyped_storage())
+        for tensor in _tensors(found):
+            own = _storage(tensor)
+            if own.cdata not in before:
                 self._alive.setdefault(own.cdata, (own, tensor.untyped_storage().nbytes()))
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return found
@@ -55,6 +57,14 @@ class Watched(TorchDispatchMode):
     def attention(self) -> str:
         """The kernels of attention. `math`, which has none of its own, is a softmax without a kernel."""
         return " and ".join(sorted(self.kernels)) or (MATH if self._softmax else "none")
+
+
+def _tensors(found: object) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 @torch.no_grad()

@@ -82,6 +82,9 @@ def test_the_kernel_of_attention_and_the_peak_of_memory_are_those_of_the_call():
 
     seen = watched(three_alive_and_then_one)
     assert seen.peak == 3 * 2**20 and seen.attention == "none"
+    weight, x = torch.zeros(512, 1024), torch.zeros(2, 8, 1024)
+    seen = watched(lambda: F.linear(x, weight).view(-1).add_(mib.view(2, -1)[0, 0]))
+    assert seen.peak == 4 * 2 * 8 * 512, "views of weights and inputs are no memory of the call"
 
 
 def test_a_model_is_measured_and_all_is_written(speed, tmp_path):
