@@ -76,10 +76,17 @@ def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Ite
 def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
     policy, mode = config.merging.policy, config.train.mode
     objective = config.objective.type
-    if objective in ("distill", "consistency") and policy == "none":
+    agrees = objective in ("distill", "consistency")
+    merges = any(_merges(config, name) for name in fed_tasks(config))
+    if agrees and policy == "none":
         yield (
             f"objective.type is '{objective}' and merging.policy is 'none': teacher and student would be "
             "the same; give a policy"
+        )
+    elif agrees and not merges and METRIC not in TRAINED[mode]:
+        yield (
+            f"objective.type is '{objective}', but nothing merges, so teacher and student would be the same; "
+            "give merging.reduction, or target_macs"
         )
     if objective == "consistency" and mode == "heads":
         yield (

@@ -94,6 +94,17 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
             {"objective": {"type": "consistency"}, "merging": {"policy": "none"}},
             "objective.type is 'consistency' and merging.policy is 'none'",
         ),
+        *(
+            (
+                {
+                    "objective": {"type": objective},
+                    "merging": {"policy": "tome"},
+                    "train": {"steps": 9, "mode": "backbone"},
+                },
+                f"objective.type is '{objective}', but nothing merges",
+            )
+            for objective in ("distill", "consistency")
+        ),
         (
             {"objective": {"type": "consistency"}, "train": {"steps": 9, "mode": "heads"}},
             "compares what the backbone makes of two reductions",
