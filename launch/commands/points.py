@@ -64,10 +64,11 @@ def add_points_arguments(parser: argparse.ArgumentParser, macs: str) -> None:
 
 
 def aims_of(args: argparse.Namespace) -> "Aims":
-    """The points that were given. Raises ConfigError."""
-    from launch.measure.planning import Aims
+    """The points that were given. Raises ConfigError, also for a wrong number of rounds."""
+    from launch.measure.planning import Aims, check_rounds
     from launch.saved.run import parse_reduction
 
+    check_rounds(args.rounds)
     exact = [parse_reduction(text) for text in args.reductions or ()]
     targets = exact or args.merged or args.macs
     return Aims(targets, bool(args.merged), bool(exact), args.within, args.schedules)

@@ -90,6 +90,12 @@ def check_schedules(names: Sequence[str]) -> None:
             raise ConfigError(f"schedule is '{name}'; give one or more of {', '.join(SCHEDULES)}")
 
 
+def check_rounds(rounds: int) -> None:
+    """Raises ConfigError for fewer timed rounds than none."""
+    if rounds < 0:
+        raise ConfigError(f"rounds is {rounds}; give 0, which leaves speed out, or more")
+
+
 def _merging(backbone: MergingViT, share: float, grid: Grid, *, within: float) -> ReductionSpec:
     return reduction_for_merged(backbone.depth, share, grid, within=within)
 

@@ -33,10 +33,13 @@ BATCH = 64
 
 def runs_named(args: argparse.Namespace, published: str | None) -> list[SavedRun]:
     """The runs of a command that takes several, or the published model on labels as a run; none for a
-    published model on pictures without labels. Raises ConfigError and CheckpointError."""
+    published model on pictures without labels, or whose signal is asked for. Raises ConfigError and
+    CheckpointError."""
     if published is None:
         return [read_run(path, args.checkpoint, args.cfg_options) for path in args.run]
-    return [labelled_run(args, published)] if has_labels(args.data, published, args.weights) else []
+    if args.signal is None and has_labels(args.data, published, args.weights):
+        return [labelled_run(args, published)]
+    return []
 
 
 def result_folder(
@@ -67,11 +70,7 @@ def measured_on(
     """The sweep of each task: of the runs, or of a published model on pictures without labels. Options are
     those of `launch.measure.sweep`. A collective; there are none on other ranks than 0."""
     if published is not None and not runs:
-        if args.tasks:
-            raise ConfigError(
-                f"{args.data} has no labels, so agreement with the unmerged model is measured: leave --task "
-                "out"
-            )
+        _refuse_of_labels(args)
         how = dict(seeds=seeds or (0,), compared=compared, lenient=lenient)
         found = agreement_on(args, published, policies, aims, **how)
         return [] if found is None else [found]
@@ -91,6 +90,16 @@ def measured_on(
         compared=compared,
         lenient=lenient,
     )
+
+
+def _refuse_of_labels(args: argparse.Namespace) -> None:
+    """Raises ConfigError for arguments that choose among labels."""
+    given = {"--task": args.tasks is not None, "--split": args.split != "val"}
+    if wrong := [flag for flag, is_given in given.items() if is_given]:
+        raise ConfigError(
+            f"agreement with the unmerged model is measured on all pictures of {args.data}, without labels: "
+            f"leave {' and '.join(wrong)} out"
+        )
 
 
 def solving_of(args: argparse.Namespace, seed: int) -> Solving:

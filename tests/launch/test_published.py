@@ -104,7 +104,15 @@ def test_a_board_without_labels_names_what_it_lacks(dtem, named, shards, adapter
     dtem(*words, "--adapter", adapter[0], "--macs", "0.7", "--rounds", "0", "--out", tmp_path / "out")
     (found,) = json.loads((tmp_path / "out" / "board.json").read_text())["tasks"]
     assert [row["policy"] for row in found["points"]][-1] == "dtem" and not found["left_out"]
-    assert "leave --task out" in dtem(*words, "--task", "x", code=2)
+    assert "leave --task and --split out" in dtem(*words, "--task", "x", "--split", "test", code=2)
+    assert "rounds is -2" in dtem(*words, "--rounds", "-2", code=2)
+
+
+def test_a_signal_that_is_asked_for_is_measured_beside_labels_too(dtem, named, shards, tmp_path):
+    out = ["--policy", "tome", "--macs", "0.7", "--rounds", "0", "--out", tmp_path]
+    dtem("sweep", *named, "--data", shards, "--signal", "pooled", *out)
+    (found,) = json.loads((tmp_path / "sweep.json").read_text())
+    assert found["metric"] == "cosine" and found["conditions"]["signal"] == "pooled"
 
 
 def test_sweep_without_labels_measures_agreement(dtem, named, shards, tmp_path):
