@@ -12,7 +12,7 @@ from pipeline.data.layouts.picture_files import SUFFIXES, LeftOut, read_picture
 from pipeline.data.members.decode import IMAGES
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
-from pipeline.data.shards.locations import tar_names
+from pipeline.data.shards.locations import is_remote, tar_names
 from pipeline.data.shards.manifest import MANIFEST, Manifest
 from pipeline.data.shards.reader import SampleReader
 from pipeline.errors import ConfigError, SampleError
@@ -41,6 +41,11 @@ class Pictures(Protocol):
         """12 hex digits that change with the set."""
         ...
 
+    @property
+    def files(self) -> frozenset[str]:
+        """Where the pictures lie: files or shards, by which sets that share some are known."""
+        ...
+
 
 @dataclass(frozen=True)
 class PictureFiles:
@@ -58,6 +63,11 @@ class PictureFiles:
 
     def place(self, number: int) -> tuple[str, str]:
         return str(self.root), self.names[number]
+
+    @property
+    def files(self) -> frozenset[str]:
+        root = os.path.realpath(self.root)
+        return frozenset(os.path.join(root, name) for name in self.names)
 
 
 class ShardPictures:
@@ -93,6 +103,11 @@ class ShardPictures:
     @property
     def digest(self) -> str:
         return f"{self._manifest.fingerprint:012x}"
+
+    @property
+    def files(self) -> frozenset[str]:
+        urls = (shard.url for shard in self._manifest.shards)
+        return frozenset(url if is_remote(url) else os.path.realpath(url) for url in urls)
 
     def _at(self, number: int) -> tuple[int, int]:
         shard = int(self._ends.searchsorted(number, side="right"))

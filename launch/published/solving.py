@@ -33,11 +33,8 @@ def apart_from(reported: Pictures, name: str, solving: Solving) -> Apart:
     lacks them. name: of that set. Raises ConfigError where they would be the same, or are too few."""
     solving.check()
     pictures = reported if solving.source is None else find_pictures(solving.source)
-    if solving.source is not None and pictures.digest == reported.digest:
-        raise ConfigError(
-            f"--solve-on {solving.source} are the pictures that are reported on; give others, or leave it "
-            "out, and a part of them is solved on and not reported"
-        )
+    if solving.source is not None:
+        _refuse_shared(reported, pictures, solving.source)
     count, images = len(pictures), solving.images
     if solving.source is None and count < 2 * images:
         raise ConfigError(
@@ -49,6 +46,17 @@ def apart_from(reported: Pictures, name: str, solving: Solving) -> Apart:
     rest = [number for number in range(len(reported)) if number not in taken]
     told = asdict(solving) | {"source": solving.source or name, "images": len(drawn)}
     return Apart(pictures, sorted(drawn), rest, told)
+
+
+def _refuse_shared(reported: Pictures, pictures: Pictures, source: str) -> None:
+    """Raises ConfigError where pictures to solve on are reported on as well. source: of the former."""
+    shared = sorted(reported.files & pictures.files)
+    if shared or pictures.digest == reported.digest:
+        told = f", {shared[0]} for instance" if shared else ""
+        raise ConfigError(
+            f"of --solve-on {source} some are the pictures that are reported on{told}; give others, or leave "
+            "it out, and a part of them is solved on and not reported"
+        )
 
 
 def damage_of(

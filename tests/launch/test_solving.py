@@ -225,3 +225,19 @@ def test_pictures_to_solve_on_are_apart(pictures):
         apart_from(reported, "x", Solving(images=13))
     with pytest.raises(ConfigError, match="are the pictures that are reported on"):
         apart_from(reported, "x", Solving(source=str(pictures)))
+
+
+def test_pictures_to_solve_on_share_no_file_with_those_that_are_reported(tmp_path):
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", [one for one in samples(name, 4) if one[0].endswith("png")])
+    some, other = str(tmp_path / "a.tar"), str(tmp_path / "b.tar")
+    reported = find_pictures(str(tmp_path))
+    with pytest.raises(ConfigError, match=f"some are the pictures that are reported on, {some} for instance"):
+        apart_from(reported, "x", Solving(source=some, images=2))
+    assert apart_from(find_pictures(some), "x", Solving(source=other, images=2)).numbers
+    folder = tmp_path / "loose"
+    for place in ("p.png", "in/q.png"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(dict(samples("c", 1))["c_000.png"])
+    with pytest.raises(ConfigError, match="q.png for instance"):
+        apart_from(find_pictures(str(folder)), "x", Solving(source=str(folder / "in"), images=1))
