@@ -1,6 +1,7 @@
 """Consistency between two reductions of the same model (MCTF, Lee, Choi & Kim, CVPR 2024): what a model says
 of an image should hardly depend on how much of it was merged."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,7 +29,7 @@ class Consistency(Objective):
 
     def __init__(self, *, weight: float = 3.0, confidence: float = 0.4, teacher: float = 0.5):
         super().__init__()
-        if not (weight > 0 and 0 <= confidence < 1 and 0 < teacher <= 1):
+        if not (0 < weight < math.inf and 0 <= confidence < 1 and 0 < teacher <= 1):
             raise ConfigError(
                 f"consistency: weight {weight} must be above 0, confidence {confidence} in [0, 1) and "
                 f"teacher {teacher} in (0, 1]"

@@ -123,6 +123,7 @@ def test_images_of_a_batch_lose_patches_of_their_own_and_show_no_graph():
     [
         ({"graph": "temporal"}, "gtp: graph is 'temporal'; give one of spatial, semantic, mixed"),
         ({"alpha": -0.1}, "gtp: alpha is -0.1; give a number of 0 or more"),
+        ({"alpha": math.nan}, "gtp: alpha is nan; give a number of 0 or more"),
         ({"neighbours": 0}, "gtp: neighbours is 0; give a whole number above 0"),
         ({"neighbours": 2.5}, "neighbours is 2.5; give a value of type int"),
     ],

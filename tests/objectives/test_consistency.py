@@ -134,7 +134,15 @@ def test_the_draw_of_a_step_is_the_teachers_reduction(monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"weight": 0}, {"confidence": 1}, {"confidence": -0.1}, {"teacher": 0}, {"teacher": 1.5}, {"wieght": 1}],
+    [
+        {"weight": 0},
+        {"weight": float("inf")},
+        {"confidence": 1},
+        {"confidence": -0.1},
+        {"teacher": 0},
+        {"teacher": 1.5},
+        {"wieght": 1},
+    ],
 )
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(ConfigError):

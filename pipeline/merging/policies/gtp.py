@@ -6,6 +6,7 @@ never thinned, and a semantic neighbour is one of the `neighbours` most similar 
 are equally similar. B batch, N patches at the input, M tokens, K slots.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -46,7 +47,7 @@ class GTP(MergePolicy):
     def __init__(self, *, graph: str = "mixed", alpha: float = 0.1, neighbours: int = 8):
         if graph not in GRAPHS:
             raise ConfigError(f"gtp: graph is '{graph}'; give one of {', '.join(GRAPHS)}")
-        if alpha < 0:
+        if not 0 <= alpha < math.inf:
             raise ConfigError(f"gtp: alpha is {alpha}; give a number of 0 or more")
         if neighbours < 1:
             raise ConfigError(f"gtp: neighbours is {neighbours}; give a whole number above 0")

@@ -12,6 +12,7 @@ from pipeline.merging.partitions import PARITY, check_partition, in_partition
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
+LARGEST_SEED = 1 << 62
 _DRAWN = MadeOnce()
 
 
@@ -24,14 +25,15 @@ class RandomMerging(MergePolicy):
     control = True
 
     def __init__(self, seed: int = 0, *, partition: str = PARITY):
-        self.seed, self.partition = seed, check_partition("random", partition, compares=False)
+        self.first_seed = seed * 1_000_003 % LARGEST_SEED
+        self.partition = check_partition("random", partition, compares=False)
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         return in_partition(self.partition, None, state, partial(self._pairs, r=r))
 
     def _pairs(self, metric: Tensor | None, state: TokenState, r: int) -> Assignment:
         split, batch = parity_split(state), state.tokens.shape[0]
-        pairs = drawn(self.seed * 1_000_003 + state.num_active, *split.counts, r, state.tokens.device)
+        pairs = drawn(self.first_seed + state.num_active, *split.counts, r, state.tokens.device)
         order, target = (row.expand(batch, -1) for row in pairs)
         if state.quota is not None:
             scores = -order.argsort(dim=-1).to(state.size.dtype)
