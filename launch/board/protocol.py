@@ -41,6 +41,11 @@ def _weights(result: Sweep) -> Iterator[str]:
         + ("Their backbones or heads differ, and each policy runs on all of them. " if several else "")
         + "All policies run on the same backbone and heads; a trained one adds what it has learned."
     )
+    if home := where.get("merged_in_training"):
+        yield (
+            f"Training: the backbone learned while tokens merged by {' and '.join(map(policy_words, home))}, so "
+            "it is at home with that, and with no other policy."
+        )
     drawn = [point.policy for point in result.points if is_drawn(point.policy)]
     if drawn:
         names = "; ".join(map(policy_words, dict.fromkeys(drawn)))

@@ -11,7 +11,7 @@ import torch
 from launch.measure.compute import Entry, Workload, first_batch, first_grid, workload
 from launch.measure.evaluator import Speed, evaluator_of, images_per_second, progress
 from launch.measure.panel import Panel
-from launch.measure.planning import Aims, Models, Planned, Solver, leave_out, plan
+from launch.measure.planning import Aims, Models, Planned, Solver, check_rounds, leave_out, plan
 from launch.measure.points import DIVERGENCE, SOLVED, LeftOut, Point, Sweep, Target
 from launch.measure.scores import of_classes
 from launch.measure.setups import Variant, check_one_setup, variants_of
@@ -25,7 +25,9 @@ from pipeline.engine.connect import own_device
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores
+from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import EVEN
+from pipeline.parts import BASE, TRAINED
 from pipeline.train.evaluate import evaluate, missing_samples
 
 log = logging.getLogger(__name__)
@@ -63,8 +65,7 @@ def sweep(
     memory. lenient: a policy that cannot serve the runs is named in the results.
     """
     check_one_setup(runs)
-    if rounds < 0:
-        raise ConfigError(f"rounds is {rounds}; give 0, which leaves speed out, or more")
+    check_rounds(rounds)
     targets = [tuple(target) if isinstance(target, list) else target for target in targets]
     exact = exact or all(isinstance(target, int) for target in targets)
     solving = solving or Solving(seed=runs[0].config.seed)
@@ -253,4 +254,12 @@ def _conditions(evaluator: ModelOnDevice[Panel], runs: Sequence[SavedRun], split
         "threads": torch.get_num_threads(),
         "precision": evaluator.precision,
         "torch": torch.__version__,
+        "merged_in_training": sorted({policy for run in runs if (policy := _merged_in_training(run))}),
     }
+
+
+def _merged_in_training(run: SavedRun) -> str:
+    """The policy under which a run's backbone learned; empty where it learned unmerged, or not at all."""
+    policy, mode = run.config.merging.policy, run.config.train.mode
+    learned = run.facts["step"] > 0 and BASE in TRAINED[mode]
+    return policy if learned and POLICIES.usual(policy).merges else ""

@@ -14,6 +14,7 @@ POLICIES = {
     "dtem": "DTEM",
     "evit": "EViT",
     "gtp": "GTP-ViT",
+    "mctf": "MCTF",
     "vid_tldr": "vid-TLDR",
     "pitome": "PiToMe",
     "tofu": "ToFu",

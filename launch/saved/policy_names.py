@@ -17,7 +17,7 @@ def read_policy(policy: str) -> tuple[str, bool, bool]:
     """NAME, whether it is untrained, and whether NAME has parts that learn. Raises ConfigError for an unknown
     policy, and for `NAME_untrained` where NAME learns nothing."""
     name, untrained = policy.removesuffix(UNTRAINED), policy.endswith(UNTRAINED)
-    learned = POLICIES.build(name).learned
+    learned = POLICIES.usual(name).learned
     if untrained and not learned:
         raise ConfigError(f"policy '{name}' has no embedding, so there is no '{policy}'; give '{name}'")
     return name, untrained, learned
@@ -26,18 +26,18 @@ def read_policy(policy: str) -> tuple[str, bool, bool]:
 def kind_of(policy: str) -> str:
     """One of KINDS. Raises ConfigError, see `read_policy`."""
     name, untrained, learned = read_policy(policy)
-    built = POLICIES.build(name)
-    if not built.merges:
+    usual = POLICIES.usual(name)
+    if not usual.merges:
         return UNMERGED
-    if untrained or built.control:
+    if untrained or usual.control:
         return CONTROL
     return TRAINED if learned else FREE
 
 
 def all_policies() -> list[str]:
     """Every policy that merges, and the untrained one of each that learns, in the order of KINDS."""
-    names = [name for name in POLICIES.names() if POLICIES.build(name).merges]
-    untrained = [name + UNTRAINED for name in names if POLICIES.build(name).learned]
+    names = [name for name in POLICIES.names() if POLICIES.usual(name).merges]
+    untrained = [name + UNTRAINED for name in names if POLICIES.usual(name).learned]
     return sorted([*names, *untrained], key=lambda policy: KINDS.index(kind_of(policy)))
 
 

@@ -74,6 +74,8 @@ class MergePolicy:
     partition = PARITY
     """Which tokens are sources and which destinations, one of `pipeline.merging.partitions.PARTITIONS`.
     Prices of merges follow it."""
+    compares_all = False
+    """Whether each patch is compared with every other, and not sources with destinations."""
     starts_at_keys = False
     """Whether the learned embedding starts at the mean over heads of the keys, and not as it is drawn."""
     exact_attention = False
@@ -124,13 +126,13 @@ class MergePolicy:
         """MACs of one image's merge beside those of its evidence. widths: channels of what of Evidence is a
         vector for each token. merged: an earlier block has merged.
 
-        Here: the similarities of all sources and destinations, once by each vector that it needs, and before
-        that those of all patches, where a partition compares them.
+        Here: the similarities of all sources and destinations, or of all patches, once by each vector that it
+        needs, and before that those of all patches, where a partition compares them.
         """
         num_sources, num_destinations = Split.by_parity(num_tokens, num_prefix).counts
-        pairs = num_sources * num_destinations
-        if self.partition not in OF_THE_GRID:
-            pairs += (num_tokens - num_prefix) ** 2
+        every = (num_tokens - num_prefix) ** 2
+        pairs = every if self.compares_all else num_sources * num_destinations
+        pairs += 0 if self.partition in OF_THE_GRID else every
         return pairs * sum(widths[name] for name in self.needs & widths.keys())
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment | None:
@@ -161,6 +163,17 @@ class Policies(Registry[MergePolicy]):
                 )
         policy.name, policy.options = name, options
         return policy
+
+    def usual(self, name: str) -> MergePolicy:
+        """The policy with its usual options; where it has none of some, as its class says. It tells of a
+        policy, and merges nothing. Raises ConfigError for an unknown one."""
+        try:
+            return self.build(name)
+        except ConfigError:
+            kind = self.get(name)
+            if not isinstance(kind, type):
+                raise
+            return kind.__new__(kind)
 
 
 POLICIES = Policies("merge policy")

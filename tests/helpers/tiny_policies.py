@@ -11,3 +11,11 @@ class Refusing(ToMe):
 
     def choose(self, evidence, state, r, *, relaxed):
         raise ConfigError(self.REASON)
+
+
+class Asking(ToMe):
+    """Has no usual options."""
+
+    def __init__(self, *, share: float):
+        super().__init__()
+        self.share = share

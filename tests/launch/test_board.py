@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_policies import Refusing
+from tiny_policies import Asking, Refusing
 from torch.nn import functional as F
 
 from launch.board.files import text_of
@@ -16,6 +16,7 @@ from launch.measure.points import LeftOut
 from launch.measure.sweep import sweep
 from launch.saved.policy_names import CONTROL, FREE, KINDS, TRAINED, kind_of
 from launch.saved.run import build, read_run
+from pipeline.config.schema import MergingConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.interfaces import TaskOutput
 from pipeline.merging.policies import POLICIES
@@ -116,6 +117,18 @@ def test_a_point_that_is_not_reached_and_a_policy_that_cannot_serve_are_named(tr
     assert [reason.partition(":")[0] for reason in table.reasons] == ["DTEM", "refusing at 2"]
 
 
+def test_a_policy_that_needs_options_stops_no_other(trained, monkeypatch):
+    """It is named in a board, and built by a run that gives them."""
+    monkeypatch.setitem(POLICIES._factories, "asking", Asking)
+    assert kind_of("asking") == FREE and "asking" in asked_policies(["all"])
+    run = read_run(trained)
+    (found,) = sweep([run], ["tome", "asking"], [2], **HOW)
+    assert [point.policy for point in found.points] == ["tome"]
+    assert [(own.policy, "'share'" in own.reason) for own in found.left_out] == [("asking", True)]
+    own = replace(run.config, merging=MergingConfig(policy="asking", options={"share": 0.5}))
+    assert build(replace(run, config=own)).backbone.policy.share == 0.5
+
+
 def test_the_table_has_the_kinds_apart_and_the_speed_with_its_range(result):
     table = table_of(result)
     kinds = [row[1] for row in table.rows[1:5]]
@@ -126,6 +139,14 @@ def test_the_table_has_the_kinds_apart_and_the_speed_with_its_range(result):
     for said in ("with the seeds 0, 1", "25 samples of val", "the median of 1 rounds", "each once"):
         assert said in text
     assert "cannot be reached" in text
+
+
+def test_a_backbone_that_learned_under_a_policy_is_told_to_be_at_home_with_it(trained, result):
+    assert "at home" not in text_of(result), "embeddings alone learned"
+    run = read_run(trained)
+    train = replace(run.config.train, mode="end_to_end")
+    (found,) = sweep([replace(run, config=replace(run.config, train=train))], ["tome"], [2], rounds=0)
+    assert "the backbone learned while tokens merged by DTEM, so it is at home with that" in text_of(found)
 
 
 def test_all_are_all_that_there_are_with_what_they_are_held_against():

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tiny import merged, random_state
+from tiny_policies import Asking
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline import build_backbone
@@ -57,3 +59,19 @@ def test_random_pairs_are_drawn_once_and_are_those_of_the_seed():
         assert type(drawn(8, *merge[1:])[0]) is not torch.Tensor
     assert type(drawn(8, *merge[1:])[0]) is torch.Tensor
     assert not torch.equal(order, drawn(8, *merge[1:])[0])
+
+
+def test_any_whole_number_is_a_seed_of_random_pairs():
+    state = random_state(17)
+    for seed in (-1, 1 << 80):
+        assert merged(POLICIES.build("random", seed=seed), state, state.tokens, 4).num_active == 13
+
+
+def test_a_policy_that_needs_options_says_what_it_is_without(monkeypatch):
+    monkeypatch.setitem(POLICIES._factories, "asking", Asking)
+    with pytest.raises(ConfigError, match="'share'"):
+        POLICIES.build("asking")
+    found = POLICIES.usual("asking")
+    assert isinstance(found, Asking) and found.merges and not found.learned
+    with pytest.raises(ConfigError, match="unknown merge policy 'askin'; did you mean 'asking'"):
+        POLICIES.usual("askin")
