@@ -29,11 +29,6 @@ def likeness(vectors: Tensor, state: TokenState) -> Tensor:
     return unit @ unit.mT
 
 
-def all_pairs(num_tokens: int, num_prefix: int) -> int:
-    """Pairs of patches that `likeness` compares."""
-    return (num_tokens - num_prefix) ** 2
-
-
 def join(state: TokenState, receiver: Tensor, r: int) -> Assignment:
     """The merge in which patches join the groups of others.
 

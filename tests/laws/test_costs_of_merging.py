@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from asks_nothing import AsksNothing
 from kernel_counts import kernels
-from tiny import MERGING, RELAXED, VARIANTS, merged, random_state, tiny_vit
+from tiny import MERGING, RELAXED, VARIANTS, images, merged, random_state, tiny_vit
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pipeline import unmerge
@@ -35,6 +36,17 @@ def test_a_hard_merge_takes_few_kernels(variant, dtype, device):
     state, metric = on(device, state), metric.to(device)
     counts = kernels(lambda: merged(policy, state, metric, 8))
     assert counts.total() - counts["aten::mean.dim"] <= MOST[device][0] + CASTS[dtype], counts
+
+
+@pytest.mark.parametrize("variant", MERGING)
+def test_no_merge_makes_the_host_wait_for_the_device(variant):
+    """But for the first one, in which tensors of sizes alone are made. A relaxed merge looks for NaN on a
+    CPU."""
+    model, x = tiny_vit(variant, reduction=[6, 5, 0]), images()
+    for training in (False,) if variant in RELAXED else (False, True):
+        model.train(training)(x)
+        state = AsksNothing.within(model)(x).final
+        assert state.tokens.shape[1] == 65 - 11
 
 
 @pytest.mark.parametrize("device", MOST)

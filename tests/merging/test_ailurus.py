@@ -109,7 +109,7 @@ def test_a_merged_token_lies_at_the_mean_of_its_patches():
     )
 
 
-@pytest.mark.parametrize("options", [{"neighbours": 0}, {"spatial": -0.5}])
+@pytest.mark.parametrize("options", [{"neighbours": 0}, {"spatial": -0.5}, {"spatial": math.inf}])
 def test_wrong_options_are_refused(options):
     with pytest.raises(ConfigError, match=f"ailurus: {next(iter(options))} is"):
         POLICIES.build("ailurus", **options)

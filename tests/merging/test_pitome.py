@@ -76,7 +76,7 @@ def test_early_blocks_merge_the_most_similar_of_all_that_are_parted_by_energy(pa
     assert len(set(slot)) == patches + 1 - 4
 
 
-@pytest.mark.parametrize("options", [{"margin": 1.5}, {"alpha": -1.0}, {"until": 2.0}])
+@pytest.mark.parametrize("options", [{"margin": 1.5}, {"alpha": -1.0}, {"alpha": math.nan}, {"until": 2.0}])
 def test_wrong_options_are_refused(options):
     with pytest.raises(ConfigError, match=f"pitome: {next(iter(options))} is"):
         POLICIES.build("pitome", **options)

@@ -13,7 +13,6 @@ always here; a block merges at most half of its patches, so a quarter of them is
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.merging.apply import replay
 from pipeline.merging.evidence import Evidence
-from pipeline.merging.groups import all_pairs, join
+from pipeline.merging.groups import join
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState, widened
 
@@ -38,19 +37,15 @@ class AiluRus(MergePolicy):
     """
 
     needs = frozenset({"tokens"})
+    compares_all = True
     requires = frozenset({"one_grid"})
 
     def __init__(self, *, neighbours: int = 5, spatial: float = 0.5):
         if neighbours < 1:
             raise ConfigError(f"ailurus: neighbours is {neighbours}; give 1 or more")
-        if spatial < 0:
+        if not 0 <= spatial < math.inf:
             raise ConfigError(f"ailurus: spatial is {spatial}; give 0 or more")
         self.neighbours, self.spatial = neighbours, spatial
-
-    def macs(
-        self, num_tokens: int, num_prefix: int, r: int, widths: Mapping[str, int], *, merged: bool
-    ) -> int:
-        return all_pairs(num_tokens, num_prefix) * sum(widths[name] for name in self.needs)
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         apart = distances(evidence.tokens[:, state.num_prefix :])

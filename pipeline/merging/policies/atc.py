@@ -9,14 +9,12 @@ each over the n x n distances of every image: r n^2 comparisons and 20 r short k
 is large.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
-from pipeline.merging.groups import all_pairs, join, likeness, positions, real
+from pipeline.merging.groups import join, likeness, positions, real
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
@@ -29,16 +27,12 @@ class AgglomerativeClustering(MergePolicy):
     by `average`. Raises ConfigError."""
 
     needs = frozenset({"keys"})
+    compares_all = True
 
     def __init__(self, *, linkage: str = "average"):
         if linkage not in LINKAGES:
             raise ConfigError(f"atc: linkage is '{linkage}'; give one of {', '.join(LINKAGES)}")
         self.linkage = linkage
-
-    def macs(
-        self, num_tokens: int, num_prefix: int, r: int, widths: Mapping[str, int], *, merged: bool
-    ) -> int:
-        return all_pairs(num_tokens, num_prefix) * sum(widths[name] for name in self.needs)
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         distance, valid = 1 - likeness(evidence.keys, state), real(state)

@@ -7,13 +7,11 @@ join the group of their nearest token, the most similar first. Only one token of
 leaves; these are at most half of all, so r tokens always can.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from pipeline.merging.evidence import Evidence
-from pipeline.merging.groups import all_pairs, join, likeness, positions, real
+from pipeline.merging.groups import join, likeness, positions, real
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
 
@@ -23,11 +21,7 @@ class MutualPairs(MergePolicy):
     """Merges the pairs whose tokens are each other's nearest by their keys."""
 
     needs = frozenset({"keys"})
-
-    def macs(
-        self, num_tokens: int, num_prefix: int, r: int, widths: Mapping[str, int], *, merged: bool
-    ) -> int:
-        return all_pairs(num_tokens, num_prefix) * sum(widths[name] for name in self.needs)
+    compares_all = True
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         own = positions(state)

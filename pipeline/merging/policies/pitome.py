@@ -10,7 +10,7 @@ paper also does not say what the release does in the first half of the blocks: a
 by their energy, and the r most similar pairs merge.
 """
 
-from collections.abc import Mapping
+import math
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
-from pipeline.merging.groups import all_pairs, join, likeness, positions, real
+from pipeline.merging.groups import join, likeness, positions, real
 from pipeline.merging.matching import FAR
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.token_state import Assignment, TokenState
@@ -34,20 +34,16 @@ class PiToMe(MergePolicy):
     """
 
     needs = frozenset({"keys"})
+    compares_all = True
 
     def __init__(self, *, margin: float = 0.9, alpha: float = 1.0, until: float = 0.5):
         if not -1 <= margin <= 1:
             raise ConfigError(f"pitome: margin is {margin}; give a cosine, in [-1, 1]")
-        if alpha < 0:
+        if not 0 <= alpha < math.inf:
             raise ConfigError(f"pitome: alpha is {alpha}; give 0 or more")
         if not 0 <= until <= 1:
             raise ConfigError(f"pitome: until is {until}; give a share of the blocks, in [0, 1]")
         self.margin, self.alpha, self.until = margin, alpha, until
-
-    def macs(
-        self, num_tokens: int, num_prefix: int, r: int, widths: Mapping[str, int], *, merged: bool
-    ) -> int:
-        return all_pairs(num_tokens, num_prefix) * sum(widths[name] for name in self.needs)
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         alike = likeness(evidence.keys, state)
