@@ -42,9 +42,10 @@ def _weights(result: Sweep) -> Iterator[str]:
         + "All policies run on the same backbone and heads; a trained one adds what it has learned."
     )
     if home := where.get("merged_in_training"):
+        names = " and ".join(map(policy_words, home))
         yield (
-            f"Training: the backbone learned while tokens merged by {' and '.join(map(policy_words, home))}, so "
-            "it is at home with that, and with no other policy."
+            f"Training: the backbone learned while tokens merged by {names}, so it is at home with that, and "
+            "with no other policy."
         )
     drawn = [point.policy for point in result.points if is_drawn(point.policy)]
     if drawn:

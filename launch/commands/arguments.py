@@ -218,8 +218,8 @@ def add_signal_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--signal",
         choices=("logits", "pooled", "patches"),
-        help="what of a published model merged ones are to keep (default: in sweep and board the labels, where "
-        "there are any; else the first of these that it has)",
+        help="what of a published model merged ones are to keep (default: in sweep and board the labels, "
+        "where there are any; else the first of these that it has)",
     )
 
 

@@ -101,7 +101,7 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
     yield from _complaint("merging", _built_for, config, facts)
     if policy not in POLICIES.names() or METRIC not in TRAINED[mode]:
         return
-    learned = [name for name in POLICIES.names() if POLICIES.build(name).learned]
+    learned = [name for name in POLICIES.names() if POLICIES.usual(name).learned]
     if policy not in learned:
         yield (
             f"train.mode is '{mode}', but policy '{policy}' has no metric embedding to learn; give "
