@@ -170,10 +170,10 @@ class Policies(Registry[MergePolicy]):
         try:
             return self.build(name)
         except ConfigError:
-            kind = self.get(name)
+            kind: Any = self.get(name)
             if not isinstance(kind, type):
                 raise
-            return kind.__new__(kind)
+            return object.__new__(kind)
 
 
 POLICIES = Policies("merge policy")
