@@ -34,7 +34,7 @@ from pipeline.objectives import OBJECTIVES, Objective
 from pipeline.parts import BASE, HEAD, METRIC, TRAINED, ModulesOfTasks, Role, roles_of
 from pipeline.plan.facts import fed_tasks, merging_of
 from pipeline.registry import Registry
-from pipeline.token_state import BackboneOutput
+from pipeline.token_state import BackboneOutput, Grid
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,9 @@ class MultiTaskModel(nn.Module):
     def encode(
         self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any
     ) -> BackboneOutput:
-        """The backbone's output for images [B, 3, H, W], with the taps that the task reads. reduction: None
-        takes the task's own, else the backbone's. options: see MergingViT. The mode of this model, not of its
-        parts, decides whether it is a pass of training."""
+        """The backbone's output for images [B, 3, H, W] or clips [B, T, 3, H, W], with the taps that the task
+        reads. reduction: None takes the task's own, else the backbone's. options: see MergingViT. The mode of
+        this model, not of its parts, decides whether it is a pass of training."""
         head = self.tasks[task]
         options = {"taps": head.taps, "unmerge": head.unmerge, "training": self.training} | options
         return self.backbone(
@@ -109,10 +109,8 @@ class MultiTaskModel(nn.Module):
         """The reduction, else the task's own; None where the task takes the backbone's."""
         return self._reductions.get(self._like.get(task, task)) if reduction is None else reduction
 
-    def schedule(
-        self, task: str, grid: tuple[int, int], reduction: ReductionSpec | None = None
-    ) -> tuple[int, ...]:
-        """r of each block for the task's input of grid (h, w) patches."""
+    def schedule(self, task: str, grid: Grid, reduction: ReductionSpec | None = None) -> tuple[int, ...]:
+        """r of each block for the task's input of a grid of patches."""
         return self.backbone.schedule(grid, self.reduction_of(task, reduction))
 
     def set_reduction(self, task: str, reduction: ReductionSpec) -> None:
@@ -175,6 +173,8 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     spec, merging = config.backbone, config.merging
     backbone = build_backbone(
         spec.name,
+        frames=spec.frames,
+        tubelet=spec.tubelet,
         policy=merging.policy,
         img_size=spec.img_size,
         proportional_attention=spec.proportional_attention,
@@ -229,9 +229,7 @@ def _refuses_labels(config: TaskConfig, task: Task) -> str | None:
     )
 
 
-def _reduction(
-    backbone: MergingViT, asked: ReductionConfig, grid: tuple[int, int] | None = None
-) -> ReductionSpec:
+def _reduction(backbone: MergingViT, asked: ReductionConfig, grid: Grid | None = None) -> ReductionSpec:
     """The reduction, or the one that reaches the target for inputs of the grid (None: the backbone's)."""
     if asked.target_macs or asked.target_gmacs:
         return reduction_for_macs(
@@ -240,8 +238,8 @@ def _reduction(
     return asked.reduction
 
 
-def training_grid(backbone: MergingViT, task: TaskConfig) -> tuple[int, int]:
-    """Grid of patches (rows, columns) of the task's training crop."""
+def training_grid(backbone: MergingViT, task: TaskConfig) -> Grid:
+    """Grid of patches of the task's training crop."""
     return backbone.grid if task.data.img_size is None else backbone.grid_of_size(task.data.size)
 
 

@@ -4,6 +4,7 @@ B batch, N patches + prefix at the input, M tokens before a merge, K slots after
 a slot, C channels.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,12 +12,18 @@ import torch
 from torch import Tensor
 from torch.export import register_dataclass
 
+Grid = tuple[int, ...]
+"""(h, w): rows and columns of an image's patches; or (t, h, w): those of a clip's tubelets, one time after
+another."""
 CARRY_RULES = ("mean", "sum", "first", "pairwise")
 ROPE = "rope"
 """Name under which tokens carry what their rotary positions need (`pipeline.backbone.rotary`)."""
 PARTNER = "partner"
 """Name under which tokens of mixed images carry how much of them is of the other image, [B, M] in [0, 1]
 (`pipeline.backbone.partner`)."""
+CHANGE = "change"
+"""Name under which tokens of clips carry how much each differs from the one before it in time, where a policy
+`carries` that (`pipeline.backbone.tubelets`)."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -131,8 +138,8 @@ class TokenState:
     """[B, M, C]"""
     size: Tensor
     """[B, M] float32 (float64 with tokens in float64): number of patches in each token."""
-    grid: tuple[int, int]
-    """(h, w) of the N - num_prefix patches."""
+    grid: Grid
+    """(h, w), or (t, h, w), of the N - num_prefix patches."""
     num_prefix: int
     """The first `num_prefix` tokens are never merged."""
     num_active: int
@@ -158,10 +165,10 @@ class TokenState:
     its own; None: they are those of `grid`, row by row."""
 
     @classmethod
-    def start(cls, tokens: Tensor, grid: tuple[int, int], num_prefix: int) -> "TokenState":
+    def start(cls, tokens: Tensor, grid: Grid, num_prefix: int) -> "TokenState":
         """The state before the first block: every token has size 1."""
         batch, num_tokens, _ = tokens.shape
-        assert num_tokens == grid[0] * grid[1] + num_prefix, "tokens do not fill the grid"
+        assert num_tokens == math.prod(grid) + num_prefix, "tokens do not fill the grid"
         size = torch.ones(batch, num_tokens, dtype=wide(tokens.dtype), device=tokens.device)
         return cls(tokens, size, grid, num_prefix, num_tokens)
 

@@ -1,5 +1,6 @@
 """What is timed: the inference of a model, merged and unmerged, for one batch. B images of H x W pixels."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -39,8 +40,8 @@ class Subject:
     of `pipeline.backbone.compiled.COMPILES`.
 
     The labels are those of the reductions, behind UNMERGED. schedules: tokens that each block removes. macs:
-    MACs of one image through the encoder. paying: (label, images at once) -> r of each block, of the
-    reduction's merges those that pay on the device.
+    MACs of one image through the encoder. shape: of one, [3, H, W], or of a clip, [T, 3, H, W]. paying:
+    (label, images at once) -> r of each block, of the reduction's merges those that pay on the device.
     """
 
     name: str
@@ -48,9 +49,14 @@ class Subject:
     policy: str
     schedules: Mapping[str, tuple[int, ...]]
     macs: Mapping[str, int]
-    size: tuple[int, int]
+    shape: tuple[int, ...]
     infer: Callable[[str, Tensor, str], Infer]
     paying: Callable[[str, int], list[int]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.shape[-2], self.shape[-1]
 
     @property
     def schedule(self) -> tuple[int, ...]:
@@ -70,11 +76,12 @@ def of_run(
     name, there = only_task(run.config, task), run.on(device)
     models = cache(lambda how: models_of(there, device, policy, how))
     merged, size = models("none")[MERGED], run.config.tasks[name].data.size
-    probe = _batch(merged, name, torch.zeros(1, 3, *size))
+    shape = merged.backbone.input_shape(size)
+    probe = _batch(merged, name, torch.zeros(1, *shape))
     pixels = merged.tasks[name].input_size(probe)
     grid = merged.backbone.grid_of_size(pixels)
     wanted: dict[str, ReductionSpec | None] = {UNMERGED: 0}
-    for label, reduction in _labelled(reductions, merged.backbone.depth, grid[0] * grid[1]).items():
+    for label, reduction in _labelled(reductions, merged.backbone.depth, math.prod(grid)).items():
         if isinstance(reduction, Auto):
             reduction = measured_reduction(merged, name, pixels, reduction)
         wanted[label] = None if reduction is None else checked_reduction(merged, grid, reduction)
@@ -90,7 +97,7 @@ def of_run(
         return measured_reduction(merged, name, pixels, Auto(list(schedules[label]), batch))
 
     own = policy or run.config.merging.policy
-    return Subject(str(run), name, own, _some(schedules), macs, size, infer, paying)
+    return Subject(str(run), name, own, _some(schedules), macs, shape, infer, paying)
 
 
 def models_of(
@@ -147,7 +154,8 @@ def of_published(
         model = cast(MergingModel, models[label])
         return paying_reduction(model, list(schedules[label]), batch=batch, size=published.size)
 
-    return Subject(published.name, "forward", asked, _some(schedules), macs, published.size, infer, paying)
+    shape = (3, *published.size)
+    return Subject(published.name, "forward", asked, _some(schedules), macs, shape, infer, paying)
 
 
 def _labelled(asked: Asked, depth: int, patches: int) -> Reductions:

@@ -57,7 +57,7 @@ def latencies(
     with autocast(device, precision):
         for size in batches:
             torch.compiler.reset()  # frees the graphs of the size before
-            shape = (size, 3, *subject.size)
+            shape = (size, *subject.shape)
             with within_memory(size, subject.size, device):
                 images = torch.randn(shape, generator=generator(0, "bench", size)).to(device)
                 found += _of_size(subject, images, compiles, device, rounds)

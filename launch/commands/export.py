@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         )
         if isinstance(asked, Auto):
             device, _ = device_and_precision(None, None)
-            size = grid[0] * height, grid[1] * width
+            size = grid[-2] * height, grid[-1] * width
             asked = measured_reduction(model.to(device), task, size, asked)
             print(f"reduction {args.reduction} on {device}: {asked}")
         model.to("cpu").set_reduction(task, checked_reduction(model, grid, asked))

@@ -23,10 +23,10 @@ from pipeline.train.steps.procedure import MicroBatch, StepWork
 
 
 def fake_batch(prepared: Prepared, task: str, size: int) -> Batch:
-    """A training batch of `size` samples: images float32 [size * views, 3, H, W] of noise, random targets.
-    Raises ConfigError for targets of which no fake is known."""
+    """A training batch of `size` samples: images float32 [size * views, 3, H, W], or clips, of noise, and
+    random targets. Raises ConfigError for targets of which no fake is known."""
     data, head = prepared.config.tasks[task].data, prepared.model.tasks[task]
-    images = torch.randn(size * data.views, 3, *data.size)
+    images = torch.randn(size * data.views, *prepared.model.backbone.input_shape(data.size))
     if head.reads not in FAKES:
         raise ConfigError(f"task '{task}' reads {head.reads.__name__}, of which no fake batch is known")
     targets = FAKES[head.reads](data, head, len(images))

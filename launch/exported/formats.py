@@ -39,7 +39,7 @@ class GivesLogits(Protocol):
 
 
 class Program(nn.Module):
-    """A task's inference: images [B, 3, H, W], normalised -> logits [B, K] or [B, K, h, w]."""
+    """A task's inference: images [B, 3, H, W], or clips, normalised -> logits [B, K] or [B, K, h, w]."""
 
     def __init__(self, model: MultiTaskModel, task: str):
         """Raises ConfigError for a task that does not end in logits."""
@@ -78,9 +78,11 @@ def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
 
 
 def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
-    """Writes the tensors, and as metadata the grid of the position embedding, which `load_weights` reads."""
-    rows, columns = model.backbone.grid
-    notes = {"timm": run.config.backbone.name, "grid": f"{rows}x{columns}"}
+    """Writes the tensors, and as metadata the grid of the position embedding, which `load_weights` reads. A
+    backbone of clips has fixed positions, which no file holds."""
+    notes = {"timm": run.config.backbone.name}
+    if not model.backbone.reads_clips:
+        notes["grid"] = "{}x{}".format(*model.backbone.grid)
     with exporting(path, CARDS) as part:
         write_tensors(part, timm_state_dict(model, task), notes)
 
@@ -134,7 +136,9 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
     return {
         "format": form,
         "task": task,
-        "architecture": {"timm": backbone.name, "img_size": backbone.img_size, **backbone.options},
+        "architecture": {"timm": backbone.name, "img_size": backbone.img_size}
+        | ({"frames": backbone.frames, "tubelet": backbone.tubelet} if backbone.frames > 1 else {})
+        | backbone.options,
         "head": {"task": run.config.tasks[task].type, **run.config.tasks[task].head},
         "input": {"pixels": data.img_size}
         | asdict(data.augment.preprocessing)
@@ -170,12 +174,10 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
     """config.json beside model.safetensors, with the keys that timm's own `save_for_hf` writes.
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the model from it, and so does
     `hf-hub:USER/NAME` once the folder is on the hub. One that merges has a name that `import dtem` registers.
-    None for a task whose head is not that of a timm classifier."""
+    None for a task whose head is not that of a timm classifier, and for clips, which timm does not read."""
     backbone, data, head = run.config.backbone, run.config.tasks[task].data, run.config.tasks[task].head
-    if run.config.tasks[task].type != "classification" or head.get("pool") not in (
-        None,
-        model.backbone.global_pool,
-    ):
+    own_pool = head.get("pool") in (None, model.backbone.global_pool)
+    if run.config.tasks[task].type != "classification" or not own_pool or model.backbone.reads_clips:
         return None
     (rows, columns), (patch_h, patch_w) = model.backbone.grid, model.backbone.patch_size
     made_for = [rows * patch_h, columns * patch_w]
@@ -235,7 +237,8 @@ def reduction_of(model: MultiTaskModel, task: str) -> Reduction:
 
 def _program(run: SavedRun, model: MultiTaskModel, task: str) -> tuple[Program, Tensor]:
     """The program and an example of its input. Raises ConfigError for a task that does not end in logits."""
-    return Program(model, task).eval(), torch.zeros(2, 3, *run.config.tasks[task].data.size)
+    shape = model.backbone.input_shape(run.config.tasks[task].data.size)
+    return Program(model, task).eval(), torch.zeros(2, *shape)
 
 
 def _batch_shape() -> dict[int, Any]:

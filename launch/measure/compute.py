@@ -16,10 +16,8 @@ from pipeline.errors import SampleError
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import AnyReduction, ReductionSpec
 from pipeline.model import MultiTaskModel
-from pipeline.token_state import BackboneOutput
+from pipeline.token_state import BackboneOutput, Grid
 
-Grid = tuple[int, int]
-"""Grid of patches: (rows, columns)."""
 Entry = tuple[MultiTaskModel, AnyReduction]
 """A model in evaluation mode, and its reduction; a function of the grid where images of all sizes merge the
 same share."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from launch.measure.compute import Grid
 from launch.measure.evaluator import warn
 from launch.measure.points import GIVEN, MACS, MERGED, SCHEDULES, SOLVED, TOKENS, LeftOut, Target
 from launch.saved.run import checked_reduction
@@ -15,6 +14,7 @@ from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.merging.schedule import EVEN, WITHIN, AnyReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
+from pipeline.token_state import Grid
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Solved schedules of a run: the images to solve on, what is measured on them, and a schedule for any
 grid."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from launch.measure.compute import Grid
 from pipeline.backbone.macs import counted_vit
 from pipeline.backbone.macs_goal import MacsGoal
 from pipeline.backbone.solved_schedule import Measure, ScheduleSolver, Solved
@@ -24,6 +24,7 @@ from pipeline.interfaces import Batch, LogProbs
 from pipeline.merging.schedule import merged_shares
 from pipeline.model import MultiTaskModel
 from pipeline.objectives.distill import gaps
+from pipeline.token_state import Grid
 
 IMAGES = 64
 AT_ONCE = 8
@@ -158,7 +159,7 @@ class SolvedSchedules:
         schedule = self._solved(share)
         if grid == self._grid:
             return schedule
-        shares = merged_shares(schedule, self._grid[0] * self._grid[1])
+        shares = merged_shares(schedule, math.prod(self._grid))
         return MacsGoal(counted_vit(backbone, grid), share).fitted(shares)
 
     def _solve(self, share: float) -> list[int]:

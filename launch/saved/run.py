@@ -1,5 +1,6 @@
 """Loading of a run's model from its folder: plain configuration and tensors, never code."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from pipeline.merging.schedule import ReductionSpec, check_schedule
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_of
+from pipeline.token_state import Grid
 from pipeline.train import storage
 
 FACTS = {"config", "digest", "step", "commit", "versions"}
@@ -269,10 +271,8 @@ def measured_reduction(model: MultiTaskModel, task: str, size: tuple[int, int], 
     return paying_reduction(model.backbone, schedule, batch=asked.batch, size=size, task=task)
 
 
-def checked_reduction(
-    model: MultiTaskModel, grid: tuple[int, int], reduction: ReductionSpec
-) -> ReductionSpec:
+def checked_reduction(model: MultiTaskModel, grid: Grid, reduction: ReductionSpec) -> ReductionSpec:
     """The reduction. Raises ConfigError where images of this grid have too few tokens for it."""
     prefix = model.backbone.num_prefix
-    check_schedule(reduction, model.backbone.depth, grid[0] * grid[1] + prefix, prefix)
+    check_schedule(reduction, model.backbone.depth, math.prod(grid) + prefix, prefix)
     return reduction

@@ -63,14 +63,16 @@ class Place:
     once. exact: round as the authors' release does, without attention dropout, where positions give no bias;
     see `exact_attention`. queries: only the first so many tokens attend to all; None: each does. It goes with
     no rotary positions. beside: a layer that reads what the attention reads, and may be computed with its
-    projection. looks: only queries and keys are wanted, and nothing attends. ahead: the tokens merged right
-    before they attend. partner [B, M]: a number of each token that moves as tokens do, without gradient."""
+    projection. by_size: whether tokens that merge at the block's entry count by size. looks: only queries and
+    keys are wanted, and nothing attends. ahead: the tokens merged right before they attend. partner [B, M]: a
+    number of each token that moves as tokens do, without gradient."""
 
     size: Tensor | None = None
     rope: Rope | None = None
     exact: bool = False
     queries: int | None = None
     beside: Beside | None = None
+    by_size: bool = False
     looks: bool = False
     ahead: "Ahead | None" = None
     partner: Tensor | None = None

@@ -2,6 +2,7 @@
 block."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -72,11 +73,12 @@ def paying_reduction(
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     size = size or _made_for(model)
     with within_memory(batch, size, like.device), evaluation_mode(model):
-        images = random_images(batch, size, like)
+        shape = model.input_shape(size) if isinstance(model, MergingViT) else (3, *size)
+        images = random_images(batch, shape, like)
         if isinstance(model, MergingViT):
             blocks, run = list(model.blocks), partial(_run_vit, model, images, task)
             grid, prefix = model.grid_of(images), model.num_prefix
-            tokens, policy = grid[0] * grid[1] + prefix, model.policy
+            tokens, policy = math.prod(grid) + prefix, model.policy
         else:
             blocks, run = list(model.merging_blocks), partial(_run_patched, model, images)
             state = _embedded(model, images[:1])
@@ -114,7 +116,7 @@ def _embedded(model: MergingModel, image: Tensor) -> TokenState:
 def _made_for(model: MergingViT | MergingModel) -> tuple[int, int]:
     """(height, width) in pixels of the images that a model is made for. Raises ConfigError."""
     if isinstance(model, MergingViT):
-        return model.grid[0] * model.patch_size[0], model.grid[1] * model.patch_size[1]
+        return model.grid[-2] * model.patch_size[0], model.grid[-1] * model.patch_size[1]
     own = getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = own or getattr(getattr(model, "config", None), "image_size", None)
     if size is None:

@@ -131,14 +131,17 @@ class MergingBlock(nn.Module):
         tell: Callable[[MergePoint], None] | None = None,
     ) -> TokenState:
         """The state after the block, with r tokens less: they merge between attention and MLP, or at the
-        block's entry where the policy looks `ahead`. Where only the first tokens attend, no others go on,
-        and none merge.
+        block's entry where the policy looks `ahead` or merges `at_entry`. Where only the first tokens attend,
+        no others go on, and none merge.
 
         place: sizes, where an earlier block merged, and rotary positions. relaxed: use the policy's
         differentiable merge. task: the one whose metric embedding decides, where tasks have their own. depth:
         the share of the model's blocks that lie before this one. tell: called with the block's MergePoint.
         Raises ConfigError where that is asked of a policy without a metric.
         """
+        if r > 0 and self.policy.at_entry:
+            state, r = merge(self.policy, self._nothing_known(state, depth), state, r), 0
+            place = replace(place, size=state.size if place.by_size else place.size)
         in_inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         if r > 0 and self.metric is not None and in_inference:
             place = replace(place, beside=beside_of(self.metric, task))
@@ -163,6 +166,11 @@ class MergingBlock(nn.Module):
             state = merge(self.policy, evidence, state, r, relaxed=relaxed)
         state = state.with_tokens(self.feed_forward(state.tokens))
         return state if self.recovery is None else self.recovery(state)
+
+    def _nothing_known(self, state: TokenState, depth: float) -> Evidence:
+        """Evidence at the block's entry, of which a policy reads nothing."""
+        each = state.tokens[:, None]
+        return Evidence(state.tokens, each, each, scale=1.0, depth=depth)
 
     def _merged_first(
         self, state: TokenState, r: int, place: Place, relaxed: bool, task: str | None, depth: float

@@ -112,7 +112,8 @@ def _lacks_memory(err: Exception) -> bool:
     return isinstance(err, torch.OutOfMemoryError) or any(text in str(err) for text in _TOO_LARGE)
 
 
-def random_images(batch: int, size: tuple[int, int], like: Tensor) -> Tensor:
-    """[B, 3, H, W] with the device and dtype of `like`; always the same."""
+def random_images(batch: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """[B, 3, H, W], for the shape [3, H, W] of one, or clips, with the device and dtype of `like`; always the
+    same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, *size, generator=generator).to(like)
+    return torch.randn(batch, *shape, generator=generator).to(like)

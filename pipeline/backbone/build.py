@@ -17,8 +17,9 @@ from pipeline.backbone.adapters.embeddings import SUFFIX
 from pipeline.backbone.block import obstacle_of
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import RotaryRule
+from pipeline.backbone.tubelets import KeysWithoutBias, TubeletEmbed, options_for_clips
 from pipeline.backbone.vit import MergingViT, patch_of
-from pipeline.config.schema import BackboneConfig
+from pipeline.config.schema import BackboneConfig, check_frames
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import ReductionSpec
@@ -54,6 +55,8 @@ def build_backbone(
     reduction: ReductionSpec = 0,
     pretrained: bool = False,
     img_size: int | tuple[int, int] | None = None,
+    frames: int = 1,
+    tubelet: int = 2,
     proportional_attention: str = "always",
     grad_checkpointing: bool = False,
     drop_path: float = 0.0,
@@ -64,6 +67,7 @@ def build_backbone(
 ) -> MergingViT:
     """A timm VisionTransformer or Eva that merges tokens by `policy`.
 
+    frames, tubelet: of clips, for a video ViT of a VisionTransformer's sizes (`pipeline.backbone.tubelets`).
     reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE)
     or `never`. embedding: whether tasks share the metric embedding (None: they do). rotary: how merged tokens
     get rotary positions (None: by mean rotation). timm_options go to timm's class, policy_options to the
@@ -77,7 +81,13 @@ def build_backbone(
         )
     merge_policy = POLICIES.build(policy, **policy_options)
     vit = create_vit(
-        name, pretrained=pretrained, img_size=img_size, drop_path=drop_path, timm_options=timm_options
+        name,
+        pretrained=pretrained,
+        img_size=img_size,
+        frames=frames,
+        tubelet=tubelet,
+        drop_path=drop_path,
+        timm_options=timm_options,
     )
     return MergingViT(
         vit,
@@ -96,11 +106,13 @@ def create_vit(
     pretrained: bool = False,
     num_classes: int | None = 0,
     img_size: int | tuple[int, int] | None = None,
+    frames: int = 1,
+    tubelet: int = 2,
     drop_path: float = 0.0,
     timm_options: dict[str, Any] | None = None,
 ) -> VisionTransformer | Eva:
     """timm's own model, after a check that MergingViT can drive it. num_classes: None keeps its own head.
-    Raises ConfigError."""
+    frames, tubelet: of clips; timm has no weights for those. Raises ConfigError."""
     architecture = name.partition(".")[0]
     if architecture.endswith(SUFFIX):
         plain = architecture.removesuffix(SUFFIX)
@@ -117,8 +129,13 @@ def create_vit(
         options["img_size"] = img_size
     if num_classes is not None:
         options["num_classes"] = num_classes
+    check_frames(frames, tubelet)
+    made = options
+    if frames > 1:
+        _check_clips(name, architecture, pretrained)
+        made = options_for_clips(options, frames, tubelet)
     try:
-        vit = timm.create_model(name, pretrained=pretrained, **options)
+        vit = timm.create_model(name, pretrained=pretrained, **made)
     except (TypeError, AssertionError, RuntimeError, ArithmeticError, ValueError, LookupError) as err:
         raise ConfigError(
             f"timm cannot build '{name}' with {options}: {str(err) or type(err).__name__}"
@@ -129,6 +146,20 @@ def create_vit(
             "file, instead"
         ) from err
     return _supported(vit, name)
+
+
+def _check_clips(name: str, architecture: str, pretrained: bool) -> None:
+    """Raises ConfigError where timm's model of this name cannot become one of clips."""
+    if is_model_in_modules(architecture, ("eva", "vision_transformer_hybrid")):
+        raise ConfigError(
+            f"'{name}' reads images alone, by its rotary positions or its first layers; for clips give a "
+            "plain VisionTransformer of timm's, such as vit_small_patch16_224"
+        )
+    if pretrained:
+        raise ConfigError(
+            f"timm's weights of '{name}' are of images; build it without pretrained, and give load_weights "
+            "the state dict of timm's own model"
+        )
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -156,7 +187,9 @@ def _supported(vit: nn.Module, name: str) -> VisionTransformer | Eva:
         obstacle = "it has no blocks"
     elif strange:
         obstacle = strange
-    elif type(vit.patch_embed) not in (PatchEmbed, HybridEmbed):
+    elif isinstance(vit.patch_embed, TubeletEmbed) and not all(map(_attends_over_clips, blocks)):
+        obstacle = "its blocks are not timm's plain ones, of which a video ViT is made"
+    elif type(vit.patch_embed) not in (PatchEmbed, HybridEmbed, TubeletEmbed):
         obstacle = f"its patch embedding is {type(vit.patch_embed).__name__}, not one convolution"
     elif not isinstance(vit.patch_drop, nn.Identity | None):
         obstacle = (
@@ -167,11 +200,21 @@ def _supported(vit: nn.Module, name: str) -> VisionTransformer | Eva:
     return vit
 
 
+def _attends_over_clips(block: nn.Module) -> bool:
+    return isinstance(getattr(block, "attn", None), KeysWithoutBias)
+
+
 def model_facts(config: BackboneConfig) -> ModelFacts:
     """Facts of the model for the checks of a run, from a model without memory (meta device). Raises
     ConfigError."""
     with torch.device("meta"):
-        vit = create_vit(config.name, img_size=config.img_size, timm_options=config.options)
+        vit = create_vit(
+            config.name,
+            img_size=config.img_size,
+            frames=config.frames,
+            tubelet=config.tubelet,
+            timm_options=config.options,
+        )
     return ModelFacts(
         patch=patch_of(vit),
         depth=len(list(vit.blocks.children())),

@@ -73,6 +73,11 @@ def _without_drawn(model: nn.Module, drawn: list[str], where: str) -> None:
 def check_size(model: nn.Module, size: tuple[int, int], made: tuple[int, int]) -> None:
     """Raises ConfigError for a model that does not read images, or not of this (height, width) in pixels.
     made: what it is made for."""
+    if hasattr(getattr(model, "config", None), "num_frames"):
+        raise ConfigError(
+            f"{type(model).__name__} reads clips, not images: patch it by dtem.patch, or train a run with "
+            "backbone.frames on its weights"
+        )
     tower = getattr(model, TOWER, getattr(model, "base_model", model))
     inputs = inspect.signature(tower.forward).parameters
     if "spatial_shapes" in inputs:

@@ -7,6 +7,7 @@ these as evidence, a reducer and its recovery. Not counted, as is usual: norms, 
 and gathering. Measured time includes them.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pipeline.merging.schedule import (
     merging_blocks,
     tokens_per_block,
 )
+from pipeline.token_state import Grid
 
 OF_ALL_QUERIES = ({"received", "entropy", "own_attention"}, {"mean_entropy"})
 """Evidence of the attention of all queries, in groups that are computed together."""
@@ -121,9 +123,9 @@ class Counted:
 
 
 def count_macs(
-    backbone: MergingViT, grid: tuple[int, int] | None = None, reduction: ReductionSpec | None = None
+    backbone: MergingViT, grid: Grid | None = None, reduction: ReductionSpec | None = None
 ) -> MacCount:
-    """MACs of one image in inference, without a head. grid: (h, w) patches; None: the backbone's own.
+    """MACs of one image or clip in inference, without a head. grid: of patches; None: the backbone's own.
     reduction: None takes the backbone's. Raises ConfigError for a wrong reduction."""
     grid = grid or backbone.grid
     return counted_vit(backbone, grid).macs(backbone.schedule(grid, reduction))
@@ -132,7 +134,7 @@ def count_macs(
 def reduction_for_macs(
     backbone: MergingViT,
     fraction: float | None = None,
-    grid: tuple[int, int] | None = None,
+    grid: Grid | None = None,
     *,
     gmacs: float | None = None,
     within: float = 1.0,
@@ -161,11 +163,11 @@ def counted_model(model: MergingModel, *inputs: Any) -> Counted:
     )
 
 
-def counted_vit(backbone: MergingViT, grid: tuple[int, int]) -> Counted:
-    """What MACs are counted of in a backbone, for inputs of grid (h, w) patches."""
+def counted_vit(backbone: MergingViT, grid: Grid) -> Counted:
+    """What MACs are counted of in a backbone, for inputs of a grid of patches."""
     return Counted(
         list(backbone.blocks),
-        grid[0] * grid[1],
+        math.prod(grid),
         backbone.num_prefix,
         _embed_macs(backbone, grid),
         backbone.rope is not None and backbone.rotary_rule.name == "virtual_unmerging",
@@ -189,11 +191,11 @@ def spread(total: int, depth: int) -> list[int]:
     return [total // depth + (i < total % depth) for i in range(depth)]
 
 
-def _embed_macs(backbone: MergingViT, grid: tuple[int, int]) -> int:
+def _embed_macs(backbone: MergingViT, grid: Grid) -> int:
     """MACs of the patch embedding; those of a network before it are counted in a pass of one black image."""
     patch_embed = backbone.patch_embed
     weight = patch_embed.get_parameter("proj.weight")
-    own = grid[0] * grid[1] * weight.numel()
+    own = math.prod(grid) * weight.numel()
     if not isinstance(patch_embed, HybridEmbed):
         return own
     height, width = backbone.patch_size
@@ -207,6 +209,8 @@ def _block_macs(block: MergingBlock, before: int, after: int, attended: int) -> 
     """Of a block with `before` tokens at its entry and `after` at its end, whose attention is that of
     `attended`."""
     (first, second), (heads, dim) = block.halves, block.heads
+    if block.policy.at_entry:
+        before = attended = after
     linear = _linear_macs(first) * before
     if block.policy.ahead and after < before:
         looking, spared = block.looking

@@ -109,6 +109,7 @@ def run_blocks(
             None if rotary is None else rotary.at(state, i, probe),
             exact=how.relaxed and block.policy.exact_attention,
             queries=state.num_prefix if how.leaves_patches(i) and _can_ask(block, state, r) else None,
+            by_size=how.proportional and block.policy.resizes,
         )
         depth = i / len(how.schedule)
         options: dict[str, Any] = {"relaxed": how.relaxed, "task": how.task, "depth": depth}
@@ -131,7 +132,8 @@ def run_blocks(
 def _can_ask(block: MergingBlock, state: TokenState, r: int) -> bool:
     """Whether a block can compute the prefix alone: the state has nothing that would miss the rest, no merge
     before the attention changes what the prefix reads, and no part of the policy goes without a gradient."""
-    if block.recovery is not None or (r > 0 and (block.policy.ahead or block.reducer is not None)):
+    first = block.policy.ahead or block.policy.at_entry or block.reducer is not None
+    if block.recovery is not None or (r > 0 and first):
         return False
     alone = all(name in {*block.policy.carries, PARTNER} for name in state.carried)
     return block.can_ask() and not state.padded and alone and state.residual is None

@@ -1,10 +1,12 @@
 """A timm VisionTransformer or Eva, driven block by block so that tokens can merge between attention and MLP.
+It reads images, or clips (`pipeline.backbone.tubelets`).
 
 The parts of the timm model keep their names here, so that state-dict keys stay timm's. B batch, N patches +
 prefix, M slots left, C channels.
 """
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -31,13 +33,14 @@ from pipeline.backbone.run_blocks import (
     check_proportional_attention,
     encode,
 )
+from pipeline.backbone.tubelets import TubeletEmbed, with_changes
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.traits import check_serves, traits_of
 from pipeline.merging.unmerge import start_unmerge
 from pipeline.parts import BASE
-from pipeline.token_state import BackboneOutput, Carried, TokenState
+from pipeline.token_state import CHANGE, BackboneOutput, Carried, Grid, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
@@ -98,7 +101,9 @@ class MergingViT(nn.Module):
         self.num_prefix: int = vit.num_prefix_tokens
         self.embed_dim: int = vit.embed_dim
         self.depth = len(self.blocks)
-        self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.grid: Grid = tuple(vit.patch_embed.grid_size)
+        """Of the patches (h, w) of its images, or the tubelets (t, h, w) of its clips."""
+        self.reads_clips = len(self.grid) == 3
         self.patch_size = patch_of(vit)
         self.global_pool: str = vit.global_pool
         self.pretrained_cfg: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
@@ -123,29 +128,43 @@ class MergingViT(nn.Module):
         """The reduction that `forward` uses when it is given none."""
         return self._reduction
 
-    def schedule(self, grid: tuple[int, int], reduction: ReductionSpec | None = None) -> tuple[int, ...]:
-        """r of each block for an input of grid (h, w) patches."""
-        num_tokens = grid[0] * grid[1] + self.num_prefix
+    def schedule(self, grid: Grid, reduction: ReductionSpec | None = None) -> tuple[int, ...]:
+        """r of each block for an input of a grid of patches."""
+        num_tokens = math.prod(grid) + self.num_prefix
         wanted = self._reduction if reduction is None else reduction
         return self.policy.schedule(wanted, self.depth, num_tokens, self.num_prefix)
 
-    def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Grid (h, w) of patches of images [B, 3, H, W]. Raises ConfigError for another shape, and where H or
-        W does not divide by the patch."""
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-            raise ConfigError(f"images have the shape {list(images.shape)}; give [batch, 3, height, width]")
-        return self.grid_of_size((images.shape[-2], images.shape[-1]))
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of an image of (height, width) pixels, [3, H, W], or of a clip of as many frames as the
+        backbone is made for, [T, 3, H, W]."""
+        if not isinstance(self.patch_embed, TubeletEmbed):
+            return 3, *size
+        return self.grid[0] * self.patch_embed.tubelet, 3, *size
 
-    def grid_of_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Grid (h, w) of patches of images of (height, width) pixels. Raises ConfigError where these do not
-        divide by the patch."""
+    def grid_of(self, images: Tensor) -> Grid:
+        """Grid of patches of images [B, 3, H, W], or of clips [B, T, 3, H, W]. Raises ConfigError for another
+        shape, and where H or W does not divide by the patch, or T by the tubelet."""
+        shape, embed = images.shape, self.patch_embed
+        if not isinstance(embed, TubeletEmbed):
+            if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
+                raise ConfigError(f"images have the shape {list(shape)}; give [batch, 3, height, width]")
+            return self.grid_of_size((shape[-2], shape[-1]))
+        if len(shape) != 5 or shape[2] != 3 or 0 in shape[1:]:
+            raise ConfigError(f"clips have the shape {list(shape)}; give [batch, frames, 3, height, width]")
+        if shape[1] % embed.tubelet:
+            raise ConfigError(f"clips of {shape[1]} frames do not divide into tubelets of {embed.tubelet}")
+        return shape[1] // embed.tubelet, *self.grid_of_size((shape[-2], shape[-1]))[-2:]
+
+    def grid_of_size(self, size: tuple[int, int]) -> Grid:
+        """Grid of patches of images of (height, width) pixels, or of clips of as many frames as the backbone
+        is made for. Raises ConfigError where the sides do not divide by the patch."""
         (height, width), (patch_h, patch_w) = size, self.patch_size
         if height % patch_h or width % patch_w:
             near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"
             raise ConfigError(
                 f"input {height}x{width} does not divide by the patch {patch_h}x{patch_w}; nearest: {near}"
             )
-        return height // patch_h, width // patch_w
+        return *self.grid[:-2], height // patch_h, width // patch_w
 
     def forward(
         self,
@@ -161,7 +180,7 @@ class MergingViT(nn.Module):
         carried: Mapping[str, Carried] | None = None,
         prefix_alone: bool = False,
     ) -> BackboneOutput:
-        """images [B, 3, H, W] -> BackboneOutput.
+        """images [B, 3, H, W], or clips [B, T, 3, H, W] -> BackboneOutput.
 
         reduction: None takes that of `set_reduction`.
         taps: blocks whose states are returned too, in ascending order; -1 is the last.
@@ -176,8 +195,8 @@ class MergingViT(nn.Module):
         last. This needs gradients enabled; the blocks before it run without.
         prefix_alone: nobody reads the patches of the final state, which may then be left out. The last block
         merges none, where it can compute the prefix tokens alone.
-        Raises ConfigError where H or W does not divide by the patch, and for a tap or a first block that the
-        backbone does not have.
+        Raises ConfigError where H or W does not divide by the patch, or T by the tubelet, and for a tap or a
+        first block that the backbone does not have.
         """
         taps = {block_number(tap, self.depth, f"taps are {tuple(taps)}; give blocks") for tap in taps}
         if merge_points_from is not None:
@@ -186,9 +205,13 @@ class MergingViT(nn.Module):
         tokens, grid = self._embed(images)
         state = TokenState.start(tokens, grid, self.num_prefix)
         state = start_unmerge(replace(state, carried=dict(carried or {})), unmerge)
+        schedule = self.schedule(grid, reduction)
+        if CHANGE in self.policy.carries and any(schedule):
+            assert isinstance(self.patch_embed, TubeletEmbed), "what requires clips is refused on images"
+            state = with_changes(state, images, self.patch_embed.tubelet, self.patch_size)
         training = self.training if training is None else training
         how = Pass(
-            self.schedule(grid, reduction),
+            schedule,
             relaxed=self.policy.supports_relaxed and (training if relaxed is None else relaxed),
             proportional=attends_by_size(self.proportional_attention, training),
             task=task,
@@ -199,8 +222,9 @@ class MergingViT(nn.Module):
         )
         return encode(self.blocks, self.norm, state, how, rotary=self._rotary(grid), unmerge=unmerge)
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """images [B, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and the grid of patches."""
+    def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
+        """images [B, 3, H, W], or clips [B, T, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and
+        the grid of patches."""
         if not images.is_floating_point():
             raise ConfigError(
                 f"images are {images.dtype}; a backbone reads normalised floats, (x / 255 - mean) / std, as "
@@ -225,8 +249,8 @@ class MergingViT(nn.Module):
             tokens = torch.cat([*prefix, patches], dim=1) + position
         return self.norm_pre(self.pos_drop(tokens)), grid
 
-    def _rotary(self, grid: tuple[int, int]) -> Rotary | None:
-        """The rotary positions of a grid (h, w) of patches; None where the model has none."""
+    def _rotary(self, grid: Grid) -> Rotary | None:
+        """The rotary positions of a grid of patches; None where the model has none."""
         if self.rope is None:
             return None
         tables = self.rope.get_embed(shape=list(grid))
@@ -235,7 +259,10 @@ class MergingViT(nn.Module):
 
 
 def _patches(patch_embed: nn.Module, images: Tensor) -> Tensor:
-    """[B, h w, C] of images of any size, by timm's PatchEmbed, or by its HybridEmbed."""
+    """[B, h w, C] of images of any size, by timm's PatchEmbed, or by its HybridEmbed; [B, t h w, C] of clips,
+    with their positions."""
+    if isinstance(patch_embed, TubeletEmbed):
+        return patch_embed(images)
     if isinstance(patch_embed, HybridEmbed):
         features = patch_embed.get_submodule("backbone")(images)
         images = features[-1] if isinstance(features, list | tuple) else features
@@ -246,7 +273,15 @@ def _patches(patch_embed: nn.Module, images: Tensor) -> Tensor:
 def traits_of_timm(vit: nn.Module, rule: RotaryRule) -> frozenset[str]:
     """What a model of timm's has, by names in TRAITS, where its rotary positions would merge by this rule."""
     rotary = None if getattr(vit, "rope", None) is None else rule.name
-    return traits_of(class_token=getattr(vit, "cls_token", None) is not None, rotary=rotary)
+    return traits_of(
+        class_token=getattr(vit, "cls_token", None) is not None, rotary=rotary, times=times_of(vit)
+    )
+
+
+def times_of(vit: nn.Module) -> int | None:
+    """Tubelets in time of the clips that a model is made for; None of images."""
+    embed = getattr(vit, "patch_embed", None)
+    return embed.grid_size[0] if isinstance(embed, TubeletEmbed) else None
 
 
 def _name_of(vit: nn.Module) -> str:

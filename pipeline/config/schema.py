@@ -37,11 +37,25 @@ MAX_SECONDS = 10**6
 """Longest timeout, in seconds."""
 MAX_THREADS = 1024
 """Most threads of a process; torch crashes on many more."""
+MAX_FRAMES = 1024
+"""Most frames of a clip."""
+
+
+def check_frames(frames: int, tubelet: int) -> None:
+    """Raises ConfigError where the frames of a clip do not make up tubelets. 1 or 0 frames are an image."""
+    known = 0 <= frames <= MAX_FRAMES
+    require(known, f"backbone.frames is {frames}; give 1 for images, or up to {MAX_FRAMES}")
+    require(tubelet >= 1, f"backbone.tubelet is {tubelet}; give 1 or more frames")
+    near = max(1, round(frames / tubelet)) * tubelet
+    require(
+        frames <= 1 or frames % tubelet == 0,
+        f"backbone.frames is {frames}, which does not divide by backbone.tubelet {tubelet}; nearest: {near}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The shared ViT."""
+    """The shared ViT, of images or of clips."""
 
     name: str
     """Name of a timm VisionTransformer or Eva, for instance `deit_small_patch16_224` (docs/models.md)."""
@@ -52,6 +66,10 @@ class BackboneConfig:
     knows; the folder of a run, or of weights; or `open_clip:MODEL@TAG`."""
     img_size: ImgSize | None = None
     """Pixels per side, or (height, width), of the position embedding; None keeps timm's."""
+    frames: int = 1
+    """Frames of a clip; 1 or 0: the backbone reads images."""
+    tubelet: int = 2
+    """Frames of a tubelet, the patch of a clip."""
     drop_path: float = 0.0
     proportional_attention: Literal["always", "train", "never"] = "always"
     """When `log size` is added to the attention logits; `train` is the paper's setting for MAE."""
@@ -65,6 +83,7 @@ class BackboneConfig:
         require(
             are_sides, f"backbone.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side, or None"
         )
+        check_frames(self.frames, self.tubelet)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ and one matching and its kernels serve them all.
 B batch, M tokens, N at the input, n live ones, F channels of the metric.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
@@ -69,23 +70,34 @@ def check_partition(policy: str, partition: str, *, compares: bool = True) -> st
 
 def _checkerboard(metric: Tensor | None, state: TokenState) -> Tensor | None:
     """In the first merge cells of one colour of a checkerboard are sources; later on parity decides."""
-    steps = None if state.merges else _steps(state)
-    if steps is None or steps.ndim == 1:
-        return steps
-    return _padding_behind(steps, state).argsort(dim=-1, stable=True)
+    if state.merges:
+        return None
+    if state.places is None:
+        return _path(state)
+    return _padding_behind(_steps_on(state.places), state).argsort(dim=-1, stable=True)
 
 
 def _along_the_path(metric: Tensor | None, state: TokenState) -> Tensor | None:
     """In the first merge a checkerboard, and later on what is left of it: tokens alternate along the path,
     on which each has the place of the patch into which others merged."""
-    steps = _steps(state)
-    if steps is None or not state.merges:
+    if not state.merges:
         return _checkerboard(metric, state)
+    if state.places is not None:
+        place = _steps_on(state.places).gather(1, first_patches(state))
+    elif (path := _path(state)) is not None:
+        # in a plane the way back along the path is the same
+        place = (path if len(state.grid) == 2 else path.argsort())[first_patches(state)]
+    else:
+        return None
+    return _padding_behind(place, state).argsort(dim=-1, stable=True)
+
+
+def first_patches(state: TokenState) -> Tensor:
+    """[B, n] int64: of each live token the patch of the input that it was, into which others merged. The
+    state has merged."""
     first, keeps = state.merges[0].num_tokens, (merge.keep for merge in state.merges)
     held = reduce(take_rows, keeps, rows_of(state.size.shape[0], first, state.size.device)) % first
-    patch = held[:, state.num_prefix : state.num_active] - state.num_prefix
-    place = steps[patch] if steps.ndim == 1 else steps.gather(1, patch)
-    return _padding_behind(place, state).argsort(dim=-1, stable=True)
+    return held[:, state.num_prefix : state.num_active] - state.num_prefix
 
 
 def _by_nearest(metric: Tensor | None, state: TokenState) -> Tensor | None:
@@ -117,22 +129,28 @@ def _sources_first(ranked: Tensor, state: TokenState) -> Tensor:
     return torch.empty_like(ranked).scatter(1, place.expand_as(ranked), ranked)
 
 
-def _steps(state: TokenState) -> Tensor | None:
-    """[N - prefix] or [B, N - prefix] int64: the place of each of the input's patches on a path from
-    neighbour to neighbour, the first row from left to right, the next one back. Every second one has the same
-    colour of a checkerboard, whatever the height and width. For a grid that all images share, it is also the
-    order along the path. None where the state has no grid of all its patches."""
-    (height, width), places = state.grid, state.places
-    if places is not None:
-        row, column = places.unbind(dim=-1)
-        count = places.shape[1]
-        return row * count + torch.where(row % 2 == 1, count - 1 - column, column)
+def _path(state: TokenState) -> Tensor | None:
+    """[N - prefix] int64: the input's patches along a path from neighbour to neighbour: the first row from
+    left to right, the next one back; of a clip the first time so, the next one all the way back. Every second
+    one has the same colour of a checkerboard, whatever the sizes. None where the state has no grid of all its
+    patches."""
+    grid = state.grid
     patches = (state.merges[0].num_tokens if state.merges else state.num_active) - state.num_prefix
-    if height * width != patches:
+    if math.prod(grid) != patches:
         return None
-    steps = torch.arange(patches, device=state.size.device).view(height, width)
-    steps[1::2] = steps[1::2].flip(1)
-    return steps.flatten()
+    path = torch.arange(patches, device=state.size.device).view(grid)
+    for dim in reversed(range(len(grid) - 1)):
+        odd = (slice(None),) * dim + (slice(1, None, 2),)
+        path[odd] = path[odd].flip(tuple(range(dim + 1, len(grid))))
+    return path.flatten()
+
+
+def _steps_on(places: Tensor) -> Tensor:
+    """[B, N - prefix] int64: the place on such a path of each patch of images that have a grid each. places
+    [B, N - prefix, 2]: their rows and columns."""
+    row, column = places.unbind(dim=-1)
+    count = places.shape[1]
+    return row * count + torch.where(row % 2 == 1, count - 1 - column, column)
 
 
 def _padding_behind(place: Tensor, state: TokenState) -> Tensor:

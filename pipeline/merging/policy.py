@@ -30,6 +30,8 @@ TRAITS = {
     "one_grid": "one grid of patches for all images of a batch, without padding",
     "added_positions": "positions that are added to the tokens, not rotary ones",
     "merged_attention": "attention among merged tokens, not merging.rotary='virtual_unmerging'",
+    "plane": "images, whose patches lie in a plane, not clips",
+    "clips": "clips with several tubelets in time, not images",
 }
 """What a policy may require of a model, and how a message says it."""
 
@@ -71,6 +73,9 @@ class MergePolicy:
     """Whether tokens merge at the block's entry, by the attention that the block is about to compute, and
     attend by its weights, merged (`pipeline.backbone.attention.Ahead`); else they merge between attention and
     MLP. It goes with hard merges alone."""
+    at_entry = False
+    """Whether tokens merge at the block's entry by what they carry alone, and the block computes nothing of
+    those that leave. It goes with hard merges, without evidence and on `added_positions`."""
     partition = PARITY
     """Which tokens are sources and which destinations, one of `pipeline.merging.partitions.PARTITIONS`.
     Prices of merges follow it."""
@@ -149,8 +154,8 @@ class Policies(Registry[MergePolicy]):
     """The registry of policies."""
 
     def build(self, name: str, /, *args: object, **options: Any) -> MergePolicy:
-        """The policy. Raises ConfigError also where it needs what Evidence has not, or requires of a model
-        what is no trait."""
+        """The policy. Raises ConfigError also where it needs what Evidence has not, or where there is none
+        yet, or requires of a model what is no trait."""
         policy = super().build(name, *args, **options)
         for verb, asked, known in (
             ("needs", policy.needs, EVIDENCE),
@@ -161,6 +166,11 @@ class Policies(Registry[MergePolicy]):
                     f"{self.kind} '{name}' {verb} {', '.join(map(repr, sorted(wrong)))}; there is "
                     f"{', '.join(sorted(known))}"
                 )
+        if policy.at_entry and policy.needs:
+            raise ConfigError(
+                f"{self.kind} '{name}' merges at the entry of a block, where nothing of it is known, and "
+                f"needs {', '.join(sorted(policy.needs))}; leave at_entry out, or needs"
+            )
         policy.name, policy.options = name, options
         return policy
 

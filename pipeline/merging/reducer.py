@@ -21,7 +21,7 @@ class ReducingPolicy(MergePolicy):
     block: its number; None: a quarter of the model's blocks come before it. Raises ConfigError.
     """
 
-    requires = frozenset({"one_grid", "added_positions"})
+    requires = frozenset({"one_grid", "plane", "added_positions"})
     conserves = False
     takes_means = False
     resizes = False

@@ -4,9 +4,11 @@ N patches + prefix before a block, p prefix tokens. A block can remove at most (
 needs a partner.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import ConfigError
+from pipeline.token_state import Grid
 
 ReductionSpec = int | float | tuple[float, float] | Sequence[int]
 """int r: r tokens per block. (r, inflection): linear from r * (1 - inflection) to r * (1 + inflection). list:
@@ -14,8 +16,8 @@ r per block, continued with 0 where it is short; zeros behind the last block cou
 (0, 1]: keep rate, the share of patches that a block keeps.
 """
 
-GridReduction = Callable[[tuple[int, int]], ReductionSpec]
-"""Maps a grid (h, w) of patches to the reduction for that input."""
+GridReduction = Callable[[Grid], ReductionSpec]
+"""Maps a grid of patches to the reduction for that input."""
 
 AnyReduction = ReductionSpec | GridReduction
 """A reduction, or a function of the grid that gives one."""
@@ -64,9 +66,7 @@ def plain_reduction(spec: ReductionSpec, depth: int) -> int | float | tuple[int,
     return [*listed, 0] if len(listed) == 2 else listed
 
 
-def reduction_for_merged(
-    depth: int, share: float, grid: tuple[int, int], *, within: float = 1.0
-) -> list[int]:
+def reduction_for_merged(depth: int, share: float, grid: Grid, *, within: float = 1.0) -> list[int]:
     """r of each of `depth` blocks, such that `share` of the grid's patches (rounded) is merged after the last
     one.
 
@@ -77,7 +77,7 @@ def reduction_for_merged(
     if not 0 < share < 1:
         raise ConfigError(f"share of merged patches is {share}; give a number in (0, 1)")
     merging = merging_blocks(depth, within)
-    patches = left = grid[0] * grid[1]
+    patches = left = math.prod(grid)
     schedule: list[int] = []
     for block in range(1, depth + 1):
         wanted = round(patches * (1 - share) ** min(block / merging, 1))

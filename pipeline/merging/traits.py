@@ -10,15 +10,23 @@ VIRTUAL = "virtual_unmerging"
 
 
 def traits_of(
-    *, class_token: bool, one_grid: bool = True, rotary: str | None = None, **more: bool
+    *,
+    class_token: bool,
+    one_grid: bool = True,
+    rotary: str | None = None,
+    times: int | None = None,
+    **more: bool,
 ) -> frozenset[str]:
     """What a model has, by names in TRAITS. one_grid: whether all images of a batch have one grid, without
-    padding. rotary: how its rotary positions merge; None: it has none. more: traits that others declared."""
+    padding. rotary: how its rotary positions merge; None: it has none. times: tubelets of a clip in time;
+    None of images. more: traits that others declared."""
     has = {
         "class_token": class_token,
         "one_grid": one_grid,
         "added_positions": rotary is None,
         "merged_attention": rotary != VIRTUAL,
+        "plane": times is None,
+        "clips": times is not None and times > 1,
     }
     return frozenset(name for name, value in (has | more).items() if value)
 

@@ -26,11 +26,10 @@ UNMERGES = ("copy", "soft", "residual")
 
 
 def unmerge(state: TokenState) -> Tensor:
-    """The full grid [B, C, h, w] of a state, without prefix tokens. The identity for a state that has not
-    merged."""
-    height, width = state.grid
+    """The full grid [B, C, h, w] of a state, of clips [B, C, t, h, w], without prefix tokens. The identity
+    for a state that has not merged."""
     patches = unmerge_state(state)[:, state.num_prefix :]
-    return patches.mT.reshape(patches.shape[0], -1, height, width)
+    return patches.mT.reshape(patches.shape[0], -1, *state.grid)
 
 
 def unmerge_state(state: TokenState) -> Tensor:

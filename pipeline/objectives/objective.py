@@ -10,7 +10,7 @@ from pipeline.merging.schedule import ReductionSpec
 from pipeline.modes import HasModes
 from pipeline.parts import ModulesOfTasks
 from pipeline.registry import Registry
-from pipeline.token_state import BackboneOutput
+from pipeline.token_state import BackboneOutput, Grid
 
 
 class Model(HasModes, Protocol):
@@ -30,9 +30,7 @@ class Model(HasModes, Protocol):
         self, batch: Batch, *, reduction: ReductionSpec | None = None, **options: Any
     ) -> BackboneOutput: ...
 
-    def schedule(
-        self, task: str, grid: tuple[int, int], reduction: ReductionSpec | None = None
-    ) -> tuple[int, ...]: ...
+    def schedule(self, task: str, grid: Grid, reduction: ReductionSpec | None = None) -> tuple[int, ...]: ...
 
 
 class Objective(nn.Module):

@@ -125,7 +125,8 @@ def _built_for(config: RunConfig, facts: ModelFacts) -> None:
     """Raises ConfigError where the policy cannot be built, or cannot serve the model."""
     merging, rule = config.merging, config.merging.rotary if facts.rotary else None
     policy = POLICIES.build(merging.policy, **merging.options)
-    check_serves(policy, traits_of(class_token=facts.class_token, rotary=rule), f"'{config.backbone.name}'")
+    has = traits_of(class_token=facts.class_token, rotary=rule, times=facts.times)
+    check_serves(policy, has, f"'{config.backbone.name}'")
     policy.schedule(0, facts.depth, math.prod(facts.grid) + facts.num_prefix, facts.num_prefix)
 
 
@@ -259,11 +260,11 @@ def _check_compile(config: RunConfig, world_size: int) -> Iterator[str]:
 
 
 def _num_patches(task: TaskConfig, facts: ModelFacts) -> int:
-    """Number of patches of the task's crop, or of the backbone's grid."""
+    """Number of patches of the task's crop, or of the backbone's grid. Of clips, that of tubelets."""
     if task.data.img_size is None:
         return math.prod(facts.grid)
     height, width = task.data.size
-    return (height // facts.patch[0]) * (width // facts.patch[1])
+    return math.prod(facts.grid[:-2]) * (height // facts.patch[0]) * (width // facts.patch[1])
 
 
 def _complaint(where: str, check: Callable[..., object], *args: object, **options: object) -> Iterator[str]:

@@ -13,12 +13,18 @@ class ModelFacts:
     """Height and width of a patch in pixels."""
     depth: int
     num_prefix: int
-    grid: tuple[int, int]
-    """Patches (rows, columns) that the position embedding is made for."""
+    grid: tuple[int, ...]
+    """Patches (rows, columns) that the position embedding is made for; tubelets (times, rows, columns) of
+    clips."""
     class_token: bool = True
     """Whether the first token is a class token."""
     rotary: bool = False
     """Whether positions are rotary."""
+
+    @property
+    def times(self) -> int | None:
+        """Tubelets of a clip in time; None of images."""
+        return self.grid[0] if len(self.grid) == 3 else None
 
 
 def fed_tasks(config: RunConfig) -> dict[str, TaskConfig]:

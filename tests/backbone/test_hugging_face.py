@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from pipeline.backbone.hugging_face import open_model
+from pipeline.backbone.published import open_published
 from pipeline.errors import ConfigError
 
 SIZES = dict(
@@ -72,3 +73,11 @@ def test_what_cannot_be_opened_has_a_way_out(where, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=f"cannot open '{where}': .*; give a folder"):
         open_model(where)
+
+
+def test_a_model_of_clips_is_refused_where_images_are_given(tmp_path):
+    """By the commands that read pictures."""
+    config = transformers.VideoMAEConfig(**SIZES, num_frames=4)
+    transformers.VideoMAEModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="VideoMAEModel reads clips, not images: patch it by dtem.patch"):
+        open_published(str(tmp_path))

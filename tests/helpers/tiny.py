@@ -17,6 +17,7 @@ from pipeline.merging.policy import MergePolicy, merge
 from pipeline.merging.reducer import ReducingPolicy
 from pipeline.merging.schedule import mergeable, tokens_per_block
 from pipeline.merging.soft import Candidates
+from pipeline.merging.traits import traits_of
 from pipeline.merging.unmerge import unmerge_tokens
 from pipeline.token_state import TokenState
 
@@ -32,6 +33,8 @@ DTEM_VARIANTS: dict[str, dict[str, Any]] = {
     "dtem_straight_through": {"split": "parity", "relaxation": "straight_through"},
     "dtem_reference": {"split": "reference", "relaxation": "soft"},
 }
+OF_IMAGES = [name for name in POLICIES.names() if "clips" not in POLICIES.build(name).requires]
+"""Registered policies that can merge images."""
 OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "evit_fused": ("evit", {"fuse": True}),
     "tofu_late": ("tofu", {"until": 0.0}),
@@ -39,11 +42,12 @@ OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stvit_late": ("stvit", {"block": 2, "init_values": 1.0}),
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = (
-    {name: (name, {}) for name in POLICIES.names()}
+    {name: (name, {}) for name in OF_IMAGES}
     | {name: ("dtem", options) for name, options in DTEM_VARIANTS.items()}
     | OTHER_VARIANTS
 )
-"""Name -> (policy, its options): every registered policy as it comes, and variants of some."""
+"""Name -> (policy, its options): every registered policy that can merge images, as it comes, and variants of
+some."""
 MERGING = [name for name in VARIANTS if name != "none"]
 PARTITIONED: dict[str, tuple[str, dict[str, Any]]] = {
     f"{policy}_{partition}": (policy, {"partition": partition})
@@ -57,6 +61,12 @@ MERGING_WAYS = [name for name in WAYS if name != "none"]
 RELAXED = [
     name for name, (policy, options) in VARIANTS.items() if POLICIES.build(policy, **options).supports_relaxed
 ]
+OF_CLIPS = [
+    name
+    for name in POLICIES.names()
+    if POLICIES.build(name).requires <= traits_of(class_token=False, times=2) and POLICIES.build(name).merges
+]
+"""Registered policies that merge the clips of `tiny_video_vit`."""
 UNLIKE_AT_ZERO = ("none", "dtem", "dtem_reference")
 """Variants that differ where nothing merges, by an embedding and by the attention of a relaxed pass. They run
 on every host at r = 0, the others on one."""
@@ -106,6 +116,20 @@ def tiny_vit(
         | {"timm_options": SIZES | timm_options | arguments.get("timm_options", {})}
     )
     return build_backbone(name, policy=policy, reduction=reduction, **arguments, **options)
+
+
+def tiny_video_vit(policy: str, *, reduction: Any = 8, seed: int = 0, **arguments: Any) -> MergingViT:
+    """64 tubelets of 2 frames and 8 x 8 pixels, in a grid of 4 x 4 x 4, without prefix; 3 blocks."""
+    torch.manual_seed(SEED + seed)
+    arguments = {"frames": 8, "img_size": 32} | arguments
+    options = SIZES | arguments.pop("timm_options", {})
+    return build_backbone(
+        "vit_tiny_patch16_224", policy=policy, reduction=reduction, timm_options=options, **arguments
+    )
+
+
+def clips(batch: int = 2, frames: int = 8, size: int = 32, seed: int = 1) -> Tensor:
+    return torch.randn(batch, frames, 3, size, size, generator=generator(seed))
 
 
 @cache

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import transformers
-from tiny import SIZES, generator, images
+from tiny import SIZES, clips, generator, images
 
 COMMON: dict[str, Any] = dict(
     hidden_size=SIZES["embed_dim"],
@@ -18,6 +18,7 @@ TEXT = dict(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermed
 LABELS = {"num_labels": 7}
 NAFLEX = {key: value for key, value in MLP.items() if key != "image_size"} | {"num_patches": 64}
 REGISTERS = {"num_register_tokens": 4}
+VIDEO = MLP | {"image_size": 32, "num_frames": 6}
 
 MODELS: dict[str, tuple[str, Any]] = {
     "ViTModel": ("ViTConfig", MLP),
@@ -34,6 +35,8 @@ MODELS: dict[str, tuple[str, Any]] = {
     "CLIPForImageClassification": ("CLIPConfig", {"vision_config": MLP} | LABELS),
     "SiglipVisionModel": ("SiglipVisionConfig", MLP),
     "SiglipForImageClassification": ("SiglipConfig", {"vision_config": MLP} | LABELS),
+    "VideoMAEModel": ("VideoMAEConfig", VIDEO),
+    "VideoMAEForVideoClassification": ("VideoMAEConfig", VIDEO | LABELS),
     "Siglip2VisionModel": ("Siglip2VisionConfig", NAFLEX),
     "Siglip2ForImageClassification": ("Siglip2Config", {"vision_config": NAFLEX} | LABELS),
 }
@@ -57,8 +60,10 @@ def library_model(name: str, **options: Any) -> transformers.PreTrainedModel:
 
 
 def inputs(name: str, seed: int = 1) -> dict[str, torch.Tensor]:
-    """What the model's forward takes: two images; for SigLIP 2 patches of an image of 5x6, and of one of 4x6
-    with six more that are padding."""
+    """What the model's forward takes: two images, or clips; for SigLIP 2 patches of an image of 5x6, and of
+    one of 4x6 with six more that are padding."""
+    if name.startswith("VideoMAE"):
+        return {"pixel_values": clips(frames=6, seed=seed)}
     if not name.startswith("Siglip2"):
         return {"pixel_values": images(seed=seed)}
     return {

@@ -9,7 +9,7 @@ import pytest
 import timm
 import tiny_torch_hub
 import torch
-from tiny import IMG, PREFIXES, ROTARY, SIZES, UNLIKE_AT_ZERO, generator, images
+from tiny import IMG, OF_IMAGES, PREFIXES, ROTARY, SIZES, UNLIKE_AT_ZERO, generator, images
 
 import dtem
 from pipeline.backbone.metric import is_embedding
@@ -70,7 +70,7 @@ def outputs(model, x):
 
 @pytest.mark.parametrize(
     ("kind", "policy"),
-    [(k, p) for k in KINDS for p in POLICIES.names() if k == "class token" or p in UNLIKE_AT_ZERO],
+    [(k, p) for k in KINDS for p in OF_IMAGES if k == "class token" or p in UNLIKE_AT_ZERO],
 )
 def test_no_reduction_is_the_library_and_unpatch_restores_it(kind, policy):
     model, x = library_model(kind), images()
@@ -199,7 +199,7 @@ def test_an_image_merges_with_padding_as_without(kind, rule, policy):
                     assert torch.equal(sizes, torch.tensor([30.0, 24.0]))
 
 
-@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("policy", OF_IMAGES)
 def test_each_image_loses_the_number_that_its_own_patches_give(policy):
     """Or the policy is refused, as it asks for one grid."""
     kind = "naflex: class token" if policy == "evit" else "naflex: average pooling"

@@ -26,10 +26,12 @@ NO_CLASS_TOKEN = {"registers, no class token, average pooling", POOLED, "attenti
 
 
 def test_every_trait_is_what_a_model_can_have():
-    assert traits_of(class_token=True) == EVERY
+    assert traits_of(class_token=True) == EVERY - {"clips"}
+    assert traits_of(class_token=True, times=2) == EVERY - {"plane"}
+    assert traits_of(class_token=True, times=1) == EVERY - {"plane", "clips"}
     lacking = traits_of(class_token=False, one_grid=False, rotary="virtual_unmerging")
     assert not lacking & {"class_token", "one_grid", "added_positions", "merged_attention"}
-    assert EVERY - traits_of(class_token=True, rotary="mean_rotation") == {"added_positions"}
+    assert EVERY - traits_of(class_token=True, rotary="mean_rotation") == {"added_positions", "clips"}
 
 
 @pytest.mark.parametrize("name", POLICIES.names())
@@ -96,12 +98,15 @@ def test_models_of_transformers_say_what_they_have():
         "SiglipForImageClassification": ("evit", "class_token"),
         "Siglip2VisionModel": ("gtp", "one_grid"),
         "DINOv3ViTModel": ("gtp", "added_positions"),
+        "ViTModel": ("rlt", "clips"),
+        "VideoMAEModel": ("evit", "class_token"),
     }
     for name, (policy, lacks) in refused.items():
         with pytest.raises(ConfigError, match=f"cannot serve {name}: it needs {TRAITS[lacks]}"):
             dtem.patch(library_model(name), policy)
     for name in ("ViTModel", "CLIPVisionModel", "Dinov2Model", "DINOv3ViTModel"):
         dtem.patch(library_model(name), "evit")
+    dtem.patch(library_model("VideoMAEModel"), "rlt")
 
 
 def test_a_config_is_refused_with_its_other_mistakes():

@@ -31,7 +31,7 @@ def test_a_quarter_of_the_patches_is_average_pooling(grid):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_cells_are_rectangles_after_any_number_of_merges(grid):
     patches = grid[0] * grid[1]
-    merges = all_merges(*grid)
+    merges = all_merges(grid)
     assert len(merges) == patches - 1 and len({source for source, _ in merges}) == patches - 1
     cell = list(range(patches))
     for source, into in merges:
@@ -52,10 +52,10 @@ def test_cells_do_not_depend_on_how_merges_are_shared_out_over_blocks(grid):
 
 def test_a_few_merges_are_spread_over_the_grid():
     """Four of the eight pairs of a grid of 4 x 4: one in each row."""
-    assert sorted(into // 4 for _, into in all_merges(4, 4)[:4]) == [0, 1, 2, 3]
+    assert sorted(into // 4 for _, into in all_merges((4, 4))[:4]) == [0, 1, 2, 3]
 
 
 def test_the_same_cells_are_made_once():
     with torch.inference_mode():
-        (first,) = receivers(4, 4, 16, 3, torch.device("cpu"))
-    assert receivers(4, 4, 16, 3, torch.device("cpu"))[0] is first and not first.is_inference()
+        (first,) = receivers((4, 4), 16, 3, torch.device("cpu"))
+    assert receivers((4, 4), 16, 3, torch.device("cpu"))[0] is first and not first.is_inference()

@@ -48,6 +48,13 @@ def test_all_evidence_may_be_needed(registered):
     )
 
 
+def test_what_merges_at_the_entry_of_a_block_can_need_nothing_of_it(monkeypatch):
+    own = type("Own", (MergePolicy,), {"at_entry": True, "needs": frozenset({"keys"})})
+    monkeypatch.setitem(POLICIES._factories, "own", own)
+    with pytest.raises(ConfigError, match="'own' merges at the entry of a block, .* and needs keys"):
+        POLICIES.build("own")
+
+
 def test_random_pairs_are_drawn_once_and_are_those_of_the_seed():
     """A draw for each merge would let the host wait for the device each time."""
     merge = (7, 20, 21, 5, torch.device("cpu"))

@@ -10,7 +10,8 @@ and others merge alike. B batch, M tokens, C channels, H heads, D channels of a 
 # a merging block takes a state, and the library's layer tokens
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
@@ -22,14 +23,13 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTAttention, DINOv3ViTLayer
 from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2EncoderLayer
+from transformers.models.videomae.modeling_videomae import VideoMAEAttention, VideoMAELayer
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 from pipeline.backbone.attention import Place, mix, projections
 from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host, key_layer_of
 from pipeline.backbone.hosts.feed_forward import through
 from pipeline.backbone.packed_linear import linear
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class MergingLayer(MergingBlock):
@@ -38,9 +38,10 @@ class MergingLayer(MergingBlock):
     NORMS: tuple[str, str] = ("norm1", "norm2")
     ATTENTION: tuple[str, type[nn.Module]]
     """Its name in the layer, and its class."""
+    PROJECTIONS: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     OUTPUT = "o_proj"
-    NUMBERS = ("scaling", "num_attention_heads", "attention_dropout")
-    """How the attention calls the factor of its logits, H, and its dropout."""
+    NUMBERS = ("scaling", "num_attention_heads", "attention_dropout", "head_dim")
+    """How the attention calls the factor of its logits, H, its dropout, and D."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """transformers wraps the forward of each layer to recompute it in the backward pass, in a way that
@@ -63,11 +64,11 @@ class MergingLayer(MergingBlock):
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         attention, read = self._attention, self.get_submodule(self.NORMS[0])(x)
-        scale, _, dropout = (getattr(attention, name) for name in self.NUMBERS)
+        scale, heads, dropout, dim = attrgetter(*self.NUMBERS)(attention)
         q, k, v = projections(
             [
-                linear(attention.get_submodule(name), read).unflatten(-1, (-1, self.heads[1])).transpose(1, 2)
-                for name in PROJECTIONS[slice(*place.projected)]
+                linear(attention.get_submodule(name), read).unflatten(-1, (heads, dim)).transpose(1, 2)
+                for name in self.PROJECTIONS[slice(*place.projected)]
             ]
         )
         mixed = mix(q, k, v, place, scale=scale, dropout=dropout if self.training else 0.0)
@@ -84,7 +85,7 @@ class MergingLayer(MergingBlock):
         return update
 
     def key_layer(self) -> KeyLayer | str:
-        return key_layer_of(self._attention.get_submodule(PROJECTIONS[1]))
+        return key_layer_of(self._attention.get_submodule(self.PROJECTIONS[1]))
 
     @property
     def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:
@@ -92,11 +93,12 @@ class MergingLayer(MergingBlock):
 
     @property
     def width(self) -> int:
-        return self._attention.get_submodule("q_proj").in_features  # pyright: ignore[reportReturnType]
+        return cast(nn.Linear, self._attention.get_submodule(self.PROJECTIONS[0])).in_features
 
     @property
     def heads(self) -> tuple[int, int]:
-        return getattr(self._attention, self.NUMBERS[1]), self._attention.head_dim  # pyright: ignore[reportReturnType]
+        _, heads, _, dim = attrgetter(*self.NUMBERS)(self._attention)
+        return heads, dim
 
     @property
     def _attention(self) -> nn.Module:
@@ -124,6 +126,38 @@ class MergingViTLayer(MergingLayer, ViTLayer):
         return self.dropout(update)
 
 
+@layer(VideoMAELayer)
+class MergingVideoMAELayer(MergingLayer, VideoMAELayer):
+    """Queries, keys and values in a part of the attention, and no part for the whole MLP."""
+
+    NORMS = ("layernorm_before", "layernorm_after")
+    ATTENTION = ("attention", VideoMAEAttention)
+    PROJECTIONS = ("attention.query", "attention.key", "attention.value")
+    OUTPUT = "output.dense"
+    NUMBERS = (
+        "attention.scaling",
+        "attention.num_attention_heads",
+        "attention.dropout_prob",
+        "attention.attention_head_size",
+    )
+
+    @classmethod
+    def passed_by(cls, block: nn.Module) -> Iterable[nn.Module]:
+        names = ("attention", "attention.attention", "attention.output", "output")
+        return tuple(block.get_submodule(name) for name in names)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        inner = self.intermediate(self.layernorm_after(x))
+        return x + self._branch(linear(self.output.dense, inner), 2)
+
+    def _branch(self, update: Tensor, half: int) -> Tensor:
+        return (self.attention.output if half == 1 else self.output).dropout(update)
+
+    @property
+    def halves(self) -> tuple[Iterable[nn.Module], Iterable[nn.Module]]:
+        return (self.attention,), (self.intermediate, self.output)
+
+
 class MergingScaledLayer(MergingLayer):
     """With scales of the channels, and paths dropped in training."""
 
@@ -146,7 +180,7 @@ class MergingDinov2WithRegistersLayer(MergingScaledLayer, Dinov2WithRegistersLay
 @layer(DINOv3ViTLayer)
 class MergingDINOv3ViTLayer(MergingScaledLayer, DINOv3ViTLayer):
     ATTENTION = ("attention", DINOv3ViTAttention)
-    NUMBERS = ("scaling", "num_heads", "dropout")
+    NUMBERS = ("scaling", "num_heads", "dropout", "head_dim")
 
 
 class MergingTowerLayer(MergingLayer):
@@ -154,7 +188,7 @@ class MergingTowerLayer(MergingLayer):
 
     NORMS = ("layer_norm1", "layer_norm2")
     OUTPUT = "out_proj"
-    NUMBERS = ("scale", "num_heads", "dropout")
+    NUMBERS = ("scale", "num_heads", "dropout", "head_dim")
 
 
 @layer(CLIPEncoderLayer)

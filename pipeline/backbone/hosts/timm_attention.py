@@ -15,6 +15,7 @@ from pipeline.backbone.attention import EVERY, Mixed, Place, mix, projections
 from pipeline.backbone.block import KeyLayer, key_layer_of
 from pipeline.backbone.hosts.feed_forward import idle
 from pipeline.backbone.packed_linear import can_pack, linear, linear_beside, linear_rows
+from pipeline.backbone.tubelets import KeysWithoutBias
 
 TimmAttention = Attention | AttentionRope | EvaAttention
 KNOWN = (Attention, AttentionRope, EvaAttention)
@@ -22,7 +23,7 @@ KNOWN = (Attention, AttentionRope, EvaAttention)
 
 def refuses_attention(attn: nn.Module | None) -> str | None:
     """Why `attend` would compute this module wrongly; None where it would not."""
-    if type(attn) in KNOWN:
+    if type(attn) in (*KNOWN, KeysWithoutBias):
         return None
     known = ", ".join(kind.__name__ for kind in KNOWN)
     return f"its attention is {type(attn).__name__}; merging knows {known}"

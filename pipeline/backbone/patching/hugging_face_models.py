@@ -15,6 +15,7 @@ from transformers import (
     DINOv3ViTModel,
     Siglip2VisionModel,
     SiglipVisionModel,
+    VideoMAEModel,
     ViTModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -23,9 +24,11 @@ from transformers.utils.generic import can_return_tuple
 import pipeline.backbone.hosts.hugging_face_layers  # noqa: F401 - fills HOSTS
 from pipeline.backbone.patching.hugging_face_tower import MergingTower, started
 from pipeline.backbone.patching.merging_model import Embedded, MergingModel
-from pipeline.backbone.rotary import Rotary
+from pipeline.backbone.rotary import Rotary, RotaryRule
+from pipeline.backbone.tubelets import with_changes
 from pipeline.errors import ConfigError
-from pipeline.token_state import TokenState, wide
+from pipeline.merging.traits import traits_of
+from pipeline.token_state import CHANGE, TokenState, wide
 
 NO_NORM = nn.Identity()
 
@@ -223,6 +226,45 @@ class MergingSiglip2VisionModel(MergingTower, Siglip2VisionModel):
         return self.outputs(options, pixel_values, pixel_attention_mask, spatial_shapes)
 
 
+class MergingVideoMAEModel(MergingTower, VideoMAEModel):
+    """Clips [B, T, 3, H, W], whose tubelets all attend to each other."""
+
+    LAYERS = "encoder.layer"
+    CLASS_TOKEN = False
+
+    @classmethod
+    def traits(cls, model: nn.Module, rule: RotaryRule) -> frozenset[str]:
+        config: Any = model.config
+        return traits_of(class_token=False, times=config.num_frames // config.tubelet_size)
+
+    def embedded(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None) -> Embedded:
+        if bool_masked_pos is not None:
+            raise ConfigError("tubelets that are masked have no place in a grid; leave bool_masked_pos out")
+        patches = self.embeddings.patch_embeddings
+        tokens = self.embeddings(pixel_values, None)
+        sides = (patches.tubelet_size, *patches.patch_size)
+        inputs = (pixel_values.shape[1], *pixel_values.shape[-2:])
+        grid = tuple(pixels // side for pixels, side in zip(inputs, sides, strict=True))
+        state = TokenState.start(tokens, grid, 0)
+        if CHANGE in self.merging.policy.carries:
+            state = with_changes(state, pixel_values, sides[0], sides[1:])
+        return Embedded(state)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return NO_NORM if self.layernorm is None else self.layernorm
+
+    def pooled(self, tokens: Tensor, *inputs: Any) -> None:
+        """It has no pooler."""
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, **options: Any
+    ) -> BaseModelOutputWithPooling:
+        """As transformers'. Raises ConfigError for masked tubelets, and see `MergingTower.outputs`."""
+        return self.outputs(options, pixel_values, bool_masked_pos)
+
+
 TOWERS: dict[type[nn.Module], type[MergingModel]] = {
     ViTModel: MergingViTModel,
     Dinov2Model: MergingDinov2,
@@ -231,5 +273,6 @@ TOWERS: dict[type[nn.Module], type[MergingModel]] = {
     CLIPVisionModel: MergingCLIPVisionModel,
     SiglipVisionModel: MergingSiglipVisionModel,
     Siglip2VisionModel: MergingSiglip2VisionModel,
+    VideoMAEModel: MergingVideoMAEModel,
 }
 """Class of a model of transformers -> the host of it and of its subclasses."""

@@ -61,8 +61,8 @@ def _facts(given: Mapping[str, Tensor]) -> dict[str, object]:
     """Options of timm's class that the tensors tell."""
     patches = given.get("patch_embed.proj.weight")
     facts: dict[str, object] = {}
-    if patches is not None and patches.ndim == 4:
-        sides = tuple(patches.shape[2:])
+    if patches is not None and patches.ndim in (4, 5):
+        sides = tuple(patches.shape[-2:])
         facts = {"embed_dim": len(patches), "patch_size": sides[0] if sides[0] == sides[1] else sides}
     if depth := depth_of(given):
         facts["depth"] = depth

@@ -14,6 +14,8 @@ IN_LAYER = {
     "attention.attention.query.": "attn.q_proj.",
     "attention.attention.key.": "attn.k_proj.",
     "attention.attention.value.": "attn.v_proj.",
+    "attention.attention.q_bias": "attn.q_bias",
+    "attention.attention.v_bias": "attn.v_bias",
     "attention.output.dense.": "attn.proj.",
     "attention.o_proj.": "attn.proj.",
     "attention.": "attn.",

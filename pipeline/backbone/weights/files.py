@@ -20,11 +20,9 @@ from pipeline.backbone.weights.stated import Stated
 from pipeline.config.build import build_dataclass
 from pipeline.config.schema import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.token_state import Grid
 
 log = logging.getLogger(__name__)
-
-Grid = tuple[int, int]
-"""Grid of patches: (rows, columns)."""
 
 
 class Weights(dict[str, Tensor]):

@@ -43,9 +43,9 @@ _HEADS = {"classifier.": "head.", "cls_classifier.": "head.", "distillation_clas
 def huggingface_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
     """The tensors under timm's keys; None for another project's state dict.
 
-    Knows ViT, DeiT, ViTMAE, DINOv2 with and without registers, DINOv3, and the image towers of CLIP, SigLIP
-    and SigLIP 2, alone or inside a model of images and texts. Other names stay as they are, and so does a
-    classifier that reads more than one vector of the model's width.
+    Knows ViT, DeiT, ViTMAE, VideoMAE, DINOv2 with and without registers, DINOv3, and the image towers of
+    CLIP, SigLIP and SigLIP 2, alone or inside a model of images and texts. Other names stay as they are, and
+    so does a classifier that reads more than one vector of the model's width.
     """
     plain = {plain_key(key): value for key, value in state_dict.items()}
     patches, prefix = next(((key, match[1]) for key in plain if (match := _PATCHES.match(key))), ("", ""))

@@ -9,6 +9,7 @@ USUAL: dict[str, tuple[int, str]] = {
     "vit": (12, "gelu"),
     "deit": (12, "gelu"),
     "vit_mae": (12, "gelu"),
+    "videomae": (12, "gelu"),
     "dinov2": (12, "gelu"),
     "dinov2_with_registers": (12, "gelu"),
     "dinov3_vit": (6, "gelu"),

@@ -10,6 +10,7 @@ from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.another import another, check_blocks, depth_of
 from pipeline.backbone.weights.big_vision import big_vision_weights
+from pipeline.backbone.weights.clips import for_clips, videomae_weights
 from pipeline.backbone.weights.dialects import DIALECTS, translated
 from pipeline.backbone.weights.dtem_release import dtem_release_weights
 from pipeline.backbone.weights.files import Grid
@@ -31,6 +32,7 @@ DIALECTS |= {
     "transformers": huggingface_weights,
     "big_vision": big_vision_weights,
     "torchvision": torchvision_weights,
+    "VideoMAE": videomae_weights,
 }
 
 FILLED = 0.9
@@ -44,12 +46,13 @@ def load_weights(
     """Copies the tensors that fit into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours,
     those of a project in DIALECTS, or of one that timm itself reads, such as DINOv2.
 
-    A position embedding of another grid is resampled. grid: (rows, columns) of the checkpoint; None: what its
-    file says, else a square. The head of a timm classifier fills the only task, or all tasks whose heads have
-    its shapes. The head of another model fills the task of the same name, or the only task where both models
-    have one. Tensors that depend on another number of classes keep their values, as with timm's
-    `num_classes`; so do the weights of the losses, which belong to a run. Metric embeddings that the
-    checkpoint has not, and whose policy starts them at the keys, start anew at its keys.
+    A position embedding of another grid is resampled. Weights of images fill a backbone of clips, inflated
+    (`for_clips`). grid: (rows, columns) of the checkpoint; None: what its file says, else a square. The head
+    of a timm classifier fills the only task, or all tasks whose heads have its shapes. The head of another
+    model fills the task of the same name, or the only task where both models have one. Tensors that depend
+    on another number of classes keep their values, as with timm's `num_classes`; so do the weights of the
+    losses, which belong to a run. Metric embeddings that the checkpoint has not, and whose policy starts
+    them at the keys, start anew at its keys.
 
     Raises CheckpointError, and leaves the module as it was, where no tensor fits, where the backbone is
     filled in part but not to FILLED, where a tensor of a block has no counterpart, where one has another
@@ -59,6 +62,7 @@ def load_weights(
     grid = grid or getattr(state_dict, "grid", None)
     check_stated(getattr(state_dict, "stated", None) or Stated(), backbone_of(module))
     given = {plain_key(key): value for key, value in translated(state_dict, module).items()}
+    given = for_clips(given, backbone_of(module))
     sources, redrawn = sources_of(module, own, given)
     if not sources:
         raise CheckpointError(

@@ -30,7 +30,7 @@ def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
     recipe: their difference is logged as information. Raises ConfigError.
     """
     wanted, whose = preprocessing_of(config.backbone)
-    size = facts.grid[0] * facts.patch[0], facts.grid[1] * facts.patch[1]
+    size = facts.grid[-2] * facts.patch[0], facts.grid[-1] * facts.patch[1]
     tasks = {}
     for name, task in config.tasks.items():
         _compare(f"tasks.{name}.data", task.data, size, wanted, whose)
@@ -44,7 +44,7 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
     It comes from the source for `NAME:...`, from the config for a run, from the card beside it for a file of
     `dtem export`, from preprocessor_config.json or config.json for a folder of transformers or timm, and
     from timm's table for timm's weights. Other files, and weights that are drawn anew, get what timm's table
-    has for `backbone.name`, with the name None.
+    has for `backbone.name`, with the name None; those of clips get ImageNet's, which VideoMAE has.
     """
     if (named := named_source(config.weights or "")) is not None:
         source, where = named
@@ -52,6 +52,8 @@ def preprocessing_of(config: BackboneConfig) -> tuple[Preprocessing, str | None]
     for read in (_preprocessing_of_run, _preprocessing_of_export, _preprocessing_of_folder):
         if config.weights and (own := read(Path(config.weights))) is not None:
             return own, config.weights
+    if config.frames > 1 and not config.pretrained:
+        return preprocessing_in({}), "VideoMAE" if config.weights else None
     known = get_pretrained_cfg(config.name)
     whose = config.name if config.pretrained and not config.weights else None
     return preprocessing_in({} if known is None else known.to_dict()), whose
@@ -136,7 +138,7 @@ def _compare(
     own = {name: getattr(data.augment, name) for name in asdict(wanted)}
     taken = {name: value for name, value in asdict(wanted).items() if own[name] is None}
     if taken:
-        as_whom = f"as {whose} wants it" if whose else "as timm's weights of that name have it"
+        as_whom = f"as {whose} wants it" if whose else "as is usual with that name"
         log.info("%s.augment: %s, %s", where, _listed(taken), as_whom)
     differing = {name: value for name, value in asdict(wanted).items() if own[name] not in (None, value)}
     if whose is None or not differing:

@@ -13,6 +13,7 @@ from pipeline.merging.policies import (  # noqa: F401  (registration)
     none,
     pitome,
     random,
+    rlt,
     stvit,
     tofu,
     tome,

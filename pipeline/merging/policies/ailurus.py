@@ -71,16 +71,14 @@ def distances(vectors: Tensor) -> Tensor:
 
 def grid_distances(state: TokenState) -> Tensor:
     """[B or 1, n, n]: distances of the patches on the grid, over its diagonal, from 0 to 1. A token lies at
-    the mean of its patches."""
-    height, width = state.grid
-    where = torch.cartesian_prod(
-        torch.arange(height, device=state.size.device), torch.arange(width, device=state.size.device)
-    ).to(state.size.dtype)[None]
+    the mean of its patches. A step in time is as far as one to a neighbour."""
+    sides = [torch.arange(side, device=state.size.device) for side in state.grid]
+    where = torch.cartesian_prod(*sides).to(state.size.dtype)[None]
     if state.merges:
-        head = where.new_zeros(1, state.num_prefix, 2)
+        head = where.new_zeros(1, state.num_prefix, len(state.grid))
         every = torch.cat([head, where], dim=1).expand(state.size.shape[0], -1, -1)
         where = replay(every, state.merges)[:, state.num_prefix :]
-    diagonal = max(1.0, math.hypot(height - 1, width - 1))
+    diagonal = max(1.0, math.hypot(*[side - 1 for side in state.grid]))
     return torch.cdist(where, where, compute_mode="donot_use_mm_for_euclid_dist") / diagonal
 
 

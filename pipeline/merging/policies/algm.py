@@ -5,10 +5,11 @@ The first block that merges takes the windows whose patches are most alike, by t
 and merges each into its first patch. Later blocks match tokens as ToMe does.
 
 The paper merges what is above a threshold, a number that differs by image. Ours: r tokens merge in each
-image, so that the last window may merge in part; windows at the odd edge of a grid are smaller; tokens are
-compared as the block's attention reads them.
+image, so that the last window may merge in part; windows at the odd edge of a grid are smaller; those of a
+clip are of one time; tokens are compared as the block's attention reads them.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -19,7 +20,7 @@ from pipeline.merging.evidence import Evidence
 from pipeline.merging.groups import join, positions
 from pipeline.merging.matching import match_by
 from pipeline.merging.policy import POLICIES, MergePolicy
-from pipeline.token_state import Assignment, TokenState, widened
+from pipeline.token_state import Assignment, Grid, TokenState, widened
 
 
 @POLICIES.register("algm")
@@ -47,23 +48,29 @@ class LocalThenGlobal(MergePolicy):
         return join(state, own.scatter(1, leaving, first.expand_as(own).gather(1, leaving)), r)
 
 
-def windows(grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """[1, n] int64 for each patch of a grid (h, w): its window, and that window's first patch."""
-    (height, width), across = grid, -(-grid[1] // 2)
+def windows(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[1, n] int64 for each patch of a grid, (h, w) or (t, h, w): its window, and the first patch of that."""
+    *times, height, width = grid
+    down, across = -(-height // 2), -(-width // 2)
+    time = torch.arange(math.prod(times), device=device)[:, None, None]
     y = torch.arange(height, device=device)[:, None] // 2
     x = torch.arange(width, device=device) // 2
-    return (y * across + x).view(1, -1), (2 * y * width + 2 * x).view(1, -1)
+    window, first = (time * down + y) * across + x, (time * height + 2 * y) * width + 2 * x
+    return window.view(1, -1), first.view(1, -1)
 
 
-def window_likeness(vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, W]: the mean cosine of all pairs of patches in each window, row by row; 0 in a window of one patch.
-    vectors [B, n, F] of the grid's patches."""
+def window_likeness(vectors: Tensor, grid: Grid) -> Tensor:
+    """[B, W]: the mean cosine of all pairs of patches in each window, row by row, time by time; 0 in a window
+    of one patch. vectors [B, n, F] of the grid's patches."""
+    times = math.prod(grid[:-2])
     unit = F.normalize(widened(vectors), dim=-1)
-    planes = unit.mT.unflatten(-1, grid)
+    unit = unit.reshape(unit.shape[0] * times, grid[-2] * grid[-1], unit.shape[-1])
+    planes = unit.mT.unflatten(-1, grid[-2:])
     total = _window_sums(planes).square().sum(dim=1)
     alone = _window_sums(planes.square().sum(dim=1, keepdim=True))[:, 0]
     count = _window_sums(torch.ones_like(planes[:1, :1]))[:, 0]
-    return ((total - alone) / (count * (count - 1)).clamp(min=1)).flatten(1)
+    found = ((total - alone) / (count * (count - 1)).clamp(min=1)).flatten(1)
+    return found.reshape(vectors.shape[0], times * found.shape[1])
 
 
 def _window_sums(planes: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pipeline.merging.evidence import Evidence
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.merging.pruning import divide, least_first, likeness, slots_of
 from pipeline.merging.rows import take_rows, without_autocast
-from pipeline.token_state import Assignment, Carried, TokenState, widened
+from pipeline.token_state import Assignment, Carried, Grid, TokenState, widened
 
 GRAPH = "gtp.graph"
 GRAPHS = ("spatial", "semantic", "mixed")
@@ -33,8 +33,8 @@ class GTP(MergePolicy):
     """Prunes the r patches with the least attention to themselves times attention received, each the largest
     of the heads, after alpha times each was added to its neighbours that stay.
 
-    graph: which patches are neighbours: `spatial` (the eight around one), `semantic` (the `neighbours` whose
-    embeddings are most similar) or `mixed` (both). Raises ConfigError.
+    graph: which patches are neighbours: `spatial` (the eight around one, of a clip the 26), `semantic` (the
+    `neighbours` whose embeddings are most similar) or `mixed` (both). Raises ConfigError.
     """
 
     needs = frozenset({"received", "own_attention", "keys"})
@@ -88,12 +88,14 @@ class GTP(MergePolicy):
         return Assignment(keep, source, slot, num_tokens, keep.shape[1], spread=self.alpha * weights)
 
 
-def spatial_neighbours(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """[1, N, N] bool: whether two patches of a grid (h, w) touch, also at a corner."""
-    width, every = grid[1], torch.arange(grid[0] * grid[1], device=device)
-    row, column = every // max(1, width), every % max(1, width)
-    near = ((row[:, None] - row).abs() <= 1) & ((column[:, None] - column).abs() <= 1)
-    return (near & (every[:, None] != every))[None]
+def spatial_neighbours(grid: Grid, device: torch.device) -> Tensor:
+    """[1, N, N] bool: whether two patches of a grid, (h, w) or (t, h, w), touch, also at a corner."""
+    every = torch.arange(math.prod(grid), device=device)
+    near, rest = every[:, None] != every, every
+    for side in reversed(grid):
+        place, rest = rest % max(1, side), rest // max(1, side)
+        near = near & ((place[:, None] - place).abs() <= 1)
+    return near[None]
 
 
 def semantic_neighbours(patches: Tensor, count: int) -> Tensor:

@@ -75,6 +75,7 @@ KINDS = {
     "vit": hf.ViTConfig,
     "deit": hf.DeiTConfig,
     "vit_mae": hf.ViTMAEConfig,
+    "videomae": hf.VideoMAEConfig,
     "dinov2": hf.Dinov2Config,
     "dinov2_with_registers": hf.Dinov2WithRegistersConfig,
     "dinov3_vit": hf.DINOv3ViTConfig,

@@ -2,7 +2,7 @@
 their pixels."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import open_clip
 import pytest
@@ -168,3 +168,13 @@ def test_a_run_keeps_what_it_took_and_passes_it_on(tiny_run, tmp_path):
         found, whose = preprocessing_of(BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)))
         assert found == data.augment.preprocessing and whose == str(weights)
     assert complete_data(saved, model_facts(saved.backbone)) == saved, "what is resolved stays as it is"
+
+
+def test_clips_have_videomaes_pixels_unless_timms_weights_are_inflated():
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    clips = BackboneConfig(name=name, frames=16)
+    assert preprocessing_of(clips) == (Preprocessing(), None)
+    assert preprocessing_of(replace(clips, weights="nothing.pth")) == (Preprocessing(), "VideoMAE")
+    found, whose = preprocessing_of(replace(clips, pretrained=True))
+    assert found.mean == (0.5, 0.5, 0.5) and whose == name
+    assert completed(dict(name=name, frames=16, img_size=[64, 96])).tasks["photos"].data.img_size == (64, 96)

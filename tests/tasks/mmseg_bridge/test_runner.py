@@ -18,14 +18,13 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import SEED, SIZES, images
+from tiny import OF_IMAGES, SEED, SIZES, images
 from torch import nn
 
 import tasks.mmseg_bridge  # noqa: F401 - registers DTEMBackbone
 from pipeline import build_backbone, load_weights
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.merging.policies import POLICIES
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
@@ -211,7 +210,7 @@ def test_features_equal_timms_without_merging():
     torch.testing.assert_close(backbone(images())[1], normed)
 
 
-@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("policy", OF_IMAGES)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size", [(64, 64), (61, 90), (7, 40)])
 def test_any_input_gives_a_grid_that_covers_it(policy, training, size):
