@@ -114,6 +114,13 @@ TABLE = (
         ("digits",),
     ),
     Row(
+        "moving_digits_dtem_vs_tome",
+        "moving_digits_dtem_vs_tome.py",
+        f"--train data/moving_digits --val data/moving_digits --work {WORK}/moving_digits_dtem_vs_tome",
+        TRIAL,
+        ("moving_digits",),
+    ),
+    Row(
         "cifar10_dtem_vs_tome",
         "cifar10_dtem_vs_tome.py",
         f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome",
@@ -211,7 +218,10 @@ TABLE = (
     ),
     *GPU,
 )
-MADE = {"digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "12000"]}
+MADE = {
+    "digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "12000"],
+    "moving_digits": ["shards", "make", "moving_digits", "data/moving_digits", "--train", "12000"],
+}
 """Sets that `dtem` makes where they are not there yet."""
 SHORT_SECONDS = 880.0
 """Of all short runs together; a row that begins has what is left of them at most."""

@@ -131,8 +131,9 @@ def record_sweep(
     merged: bool = False,
     within: float = 1.0,
     metrics: Sequence[str] = (),
+    policies: Sequence[str] = POLICIES,
 ) -> None:
-    """Sweeps all policies over the runs (seeds of one setup) and writes table, plot and record.
+    """Sweeps policies over the runs (seeds of one setup) and writes table, plot and record.
 
     name: of a point, with {} for its target. merged, within: see `launch.measure.sweep.sweep`. metrics: what
     is recorded, one result for each task, point and metric; by default the one that a task ranks by. All are
@@ -141,7 +142,7 @@ def record_sweep(
     targets, rounds = shown(args, targets), 5 if args.steps is None else 1
     results = sweep(
         [read_run(run, "last", data) for run in runs],
-        POLICIES,
+        policies,
         targets,
         merged=merged,
         within=within,
