@@ -23,6 +23,7 @@ EXTRAS = {
     "completion": "`dtem completion`",
     "demo": "the data set digit_scenes",
     "datasets": "a data set of Hugging Face datasets",
+    "video": "a stored video",
     "s3": "s3://",
     "gs": "gs://",
     "az": "az://",

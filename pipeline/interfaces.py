@@ -35,19 +35,20 @@ Scores = dict[str, float | None]
 """Metric -> value; None is n/a, for instance the IoU of a class that no sample has."""
 
 Encode = Callable[[Tensor], BackboneOutput]
-"""Maps images [B, 3, H, W] to the backbone's output under the merge of inference, with the taps and source
-maps that the task reads."""
+"""Maps images [B, 3, H, W], or clips [B, T, 3, H, W], to the backbone's output under the merge of inference,
+with the taps and source maps that the task reads."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of one task.
 
-    images [B, 3, H, W]: uint8 from a stream; after `to` float32 and normalised, as models read them. targets:
-    the task's own dataclass of tensors. keys [B]: names of the images' samples. normalisation: applied by
-    `to`; None where it is done. views: number of images of each sample, which are neighbours and have a
-    target each, so that `unflatten(0, (-1, views))` is [samples, views, ...]. coded: images that `to` decodes
-    on the device, which `images` is without until then.
+    images [B, 3, H, W]; of clips [B, T, 3, H, W], in evaluation perhaps [B, V, T, 3, H, W] of V views of one:
+    uint8 from a stream; after `to` float32 and normalised, as models read them. targets: the task's own
+    dataclass of tensors. keys [B]: names of the images' samples. normalisation: applied by `to`; None where
+    it is done. views: number of images of each sample, which are neighbours and have a target each, so that
+    `unflatten(0, (-1, views))` is [samples, views, ...]. coded: images that `to` decodes on the device, which
+    `images` is without until then.
     """
 
     task: str
@@ -153,6 +154,8 @@ class Task(nn.Module):
     """Whether the head reads no patches of the final state. A step of training then leaves them out."""
     unmerge: str | None = None
     """The head's way to unmerge, one of `pipeline.merging.unmerge.UNMERGES`; None where it does not."""
+    reads_clips: bool = False
+    """Whether its images are clips [B, T, 3, H, W], which only some backbones read."""
     num_classes: int = 0
     """Number of classes of the head; 0 where it has none."""
     has_one_class: bool = False

@@ -187,6 +187,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     )
     backbone.set_reduction(_reduction(backbone, merging))
     tasks = {name: TASKS.build(task.type, backbone, **task.head) for name, task in config.tasks.items()}
+    _check_inputs(backbone, tasks)
     own = {name: task for name, task in config.tasks.items() if task.merging is not None}
     model = MultiTaskModel(
         backbone,
@@ -202,6 +203,16 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     )
     _load_start(model, config)
     return model
+
+
+def _check_inputs(backbone: MergingViT, tasks: Mapping[str, Task]) -> None:
+    """Raises ConfigError with all tasks that read clips where the backbone reads images, or the reverse."""
+    clips = backbone.reads_clips
+    wrong = [f"tasks.{name}" for name, task in tasks.items() if task.reads_clips != clips]
+    if wrong:
+        they, it = ("images", "clips") if clips else ("clips", "images")
+        way_out = "leave backbone.frames out" if clips else "give backbone.frames, such as 16"
+        raise ConfigError(f"{', '.join(wrong)} read {they}, and the backbone {it}; {way_out}, or other tasks")
 
 
 def _objective(config: RunConfig, tasks: Mapping[str, Task]) -> Objective:

@@ -44,10 +44,10 @@ class Noise:
         return cls(tuple(boxes), torch.cat(values)) if boxes else None
 
     def onto(self, images: Tensor) -> None:
-        """Overwrites the boxes of float32 images [B, 3, H, W]."""
+        """Overwrites the boxes of float32 images [B, 3, H, W], or of clips [B, T, 3, H, W] in each frame."""
         pieces = self.values.split([3 * height * width for *_, height, width in self.boxes])
         for (image, top, left, height, width), piece in zip(self.boxes, pieces, strict=True):
-            images[image, :, top : top + height, left : left + width] = piece.view(3, height, width)
+            images[image, ..., top : top + height, left : left + width] = piece.view(3, height, width)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Normalisation:
     changes: Changes | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The images, uint8 [B, 3, H, W], as float32 on the same device. The host does not wait for it."""
+        """The images, uint8 [B, 3, H, W], or clips [B, ..., 3, H, W], as float32 on the same device. The host
+        does not wait for it."""
         if self.changes is not None:
             images = self.changes(images)
         scale, shift = _constants(self.mean, self.std, images.device)

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +26,26 @@ def seed_generators(*address: int | str) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def generator_states() -> tuple[Any, ...]:
+    """Where the CPU generators of Python, NumPy and torch are, for `set_generators`."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def set_generators(states: tuple[Any, ...]) -> None:
+    """Sets the CPU generators to where they were."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
 @contextmanager
 def preserved_generators() -> Iterator[None]:
     """Restores the CPU generators at the end: without workers they are those of the training process."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = generator_states()
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        set_generators(states)
 
 
 def generator(*address: int | str) -> torch.Generator:

@@ -91,6 +91,18 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def moving_digits(tmp_path_factory) -> Path:
+    """A folder of moving_digits shards: 40 clips to train on, 12 to evaluate, of 8 frames of 32x32 pixels."""
+    from pipeline.data.make.digits.moving import MOTIONS, moving_digits_jobs
+    from pipeline.data.make.write import write_shards
+
+    folder = tmp_path_factory.mktemp("moving_digits")
+    jobs = moving_digits_jobs(train=40, val=12, size=32, frames=8, form="png", shard_size=20)
+    write_shards(jobs, folder, classes=MOTIONS)
+    return folder
+
+
 @pytest.fixture
 def tiny_run(digits, tmp_path) -> Callable[..., RunConfig]:
     """A real run of a few steps: `tiny_run(train={...}, ...)` replaces fields, by section; `augment` and

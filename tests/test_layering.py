@@ -51,7 +51,7 @@ ROOMS = {
     "backbone": BASE
     | {"extras", "files", "pixels", "shared_tensors", "version", "run_folder", "config", "plan", "merging"},
     "data.targets": set(),
-    "data.members": {"coded", "errors", "framing"},
+    "data.members": {"coded", "errors", "framing", "extras"},
     "data.layouts": {"errors", "extras", "rng", "data.members"},
     "data.shards": {"extras", "config", "errors", "files", "redact", "data.members", "data.layouts"},
     "data.augment": {
@@ -66,7 +66,7 @@ ROOMS = {
         "data.members",
         "data.targets",
     },
-    "data.samples": {"changes", "coded", "config", "errors", "registry", *DATA} - {"data"},
+    "data.samples": {"changes", "coded", "config", "errors", "extras", "registry", *DATA} - {"data"},
     "data": {
         "changes",
         "coded",
@@ -165,6 +165,7 @@ name. `cluster` starts `train.py`, and `completion` reads the parser of `cli.py`
 
 DOORS = {
     "aiohttp": {"pipeline/data/shards/storage.py"},
+    "av": {"pipeline/data/members/video.py"},
     "datasets": {"pipeline/data/layouts/hf_datasets.py"},
     "deepspeed": {"pipeline/engine/zero.py"},
     "huggingface_hub": {"pipeline/backbone/adapters/hub.py"},

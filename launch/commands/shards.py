@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.commands import shard_tools
 from launch.commands.arguments import HelpFormatter
 from launch.commands.values import count
-from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, LABELS, MASKS, SHARD_SIZES, TABLES
+from pipeline.data.layouts import CAPTIONS, IMAGE_FOLDER, LABELS, MASKS, SHARD_SIZES, TABLES, VIDEOS
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -27,9 +27,10 @@ def add_parser(subparsers) -> None:
     make = actions.add_parser("make", help="write shards, or the manifest of existing ones")
     kinds = make.add_subparsers(dest="kind", metavar="KIND", required=True)
     _add_imagefolder(kinds)
-    for kind, tree in (MASKS | CAPTIONS | TABLES).items():
+    for kind, tree in (MASKS | CAPTIONS | TABLES | VIDEOS).items():
         _add_layout(kinds, kind, tree)
     _add_digit_scenes(kinds)
+    _add_moving_digits(kinds)
     _add_index(kinds)
     _add_verify(actions)
     _add_words(actions)
@@ -63,12 +64,11 @@ def _add_pictures(parser: argparse.ArgumentParser, kind: str, source: str) -> No
     parser.add_argument("src", metavar="SRC", help=source)
     parser.add_argument("out", metavar="OUT", help="an empty or new folder")
     _add_shard_size(parser, SHARD_SIZES[kind])
-    parser.add_argument(
-        "--size",
-        type=count,
-        metavar="PX",
-        help="resize larger pictures to this shorter side (default: keep the files)",
-    )
+    told = "resize larger pictures to this shorter side (default: keep the files)"
+    if kind in VIDEOS:
+        parser.set_defaults(size=None)
+    else:
+        parser.add_argument("--size", type=count, metavar="PX", help=told)
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out files that cannot be read, and say which"
     )
@@ -88,12 +88,31 @@ def _add_digit_scenes(kinds) -> None:
         formatter_class=HelpFormatter,
         epilog="example: dtem shards make digit_scenes data/digits",
     )
-    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
-    parser.add_argument(
-        "--train", type=count, default=4000, metavar="N", help="training scenes (default 4000)"
+    _add_made(parser, "scenes", 64)
+
+
+def _add_moving_digits(kinds) -> None:
+    parser = kinds.add_parser(
+        "moving_digits",
+        help="the embedded set of clips: how a handwritten digit moves is its class",
+        formatter_class=HelpFormatter,
+        epilog="example: dtem shards make moving_digits data/moving_digits",
     )
-    parser.add_argument("--val", type=count, default=500, metavar="N", help="validation scenes (default 500)")
-    parser.add_argument("--size", type=count, default=64, metavar="PX", help="pixels per side (default 64)")
+    _add_made(parser, "clips", 32)
+    parser.add_argument("--frames", type=count, default=8, metavar="N", help="of a clip (default 8)")
+    parser.add_argument(
+        "--form", choices=("png", "mp4"), default="png", help="how frames are stored (default png, exact)"
+    )
+
+
+def _add_made(parser: argparse.ArgumentParser, what: str, size: int) -> None:
+    """Adds the arguments of the makers of embedded sets."""
+    parser.add_argument("out", metavar="OUT", help="an empty or new folder")
+    for split, word, number in (("train", "training", 4000), ("val", "validation", 500)):
+        told = f"{word} {what} (default {number})"
+        parser.add_argument(f"--{split}", type=count, default=number, metavar="N", help=told)
+    told = f"pixels per side (default {size})"
+    parser.add_argument("--size", type=count, default=size, metavar="PX", help=told)
     _add_shard_size(parser, 500)
     _add_common(parser)
 
@@ -118,7 +137,7 @@ def _add_index(kinds) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of the order, or of the scenes (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order, or of what is drawn (default 0)")
     _add_workers(parser)
 
 
@@ -164,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
         return (shard_tools.RUNS | {"verify": _verify, "words": _words})[args.action](args)
     # makers say what they take and what they leave out
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    makers = {"digit_scenes": _make_digit_scenes, "index": _make_index}
+    makers = {"digit_scenes": _make_digit_scenes, "moving_digits": _make_moving_digits, "index": _make_index}
     return shard_tools.tell(makers.get(args.kind, _make_tree)(args))
 
 
@@ -188,6 +207,15 @@ def _make_digit_scenes(args: argparse.Namespace) -> Path:
     return write_shards(
         jobs, Path(args.out), classes=CLASSES, mask_classes=MASK_CLASSES, workers=args.workers
     )
+
+
+def _make_moving_digits(args: argparse.Namespace) -> Path:
+    from pipeline.data.make.digits.moving import MOTIONS, moving_digits_jobs
+    from pipeline.data.make.write import write_shards
+
+    names = ("train", "val", "size", "frames", "form", "shard_size", "seed")
+    jobs = moving_digits_jobs(**{name: getattr(args, name) for name in names})
+    return write_shards(jobs, Path(args.out), classes=MOTIONS, workers=args.workers)
 
 
 def _make_index(args: argparse.Namespace) -> Path:

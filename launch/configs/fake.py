@@ -9,7 +9,13 @@ from torch import Tensor
 from launch.configs.prepared import Prepared
 from pipeline.config.schema import DataConfig
 from pipeline.data.samples.text import build_tokenizer
-from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets, MultiLabelTargets
+from pipeline.data.targets import (
+    CaptionTargets,
+    ClassificationTargets,
+    ClipTargets,
+    MaskTargets,
+    MultiLabelTargets,
+)
 from pipeline.engine import build_engine
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Task
@@ -64,6 +70,10 @@ def _classes(data: DataConfig, head: Task, number: int) -> ClassificationTargets
     return ClassificationTargets(torch.randint(0, max(1, head.num_classes), (number,)))
 
 
+def _clips(data: DataConfig, head: Task, number: int) -> ClipTargets:
+    return ClipTargets(_classes(data, head, number).labels)
+
+
 def _several(data: DataConfig, head: Task, number: int) -> MultiLabelTargets:
     return MultiLabelTargets(torch.randint(0, 2, (number, head.num_classes)).float())
 
@@ -84,6 +94,7 @@ def _captions(data: DataConfig, head: Task, number: int) -> CaptionTargets:
 
 FAKES: dict[type, Callable[[DataConfig, Task, int], object]] = {
     ClassificationTargets: _classes,
+    ClipTargets: _clips,
     MultiLabelTargets: _several,
     MaskTargets: _masks,
     CaptionTargets: _captions,

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from launch.measure.prediction_files import PredictionFiles
-from pipeline.data.targets import CaptionTargets, ClassificationTargets, MaskTargets, MultiLabelTargets
+from pipeline.data.targets import (
+    CaptionTargets,
+    ClassificationTargets,
+    ClipTargets,
+    MaskTargets,
+    MultiLabelTargets,
+)
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores, Tallies, Task
@@ -23,7 +29,7 @@ MOST_CLASSES = 2048
 """Most classes of a confusion matrix; with more, there is only the accuracy of each class."""
 RECORDED = "recorded/"
 """What the names of this module's own tallies begin with."""
-KINDS = (ClassificationTargets, MultiLabelTargets, CaptionTargets, MaskTargets)
+KINDS = (ClassificationTargets, ClipTargets, MultiLabelTargets, CaptionTargets, MaskTargets)
 
 
 class Sink(Protocol):
@@ -58,7 +64,7 @@ class Recorder(nn.Module):
         task, encode = self.model.tasks[batch.task], self.model.encoder(batch.task, reduction)
         number = self._batches[batch.task] = self._batches.get(batch.task, -1) + 1
         sink = self._sinks.get(batch.task)
-        if task.reads is ClassificationTargets and (sink is not None or _gives_logits(task)):
+        if issubclass(task.reads, ClassificationTargets) and (sink is not None or _gives_logits(task)):
             logits = task.infer(encode, batch)
             if sink is not None:
                 self._add_classes(sink, batch, logits, number)

@@ -125,13 +125,13 @@ class _Painter:
 def draw_batch(
     model: MultiTaskModel, batch: Batch, choice: Choice, classes: Sequence[str]
 ) -> tuple[Drawing, list[Panel]]:
-    """What is drawn of a batch of one image, and its film, see `Films`. Raises ConfigError for a reduction
-    that needs more tokens than the image has."""
+    """What is drawn of a batch of one image, and its film, see `Films`; a clip has none. Raises ConfigError
+    for a reduction that needs more tokens than the image has."""
     for reduction in choice.reductions:
         checked_reduction(model, first_grid(model, batch), reduction)
     reductions = choice.reductions or [None]
     drawing = draw_sample(model, batch, reductions=reductions, blocks=choice.blocks, classes=classes)
-    if not choice.film:
+    if not choice.film or batch.images.ndim > 4:
         return drawing, []
     picture, moved = picture_of(batch.images[0]), batch.to(next(model.parameters()).device)
     every = range(1, model.backbone.depth + 1)

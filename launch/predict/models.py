@@ -92,6 +92,11 @@ class RunModel:
 
     def _transform(self, task: str) -> Callable[[Tensor], Tensor]:
         data, reads = self.run.config.tasks[task].data, self.model.tasks[task].reads
+        if self.model.tasks[task].reads_clips:
+            raise ConfigError(
+                f"task '{task}' reads clips, and these are pictures; for clips in shards give `dtem evaluate "
+                "--predictions FILE`"
+            )
         unknown_targets(reads, (1, 1))  # raises ConfigError for a task of which no image alone can be asked
         if reads is MaskTargets:
             return lambda image: resize_for_evaluation(image, data.augment)

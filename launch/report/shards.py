@@ -1,11 +1,12 @@
 """What is said of shards."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.make.look import class_counts
+from pipeline.data.members.clips import kind_of
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.table import Shard
@@ -18,12 +19,19 @@ def lines_about(manifest: Path) -> list[str]:
     size = int(made.shards.num_bytes.sum()) / 2**20
     classes = f", {len(made.classes)} classes" if made.classes else ""
     classes += f", {len(made.mask_classes)} mask classes" if made.mask_classes else ""
-    members = printable(", ".join(made.schema))
+    members = printable(_members(made.schema))
     return [
         f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB{classes}, "
         f"members {members}",
         _splits(made.shards),
     ]
+
+
+def _members(suffixes: Sequence[str]) -> str:
+    """The members, of which frames of clips are told together."""
+    frames = [suffix for suffix in suffixes if kind_of(suffix) == "frame"]
+    others = [suffix for suffix in suffixes if suffix not in frames]
+    return ", ".join([*([f"{frames[0]} to {frames[-1]}"] if frames else []), *others])
 
 
 def _samples_by_split(shards: Iterable[Shard]) -> Counter[str]:
@@ -80,7 +88,7 @@ def lines_of_facts(facts: dict[str, Any]) -> list[str]:
     mebibytes = facts["bytes"] / 2**20
     lines = [
         f"{facts['set']}: {facts['samples']} samples in {facts['shards']} shards, {mebibytes:.1f} MiB",
-        f"members: {', '.join(facts['members'])}",
+        f"members: {_members(facts['members'])}",
         "splits: " + ", ".join(f"{split or 'not named'} {count}" for split, count in facts["splits"].items()),
         f"digest: {facts['digest']}" + ("" if facts["hashed"] else ", without the sha256 of each shard"),
         *(f"place: {place}" for place in facts["places"]),

@@ -4,6 +4,7 @@ What is drawn for an image depends on its address alone (see `pipeline.data.augm
 makes of an image does not depend on the others in the batch.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,13 +59,18 @@ class Changes:
         return cls(tuple(groups)) if groups else None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The changed images, uint8 [B, 3, H, W], in new memory. The host does not wait for the device. On a
-        CPU one image is changed after the other, so that what is computed between stays in its caches."""
+        """The changed images, uint8 [B, 3, H, W], in new memory; of clips [B, T, 3, H, W] each frame
+        undergoes the change of its clip. The host does not wait for the device. On a CPU one image is changed
+        after the other, so that what is computed between stays in its caches."""
         images = images.clone()
+        frames = math.prod(images.shape[1:-3])
         for group in self.groups:
             together = 1 if images.device.type == "cpu" else len(group.images)
             for places, values in zip(
                 group.images.split(together), group.values.split(together), strict=True
             ):
-                images.index_copy_(0, places, KERNELS[group.kind](images.index_select(0, places), values))
+                picked = images.index_select(0, places)
+                each = values if frames == 1 else values.repeat_interleave(frames, dim=0)
+                changed = KERNELS[group.kind](picked.reshape(-1, *images.shape[-3:]), each)
+                images.index_copy_(0, places, changed.reshape(picked.shape))
         return images

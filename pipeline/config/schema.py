@@ -11,6 +11,7 @@ from pipeline.config.log_schema import LogConfig
 from pipeline.config.optim_schema import OptimConfig
 from pipeline.config.reduction_schema import ReductionConfig, TaskMergingConfig, require, require_range
 from pipeline.config.task_schema import (
+    MAX_FRAMES,
     MAX_PIXELS,
     MAX_WORKERS,
     DataConfig,
@@ -37,8 +38,6 @@ MAX_SECONDS = 10**6
 """Longest timeout, in seconds."""
 MAX_THREADS = 1024
 """Most threads of a process; torch crashes on many more."""
-MAX_FRAMES = 1024
-"""Most frames of a clip."""
 
 
 def check_frames(frames: int, tubelet: int) -> None:

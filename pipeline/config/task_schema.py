@@ -24,6 +24,11 @@ MAX_WEIGHT = 1000
 """Most copies of a set in an epoch."""
 MAX_WAIT = 1700.0
 """Longest wait for a batch in seconds: the other ranks wait half an hour for one that reads its data."""
+MAX_FRAMES = 1024
+"""Most frames of a clip."""
+MAX_STRIDE = 1 << 12
+MAX_CLIPS = 64
+"""Most clips of a video in evaluation."""
 MAX_PREFETCH = 64
 """Most batches that a worker has ready. These limits refuse configs, perhaps a stranger's, that ask for more
 than any machine has."""
@@ -105,6 +110,14 @@ class DataConfig:
     """Several classes of an image: the field of `json` that holds the list of them."""
     tokenizer: dict[str, Any] | None = None
     """Captions: the name (`type`) and options of the tokenizer, for instance dict(type="clip")."""
+    frames: int | None = None
+    """Clips: frames of one; None: as many as the backbone reads."""
+    stride: int | None = None
+    """Clips: a stretch of every so many frames of the video. None: one of each of as many equal parts."""
+    eval_clips: int = 1
+    """Clips: of each video in evaluation, whose scores are averaged."""
+    eval_crops: Literal[1, 3] = 1
+    """Clips: of each in evaluation: that of the middle, or three along the longer side; averaged too."""
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -144,6 +157,10 @@ class DataConfig:
             "prefetch": MAX_PREFETCH,
         }.items():
             require(getattr(self, name) <= most, f"data.{name} is {getattr(self, name)}; give at most {most}")
+        for name, most in {"frames": MAX_FRAMES, "stride": MAX_STRIDE, "eval_clips": MAX_CLIPS}.items():
+            value = getattr(self, name)
+            fits = value is None or 1 <= value <= most
+            require(fits, f"data.{name} is {value}; give 1 to {most}")
         for weight in self.train_weights or []:
             require(
                 0 < weight <= MAX_WEIGHT,
@@ -189,6 +206,11 @@ class DataConfig:
     def size(self) -> tuple[int, int]:
         """(height, width) of the crop in pixels: img_size, and 224 without one, for data without a model."""
         return height_width(224 if self.img_size is None else self.img_size)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip: `frames`, and 16 without it, for data without a model."""
+        return 16 if self.frames is None else self.frames
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,13 +203,14 @@ class BatchReader(Dataset[Loaded]):
         return Batch(self.task, images, targets, keys, normalisation, self._views, coded)
 
     def _noise(self, views: Sequence[Sample]) -> Noise | None:
-        """Noise of random erasing for each image; None where nothing is erased."""
+        """Noise of random erasing for each image, the same for all frames of a clip; None where nothing is
+        erased."""
         if self._seed is None or self._erase is None:
             return None
         patches = []
         for view in views:
             seed_generators(self._seed, "erase", *view.address)
-            patches.append(self._erase(view.image.shape))
+            patches.append(self._erase(view.image.shape[-3:]))
         return Noise.of(patches)
 
 

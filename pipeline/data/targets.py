@@ -25,6 +25,11 @@ class ClassificationTargets:
 
 
 @dataclass(frozen=True)
+class ClipTargets(ClassificationTargets):
+    """The same, of clips."""
+
+
+@dataclass(frozen=True)
 class MultiLabelTargets:
     """labels: float32 [B, K], 1 for each class that an image has and 0 for the others; shares of them after
     mixup or cutmix. mixture: see `ClassificationTargets`."""

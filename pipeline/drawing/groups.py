@@ -34,7 +34,10 @@ def checked_blocks(blocks: Sequence[int], depth: int) -> list[int]:
 
 def picture_of(image: Tensor) -> NDArray[np.uint8]:
     """The image, uint8 [3, H, W], as uint8 [H, W, 3], in whole steps enlarged if it is small and thinned out
-    if it is large."""
+    if it is large. A clip [..., T, 3, H, W] is its frames, of several views those of the first, side by
+    side."""
+    if image.ndim > 3:
+        image = torch.cat(image.flatten(0, -4)[: image.shape[-4]].unbind(0), dim=-1)
     pixels = image.permute(1, 2, 0).cpu().numpy()
     longest = max(pixels.shape[:2])
     if longest > MOST:

@@ -38,14 +38,15 @@ def draw_sample(
 
     model: in evaluation mode. batch: of one image, as a stream gives it: uint8, with its normalisation. Where
     what is true is not known, its targets are `unknown_targets`. reductions: None is the task's own. blocks:
-    counted from 1; None: three, spread over the depth; () leaves the groups out. classes: names of the task's
-    classes. Raises ConfigError.
+    counted from 1; None: three, spread over the depth; () leaves the groups out, and so does a clip. classes:
+    names of the task's classes. Raises ConfigError.
     """
     picture = picture_of(batch.images[0])
     blocks = default_blocks(model.backbone.depth) if blocks is None else blocks
     moved = batch.to(next(model.parameters()).device)
     found = _answers(model, moved, picture, [0, *(own for own in reductions if own != 0)], classes)
-    groups = draw_groups(model, batch.task, moved.images[0], picture, reductions, blocks) if blocks else []
+    shown = blocks if batch.images.ndim == 4 else ()
+    groups = draw_groups(model, batch.task, moved.images[0], picture, reductions, shown) if shown else []
     return Drawing(
         batch.keys[0] if batch.keys else "",
         Panel(picture, "image"),
@@ -61,8 +62,8 @@ def unknown_targets(reads: type, size: tuple[int, int], count: int = 1) -> Any:
     """The targets of images, `count` of them, of which nothing is known. reads: a task's `reads`. size:
     (height, width) in pixels that a mask of each is to have. Raises ConfigError for a dataclass that is none
     of ours."""
-    if reads is ClassificationTargets:
-        return ClassificationTargets(torch.full((count,), -1))
+    if issubclass(reads, ClassificationTargets):
+        return reads(torch.full((count,), -1))
     if reads is MultiLabelTargets:
         return MultiLabelTargets(torch.full((count, 1), -1.0))
     if reads is CaptionTargets:

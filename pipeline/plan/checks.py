@@ -38,6 +38,19 @@ def _check_images(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
                 near = " or ".join(str(multiple) for multiple in near_multiples(max(pixels, 1), side))
                 of = "" if pixels == size else f" ({pixels})"
                 yield f"{where} is {size}, which does not divide by patch {side}{of}; nearest: {near}"
+    yield from _check_frames(config)
+
+
+def _check_frames(config: RunConfig) -> Iterator[str]:
+    own = config.backbone.frames
+    for name, task in config.tasks.items():
+        asked = f"tasks.{name}.data.frames is {task.data.frames}"
+        if task.data.frames is None or task.data.frames == own:
+            continue
+        if own > 1:
+            yield f"{asked} and backbone.frames is {own}; give both alike, or leave data.frames out"
+        else:
+            yield f"{asked}, and the backbone reads images; give backbone.frames={task.data.frames} too"
 
 
 def _check_merging(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:

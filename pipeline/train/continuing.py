@@ -49,6 +49,8 @@ HARMLESS = (
     "tasks.*.data.limit_val",
     "tasks.*.data.batch_size",
     "tasks.*.data.eval_batch_size",
+    "tasks.*.data.eval_clips",
+    "tasks.*.data.eval_crops",
     "tasks.*.data.workers",
     "tasks.*.data.prefetch",
     "tasks.*.data.start_workers",

@@ -26,6 +26,7 @@ NUM_SAMPLES |= {
     "scenes_captioning": 12_000,
 }
 NUM_SAMPLES |= {"coco_captions": 113_287, "digits_captioning": 12_000}
+NUM_SAMPLES |= {"kinetics": 240_436, "moving_digits": 12_000}
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 BASE_RECIPES = [
     path
@@ -74,7 +75,7 @@ def test_a_config_says_how_it_is_run(path):
     for word in ("command", "source", "hardware", "expected"):
         assert re.search(rf"^{word} ", head, re.M), f"the head comment of {path.name} does not say its {word}"
     assert f"configs/{path.name}" in head
-    if path.stem.startswith(("imagenet", "ade20k", "coco", "multitask")):
+    if path.stem.startswith(("imagenet", "ade20k", "coco", "multitask", "kinetics")):
         assert re.search(r"^differs ", head, re.M), (
             f"the head comment of {path.name} names a recipe and does not say how it differs"
         )

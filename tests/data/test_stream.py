@@ -260,6 +260,6 @@ def test_every_schema_says_what_a_set_lacks(name):
         replace(config("unused"), augment=AugmentConfig(), **own),
         Manifest(ShardTable.of([]), (), ("a", "b")),
     )
-    assert schema.missing(["txt"]) and not schema.missing(["jpg", "cls", "json", "seg.png"])
+    assert schema.missing(["txt"]) and not schema.missing(["jpg", "mp4", "cls", "json", "seg.png"])
     with pytest.raises(SampleError):
         schema.decode({"txt": b"hello"})

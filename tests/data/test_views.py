@@ -38,14 +38,15 @@ OWN: dict[str, dict[str, Any]] = {
     "captioning": dict(augment=AugmentConfig(**COLOURS, hflip=0.5), tokenizer=TOKENIZER),
     "multi_label": dict(augment=AugmentConfig(**COLOURS)),
     "segmentation": dict(augment=AugmentConfig(photometric="mmseg")),
+    "video_classification": dict(augment=AugmentConfig(**COLOURS), frames=2),
 }
 """What random changes each schema has, all of them on."""
 ALL = pytest.mark.parametrize("schema", DATASETS.names())
 
 
 def write_set(folder: Path, bad: tuple[int, ...] = ()) -> Path:
-    """Uneven shards of samples that every schema can read, three captions each; the bad ones have no
-    image."""
+    """Uneven shards of samples that every schema can read, with three captions and three frames each; the bad
+    ones have no image."""
     tars, number = [], 0
     for shard, count in enumerate(COUNTS):
         members = []
@@ -54,6 +55,7 @@ def write_set(folder: Path, bad: tuple[int, ...] = ()) -> Path:
             members += [
                 (f"{n}.png", b"none" if n in bad else image(n, SIZE)),
                 (f"{n}.cls", str(n % 3).encode()),
+                *((f"{n}.{f}.png", b"none" if n in bad else image(9 * n + f, SIZE)) for f in range(3)),
                 (f"{n}.seg.png", png(mask_of([0, 1, 2, 255], SIZE, seed=n))),
                 (
                     f"{n}.json",
@@ -113,9 +115,9 @@ def by_hand(made: TrainStream, number: int) -> Iterator[tuple[str, torch.Tensor,
         seed_generators(SEED, "augment", *address)
         pixels, target = schema.train(*decoded)
         normalised = Batch("t", pixels[None], None, (), reader._normalisation).to("cpu").images[0]
-        if erases:
+        for frame in normalised.view(-1, *normalised.shape[-3:]) if erases else ():
             seed_generators(SEED, "erase", *address)
-            eraser(normalised)
+            eraser(frame)
         yield key, normalised, pixels, target
 
 

@@ -11,12 +11,14 @@ from functools import cache
 from pathlib import Path
 
 from PIL import Image
+from videokit import of_packets
 
 from launch.saved.run import read_run
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.config.load import load_config
 from pipeline.data.layouts.picture_files import read_picture
 from pipeline.data.members.decode import decode_captions, decode_image, decode_mask
+from pipeline.data.members.video import check_video
 from pipeline.data.shards.describe import CLASSES, read_names
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.tar_index import index_tar
@@ -74,6 +76,14 @@ def _webp(width: int, height: int) -> bytes:
 
 def _of_image(data: Callable[[], bytes]) -> Bomb:
     return lambda folder: decode_image(data())
+
+
+def _avi(picture: bytes, width: int, height: int) -> Bomb:
+    """A video of one JPEG, whose header says another size."""
+    data = bytearray(of_packets([picture], (8, 8)))
+    place = data.index(b"strf") + 12
+    data[place : place + 8] = struct.pack("<II", width, height)
+    return lambda folder: check_video(bytes(data), "avi")
 
 
 def _file(name: str, data: Callable[[], bytes], read: Bomb) -> Bomb:
@@ -174,6 +184,7 @@ BOMBS: dict[str, Bomb] = {
     "JPEG of 65,535 x 65,535": _of_image(lambda: _jpeg(65535, 65535)),
     "WebP of 2^24 x 2^8": _of_image(lambda: _webp(1 << 24, 1 << 8)),
     "WebP of 16,384 x 16,384": _of_image(lambda: _webp(1 << 14, 1 << 14)),
+    "video with a frame of 65,500 x 65,500": _avi(_jpeg(65500, 65500), 8, 8),
     "TIFF of 2^31 x 2^31 as a picture": _as_picture("x.tif", lambda: _tiff(2**31 - 1, 2**31 - 1)),
     "GIF of 65,535 x 65,535 as a picture": _as_picture("x.gif", lambda: b"GIF89a" + b"\xff" * 4 + bytes(3)),
     "BMP of 2^31 x 2^31 as a picture": _as_picture("x.bmp", lambda: _bmp(2**31 - 1)),
@@ -199,6 +210,7 @@ BOMBS: dict[str, Bomb] = {
     "config in YAML of anchors": _file("x.yaml", lambda: _laughs(), load_config),
 }
 READ: dict[str, Bomb] = {
+    "video whose header says 30,000 x 30,000": _avi(_jpeg(8, 8), 30000, 30000),
     "PNG whose pixels unfold to 900 MB": _of_image(lambda: _png(16, 16, data=_zeros(HUGE))),
 }
 """What may be read, within the limit."""

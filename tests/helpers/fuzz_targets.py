@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save
 from textpage import page_of
 from tinyrun import tiny_plain
+from videokit import exact, of_packets, pictures
 
 import tasks  # noqa: F401 - fills the registry
 from launch.cluster.hosts import read_hostfile
@@ -33,6 +34,7 @@ from pipeline.config.load import from_plain, load_config, to_plain
 from pipeline.config.schema import BackboneConfig
 from pipeline.data.make.existing import index_shards
 from pipeline.data.members.decode import DECODERS
+from pipeline.data.members.video import check_video
 from pipeline.data.shards.describe import CLASSES, read_names
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.index import SUFFIX, ShardIndex
@@ -193,6 +195,11 @@ def _of_data(folder: Path) -> list[Target]:
         Target("tar", _tars(), _written("x.tar", index_tar), share=15),
         Target("image", images, _member("png"), share=8),
         Target("mask", masks, _member("seg.png")),
+        Target(
+            "video",
+            [exact(pictures(3)), of_packets(2 * [_picture("JPEG", "RGB")], (16, 16), "matroska")],
+            _video,
+        ),
         Target("class", [b"7", b" 123\n"], _member("cls"), share=2),
         Target("captions", [b'{"captions": ["a big zero", "two"]}'], _member("json"), changed_json),
         Target("class names", names, read_classes, changed_json, share=5),
@@ -285,6 +292,10 @@ def _of_adapters() -> list[Target]:
 
 def _of_pages(folder: Path) -> list[Target]:
     return [Target("text in a page", [b"a dog", b"<b>x</b>"], _in_page(folder), changed_text, share=3)]
+
+
+def _video(data: bytes, _: Path) -> object:
+    return check_video(data, "mkv")
 
 
 def _member(suffix: str) -> Callable[[bytes, Path], object]:

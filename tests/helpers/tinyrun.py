@@ -38,6 +38,18 @@ def tiny_plain(
     return dict(**_sections(sections, ema_decay=0.9), tasks=dict(digits=task), output=str(output))
 
 
+def tiny_clips_plain(
+    moving_digits: Path, output: Path, *, augment: Any = None, data: Any = None, **sections: dict[str, Any]
+) -> dict[str, Any]:
+    """The run of `tiny_plain` on clips of 8 frames."""
+    made = tiny_plain(moving_digits, output, augment=augment, data=data, **sections)
+    task = made["tasks"]["digits"]
+    task |= dict(type="video_classification", head=dict(num_classes=9))
+    task["data"] |= dict(schema="video_classification")
+    made["backbone"] |= dict(frames=8)
+    return made
+
+
 def tiny_tasks_plain(digits: Path, output: Path, **sections: Any) -> dict[str, Any]:
     """Three tasks over one folder of shards: `digits` (classification), `captions` and `masks`, in
     micro-batches of 8, 4 and 4.

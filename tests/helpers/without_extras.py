@@ -24,6 +24,7 @@ PACKAGES = {
     "completion": {"shtab": "shtab"},
     "demo": {"sklearn": "scikit-learn"},
     "datasets": {"datasets": "datasets"},
+    "video": {"av": "av"},
     "s3": {"s3fs": "s3fs"},
     "gs": {"gcsfs": "gcsfs"},
     "az": {"adlfs": "adlfs"},

@@ -86,6 +86,7 @@ def answers(digits, trained, tmp_path_factory):
         "trackers": run("wandb", tiny_plain(digits, folder / "wandb", log=dict(trackers=["csv", "wandb"]))),
         "plots": ["visualise", str(trained), "--num", "1"],
         "datasets": ["shards", "info", f"hf_datasets:{folder}"],
+        "video": ["pipeline.data.members.video:check_video", "bytes", "mp4"],
         "completion": ["completion", "bash"],
         "demo": ["shards", "make", "digit_scenes", str(folder / "digits"), "--train", "8"],
         **{

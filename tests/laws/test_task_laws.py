@@ -11,12 +11,12 @@ from objectives_for import objectives_for
 from ranks import ONE_RANK
 from segheads import CLASSES, HEADS
 from standin import standin_config
-from tiny import IMG, RELAXED, images, tiny_vit
+from tiny import IMG, RELAXED, WAYS, clips, images, tiny_video_vit, tiny_vit
 from tinycoca import SPEC, TOKENIZER, captions
 
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.balancing import BALANCING
-from pipeline.data.targets import ClassificationTargets, MaskTargets, MultiLabelTargets
+from pipeline.data.targets import ClassificationTargets, ClipTargets, MaskTargets, MultiLabelTargets
 from pipeline.engine.optimizer import mark_nonfinite
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
@@ -34,6 +34,7 @@ EXAMPLES = {
     "classification": ({"num_classes": CLASSES}, lambda n: ClassificationTargets(torch.arange(n) % CLASSES)),
     "multi_label": ({"num_classes": CLASSES}, lambda n: MultiLabelTargets(subsets(n))),
     "segmentation": ({"num_classes": CLASSES} | HEADS["segmenter"], lambda n: MaskTargets(stripes(n))),
+    "video_classification": ({"num_classes": CLASSES}, lambda n: ClipTargets(torch.arange(n) % CLASSES)),
 }
 """Task -> a small head, and targets of n images."""
 TASK = pytest.mark.parametrize("name", TASKS.names())
@@ -57,15 +58,26 @@ def stripes(num: int) -> torch.Tensor:
     return mask
 
 
+def of_one_backbone(name):
+    """The tasks that read what this one reads: images, or clips."""
+    return [other for other in TASKS.names() if TASKS.get(other).reads_clips == TASKS.get(name).reads_clips]
+
+
 def model(*names, variant="dtem", objective="supervised", balancing="fixed", embedding="shared", **options):
-    backbone = tiny_vit(variant, embedding=EmbeddingSpec(embedding, names), **options)
+    options |= dict(embedding=EmbeddingSpec(embedding, names))
+    if TASKS.get(names[0]).reads_clips:
+        policy, own = WAYS[variant]
+        backbone = tiny_video_vit(policy, **own, **options)
+    else:
+        backbone = tiny_vit(variant, **options)
     tasks = {name: TASKS.build(name, backbone, **EXAMPLES[name][0]) for name in names}
     balance = BALANCING.build(balancing, dict.fromkeys(names, 1.0))
     return MultiTaskModel(backbone, tasks, OBJECTIVES.build(objective), balancing=balance)
 
 
 def batch(name, size=8):
-    return Batch(name, images(size), EXAMPLES[name][1](size), tuple(str(i) for i in range(size)))
+    seen = clips(size) if TASKS.get(name).reads_clips else images(size)
+    return Batch(name, seen, EXAMPLES[name][1](size), tuple(str(i) for i in range(size)))
 
 
 def joined(*parts):
@@ -147,7 +159,7 @@ def test_a_state_dict_is_all_that_a_task_is(name):
 
 @TASK
 def test_an_idle_head_gets_no_gradient(name):
-    trained = model(*TASKS.names()).train()
+    trained = model(*of_one_backbone(name)).train()
     trained(batch(name)).loss.backward()
     for key, parameter in trained.tasks.named_parameters():
         assert (parameter.grad is not None) == key.startswith(f"{name}."), key
@@ -157,7 +169,8 @@ def test_an_idle_head_gets_no_gradient(name):
 @pytest.mark.parametrize("embedding, balancing", [("per_task", "uncertainty"), ("adapter", "gradient_norm")])
 def test_a_batch_reaches_what_its_task_owns_and_nothing_of_another(name, objective, embedding, balancing):
     """Head, embedding and what weighs its loss."""
-    trained = model(*TASKS.names(), objective=objective, balancing=balancing, embedding=embedding).train()
+    others = of_one_backbone(name)
+    trained = model(*others, objective=objective, balancing=balancing, embedding=embedding).train()
     trained(batch(name, 4)).loss.backward()
     reached = {key for key, parameter in trained.named_parameters() if parameter.grad is not None}
     assert {owner_of(key) for key in reached} - {None} == {name}

@@ -93,7 +93,7 @@ MATTER = (
     *("tasks.a.type", "tasks.a.head", "tasks.a.weight", "tasks.a.share", "tasks.a.merging", "tasks.a.frozen"),
     *("tasks.a.data.schema", "tasks.a.data.img_size", "tasks.a.data.views", "tasks.a.data.shuffle_shards"),
     *("tasks.a.data.train_weights", "tasks.a.data.exif_rotation", "tasks.a.data.caption_field"),
-    *("tasks.a.data.label_field", "tasks.a.data.decode"),
+    *("tasks.a.data.label_field", "tasks.a.data.decode", "tasks.a.data.frames", "tasks.a.data.stride"),
     *("tasks.a.data.overfit", "tasks.a.data.tokenizer", "tasks.a.data.augment.*"),
 )
 """Fields with which a run is another one: each changes what is learned, or from which samples."""

@@ -5,7 +5,7 @@ import signal
 import psutil
 import pytest
 import torch
-from tinyrun import tiny_tasks_plain
+from tinyrun import tiny_clips_plain, tiny_tasks_plain
 
 from pipeline.config.load import from_plain
 from pipeline.engine.optimizers import OPTIMIZERS
@@ -100,6 +100,24 @@ def test_four_steps_of_each_optimizer_equal_two_saved_loaded_and_two(tiny_run, t
     part_way = tmp_path / "whole/checkpoints/step_00000002"
     train(tiny_run(tmp_path / "parts", **sections()), resume=str(part_way))
     assert_same_end(tmp_path, part_way, steps=4)
+
+
+def test_four_steps_on_clips_equal_two_saved_loaded_and_two(moving_digits, tmp_path):
+    """With all on that is drawn: frames, crops, colours, erasing, mixing, views."""
+
+    def run(name, **train_options):
+        augment = dict(rand_augment="rand-m5", random_erasing=0.3, mixup=0.8, cutmix=1.0)
+        data = dict(stride=1, views=2)
+        steps = dict(mode="joint", steps=4) | train_options
+        made = tiny_clips_plain(moving_digits, tmp_path / name, augment=augment, data=data, train=steps)
+        made["backbone"] |= dict(frames=4)
+        made["tasks"]["digits"]["data"] |= dict(val=None, batch_size=4)
+        return from_plain(made)
+
+    train(run("whole", save_every=2, keep_checkpoints=5))
+    half = tmp_path / "whole/checkpoints/step_00000002"
+    train(run("parts"), resume=str(half))
+    assert_same_end(tmp_path, half, steps=4)
 
 
 @pytest.mark.parametrize("name", OF_TASKS)

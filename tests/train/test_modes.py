@@ -27,6 +27,10 @@ HEAD_AND_DATA = {
         {"num_classes": 11} | HEADS["segmenter"],
         {"schema": "segmentation", "augment": {"max_class_share": 1.0}},
     ),
+    "video_classification": (
+        {"num_classes": 9},
+        {"schema": "video_classification", "augment": {"crop_pct": 1.0}},
+    ),
 }
 MODES = {
     "backbone": {"backbone", "head"},
@@ -38,13 +42,14 @@ MODES = {
 """Mode -> what it changes."""
 
 
-def config(task: str, mode: str, objective: str, digits, output) -> RunConfig:
+def config(task: str, mode: str, objective: str, folder, output) -> RunConfig:
     plain = tiny_plain(
-        digits, output, train=dict(mode=mode, steps=4, log_every=2), optim=dict(ema_decay=0.0, warmup_steps=0)
+        folder, output, train=dict(mode=mode, steps=4, log_every=2), optim=dict(ema_decay=0.0, warmup_steps=0)
     )
     head, data = HEAD_AND_DATA[task]
-    shards = dict(train=str(digits), val=str(digits), img_size=32, batch_size=8, eval_batch_size=5, workers=0)
+    shards = dict(train=str(folder), val=str(folder), img_size=32, batch_size=8, eval_batch_size=5, workers=0)
     plain["tasks"] = {"digits": dict(type=task, head=head, data=shards | data)}
+    plain["backbone"] |= dict(frames=8) if TASKS.get(task).reads_clips else {}
     plain["train"] |= dict(alternate_period=2) if mode == "end_to_end" else {}
     return from_plain(plain | dict(objective=dict(type=objective)))
 
@@ -59,9 +64,10 @@ ALONE = [mode if mode == "end_to_end" else pytest.param(mode, marks=pytest.mark.
 
 @pytest.mark.parametrize("mode", ALONE)
 @pytest.mark.parametrize("task", TASKS.names())
-def test_a_mode_changes_what_it_says_and_nothing_else(task, mode, digits, tmp_path):
+def test_a_mode_changes_what_it_says_and_nothing_else(task, mode, digits, moving_digits, tmp_path):
     objective = "merge_cost" if mode in ("modular", "end_to_end") else "supervised"
-    run = config(task, mode, objective, digits, tmp_path / "run")
+    folder = moving_digits if TASKS.get(task).reads_clips else digits
+    run = config(task, mode, objective, folder, tmp_path / "run")
     train(run)
     seed_everything(run.seed, "weights")  # as the run started
     before, after = build_model(run).state_dict(), read_run(tmp_path / "run").tensors

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
-    """The run with `data.img_size`, `augment.hflip` and the fields of Preprocessing filled in where they are
-    None. Explicit values stay.
+    """The run with `data.img_size`, `augment.hflip`, the fields of Preprocessing, and of clips `data.frames`
+    filled in where they are None. Explicit values stay.
 
     Warns of an explicit size that is not the backbone's, whose position embedding is then resampled in every
     forward pass, and of an explicit mean or std other than the weights'. Crop and interpolation may differ by
@@ -34,7 +34,10 @@ def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
     tasks = {}
     for name, task in config.tasks.items():
         _compare(f"tasks.{name}.data", task.data, size, wanted, whose)
-        tasks[name] = replace(task, data=_filled(task.data, size, wanted))
+        data = _filled(task.data, size, wanted)
+        if data.frames is None and config.backbone.frames > 1:
+            data = replace(data, frames=config.backbone.frames)
+        tasks[name] = replace(task, data=data)
     return replace(config, tasks=tasks)
 
 

@@ -98,7 +98,7 @@ def eval_transform(config: AugmentConfig, img_size: ImgSize) -> Transform:
         if wanted.crop_mode == "squash":
             image = F.resize(image, list(resized), interpolation=interpolation, antialias=True)
         else:
-            image = _resize_to_cover(image, resized, interpolation)
+            image = resize_to_cover(image, resized, interpolation)
         return image if image.shape[-2:] == (height, width) else F.center_crop(image, [height, width])
 
     return transform
@@ -109,7 +109,7 @@ def pad_crop(pad: int, size: tuple[int, int]) -> Transform:
 
     def transform(image: Tensor) -> Tensor:
         if image.shape[-2:] != size:
-            image = F.center_crop(_resize_to_cover(image, size, F.InterpolationMode.BILINEAR), list(size))
+            image = F.center_crop(resize_to_cover(image, size, F.InterpolationMode.BILINEAR), list(size))
         padded = F.pad(image, [pad], padding_mode="reflect")
         top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
         return padded[:, top : top + size[0], left : left + size[1]]
@@ -148,7 +148,7 @@ def windows(config: AugmentConfig, size: tuple[int, int]) -> Callable[[int, int]
     return draw
 
 
-def _resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.InterpolationMode) -> Tensor:
+def resize_to_cover(image: Tensor, size: tuple[int, int], interpolation: F.InterpolationMode) -> Tensor:
     """The smallest picture of its aspect that covers (height, width): where these are equal, the shorter side
     becomes as long.
 

@@ -61,5 +61,7 @@ class BatchMixer:
             if self._whole is not None:
                 images, targets = self._whole(batch.images, batch.targets)
                 return replace(batch, images=images, targets=targets)
-            images, labels = self._mix(batch.images.clone(), batch.targets.labels)
+            # timm knows no frames: those of a clip are channels of one image, and so mixed alike
+            images, labels = self._mix(batch.images.flatten(1, -3).clone(), batch.targets.labels)
+        images = images.view(batch.images.shape)
         return replace(batch, images=images, targets=replace(batch.targets, labels=labels))

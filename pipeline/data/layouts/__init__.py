@@ -37,6 +37,11 @@ OTHER_TREES = {
 }
 """Maps a layout to folders of its tree, which are no classes."""
 IMAGE_FOLDER, HF_DATASETS, LABELS = "imagefolder", "hf_datasets", "labels"
+VIDEO_FOLDERS = "video_folders"
+VIDEOS = {
+    VIDEO_FOLDERS: "videos in class folders (Kinetics): SRC/{train,val,test}/CLASS/*.mp4, or SRC/CLASS/*.mp4"
+}
+"""Maps a layout of videos to what it looks like."""
 TABLES = {
     LABELS: "a table of images and classes: SRC is a .csv or .jsonl, or the folder of labels.csv or "
     "labels.jsonl; columns image, and label (one class) or labels (any number), and split",
@@ -44,8 +49,9 @@ TABLES = {
     "image and label or caption",
 }
 """Maps a layout in tables to what it looks like."""
-LAYOUTS = (IMAGE_FOLDER, *MASKS, *CAPTIONS, *TABLES)
-SHARD_SIZES = {IMAGE_FOLDER: 1000, HF_DATASETS: 1000, LABELS: 1000} | dict.fromkeys((*MASKS, *CAPTIONS), 500)
+LAYOUTS = (IMAGE_FOLDER, *VIDEOS, *MASKS, *CAPTIONS, *TABLES)
+SHARD_SIZES = {IMAGE_FOLDER: 1000, HF_DATASETS: 1000, LABELS: 1000, VIDEO_FOLDERS: 200}
+SHARD_SIZES |= dict.fromkeys((*MASKS, *CAPTIONS), 500)
 """Maps a layout to the number of samples of a shard."""
 
 

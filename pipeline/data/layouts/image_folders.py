@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pipeline.data.layouts import OTHER_TREES
 from pipeline.data.layouts.item_file import ItemFile
@@ -35,6 +36,10 @@ MAX_LISTED = 50
 
 @dataclass(frozen=True)
 class Picture:
+    """A file in a class folder. endings: of such files. plural: what messages call them."""
+
+    endings: ClassVar[tuple[str, ...]] = SUFFIXES
+    plural: ClassVar[str] = "pictures"
     path: str
     key: str
     label: int
@@ -52,8 +57,9 @@ class Picture:
         return member_of(self.path), "cls"
 
 
-def read(source: Path) -> tuple[Mapping[str, Sequence[Picture]], list[str]]:
+def read(source: Path, item: type[Picture] = Picture) -> tuple[Mapping[str, Sequence[Picture]], list[str]]:
     """(split -> its pictures, class names). The name of the split is empty where the tree has none.
+    item: what lies in the class folders.
 
     Logs how many pictures each split and class has, and what is left out. Raises ConfigError for a tree of
     another layout, and for class folders without pictures.
@@ -64,10 +70,13 @@ def read(source: Path) -> tuple[Mapping[str, Sequence[Picture]], list[str]]:
         what = (
             "has no class folders" if source.is_dir() else f"is not a folder (here it is {source.absolute()})"
         )
-        raise ConfigError(f"{source} {what}; give SRC with SRC/train/CLASS/*.jpg, or SRC/CLASS/*.jpg")
+        raise ConfigError(
+            f"{source} {what}; give SRC with "
+            f"SRC/train/CLASS/*{item.endings[0]}, or SRC/CLASS/*{item.endings[0]}"
+        )
     counts: dict[str, Counter[int]] = {name or "train": Counter() for name in trees}
-    splits = {name: _stored(tree, folders, counts[name or "train"]) for name, tree in trees.items()}
-    _tell_counts(source, counts, folders)
+    splits = {name: _stored(tree, folders, counts[name or "train"], item) for name, tree in trees.items()}
+    _tell_counts(source, counts, folders, item.plural)
     return splits, _names(source, folders)
 
 
@@ -127,19 +136,20 @@ def _refuse_other_trees(source: Path, inside: set[str]) -> None:
         )
 
 
-def _stored(root: Path, folders: list[str], counts: Counter[int]) -> ItemFile[Picture]:
+def _stored(root: Path, folders: list[str], counts: Counter[int], item: type[Picture]) -> ItemFile[Picture]:
     """The pictures in the class folders of `root`, sorted by name, on the disk. counts: is given how many
     pictures each label has."""
-    pictures = ItemFile(_pictures(root, folders, counts), Picture)
+    pictures = ItemFile(_pictures(root, folders, counts, item), item)
     if not pictures:
-        raise ConfigError(f"{root} holds no images ({', '.join(SUFFIXES)}) in its class folders")
+        listed = ", ".join(item.endings)
+        raise ConfigError(f"{root} holds no {item.plural} ({listed}) in its class folders")
     tell_left_out(
         path for path in root.iterdir() if path.is_file() and path.name != SYNSETS and path.name[0] != "."
     )
     return pictures
 
 
-def _pictures(root: Path, folders: list[str], counts: Counter[int]) -> Iterator[Picture]:
+def _pictures(root: Path, folders: list[str], counts: Counter[int], item: type[Picture]) -> Iterator[Picture]:
     """See `_stored`. Memory holds the names of one class folder at a time. Keys are CLASS/STEM, or
     CLASS/FOLDER/STEM where a class has folders of its own."""
     label = {name: number for number, name in enumerate(folders)}
@@ -150,15 +160,17 @@ def _pictures(root: Path, folders: list[str], counts: Counter[int]) -> Iterator[
         before = alike.setdefault(plain_key(folder.name), [])
         taken: dict[str, Path] = {}
         for other in before:
-            taken |= dict(_inside(other, LeftOut(), taken))
+            taken |= dict(_inside(other, LeftOut(), taken, item.endings))
         before.append(folder)
-        for key, path in _inside(folder, left, taken):
+        for key, path in _inside(folder, left, taken, item.endings):
             counts[label[folder.name]] += 1
-            yield Picture(str(path), key, label[folder.name])
+            yield item(str(path), key, label[folder.name])
     left.tell()
 
 
-def _inside(folder: Path, left: LeftOut, taken: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+def _inside(
+    folder: Path, left: LeftOut, taken: Mapping[str, Path], endings: Sequence[str]
+) -> Iterator[tuple[str, Path]]:
     """Key and path of the pictures in a class folder and in the folders inside of it, by name."""
     found = dict(taken)
     waiting: list[tuple[Path, str, tuple[str, ...]]] = [
@@ -167,7 +179,7 @@ def _inside(folder: Path, left: LeftOut, taken: Mapping[str, Path]) -> Iterator[
     while waiting:
         here, prefix, way = waiting.pop()
         inner: list[str] = []
-        for key, name in pictures_in(here, left, prefix=prefix, taken=found, inner=inner):
+        for key, name in pictures_in(here, left, suffixes=endings, prefix=prefix, taken=found, inner=inner):
             yield key, here / name
             if len(way) > 1:
                 found[key] = here / name
@@ -179,20 +191,23 @@ def _inside(folder: Path, left: LeftOut, taken: Mapping[str, Path]) -> Iterator[
                 waiting.append((here / name, f"{prefix}{plain_key(name)}/", (*way, real)))
 
 
-def _tell_counts(source: Path, counts: Mapping[str, Counter[int]], folders: Sequence[str]) -> None:
+def _tell_counts(
+    source: Path, counts: Mapping[str, Counter[int]], folders: Sequence[str], plural: str
+) -> None:
     """Logs how many pictures each split and class has. Raises ConfigError for class folders without any."""
     if empty := [
         name for label, name in enumerate(folders) if not any(found[label] for found in counts.values())
     ]:
         raise ConfigError(
-            f"{source}: {len(empty)} class folders hold no pictures, the first is '{empty[0]}', and "
+            f"{source}: {len(empty)} class folders hold no {plural}, the first is '{empty[0]}', and "
             "each would be a class; "
             "take them out of the tree"
         )
     for name, found in counts.items():
         fewest, most = min(found.values()), max(found.values())
         log.info(
-            "%s: %d pictures of %d classes, %d to %d of each", name, found.total(), len(found), fewest, most
+            "%s: %d %s of %d classes, %d to %d of each",
+            *(name, found.total(), plural, len(found), fewest, most),
         )
     if len(folders) <= MAX_LISTED:
         for label, name in enumerate(folders):
@@ -207,9 +222,8 @@ def _tell_counts(source: Path, counts: Mapping[str, Counter[int]], folders: Sequ
     ]
     if untaught:
         log.warning(
-            "%d classes have no pictures to train on, the first is '%s'; they count as classes",
-            len(untaught),
-            untaught[0],
+            "%d classes have no %s to train on, the first is '%s'; they count as classes",
+            *(len(untaught), plural, untaught[0]),
         )
 
 

@@ -13,6 +13,7 @@ from pipeline.data.layouts import (
     IMAGE_FOLDER,
     LABELS,
     SHARD_SIZES,
+    VIDEO_FOLDERS,
     hf_datasets,
     image_folders,
     images_with_captions,
@@ -20,6 +21,7 @@ from pipeline.data.layouts import (
     labels,
     read_captions,
     read_masks,
+    video_folders,
 )
 from pipeline.data.layouts.item_file import Picked, numbers_on_disk
 from pipeline.rng import seed_of
@@ -78,6 +80,9 @@ def read_tree(kind: str, source: Path) -> Tree:
     if kind == IMAGE_FOLDER:
         splits, names = image_folders.read(source)
         return Tree(splits, image_folders.samples, kind, size, tuple(names))
+    if kind == VIDEO_FOLDERS:
+        films, names = video_folders.read(source)
+        return Tree(films, video_folders.samples, kind, size, tuple(names))
     if kind == HF_DATASETS:
         tables, names = hf_datasets.read(source)
         return Tree(tables, hf_datasets.samples, kind, size, names.classes, names.mask_classes)

@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.data.members.decode import IMAGES, check_header
+from pipeline.data.members.clips import VIDEOS, kind_of
+from pipeline.data.members.decode import check_header
+from pipeline.data.members.video import Video
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.describe import class_in
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.reader import SampleReader
-from pipeline.errors import SampleError
+from pipeline.errors import ConfigError, SampleError
 
 PATIENCE = 60.0
 LONGEST = 400
@@ -41,17 +43,22 @@ def find_sample(source: str, key: str) -> Found | None:
 def told(suffix: str, data: bytes) -> str:
     """What a member is, in a line: the size of an image, the text of another one."""
     size = f"{len(data)} bytes"
-    if suffix in IMAGES or suffix == "seg.png":
+    pictures = suffix == "seg.png" or kind_of(suffix) in ("image", "frame")
+    if pictures or suffix in VIDEOS:
         try:
-            height, width = check_header(data)
-        except SampleError as err:
+            return f"{size}, {_inside(data) if pictures else Video(data, suffix)}"
+        except (SampleError, ConfigError) as err:
             return f"{size}, {err}"
-        return f"{size}, {width}x{height} pixels"
     try:
         text = data.decode()
     except UnicodeDecodeError:
         return size
     return f"{size}: {text[:LONGEST]}{'...' if len(text) > LONGEST else ''}"
+
+
+def _inside(picture: bytes) -> str:
+    height, width = check_header(picture)
+    return f"{width}x{height} pixels"
 
 
 def class_counts(manifest: Manifest) -> dict[str, Counter[int]]:

@@ -12,7 +12,8 @@ from pipeline.data.layouts.labels import members_by_key
 from pipeline.data.make.merge_classes import Tables, reconciled
 from pipeline.data.make.verify import opened
 from pipeline.data.make.write import jobs_of, shuffled_jobs, write_shards
-from pipeline.data.members.decode import IMAGES, decode_class, decode_json
+from pipeline.data.members.clips import kind_of
+from pipeline.data.members.decode import decode_class, decode_json
 from pipeline.data.members.labels import renumbered
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.loose import is_held_out
@@ -195,7 +196,7 @@ def _refuse_twice(split: str, items: Sequence[Stored], sources: Sequence[str]) -
 
 
 def _refuse_other_members(sources: Sequence[str], manifests: Sequence[Manifest]) -> None:
-    kinds = [{"image" if suffix in IMAGES else suffix for suffix in one.schema} for one in manifests]
+    kinds = [{kind_of(suffix) for suffix in one.schema} for one in manifests]
     for source, own in zip(sources, kinds, strict=True):
         if own != kinds[0]:
             raise ConfigError(

@@ -10,9 +10,11 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from pipeline.data.members.decode import DECODERS, IMAGES, decode_class, decode_image
+from pipeline.data.members.clips import VIDEOS, kind_of
+from pipeline.data.members.decode import DECODERS, decode_class, decode_image
 from pipeline.data.members.masks import LabelHistogram, label_counts, strange_labels
 from pipeline.data.members.turns import UPRIGHT, turn_of, turned_with_mask
+from pipeline.data.members.video import check_video
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.index import ShardIndex
@@ -184,12 +186,12 @@ class _Checker:
 
     def __init__(self, manifest: Manifest):
         self.histogram = LabelHistogram.empty()
-        self._needed = {_kind(suffix) for suffix in manifest.schema}
+        self._needed = {kind_of(suffix) for suffix in manifest.schema}
         self._num_classes, self._num_labels = len(manifest.classes), len(manifest.mask_names)
 
     def lacking(self, suffixes: Iterable[str]) -> list[str]:
         """Kinds of members that the manifest has and a sample with these suffixes lacks."""
-        return sorted(self._needed - {_kind(suffix) for suffix in suffixes})
+        return sorted(self._needed - {kind_of(suffix) for suffix in suffixes})
 
     def problems(self, members: Iterable[tuple[str, bytes]]) -> Iterator[str]:
         """A line for each problem of one sample. members: (suffix, bytes) of each."""
@@ -202,8 +204,8 @@ class _Checker:
                 yield f"{suffix}: {err}"
                 continue
             if isinstance(value, Tensor):
-                pixels[_kind(suffix)] = value
-                turn = turn_of(data) if _kind(suffix) == "image" else turn
+                pixels[kind_of(suffix)] = value
+                turn = turn_of(data) if kind_of(suffix) == "image" else turn
             if suffix == "seg.png":
                 yield from self._strange_labels(value)
         if pixels.keys() >= {"image", "seg.png"}:
@@ -213,8 +215,10 @@ class _Checker:
                 yield f"seg.png: {err}"
 
     def _decode(self, suffix: str, data: bytes) -> Any:
-        if suffix in IMAGES:
+        if kind_of(suffix) in ("image", "frame"):
             return decode_image(data, upright=False)
+        if suffix in VIDEOS:
+            return check_video(data, suffix)
         if suffix == "cls":
             return decode_class(data, self._num_classes)
         return DECODERS[suffix](data) if suffix in DECODERS else None
@@ -224,11 +228,6 @@ class _Checker:
         self.histogram = self.histogram.with_mask(counts)
         if self._num_labels and (strange := strange_labels(counts, self._num_labels)):
             yield f"seg.png: {strange}"
-
-
-def _kind(suffix: str) -> str:
-    """The kind of a member: `image` for all suffixes of images, else its suffix."""
-    return "image" if suffix in IMAGES else suffix
 
 
 def _repeated(reports: Sequence[ShardReport]) -> Iterator[str]:

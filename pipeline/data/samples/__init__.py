@@ -5,4 +5,5 @@ from pipeline.data.samples import (  # noqa: F401  (registration)
     classification,
     multi_label,
     segmentation,
+    video_classification,
 )

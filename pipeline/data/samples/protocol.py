@@ -19,8 +19,9 @@ from pipeline.registry import Registry
 class Sample:
     """A sample, or one of its views, ready for a batch.
 
-    image: uint8 [3, H, W], or what the device makes that of. target: in the form that the schema's `targets`
-    takes. address: key of its random draws. changes: of the image, on the device.
+    image: uint8 [3, H, W], or what the device makes that of; of a clip uint8 [T, 3, H, W], or in evaluation
+    [V, T, 3, H, W] of its V views. target: in the form that the schema's `targets` takes. address: key of its
+    random draws. changes: of the image, on the device.
     """
 
     key: str
@@ -50,12 +51,12 @@ class DatasetSchema(Protocol):
 
     def decode(self, members: Mapping[str, bytes]) -> tuple[Any, Any]:
         """(image, target) of one sample. image: a tensor, or perhaps with data.decode `cuda` a Jpeg, with
-        `scaled` a Scalable. Raises SampleError."""
+        `scaled` a Scalable; of clips a Clip. Raises SampleError."""
         ...
 
     def train(self, image: Any, target: Any) -> tuple[Any, Any]:
         """(image, target) of a view, changed by draws from the global CPU generators; image uint8
-        [3, *img_size], and of a Jpeg a Framed. Raises SampleError.
+        [3, *img_size], of a Jpeg a Framed, and of a clip [T, 3, *img_size]. Raises SampleError.
 
         Called once per view, so the arguments must not be changed.
         """
@@ -79,6 +80,8 @@ MIXING = (
     *("mixup", "cutmix", "cutmix_minmax", "mix_mode", "mix_prob", "mix_switch", "mix_epochs", "mix_labels"),
 )
 """Options of config.augment that need classes."""
+CLIPS = ("frames", "stride", "eval_clips", "eval_crops")
+"""Options of config of clips alone."""
 DATASETS: Registry[DatasetSchema] = Registry("dataset schema")
 
 
@@ -86,9 +89,17 @@ def refuse_unused(
     config: DataConfig,
     augment: Sequence[str],
     own: Sequence[str] = ("tokenizer", "caption_field", "label_field"),
+    *,
+    clips: bool = False,
 ) -> None:
     """Raises ConfigError where an option that the schema does not use differs from its default. augment:
-    options of config.augment. own: options of config itself."""
+    options of config.augment. own: options of config itself. clips: whether it uses those of CLIPS."""
+    if config.frames is not None and not clips:
+        raise ConfigError(
+            f"schema '{config.schema}' reads single images, and data.frames is {config.frames}, perhaps that "
+            "of a backbone of clips; give a task of clips (video_classification), or a backbone of images"
+        )
+    own = own if clips else (*own, *CLIPS)
     given = [f"data.augment.{name}={value!r}" for name, value in _changed(config.augment, augment).items()]
     given += [f"data.{name}={value!r}" for name, value in _changed(config, own).items()]
     if given:
@@ -116,8 +127,13 @@ def image_and(
     SampleError."""
     image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
     if image is None or own not in members:
-        raise SampleError(
-            f"of the members that {schema} reads it has {' and '.join(members) or 'none'}; {schema} needs "
-            f"{missing(list(members))}"
-        )
+        raise unfit(members, schema, missing)
     return image, members[own]
+
+
+def unfit(members: Mapping[str, bytes], schema: str, missing: Callable[[Sequence[str]], str]) -> SampleError:
+    """The error of a sample that lacks members. missing: DatasetSchema's, of this schema."""
+    return SampleError(
+        f"of the members that {schema} reads it has {' and '.join(members) or 'none'}; {schema} needs "
+        f"{missing(list(members))}"
+    )

@@ -93,7 +93,7 @@ def _samples(
 
 def make_scene(seed: int, split: str, number: int, size: int) -> Scene:
     rng = np.random.Generator(np.random.PCG64(seed_of(seed, "digit_scenes", split, number, size)))
-    canvas = _texture(rng, size)
+    canvas = texture(rng, size)
     mask = np.zeros((size, size), dtype=np.uint8)
     digits = []
     for digit, ink, top, left in _layout(rng, split, size):
@@ -112,7 +112,7 @@ def _layout(rng: Rng, split: str, size: int) -> list[Ink]:
     placed: list[Ink] = []
     largest = (0.0, 0.0)
     for number in range(count):
-        digit, stroke = _pick(rng, split)
+        digit, stroke = pick(rng, split)
         aspect = stroke.shape[1] / stroke.shape[0]
         if number == 0:
             height = rng.uniform(*LARGEST) * size
@@ -120,7 +120,7 @@ def _layout(rng: Rng, split: str, size: int) -> list[Ink]:
         else:
             highest = min(MARGIN * largest[0], (MARGIN * largest[1] / aspect) ** 0.5)
             height = max(SMALLEST * size, rng.uniform(SMALLEST * size, max(highest, SMALLEST * size)))
-        ink = _drawn(stroke, height, rng.uniform(-ROTATION, ROTATION))
+        ink = drawn_ink(stroke, height, rng.uniform(-ROTATION, ROTATION))
         place = _free_place(rng, ink.shape, placed, size)
         if place is not None:
             placed.append((digit, ink, *place))
@@ -140,7 +140,7 @@ def _free_place(rng: Rng, shape: tuple[int, ...], placed: list[Ink], size: int) 
     return None
 
 
-def _drawn(stroke: NDArray[np.uint8], height: float, angle: float) -> NDArray[np.float64]:
+def drawn_ink(stroke: NDArray[np.uint8], height: float, angle: float) -> NDArray[np.float64]:
     """The ink of a stroke at this height: turned by the angle in degrees, cropped, with firm edges; in
     0..1."""
     width = stroke.shape[1] / stroke.shape[0] * height
@@ -151,7 +151,7 @@ def _drawn(stroke: NDArray[np.uint8], height: float, angle: float) -> NDArray[np
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _texture(rng: Rng, size: int) -> NDArray[np.float64]:
+def texture(rng: Rng, size: int) -> NDArray[np.float64]:
     """Coloured clouds, stripes and grain, [S, S, 3], all lighter than the ink will be."""
     cells = int(rng.integers(3, 9))
     clouds = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize(
@@ -189,7 +189,7 @@ def _cropped(image: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.pad((ink * (255 / 16)).astype(np.uint8), 1)
 
 
-def _pick(rng: Rng, split: str) -> tuple[int, NDArray[np.uint8]]:
+def pick(rng: Rng, split: str) -> tuple[int, NDArray[np.uint8]]:
     digit = int(rng.integers(10))
     pictures = strokes(split)[digit]
     return digit, pictures[int(rng.integers(len(pictures)))]
