@@ -176,19 +176,15 @@ def pair_up(state: TokenState, ranked: Tensor, target: Tensor, split: Split) -> 
     """
     (batch, num_tokens), prefix, r = state.size.shape, state.num_prefix, target.shape[1]
     assert num_tokens == state.num_active, "a hard merge removes tokens, so none is behind the live ones"
+    if state.quota is not None:
+        return _pairs_beside_padding(state, ranked[:, :r], target, split)
     rows, num_slots = rows_of(batch, num_tokens, ranked.device), num_tokens - r
     first = split.sources.start
     sources = torch.add(rows[:, first : first + 1], ranked, alpha=split.sources.step)
     kept = sources[:, r:].sort(dim=-1).values
     keep = torch.cat([rows[:, :prefix], kept, rows[:, split.destinations]], dim=1)
-    if state.quota is None:
-        first = prefix + kept.shape[1]
-        slot = rows.view(-1, 1)[first : batch * num_slots : num_slots] + target
-    else:
-        keep = padding_last(state, keep)
-        slots = rows_of(batch, num_slots, rows.device)
-        slot_of = torch.empty_like(rows.flatten()).scatter(0, keep.flatten(), slots.flatten())
-        slot = slot_of[rows[:, split.destinations].gather(1, target)]
+    first = prefix + kept.shape[1]
+    slot = rows.view(-1, 1)[first : batch * num_slots : num_slots] + target
     return Assignment(
         keep=keep,
         source=sources[:, :r].contiguous(),  # as rows are taken by it several times
@@ -196,3 +192,22 @@ def pair_up(state: TokenState, ranked: Tensor, target: Tensor, split: Split) -> 
         num_tokens=num_tokens,
         num_active=num_slots,
     )
+
+
+def _pairs_beside_padding(state: TokenState, ranked: Tensor, target: Tensor, split: Split) -> Assignment:
+    """The same where images have padding: as many of the ranked sources [B, r] merge as `state.quota` says,
+    and for the rest of r padding leaves, which may be among the destinations too."""
+    batch, num_tokens = state.size.shape
+    place = torch.arange(num_tokens, device=ranked.device).expand(batch, -1)
+    sources, destinations = place[:, split.sources], place[:, split.destinations]
+    giving = sources.gather(1, ranked)
+    goes = torch.arange(ranked.shape[1], device=ranked.device) < quota_of(state)
+    ends = place.scatter(1, giving, torch.where(goes, destinations.gather(1, target), giving))
+    order = torch.cat([place[:, : state.num_prefix], sources, destinations], dim=1)
+    return _grouped(state, ends, order, num_tokens - ranked.shape[1])
+
+
+def quota_of(state: TokenState) -> Tensor:
+    """[B, 1] int64: how many patches each image loses, where images have padding."""
+    assert state.quota is not None, "without padding each loses as many"
+    return state.quota[:, None]

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.merging.apply import share_left
 from pipeline.merging.candidates import best_candidates
-from pipeline.merging.matching import Split, padding_last
+from pipeline.merging.matching import Split, quota_of
 from pipeline.merging.rows import add_rows, take_rows
 from pipeline.merging.soft_assignment import soft_assignment
 from pipeline.token_state import Assignment, TokenState, rows_of
@@ -46,11 +47,15 @@ def relaxed_top_r(
     return Candidates(*(planes.movedim(0, -1) for planes in (target, score, share)))
 
 
-def straight_through(candidates: Candidates, ranked: Tensor, r: int) -> Candidates:
+def straight_through(
+    candidates: Candidates, ranked: Tensor, r: int, quota: Tensor | None = None
+) -> Candidates:
     """Candidates with the shares of the hard merge, in which the first r ranked sources give everything to
-    their best candidate, and with the gradient of the soft shares. ranked [B, Na]."""
+    their best candidate, and with the gradient of the soft shares. ranked [B, Na]; quota [B]: how many do,
+    where images have padding."""
     share = candidates.share
-    chosen = torch.zeros_like(share[..., 0]).scatter(1, ranked[:, :r], 1.0)
+    first = torch.arange(ranked.shape[1], device=ranked.device) < (r if quota is None else quota[:, None])
+    chosen = torch.zeros_like(share[..., 0]).scatter(1, ranked, first.expand_as(ranked).to(share.dtype))
     hard = torch.zeros_like(share)
     hard[..., 0] = chosen
     return replace(candidates, share=hard + (share - share.detach()))
@@ -73,13 +78,26 @@ def give_shares(
     in_place = Assignment(rows, source, receiver, num_tokens, live - r, candidates.share.flatten(1))
     if ranked is None:
         order = _by_new_size(state, in_place, split)
+    elif state.quota is not None:
+        order = _padding_before_what_leaves(state, ranked, split)
     else:
         stays, sources = ranked[:, r:].sort(dim=-1).values, rows[:, split.sources]
         stay = torch.cat([sources.gather(1, stays), rows[:, split.destinations]], dim=1)
-        order = torch.cat([padding_last(state, stay), sources.gather(1, ranked[:, :r])], dim=1)
+        order = torch.cat([stay, sources.gather(1, ranked[:, :r])], dim=1)
     keep = torch.cat([rows[:, : state.num_prefix], order, rows[:, live:]], dim=1)
     slot_of = torch.empty_like(rows.flatten()).scatter(0, keep.flatten(), rows.flatten())
     return replace(in_place, keep=keep, slot=slot_of[receiver])
+
+
+def _padding_before_what_leaves(state: TokenState, ranked: Tensor, split: Split) -> Tensor:
+    """Rows [B, Na + Nb] of sources and destinations that stay, padding behind them, and those that leave at
+    the end, as many of the ranked [B, Na] as `state.quota` says. So the last r are those of inference."""
+    rows = rows_of(*state.size.shape, state.size.device)
+    leaves = ranked.argsort(dim=-1) < quota_of(state)
+    every = torch.cat([rows[:, split.sources], rows[:, split.destinations]], dim=1)
+    behind = F.pad(2 * leaves.int(), (0, every.shape[1] - leaves.shape[1]))
+    behind = behind + (take_rows(state.size, every) == 0)
+    return every.gather(1, behind.argsort(dim=-1, stable=True))
 
 
 def _by_new_size(state: TokenState, in_place: Assignment, split: Split) -> Tensor:

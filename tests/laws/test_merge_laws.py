@@ -6,7 +6,9 @@ import pytest
 import torch
 from tiny import MERGING_WAYS, WAYS, merged, random_state, source_map
 
+from pipeline.merging.evidence import Evidence
 from pipeline.merging.policies import POLICIES
+from pipeline.merging.policy import merge
 from pipeline.merging.reducer import ReducingPolicy
 from pipeline.merging.schedule import mergeable
 from pipeline.merging.unmerge import unmerge_tokens
@@ -199,3 +201,28 @@ def test_bfloat16_tokens_merge_with_sizes_in_float32(variant):
         assert after.tokens.dtype == torch.bfloat16 and after.size.dtype == torch.float32
         if build(variant).conserves_size:
             torch.testing.assert_close(after.size.sum(1), before.size.sum(1))
+
+
+@pytest.mark.parametrize("variant", [v for v in MERGING_WAYS if "one_grid" not in build(v).requires])
+@pytest.mark.parametrize(("patches", "padding", "r"), [(9, 3, 6), (7, 1, 4), (3, 5, 4), (1, 3, 2)])
+@pytest.mark.parametrize("prefix", [1, 2])
+def test_beside_padding_an_image_loses_as_many_patches_as_alone(variant, prefix, patches, padding, r):
+    """Also where padding among the sources does not make up for what they keep. In training too, but by the
+    release, which ranks by size. Random pairs are others, as they are drawn by the number of tokens."""
+    policy, own, count = build(variant), min(r, patches // 2), prefix + patches
+    tokens = torch.randn(1, count + padding, 6, dtype=torch.float64)
+    size = (torch.arange(count + padding) < count).to(tokens.dtype)[None]
+    grid = (1, patches + padding)
+    state = TokenState(tokens, size, grid, prefix, count + padding, padded=True, quota=torch.tensor([own]))
+    alone = TokenState.start(tokens[:, :count], (1, patches), prefix)
+    shown = Evidence(tokens, tokens[:, None], tokens[:, None], scale=1.0, size=size, embed=lambda x: x)
+    padded, single = merge(policy, shown, state, r), merged(policy, alone, alone.tokens, own)
+    left = count - own
+    assert (padded.size[:, :left] > 0).all() and not padded.size[:, left:].any()
+    if WAYS[variant][0] != "random":
+        torch.testing.assert_close(padded.tokens[:, :left], single.tokens)
+        torch.testing.assert_close(padded.size[:, :left], single.size)
+    if policy.supports_relaxed and variant != "dtem_reference":
+        relaxed = merge(policy, shown, state, r, relaxed=True)
+        live = relaxed.size[:, : relaxed.num_active] > 0
+        assert int(live.sum()) == left and relaxed.num_active == count + padding - r

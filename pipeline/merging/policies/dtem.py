@@ -94,5 +94,5 @@ class DTEM(MergePolicy):
             return give_shares(state, candidates, split, r)
         ranked = rank(state, candidates.score[..., 0].detach(), split)
         if self.straight_through:
-            candidates = straight_through(candidates, ranked, r)
+            candidates = straight_through(candidates, ranked, r, state.quota)
         return give_shares(state, candidates, split, r, ranked)
