@@ -142,6 +142,13 @@ TABLE = (
         ("cifar10",),
     ),
     Row(
+        "cifar10_mctf_vs_tome",
+        "cifar10_mctf_vs_tome.py",
+        f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome",
+        TRIAL,
+        ("cifar10",),
+    ),
+    Row(
         "rotary_positions",
         "rotary_positions.py",
         f"{CIFAR} --work {WORK}/rotary_positions",

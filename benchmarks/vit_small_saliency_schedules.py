@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learned_rates import learned_schedule
 from record import write_record
 from saliency import BATCH, SaliencyMap, divergence, opened, read_decoder, taught
 from stages import arguments
@@ -31,6 +30,7 @@ from launch.published.batches import held_out_batches
 from launch.published.merged import merged_model
 from launch.published.pictures import find_pictures
 from pipeline.backbone.adapters.public import load_adapter
+from pipeline.backbone.learned_schedule import Loss, learned_schedule
 from pipeline.backbone.macs import Counted, counted_model
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.published import Published
@@ -152,10 +152,8 @@ class Comparison:
         starts = {name: schedule for name, (schedule, _) in solved.starts.items() if name in WITHIN}
         found = Compared(seconds, solved, {**starts, "solved": solved.schedule})
         if learned:
-            batches = cycle(self._to_learn)
-            found.schedules["learned"] = learned_schedule(
-                self._model, self.counted, share, batches, self._loss, seconds=seconds
-            )
+            rates = learned_schedule(self._model, self.counted, share, self._loss(), within(seconds))
+            found.schedules["learned"] = rates.schedule
         return found
 
     def _map(self, model: MergingModel, images: Tensor) -> Tensor:
@@ -172,9 +170,24 @@ class Comparison:
         own = [divergence(self._map(self._model, part), whole) for part, whole in pairs]
         return float(torch.cat(own).mean()) * 1e4
 
-    def _loss(self, pair: Pair) -> Tensor:
-        images, whole = pair
-        return divergence(self._map(self._model, images), whole).mean()
+    def _loss(self) -> Loss:
+        endless = cycle(self._to_learn)
+
+        def loss(schedule: Sequence[int]) -> Tensor:
+            images, whole = next(endless)
+            options = {"reduction": list(schedule), "relaxed": True}
+            merged = self._signal.encode(self._model, images, **options)
+            return divergence(self._signal.read(self._model, merged), whole).mean()
+
+        return loss
+
+
+def within(seconds: float) -> Iterator[int]:
+    """Steps, of which one begins as long as the seconds are not over."""
+    end, step = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end:
+        yield step
+        step += 1
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class Assignment:
     weight: Tensor | None = None
     """[B, M]: weight of each token in means; None: its size."""
     part: Tensor | None = None
-    """[B, E] in [0, 1], in the dtype of the sizes: the part of each source that arrives, in sizes and in
-    means; the rest is dropped, and at 0 the source is pruned. None: all arrives. It goes without shares."""
+    """[B, E] in [0, 1], in the dtype of the sizes: the part of each source, or of its share, that arrives, in
+    sizes and in means; the rest is dropped, and at 0 the source is pruned. None: all arrives."""
     spread: Tensor | None = None
     """[B, K, E], in the dtype of the sizes: the part of each source that is added to each slot, in tokens and
     in sizes, which are then sums. Nothing else arrives, and `slot` only says what unmerging reads. None:

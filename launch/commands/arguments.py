@@ -277,7 +277,7 @@ def add_reductions_argument(parser: "argparse._ActionsContainer", default: str) 
 
 
 def add_schedules_arguments(parser: argparse.ArgumentParser) -> None:
-    """How schedules reach a share, as `schedules`, and on what `solved` ones are solved, as
+    """How schedules reach a share, as `schedules`, and on what `solved` and `learned` ones are found, as
     `launch.measure.solving.Solving` takes it."""
     parser.add_argument(
         "--schedule",
@@ -286,12 +286,13 @@ def add_schedules_arguments(parser: argparse.ArgumentParser) -> None:
         default=["even"],
         metavar="NAME,NAME",
         help="with shares, one or several: even (default), in which all blocks merge; early, the first half "
-        "of them; solved, which spends the MACs where merges are measured to change the predictions least",
+        "of them; solved, which spends the MACs where merges are measured to change the predictions least; "
+        "learned, by gradients of the same",
     )
     parser.add_argument(
         "--solve-on",
         metavar="SHARDS",
-        help="images that solved schedules are chosen by, without labels (default: a run's training shards; "
+        help="images that these schedules are found on, without labels (default: a run's training shards; "
         "without labels a part of --data, which is then not reported on)",
     )
     parser.add_argument(

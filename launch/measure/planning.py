@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
 from launch.measure.evaluator import warn
-from launch.measure.points import GIVEN, MACS, MERGED, SCHEDULES, SOLVED, TOKENS, LeftOut, Target
+from launch.measure.points import FOUND, GIVEN, MACS, MERGED, SCHEDULES, TOKENS, LeftOut, Target
+from launch.measure.solving import FoundSchedules
 from launch.saved.run import checked_reduction
 from pipeline.backbone.macs import reduction_for_macs
+from pipeline.backbone.policies_of_blocks import with_options
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.merging.schedule import EVEN, WITHIN, AnyReduction, ReductionSpec, reduction_for_merged
@@ -55,11 +57,17 @@ class Aims:
             raise ConfigError(
                 f"within says which blocks merge, and so does schedule '{others[0]}'; leave one out"
             )
-        if SOLVED in others and self.merged:
+        found = [name for name in others if name in FOUND]
+        if found and self.merged:
             raise ConfigError(
-                "schedule 'solved' spends a number of MACs where merges cost least; give --macs in place of "
-                "--merged"
+                f"schedule '{found[0]}' spends a number of MACs where merges cost least; give --macs in "
+                "place of --merged"
             )
+
+    @property
+    def finds(self) -> bool:
+        """Whether some schedules are found on images."""
+        return not set(FOUND).isdisjoint(self.schedules)
 
     @property
     def kind(self) -> str:
@@ -71,14 +79,14 @@ class Aims:
         said = {"targets": self.kind, "within": self.within, "schedules": list(self.schedules)}
         return said | ({"seeds": list(seeds)} if seeds else {})
 
-    def solvers(self, solved: Callable[[], Solver]) -> dict[str, Solver | None]:
-        """Schedule -> its solver, None where targets are reductions. solved: makes that of SOLVED."""
+    def solvers(self, found: Callable[[str], Solver]) -> dict[str, Solver | None]:
+        """Schedule -> its solver, None where targets are reductions. found: makes those of FOUND."""
         if self.exact:
             return {GIVEN: None}
         spread = _merging if self.merged else reduction_for_macs
         shares = WITHIN | {EVEN: self.within}
         return {
-            name: solved() if name == SOLVED else partial(spread, within=shares[name])
+            name: found(name) if name in FOUND else partial(spread, within=shares[name])
             for name in self.schedules
         }
 
@@ -102,12 +110,17 @@ def _merging(backbone: MergingViT, share: float, grid: Grid, *, within: float) -
 
 @dataclass(frozen=True)
 class Planned:
-    """A point to measure. schedule: its kind, see `Point`."""
+    """A point to measure. schedule: its kind, and options: see `Point`."""
 
     policy: str
     target: Target
     schedule: str
     reduction: AnyReduction
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def on(self, model: MultiTaskModel) -> MultiTaskModel:
+        """The model under the policy's options of this point: itself, or a copy that shares its tensors."""
+        return with_options(model, self.options, lambda own: own.backbone)
 
 
 def plan(
@@ -115,33 +128,38 @@ def plan(
     models: Models,
     wanted: Mapping[str, Sequence[Target]],
     aims: Aims,
-    solved: Callable[[str], Solver],
+    found: Callable[[str, str], Solver],
     grid: Grid,
     left_out: list[LeftOut],
 ) -> list[Planned]:
     """Points to measure. The metric's own MACs count, so the same MACs can be different reductions.
 
-    solved: makes the solver of solved schedules for a policy. Targets that a policy cannot reach on the first
-    input's grid are left out with a warning, and added to `left_out`.
+    found: makes the solver of a policy for a schedule of FOUND. Targets that a policy cannot reach on the
+    first input's grid are left out with a warning, and added to `left_out`.
     """
-    found = [Planned("none", target, "", target) for target in wanted["none"]]
+    points = [Planned("none", target, "", target) for target in wanted["none"]]
     for policy, targets in wanted.items():
         if policy == "none":
             continue
-        for name, solve in aims.solvers(partial(solved, policy)).items():
+        for name, solve in aims.solvers(partial(found, policy)).items():
             for target in targets:
                 try:
                     reduction = _reduction(models[policy][0], target, solve, grid)
-                    found.append(Planned(policy, target, name, reduction))
+                    points.append(Planned(policy, target, name, reduction, _options(solve, target)))
                 except ConfigError as err:
                     leave_out(left_out, task, policy, target, err)
-    return found
+    return points
 
 
 def leave_out(left_out: list[LeftOut], task: str, policy: str, target: Target, err: ConfigError) -> None:
     """Notes a point that a policy refuses or cannot reach, and warns of it."""
     warn(log, "%s, task %s, is left out at %s: %s", policy, task, target, err)
     left_out.append(LeftOut(policy, target, str(err)))
+
+
+def _options(solve: Solver | None, target: Target) -> Mapping[str, Any]:
+    """The options of the policy that were found with a schedule for the target."""
+    return solve.options(target) if isinstance(solve, FoundSchedules) and isinstance(target, float) else {}
 
 
 def _reduction(model: MultiTaskModel, target: Target, solve: Solver | None, grid: Grid) -> AnyReduction:

@@ -6,10 +6,12 @@ from typing import Any
 
 from pipeline.merging.schedule import EARLY, EVEN, ReductionSpec
 
-SOLVED, GIVEN = "solved", "given"
-SCHEDULES = (EVEN, EARLY, SOLVED)
+SOLVED, LEARNED, GIVEN = "solved", "learned", "given"
+SCHEDULES = (EVEN, EARLY, SOLVED, LEARNED)
 """How a schedule reaches a share: all blocks merge alike, or those of the first half, or as it is measured to
-cost least. GIVEN is one that is asked for as it is."""
+cost least, or as it is learned by gradients. GIVEN is one that is asked for as it is."""
+FOUND = (SOLVED, LEARNED)
+"""Those that are found on images, by what merges do to the predictions."""
 Target = ReductionSpec
 """A share in (0, 1) of the encoder's unmerged MACs or of the patches (to merge), or a reduction."""
 MACS, MERGED, TOKENS = (
@@ -31,7 +33,7 @@ class Point:
     scores: metric -> one value per model of the policy (None is n/a): per run, or per seed of what is drawn,
     and a single one where all have the same weights. images_per_s, encoder_images_per_s: speed of the whole
     inference and of its encoder, one value per round. peak_mib: see `launch.measure.watched`; None where it
-    was not asked for.
+    was not asked for. options: of the policy, which were learned with the schedule.
     """
 
     policy: str
@@ -46,6 +48,7 @@ class Point:
     images_per_s: list[float]
     encoder_images_per_s: list[float]
     peak_mib: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def encoder_macs(self) -> int:

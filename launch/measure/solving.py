@@ -1,11 +1,12 @@
 """Solved schedules of a run: the images to solve on, what is measured on them, and a schedule for any
-grid."""
+grid. What is learned is so on the same images."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,37 +100,47 @@ def _as_encoded(batch: Batch, model: MultiTaskModel) -> Batch:
     return replace(batch, images=F.pad(images, padding) if any(padding) else images)
 
 
-def divergence_of(model: MultiTaskModel, batches: Sequence[Batch], device: torch.device) -> Measure:
-    """Maps r of each block to the mean divergence (nats) of the model's predictions from those of its
-    unmerged pass, over the distributions that count, in float32. The model is on the device, in evaluation
-    mode; nothing is compiled. Raises ConfigError where the task predicts no distributions."""
+def unmerged_predictions(
+    model: MultiTaskModel, batches: Sequence[Batch], device: torch.device
+) -> list[tuple[Batch, LogProbs]]:
+    """The batches on the device, each with the predictions of the model's unmerged pass; nothing is compiled.
+    Raises ConfigError where the task predicts no distributions."""
     task = model.tasks[batches[0].task]
-
-    def predicted(batch: Batch, schedule: list[int] | int) -> LogProbs:
-        return task.log_probs(model.predict(batch, reduction=schedule, relaxed=False), batch)
-
-    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"):
         moved = [batch.to(device) for batch in batches]
         try:
-            whole = [predicted(batch, 0) for batch in moved]
+            return [
+                (batch, task.log_probs(model.predict(batch, reduction=0, relaxed=False), batch))
+                for batch in moved
+            ]
         except NotImplementedError as err:
             raise ConfigError(
                 f"task '{batches[0].task}' has no log_probs, from which a divergence could be measured; give "
                 "--schedule even or early"
             ) from err
 
+
+def divergence_of(model: MultiTaskModel, batches: Sequence[Batch], device: torch.device) -> Measure:
+    """Maps r of each block to the mean divergence (nats) of the model's predictions from those of its
+    unmerged pass, over the distributions that count, in float32. The model is on the device, in evaluation
+    mode; nothing is compiled. Raises ConfigError where the task predicts no distributions."""
+    task = model.tasks[batches[0].task]
+    with torch.inference_mode():
+        known = unmerged_predictions(model, batches, device)
+
     def measure(schedule: Sequence[int]) -> float:
         total, count = torch.zeros((), dtype=torch.float64, device=device), 0
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-            for batch, teacher in zip(moved, whole, strict=True):
-                found = _counting(gaps(predicted(batch, list(schedule)), teacher), teacher)
+            for batch, teacher in known:
+                merged = model.predict(batch, reduction=list(schedule), relaxed=False)
+                found = counting(gaps(task.log_probs(merged, batch), teacher), teacher)
                 total, count = total + found.double().sum(), count + found.numel()
         return float(total) / max(1, count)
 
     return measure
 
 
-def _counting(found: Tensor, teacher: LogProbs) -> Tensor:
+def counting(found: Tensor, teacher: LogProbs) -> Tensor:
     """[n]: what counts of [...]."""
     return found.flatten() if teacher.counts is None else found[teacher.counts]
 
@@ -140,14 +151,38 @@ def solved_with_bar(solver: ScheduleSolver, share: float, label: str) -> Solved:
         return solver.solve(share, told=bar.update)
 
 
-class SolvedSchedules:
-    """Maps (backbone, share of the MACs, grid) to a schedule: solved for the grid of the batches, and with
-    the same shares of the patches, times a factor, for others. Raises ConfigError for a share that cannot be
-    reached."""
+class FoundSchedules:
+    """Maps (backbone, share of the MACs, grid) to a schedule: found on the grid of some batches, and with the
+    same shares of the patches, times a factor, for others. Raises ConfigError for a share that cannot be
+    reached. A subclass says how it is found."""
+
+    def __init__(self, model: MultiTaskModel, batches: Sequence[Batch]):
+        """model: of the policy, on the device."""
+        self._grid = model.backbone.grid_of(batches[0].images)
+
+    def __call__(self, backbone: MergingViT, share: float, grid: Grid) -> list[int]:
+        schedule = self.found(share)
+        if grid == self._grid:
+            return schedule
+        shares = merged_shares(schedule, math.prod(self._grid))
+        return MacsGoal(counted_vit(backbone, grid), share).fitted(shares)
+
+    def found(self, share: float) -> list[int]:
+        """The schedule on the grid of the batches; it is found once."""
+        raise NotImplementedError
+
+    def options(self, share: float) -> Mapping[str, Any]:
+        """The options of the policy that were found with the schedule."""
+        return {}
+
+
+class SolvedSchedules(FoundSchedules):
+    """Schedules that are solved."""
 
     def __init__(self, model: MultiTaskModel, batches: Sequence[Batch], label: str, device: torch.device):
         """model: of the policy, on the device. label: on the progress bar."""
-        self._grid, self._label = model.backbone.grid_of(batches[0].images), label
+        super().__init__(model, batches)
+        self._label = label
         self._solver = cache(
             lambda: ScheduleSolver(
                 counted_vit(model.backbone, self._grid), divergence_of(model, batches, device)
@@ -155,12 +190,8 @@ class SolvedSchedules:
         )
         self._solved = cache(self._solve)
 
-    def __call__(self, backbone: MergingViT, share: float, grid: Grid) -> list[int]:
-        schedule = self._solved(share)
-        if grid == self._grid:
-            return schedule
-        shares = merged_shares(schedule, math.prod(self._grid))
-        return MacsGoal(counted_vit(backbone, grid), share).fitted(shares)
+    def found(self, share: float) -> list[int]:
+        return self._solved(share)
 
     def _solve(self, share: float) -> list[int]:
         return solved_with_bar(self._solver(), share, f"{self._label} at {share:g}").schedule

@@ -10,6 +10,7 @@ import torch
 
 from launch.measure.compute import Entry, Workload, first_batch, first_grid, workload
 from launch.measure.evaluator import Speed, evaluator_of, images_per_second, progress
+from launch.measure.learning import LearnedSchedules
 from launch.measure.panel import Panel
 from launch.measure.planning import Aims, Models, Planned, Solver, check_rounds, leave_out, plan
 from launch.measure.points import DIVERGENCE, SOLVED, LeftOut, Point, Sweep, Target
@@ -59,10 +60,11 @@ def sweep(
     merged: a target that is a share means patches to merge, not the encoder's MACs. exact: the targets are
     reductions as they are, also those in (0, 1], keep rates. within: the share of the blocks, from the first
     one, that merge in even schedules; the reduction is solved for each grid of patches. schedules: how such a
-    target is reached, a point for each. solving: where `solved` is among them, on which images, whatever
-    their labels; the schedule is that of the first run's model. It takes one process, and minutes. seeds: see
-    `variants_of`. compared: also measure how far the predictions are from the unmerged model's, and the
-    memory. lenient: a policy that cannot serve the runs is named in the results.
+    target is reached, a point for each. solving: where `solved` or `learned` are among
+    them, on which images, whatever their labels; the schedule is that of the first run's model. It takes one
+    process, and minutes. seeds: see `variants_of`. compared: also measure how far the predictions are from
+    the unmerged model's, and the memory. lenient: a policy that cannot serve the runs is named in the
+    results.
     """
     check_one_setup(runs)
     check_rounds(rounds)
@@ -72,7 +74,7 @@ def sweep(
     aims = Aims(targets, merged, exact, within, schedules)
     config = runs[0].config
     datas = {task: config.tasks[task].data for task in chosen_tasks(config, tasks)}
-    if SOLVED in schedules:
+    if aims.finds:
         solving.check(split)
         datas = {task: solving.data_of(task, data) for task, data in datas.items()}
     device = own_device()
@@ -97,7 +99,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Job:
-    """One task. solved_on: images on which schedules are solved, and what a sweep says of them. works: of one
+    """One task. solved_on: images on which schedules are found, and what a sweep says of them. works: of one
     image of the first batch, at each point of the plan. left_out: the points that could not be planned."""
 
     loader: EvalLoader
@@ -124,7 +126,7 @@ def _opened(
     loader = build_eval_loader(task, data, **ranks, split=split, classes=run.classes(task))
     models["none"][0].check_data({task: loader})
     batch = first_batch(task, data, split, run.classes(task)).to(device)
-    if SOLVED not in aims.schedules:
+    if not aims.finds:
         return _Job(loader, batch, (), {})
     images = solving_batches(task, data, run.classes(task), models["none"][0], solving)
     told = asdict(solving) | {"source": data.train, "images": sum(len(own.images) for own in images)}
@@ -136,16 +138,17 @@ def _planned(
 ) -> _Job:
     task = job.batch.task
 
-    def solved(policy: str) -> Solver:
-        return SolvedSchedules(models[policy][0], job.solved_on, f"{policy}, {task},", device)
+    def found(policy: str, schedule: str) -> Solver:
+        kind = SolvedSchedules if schedule == SOLVED else LearnedSchedules
+        return kind(models[policy][0], job.solved_on, f"{policy}, {task},", device)
 
     left_out: list[LeftOut] = []
     grid = first_grid(models["none"][0], job.batch)
     points, works = [], []
     # what a policy refuses shows in an inference, before anything is measured
-    for point in progress(plan(task, models, wanted, aims, solved, grid, left_out), f"{task}: points"):
+    for point in progress(plan(task, models, wanted, aims, found, grid, left_out), f"{task}: points"):
         try:
-            works.append(workload((models[point.policy][0], point.reduction), job.batch))
+            works.append(workload((point.on(models[point.policy][0]), point.reduction), job.batch))
             points.append(point)
         except ConfigError as err:
             if point.policy == "none":
@@ -170,7 +173,7 @@ def _measure(
     task = job.batch.task
     evaluator.module = _panel(variants, job.plan, compared)
     scores = evaluate(evaluator, {task: progress(job.loader, task)})[task]
-    firsts: list[Entry] = [(variants[point.policy][0].model, point.reduction) for point in job.plan]
+    firsts: list[Entry] = [(point.on(variants[point.policy][0].model), point.reduction) for point in job.plan]
     speeds = images_per_second(evaluator, firsts, job.batch, rounds)
     if evaluator.rank > 0:
         return None
@@ -201,7 +204,7 @@ def _measure(
 def _panel(variants: Mapping[str, Sequence[Variant]], plan: Sequence[Planned], compared: bool) -> Panel:
     """All models of all points. compared: each with the unmerged model of its run."""
     of_run = {own.run: number for number, own in enumerate(variants["none"])}
-    entries = [(own.model, point.reduction) for point in plan for own in variants[point.policy]]
+    entries = [(point.on(own.model), point.reduction) for point in plan for own in variants[point.policy]]
     wholes = [of_run.get(own.run, 0) for point in plan for own in variants[point.policy]]
     return Panel(entries, wholes if compared else None)
 
@@ -234,6 +237,7 @@ def _point(
         images_per_s=speed.whole,
         encoder_images_per_s=speed.encoder,
         peak_mib=peak,
+        options=planned.options,
     )
 
 

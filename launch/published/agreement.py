@@ -10,7 +10,7 @@ from launch.measure.evaluator import turns
 from launch.measure.planning import Aims
 from launch.measure.points import LeftOut, Point, Sweep
 from launch.measure.watched import peak_mib
-from launch.published.entries import TASK, Entry, Models, Solve, entries_of
+from launch.published.entries import TASK, Entry, Find, Models, entries_of
 from launch.published.merged import counted_for
 from launch.saved.device import now
 from pipeline.backbone.patching.merging_model import MergingModel
@@ -37,7 +37,7 @@ def agreement(
     device: torch.device,
     precision: str,
     rounds: int = 0,
-    solve: Solve | None = None,
+    find: Find | None = None,
     seeds: Sequence[int] = (),
     compared: bool = False,
     left_out: Sequence[LeftOut] = (),
@@ -46,10 +46,10 @@ def agreement(
     """The metrics of the signal for each policy at each target, as means over the images.
 
     models: on the device, in evaluation mode. batches: those of this process. name: of the model. split: of
-    the images. rounds: timed passes of the first batch; 0 leaves speed out. solve: gives the schedules that
-    are `solved`. seeds: of what the models draw, for the result. compared: also measure the memory. left_out:
-    policies that the model refused. Raises StopAsked once `stopping` says so, and ConfigError where no target
-    can be reached or there are no images.
+    the images. rounds: timed passes of the first batch; 0 leaves speed out. find: gives the schedules that
+    are `solved` or `learned`. seeds: of what the models draw, for the result. compared: also measure the
+    memory. left_out: policies that the model refused. Raises StopAsked once `stopping` says so, and
+    ConfigError where no target can be reached or there are no images.
     A collective: rank 0 alone measures speed and has the result, which is None on the others.
     """
     ranks, sums = Processes(device), TallySums()
@@ -63,7 +63,7 @@ def agreement(
             images = batch.to(device).images
             if first is None:
                 first = images
-                entries, unreached = entries_of(models, aims, solve, signal, images[:1])
+                entries, unreached = entries_of(models, aims, find, signal, images[:1])
                 if ranks.rank == 0:
                     sums.add({TIMED: torch.full((), len(images), device=images.device)})
             _add_batch(sums, signal, models["none"][0], entries, images)
@@ -184,4 +184,5 @@ def _point(
         images_per_s=speed,
         encoder_images_per_s=speed,
         peak_mib=peak,
+        options=entry.options,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.measure.evaluator import progress
 from launch.measure.planning import Aims
-from launch.measure.points import SOLVED, LeftOut, Sweep
+from launch.measure.points import FOUND, LeftOut, Sweep
 from launch.measure.solving import AT_ONCE, IMAGES, Solving
 from launch.measure.sweep import sweep
 from launch.published.agreement import agreement
@@ -18,7 +18,7 @@ from launch.published.batches import held_out_batches
 from launch.published.merged import merged_models
 from launch.published.pictures import Pictures, find_pictures
 from launch.published.signal import signal_of
-from launch.published.solving import Solvers, apart_from
+from launch.published.solving import Finders, apart_from
 from launch.published.sources import folder_for, has_labels, labelled_run, opened
 from launch.saved.device import device_and_precision
 from launch.saved.run import SavedRun, read_run
@@ -103,11 +103,13 @@ def _refuse_of_labels(args: argparse.Namespace) -> None:
 
 
 def solving_of(args: argparse.Namespace, seed: int) -> Solving:
-    """On which images a command solves schedules. Raises ConfigError, also for an argument that says so where
+    """On which images a command finds schedules. Raises ConfigError, also for an argument that says so where
     none is solved."""
     given = args.solve_on is not None or args.solve_images != IMAGES
-    if given and SOLVED not in args.schedules:
-        raise ConfigError("--solve-on and --solve-images go with --schedule solved; give it, or not them")
+    if given and set(FOUND).isdisjoint(args.schedules):
+        raise ConfigError(
+            "--solve-on and --solve-images go with --schedule solved or learned; give one, or not them"
+        )
     return Solving(args.solve_on, args.solve_images, seed)
 
 
@@ -115,11 +117,11 @@ def agreement_on(
     args: argparse.Namespace, name: str, policies: Sequence[str], aims: Aims, **how: Any
 ) -> Sweep | None:
     """How the merged model agrees with the unmerged one on the command's pictures, of which each process
-    reads its part; but on none of those on which schedules are solved. how: the options `seeds`, `compared`
+    reads its part; but on none of those on which schedules are found. how: the options `seeds`, `compared`
     and `lenient` of `measured_on`."""
     pictures = find_pictures(args.data)
     solving = solving_of(args, how["seeds"][0])
-    apart = apart_from(pictures, args.data, solving) if SOLVED in aims.schedules else None
+    apart = apart_from(pictures, args.data, solving) if aims.finds else None
     device = own_device()
     precision = device_and_precision(None, None)[1]
     published, adapter = opened(args, name)
@@ -133,11 +135,11 @@ def agreement_on(
         size, pixels = published.size, published.pixels
         return held_out_batches(pictures, numbers, size, pixels, batch_size=batch_size, workers=workers)
 
-    reported, solve, told = range(len(pictures)), None, {}
+    reported, find, told = range(len(pictures)), None, {}
     if apart is not None:
         reported, told = apart.reported, {"solved_on": apart.told}
         firsts = {policy: own[0] for policy, own in models.items()}
-        solve = Solvers(firsts, signal, list(read(apart.pictures, apart.numbers, AT_ONCE)), device)
+        find = Finders(firsts, signal, list(read(apart.pictures, apart.numbers, AT_ONCE)), device)
     batches = read(pictures, [reported[at] for at in _own_part(len(reported))])
     connect()
     found = agreement(
@@ -150,7 +152,7 @@ def agreement_on(
         device=device,
         precision=precision,
         rounds=args.rounds,
-        solve=solve,
+        find=find,
         seeds=how["seeds"],
         compared=how["compared"],
         left_out=refused or [],

@@ -1,15 +1,21 @@
-"""Solved schedules of a published model, by its signal on pictures without labels."""
+"""Solved and learned schedules of a published model, by its signal on pictures without labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from launch.measure.learning import steps_with_bar
+from launch.measure.points import LEARNED
 from launch.measure.solving import Solving, solved_with_bar
 from launch.published.pictures import Pictures, find_pictures
+from pipeline.backbone.learned_schedule import Loss, check_ranks, learned_schedule
 from pipeline.backbone.macs import Counted
 from pipeline.backbone.patching.merging_model import MergingModel
+from pipeline.backbone.policies_of_blocks import policy_of
 from pipeline.backbone.solved_schedule import Measure, ScheduleSolver
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch
@@ -69,7 +75,7 @@ def damage_of(
     """Maps r of each block to the mean divergence of the model's logits from the unmerged one's, or, of
     features, to the mean squared error as a share, in float32. Both models are on the device, in evaluation
     mode."""
-    metric = "divergence" if signal.kind == LOGITS else "error"
+    metric = _metric(signal)
     exact = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(), exact:
         moved = [batch.to(device).images for batch in batches]
@@ -86,9 +92,37 @@ def damage_of(
     return measure
 
 
-class Solvers:
-    """Maps (policy, what its MACs are counted of, share of the MACs) to a solved schedule; see
-    `damage_of`."""
+def loss_of(
+    model: MergingModel,
+    unmerged: MergingModel,
+    signal: Signal,
+    batches: Sequence[Batch],
+    device: torch.device,
+) -> Loss:
+    """The same of one batch after the other, again and again, under a relaxed merge and with gradient."""
+    metric = _metric(signal)
+    exact = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), exact:
+        moved = [batch.to(device).images for batch in batches]
+        whole = [signal.read(unmerged, signal.encode(unmerged, images)) for images in moved]
+    endless = cycle(zip(moved, whole, strict=True))
+
+    def loss(schedule: Sequence[int]) -> Tensor:
+        images, wanted = next(endless)
+        with exact:
+            merged = signal.encode(model, images, reduction=list(schedule), relaxed=True)
+            return signal.compare(signal.read(model, merged), wanted)[metric].mean()
+
+    return loss
+
+
+def _metric(signal: Signal) -> str:
+    return "divergence" if signal.kind == LOGITS else "error"
+
+
+class Finders:
+    """Maps (policy, schedule of FOUND, what its MACs are counted of, share of the MACs) to r of each block,
+    and the options of the policy that were found with them; see `damage_of`."""
 
     def __init__(
         self,
@@ -97,12 +131,18 @@ class Solvers:
         batches: Sequence[Batch],
         device: torch.device,
     ):
-        self._made_of = models, signal, batches, device
+        self._models, self._made_of = models, (models["none"], signal, batches, device)
         self._solvers: dict[str, ScheduleSolver] = {}
 
-    def __call__(self, policy: str, counted: Counted, share: float) -> list[int]:
-        models, signal, batches, device = self._made_of
+    def __call__(
+        self, policy: str, schedule: str, counted: Counted, share: float
+    ) -> tuple[list[int], Mapping[str, Any]]:
+        model, label = self._models[policy], f"{policy} at {share:g}"
+        if schedule == LEARNED:
+            check_ranks(policy_of(model))  # before the unmerged passes
+            steps = steps_with_bar(label)
+            found = learned_schedule(model, counted, share, loss_of(model, *self._made_of), steps)
+            return found.schedule, found.options
         if policy not in self._solvers:
-            measure = damage_of(models[policy], models["none"], signal, batches, device)
-            self._solvers[policy] = ScheduleSolver(counted, measure)
-        return solved_with_bar(self._solvers[policy], share, f"{policy} at {share:g}").schedule
+            self._solvers[policy] = ScheduleSolver(counted, damage_of(model, *self._made_of))
+        return solved_with_bar(self._solvers[policy], share, label).schedule, {}

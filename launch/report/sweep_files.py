@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from launch.measure.points import MACS, SOLVED, Point, Sweep, Target
+from launch.measure.points import FOUND, MACS, Point, Sweep, Target
 from launch.report.sweep_plot import Curve, Plot, draw_plots
 from launch.report.tables import in_unit, markdown, score
 from launch.report.words import curve_label, metric_words, task_words
@@ -34,22 +34,27 @@ def print_sweep(sweeps: Sequence[Sweep]) -> None:
         machine += f", images of {'x'.join(map(str, where['pixels']))} pixels (the first)"
         timed = where.get("timed", "of the whole inference (all windows, all words)")
         print(f"images/s: {timed}, median of rounds in turns, {machine}")
-        for line in _solved(result):
+        for line in _found(result):
             print(line)
 
 
-def _solved(result: Sweep) -> Iterator[str]:
-    """The solved schedules, as other commands take them."""
-    points = [point for point in result.points if point.kind == SOLVED]
-    if not points:
-        return
-    where = result.conditions["solved_on"]
-    images = counted(where["images"], "image")
-    yield f"solved on {images} of {printable(str(where['source']))}, none of which are in these scores:"
-    for point in points:
-        listed = plain_reduction(list(point.schedule), len(point.schedule))
-        text = json.dumps(listed, separators=(",", ":"))
-        yield f"  {point.target:g}: --policy {point.policy} --reduction '{text}'"
+def _found(result: Sweep) -> Iterator[str]:
+    """The schedules that were found on images, as other commands take them; options of the policy that were
+    found with them are settings of a run."""
+    for kind in FOUND:
+        points = [point for point in result.points if point.kind == kind]
+        if not points:
+            continue
+        where = result.conditions["solved_on"]
+        images = counted(where["images"], "image")
+        yield f"{kind} on {images} of {printable(str(where['source']))}, none of which are in these scores:"
+        for point in points:
+            listed = plain_reduction(list(point.schedule), len(point.schedule))
+            text = json.dumps(listed, separators=(",", ":"))
+            options = "".join(
+                f" with merging.options.{name}={json.dumps(value)}" for name, value in point.options.items()
+            )
+            yield f"  {point.target:g}: --policy {point.policy} --reduction '{text}'{options}"
 
 
 def write_sweep(sweeps: Sequence[Sweep], folder: Path) -> list[Path]:

@@ -244,11 +244,12 @@ def parse_reduction(text: str) -> ReductionSpec:
             f"reduction '{text}' is measured on a device, which `dtem evaluate`, `predict`, `bench` and "
             "`export` do; `dtem doctor --speed MODEL` prints it as r per block, to be given here"
         )
-    if text.startswith("solved"):
-        raise ConfigError(
-            f"reduction '{text}' is solved on images, in minutes: `dtem sweep --schedule solved` prints it "
-            "as r per block, to be given here"
-        )
+    for name in ("solved", "learned"):
+        if text.startswith(name):
+            raise ConfigError(
+                f"reduction '{text}' is {name} on images, in minutes: `dtem sweep --schedule {name}` prints "
+                "it as r per block, to be given here"
+            )
     value = parse_value(text)
     if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):
         raise ConfigError(

@@ -26,7 +26,8 @@ PAGES = {name: name for name in SECTIONS} | {
 """Settings -> the heading of docs/configuration.md that they stand under."""
 ELSEWHERE = {
     "merging.schedule": "no setting, as what is solved depends on what was trained: `dtem sweep --schedule "
-    "solved` prints r of each block, for merging.reduction=[9,7,0,4]; merging.within=0.5 merges early"
+    "solved` prints r of each block (so does `learned`), for merging.reduction=[9,7,0,4]; merging.within=0.5 "
+    "merges early"
 }
 """Names that a user may expect -> where what they mean is to be had."""
 _INVALID = object()

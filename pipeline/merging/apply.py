@@ -76,11 +76,12 @@ class _Weights:
 
 class _Move:
     """One assignment, and the weight of each token in it. size [B, M]: sizes before the merge.
-    counted [B, M]: what each of them counts in it, which is less where a part of it is dropped."""
+    counted [B, M]: what each of them counts in means by size, which is less where a part of it is dropped."""
 
     def __init__(self, size: Tensor, assignment: Assignment):
         self.assignment, self._before = assignment, size
-        self.counted = size if assignment.part is None else _counted(size, assignment)
+        plain = assignment.part is None or (assignment.weight is not None and not assignment.keeps_norm)
+        self.counted = size if plain else _counted(size, assignment)
         self._left = None if assignment.share is None else take_rows(share_left(assignment), assignment.keep)
         self._known: _Weights | None = None
 

@@ -15,11 +15,7 @@ from pipeline.token_state import Assignment, TokenState
 
 SHAPES = {"share": "BE", "weight": "BM", "part": "BE", "spread": "BKE", "reads": "BMK"}
 """Amounts of an Assignment -> their dims."""
-ALONE = {
-    "part": ("share",),
-    "spread": ("share", "weight", "part"),
-    "reads": ("share", "weight", "part", "spread"),
-}
+ALONE = {"spread": ("share", "weight", "part"), "reads": ("share", "weight", "part", "spread")}
 """Amounts, and those that do not go with them."""
 
 

@@ -86,6 +86,13 @@ class MergePolicy:
     exact_attention = False
     """Whether a relaxed pass needs attention that rounds as the authors' release does, instead of a fused
     kernel."""
+    ranks = False
+    """Whether tokens leave in an order that does not depend on how many do: the sources of a hard merge, each
+    with one slot, are the first of those of a larger merge. Then rates can be learned
+    (`pipeline.merging.learned_rate`)."""
+    prunes_first = False
+    """Whether the first tokens that leave are pruned, by the option `pruned`: a rate of its own. The policy
+    then has `pruned_share`, and `ranked` prunes none."""
 
     @property
     def embeds(self) -> bool:
@@ -147,6 +154,17 @@ class MergePolicy:
         otherwise gradients are off. Autocast is off, and what the policy needs was computed under the
         precision of the pass.
         """
+        raise NotImplementedError
+
+    def ranked(self, evidence: Evidence, state: TokenState, r: int) -> Assignment:
+        """The hard merge of r tokens in the order in which they leave, for a policy that `ranks`."""
+        merge = self.choose(evidence, state, r, relaxed=False)
+        assert merge is not None, "what ranks merges whenever it is asked to"
+        return merge
+
+    def pruned_share(self, depth: float) -> float:
+        """The share of the tokens that leave a block which is pruned, for a policy that `prunes_first`.
+        depth: the share of the blocks that lie before it, in [0, 1)."""
         raise NotImplementedError
 
 

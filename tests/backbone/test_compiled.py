@@ -7,7 +7,7 @@ import logging
 
 import pytest
 import torch
-from tiny import images, tiny_vit
+from tiny import MERGING, images, tiny_vit
 from torch._dynamo.backends.debugging import aot_eager
 
 from pipeline.backbone import compiled
@@ -58,6 +58,24 @@ def test_a_compiled_step_is_the_plain_one(how):
     for own, other in zip(step(plain, batch), trained, strict=True):
         torch.testing.assert_close(own, other, atol=1e-9, rtol=1e-9)
     assert backend.graphs == (1 if how == "model" else plain.depth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", MERGING)
+def test_each_policy_trains_by_compiled_blocks(variant):
+    """Each block is one graph, with its backward pass."""
+    model, batch = tiny_vit(variant, timm_options={"depth": 2}).double(), images().double()
+    backend = Counting()
+    found = []
+    for way in ("none", "blocks"):
+        compile_backbone(model, way, backend=backend)
+        model.train().zero_grad()
+        tokens = model(batch).final.tokens[:, 0]
+        (tokens * torch.linspace(0, 1, tokens.shape[1]).double()).sum().backward()
+        found.append([tokens.detach(), model.blocks[0].get_parameter("mlp.fc1.weight").grad])
+    assert backend.graphs == 2 and found[0][1].any()
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, own, atol=1e-9, rtol=1e-9)
 
 
 def test_all_of_nine_blocks_are_compiled_once_for_each_of_their_lengths():

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,14 @@ def without_key_bias(name: str, tensor: Tensor) -> Tensor:
     if tensor.ndim and name.endswith(("in_proj_bias", "qkv.bias")):
         return torch.cat(tensor.chunk(3)[::2])
     return tensor.chunk(2)[1] if tensor.ndim and name.endswith(".kv.bias") else tensor
+
+
+def assert_same_curve(ours: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> None:
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(reference), atol=2e-5, rtol=2e-5)
+
+
+def assert_same_state(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+    assert ours.keys() == reference.keys()
+    for name, tensor in reference.items():
+        pair = without_key_bias(name, ours[name]), without_key_bias(name, tensor)
+        torch.testing.assert_close(*pair, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")

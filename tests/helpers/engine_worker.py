@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import policy_runs
 import procedures  # noqa: F401  (registration)
 import pytest
 import torch
@@ -62,7 +63,7 @@ RUNS = {
     "labels_of_tokens": {},
     "sgd": {},
     "lamb": {},
-}
+} | policy_runs.USUAL
 WHOLE = ("sharpness_aware",)
 """Runs of a procedure that moves the weights itself, which needs them whole."""
 UNDIVIDED = tuple(
@@ -78,6 +79,8 @@ units of a batch's mean price and its labels are drawn, so that ranks with a par
 with the whole: here each has the same. `frozen_checkpointed` computes frozen blocks again in the backward
 pass, through which the gradient of an embedding goes, and so does `labels_of_tokens`, whose labels follow the
 tokens of mixed images."""
+EVERY_POLICY = "every_policy"
+"""The argument before the folder with which only runs of policies are made, all of them."""
 DRAWN = "aababb"
 """The task of each step of `sampled`: b's head rests before it is first used and in between, a's at the
 end."""
@@ -92,7 +95,13 @@ def optimizer_of(kind: str) -> str:
 
 
 def is_possible(kind: str, stage: Stage) -> bool:
+    if kind in policy_runs.USUAL:
+        return stage == policy_runs.stage_of(kind)
     return not (stage in DIVIDED and kind in WHOLE) and (stage == 0 or kind not in UNDIVIDED)
+
+
+def steps_of(kind: str) -> int:
+    return policy_runs.STEPS if kind in policy_runs.EVERY else NUM_STEPS
 
 
 def plan(kind: str, step: int) -> str:
@@ -104,7 +113,7 @@ def make(kind: str, stage: Stage, engine_type: str = "deepspeed", precision: str
     torch.manual_seed(1)
     engine = settings(stage, engine_type) | {"precision": precision}
     config = standin_config(
-        train=RUNS.get(kind),
+        train=(RUNS | policy_runs.EVERY).get(kind),
         step={"type": kind if kind in STEPS.names() else None},
         optim={"type": optimizer_of(kind)},
         engine=engine,
@@ -155,6 +164,7 @@ MODELS = dict.fromkeys(("merge_cost", "merge_cost_end_to_end"), real_model) | {
     "frozen_checkpointed": checkpointed_model,
     "labels_of_tokens": checkpointed_model,
     PARTED: consistent_model,
+    **policy_runs.MODELS,
 }
 
 
@@ -215,7 +225,7 @@ def micro_batches(kind: str, engine, spec: StepSpec, step: int, bad: bool) -> It
             batch = real_batch(8 * step + 4 * micro, 4, task)
             if kind == "labels_of_tokens":
                 batch = MIXER(batch, 1, 2 * step + micro)
-        elif kind == PARTED:
+        elif kind == PARTED or kind in policy_runs.EVERY:
             spec = replace(spec, draw=0.7)
             first = step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size
             batch = real_batch(first, size, task)
@@ -327,15 +337,29 @@ def loaded_and_saved(stage: Stage, folder: Path) -> dict[str, Any]:
     return results
 
 
+def trained(kind: str, stage: Stage, folder: Path) -> list[list[float]]:
+    """The curve of a run, whose state rank 0 writes."""
+    with engine_parts(kind, stage) as parts:
+        curve, states = run(kind, *parts, 0, steps_of(kind)), parts[0].state_tensors()
+        if parts[0].rank == 0:
+            save_file(states, folder / f"{kind}.{stage}.safetensors")
+    return curve
+
+
+def every_policy(folder: Path) -> None:
+    """Each policy with each objective at each stage."""
+    curves = {
+        f"{kind}.{stage}": trained(kind, stage, folder) for kind in policy_runs.EVERY for stage in STAGES
+    }
+    if distributed.get_rank() == 0:
+        (folder / "results.json").write_text(json.dumps(curves))
+
+
 def main(folder: Path) -> None:
     results = {}
     for stage in STAGES:
         for kind in (kind for kind in RUNS if is_possible(kind, stage)):
-            with engine_parts(kind, stage) as parts:
-                results[f"{kind}.{stage}"] = run(kind, *parts, 0, NUM_STEPS)
-                states = parts[0].state_tensors()
-                if parts[0].rank == 0:
-                    save_file(states, folder / f"{kind}.{stage}.safetensors")
+            results[f"{kind}.{stage}"] = trained(kind, stage, folder)
         with engine_parts("joint", stage) as parts:
             parts[0].load_state_tensors(load_file(folder / "local.safetensors"))
             results[f"continued.{stage}"] = run("joint", *parts, 3, NUM_STEPS)
@@ -356,4 +380,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[-1]))
+    (every_policy if EVERY_POLICY in sys.argv else main)(Path(sys.argv[-1]))

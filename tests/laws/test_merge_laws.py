@@ -16,7 +16,7 @@ from pipeline.token_state import TokenState
 
 TRAINING = pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 VARIANT = pytest.mark.parametrize("variant", MERGING_WAYS)
-BY_IMPORTANCE = ("evit", "gtp", "mctf")
+BY_IMPORTANCE = ("diffrate", "evit", "gtp", "mctf")
 """Policies under which a token does not give to the one that is most like it."""
 BY_PLACE = ("algm", "ailurus")
 """Policies under which equal tokens that lie apart may stay apart."""

@@ -166,6 +166,7 @@ RULES_OF = {kind: RULES if "rotary" in kind else ["mean_rotation"] for kind in N
         ),
         ("naflex: rotary positions", "mean_rotation", "vid_tldr"),
         ("naflex: class token", "mean_rotation", "evit"),
+        ("naflex: class token", "mean_rotation", "diffrate"),
         *(
             ("naflex: average pooling", "mean_rotation", policy)
             for policy in ("atc", "mutual", "pitome", "tofu")
@@ -202,7 +203,8 @@ def test_an_image_merges_with_padding_as_without(kind, rule, policy):
 @pytest.mark.parametrize("policy", OF_IMAGES)
 def test_each_image_loses_the_number_that_its_own_patches_give(policy):
     """Or the policy is refused, as it asks for one grid."""
-    kind = "naflex: class token" if policy == "evit" else "naflex: average pooling"
+    asks = "class_token" in POLICIES.build(policy).requires
+    kind = "naflex: class token" if asks else "naflex: average pooling"
     model, batch = library_model(kind).double(), patches_with_padding()
     if not POLICIES.build(policy).requires <= traits_in(model, RotaryRule()):
         with pytest.raises(ConfigError, match=f"'{policy}' cannot serve NaFlexVit: it needs one grid"):

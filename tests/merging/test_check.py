@@ -52,10 +52,6 @@ FAULTS = {
         lambda a: replace(a, part=torch.ones(a.source.shape), spread=torch.ones(2, 13, 4)),
         "spread goes without part; give one of them",
     ),
-    "parts and shares": (
-        lambda a: replace(a, part=torch.ones(a.source.shape), share=torch.ones(a.source.shape)),
-        "part goes without share; give one of them",
-    ),
     "norms and shares": (
         lambda a: replace(a, keeps_norm=True, share=torch.ones(a.source.shape)),
         "keeps_norm goes without share; give one of them",

@@ -5,11 +5,13 @@ import signal
 import psutil
 import pytest
 import torch
+from tiny import OF_IMAGES
 from tinyrun import tiny_clips_plain, tiny_tasks_plain
 
 from pipeline.config.load import from_plain
 from pipeline.engine.optimizers import OPTIMIZERS
 from pipeline.errors import CheckpointError
+from pipeline.merging.policies import POLICIES
 from pipeline.run_folder import folder_name, pointed
 from pipeline.train import loop
 from pipeline.train.loop import train
@@ -118,6 +120,21 @@ def test_four_steps_on_clips_equal_two_saved_loaded_and_two(moving_digits, tmp_p
     half = tmp_path / "whole/checkpoints/step_00000002"
     train(run("parts"), resume=str(half))
     assert_same_end(tmp_path, half, steps=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", OF_IMAGES)
+def test_four_steps_under_each_policy_equal_two_saved_loaded_and_two(tiny_run, tmp_path, policy):
+    mode = "joint" if POLICIES.usual(policy).learned else "backbone"
+
+    def sections(**train_options):
+        merging = dict(policy=policy, reduction=2 if POLICIES.build(policy).merges else 0)
+        return dict(merging=merging, train=dict(mode=mode, steps=4) | train_options)
+
+    train(tiny_run(tmp_path / "whole", **sections(save_every=2, keep_checkpoints=5)))
+    part_way = tmp_path / "whole/checkpoints/step_00000002"
+    train(tiny_run(tmp_path / "parts", **sections()), resume=str(part_way))
+    assert_same_end(tmp_path, part_way, steps=4)
 
 
 @pytest.mark.parametrize("name", OF_TASKS)

@@ -4,6 +4,7 @@ from pipeline.merging.policies import (  # noqa: F401  (registration)
     ailurus,
     algm,
     atc,
+    diffrate,
     dtem,
     evit,
     grid_average,

@@ -34,6 +34,7 @@ class DTEM(MergePolicy):
 
     needs = frozenset({"embedding"})
     supports_relaxed = True
+    ranks = True
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class EViT(MergePolicy):
         self.needs = frozenset({"class_attention"} if fuse else {"class_attention", "keys"})
         self.requires = frozenset({"class_token", "merged_attention"} | ({"one_grid"} if fuse else set()))
         self.conserves_size = self.resizes = fuse
+        self.ranks = not fuse
 
     def macs(
         self, num_tokens: int, num_prefix: int, r: int, widths: Mapping[str, int], *, merged: bool

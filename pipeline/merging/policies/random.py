@@ -23,6 +23,7 @@ class RandomMerging(MergePolicy):
     grid. Raises ConfigError."""
 
     control = True
+    ranks = True
 
     def __init__(self, seed: int = 0, *, partition: str = PARITY):
         self.first_seed = seed * 1_000_003 % LARGEST_SEED

@@ -13,6 +13,7 @@ class ToMe(MergePolicy):
     ConfigError."""
 
     needs = frozenset({"keys"})
+    ranks = True
 
     def __init__(self, *, partition: str = PARITY):
         self.partition = check_partition("tome", partition)

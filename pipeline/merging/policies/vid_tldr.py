@@ -30,6 +30,7 @@ class VidTLDR(MergePolicy):
     requires = frozenset({"merged_attention"})
     conserves = False
     conserves_size = False
+    ranks = True
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
         pairs = match_by(state.tokens, state, r)
