@@ -158,7 +158,7 @@ def test_a_merge_of_tokens_with_the_same_number_keeps_it(variant, training):
     torch.testing.assert_close(found[:, 1:], torch.full_like(found[:, 1:], 0.3))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["none", "tome", "dtem_soft", "mctf", "evit"])
 def test_the_prefix_alone_has_the_same_labels_and_recomputed_blocks_too(variant):
     x = images().double()
     found = []
