@@ -60,6 +60,7 @@ RUNS = {
     "sharpness_aware": {},
     "consistency": {"mode": "backbone"},
     "frozen_checkpointed": {"mode": "modular"},
+    "recovery": {},
     "labels_of_tokens": {},
     "sgd": {},
     "lamb": {},
@@ -73,12 +74,14 @@ UNDIVIDED = tuple(
 PARTED = "consistency"
 """A run of real modules of whose batch each rank has a part. The objective averages over the images of all
 ranks that it is sure of. It merges by mctf, two patches into one, in which nothing is chosen."""
-REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed", "labels_of_tokens")
+REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed", "labels_of_tokens", "recovery")
 """Runs of real modules. The objective merge_cost takes gradients inside its forward pass. Its prices are in
 units of a batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one
 with the whole: here each has the same. `frozen_checkpointed` computes frozen blocks again in the backward
 pass, through which the gradient of an embedding goes, and so does `labels_of_tokens`, whose labels follow the
-tokens of mixed images."""
+tokens of mixed images. `recovery` has semantic tokens and recovers the patches, by parts of their own."""
+WHERE_DIVIDED = ("recovery",)
+"""Runs of which no other stages are tried, for time: parts that lie in blocks are gathered with them."""
 EVERY_POLICY = "every_policy"
 """The argument before the folder with which only runs of policies are made, all of them."""
 DRAWN = "aababb"
@@ -97,6 +100,8 @@ def optimizer_of(kind: str) -> str:
 def is_possible(kind: str, stage: Stage) -> bool:
     if kind in policy_runs.USUAL:
         return stage == policy_runs.stage_of(kind)
+    if kind in WHERE_DIVIDED:
+        return stage in DIVIDED
     return not (stage in DIVIDED and kind in WHOLE) and (stage == 0 or kind not in UNDIVIDED)
 
 
@@ -160,8 +165,18 @@ def consistent_model() -> MultiTaskModel:
     return MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("consistency", confidence=0.25))
 
 
+def recovering_model() -> MultiTaskModel:
+    """Five semantic tokens of 16 patches, whose parts count from the first step on."""
+    sizes = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+    options = {"img_size": 32, "timm_options": sizes, "block": 0, "recovery": True, "init_values": 1.0}
+    backbone = tiny_vit("stvit", reduction=[11, 0], **options)
+    task = ClassificationTask(backbone, num_classes=CLASSES, pool="avg")
+    return MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("supervised"))
+
+
 MODELS = dict.fromkeys(("merge_cost", "merge_cost_end_to_end"), real_model) | {
     "frozen_checkpointed": checkpointed_model,
+    "recovery": recovering_model,
     "labels_of_tokens": checkpointed_model,
     PARTED: consistent_model,
     **policy_runs.MODELS,
