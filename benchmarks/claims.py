@@ -66,6 +66,13 @@ TABLE = (
         needs=("tl_align", "package torchvision"),
         peers=("tl_align",),
     ),
+    Row(
+        "lemevit_vs_peer",
+        "lemevit_vs_peer.py",
+        short="--images 1 --sizes 'LeMeViT-Tiny, 160x160'",
+        needs=("lemevit",),
+        peers=("lemevit",),
+    ),
     Row("one_step_ahead_cpu", "one_step_ahead.py", short="--repeats 2 --batches 1"),
     Row("merge_share_cpu", "merge_share.py", short="--repeats 2 --batches 1"),
     Row("unmerge_cpu", "unmerge.py", short="--repeats 2 --batches 1 --within 0.5"),

@@ -12,6 +12,7 @@ PEERS = {
     "vid_tldr": "the authors' folder with multi_modality, of mlvlab/vid-TLDR",
     "tl_align": "the authors' folder with tla.py and timm, of Euphoria16/TL-Align",
     "stvit": "the authors' folder with models, of changsn/STViT-R",
+    "lemevit": "the authors' file models/lemevit.py, of ViTAE-Transformer/LeMeViT",
 }
 
 

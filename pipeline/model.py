@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.build import build_backbone, create_vit
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import RotaryRule
-from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.files import Weights, read_state_dict
 from pipeline.backbone.weights.load import check_filled, load_weights
 from pipeline.balancing import Balancing, Fixed, build_balancing
@@ -55,7 +55,7 @@ class MultiTaskModel(nn.Module):
 
     def __init__(
         self,
-        backbone: MergingViT,
+        backbone: Backbone,
         tasks: Mapping[str, Task],
         objective: Objective,
         *,
@@ -205,7 +205,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     return model
 
 
-def _check_inputs(backbone: MergingViT, tasks: Mapping[str, Task]) -> None:
+def _check_inputs(backbone: Backbone, tasks: Mapping[str, Task]) -> None:
     """Raises ConfigError with all tasks that read clips where the backbone reads images, or the reverse."""
     clips = backbone.reads_clips
     wrong = [f"tasks.{name}" for name, task in tasks.items() if task.reads_clips != clips]
@@ -240,7 +240,7 @@ def _refuses_labels(config: TaskConfig, task: Task) -> str | None:
     )
 
 
-def _reduction(backbone: MergingViT, asked: ReductionConfig, grid: Grid | None = None) -> ReductionSpec:
+def _reduction(backbone: Backbone, asked: ReductionConfig, grid: Grid | None = None) -> ReductionSpec:
     """The reduction, or the one that reaches the target for inputs of the grid (None: the backbone's)."""
     if asked.target_macs or asked.target_gmacs:
         return reduction_for_macs(
@@ -249,7 +249,7 @@ def _reduction(backbone: MergingViT, asked: ReductionConfig, grid: Grid | None =
     return asked.reduction
 
 
-def training_grid(backbone: MergingViT, task: TaskConfig) -> Grid:
+def training_grid(backbone: Backbone, task: TaskConfig) -> Grid:
     """Grid of patches of the task's training crop."""
     return backbone.grid if task.data.img_size is None else backbone.grid_of_size(task.data.size)
 

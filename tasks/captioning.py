@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.data.samples.text import build_tokenizer
 from pipeline.data.targets import CaptionTargets
 from pipeline.errors import ConfigError
@@ -51,7 +51,7 @@ class CaptioningTask(Task):
 
     def __init__(
         self,
-        backbone: MergingViT,
+        backbone: Backbone,
         *,
         model: str | Mapping[str, object],
         tokenizer: Mapping[str, Any],

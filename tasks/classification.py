@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.backbone.attention_pool import build_attention_pool, pool_by_attention, pool_numbers
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.partner import partner_of, start_partner
-from pipeline.backbone.vit import MergingViT
 from pipeline.data.augment.patch_mixing import mixed_labels
 from pipeline.data.targets import ClassificationTargets, Mixture
 from pipeline.errors import ConfigError
@@ -47,7 +47,7 @@ class ClassificationTask(Task):
 
     def __init__(
         self,
-        backbone: MergingViT,
+        backbone: Backbone,
         *,
         num_classes: int,
         pool: str | None = None,

@@ -8,7 +8,7 @@ from timm.loss.asymmetric_loss import AsymmetricLossMultiLabel
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.data.targets import MultiLabelTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, LogProbs, Rows, Scores, Tallies, TaskOutput
@@ -38,7 +38,7 @@ class MultiLabelTask(ClassificationTask):
 
     def __init__(
         self,
-        backbone: MergingViT,
+        backbone: Backbone,
         *,
         num_classes: int,
         pool: str | None = None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.data.members.masks import IGNORED
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import ConfigError
@@ -44,7 +44,7 @@ class SegmentationTask(Task):
 
     def __init__(
         self,
-        backbone: MergingViT,
+        backbone: Backbone,
         *,
         num_classes: int,
         decode_head: Mapping[str, object],
@@ -70,7 +70,7 @@ class SegmentationTask(Task):
         self.num_classes, self.patch_size = num_classes, backbone.patch_size
         self.merged_decoder = merged_decoder
         self.inference = from_options(Inference, "inference", inference)
-        channels = [backbone.embed_dim] * len(indices)
+        channels = [backbone.widths[block] for block in indices]
         self.neck = None
         if neck is not None:
             self.neck, channels = heads.build_neck(neck, channels)

@@ -66,7 +66,7 @@ def _task(prepared: Prepared, name: str) -> dict[str, Any]:
         "global_batch": resolved.global_batch.get(name, 0),
         "share_of_steps": resolved.shares.get(name),
         "schedule": list(model.schedule(name, grid)),
-        "tokens": [grid[0] * grid[1] + model.backbone.num_prefix, *merged.tokens],
+        "tokens": [model.backbone.tokens_at_start(grid), *merged.tokens],
         "macs": merged.total,
         "macs_unmerged": whole.total,
     }

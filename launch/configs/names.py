@@ -30,9 +30,10 @@ def summary(thing: Any) -> str:
 
 
 def _models() -> Iterator[Row]:
+    from pipeline.backbone.build import BACKBONES
     from pipeline.backbone.timm_names import plain_names
 
-    return ((name, "") for name in plain_names())
+    return ((name, "") for name in sorted([*plain_names(), *BACKBONES.names()]))
 
 
 def _policies() -> Iterator[Row]:
@@ -56,7 +57,9 @@ def _objectives() -> Iterator[Row]:
 
 def _heads() -> Iterator[Row]:
     """The heads of each task, which options of `tasks.NAME.head` choose."""
-    for pool in ("token", "avg", "map"):
+    from tasks.shared.pooling import POOLS
+
+    for pool in (*POOLS, "map"):
         yield f"pool={pool}", "classification: how the tokens become one"
     for route, how in (("pooler", "CoCa's pooled tokens"), ("direct", "the merged tokens")):
         yield f"route={route}", f"captioning: what the decoder looks at: {how}"

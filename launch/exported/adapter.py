@@ -9,6 +9,7 @@ from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.collect import collect_adapter
 from pipeline.backbone.adapters.config import Pixels, Recipe, name_of_data
 from pipeline.backbone.adapters.embeddings import hub_name
+from pipeline.errors import ConfigError
 from pipeline.model import MultiTaskModel
 from pipeline.parts import BASE, TRAINED
 
@@ -24,9 +25,12 @@ def adapter_of_run(
     """The adapter of a run, folded for a task.
 
     base_model: name of the base on the hub; None takes timm's where the run started from timm's weights and
-    left them as they were. Raises ConfigError for a policy that does not learn.
+    left them as they were. Raises ConfigError for a policy that does not learn, and for a backbone that
+    merges nothing.
     """
     config = run.config
+    if why := model.backbone.never_merges:
+        raise ConfigError(f"'{config.backbone.name}' has no embeddings, and can have none: {why}")
     everybodys = config.merging.embedding == "shared"
     return collect_adapter(
         model.backbone,

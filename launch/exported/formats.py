@@ -15,9 +15,12 @@ from launch.exported.exporting import exporting
 from launch.exported.tensors import write_tensors
 from launch.saved.run import SavedRun
 from pipeline.backbone.adapters.embeddings import SUFFIX
+from pipeline.backbone.block import MergingBlock
+from pipeline.backbone.build import BACKBONES
 from pipeline.backbone.macs import count_macs
 from pipeline.backbone.metric import MetricEmbedding
 from pipeline.backbone.rotary import RotaryRule
+from pipeline.backbone.vit import MergingViT
 from pipeline.config.reduction_schema import Reduction
 from pipeline.config.schema import DataConfig
 from pipeline.errors import ConfigError
@@ -58,8 +61,8 @@ class Program(nn.Module):
 
 def fold_embeddings(model: MultiTaskModel, task: str) -> None:
     """Replaces each block's metric embedding by the one linear layer that it is for the task."""
-    for block in model.backbone.blocks:
-        if block.metric is not None:
+    for block in list(model.backbone.modules()):
+        if isinstance(block, MergingBlock) and block.metric is not None:
             folded = block.metric.fold(task)
             width, channels = folded["weight"].shape
             block.metric = MetricEmbedding(channels, width)
@@ -80,7 +83,7 @@ def timm_state_dict(model: MultiTaskModel, task: str) -> dict[str, Tensor]:
 def write_safetensors(run: SavedRun, model: MultiTaskModel, task: str, path: Path) -> None:
     """Writes the tensors, and as metadata the grid of the position embedding, which `load_weights` reads. A
     backbone of clips has fixed positions, which no file holds."""
-    notes = {"timm": run.config.backbone.name}
+    notes = {_whose(run): run.config.backbone.name}
     if not model.backbone.reads_clips:
         notes["grid"] = "{}x{}".format(*model.backbone.grid)
     with exporting(path, CARDS) as part:
@@ -136,7 +139,7 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
     return {
         "format": form,
         "task": task,
-        "architecture": {"timm": backbone.name, "img_size": backbone.img_size}
+        "architecture": {_whose(run): backbone.name, "img_size": backbone.img_size}
         | ({"frames": backbone.frames, "tubelet": backbone.tubelet} if backbone.frames > 1 else {})
         | backbone.options,
         "head": {"task": run.config.tasks[task].type, **run.config.tasks[task].head},
@@ -160,6 +163,11 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
     }
 
 
+def _whose(run: SavedRun) -> str:
+    """Whose name the backbone has."""
+    return "backbone" if run.config.backbone.name in BACKBONES.names() else "timm"
+
+
 def _resize_rule(data: DataConfig) -> str:
     """The way in which evaluation resizes and crops an image, in words."""
     if data.schema == "segmentation":
@@ -174,7 +182,10 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
     """config.json beside model.safetensors, with the keys that timm's own `save_for_hf` writes.
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds the model from it, and so does
     `hf-hub:USER/NAME` once the folder is on the hub. One that merges has a name that `import dtem` registers.
-    None for a task whose head is not that of a timm classifier, and for clips, which timm does not read."""
+    None for a task whose head is not that of a timm classifier, for clips, which timm does not read, and for
+    a backbone that is none of timm's."""
+    if not isinstance(model.backbone, MergingViT):
+        return None
     backbone, data, head = run.config.backbone, run.config.tasks[task].data, run.config.tasks[task].head
     own_pool = head.get("pool") in (None, model.backbone.global_pool)
     if run.config.tasks[task].type != "classification" or not own_pool or model.backbone.reads_clips:
@@ -217,7 +228,7 @@ def timm_config(run: SavedRun, model: MultiTaskModel, task: str) -> dict[str, An
 def _merging_of(model: MultiTaskModel, task: str) -> dict[str, Any]:
     """Arguments of timm's name of the merging model, without those that have their default."""
     backbone = model.backbone
-    if not backbone.policy.merges:
+    if not isinstance(backbone, MergingViT) or not backbone.policy.merges:
         return {}
     given: dict[str, Any] = {"policy": backbone.policy.name, "reduction": reduction_of(model, task)}
     if backbone.policy.options:

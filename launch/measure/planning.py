@@ -10,9 +10,9 @@ from launch.measure.evaluator import warn
 from launch.measure.points import FOUND, GIVEN, MACS, MERGED, SCHEDULES, TOKENS, LeftOut, Target
 from launch.measure.solving import FoundSchedules
 from launch.saved.run import checked_reduction
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.policies_of_blocks import with_options
-from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.merging.schedule import EVEN, WITHIN, AnyReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Models = dict[str, list[MultiTaskModel]]
 """Policy -> its models, one per run with different weights."""
-Solver = Callable[[MergingViT, float, Grid], ReductionSpec]
+Solver = Callable[[Backbone, float, Grid], ReductionSpec]
 """Maps (backbone, share, grid of patches) to the reduction that reaches the share."""
 
 
@@ -104,7 +104,7 @@ def check_rounds(rounds: int) -> None:
         raise ConfigError(f"rounds is {rounds}; give 0, which leaves speed out, or more")
 
 
-def _merging(backbone: MergingViT, share: float, grid: Grid, *, within: float) -> ReductionSpec:
+def _merging(backbone: Backbone, share: float, grid: Grid, *, within: float) -> ReductionSpec:
     return reduction_for_merged(backbone.depth, share, grid, within=within)
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.macs import counted_vit
 from pipeline.backbone.macs_goal import MacsGoal
 from pipeline.backbone.solved_schedule import Measure, ScheduleSolver, Solved
-from pipeline.backbone.vit import MergingViT
 from pipeline.config.schema import DataConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.engine import launched
@@ -160,7 +160,7 @@ class FoundSchedules:
         """model: of the policy, on the device."""
         self._grid = model.backbone.grid_of(batches[0].images)
 
-    def __call__(self, backbone: MergingViT, share: float, grid: Grid) -> list[int]:
+    def __call__(self, backbone: Backbone, share: float, grid: Grid) -> list[int]:
         schedule = self.found(share)
         if grid == self._grid:
             return schedule

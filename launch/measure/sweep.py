@@ -84,6 +84,8 @@ def sweep(
     refused: list[LeftOut] | None = [] if lenient else None
     variants = variants_of(list(wanted), runs, device, seeds=seeds, left_out=refused)
     wanted = {policy: wanted[policy] for policy in variants}
+    if refused and set(wanted) == {"none"}:
+        raise ConfigError(f"no policy can be measured on {runs[0].folder}: {refused[0].reason}")
     models = {policy: [own.model for own in of_policy] for policy, of_policy in variants.items()}
     opened = [_opened(device, runs[0], *own, models, aims, solving, split) for own in datas.items()]
     jobs = [_planned(device, own, models, wanted, aims) for own in opened]

@@ -5,13 +5,13 @@ import torch
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.key_weights import log_size
-from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.token_state import TokenState
 
 
-def build_attention_pool(backbone: MergingViT) -> nn.Module:
+def build_attention_pool(backbone: Backbone) -> nn.Module:
     """A copy of the backbone's own, for a head. Raises ConfigError where it has none that can pool merged
     tokens."""
     module = backbone.build_attn_pool()

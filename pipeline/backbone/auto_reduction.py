@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.block_times import Clock, clock_of, paying_blocks, random_images, within_memory
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.vit import MergingViT
@@ -51,7 +52,7 @@ def read_auto(text: str) -> Auto:
 
 
 def paying_reduction(
-    model: MergingViT | MergingModel,
+    model: Backbone | MergingModel,
     reduction: ReductionSpec,
     *,
     batch: int = BATCH,
@@ -70,6 +71,8 @@ def paying_reduction(
     """
     if batch < 1:
         raise ConfigError(f"batch is {batch}; give 1 or more images")
+    if not isinstance(model, MergingViT | MergingModel):
+        return [0] * model.depth
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     size = size or _made_for(model)
     with within_memory(batch, size, like.device), evaluation_mode(model):

@@ -1,4 +1,4 @@
-"""Building of a backbone from a timm name and a merge policy."""
+"""Building of a backbone from its name, timm's or one in BACKBONES, and a merge policy."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,7 +13,9 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+import pipeline.backbone.lemevit  # noqa: F401 - fills BACKBONES
 from pipeline.backbone.adapters.embeddings import SUFFIX
+from pipeline.backbone.backbone import BACKBONES, Backbone
 from pipeline.backbone.block import obstacle_of
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import RotaryRule
@@ -22,6 +24,7 @@ from pipeline.backbone.vit import MergingViT, patch_of
 from pipeline.config.schema import BackboneConfig, check_frames
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
+from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.plan.facts import ModelFacts
 from pipeline.registry import unknown_name
@@ -64,15 +67,15 @@ def build_backbone(
     embedding: EmbeddingSpec | None = None,
     rotary: RotaryRule | None = None,
     **policy_options: Any,
-) -> MergingViT:
-    """A timm VisionTransformer or Eva that merges tokens by `policy`.
+) -> Backbone:
+    """A timm VisionTransformer or Eva that merges tokens by `policy`; or a backbone in BACKBONES.
 
     frames, tubelet: of clips, for a video ViT of a VisionTransformer's sizes (`pipeline.backbone.tubelets`).
     reduction: see `pipeline.merging.schedule.ReductionSpec`. proportional_attention: `always`, `train` (MAE)
     or `never`. embedding: whether tasks share the metric embedding (None: they do). rotary: how merged tokens
-    get rotary positions (None: by mean rotation). timm_options go to timm's class, policy_options to the
-    policy. Raises ConfigError for models that merging would compute wrongly (docs/models.md) and wrong
-    options.
+    get rotary positions (None: by mean rotation). timm_options go to timm's class, or to what is filed in
+    BACKBONES; policy_options to the policy. Raises ConfigError for models that merging would compute wrongly
+    (docs/models.md) and wrong options.
     """
     if isinstance(reduction, str):
         raise ConfigError(
@@ -80,6 +83,13 @@ def build_backbone(
             "it, and give paying_reduction(model, r) to its set_reduction"
         )
     merge_policy = POLICIES.build(policy, **policy_options)
+    if name in BACKBONES.names():
+        if pretrained or frames > 1 or proportional_attention != "always":
+            raise ConfigError(_not_for_others(name, pretrained, frames))
+        sizes = {"img_size": img_size, "drop_path": drop_path, "grad_checkpointing": grad_checkpointing}
+        backbone = _build_other(name, merge_policy, sizes, timm_options or {})
+        backbone.set_reduction(reduction)
+        return backbone
     vit = create_vit(
         name,
         pretrained=pretrained,
@@ -100,6 +110,24 @@ def build_backbone(
     )
 
 
+def _not_for_others(name: str, pretrained: bool, frames: int) -> str:
+    """Why a setting is not for a backbone in BACKBONES."""
+    if pretrained:
+        return f"no weights of '{name}' can be downloaded; give backbone.weights, or train it from chance"
+    if frames > 1:
+        return f"'{name}' reads images alone; for clips give one of timm's VisionTransformer"
+    return f"proportional_attention is about merged tokens, of which '{name}' has none; leave it out"
+
+
+def _build_other(
+    name: str, policy: MergePolicy, sizes: Mapping[str, Any], options: Mapping[str, Any]
+) -> Backbone:
+    """The backbone of that name in BACKBONES. Raises ConfigError."""
+    for twice in sizes.keys() & options.keys():
+        raise ConfigError(f"backbone option '{twice}' is not given here; set backbone.{twice}")
+    return BACKBONES.build(name, policy, **sizes, **options)
+
+
 def create_vit(
     name: str,
     *,
@@ -113,13 +141,15 @@ def create_vit(
 ) -> VisionTransformer | Eva:
     """timm's own model, after a check that MergingViT can drive it. num_classes: None keeps its own head.
     frames, tubelet: of clips; timm has no weights for those. Raises ConfigError."""
+    if name in BACKBONES.names():
+        raise ConfigError(f"'{name}' is none of timm's models, and only such can be given here")
     architecture = name.partition(".")[0]
     if architecture.endswith(SUFFIX):
         plain = architecture.removesuffix(SUFFIX)
         raise ConfigError(f"'{name}' names a model that merges already; give '{plain}' and a policy")
     if not timm.is_model(architecture):
         known = [known for known in timm.list_models() if not known.endswith(SUFFIX)]
-        raise ConfigError(unknown_name("timm model", name, known))
+        raise ConfigError(unknown_name("timm model", name, [*known, *BACKBONES.names()]))
     _check_options(timm_options or {})
     options = {"drop_path_rate": drop_path, **(timm_options or {})}
     if is_model_in_modules(architecture, ("eva",)):
@@ -207,6 +237,8 @@ def _attends_over_clips(block: nn.Module) -> bool:
 def model_facts(config: BackboneConfig) -> ModelFacts:
     """Facts of the model for the checks of a run, from a model without memory (meta device). Raises
     ConfigError."""
+    if config.name in BACKBONES.names():
+        return _facts_of_other(config)
     with torch.device("meta"):
         vit = create_vit(
             config.name,
@@ -222,4 +254,30 @@ def model_facts(config: BackboneConfig) -> ModelFacts:
         grid=tuple(vit.patch_embed.grid_size),
         class_token=getattr(vit, "cls_token", None) is not None,
         rotary=getattr(vit, "rope", None) is not None,
+    )
+
+
+def _facts_of_other(config: BackboneConfig) -> ModelFacts:
+    with torch.device("meta"):
+        backbone = build_backbone(
+            config.name,
+            pretrained=config.pretrained,
+            img_size=config.img_size,
+            frames=config.frames,
+            proportional_attention=config.proportional_attention,
+            timm_options=config.options,
+        )
+    if backbone.in_chans != 3:
+        raise ConfigError(
+            f"backbone.options in_chans is {backbone.in_chans}, and images of a run have three channels; "
+            "leave it out (build_backbone takes it, for loops of your own)"
+        )
+    return ModelFacts(
+        patch=backbone.patch_size,
+        depth=backbone.depth,
+        num_prefix=backbone.num_prefix,
+        grid=backbone.grid,
+        class_token=False,
+        never_merges=backbone.never_merges,
+        resamples=False,
     )

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.utils._pytree import tree_map_only
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
+from pipeline.backbone.block import MergingBlock
 from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ T = TypeVar("T")
 COMPILES = ("none", "model", "blocks")
 MOST_GRAPHS = 64
 """Graphs of one function: lengths, batch sizes, and phases of training."""
+HALVES = ("attend", "feed_forward")
+"""Of a block that merges."""
 Backend = str | Callable[..., Any]
 
 
@@ -116,7 +119,7 @@ class _UnlessObserved(Generic[P, T]):
 
 
 def compile_backbone(
-    backbone: MergingViT, how: str, *, inference: bool = False, backend: Backend = "inductor"
+    backbone: Backbone, how: str, *, inference: bool = False, backend: Backend = "inductor"
 ) -> None:
     """Compiles the backbone in place. Its parameters keep their names, and hooks run around the graphs.
 
@@ -128,12 +131,12 @@ def compile_backbone(
         raise ConfigError(f"compile is '{how}'; give one of {', '.join(COMPILES)}")
     if how == "none":
         return
-    if any("attend" in vars(block) for block in backbone.blocks):
+    if is_compiled(backbone):
         raise ConfigError("this backbone is compiled already; compile a copy of the uncompiled one")
     options: dict[str, Any] = {"backend": backend}
     for number, block in enumerate(backbone.blocks):
         forward = block.forward
-        for half in ("attend", "feed_forward"):
+        for half in HALVES if isinstance(block, MergingBlock) else ():
             _replace(block, half, Compiled(getattr(block, half), f"block_{number}_{half}", **options))
         if how == "blocks":
             whole = Compiled(forward, f"block_{number}", **options)

@@ -18,7 +18,9 @@ from timm.layers.hybrid_embed import HybridEmbed
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.block import MergingBlock
+from pipeline.backbone.mac_count import MacCount
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
@@ -32,25 +34,6 @@ from pipeline.token_state import Grid
 
 OF_ALL_QUERIES = ({"received", "entropy", "own_attention"}, {"mean_entropy"})
 """Evidence of the attention of all queries, in groups that are computed together."""
-
-
-@dataclass(frozen=True)
-class MacCount:
-    """MACs of one image. `total` is the sum of embed (patch embedding), blocks and metric."""
-
-    total: int
-    embed: int
-    blocks: tuple[int, ...]
-    """MACs of attention and MLP of each block."""
-    metric: tuple[int, ...]
-    """MACs of what the policy needs in each block: metric embedding, similarities, logits of attention; in
-    the first one also of what travels with the tokens."""
-    tokens: tuple[int, ...]
-    """Tokens left after each block, prefix included."""
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.total
 
 
 @dataclass(frozen=True)
@@ -123,16 +106,19 @@ class Counted:
 
 
 def count_macs(
-    backbone: MergingViT, grid: Grid | None = None, reduction: ReductionSpec | None = None
+    backbone: Backbone, grid: Grid | None = None, reduction: ReductionSpec | None = None
 ) -> MacCount:
     """MACs of one image or clip in inference, without a head. grid: of patches; None: the backbone's own.
     reduction: None takes the backbone's. Raises ConfigError for a wrong reduction."""
     grid = grid or backbone.grid
+    if not isinstance(backbone, MergingViT):
+        backbone.schedule(grid, reduction)
+        return backbone.macs(grid)
     return counted_vit(backbone, grid).macs(backbone.schedule(grid, reduction))
 
 
 def reduction_for_macs(
-    backbone: MergingViT,
+    backbone: Backbone,
     fraction: float | None = None,
     grid: Grid | None = None,
     *,
@@ -163,8 +149,12 @@ def counted_model(model: MergingModel, *inputs: Any) -> Counted:
     )
 
 
-def counted_vit(backbone: MergingViT, grid: Grid) -> Counted:
-    """What MACs are counted of in a backbone, for inputs of a grid of patches."""
+def counted_vit(backbone: Backbone, grid: Grid) -> Counted:
+    """What MACs are counted of in a backbone, for inputs of a grid of patches. Raises ConfigError for one
+    that merges nothing."""
+    if not isinstance(backbone, MergingViT):
+        what = type(backbone).__name__
+        raise ConfigError(f"{what} merges no tokens, so no reduction reaches a number of MACs; give none")
     return Counted(
         list(backbone.blocks),
         math.prod(grid),

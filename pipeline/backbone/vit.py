@@ -6,7 +6,6 @@ prefix, M slots left, C channels.
 """
 
 import copy
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
+from pipeline.backbone.backbone import Backbone, check_normalised
 from pipeline.backbone.block import MergingBlock, become_merging
 from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import EmbeddingSpec
@@ -39,7 +39,6 @@ from pipeline.merging.policy import MergePolicy
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.merging.traits import check_serves, traits_of
 from pipeline.merging.unmerge import start_unmerge
-from pipeline.parts import BASE
 from pipeline.token_state import CHANGE, BackboneOutput, Carried, Grid, TokenState
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -53,11 +52,11 @@ class Blocks(nn.ModuleList):
         def __iter__(self) -> Iterator[MergingBlock]: ...
 
 
-class MergingViT(nn.Module):
+class MergingViT(Backbone):
     """The shared backbone. `forward` depends on its arguments and the weights alone, and leaves no state on
     the module."""
 
-    part_kind = BASE
+    blocks: Blocks  # pyright: ignore[reportIncompatibleVariableOverride]
     undecayed = (*PREFIX_TOKENS, "pos_embed", "rope.freqs")
     """Parameters of several dims without weight decay, as in timm."""
     pos_embed: nn.Parameter | None
@@ -101,6 +100,7 @@ class MergingViT(nn.Module):
         self.num_prefix: int = vit.num_prefix_tokens
         self.embed_dim: int = vit.embed_dim
         self.depth = len(self.blocks)
+        self.widths = (self.embed_dim,) * self.depth
         self.grid: Grid = tuple(vit.patch_embed.grid_size)
         """Of the patches (h, w) of its images, or the tubelets (t, h, w) of its clips."""
         self.reads_clips = len(self.grid) == 3
@@ -117,28 +117,11 @@ class MergingViT(nn.Module):
         """Builds a copy of timm's pooling by attention, for a head to own; None where the model has none."""
         self.set_reduction(reduction)
 
-    def set_reduction(self, reduction: ReductionSpec) -> None:
-        """Sets the reduction that `forward` uses when it is given none. Raises ConfigError for a wrong
-        one."""
-        self.schedule(self.grid, reduction)
-        self._reduction = reduction
-
-    @property
-    def reduction(self) -> ReductionSpec:
-        """The reduction that `forward` uses when it is given none."""
-        return self._reduction
-
-    def schedule(self, grid: Grid, reduction: ReductionSpec | None = None) -> tuple[int, ...]:
-        """r of each block for an input of a grid of patches."""
-        num_tokens = math.prod(grid) + self.num_prefix
-        wanted = self._reduction if reduction is None else reduction
-        return self.policy.schedule(wanted, self.depth, num_tokens, self.num_prefix)
-
     def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of an image of (height, width) pixels, [3, H, W], or of a clip of as many frames as the
         backbone is made for, [T, 3, H, W]."""
         if not isinstance(self.patch_embed, TubeletEmbed):
-            return 3, *size
+            return super().input_shape(size)
         return self.grid[0] * self.patch_embed.tubelet, 3, *size
 
     def grid_of(self, images: Tensor) -> Grid:
@@ -146,9 +129,7 @@ class MergingViT(nn.Module):
         shape, and where H or W does not divide by the patch, or T by the tubelet."""
         shape, embed = images.shape, self.patch_embed
         if not isinstance(embed, TubeletEmbed):
-            if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
-                raise ConfigError(f"images have the shape {list(shape)}; give [batch, 3, height, width]")
-            return self.grid_of_size((shape[-2], shape[-1]))
+            return super().grid_of(images)
         if len(shape) != 5 or shape[2] != 3 or 0 in shape[1:]:
             raise ConfigError(f"clips have the shape {list(shape)}; give [batch, frames, 3, height, width]")
         if shape[1] % embed.tubelet:
@@ -158,13 +139,7 @@ class MergingViT(nn.Module):
     def grid_of_size(self, size: tuple[int, int]) -> Grid:
         """Grid of patches of images of (height, width) pixels, or of clips of as many frames as the backbone
         is made for. Raises ConfigError where the sides do not divide by the patch."""
-        (height, width), (patch_h, patch_w) = size, self.patch_size
-        if height % patch_h or width % patch_w:
-            near = f"{max(1, round(height / patch_h)) * patch_h}x{max(1, round(width / patch_w)) * patch_w}"
-            raise ConfigError(
-                f"input {height}x{width} does not divide by the patch {patch_h}x{patch_w}; nearest: {near}"
-            )
-        return *self.grid[:-2], height // patch_h, width // patch_w
+        return *self.grid[:-2], *super().grid_of_size(size)
 
     def forward(
         self,
@@ -225,11 +200,7 @@ class MergingViT(nn.Module):
     def _embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """images [B, 3, H, W], or clips [B, T, 3, H, W] -> tokens [B, N, C] with positions, prefix first, and
         the grid of patches."""
-        if not images.is_floating_point():
-            raise ConfigError(
-                f"images are {images.dtype}; a backbone reads normalised floats, (x / 255 - mean) / std, as "
-                "`to` of a stream's batch makes them"
-            )
+        check_normalised(images)
         grid = self.grid_of(images)
         patches = _patches(self.patch_embed, images)
         prefix = [

@@ -57,7 +57,8 @@ class BackboneConfig:
     """The shared ViT, of images or of clips."""
 
     name: str
-    """Name of a timm VisionTransformer or Eva, for instance `deit_small_patch16_224` (docs/models.md)."""
+    """Name of a timm VisionTransformer or Eva, for instance `deit_small_patch16_224`, or of a LeMeViT, such
+    as `lemevit_tiny` (docs/models.md)."""
     pretrained: bool = False
     """Load timm's weights of this name (downloads them)."""
     weights: str | None = None
@@ -74,7 +75,8 @@ class BackboneConfig:
     """When `log size` is added to the attention logits; `train` is the paper's setting for MAE."""
     grad_checkpointing: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of timm's class: embed_dim, depth, num_heads, patch_size, global_pool, ..."""
+    """Further arguments of timm's class: embed_dim, depth, num_heads, patch_size, global_pool, ...; of
+    LeMeViT: depths, widths, num_meta, ..."""
 
     def __post_init__(self) -> None:
         require(0 <= self.drop_path < 1, f"backbone.drop_path is {self.drop_path}; give a number in [0, 1)")

@@ -74,7 +74,9 @@ def draw_groups(
         taps = [block - 1 for block in blocks]
         options = dict(taps=taps, unmerge=None, relaxed=False, training=False)
         states = model.encode(task, padded, reduction=reduction, **options).taps
-        panels += panels_of_states(states, blocks, reduction, picture, size, (patch_h, patch_w))
+        for block, state in zip(blocks, states, strict=True):  # whose patches may differ in size
+            patch = padded.shape[-2] // state.grid[-2], padded.shape[-1] // state.grid[-1]
+            panels += panels_of_states([state], [block], reduction, picture, size, patch)
     return panels
 
 

@@ -45,6 +45,16 @@ def check_serves(policy: MergePolicy, has: Collection[str], model: str) -> None:
     )
 
 
+def refuse_merging(policy: MergePolicy, model: str, why: str) -> None:
+    """Raises ConfigError for a policy that merges, on a model whose tokens none can merge. why: as
+    `Backbone.never_merges` says it."""
+    if policy.merges:
+        raise ConfigError(
+            f"merge policy '{policy.name or type(policy).__name__}' cannot serve {model}, and neither can "
+            f"any other: {why}; give policy 'none', or one of timm's ViTs (docs/models.md)"
+        )
+
+
 def serving(has: Collection[str]) -> list[str]:
     """The registered policies that can merge a model with these traits, as they come."""
     names = []

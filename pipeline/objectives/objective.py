@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.interfaces import Batch, StepSpec, Task, TaskOutput
 from pipeline.merging.schedule import ReductionSpec
 from pipeline.modes import HasModes
@@ -17,7 +17,7 @@ class Model(HasModes, Protocol):
     """The methods of `pipeline.model.MultiTaskModel` that objectives use; they are described there."""
 
     @property
-    def backbone(self) -> MergingViT: ...
+    def backbone(self) -> Backbone: ...
 
     @property
     def tasks(self) -> ModulesOfTasks[Task]: ...

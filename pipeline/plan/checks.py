@@ -10,7 +10,7 @@ from pipeline.config.schema import RunConfig, TaskConfig, height_width
 from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.schedule import check_schedule
-from pipeline.merging.traits import check_serves, traits_of
+from pipeline.merging.traits import check_serves, refuse_merging, traits_of
 from pipeline.parts import METRIC, TRAINED
 from pipeline.plan.facts import ModelFacts, fed_tasks, merging_of, near_multiples, range_of
 
@@ -138,8 +138,12 @@ def _built_for(config: RunConfig, facts: ModelFacts) -> None:
     """Raises ConfigError where the policy cannot be built, or cannot serve the model."""
     merging, rule = config.merging, config.merging.rotary if facts.rotary else None
     policy = POLICIES.build(merging.policy, **merging.options)
-    has = traits_of(class_token=facts.class_token, rotary=rule, times=facts.times)
-    check_serves(policy, has, f"'{config.backbone.name}'")
+    model = f"'{config.backbone.name}'"
+    if facts.never_merges:
+        refuse_merging(policy, model, facts.never_merges)
+    else:
+        has = traits_of(class_token=facts.class_token, rotary=rule, times=facts.times)
+        check_serves(policy, has, model)
     policy.schedule(0, facts.depth, math.prod(facts.grid) + facts.num_prefix, facts.num_prefix)
 
 

@@ -20,6 +20,10 @@ class ModelFacts:
     """Whether the first token is a class token."""
     rotary: bool = False
     """Whether positions are rotary."""
+    never_merges: str = ""
+    """Why no policy can merge the tokens; empty where some can."""
+    resamples: bool = True
+    """Whether there is a position embedding, which is resampled for another grid."""
 
     @property
     def times(self) -> int | None:

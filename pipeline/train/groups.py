@@ -62,6 +62,6 @@ def _layers(model: MultiTaskModel) -> tuple[dict[int, int], int]:
     backbone = model.backbone
     layers = {id(parameter): 0 for parameter in backbone.parameters()}
     depth = len(backbone.blocks)
-    for number, part in enumerate([*backbone.blocks, backbone.norm], start=1):
-        layers |= {id(parameter): number for parameter in part.parameters()}
+    for number, parts in enumerate(backbone.layers(), start=1):
+        layers |= {id(parameter): number for part in parts for parameter in part.parameters()}
     return layers, depth

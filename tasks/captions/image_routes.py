@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.token_state import TokenState
 from tasks.captions.towers import CrossAttention, ImageTokens
 from tasks.shared.pooling import pool
@@ -30,7 +30,7 @@ class Pooler(nn.Module):
     and `visual.proj`. ln_k is the backbone's last norm where it has one.
     """
 
-    def __init__(self, pooler: CoCaPooler, backbone: MergingViT, width: int, embed_dim: int):
+    def __init__(self, pooler: CoCaPooler, backbone: Backbone, width: int, embed_dim: int):
         super().__init__()
         self.query, self.ln_q = pooler.query, pooler.ln_q
         self.attn = CrossAttention(pooler.attn)
@@ -51,7 +51,7 @@ class Direct(nn.Module):
     """The direct route, as in GIT: the decoder attends to the merged tokens themselves, by their sizes. The
     fewer they are, the less it costs."""
 
-    def __init__(self, backbone: MergingViT, width: int, embed_dim: int):
+    def __init__(self, backbone: Backbone, width: int, embed_dim: int):
         super().__init__()
         self.pool = backbone.global_pool
         self.norm = nn.LayerNorm(backbone.embed_dim) if backbone.norm_after_pool else nn.Identity()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.weights.block_names import renamed
 from pipeline.backbone.weights.files import Weights
 from pipeline.backbone.weights.keys import backbone_of
@@ -91,7 +91,7 @@ def caption_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor] | None:
-    """The tensors of an open_clip checkpoint under the keys of a MergingViT or MultiTaskModel; None for a
+    """The tensors of an open_clip checkpoint under the keys of a backbone or MultiTaskModel; None for a
     checkpoint of another project.
 
     The image tower has to be that of the module. Other parts of a CoCa are included where the module has a
@@ -123,7 +123,7 @@ def open_clip_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> di
     )
 
 
-def _is_of_pe(given: Mapping[str, Tensor], backbone: MergingViT) -> bool:
+def _is_of_pe(given: Mapping[str, Tensor], backbone: Backbone) -> bool:
     """Whether it is PE's, which has open_clip's names, but timm's Eva as its ViT. timm reads it."""
     return is_eva(backbone) and not any(key.startswith(_TRUNK) for key in given)
 
@@ -167,7 +167,7 @@ def _caption_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     return {theirs: ours for theirs, ours in names.items() if ours}
 
 
-def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbone: MergingViT) -> None:
+def _check_tower(tower: Mapping[str, Tensor], theirs: Mapping[str, str], backbone: Backbone) -> None:
     """Raises CheckpointError where tower and backbone, without metric embeddings, differ in names or shapes.
     Positions may have another grid."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.config.schema import (
     BackboneConfig,
     DataConfig,
@@ -20,7 +21,7 @@ from pipeline.config.schema import (
 from pipeline.data.targets import ClassificationTargets
 from pipeline.interfaces import JOINT_STEP, Batch, Scores, StepSpec, Tallies, TaskOutput
 from pipeline.model import Heads
-from pipeline.parts import BASE, METRIC, set_trainable
+from pipeline.parts import METRIC, set_trainable
 from pipeline.rng import generator
 from pipeline.train.groups import parameter_groups
 
@@ -42,8 +43,8 @@ class StandinBlock(nn.Module):
         return x + torch.tanh(self.metric(x)).repeat(1, DIM // 3) if relaxed else x
 
 
-class StandinBackbone(nn.Module):
-    part_kind, undecayed = BASE, ("pos_embed",)
+class StandinBackbone(Backbone):
+    undecayed = ("pos_embed",)
 
     def __init__(self) -> None:
         super().__init__()

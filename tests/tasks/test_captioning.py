@@ -11,10 +11,12 @@ import pytest
 import torch
 from objectives_for import objectives_for
 from tiny import RELAXED, images
+from tiny_lemevit import tiny_lemevit
 from tinycoca import (
     LENGTH,
     ROUTES,
     SPEC,
+    TOKENIZER,
     caption_batch,
     caption_model,
     captions,
@@ -28,7 +30,8 @@ from torch.nn import functional as F
 from pipeline.config.load import load_config
 from pipeline.errors import ConfigError
 from pipeline.interfaces import StepSpec
-from pipeline.model import build_model
+from pipeline.model import TASKS, MultiTaskModel, build_model
+from pipeline.objectives import OBJECTIVES
 from pipeline.token_state import BackboneOutput
 from tasks.captioning import CaptioningTask
 from tasks.captions.losses import contrastive_loss
@@ -319,3 +322,16 @@ def test_ranks_with_batches_of_different_sizes_say_so_and_end(tmp_path, sizes, s
     )
     found = [told.get(timeout=600) for _ in ranks]
     assert all(said in text for text in found) if said else all(loss > 0 for loss in found)
+
+
+@ROUTE
+def test_a_decoder_reads_patches_and_meta_tokens_alike(route):
+    """Those of LeMeViT: 4 patches of its last stage, and 4 meta tokens."""
+    backbone = tiny_lemevit()
+    task = TASKS.build("captioning", backbone, model=SPEC, tokenizer=TOKENIZER, route=route)
+    trained = MultiTaskModel(backbone, {"caption": task}, OBJECTIVES.build("supervised")).train()
+    if route == "direct":
+        assert task.image_tokens(trained.encode("caption", images())).tokens.shape[1] == 8
+    trained(caption_batch(4)).loss.backward()
+    idle = [name for name, own in trained.named_parameters() if own.grad is None]
+    assert idle == []

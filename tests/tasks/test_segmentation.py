@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from objectives_for import objectives_for
-from segheads import CLASSES, HEADS, fcn, segmenter
+from segheads import CLASSES, HEADS, UPER, fcn, segmenter
 from tiny import IMG, RELAXED, images, tiny_vit
+from tiny_lemevit import ENDS, tiny_lemevit
 
 from pipeline.data.targets import MaskTargets
 from pipeline.errors import ConfigError
@@ -201,3 +202,20 @@ def test_a_task_that_cannot_be_is_refused(options, message):
 def test_the_task_is_registered_without_the_seconds_that_mmseg_takes():
     code = "import sys, tasks; assert 'mmseg' not in sys.modules and 'mmcv' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=600)
+
+
+def test_a_pyramid_of_stages_is_read_at_each_of_its_scales():
+    """LeMeViT's: patches of 4, 8, 16 and 32 pixels, of other channels each, without its meta tokens."""
+    head = {"decode_head": UPER, "out_indices": ENDS[1:], "final_norm": False}
+    task = TASKS.build("segmentation", tiny_lemevit(), num_classes=CLASSES, **head)
+    trained = MultiTaskModel(tiny_lemevit(), {"street": task}, OBJECTIVES.build("supervised")).train()
+    shapes = [tuple(grid.shape[1:]) for grid in task.features(trained.encode("street", images()))]
+    assert shapes == [(16, 16, 16), (24, 8, 8), (32, 4, 4), (40, 2, 2)]
+    output = trained(batch())
+    assert output.predictions.shape == (2, CLASSES, 16, 16)
+    output.loss.backward()
+    read = {name for name, own in trained.backbone.named_parameters() if own.grad is not None}
+    assert {"meta_tokens", "blocks.6.mlp.fc2.weight"} <= read
+    with torch.no_grad():
+        predictions = task.infer(trained.eval().encoder("street"), batch(mask=stripes(2, 80)))
+    assert [tuple(own.shape) for own in predictions] == [(80, 80)] * 2

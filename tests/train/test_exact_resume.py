@@ -6,6 +6,7 @@ import psutil
 import pytest
 import torch
 from tiny import OF_IMAGES
+from tiny_lemevit import tiny_section
 from tinyrun import tiny_clips_plain, tiny_tasks_plain
 
 from pipeline.config.load import from_plain
@@ -41,6 +42,12 @@ VARIANTS = {
     ),
     "views_and_mixup_by_workers": dict(
         data=dict(workers=1, views=2), augment=dict(mixup=0.8, cutmix=1.0, random_erasing=0.25)
+    ),
+    "lemevit": dict(
+        backbone=tiny_section(),
+        merging=dict(policy="none", reduction=0),
+        train=dict(mode="backbone"),
+        data=dict(img_size=64),
     ),
 }
 

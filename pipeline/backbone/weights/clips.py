@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.tubelets import TubeletEmbed
 from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.keys import plain_key
@@ -23,7 +24,7 @@ def videomae_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dic
     return plain if PATCHES in plain and plain[PATCHES].ndim == 5 else None
 
 
-def for_clips(given: Mapping[str, Tensor], backbone: MergingViT) -> dict[str, Tensor]:
+def for_clips(given: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
     """The tensors, by timm's keys, as a backbone of clips has them; as they are for one of images.
 
     Of a model of images: a tubelet's frames all get the weights of a patch over their number, so that equal
@@ -32,7 +33,8 @@ def for_clips(given: Mapping[str, Tensor], backbone: MergingViT) -> dict[str, Te
     are left out: they change no attention. Raises CheckpointError for weights of clips in a backbone of
     images.
     """
-    patches, embed, found = given.get(PATCHES), backbone.patch_embed, dict(given)
+    patches, found = given.get(PATCHES), dict(given)
+    embed = backbone.patch_embed if isinstance(backbone, MergingViT) else None
     if not isinstance(embed, TubeletEmbed):
         if patches is not None and patches.ndim == 5:
             raise CheckpointError(

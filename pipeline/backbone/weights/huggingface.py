@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.weights.block_names import IN_LAYER, renamed
 from pipeline.backbone.weights.joined import joined
 from pipeline.backbone.weights.keys import backbone_of, plain_key
@@ -91,7 +91,7 @@ def _renamed(key: str, prefix: str, value: Tensor, width: int) -> str:
     return key if found is None else place + found
 
 
-def _shaped(given: dict[str, Tensor], backbone: MergingViT) -> dict[str, Tensor]:
+def _shaped(given: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
     """The tensors in timm's shapes. Where the backbone has no positions for its prefix tokens, these take
     theirs. A patch projection has a bias, of zeros, where the backbone's has one."""
     for key in given.keys() & {"cls_token", "pos_embed"}:

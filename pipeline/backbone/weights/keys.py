@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.metric import EmbeddingPerTask
-from pipeline.backbone.vit import MergingViT
 from pipeline.interfaces import Task
 from pipeline.parts import BALANCE, HEAD, roles_of
 
@@ -20,10 +20,10 @@ def plain_key(key: str) -> str:
     return _WRAPPERS.sub("", key)
 
 
-def backbone_of(module: nn.Module) -> MergingViT:
+def backbone_of(module: nn.Module) -> Backbone:
     """The backbone of a MultiTaskModel; the module itself where it is one."""
-    backbone = module if isinstance(module, MergingViT) else module.get_submodule("backbone")
-    assert isinstance(backbone, MergingViT)
+    backbone = module if isinstance(module, Backbone) else module.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)
     return backbone
 
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.key_start import start_embeddings
-from pipeline.backbone.vit import MergingViT
 from pipeline.backbone.weights.another import another, check_blocks, depth_of
 from pipeline.backbone.weights.big_vision import big_vision_weights
 from pipeline.backbone.weights.clips import for_clips, videomae_weights
@@ -16,6 +16,7 @@ from pipeline.backbone.weights.dtem_release import dtem_release_weights
 from pipeline.backbone.weights.files import Grid
 from pipeline.backbone.weights.huggingface import huggingface_weights
 from pipeline.backbone.weights.keys import backbone_of, heads_of, plain_key, shapes, sources_of
+from pipeline.backbone.weights.lemevit import lemevit_weights
 from pipeline.backbone.weights.openmmlab import openmmlab_weights
 from pipeline.backbone.weights.positions import resampled
 from pipeline.backbone.weights.report import LoadReport
@@ -33,6 +34,7 @@ DIALECTS |= {
     "big_vision": big_vision_weights,
     "torchvision": torchvision_weights,
     "VideoMAE": videomae_weights,
+    "LeMeViT": lemevit_weights,
 }
 
 FILLED = 0.9
@@ -43,7 +45,7 @@ fill fewer are of another architecture, or have keys of an unknown style."""
 def load_weights(
     module: nn.Module, state_dict: Mapping[str, Tensor], *, grid: Grid | None = None
 ) -> LoadReport:
-    """Copies the tensors that fit into a MergingViT or MultiTaskModel, in place. Keys may be timm's, ours,
+    """Copies the tensors that fit into a backbone or MultiTaskModel, in place. Keys may be timm's, ours,
     those of a project in DIALECTS, or of one that timm itself reads, such as DINOv2.
 
     A position embedding of another grid is resampled. Weights of images fill a backbone of clips, inflated
@@ -106,7 +108,7 @@ def check_filled(module: nn.Module, filled: Collection[str], source: str) -> Non
 
 
 def _resample_positions(
-    values: dict[str, Tensor], own: Mapping[str, Tensor], backbone: MergingViT, grid: Grid | None
+    values: dict[str, Tensor], own: Mapping[str, Tensor], backbone: Backbone, grid: Grid | None
 ) -> tuple[Grid, Grid] | None:
     """Resamples the position embedding in `values` to the backbone's grid. Both grids, where they differ."""
     for key in values:
@@ -124,7 +126,7 @@ def _check_shape(key: str, own: Tensor, value: Tensor, given: Mapping[str, Tenso
     raise another(f"'{key}' is {shapes(own, value)}{why}", given)
 
 
-def _warn_of_spare_blocks(left: Collection[str], backbone: MergingViT) -> None:
+def _warn_of_spare_blocks(left: Collection[str], backbone: Backbone) -> None:
     depth = len(backbone.blocks)
     if (spare := depth_of(left) - depth) > 0:
         text = "the weights have %d blocks more than the model, which has %d: the last ones are not used"

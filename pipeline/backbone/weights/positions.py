@@ -5,13 +5,13 @@ import math
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.weights.files import Grid
 from pipeline.errors import CheckpointError
 
 
 def resampled(
-    value: Tensor, own: Tensor, backbone: MergingViT, grid: Grid | None
+    value: Tensor, own: Tensor, backbone: Backbone, grid: Grid | None
 ) -> tuple[Tensor, tuple[Grid, Grid] | None]:
     """A position embedding [1, prefix + rows * columns, C], resampled from its grid to the backbone's.
 

@@ -33,7 +33,7 @@ def complete_data(config: RunConfig, facts: ModelFacts) -> RunConfig:
     size = facts.grid[-2] * facts.patch[0], facts.grid[-1] * facts.patch[1]
     tasks = {}
     for name, task in config.tasks.items():
-        _compare(f"tasks.{name}.data", task.data, size, wanted, whose)
+        _compare(f"tasks.{name}.data", task.data, size if facts.resamples else None, wanted, whose)
         data = _filled(task.data, size, wanted)
         if data.frames is None and config.backbone.frames > 1:
             data = replace(data, frames=config.backbone.frames)
@@ -130,9 +130,9 @@ def _filled(data: DataConfig, size: tuple[int, int], wanted: Preprocessing) -> D
 
 
 def _compare(
-    where: str, data: DataConfig, size: tuple[int, int], wanted: Preprocessing, whose: str | None
+    where: str, data: DataConfig, size: tuple[int, int] | None, wanted: Preprocessing, whose: str | None
 ) -> None:
-    if data.img_size is not None and data.size != size:
+    if size is not None and data.img_size is not None and data.size != size:
         log.warning(
             "%s.img_size is %s, but the backbone's position embedding is made for %dx%d and is resampled in "
             "every forward; leave it out, or give backbone.img_size, unless tasks differ in size",

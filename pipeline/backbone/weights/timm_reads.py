@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
-from pipeline.backbone.vit import MergingViT
+from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.weights.keys import backbone_of, plain_key
 from pipeline.errors import CheckpointError
 
@@ -60,7 +60,7 @@ def timm_weights(state_dict: Mapping[str, Tensor], module: nn.Module) -> dict[st
     return {key: value for key, value in tensors.items() if key in own or not _is_zero_bias(key, value)}
 
 
-def is_eva(backbone: MergingViT) -> bool:
+def is_eva(backbone: Backbone) -> bool:
     """Whether the blocks are those of timm's Eva, whose tensors have other names than a ViT's."""
     return any(isinstance(block, eva.EvaBlock | eva.EvaBlockPostNorm) for block in backbone.blocks)
 
