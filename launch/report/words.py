@@ -25,6 +25,7 @@ POLICIES = {
     "grid_average": "patch averaging",
     "ailurus": "AiluRus-style",
     "stvit": "STViT",
+    "rlt": "RLT",
 }
 METRICS = {
     "top1": "top-1 accuracy",

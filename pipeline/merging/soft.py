@@ -92,7 +92,8 @@ def give_shares(
 def _padding_before_what_leaves(state: TokenState, ranked: Tensor, split: Split) -> Tensor:
     """Rows [B, Na + Nb] of sources and destinations that stay, padding behind them, and those that leave at
     the end, as many of the ranked [B, Na] as `state.quota` says. So the last r are those of inference."""
-    rows = rows_of(*state.size.shape, state.size.device)
+    batch, num_tokens = state.size.shape
+    rows = rows_of(batch, num_tokens, state.size.device)
     leaves = ranked.argsort(dim=-1) < quota_of(state)
     every = torch.cat([rows[:, split.sources], rows[:, split.destinations]], dim=1)
     behind = F.pad(2 * leaves.int(), (0, every.shape[1] - leaves.shape[1]))
