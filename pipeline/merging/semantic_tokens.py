@@ -87,8 +87,9 @@ class SemanticTokens(nn.Module):
     def forward(self, state: TokenState, r: int) -> TokenState:
         """The state with r tokens less. None of them has merged before."""
         assert not state.merges, "semantic tokens are made of a whole grid, once"
-        before, count = state.patch_tokens, state.num_active - state.num_prefix - r
-        tokens, reads, centre = self.made(before, state.grid, count)
+        before, (height, width) = state.patch_tokens, state.grid
+        count = state.num_active - state.num_prefix - r
+        tokens, reads, centre = self.made(before, (height, width), count)
         prefix = state.tokens[:, : state.num_prefix]
         with torch.autocast(state.tokens.device.type, enabled=False):
             move = assignment_of(reads.to(state.size.dtype), centre, state.num_prefix)
