@@ -192,7 +192,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     model = MultiTaskModel(
         backbone,
         tasks,
-        _objective(config, tasks),
+        _objective(config, backbone, tasks),
         balancing=build_balancing(
             config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}
         ),
@@ -215,14 +215,14 @@ def _check_inputs(backbone: Backbone, tasks: Mapping[str, Task]) -> None:
         raise ConfigError(f"{', '.join(wrong)} read {they}, and the backbone {it}; {way_out}, or other tasks")
 
 
-def _objective(config: RunConfig, tasks: Mapping[str, Task]) -> Objective:
+def _objective(config: RunConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> Objective:
     """The objective. Raises ConfigError with all tasks of which it cannot compute the loss, and all whose
     labels would have to follow tokens and cannot."""
     objective = OBJECTIVES.build(config.objective.type, **config.objective.options)
     mistakes = [
         f"tasks.{name}: {reason}"
         for name, own in fed_tasks(config).items()
-        for reason in (objective.refuses(tasks[name]), _refuses_labels(own, tasks[name]))
+        for reason in (objective.refuses(tasks[name]), _refuses_labels(own, backbone, tasks[name]))
         if reason
     ]
     if mistakes:
@@ -230,13 +230,18 @@ def _objective(config: RunConfig, tasks: Mapping[str, Task]) -> Objective:
     return objective
 
 
-def _refuses_labels(config: TaskConfig, task: Task) -> str | None:
+def _refuses_labels(config: TaskConfig, backbone: Backbone, task: Task) -> str | None:
     """Why the labels of a task cannot follow tokens, where its config asks for that; None where they can."""
-    if config.data.augment.mix_labels != "tokens" or task.follows_tokens:
+    if config.data.augment.mix_labels != "tokens":
+        return None
+    asked = "data.augment.mix_labels is 'tokens', and"
+    if backbone.never_merges or backbone.reads_clips:
+        whose = "clips" if backbone.reads_clips else type(backbone).__name__
+        return f"{asked} labels do not follow the tokens of {whose}; give 'area'"
+    if task.follows_tokens:
         return None
     return (
-        f"data.augment.mix_labels is 'tokens', and {type(task).__name__} has no labels of whole images, "
-        "which could follow their tokens; leave it out"
+        f"{asked} {type(task).__name__} has no labels of whole images, which could follow them; give 'area'"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import images, tiny_vit
+from tiny_lemevit import tiny_section
 from tinyrun import tiny_plain
 from torch import nn
 from torch.nn import functional as F
@@ -182,3 +183,10 @@ def test_a_run_trains_on_them_and_goes_on_exactly(digits, tmp_path):
     again = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
     found = [line["digits/loss"] for line in again if "digits/loss" in line]
     assert found == [line["digits/loss"] for line in lines if "digits/loss" in line][2:]
+
+
+def test_a_backbone_with_whose_tokens_nothing_travels_is_refused_before_the_start(digits, tmp_path):
+    sections = dict(merging=dict(policy="none", reduction=0), train=dict(mode="backbone"))
+    plain = aligned(digits, tmp_path / "run", **sections) | dict(backbone=tiny_section())
+    with pytest.raises(ConfigError, match="tasks.digits: .*labels do not follow the tokens of LeMeViT"):
+        build_model(from_plain(plain))
