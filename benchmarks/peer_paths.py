@@ -9,6 +9,8 @@ PEERS = {
     "mctf": "the folder that holds the authors' packages models and utils",
     "opentome": "the folder that holds Westlake-AI's package opentome",
     "gtp": "the authors' folder with models_v3.py, of Ackesnal/GTP-ViT",
+    "as_vit": "the authors' folder with vit.py, of Cydia2018/AS-ViT",
+    "evit": "the authors' folder with evit.py, of youweiliang/evit",
     "vid_tldr": "the authors' folder with multi_modality, of mlvlab/vid-TLDR",
     "tl_align": "the authors' folder with tla.py and timm, of Euphoria16/TL-Align",
     "stvit": "the authors' folder with models, of changsn/STViT-R",

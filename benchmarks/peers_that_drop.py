@@ -4,11 +4,15 @@ caller keeps it (`peer_paths`).
 B batch, M tokens, C channels.
 """
 
+import importlib
+import sys
 import tempfile
 from contextlib import chdir
 from copy import deepcopy
 from functools import partial
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peers import package
@@ -45,6 +49,65 @@ def _gtp_block(authors: Any, own: Any, count: int) -> nn.Module:
         propagation="GraphProp",
         num_prop=count,
         alpha=0.1,
+    )
+    block.load_state_dict(own.state_dict())
+    return block.eval().to(own.norm1.weight.dtype)
+
+
+def evit(weights: nn.Module, folder: str, *, r: list[int], fuse: bool = False) -> nn.Module:
+    """The authors' blocks of EViT. Their counter of MACs, which nothing here calls, need not be installed;
+    their models do not take the place of timm's."""
+    sys.modules.setdefault("torchprofile", _Named("torchprofile", profile_macs=None))
+    registry: Any = importlib.import_module("timm.models.registry")
+    with patch.object(registry, "register_model", lambda build: build):
+        authors, model = package(folder, "evit"), deepcopy(weights)
+    blocks = [_evit_block(authors, own, fuse) for own in _blocks(model)]
+
+    def forward(images: Tensor) -> Tensor:
+        x = _embedded(model, images)
+        for block, count in zip(blocks, r, strict=True):
+            left = x.shape[1] - 1 - count - fuse * bool(count)
+            x = block(x, keep_rate=0.5, tokens=left)[0] if count else block(x, keep_rate=1)[0]
+        return model.forward_head(model.norm(x))  # pyright: ignore[reportCallIssue]
+
+    return _Called(forward)
+
+
+def as_vit(weights: nn.Module, folder: str, *, r: list[int]) -> nn.Module:
+    """The authors' AS-ViT on batches, of which it keeps the average count. Its thresholds are set where r
+    patches of an image are below them on average."""
+    sys.modules.setdefault("torchprofile", _Named("torchprofile", profile_macs=None))
+    for name in ("utils", "vit"):  # as other peers call theirs
+        sys.modules.pop(name, None)
+    vit: Any = weights
+    removed = [(block, count) for block, count in enumerate(r) if count]
+    model = package(folder, "vit").VisionTransformerDiffPruning(
+        num_classes=vit.num_classes,
+        embed_dim=vit.embed_dim,
+        depth=len(vit.blocks),
+        num_heads=vit.blocks[0].attn.num_heads,
+        pruning_loc=[block + 1 for block, _ in removed],  # by the scores of the block before
+    )
+    model.load_state_dict(weights.state_dict(), strict=False)
+    for part, (_, count) in zip(model.score_predictor, removed, strict=True):
+        part.register_forward_pre_hook(partial(_set_threshold, count))
+    return model.to(vit.cls_token.dtype)
+
+
+def _set_threshold(count: int, part: Any, args: tuple[Tensor]) -> None:
+    """In the middle between the scores [B, P] of which `count` for each image are below it."""
+    ranked, below = args[0].flatten().sort().values, count * len(args[0])
+    part.keep_threshold.data = (ranked[below - 1] + ranked[below]) / 2
+
+
+def _evit_block(authors: Any, own: Any, fuse: bool) -> nn.Module:
+    block = authors.Block(
+        own.attn.proj.out_features,
+        own.attn.num_heads,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=own.norm1.eps),
+        keep_rate=1,
+        fuse_token=fuse,
     )
     block.load_state_dict(own.state_dict())
     return block.eval().to(own.norm1.weight.dtype)
@@ -89,6 +152,14 @@ class _Called(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.call(images)
+
+
+class _Named(ModuleType):
+    """A module of these names."""
+
+    def __init__(self, name: str, **names: Any):
+        super().__init__(name)
+        self.__dict__.update(names)
 
 
 class _InDouble:

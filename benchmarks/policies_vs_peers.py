@@ -2,12 +2,13 @@
 weights and images, in float64. Where the two differ on purpose, the result says which departs from the paper.
 
     python benchmarks/policies_vs_peers.py --peer opentome=FOLDER --peer gtp=FOLDER --peer vid_tldr=FOLDER \\
-        --peer mctf=FOLDER --peer stvit=FOLDER
+        --peer mctf=FOLDER --peer stvit=FOLDER --peer evit=FOLDER --peer as_vit=FOLDER
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import timm
@@ -17,7 +18,7 @@ from options import random_images
 from peer_paths import add_peers
 from peers import mctf, opentome_pitome, opentome_tofu, say_failed
 from peers_semantic import stvit, with_semantic_weights
-from peers_that_drop import gtp, vid_tldr
+from peers_that_drop import as_vit, evit, gtp, vid_tldr
 from record import write_record
 from torch import nn
 
@@ -27,6 +28,8 @@ SAME = 1e-4
 """Largest difference of logits that are the same."""
 FIRST, SECOND = [R] * 6 + [0] * 6, [0] * 6 + [R] * 6
 """Tokens that each block removes, in one half of the blocks."""
+THREE = [0, 0, 0, 58, 0, 0, 41, 0, 0, 29, 0, 0]
+"""Those of EViT, which keeps 70 % of the patches in three blocks."""
 
 
 AVERAGED = {"class_token": False, "global_pool": "avg"}
@@ -73,6 +76,18 @@ CASES = {
     ),
     "GTP-ViT, first half of the blocks": Case("gtp", gtp, "gtp", FIRST),
     "GTP-ViT, all blocks": Case("gtp", gtp, "gtp", [R] * DEPTH),
+    "AS-ViT, three blocks": Case("as_vit", as_vit, "as_vit", THREE),
+    "EViT, three blocks": Case("evit", evit, "evit", THREE),
+    "EViT, all blocks": Case("evit", evit, "evit", [R] * DEPTH),
+    "EViT, three blocks, fused": Case(
+        "evit",
+        partial(evit, fuse=True),
+        "evit",
+        THREE,
+        {"fuse": True},
+        "ours departs: the paper adds the patches up that leave, each times its attention, so that their "
+        "token is small; ours is their mean with these weights",
+    ),
     "vid-TLDR, first two blocks": Case(
         "vid_tldr",
         vid_tldr,

@@ -73,6 +73,8 @@ class Assignment:
     """[B, K, E], in the dtype of the sizes: the part of each source that is added to each slot, in tokens and
     in sizes, which are then sums. Nothing else arrives, and `slot` only says what unmerging reads. None:
     sources give to their slots alone. It goes without shares, weights and parts."""
+    masks: bool = False
+    """Whether shares are 0 or 1, so that unmerging reads one slot for each token, with a gradient."""
     keeps_norm: bool = False
     """Whether a token that receives others gets the largest norm of theirs and its own, in the direction of
     the mean. Only the tokens themselves do, not what they carry. It goes without shares and spread."""

@@ -128,7 +128,7 @@ def of_published(
     macs: dict[str, int] = {}
     for label, reduction in _labelled(reductions, *_blocks_and_patches(plain, published.size)).items():
         auto = reduction if isinstance(reduction, Auto) else None
-        wished = auto.reduction if auto else cast("ReductionSpec | None", reduction)
+        wished = auto.of_published if auto else cast("ReductionSpec | None", reduction)
         asked, merged = merged_as_asked(
             plain, published.size, policy=policy, reduction=wished, adapter=adapter
         )

@@ -261,7 +261,8 @@ def add_measured_reduction_argument(parser: argparse.ArgumentParser) -> None:
         "--reduction",
         metavar="R",
         help=f"{FORMS} instead of the run's; or auto:R@IMAGES, of R those merges that pay on this device for "
-        "so many images at once (default 16; auto alone is the run's R)",
+        "so many images at once (default 16; auto alone is the run's R); or kept, what the thresholds of "
+        "a run of as_vit keep",
     )
 
 

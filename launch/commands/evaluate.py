@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         "classes": classes,
         "confusion": confusion,
     }
-    if isinstance(asked, Auto):
+    if isinstance(asked, Auto) and not asked.kept:
         result |= {"measured": {"reduction": args.reduction, "images": asked.batch, "device": str(device)}}
     if args.predictions:
         result |= {"predictions": args.predictions}

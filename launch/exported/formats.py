@@ -18,7 +18,7 @@ from pipeline.backbone.adapters.embeddings import SUFFIX
 from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.build import BACKBONES
 from pipeline.backbone.macs import count_macs
-from pipeline.backbone.metric import MetricEmbedding
+from pipeline.backbone.metric import EmbeddingPerTask, MetricEmbedding
 from pipeline.backbone.rotary import RotaryRule
 from pipeline.backbone.vit import MergingViT
 from pipeline.config.reduction_schema import Reduction
@@ -62,7 +62,7 @@ class Program(nn.Module):
 def fold_embeddings(model: MultiTaskModel, task: str) -> None:
     """Replaces each block's metric embedding by the one linear layer that it is for the task."""
     for block in list(model.backbone.modules()):
-        if isinstance(block, MergingBlock) and block.metric is not None:
+        if isinstance(block, MergingBlock) and isinstance(block.metric, MetricEmbedding | EmbeddingPerTask):
             folded = block.metric.fold(task)
             width, channels = folded["weight"].shape
             block.metric = MetricEmbedding(channels, width)

@@ -188,7 +188,7 @@ class PublishedModel:
                 "sweep` measures what merging does to its features"
             )
         auto = reduction if isinstance(reduction, Auto) else None
-        wished = auto.reduction if auto else cast("ReductionSpec | None", reduction)
+        wished = auto.of_published if auto else cast("ReductionSpec | None", reduction)
         self.policy, self.model = merged_as_asked(
             published.model.to(device), published.size, policy=policy, reduction=wished, adapter=adapter
         )

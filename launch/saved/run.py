@@ -19,6 +19,7 @@ from pipeline.backbone.build import model_facts
 from pipeline.backbone.compiled import compile_backbone
 from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import is_embedding
+from pipeline.backbone.threshold import KEPT, kept_reduction
 from pipeline.config.load import from_plain
 from pipeline.config.modules import tell_not_imported
 from pipeline.config.overrides import parse_value
@@ -173,7 +174,7 @@ def _load(model: MultiTaskModel, run: SavedRun, *, drawn: bool) -> None:
     except RuntimeError as err:
         raise CheckpointError(f"{run.folder} does not fit the model of its own configuration: {err}") from err
     lacking = [name for name in missing if is_embedding(name)]
-    if lacking and not drawn:
+    if lacking and not drawn and model.backbone.policy.learned:
         part = "metric embedding" if ".metric." in lacking[0] else "part that its policy trains"
         raise ConfigError(
             f"{run.folder} has no {part} ({lacking[0]}): train one with train.mode='modular', "
@@ -244,6 +245,11 @@ def parse_reduction(text: str) -> ReductionSpec:
             f"reduction '{text}' is measured on a device, which `dtem evaluate`, `predict`, `bench` and "
             "`export` do; `dtem doctor --speed MODEL` prints it as r per block, to be given here"
         )
+    if text == KEPT:
+        raise ConfigError(
+            f"reduction '{text}' is what a run's thresholds keep, which `dtem evaluate`, `predict`, `bench` "
+            "and `export` read; `dtem evaluate` prints it as r per block, to be given here"
+        )
     for name in ("solved", "learned"):
         if text.startswith(name):
             raise ConfigError(
@@ -259,14 +265,19 @@ def parse_reduction(text: str) -> ReductionSpec:
 
 
 def asked_reduction(text: str) -> ReductionSpec | Auto:
-    """As `parse_reduction`, and `auto`, `auto:R` or `auto:R@IMAGES`. Raises ConfigError."""
+    """As `parse_reduction`, and `auto`, `auto:R` or `auto:R@IMAGES`, and `kept`. Raises ConfigError."""
+    if text == KEPT:
+        return Auto(kept=True)
     return read_auto(text) if text.startswith(AUTO) else parse_reduction(text)
 
 
 def measured_reduction(model: MultiTaskModel, task: str, size: tuple[int, int], asked: Auto) -> list[int]:
     """r of each block: of what is asked for, or else of the task's own reduction, those merges that pay on
-    the model's device for images of (height, width) pixels. Raises ConfigError."""
+    the model's device for images of (height, width) pixels; or what thresholds have learned. Raises
+    ConfigError."""
     grid = model.backbone.grid_of_size(size)
+    if asked.kept:
+        return kept_reduction(model.backbone.blocks, grid[0] * grid[1])
     wished = None if asked.reduction is None else checked_reduction(model, grid, asked.reduction)
     schedule = list(model.schedule(task, grid, wished))
     return paying_reduction(model.backbone, schedule, batch=asked.batch, size=size, task=task)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.backbone.attention_kernels import Operands, attend
 from pipeline.backbone.exact_attention import exact_attention
+from pipeline.backbone.masked_attention import masked_attention
 from pipeline.backbone.packed_linear import Beside
 from pipeline.backbone.rotary import Rope, mean_by_rows, unmerged
 from pipeline.merging.apply import replay
@@ -65,7 +66,8 @@ class Place:
     no rotary positions. beside: a layer that reads what the attention reads, and may be computed with its
     projection. by_size: whether tokens that merge at the block's entry count by size. looks: only queries and
     keys are wanted, and nothing attends. ahead: the tokens merged right before they attend. partner [B, M]: a
-    number of each token that moves as tokens do, without gradient."""
+    number of each token that moves as tokens do, without gradient. masks: sizes are masks, 0 or 1; see
+    `masked_attention`."""
 
     size: Tensor | None = None
     rope: Rope | None = None
@@ -76,6 +78,7 @@ class Place:
     looks: bool = False
     ahead: "Ahead | None" = None
     partner: Tensor | None = None
+    masks: bool = False
 
     @property
     def projected(self) -> tuple[int, int]:
@@ -206,6 +209,10 @@ def _mix(
         bias, packed = rope.key_bias(q, k, scale, size), None
         q, k = rope.rotate(q).type_as(v), rope.rotate(k).type_as(v)
     q = q if place.queries is None else q[:, :, : place.queries]
+    if place.masks:
+        assert size is not None, "masks are sizes"
+        output = masked_attention(q, k, v, size, scale=scale, bias=bias, dropout=dropout)
+        return Mixed(output, q, k, keys)
     if place.exact and bias is None:
         if size is None:
             size = torch.ones(k.shape[0], k.shape[2], dtype=wide(k.dtype), device=k.device)

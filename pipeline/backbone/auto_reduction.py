@@ -32,10 +32,22 @@ DIGITS = 9
 @dataclass(frozen=True)
 class Auto:
     """What is asked for: a reduction, of which what pays is kept (None: the model's own), and the images at
-    once for which it has to pay."""
+    once for which it has to pay. kept: in place of both, what the thresholds of the model keep
+    (`pipeline.backbone.threshold`)."""
 
     reduction: ReductionSpec | None = None
     batch: int = BATCH
+    kept: bool = False
+
+    @property
+    def of_published(self) -> ReductionSpec | None:
+        """The reduction, of a model that is no run. Raises ConfigError where learned ones are asked for."""
+        if self.kept:
+            raise ConfigError(
+                "reduction 'kept' is what the thresholds of a run keep, and a published model has none "
+                "that were trained; give another reduction"
+            )
+        return self.reduction
 
 
 def read_auto(text: str) -> Auto:

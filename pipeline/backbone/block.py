@@ -8,7 +8,7 @@ blocks has a file in `hosts/`. B batch, M tokens, C channels, H heads, D channel
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,12 @@ from pipeline.backbone.classes import Host, as_class, bases_of, class_of, label
 from pipeline.backbone.metric import EmbeddingPerTask, EmbeddingSpec, MetricEmbedding, beside_of
 from pipeline.backbone.normed_embedding import embed_normed
 from pipeline.backbone.partner import followed, following
+from pipeline.backbone.threshold import Threshold
 from pipeline.backbone.zero_gradient import with_zero_gradient
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.policy import MergePolicy, merge
+from pipeline.merging.traits import check_shared
 from pipeline.merging.unmerge import carry_residual
 from pipeline.token_state import PARTNER, MergePoint, TokenState
 
@@ -60,8 +62,8 @@ class MergingBlock(nn.Module):
     """The merge, and what a host says of its blocks: a host is a subclass, of this and of its block."""
 
     policy: MergePolicy
-    metric: MetricEmbedding | EmbeddingPerTask | None
-    """The embedding by which a policy that learns compares tokens."""
+    metric: MetricEmbedding | EmbeddingPerTask | Threshold | None
+    """The embedding by which a policy that learns compares tokens, or the threshold of one that masks."""
     reducer: nn.Module | None
     """What makes other tokens of all patches in this block, where the policy has such (`add_reducer`)."""
     recovery: nn.Module | None
@@ -191,12 +193,15 @@ class MergingBlock(nn.Module):
     ) -> Evidence:
         """What the policy may look at. before [B, M, C]: the block's tokens; size: as in its attention."""
         mixed = attended.mixed
-        embed = None if self.metric is None else partial(self.metric, task=task)
-        if mixed.beside is not None:
-            embed = partial(_given, mixed.beside)
+        options: dict[str, Any] = {"keys": mixed.keys, "size": size, "depth": depth, "outputs": mixed.output}
+        if isinstance(self.metric, Threshold):
+            options["threshold"] = partial(self.metric, attended.tokens, task)
+        elif mixed.beside is not None:
+            options["embed"] = partial(_given, mixed.beside)
         elif self.metric is not None and attended.norm is not None:
-            embed = partial(embed_normed, self.metric, task, attended.norm, before)
-        options = {"keys": mixed.keys, "size": size, "embed": embed, "depth": depth}
+            options["embed"] = partial(embed_normed, self.metric, task, attended.norm, before)
+        elif self.metric is not None:
+            options["embed"] = partial(self.metric, task=task)
         return Evidence(attended.tokens, mixed.q, mixed.k, scale=attended.scale, **options)
 
     def _first_alone(
@@ -243,9 +248,12 @@ def host(*blocks: type[nn.Module] | str) -> Callable[[type[MergingBlock]], type[
     return register
 
 
-def become_merging(block: nn.Module, policy: MergePolicy, embedding: EmbeddingSpec) -> MergingBlock:
-    """The block itself, as a merging block; its metric embedding has its device and dtype. Raises ConfigError
-    where there is no host for its class, naming it. After an error it is as it was."""
+def become_merging(
+    block: nn.Module, policy: MergePolicy, embedding: EmbeddingSpec, depth: float = 0.0
+) -> MergingBlock:
+    """The block itself, as a merging block; what it learns for merging has its device and dtype. depth: the
+    share of the model's blocks that lie before this one. Raises ConfigError where there is no host for its
+    class, naming it. After an error it is as it was."""
     obstacle = obstacle_of(block)
     if obstacle is not None:
         raise ConfigError(obstacle)
@@ -258,6 +266,9 @@ def become_merging(block: nn.Module, policy: MergePolicy, embedding: EmbeddingSp
     try:
         if policy.embeds:
             merging.metric = _embedding_for(merging, embedding)
+        elif policy.masks:
+            check_shared(policy.name, embedding.kind)
+            merging.metric = beside(merging, lambda: Threshold(policy.threshold_at(depth)))
     except BaseException:
         become_plain(merging)
         raise

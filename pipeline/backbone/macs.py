@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.mac_count import MacCount
+from pipeline.backbone.metric import EmbeddingPerTask, MetricEmbedding
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
@@ -198,14 +199,20 @@ def _embed_macs(backbone: MergingViT, grid: Grid) -> int:
 def _block_macs(block: MergingBlock, before: int, after: int, attended: int) -> int:
     """Of a block with `before` tokens at its entry and `after` at its end, whose attention is that of
     `attended`."""
-    (first, second), (heads, dim) = block.halves, block.heads
+    entering, pair, leaving = factors(block)
     if block.policy.at_entry:
         before = attended = after
-    linear = _linear_macs(first) * before
     if block.policy.ahead and after < before:
         looking, spared = block.looking
-        linear = looking * before + (_linear_macs(first) - spared) * after
-    return linear + 2 * attended * attended * heads * dim + _linear_macs(second) * after
+        return looking * before + (entering - spared + leaving) * after + pair * attended * attended
+    return entering * before + pair * attended * attended + leaving * after
+
+
+def factors(block: MergingBlock) -> tuple[int, int, int]:
+    """MACs of a block, without what the policy needs: for each token at its entry, for each pair of those
+    that attend, and for each token at its end."""
+    (first, second), (heads, dim) = block.halves, block.heads
+    return _linear_macs(first), 2 * heads * dim, _linear_macs(second)
 
 
 def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int, *, merged: bool) -> int:
@@ -216,7 +223,7 @@ def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int, 
         return 0
     macs = 0
     widths = {"tokens": block.width, "keys": dim}
-    if block.metric is not None and policy.embeds:
+    if isinstance(block.metric, MetricEmbedding | EmbeddingPerTask):
         macs += num_tokens * block.metric.weight.numel()
         widths["embedding"] = block.metric.out_features
     rows = num_tokens * sum(not policy.needs.isdisjoint(values) for values in OF_ALL_QUERIES)
@@ -228,5 +235,8 @@ def _metric_macs(block: MergingBlock, num_tokens: int, num_prefix: int, r: int, 
 def _linear_macs(parts: Iterable[nn.Module]) -> int:
     """MACs of all linear layers for one token."""
     return sum(
-        layer.weight.numel() for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)
+        layer.in_features * layer.out_features  # an engine may have divided the weight
+        for part in parts
+        for layer in part.modules()
+        if isinstance(layer, nn.Linear)
     )

@@ -104,10 +104,12 @@ def run_blocks(
         if state.padded:
             state = replace(state, quota=_quota(state, r, how.keep_rate))
         counts = (state.size > 0).to(state.size.dtype) if state.padded else None
+        masked = how.relaxed and block.policy.masks and any(how.schedule[:i])
         place = Place(
-            state.size if sized else counts,
+            state.size if sized or masked else counts,
             None if rotary is None else rotary.at(state, i, probe),
             exact=how.relaxed and block.policy.exact_attention,
+            masks=masked,
             queries=state.num_prefix if how.leaves_patches(i) and _can_ask(block, state, r) else None,
             by_size=how.proportional and block.policy.resizes,
         )

@@ -90,7 +90,10 @@ class MergingViT(Backbone):
         """timm's module of rotary positions, or None."""
         self._rotates_halves = any(getattr(part, "rotate_half", False) for part in vit.blocks.modules())
         spec = embedding or EmbeddingSpec()
-        self.blocks = Blocks(become_merging(block, policy, spec) for block in vit.blocks.children())
+        blocks = list(vit.blocks.children())
+        self.blocks = Blocks(
+            become_merging(block, policy, spec, number / len(blocks)) for number, block in enumerate(blocks)
+        )
         add_reducer(list(self.blocks), policy)
         start_embeddings(self.blocks)
         self.policy = policy

@@ -152,7 +152,8 @@ class ObjectiveConfig:
 
     type: str = "supervised"
     """`supervised`: the task's own loss. `distill`: agreement with an unmerged teacher. `consistency`: the
-    task's own loss at two reductions, and their agreement. `merge_cost`: the expected cost of merges
+    task's own loss at two reductions, and their agreement. `budget`: the task's own loss, agreement with the
+    unmasked model, and a share of its MACs. `merge_cost`: the expected cost of merges
     (docs/merge_cost.md)."""
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -63,6 +63,17 @@ def replay(values: Tensor, merges: Sequence[Assignment], size: Tensor | None = N
         return values
 
 
+def sizes_after(merges: Sequence[Assignment], size: Tensor) -> list[Tensor]:
+    """[B, K] after each of the merges: the sizes, from those of the input's tokens [B, N]. Differentiable in
+    them and in shares."""
+    found: list[Tensor] = []
+    with without_autocast(size.device.type):
+        for merge in merges:
+            size = _Move(size, merge).size
+            found.append(size)
+    return found
+
+
 @dataclass(frozen=True)
 class _Weights:
     """size [B, K]: sizes after a merge. own [B, K], given [B, E]: weights in means, of the tokens that stay

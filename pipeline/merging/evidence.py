@@ -13,6 +13,8 @@ from pipeline.token_state import widened
 
 CHUNK = 1 << 22
 """Number of logits in memory at once when attention is summed up."""
+SMALLEST_NORM = 1e-8
+"""What is added to a sum of norms, so that a token at which all heads say nothing has shares."""
 
 
 class Evidence:
@@ -22,7 +24,8 @@ class Evidence:
     keys, as in its logits. keys [B, H, M, D]: the keys before rotary positions; None: the same. scale: factor
     of the logits. size [B, M]: how often each key counts; None: once. embed: the block's learned embedding,
     which maps [B, M, C] to [B, M, F]; None where it has none. depth: the share of the model's blocks that
-    lie before this one, in [0, 1).
+    lie before this one, in [0, 1). outputs [B, H, M, D]: what each head says at each token, before the
+    projection. threshold: gives the block's learned threshold, [1]; None where it has none.
     """
 
     def __init__(
@@ -36,11 +39,14 @@ class Evidence:
         size: Tensor | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
         depth: float = 0.0,
+        outputs: Tensor | None = None,
+        threshold: Callable[[], Tensor] | None = None,
     ):
         self.tokens, self._q, self._k = tokens, q, k
         self._keys = k if keys is None else keys
         self._scale, self._size, self._embed = scale, size, embed
         self.depth = depth
+        self._outputs, self._threshold = outputs, threshold
         self._known: dict[str, Any] = {}
 
     @property
@@ -84,10 +90,28 @@ class Evidence:
         each key counts once whatever its size."""
         return self._once("mean_entropy", self._entropies_of_mean)
 
+    @property
+    def head_shares(self) -> Tensor:
+        """[B, H, M], float32 or wider: the norm of what each head says at a token, as a share of that of all
+        heads; without gradient."""
+        return self._once("head_shares", self._shares_of_heads)
+
+    @property
+    def threshold(self) -> Tensor:
+        """[1]: the block's learned threshold, for policies that mask (`MergePolicy.masks`), with gradient."""
+        assert self._threshold is not None, "the policy does not say that it masks"
+        return self._once("threshold", self._threshold)
+
     def attention_from(self, query: int) -> Tensor:
         """[B, H, M], float32 or wider: the attention of one query, 0 for the class token, to each token."""
         with torch.no_grad():
             return self._logits(slice(query, query + 1), self._size).softmax(dim=-1)[:, :, 0]
+
+    def _shares_of_heads(self) -> Tensor:
+        assert self._outputs is not None, "this evidence was made without outputs of heads"
+        with torch.no_grad():
+            norms = torch.linalg.vector_norm(widened(self._outputs), dim=-1)
+            return norms / (norms.sum(dim=1, keepdim=True) + SMALLEST_NORM)
 
     def _attention(self, *, entropy: bool = False) -> tuple[Tensor, ...]:
         """`received`, `own_attention`, and `entropy` if asked for."""

@@ -22,7 +22,7 @@ from pipeline.token_state import Assignment, TokenState
 
 EVIDENCE = frozenset(
     {"tokens", "keys", "embedding", "received", "entropy"}
-    | {"own_attention", "class_attention", "mean_entropy"}
+    | {"own_attention", "class_attention", "mean_entropy", "head_shares"}
 )
 """Values of Evidence that a policy may need."""
 TRAITS = {
@@ -63,6 +63,9 @@ class MergePolicy:
     """Whether a merge changes the size of any token that stays; if not, attention need not ask for sizes."""
     carries: frozenset[str] = frozenset()
     """Names under which `start` lets tokens carry something. Nobody sees it after the last block."""
+    masks = False
+    """Whether a relaxed merge masks patches: each block then has a learned threshold (`Evidence.threshold`),
+    and sizes of a relaxed pass are masks, 0 or 1, by which attention multiplies its weights."""
     control = False
     """Whether it looks at no token, so that any other policy has to beat it."""
     name = ""
@@ -114,6 +117,11 @@ class MergePolicy:
     def embedding_dim(self, dim: int, head_dim: int) -> int:
         """Channels of the learned embedding, for a backbone of `dim` channels with `head_dim` a head."""
         return head_dim
+
+    def threshold_at(self, depth: float) -> float:
+        """Where the threshold of a block starts, for a policy that masks. depth: the share of the model's
+        blocks that lie before it, in [0, 1)."""
+        return 0.0
 
     def metric(self, evidence: Evidence) -> Tensor | None:
         """[B, M, F]: vectors whose cosine similarity tells which tokens are alike; None where nothing is

@@ -1,4 +1,4 @@
-"""Pruning: which patches leave, and what unmerging reads in their place.
+"""Pruning: which patches leave or are masked, and what unmerging reads in their place.
 
 B batch, M tokens, P patches among them, K slots, r patches that leave, F channels of vectors.
 """
@@ -60,3 +60,41 @@ def slots_of(state: TokenState, keep: Tensor, scores: Tensor) -> Tensor:
     of [B, K]."""
     first = rows_of(keep.shape[0], keep.shape[1], keep.device)[:, state.num_prefix : state.num_prefix + 1]
     return scores.argmax(dim=-1) + first
+
+
+def mask_out(state: TokenState, importance: Tensor, mask: Tensor, vectors: Tensor, r: int) -> Assignment:
+    """No patch is removed, and each keeps its mask of its size. What is masked arrives nowhere. Unmerging
+    reads in its place the patch that is not masked and is most like it.
+
+    importance [B, P], mask [B, P] of 0 and 1 with gradient, both of all patches; vectors [B, M, F]. The r
+    least important live patches lie behind the others afterwards, as if they had been removed.
+    """
+    (batch, num_tokens), prefix, live = state.size.shape, state.num_prefix, state.num_active
+    rows = rows_of(batch, num_tokens, state.size.device)
+    ranked = least_first(state, importance[:, : live - prefix])
+    parts = (ranked[:, r:].sort(dim=-1).values, ranked[:, :r])
+    order = torch.cat(parts, dim=1) + rows[:, prefix : prefix + 1]
+    keep = torch.cat([rows[:, :prefix], order, rows[:, live:]], dim=1)
+    source = rows[:, prefix:].contiguous()
+    slot_of_row = torch.empty_like(rows.flatten()).scatter(0, keep.flatten(), rows.flatten())
+    share = (1 - mask).to(state.size.dtype)
+    return Assignment(
+        keep,
+        source,
+        slot_of_row[source.gather(1, _most_alike(state, mask, vectors))],
+        num_tokens,
+        live - r,
+        share=share,
+        part=torch.zeros_like(share),
+        masks=True,
+    )
+
+
+@torch.no_grad()
+def _most_alike(state: TokenState, mask: Tensor, vectors: Tensor) -> Tensor:
+    """[B, P] int64: of the patches that no mask hides, the one that is most like each patch, as a position
+    among the patches."""
+    prefix = state.num_prefix
+    unit = F.normalize(widened(vectors[:, prefix:]), dim=-1)
+    hidden = (mask == 0) | (state.size[:, prefix:] == 0)
+    return (unit @ unit.mT).masked_fill(hidden[:, None], FAR).argmax(dim=-1)

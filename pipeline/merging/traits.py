@@ -66,3 +66,13 @@ def serving(has: Collection[str]) -> list[str]:
         if policy.merges and policy.requires <= set(has):
             names.append(name)
     return names
+
+
+def check_shared(policy: str, embedding: str) -> None:
+    """Raises ConfigError where tasks would have thresholds of their own in a policy that masks. embedding:
+    one of the forms of a metric embedding."""
+    if embedding != "shared":
+        raise ConfigError(
+            f"policy '{policy}' has one threshold in a block for all tasks; merging.embedding is "
+            f"'{embedding}', give 'shared'"
+        )

@@ -83,10 +83,11 @@ def carry_residual(before: TokenState, after: TokenState) -> TokenState:
 
 def harden(state: TokenState) -> TokenState:
     """The state with hard merges in place of relaxed ones, for unmerging: each token belongs to the slot that
-    holds most of it."""
+    holds most of it. Masks stay as they are: they are hard, with a gradient."""
     if all(merge.is_hard for merge in state.merges):
         return state
-    return replace(state, merges=tuple(_hardened(merge) for merge in state.merges))
+    merges = (merge if merge.masks else _hardened(merge) for merge in state.merges)
+    return replace(state, merges=tuple(merges))
 
 
 def _hardened(merge: Assignment) -> Assignment:

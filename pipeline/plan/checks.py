@@ -13,6 +13,7 @@ from pipeline.merging.schedule import check_schedule
 from pipeline.merging.traits import check_serves, refuse_merging, traits_of
 from pipeline.parts import METRIC, TRAINED
 from pipeline.plan.facts import ModelFacts, fed_tasks, merging_of, near_multiples, range_of
+from pipeline.plan.masking import masking_mistakes
 
 
 def mistakes_of(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
@@ -106,6 +107,7 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             "objective.type is 'consistency', which compares what the backbone makes of two reductions; "
             "train.mode is 'heads', which leaves it as it is; give another mode, or type='supervised'"
         )
+    yield from masking_mistakes(config)
     if config.objective.type == "merge_cost" and mode not in ("modular", "end_to_end"):
         yield (
             "objective.type is 'merge_cost', which teaches the embeddings alone; train.mode is "
@@ -114,7 +116,8 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
     yield from _complaint("merging", _built_for, config, facts)
     if policy not in POLICIES.names() or METRIC not in TRAINED[mode]:
         return
-    learned = [name for name in POLICIES.names() if POLICIES.usual(name).learned]
+    built = {name: POLICIES.usual(name) for name in POLICIES.names()}
+    learned = [name for name, own in built.items() if own.learned or own.masks]
     if policy not in learned:
         yield (
             f"train.mode is '{mode}', but policy '{policy}' has no metric embedding to learn; give "

@@ -24,8 +24,8 @@ def test_a_row_says_what_the_policy_declares(name):
     assert row["needs"] == (", ".join(sorted(policy.needs)) or "nothing")
     assert row["conserves"] == ("yes" if policy.conserves else "no")
     assert (row["training"] == "control") == policy.control
-    assert (row["training"] in ("none", "control")) == (not policy.learned)
-    assert (row["parameters"] == "none") == (not policy.learned)
+    assert (row["training"] in ("none", "control")) == (not (policy.learned or policy.masks))
+    assert (row["parameters"] == "none") == (not (policy.learned or policy.masks))
     assert all(row[column] for column in STATED)
 
 

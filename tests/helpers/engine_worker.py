@@ -59,6 +59,7 @@ RUNS = {
     "merge_cost_end_to_end": {"mode": "end_to_end", "alternate_period": 2},
     "sharpness_aware": {},
     "consistency": {"mode": "backbone"},
+    "budget": {},
     "frozen_checkpointed": {"mode": "modular"},
     "recovery": {},
     "labels_of_tokens": {},
@@ -71,9 +72,11 @@ UNDIVIDED = tuple(
     name for name in OPTIMIZERS.names() if not getattr(OPTIMIZERS.get(name), "elementwise", True)
 )
 """Runs of optimizers that need whole parameters, which only stage 0 has."""
-PARTED = "consistency"
-"""A run of real modules of whose batch each rank has a part. The objective averages over the images of all
-ranks that it is sure of. It merges by mctf, two patches into one, in which nothing is chosen."""
+PARTED = ("consistency", "budget")
+"""Runs of real modules of whose batch each rank has a part. The first averages over the images of all ranks
+that it is sure of, and merges by mctf, two patches into one, in which nothing is chosen. The second has one
+budget over all images; its thresholds lie below all scores, with a wide gradient, so that nothing is
+masked."""
 REAL = ("merge_cost", "merge_cost_end_to_end", "frozen_checkpointed", "labels_of_tokens", "recovery")
 """Runs of real modules. The objective merge_cost takes gradients inside its forward pass. Its prices are in
 units of a batch's mean price and its labels are drawn, so that ranks with a part of a batch each are not one
@@ -174,11 +177,21 @@ def recovering_model() -> MultiTaskModel:
     return MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("supervised"))
 
 
+def masking_model() -> MultiTaskModel:
+    """Its thresholds start far below all scores, and have a gradient all the same."""
+    sizes = {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
+    options = {"img_size": (8, 16), "timm_options": sizes, "temperature": 2.0, "start": -2.0}
+    backbone = build_backbone("deit_tiny_patch16_224", policy="as_vit", reduction=[1, 0], **options)
+    task = ClassificationTask(backbone, num_classes=CLASSES)
+    return MultiTaskModel(backbone, {"a": task}, OBJECTIVES.build("budget", ratio=0.5, weight=1e3))
+
+
 MODELS = dict.fromkeys(("merge_cost", "merge_cost_end_to_end"), real_model) | {
     "frozen_checkpointed": checkpointed_model,
     "recovery": recovering_model,
     "labels_of_tokens": checkpointed_model,
-    PARTED: consistent_model,
+    "consistency": consistent_model,
+    "budget": masking_model,
     **policy_runs.MODELS,
 }
 
@@ -240,7 +253,7 @@ def micro_batches(kind: str, engine, spec: StepSpec, step: int, bad: bool) -> It
             batch = real_batch(8 * step + 4 * micro, 4, task)
             if kind == "labels_of_tokens":
                 batch = MIXER(batch, 1, 2 * step + micro)
-        elif kind == PARTED or kind in policy_runs.EVERY:
+        elif kind in PARTED or kind in policy_runs.EVERY:
             spec = replace(spec, draw=0.7)
             first = step * GLOBAL_BATCH + (micro * engine.world_size + engine.rank) * size
             batch = real_batch(first, size, task)

@@ -35,6 +35,9 @@ DTEM_VARIANTS: dict[str, dict[str, Any]] = {
 }
 OF_IMAGES = [name for name in POLICIES.names() if "clips" not in POLICIES.build(name).requires]
 """Registered policies that can merge images."""
+FOR_TINY: dict[str, dict[str, Any]] = {"as_vit": {"temperature": 1.0}}
+"""Options without which a tiny model, whose attention is nearly even, would be beyond a policy: its masks
+would have no gradient."""
 OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "evit_fused": ("evit", {"fuse": True}),
     "tofu_late": ("tofu", {"until": 0.0}),
@@ -42,7 +45,7 @@ OTHER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stvit_late": ("stvit", {"block": 2, "init_values": 1.0}),
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = (
-    {name: (name, {}) for name in OF_IMAGES}
+    {name: (name, FOR_TINY.get(name, {})) for name in OF_IMAGES}
     | {name: ("dtem", options) for name, options in DTEM_VARIANTS.items()}
     | OTHER_VARIANTS
 )
@@ -58,9 +61,11 @@ PARTITIONED: dict[str, tuple[str, dict[str, Any]]] = {
 """tome and dtem under each other partition."""
 WAYS = VARIANTS | PARTITIONED
 MERGING_WAYS = [name for name in WAYS if name != "none"]
-RELAXED = [
-    name for name, (policy, options) in VARIANTS.items() if POLICIES.build(policy, **options).supports_relaxed
-]
+BUILT = {name: POLICIES.build(policy, **options) for name, (policy, options) in VARIANTS.items()}
+RELAXED = [name for name, policy in BUILT.items() if policy.supports_relaxed and policy.embeds]
+"""Variants whose relaxed merge teaches an embedding."""
+MASKED = [name for name, policy in BUILT.items() if policy.masks]
+"""Variants whose relaxed merge masks by thresholds."""
 OF_CLIPS = [
     name
     for name in POLICIES.names()
@@ -173,8 +178,11 @@ def random_state(
 
 
 def evidence_of(metric: Tensor) -> Evidence:
-    """Evidence in which tokens, keys, queries and the learned embedding are all this metric [B, M, F]."""
-    return Evidence(metric, metric[:, None], metric[:, None], scale=1.0, embed=lambda _: metric)
+    """Evidence in which tokens, keys, queries, outputs of heads and the learned embedding are all this metric
+    [B, M, F]."""
+    each, one = metric[:, None], torch.ones(1)
+    options = {"embed": lambda _: metric, "outputs": each, "threshold": lambda: one}
+    return Evidence(metric, each, each, scale=1.0, **options)
 
 
 def merged(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import (
     IMG,
+    MASKED,
     MERGING,
     PREFIXES,
     RELAXED,
@@ -123,7 +124,7 @@ def test_the_source_map_of_every_tap_is_that_of_its_block(variant, training):
     assert torch.equal(unmerge(first), unmerge(output.taps[0]))
 
 
-@pytest.mark.parametrize("variant", RELAXED)
+@pytest.mark.parametrize("variant", [*RELAXED, *MASKED])
 def test_a_relaxed_merge_is_unmerged_by_its_shares_unless_copies_are_asked_for(variant):
     model = tiny_vit(variant).train()
     with torch.no_grad():
@@ -146,7 +147,7 @@ def test_permuting_the_batch_permutes_the_output(variant, training):
     torch.testing.assert_close(permuted.size, plain.size[order], atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("variant", RELAXED)
+@pytest.mark.parametrize("variant", [*RELAXED, *MASKED])
 def test_the_gradient_reaches_every_metric_embedding(variant):
     model = tiny_vit(variant).train()
     probe(model(images())).backward()
@@ -157,12 +158,12 @@ def test_the_gradient_reaches_every_metric_embedding(variant):
             assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("variant", RELAXED)
+@pytest.mark.parametrize("variant", [*RELAXED, *MASKED])
 def test_a_class_token_alone_leaves_only_the_last_metric_without_gradient(variant):
     model = tiny_vit(variant).train()
     model(images()).final.tokens[:, 0].pow(3).sum().backward()
-    reached = [block.metric.weight.grad.abs().max().item() > 0 for block in model.blocks]
-    assert reached == [True, True, False]
+    firsts = [next(block.metric.parameters()) for block in model.blocks]
+    assert [own.grad.abs().max().item() > 0 for own in firsts] == [True, True, False]
 
 
 @pytest.mark.parametrize("variant", RELAXED)
@@ -237,7 +238,7 @@ def test_bfloat16_keeps_sizes_and_weights_in_float32(variant, training):
     assert all(merge.share is None or merge.share.dtype == torch.float32 for merge in state.merges)
     if training and model.policy.supports_relaxed:
         probe(output).backward()
-        assert all(block.metric.weight.grad.isfinite().all() for block in model.blocks)
+        assert all(own.grad.isfinite().all() for block in model.blocks for own in block.metric.parameters())
 
 
 @TRAINING

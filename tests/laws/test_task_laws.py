@@ -11,7 +11,7 @@ from objectives_for import objectives_for
 from ranks import ONE_RANK
 from segheads import CLASSES, HEADS
 from standin import standin_config
-from tiny import IMG, RELAXED, WAYS, clips, images, tiny_video_vit, tiny_vit
+from tiny import IMG, MASKED, RELAXED, WAYS, clips, images, tiny_video_vit, tiny_vit
 from tinycoca import SPEC, TOKENIZER, captions
 
 from pipeline.backbone.metric import EmbeddingSpec
@@ -355,6 +355,7 @@ RECOMPUTED = sorted(
         for objective in OBJECTIVES.names()
     }
     | {(name, "dtem", objective, "joint") for name, objective in PAIRS}
+    | {("classification", variant, "budget", "joint") for variant in MASKED}
 )
 """(task, variant, objective, mode)"""
 

@@ -40,6 +40,9 @@ VARIANTS = {
     "consistency": dict(
         objective=dict(type="consistency", options=dict(confidence=0.05)), augment=dict(mixup=0.8)
     ),
+    "budget": dict(
+        merging=dict(policy="as_vit", options=dict(temperature=1.0)), objective=dict(type="budget")
+    ),
     "views_and_mixup_by_workers": dict(
         data=dict(workers=1, views=2), augment=dict(mixup=0.8, cutmix=1.0, random_erasing=0.25)
     ),

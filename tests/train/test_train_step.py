@@ -46,11 +46,18 @@ def test_predictions_are_gone_when_the_backward_pass_begins(tiny_run, monkeypatc
 
 @pytest.mark.parametrize(
     "mode, objective",
-    [("joint", "supervised"), ("joint", "distill"), ("joint", "consistency"), ("end_to_end", "merge_cost")],
+    [
+        ("joint", "supervised"),
+        ("joint", "distill"),
+        ("joint", "consistency"),
+        ("joint", "budget"),
+        ("end_to_end", "merge_cost"),
+    ],
 )
 def test_a_step_of_the_engine_asks_the_device_nothing(mode, objective, tiny_run, monkeypatch):
     train = dict(mode=mode) | (dict(alternate_period=2) if mode == "end_to_end" else {})
-    run = build_run(tiny_run(train=train, objective=dict(type=objective)), "none")
+    merging = dict(policy="as_vit" if objective == "budget" else "dtem")
+    run = build_run(tiny_run(train=train, objective=dict(type=objective), merging=merging), "none")
     for name in ("forward", "backward", "step"):
         monkeypatch.setattr(run.engine, name, AsksNothing.within(getattr(run.engine, name)))
     steps(run, 2)

@@ -100,8 +100,10 @@ class MergingModel(Host):
         as it was."""
         changed: list[MergingBlock] = []
         try:
-            for block in cls.blocks_of(model):
-                changed.append(become_merging(block, merging.policy, EmbeddingSpec()))
+            blocks = cls.blocks_of(model)
+            for number, block in enumerate(blocks):
+                depth = number / len(blocks)
+                changed.append(become_merging(block, merging.policy, EmbeddingSpec(), depth))
                 start_embeddings(changed[-1])
             add_reducer(changed, merging.policy)
         except BaseException:

@@ -3,6 +3,7 @@
 from pipeline.merging.policies import (  # noqa: F401  (registration)
     ailurus,
     algm,
+    as_vit,
     atc,
     diffrate,
     dtem,
