@@ -55,7 +55,7 @@ class Budget(Objective):
             teacher = model.predict(batch, reduction=0, relaxed=False) if self.distill else None
         schedule = model.schedule(batch.task, model.backbone.grid_of(batch.images), spec.reduction)
         options = {"relaxed": spec.relaxed, "prefix_alone": task.reads_prefix_alone}
-        encoded = model.encode(batch.task, batch.images, reduction=list(schedule), **options)
+        encoded = model.encode_batch(batch, reduction=list(schedule), **options)
         student = task(encoded, batch)
         loss, logs, count = student.loss, dict(student.logs), len(batch.images)
         if teacher is not None:
@@ -64,7 +64,7 @@ class Budget(Objective):
             loss, logs["distill"] = loss + self.distill * gap, (gap.detach() * count, count)
         if spec.relaxed and model.backbone.policy.masks:
             counts = tokens_left(encoded.final, schedule)
-            excess, gmacs = self.excess(model.backbone.blocks, encoded.final, counts)
+            excess, gmacs = self.excess(list(model.backbone.blocks), encoded.final, counts)
             loss, logs["gmacs"] = loss + self.weight * excess, (gmacs * count, count)
         return replace(student, loss=loss, logs=logs)
 
