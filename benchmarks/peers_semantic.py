@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.merging.semantic_tokens import Recovery, SemanticTokens
 from pipeline.model import MultiTaskModel
 
 WINDOW, OF_WINDOW = 7, 3
@@ -82,10 +83,11 @@ class _WithTheirs(nn.Module):
 def with_semantic_weights(model: nn.Module) -> None:
     """Sets the parts of our policy in place, to what the peer's have."""
     assert isinstance(model, MultiTaskModel)
-    for block in model.backbone.blocks:
-        for holder in (block.reducer, block.recovery):
-            for name, part in ({} if holder is None else dict(holder.named_children())).items():
-                part.load_state_dict(semantic_weights(name, block.width))
+    dim = model.backbone.embed_dim
+    for kind in (SemanticTokens, Recovery):
+        for holder in (part for part in model.modules() if isinstance(part, kind)):
+            for name, part in holder.named_children():
+                part.load_state_dict(semantic_weights(name, dim))
 
 
 def semantic_weights(name: str, dim: int) -> Mapping[str, Tensor]:
