@@ -28,9 +28,10 @@ EVERY: dict[str, dict[str, Any]] = {
     f"{policy}{PARTS}{objective}": {"mode": "joint" if POLICIES.usual(policy).learned else "backbone"}
     for policy in OURS
     for objective in objectives_for(ClassificationTask)
-    if objective not in ELSEWHERE
+    if objective not in ELSEWHERE and (objective == "supervised" or POLICIES.usual(policy).merges)
 }
-"""Kind of run -> settings of its training: each policy with each objective that it can train with."""
+"""Kind of run -> settings of its training: each policy with each objective that it can train with. Where
+nothing merges, two passes agree, and the gradient of that is rounding."""
 USUAL = {kind: mode for kind, mode in EVERY.items() if kind.endswith(f"{PARTS}supervised")}
 """Each policy with the task's own loss."""
 
