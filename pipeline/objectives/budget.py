@@ -8,7 +8,7 @@ the model itself without masks, and not a frozen copy of it as it was. B images,
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,7 +64,8 @@ class Budget(Objective):
             loss, logs["distill"] = loss + self.distill * gap, (gap.detach() * count, count)
         if spec.relaxed and model.backbone.policy.masks:
             counts = tokens_left(encoded.final, schedule)
-            excess, gmacs = self.excess(list(model.backbone.blocks), encoded.final, counts)
+            blocks = cast("list[MergingBlock]", list(model.backbone.blocks))
+            excess, gmacs = self.excess(blocks, encoded.final, counts)
             loss, logs["gmacs"] = loss + self.weight * excess, (gmacs * count, count)
         return replace(student, loss=loss, logs=logs)
 
