@@ -13,6 +13,7 @@ from launch.saved.run import checked_reduction
 from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.policies_of_blocks import with_options
+from pipeline.backbone.vit import MergingViT
 from pipeline.errors import ConfigError
 from pipeline.merging.schedule import EVEN, WITHIN, AnyReduction, ReductionSpec, reduction_for_merged
 from pipeline.model import MultiTaskModel
@@ -104,6 +105,12 @@ def check_rounds(rounds: int) -> None:
         raise ConfigError(f"rounds is {rounds}; give 0, which leaves speed out, or more")
 
 
+def _merging_part(model: MultiTaskModel) -> MergingViT:
+    """The part that merges; other backbones are refused before they are planned."""
+    assert isinstance(model.backbone, MergingViT)
+    return model.backbone
+
+
 def _merging(backbone: Backbone, share: float, grid: Grid, *, within: float) -> ReductionSpec:
     return reduction_for_merged(backbone.depth, share, grid, within=within)
 
@@ -120,7 +127,7 @@ class Planned:
 
     def on(self, model: MultiTaskModel) -> MultiTaskModel:
         """The model under the policy's options of this point: itself, or a copy that shares its tensors."""
-        return with_options(model, self.options, lambda own: own.backbone)
+        return with_options(model, self.options, _merging_part)
 
 
 def plan(

@@ -91,7 +91,7 @@ class MergingViT(Backbone):
         self._rotates_halves = any(getattr(part, "rotate_half", False) for part in vit.blocks.modules())
         spec = embedding or EmbeddingSpec()
         blocks = list(vit.blocks.children())
-        self.blocks = Blocks(
+        self.blocks = Blocks(  # pyright: ignore[reportIncompatibleVariableOverride]
             become_merging(block, policy, spec, number / len(blocks)) for number, block in enumerate(blocks)
         )
         add_reducer(list(self.blocks), policy)

@@ -100,7 +100,7 @@ class SelfAttention(MetaAttention):
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, M + N, C] -> [B, M + N, C]"""
         sides = (self._heads(side, 3) for side in self._parts(self.qkv(tokens)))
-        mixed = [_joined(F.scaled_dot_product_attention(*side)) for side in sides]
+        mixed = [_joined(F.scaled_dot_product_attention(q, k, v)) for q, k, v in sides]
         return self.proj(torch.cat(mixed, dim=1))
 
     def macs(self, num_patches: int) -> int:
