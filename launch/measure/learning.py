@@ -12,6 +12,7 @@ from tqdm import tqdm
 from launch.measure.solving import FoundSchedules, counting, unmerged_predictions
 from pipeline.backbone.learned_schedule import STEPS, Learned, Loss, check_ranks, learned_schedule
 from pipeline.backbone.macs import counted_vit
+from pipeline.backbone.vit import MergingViT
 from pipeline.interfaces import Batch, LogProbs
 from pipeline.model import MultiTaskModel
 from pipeline.objectives.distill import gaps
@@ -64,6 +65,7 @@ class LearnedSchedules(FoundSchedules):
 
     def _learn(self, share: float) -> Learned:
         backbone = self._model.backbone
+        assert isinstance(backbone, MergingViT)  # others are refused before they are planned
         check_ranks(backbone.policy)  # before the unmerged passes
         counted = counted_vit(backbone, self._grid)
         steps = steps_with_bar(f"{self._label} at {share:g}")
