@@ -9,27 +9,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from launch.measure.solving import FoundSchedules, counting, unmerged_predictions
+from launch.measure.solving import FoundSchedules, predicted, unmerged_predictions
 from pipeline.backbone.learned_schedule import STEPS, Learned, Loss, check_ranks, learned_schedule
 from pipeline.backbone.macs import counted_vit
 from pipeline.backbone.vit import MergingViT
 from pipeline.interfaces import Batch, LogProbs
 from pipeline.model import MultiTaskModel
-from pipeline.objectives.distill import gaps
+from pipeline.objectives.distill import divergence
 
 
 def loss_of(model: MultiTaskModel, known: Sequence[tuple[Batch, LogProbs]]) -> Loss:
     """Maps r of each block to the mean divergence (nats) of the model's predictions, under a relaxed merge,
     from those of its unmerged pass: of one batch after the other, again and again. The model is in evaluation
     mode. known: see `unmerged_predictions`."""
-    task, endless = model.tasks[known[0][0].task], cycle(known)
+    endless = cycle(known)
 
     def loss(schedule: Sequence[int]) -> Tensor:
         batch, teacher = next(endless)
         with torch.compiler.set_stance("force_eager"):
-            merged = model.predict(batch, reduction=list(schedule), relaxed=True)
-            found = counting(gaps(task.log_probs(merged, batch), teacher), teacher)
-            return found.sum() / max(1, found.numel())
+            merged = predicted(model, batch, list(schedule), relaxed=True)
+            return divergence(merged, teacher)
 
     return loss
 

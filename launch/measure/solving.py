@@ -9,10 +9,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from launch.measure.divergence import distributions, gap, mean_gap
+from launch.measure.points import DIVERGENCE
 from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.macs import counted_vit
 from pipeline.backbone.macs_goal import MacsGoal
@@ -21,10 +22,9 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.stream import build_eval_loader
 from pipeline.engine import launched
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, LogProbs
+from pipeline.interfaces import Batch, LogProbs, Tallies
 from pipeline.merging.schedule import merged_shares
 from pipeline.model import MultiTaskModel
-from pipeline.objectives.distill import gaps
 from pipeline.token_state import Grid
 
 IMAGES = 64
@@ -100,49 +100,47 @@ def _as_encoded(batch: Batch, model: MultiTaskModel) -> Batch:
     return replace(batch, images=F.pad(images, padding) if any(padding) else images)
 
 
+def predicted(model: MultiTaskModel, batch: Batch, schedule: list[int] | int, *, relaxed: bool) -> LogProbs:
+    """What the model predicts of a batch with r of each block; no label is read. Raises ConfigError where the
+    task predicts no distributions."""
+    task = model.tasks[batch.task]
+    output = model.encode(
+        batch.task, batch.images, reduction=schedule, relaxed=relaxed, prefix_alone=task.reads_prefix_alone
+    )
+    if (found := distributions(task, output, batch)) is None:
+        raise ConfigError(
+            f"task '{batch.task}' has no log_probs, from which a divergence could be measured; give "
+            "--schedule even or early"
+        )
+    return found
+
+
 def unmerged_predictions(
     model: MultiTaskModel, batches: Sequence[Batch], device: torch.device
 ) -> list[tuple[Batch, LogProbs]]:
     """The batches on the device, each with the predictions of the model's unmerged pass; nothing is compiled.
-    Raises ConfigError where the task predicts no distributions."""
-    task = model.tasks[batches[0].task]
+    Raises as `predicted`."""
     with torch.compiler.set_stance("force_eager"):
         moved = [batch.to(device) for batch in batches]
-        try:
-            return [
-                (batch, task.log_probs(model.predict(batch, reduction=0, relaxed=False), batch))
-                for batch in moved
-            ]
-        except NotImplementedError as err:
-            raise ConfigError(
-                f"task '{batches[0].task}' has no log_probs, from which a divergence could be measured; give "
-                "--schedule even or early"
-            ) from err
+        return [(batch, predicted(model, batch, 0, relaxed=False)) for batch in moved]
 
 
 def divergence_of(model: MultiTaskModel, batches: Sequence[Batch], device: torch.device) -> Measure:
     """Maps r of each block to the mean divergence (nats) of the model's predictions from those of its
     unmerged pass, over the distributions that count, in float32. The model is on the device, in evaluation
     mode; nothing is compiled. Raises ConfigError where the task predicts no distributions."""
-    task = model.tasks[batches[0].task]
     with torch.inference_mode():
         known = unmerged_predictions(model, batches, device)
 
     def measure(schedule: Sequence[int]) -> float:
-        total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+        total: Tallies = {}
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             for batch, teacher in known:
-                merged = model.predict(batch, reduction=list(schedule), relaxed=False)
-                found = counting(gaps(task.log_probs(merged, batch), teacher), teacher)
-                total, count = total + found.double().sum(), count + found.numel()
-        return float(total) / max(1, count)
+                found = gap(predicted(model, batch, list(schedule), relaxed=False), teacher)
+                total = {name: value + total.get(name, 0) for name, value in found.items()}
+        return mean_gap(total).get(DIVERGENCE, 0.0)
 
     return measure
-
-
-def counting(found: Tensor, teacher: LogProbs) -> Tensor:
-    """[n]: what counts of [...]."""
-    return found.flatten() if teacher.counts is None else found[teacher.counts]
 
 
 def solved_with_bar(solver: ScheduleSolver, share: float, label: str) -> Solved:

@@ -17,6 +17,7 @@ from launch.published.solving import apart_from
 from launch.run_report.curves import _points
 from launch.saved.run import build, read_run
 from pipeline.backbone.macs import count_macs
+from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import StepSpec
 from pipeline.objectives.distill import Distill
@@ -109,6 +110,16 @@ def test_what_is_measured_is_the_loss_of_distillation(trained):
     sizes = [len(batch.images) for batch in batches]
     mean = sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
     assert measure([4, 3, 2]) == pytest.approx(mean, rel=1e-3)
+
+
+def test_no_label_is_read(trained):
+    """Also none that the head does not have."""
+    run = read_run(trained)
+    model = build(run, "tome")
+    batches = images_of(run, model)
+    others = [replace(own, targets=ClassificationTargets(own.targets.labels + 1000)) for own in batches]
+    measures = [divergence_of(model, images, CPU) for images in (batches, others)]
+    assert measures[0]([4, 3, 2]) == measures[1]([4, 3, 2]) > 0
 
 
 @pytest.mark.parametrize("kind", ["captioner", "segmenter"])
