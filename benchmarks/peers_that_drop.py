@@ -4,7 +4,6 @@ caller keeps it (`peer_paths`).
 B batch, M tokens, C channels.
 """
 
-import importlib
 import sys
 import tempfile
 from contextlib import chdir
@@ -58,7 +57,8 @@ def evit(weights: nn.Module, folder: str, *, r: list[int], fuse: bool = False) -
     """The authors' blocks of EViT. Their counter of MACs, which nothing here calls, need not be installed;
     their models do not take the place of timm's."""
     sys.modules.setdefault("torchprofile", _Named("torchprofile", profile_macs=None))
-    registry: Any = importlib.import_module("timm.models.registry")
+    from timm.models import registry
+
     with patch.object(registry, "register_model", lambda build: build):
         authors, model = package(folder, "evit"), deepcopy(weights)
     blocks = [_evit_block(authors, own, fuse) for own in _blocks(model)]

@@ -25,9 +25,9 @@ ROUNDING = int(os.environ.get("DTEM_TEST_ROUNDING", "0"))
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Processes of `--numprocesses auto`: the cores that this process may use, up to 4, as each takes 1 to
-    3 GB."""
-    return min(len(os.sched_getaffinity(0)), 4)
+    """Processes of `--numprocesses auto`: one more than the cores that this process may use, as many tests
+    wait for others' processes; up to 4, as each takes 1 to 3 GB."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

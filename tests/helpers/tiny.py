@@ -180,8 +180,8 @@ def random_state(
 def evidence_of(metric: Tensor) -> Evidence:
     """Evidence in which tokens, keys, queries, outputs of heads and the learned embedding are all this metric
     [B, M, F]."""
-    each, one = metric[:, None], torch.ones(1)
-    options = {"embed": lambda _: metric, "outputs": each, "threshold": lambda: one}
+    each = metric[:, None]
+    options = {"embed": lambda _: metric, "outputs": each, "threshold": lambda: torch.ones(1)}
     return Evidence(metric, each, each, scale=1.0, **options)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from asks_nothing import AsksNothing
 from kernel_counts import kernels
-from tiny import MERGING, RELAXED, VARIANTS, images, merged, random_state, tiny_vit
+from tiny import MASKED, MERGING, RELAXED, VARIANTS, images, merged, random_state, tiny_vit
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pipeline import unmerge
@@ -43,7 +43,7 @@ def test_no_merge_makes_the_host_wait_for_the_device(variant):
     """But for the first one, in which tensors of sizes alone are made. A relaxed merge looks for NaN on a
     CPU."""
     model, x = tiny_vit(variant, reduction=[6, 5, 0]), images()
-    for training in (False,) if variant in RELAXED else (False, True):
+    for training in (False,) if variant in (*RELAXED, *MASKED) else (False, True):
         model.train(training)(x)
         state = AsksNothing.within(model)(x).final
         assert state.tokens.shape[1] == 65 - 11

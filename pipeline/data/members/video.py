@@ -126,8 +126,8 @@ def _opened(data: bytes, form: str) -> Iterator[tuple[Any, Any]]:
         file, how = io.BytesIO(data), {"options": dict(_OPTIONS), "metadata_errors": "replace"}
         with av.open(file, format=FORMS[form], **how) as container:
             track: Any = next(iter(container.streams.video), None)
-            if track is None:
-                raise SampleError(f"{form} holds no pictures")
+            if track is None or track.codec_context is None:  # none of a codec that FFmpeg does not know
+                raise SampleError(f"{form} holds no pictures that can be read")
             _check_codec(track.codec_context, form)
             yield container, track
     except (FFmpegError, ValueError, OverflowError) as err:

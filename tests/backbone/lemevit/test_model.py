@@ -224,7 +224,8 @@ def test_checkpointing_changes_no_gradient_and_no_running_statistics():
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("how", [pytest.param("model", marks=pytest.mark.slow), "blocks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["model", "blocks"])
 def test_it_compiles_and_gives_the_same(how):
     torch.compiler.reset()
     plain = tiny_lemevit()
