@@ -122,8 +122,15 @@ def test_forwards_keep_nothing_and_copies_are_models_of_their_own(kind):
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [
-        *((kind, None) for kind in ("class token", ROTARY[1], "naflex: attention pooling", *HUB[1:3])),
-        *((EACH_BLOCK, RotaryRule(rule)) for rule in RULES if rule != "mean_coordinate"),
+        ("class token", None),
+        (EACH_BLOCK, RotaryRule("mean_rotation")),
+        *(
+            pytest.param(kind, rule, marks=pytest.mark.slow)
+            for kind, rule in [
+                *((kind, None) for kind in (ROTARY[1], "naflex: attention pooling", *HUB[1:3])),
+                *((EACH_BLOCK, RotaryRule(name)) for name in RULES if not name.startswith("mean_")),
+            ]
+        ),
     ],
 )
 def test_it_compiles_whole_and_is_exported(kind, rule):
