@@ -145,6 +145,7 @@ def test_no_matrix_of_attention_is_made(monkeypatch):
         assert 0 < seen.numel < heads * tokens * tokens / 2
 
 
+@pytest.mark.slow
 def test_it_compiles_whole_and_is_exported():
     library, x = tiny_torch_hub.library_model("torch hub dinov2: class token"), images()
     model = dtem.patch(library, "mctf", reduction=4)

@@ -77,6 +77,7 @@ def test_each_policy_trains_by_compiled_blocks(variant):
         torch.testing.assert_close(other, own, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_all_of_nine_blocks_are_compiled_once_for_each_of_their_lengths():
     """torch's own limit is 8 graphs, of all blocks together: from block 9 on they ran uncompiled."""
     backend = Counting(traced=False)

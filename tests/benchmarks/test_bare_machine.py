@@ -28,6 +28,7 @@ def test_what_torch_needs_is_there_and_what_this_project_needs_is_not():
     assert {"deepspeed", "mmengine", "psutil", "open_clip", "webdataset", "pytest"} <= missing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row", [row for row in GPU if row.script == "engine_overhead.py"], ids=lambda row: row.name
 )

@@ -41,6 +41,7 @@ def test_timm_takes_the_weights_and_gives_the_unmerged_logits(trained, dtem, tmp
     torch.testing.assert_close(Program(ours, "digits")(images), theirs(images))
 
 
+@pytest.mark.slow
 def test_an_export_of_another_kind_leaves_no_config_of_the_one_before(trained, dtem, tmp_path):
     dtem("export", trained, "--out", tmp_path)
     assert (tmp_path / "config.json").is_file()

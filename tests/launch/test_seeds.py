@@ -54,6 +54,7 @@ def test_a_request_to_stop_reaches_the_run_and_ends_the_row(config, tmp_path):
     assert complete_folders(tmp_path / "runs/seed_3/checkpoints") and not (tmp_path / "runs/seed_5").exists()
 
 
+@pytest.mark.slow
 def test_what_fails_ends_the_row_with_its_code(config, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/seed_3").write_text("a file where a folder belongs")
@@ -66,6 +67,7 @@ def test_a_seed_that_is_named_twice_is_refused(config, dtem):
     assert "names a seed twice" in dtem("train", config, "--seeds", "3,3", code=2)
 
 
+@pytest.mark.slow
 def test_a_cluster_gets_one_job_for_each(config):
     words = ("--seeds", "3,5", "--backend", "slurm", "--nodes", 2, "--nproc", 4, "--dry-run")
     said, _ = start("launch", config, *words).communicate()

@@ -50,7 +50,7 @@ def test_what_is_saved_after_going_back_stays_and_the_branch_that_was_left_is_se
 
 
 @pytest.mark.parametrize("after", ["step 7 is done", "the branch is set aside"])
-@pytest.mark.parametrize("resume", ["auto", "PATH"])
+@pytest.mark.parametrize("resume", ["auto", pytest.param("PATH", marks=pytest.mark.slow)])
 def test_a_run_that_went_back_and_is_killed_before_it_saves_goes_on_from_there(
     tiny_run, tmp_path, after, resume
 ):

@@ -121,8 +121,8 @@ def run_alone(config, arrange=None) -> None:
 @pytest.mark.parametrize(
     "arrange",
     [
-        in_forward,
-        in_evaluation,
+        pytest.param(in_forward, marks=pytest.mark.slow),
+        pytest.param(in_evaluation, marks=pytest.mark.slow),
         in_a_worker,
         a_killed_worker,
         an_interrupt_in_a_step,

@@ -91,8 +91,9 @@ class Video:
 
 
 def encode_video(frames: NDArray[np.uint8], rate: int) -> bytes:
-    """An mp4 (H.264) of frames uint8 [T, H, W, 3], H and W even; rate: of them a second. The same bytes for
-    the same frames. Colours lose half of their detail."""
+    """An mp4 (H.264) of frames uint8 [T, H, W, 3], H and W even; rate: of them a second. The same frames have
+    nearly always the same bytes: once, on a busy machine, x264 chose others. Colours lose half of their
+    detail."""
     with extra("video"):
         import av
 

@@ -54,11 +54,10 @@ def test_behind_the_last_frame_that_decodes_it_is_repeated():
     assert np.array_equal(found[3], FRAMES[8])
 
 
-def test_the_same_frames_make_the_same_mp4():
-    one = encode_video(FRAMES, 8)
-    assert one == encode_video(FRAMES, 8) and one != encode_video(FRAMES[::-1], 8)
-    found = decoded(one, "mp4", range(9))
-    assert np.abs(np.stack(found).astype(int) - FRAMES).mean() < 30
+def test_an_mp4_has_its_frames_in_their_order():
+    for frames in (FRAMES, FRAMES[::-1]):
+        found = np.stack(decoded(encode_video(frames, 8), "mp4", range(9))).astype(int)
+        assert np.abs(found - frames).mean() < 30 < np.abs(found - frames[::-1]).mean()
 
 
 @pytest.mark.parametrize("form", ["mp4", "mov", "mkv", "avi", "webm"])
