@@ -228,7 +228,7 @@ def test_a_model_of_images_and_texts_merges_its_image_tower_alone():
     assert not torch.equal(after["image_embeds"], before["image_embeds"])
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "DINOv3ViTModel"])
 def test_a_saved_model_is_the_librarys_again(name, tmp_path):
     model, batch = library_model(name), inputs(name)
     before = outputs(model, batch)
