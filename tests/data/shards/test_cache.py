@@ -152,7 +152,8 @@ def test_room_on_the_disk_is_promised_once(downloads, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cache, "download", slow)
     threads = [
-        threading.Thread(target=lambda number=number: release(store.open(of_size(number), 0.0)))
+        # with patience: who makes room holds the lock of each fetch for an instant
+        threading.Thread(target=lambda number=number: release(store.open(of_size(number), 30.0)))
         for number in (2, 3)
     ]
     for thread in threads:
