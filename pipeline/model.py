@@ -1,7 +1,6 @@
 """The model of a run: a shared backbone, a head per task, and the objective that computes the loss of a
 batch."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,15 +8,13 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from pipeline.backbone.backbone import Backbone
-from pipeline.backbone.build import build_backbone, create_vit
+from pipeline.backbone.build import build_backbone
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import RotaryRule
-from pipeline.backbone.weights.files import Weights, read_state_dict
-from pipeline.backbone.weights.load import check_filled, load_weights
 from pipeline.balancing import Balancing, Fixed, build_balancing
 from pipeline.config.schema import ReductionConfig, RunConfig, TaskConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.interfaces import (
     JOINT_STEP,
     Batch,
@@ -31,12 +28,12 @@ from pipeline.interfaces import (
 )
 from pipeline.merging.schedule import AnyReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES, Objective
-from pipeline.parts import BASE, HEAD, METRIC, TRAINED, ModulesOfTasks, Role, roles_of
-from pipeline.plan.facts import fed_tasks, merging_of
+from pipeline.parts import HEAD, ModulesOfTasks
+from pipeline.plan.facts import merging_of
+from pipeline.refusals import check_inputs, check_losses
 from pipeline.registry import Registry
+from pipeline.start_weights import load_start
 from pipeline.token_state import BackboneOutput, Grid
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 TASKS: Registry[Task] = Registry("task")
@@ -187,12 +184,14 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     )
     backbone.set_reduction(_reduction(backbone, merging))
     tasks = {name: TASKS.build(task.type, backbone, **task.head) for name, task in config.tasks.items()}
-    _check_inputs(backbone, tasks)
+    check_inputs(backbone, tasks)
+    objective = OBJECTIVES.build(config.objective.type, **config.objective.options)
+    check_losses(config, backbone, tasks, objective)
     own = {name: task for name, task in config.tasks.items() if task.merging is not None}
     model = MultiTaskModel(
         backbone,
         tasks,
-        _objective(config, backbone, tasks),
+        objective,
         balancing=build_balancing(
             config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}
         ),
@@ -201,48 +200,8 @@ def build_model(config: RunConfig) -> MultiTaskModel:
             for name, task in own.items()
         },
     )
-    _load_start(model, config)
+    load_start(model, config)
     return model
-
-
-def _check_inputs(backbone: Backbone, tasks: Mapping[str, Task]) -> None:
-    """Raises ConfigError with all tasks that read clips where the backbone reads images, or the reverse."""
-    clips = backbone.reads_clips
-    wrong = [f"tasks.{name}" for name, task in tasks.items() if task.reads_clips != clips]
-    if wrong:
-        they, it = ("images", "clips") if clips else ("clips", "images")
-        way_out = "leave backbone.frames out" if clips else "give backbone.frames, such as 16"
-        raise ConfigError(f"{', '.join(wrong)} read {they}, and the backbone {it}; {way_out}, or other tasks")
-
-
-def _objective(config: RunConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> Objective:
-    """The objective. Raises ConfigError with all tasks of which it cannot compute the loss, and all whose
-    labels would have to follow tokens and cannot."""
-    objective = OBJECTIVES.build(config.objective.type, **config.objective.options)
-    mistakes = [
-        f"tasks.{name}: {reason}"
-        for name, own in fed_tasks(config).items()
-        for reason in (objective.refuses(tasks[name]), _refuses_labels(own, backbone, tasks[name]))
-        if reason
-    ]
-    if mistakes:
-        raise ConfigError("\n  ".join(mistakes))
-    return objective
-
-
-def _refuses_labels(config: TaskConfig, backbone: Backbone, task: Task) -> str | None:
-    """Why the labels of a task cannot follow tokens, where its config asks for that; None where they can."""
-    if config.data.augment.mix_labels != "tokens":
-        return None
-    asked = "data.augment.mix_labels is 'tokens', and"
-    if backbone.never_merges or backbone.reads_clips:
-        whose = "clips" if backbone.reads_clips else type(backbone).__name__
-        return f"{asked} labels do not follow the tokens of {whose}; give 'area'"
-    if task.follows_tokens:
-        return None
-    return (
-        f"{asked} {type(task).__name__} has no labels of whole images, which could follow them; give 'area'"
-    )
 
 
 def _reduction(backbone: Backbone, asked: ReductionConfig, grid: Grid | None = None) -> ReductionSpec:
@@ -257,52 +216,3 @@ def _reduction(backbone: Backbone, asked: ReductionConfig, grid: Grid | None = N
 def training_grid(backbone: Backbone, task: TaskConfig) -> Grid:
     """Grid of patches of the task's training crop."""
     return backbone.grid if task.data.img_size is None else backbone.grid_of_size(task.data.size)
-
-
-def _load_start(model: MultiTaskModel, config: RunConfig) -> None:
-    """Loads the weights that training starts from. Raises CheckpointError where they lack a tensor that
-    training freezes, as it would stay random."""
-    spec = config.backbone
-    sources: dict[str, Mapping[str, Tensor]] = {}
-    if spec.pretrained:
-        vit = create_vit(
-            spec.name, pretrained=True, num_classes=None, img_size=spec.img_size, timm_options=spec.options
-        )
-        sources[f"timm's {spec.name}"] = Weights(vit.state_dict(), model.backbone.grid)
-    if spec.weights:
-        sources[spec.weights] = read_state_dict(spec.weights)
-    if not sources:
-        return
-    filled: dict[str, str] = {}
-    redrawn: dict[str, str] = {}
-    for source, tensors in sources.items():
-        try:
-            report = load_weights(model, tensors)
-        except CheckpointError as err:
-            raise CheckpointError(f"{source}: {err}") from err
-        log.info("%s: %s", source, report)
-        filled, redrawn = {**filled, **report.sources}, {**redrawn, **report.redrawn}
-        filled |= dict.fromkeys(report.started, source)
-    names, mode = " and ".join(sources), config.train.mode
-    check_filled(model, filled, names)
-    roles = roles_of(model)
-    missing = [name for name in model.state_dict() if name not in filled]
-    if lacking := [name for name in missing if _stays(roles[name], config)]:
-        first = lacking[0]
-        shapes = f" for this number of classes: it is {redrawn[first]}" if first in redrawn else ""
-        raise CheckpointError(
-            f"{names} has no {first}{shapes} ({len(lacking)} tensors in all), which train.mode='{mode}' "
-            "would freeze as it was drawn; give weights that have it, or train it first with "
-            "train.mode='backbone'"
-        )
-    drawn = [name for name in missing if roles[name].kind == METRIC]
-    if drawn and mode == "heads":
-        log.warning(
-            "tokens merge by %s, which stays as it was drawn; teach it with train.mode='modular'", drawn[0]
-        )
-
-
-def _stays(role: Role, config: RunConfig) -> bool:
-    """Whether training leaves this part of the backbone or of a head as it is."""
-    frozen = role.owner is not None and config.tasks[role.owner].frozen
-    return role.kind in (BASE, HEAD) and (frozen or role.kind not in TRAINED[config.train.mode])

@@ -92,7 +92,10 @@ ROOMS = {
     },
     "objectives": BASE | {"config", "merging", "backbone"},
     "own_loop": BASE | {"extras", "rng", "merging", "backbone", "objectives"},
-    "model": BASE | {"config", "plan", "merging", "backbone", "objectives", "balancing"},
+    "refusals": {"errors", "interfaces", "config", "plan", "backbone", "objectives"},
+    "start_weights": {"errors", "parts", "config", "backbone"},
+    "model": BASE
+    | {"config", "plan", "merging", "backbone", "objectives", "balancing", "refusals", "start_weights"},
     "drawing": {"errors", "interfaces", "token_state", "data.targets", "data.members", "merging", "model"},
     "engine": BASE | {"extras", "config", "merging", "backbone", "model"},
     "train": BASE

@@ -74,7 +74,8 @@ def test_so_do_timms_own_weights(tmp_path, monkeypatch, caplog):
     """Without the download."""
     plain = tiny_plain(tmp_path, tmp_path / "run", backbone={"pretrained": True})
     monkeypatch.setattr(
-        "pipeline.model.create_vit", lambda name, *, pretrained, **options: create_vit(name, **options)
+        "pipeline.start_weights.create_vit",
+        lambda name, *, pretrained, **options: create_vit(name, **options),
     )
     with caplog.at_level(logging.INFO):
         build_model(from_plain(plain))
@@ -111,7 +112,8 @@ def test_metric_embeddings_of_one_file_join_the_backbone_of_timm(tmp_path, monke
     save_file(metric, tmp_path / "metric.safetensors")
     plain["backbone"]["weights"] = str(tmp_path / "metric.safetensors")
     monkeypatch.setattr(
-        "pipeline.model.create_vit", lambda name, *, pretrained, **options: create_vit(name, **options)
+        "pipeline.start_weights.create_vit",
+        lambda name, *, pretrained, **options: create_vit(name, **options),
     )
     model = build_model(from_plain(plain))
     assert torch.equal(

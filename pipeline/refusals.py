@@ -1,0 +1,50 @@
+"""Tasks that the backbone or the objective of a run cannot serve."""
+
+from collections.abc import Mapping
+
+from pipeline.backbone.backbone import Backbone
+from pipeline.config.schema import RunConfig, TaskConfig
+from pipeline.errors import ConfigError
+from pipeline.interfaces import Task
+from pipeline.objectives import Objective
+from pipeline.plan.facts import fed_tasks
+
+
+def check_inputs(backbone: Backbone, tasks: Mapping[str, Task]) -> None:
+    """Raises ConfigError with all tasks that read clips where the backbone reads images, or the reverse."""
+    clips = backbone.reads_clips
+    wrong = [f"tasks.{name}" for name, task in tasks.items() if task.reads_clips != clips]
+    if wrong:
+        they, it = ("images", "clips") if clips else ("clips", "images")
+        way_out = "leave backbone.frames out" if clips else "give backbone.frames, such as 16"
+        raise ConfigError(f"{', '.join(wrong)} read {they}, and the backbone {it}; {way_out}, or other tasks")
+
+
+def check_losses(
+    config: RunConfig, backbone: Backbone, tasks: Mapping[str, Task], objective: Objective
+) -> None:
+    """Raises ConfigError with all tasks of which the objective cannot compute the loss, and all whose labels
+    would have to follow tokens and cannot."""
+    mistakes = [
+        f"tasks.{name}: {reason}"
+        for name, own in fed_tasks(config).items()
+        for reason in (objective.refuses(tasks[name]), _refuses_labels(own, backbone, tasks[name]))
+        if reason
+    ]
+    if mistakes:
+        raise ConfigError("\n  ".join(mistakes))
+
+
+def _refuses_labels(config: TaskConfig, backbone: Backbone, task: Task) -> str | None:
+    """Why the labels of a task cannot follow tokens, where its config asks for that; None where they can."""
+    if config.data.augment.mix_labels != "tokens":
+        return None
+    asked = "data.augment.mix_labels is 'tokens', and"
+    if backbone.never_merges or backbone.reads_clips:
+        whose = "clips" if backbone.reads_clips else type(backbone).__name__
+        return f"{asked} labels do not follow the tokens of {whose}; give 'area'"
+    if task.follows_tokens:
+        return None
+    return (
+        f"{asked} {type(task).__name__} has no labels of whole images, which could follow them; give 'area'"
+    )
