@@ -16,7 +16,7 @@ from torch import nn
 import pipeline.backbone.lemevit  # noqa: F401 - fills BACKBONES
 from pipeline.backbone.adapters.embeddings import SUFFIX
 from pipeline.backbone.backbone import BACKBONES, Backbone
-from pipeline.backbone.block import obstacle_of
+from pipeline.backbone.become import obstacle_of
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.rotary import RotaryRule
 from pipeline.backbone.tubelets import KeysWithoutBias, TubeletEmbed, options_for_clips

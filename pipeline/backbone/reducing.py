@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipeline.backbone.block import MergingBlock, beside
+from pipeline.backbone.become import beside
+from pipeline.backbone.block import MergingBlock
 from pipeline.merging.policy import MergePolicy
 from pipeline.merging.reducer import ReducingPolicy
 

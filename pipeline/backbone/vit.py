@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
 from pipeline.backbone.backbone import Backbone, check_normalised
-from pipeline.backbone.block import MergingBlock, become_merging
+from pipeline.backbone.become import become_merging
+from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import EmbeddingSpec
 from pipeline.backbone.reducing import add_reducer

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.attention import EVERY, Place, mix, projections
-from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host, key_layer_of
+from pipeline.backbone.become import host
+from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, key_layer_of
 from pipeline.backbone.classes import Host, label
 from pipeline.backbone.hosts.feed_forward import through
 from pipeline.backbone.packed_linear import linear, linear_rows

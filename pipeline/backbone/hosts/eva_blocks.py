@@ -7,7 +7,8 @@ from timm.models.eva import EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
 from pipeline.backbone.attention import Place
-from pipeline.backbone.block import Attended, host
+from pipeline.backbone.become import host
+from pipeline.backbone.block import Attended
 from pipeline.backbone.hosts.feed_forward import through
 from pipeline.backbone.hosts.timm_attention import attend
 from pipeline.backbone.hosts.timm_blocks import OneAttention, PostNorm

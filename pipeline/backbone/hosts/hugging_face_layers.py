@@ -27,7 +27,8 @@ from transformers.models.videomae.modeling_videomae import VideoMAEAttention, Vi
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 from pipeline.backbone.attention import Place, mix, projections
-from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host, key_layer_of
+from pipeline.backbone.become import host
+from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, key_layer_of
 from pipeline.backbone.hosts.feed_forward import through
 from pipeline.backbone.packed_linear import linear
 

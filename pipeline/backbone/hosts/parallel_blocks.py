@@ -17,7 +17,8 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch import Tensor, nn
 
 from pipeline.backbone.attention import Mixed, Place, mix
-from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host, key_layer_of
+from pipeline.backbone.become import host
+from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, key_layer_of
 from pipeline.backbone.hosts.timm_attention import (
     TimmAttention,
     attend,

@@ -9,7 +9,8 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 
 from pipeline.backbone.attention import Place
-from pipeline.backbone.block import Attended, KeyLayer, MergingBlock, host
+from pipeline.backbone.become import host
+from pipeline.backbone.block import Attended, KeyLayer, MergingBlock
 from pipeline.backbone.hosts.feed_forward import add_mlp, idle, through
 from pipeline.backbone.hosts.timm_attention import (
     TimmAttention,

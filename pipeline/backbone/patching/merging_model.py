@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from pipeline.backbone.block import MergingBlock, become_merging, become_plain, library_of
+from pipeline.backbone.become import become_merging, become_plain, library_of
+from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.classes import Host, as_class, bases_of, class_of
 from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import EmbeddingSpec

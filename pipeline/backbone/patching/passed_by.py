@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from pipeline.backbone.block import host_of_block
+from pipeline.backbone.become import host_of_block
 
 LIBRARIES = ("timm", "transformers", "dinov2", "dinov3")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -12,7 +12,7 @@ import pipeline.backbone.hosts  # noqa: F401 - fills HOSTS
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.auto_reduction import paying_reduction, read_auto
-from pipeline.backbone.block import obstacle_of
+from pipeline.backbone.become import obstacle_of
 from pipeline.backbone.classes import label
 from pipeline.backbone.patching.dino_models import MODELS, PACKAGES, host_of_dino
 from pipeline.backbone.patching.merging_model import Merging, MergingModel
