@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from launch.commands.values import FORMS, colour, names, reductions
+from launch.commands.values import FORMS, names, reductions
 
 if TYPE_CHECKING:
     from launch.cluster.hosts import Host
@@ -165,44 +165,6 @@ def import_modules(names: Iterable[str]) -> None:
         import_named(name, [os.getcwd()], "--import")
 
 
-def add_published_arguments(parser: "argparse._ActionsContainer", *, normalisation: bool = True) -> None:
-    """What `open_published` takes beside the name."""
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="of timm:NAME, in place of timm's: a file or folder in any keys that we read",
-    )
-    parser.add_argument(
-        "--no-pretrained", action="store_true", help="draw the weights of timm:NAME anew, to try the way"
-    )
-    parser.add_argument(
-        "--img-size", type=int, metavar="PX", help="pixels per side of images (default: the model's own)"
-    )
-    for name in ("--mean", "--std") if normalisation else ():
-        parser.add_argument(
-            name, type=colour, metavar="R,G,B", help="of pixels in [0, 1] (default: what the weights want)"
-        )
-
-
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """What stands in place of a run: a published model, named timm:NAME, local-dir:FOLDER, hf-hub:USER/NAME
-    or hf:NAME, and its data."""
-    add_model_arguments(parser).add_argument(
-        "--data",
-        metavar="SHARDS_OR_FOLDER",
-        help="shards with classes, or SRC/{train,val}/CLASS/*.jpg, or SRC/CLASS/*.jpg; for sweep and board "
-        "also pictures without",
-    )
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
-    """The same without data, for commands that bring their own images."""
-    place = parser.add_argument_group("with a published model in place of RUN, such as timm:NAME")
-    place.add_argument("--adapter", metavar="FOLDER", help="merge adapter, or hf-hub:USER/NAME of one")
-    add_published_arguments(place, normalisation=False)
-    return place
-
-
 def add_device_arguments(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)"
@@ -211,15 +173,6 @@ def add_device_arguments(parser: "argparse._ActionsContainer") -> None:
         "--precision",
         choices=("fp32", "bf16"),
         help="default: the run's; of a published model the device's best",
-    )
-
-
-def add_signal_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--signal",
-        choices=("logits", "pooled", "patches"),
-        help="what of a published model merged ones are to keep (default: in sweep and board the labels, "
-        "where there are any; else the first of these that it has)",
     )
 
 
@@ -274,28 +227,4 @@ def add_reductions_argument(parser: "argparse._ActionsContainer", default: str) 
         type=reductions,
         metavar="R,R",
         help=f"one or several: {FORMS}; a comma in brackets does not part them ({default})",
-    )
-
-
-def add_schedules_arguments(parser: argparse.ArgumentParser) -> None:
-    """How schedules reach a share, as `schedules`, and on what `solved` and `learned` ones are found, as
-    `launch.measure.solving.Solving` takes it."""
-    parser.add_argument(
-        "--schedule",
-        dest="schedules",
-        type=names,
-        default=["even"],
-        metavar="NAME,NAME",
-        help="with shares, one or several: even (default), in which all blocks merge; early, the first half "
-        "of them; solved, which spends the MACs where merges are measured to change the predictions least; "
-        "learned, by gradients of the same",
-    )
-    parser.add_argument(
-        "--solve-on",
-        metavar="SHARDS",
-        help="images that these schedules are found on, without labels (default: a run's training shards; "
-        "without labels a part of --data, which is then not reported on)",
-    )
-    parser.add_argument(
-        "--solve-images", type=int, default=64, metavar="N", help="about so many of them (default 64)"
     )

@@ -7,10 +7,10 @@ from launch.commands.arguments import (
     HelpFormatter,
     add_device_arguments,
     add_measured_reduction_argument,
-    add_model_arguments,
     add_policy_argument,
     add_run_arguments,
 )
+from launch.commands.published import add_model_arguments
 from launch.commands.values import compiles, numbers
 
 EXAMPLE = """examples:

@@ -5,7 +5,7 @@ unmerged model, MACs, speed and memory, as table, plot and one HTML page, with t
 import argparse
 
 from launch.commands.arguments import NEEDS, HelpFormatter
-from launch.commands.points import add_model_arguments, add_points_arguments, aims_of
+from launch.commands.points import add_out_argument, add_points_arguments, add_subject_arguments, aims_of
 from launch.commands.values import names, numbers
 
 EXAMPLE = r"""examples:
@@ -27,7 +27,7 @@ def add_parser(subparsers) -> None:
         epilog=EXAMPLE + NEEDS,
         formatter_class=HelpFormatter,
     )
-    add_model_arguments(parser)
+    add_subject_arguments(parser)
     parser.add_argument(
         "--policies",
         "--policy",
@@ -46,9 +46,7 @@ def add_parser(subparsers) -> None:
         metavar="N,N",
         help=f"of what is drawn: untrained embeddings, random merges (default {SEEDS})",
     )
-    parser.add_argument(
-        "--out", metavar="FOLDER", help="default: RUN/board of the first run, published/NAME/board"
-    )
+    add_out_argument(parser, "board")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,10 +11,10 @@ from launch.commands.arguments import (
     add_measured_reduction_argument,
     add_policy_argument,
     add_run_arguments,
-    add_source_arguments,
     add_split_argument,
     add_tasks_argument,
 )
+from launch.commands.published import add_source_arguments
 
 if TYPE_CHECKING:  # a command imports what it runs when it runs
     from launch.saved.run import SavedRun

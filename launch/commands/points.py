@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 from launch.commands.arguments import (
     add_reductions_argument,
     add_run_arguments,
-    add_schedules_arguments,
-    add_signal_argument,
-    add_source_arguments,
     add_split_argument,
     add_tasks_argument,
 )
-from launch.commands.values import fractions
+from launch.commands.published import add_signal_argument, add_source_arguments
+from launch.commands.values import fractions, names
 
 if TYPE_CHECKING:
     from launch.measure.planning import Aims
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
     """Runs, or a published model with its pictures, and which tasks."""
     add_run_arguments(parser, several=True)
     add_source_arguments(parser)
@@ -52,7 +50,7 @@ def add_points_arguments(parser: argparse.ArgumentParser, macs: str) -> None:
         metavar="F",
         help="with even schedules: the share of the blocks, from the first, that merge (default 1)",
     )
-    add_schedules_arguments(parser)
+    _add_schedules(parser)
     add_split_argument(parser)
     parser.add_argument(
         "--rounds",
@@ -60,6 +58,37 @@ def add_points_arguments(parser: argparse.ArgumentParser, macs: str) -> None:
         default=5,
         metavar="N",
         help="timed rounds per policy and point; 0 leaves speed out (default 5)",
+    )
+
+
+def _add_schedules(parser: argparse.ArgumentParser) -> None:
+    """How schedules reach a share, as `schedules`, and on what `solved` and `learned` ones are found, as
+    `launch.measure.solving.Solving` takes it."""
+    parser.add_argument(
+        "--schedule",
+        dest="schedules",
+        type=names,
+        default=["even"],
+        metavar="NAME,NAME",
+        help="with shares, one or several: even (default), in which all blocks merge; early, the first half "
+        "of them; solved, which spends the MACs where merges are measured to change the predictions least; "
+        "learned, by gradients of the same",
+    )
+    parser.add_argument(
+        "--solve-on",
+        metavar="SHARDS",
+        help="images that these schedules are found on, without labels (default: a run's training shards; "
+        "without labels a part of --data, which is then not reported on)",
+    )
+    parser.add_argument(
+        "--solve-images", type=int, default=64, metavar="N", help="about so many of them (default 64)"
+    )
+
+
+def add_out_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where the results of a command go. what: the name of the folder."""
+    parser.add_argument(
+        "--out", metavar="FOLDER", help=f"default: RUN/{what} of the first run, published/NAME/{what}"
     )
 
 

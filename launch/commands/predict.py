@@ -7,11 +7,11 @@ from launch.commands.arguments import (
     HelpFormatter,
     add_device_arguments,
     add_measured_reduction_argument,
-    add_model_arguments,
     add_policy_argument,
     add_run_arguments,
     add_tasks_argument,
 )
+from launch.commands.published import add_model_arguments
 
 EXAMPLE = """examples:
   dtem predict timm:deit_small_patch16_224.fb_in1k cat.jpg --policy tome --reduction 13

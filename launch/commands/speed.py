@@ -4,12 +4,8 @@ measured."""
 import argparse
 from typing import TYPE_CHECKING
 
-from launch.commands.arguments import (
-    add_device_arguments,
-    add_model_arguments,
-    add_policy_argument,
-    add_reductions_argument,
-)
+from launch.commands.arguments import add_device_arguments, add_policy_argument, add_reductions_argument
+from launch.commands.published import add_model_arguments
 from launch.commands.values import compiles, count, numbers
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ as table and plot."""
 import argparse
 
 from launch.commands.arguments import NEEDS, HelpFormatter
-from launch.commands.points import add_model_arguments, add_points_arguments, aims_of
+from launch.commands.points import add_out_argument, add_points_arguments, add_subject_arguments, aims_of
 from launch.commands.values import names
 
 EXAMPLE = r"""examples:
@@ -29,7 +29,7 @@ def add_parser(subparsers) -> None:
         epilog=EXAMPLE + NEEDS,
         formatter_class=HelpFormatter,
     )
-    add_model_arguments(parser)
+    add_subject_arguments(parser)
     parser.add_argument(
         "--policy",
         dest="policies",
@@ -46,9 +46,7 @@ def add_parser(subparsers) -> None:
         help="of what is drawn: untrained embeddings and the images to solve on (default: each run's seed), "
         "random merges",
     )
-    parser.add_argument(
-        "--out", metavar="DIR", help="default: RUN/sweep of the first run, published/NAME/sweep"
-    )
+    add_out_argument(parser, "sweep")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,12 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from launch.commands.arguments import (
-    HelpFormatter,
-    add_published_arguments,
-    add_setting_arguments,
-    add_signal_argument,
-)
+from launch.commands.arguments import HelpFormatter, add_setting_arguments
+from launch.commands.published import add_published_arguments, add_signal_argument
 from launch.commands.values import fractions
 
 EXAMPLE = r"""examples:

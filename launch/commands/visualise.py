@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from launch.commands.arguments import (
     NEEDS,
     HelpFormatter,
-    add_model_arguments,
     add_policy_argument,
     add_reductions_argument,
     add_run_arguments,
     add_split_argument,
     add_tasks_argument,
 )
+from launch.commands.published import add_model_arguments
 from launch.commands.values import names, numbers
 
 if TYPE_CHECKING:  # a command imports what it runs when it runs
