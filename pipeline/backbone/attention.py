@@ -137,7 +137,8 @@ class Mixed:
     """What attention gives: output [B, H, M, D], of the tokens that attend; q, k [B, H, M, D], as in its
     logits, q of those that attend; keys, queries [B, H, M, D], before rotary positions, the latter where the
     place `looks`; beside [B, M, G]: the outputs of `Place.beside`, where it was computed; partner [B, M]: of
-    those that attend, the mean over heads of `Place.partner` of what they attend to, where it is given."""
+    those that attend, the mean over heads of `Place.partner` of what they attend to, where it is given; bias
+    [B, H, M]: added to the logits of each key, where positions give one."""
 
     output: Tensor
     q: Tensor
@@ -146,6 +147,7 @@ class Mixed:
     beside: Tensor | None = None
     queries: Tensor | None = None
     partner: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def mix(
@@ -187,36 +189,49 @@ def _mix(
 ) -> Mixed:
     if place.ahead is not None:
         return Mixed(place.ahead.mix(v, scale=scale, dropout=dropout), q, k, k)
-    keys, size, rope = k, place.size, place.rope
+    if place.rope is not None and place.rope.rows is not None:
+        output = v if place.looks else _of_each_patch(q, k, v, place.rope, scale=scale, dropout=dropout)
+        return Mixed(output, q, k, k, queries=q if place.looks else None)
+    keys, queries, bias = k, q, None
+    if place.rope is not None:
+        bias, packed = place.rope.key_bias(q, k, scale, place.size), None
+        q, k = (place.rope.rotate(x).type_as(v) for x in (q, k))
     if place.looks:
-        if rope is None or rope.rows is not None:
-            return Mixed(v, q, k, keys, queries=q)
-        return Mixed(v, rope.rotate(q).type_as(q), rope.rotate(k).type_as(k), keys, queries=q)
-    if rope is not None and rope.rows is not None:
-        spread = [unmerged(x, rope.rows) for x in (q, k, v)]
-        every = proportional_attention(
-            rope.rotate(spread[0]),
-            rope.rotate(spread[1]),
-            spread[2],
-            rope.counts,
-            scale=scale,
-            dropout=dropout,
-        )
-        output = mean_by_rows(every.transpose(1, 2), rope.rows, q.shape[2], rope.counts).transpose(1, 2)
-        return Mixed(output, q, k, keys)
-    bias = None
-    if rope is not None:
-        bias, packed = rope.key_bias(q, k, scale, size), None
-        q, k = rope.rotate(q).type_as(v), rope.rotate(k).type_as(v)
+        return Mixed(v, q, k, keys, queries=queries, bias=bias)
     q = q if place.queries is None else q[:, :, : place.queries]
+    options = {"scale": scale, "packed": packed, "dropout": dropout, "bias": bias}
+    return Mixed(_attend(q, k, v, place, **options), q, k, keys, bias=bias)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    place: Place,
+    *,
+    scale: float,
+    packed: Tensor | None,
+    dropout: float,
+    bias: Tensor | None,
+) -> Tensor:
+    """[B, H, N, D], from rotated q [B, H, N, D] of the tokens that attend, and k, v [B, H, M, D] of all."""
+    size = place.size
     if place.masks:
         assert size is not None, "masks are sizes"
-        output = masked_attention(q, k, v, size, scale=scale, bias=bias, dropout=dropout)
-        return Mixed(output, q, k, keys)
+        return masked_attention(q, k, v, size, scale=scale, bias=bias, dropout=dropout)
     if place.exact and bias is None:
         if size is None:
             size = torch.ones(k.shape[0], k.shape[2], dtype=wide(k.dtype), device=k.device)
-        return Mixed(exact_attention(q, k, v, size, scale=scale, packed=packed), q, k, keys)
+        return exact_attention(q, k, v, size, scale=scale, packed=packed)
     packed = packed if place.queries is None else None
-    output = proportional_attention(q, k, v, size, scale=scale, dropout=dropout, packed=packed, bias=bias)
-    return Mixed(output, q, k, keys)
+    return proportional_attention(q, k, v, size, scale=scale, dropout=dropout, packed=packed, bias=bias)
+
+
+def _of_each_patch(q: Tensor, k: Tensor, v: Tensor, rope: Rope, *, scale: float, dropout: float) -> Tensor:
+    """[B, H, M, D]: attention of all patches, each at its own position, as means of each token's."""
+    assert rope.rows is not None
+    q_all, k_all, v_all = (unmerged(x, rope.rows) for x in (q, k, v))
+    every = proportional_attention(
+        rope.rotate(q_all), rope.rotate(k_all), v_all, rope.counts, scale=scale, dropout=dropout
+    )
+    return mean_by_rows(every.transpose(1, 2), rope.rows, q.shape[2], rope.counts).transpose(1, 2)

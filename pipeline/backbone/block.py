@@ -27,9 +27,9 @@ from pipeline.token_state import PARTNER, MergePoint, TokenState
 
 @dataclass(frozen=True)
 class Attended:
-    """The first half of a block. output [B, M, C]: its tokens, residual connection included.
-    tokens [B, M, C]: what the attention read, by which tokens are compared. scale: factor of its logits.
-    norm: that of the block's input, which made `tokens`, where one did."""
+    """The first half of a block. output [B, M, C]: its tokens, residual connection included; nobody reads it
+    where the place only looks. tokens [B, M, C]: what the attention read, by which tokens are compared.
+    scale: factor of its logits. norm: that of the block's input, which made `tokens`, where one did."""
 
     output: Tensor
     tokens: Tensor
@@ -188,7 +188,8 @@ class MergingBlock(nn.Module):
     ) -> Evidence:
         """What the policy may look at. before [B, M, C]: the block's tokens; size: as in its attention."""
         mixed = attended.mixed
-        options: dict[str, Any] = {"keys": mixed.keys, "size": size, "depth": depth, "outputs": mixed.output}
+        options: dict[str, Any] = {"keys": mixed.keys, "size": size, "bias": mixed.bias}
+        options |= {"depth": depth, "outputs": mixed.output}
         if isinstance(self.metric, Threshold):
             options["threshold"] = partial(self.metric, attended.tokens, task)
         elif mixed.beside is not None:

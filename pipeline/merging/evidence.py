@@ -22,10 +22,11 @@ class Evidence:
 
     tokens [B, M, C]: input of the attention, after the block's first norm. q, k [B, H, M, D]: its queries and
     keys, as in its logits. keys [B, H, M, D]: the keys before rotary positions; None: the same. scale: factor
-    of the logits. size [B, M]: how often each key counts; None: once. embed: the block's learned embedding,
-    which maps [B, M, C] to [B, M, F]; None where it has none. depth: the share of the model's blocks that
-    lie before this one, in [0, 1). outputs [B, H, M, D]: what each head says at each token, before the
-    projection. threshold: gives the block's learned threshold, [1]; None where it has none.
+    of the logits. size [B, M]: how often each key counts; None: once. bias [B, H, M]: what the logits of each
+    key have more; None: nothing. embed: the block's learned embedding, which maps [B, M, C] to [B, M, F];
+    None where it has none. depth: the share of the model's blocks that lie before this one, in [0, 1).
+    outputs [B, H, M, D]: what each head says at each token, before the projection. threshold: gives the
+    block's learned threshold, [1]; None where it has none.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Evidence:
         scale: float,
         keys: Tensor | None = None,
         size: Tensor | None = None,
+        bias: Tensor | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
         depth: float = 0.0,
         outputs: Tensor | None = None,
@@ -44,7 +46,7 @@ class Evidence:
     ):
         self.tokens, self._q, self._k = tokens, q, k
         self._keys = k if keys is None else keys
-        self._scale, self._size, self._embed = scale, size, embed
+        self._scale, self._size, self._bias, self._embed = scale, size, bias, embed
         self.depth = depth
         self._outputs, self._threshold = outputs, threshold
         self._known: dict[str, Any] = {}
@@ -161,6 +163,7 @@ class Evidence:
     def _logits(self, queries: slice, size: Tensor | None) -> Tensor:
         """[B, H, queries, M]. size [B, M]: how often each key counts; None: once."""
         logits = widened(self._q[:, :, queries]) @ widened(self._k).mT * self._scale
+        logits = logits if self._bias is None else logits + self._bias[:, :, None]
         return logits if size is None else logits + size.log()[:, None, None]
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:

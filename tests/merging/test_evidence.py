@@ -1,9 +1,12 @@
 """What a policy is shown of the attention is that of the attention itself, however it is cut into chunks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pipeline.backbone.attention import reference_attention
+from pipeline.backbone.attention import Place, mix, reference_attention
+from pipeline.backbone.rotary import Rope
 from pipeline.merging import evidence
 from pipeline.merging.evidence import Evidence
 
@@ -61,3 +64,17 @@ def test_nothing_is_computed_before_it_is_asked_for_and_then_once():
     assert not asked
     assert shown.embedding is shown.embedding and len(asked) == 1
     assert shown.keys is shown.keys
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("looks", [False, True])
+def test_under_rotary_positions_it_is_that_of_the_rotated_keys_with_their_bias(bias, looks):
+    """Means of rotations are shorter than 1, which is what the bias makes up for."""
+    q, k = torch.randn(2, 2, 3, 17, 8, dtype=torch.float64)
+    size, eye = torch.randint(1, 4, (2, 17)).double(), torch.eye(17, dtype=torch.float64).expand(2, 3, -1, -1)
+    place = Place(size, Rope(0.9 * torch.rand(2, 1, 17, 16, dtype=torch.float64), False, bias))
+    weights = mix(q, k, eye, place, scale=0.3).output
+    seen = mix(q, k, eye, replace(place, looks=looks), scale=0.3)
+    shown = Evidence(seen.keys[:, 0], seen.q, seen.k, scale=0.3, size=size, bias=seen.bias)
+    torch.testing.assert_close(shown.received, weights.sum(dim=2))
+    assert torch.equal(seen.keys, k) and (seen.bias is None) != bias

@@ -21,7 +21,7 @@ class MergingEvaBlock(OneAttention, EvaBlock):
     def attend(self, x: Tensor, place: Place) -> Attended:
         read = self.norm1(x)
         output, mixed = attend(self.attn, read, place)
-        output = x + self.drop_path1(_scaled(output, self.gamma_1))
+        output = output if place.looks else x + self.drop_path1(_scaled(output, self.gamma_1))
         return Attended(output, read, mixed, self.attn.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:

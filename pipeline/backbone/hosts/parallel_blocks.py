@@ -61,12 +61,17 @@ class MergingParallelThingsBlock(MergingBlock, ParallelThingsBlock):
         if place.ahead is not None:
             places = [replace(place, ahead=own) for own in place.ahead.split(len(parts))]
         both = [attend(part.attn, own, at) for part, own, at in zip(parts, read, places, strict=True)]
-        updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
-        names = ("output", "q", "k", "keys", "queries")[: 5 if place.looks else 4]
-        joined = {name: torch.cat([getattr(own, name) for _, own in both], dim=1) for name in names}
+        joined = {
+            name: torch.cat([getattr(own, name) for _, own in both], dim=1)
+            for name in ("output", "q", "k", "keys", "queries", "bias")
+            if getattr(both[0][1], name) is not None
+        }
         partners = [own.partner for _, own in both if own.partner is not None]
         partner = torch.stack(partners).mean(dim=0) if partners else None
         mixed = Mixed(**joined, beside=both[0][1].beside, partner=partner)
+        if place.looks:
+            return Attended(x, read[0], mixed, self._first.scale)
+        updates = [part.drop_path(part.ls(output)) for part, (output, _) in zip(parts, both, strict=True)]
         return Attended(x + torch.stack(updates).sum(dim=0), read[0], mixed, self._first.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class MergingTimmBlock(OneAttention, Block):
         read, alone = self.norm1(x), idle(self.ls1, self.drop_path1)
         x = x if place.queries is None else x[:, : place.queries]
         output, mixed = attend(self.attn, read, place, x if alone else None)
-        output = output if alone else x + self.drop_path1(self.ls1(output))
+        if not (alone or place.looks):
+            output = x + self.drop_path1(self.ls1(output))
         return Attended(output, read, mixed, self.attn.scale, self.norm1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -88,7 +89,8 @@ class PostNorm(OneAttention):
 
     def attend(self, x: Tensor, place: Place) -> Attended:
         output, mixed = attend(self.attn, x, place)
-        return Attended(x + self.drop_path1(self.norm1(output)), x, mixed, self.attn.scale)
+        output = output if place.looks else x + self.drop_path1(self.norm1(output))
+        return Attended(output, x, mixed, self.attn.scale)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path2(self.norm2(through(self.mlp, x)))
