@@ -277,7 +277,7 @@ def measured_reduction(model: MultiTaskModel, task: str, size: tuple[int, int], 
     ConfigError."""
     grid = model.backbone.grid_of_size(size)
     if asked.kept:
-        return kept_reduction(list(model.backbone.blocks), grid[0] * grid[1])
+        return kept_reduction(list(model.backbone.blocks), math.prod(grid))
     wished = None if asked.reduction is None else checked_reduction(model, grid, asked.reduction)
     schedule = list(model.schedule(task, grid, wished))
     return paying_reduction(model.backbone, schedule, batch=asked.batch, size=size, task=task)

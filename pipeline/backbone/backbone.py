@@ -16,8 +16,8 @@ from pipeline.token_state import BackboneOutput, Grid
 
 
 class Backbone(nn.Module):
-    """Maps images to states of tokens. A subclass sets the attributes below, and defines `forward` with the
-    arguments of `MergingViT.forward`; where it is none of that, `macs` too."""
+    """Maps images to states of tokens. A subclass sets the attributes below, and defines `macs`, and
+    `forward` with the arguments of `MergingViT.forward`."""
 
     part_kind = BASE
     never_merges = ""

@@ -5,6 +5,7 @@ import re
 import pytest
 from policies_table import COLUMN, PAGE, filled, rows
 
+from launch.report import words
 from pipeline.merging.policies import POLICIES
 
 TEXT = PAGE.read_text()
@@ -16,6 +17,7 @@ STATED = ("source", "its own figure", "where they differ", "parameters")
 
 def test_every_policy_has_a_row_and_every_row_a_policy():
     assert sorted(ROWS) == OURS, "give each policy of pipeline/merging/policies its row in docs/policies.md"
+    assert set(OURS) <= words.POLICIES.keys(), "charts and boards call each by its name"
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -13,7 +13,6 @@ from pipeline.backbone.weights.big_vision import big_vision_weights
 from pipeline.backbone.weights.clips import for_clips, videomae_weights
 from pipeline.backbone.weights.dialects import DIALECTS, translated
 from pipeline.backbone.weights.dtem_release import dtem_release_weights
-from pipeline.backbone.weights.files import Grid
 from pipeline.backbone.weights.huggingface import huggingface_weights
 from pipeline.backbone.weights.keys import backbone_of, heads_of, plain_key, shapes, sources_of
 from pipeline.backbone.weights.lemevit import lemevit_weights
@@ -24,6 +23,7 @@ from pipeline.backbone.weights.stated import Stated, check_stated
 from pipeline.backbone.weights.torchvision import torchvision_weights
 from pipeline.errors import CheckpointError
 from pipeline.parts import BASE, roles_of
+from pipeline.token_state import Grid
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from pipeline.backbone.backbone import Backbone
-from pipeline.backbone.weights.files import Grid
 from pipeline.errors import CheckpointError
+from pipeline.token_state import Grid
 
 
 def resampled(

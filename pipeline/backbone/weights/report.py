@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.backbone.weights.files import Grid
+from pipeline.token_state import Grid
 
 
 @dataclass(frozen=True)

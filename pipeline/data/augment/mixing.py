@@ -22,7 +22,6 @@ class BatchMixer:
     def __init__(
         self, augment: AugmentConfig, num_classes: int, reads: type, patch: tuple[int, int] = (1, 1)
     ):
-        on = augment.mixup or augment.cutmix or augment.cutmix_minmax
         # the task's loss smooths labels, which is the same before and after they are mixed
         self._mix = (
             Mixup(
@@ -36,7 +35,7 @@ class BatchMixer:
                 num_classes=num_classes,
                 multi_label=reads is MultiLabelTargets,
             )
-            if on
+            if augment.mixes
             else None
         )
         self._whole = None

@@ -33,7 +33,7 @@ class FrameChoice:
         part. length: frames of the video."""
         if self.stride is not None:
             return self._stretch(random.randint(0, self._room(length)), length)
-        return self._of_parts(length, lambda low, high: random.randint(low, high))
+        return self._of_parts(length, random.randint)
 
     def fixed(self, length: int) -> list[list[int]]:
         """The clips of an evaluation. One lies in the middle; several stretches begin at equal distances from

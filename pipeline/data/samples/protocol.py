@@ -76,9 +76,7 @@ class DatasetSchema(Protocol):
         ...
 
 
-MIXING = (
-    *("mixup", "cutmix", "cutmix_minmax", "mix_mode", "mix_prob", "mix_switch", "mix_epochs", "mix_labels"),
-)
+MIXING = tuple("mixup cutmix cutmix_minmax mix_mode mix_prob mix_switch mix_epochs mix_labels".split())
 """Options of config.augment that need classes."""
 CLIPS = ("frames", "stride", "eval_clips", "eval_crops")
 """Options of config of clips alone."""

@@ -15,6 +15,7 @@ B batch, M tokens, n = M - num_prefix of tubelets, t times of h w places each.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,9 +54,7 @@ class RunLengths(MergePolicy):
         merge = join(state, receiver, r)
         # a token stays what it was: those that leave count in its size alone
         weight = F.pad((~leaves).to(state.size.dtype), (state.num_prefix, 0), value=1.0)
-        return Assignment(
-            merge.keep, merge.source, merge.slot, merge.num_tokens, merge.num_active, weight=weight
-        )
+        return replace(merge, weight=weight)
 
 
 def heads_of_runs(tubelet: Tensor, stays: Tensor, grid: tuple[int, ...]) -> Tensor:
