@@ -120,7 +120,7 @@ def test_in_every_block_equal_tokens_merge_without_a_trace(kind):
 
 @pytest.mark.parametrize("kind", PREFIXES)
 def test_a_block_that_only_looks_draws_nothing(kind):
-    """It stops behind queries and keys, so a block has the random numbers that it has under other policies."""
+    """It stops behind queries and keys, so all that is drawn is for the tokens that attend."""
     block = tiny_vit("mctf", prefix=kind, drop_path=0.5).blocks[2].train()
     before = torch.get_rng_state()
     block.attend(torch.randn(2, 8, block.width, generator=generator(4)), Place(looks=True))
