@@ -28,6 +28,7 @@ from stages import add_start, add_within, arguments, point_row, shown
 from launch.board.files import text_of, write_board
 from launch.board.policies import ALL, asked_policies
 from launch.commands.values import names
+from launch.measure.planning import Aims
 from launch.measure.points import DIVERGENCE, Point, Sweep, Target
 from launch.measure.sweep import sweep
 from launch.saved.policy_names import kind_of
@@ -59,8 +60,9 @@ def main() -> None:
         within = 1.0 if of_macs else args.within
         of_patches = f"{{}} of the patches merged in {within:.0%} of the blocks"
         name = "{} of the MACs" if of_macs else of_patches
-        how |= {"merged": not of_macs, "within": within, "seeds": args.seeds, "lenient": True}
-        (result,) = sweep([read_run(run, "last", data) for run in runs], policies, targets, **how)
+        how |= {"seeds": args.seeds, "lenient": True}
+        aims = Aims(targets, merged=not of_macs, within=within)
+        (result,) = sweep([read_run(run, "last", data) for run in runs], policies, aims, **how)
     print(text_of(result))
     print("wrote", *write_board([result], args.work / "board"))
     write_record(args.record, CLAIM[args.set], _rows(result, targets, name), seeds=args.seeds, runs=runs)

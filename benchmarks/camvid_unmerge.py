@@ -16,6 +16,7 @@ from typing import Any
 from record import write_record
 from stages import arguments, data_options, percent, shown, train_side_by_side, trial
 
+from launch.measure.planning import Aims
 from launch.measure.points import Point, Sweep, Target
 from launch.measure.sweep import sweep
 from launch.saved.run import read_run
@@ -51,7 +52,7 @@ def main() -> None:
         name: str, runs: list[Path], changed: list[str], policies: list[str]
     ) -> list[dict[str, Any]]:
         own = [read_run(run, "last", [*data, *changed]) for run in runs]
-        [result] = sweep(own, policies, targets, merged=True, within=WITHIN, rounds=rounds)
+        [result] = sweep(own, policies, Aims(targets, merged=True, within=WITHIN), rounds=rounds)
         return [entry(name, result, target) for target in targets]
 
     results = [

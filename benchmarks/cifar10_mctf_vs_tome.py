@@ -18,6 +18,7 @@ from typing import Any
 from record import write_record
 from stages import arguments, data_options, percent, train_on_two_cores, train_side_by_side, trial
 
+from launch.measure.planning import Aims
 from launch.measure.points import Point, Sweep
 from launch.measure.sweep import sweep
 from launch.saved.run import read_run
@@ -69,7 +70,7 @@ def results(data: list[str], backbone: Path, runs: Mapping[str, Sequence[Path]])
 
 
 def measured(data: list[str], folders: Sequence[Path], policies: Sequence[str]) -> Sweep:
-    [found] = sweep([read_run(folder, "last", data) for folder in folders], policies, [HALF], rounds=0)
+    [found] = sweep([read_run(folder, "last", data) for folder in folders], policies, Aims([HALF]), rounds=0)
     return found
 
 

@@ -19,6 +19,7 @@ import torch
 from record import write_record
 from stages import arguments, data_options, percent, shown, train_on_two_cores, train_side_by_side, trial
 
+from launch.measure.planning import Aims
 from launch.measure.points import Target
 from launch.measure.sweep import sweep
 from launch.saved.policy_names import UNTRAINED
@@ -77,7 +78,7 @@ def compare(
     name: str, folders: list[Path], data: list[str], targets: Sequence[Target], *, suffix: str = ""
 ) -> dict[str, Any]:
     runs = [read_run(folder, "last", data) for folder in folders]
-    [result] = sweep(runs, ["dtem" + suffix], targets, rounds=0)
+    [result] = sweep(runs, ["dtem" + suffix], Aims(targets), rounds=0)
     points = {f"{point.target:.0%}": percent(point, result.metric) for point in result.points}
     gaps = {
         f"{target:.0%}": [round(mean_divergence(run, target, suffix), 5) for run in runs]

@@ -13,6 +13,7 @@ from typing import Any
 from record import write_record
 from stages import arguments, data_options, percent, shown, train_on_two_cores, trial
 
+from launch.measure.planning import Aims
 from launch.measure.points import Sweep
 from launch.measure.sweep import sweep
 from launch.saved.run import read_run
@@ -48,7 +49,7 @@ def main() -> None:
     found = {}
     for rule, settings in RULES.items():
         setups = [read_run(run, "last", [*data, *settings]) for run in runs]
-        (found[rule],) = sweep(setups, ["tome"], targets, rounds=0)
+        (found[rule],) = sweep(setups, ["tome"], Aims(targets), rounds=0)
     write_record(
         args.record, CLAIM, [_point(found, target) for target in targets], seeds=args.seeds, runs=runs
     )

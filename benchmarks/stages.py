@@ -12,6 +12,7 @@ from typing import Any
 
 from record import ROOT, write_record
 
+from launch.measure.planning import Aims
 from launch.measure.points import Point, Sweep, Target
 from launch.measure.sweep import sweep
 from launch.report.sweep_files import print_sweep, write_sweep
@@ -135,17 +136,15 @@ def record_sweep(
 ) -> None:
     """Sweeps policies over the runs (seeds of one setup) and writes table, plot and record.
 
-    name: of a point, with {} for its target. merged, within: see `launch.measure.sweep.sweep`. metrics: what
-    is recorded, one result for each task, point and metric; by default the one that a task ranks by. All are
-    times 100.
+    name: of a point, with {} for its target. merged, within: see `launch.measure.planning.Aims`. metrics:
+    what is recorded, one result for each task, point and metric; by default the one that a task ranks by. All
+    are times 100.
     """
     targets, rounds = shown(args, targets), 5 if args.steps is None else 1
     results = sweep(
         [read_run(run, "last", data) for run in runs],
         policies,
-        targets,
-        merged=merged,
-        within=within,
+        Aims(targets, merged=merged, within=within),
         rounds=rounds,
     )
     print_sweep(results)

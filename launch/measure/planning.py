@@ -29,9 +29,10 @@ Solver = Callable[[Backbone, float, Grid], ReductionSpec]
 
 @dataclass(frozen=True)
 class Aims:
-    """What is asked of a sweep. targets: reductions where `exact`, else shares: of the patches to merge where
-    `merged`, else of the encoder's MACs. within: the share of the blocks that merge in even schedules.
-    schedules: of SCHEDULES. Raises ConfigError for what does not go together."""
+    """What is asked of a sweep. targets: reductions where `exact`, as whole numbers always are, else
+    shares: of the patches to merge where `merged`, else of the encoder's MACs; the reduction is then solved
+    for each grid of patches. within: the share of the blocks, from the first one, that merge in even
+    schedules. schedules: of SCHEDULES, a point for each. Raises ConfigError for what does not go together."""
 
     targets: Sequence[Target]
     merged: bool = False
@@ -40,6 +41,9 @@ class Aims:
     schedules: Sequence[str] = (EVEN,)
 
     def __post_init__(self) -> None:
+        targets = [_as_key(target) for target in self.targets]
+        object.__setattr__(self, "targets", targets)
+        object.__setattr__(self, "exact", self.exact or all(isinstance(target, int) for target in targets))
         if not 0 < self.within <= 1:
             raise ConfigError(f"within is {self.within}; give a share of the blocks, in (0, 1]")
         if self.within < 1 and self.exact:
@@ -90,6 +94,13 @@ class Aims:
             name: found(name) if name in FOUND else partial(spread, within=shares[name])
             for name in self.schedules
         }
+
+
+def _as_key(target: Target) -> Target:
+    """The target, hashable. A tuple of two is (r, inflection), so r of two blocks gets a third, of 0."""
+    if not isinstance(target, list):
+        return target
+    return (*target, 0) if len(target) == 2 else tuple(target)
 
 
 def check_schedules(names: Sequence[str]) -> None:

@@ -27,7 +27,6 @@ from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Scores
 from pipeline.merging.policies import POLICIES
-from pipeline.merging.schedule import EVEN
 from pipeline.parts import BASE, TRAINED
 from pipeline.train.evaluate import evaluate, missing_samples
 
@@ -37,12 +36,8 @@ log = logging.getLogger(__name__)
 def sweep(
     runs: Sequence[SavedRun],
     policies: Sequence[str],
-    targets: Sequence[Target],
+    aims: Aims,
     *,
-    merged: bool = False,
-    exact: bool = False,
-    within: float = 1.0,
-    schedules: Sequence[str] = (EVEN,),
     solving: Solving | None = None,
     split: str = "val",
     seeds: Sequence[int] | None = None,
@@ -57,22 +52,15 @@ def sweep(
     Called by every process, each of which scores its part of the samples. Rank 0 alone measures speed, while
     the others wait, and has the results; on the others there are none.
 
-    merged: a target that is a share means patches to merge, not the encoder's MACs. exact: the targets are
-    reductions as they are, also those in (0, 1], keep rates. within: the share of the blocks, from the first
-    one, that merge in even schedules; the reduction is solved for each grid of patches. schedules: how such a
-    target is reached, a point for each. solving: where `solved` or `learned` are among
-    them, on which images, whatever their labels; the schedule is that of the first run's model. It takes one
-    process, and minutes. seeds: see `variants_of`. compared: also measure how far the predictions are from
-    the unmerged model's, and the memory. lenient: a policy that cannot serve the runs is named in the
-    results.
+    solving: where schedules are `solved` or `learned`, on which images, whatever their labels; the schedule
+    is that of the first run's model. It takes one process, and minutes. seeds: see `variants_of`. compared:
+    also measure how far the predictions are from the unmerged model's, and the memory. lenient: a policy that
+    cannot serve the runs is named in the results.
     """
     check_one_setup(runs)
     check_rounds(rounds)
-    targets = [tuple(target) if isinstance(target, list) else target for target in targets]
-    exact = exact or all(isinstance(target, int) for target in targets)
-    solving = solving or Solving(seed=runs[0].config.seed)
-    aims = Aims(targets, merged, exact, within, schedules)
     config = runs[0].config
+    solving = solving or Solving(seed=config.seed)
     datas = {task: config.tasks[task].data for task in chosen_tasks(config, tasks)}
     if aims.finds:
         solving.check(split)
@@ -80,7 +68,8 @@ def sweep(
     device = own_device()
     runs = [run.on(device) for run in runs]
     wanted: dict[str, list[Target]] = {"none": [0]}
-    wanted |= {policy: [target for target in targets if target] for policy in policies if policy != "none"}
+    merging = [target for target in aims.targets if target]
+    wanted |= {policy: merging for policy in policies if policy != "none"}
     refused: list[LeftOut] | None = [] if lenient else None
     variants = variants_of(list(wanted), runs, device, seeds=seeds, left_out=refused)
     wanted = {policy: wanted[policy] for policy in variants}

@@ -77,11 +77,7 @@ def measured_on(
     return sweep(
         runs,
         policies,
-        aims.targets,
-        merged=aims.merged,
-        exact=aims.exact,
-        within=aims.within,
-        schedules=aims.schedules,
+        aims,
         solving=solving_of(args, seeds[0] if seeds else runs[0].config.seed),
         split=args.split,
         seeds=seeds,

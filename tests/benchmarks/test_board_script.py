@@ -6,6 +6,7 @@ import saliency
 import torch
 from torch import nn
 
+from launch.measure.planning import Aims
 from launch.measure.points import DIVERGENCE, LeftOut
 from launch.measure.sweep import sweep
 from launch.saved.run import read_run
@@ -14,7 +15,7 @@ from launch.saved.run import read_run
 def test_a_row_has_every_policy_with_its_kind_and_agrees_with_itself(trained):
     policies = ["random", "dtem_untrained", "tome", "dtem"]
     how = dict(rounds=1, compared=True, lenient=True, seeds=[0, 1])
-    (result,) = sweep([read_run(trained)], policies, [0.9, 0.02], **how)
+    (result,) = sweep([read_run(trained)], policies, Aims([0.9, 0.02]), **how)
     result.left_out.append(LeftOut("strange", None, "it has no class token"))
     (row,) = board._rows(result, [0.9, 0.02], "{} of the MACs")
     assert row["scores"].keys() == {"none", *row["policies"]} and row["policies"].keys() == set(policies)

@@ -12,6 +12,7 @@ from launch.board.files import text_of
 from launch.board.page import page_of
 from launch.board.policies import asked_policies
 from launch.board.rows import table_of
+from launch.measure.planning import Aims
 from launch.measure.points import LeftOut
 from launch.measure.sweep import sweep
 from launch.saved.policy_names import CONTROL, FREE, KINDS, TRAINED, kind_of
@@ -30,7 +31,7 @@ HOW = dict(rounds=1, compared=True, lenient=True, seeds=[0, 1])
 @pytest.fixture(scope="module")
 def result(trained):
     """A board of a classifier, with one point that no policy reaches."""
-    return sweep([read_run(trained)], NAMED, [0.8, 0.05], **HOW)[0]
+    return sweep([read_run(trained)], NAMED, Aims([0.8, 0.05]), **HOW)[0]
 
 
 @torch.no_grad()
@@ -72,7 +73,7 @@ def test_cells_of_masks_and_words_of_captions_diverge_too(request, name):
     run = read_run(request.getfixturevalue(name))
     louder = {key: 100 * tensor for key, tensor in run.tensors.items() if key.endswith("conv_seg.weight")}
     run = replace(run, tensors=run.tensors | louder)  # that of a mask would be rounding, after four steps
-    found = sweep([run], ["tome"], [2], **HOW)[0]
+    found = sweep([run], ["tome"], Aims([2]), **HOW)[0]
     (point,) = found.points
     again = measured_anew(run, "scenes", "tome", 2)
     assert point.scores["divergence"] == [pytest.approx(again, rel=1e-3, abs=1e-7)] and again > 1e-6
@@ -81,8 +82,8 @@ def test_cells_of_masks_and_words_of_captions_diverge_too(request, name):
 
 def test_a_board_scores_what_a_sweep_scores_and_again_the_same(trained, result):
     run = read_run(trained)
-    alone = sweep([run], ["tome", "dtem"], [0.8], rounds=0)[0]
-    again = sweep([run], NAMED, [0.8, 0.05], **HOW)[0]
+    alone = sweep([run], ["tome", "dtem"], Aims([0.8]), rounds=0)[0]
+    again = sweep([run], NAMED, Aims([0.8, 0.05]), **HOW)[0]
     for point in (alone.whole, *alone.points):
         (own,) = (one for one in (result.whole, *result.points) if one.policy == point.policy)
         assert point.scores == {name: pytest.approx(own.scores[name]) for name in point.scores}
@@ -107,7 +108,7 @@ def test_a_point_that_is_not_reached_and_a_policy_that_cannot_serve_are_named(tr
     unlearned = replace(
         run, tensors={name: tensor for name, tensor in run.tensors.items() if ".metric." not in name}
     )
-    found = sweep([unlearned], ["tome", "dtem", "refusing"], [2], **HOW)[0]
+    found = sweep([unlearned], ["tome", "dtem", "refusing"], Aims([2]), **HOW)[0]
     assert [point.policy for point in found.points] == ["tome"]
     said = {own.policy: (own.target, own.reason) for own in found.left_out}
     assert said["dtem"][0] is None and "has no metric embedding" in said["dtem"][1]
@@ -122,7 +123,7 @@ def test_a_policy_that_needs_options_stops_no_other(trained, monkeypatch):
     monkeypatch.setitem(POLICIES._factories, "asking", Asking)
     assert kind_of("asking") == FREE and "asking" in asked_policies(["all"])
     run = read_run(trained)
-    (found,) = sweep([run], ["tome", "asking"], [2], **HOW)
+    (found,) = sweep([run], ["tome", "asking"], Aims([2]), **HOW)
     assert [point.policy for point in found.points] == ["tome"]
     assert [(own.policy, "'share'" in own.reason) for own in found.left_out] == [("asking", True)]
     own = replace(run.config, merging=MergingConfig(policy="asking", options={"share": 0.5}))
@@ -145,7 +146,7 @@ def test_a_backbone_that_learned_under_a_policy_is_told_to_be_at_home_with_it(tr
     assert "the backbone learned while tokens merged by DTEM, so it is at home with that" in text_of(result)
     run = read_run(trained)
     modular = replace(run.config, train=replace(run.config.train, mode="modular"))
-    (found,) = sweep([replace(run, config=modular)], ["tome"], [2], rounds=0)
+    (found,) = sweep([replace(run, config=modular)], ["tome"], Aims([2]), rounds=0)
     assert "at home" not in text_of(found), "embeddings alone learned"
 
 

@@ -15,6 +15,7 @@ from timm.data import ImageNetInfo
 
 from launch.measure.compute import first_batch, workload
 from launch.measure.evaluator import evaluator_of
+from launch.measure.planning import Aims
 from launch.measure.sweep import sweep
 from launch.pictures.html_page import write_html
 from launch.pictures.png_page import write_png
@@ -126,7 +127,7 @@ def test_two_processes_count_each_image_once(captioner, dtem, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(captioner):
-    return sweep([read_run(captioner)], ["tome"], [2, 4], rounds=1)[0]
+    return sweep([read_run(captioner)], ["tome"], Aims([2, 4]), rounds=1)[0]
 
 
 def test_encoder_and_decoder_are_counted_apart_and_both_fall_with_the_tokens(captioner, swept):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from launch.exported.formats import Program, fold_embeddings
 from launch.measure.compute import first_batch
 from launch.measure.evaluator import evaluator_of
+from launch.measure.planning import Aims
 from launch.measure.setups import variants_of
 from launch.measure.sweep import sweep
 from launch.saved.run import build, read_run
@@ -110,7 +111,7 @@ def test_another_policy_starts_unmerged_for_all_tasks(three_tasks, dtem, tmp_pat
 
 def test_a_sweep_scores_each_task_as_it_is_alone(run):
     """With the embedding that is the task's, whatever the policy."""
-    results = sweep([run], POLICIES, [3], rounds=0)
+    results = sweep([run], POLICIES, Aims([3]), rounds=0)
     assert [result.task for result in results] == list(TASKS) and [
         result.metric for result in results
     ] == list(TASKS.values())
@@ -171,7 +172,7 @@ def test_seeds_that_differ_in_what_weighed_their_losses_are_one_model(three_task
 def test_runs_whose_embeddings_are_shared_otherwise_are_not_mixed(three_tasks):
     runs = [read_run(three_tasks(kind)) for kind in ("shared", "adapter")]
     with pytest.raises(ConfigError, match="what their embeddings share"):
-        sweep(runs, ["tome"], [2], rounds=0)
+        sweep(runs, ["tome"], Aims([2]), rounds=0)
 
 
 def test_tasks_with_the_same_images_share_their_rows(run, dtem, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tinyrun import tiny_plain
 
+from launch.measure.planning import Aims
 from launch.measure.sweep import sweep
 from launch.saved.run import build, drawn_run, read_run
 from pipeline.config.load import from_plain
@@ -54,7 +55,7 @@ def test_a_run_that_never_learned_it_is_told_so_and_left_out_of_a_board(trained)
     run = read_run(trained)
     with pytest.raises(ConfigError, match="has no part that its policy trains .*take _untrained"):
         build(run, "stvit")
-    found = sweep([run], ["stvit", "stvit_untrained"], [4], rounds=0, lenient=True)[0]
+    found = sweep([run], ["stvit", "stvit_untrained"], Aims([4]), rounds=0, lenient=True)[0]
     assert [point.policy for point in found.points] == ["stvit_untrained"]
     assert [(own.policy, own.target) for own in found.left_out] == [("stvit", None)]
 

@@ -12,6 +12,7 @@ import torch
 
 from launch.measure.compute import first_batch, first_grid, workload
 from launch.measure.evaluator import evaluator_of
+from launch.measure.planning import Aims
 from launch.measure.sweep import sweep
 from launch.saved.run import build, read_run
 from pipeline.backbone.macs import count_macs
@@ -102,7 +103,7 @@ def test_inference_can_be_replaced_when_evaluating(segmenter, dtem, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(segmenter):
-    return sweep([read_run(segmenter)], ["tome", "dtem"], [0.25, 0.5], merged=True, rounds=1)[0]
+    return sweep([read_run(segmenter)], ["tome", "dtem"], Aims([0.25, 0.5], merged=True), rounds=1)[0]
 
 
 def test_a_share_is_merged_exactly_whatever_the_images_size(segmenter, swept):
@@ -159,7 +160,7 @@ def test_the_sweep_writes_both_computes(segmenter, dtem, tmp_path):
 
 def test_a_share_that_cannot_be_reached_is_left_out(segmenter, caplog):
     with pytest.raises(ConfigError, match="no policy can be run"):
-        sweep([read_run(segmenter)], ["tome"], [0.95], merged=True, rounds=0)
+        sweep([read_run(segmenter)], ["tome"], Aims([0.95], merged=True), rounds=0)
     assert "at most 88% can" in caplog.text
 
 

@@ -197,12 +197,12 @@ def test_shards_that_are_reported_on_are_not_solved_on(trained, dtem, tmp_path):
 def test_several_processes_are_refused(monkeypatch, trained):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="solved in one process, and a launcher started 2"):
-        sweep([read_run(trained)], ["tome"], [0.8], schedules=["solved"], rounds=0)
+        sweep([read_run(trained)], ["tome"], Aims([0.8], schedules=["solved"]), rounds=0)
 
 
 def test_early_is_the_first_half_of_the_blocks(trained):
-    (result,) = sweep([read_run(trained)], ["tome"], [0.85], schedules=["even", "early"], rounds=0)
-    (half,) = sweep([read_run(trained)], ["tome"], [0.85], within=0.5, rounds=0)
+    (result,) = sweep([read_run(trained)], ["tome"], Aims([0.85], schedules=["even", "early"]), rounds=0)
+    (half,) = sweep([read_run(trained)], ["tome"], Aims([0.85], within=0.5), rounds=0)
     assert [point.kind for point in result.points] == ["even", "early"]
     assert result.points[1].schedule == half.points[0].schedule
     assert Aims([0.5], merged=True, schedules=["early"]).kind == "share of the patches that is merged"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.measure.evaluator import evaluator_of
+from launch.measure.planning import Aims
 from launch.measure.sweep import sweep
 from launch.report.sweep_plot import Curve, Plot, apart, draw_plots, least_height
 from launch.report.tables import markdown, spread
@@ -26,7 +27,14 @@ POLICIES = ["random", "tome", "dtem_untrained", "dtem"]
 
 @pytest.fixture(scope="module")
 def swept(trained):
-    return sweep([read_run(trained)], POLICIES, [0.85, 0.7], rounds=1)[0]
+    return sweep([read_run(trained)], POLICIES, Aims([0.85, 0.7]), rounds=1)[0]
+
+
+@pytest.mark.parametrize("listed", [[2, 0], [3, 1, 0], [4]])
+def test_r_of_each_block_stays_that(listed):
+    """A tuple of two would be r and an inflection."""
+    (target,) = Aims([listed], exact=True).targets
+    assert hash(target) and resolve_schedule(target, 4, 65, 1) == resolve_schedule(listed, 4, 65, 1)
 
 
 def test_one_pass_over_all_models_scores_what_each_scores_alone(trained, swept):
@@ -58,7 +66,7 @@ def test_seeds_of_one_backbone_give_one_score_where_the_embedding_plays_no_part(
     other = replace(
         run, tensors={name: -tensor if ".metric." in name else tensor for name, tensor in run.tensors.items()}
     )
-    result = sweep([run, other], ["tome", "dtem"], [2], rounds=0)[0]
+    result = sweep([run, other], ["tome", "dtem"], Aims([2]), rounds=0)[0]
     assert [len(point.scores["top1"]) for point in (result.whole, *result.points)] == [1, 1, 2]
     moved = replace(
         run,
@@ -66,7 +74,7 @@ def test_seeds_of_one_backbone_give_one_score_where_the_embedding_plays_no_part(
             name: tensor + 1 if name.endswith("pos_embed") else tensor for name, tensor in run.tensors.items()
         },
     )
-    result = sweep([run, moved], ["tome"], [2], rounds=0)[0]
+    result = sweep([run, moved], ["tome"], Aims([2]), rounds=0)[0]
     assert len(result.points[0].scores["top1"]) == 2
 
 
@@ -78,14 +86,14 @@ def test_all_policies_merge_rotary_positions_as_the_run(rule):
         assert build(run, policy).backbone.rotary_rule == RotaryRule(rule)
     other = replace(run, config=replace(config, merging=MergingConfig(rotary=next(iter({*RULES} - {rule})))))
     with pytest.raises(ConfigError, match="how rotary positions merge"):
-        sweep([run, other], ["tome"], [2], rounds=0)
+        sweep([run, other], ["tome"], Aims([2]), rounds=0)
 
 
 def test_runs_of_two_setups_are_not_mixed(trained):
     run = read_run(trained)
     other = replace(run, config=replace(run.config, backbone=replace(run.config.backbone, drop_path=0.5)))
     with pytest.raises(ConfigError, match="differ in backbone or tasks"):
-        sweep([run, other], ["tome"], [2], rounds=0)
+        sweep([run, other], ["tome"], Aims([2]), rounds=0)
 
 
 def test_runs_whose_labels_stand_for_other_classes_are_not_mixed(trained):
@@ -95,7 +103,7 @@ def test_runs_whose_labels_stand_for_other_classes_are_not_mixed(trained):
     with pytest.raises(
         ConfigError, match="have other classes of task 'digits', or the same in another order"
     ):
-        sweep([run, other], ["tome"], [2], rounds=0)
+        sweep([run, other], ["tome"], Aims([2]), rounds=0)
 
 
 def test_the_command_writes_table_json_csv_and_plots(trained, dtem, tmp_path):
@@ -158,7 +166,7 @@ def test_a_wrong_command_line_exits_with_2(argv, capsys):
 
 
 def test_a_point_that_cannot_be_reached_is_left_out_and_said_so(trained, caplog):
-    points = sweep([read_run(trained)], ["tome"], [0.05, 0.8], rounds=0)[0].points
+    points = sweep([read_run(trained)], ["tome"], Aims([0.05, 0.8]), rounds=0)[0].points
     assert [point.target for point in points] == [
         0.8
     ] and "(5% of the unmerged) cannot be reached" in caplog.text
@@ -180,7 +188,7 @@ def test_within_goes_with_shares_and_is_one_itself(trained, dtem, tmp_path):
         assert "give a share of the blocks, in (0, 1]" in dtem(
             "sweep", trained, "--within", share, "--out", tmp_path, code=2
         )
-    half = sweep([read_run(trained)], ["tome"], [0.85], within=0.5, rounds=0)[0].points[0]
+    half = sweep([read_run(trained)], ["tome"], Aims([0.85], within=0.5), rounds=0)[0].points[0]
     assert half.schedule[0] > 0 == half.schedule[-1]
 
 

@@ -64,17 +64,14 @@ class LeMeViT(Backbone):
         reduction: ReductionSpec | None = None,
         taps: Collection[int] = (),
         unmerge: str | None = None,
-        relaxed: bool | None = None,
-        training: bool | None = None,
-        task: str | None = None,
         merge_points_from: int | None = None,
         carried: Mapping[str, Carried] | None = None,
-        prefix_alone: bool = False,
+        **merging: object,
     ) -> BackboneOutput:
-        """images [B, in_chans, H, W] -> BackboneOutput. The arguments are those of `MergingViT.forward`; what
-        they say of merging is checked, and changes nothing. Raises ConfigError where H or W does not divide
-        by the patch, for a tap that it does not have, and where points of merging are asked for or something
-        is to travel with the tokens."""
+        """images [B, in_chans, H, W] -> BackboneOutput. The arguments are those of `MergingViT.forward`. The
+        reduction is checked; neither it nor `merging`, which are the others, changes anything. Raises
+        ConfigError where H or W does not divide by the patch, for a tap that it does not have, and where
+        points of merging are asked for or something is to travel with the tokens."""
         if merge_points_from is not None or carried:
             raise ConfigError(
                 f"LeMeViT merges no tokens ({self.never_merges}), so there are no merge points, and nothing "
