@@ -6,6 +6,7 @@ from typing import NamedTuple
 from pipeline.backbone.backbone import BACKBONES
 from pipeline.backbone.lemevit.model import LeMeViT
 from pipeline.backbone.lemevit.plan import StagePlan
+from pipeline.config.schema import height_width
 from pipeline.merging.policy import MergePolicy
 from pipeline.merging.traits import refuse_merging
 
@@ -55,8 +56,7 @@ def _builder(name: str, size: Size) -> Callable[..., LeMeViT]:
             layer_scale=layer_scale,
             in_chans=in_chans,
         )
-        sides = img_size or IMG_SIZE
-        pixels = (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
+        pixels = height_width(img_size or IMG_SIZE)
         options = {"drop_path": drop_path, "grad_checkpointing": grad_checkpointing}
         return LeMeViT(plan, policy, img_size=pixels, **options)
 
