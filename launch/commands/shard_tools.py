@@ -1,4 +1,5 @@
-"""The actions of `dtem shards` on sets that there are: info, cat, bench, repair, split, merge, label."""
+"""The actions of `dtem shards` on sets that there are: info, cat, bench, repair, split, merge, label,
+corrupt-labels."""
 
 import argparse
 from pathlib import Path
@@ -51,12 +52,16 @@ def add_parsers(actions, workers: int) -> None:
     label.add_argument(
         "table", metavar="TABLE", help=".csv or .jsonl with key, and label (one class) or labels (several)"
     )
-    for parser in (repair, split, merge, label):
+    corrupt = _parser(
+        actions, "corrupt-labels", "write a set anew with wrong labels among its training samples"
+    )
+    corrupt.add_argument("set", metavar="SET", help=SET)
+    for parser in (repair, split, merge, label, corrupt):
         parser.add_argument("out", metavar="OUT", help="an empty or new folder")
         parser.add_argument(
             "--workers", type=count, default=workers, metavar="N", help=f"processes (default {workers})"
         )
-    for parser in (split, merge, label):
+    for parser in (split, merge, label, corrupt):
         parser.add_argument(
             "--shard-size",
             type=count,
@@ -72,11 +77,32 @@ def add_parsers(actions, workers: int) -> None:
     merge.add_argument(
         "--prefix", action="store_true", help="let keys begin with the number of their set, as in 0/KEY"
     )
+    _add_noise(corrupt)
+
+
+def _add_noise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--noise",
+        choices=("symmetric", "asymmetric"),
+        required=True,
+        help="symmetric: a wrong label is any other class; asymmetric: the next class, or by --flips",
+    )
+    parser.add_argument(
+        "--rate", type=share, required=True, metavar="F", help="share of the training labels, such as 0.4"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument(
+        "--flips",
+        type=Path,
+        metavar="FILE",
+        help='JSON of what becomes what, as {"cat": "dog", "dog": "cat"}',
+    )
 
 
 EXAMPLES = {
     "bench": "dtem shards bench data/imagenet --rand-augment rand-m9-mstd0.5-inc1 --workers 0,4,8",
     "label": "dtem shards label data/cc3m tags.csv data/cc3m_tags",
+    "corrupt-labels": "dtem shards corrupt-labels data/cifar10 data/noisy --noise symmetric --rate 0.4",
     "info": "dtem shards info data/digits",
     "cat": "dtem shards cat data/digits 000123 --out sample",
     "repair": "dtem shards repair data/digits data/digits_repaired",
@@ -215,6 +241,20 @@ def _label(args: argparse.Namespace) -> int:
     return tell(Path(args.out, MANIFEST))
 
 
+def _corrupt(args: argparse.Namespace) -> int:
+    from pipeline.data.make.look import wrong_labels
+    from pipeline.data.make.noisy_labels import corrupt_labels, read_flips
+    from pipeline.data.shards.find import load_manifest
+    from pipeline.data.shards.label_noise import LabelNoise
+
+    flips = read_flips(args.flips) if args.flips else ()
+    noise = LabelNoise(args.noise, args.rate, args.seed, flips)
+    path = corrupt_labels(args.set, Path(args.out), noise, shard_size=args.shard_size, workers=args.workers)
+    wrong = sum(wrong_labels(load_manifest(args.out)).values())
+    print(f"{wrong} labels are wrong now; each sample has its true one in true.cls")
+    return tell(path)
+
+
 def _merge(args: argparse.Namespace) -> int:
     from pipeline.data.make.rewrite import merge_sets
 
@@ -240,4 +280,5 @@ RUNS = {
     "split": _split,
     "merge": _merge,
     "label": _label,
+    "corrupt-labels": _corrupt,
 }

@@ -1,5 +1,5 @@
 """`dtem shards`: makes WebDataset shards with a manifest, looks at them, checks, repairs, splits and merges
-them, and counts the words of their captions."""
+them, puts noise into their labels, and counts the words of their captions."""
 
 import argparse
 import logging

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.make.look import class_counts
+from pipeline.data.make.look import class_counts, wrong_labels
 from pipeline.data.members.clips import kind_of
 from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.label_noise import TRUE_CLASS, LabelNoise
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.table import Shard
 from pipeline.errors import printable
@@ -24,6 +25,7 @@ def lines_about(manifest: Path) -> list[str]:
         f"{manifest}: {made.num_samples} samples, {len(made.shards)} shards, {size:.1f} MiB{classes}, "
         f"members {members}",
         _splits(made.shards),
+        *(printable(f"label noise: {note}") for note in made.label_noise),
     ]
 
 
@@ -80,6 +82,8 @@ def facts_of(source: str) -> dict[str, Any]:
         }
         if counted
         else None,
+        "label_noise": [note.to_plain() for note in found.label_noise],
+        "wrong_labels": wrong_labels(found) if TRUE_CLASS in found.schema and not remote else None,
     }
 
 
@@ -95,6 +99,9 @@ def lines_of_facts(facts: dict[str, Any]) -> list[str]:
     ]
     for kind in ("classes", "mask_classes"):
         lines += [f"{kind.replace('_', ' ')}: {len(facts[kind])}"] if facts[kind] else []
+    lines += [f"label noise: {LabelNoise.from_plain(note)}" for note in facts["label_noise"]]
+    for split, wrong in (facts["wrong_labels"] or {}).items():
+        lines.append(f"  {wrong} labels of split {split or 'not named'} differ from {TRUE_CLASS}")
     counts: dict[str, dict[str, int]] | None = facts["counts"]
     if counts is None:
         return [printable(line) for line in [*lines, *_named(facts["mask_classes"] or facts["classes"])]]

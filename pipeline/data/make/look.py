@@ -10,6 +10,7 @@ from pipeline.data.members.video import Video
 from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.describe import class_in
 from pipeline.data.shards.find import load_manifest
+from pipeline.data.shards.label_noise import TRUE_CLASS
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.reader import SampleReader
 from pipeline.errors import ConfigError, SampleError
@@ -59,6 +60,17 @@ def told(suffix: str, data: bytes) -> str:
 def _inside(picture: bytes) -> str:
     height, width = check_header(picture)
     return f"{width}x{height} pixels"
+
+
+def wrong_labels(manifest: Manifest) -> dict[str, int]:
+    """Split -> number of samples whose label is not the true one, in a set that has both."""
+    reader = SampleReader(manifest, 1, default_cache(), PATIENCE, ("cls", TRUE_CLASS))
+    found: dict[str, int] = {}
+    for at, shard in enumerate(manifest.shards):
+        both = (reader.read(at, number) for number in range(shard.num_samples))
+        wrong = sum(class_in(own.get("cls", b"")) != class_in(own.get(TRUE_CLASS, b"")) for own in both)
+        found[shard.split] = found.get(shard.split, 0) + wrong
+    return found
 
 
 def class_counts(manifest: Manifest) -> dict[str, Counter[int]]:

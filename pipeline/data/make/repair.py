@@ -74,7 +74,7 @@ def repair(source: str, out: Path, *, workers: int, mapper: Mapper = map) -> Rep
     if not jobs:
         raise ConfigError(f"{source}: none of its samples is good")
     classes = {"classes": manifest.classes, "mask_classes": manifest.mask_classes}
-    path = write_shards(jobs, out, **classes, workers=workers)
+    path = write_shards(jobs, out, **classes, label_noise=manifest.label_noise, workers=workers)
     return Repaired(path, sum(len(job.items) for job in jobs), tuple(left_out), tuple(problems))
 
 

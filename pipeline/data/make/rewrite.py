@@ -16,6 +16,7 @@ from pipeline.data.members.clips import kind_of
 from pipeline.data.members.decode import decode_class, decode_json
 from pipeline.data.members.labels import renumbered
 from pipeline.data.shards.cache import default_cache
+from pipeline.data.shards.label_noise import TRUE_CLASS
 from pipeline.data.shards.loose import is_held_out
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.reader import SampleReader
@@ -45,7 +46,7 @@ def split_set(
 
     Raises ConfigError where the set has the split already, or a part would be empty.
     """
-    _forget()
+    forget()
     manifest = opened(source)
     if name in (there := set(manifest.shards.splits.tolist())):
         raise ConfigError(f"{source} has a split '{name}' already; give --name another one")
@@ -56,13 +57,13 @@ def split_set(
     def split_of(own: str, key: str) -> str:
         return own if own != divided else name if is_held_out(key, share) else "train"
 
-    splits = _by_split([source], split_of)
+    splits = by_split([source], split_of)
     if lacks := {"train", name} - splits.keys():
         raise ConfigError(f"{source}: a share of {share:g} leaves the split '{lacks.pop()}' empty")
     make = partial(_copied, sources=(source,), tables=(None,))
     jobs = [job for split, items in splits.items() for job in jobs_of(split, items, make, shard_size)]
     names = {"classes": manifest.classes, "mask_classes": manifest.mask_classes}
-    write_shards(jobs, out, **names, workers=workers)
+    write_shards(jobs, out, **names, label_noise=manifest.label_noise, workers=workers)
     return {split: len(items) for split, items in splits.items()}
 
 
@@ -72,7 +73,7 @@ def label_set(source: str, table: Path, out: Path, *, shard_size: int, workers: 
 
     Raises ConfigError where a sample has no row, and the errors of the table.
     """
-    _forget()
+    forget()
     members, names = members_by_key(table)
     manifest, lacking, used = opened(source), [], set()
     for _, _, _, key in _samples_of(source):
@@ -81,7 +82,7 @@ def label_set(source: str, table: Path, out: Path, *, shard_size: int, workers: 
     if lacking:
         raise ConfigError(f"{table} has no row for {first_few(lacking, 3, ', ')}; give each sample one")
     make = partial(_labelled, source=source, table=str(table))
-    splits = _by_split([source], lambda own, key: own or "train")
+    splits = by_split([source], lambda own, key: own or "train")
     jobs = [job for split, items in splits.items() for job in jobs_of(split, items, make, shard_size)]
     masks = manifest.mask_names if "seg.png" in manifest.schema else ()
     write_shards(jobs, out, classes=names, mask_classes=masks, workers=workers)
@@ -97,7 +98,9 @@ def _labelled(items: Sequence[Stored], source: str, table: str) -> Iterator[tupl
     """Key and members of each sample, with the classes of the table. Raises SampleError for a json that is no
     object."""
     for item in items:
-        members = _reader(source).read(item.shard, item.sample)
+        members = reader_of(source).read(item.shard, item.sample)
+        # of the labels that are replaced
+        members.pop(TRUE_CLASS, None)
         own = dict(_members_by_key(table)[item.key])
         if "json" in own and "json" in members:
             known = decode_json(members["json"])
@@ -117,27 +120,28 @@ def merge_sets(
     Raises ConfigError where members or classes do not go together, and where a key would come twice in a
     split.
     """
-    _forget()
+    forget()
     manifests = [opened(source) for source in sources]
     _refuse_other_members(sources, manifests)
     tables = reconciled(sources, manifests)
-    splits = _by_split(sources, lambda own, key: own or "train", prefixed)
+    splits = by_split(sources, lambda own, key: own or "train", prefixed)
     for split, items in splits.items():
         _refuse_twice(split, items, sources)
     make = partial(_copied, sources=tuple(sources), tables=tables.numbers)
     jobs = shuffled_jobs(splits, make, shard_size=shard_size, seed=seed, kind="merge")
     names = {"classes": tables.classes, "mask_classes": tables.mask_classes}
-    return write_shards(jobs, out, **names, workers=workers), tables
+    noise = tuple(dict.fromkeys(note for own in manifests for note in own.label_noise))
+    return write_shards(jobs, out, **names, label_noise=noise, workers=workers), tables
 
 
-def _forget() -> None:
+def forget() -> None:
     """Sets may have changed since they were opened."""
     opened.cache_clear()
-    _reader.cache_clear()
+    reader_of.cache_clear()
     _members_by_key.cache_clear()
 
 
-def _by_split(
+def by_split(
     sources: Sequence[str], split_of: Callable[[str, str], str], prefixed: bool = False
 ) -> dict[str, Sequence[Stored]]:
     """Split -> the samples of it, on the disk, in the order of the sets. split_of: of (stored split, key)."""
@@ -156,14 +160,14 @@ def _by_split(
 
 def _samples_of(source: str) -> Iterator[tuple[Shard, int, int, str]]:
     """(shard, its number, number of the sample, key) of each sample of a set."""
-    manifest, reader = opened(source), _reader(source)
+    manifest, reader = opened(source), reader_of(source)
     for at, shard in enumerate(manifest.shards):
         for sample in range(shard.num_samples):
             yield shard, at, sample, reader.key(at, sample)
 
 
 @lru_cache(maxsize=8)
-def _reader(source: str) -> SampleReader:
+def reader_of(source: str) -> SampleReader:
     return SampleReader(opened(source), 4, default_cache(), PATIENCE)
 
 
@@ -173,11 +177,11 @@ def _copied(
     """Key and members of each sample. tables: of each set, the new number of each label; None: as it was.
     Raises SampleError for a label that is none."""
     for item in items:
-        members = _reader(sources[item.source]).read(item.shard, item.sample)
+        members = reader_of(sources[item.source]).read(item.shard, item.sample)
         if (table := tables[item.source]) is not None:
             try:
-                if "cls" in members:
-                    members["cls"] = str(table[decode_class(members["cls"], len(table))]).encode()
+                for own in {"cls", TRUE_CLASS} & members.keys():
+                    members[own] = str(table[decode_class(members[own], len(table))]).encode()
                 if "json" in members:
                     members["json"] = renumbered(members["json"], table)
             except SampleError as err:

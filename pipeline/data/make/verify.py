@@ -19,6 +19,7 @@ from pipeline.data.shards.cache import default_cache
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.index import ShardIndex
 from pipeline.data.shards.indexes import load_index
+from pipeline.data.shards.label_noise import TRUE_CLASS
 from pipeline.data.shards.locations import is_remote
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.patience import PATIENCE
@@ -219,7 +220,7 @@ class _Checker:
             return decode_image(data, upright=False)
         if suffix in VIDEOS:
             return check_video(data, suffix)
-        if suffix == "cls":
+        if suffix in ("cls", TRUE_CLASS):
             return decode_class(data, self._num_classes)
         return DECODERS[suffix](data) if suffix in DECODERS else None
 

@@ -27,6 +27,7 @@ from pipeline.data.shards.describe import (
     manifest_of,
 )
 from pipeline.data.shards.index import SUFFIX, ShardIndex
+from pipeline.data.shards.label_noise import LabelNoise
 from pipeline.data.shards.locks import release
 from pipeline.data.shards.manifest import MANIFEST, UNFINISHED, write_manifest
 from pipeline.errors import ConfigError, SampleError
@@ -117,6 +118,7 @@ def write_shards(
     *,
     classes: Sequence[str] = (),
     mask_classes: Sequence[str] = (),
+    label_noise: Sequence[LabelNoise] = (),
     workers: int = 1,
 ) -> Path:
     """Writes the shards and their manifest into an empty or new folder, or goes on in one where the same set
@@ -131,7 +133,8 @@ def write_shards(
             described = [found for found in written if found is not None]
         if not described:
             raise SampleError(f"{out}: none of its samples can be made, so there is nothing to write")
-        write_manifest(out, manifest_of(described, Names(tuple(classes), tuple(mask_classes))))
+        made = manifest_of(described, Names(tuple(classes), tuple(mask_classes)))
+        write_manifest(out, replace(made, label_noise=tuple(label_noise)))
         (out / UNFINISHED).unlink()
     return out / MANIFEST
 

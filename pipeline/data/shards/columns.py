@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.shards.index import Buffer
+from pipeline.data.shards.label_noise import LabelNoise
 from pipeline.data.shards.manifest import Manifest
 from pipeline.data.shards.table import Place, ShardTable
 
@@ -26,6 +27,7 @@ def to_columns(manifest: Manifest) -> bytes:
         "schema": manifest.schema,
         "classes": manifest.classes,
         "mask_classes": manifest.mask_classes,
+        "label_noise": [note.to_plain() for note in manifest.label_noise],
         "digest": manifest.digest,
         "places": [[place.root, place.indexes, place.suffix] for place in manifest.shards.places],
         "types": [[array.dtype.str, array.shape] for array in arrays],
@@ -55,7 +57,9 @@ def from_columns(data: Buffer) -> Manifest:
         start += -start % _ALIGN
     shards = ShardTable(places=tuple(Place(*place) for place in facts["places"]), **columns)
     names = (tuple(facts[name]) for name in ("schema", "classes", "mask_classes"))
-    manifest = Manifest(shards, *names)
+    # files of earlier versions have none
+    noise = tuple(map(LabelNoise.from_plain, facts.get("label_noise", ())))
+    manifest = Manifest(shards, *names, label_noise=noise)
     # it was compared when the manifest was read
     manifest.__dict__["digest"] = facts["digest"]
     return manifest

@@ -243,7 +243,8 @@ def _joined(parts: list[Manifest]) -> Manifest:
     shards = concatenated([part.shards for part in parts])
     _refuse_twice(shards)
     schema = tuple(sorted({suffix for part in parts for suffix in part.schema}))
-    return Manifest(shards, schema, first.classes, first.mask_classes)
+    noise = tuple(dict.fromkeys(note for part in parts for note in part.label_noise))
+    return Manifest(shards, schema, first.classes, first.mask_classes, label_noise=noise)
 
 
 def _refuse_twice(shards: ShardTable) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.data.layouts.splits import split_of
 from pipeline.data.shards.index import BLOCK, OLD_SUFFIX, SUFFIX
+from pipeline.data.shards.label_noise import LabelNoise
 from pipeline.data.shards.locations import checked
 from pipeline.data.shards.table import MAX_NAME, Place, ShardTable, hex_of, table
 from pipeline.files import write_bytes
@@ -45,6 +46,8 @@ class Manifest:
     weights: tuple[tuple[int, float], ...] = ()
     """Of several sets that training mixes: the number of shards of each, and how often a sample of it comes
     in an epoch. Empty where that is once for all."""
+    label_noise: tuple[LabelNoise, ...] = ()
+    """Noise that was put into the labels on purpose; of joined sets that of all."""
 
     @property
     def mask_names(self) -> tuple[str, ...]:
@@ -63,6 +66,7 @@ class Manifest:
         # sets without mask classes keep the digest that they had before there were any
         rest = [self.schema, self.classes, *([self.mask_classes] if self.mask_classes else [])]
         rest += [{"weights": self.weights}] if self.weights else []
+        rest += [{"label_noise": self._noise()}] if self.label_noise else []
         found.update(b", " + json.dumps(rest)[1:].encode())
         return found.hexdigest()
 
@@ -80,9 +84,13 @@ class Manifest:
             "classes": self.classes,
         }
         plain |= {"mask_classes": self.mask_classes} if self.mask_classes else {}
+        plain |= {"label_noise": self._noise()} if self.label_noise else {}
         head = json.dumps(plain | {"digest": self.digest}, indent=1).removesuffix("\n}")
         columns = ",\n".join(f'  "{name}": {json.dumps(values)}' for name, values in self._columns())
         return f'{head},\n "shards": {{\n{columns}\n }}\n}}\n'.encode()
+
+    def _noise(self) -> list[dict[str, Any]]:
+        return [note.to_plain() for note in self.label_noise]
 
     def _columns(self) -> Iterator[tuple[str, list[Any]]]:
         shards = self.shards
@@ -115,7 +123,11 @@ def _parsed(data: bytes, folder: str, indexed: bool) -> Manifest:
     place = Place(root, folder, OLD_SUFFIX if old else SUFFIX) if indexed else Place(root, "", "")
     shards = table((place,), [0] * len(columns["name"]), *_in_order(columns))
     manifest = Manifest(
-        shards, tuple(plain["schema"]), tuple(plain["classes"]), tuple(plain.get("mask_classes", ()))
+        shards,
+        tuple(plain["schema"]),
+        tuple(plain["classes"]),
+        tuple(plain.get("mask_classes", ())),
+        label_noise=tuple(map(LabelNoise.from_plain, plain.get("label_noise", ()))),
     )
     if not len(shards) or not all(
         isinstance(text, str) for text in manifest.schema + manifest.classes + manifest.mask_classes

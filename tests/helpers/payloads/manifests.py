@@ -38,6 +38,11 @@ TOPS: dict[str, list[Any]] = {
     "schema": [None, [1], 5, {"a": 1}],
     "classes": [None, [1], 5, [["a"]], {"0": "a"}],
     "mask_classes": [[None], 5],
+    "label_noise": [
+        *(5, None, ["x"], [{}], [{"kind": "PYTHON", "rate": 0.4, "seed": 0, "flips": []}]),
+        *([{"kind": "symmetric", "rate": 2, "seed": 0, "flips": []}], [{"kind": "symmetric"}]),
+        [{"kind": "symmetric", "rate": 0.4, "seed": 0, "flips": [[1, 2]]}],
+    ],
     "digest": ["", None, 5, "PYTHON"],
 }
 
