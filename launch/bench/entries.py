@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from launch.published.merged import counted_for, merged_as_asked, merged_model
-from launch.saved.run import SavedRun, build, checked_reduction, measured_reduction, only_task
+from launch.saved.reductions import checked_reduction, measured_reduction
+from launch.saved.run import SavedRun, build, only_task
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.auto_reduction import Auto, paying_reduction
 from pipeline.backbone.compiled import Compiled, compile_backbone

@@ -209,7 +209,7 @@ def add_reduction_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_measured_reduction_argument(parser: argparse.ArgumentParser) -> None:
-    """The same, or what pays on this device, as `launch.saved.run.asked_reduction` reads it."""
+    """The same, or what pays on this device, as `launch.saved.reductions.asked_reduction` reads it."""
     parser.add_argument(
         "--reduction",
         metavar="R",
@@ -220,7 +220,7 @@ def add_measured_reduction_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reductions_argument(parser: "argparse._ActionsContainer", default: str) -> None:
-    """One or several reductions as `reductions`, texts that `launch.saved.run.parse_reduction` reads."""
+    """One or several as `reductions`, texts that `launch.saved.reductions.parse_reduction` reads."""
     parser.add_argument(
         "--reduction",
         dest="reductions",

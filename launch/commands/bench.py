@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from launch.bench.report import conditions, facts_of, table
     from launch.published.sources import opened, published_of
     from launch.saved.device import device_and_precision
-    from launch.saved.run import asked_reduction, read_run
+    from launch.saved.reductions import asked_reduction
+    from launch.saved.run import read_run
     from pipeline.engine.model_on_device import autocast
     from pipeline.errors import ConfigError
     from pipeline.files import file_place, write_text

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.measure.evaluator import evaluator_of, progress
     from launch.measure.recorded import recorded_evaluation
     from launch.measure.where_it_pays import set_measured_reductions
-    from launch.saved.run import asked_reduction
+    from launch.saved.reductions import asked_reduction
     from pipeline.backbone.auto_reduction import Auto
     from pipeline.engine import launched
     from pipeline.engine.connect import own_device

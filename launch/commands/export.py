@@ -73,14 +73,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from launch.saved.device import device_and_precision
-    from launch.saved.run import (
-        asked_reduction,
-        build,
-        checked_reduction,
-        measured_reduction,
-        only_task,
-        read_run,
-    )
+    from launch.saved.reductions import asked_reduction, checked_reduction, measured_reduction
+    from launch.saved.run import build, only_task, read_run
     from pipeline.backbone.auto_reduction import Auto
     from pipeline.errors import ConfigError
     from pipeline.model import training_grid

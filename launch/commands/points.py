@@ -95,7 +95,7 @@ def add_out_argument(parser: argparse.ArgumentParser, what: str) -> None:
 def aims_of(args: argparse.Namespace) -> "Aims":
     """The points that were given. Raises ConfigError, also for a wrong number of rounds."""
     from launch.measure.planning import Aims, check_rounds
-    from launch.saved.run import parse_reduction
+    from launch.saved.reductions import parse_reduction
 
     check_rounds(args.rounds)
     exact = [parse_reduction(text) for text in args.reductions or ()]

@@ -132,7 +132,8 @@ def _subject(args: argparse.Namespace, device: "torch.device") -> "tuple[Subject
     from launch.bench.speed import even_reductions
     from launch.configs.prepared import config_of
     from launch.published.sources import opened, published_of
-    from launch.saved.run import drawn_run, parse_reduction, read_run
+    from launch.saved.reductions import parse_reduction
+    from launch.saved.run import drawn_run, read_run
     from pipeline.backbone.auto_reduction import AUTO
     from pipeline.errors import ConfigError
 

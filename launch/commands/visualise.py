@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.pictures.png_page import write_png
     from launch.pictures.rows import Choice
     from launch.predict.command import tell_unread
-    from launch.saved.run import parse_reduction
+    from launch.saved.reductions import parse_reduction
 
     reductions = [parse_reduction(text) for text in args.reductions or ()]
     choice = Choice(args.num, args.keys, reductions, args.blocks, args.split, args.animate)

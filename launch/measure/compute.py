@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.saved.run import checked_reduction
+from launch.saved.reductions import checked_reduction
 from pipeline.backbone.macs import count_macs
 from pipeline.config.schema import DataConfig
 from pipeline.data.stream import build_eval_loader

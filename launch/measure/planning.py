@@ -9,7 +9,7 @@ from typing import Any
 from launch.measure.evaluator import warn
 from launch.measure.points import FOUND, GIVEN, MACS, MERGED, SCHEDULES, TOKENS, LeftOut, Target
 from launch.measure.solving import FoundSchedules
-from launch.saved.run import checked_reduction
+from launch.saved.reductions import checked_reduction
 from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.macs import reduction_for_macs
 from pipeline.backbone.policies_of_blocks import with_options

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from launch.saved.run import measured_reduction
+from launch.saved.reductions import measured_reduction
 from pipeline.backbone.auto_reduction import Auto
 from pipeline.engine.model_on_device import ModelOnDevice
 from pipeline.interfaces import Batch

@@ -9,7 +9,7 @@ from launch.measure.compute import first_grid
 from launch.pictures.page import Section
 from launch.pictures.section import section_of
 from launch.report.words import task_words
-from launch.saved.run import checked_reduction
+from launch.saved.reductions import checked_reduction
 from pipeline.config.schema import DataConfig
 from pipeline.data.shards.held_out import setting_of
 from pipeline.data.stream import EvalLoader, build_eval_loader

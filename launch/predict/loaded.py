@@ -11,7 +11,8 @@ from launch.predict.images import Picture, pictures_of
 from launch.predict.models import Predicting, PublishedModel, RunModel, Seen
 from launch.predict.results import Prediction, Unread
 from launch.saved.device import device_and_precision
-from launch.saved.run import asked_reduction, read_run
+from launch.saved.reductions import asked_reduction
+from launch.saved.run import read_run
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.published import is_published, open_published
 from pipeline.errors import ConfigError, SampleError

@@ -12,7 +12,8 @@ from launch.predict.images import Picture
 from launch.predict.results import Caption, Classes, Groups, Mask, Prediction, SeveralClasses
 from launch.published.merged import merged_as_asked
 from launch.published.signal import LOGITS, signal_of
-from launch.saved.run import SavedRun, build, checked_reduction, measured_reduction
+from launch.saved.reductions import checked_reduction, measured_reduction
+from launch.saved.run import SavedRun, build
 from pipeline.backbone.adapters.adapter import Adapter
 from pipeline.backbone.auto_reduction import Auto, paying_reduction
 from pipeline.backbone.published import Published

@@ -1,6 +1,5 @@
 """Loading of a run's model from its folder: plain configuration and tensors, never code."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,23 +13,18 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 import tasks  # noqa: F401 - fills the registry
 from launch.saved.policy_names import UNTRAINED, read_policy, seed_options
 from pipeline import run_folder
-from pipeline.backbone.auto_reduction import AUTO, Auto, paying_reduction, read_auto
 from pipeline.backbone.build import model_facts
 from pipeline.backbone.compiled import compile_backbone
 from pipeline.backbone.key_start import start_embeddings
 from pipeline.backbone.metric import is_embedding
-from pipeline.backbone.threshold import KEPT, kept_reduction
 from pipeline.config.load import from_plain
 from pipeline.config.modules import tell_not_imported
-from pipeline.config.overrides import parse_value
 from pipeline.config.places import in_their_folder
 from pipeline.config.schema import MergingConfig, RunConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.merging.schedule import ReductionSpec, check_schedule
 from pipeline.model import MultiTaskModel, build_model
 from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_of
-from pipeline.token_state import Grid
 from pipeline.train import storage
 
 FACTS = {"config", "digest", "step", "commit", "versions"}
@@ -235,56 +229,3 @@ def _read(folder: Path) -> storage.Checkpoint:
         if not others:
             raise
         raise CheckpointError(f"{err}; another one of this run: --checkpoint {' or '.join(others)}") from err
-
-
-def parse_reduction(text: str) -> ReductionSpec:
-    """Reduction of a text: `8` (per block), `0.9` (keep rate), `(8,-1)` (with inflection) or `[8,8,4]` (by
-    block). Raises ConfigError."""
-    if text.startswith(AUTO):
-        raise ConfigError(
-            f"reduction '{text}' is measured on a device, which `dtem evaluate`, `predict`, `bench` and "
-            "`export` do; `dtem doctor --speed MODEL` prints it as r per block, to be given here"
-        )
-    if text == KEPT:
-        raise ConfigError(
-            f"reduction '{text}' is what a run's thresholds keep, which `dtem evaluate`, `predict`, `bench` "
-            "and `export` read; `dtem evaluate` prints it as r per block, to be given here"
-        )
-    for name in ("solved", "learned"):
-        if text.startswith(name):
-            raise ConfigError(
-                f"reduction '{text}' is {name} on images, in minutes: `dtem sweep --schedule {name}` prints "
-                "it as r per block, to be given here"
-            )
-    value = parse_value(text)
-    if isinstance(value, bool) or not isinstance(value, int | float | tuple | list):
-        raise ConfigError(
-            f"reduction '{text}' is not an integer, a keep rate such as 0.9, '(8,-1)' or a list '[8,8,4]'"
-        )
-    return value
-
-
-def asked_reduction(text: str) -> ReductionSpec | Auto:
-    """As `parse_reduction`, and `auto`, `auto:R` or `auto:R@IMAGES`, and `kept`. Raises ConfigError."""
-    if text == KEPT:
-        return Auto(kept=True)
-    return read_auto(text) if text.startswith(AUTO) else parse_reduction(text)
-
-
-def measured_reduction(model: MultiTaskModel, task: str, size: tuple[int, int], asked: Auto) -> list[int]:
-    """r of each block: of what is asked for, or else of the task's own reduction, those merges that pay on
-    the model's device for images of (height, width) pixels; or what thresholds have learned. Raises
-    ConfigError."""
-    grid = model.backbone.grid_of_size(size)
-    if asked.kept:
-        return kept_reduction(list(model.backbone.blocks), math.prod(grid))
-    wished = None if asked.reduction is None else checked_reduction(model, grid, asked.reduction)
-    schedule = list(model.schedule(task, grid, wished))
-    return paying_reduction(model.backbone, schedule, batch=asked.batch, size=size, task=task)
-
-
-def checked_reduction(model: MultiTaskModel, grid: Grid, reduction: ReductionSpec) -> ReductionSpec:
-    """The reduction. Raises ConfigError where images of this grid have too few tokens for it."""
-    prefix = model.backbone.num_prefix
-    check_schedule(reduction, model.backbone.depth, math.prod(grid) + prefix, prefix)
-    return reduction

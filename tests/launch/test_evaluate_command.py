@@ -9,7 +9,8 @@ from damage import damaged
 from derived import write_derived
 
 from launch import cli
-from launch.saved.run import build, parse_reduction, read_run
+from launch.saved.reductions import parse_reduction
+from launch.saved.run import build, read_run
 from pipeline.data.shards.find import load_manifest
 from pipeline.data.shards.table import ShardTable
 from pipeline.errors import CheckpointError, ConfigError

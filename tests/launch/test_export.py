@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 from launch.exported.formats import Program
-from launch.saved.run import build, parse_reduction, read_run
+from launch.saved.reductions import parse_reduction
+from launch.saved.run import build, read_run
 from pipeline.backbone.weights.files import read_state_dict
 from pipeline.backbone.weights.preprocessing import preprocessing_of
 from pipeline.config.schema import BackboneConfig

@@ -5,7 +5,7 @@ import torch
 from tiny import images, tiny_vit
 from tinyrun import tiny_tasks_plain
 
-from launch.saved.run import asked_reduction, measured_reduction, parse_reduction
+from launch.saved.reductions import asked_reduction, measured_reduction, parse_reduction
 from pipeline.backbone.auto_reduction import Auto
 from pipeline.backbone.macs import count_macs
 from pipeline.config.load import from_plain

@@ -1,4 +1,4 @@
-"""LeMeViT as a backbone: its sizes, its states, what it refuses, and the authors' weights."""
+"""LeMeViT as a backbone: its sizes, its states, and what it refuses."""
 
 import copy
 import re
@@ -17,10 +17,9 @@ from pipeline.backbone.build import create_vit, model_facts
 from pipeline.backbone.compiled import compile_backbone
 from pipeline.backbone.lemevit.sizes import SIZES
 from pipeline.backbone.macs import count_macs, reduction_for_macs
-from pipeline.backbone.weights.load import load_weights
 from pipeline.config.load import from_plain
 from pipeline.config.schema import BackboneConfig
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.merging.policies import POLICIES
 from pipeline.model import TASKS
 from pipeline.plan.resolve import resolve
@@ -248,50 +247,6 @@ def test_the_way_into_a_stage_learns_at_the_rate_of_its_first_block():
     before = {id(model.meta_tokens), *(id(parameter) for parameter in model.stem.parameters())}
     assert {id(parameter) for parameter in model.parameters()} - {id(own) for own in inside} == before
     assert len({id(own) for own in inside}) == len(inside)
-
-
-def as_the_authors(tensors: dict, *, meta: str = "meta_token") -> dict:
-    """Our tensors by the names that their code has: blocks in stages, an MLP in a row, LayerScale as
-    [1, 1, C]."""
-    starts, found = [0, 1, 3, 4, 5], {}
-    inside = {"position": "pos_embed", "attn.qkv_x": "attn.qkv1", "attn.qkv_c": "attn.qkv2"}
-    inside |= {"mlp.fc1": "mlp.0", "mlp.fc2": "mlp.3", "ls1.gamma": "gamma1", "ls2.gamma": "gamma2"}
-    for key, value in tensors.items():
-        if match := re.match(r"blocks\.(\d+)\.(.+)", key):
-            stage = max(number for number, start in enumerate(starts) if start <= int(match[1]))
-            name = match[2]
-            for ours, theirs in inside.items():
-                name = name.replace(ours, theirs)
-            key = f"stages.{stage}.{int(match[1]) - starts[stage]}.{name}"
-            value = value.view(1, 1, -1) if "gamma" in name else value
-        key = re.sub(r"^entries\.(\d+)\.image\.", r"downsample_layers.\1.", key)
-        key = re.sub(r"^entries\.(\d+)\.meta\.", rf"{meta}_downsample.\1.", key)
-        key = re.sub(r"^stem\.", "downsample_layers.0.", key)
-        found[{"meta_tokens": f"{meta}s"}.get(key, key)] = value
-    return found
-
-
-@pytest.mark.parametrize("meta", ["meta_token", "prototype"])
-def test_the_authors_checkpoints_are_read(meta):
-    """With the head of their classifier, in a file as DDP writes it."""
-    theirs, ours = tiny_lemevit(layer_scale=0.1), tiny_lemevit(seed=1, layer_scale=0.1)
-    given = as_the_authors(dict(theirs.state_dict()), meta=meta)
-    assert len(given) == len(theirs.state_dict()) and not any("blocks." in key for key in given)
-    report = load_weights(ours, {f"module.{key}": value for key, value in given.items()})
-    assert report.missing == report.left == ()
-    for name, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], value), name
-
-
-def test_weights_of_another_model_are_refused():
-    model, vit = tiny_lemevit(), build_backbone("vit_tiny_patch16_224", timm_options={"depth": 2})
-    with pytest.raises(CheckpointError):
-        load_weights(model, vit.state_dict())
-    with pytest.raises(CheckpointError):
-        load_weights(vit, as_the_authors(dict(model.state_dict())))
-    other = tiny_lemevit(depths=[1, 2, 1, 2, 2])
-    with pytest.raises(CheckpointError, match="blocks"):
-        load_weights(other, as_the_authors(dict(model.state_dict())))
 
 
 def test_a_backbone_of_ones_own_has_a_name_in_a_config(monkeypatch):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from launch.saved.run import parse_reduction
+from launch.saved.reductions import parse_reduction
 from payloads import Payload, Sandbox
 from pipeline.config.load import from_plain, to_plain
 from pipeline.config.overrides import parse_value
