@@ -149,6 +149,13 @@ TABLE = (
         ("cifar10",),
     ),
     Row(
+        "cifar10_tokenmixup",
+        "cifar10_tokenmixup.py",
+        f"{CIFAR} --work {WORK}/cifar10_tokenmixup",
+        TRIAL,
+        ("cifar10",),
+    ),
+    Row(
         "cifar10_mctf_vs_tome",
         "cifar10_mctf_vs_tome.py",
         f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome",

@@ -21,6 +21,7 @@ EXTRAS = {
     "plots": "drawing",
     "trackers": "log.trackers",
     "completion": "`dtem completion`",
+    "mixing": "token_mixup across images",
     "demo": "the data set digit_scenes",
     "datasets": "a data set of Hugging Face datasets",
     "video": "a stored video",

@@ -162,6 +162,9 @@ class Task(nn.Module):
     """Whether each image has one class: then there are `image_features` and `label_probability`."""
     follows_tokens: bool = False
     """Whether its labels can follow the tokens of mixed images (`data.augment.mix_labels`)."""
+    token_mixing: Any = None
+    """How tokens of its batches are mixed inside of the backbone, a `TokenMixing` of
+    `pipeline.backbone.token_mixup`; None: they are not."""
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
     metric_units: Mapping[str, str]
@@ -175,6 +178,10 @@ class Task(nn.Module):
         """What travels with the tokens of a batch of training, for the loss: `carried` of
         `MergingViT.forward`. Mostly nothing."""
         return {}
+
+    def mixing(self, batch: Batch) -> Any:
+        """`token_mixing` with what it needs of a batch of training: `mixing` of `MergingViT.forward`."""
+        return self.token_mixing
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where shards have more classes than the head."""

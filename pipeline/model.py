@@ -30,7 +30,7 @@ from pipeline.merging.schedule import AnyReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES, Objective
 from pipeline.parts import HEAD, ModulesOfTasks
 from pipeline.plan.facts import merging_of
-from pipeline.refusals import check_inputs, check_losses
+from pipeline.refusals import check_inputs, check_losses, check_token_mixing
 from pipeline.registry import Registry
 from pipeline.start_weights import load_start
 from pipeline.token_state import BackboneOutput, Grid
@@ -86,8 +86,12 @@ class MultiTaskModel(nn.Module):
     def encode_batch(
         self, batch: Batch, *, reduction: ReductionSpec | None = None, **options: Any
     ) -> BackboneOutput:
-        """`encode` of a batch of training, with what travels with its tokens for the loss of its head."""
-        carried = self.tasks[batch.task].carried(batch)
+        """`encode` of a batch of training, with what travels with its tokens for the loss of its head. Where
+        this model is in training mode, its tokens are mixed as its task says."""
+        task = self.tasks[batch.task]
+        if self.training and task.token_mixing is not None:
+            options = options | {"mixing": task.mixing(batch)}
+        carried = task.carried(batch)
         return self.encode(batch.task, batch.images, reduction=reduction, carried=carried, **options)
 
     def encode(
@@ -199,6 +203,13 @@ def build_model(config: RunConfig) -> MultiTaskModel:
             name: _reduction(backbone, merging_of(config, name), training_grid(backbone, task))
             for name, task in own.items()
         },
+    )
+    check_token_mixing(
+        config,
+        tasks,
+        objective,
+        backbone.policy,
+        lambda name, r: model.schedule(name, training_grid(backbone, config.tasks[name]), r),
     )
     load_start(model, config)
     return model

@@ -1,13 +1,14 @@
 """Tasks that the backbone or the objective of a run cannot serve."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.backbone.backbone import Backbone
 from pipeline.config.schema import RunConfig, TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Task
+from pipeline.merging.policy import MergePolicy
 from pipeline.objectives import Objective
-from pipeline.plan.facts import fed_tasks
+from pipeline.plan.facts import fed_tasks, range_of
 
 
 def check_inputs(backbone: Backbone, tasks: Mapping[str, Task]) -> None:
@@ -48,3 +49,40 @@ def _refuses_labels(config: TaskConfig, backbone: Backbone, task: Task) -> str |
     return (
         f"{asked} {type(task).__name__} has no labels of whole images, which could follow them; give 'area'"
     )
+
+
+def check_token_mixing(
+    config: RunConfig,
+    tasks: Mapping[str, Task],
+    objective: Objective,
+    policy: MergePolicy,
+    schedule: Callable[[str, int | None], Sequence[int]],
+) -> None:
+    """Raises ConfigError with all tasks whose tokens are to be mixed and cannot be. schedule: gives r of each
+    block, for a task and the reduction of a step, or None."""
+    mistakes: list[str] = []
+    for name, own in fed_tasks(config).items():
+        mixing, (_, span) = tasks[name].token_mixing, range_of(config, name)
+        if mixing is None:
+            continue
+        try:
+            _check_goes_with(config, own, objective)
+            for r in (None,) if span is None else span:
+                mixing.check_schedule(schedule(name, r), policy)
+        except ConfigError as err:
+            mistakes.append(f"tasks.{name}: {err}")
+    if mistakes:
+        raise ConfigError("\n  ".join(mistakes))
+
+
+def _check_goes_with(config: RunConfig, own: TaskConfig, objective: Objective) -> None:
+    if not objective.one_pass:
+        raise ConfigError(
+            f"head.token_mixup mixes images inside of the model, and objective '{config.objective.type}' "
+            "needs them as they are; give objective.type='supervised'"
+        )
+    if own.data.augment.mix_labels == "tokens":
+        raise ConfigError(
+            "head.token_mixup gives tokens of more than two images to one, whose labels one number cannot "
+            "follow; give data.augment.mix_labels='area' or 'patches'"
+        )

@@ -21,6 +21,9 @@ ROPE = "rope"
 PARTNER = "partner"
 """Name under which tokens of mixed images carry how much of them is of the other image, [B, M] in [0, 1]
 (`pipeline.backbone.partner`)."""
+SALIENCY = "saliency"
+"""Name under which tokens carry how much of a block's attention each receives, [B, M], to what mixes them
+behind that block (`pipeline.backbone.token_mixup`)."""
 CHANGE = "change"
 """Name under which tokens of clips carry how much each differs from the one before it in time, where a policy
 `carries` that (`pipeline.backbone.tubelets`)."""
@@ -209,6 +212,21 @@ class MergePoint:
 
 
 @dataclass(frozen=True)
+class TokenMix:
+    """What became of the images of a batch whose tokens were mixed across images (TokenMixup)."""
+
+    partner: Tensor
+    """[B] int64: the image that each got tokens of; itself where it got none."""
+    share: Tensor
+    """[B] in [0, 1], float32 or wider, without gradient: the partner's share of the label. 0 where nothing
+    was mixed."""
+    replaced: Tensor
+    """[B] float32, without gradient: the share of the patches that are the partner's."""
+    difficulty: Tensor
+    """[B] float32, with gradient: the loss by which easy images were told from others."""
+
+
+@dataclass(frozen=True)
 class BackboneOutput:
     """The states that a backbone returns."""
 
@@ -218,8 +236,10 @@ class BackboneOutput:
     """After the requested blocks, before that norm."""
     merge_points: tuple[MergePoint, ...] = ()
     """One for each block from the requested one on."""
+    mix: TokenMix | None = None
+    """Of a pass that mixed tokens across images."""
 
 
 # as pytrees: export, checkpointing and sharding see their tensors
-for _value in (Assignment, Carried, Residual, TokenState, MergePoint, BackboneOutput):
+for _value in (Assignment, Carried, Residual, TokenState, MergePoint, TokenMix, BackboneOutput):
     register_dataclass(_value)

@@ -1,6 +1,7 @@
 """ImageNet-style classification. B batch, C channels, K classes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from pipeline.backbone.attention_pool import build_attention_pool, pool_by_attention, pool_numbers
 from pipeline.backbone.backbone import Backbone
 from pipeline.backbone.partner import partner_of, start_partner
+from pipeline.backbone.token_mixup import TokenMixing
 from pipeline.data.augment.patch_mixing import mixed_labels
 from pipeline.data.targets import ClassificationTargets, Mixture
 from pipeline.errors import ConfigError
@@ -19,6 +21,7 @@ from tasks.shared.class_weights import class_weights
 from tasks.shared.classes import check_num_classes
 from tasks.shared.hits import count_hits, hit_shares
 from tasks.shared.pooling import check_pool, pool
+from tasks.shared.token_mixup import TokenMixup
 
 MAX_CLASSES = 1_000_000
 LOSSES = ("cross_entropy", "binary_cross_entropy")
@@ -33,7 +36,8 @@ class ClassificationTask(Task):
     With a distillation token in the backbone, the logits are the mean of two heads. pool: `token`, `avg`,
     `map` (by attention, in backbones that have it), or None for the backbone's own way. target_threshold:
     with binary cross-entropy, labels above it are 1 and the others 0. class_weight: a factor of the loss of
-    each class; the loss stays a mean over samples, so parts of a batch add up.
+    each class; the loss stays a mean over samples, so parts of a batch add up. token_mixup: options of
+    `tasks.shared.token_mixup.TokenMixup`.
     """
 
     reads = ClassificationTargets
@@ -56,6 +60,7 @@ class ClassificationTask(Task):
         target_threshold: float | None = None,
         dropout: float = 0.0,
         class_weight: Sequence[float] | None = None,
+        token_mixup: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         check_num_classes("classification", num_classes, MAX_CLASSES)
@@ -84,12 +89,18 @@ class ClassificationTask(Task):
         self.head_drop = nn.Dropout(dropout)
         self.head = _linear_head(dim, num_classes)
         self.head_dist = _linear_head(dim, num_classes) if backbone.dist_token is not None else None
+        self.token_mixup = None if token_mixup is None else TokenMixup(backbone, num_classes, token_mixup)
+        self.token_mixing = None if self.token_mixup is None else self.token_mixup.mixing
 
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         """The mean loss. batch.targets: ClassificationTargets, labels int64 [B] or float [B, K].
         predictions: logits [B, K], float32."""
         logits, (labels, logs) = self.logits(output), self._labels(output.final, batch)
-        loss = self._loss(logits, labels)
+        beside = 0.0
+        if output.mix is not None:
+            assert self.token_mixup is not None, "who mixes has the settings of it"
+            labels, beside, logs = self.token_mixup.learned(output.mix, labels, self.num_classes)
+        loss = self._loss(logits, labels) + beside
         logs = {"loss": (loss.detach() * len(logits), len(logits)), **logs}
         return TaskOutput(loss, logs, predictions=logits)
 
@@ -97,6 +108,15 @@ class ClassificationTask(Task):
         """How much of each token is of the image that was mixed in, where labels follow the tokens."""
         mixture = _mixture(batch)
         return {} if mixture is None else start_partner(mixture.partner, self.num_prefix)
+
+    def mixing(self, batch: Batch) -> TokenMixing | None:
+        """How tokens of a batch of training are mixed, by its labels."""
+        mixup = self.token_mixup
+        return None if mixup is None else mixup.for_batch(batch.targets.labels, self._losses_of_images)
+
+    def _losses_of_images(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[B]: the cross-entropy of each image, by which TokenMixup tells easy ones."""
+        return F.cross_entropy(logits, labels, reduction="none")
 
     def _labels(self, state: TokenState, batch: Batch) -> tuple[Tensor, Sums]:
         """The labels of the loss, and what is reported of them: where they follow the tokens, how far they

@@ -48,6 +48,7 @@ class MultiLabelTask(ClassificationTask):
         threshold: float = 0.5,
         dropout: float = 0.0,
         class_weight: Sequence[float] | None = None,
+        token_mixup: Mapping[str, Any] | None = None,
     ):
         super().__init__(
             backbone,
@@ -56,6 +57,7 @@ class MultiLabelTask(ClassificationTask):
             label_smoothing=label_smoothing,
             dropout=dropout,
             class_weight=class_weight,
+            token_mixup=token_mixup,
         )
         if loss not in LOSSES:
             raise ConfigError(f"multi_label: loss is '{loss}'; give one of {', '.join(LOSSES)}")
@@ -69,6 +71,10 @@ class MultiLabelTask(ClassificationTask):
         if self.loss == "binary_cross_entropy":
             return F.binary_cross_entropy_with_logits(logits, smoothed, weight=self.class_weight)
         return AsymmetricLossMultiLabel(weight=self.class_weight, **self.focus)(logits, smoothed)
+
+    def _losses_of_images(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[B]: the mean binary cross-entropy of each image over its classes."""
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
 
     def log_probs(self, output: TaskOutput, batch: Batch) -> LogProbs:
         """Log-probabilities of whether each image has each class, and whether not: values [B, K, 2]."""

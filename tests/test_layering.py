@@ -92,7 +92,7 @@ ROOMS = {
     },
     "objectives": BASE | {"config", "merging", "backbone"},
     "own_loop": BASE | {"extras", "rng", "merging", "backbone", "objectives"},
-    "refusals": {"errors", "interfaces", "config", "plan", "backbone", "objectives"},
+    "refusals": {"errors", "interfaces", "config", "plan", "merging", "backbone", "objectives"},
     "start_weights": {"errors", "parts", "config", "backbone"},
     "model": BASE
     | {"config", "plan", "merging", "backbone", "objectives", "balancing", "refusals", "start_weights"},
@@ -177,6 +177,7 @@ DOORS = {
     "matplotlib": {"launch/pictures/png_page.py", "launch/report/"},
     "packaging": {"launch/checks/packages.py"},
     "psutil": {"launch/checks/machine.py", "launch/cluster/", "pipeline/processes.py"},
+    "scipy": {"pipeline/backbone/assignment.py"},
     "sklearn": {"pipeline/data/make/digits/scenes.py"},
     "timm": {
         "pipeline/backbone/",

@@ -67,7 +67,9 @@ class Place:
     projection. by_size: whether tokens that merge at the block's entry count by size. looks: only queries and
     keys are wanted, and nothing attends. ahead: the tokens merged right before they attend. partner [B, M]: a
     number of each token that moves as tokens do, without gradient. masks: sizes are masks, 0 or 1; see
-    `masked_attention`."""
+    `masked_attention`. salient: the evidence that the tokens carry on as their saliency, one of
+    `pipeline.backbone.token_mixup.SALIENCIES`. extra [B, E, C]: further tokens of the block's input that are
+    attended to, and nothing else; no token has merged then."""
 
     size: Tensor | None = None
     rope: Rope | None = None
@@ -79,6 +81,8 @@ class Place:
     ahead: "Ahead | None" = None
     partner: Tensor | None = None
     masks: bool = False
+    salient: str | None = None
+    extra: Tensor | None = None
 
     @property
     def projected(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from pipeline.backbone.attention import Ahead, Mixed, Place
 from pipeline.backbone.metric import EmbeddingPerTask, MetricEmbedding, beside_of
 from pipeline.backbone.normed_embedding import embed_normed
 from pipeline.backbone.partner import followed, following
+from pipeline.backbone.saliency import with_saliency
 from pipeline.backbone.threshold import Threshold
 from pipeline.backbone.zero_gradient import with_zero_gradient
 from pipeline.errors import ConfigError
@@ -36,6 +37,15 @@ class Attended:
     mixed: Mixed
     scale: float
     norm: nn.Module | None = None
+
+
+def first_attended(attended: Attended, asked: int, count: int) -> Attended:
+    """What the first `asked` of `count` tokens gave, where further tokens were attended to."""
+    mixed = attended.mixed
+    q, keys = mixed.q[:, :, :asked], mixed.keys[:, :, :count]
+    mixed = replace(mixed, output=mixed.output[:, :, :asked], q=q, k=mixed.k[:, :, :count], keys=keys)
+    output, tokens = attended.output[:, :asked], attended.tokens[:, :count]
+    return replace(attended, output=output, tokens=tokens, mixed=mixed)
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class MergingBlock(nn.Module):
         ahead = r > 0 and self.policy.ahead and tell is None
         if ahead:
             state, place = self._merged_first(state, r, place, relaxed, task, depth)
-        before, attended = state.tokens, self.attend(state.tokens, following(place, state))
+        before, attended = state.tokens, self._attended(state, following(place, state))
         state = followed(state, attended.mixed)
         if place.queries is not None:
             return self._first_alone(state, attended, relaxed and r > 0, task)
@@ -153,6 +163,8 @@ class MergingBlock(nn.Module):
         if ahead:
             return state.with_tokens(self.feed_forward(state.tokens))
         evidence = self._evidence(before, attended, place.size, task, depth)
+        if place.salient is not None:
+            state = with_saliency(state, evidence, place.salient)
         if tell is not None:
             point = self._observed(state, evidence)
             tell(point)
@@ -163,6 +175,17 @@ class MergingBlock(nn.Module):
             state = merge(self.policy, evidence, state, r, relaxed=relaxed)
         state = state.with_tokens(self.feed_forward(state.tokens))
         return state if self.recovery is None else self.recovery(state)
+
+    def _attended(self, state: TokenState, place: Place) -> Attended:
+        """The attention of the state's tokens, to one another and to those of `Place.extra`."""
+        if place.extra is None:
+            return self.attend(state.tokens, place)
+        assert place.size is None and place.rope is None, "no token has merged, and positions were added"
+        count = state.tokens.shape[1]
+        asked = place.queries or (count if self.can_ask() else None)
+        every = torch.cat([state.tokens, place.extra], dim=1)
+        attended = self.attend(every, replace(place, extra=None, queries=asked))
+        return first_attended(attended, place.queries or count, count)
 
     def _nothing_known(self, state: TokenState, depth: float) -> Evidence:
         """Evidence at the block's entry, of which a policy reads nothing."""

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.backbone.attention import Place
 from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.rotary import Rotary
+from pipeline.backbone.token_mixup import TokenMixer, TokenMixing
 from pipeline.errors import ConfigError
 from pipeline.merging.unmerge import harden, unmerge_state
 from pipeline.token_state import PARTNER, BackboneOutput, MergePoint, Residual, TokenState
@@ -24,7 +25,8 @@ class Pass:
     padding keeps in a block; None: it loses r. relaxed: merge differentiably. proportional: attend by size,
     once tokens merged. taps: blocks whose states are returned. points_from: first block whose MergePoint is
     returned, before which nothing has a gradient; None: of none. checkpointing: recompute the blocks in the
-    backward pass. prefix_alone: nobody reads the patches of the last state."""
+    backward pass. prefix_alone: nobody reads the patches of the last state. mixing: how tokens are mixed
+    between blocks; None: they are not."""
 
     schedule: tuple[int, ...]
     keep_rate: float | None = None
@@ -35,6 +37,7 @@ class Pass:
     points_from: int | None = None
     checkpointing: bool = False
     prefix_alone: bool = False
+    mixing: TokenMixing | None = None
 
     def leaves_patches(self, number: int) -> bool:
         """Whether the patches after a block are read by nobody."""
@@ -66,11 +69,14 @@ def encode(
 ) -> BackboneOutput:
     """The states after all blocks and the model's last norm, and after the blocks in `taps`. The state was
     started for this way to unmerge (`pipeline.merging.unmerge.start_unmerge`)."""
-    state, tapped, points = run_blocks(blocks, state, how, rotary)
+    blocks = list(blocks)
+    mixer = None if how.mixing is None else TokenMixer(how.mixing, how.schedule, blocks[0].policy)
+    state, tapped, points = run_blocks(blocks, state, how, rotary, mixer)
     states = [normed(norm, state), *tapped]
     if unmerge == "copy":
         states = [harden(state) for state in states]
-    return BackboneOutput(states[0], tuple(states[1:]), tuple(points))
+    mix = None if mixer is None else mixer.mix
+    return BackboneOutput(states[0], tuple(states[1:]), tuple(points), mix)
 
 
 def normed(norm: Callable[[Tensor], Tensor], state: TokenState) -> TokenState:
@@ -82,7 +88,11 @@ def normed(norm: Callable[[Tensor], Tensor], state: TokenState) -> TokenState:
 
 
 def run_blocks(
-    blocks: Iterable[MergingBlock], state: TokenState, how: Pass, rotary: Rotary | None = None
+    blocks: Iterable[MergingBlock],
+    state: TokenState,
+    how: Pass,
+    rotary: Rotary | None = None,
+    mixer: TokenMixer | None = None,
 ) -> tuple[TokenState, list[TokenState], list[MergePoint]]:
     """The state after the blocks, those after the blocks in `taps`, and the points of merging. Raises
     ConfigError under torch.jit.trace, which records other merges than those of the images."""
@@ -113,6 +123,8 @@ def run_blocks(
             queries=state.num_prefix if how.leaves_patches(i) and _can_ask(block, state, r) else None,
             by_size=how.proportional and block.policy.resizes,
         )
+        entered = state
+        place = place if mixer is None else mixer.place(i, place)
         depth = i / len(how.schedule)
         options: dict[str, Any] = {"relaxed": how.relaxed, "task": how.task, "depth": depth}
         if observed:
@@ -125,6 +137,7 @@ def run_blocks(
             state = cast(TokenState, checkpoint(block, state, r, place, **options, use_reentrant=False))
         else:
             state = block(state, r, place, **options)
+        state = state if mixer is None else mixer.behind(i, entered, state)
         sized = sized or (how.proportional and r > 0 and block.policy.resizes)
         if i in how.taps:
             tapped.append(_told(block, state))

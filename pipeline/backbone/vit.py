@@ -34,6 +34,7 @@ from pipeline.backbone.run_blocks import (
     check_proportional_attention,
     encode,
 )
+from pipeline.backbone.token_mixup import TokenMixing
 from pipeline.backbone.tubelets import TubeletEmbed, with_changes
 from pipeline.errors import ConfigError
 from pipeline.merging.policy import MergePolicy
@@ -158,6 +159,7 @@ class MergingViT(Backbone):
         merge_points_from: int | None = None,
         carried: Mapping[str, Carried] | None = None,
         prefix_alone: bool = False,
+        mixing: TokenMixing | None = None,
     ) -> BackboneOutput:
         """images [B, 3, H, W], or clips [B, T, 3, H, W] -> BackboneOutput.
 
@@ -174,6 +176,7 @@ class MergingViT(Backbone):
         last. This needs gradients enabled; the blocks before it run without.
         prefix_alone: nobody reads the patches of the final state, which may then be left out. The last block
         merges none, where it can compute the prefix tokens alone.
+        mixing: how tokens are mixed between blocks, in a pass of training; None: they are not.
         Raises ConfigError where H or W does not divide by the patch, or T by the tubelet, and for a tap or a
         first block that the backbone does not have.
         """
@@ -198,6 +201,7 @@ class MergingViT(Backbone):
             points_from=merge_points_from,
             checkpointing=self.grad_checkpointing,
             prefix_alone=prefix_alone,
+            mixing=mixing,
         )
         return encode(self.blocks, self.norm, state, how, rotary=self._rotary(grid), unmerge=unmerge)
 

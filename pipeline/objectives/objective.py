@@ -36,6 +36,9 @@ class Model(HasModes, Protocol):
 class Objective(nn.Module):
     """Computes the loss of a batch. Its `part_kind` is the kind of its own parameters."""
 
+    one_pass = False
+    """Whether the loss is that of one pass, which does not compare what several say of the same images."""
+
     def refuses(self, task: Task) -> str | None:
         """Why the loss of a task cannot be computed; None where it can."""
         return None

@@ -6,6 +6,8 @@ from pipeline.objectives.objective import OBJECTIVES, Model, Objective
 
 @OBJECTIVES.register("supervised")
 class Supervised(Objective):
+    one_pass = True
+
     def __init__(self) -> None:
         """It has no options."""
         super().__init__()

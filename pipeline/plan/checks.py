@@ -266,6 +266,12 @@ def _check_compile(config: RunConfig, world_size: int) -> Iterator[str]:
         )
     if engine.type == "fsdp" and engine.compile == "model" and world_size > 1:
         yield f"{asked}, and engine.type 'fsdp' gathers weights block by block; give compile='blocks'"
+    for name, task in fed_tasks(config).items():
+        if task.head.get("token_mixup"):
+            yield (
+                f"{asked}, and tasks.{name}.head.token_mixup mixes tokens between blocks, by choices of the "
+                "host; give compile='none'"
+            )
     if config.objective.type == "consistency":
         yield (
             f"{asked}, and objective.type 'consistency' draws a reduction in each step, each of which "

@@ -22,6 +22,7 @@ PACKAGES = {
     "plots": {"matplotlib": "matplotlib", "tensorboard": "tensorboard"},
     "trackers": {"wandb": "wandb", "mlflow": "mlflow-skinny"},
     "completion": {"shtab": "shtab"},
+    "mixing": {"scipy": "scipy"},
     "demo": {"sklearn": "scikit-learn"},
     "datasets": {"datasets": "datasets"},
     "video": {"av": "av"},

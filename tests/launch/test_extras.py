@@ -76,6 +76,8 @@ def answers(digits, trained, tmp_path_factory):
         "export": ["export", str(folder / "run"), "--out", str(folder / "exported")],
         "doctor": ["doctor"],
     }
+    mixed = tiny_plain(digits, folder / "mixing")
+    mixed["tasks"]["digits"]["head"] |= dict(token_mixup=dict(horizontal=dict(layer=0)))
     needing = {
         "deepspeed": run("ds", tiny_plain(digits, folder / "ds", engine=dict(type="deepspeed"))),
         "segmentation": one_task("masks"),
@@ -88,6 +90,7 @@ def answers(digits, trained, tmp_path_factory):
         "datasets": ["shards", "info", f"hf_datasets:{folder}"],
         "video": ["pipeline.data.members.video:check_video", "bytes", "mp4"],
         "completion": ["completion", "bash"],
+        "mixing": run("mixing", mixed),
         "demo": ["shards", "make", "digit_scenes", str(folder / "digits"), "--train", "8"],
         **{
             scheme: run(scheme, tiny_plain(digits, folder / scheme, data=dict(train=f"{scheme}://none/")))
