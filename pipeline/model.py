@@ -190,7 +190,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     tasks = {name: TASKS.build(task.type, backbone, **task.head) for name, task in config.tasks.items()}
     check_inputs(backbone, tasks)
     objective = OBJECTIVES.build(config.objective.type, **config.objective.options)
-    check_losses(config, backbone, tasks, objective)
+    check_losses(config, tasks, objective)
     own = {name: task for name, task in config.tasks.items() if task.merging is not None}
     model = MultiTaskModel(
         backbone,

@@ -21,33 +21,27 @@ def check_inputs(backbone: Backbone, tasks: Mapping[str, Task]) -> None:
         raise ConfigError(f"{', '.join(wrong)} read {they}, and the backbone {it}; {way_out}, or other tasks")
 
 
-def check_losses(
-    config: RunConfig, backbone: Backbone, tasks: Mapping[str, Task], objective: Objective
-) -> None:
+def check_losses(config: RunConfig, tasks: Mapping[str, Task], objective: Objective) -> None:
     """Raises ConfigError with all tasks of which the objective cannot compute the loss, and all whose labels
     would have to follow tokens and cannot."""
     mistakes = [
         f"tasks.{name}: {reason}"
         for name, own in fed_tasks(config).items()
-        for reason in (objective.refuses(tasks[name]), _refuses_labels(own, backbone, tasks[name]))
+        for reason in (objective.refuses(tasks[name]), _refuses_labels(own, tasks[name]))
         if reason
     ]
     if mistakes:
         raise ConfigError("\n  ".join(mistakes))
 
 
-def _refuses_labels(config: TaskConfig, backbone: Backbone, task: Task) -> str | None:
-    """Why the labels of a task cannot follow tokens, where its config asks for that; None where they can."""
-    if config.data.augment.mix_labels != "tokens":
-        return None
-    asked = "data.augment.mix_labels is 'tokens', and"
-    if backbone.never_merges or backbone.reads_clips:
-        whose = "clips" if backbone.reads_clips else type(backbone).__name__
-        return f"{asked} labels do not follow the tokens of {whose}; give 'area'"
-    if task.follows_tokens:
+def _refuses_labels(config: TaskConfig, task: Task) -> str | None:
+    """Why the labels of a task cannot follow tokens, where its config asks for that; None where they can.
+    What the backbone has to do with it, the plan checks."""
+    if config.data.augment.mix_labels != "tokens" or task.follows_tokens:
         return None
     return (
-        f"{asked} {type(task).__name__} has no labels of whole images, which could follow them; give 'area'"
+        f"data.augment.mix_labels is 'tokens', and {type(task).__name__} has no labels of whole images, "
+        "which could follow them; give 'area'"
     )
 
 

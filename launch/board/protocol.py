@@ -57,7 +57,7 @@ def _weights(result: Sweep) -> Iterator[str]:
 def _kinds(result: Sweep) -> Iterator[str]:
     """What each kind of policy on the board is."""
     told = {
-        CONTROL: "controls look at no token, or by an embedding as it was drawn",
+        CONTROL: "controls look at no token, or by what is learned as it starts",
         FREE: "training-free policies take the weights as they are",
         TRAINED: "trained policies have an embedding that was learned on these weights",
     }

@@ -27,8 +27,9 @@ class Table:
 def table_of(result: Sweep) -> Table:
     """The unmerged model, then for each point the controls, the training-free policies and the trained ones,
     within a kind the highest first. The last column has the number of a reason, where there are any."""
-    reasons = [_reason(own) for own in result.left_out]
-    columns = ["policy", "kind", "point", *(["schedule"] if _several(result) else [])]
+    several = _several(result)
+    reasons = [_reason(own, several) for own in result.left_out]
+    columns = ["policy", "kind", "point", *(["schedule"] if several else [])]
     columns += [*(f"{name} {unit}".rstrip() for name, unit in result.units.items())]
     columns += ["GMACs", "MACs %", *(["encoder %"] if has_decoder(result) else [])]
     columns += ["images/s", "lowest to highest", "speed-up", "peak MiB"]
@@ -37,6 +38,7 @@ def table_of(result: Sweep) -> Table:
     for number, own in enumerate(result.left_out, 1):
         point = "all" if own.target is None else target_text(own.target)
         cells = [policy_words(own.policy), kind_of(own.policy), point]
+        cells += [own.kind or NONE] if several else []
         rows.append([*cells, *[NONE] * (width - len(cells)), f"left out: {number}"])
     if reasons:
         columns.append("note")
@@ -44,14 +46,16 @@ def table_of(result: Sweep) -> Table:
     return Table(columns, rows, reasons)
 
 
-def _reason(own: LeftOut) -> str:
+def _reason(own: LeftOut, several: bool) -> str:
     where = "" if own.target is None else f" at {target_text(own.target)}"
-    return f"{policy_words(own.policy)}{where}: {own.reason}"
+    by = f", {own.kind}" if several and own.kind else ""
+    return f"{policy_words(own.policy)}{where}{by}: {own.reason}"
 
 
 def _several(result: Sweep) -> bool:
     """Whether schedules are of several kinds, so that a row has to say which."""
-    return len({point.kind for point in result.points}) > 1
+    left_out = {own.kind for own in result.left_out if own.kind}
+    return len({point.kind for point in result.points} | left_out) > 1
 
 
 def _ordered(result: Sweep) -> list[Point]:

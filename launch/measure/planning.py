@@ -165,14 +165,17 @@ def plan(
                     reduction = _reduction(models[policy][0], target, solve, grid)
                     points.append(Planned(policy, target, name, reduction, _options(solve, target)))
                 except ConfigError as err:
-                    leave_out(left_out, task, policy, target, err)
+                    leave_out(left_out, task, (policy, target, name), err)
     return points
 
 
-def leave_out(left_out: list[LeftOut], task: str, policy: str, target: Target, err: ConfigError) -> None:
-    """Notes a point that a policy refuses or cannot reach, and warns of it."""
-    warn(log, "%s, task %s, is left out at %s: %s", policy, task, target, err)
-    left_out.append(LeftOut(policy, target, str(err)))
+def leave_out(left_out: list[LeftOut], task: str, point: tuple[str, Target, str], err: ConfigError) -> None:
+    """Notes a point that a policy refuses or cannot reach, and warns of it. point: policy, target, and kind
+    of its schedule."""
+    policy, target, kind = point
+    by = "" if kind in (GIVEN, EVEN) else f" by schedule {kind}"
+    warn(log, "%s, task %s, is left out at %s%s: %s", policy, task, target, by, err)
+    left_out.append(LeftOut(policy, target, str(err), kind))
 
 
 def _options(solve: Solver | None, target: Target) -> Mapping[str, Any]:

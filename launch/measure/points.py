@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from pipeline.merging.schedule import EARLY, EVEN, ReductionSpec
@@ -12,6 +13,13 @@ SCHEDULES = (EVEN, EARLY, SOLVED, LEARNED)
 cost least, or as it is learned by gradients. GIVEN is one that is asked for as it is."""
 FOUND = (SOLVED, LEARNED)
 """Those that are found on images, by what merges do to the predictions."""
+
+
+def known(figure: float | None) -> float | None:
+    """The figure; None, which is n/a, for what is no finite number, as of a model whose outputs are none."""
+    return figure if figure is not None and isfinite(figure) else None
+
+
 Target = ReductionSpec
 """A share in (0, 1) of the encoder's unmerged MACs or of the patches (to merge), or a reduction."""
 MACS, MERGED, TOKENS = (
@@ -57,11 +65,13 @@ class Point:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What could not be measured, and why. target: None where the policy cannot serve the model at all."""
+    """What could not be measured, and why. target: None where the policy cannot serve the model at all. kind:
+    of the schedule, see `Point`; empty where it is that of none."""
 
     policy: str
     target: Target | None
     reason: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,9 @@ def _variants(
     lenient: bool,
 ) -> list[Variant]:
     _, untrained, learned = read_policy(policy)
-    drawn = seeds if seeds and is_drawn(policy) else [None]
-    all_runs = learned and (not untrained or not seeds)
+    draws = is_drawn(policy)
+    drawn = seeds if seeds and draws else [None]
+    all_runs = learned and (not untrained or (draws and not seeds))
     numbers = range(len(runs)) if all_runs else _different(policy, runs)
     found: list[Variant] = []
     refused: list[ConfigError | CheckpointError] = []

@@ -13,7 +13,7 @@ from launch.measure.evaluator import Speed, evaluator_of, images_per_second, pro
 from launch.measure.learning import LearnedSchedules
 from launch.measure.panel import Panel
 from launch.measure.planning import Aims, Models, Planned, Solver, check_rounds, leave_out, plan
-from launch.measure.points import DIVERGENCE, SOLVED, LeftOut, Point, Sweep, Target
+from launch.measure.points import DIVERGENCE, SOLVED, LeftOut, Point, Sweep, Target, known
 from launch.measure.scores import of_classes
 from launch.measure.setups import Variant, check_one_setup, variants_of
 from launch.measure.solving import SolvedSchedules, Solving, solving_batches
@@ -144,7 +144,7 @@ def _planned(
         except ConfigError as err:
             if point.policy == "none":
                 raise
-            leave_out(left_out, task, point.policy, point.target, err)
+            leave_out(left_out, task, (point.policy, point.target, point.schedule), err)
     if {point.policy for point in points} == {"none"} != set(wanted):
         raise ConfigError(
             f"no policy can be run at any of the asked points of task '{task}': see the reasons above"
@@ -236,7 +236,7 @@ def _scores_of(scores: Scores, entries: range) -> dict[str, list[float | None]]:
     """Metric -> values of one point's entries."""
     first = f"{entries.start}/"
     metrics = [name.removeprefix(first) for name in scores if name.startswith(first)]
-    return {metric: [scores[f"{i}/{metric}"] for i in entries] for metric in metrics}
+    return {metric: [known(scores[f"{i}/{metric}"]) for i in entries] for metric in metrics}
 
 
 def _conditions(evaluator: ModelOnDevice[Panel], runs: Sequence[SavedRun], split: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from launch.measure.evaluator import turns
 from launch.measure.planning import Aims
-from launch.measure.points import LeftOut, Point, Sweep
+from launch.measure.points import LeftOut, Point, Sweep, known
 from launch.measure.watched import peak_mib
 from launch.published.entries import TASK, Entry, Find, Models, entries_of
 from launch.published.merged import counted_for
@@ -93,9 +93,9 @@ def _scores(
     totals: Mapping[str, Tensor], number: int, entry: Entry, signal: Signal
 ) -> dict[str, list[float | None]]:
     """Metric -> its mean over the images, for each of the entry's models. number: the entry's."""
-    samples = int(totals[SAMPLES])
+    samples, models = int(totals[SAMPLES]), range(len(entry.models))
     return {
-        metric: [float(totals[f"{number}/{own}/{metric}"]) / samples for own in range(len(entry.models))]
+        metric: [known(float(totals[f"{number}/{own}/{metric}"]) / samples) for own in models]
         for metric in signal.metric_units
     }
 

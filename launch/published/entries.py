@@ -65,7 +65,7 @@ def entries_of(
             signal.encode(own[0], image, reduction=schedule)
             found.append(Entry(policy, target, kind, own, schedule, options))
         except ConfigError as err:
-            leave_out(left_out, TASK, policy, target, err)
+            leave_out(left_out, TASK, (policy, target, kind), err)
     if len(found) == 1 and len(models) > 1:
         raise ConfigError("no policy can be run at any of the asked points: see the reasons above")
     return found, left_out

@@ -49,5 +49,6 @@ def seed_options(policy: str, seed: int | None) -> dict[str, Any]:
 
 
 def is_drawn(policy: str) -> bool:
-    """Whether a seed decides what the policy merges."""
-    return read_policy(policy)[1] or bool(seed_options(policy, 0))
+    """Whether a seed decides what the policy merges. Of what starts alike under every seed none does."""
+    name, untrained, _ = read_policy(policy)
+    return (untrained and not POLICIES.usual(name).starts_alike) or bool(seed_options(policy, 0))

@@ -48,10 +48,10 @@ def become_merging(
     merging.policy = policy
     merging.metric = merging.reducer = merging.recovery = None
     try:
+        check_shared(policy, embedding.kind)
         if policy.embeds:
             merging.metric = _embedding_for(merging, embedding)
         elif policy.masks:
-            check_shared(policy.name, embedding.kind)
             merging.metric = beside(merging, lambda: Threshold(policy.threshold_at(depth)))
     except BaseException:
         become_plain(merging)

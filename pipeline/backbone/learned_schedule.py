@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.merging.learned_rate import BlockRates, LearnedRate, Rate
 from pipeline.merging.policies import POLICIES
 from pipeline.merging.policy import MergePolicy
-from pipeline.merging.schedule import mergeable
+from pipeline.merging.schedule import mergeable, tokens_per_block
 
 STEPS = 100
 LR, WEIGHT = 0.3, 100.0
@@ -76,7 +76,7 @@ def learned_schedule(
             [each.item() for each in _each(rates, counted.patches, number)]
             for number in (BlockRates.mean, BlockRates.pruned_mean)
         )
-    schedule = goal.fitted(_shares(means, counted.patches))
+        schedule = goal.fitted(shares_of(rates, counted.patches))
     return Learned(schedule, goal.macs(schedule), _options(policy, pruned, means))
 
 
@@ -119,7 +119,10 @@ def _learn(
         unit = _unit(loss, even) if unit is None else unit
         removed = _each(rates, goal.counted.patches, BlockRates.removed)
         distance = macs(removed) / whole - goal.fraction
-        total = loss([round(r.item()) for r in removed]) / unit + WEIGHT * distance**2
+        schedule = [round(r.item()) for r in removed]
+        gap = loss(schedule)
+        _check_divergence(gap.item(), schedule)
+        total = gap / unit + WEIGHT * distance**2
         grads = torch.autograd.grad(total, logits, allow_unused=True)
         for each, grad in zip(logits, grads, strict=True):
             each.grad = grad
@@ -130,12 +133,17 @@ def _unit(loss: Loss, even: Sequence[int]) -> float:
     """The divergence of the even schedule. Raises ConfigError where it is no number."""
     with torch.no_grad():
         found = float(loss(even))
+    _check_divergence(found, even)
+    return max(found, SMALLEST)
+
+
+def _check_divergence(found: float, schedule: Sequence[int]) -> None:
+    """Raises ConfigError where it is no number."""
     if not isfinite(found):
         raise ConfigError(
-            f"the model merged by {list(even)} gives {found} in place of a divergence: its predictions are "
-            "not finite; give other weights"
+            f"the model merged by {list(schedule)} gives {found} in place of a divergence: its predictions "
+            "are not finite; give other weights"
         )
-    return max(found, SMALLEST)
 
 
 def _each(
@@ -150,13 +158,12 @@ def _each(
     return found
 
 
-def _shares(removed: Sequence[float], patches: int) -> list[float]:
-    """The share of its patches that each block removes."""
-    shares, left = [], float(patches)
-    for r in removed:
-        shares.append(r / left)
-        left -= r
-    return shares
+def shares_of(rates: Sequence[BlockRates], patches: int) -> list[float]:
+    """The share of its patches that each block removes in the mean, at most a half, where whole numbers left
+    the blocks before it."""
+    means, removed = (_each(rates, patches, number) for number in (BlockRates.mean, BlockRates.removed))
+    before = (patches, *tokens_per_block([round(r.item()) for r in removed], patches)[:-1])
+    return [mean.item() / left for mean, left in zip(means, before, strict=True)]
 
 
 def _options(policy: MergePolicy, pruned: Sequence[float], removed: Sequence[float]) -> dict[str, Any]:

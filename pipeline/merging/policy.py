@@ -66,6 +66,9 @@ class MergePolicy:
     masks = False
     """Whether a relaxed merge masks patches: each block then has a learned threshold (`Evidence.threshold`),
     and sizes of a relaxed pass are masks, 0 or 1, by which attention multiplies its weights."""
+    starts_alike = False
+    """Whether what it learns starts where it hardly counts what was drawn, so that no seed tells before it
+    has learned."""
     control = False
     """Whether it looks at no token, so that any other policy has to beat it."""
     name = ""

@@ -68,11 +68,13 @@ def serving(has: Collection[str]) -> list[str]:
     return names
 
 
-def check_shared(policy: str, embedding: str) -> None:
-    """Raises ConfigError where tasks would have thresholds of their own in a policy that masks. embedding:
-    one of the forms of a metric embedding."""
-    if embedding != "shared":
+def check_shared(policy: MergePolicy, embedding: str) -> None:
+    """Raises ConfigError where tasks would have their own of what a policy learns for all: thresholds, or a
+    reducer. embedding: one of the forms of a metric embedding."""
+    alone = policy.masks or (policy.learned and not policy.embeds)
+    if alone and embedding != "shared":
+        name = policy.name or type(policy).__name__
+        what = "one threshold in a block" if policy.masks else "one reducer"
         raise ConfigError(
-            f"policy '{policy}' has one threshold in a block for all tasks; merging.embedding is "
-            f"'{embedding}', give 'shared'"
+            f"policy '{name}' has {what} for all tasks; merging.embedding is '{embedding}', give 'shared'"
         )

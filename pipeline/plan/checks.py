@@ -14,6 +14,7 @@ from pipeline.merging.traits import check_serves, refuse_merging, traits_of
 from pipeline.parts import METRIC, TRAINED
 from pipeline.plan.facts import ModelFacts, fed_tasks, merging_of, near_multiples, range_of
 from pipeline.plan.masking import masking_mistakes
+from pipeline.plan.mixed import mixing_mistakes
 
 
 def mistakes_of(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
@@ -215,6 +216,7 @@ def _check_mixture(config: RunConfig, world_size: int, facts: ModelFacts) -> Ite
 
 
 def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
+    yield from mixing_mistakes(config, facts)
     for name, task in config.tasks.items():
         if task.frozen and task.data.train:
             yield (
@@ -225,12 +227,6 @@ def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             yield (
                 f"tasks.{name}.data.train is not given, so no stream feeds its head; name the shards to "
                 "train on, leave the task out, or give frozen=True"
-            )
-        augment = task.data.augment
-        if not task.frozen and task.data.batch_size % 2 and augment.mixes:
-            yield (
-                f"tasks.{name}.data.batch_size is {task.data.batch_size}, and mixup and cutmix mix pairs of "
-                "samples; give an even number, or leave data.augment.mixup and cutmix out"
             )
         if config.train.eval_every is not None and not (task.data.val or task.data.overfit):
             yield (

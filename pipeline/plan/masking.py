@@ -1,4 +1,5 @@
-"""Checks of policies that mask patches by thresholds, and of the objective that teaches these."""
+"""Checks of policies that mask patches by thresholds, of the objective that teaches these, and of what tasks
+cannot have of their own."""
 
 from collections.abc import Iterator
 
@@ -26,14 +27,12 @@ def masking_mistakes(config: RunConfig) -> Iterator[str]:
             f"objective.type is 'budget', and policy '{policy}' has no thresholds to learn; give "
             f"merging.policy={' or '.join(map(repr, masking))}, or another objective"
         )
-    if policy not in masking:
-        return
-    if objective == "merge_cost":
+    if policy in masking and objective == "merge_cost":
         yield (
             f"objective.type is 'merge_cost', which prices pairs by an embedding, and policy '{policy}' has "
             "none; give objective.type='budget'"
         )
     try:
-        check_shared(policy, config.merging.embedding)
+        check_shared(POLICIES.usual(policy), config.merging.embedding)
     except ConfigError as err:
         yield f"merging: {err}"

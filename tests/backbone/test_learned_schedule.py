@@ -7,10 +7,11 @@ import torch
 from tiny import IMG, SIZES, images, tiny_vit
 
 import dtem
-from pipeline.backbone.learned_schedule import learned_schedule, removed_macs
+from pipeline.backbone.learned_schedule import learned_schedule, removed_macs, shares_of
 from pipeline.backbone.macs import counted_model, counted_vit, reduction_for_macs
 from pipeline.backbone.macs_goal import MacsGoal
 from pipeline.errors import ConfigError
+from pipeline.merging.learned_rate import BlockRates, Rate
 
 GRID = (8, 8)
 STEPS = range(15)
@@ -52,6 +53,26 @@ def test_a_policy_that_prunes_first_learns_how_much():
     found = learned_schedule(model, counted_vit(model, GRID), 0.7, loses_patches(model), STEPS)
     assert len(found.options["pruned"]) == 3
     assert all(0 <= share < 0.4 for share in found.options["pruned"])
+
+
+@torch.no_grad()
+def test_blocks_share_what_is_there():
+    """Means are no whole numbers: twelve of 1.9 are more than 16 patches, which lose one at a time."""
+    rates = [BlockRates(Rate(0.0, 16, torch.device("cpu"))) for _ in range(12)]
+    for own in rates:
+        own.merged.logits.copy_(torch.tensor([0.0, 0.1, 0.9, *[0.0] * 6]).log())
+    shares = shares_of(rates, 16)
+    assert shares[0] == pytest.approx(1.9 / 16) and all(0 < share <= 0.5 for share in shares)
+
+
+def test_a_divergence_that_is_no_number_later_on_is_told():
+    model, seen = tiny_vit("tome").eval(), iter([1.0, 1.0])
+
+    def loss(schedule):
+        return torch.tensor(next(seen, torch.nan))
+
+    with pytest.raises(ConfigError, match="nan in place of a divergence"):
+        learned_schedule(model, counted_vit(model, GRID), 0.7, loss, STEPS)
 
 
 def test_the_model_is_as_it_was():

@@ -8,7 +8,7 @@ import torch
 from tiny_policies import Asking, Refusing
 from torch.nn import functional as F
 
-from launch.board.files import text_of
+from launch.board.files import plain_board, text_of
 from launch.board.page import page_of
 from launch.board.policies import asked_policies
 from launch.board.rows import table_of
@@ -116,6 +116,23 @@ def test_a_point_that_is_not_reached_and_a_policy_that_cannot_serve_are_named(tr
     table = table_of(found)
     assert [row[-1] for row in table.rows] == ["", "", "left out: 1", "left out: 2"]
     assert [reason.partition(":")[0] for reason in table.reasons] == ["DTEM", "refusing at 2"]
+
+
+def test_a_point_of_one_of_several_schedules_is_named_with_it(result):
+    lacking = LeftOut("atc", 0.8, "its rates cannot be learned", "learned")
+    points = [replace(point, kind="even") for point in result.points]
+    table = table_of(replace(result, points=points, left_out=[lacking]))
+    (row,) = (row for row in table.rows if row[-1] == "left out: 1")
+    assert dict(zip(table.columns, row, strict=True))["schedule"] == "learned"
+    assert table.reasons == ["ATC at 0.8, learned: its rates cannot be learned"]
+
+
+def test_what_is_no_number_is_not_available_and_leaves_json_readable(trained):
+    run = read_run(trained)
+    broken = {name: tensor * float("nan") for name, tensor in run.tensors.items() if "head." in name}
+    (found,) = sweep([replace(run, tensors=run.tensors | broken)], ["tome"], Aims([2]), **HOW)
+    assert found.points[0].scores["divergence"] == [None] and "n/a" in text_of(found)
+    json.dumps(plain_board([found]), allow_nan=False)
 
 
 def test_a_policy_that_needs_options_stops_no_other(trained, monkeypatch):

@@ -55,8 +55,9 @@ def test_a_run_that_never_learned_it_is_told_so_and_left_out_of_a_board(trained)
     run = read_run(trained)
     with pytest.raises(ConfigError, match="has no part that its policy trains .*take _untrained"):
         build(run, "stvit")
-    found = sweep([run], ["stvit", "stvit_untrained"], Aims([4]), rounds=0, lenient=True)[0]
+    found = sweep([run], ["stvit", "stvit_untrained"], Aims([4]), rounds=0, lenient=True, seeds=[0, 1])[0]
     assert [point.policy for point in found.points] == ["stvit_untrained"]
+    assert len(found.points[0].scores["top1"]) == 1, "what starts alike is one model for all seeds"
     assert [(own.policy, own.target) for own in found.left_out] == [("stvit", None)]
 
 

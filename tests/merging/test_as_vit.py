@@ -232,3 +232,5 @@ def test_thresholds_of_tasks_and_options_that_mean_nothing_are_refused():
         tiny_vit("as_vit", embedding=EmbeddingSpec("per_task", ("a", "b")))
     with pytest.raises(ConfigError, match="as_vit: temperature is 0"):
         POLICIES.build("as_vit", temperature=0)
+    with pytest.raises(ConfigError, match="start inf"):
+        POLICIES.build("as_vit", start=float("inf"))

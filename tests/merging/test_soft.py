@@ -1,5 +1,7 @@
 """DTEM's relaxed merge, by hand."""
 
+import math
+
 import pytest
 import torch
 from tiny import all_edges, dense, source_map
@@ -211,8 +213,10 @@ def test_unmerge_of_a_soft_merge_has_the_gradient_of_its_definition():
         {"split": "odd"},
         {"relaxation": "gumbel"},
         {"split": "reference", "relaxation": "straight_through"},
+        {"split": "reference", "partition": "nearest"},
         {"candidates": 0},
         {"tau1": 0},
+        {"tau1": math.nan},
         {"tau2": -1},
     ],
 )

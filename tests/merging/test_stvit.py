@@ -1,5 +1,6 @@
 """STViT: semantic tokens of a grid, how patches read them, and their recovery."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,20 @@ def test_a_grid_of_14_gives_36_tokens_and_recovery_gives_the_grid_back():
     back = Recovery(C, 2, 1.0)(after)
     assert back.tokens.shape == state.tokens.shape and back.merges == () and back.replaced is None
     assert torch.equal(back.tokens[:, 0], after.tokens[:, 0]) and torch.equal(back.size, state.size)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+@torch.no_grad()
+def test_it_says_whether_what_is_drawn_counts_before_it_has_learned(scale):
+    """Its usual start is pooling, whatever was drawn."""
+    options = {} if scale is None else {"init_values": scale}
+    policy, found = POLICIES.build("stvit", **options), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = TokenState.start(patches()[:, : SIDE * SIDE], (SIDE, SIDE), 0)
+        found.append(policy.build_reducer(C, 2)(state, SIDE * SIDE - TOKENS).tokens)
+    apart = (found[0] - found[1]).norm() / found[0].norm()
+    assert (apart < 1e-3) == policy.starts_alike == (scale is None)
 
 
 def test_without_its_branches_a_semantic_token_is_the_pooled_region():
@@ -223,6 +238,7 @@ def test_a_model_reduces_behind_a_quarter_of_its_blocks_unless_it_is_told_where(
         ({"window": 0}, "window is 0 and overlap 3"),
         ({"overlap": -1}, "overlap -1"),
         ({"init_values": -0.1}, "init_values is -0.1"),
+        ({"init_values": math.nan}, "init_values is nan"),
     ],
 )
 def test_wrong_options_are_refused(options, reason):

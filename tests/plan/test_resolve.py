@@ -1,5 +1,7 @@
 """Sections that do not fit one another are told together, before anything is built."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.config.load import from_plain
@@ -33,6 +35,16 @@ def test_the_papers_schedule_fits_and_one_more_token_does_not():
     assert "the largest even reduction is 16 per block" in complaint(
         run(merging={"policy": "dtem", "reduction": 17})
     )
+
+
+@pytest.mark.parametrize("labels", ["patches", "tokens"])
+def test_labels_of_mixed_patches_go_where_the_tokens_of_images_are(labels):
+    config = run(data={"augment": {"cutmix": 1, "mix_labels": labels}})
+    assert resolve(config, 1, FACTS).total_steps == 10
+    said = complaint(config, facts=replace(FACTS, grid=(8, 14, 14)))
+    assert f"tasks.a.data.augment.mix_labels is '{labels}', and the backbone reads clips" in said
+    said = complaint(config, facts=replace(FACTS, never_merges="it has a dense grid"))
+    assert ("labels do not follow the tokens of 'deit_small_patch16_224'" in said) == (labels == "tokens")
 
 
 @pytest.mark.parametrize("world_size, accumulation, epochs", [(1, 1, 1), (8, 2, 30), (3, 1, 0.5)])
@@ -80,6 +92,10 @@ def test_a_crop_that_does_not_divide_gets_its_neighbours(pixels, near):
         ({"merging": {"policy": "none", "target_macs": 0.5}}, "merging.policy is 'none'"),
         ({"merging": {"policy": "tome"}}, "policy 'tome' has no metric embedding to learn"),
         ({"merging": {"policy": "dtem"}}, "nothing merges, so nothing would reach the embeddings"),
+        (
+            {"merging": {"policy": "stvit", "reduction": 4, "embedding": "per_task"}},
+            "policy 'stvit' has one reducer for all tasks",
+        ),
         ({"merging": {"policy": "none"}}, "policy 'none' has no metric embedding to learn"),
         ({"merging": {"policy": "dtem", "reduction": [1] * 13}}, "lists 13 blocks, but the backbone has 12"),
         (

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.backbone.attention_pool import pool_by_attention
+from pipeline.backbone.build import model_facts
 from pipeline.backbone.partner import PARTNER, partner_of
 from pipeline.config.load import from_plain
 from pipeline.data.augment.patch_mixing import mixed_labels
@@ -21,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, StepSpec, Task
 from pipeline.model import TASKS, MultiTaskModel, build_model
 from pipeline.objectives import OBJECTIVES
+from pipeline.plan.resolve import resolve
 from pipeline.token_state import TokenState
 from pipeline.train.loop import train
 
@@ -188,5 +190,6 @@ def test_a_run_trains_on_them_and_goes_on_exactly(digits, tmp_path):
 def test_a_backbone_with_whose_tokens_nothing_travels_is_refused_before_the_start(digits, tmp_path):
     sections = dict(merging=dict(policy="none", reduction=0), train=dict(mode="backbone"))
     plain = aligned(digits, tmp_path / "run", **sections) | dict(backbone=tiny_section())
-    with pytest.raises(ConfigError, match="tasks.digits: .*labels do not follow the tokens of LeMeViT"):
-        build_model(from_plain(plain))
+    config = from_plain(plain)
+    with pytest.raises(ConfigError, match="tasks.digits.*labels do not follow the tokens of 'lemevit_tiny'"):
+        resolve(config, 1, model_facts(config.backbone))

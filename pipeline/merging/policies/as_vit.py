@@ -41,8 +41,10 @@ class ASViT(MergePolicy):
     resizes = False
 
     def __init__(self, *, temperature: float = 0.02, start: float = 0.8):
-        if not temperature > 0:
-            raise ConfigError(f"as_vit: temperature is {temperature}; give a number above 0")
+        if not (0 < temperature < math.inf and math.isfinite(start)):
+            raise ConfigError(
+                f"as_vit: temperature is {temperature} and start {start}; give numbers, the first above 0"
+            )
         self.temperature, self.start_at = temperature, start
 
     def threshold_at(self, depth: float) -> float:

@@ -3,6 +3,7 @@
 Inference is ToMe's hard merge with the learned metric. Training relaxes it.
 """
 
+import math
 from functools import partial
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.merging.evidence import Evidence
 from pipeline.merging.matching import Split, match_by, rank, similarity, without_padding
-from pipeline.merging.partitions import PARITY, check_partition, in_partition
+from pipeline.merging.partitions import OF_THE_GRID, PARITY, check_partition, in_partition
 from pipeline.merging.policy import POLICIES, MergePolicy
 from pipeline.merging.soft import give_shares, relaxed_top_r, straight_through
 from pipeline.token_state import Assignment, TokenState
@@ -57,8 +58,13 @@ class DTEM(MergePolicy):
             raise ConfigError(
                 "dtem: split 'reference' orders tokens by soft sizes, so it goes with relaxation 'soft' only"
             )
-        if tau1 <= 0 or tau2 <= 0:
-            raise ConfigError(f"dtem: tau1 {tau1} and tau2 {tau2} must be above 0")
+        if split == "reference" and partition not in OF_THE_GRID:
+            raise ConfigError(
+                "dtem: split 'reference' takes the first patch for a source, which partition "
+                f"'{partition}' makes a destination; give split='parity', or another partition"
+            )
+        if not (0 < tau1 < math.inf and 0 < tau2 < math.inf):
+            raise ConfigError(f"dtem: tau1 {tau1} and tau2 {tau2} must be numbers above 0")
         if init not in STARTS:
             raise ConfigError(f"dtem: init is '{init}'; give one of {', '.join(STARTS)}")
         for name, count in {

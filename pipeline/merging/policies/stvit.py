@@ -15,6 +15,7 @@ is drop path in the added parts. The pooled tokens stay in the sum, as elsewhere
 code has that as its option `shortcut`, which is off.
 """
 
+import math
 from collections.abc import Mapping
 
 from torch import nn
@@ -23,6 +24,9 @@ from pipeline.errors import ConfigError
 from pipeline.merging.policy import POLICIES
 from pipeline.merging.reducer import ReducingPolicy
 from pipeline.merging.semantic_tokens import Recovery, SemanticTokens, cross_macs
+
+NEAR_NOTHING = 1e-3
+"""Factors of added branches with which semantic tokens are pooled patches but for rounding."""
 
 
 @POLICIES.register("stvit")
@@ -50,9 +54,10 @@ class STViT(ReducingPolicy):
             raise ConfigError(
                 f"stvit: window is {window} and overlap {overlap}; give at least 1, or None, and 0"
             )
-        if init_values < 0:
-            raise ConfigError(f"stvit: init_values is {init_values}; give 0 or more")
+        if not 0 <= init_values < math.inf:
+            raise ConfigError(f"stvit: init_values is {init_values}; give a number of 0 or more")
         self.window, self.overlap, self.recovers, self.init_values = window, overlap, recovery, init_values
+        self.starts_alike = init_values <= NEAR_NOTHING
 
     def build_reducer(self, dim: int, heads: int) -> nn.Module:
         return SemanticTokens(
