@@ -4,9 +4,11 @@ pyproject.toml)."""
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import forks
 import interpreter  # noqa: F401 - first, before anything imports Triton
 import pytest
 import torch
@@ -28,6 +30,14 @@ def pytest_xdist_auto_num_workers() -> int:
     """Processes of `--numprocesses auto`: one more than the cores that this process may use, as many tests
     wait for others' processes; up to 4, as each takes 1 to 3 GB."""
     return min(len(os.sched_getaffinity(0)) + 1, 4)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of forks for all processes of `--numprocesses`."""
+    if forks.PLACE not in os.environ:
+        stack = ExitStack()
+        stack.enter_context(forks.server())
+        config.add_cleanup(stack.close)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

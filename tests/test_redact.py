@@ -10,6 +10,7 @@ from base64 import b64encode
 from functools import partial
 from pathlib import Path
 
+import forks
 import pytest
 from record import write_record
 from textpage import page_of
@@ -178,7 +179,7 @@ def run(args):
 doctor.run = run
 sys.exit(cli.main(["doctor"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    done = forks.run("-c", code, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and SECRET not in done.stdout + done.stderr
     assert f"https://{MARK}@host/x" in done.stderr and f"sig={MARK}" in done.stderr
 

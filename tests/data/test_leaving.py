@@ -1,13 +1,12 @@
 """The thread that waits for data workers is not in torch's code when the process ends."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from threading import Event
 from typing import Any
 
 import pytest
+from forks import Fork
 
 from pipeline.data import stalls
 from pipeline.data.stalls import NextInThread, WorkerNotes, patiently
@@ -74,5 +73,5 @@ def test_a_wait_that_is_broken_off_ends_before_its_batch(monkeypatch, stops, lim
 def test_a_process_ends_behind_the_batch_under_way(tmp_path, script):
     """Also where nobody closed the stream, as in a loop of one's own."""
     done = tmp_path / "done"
-    subprocess.run([sys.executable, "-c", script, str(done)], check=True)
+    assert Fork("-c", script, done).wait() == 0
     assert done.exists()

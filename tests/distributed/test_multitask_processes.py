@@ -91,7 +91,7 @@ def runs(digits, tmp_path_factory) -> Path:
             "none",
         )
     )
-    launch_runs(plan, folder)
+    launch_runs(plan, folder, imports=["open_clip", "tasks.mmseg_bridge.heads"])
     for mixture in MIXTURES:
         plain = plain_of(digits, folder / mixture / "again", mixture, processes=1)
         train(from_plain(plain), str(folder / mixture / "stage3" / part_way()))

@@ -83,7 +83,7 @@ def runs(digits, tmp_path_factory) -> Path:
             (plain_of(digits, resumed, val=False, **engine), str(whole / f"checkpoints/step_{SAVED:08d}"))
         )
     plan.append((plain_of_pyramid(digits, folder / "pyramid", type="deepspeed", zero_stage=2), "none"))
-    launch_runs(plan, folder)
+    launch_runs(plan, folder, imports=["tasks.mmseg_bridge.heads"])
     return folder
 
 

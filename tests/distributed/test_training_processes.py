@@ -2,7 +2,6 @@
 process."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import psutil
 import pytest
 import torch
 from choices import Choices
-from deepspeed_launch import finish, launch, start, without_key_bias
+from deepspeed_launch import ended, finish, launch, start, start_ranks, without_key_bias
 from scores import scored_again
 from tinyrun import CONTINUOUS, tiny_plain
 
@@ -104,8 +103,10 @@ def test_a_local_checkpoint_continues_in_two_processes_at_zero_3(digits, tmp_pat
     config = write(
         plain(two, 4, engine=dict(type="deepspeed", zero_stage=3, precision="fp32")), tmp_path / "two.json"
     )
-    code, output = launch(SCRIPT, "--config", config, "--resume", str(one / "checkpoints/step_00000003"))
-    assert code == 0, output
+    codes, output = ended(
+        start_ranks(SCRIPT, "--config", config, "--resume", str(one / "checkpoints/step_00000003"))
+    )
+    assert codes == [0, 0], output
     expected = torch.tensor(figures(one, "digits/loss")[3:])
     torch.testing.assert_close(torch.tensor(figures(two, "digits/loss")), expected, atol=1e-4, rtol=1e-4)
     assert_same_end(one, two)
@@ -115,23 +116,11 @@ def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(digits, tmp_path):
     output = tmp_path / "run"
     engine = dict(type="deepspeed", zero_stage=1, precision="bf16")
     plain = plain_of(digits, output, batch_size=4, engine=engine, train=dict(steps=100_000, log_every=1))
-    process = start(SCRIPT, "--config", write(plain, tmp_path / "run.json"), processes=2)
-    deadline = time.monotonic() + 600
-    while (
-        time.monotonic() < deadline and not (output / "metrics.jsonl").exists() or not figures(output, "lr")
-    ):
-        time.sleep(0.2)
-    ranks = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if str(SCRIPT) in child.cmdline()[2:4]
-    ]
-    second = next(
-        child for child in ranks if "--local_rank=1" in child.cmdline() and child.environ().get("RANK") == "1"
-    )
-    os.kill(second.pid, signal.SIGTERM)
-    code, text = finish(process)
-    assert code == 0, text
+    started = start_ranks(SCRIPT, "--config", write(plain, tmp_path / "run.json"))
+    started[0].until("lr/head")
+    started[1].send_signal(signal.SIGTERM)
+    codes, text = ended(started)
+    assert codes == [0, 0], text
     assert text.count("stopped as asked after step") == 1
     assert len(list((output / "checkpoints").glob("step_*"))) == 1
 
@@ -161,8 +150,8 @@ def test_a_killed_rank_with_data_workers_leaves_nothing_behind(digits, tmp_path)
 
 def test_a_mistake_is_told_once_by_rank_0(digits, tmp_path):
     plain = plain_of(digits, tmp_path / "run", batch_size=4, engine=dict(type="local"))
-    code, text = launch(SCRIPT, "--config", write(plain, tmp_path / "run.json"))
-    assert code != 0 and "Traceback" not in text
+    codes, text = ended(start_ranks(SCRIPT, "--config", write(plain, tmp_path / "run.json")))
+    assert codes[0] == 2 and "Traceback" not in text
     assert text.count("engine.type is 'local'") == 1
 
 

@@ -1,17 +1,16 @@
 """The processes of a run meet within a deadline, or say who missed whom, where, and the way out."""
 
 import socket
-import subprocess
-import sys
 
 import pytest
-from deepspeed_launch import ROOT, environment
+from deepspeed_launch import environment
+from forks import Fork
 
 from pipeline.engine import connect as module
 from pipeline.engine.connect import connect
 from pipeline.errors import ConnectError, is_users
 
-LIMIT = 1.5
+LIMIT, GENEROUS = 1.5, 300.0
 
 
 @pytest.fixture
@@ -67,19 +66,7 @@ module.connect(8.0)
 
 def test_a_rank_that_hangs_while_groups_are_made_is_missed_within_the_limit(free_port):
     place = dict(WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", STOPS_HALF_WAY],
-            env=environment() | place | {"RANK": rank},
-            cwd=ROOT,
-            stderr=-1,
-        )
-        for rank in "01"
-    ]
-    try:
-        _, said = ranks[0].communicate(timeout=300)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert ranks[0].returncode == 1 and b"ConnectError: rank 0 found the other processes" in said
+    ranks = [Fork("-c", STOPS_HALF_WAY, env=environment() | place | {"RANK": rank}) for rank in "01"]
+    code = ranks[0].wait(GENEROUS)
+    ranks[1].kill()
+    assert code == 1 and "ConnectError: rank 0 found the other processes" in ranks[0].err

@@ -1,4 +1,4 @@
-"""Starts scripts with DeepSpeed's own launcher, as a user would, on this machine's CPU."""
+"""Starts scripts on this machine's CPU: by DeepSpeed's own launcher, as a user would, or the ranks alone."""
 
 import json
 import os
@@ -6,11 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from forks import GENEROUS, Fork
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
@@ -71,12 +73,47 @@ def launch(script: Path, *args: str, processes: int = 2) -> tuple[int, str]:
     return finish(start(script, *args, processes=processes))
 
 
-def launch_runs(plan: list[tuple[dict[str, Any], str]], folder: Path) -> None:
-    """Whole runs one after the other in one launch of two processes: plain configs, and what each continues
-    (`none`: nothing)."""
+def start_ranks(
+    script: str | Path, *args: str, processes: int = 2, imports: Sequence[str] = ()
+) -> list[Fork]:
+    """The processes that a launcher would start, without its own two. imports: more that they begin with."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = environment() | {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return [
+        Fork(
+            script,
+            *args,
+            env=place | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+            imports=("deepspeed", *imports),
+        )
+        for rank in range(processes)
+    ]
+
+
+def ended(started: Sequence[Fork]) -> tuple[list[int], str]:
+    """Exit statuses, and outputs one behind the other. Where one has failed the others are killed, as by a
+    launcher."""
+    end = time.monotonic() + GENEROUS
+    while None in (codes := [rank.poll() for rank in started]) and not any(codes) and time.monotonic() < end:
+        time.sleep(0.05)
+    for rank in started:
+        rank.kill()
+    return [rank.wait() for rank in started], "".join(rank.out + rank.err for rank in started)
+
+
+def launch_runs(plan: list[tuple[dict[str, Any], str]], folder: Path, imports: Sequence[str] = ()) -> None:
+    """Whole runs one after the other in two processes: plain configs, and what each continues (`none`:
+    nothing)."""
     (folder / "plan.json").write_text(json.dumps(plan))
-    code, output = launch(Path(__file__).with_name("run_worker.py"), str(folder / "plan.json"))
-    assert code == 0, output
+    worker = Path(__file__).with_name("run_worker.py")
+    codes, output = ended(start_ranks(worker, str(folder / "plan.json"), imports=imports))
+    assert codes == [0, 0], output
 
 
 def without_key_bias(name: str, tensor: Tensor) -> Tensor:

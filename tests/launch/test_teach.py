@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from forks import Fork
 from PIL import Image
 from ranks import together
 from safetensors.torch import save_file
@@ -195,24 +194,15 @@ def command(*more):
 def test_a_signal_to_end_writes_what_there_is(weights, pictures, tmp_path):
     argv = command("timm:test_vit", "--weights", weights, "--data", pictures, "--img-size", SIZE)
     argv += ["--out", str(tmp_path / "out"), "--steps", "1000000", "--batch-size", "4", "--workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dtem", *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
+    process = Fork("-m", "dtem", *argv, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     try:
-        assert process.stderr is not None
-        # the estimate comes after the first steps
-        said = next((line for line in process.stderr if "in all" in line), None)
-        assert said is not None, "it ended by itself"
+        process.until("in all")  # the estimate, after the first steps
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=300)
+        code = process.wait()
     finally:
         process.kill()
-    assert process.returncode == 0, err
-    assert "stopped as asked after" in out
+    assert code == 0, process.err
+    assert "stopped as asked after" in process.out
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert 8 <= config["recipe"]["steps"] < 1000000 and "curves" not in config
     public.patch(drawn_model(), adapter=tmp_path / "out")

@@ -2,11 +2,8 @@
 measures speed, prints and writes."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,13 @@ import pytest
 import timm
 import torch
 from damage import damaged
+from deepspeed_launch import ended, environment
+from forks import Fork
 from safetensors.torch import save_file
 from shardkit import samples, write_tar
 
 from pipeline.train import storage
 
-ROOT = Path(__file__).parents[2]
 POINTS = ("--policy", "tome,dtem", "--reduction", "2")
 BOARD = ("--seeds", "0,1", "--reduction", "2")
 BATCH = 64
@@ -74,19 +72,11 @@ def two(commands, tmp_path_factory) -> tuple[Path, list[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
-    world |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, commands_worker.__file__, str(folder / "plan.json")],
-            env=os.environ | world | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=600)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    words = commands_worker.__file__, folder / "plan.json"
+    ranks = [Fork(*words, env=environment() | world | {"RANK": rank}) for rank in "01"]
+    codes, _ = ended(ranks)
+    said = [rank.out + rank.err for rank in ranks]
+    assert codes == [0, 0], said
     return folder, said
 
 

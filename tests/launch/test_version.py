@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
+
 import dtem
 import pipeline
 from pipeline.version import VERSION, description
@@ -56,11 +58,5 @@ def test_python_m_dtem_is_the_command_and_its_version_does_not_wait_for_torch():
 
 
 def test_what_launchers_start_answers_as_train():
-    done = subprocess.run(
-        [sys.executable, "-m", "dtem.train", "--config", "dtem::no_such.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = forks.run("-m", "dtem.train", "--config", "dtem::no_such.py")
     assert done.returncode == 2 and "unknown config of the project 'no_such.py'" in done.stderr

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 from tinyrun import tiny_plain
 
@@ -63,14 +64,8 @@ def test_a_run_of_a_policy_outside_of_the_package_is_trained_and_evaluated_by_im
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
     def dtem(*words):
-        argv = f"import sys; from launch import cli; sys.path.remove(''); sys.exit(cli.main({list(words)}))"
-        return subprocess.run(
-            [sys.executable, "-c", argv],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-        )
+        code = f"import sys; from launch import cli; sys.path.remove(''); sys.exit(cli.main({list(words)}))"
+        return forks.run("-c", code, env=os.environ | {"PYTHONPATH": paths}, cwd=tmp_path)
 
     named = ("--import", "stranger")
     assert (done := dtem("train", "--config", "run.json", *named)).returncode == 0, done.stderr

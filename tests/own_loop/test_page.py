@@ -1,14 +1,13 @@
 """The loops of docs/own_loop.md run, and teach both the embeddings and the rest."""
 
-import os
 import socket
-import subprocess
-import sys
 
 import own_loop_worker
 import pytest
 import timm
 import torch
+from deepspeed_launch import environment
+from forks import Fork
 from pages import ROOT, blocks
 from safetensors.torch import load_file
 from tiny import generator
@@ -101,17 +100,18 @@ def test_two_ranks_end_as_one_with_all_samples(small, in_float64, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/helpers")])
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = own_loop_worker.__file__, tmp_path, WITH_DDP, WITH_LIGHTNING
     ranks = [
-        subprocess.Popen(
-            [sys.executable, own_loop_worker.__file__, str(tmp_path), WITH_DDP, WITH_LIGHTNING],
-            env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": paths},
+        Fork(
+            *words,
+            env=environment() | world | {"RANK": rank, "LOCAL_RANK": rank},
             cwd=tmp_path,
+            imports=["lightning"],
         )
-        for rank in range(2)
+        for rank in "01"
     ]
-    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.err for rank in ranks]
     model, start = plain_loop()
     wanted = model.state_dict()
     for kind in ("ddp", "lightning"):

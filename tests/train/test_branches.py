@@ -2,13 +2,13 @@
 another branch is continued."""
 
 import logging
-import multiprocessing
 import os
 import shutil
 
 import pytest
 import torch
 from checkpointkit import make_engine, save
+from forks import Fork
 
 import tasks  # noqa: F401 - fills the registry of the process that is started
 from pipeline import run_folder
@@ -99,10 +99,7 @@ def test_what_another_output_holds_is_copied_and_what_was_here_is_set_aside(tmp_
 
 def killed(config, resume: str, after: str) -> None:
     """A run that is ended in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=run_until, args=(config, resume, after))
-    process.start()
-    process.join(300)
-    assert process.exitcode == DIED
+    assert Fork(call=(run_until, config, resume, after)).wait() == DIED
 
 
 def run_until(config, resume: str, after: str) -> None:

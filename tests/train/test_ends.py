@@ -1,7 +1,6 @@
 """However a run ends, its process ends too, with all that it started. Real processes, with data workers."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from forks import Fork
 
 import tasks  # noqa: F401 - fills the registry of the process that is started
 from pipeline.data.batches import BatchReader
@@ -93,20 +93,11 @@ def note_workers(output: Path, process: int) -> None:
     part.rename(output.parent / "workers.json")
 
 
-def ended(target, *args) -> int | None:
+def ended(target, *args) -> int:
     """Exit code of a process of its own, which ends as every Python process does: it waits for the workers
     that are left. Not forked from this one, whose earlier tests may have started autograd's threads, which no
     fork survives."""
-    process = multiprocessing.get_context("spawn").Process(target=target, args=args)
-    process.start()
-    process.join(GENEROUS)
-    if process.exitcode is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.join()
-        raise AssertionError("the process did not end")
-    return process.exitcode
+    return Fork(call=(target, *args)).wait(GENEROUS)
 
 
 def run_alone(config, arrange=None) -> None:

@@ -1,11 +1,11 @@
 """A run that a fault has struck ends, when it is started again, where a clean run ends, to the last bit."""
 
-import multiprocessing
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork
 
 import tasks  # noqa: F401 - fills the registry of the process that is started
 from pipeline.errors import ConfigError, StorageError
@@ -137,11 +137,10 @@ def killed(config) -> None:
 
 def test_a_killed_rank_goes_on_from_its_last_checkpoint(tiny_run, tmp_path, clean):
     config = tiny_run(train=SETTINGS | dict(save_every=1))
-    process = multiprocessing.get_context("spawn").Process(target=killed, args=(config,))
-    process.start()
-    process.join(300)
+    process = Fork(call=(killed, config))
+    process.wait()
     # the save of step 3 may not be complete by then, the one before it is
-    assert process.exitcode == -signal.SIGKILL and {1, 2} <= set(saved(tmp_path / "run"))
+    assert process.returncode == -signal.SIGKILL and {1, 2} <= set(saved(tmp_path / "run"))
     train(config, faults=Injection(["kill@step=3"]))
     assert_same_end(clean, tmp_path / "run")
 

@@ -3,12 +3,12 @@ link."""
 
 import gc
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from forks import Fork
 
 import tasks  # noqa: F401 - fills the registry of the process that is started
 from pipeline.errors import CheckpointError, ConfigError
@@ -22,23 +22,19 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def try_to_train(config, answer) -> None:
+def try_to_train(config) -> None:
     try:
         train(config)
-        answer.put("it trained")
+        print("it trained")
     except ConfigError as err:
-        answer.put(str(err))
+        print(err)
 
 
 def in_another_process(config) -> str:
     """Not forked from this one, whose earlier tests may have started autograd's threads."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.SimpleQueue()
-    process = context.Process(target=try_to_train, args=(config, answer))
-    process.start()
-    said = answer.get()
-    process.join()
-    return said
+    process = Fork(call=(try_to_train, config))
+    assert process.wait() == 0, process.err
+    return process.out.strip()
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_told_by_whom(tiny_run, tmp_path, monkeypatch):

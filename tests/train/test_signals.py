@@ -4,15 +4,14 @@ signals."""
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from deepspeed_launch import ROOT, environment
+from deepspeed_launch import environment
+from forks import Fork
 
 from pipeline.model import MultiTaskModel
 from pipeline.run_folder import complete_folders
@@ -53,13 +52,10 @@ def assert_same(one: Path, other: Path, step: int) -> None:
 def test_before_the_first_step_a_signal_ends_the_process_at_once(script):
     """Also while it waits for others that never come, outside of Python."""
     place = dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], env=environment() | place, cwd=ROOT, text=True, stdout=-1, stderr=-1
-    )
-    assert process.stdout and process.stdout.readline() == "ready\n"
+    process = Fork("-c", script, env=environment() | place)
+    process.until("ready\n")
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=GENEROUS)
-    assert process.returncode == 0 and "stopped as asked before the first step" in said
+    assert process.wait(GENEROUS) == 0 and "stopped as asked before the first step" in process.err
 
 
 @pytest.mark.parametrize("number", ASKS)

@@ -2,14 +2,15 @@
 own."""
 
 import re
-import subprocess
 import sys
 import time
 from contextlib import suppress
 
+import forks
 import psutil
 import pytest
-from deepspeed_launch import ROOT, environment
+from deepspeed_launch import environment
+from forks import Fork
 
 from pipeline.train import notes as notes_module
 from pipeline.train.notes import SharedNotes
@@ -53,14 +54,7 @@ with Watchdog(Path(sys.argv[1]), 0, 2, notes) as watchdog:
 
 
 def ended(script: str, folder, *words: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), *words],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=GENEROUS,
-    )
+    done = forks.run("-c", script, str(folder), *words, env=environment(), timeout=GENEROUS)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -211,11 +205,9 @@ time.sleep(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 def test_a_child_ends_with_its_killed_parent(tmp_path):
     ready = tmp_path / "ready"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(ready)], env=environment(), cwd=ROOT, text=True, stdout=-1
-    )
-    assert parent.stdout
-    child = psutil.Process(int(parent.stdout.readline()))
+    parent = Fork("-c", CHILD, str(ready), env=environment())
+    parent.until("\n")
+    child = psutil.Process(int(parent.out))
     deadline = time.monotonic() + GENEROUS
     while not ready.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
