@@ -15,6 +15,7 @@ from pipeline.data.stream import build_eval_loader
 from pipeline.errors import SampleError
 from pipeline.interfaces import Batch
 from pipeline.merging.schedule import AnyReduction, ReductionSpec
+from pipeline.merging.unmerge import residual_macs
 from pipeline.model import MultiTaskModel
 from pipeline.token_state import BackboneOutput, Grid
 
@@ -67,20 +68,21 @@ class Workload:
 
 
 def workload(entry: Entry, batch: Batch) -> Workload:
-    """Workload of one inference of the batch. The encoder's MACs are by formula; the head's are counted, as
-    heads differ by task.
+    """Workload of one inference of the batch. The encoder's MACs are by formula, with those of the grid that
+    it restores for unmerging by residual; the head's are counted, as heads differ by task.
 
     Attention runs without fused kernels, as the counter does not know that of the CPU.
     """
-    (model, reduction), inputs, inside = entry, [], 0
+    (model, reduction), inputs, inside, restored = entry, [], 0, 0
     plain, task = model.encoder(batch.task, reduction), model.tasks[batch.task]
 
     def encode(images: Tensor) -> BackboneOutput:
-        nonlocal inside
+        nonlocal inside, restored
         inputs.append((len(images), model.backbone.grid_of(images)))
         with FlopCounterMode(display=False) as counter:
             output = plain(images)
         inside += counter.get_total_flops()
+        restored += len(images) * residual_macs(output.final)
         return output
 
     eager, math = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
@@ -94,7 +96,7 @@ def workload(entry: Entry, batch: Batch) -> Workload:
     ]
     images = len(batch.images)
     return Workload(
-        encoder_macs=sum(number * count.total for number, count in counts) // images,
+        encoder_macs=(sum(number * count.total for number, count in counts) + restored) // images,
         metric_macs=sum(number * sum(count.metric) for number, count in counts) // images,
         head_macs=(counter.get_total_flops() - inside) // 2 // images,
         schedule=model.schedule(batch.task, inputs[0][1], specs[0]),

@@ -81,6 +81,15 @@ def carry_residual(before: TokenState, after: TokenState) -> TokenState:
     return replace(after, residual=Residual(unmerge_state(before), after.tokens))
 
 
+def residual_macs(state: TokenState) -> int:
+    """MACs, for one image, of the grid that came with a state for unmerging by residual. Tokens that are read
+    by parts (`Assignment.reads`) take a product of matrices; others are only gathered."""
+    if state.residual is None or state.residual.grid is None:
+        return 0
+    pairs = sum(merge.reads[0].numel() for merge in state.merges if merge.reads is not None)
+    return pairs * state.tokens.shape[-1]
+
+
 def harden(state: TokenState) -> TokenState:
     """The state with hard merges in place of relaxed ones, for unmerging: each token belongs to the slot that
     holds most of it. Masks stay as they are: they are hard, with a gradient."""

@@ -148,6 +148,17 @@ def test_the_work_of_an_image_is_that_of_all_its_windows(segmenter):
     assert work.head_macs == 4 * 9 * (24 * 8 + 8 * 11)
 
 
+def test_a_grid_that_is_read_by_parts_is_in_the_work(segmenter):
+    """For unmerging by residual 17 tokens read five, prefix included; who merges pairs only gathers."""
+    run = read_run(segmenter)
+    batch = first_batch("scenes", run.config.tasks["scenes"].data).to("cpu")
+    for policy, restored in (("stvit_untrained", 17 * 5 * 24), ("tome", 0)):
+        model = build(run, policy)
+        work = workload((model, [12, 0, 0] if restored else [4, 4, 4]), batch)
+        grid = model.backbone.grid_of_size(model.tasks["scenes"].input_size(batch))
+        assert work.encoder_macs == count_macs(model.backbone, grid, list(work.schedule)).total + restored
+
+
 def test_the_sweep_writes_both_computes(segmenter, dtem, tmp_path):
     said = dtem("sweep", segmenter, "--policy", "tome", "--macs", "0.9", "--rounds", "0", "--out", tmp_path)
     assert "encoder GMACs" in said and "mIoU %" in said and "IoU/0" not in said
