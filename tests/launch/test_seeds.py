@@ -2,30 +2,28 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from deepspeed_launch import ROOT, environment
+from deepspeed_launch import environment
+from forks import Fork
 from tinyrun import tiny_plain
 
+from pipeline.config.load import from_plain
 from pipeline.run_folder import complete_folders
+from pipeline.train.loop import train
 
 
 @pytest.fixture
 def config(digits, tmp_path) -> Path:
     (tmp_path / "tiny.json").write_text(
-        json.dumps(tiny_plain(digits, tmp_path / "runs", train=dict(steps=3)))
+        json.dumps(tiny_plain(digits, tmp_path / "runs", train=dict(steps=1), optim=dict(warmup_steps=0)))
     )
     return tmp_path / "tiny.json"
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launch.cli", *map(str, words)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment(), text=True, stdout=-1, stderr=subprocess.STDOUT
-    )
+def start(*words: object) -> Fork:
+    return Fork("-m", "launch.cli", *map(str, words), env=environment())
 
 
 def seed_of(run: Path) -> int:
@@ -34,9 +32,10 @@ def seed_of(run: Path) -> int:
 
 def test_each_seed_has_a_folder_and_those_that_are_done_are_passed_over(config, tmp_path):
     runs = tmp_path / "runs"
-    for seeds in ("3", "3,5"):
-        said, _ = start("train", config, "--seeds", seeds).communicate()
-        assert f"seed 3: {runs}/seed_3" in said
+    plain = json.loads(config.read_text()) | dict(seed=3, output=str(runs / "seed_3"))
+    train(from_plain(plain))
+    process = start("train", config, "--seeds", "3,5")
+    assert process.wait() == 0 and all(f"seed {seed}: {runs}/seed_{seed}" in process.out for seed in (3, 5))
     assert [seed_of(runs / f"seed_{seed}") for seed in (3, 5)] == [3, 5]
     started = [(runs / f"seed_{seed}/starts.jsonl").read_text().count("\n") for seed in (3, 5)]
     assert started == [2, 1]
@@ -46,11 +45,9 @@ def test_a_request_to_stop_reaches_the_run_and_ends_the_row(config, tmp_path):
     process = start(
         "train", config, "--seeds", "3,5", "--set", "train.steps=100000", "--set", "train.log_every=1"
     )
-    assert process.stdout is not None
-    assert any("lr/head" in line for line in process.stdout)
+    process.until("lr/head")
     process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate()
-    assert process.returncode == 0 and "the same command goes on" in rest
+    assert process.wait() == 0 and "the same command goes on" in process.out
     assert complete_folders(tmp_path / "runs/seed_3/checkpoints") and not (tmp_path / "runs/seed_5").exists()
 
 
@@ -58,9 +55,7 @@ def test_a_request_to_stop_reaches_the_run_and_ends_the_row(config, tmp_path):
 def test_what_fails_ends_the_row_with_its_code(config, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/seed_3").write_text("a file where a folder belongs")
-    process = start("train", config, "--seeds", "3,5")
-    process.communicate()
-    assert process.returncode == 2 and not (tmp_path / "runs/seed_5").exists()
+    assert start("train", config, "--seeds", "3,5").wait() == 2 and not (tmp_path / "runs/seed_5").exists()
 
 
 def test_a_seed_that_is_named_twice_is_refused(config, dtem):
@@ -70,5 +65,7 @@ def test_a_seed_that_is_named_twice_is_refused(config, dtem):
 @pytest.mark.slow
 def test_a_cluster_gets_one_job_for_each(config):
     words = ("--seeds", "3,5", "--backend", "slurm", "--nodes", 2, "--nproc", 4, "--dry-run")
-    said, _ = start("launch", config, *words).communicate()
+    process = start("launch", config, *words)
+    assert process.wait() == 0
+    said = process.out
     assert said.count("#SBATCH --nodes=2") == 2 and "seed=5" in said
