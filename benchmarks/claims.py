@@ -155,6 +155,7 @@ TABLE = (
         TRIAL,
         ("cifar10",),
     ),
+    Row("cifar10_imix", "cifar10_imix.py", f"{CIFAR} --work {WORK}/cifar10_imix", TRIAL, ("cifar10",)),
     Row(
         "cifar10_mctf_vs_tome",
         "cifar10_mctf_vs_tome.py",

@@ -162,6 +162,8 @@ class Task(nn.Module):
     """Whether each image has one class: then there are `image_features` and `label_probability`."""
     follows_tokens: bool = False
     """Whether its labels can follow the tokens of mixed images (`data.augment.mix_labels`)."""
+    contrasts: bool = False
+    """Whether it compares images with captions: then there is `contrasted`."""
     token_mixing: Any = None
     """How tokens of its batches are mixed inside of the backbone, a `TokenMixing` of
     `pipeline.backbone.token_mixup`; None: they are not."""
@@ -182,6 +184,13 @@ class Task(nn.Module):
     def mixing(self, batch: Batch) -> Any:
         """`token_mixing` with what it needs of a batch of training: `mixing` of `MergingViT.forward`."""
         return self.token_mixing
+
+    def contrasted(
+        self, output: BackboneOutput, mixed: BackboneOutput, batch: Batch, blend: Any
+    ) -> TaskOutput:
+        """`forward`, where what is compared with captions is of images that were mixed with one another: by a
+        `Blend` of `pipeline.objectives.contrast`."""
+        raise NotImplementedError
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ConfigError where shards have more classes than the head."""

@@ -64,6 +64,7 @@ class MultiTaskModel(nn.Module):
         self.backbone = backbone
         self.tasks = Heads(tasks)
         self.objective = objective
+        objective.prepare(backbone, list(tasks.values()))
         self.balancing = balancing or Fixed(dict.fromkeys(tasks, 1.0))
         self._reductions = dict(reductions or {})
         self._like: dict[str, str] = {}

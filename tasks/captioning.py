@@ -17,6 +17,7 @@ from pipeline.data.targets import CaptionTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, LogProbs, Rows, Scores, Sums, Tallies, Task, TaskOutput
 from pipeline.model import TASKS
+from pipeline.objectives.contrast import Blend
 from pipeline.token_state import BackboneOutput
 from tasks.captions.generation import Generation, SpecialTokens, Step, generate
 from tasks.captions.image_routes import Direct, Pooler
@@ -44,6 +45,7 @@ class CaptioningTask(Task):
     """
 
     reads = CaptionTargets
+    contrasts = True
     main_metric = "CIDEr"
     metric_units = {"CIDEr": "", "BLEU-4": "%", "words": ""}
     """Units of the metrics in tables. All metrics are shares in [0, 1] except CIDEr, which goes to 10, and
@@ -73,6 +75,7 @@ class CaptioningTask(Task):
                 f"captioning: {given}; give a weight above 0, one from 0, and a number in [0, 1)"
             )
         self.caption_weight, self.contrastive_weight = caption_weight, contrastive_weight
+        self.contrasts = contrastive_weight > 0
         self.label_smoothing = label_smoothing
         # raises ConfigError before training where the packages for scores are missing
         _metrics()
@@ -101,8 +104,22 @@ class CaptioningTask(Task):
     def forward(self, output: BackboneOutput, batch: Batch) -> TaskOutput:
         """Loss and predictions: logits [B, L - 1, V] float32 of each token after the first. The batch has
         CaptionTargets, tokens int64 [B, L]. With more than one rank, a collective."""
+        image = self.image_tokens(output)
+        return self._learned(image, image.feature, batch)
+
+    def contrasted(
+        self, output: BackboneOutput, mixed: BackboneOutput, batch: Batch, blend: Blend
+    ) -> TaskOutput:
+        """`forward`, where captions are compared with images that were mixed. mixed: the output for these."""
+        self._compared()
+        return self._learned(self.image_tokens(output), self.image_tokens(mixed).feature, batch, blend)
+
+    def _learned(
+        self, image: ImageTokens, seen: Tensor | None, batch: Batch, blend: Blend | None = None
+    ) -> TaskOutput:
+        """seen [B, E]: what is compared with captions; blend: how its images were mixed."""
         tokens = batch.targets.tokens
-        image, labels = self.image_tokens(output), tokens[:, 1:]
+        labels = tokens[:, 1:]
         words, feature, _ = self.text(tokens, feature=self.contrastive_weight > 0)
         logits = self.decoder(words[:, :-1], image)[0].float()
         losses = {
@@ -111,7 +128,7 @@ class CaptioningTask(Task):
         }
         if feature is not None:
             contrast = contrastive_loss(
-                normalised(image.feature), normalised(feature), self.contrastive_scale(), batch.views
+                normalised(seen), normalised(feature), self.contrastive_scale(), batch.views, blend
             )
             losses["contrastive_loss"] = self.contrastive_weight * contrast
         loss = torch.stack(list(losses.values())).sum()

@@ -90,7 +90,7 @@ ROOMS = {
         "data.shards",
         "data.samples",
     },
-    "objectives": BASE | {"config", "merging", "backbone"},
+    "objectives": BASE | {"config", "merging", "backbone", "rng"},
     "own_loop": BASE | {"extras", "rng", "merging", "backbone", "objectives"},
     "refusals": {"errors", "interfaces", "config", "plan", "merging", "backbone", "objectives"},
     "start_weights": {"errors", "parts", "config", "backbone"},

@@ -4,6 +4,7 @@ from pipeline.objectives import (  # noqa: F401  (registration)
     budget,
     consistency,
     distill,
+    imix,
     merge_cost,
     supervised,
 )

@@ -1,8 +1,9 @@
 """Base class of objectives, and the protocol of the model that they use."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.backbone.backbone import Backbone
 from pipeline.interfaces import Batch, StepSpec, Task, TaskOutput
@@ -26,6 +27,10 @@ class Model(HasModes, Protocol):
         self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None
     ) -> TaskOutput: ...
 
+    def encode(
+        self, task: str, images: Tensor, *, reduction: ReductionSpec | None = None, **options: Any
+    ) -> BackboneOutput: ...
+
     def encode_batch(
         self, batch: Batch, *, reduction: ReductionSpec | None = None, **options: Any
     ) -> BackboneOutput: ...
@@ -38,6 +43,9 @@ class Objective(nn.Module):
 
     one_pass = False
     """Whether the loss is that of one pass, which does not compare what several say of the same images."""
+
+    def prepare(self, backbone: Backbone, tasks: Sequence[Task]) -> None:
+        """Builds what it learns itself, if anything, for a model of this backbone and these tasks."""
 
     def refuses(self, task: Task) -> str | None:
         """Why the loss of a task cannot be computed; None where it can."""

@@ -108,6 +108,7 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             "objective.type is 'consistency', which compares what the backbone makes of two reductions; "
             "train.mode is 'heads', which leaves it as it is; give another mode, or type='supervised'"
         )
+    yield from _check_instances(config)
     yield from masking_mistakes(config)
     if config.objective.type == "merge_cost" and mode not in ("modular", "end_to_end"):
         yield (
@@ -136,6 +137,27 @@ def _check_mode(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterat
             f"train.mode is '{mode}', but nothing merges, so nothing would reach the embeddings; "
             "give merging.reduction, or target_macs"
         )
+
+
+def _check_instances(config: RunConfig) -> Iterator[str]:
+    if config.objective.type != "i_mix":
+        return
+    if config.train.mode == "heads":
+        yield (
+            "objective.type is 'i_mix', which teaches the backbone; train.mode is 'heads', which leaves it "
+            "as it is; give another mode, or type='supervised' for a linear probe"
+        )
+    for name, task in fed_tasks(config).items():
+        if task.data.augment.mixes:
+            yield (
+                f"objective.type is 'i_mix', which reads no label and mixes images itself, and tasks.{name}."
+                "data.augment mixes images and labels; leave mixup, cutmix and cutmix_minmax out"
+            )
+        if task.data.views > 2 and task.type != "captioning":
+            yield (
+                f"objective.type is 'i_mix', which compares two views of a sample, and tasks.{name}.data."
+                f"views is {task.data.views}; give 1 or 2"
+            )
 
 
 def _built_for(config: RunConfig, facts: ModelFacts) -> None:

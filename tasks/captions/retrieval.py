@@ -15,8 +15,9 @@ from pipeline.data.samples.text import Tokenizer
 from pipeline.data.targets import ClassificationTargets
 from pipeline.errors import ConfigError
 from pipeline.interfaces import Batch, Encode, Rows, Scores, Tallies, Task
+from pipeline.objectives.contrast import products
 from pipeline.token_state import BackboneOutput
-from tasks.captions.losses import normalised, products
+from tasks.captions.losses import normalised
 from tasks.shared.hits import count_hits, hit_shares
 
 RANKS = (1, 5, 10)

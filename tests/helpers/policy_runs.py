@@ -20,8 +20,9 @@ from tasks.classification import ClassificationTask
 
 STEPS = 2
 IMAGE = (8, 16)
-ELSEWHERE = ("merge_cost",)
-"""Objectives whose loss of a batch is not the mean of those of its parts; they have runs of their own."""
+ELSEWHERE = ("i_mix", "merge_cost")
+"""Objectives whose loss of a batch is not the mean of those of its parts: the partners of i_mix are of one
+rank, and merge_cost has runs of its own."""
 OURS = [name for name in OF_IMAGES if POLICIES.get(name).__module__.startswith("pipeline.merging.")]
 PARTS = "+"
 EVERY: dict[str, dict[str, Any]] = {
