@@ -193,8 +193,13 @@ def _make_tree(args: argparse.Namespace) -> Path:
 
     tree = read_tree(args.kind, Path(args.src))
     jobs = tree_jobs(tree, shard_size=args.shard_size, size=args.size, seed=args.seed, skip_bad=args.skip_bad)
-    names = {"classes": tree.classes, "mask_classes": tree.mask_classes}
-    return write_shards(jobs, Path(args.out), **names, workers=args.workers)
+    return write_shards(
+        jobs,
+        Path(args.out),
+        classes=tree.classes,
+        mask_classes=tree.mask_classes,
+        workers=args.workers,
+    )
 
 
 def _make_digit_scenes(args: argparse.Namespace) -> Path:

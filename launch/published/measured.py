@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from launch.measure.evaluator import progress
 from launch.measure.planning import Aims
@@ -22,6 +21,7 @@ from launch.published.solving import Finders, apart_from
 from launch.published.sources import folder_for, has_labels, labelled_run, opened
 from launch.saved.device import device_and_precision
 from launch.saved.run import SavedRun, read_run
+from pipeline.backbone.published import Published
 from pipeline.engine import launched
 from pipeline.engine.connect import connect, own_device
 from pipeline.errors import ConfigError
@@ -71,8 +71,9 @@ def measured_on(
     those of `launch.measure.sweep`. A collective; there are none on other ranks than 0."""
     if published is not None and not runs:
         _refuse_of_labels(args)
-        how = dict(seeds=seeds or (0,), compared=compared, lenient=lenient)
-        found = agreement_on(args, published, policies, aims, **how)
+        found = agreement_on(
+            args, published, policies, aims, seeds=seeds or (0,), compared=compared, lenient=lenient
+        )
         return [] if found is None else [found]
     return sweep(
         runs,
@@ -110,33 +111,34 @@ def solving_of(args: argparse.Namespace, seed: int) -> Solving:
 
 
 def agreement_on(
-    args: argparse.Namespace, name: str, policies: Sequence[str], aims: Aims, **how: Any
+    args: argparse.Namespace,
+    name: str,
+    policies: Sequence[str],
+    aims: Aims,
+    *,
+    seeds: Sequence[int],
+    compared: bool,
+    lenient: bool,
 ) -> Sweep | None:
     """How the merged model agrees with the unmerged one on the command's pictures, of which each process
-    reads its part; but on none of those on which schedules are found. how: the options `seeds`, `compared`
-    and `lenient` of `measured_on`."""
+    reads its part; but on none of those on which schedules are found. Options are those of `measured_on`."""
     pictures = find_pictures(args.data)
-    solving = solving_of(args, how["seeds"][0])
+    solving = solving_of(args, seeds[0])
     apart = apart_from(pictures, args.data, solving) if aims.finds else None
     device = own_device()
     precision = device_and_precision(None, None)[1]
     published, adapter = opened(args, name)
-    refused: list[LeftOut] | None = [] if how["lenient"] else None
+    refused: list[LeftOut] | None = [] if lenient else None
     base = published.model.to(device)
-    models = merged_models(base, policies, seeds=how["seeds"], adapter=adapter, left_out=refused)
+    models = merged_models(base, policies, seeds=seeds, adapter=adapter, left_out=refused)
     signal = signal_of(published, args.signal)
-
-    def read(pictures: Pictures, numbers: Sequence[int], batch_size: int = BATCH) -> Iterator[Batch]:
-        workers = min(8, len(os.sched_getaffinity(0)) - 1)
-        size, pixels = published.size, published.pixels
-        return held_out_batches(pictures, numbers, size, pixels, batch_size=batch_size, workers=workers)
-
     reported, find, told = range(len(pictures)), None, {}
     if apart is not None:
         reported, told = apart.reported, {"solved_on": apart.told}
         firsts = {policy: own[0] for policy, own in models.items()}
-        find = Finders(firsts, signal, list(read(apart.pictures, apart.numbers, AT_ONCE)), device)
-    batches = read(pictures, [reported[at] for at in _own_part(len(reported))])
+        solve_on = list(_batches(published, apart.pictures, apart.numbers, AT_ONCE))
+        find = Finders(firsts, signal, solve_on, device)
+    batches = _batches(published, pictures, [reported[at] for at in _own_part(len(reported))])
     connect()
     found = agreement(
         models,
@@ -149,11 +151,21 @@ def agreement_on(
         precision=precision,
         rounds=args.rounds,
         find=find,
-        seeds=how["seeds"],
-        compared=how["compared"],
+        seeds=seeds,
+        compared=compared,
         left_out=refused or [],
     )
     return None if found is None else replace(found, conditions=found.conditions | told)
+
+
+def _batches(
+    published: Published, pictures: Pictures, numbers: Sequence[int], size: int = BATCH
+) -> Iterator[Batch]:
+    """The pictures of these numbers as the model reads them, `size` of them at once."""
+    workers = min(8, len(os.sched_getaffinity(0)) - 1)
+    return held_out_batches(
+        pictures, numbers, published.size, published.pixels, batch_size=size, workers=workers
+    )
 
 
 def _own_part(total: int) -> list[int]:

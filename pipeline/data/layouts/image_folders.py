@@ -200,15 +200,11 @@ def _tell_counts(
     ]:
         raise ConfigError(
             f"{source}: {len(empty)} class folders hold no {plural}, the first is '{empty[0]}', and "
-            "each would be a class; "
-            "take them out of the tree"
+            "each would be a class; take them out of the tree"
         )
     for name, found in counts.items():
-        fewest, most = min(found.values()), max(found.values())
-        log.info(
-            "%s: %d %s of %d classes, %d to %d of each",
-            *(name, found.total(), plural, len(found), fewest, most),
-        )
+        told = found.total(), plural, len(found), min(found.values()), max(found.values())
+        log.info("%s: %d %s of %d classes, %d to %d of each", name, *told)
     if len(folders) <= MAX_LISTED:
         for label, name in enumerate(folders):
             log.info(
@@ -223,7 +219,9 @@ def _tell_counts(
     if untaught:
         log.warning(
             "%d classes have no %s to train on, the first is '%s'; they count as classes",
-            *(len(untaught), plural, untaught[0]),
+            len(untaught),
+            plural,
+            untaught[0],
         )
 
 

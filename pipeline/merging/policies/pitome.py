@@ -46,30 +46,45 @@ class PiToMe(MergePolicy):
         self.margin, self.alpha, self.until = margin, alpha, until
 
     def choose(self, evidence: Evidence, state: TokenState, r: int, *, relaxed: bool) -> Assignment:
-        alike = likeness(evidence.keys, state)
-        valid = real(state)
-        ranked = energies(alike, self.margin * (1 - evidence.depth), self.alpha, valid)
-        ranked = ranked.argsort(dim=-1, descending=True, stable=True)
-        protects = evidence.depth >= self.until
-        if protects:
-            ranked = ranked[:, : 2 * r]
-        giving, receiving = ranked[:, ::2], ranked[:, 1::2]
-        between = alike.gather(1, giving[..., None].expand(-1, -1, alike.shape[2]))
-        between = between.gather(2, receiving[:, None].expand(-1, giving.shape[1], -1))
-        if protects and state.quota is not None:
-            beyond = torch.arange(r, device=alike.device) >= state.quota[:, None]
-            between = between.masked_fill(beyond[:, None], FAR)
-        elif valid is not None:
-            pairs = valid.gather(1, giving)[..., None] & valid.gather(1, receiving)[:, None]
-            between = between.masked_fill(~pairs, FAR)
-        best, where = between.max(dim=-1)
-        target = receiving.gather(1, where)
-        if not protects:
-            first = best.argsort(dim=-1, descending=True, stable=True)[:, :r]
-            giving, target = giving.gather(1, first), target.gather(1, first)
-        if state.quota is not None:
-            target = target.where(torch.arange(r, device=alike.device) < state.quota[:, None], giving)
+        alike, valid = likeness(evidence.keys, state), real(state)
+        energy = energies(alike, self.margin * (1 - evidence.depth), self.alpha, valid)
+        ranked = energy.argsort(dim=-1, descending=True, stable=True)
+        merges = None if state.quota is None else torch.arange(r, device=alike.device) < state.quota[:, None]
+        if evidence.depth < self.until:
+            giving, target = _most_similar(alike, ranked, valid, r)
+        else:
+            giving, target = _of_most_energy(alike, ranked[:, : 2 * r], merges)
+        target = target if merges is None else target.where(merges, giving)
         return join(state, positions(state).scatter(1, giving, target), r)
+
+
+def _most_similar(alike: Tensor, ranked: Tensor, valid: Tensor | None, r: int) -> tuple[Tensor, Tensor]:
+    """[B, r] each: the patches that are most like one of the other half, and these, where the ranked [B, n]
+    are parted in turns. valid [B, n]: which patches are no padding; None: all."""
+    giving, receiving = ranked[:, ::2], ranked[:, 1::2]
+    between = _between(alike, giving, receiving)
+    if valid is not None:
+        pairs = valid.gather(1, giving)[..., None] & valid.gather(1, receiving)[:, None]
+        between = between.masked_fill(~pairs, FAR)
+    best, where = between.max(dim=-1)
+    first = best.argsort(dim=-1, descending=True, stable=True)[:, :r]
+    return giving.gather(1, first), receiving.gather(1, where.gather(1, first))
+
+
+def _of_most_energy(alike: Tensor, ranked: Tensor, merges: Tensor | None) -> tuple[Tensor, Tensor]:
+    """[B, r] each: every second one of the ranked [B, 2r], and of the others the one that is most like it.
+    merges [B, r]: which pairs an image has, where it has padding; None: all."""
+    giving, receiving = ranked[:, ::2], ranked[:, 1::2]
+    between = _between(alike, giving, receiving)
+    if merges is not None:
+        between = between.masked_fill(~merges[:, None], FAR)
+    return giving, receiving.gather(1, between.argmax(dim=-1))
+
+
+def _between(alike: Tensor, giving: Tensor, receiving: Tensor) -> Tensor:
+    """[B, Na, Nb]: the cosines [B, n, n] of some patches [B, Na] and others [B, Nb]."""
+    rows = alike.gather(1, giving[..., None].expand(-1, -1, alike.shape[2]))
+    return rows.gather(2, receiving[:, None].expand(-1, giving.shape[1], -1))
 
 
 def energies(alike: Tensor, margin: float, alpha: float, real: Tensor | None = None) -> Tensor:
