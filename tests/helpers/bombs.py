@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from PIL import Image
-from videokit import of_packets
+from videokit import box, of_packets, promising
 
 from launch.saved.run import read_run
 from pipeline.backbone.weights.files import read_state_dict
@@ -84,6 +84,11 @@ def _avi(picture: bytes, width: int, height: int) -> Bomb:
     place = data.index(b"strf") + 12
     data[place : place + 8] = struct.pack("<II", width, height)
     return lambda folder: check_video(bytes(data), "avi")
+
+
+def _compressed_header() -> bytes:
+    packed = struct.pack(">I", HUGE) + _zeros(HUGE)
+    return box(b"moov", box(b"cmov", box(b"dcom", b"zlib") + box(b"cmvd", packed)))
 
 
 def _file(name: str, data: Callable[[], bytes], read: Bomb) -> Bomb:
@@ -185,6 +190,8 @@ BOMBS: dict[str, Bomb] = {
     "WebP of 2^24 x 2^8": _of_image(lambda: _webp(1 << 24, 1 << 8)),
     "WebP of 16,384 x 16,384": _of_image(lambda: _webp(1 << 14, 1 << 14)),
     "video with a frame of 65,500 x 65,500": _avi(_jpeg(65500, 65500), 8, 8),
+    "MP4 that promises 80 million frames": lambda folder: check_video(promising(80_000_000), "mp4"),
+    "MOV with a header that unfolds to 900 MB": lambda folder: check_video(_compressed_header(), "mov"),
     "TIFF of 2^31 x 2^31 as a picture": _as_picture("x.tif", lambda: _tiff(2**31 - 1, 2**31 - 1)),
     "GIF of 65,535 x 65,535 as a picture": _as_picture("x.gif", lambda: b"GIF89a" + b"\xff" * 4 + bytes(3)),
     "BMP of 2^31 x 2^31 as a picture": _as_picture("x.bmp", lambda: _bmp(2**31 - 1)),

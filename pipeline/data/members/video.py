@@ -17,11 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data.members.mp4_tables import check_tables
 from pipeline.errors import SampleError, counted
 from pipeline.extras import extra
 
 FORMS = {"mp4": "mp4", "m4v": "mp4", "mov": "mov", "webm": "webm", "mkv": "matroska", "avi": "avi"}
 """Maps the suffix of a member to FFmpeg's name of its container."""
+OF_TABLES = ("mp4", "mov")
+"""Containers whose tables `check_tables` reads."""
 CODECS = ("h264", "hevc", "vp8", "vp9", "libdav1d", "av1", "mpeg4", "msmpeg4v3", "mjpeg", "ffv1")
 """FFmpeg's decoders that may be used."""
 MAX_FRAME = 1 << 24
@@ -41,11 +44,13 @@ _OPTIONS = {
 
 
 class Video:
-    """A stored video. num_frames: of its packets; the last of them may hold none, and then its last frame
-    stands for them. Raises SampleError for what is no video."""
+    """A stored video. num_frames: of its packets that are to be shown; the last of them may hold none, and
+    then its last frame stands for them. Raises SampleError for what is no video."""
 
     def __init__(self, data: bytes, form: str):
         self._data, self._form = data, form
+        if FORMS[form] in OF_TABLES:
+            check_tables(data, form)
         with _opened(data, form) as (container, track):
             self.num_frames = _packets(container, track, form)
             self._size = f"{track.codec_context.width}x{track.codec_context.height}"
@@ -64,11 +69,12 @@ class Video:
                     wanted.popleft()
                     if not wanted:
                         return
-        if wanted:
+            if not wanted:
+                return
             if frame is None:
                 raise SampleError(f"{self._form} has no frame that decodes")
             last = _pixels(frame)
-            yield from (last for _ in wanted)
+        yield from (last for _ in wanted)
 
     def _decoded(self, container: Any, track: Any) -> Iterator[Any]:
         first, pixels = None, 0
@@ -126,13 +132,20 @@ def _opened(data: bytes, form: str) -> Iterator[tuple[Any, Any]]:
     try:
         file, how = io.BytesIO(data), {"options": dict(_OPTIONS), "metadata_errors": "replace"}
         with av.open(file, format=FORMS[form], **how) as container:
-            track: Any = next(iter(container.streams.video), None)
+            track = _first_track(container)
             if track is None or track.codec_context is None:  # none of a codec that FFmpeg does not know
-                raise SampleError(f"{form} holds no pictures that can be read")
+                raise SampleError(f"{form} holds no moving pictures that can be read")
             _check_codec(track.codec_context, form)
             yield container, track
     except (FFmpegError, ValueError, OverflowError) as err:
         raise SampleError(f"{form} does not decode: {getattr(err, 'strerror', None) or err}") from err
+
+
+def _first_track(container: Any) -> Any:
+    """The first track of pictures that is no cover of a record, which is one still picture."""
+    return next(
+        (own for own in container.streams.video if not own.disposition & own.disposition.attached_pic), None
+    )
 
 
 def _check_codec(codec: Any, form: str) -> None:
@@ -148,19 +161,26 @@ def _check_codec(codec: Any, form: str) -> None:
 
 
 def _packets(container: Any, track: Any, form: str) -> int:
-    """The number of packets of the track, of which each holds a frame."""
-    count = 0
+    """The number of packets of the track that are to be shown, of which each holds a frame. What lies before
+    the beginning that a file sets (an edit list) is decoded and not shown."""
+    count = shown = 0
     for packet in islice(container.demux(track), MAX_FRAMES + 2):
         if packet.is_corrupt:
             raise SampleError(f"{form} is cut off behind frame {count}")
         count += bool(packet.size)
+        shown += bool(packet.size) and not packet.is_discard
     if count > MAX_FRAMES:
         raise SampleError(f"{form} has more than {MAX_FRAMES} frames; cut it into shorter clips")
-    if not count:
+    if (count - shown) * track.codec_context.width * track.codec_context.height > MAX_DECODED:
+        raise SampleError(
+            f"{form} hides {count - shown} frames, which are decoded too; store it anew without"
+        )
+    if not shown:
         raise SampleError(f"{form} holds no frames")
-    return count
+    return shown
 
 
 def _pixels(frame: Any) -> Tensor:
-    """uint8 [3, H, W], with the colours of a pixel side by side."""
-    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    """uint8 [3, H, W], with the colours of a pixel side by side. By this thread: FFmpeg would start some for
+    each frame, in each worker."""
+    return torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1)).permute(2, 0, 1)

@@ -1,6 +1,8 @@
 """Stored videos: their frames by number, and files that are none, or another one than they say."""
 
+import struct
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from pipeline.data.members.video import Video, check_video, encode_video
 from pipeline.errors import SampleError
 
 pytest.importorskip("av")
-from videokit import exact, of_packets, pictures, stored
+from videokit import RATE, exact, of_packets, patched, pictures, stored, with_cover
 
 FRAMES = pictures(9)
 STORED = {
@@ -130,6 +132,41 @@ def test_too_many_frames_and_pixels_are_refused(monkeypatch):
     monkeypatch.setattr(video, "MAX_FRAMES", 8)
     with pytest.raises(SampleError, match="more than 8 frames"):
         Video(data, "mkv")
+
+
+def test_frames_before_the_beginning_that_a_file_sets_are_not_counted(monkeypatch):
+    """As ffmpeg -c copy cuts a video: from the key frame on, with an edit list that begins later."""
+    whole = stored(pictures(20), "mp4", "libx264", "yuv420p")
+    place = whole.index(b"elst") + 4
+    flags, count, duration, start = struct.unpack_from(">4I", whole, place)
+    (scale,) = struct.unpack_from(">I", whole, whole.index(b"mdhd") + 16)
+    later = patched(whole, b"elst", flags, count, duration, start + 5 * scale // RATE)
+    assert (Video(whole, "mp4").num_frames, Video(later, "mp4").num_frames) == (20, 15)
+    found = decoded(later, "mp4", range(15))
+    assert all(map(np.array_equal, found, decoded(whole, "mp4", range(5, 20))))
+    monkeypatch.setattr(video, "MAX_DECODED", 5 * 16 * 24 - 1)
+    with pytest.raises(SampleError, match="mp4 hides 5 frames, which are decoded too"):
+        Video(later, "mp4")
+
+
+def test_a_cover_is_no_video():
+    with pytest.raises(SampleError, match="mp4 holds no moving pictures"):
+        Video(with_cover(jpeg(pictures(1)[0])), "mp4")
+
+
+def test_one_thread_makes_pictures_of_frames(monkeypatch):
+    """FFmpeg would start as many as there are cores, for each frame, in each worker."""
+    there, most, made = Path("/proc/self/task"), [], video._pixels
+
+    def pixels(frame):
+        picture = made(frame)
+        most.append(len(list(there.iterdir())))
+        return picture
+
+    monkeypatch.setattr(video, "_pixels", pixels)
+    before = len(list(there.iterdir()))
+    frames = list(Video(exact(pictures(3, (64, 64))), "mkv").frames(range(3)))
+    assert len(frames) == len(most) == 3 and max(most) <= before
 
 
 def test_members_of_clips_are_known_by_their_suffixes():
