@@ -106,9 +106,22 @@ def linear_rows(layer: nn.Module, x: Tensor, rows: slice) -> Tensor:
         weight, bias = layer.weight, layer.bias
         part = packed((weight,), _dtype(x), lambda: (weight[rows], None), f"{rows.start} to {rows.stop}")
         return part.run(x, None if bias is None else bias[rows])
-    if type(layer) is nn.Linear and bare(layer) and all(map(_is_plain, layer._parameters.values())):
+    if _may_be_passed_by(layer):
         return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
     return layer(x)[..., rows]
+
+
+def linear_with(layer: nn.Linear, x: Tensor, bias: Tensor, rows: slice | None = None) -> Tensor:
+    """layer(x) + bias, or these rows of layer(x), + bias, of a layer without a bias of its own."""
+    if _may_be_passed_by(layer):
+        return F.linear(x, layer.weight if rows is None else layer.weight[rows], bias)
+    return (layer(x) if rows is None else layer(x)[..., rows]) + bias
+
+
+def _may_be_passed_by(layer: nn.Module) -> bool:
+    """Whether its weight may be used without calling it. Hooks may gather it, as those of ZeRO 3 do, also for
+    the backward pass."""
+    return type(layer) is nn.Linear and bare(layer) and all(map(_is_plain, layer._parameters.values()))
 
 
 def can_pack(layer: nn.Module, x: Tensor) -> bool:

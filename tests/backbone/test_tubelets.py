@@ -122,3 +122,21 @@ def test_facts_are_known_without_memory():
     assert (facts.patch, facts.class_token) == ((16, 16), False)
     with pytest.raises(ConfigError, match="backbone.frames is 15"):
         BackboneConfig(name=NAME, frames=15)
+
+
+@pytest.mark.parametrize("policy", ["tome", "mctf"])
+def test_a_layer_with_hooks_is_called_also_where_it_has_no_bias_of_keys(policy):
+    """As those of ZeRO 3, which gather its weight; mctf asks for some of its rows too."""
+    model, seen = tiny_video_vit(policy).double().eval(), []
+    with torch.no_grad():
+        expected = model(clips().double()).final.tokens
+        for block in model.blocks:
+            for bias in (block.attn.q_bias, block.attn.v_bias):
+                assert not bias.any()
+                torch.nn.init.normal_(bias)
+        moved = model(clips().double()).final.tokens
+        for block in model.blocks:
+            block.attn.qkv.register_forward_hook(lambda module, args, output: seen.append(module))
+        hooked = model(clips().double()).final.tokens
+    torch.testing.assert_close(hooked, moved, atol=1e-10, rtol=0)
+    assert not torch.allclose(moved, expected) and {*seen} == {block.attn.qkv for block in model.blocks}

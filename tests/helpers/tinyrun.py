@@ -50,6 +50,20 @@ def tiny_clips_plain(
     return made
 
 
+def two_clip_tasks_plain(
+    moving_digits: Path, output: Path, *, batch_size: int, **sections: dict[str, Any]
+) -> dict[str, Any]:
+    """Two tasks of clips of 4 frames: `digits` of stretches, which is evaluated on two of each video, and
+    `parts` of a frame of each part. No average of the weights, and no drop path."""
+    data: dict[str, Any] = dict(batch_size=batch_size, stride=1, eval_clips=2)
+    sections = dict(optim=dict(ema_decay=0.0), backbone=dict(drop_path=0.0, frames=4)) | sections
+    made = tiny_clips_plain(moving_digits, output, data=data, **sections)
+    made["backbone"] |= dict(frames=4)
+    task = made["tasks"]["digits"]
+    parts = task["data"] | dict(stride=None, eval_clips=1)
+    return made | dict(tasks=made["tasks"] | dict(parts=task | dict(data=parts)))
+
+
 def tiny_tasks_plain(digits: Path, output: Path, **sections: Any) -> dict[str, Any]:
     """Three tasks over one folder of shards: `digits` (classification), `captions` and `masks`, in
     micro-batches of 8, 4 and 4.

@@ -77,6 +77,35 @@ def test_what_a_run_holds_counts_as_often_as_its_tubelets_would():
             torch.testing.assert_close(unmerge(state), whole, atol=1e-9, rtol=0)
 
 
+def test_a_class_token_attends_to_runs_as_to_their_tubelets():
+    """It has no length of its own."""
+    own = {"timm_options": SIZES | {"class_token": True, "global_pool": "token"}}
+    clip = clips()[:, :1].expand(-1, 8, -1, -1, -1).double()
+    model = tiny_video_vit("rlt", **own).double().eval()
+    model.patch_embed.positions.zero_()
+    with torch.no_grad():
+        whole = model(clip, reduction=0).final
+        for reduction in ([32, 0, 0], [20, 12, 4]):
+            state = model(clip, reduction=reduction).final
+            assert state.num_prefix == 1 and state.num_active == 65 - sum(reduction)
+            assert torch.equal(state.size[:, 0], torch.ones_like(state.size[:, 0]))
+            torch.testing.assert_close(state.tokens[:, 0], whole.tokens[:, 0], atol=1e-9, rtol=0)
+            torch.testing.assert_close(unmerge(state), unmerge(whole), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_same_tubelets_leave_in_half_precision(dtype):
+    """Those that stand still, by exact zeros: the model in that precision, and under autocast."""
+    model, clip = tiny_video_vit("rlt", reduction=[32, 0, 0]).eval(), still_in_part()
+    with torch.no_grad():
+        expected = slots(model(clip).final)
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(slots(model(clip).final), expected)
+        state = model.to(dtype)(clip.to(dtype)).final
+    assert torch.equal(slots(state), expected)
+    assert state.size.sum() == 64 and state.tokens.isfinite().all()
+
+
 def test_the_first_token_of_a_run_stays_as_it_was():
     model = tiny_video_vit("rlt", reduction=[20, 0, 0]).eval()
     seen = []

@@ -9,12 +9,11 @@ import torch
 from timm.layers.attention import Attention, AttentionRope
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.backbone.attention import EVERY, Mixed, Place, mix, projections
 from pipeline.backbone.block import KeyLayer, key_layer_of
 from pipeline.backbone.hosts.feed_forward import idle
-from pipeline.backbone.packed_linear import can_pack, linear, linear_beside, linear_rows
+from pipeline.backbone.packed_linear import can_pack, linear, linear_beside, linear_rows, linear_with
 from pipeline.backbone.tubelets import KeysWithoutBias
 
 TimmAttention = Attention | AttentionRope | EvaAttention
@@ -104,7 +103,7 @@ def _qkv(attn: TimmAttention, x: Tensor, place: Place) -> tuple[Tensor, Tensor |
             return linear(qkv, x), None
         return linear_beside(qkv, x, place.beside)
     bias = _eva_bias(attn)
-    return (qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, qkv.weight, bias)), None
+    return (qkv(x) + bias if attn.qkv_bias_separate else linear_with(qkv, x, bias)), None
 
 
 def _some_rows(attn: TimmAttention, qkv: nn.Linear, x: Tensor, rows: slice) -> Tensor:
@@ -113,7 +112,7 @@ def _some_rows(attn: TimmAttention, qkv: nn.Linear, x: Tensor, rows: slice) -> T
         return linear_rows(qkv, x, rows)
     if attn.qkv_bias_separate:
         return qkv(x)[..., rows] + _eva_bias(attn)[rows]
-    return F.linear(x, qkv.weight[rows], _eva_bias(attn)[rows])
+    return linear_with(qkv, x, _eva_bias(attn)[rows], rows)
 
 
 def _eva_bias(attn: EvaAttention) -> Tensor:
