@@ -145,7 +145,8 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
         "head": {"task": run.config.tasks[task].type, **run.config.tasks[task].head},
         "input": {"pixels": data.img_size}
         | asdict(data.augment.preprocessing)
-        | {"resize": _resize_rule(data)},
+        | {"resize": _resize_rule(data)}
+        | _frames_of(data, clips=model.backbone.reads_clips),
         "classes": run.classes(task),
         "merging": {
             "policy": policy,
@@ -166,6 +167,17 @@ def model_card(run: SavedRun, model: MultiTaskModel, task: str, form: str, polic
 def _whose(run: SavedRun) -> str:
     """Whose name the backbone has."""
     return "backbone" if run.config.backbone.name in BACKBONES.names() else "timm"
+
+
+def _frames_of(data: DataConfig, *, clips: bool) -> dict[str, Any]:
+    """How many frames of a video a clip has, and which, in words; nothing of images."""
+    if not clips:
+        return {}
+    if data.stride is None:
+        which = "the middle one of each of as many equal parts of the video"
+    else:
+        which = f"one of every {data.stride}, from the middle of the video"
+    return {"frames": data.num_frames, "which": which}
 
 
 def _resize_rule(data: DataConfig) -> str:

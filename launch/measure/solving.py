@@ -76,9 +76,10 @@ def solving_batches(
     task: str, data: DataConfig, classes: Sequence[str], model: MultiTaskModel, solving: Solving
 ) -> list[Batch]:
     """Images drawn from `data.train`, preprocessed as for evaluation, and cut or padded to the size that
-    inference encodes first. All have the grid that most of them have. On the CPU, normalised. classes: of the
-    head. Raises ConfigError and SampleError."""
-    data = replace(data, eval_batch_size=min(AT_ONCE, solving.images), limit_val=None)
+    inference encodes first. Of a video one clip. All have the grid that most of them have. On the CPU,
+    normalised. classes: of the head. Raises ConfigError and SampleError."""
+    one = dict(eval_clips=1, eval_crops=1)
+    data = replace(data, eval_batch_size=min(AT_ONCE, solving.images), limit_val=None, **one)
     loader = build_eval_loader(task, data, rank=0, world_size=1, split="train", classes=classes)
     model.check_data({task: loader})
     loader.draw(-(-solving.images // AT_ONCE), solving.seed)

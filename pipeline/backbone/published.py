@@ -67,6 +67,11 @@ def spelled(name: str) -> str:
             return FOLDER + name
         if "model_type" in config or "vision_config" in config:
             return HF + name
+        if _reads_clips(folder):
+            raise ConfigError(
+                f"{name} is the export of a model of clips, and what has no run is asked of images alone; "
+                "give the run itself, whose embeddings learn by `dtem train` with train.mode='modular'"
+            )
         raise ConfigError(
             f"{name} has no config.json of timm or transformers; give a folder that `dtem export` wrote of a "
             "classifier, timm's save_for_hf or save_pretrained, or timm:NAME with --weights"
@@ -76,6 +81,12 @@ def spelled(name: str) -> str:
     if "/" in name:
         raise ConfigError(f"there is no folder {name}; give hf:{name} or hf-hub:{name} for one on the hub")
     return TIMM + name
+
+
+def _reads_clips(folder: Path) -> bool:
+    """Whether a folder is an export of a model of clips, by what is said beside its file."""
+    told = (read_json(folder / "model.json") or {}).get("architecture")
+    return isinstance(told, dict) and "frames" in told
 
 
 def is_published(name: str) -> bool:
