@@ -37,8 +37,8 @@ ENGINES: dict[str, dict[str, Any]] = {
 DRAWN: dict[str, Any] = dict(log=dict(pictures=2, trackers=[]))
 CASES: dict[str, dict[str, Any]] = {
     "whole": {},
-    "distilled": dict(objective="distill"),
-    "views": dict(views=2),
+    "distilled": dict(objective="distill", steps=1, val=False),
+    "views": dict(views=2, val=False),
 }
 """What one process does of all the samples; the last two are done by two processes as well, at stage 0."""
 
@@ -50,6 +50,8 @@ def plain_of(
     batch_size: int,
     views: int = 1,
     objective: str = "supervised",
+    steps: int = STEPS,
+    val: bool = True,
     **engine: Any,
 ) -> dict[str, Any]:
     plain = tiny_plain(
@@ -57,14 +59,19 @@ def plain_of(
         output,
         backbone=dict(drop_path=0.0),
         merging=CONTINUOUS,
-        train=dict(steps=STEPS, log_every=1),
+        train=dict(steps=steps, log_every=1),
         balancing=dict(every=0),
         optim=dict(ema_decay=0.0, lr=1e-2, warmup_steps=0),
         objective=dict(type=objective, options=dict(temperature=0.02) if objective == "distill" else {}),
         engine=dict(precision="fp32", **engine),
     )
     data = dict(
-        schema="captioning", tokenizer=TOKENIZER, train=str(digits), val=str(digits), img_size=32, workers=0
+        schema="captioning",
+        tokenizer=TOKENIZER,
+        train=str(digits),
+        val=str(digits) if val else None,
+        img_size=32,
+        workers=0,
     )
     data |= dict(batch_size=batch_size, views=views, eval_batch_size=4)
     return plain | dict(tasks={route: task(route, data) for route in ROUTES})
@@ -94,7 +101,7 @@ def runs(digits, tmp_path_factory) -> Path:
         for name, case in CASES.items()
         if case
     ]
-    launch_runs(plan, folder)
+    launch_runs(plan, folder, imports=["open_clip"])
     for name, case in CASES.items():
         plain = plain_of(digits, folder / f"local {name}", batch_size=8, type="local", **case)
         train(from_plain(plain | DRAWN if name == "whole" else plain), "none")
