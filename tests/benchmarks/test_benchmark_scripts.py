@@ -1,27 +1,17 @@
 """The scripts run, here on one image, and their records say how they were made."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import forks
 import pytest
 from digits_multitask import CONFIG, METRICS, _result
 from multitask_step import step
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def record_of(tmp_path, script, *arguments):
     path = tmp_path / "record.json"
     tiny = ["--model", "deit_tiny_patch16_224", "--batches", "1", "--repeats", "2", "--threads", "1"]
-    done = subprocess.run(
-        [sys.executable, f"benchmarks/{script}", *tiny, *arguments, "--record", str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = forks.run(f"benchmarks/{script}", *tiny, *arguments, "--record", path)
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text())
 

@@ -4,7 +4,6 @@ unmerging."""
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -43,10 +42,7 @@ def test_the_policy_of_the_page_keeps_every_law(tmp_path):
         "-o",
         "addopts=--import-mode=importlib",
     ]
-    command = [sys.executable, "-m", "pytest", "-q", *options, *LAWS]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
-    )
+    done = forks.run("-m", "pytest", "-q", *options, *LAWS, env=os.environ | {"PYTHONPATH": paths})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) > 50 and "failed" not in done.stdout
