@@ -40,7 +40,11 @@ BOARDS = (
 def boards() -> str:
     """The table: a row for each policy that a board has, three points of each board."""
     names = [UNMERGED, *(name for name in all_policies() if any(_has(board, name) for board in BOARDS))]
-    head = ("policy", "kind", *(f"{board.title}, {_point(one)}" for board in BOARDS for one in _points(board)))
+    head = (
+        "policy",
+        "kind",
+        *(f"{board.title}, {_point(one)}" for board in BOARDS for one in _points(board)),
+    )
     rows = [
         (f"`{name}`", kind_of(name), *(_cell(board, one, name) for board in BOARDS for one in _points(board)))
         for name in names

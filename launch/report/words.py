@@ -24,6 +24,7 @@ POLICIES = {
     "algm": "ALGM",
     "grid_average": "patch averaging",
     "ailurus": "AiluRus-style",
+    "as_vit": "AS-ViT",
     "stvit": "STViT",
     "rlt": "RLT",
 }
