@@ -57,7 +57,7 @@ TABLE = (
         "policies_vs_peers.py",
         short="--images 1",
         needs=("opentome",),
-        peers=("opentome", "gtp", "vid_tldr", "mctf", "stvit"),
+        peers=("opentome", "gtp", "vid_tldr", "mctf", "stvit", "evit", "as_vit"),
     ),
     Row(
         "labels_vs_peer",
