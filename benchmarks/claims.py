@@ -234,7 +234,16 @@ TABLE = (
 )
 MADE = {
     "digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "12000"],
-    "moving_digits": ["shards", "make", "moving_digits", "data/moving_digits", "--train", "12000"],
+    "moving_digits": [
+        "shards",
+        "make",
+        "moving_digits",
+        "data/moving_digits",
+        "--train",
+        "12000",
+        "--val",
+        "2000",
+    ],
 }
 """Sets that `dtem` makes where they are not there yet."""
 SHORT_SECONDS = 880.0
