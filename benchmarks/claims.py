@@ -57,7 +57,7 @@ TABLE = (
         "policies_vs_peers.py",
         short="--images 1",
         needs=("opentome",),
-        peers=("opentome", "gtp", "vid_tldr", "mctf", "stvit"),
+        peers=("opentome", "gtp", "vid_tldr", "mctf", "stvit", "evit", "as_vit"),
     ),
     Row(
         "labels_vs_peer",
@@ -242,7 +242,16 @@ TABLE = (
 )
 MADE = {
     "digits": ["shards", "make", "digit_scenes", "data/digits", "--train", "12000"],
-    "moving_digits": ["shards", "make", "moving_digits", "data/moving_digits", "--train", "12000"],
+    "moving_digits": [
+        "shards",
+        "make",
+        "moving_digits",
+        "data/moving_digits",
+        "--train",
+        "12000",
+        "--val",
+        "2000",
+    ],
 }
 """Sets that `dtem` makes where they are not there yet."""
 SHORT_SECONDS = 880.0

@@ -1,10 +1,10 @@
 """DTEM and vid-TLDR against ToMe, random merging and DTEM's untrained embedding on clips of moving digits, at
 half of the MACs and before it.
 
-Trains one small video ViT from scratch, then its merge embeddings once per seed
-with the backbone frozen, then sweeps all policies over the validation shards. A stopped script continues.
+Trains one small video ViT from scratch, then its merge embeddings once per seed with the backbone frozen,
+then sweeps all policies over the validation shards. A stopped script continues.
 
-    dtem shards make moving_digits data/moving_digits --train 12000
+    dtem shards make moving_digits data/moving_digits --train 12000 --val 2000
     python benchmarks/moving_digits_dtem_vs_tome.py --train data/moving_digits --val data/moving_digits
 """
 

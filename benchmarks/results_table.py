@@ -78,6 +78,7 @@ TABLE: tuple[Scored | Timed, ...] = (
     Scored(TOP1, "CIFAR-10", "cifar10_dtem_vs_tome"),
     Scored(TOP1, "digit scenes", "digits_multitask_dtem_vs_tome", "top1"),
     Scored(TOP1, "digit scenes", "digits_multitask_dtem_vs_tome_even", "top1"),
+    Scored(TOP1, "clips of moving digits", "moving_digits_dtem_vs_tome", "top1"),
     Scored(MIOU, "CamVid", "camvid_dtem_vs_tome"),
     Scored(MIOU, "CamVid", "camvid_dtem_vs_tome_even"),
     Scored(MIOU, "digit scenes", "digits_multitask_dtem_vs_tome", "mIoU"),

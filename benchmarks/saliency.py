@@ -26,6 +26,7 @@ from pipeline.backbone.adapters.folder import CONFIG
 from pipeline.backbone.adapters.public import load_adapter
 from pipeline.backbone.patching.merging_model import MergingModel
 from pipeline.backbone.published import Published, open_published
+from pipeline.merging.policies import POLICIES
 from pipeline.objectives.signal import PATCHES, Signal
 from pipeline.token_state import BackboneOutput
 
@@ -117,6 +118,10 @@ def _models(
     others = [policy for policy in policies if policy not in trained]
     models = merged_models(published.model, others, seeds=args.seeds, left_out=left_out)
     for policy in trained:
+        if not POLICIES.usual(policy).embeds:
+            reason = f"policy '{policy}' is trained with its backbone, on labels, which these weights lack"
+            left_out.append(LeftOut(policy, None, reason))
+            continue
         adapters = [load_adapter(taught(args, policy, seed)) for seed in args.seeds]
         models[policy] = [
             merged_model(published.model, policy, 0, seed=0, adapter=adapter) for adapter in adapters

@@ -39,3 +39,7 @@ def test_the_figures_are_those_of_the_records():
 def test_a_typed_figure_is_found():
     typed = TEXT.replace(f"| {ROWS['tome'][COLUMN]} |", "| 99.9 |")
     assert typed != TEXT and filled(typed) == TEXT
+
+
+def test_a_table_and_a_plot_name_each_policy_as_its_authors_do():
+    assert set(words.POLICIES) == set(OURS)
