@@ -115,10 +115,10 @@ class MELTR(Balancing):
     """Each loss weighed by the slope of a small transformer that combines all of them (MELTR, Ko et al., CVPR
     2023), which learns so that the model's steps lower the main losses on other samples.
 
-    L = sum of w_i l_i + f(w_1 l_1, ..., w_T l_T) with the transformer f, which starts at zero, so that weights
-    start as in the configuration. A step of the model goes down dL/dl_i of each loss, at the losses of the
-    last step of the transformer (`pipeline.train.bilevel`). No weight falls below `least` of where it
-    started, and their sum stays.
+    L = sum of w_i l_i + f(w_1 l_1, ..., w_T l_T). The transformer f starts at zero, so that weights start as
+    in the configuration. A step of the model goes down dL/dl_i of each loss, at the losses of the last step
+    of the transformer (`pipeline.train.bilevel`). No slope counts as less than `least` of what it was at the
+    start, and the sum of the weights stays.
 
     losses: maps a task to the names of its losses, the main one first; None: one each. primary: the tasks
     whose main losses are to fall; None: all. period: steps of the model for one of the transformer. gamma: of
