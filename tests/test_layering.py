@@ -113,6 +113,7 @@ ROOMS = {
         "merging",
         "backbone",
         "objectives",
+        "balancing",
         "model",
         "drawing",
         "engine",

@@ -305,6 +305,11 @@ def _check_compile(config: RunConfig, world_size: int) -> Iterator[str]:
                 f"{asked}, and tasks.{name}.head.token_mixup mixes tokens between blocks, by choices of the "
                 "host; give compile='none'"
             )
+    if config.balancing.type == "meltr":
+        yield (
+            f"{asked}, and balancing.type is 'meltr', which goes back through a graph once for each loss, as "
+            "compiled ones cannot; give compile='none'"
+        )
     if config.objective.type == "consistency":
         yield (
             f"{asked}, and objective.type 'consistency' draws a reduction in each step, each of which "

@@ -172,6 +172,7 @@ def test_four_steps_equal_two_saved_loaded_and_two(digits, tmp_path):
 
     def sections(**more):
         return dict(
+            backbone=dict(drop_path=0.1, grad_checkpointing=True),
             merging=dict(policy="dtem", reduction=2),
             objective=dict(type="merge_cost"),
             train=dict(mode="end_to_end", alternate_period=3, steps=4, log_every=1) | more,
@@ -208,6 +209,7 @@ def test_four_steps_equal_two_saved_loaded_and_two(digits, tmp_path):
             dict(engine=dict(type="deepspeed", zero_stage=3)),
             "and with engine.zero_stage=3 no rank holds such",
         ),
+        (dict(engine=dict(compile="blocks")), "which goes back through a graph once for each loss"),
         (dict(mixing=dict(mode="sampled")), "balancing.type is 'meltr', which compares the tasks' gradients"),
         (
             dict(tasks=dict(masks=dict(accumulation=1))),
