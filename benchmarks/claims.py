@@ -19,6 +19,10 @@ CAMVID_DTEM = f"{CAMVID} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WO
 SCENES_DTEM = (
     f"{SCENES} --start {WORK}/cifar10_dtem_vs_tome/backbone --work {WORK}/scenes_captioning_dtem_vs_tome"
 )
+OF_TASKS = " ".join(
+    f"'{task}.train=data/{name}/train-{{00000..{last:05}}}.tar' {task}.val=data/{name}/val-00000.tar"
+    for task, name, last in (("scenes_captioning", "cifar_scenes", 5), ("camvid", "camvid", 3))
+)
 TABLE = (
     Row(
         "scale",
@@ -111,6 +115,20 @@ TABLE = (
         f"{DIGITS} --work {WORK}/digits_multitask",
         TRIAL,
         ("digits",),
+    ),
+    Row(
+        "multitask_balancings_digits",
+        "multitask_balancings.py",
+        f"digits_multitask {DIGITS} --work {WORK}/multitask_balancings",
+        TRIAL,
+        ("digits",),
+    ),
+    Row(
+        "multitask_balancings_cifar",
+        "multitask_balancings.py",
+        f"cifar_multitask {CIFAR} --work {WORK}/multitask_balancings --shards {OF_TASKS}",
+        TRIAL,
+        ("cifar10", "cifar_scenes", "camvid"),
     ),
     Row("digits_multitask_dtem_vs_tome", "digits_multitask_dtem_vs_tome.py", DIGITS_DTEM, TRIAL, ("digits",)),
     Row(

@@ -118,13 +118,20 @@ class TaskOutput:
     """Result of a forward pass. loss: scalar with gradient. logs: sums to report. predictions: in the task's
     own form (for classification, logits [B, K]).
 
-    unweighed: the loss, detached, before its weight among the tasks was applied; None where none was.
+    unweighed: the loss, detached, before its weight among the tasks was applied; None where none was. parts:
+    where that loss is a sum, its terms by name, scalars with gradient, the main one first; else empty.
     """
 
     loss: Tensor
     logs: Sums = field(default_factory=dict)
     predictions: Any = None
     unweighed: Tensor | None = None
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> Mapping[str, Tensor]:
+        """The parts, of one loss itself."""
+        return self.parts or {"loss": self.loss}
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,8 @@ class Task(nn.Module):
     token_mixing: Any = None
     """How tokens of its batches are mixed inside of the backbone, a `TokenMixing` of
     `pipeline.backbone.token_mixup`; None: they are not."""
+    losses: tuple[str, ...] = ("loss",)
+    """Names of the losses whose sum is its loss, `TaskOutput.parts`, the main one first."""
     main_metric: str
     """Name of the metric that ranks checkpoints; larger is better."""
     metric_units: Mapping[str, str]

@@ -28,8 +28,8 @@ from pipeline.interfaces import (
 )
 from pipeline.merging.schedule import AnyReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES, Objective
-from pipeline.parts import HEAD, ModulesOfTasks
-from pipeline.plan.facts import merging_of
+from pipeline.parts import HEAD, TRAINED, ModulesOfTasks
+from pipeline.plan.facts import fed_tasks, merging_of
 from pipeline.refusals import check_inputs, check_losses, check_token_mixing
 from pipeline.registry import Registry
 from pipeline.start_weights import load_start
@@ -72,9 +72,9 @@ class MultiTaskModel(nn.Module):
     def forward(self, batch: Batch, spec: StepSpec = JOINT_STEP) -> TaskOutput:
         """Output of a batch with its training loss, times the task's weight."""
         output: TaskOutput = self.objective(self, batch, spec)
-        loss, weight = self.balancing(batch.task, output.loss)
+        loss, weight = self.balancing.weigh(batch.task, output.loss, output.losses)
         logs = output.logs if weight is None else output.logs | {"weight": (weight, 1)}
-        return replace(output, loss=loss, logs=logs, unweighed=output.loss.detach())
+        return replace(output, loss=loss, logs=logs, unweighed=output.loss.detach(), parts=output.losses)
 
     def predict(
         self, batch: Batch, *, reduction: ReductionSpec | None = None, relaxed: bool | None = None
@@ -197,9 +197,7 @@ def build_model(config: RunConfig) -> MultiTaskModel:
         backbone,
         tasks,
         objective,
-        balancing=build_balancing(
-            config.balancing, {name: task.weight for name, task in config.tasks.items() if not task.frozen}
-        ),
+        balancing=_balancing(config, objective, tasks),
         reductions={
             name: _reduction(backbone, merging_of(config, name), training_grid(backbone, task))
             for name, task in own.items()
@@ -214,6 +212,17 @@ def build_model(config: RunConfig) -> MultiTaskModel:
     )
     load_start(model, config)
     return model
+
+
+def _balancing(config: RunConfig, objective: Objective, tasks: Mapping[str, Task]) -> Balancing:
+    """The balancing of the losses of the steps that train what the first one trains."""
+    mode, fed = config.train.mode, fed_tasks(config)
+    trains = TRAINED["backbone" if mode == "end_to_end" else mode]
+    return build_balancing(
+        config.balancing,
+        {name: task.weight for name, task in fed.items()},
+        {name: objective.losses(tasks[name], trains) for name in fed},
+    )
 
 
 def _reduction(backbone: Backbone, asked: ReductionConfig, grid: Grid | None = None) -> ReductionSpec:

@@ -76,6 +76,7 @@ class CaptioningTask(Task):
             )
         self.caption_weight, self.contrastive_weight = caption_weight, contrastive_weight
         self.contrasts = contrastive_weight > 0
+        self.losses = ("caption_loss", "contrastive_loss") if contrastive_weight else ("caption_loss",)
         self.label_smoothing = label_smoothing
         # raises ConfigError before training where the packages for scores are missing
         _metrics()
@@ -136,7 +137,7 @@ class CaptioningTask(Task):
         logs: Sums = {
             name: (value.detach() * count, count) for name, value in ({"loss": loss} | losses).items()
         }
-        return TaskOutput(loss, logs, predictions=logits)
+        return TaskOutput(loss, logs, predictions=logits, parts=losses)
 
     def predictions(self, output: BackboneOutput, batch: Batch) -> Tensor:
         return self._logits(self.image_tokens(output), batch.targets.tokens)

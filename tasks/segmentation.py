@@ -81,6 +81,8 @@ class SegmentationTask(Task):
             build(spec, in_channels=channels, num_classes=num_classes, field=f"auxiliary_head[{i}]")
             for i, spec in enumerate(specs)
         )
+        if len(self.auxiliary_head):
+            self.losses = ("decode", *(f"aux_{i}" for i in range(len(self.auxiliary_head))))
         if merged_decoder:
             self._check_merged_decoder(decode_head["type"])
 
@@ -108,12 +110,22 @@ class SegmentationTask(Task):
             values |= {
                 f"aux_{i}.{name}": value for name, value in losses(head, head(features).float(), mask).items()
             }
-        loss = torch.stack([value for name, value in values.items() if "loss" in name]).sum()
+        losses = {name: value for name, value in values.items() if "loss" in name}
+        loss = torch.stack(list(losses.values())).sum()
         count = len(mask)
         logs: Sums = {
             name: (value.detach() * count, count) for name, value in ({"loss": loss} | values).items()
         }
-        return TaskOutput(loss, logs, predictions=logits)
+        return TaskOutput(loss, logs, predictions=logits, parts=self._parts(losses))
+
+    def _parts(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sum of each head's losses, where there is more than one head. losses: by `HEAD.NAME`."""
+        if not len(self.auxiliary_head):
+            return {}
+        return {
+            head: torch.stack([loss for name, loss in losses.items() if name.startswith(f"{head}.")]).sum()
+            for head in self.losses
+        }
 
     def predictions(self, output: BackboneOutput, batch: Batch) -> Tensor:
         return self.logits(output)

@@ -27,11 +27,18 @@ def move(balancing, steps=5):
     for step in range(steps):
         if optimizer is not None:
             optimizer.zero_grad()
-            sum(
-                balancing(task, value)[0] for task, value in zip(balancing.names, values, strict=True)
-            ).backward()
+            minimised(balancing, values).backward()
             optimizer.step()
         balancing.follow(values.flip(0), values / (step + 1))
+        if balancing.combines:
+            balancing.learned(values / (step + 1), torch.ones(len(values)).bool())
+
+
+def minimised(balancing, values):
+    """What its own parameters go down."""
+    if balancing.combines:
+        return balancing.outer_loss(values, values.flip(0), torch.ones(len(values)).bool())
+    return sum(balancing(task, value)[0] for task, value in zip(balancing.names, values, strict=True))
 
 
 @ANY
@@ -89,7 +96,7 @@ def test_a_backward_pass_outlives_a_measurement(kind):
 @ANY
 def test_an_option_it_does_not_know_is_refused(kind):
     with pytest.raises(ConfigError, match=kind):
-        build_balancing(BalancingConfig(type=kind, options={"nope": 1}), WEIGHTS[0])
+        build_balancing(BalancingConfig(type=kind, options={"nope": 1}), WEIGHTS[2])
 
 
 def test_an_unknown_type_is_refused():

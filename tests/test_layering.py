@@ -47,7 +47,8 @@ ROOMS = {
     "config": {"errors", "registry", "redact"},
     "merging": BASE,
     "plan": {"errors", "config", "merging", "parts"},
-    "balancing": {"errors", "registry", "config", "parts"},
+    "loss_transformer": set(),
+    "balancing": {"errors", "registry", "config", "parts", "loss_transformer"},
     "backbone": BASE
     | {"extras", "files", "pixels", "shared_tensors", "version", "run_folder", "config", "plan", "merging"},
     "data.targets": set(),
@@ -112,6 +113,7 @@ ROOMS = {
         "merging",
         "backbone",
         "objectives",
+        "balancing",
         "model",
         "drawing",
         "engine",

@@ -10,6 +10,7 @@ residual sum run in the same kernel. C channels in, F out.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def linear_with(layer: nn.Linear, x: Tensor, bias: Tensor, rows: slice | None = 
     return (layer(x) if rows is None else layer(x)[..., rows]) + bias
 
 
-def _may_be_passed_by(layer: nn.Module) -> bool:
+def _may_be_passed_by(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether its weight may be used without calling it. Hooks may gather it, as those of ZeRO 3 do, also for
     the backward pass."""
     return type(layer) is nn.Linear and bare(layer) and all(map(_is_plain, layer._parameters.values()))

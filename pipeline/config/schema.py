@@ -136,15 +136,17 @@ class BalancingConfig:
 
     type: str = "fixed"
     """`fixed`: tasks.NAME.weight. `uncertainty`: learned (Kendall et al., 2018). `gradient_norm`: after
-    GradNorm (Chen et al., 2018)."""
+    GradNorm (Chen et al., 2018). `meltr`: by a transformer of losses (Ko et al., 2023)."""
     options: dict[str, Any] = field(default_factory=dict)
-    lr: float = 1e-2
-    """Learning rate of the balance's own parameters."""
+    lr: float | None = None
+    """Learning rate of the balance's own parameters; None: 0.01, of `meltr` 0.001."""
     every: int = 50
     """Steps between measurements of the tasks' gradients (norms, cosines) on shared parameters; 0: never."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"balancing.lr is {self.lr}; give a number above 0")
+        if self.lr is None:
+            object.__setattr__(self, "lr", 1e-3 if self.type == "meltr" else 1e-2)
+        require((self.lr or 0) > 0, f"balancing.lr is {self.lr}; give a number above 0")
         require(self.every >= 0, f"balancing.every is {self.every}; give a number of steps, or 0")
 
 

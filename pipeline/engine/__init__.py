@@ -34,6 +34,17 @@ def check_engine(config: RunConfig, ranks: int | None = None) -> None:
             "single tasks; give balancing.every=0, or engine.type='deepspeed'"
         )
 
+    if config.balancing.type == "meltr" and divides_weights(config):
+        asked = (
+            "engine.type='fsdp'"
+            if config.engine.type == "fsdp"
+            else f"engine.zero_stage={config.engine.zero_stage}"
+        )
+        raise ConfigError(
+            f"balancing.type is 'meltr', which compares gradients of whole parameters, and with {asked} no "
+            "rank holds such; give engine.type='deepspeed' with zero_stage 0 to 2, or another balancing.type"
+        )
+
 
 def _divides_moments(config: RunConfig, ranks: int) -> str:
     """The settings by which a rank's optimizer has parts of parameters only; empty where it has whole

@@ -55,9 +55,9 @@ class ShardedEngine(ModelOnDevice[MultiTaskModel]):
         with self.autocast():
             return self.module(batch, spec)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool, retain: bool = False) -> None:
         _sharded(self.module).set_requires_gradient_sync(last)
-        mark_nonfinite(loss).backward()
+        mark_nonfinite(loss).backward(retain_graph=retain)
 
     def step(self, lrs: Mapping[str, float]) -> Tensor:
         """A group whose lr is 0 rests: its gradients do not count."""

@@ -34,8 +34,8 @@ class LocalEngine(ModelOnDevice[MultiTaskModel]):
         with self.autocast():
             return self.module(batch, spec)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        mark_nonfinite(loss).backward()
+    def backward(self, loss: Tensor, *, last: bool, retain: bool = False) -> None:
+        mark_nonfinite(loss).backward(retain_graph=retain)
 
     def step(self, lrs: Mapping[str, float]) -> Tensor:
         """A parameter that no loss reached has a gradient of 0 here, as under all engines: its moments and

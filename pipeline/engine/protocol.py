@@ -56,9 +56,9 @@ class Engine(Evaluator, Protocol):
         """The model's output, under the engine's precision."""
         ...
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool, retain: bool = False) -> None:
         """Accumulates the gradients of a micro-batch. last: it is the step's last one, after which the ranks
-        complete the exchange of gradients.
+        complete the exchange of gradients. retain: another backward pass through the same forward follows.
 
         Parameters that no micro-batch of the step uses have a gradient of 0.
         """

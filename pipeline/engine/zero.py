@@ -74,10 +74,10 @@ class ZeroEngine(ModelOnDevice[MultiTaskModel]):
     def forward(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         return self._deepspeed(batch, spec)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool, retain: bool = False) -> None:
         self._deepspeed.set_gradient_accumulation_boundary(last)
         with self._state.backward(self.module):
-            self._deepspeed.backward(mark_nonfinite(loss))
+            self._deepspeed.backward(mark_nonfinite(loss), retain_graph=retain)
 
     def step(self, lrs: Mapping[str, float]) -> Tensor:
         self._optimizer.set_lrs(lrs)

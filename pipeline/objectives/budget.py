@@ -17,11 +17,12 @@ from pipeline.backbone.block import MergingBlock
 from pipeline.backbone.macs import factors
 from pipeline.backbone.threshold import Threshold
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, StepSpec, TaskOutput
+from pipeline.interfaces import Batch, StepSpec, Task, TaskOutput
 from pipeline.merging.apply import sizes_after
 from pipeline.modes import evaluation_mode
 from pipeline.objectives.distill import divergence
 from pipeline.objectives.objective import OBJECTIVES, Model, Objective
+from pipeline.parts import METRIC
 from pipeline.ranks import Processes
 from pipeline.token_state import TokenState
 
@@ -49,6 +50,10 @@ class Budget(Objective):
             )
         self.ratio, self.weight, self.distill, self.temperature = ratio, weight, distill, temperature
 
+    def losses(self, task: Task, trains: frozenset[str]) -> tuple[str, ...]:
+        distilled = ("distill",) if self.distill else ()
+        return (*task.losses, *distilled, *(("budget",) if METRIC in trains else ()))
+
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         task = model.tasks[batch.task]
         with torch.no_grad(), evaluation_mode(model):
@@ -58,16 +63,19 @@ class Budget(Objective):
         encoded = model.encode_batch(batch, reduction=list(schedule), **options)
         student = task(encoded, batch)
         loss, logs, count = student.loss, dict(student.logs), len(batch.images)
+        parts = dict(student.losses)
         if teacher is not None:
             own, wanted = (task.log_probs(output, batch) for output in (student, teacher))
             gap = divergence(own, wanted, self.temperature)
-            loss, logs["distill"] = loss + self.distill * gap, (gap.detach() * count, count)
+            parts["distill"] = self.distill * gap
+            loss, logs["distill"] = loss + parts["distill"], (gap.detach() * count, count)
         if spec.relaxed and model.backbone.policy.masks:
             counts = tokens_left(encoded.final, schedule)
             blocks = cast("list[MergingBlock]", list(model.backbone.blocks))
             excess, gmacs = self.excess(blocks, encoded.final, counts)
-            loss, logs["gmacs"] = loss + self.weight * excess, (gmacs * count, count)
-        return replace(student, loss=loss, logs=logs)
+            parts["budget"] = self.weight * excess
+            loss, logs["gmacs"] = loss + parts["budget"], (gmacs * count, count)
+        return replace(student, loss=loss, logs=logs, parts=parts)
 
     def excess(
         self, blocks: Sequence[MergingBlock], state: TokenState, counts: Sequence[Tensor]

@@ -44,6 +44,9 @@ class Consistency(Objective):
             "give objective.type='distill' or 'supervised'"
         )
 
+    def losses(self, task: Task, trains: frozenset[str]) -> tuple[str, ...]:
+        return (*task.losses, "teacher", "consistency")
+
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         """spec.draw picks the teacher's reduction."""
         task = model.tasks[batch.task]
@@ -61,7 +64,8 @@ class Consistency(Objective):
             "consistency": (gap.detach() * count, count),
             "sure": (sure.sum().float(), count),
         }
-        return replace(student, loss=student.loss + teacher.loss + self.weight * gap, logs=logs)
+        parts = {**student.losses, "teacher": teacher.loss, "consistency": self.weight * gap}
+        return replace(student, loss=student.loss + teacher.loss + self.weight * gap, logs=logs, parts=parts)
 
 
 def distance(features: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:

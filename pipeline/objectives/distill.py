@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
+from pipeline.interfaces import Batch, LogProbs, StepSpec, Task, TaskOutput
 from pipeline.modes import evaluation_mode
 from pipeline.objectives.objective import OBJECTIVES, Model, Objective
 from pipeline.ranks import mean_over_ranks
@@ -30,6 +30,9 @@ class Distill(Objective):
             )
         self.weight, self.temperature = weight, temperature
 
+    def losses(self, task: Task, trains: frozenset[str]) -> tuple[str, ...]:
+        return ("distill",) if self.weight == 1 else (*task.losses, "distill")
+
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         with torch.no_grad(), evaluation_mode(model):
             teacher = model.predict(batch, reduction=0, relaxed=False)
@@ -38,7 +41,10 @@ class Distill(Objective):
         gap = divergence(log_probs(student, batch), log_probs(teacher, batch), self.temperature)
         count = len(batch.images)
         logs = {**student.logs, "distill": (gap.detach() * count, count)}
-        return replace(student, loss=self.weight * gap + (1 - self.weight) * student.loss, logs=logs)
+        rest = 1 - self.weight
+        own = {name: rest * part for name, part in student.losses.items()} if rest else {}
+        parts = own | {"distill": self.weight * gap}
+        return replace(student, loss=self.weight * gap + rest * student.loss, logs=logs, parts=parts)
 
 
 def divergence(student: LogProbs, teacher: LogProbs, temperature: float = 1.0) -> Tensor:

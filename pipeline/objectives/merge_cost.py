@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch, LogProbs, StepSpec, TaskOutput
+from pipeline.interfaces import Batch, LogProbs, StepSpec, Task, TaskOutput
 from pipeline.merging.schedule import merged_shares
 from pipeline.objectives.draw import drawn_blocks
 from pipeline.objectives.objective import OBJECTIVES, Model, Objective
@@ -42,6 +42,9 @@ class MergeCost(Objective):
             raise ConfigError(f"merge_cost: pairs is {pairs!r}; give 'first' or 'merged'")
         self.temperature, self.pairs = temperature, pairs
 
+    def losses(self, task: Task, trains: frozenset[str]) -> tuple[str, ...]:
+        return ("merge_cost",) if METRIC in trains else task.losses
+
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         """The cost of merging in steps that train embeddings, else the task's own loss. spec.draw picks the
         block."""
@@ -60,9 +63,8 @@ class MergeCost(Objective):
         likelihood = drawn_log_likelihood(task.log_probs(result, batch))
         loss = self.cost_of(points, likelihood, blocks, schedule, math.prod(grid))
         count = len(batch.images)
-        return TaskOutput(
-            loss, {"merge_cost": (loss.detach() * count, count), **result.logs}, result.predictions
-        )
+        logs = {"merge_cost": (loss.detach() * count, count), **result.logs}
+        return TaskOutput(loss, logs, result.predictions, parts={"merge_cost": loss})
 
     def cost_of(
         self,

@@ -51,6 +51,11 @@ class Objective(nn.Module):
         """Why the loss of a task cannot be computed; None where it can."""
         return None
 
+    def losses(self, task: Task, trains: frozenset[str]) -> tuple[str, ...]:
+        """Names of the losses of a task in steps that train these kinds, `TaskOutput.parts`, the main one
+        first. An objective that changes the loss says how by both."""
+        return task.losses
+
     def forward(self, model: Model, batch: Batch, spec: StepSpec) -> TaskOutput:
         raise NotImplementedError
 

@@ -217,14 +217,17 @@ def _check_mixture(config: RunConfig, world_size: int, facts: ModelFacts) -> Ite
             "tasks.NAME.share is how often a task is drawn, but mixing.mode is 'all'; leave it out, "
             "or give mixing.mode='sampled'"
         )
-    if config.balancing.type != "gradient_norm" or len(fed) < 2:
+    balancing = config.balancing.type
+    if balancing == "meltr":
+        yield from _check_halves(config)
+    if balancing not in ("gradient_norm", "meltr") or len(fed) < 2:
         return
     if config.mixing.mode == "sampled":
         yield (
-            "balancing.type is 'gradient_norm', which compares the tasks' gradients of one step; "
+            f"balancing.type is '{balancing}', which compares the tasks' gradients of one step; "
             "give mixing.mode='all'"
         )
-    if config.balancing.every == 0:
+    if balancing == "gradient_norm" and config.balancing.every == 0:
         yield (
             "balancing.type is 'gradient_norm' and balancing.every is 0: nothing would be measured; "
             "give a number of steps"
@@ -232,9 +235,21 @@ def _check_mixture(config: RunConfig, world_size: int, facts: ModelFacts) -> Ite
     mode, embedding = config.train.mode, config.merging.embedding
     if mode == "heads" or (mode == "modular" and embedding == "per_task"):
         yield (
-            f"balancing.type is 'gradient_norm', but in train.mode='{mode}' the tasks share nothing "
+            f"balancing.type is '{balancing}', but in train.mode='{mode}' the tasks share nothing "
             "that is trained; give type='fixed'"
         )
+
+
+def _check_halves(config: RunConfig) -> Iterator[str]:
+    """That a step has two micro-batches of each task, by which the loss transformer learns."""
+    for name, task in fed_tasks(config).items():
+        if task.accumulation * config.engine.accumulation < 2:
+            size = task.data.batch_size
+            yield (
+                f"balancing.type is 'meltr', which compares two micro-batches of each task in a step, and "
+                f"tasks.{name} has one; give tasks.{name}.accumulation=2, or engine.accumulation=2 (with "
+                f"tasks.{name}.data.batch_size={max(1, size // 2)} a step has as many samples)"
+            )
 
 
 def _check_data(config: RunConfig, world_size: int, facts: ModelFacts) -> Iterator[str]:
@@ -290,6 +305,11 @@ def _check_compile(config: RunConfig, world_size: int) -> Iterator[str]:
                 f"{asked}, and tasks.{name}.head.token_mixup mixes tokens between blocks, by choices of the "
                 "host; give compile='none'"
             )
+    if config.balancing.type == "meltr":
+        yield (
+            f"{asked}, and balancing.type is 'meltr', which goes back through a graph once for each loss, as "
+            "compiled ones cannot; give compile='none'"
+        )
     if config.objective.type == "consistency":
         yield (
             f"{asked}, and objective.type 'consistency' draws a reduction in each step, each of which "

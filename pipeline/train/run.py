@@ -15,6 +15,7 @@ from pipeline.engine.protocol import Engine
 from pipeline.interfaces import Batch, Progress
 from pipeline.plan.resolve import ResolvedRun
 from pipeline.run_folder import checkpoints_of
+from pipeline.train.bilevel import Bilevel
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.ema import Ema
 from pipeline.train.faults.injection import Injection
@@ -39,6 +40,7 @@ class Run:
     gate: GradientGate
     ema: Ema | None
     probe: GradientProbe | None
+    bilevel: Bilevel | None
     kind_norms: KindNorms | None
     streams: dict[str, TrainStream]
     loaders: dict[str, EvalLoader]

@@ -30,6 +30,7 @@ from pipeline.plan.resolve import resolve
 from pipeline.rng import seed_everything
 from pipeline.run_folder import checkpoints_of
 from pipeline.train import branches, continuing, extending, overwriting
+from pipeline.train.bilevel import build_bilevel
 from pipeline.train.branches import Choice
 from pipeline.train.checked import check_shares, completed, data_of, refusals
 from pipeline.train.conflict import build_probe
@@ -86,7 +87,12 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
     groups = parameter_groups(model, config)
     kept = _kept(config, model, groups)
     about = model_lines(resolved, model, kept.trained, samples)
-    probe = build_probe(config, groups, list(streams), lambda step: procedure.spec(step).trains)
+
+    def trains(step: int) -> frozenset[str]:
+        return procedure.spec(step).trains
+
+    probe = build_probe(config, groups, list(streams), trains)
+    bilevel = build_bilevel(model.balancing, groups, resolved.micro_batches, trains)
     kind_norms = build_kind_norms(config, groups)
     engine = build_engine(config, model, groups)
     _check_ranks(engine, config, streams, loaders)
@@ -98,6 +104,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
         gate=GradientGate(groups, engine.device),
         ema=_ema(config, model),
         probe=probe,
+        bilevel=bilevel,
         kind_norms=kind_norms,
         streams=streams,
         loaders=loaders,

@@ -39,20 +39,25 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
     # dropout and drop path; they differ between ranks, and a run that continues draws the same
     seed_everything(run.config.seed, "step", run.engine.rank, step)
     spec = run.procedure.spec(step)
+    if run.bilevel is not None:
+        spec = replace(spec, trains=run.bilevel.trains(step, spec.trains))
     run.gate.open(spec.trains)
     probe = run.probe if run.probe is not None and run.probe.due(step) else None
     rates = learning_rates(run.groups, step, run.config, run.total_steps, trains=spec.trains, tasks=plan)
     before = Between(run)
-    work = StepWork(run.engine, _micro_batches(run, spec, plan, streams, watch), rates, sums, probe)
+    micro_batches = _micro_batches(run, spec, plan, streams, watch)
     measuring = nullcontext() if run.kind_norms is None else run.kind_norms.measuring(step)
+    teaching = nullcontext() if run.bilevel is None else run.bilevel.teaching(run.engine, step)
     try:
-        with measuring:
-            norm = run.procedure(work)
+        with measuring, teaching as lesson:
+            norm = run.procedure(StepWork(run.engine, micro_batches, rates, sums, probe, lesson))
     except (SampleError, StorageError, StopAsked):
         before.restore(run)
         raise
     if probe is not None:
         _follow(run, probe, sums)
+    if run.bilevel is not None and lesson is not None:
+        sums.add(run.bilevel.follow(lesson))
     _count_step(run, norm, before.statistics)
     if spec.trains.isdisjoint({METRIC}) or spec.trains <= {METRIC, BALANCE}:
         sums.add(_norms_by_step(run, spec, norm))

@@ -77,6 +77,16 @@ SAMPLED = {"mixing": {"mode": "sampled"}}
             {"balancing": {"type": "gradient_norm", "every": 0}},
             "balancing.every is 0: nothing would be measured",
         ),
+        (
+            {},
+            {"balancing": {"type": "meltr"}, "engine": {"accumulation": 2}} | SAMPLED,
+            "balancing.type is 'meltr', which compares the tasks' gradients",
+        ),
+        (
+            {"b": {"accumulation": 2}},
+            {"balancing": {"type": "meltr"}},
+            "tasks.a has one; give tasks.a.accumulation=2, or engine.accumulation=2",
+        ),
         ({"b-c": {}}, {}, "the task name 'b-c' is not an identifier"),
         ({"b.c": {}}, {}, "the task name 'b.c' is not an identifier"),
         ({"1": {}}, {}, "the task name '1' is not an identifier"),

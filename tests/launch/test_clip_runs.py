@@ -85,30 +85,33 @@ def test_an_export_of_clips_is_read_again_and_says_which_frames_it_reads(run, tm
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("policy", ["dtem", "rlt", "vid_tldr", "gtp"])
-def test_programs_of_clips_give_the_runs_logits(run, tmp_path, policy):
-    """For any number of clips, run by torch and by onnxruntime."""
+@pytest.mark.parametrize("policy", ["dtem", "gtp", "rlt", "vid_tldr"])
+def test_programs_of_clips_give_the_runs_logits(run, tmp_path, policy, capsys):
+    """For any number of clips, run by torch, and by onnxruntime where torch exports to ONNX."""
     runtime = pytest.importorskip("onnxruntime")
     words = ("--policy", policy, "--reduction", "[8,0,0]", "--out")
     given = build(read_run(run), policy)
     given.backbone.set_reduction([8, 0, 0])
-    for form in ("pt2", "onnx"):
-        assert dtem("export", run, "--format", form, *words, tmp_path / form) == 0
-    program = torch.export.load(tmp_path / "pt2/model.pt2").module()
-    session = runtime.InferenceSession(tmp_path / "onnx/model.onnx")
+    assert dtem("export", run, "--format", "pt2", *words, tmp_path / "pt2") == 0
+    program, session = torch.export.load(tmp_path / "pt2/model.pt2").module(), None
+    if dtem("export", run, "--format", "onnx", *words, tmp_path / "onnx") == 0:
+        session = runtime.InferenceSession(tmp_path / "onnx/model.onnx")
+    else:
+        assert policy in ("rlt", "vid_tldr") and "give --format pt2" in capsys.readouterr().err
     for count in (1, 3):
         clips = torch.randn(count, 4, 3, 32, 32)
         expected = Program(given, "digits")(clips)
         torch.testing.assert_close(program(clips), expected, atol=1e-5, rtol=1e-5)
-        (logits,) = session.run(None, {"images": clips.numpy()})
-        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
+        if session is not None:
+            (logits,) = session.run(None, {"images": clips.numpy()})
+            torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_two_tasks_of_clips_in_one_run_have_every_command(moving_digits, tmp_path):
     """One of several stretches, one of parts."""
     output = tmp_path / "run"
-    train(from_plain(two_clip_tasks_plain(moving_digits, output, batch_size=4, train=dict(steps=2))))
+    train(from_plain(two_clip_tasks_plain(moving_digits, output, batch_size=4, train=dict(steps=4))))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert {lines[-1][f"val/{task}/samples"] for task in ("digits", "parts")} == {12}
     out = tmp_path / "out"

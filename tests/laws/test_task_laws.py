@@ -19,7 +19,7 @@ from pipeline.balancing import BALANCING
 from pipeline.data.targets import ClassificationTargets, ClipTargets, MaskTargets, MultiLabelTargets
 from pipeline.engine.optimizer import mark_nonfinite
 from pipeline.errors import ConfigError
-from pipeline.interfaces import Batch
+from pipeline.interfaces import Batch, StepSpec
 from pipeline.model import TASKS, MultiTaskModel
 from pipeline.modes import set_modes
 from pipeline.objectives import OBJECTIVES
@@ -163,6 +163,19 @@ def test_an_idle_head_gets_no_gradient(name):
     trained(batch(name)).loss.backward()
     for key, parameter in trained.tasks.named_parameters():
         assert (parameter.grad is not None) == key.startswith(f"{name}."), key
+
+
+@SERVED
+def test_the_parts_of_a_loss_are_the_named_ones_and_add_up(name, objective):
+    """In each kind of step."""
+    trained = model(name, objective=objective).train()
+    for mode in ("modular", "backbone"):
+        spec = replace(StepSpec(TRAINED[mode]), relaxed=mode == "modular")
+        output = trained(batch(name, 4), spec)
+        named = trained.objective.losses(trained.tasks[name], spec.trains)
+        assert list(output.parts) == [part for part in named if part in output.parts]
+        assert set(named) - set(output.parts) <= {"budget"}, "without masks nothing is within a budget"
+        torch.testing.assert_close(torch.stack(list(output.parts.values())).sum(), output.unweighed)
 
 
 @SERVED

@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.engine.protocol import Engine
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.registry import Registry
+from pipeline.train.bilevel import Lesson
 from pipeline.train.conflict import GradientProbe
 from pipeline.train.metrics import MetricSums
 
@@ -39,6 +40,8 @@ class StepWork:
     sums: MetricSums
     probe: GradientProbe | None
     """Given if the tasks' gradients are measured in this step."""
+    lesson: Lesson | None = None
+    """Given if the balancing learns from the backward passes of this step."""
 
     def forward(self, micro: MicroBatch, *, predictions: bool = False) -> TaskOutput:
         """The model's output. predictions: whether it keeps the predictions, which may be as large as all
@@ -51,7 +54,10 @@ class StepWork:
         `step` follows."""
         if self.probe is not None:
             self.probe.watch(micro.batch.task, output, micro.share)
-        self.engine.backward(output.loss * micro.share, last=last)
+        if self.lesson is not None:
+            self.lesson.backward(micro.batch.task, output, micro.share, last=last)
+        else:
+            self.engine.backward(output.loss * micro.share, last=last)
         self.sums.add(output.logs, f"{micro.batch.task}/")
 
     def step(self) -> Tensor:
