@@ -175,6 +175,13 @@ TABLE = (
     ),
     Row("cifar10_imix", "cifar10_imix.py", f"{CIFAR} --work {WORK}/cifar10_imix", TRIAL, ("cifar10",)),
     Row(
+        "cifar10_noisy_labels",
+        "cifar10_noisy_labels.py",
+        f"{CIFAR} --work {WORK}/cifar10_noisy_labels",
+        TRIAL,
+        ("cifar10",),
+    ),
+    Row(
         "cifar10_mctf_vs_tome",
         "cifar10_mctf_vs_tome.py",
         f"{CIFAR} --work {WORK}/cifar10_dtem_vs_tome",

@@ -29,6 +29,7 @@ from pipeline.interfaces import (
 from pipeline.merging.schedule import AnyReduction, ReductionSpec
 from pipeline.objectives import OBJECTIVES, Objective
 from pipeline.parts import HEAD, TRAINED, ModulesOfTasks
+from pipeline.peers import check_peers, joint_output, joint_scores, joint_tallies
 from pipeline.plan.facts import fed_tasks, merging_of
 from pipeline.refusals import check_inputs, check_losses, check_token_mixing
 from pipeline.registry import Registry
@@ -66,11 +67,21 @@ class MultiTaskModel(nn.Module):
         self.objective = objective
         objective.prepare(backbone, list(tasks.values()))
         self.balancing = balancing or Fixed(dict.fromkeys(tasks, 1.0))
+        self.peer: MultiTaskModel | None = None
+        """A second network that is trained beside this one (`backbone.peers`)."""
         self._reductions = dict(reductions or {})
         self._like: dict[str, str] = {}
 
     def forward(self, batch: Batch, spec: StepSpec = JOINT_STEP) -> TaskOutput:
-        """Output of a batch with its training loss, times the task's weight."""
+        """Output of a batch with its training loss, times the task's weight. With a peer see
+        `joint_output`."""
+        if self.peer is None:
+            return self._output(batch, spec)
+        # its mode says that it is a pass of training, as this model's does
+        self.peer.training = self.training
+        return joint_output([self._output(batch, spec), self.peer(batch, spec)])
+
+    def _output(self, batch: Batch, spec: StepSpec) -> TaskOutput:
         output: TaskOutput = self.objective(self, batch, spec)
         loss, weight = self.balancing.weigh(batch.task, output.loss, output.losses)
         logs = output.logs if weight is None else output.logs | {"weight": (weight, 1)}
@@ -144,8 +155,19 @@ class MultiTaskModel(nn.Module):
             raise ConfigError("\n  ".join(mistakes))
 
     def evaluate(self, batch: Batch, *, reduction: AnyReduction | None = None) -> Tallies:
-        """The task's tallies of a batch, under the merge of inference. reduction: see `encoder`."""
+        """The task's tallies of a batch, under the merge of inference. reduction: see `encoder`. With a peer
+        they are those of the mean of both networks' logits, and of each."""
+        if self.peer is not None:
+            spec = reduction if reduction is not None else self.reduction_of(batch.task)
+            spec = self.backbone.reduction if spec is None else spec
+            encoders = [network.encoder(batch.task, spec) for network in self.networks]
+            return joint_tallies([network.tasks[batch.task] for network in self.networks], encoders, batch)
         return self.tasks[batch.task].evaluate(self.encoder(batch.task, reduction), batch)
+
+    @property
+    def networks(self) -> "tuple[MultiTaskModel, ...]":
+        """The model, and its peer where it has one."""
+        return (self,) if self.peer is None else (self, self.peer)
 
     def as_forward(self, function: Callable[["MultiTaskModel"], T]) -> T:
         """`function(self)`, as one forward pass: an engine that divides the weights gathers them for it."""
@@ -167,11 +189,21 @@ class MultiTaskModel(nn.Module):
     def scores(self, task: str, tallies: Tallies, *, thorough: bool = False) -> Scores:
         """The task's metrics from tallies that were added up over batches and ranks, with `samples`, their
         number. thorough: see Task."""
+        if self.peer is not None:
+            return joint_scores(self.tasks[task], tallies, thorough=thorough)
         return self.tasks[task].scores(tallies, thorough=thorough)
 
 
 def build_model(config: RunConfig) -> MultiTaskModel:
     """The model of a run with its starting weights. Raises ConfigError and CheckpointError."""
+    model = _network(config)
+    if config.backbone.peers == 2:
+        check_peers({name: model.tasks[name] for name in config.tasks})
+        model.peer = _network(config)
+    return model
+
+
+def _network(config: RunConfig) -> MultiTaskModel:
     spec, merging = config.backbone, config.merging
     backbone = build_backbone(
         spec.name,

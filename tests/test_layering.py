@@ -95,8 +95,19 @@ ROOMS = {
     "own_loop": BASE | {"extras", "rng", "merging", "backbone", "objectives"},
     "refusals": {"errors", "interfaces", "config", "plan", "merging", "backbone", "objectives"},
     "start_weights": {"errors", "parts", "config", "backbone"},
+    "peers": {"errors", "interfaces"},
     "model": BASE
-    | {"config", "plan", "merging", "backbone", "objectives", "balancing", "refusals", "start_weights"},
+    | {
+        "config",
+        "plan",
+        "merging",
+        "backbone",
+        "objectives",
+        "balancing",
+        "refusals",
+        "start_weights",
+        "peers",
+    },
     "drawing": {"errors", "interfaces", "token_state", "data.targets", "data.members", "merging", "model"},
     "engine": BASE | {"extras", "config", "merging", "backbone", "model"},
     "train": BASE

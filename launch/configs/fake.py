@@ -62,7 +62,7 @@ def fake_step(prepared: Prepared, size: int) -> dict[str, float]:
     steps = prepared.resolved.total_steps or 1
     rates = learning_rates(groups, 0, config, steps, trains=spec.trains, tasks=plan)
     sums = MetricSums()
-    norm = procedure(StepWork(engine, micros, rates, sums, None))
+    norm = procedure(StepWork(engine, micros, rates, sums, None, 0))
     return {**{name: mean(pair) for name, pair in sums.reduce(engine).items()}, "grad_norm": float(norm)}
 
 

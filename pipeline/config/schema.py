@@ -72,6 +72,8 @@ class BackboneConfig:
     """Frames of a clip; 1 or 0: the backbone reads images."""
     tubelet: int = 2
     """Frames of a tubelet, the patch of a clip."""
+    peers: int = 1
+    """Networks that are trained beside each other; 2 for steps that take two."""
     drop_path: float = 0.0
     proportional_attention: Literal["always", "train", "never"] = "always"
     """When `log size` is added to the attention logits; `train` is the paper's setting for MAE."""
@@ -87,6 +89,7 @@ class BackboneConfig:
             are_sides, f"backbone.img_size is {self.img_size}; give 1 to {MAX_PIXELS} pixels a side, or None"
         )
         check_frames(self.frames, self.tubelet)
+        require(self.peers in (1, 2), f"backbone.peers is {self.peers}; give 1, or 2 networks")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ class StepConfig:
 
     type: str | None = None
     """`plain`: forward and backward over each micro-batch, then one step. `alternate`: the same, with
-    backbone and embeddings in turn. None: `alternate` for train.mode `end_to_end`, else `plain`."""
+    backbone and embeddings in turn. `dividemix`: two networks learn from labels some of which are wrong.
+    None: `alternate` for train.mode `end_to_end`, else `plain`."""
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -70,6 +70,7 @@ class BatchReader(Dataset[Loaded]):
     ):
         self._made_of = (task, config, manifest), (seed, world_size, step, limit, labels)
         counts = _first(manifest.shards.num_samples.tolist(), limit)
+        self._counts = counts
         self.classes, self.gives = schema.classes, schema.gives
         plain = seed is None or limit is not None
         copies = None if plain else copies_of(counts, manifest.weights)
@@ -131,6 +132,11 @@ class BatchReader(Dataset[Loaded]):
             return Loaded(None, len(positions), tuple(bad), err)
         finally:
             self.notes.write("")
+
+    def keys(self) -> list[str]:
+        """The keys of all samples, shard by shard. Raises StorageError."""
+        counts = enumerate(self._counts)
+        return [self._reader.key(shard, sample) for shard, count in counts for sample in range(count)]
 
     def key_at(self, position: int) -> str:
         """The key of the sample at a position of the order. Raises StorageError."""

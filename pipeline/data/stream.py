@@ -119,6 +119,10 @@ class TrainStream:
             self._decodes_here.notes = WorkerNotes(1)  # those of the reader are of its workers
         return self._decodes_here[Share(self._samples, self._global, self._part)]
 
+    def keys(self) -> list[str]:
+        """The keys of all samples of the set. Raises StorageError."""
+        return self.reader.keys()
+
     def disturb(self, disturbance: Callable[[int, dict[str, bytes]], dict[str, bytes]]) -> None:
         """Puts a fault into the reading of shards, see SampleReader.disturbances. Before `iter`."""
         self.reader.disturb(disturbance)

@@ -285,6 +285,14 @@ def _check_engine(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
         )
     if config.engine.type == "local" and config.engine.deepspeed:
         yield "engine.deepspeed is given, but engine.type is 'local'; leave one of them out"
+    divides = config.engine.type == "fsdp" or (
+        config.engine.type == "deepspeed" and config.engine.zero_stage == 3
+    )
+    if config.backbone.peers == 2 and (divides or config.engine.compile != "none"):
+        yield (
+            "backbone.peers is 2, and two networks are neither compiled nor divided among ranks; give "
+            "engine.compile='none', and engine.zero_stage=2 or less"
+        )
     yield from _check_compile(config, world_size)
 
 

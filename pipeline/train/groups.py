@@ -56,12 +56,12 @@ def _name(role: Role, layer: int | None, matrix: bool, decays: bool) -> str:
 
 
 def _layers(model: MultiTaskModel) -> tuple[dict[int, int], int]:
-    """Layer of each parameter of the backbone, by its id, and how many blocks there are. 0 is before the
-    blocks, 1 ... depth the blocks, depth + 1 the norm behind them; and with it all that is no part of the
-    backbone."""
-    backbone = model.backbone
-    layers = {id(parameter): 0 for parameter in backbone.parameters()}
-    depth = len(backbone.blocks)
-    for number, parts in enumerate(backbone.layers(), start=1):
-        layers |= {id(parameter): number for part in parts for parameter in part.parameters()}
-    return layers, depth
+    """Layer of each parameter of the backbone, or of both, by its id, and how many blocks there are. 0 is
+    before the blocks, 1 ... depth the blocks, depth + 1 the norm behind them; and with it all that is no part
+    of the backbone."""
+    layers: dict[int, int] = {}
+    for backbone in (network.backbone for network in model.networks):
+        layers |= {id(parameter): 0 for parameter in backbone.parameters()}
+        for number, parts in enumerate(backbone.layers(), start=1):
+            layers |= {id(parameter): number for part in parts for parameter in part.parameters()}
+    return layers, len(model.backbone.blocks)

@@ -34,7 +34,7 @@ def save_what_is_new(run: Run, reporter: Reporter) -> None:
 
 
 def _start(run: Run) -> None:
-    main, average = run.engine.rank == 0, {}
+    main, beside = run.engine.rank == 0, {}
     run.progress.nonfinite = int(run.nonfinite[0])
     facts = _facts(run) if main else {}
     run.faults.before_save(run)
@@ -46,10 +46,13 @@ def _start(run: Run) -> None:
             return
         average_buffers(run.engine, run.engine.module)
         if run.ema is not None and main:
-            average = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
+            beside = on_host({f"ema.{name}": tensor for name, tensor in run.ema.averages()})
+        if main:
+            known = run.procedure.state().items()
+            beside |= on_host({f"samples.{name}": tensor for name, tensor in known})
         ended = run.progress.step == run.total_steps
         moments = run.config.train.save_optimizer_at_end or not ended
-        run.saver.start(run.engine, run.progress, average, facts, moments=moments)
+        run.saver.start(run.engine, run.progress, beside, facts, moments=moments)
 
 
 def settle(run: Run, reporter: Reporter, *, wait: bool) -> CheckpointError | None:

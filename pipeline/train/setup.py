@@ -122,6 +122,7 @@ def _built(config: RunConfig, resume: str, begun: ExitStack) -> Run:
         data_wait=DataWait(config),
         nonfinite=torch.zeros(2, device=engine.device),
     )
+    procedure.begin(streams, run.epoch_steps, engine.device)
     if resume == "overwrite":
         run.about += overwriting.set_aside(engine, Path(config.output))
     elif (choice := branches.choose(engine, run.root, resume, mirror)) is not None:
@@ -265,6 +266,9 @@ def _restore(run: Run, choice: Choice, kept: _Kept, *, extend: bool) -> None:
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
         fill(run.engine, {f"ema.{name}": average for name, average in run.ema.averages()}, found.tensors)
+    known = {f"samples.{name}": tensor for name, tensor in run.procedure.state().items()}
+    continuing.check_tensors(found, {name: tuple(tensor.shape) for name, tensor in known.items()})
+    fill(run.engine, known, found.tensors)
     # older checkpoints have no classes
     for name, names in found.facts.get("classes", {}).items():
         if (

@@ -1,6 +1,6 @@
 """Checkpoints on disk: each a folder that is there as a whole or not at all.
 
-    step_00000500/        manifest.json, {model,optimizer,ema}.safetensors
+    step_00000500/        manifest.json, {model,optimizer,ema,samples}.safetensors
     .partial-, .replaced- what is being written or removed, which no reader looks at
 
 The first part of a tensor's name says its file (`model.backbone.pos_embed` is `backbone.pos_embed` in
@@ -32,7 +32,7 @@ from pipeline.train.tensor_file import write_tensors
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-PLAIN = {"model", "ema"}
+PLAIN = {"model", "ema", "samples"}
 """Files whose tensors all have one prefix, which is left out in them."""
 KINDS = frozenset({*PLAIN, "optimizer"})
 """The files of a checkpoint, without `.safetensors`. All prefixes but the plain ones are the optimizer's."""

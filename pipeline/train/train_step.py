@@ -50,7 +50,7 @@ def train_step(run: Run, plan: Sequence[str], streams: Streams, sums: MetricSums
     teaching = nullcontext() if run.bilevel is None else run.bilevel.teaching(run.engine, step)
     try:
         with measuring, teaching as lesson:
-            norm = run.procedure(StepWork(run.engine, micro_batches, rates, sums, probe, lesson))
+            norm = run.procedure(StepWork(run.engine, micro_batches, rates, sums, probe, step, lesson))
     except (SampleError, StorageError, StopAsked):
         before.restore(run)
         raise

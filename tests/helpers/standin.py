@@ -68,6 +68,10 @@ class StandinModel(nn.Module):
         self.backbone = StandinBackbone()
         self.tasks = Heads({"a": nn.Linear(DIM, CLASSES), "b": nn.Linear(DIM, CLASSES)})
 
+    @property
+    def networks(self) -> tuple[nn.Module]:
+        return (self,)
+
     def forward(self, batch: Batch, spec: StepSpec = JOINT_STEP) -> TaskOutput:
         logits = self.tasks[batch.task](self.backbone(batch.images, spec.relaxed))
         losses = nn.functional.cross_entropy(logits.float(), batch.targets.labels, reduction="none")

@@ -2,7 +2,7 @@
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.train.steps import alternate, plain  # noqa: F401  (registration)
+from pipeline.train.steps import alternate, dividemix, plain  # noqa: F401  (registration)
 from pipeline.train.steps.procedure import STEPS, Procedure
 
 
@@ -17,4 +17,10 @@ def build_procedure(config: RunConfig) -> Procedure:
             f"step.type is '{name}', which carries out train.mode {' or '.join(map(repr, procedure.modes))}, "
             f"and train.mode is '{mode}'; give one of these, or leave step.type out"
         )
+    if config.backbone.peers < procedure.peers:
+        raise ConfigError(
+            f"step.type is '{name}', which trains two networks beside each other, and backbone.peers is "
+            f"{config.backbone.peers}; give backbone.peers=2"
+        )
+    procedure.check(config)
     return procedure

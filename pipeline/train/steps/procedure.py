@@ -4,8 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from pipeline.config.schema import RunConfig
+from pipeline.data.stream import TrainStream
 from pipeline.engine.protocol import Engine
 from pipeline.interfaces import Batch, StepSpec, TaskOutput
 from pipeline.registry import Registry
@@ -40,6 +43,8 @@ class StepWork:
     sums: MetricSums
     probe: GradientProbe | None
     """Given if the tasks' gradients are measured in this step."""
+    number: int
+    """Of the step in the run."""
     lesson: Lesson | None = None
     """Given if the balancing learns from the backward passes of this step."""
 
@@ -68,11 +73,28 @@ class StepWork:
 
 
 class Procedure(Protocol):
-    """Carries out optimizer steps. It keeps no state from step to step: state belongs to the model (to its
-    balancing, its objective) as a parameter or buffer, and so is saved with it."""
+    """Carries out optimizer steps. What it keeps from step to step belongs to the model (to its balancing,
+    its objective) as a parameter or buffer, and so is saved with it; what it knows of single samples is its
+    `state`."""
 
     modes: tuple[str, ...]
     """The values of `train.mode` that it can carry out."""
+    peers: int
+    """2 where it trains two networks (`backbone.peers`); 1 where it trains any number."""
+
+    def check(self, config: RunConfig) -> None:
+        """Raises ConfigError for a configuration that it cannot carry out."""
+        ...
+
+    def begin(self, streams: Mapping[str, TrainStream], epoch_steps: float, device: torch.device) -> None:
+        """Called before the first step of a run, and before `state` is restored. epoch_steps: steps of an
+        epoch."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What it knows of samples, by name: tensors that are the same on every rank. They are saved, and
+        filled where a run goes on."""
+        ...
 
     def spec(self, step: int) -> StepSpec:
         """The intention of step number `step`: a pure function of the number. Reduction and draw of each
