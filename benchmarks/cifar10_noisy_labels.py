@@ -22,7 +22,8 @@ CONFIG = "configs/cifar10_vit_dividemix.py"
 NOISE = LabelNoise("symmetric", 0.4, 0)
 ARMS = {
     "cross_entropy": [
-        *("backbone.peers=1", "step.type=plain", "step.options={}", "tasks.cifar10.data.views=1"),
+        *("backbone.peers=1", "step.type=plain", "step.options={'_delete_': True}"),
+        "tasks.cifar10.data.views=1",
     ],
     "dividemix": [],
 }

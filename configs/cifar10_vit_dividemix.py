@@ -2,8 +2,8 @@
 
 command    dtem shards corrupt-labels data/cifar10 data/cifar10_noisy --noise symmetric --rate 0.4
            dtem train configs/cifar10_vit_dividemix.py --set tasks.cifar10.data.train=data/cifar10_noisy
-           its control: cross-entropy, by --set backbone.peers=1 step.type=plain step.options={}
-           tasks.cifar10.data.views=1
+           its control: cross-entropy, by --set backbone.peers=1 step.type=plain
+           "step.options={'_delete_': True}" tasks.cifar10.data.views=1
 source     DivideMix (Li, Socher & Hoi, ICLR 2020, arXiv 2002.07394): its weights; the 25 of unlabelled
            samples is that for 50 % symmetric noise
 differs    a ViT of this size and AdamW; both networks see the same batches; length and rate are ours, and

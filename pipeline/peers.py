@@ -23,7 +23,7 @@ def check_peers(tasks: Mapping[str, Task]) -> None:
 
 def joint_output(outputs: Sequence[TaskOutput]) -> TaskOutput:
     """The sum of the networks' losses, the means of what they report, and their predictions [networks, B,
-    K]. Neither loss reaches the other network."""
+    K] where they have such. Neither loss reaches the other network."""
     logs: Sums = {}
     for name in outputs[0].logs:
         pairs = [output.logs[name] for output in outputs]
@@ -31,10 +31,11 @@ def joint_output(outputs: Sequence[TaskOutput]) -> TaskOutput:
         for _, other in pairs[1:]:
             count = count + other
         logs[name] = torch.stack([total for total, _ in pairs]).sum(), count
+    predictions = [output.predictions for output in outputs]
     return TaskOutput(
         torch.stack([output.loss for output in outputs]).sum(),
         logs,
-        torch.stack([output.predictions for output in outputs]),
+        None if predictions[0] is None else torch.stack(predictions),
         torch.stack([output.loss.detach() for output in outputs]).sum(),
     )
 

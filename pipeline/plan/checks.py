@@ -285,15 +285,25 @@ def _check_engine(config: RunConfig, world_size: int, facts: ModelFacts) -> Iter
         )
     if config.engine.type == "local" and config.engine.deepspeed:
         yield "engine.deepspeed is given, but engine.type is 'local'; leave one of them out"
-    divides = config.engine.type == "fsdp" or (
-        config.engine.type == "deepspeed" and config.engine.zero_stage == 3
-    )
-    if config.backbone.peers == 2 and (divides or config.engine.compile != "none"):
+    if config.backbone.peers == 2:
+        yield from _check_peers(config)
+    yield from _check_compile(config, world_size)
+
+
+def _check_peers(config: RunConfig) -> Iterator[str]:
+    """What two networks, which are one model for the engine, cannot do."""
+    engine, balancing = config.engine, config.balancing.type
+    divides = engine.type == "fsdp" or (engine.type == "deepspeed" and engine.zero_stage == 3)
+    if divides or engine.compile != "none":
         yield (
             "backbone.peers is 2, and two networks are neither compiled nor divided among ranks; give "
             "engine.compile='none', and engine.zero_stage=2 or less"
         )
-    yield from _check_compile(config, world_size)
+    if balancing != "fixed":
+        yield (
+            f"backbone.peers is 2, and balancing.type is '{balancing}', which weighs the losses of one "
+            "network; give balancing.type='fixed'"
+        )
 
 
 def _check_compile(config: RunConfig, world_size: int) -> Iterator[str]:

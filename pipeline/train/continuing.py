@@ -124,9 +124,25 @@ def check_tensors(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]])
         if name not in checkpoint.tensors or tuple(checkpoint.tensors[name].shape) != shape:
             raise CheckpointError(
                 f"{checkpoint.folder} cannot be continued: it lacks the tensor {name} of shape {shape}; "
-                "where train.mode, optim.type or optim.ema_decay is another now, start a new run with "
-                "backbone.weights"
+                "where train.mode, step.type, optim.type or optim.ema_decay is another now, start a new run "
+                "with backbone.weights"
             )
+
+
+def check_samples(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], manifests: Mapping[str, int]
+) -> None:
+    """Raises CheckpointError where it does not hold what the run knows of its samples, or that of others.
+    shapes: see `check_tensors`; manifests: fingerprints of the training shards, by task."""
+    streams = checkpoint.facts["streams"]
+    for name, own in manifests.items():
+        if streams.get(name, {}).get("manifest", own) != own:
+            raise CheckpointError(
+                f"{checkpoint.folder} cannot be continued: it knows the losses of single samples, and "
+                f"tasks.{name}.data.train has other shards now; resume with those of then, or start a new "
+                "run with backbone.weights"
+            )
+    check_tensors(checkpoint, shapes)
 
 
 def check_run(

@@ -266,9 +266,10 @@ def _restore(run: Run, choice: Choice, kept: _Kept, *, extend: bool) -> None:
     run.engine.load_state_tensors(found.tensors)
     if run.ema is not None:
         fill(run.engine, {f"ema.{name}": average for name, average in run.ema.averages()}, found.tensors)
-    known = {f"samples.{name}": tensor for name, tensor in run.procedure.state().items()}
-    continuing.check_tensors(found, {name: tuple(tensor.shape) for name, tensor in known.items()})
-    fill(run.engine, known, found.tensors)
+    if known := {f"samples.{name}": tensor for name, tensor in run.procedure.state().items()}:
+        manifests = {name: stream.fingerprint for name, stream in run.streams.items()}
+        continuing.check_samples(found, {name: tuple(each.shape) for name, each in known.items()}, manifests)
+        fill(run.engine, known, found.tensors)
     # older checkpoints have no classes
     for name, names in found.facts.get("classes", {}).items():
         if (

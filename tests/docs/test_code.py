@@ -24,18 +24,21 @@ SHOWN = [
     if name_of(page) not in ELSEWHERE
     for number, text in enumerate(blocks(page, "python"))
 ]
-CONFIGS = [case for case in SHOWN if re.search("^(_base_|tasks) = ", case[2], re.M)]
+CONFIGS = [case for case in SHOWN if re.search("^(_base_|tasks|balancing) = ", case[2], re.M)]
 REST = """
 _base_ = ["_base_/merging/dtem.py", "_base_/schedule/dtem_modular.py", "_base_/engine/deepspeed.py"]
 backbone = dict(name="vit_base_patch16_224")
 output = "runs/{{ fileBasenameNoExtension }}"
 """
 """What a page leaves out where it shows the tasks alone."""
+TASKS = 'tasks = dict(imagenet=dict(type="classification", data=dict(schema="classification", ...)))\n'
+"""What it leaves out where it shows another part alone."""
 
 
 def whole(text: str) -> str:
     """The config with what the page leaves out: `...` are the shards, and a part without `_base_` has the
     rest."""
+    text = text if re.search("^(_base_|tasks) = ", text, re.M) else TASKS + text
     text = text.replace(", ...)", ', train="data/x", val="data/y")')
     return text if re.search("^_base_ = ", text, re.M) else REST + text
 

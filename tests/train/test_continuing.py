@@ -86,7 +86,7 @@ def test_another_run_names_the_fields_and_harmless_ones_pass(tmp_path):
 MATTER = (
     *("seed", "engine.precision", "merging.*", "mixing.*", "balancing.*", "objective.*", "step.*", "optim.*"),
     *("backbone.name", "backbone.img_size", "backbone.frames", "backbone.tubelet"),
-    *("backbone.options", "backbone.drop_path"),
+    *("backbone.options", "backbone.drop_path", "backbone.peers"),
     "backbone.proportional_attention",
     *("train.mode", "train.epochs", "train.steps", "train.max_steps", "train.best", "train.alternate_period"),
     "train.reduction_range",

@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ranks import together
 
 from launch.saved.run import build, read_run
 from pipeline.data.targets import ClassificationTargets
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError, SampleError
 from pipeline.interfaces import Batch
 from pipeline.ranks import Processes
+from pipeline.train.continuing import check_samples
 from pipeline.train.loop import train
 from pipeline.train.setup import build_run
 from pipeline.train.steps.dividemix import DivideMix, losses_of, mixed_loss, ramp, refined, sharpened
-from pipeline.train.steps.sample_losses import SampleLosses, low_component
+from pipeline.train.steps.sample_losses import UNKNOWN, SampleLosses, low_component
 from pipeline.train.storage import read_checkpoint
 
 CPU = torch.device("cpu")
@@ -21,7 +23,7 @@ SECTIONS = dict(
     backbone=dict(peers=2),
     data=dict(views=2, batch_size=20),
     step=dict(type="dividemix", options=dict(warmup_epochs=1, ramp_epochs=1.0)),
-    train=dict(mode="joint", steps=10, save_every=5, log_every=5),
+    train=dict(mode="joint", steps=10, save_every=3, log_every=5, keep_checkpoints=9),
 )
 """Epochs of four steps: the samples are judged behind the steps 4 and 8."""
 
@@ -37,9 +39,9 @@ def test_the_mixture_tells_two_kinds_of_losses_apart(share):
     draw = torch.Generator().manual_seed(0)
     right = torch.rand(4000, generator=draw) < share
     losses = torch.where(right, 0.2, 0.8) + 0.05 * torch.randn(4000, generator=draw)
-    losses[:3] = torch.nan
+    losses[:3] = UNKNOWN
     found = low_component(losses)
-    assert found[:3].isnan().all()
+    assert (found[:3] == UNKNOWN).all()
     assert torch.equal(found[3:] > 0.5, right[3:])
     assert low_component(torch.full((5,), 2.0)).isfinite().all()
 
@@ -51,7 +53,7 @@ def test_a_label_that_is_believed_is_kept_and_another_is_what_both_networks_say(
     assert torch.equal(kept, torch.nn.functional.one_hot(labels, 3).float().expand(2, -1, -1))
     own = refined(labels, guesses, torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool), 0.5)
     torch.testing.assert_close(own, sharpened(guesses.mean(dim=2), 0.5))
-    unknown = torch.full((2, 2), torch.nan)
+    unknown = torch.full((2, 2), UNKNOWN)
     both = refined(labels, guesses, unknown, unknown > 0.5, 0.5)
     torch.testing.assert_close(both[0], sharpened(guesses.mean(dim=(0, 2)), 0.5))
     torch.testing.assert_close(both[0], both[1])
@@ -80,12 +82,26 @@ def test_neither_loss_reaches_the_other_network_and_an_empty_part_has_none():
 
 
 def test_losses_are_noted_by_key_and_those_that_are_not_finite_are_left_out():
-    samples, ranks = SampleLosses(["a", "b", "c", "b"], CPU), Processes(CPU)
+    samples, ranks = SampleLosses(["a", "b", "c"], CPU), Processes(CPU)
     samples.note(ranks, ["c", "a"], torch.tensor([[1.0, 2.0], [3.0, torch.nan]]))
     samples.note(ranks, ["c"], torch.tensor([[torch.inf], [4.0]]))
-    nan = torch.nan
-    expected = torch.tensor([[2.0, nan, 1.0], [nan, nan, 4.0]])
-    torch.testing.assert_close(samples.losses, expected, equal_nan=True)
+    samples.note(ranks, ["c", "c"], torch.tensor([[0.5, torch.nan], [3.0, 2.0]]))
+    expected = torch.tensor([[2.0, UNKNOWN, 0.5], [UNKNOWN, UNKNOWN, 3.0]])
+    torch.testing.assert_close(samples.losses, expected)
+    with pytest.raises(SampleError, match="two samples have the key 'b'"):
+        SampleLosses(["a", "b", "c", "b"], CPU)
+
+
+def test_all_ranks_know_the_same_of_all_samples():
+    def noted(rank, ranks):
+        samples = SampleLosses(["a", "b", "c"], CPU)
+        samples.note(
+            ranks, [("a", "b"), ("b", "c")][rank], torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * rank
+        )
+        return samples.losses.tolist()
+
+    # the second sample was in both ranks' batches
+    assert together(2, noted) == [[[1.0, 11.0, 12.0], [3.0, 13.0, 14.0]]] * 2
 
 
 def test_each_network_is_told_by_the_other_which_labels_to_believe(tiny_run):
@@ -111,13 +127,15 @@ def whole(tmp_path_factory, digits):
 
 
 def test_a_run_knows_its_samples_evaluates_both_networks_and_is_resumed_exactly(whole, tiny_run, tmp_path):
-    half, end = (read_checkpoint(whole / f"checkpoints/step_{step:08d}") for step in (5, 10))
+    early, end = (read_checkpoint(whole / f"checkpoints/step_{step:08d}") for step in (3, 10))
     known = end.tensors["samples.losses"]
-    assert known.isfinite().all() and end.tensors["samples.clean"].isfinite().all()
-    assert not torch.equal(known, half.tensors["samples.losses"])
+    assert (known != UNKNOWN).all() and (end.tensors["samples.clean"] != UNKNOWN).all()
+    # saved in the first epoch, before each sample was seen
+    assert (early.tensors["samples.losses"] == UNKNOWN).sum() == 2 * 20
+    assert (early.tensors["samples.clean"] == UNKNOWN).all()
     first, second = "model.backbone.norm.weight", "model.peer.backbone.norm.weight"
     assert not torch.equal(end.tensors[first], end.tensors[second])
-    train(tiny_run(tmp_path / "parts", **SECTIONS), resume=str(half.folder))
+    train(tiny_run(tmp_path / "parts", **SECTIONS), resume=str(early.folder))
     parts = read_checkpoint(tmp_path / "parts/checkpoints/step_00000010")
     assert parts.tensors.keys() == end.tensors.keys()
     assert all(torch.equal(tensor, parts.tensors[name]) for name, tensor in end.tensors.items())
@@ -131,6 +149,18 @@ def test_a_run_knows_its_samples_evaluates_both_networks_and_is_resumed_exactly(
         assert f'"{name}"' in lines
 
 
+def test_what_is_known_of_samples_is_not_taken_for_that_of_others(whole):
+    """Also where a run may go on with other shards (`--resume extend`)."""
+    saved = read_checkpoint(whole / "checkpoints/step_00000003")
+    shapes = {name: tuple(saved.tensors[name].shape) for name in ("samples.losses", "samples.clean")}
+    manifest = saved.facts["streams"]["digits"]["manifest"]
+    check_samples(saved, shapes, {"digits": manifest})
+    with pytest.raises(CheckpointError, match="tasks.digits.data.train has other shards"):
+        check_samples(saved, shapes, {"digits": manifest + 1})
+    with pytest.raises(CheckpointError, match="lacks the tensor samples.losses"):
+        check_samples(replace(saved, tensors={}), shapes, {"digits": manifest})
+
+
 REFUSED = {
     "one network": (dict(backbone=dict(peers=1)), "two networks .* give backbone.peers=2"),
     "one view": (dict(data=dict(views=1)), "two views .* give tasks.digits.data.views=2"),
@@ -142,6 +172,7 @@ REFUSED = {
         dict(step=dict(type="dividemix", options=dict(warmup_epochs=0))),
         "warmup_epochs is 0",
     ),
+    "weighed": (dict(balancing=dict(type="uncertainty")), "give balancing.type='fixed'"),
     "compiled": (dict(engine=dict(type="local", compile="model")), "neither compiled nor divided"),
 }
 

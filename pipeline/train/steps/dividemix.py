@@ -20,7 +20,7 @@ from pipeline.plan.facts import fed_tasks
 from pipeline.ranks import mean_over_ranks
 from pipeline.train.steps.plain import Plain
 from pipeline.train.steps.procedure import STEPS, MicroBatch, StepWork
-from pipeline.train.steps.sample_losses import SampleLosses
+from pipeline.train.steps.sample_losses import UNKNOWN, SampleLosses
 
 VIEWS = 2
 LOSSES = ("loss", "class_weight", "target_threshold", "token_mixup")
@@ -87,6 +87,11 @@ class DivideMix(Plain):
                 f"step.type is 'dividemix', which has a loss of its own, and tasks.{name}.head.{own[0]} is "
                 "given; leave that out"
             )
+        if task.weight != 1:
+            raise ConfigError(
+                f"step.type is 'dividemix', which has a loss of its own, and tasks.{name}.weight is "
+                f"{task.weight}; leave that out"
+            )
         if config.objective.type != "supervised":
             raise ConfigError(
                 f"step.type is 'dividemix', which has a loss of its own, and objective.type is "
@@ -152,9 +157,9 @@ class DivideMix(Plain):
         return TaskOutput(loss, logs), losses_of(guesses, labels)
 
     def _clean(self, keys: tuple[str, ...], guesses: Tensor) -> Tensor:
-        """[2, B]: what the other network says of each label; NaN where it never saw it."""
+        """[2, B]: what the other network says of each label; UNKNOWN where it never saw it."""
         if self._samples is None:
-            return torch.full(guesses.shape[:2], torch.nan, device=guesses.device)
+            return torch.full(guesses.shape[:2], UNKNOWN, device=guesses.device)
         return self._samples.clean.flip(0)[:, self._samples.rows(keys)]
 
 
