@@ -227,7 +227,7 @@ def train_step(
     spec = procedure.spec(step)
     gate.open(spec.trains)
     rates = learning_rates(groups, step, config, NUM_STEPS, trains=spec.trains, tasks=tasks)
-    work = Watched(engine, micro_batches(kind, engine, spec, step, bad), rates, MetricSums(), None)
+    work = Watched(engine, micro_batches(kind, engine, spec, step, bad), rates, MetricSums(), None, step)
     norm = procedure(work)
     return [float(engine.all_reduce(torch.stack(work.losses).sum())) / engine.world_size, float(norm)]
 
