@@ -8,8 +8,7 @@ time; about an hour on 2 idle cores. A stopped script continues.
         --val data/cifar10/val-00000.tar
 """
 
-from record import write_record
-from stages import arguments, data_options, scores_of, train_side_by_side, trial
+from stages import arguments, record_arms
 
 CONFIG = "configs/cifar10_vit_token_mixup.py"
 MIXUP = "tasks.cifar10.head.token_mixup"
@@ -27,19 +26,7 @@ CLAIM = (
 
 def main() -> None:
     args = arguments(__doc__, "cifar10_tokenmixup").parse_args()
-    common = [*data_options(args, "cifar10"), *trial(args)]
-    jobs = {(arm, seed): args.work / f"{arm}_seed{seed}" for seed in args.seeds for arm in ARMS}
-    options = [[*common, f"seed={seed}", *ARMS[arm]] for arm, seed in jobs]
-    train_side_by_side(CONFIG, list(jobs.values()), options)
-    found = {
-        metric: {
-            arm: [round(100 * scores_of(jobs[arm, seed], "cifar10")[metric], 2) for seed in args.seeds]
-            for arm in ARMS
-        }
-        for metric in ("top1", "top5")
-    }
-    results = [{"name": metric, "scores": scores} for metric, scores in found.items()]
-    write_record(args.record, CLAIM, results, seeds=args.seeds, runs=list(jobs.values()))
+    record_arms(args, CLAIM, CONFIG, ARMS)
 
 
 if __name__ == "__main__":

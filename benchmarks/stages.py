@@ -5,7 +5,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,26 @@ def train_side_by_side(
 
     with ThreadPoolExecutor(2) as two_cores:
         return list(two_cores.map(train_one, configs, folders, options))
+
+
+def record_arms(args: argparse.Namespace, claim: str, config: str, arms: Mapping[str, list[str]]) -> None:
+    """Trains CIFAR-10 by the config once for each arm and seed, and records top-1 and top-5. arms: name ->
+    what it changes."""
+    common = [*data_options(args, "cifar10"), *trial(args)]
+    jobs = {(arm, seed): args.work / f"{arm}_seed{seed}" for seed in args.seeds for arm in arms}
+    options = [[*common, f"seed={seed}", *arms[arm]] for arm, seed in jobs]
+    train_side_by_side(config, list(jobs.values()), options)
+    results = [
+        {
+            "name": metric,
+            "scores": {
+                arm: [round(100 * scores_of(jobs[arm, seed], "cifar10")[metric], 2) for seed in args.seeds]
+                for arm in arms
+            },
+        }
+        for metric in ("top1", "top5")
+    ]
+    write_record(args.record, claim, results, seeds=args.seeds, runs=list(jobs.values()))
 
 
 def modular_stage(args: argparse.Namespace, config: str, data: list[str], backbone: Path | str) -> list[Path]:
